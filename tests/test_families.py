@@ -83,7 +83,7 @@ def test_logits_equal_transformers(case: Path, tmp_path: Path) -> None:
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 100.0}
 LAYER_KINDS = ["full_attention", "chunked_attention", "full_attention"]
 PER_LAYER_ROPE = {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}
-LONG = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "original_max_position_embeddings": 64}
+LONG = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 64}
 
 # (checkpoint, keys that replace those in its config.json, the name the refusal must mention)
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
