@@ -1,0 +1,134 @@
+"""From token ids to text while they arrive: never half a character, never a lost tail.
+
+One token is often a part of a character (an emoji is four bytes, and so up to four tokens), and one
+stop string often spans several tokens. So text is held back at two places:
+
+    ids -> DecodeStream -> [ unfinished bytes ] -> stop matcher -> [ may become a stop string ] -> out
+
+`finish` flushes both. Only a character whose last bytes never came is dropped.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers.decoders import DecodeStream
+
+
+class StopMatcher:
+    """Lets text through until a stop string appears; holds back what could be the start of one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.matched: str | None = None
+
+    def push(self, text: str) -> str:
+        """Take `text`; return what can no longer be part of a stop string."""
+        self._held += text
+        found = [(self._held.find(stop), -len(stop), stop) for stop in self._stops if stop in self._held]
+        if found:
+            start, _, self.matched = min(found)
+            self._held = self._held[:start]
+            return self.flush()
+        keep = max((self._overlap(stop) for stop in self._stops), default=0)
+        out, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return out
+
+    def flush(self) -> str:
+        """Give up what was held back: no more text will come."""
+        out, self._held = self._held, ""
+        return out
+
+    def _overlap(self, stop: str) -> int:
+        """Length of the longest proper prefix of `stop` that the held text ends with."""
+        longest = min(len(stop) - 1, len(self._held))
+        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
+
+
+class Detokenizer:
+    """Streams one completion. The pieces of `push` and `finish` joined are the completion's text."""
+
+    def __init__(self, tokenizer: RustTokenizer, stops: Sequence[str] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._pending: list[int] = []
+        self._before: list[int] = []
+        self._stop = StopMatcher(stops)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has appeared; text from it on is dropped."""
+        return self._stop.matched is not None
+
+    def push(self, token_id: int) -> str:
+        """Take the next token; return the text that is certain now (often empty)."""
+        self._pending.append(token_id)
+        text = self._stream.step(self._tokenizer, token_id)
+        if text is None:
+            return ""
+        self._before, self._pending = self._pending, []
+        return self._stop.push(text)
+
+    def finish(self) -> str:
+        """The rest, when no more tokens come: whole characters still held back."""
+        if self.stopped:
+            return ""
+        return self._stop.push(self._tail()) + self._stop.flush()
+
+    def _tail(self) -> str:
+        """Text of the tokens the stream holds, without a character that was cut off."""
+        if not self._pending:
+            return ""
+        # Decoded behind the tokens before them, as a decoder may treat the start of a text apart.
+        before = self._decode(self._before)
+        text = self._decode(self._before + self._pending).removeprefix(before)
+        return text.rstrip("\ufffd") if self._is_cut() else text
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _is_cut(self) -> bool:
+        """Whether the held tokens end inside a UTF-8 character (U+FFFD itself can be genuine)."""
+        utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        utf8.decode(b"".join(token_bytes(self._tokenizer, i) for i in self._pending))
+        return bool(utf8.getstate()[0])
+
+
+class NullDetokenizer:
+    """For a model without a tokenizer: token ids come out, text stays empty."""
+
+    stopped = False
+
+    def push(self, token_id: int) -> str:
+        """No text."""
+        return ""
+
+    def finish(self) -> str:
+        """No text."""
+        return ""
+
+
+def token_bytes(tokenizer: RustTokenizer, token_id: int) -> bytes:
+    """The raw bytes of a token: byte-level alphabet, `<0xE2>` byte fallback, or plain text."""
+    token = tokenizer.id_to_token(token_id) or ""
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes([int(token[3:5], 16)])
+    if all(char in _BYTE_OF for char in token):
+        return bytes(_BYTE_OF[char] for char in token)
+    return token.encode()
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Character -> byte of byte-level BPE: printable bytes stand for themselves, others from U+0100 on.
+
+    Source: Radford et al., GPT-2.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()

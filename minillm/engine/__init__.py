@@ -1,0 +1,1 @@
+"""Requests, the two loops, and the engine that steps them."""

@@ -1,0 +1,139 @@
+"""A request on its way through the engine.
+
+    submitted -> waiting -> prefill (chunk by chunk) -> decode (token by token) -> finished
+                              num_computed_tokens grows to the prompt's length, then by one a step
+
+`n > 1` asks for several completions of one prompt: a `RequestGroup` of n `Request`s. The first is
+prefilled; the others are forked from it, sharing the prompt's full blocks.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from minillm.config import SamplingParams
+from minillm.memory.block_table import BlockTable, blocks_for
+from minillm.ops.sampling import noise_key
+
+FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
+
+
+class TextStream(Protocol):
+    """What the engine asks of a detokenizer (the seam `detokenizer` makes these)."""
+
+    def push(self, token_id: int) -> str:
+        """Take a token, return the text that is certain."""
+
+    def finish(self) -> str:
+        """Return the text still held back."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has appeared."""
+
+
+@dataclass(eq=False)
+class Request:
+    """One completion being made. `index` is its sample index in its group."""
+
+    group_id: str
+    index: int
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    seed: int
+    max_tokens: int
+    block_table: BlockTable
+    detokenizer: TextStream
+    output_token_ids: list[int] = field(default_factory=list)
+    logprobs: list[dict[int, float]] = field(default_factory=list)
+    text: str = ""
+    num_computed_tokens: int = 0
+    finish_reason: FinishReason | None = None
+    token_times: list[float] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output tokens together."""
+        return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def is_prefilling(self) -> bool:
+        """Whether part of the prompt is not yet in the cache."""
+        return self.num_computed_tokens < len(self.prompt_token_ids)
+
+    @property
+    def noise_key(self) -> int:
+        """Key of the next token's noise: (seed, sample index, output position)."""
+        return noise_key(self.seed, self.index, len(self.output_token_ids))
+
+    @property
+    def seen_token_ids(self) -> list[int]:
+        """The ids the repetition penalty looks at; empty where it is off."""
+        if self.params.repetition_penalty == 1.0:
+            return []
+        return self.prompt_token_ids + self.output_token_ids
+
+    def append(self, token_id: int, eos_token_ids: tuple[int, ...]) -> None:
+        """Take a sampled token: extend the text, and finish if it ends the completion."""
+        self.output_token_ids.append(token_id)
+        self.token_times.append(time.perf_counter())
+        is_end = not self.params.ignore_eos and token_id in eos_token_ids
+        if is_end or token_id in self.params.stop_token_ids:
+            self.finish("stop")
+            return
+        self.text += self.detokenizer.push(token_id)
+        if self.detokenizer.stopped:
+            self.finish("stop")
+        elif len(self.output_token_ids) >= self.max_tokens:
+            self.finish("length")
+
+    def finish(self, reason: FinishReason) -> None:
+        """End the completion, keeping the text it has. A stop string in the last text still counts."""
+        self.text += self.detokenizer.finish()
+        self.finish_reason = "stop" if reason == "length" and self.detokenizer.stopped else reason
+
+
+@dataclass(eq=False)
+class RequestGroup:
+    """A submitted request: n completions of one prompt."""
+
+    request_id: str
+    requests: list[Request]
+    arrival: float
+    admitted: float | None = None
+    error: Exception | None = None
+
+    @property
+    def params(self) -> SamplingParams:
+        """The sampling parameters, alike for all n."""
+        return self.requests[0].params
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every completion has ended."""
+        return all(r.finish_reason for r in self.requests)
+
+    @property
+    def deadline(self) -> float | None:
+        """The clock time after which the group is ended."""
+        return None if self.params.deadline is None else self.arrival + self.params.deadline
+
+    def blocks_needed(self, block_size: int) -> int:
+        """Blocks the whole group holds at the most."""
+        first = self.requests[0]
+        total = len(first.prompt_token_ids) + first.max_tokens
+        return group_blocks(len(first.prompt_token_ids), total, len(self.requests), block_size)
+
+    def finish(self, reason: FinishReason) -> None:
+        """End every completion that is still open."""
+        for request in self.requests:
+            if not request.finish_reason:
+                request.finish(reason)
+
+
+def group_blocks(prompt_len: int, total_len: int, n: int, block_size: int) -> int:
+    """Blocks of n sequences of `total_len` tokens that share the full blocks of their prompt."""
+    shared = prompt_len // block_size
+    return shared + n * (blocks_for(total_len, block_size) - shared)

@@ -1,0 +1,275 @@
+"""`LLM`: the offline face of the engine. Text in, text out.
+
+Everything here is a loop around `Engine.add_request` and `Engine.step`; nothing is decided here
+that the engine does not decide for every other caller. One LLM is to be used from one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minillm.config import EngineConfig, SamplingParams, require_int
+from minillm.engine.engine import Engine
+from minillm.engine.outputs import RequestOutput
+from minillm.engine.parts import Parts
+from minillm.errors import MinillmError, PromptTooLong, QueueFull, UsageError
+from minillm.memory.block_table import BlockTable
+from minillm.memory.budget import format_bytes
+from minillm.model.loader import load_model, make_ops
+from minillm.model.locate import find_model
+from minillm.model.runner import SequenceRows
+from minillm.ops.swapped import SwappedOps
+from minillm.progress import Bar
+from minillm.tokenizer import Message
+
+MAX_LOGITS_BYTES = 1 << 30
+Prompt = str | Sequence[int]
+
+
+class LLM:
+    """A model and an engine. See README for the parameters; `config.py` for their meaning."""
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        parts: Mapping[str, Any] | None = None,
+        **engine_options: Any,
+    ) -> None:
+        self.config = _engine_config(engine_options)
+        seams = Parts.of(parts)
+        ops = SwappedOps(make_ops(self.config.backend), seams.rope, seams.attention, seams.linear)
+        folder = find_model(model)
+        with Bar("loading weights", in_bytes=True) as bar:
+            loaded = load_model(folder, self.config, ops, bar)
+        self.engine = Engine(loaded, self.config, parts)
+
+    @property
+    def default_params(self) -> SamplingParams:
+        """What `sampling_params=None` means: the model's generation_config.json."""
+        return self.engine.model.default_params
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        tenant: str | None = None,
+        progress: bool = False,
+    ) -> list[RequestOutput]:
+        """Complete one prompt or many; answers come in the order of the prompts.
+
+        All prompts are checked before any starts. More prompts than the queue holds are fed as it
+        drains. On Ctrl-C what is running is ended and the exception goes on.
+
+        Args:
+            prompts: text or token ids, or a list of either.
+            sampling_params: one for all, or one for each prompt; None for the model's own.
+            tenant: whom the cache may share with; kept for the prefix cache.
+            progress: show a bar on stderr.
+
+        Raises:
+            UsageError, PromptTooLong, KVCapacityError: naming the index of the bad prompt.
+        """
+        prompt_list = _as_list(prompts)
+        params = _params_for(prompt_list, sampling_params, self.default_params)
+        for i, (prompt, param) in enumerate(zip(prompt_list, params, strict=True)):
+            _check_indexed(self.engine, i, prompt, param)
+        return self._run(prompt_list, params, progress)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        *,
+        tenant: str | None = None,
+        on_overflow: str = "refuse",
+    ) -> RequestOutput:
+        """Answer a conversation, given as [{"role": ..., "content": ...}, ...].
+
+        `on_overflow="drop_oldest"` leaves out the oldest messages (system messages stay) until the
+        rest fits the context; `dropped_messages` of the answer says which.
+
+        Raises:
+            UsageError: the model has no chat template, or a message is malformed.
+            PromptTooLong: the conversation does not fit.
+        """
+        ids, dropped = self.chat_prompt(messages, on_overflow)
+        return replace(self.generate([ids], sampling_params, tenant=tenant)[0], dropped_messages=dropped)
+
+    def chat_prompt(
+        self, messages: Sequence[Message], on_overflow: str = "refuse"
+    ) -> tuple[list[int], list[int]]:
+        """The token ids `chat` would use, and the indices of the messages it would leave out."""
+        if on_overflow not in ("refuse", "drop_oldest"):
+            raise UsageError(f"on_overflow={on_overflow!r} is not known", "use refuse or drop_oldest")
+        tokenizer = self.engine.model.require_tokenizer()
+        kept = list(range(len(messages)))
+        while True:
+            ids = tokenizer.encode_chat([messages[i] for i in kept])
+            droppable = [i for i in kept[:-1] if messages[i]["role"] != "system"]
+            fits = len(ids) < self.engine.model.max_model_len
+            if fits or on_overflow == "refuse" or not droppable:
+                return ids, [i for i in range(len(messages)) if i not in kept]
+            kept.remove(droppable[0])
+
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        tenant: str | None = None,
+    ) -> TextIterator:
+        """Complete one prompt piece by piece; the pieces joined are the completion's text.
+
+        Raises:
+            UsageError, PromptTooLong, KVCapacityError: at once, before the first piece.
+        """
+        params = self.default_params if sampling_params is None else sampling_params
+        if isinstance(params, SamplingParams) and params.n != 1:
+            raise UsageError(f"stream gives one completion, not n={params.n}", "use generate")
+        return TextIterator(self.engine, self.engine.add_request(prompt, params))
+
+    @torch.inference_mode()
+    def logits(self, token_ids: Sequence[int]) -> Tensor:
+        """Raw scores after each token, through the paged prefill path.
+
+        Args:
+            token_ids: taken as they are; no BOS is added.
+
+        Returns:
+            float32 [len(token_ids), vocab_size]; row i scores the token that follows token i.
+
+        Raises:
+            UsageError: a bad id, or a result above 1 GiB.
+            PromptTooLong, OutOfBlocks: more tokens than the context, or than the free blocks hold.
+        """
+        model, chunk = self.engine.model, self.config.prefill_chunk
+        ids = model.token_ids(list(token_ids))
+        if len(ids) > model.max_model_len:
+            raise PromptTooLong(f"{len(ids)} tokens are more than the context of {model.max_model_len}")
+        nbytes = 4 * len(ids) * model.config.vocab_size
+        if nbytes > MAX_LOGITS_BYTES:
+            raise UsageError(
+                f"the logits would take {format_bytes(nbytes)}, the limit is {format_bytes(MAX_LOGITS_BYTES)}",
+                "ask for fewer tokens at a time",
+            )
+        table = BlockTable(self.engine.pool)
+        table.grow(len(ids))
+        try:
+            hidden = [
+                self.engine.runner.forward([SequenceRows(ids[i : i + chunk], i, table.block_ids)])
+                for i in range(0, len(ids), chunk)
+            ]
+            return model.decoder.logits(torch.cat(hidden)).float().cpu()
+        finally:
+            table.release()
+
+    def _run(
+        self, prompts: list[Prompt], params: list[SamplingParams], progress: bool
+    ) -> list[RequestOutput]:
+        answers: dict[str, RequestOutput] = {}
+        ids: list[str] = []
+        try:
+            with Bar("requests", len(prompts), enabled=progress) as bar:
+                while len(answers) < len(prompts):
+                    self._feed(prompts, params, ids)
+                    for output in self.engine.step():
+                        if output.finished:
+                            answers[output.request_id] = output
+                    bar.update(len(answers))
+        except BaseException:
+            self._abandon(ids)
+            raise
+        return [answers[request_id] for request_id in ids]
+
+    def _feed(self, prompts: list[Prompt], params: list[SamplingParams], ids: list[str]) -> None:
+        """Submit prompts from the first that is not yet submitted, until the queue is full."""
+        while len(ids) < len(prompts):
+            try:
+                ids.append(self.engine.add_request(prompts[len(ids)], params[len(ids)]))
+            except QueueFull:
+                return
+
+    def _abandon(self, ids: list[str]) -> None:
+        """End what is still running, so that its blocks are free for the next call."""
+        for request_id in ids:
+            self.engine.abort_request(request_id)
+        self.engine.step()
+
+
+class TextIterator(Iterator[str]):
+    """Pieces of one completion. `output` is the newest state; closing ends the request."""
+
+    def __init__(self, engine: Engine, request_id: str) -> None:
+        self._engine, self._request_id = engine, request_id
+        self._given = 0
+        self.output: RequestOutput | None = None
+
+    def __next__(self) -> str:
+        while self.output is None or not self.output.finished or self._given < len(self.output.text):
+            if self.output is not None and self._given < len(self.output.text):
+                piece = self.output.text[self._given :]
+                self._given += len(piece)
+                return piece
+            self._advance()
+        raise StopIteration
+
+    def close(self) -> None:
+        """End the request if it is running; `output` then holds the text so far."""
+        self._engine.abort_request(self._request_id)
+        while self.output is None or not self.output.finished:
+            self._advance()
+
+    def _advance(self) -> None:
+        for output in self._engine.step():
+            if output.request_id == self._request_id:
+                self.output = output
+
+    def __del__(self) -> None:
+        self._engine.abort_request(self._request_id)
+
+
+def _engine_config(options: Mapping[str, Any]) -> EngineConfig:
+    unknown = sorted(set(options) - set(EngineConfig.__dataclass_fields__))
+    if unknown:
+        known = ", ".join(EngineConfig.__dataclass_fields__)
+        raise UsageError(f"LLM has no option {', '.join(unknown)}", f"options: {known}")
+    return EngineConfig(**options)
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt (text, or a list of ids) or a list of prompts, as a list of prompts."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, list | tuple):
+        raise UsageError(f"prompts must be text, token ids or a list of them, not {type(prompts).__name__}")
+    if prompts and all(isinstance(p, int) for p in prompts):
+        return [[require_int("token id", p) for p in prompts]]
+    return list(prompts)  # type: ignore[arg-type]  # each is checked on its own, with its index
+
+
+def _params_for(
+    prompts: list[Prompt],
+    given: SamplingParams | Sequence[SamplingParams] | None,
+    default: SamplingParams,
+) -> list[SamplingParams]:
+    if given is None or isinstance(given, SamplingParams):
+        return [given or default] * len(prompts)
+    if not isinstance(given, list | tuple) or len(given) != len(prompts):
+        raise UsageError(f"sampling_params must be one SamplingParams, or {len(prompts)}: one for each prompt")
+    return list(given)
+
+
+def _check_indexed(engine: Engine, index: int, prompt: Prompt, params: SamplingParams) -> None:
+    """Check one prompt of many; an error names its index."""
+    try:
+        engine.check_request(prompt, params)
+    except MinillmError as error:
+        raise type(error)(f"prompt {index}: {error.message}", error.hint) from None

@@ -1,0 +1,1 @@
+"""The operating system of the KV cache: blocks, tables, tensors, budget."""

@@ -1,0 +1,44 @@
+"""The tensors behind the block ids: one K and one V tensor per layer.
+
+    k[layer]  [num_blocks, block_size, num_kv_heads, head_dim]
+
+           slot 0   slot 1  ...            one slot = one token of one layer: num_kv_heads rows
+    block 0  [h0 h1] [h0 h1] ...           of head_dim numbers
+    block 1  [h0 h1] ...
+
+A block id names the same block in every layer, so one block table serves the whole model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minillm.config import ModelConfig
+
+
+@dataclass
+class KVCache:
+    """K and V of every layer: lists of `[num_blocks, block_size, num_kv_heads, head_dim]`."""
+
+    k: list[Tensor]
+    v: list[Tensor]
+
+    @classmethod
+    def allocate(
+        cls, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> KVCache:
+        """Reserve the memory. It is not cleared: nothing may read a slot before it is written."""
+        shape = (num_blocks, block_size, config.num_key_value_heads, config.head_dim)
+        layers = range(config.num_hidden_layers)
+        return cls(
+            [torch.empty(shape, dtype=dtype, device=device) for _ in layers],
+            [torch.empty(shape, dtype=dtype, device=device) for _ in layers],
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(t.nbytes for t in (*self.k, *self.v))

@@ -1,0 +1,178 @@
+"""The Transformer, written out: from token ids to logits, one function a step of the paper.
+
+    ids -> embedding -> [ + attention(norm(x)) -> + mlp(norm(x)) ] x layers -> norm -> logits
+
+                 x ------------------------------+
+                 | rms_norm                      |
+                 | qkv_proj -> q, k, v           |      k and v of the new tokens go into the
+                 | (qk norm), rope_and_cache ----|--->  paged cache; attention then reads every
+                 | paged_attention <-------------|----  key of the sequence back through it
+                 | o_proj                        |
+                 +---------- add <---------------+
+                 | rms_norm, gate_up_proj, silu_mul, down_proj, add
+
+Every arithmetic step is a call on `ops`, so the same file runs in PyTorch, in C++ and on the
+simulator. Tokens of all sequences lie in one flat dimension [num_tokens, ...]; which token belongs
+to whom is in `AttentionMetadata` alone.
+
+Two projections are stored fused, rows one after the other: q, k and v as `qkv_proj`, gate and up as
+`gate_up_proj`. One pass over the input instead of three; `model/weights.py` puts the pieces of a
+checkpoint into their rows.
+
+Papers: Vaswani et al. 1706.03762; Zhang & Sennrich 1910.07467 (RMSNorm); Shazeer 2002.05202
+(SwiGLU); Ainslie et al. 2305.13245 (grouped-query attention). Left out: dropout, mixture of experts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from minillm.config import ModelConfig
+from minillm.model.rope import rope_tables
+from minillm.ops.contract import AttentionMetadata, Ops
+
+
+def _empty(*shape: int) -> nn.Parameter:
+    """A weight to be filled by the loader (or the trainer); never initialised here."""
+    return nn.Parameter(torch.empty(*shape), requires_grad=False)
+
+
+class Linear(nn.Module):
+    """x [num_tokens, in] -> [num_tokens, out]."""
+
+    def __init__(self, ops: Ops, in_features: int, out_features: int, bias: bool) -> None:
+        super().__init__()
+        self.ops = ops
+        self.weight = _empty(out_features, in_features)
+        self.bias = _empty(out_features) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ops.linear(x, self.weight, self.bias)
+
+
+class Norm(nn.Module):
+    """Root-mean-square norm over the last dimension."""
+
+    def __init__(self, ops: Ops, size: int, eps: float) -> None:
+        super().__init__()
+        self.ops, self.eps = ops, eps
+        self.weight = _empty(size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ops.rms_norm(x, self.weight, self.eps)
+
+    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """(norm(x + residual), x + residual): the sum is read once for both."""
+        return self.ops.add_rms_norm(x, residual, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over the paged cache."""
+
+    def __init__(self, config: ModelConfig, ops: Ops, layer: int) -> None:
+        super().__init__()
+        self.ops, self.config = ops, config
+        self.scale = config.head_dim**-0.5
+        self.window = config.layer_windows[layer]
+        qkv_size = config.q_size + 2 * config.kv_size
+        self.qkv_proj = Linear(ops, config.hidden_size, qkv_size, config.qkv_bias)
+        self.o_proj = Linear(ops, config.q_size, config.hidden_size, config.o_bias)
+        if config.qk_norm:
+            self.q_norm = Norm(ops, config.head_dim, config.rms_norm_eps)
+            self.k_norm = Norm(ops, config.head_dim, config.rms_norm_eps)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata
+    ) -> Tensor:
+        c = self.config
+        q, k, v = self.qkv_proj(x).split([c.q_size, c.kv_size, c.kv_size], dim=-1)
+        q = q.unflatten(-1, (c.num_attention_heads, c.head_dim))
+        k = k.unflatten(-1, (c.num_key_value_heads, c.head_dim))
+        v = v.unflatten(-1, (c.num_key_value_heads, c.head_dim))
+        if c.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q = self.ops.rope_and_cache(q, k, v, cos, sin, k_cache, v_cache, meta)
+        out = self.ops.paged_attention(q, k_cache, v_cache, meta, self.scale, self.window)
+        return self.o_proj(out.flatten(1))
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: ModelConfig, ops: Ops) -> None:
+        super().__init__()
+        self.ops = ops
+        self.gate_up_proj = Linear(ops, config.hidden_size, 2 * config.intermediate_size, config.mlp_bias)
+        self.down_proj = Linear(ops, config.intermediate_size, config.hidden_size, config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.ops.silu_mul(self.gate_up_proj(x)))
+
+
+class Layer(nn.Module):
+    """Attention, then MLP, each on the normed running sum (`residual`) and added back to it."""
+
+    def __init__(self, config: ModelConfig, ops: Ops, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = Norm(ops, config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, ops, layer)
+        self.post_attention_layernorm = Norm(ops, config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config, ops)
+
+
+class Decoder(nn.Module):
+    """The whole model. Parameters carry Hugging Face's names, fused ones apart."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: ModelConfig, ops: Ops) -> None:
+        super().__init__()
+        self.config, self.ops = config, ops
+        self.embed_tokens = _empty(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, ops, i) for i in range(config.num_hidden_layers))
+        self.norm = Norm(ops, config.hidden_size, config.rms_norm_eps)
+        tied = config.tie_word_embeddings
+        self.lm_head = None if tied else _empty(config.vocab_size, config.hidden_size)
+
+    @classmethod
+    def build(
+        cls, config: ModelConfig, ops: Ops, dtype: torch.dtype, device: torch.device, max_positions: int
+    ) -> Decoder:
+        """A decoder whose weights are reserved in `dtype` on `device`, not yet filled.
+
+        Built without memory first, so that no weight ever exists in a dtype nobody asked for.
+        """
+        with torch.device("meta"):
+            decoder = cls(config, ops)
+        decoder.to(dtype).to_empty(device=device)
+        cos, sin = rope_tables(config.rope, config.head_dim, max_positions)
+        decoder.cos, decoder.sin = cos.to(device), sin.to(device)
+        return decoder
+
+    def forward(
+        self, ids: Tensor, k_cache: list[Tensor], v_cache: list[Tensor], meta: AttentionMetadata
+    ) -> Tensor:
+        """Run the new tokens through all layers, writing their keys and values to the cache.
+
+        Args:
+            ids: int64 [num_tokens].
+            k_cache, v_cache: per layer [num_blocks, block_size, num_kv_heads, head_dim].
+            meta: which row belongs to which sequence, position and slot.
+
+        Returns:
+            The final hidden states [num_tokens, hidden_size]; see `logits`.
+        """
+        residual = self.ops.embedding(ids, self.embed_tokens)
+        x = self.layers[0].input_layernorm(residual)
+        for i, layer in enumerate(self.layers):
+            attended = layer.self_attn(x, self.cos, self.sin, k_cache[i], v_cache[i], meta)
+            x, residual = layer.post_attention_layernorm.add(attended, residual)
+            after = self.layers[i + 1].input_layernorm if i + 1 < len(self.layers) else self.norm
+            x, residual = after.add(layer.mlp(x), residual)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of every token id: hidden [num_rows, hidden_size] -> [num_rows, vocab_size]."""
+        return self.ops.linear(hidden, self.embed_tokens if self.lm_head is None else self.lm_head)

@@ -1,0 +1,278 @@
+"""From a Hugging Face config.json to a `ModelConfig`: which keys each family reads.
+
+A config is a program in disguise: one unread key and the model runs, fluently and wrong. So every
+key is accounted for. It is read by its family (the table `FAMILIES`), or it is known not to change
+the forward pass (`INERT`), or it is known and harmless at one value (`ONLY_AT`), or it is refused
+by name.
+
+Both generations of configs are read: `rope_theta` + `rope_scaling` + `torch_dtype`, and
+transformers 5's `rope_parameters` + `dtype`. Rope has a file of its own, `rope_config.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minillm.config import ModelConfig
+from minillm.errors import ModelNotFound, UnsupportedModel
+from minillm.model.config_reader import ConfigReader
+from minillm.model.rope_config import ROPE_KEYS, read_rope
+
+_SHAPE = frozenset(
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
+    "num_key_value_heads head_dim rms_norm_eps max_position_embeddings tie_word_embeddings "
+    "hidden_act layer_types dtype torch_dtype eos_token_id bos_token_id".split()
+)
+_WINDOW_BY_LAYER = frozenset("use_sliding_window sliding_window max_window_layers".split())
+
+
+@dataclass(frozen=True)
+class Family:
+    """What sets one family apart: the keys it reads beyond the common ones, and its defaults.
+
+    `qkv_bias`, `o_bias`: True, False, or "attention_bias" where the config decides.
+    `default_kv_heads` None means as many as query heads; `default_head_dim` None means
+    hidden_size // num_attention_heads.
+    """
+
+    architecture: str
+    reads: frozenset[str]
+    qkv_bias: bool | str = False
+    o_bias: bool | str = False
+    qk_norm: bool = False
+    default_kv_heads: int | None = None
+    default_head_dim: int | None = None
+    default_max_positions: int = 2048
+
+
+FAMILIES = {
+    "llama": Family(
+        "LlamaForCausalLM",
+        reads=frozenset({"attention_bias", "mlp_bias"}),
+        qkv_bias="attention_bias",
+        o_bias="attention_bias",
+    ),
+    "mistral": Family(
+        "MistralForCausalLM",
+        reads=frozenset({"sliding_window"}),
+        default_kv_heads=8,
+        default_max_positions=131072,
+    ),
+    "qwen2": Family(
+        "Qwen2ForCausalLM",
+        reads=_WINDOW_BY_LAYER,
+        qkv_bias=True,
+        default_kv_heads=32,
+        default_max_positions=32768,
+    ),
+    "qwen3": Family(
+        "Qwen3ForCausalLM",
+        reads=_WINDOW_BY_LAYER | {"attention_bias"},
+        qkv_bias="attention_bias",
+        o_bias="attention_bias",
+        qk_norm=True,
+        default_kv_heads=32,
+        default_head_dim=128,
+        default_max_positions=32768,
+    ),
+}
+
+# Keys of published configs that do not change the forward pass of these families.
+INERT = frozenset(
+    "architectures model_type transformers_version _name_or_path _attn_implementation "
+    "_attn_implementation_autoset _commit_hash use_cache initializer_range attention_dropout "
+    "hidden_dropout pretraining_tp pad_token_id sep_token_id cls_token_id decoder_start_token_id "
+    "tokenizer_class tokenizer_padding_side model_max_length max_sequence_length max_length min_length "
+    "do_sample temperature top_p top_k typical_p num_beams num_beam_groups num_return_sequences "
+    "repetition_penalty length_penalty no_repeat_ngram_size early_stopping diversity_penalty "
+    "bad_words_ids forced_bos_token_id forced_eos_token_id remove_invalid_values "
+    "exponential_decay_length_penalty suppress_tokens begin_suppress_tokens "
+    "encoder_no_repeat_ngram_size output_scores return_dict return_dict_in_generate output_attentions "
+    "output_hidden_states torchscript use_bfloat16 id2label label2id chunk_size_feed_forward "
+    "is_encoder_decoder is_decoder tie_encoder_decoder task_specific_params problem_type "
+    "finetuning_task prefix tf_legacy_loss is_llama_config transformers.js_config unsloth_fixed "
+    "unsloth_version neftune_noise_alpha auto_map max_window_layers".split()
+)
+
+# Keys that would change the forward pass, and the one value at which they do not.
+ONLY_AT: Mapping[str, Any] = {
+    "attention_bias": False,
+    "mlp_bias": False,
+    "use_sliding_window": False,
+    "rope_interleaved": False,
+    "use_mrope": False,
+    "use_logn_attn": False,
+    "use_dynamic_ntk": False,
+    "use_qk_norm": False,
+    "qk_layernorm": False,
+    "add_cross_attention": False,
+    "is_causal": True,
+    "partial_rotary_factor": 1.0,
+    "pruned_heads": {},
+}
+
+
+def load_model_config(folder: Path) -> ModelConfig:
+    """Read `folder/config.json`.
+
+    Raises:
+        ModelNotFound: there is no config.json.
+        UnsupportedModel: it is not JSON, or asks for something that is not implemented.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelNotFound(f"{folder} has no config.json", "a model is a folder in Hugging Face layout")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UnsupportedModel(f"{path} is not JSON: {error}", "download the model again") from None
+    if not isinstance(raw, dict):
+        raise UnsupportedModel(f"{path} is not a JSON object", "download the model again")
+    return parse_config(raw)
+
+
+def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
+    """Resolve a config.json's content; every key is read, inert, or refused by name.
+
+    Raises:
+        UnsupportedModel: naming the architecture, key or value, and what is supported.
+    """
+    name, family = _family_of(raw)
+    cfg = ConfigReader(raw)
+    _refuse_unknown(raw, name, family)
+    heads = cfg.integer("num_attention_heads")
+    hidden = cfg.integer("hidden_size")
+    layers = cfg.integer("num_hidden_layers")
+    head_dim = cfg.integer("head_dim", family.default_head_dim or hidden // heads)
+    kv_heads = cfg.integer("num_key_value_heads", _default_kv_heads(raw, family, heads))
+    _check_heads(heads, kv_heads, head_dim)
+    act = cfg.text("hidden_act", "silu")
+    if act not in ("silu", "swish"):
+        raise UnsupportedModel(f"activation hidden_act={act!r} is not supported", "supported: silu (swish)")
+    max_positions = cfg.integer("max_position_embeddings", family.default_max_positions)
+    return ModelConfig(
+        family=name,
+        vocab_size=cfg.integer("vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=cfg.integer("intermediate_size"),
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        rms_norm_eps=cfg.number("rms_norm_eps", 1e-6),
+        max_position_embeddings=max_positions,
+        rope=read_rope(cfg, max_positions),
+        tie_word_embeddings=cfg.boolean("tie_word_embeddings", False),
+        qkv_bias=_bias(cfg, "qkv_bias", family.qkv_bias),
+        o_bias=_bias(cfg, "o_bias", family.o_bias),
+        mlp_bias=cfg.boolean("mlp_bias", False) if "mlp_bias" in family.reads else False,
+        qk_norm=family.qk_norm,
+        layer_windows=_layer_windows(cfg, name, layers),
+        dtype=_dtype(cfg),
+        eos_token_ids=cfg.token_ids("eos_token_id"),
+        bos_token_id=(cfg.token_ids("bos_token_id") or (None,))[0],
+        sources=cfg.sources,
+    )
+
+
+def _family_of(raw: Mapping[str, Any]) -> tuple[str, Family]:
+    by_architecture = {family.architecture: name for name, family in FAMILIES.items()}
+    architectures = raw.get("architectures") or []
+    supported = f"supported: {', '.join(sorted(by_architecture))}"
+    if not isinstance(architectures, list) or len(architectures) > 1:
+        raise UnsupportedModel(f"architectures={architectures!r} must name one architecture", supported)
+    for architecture in architectures:
+        if architecture not in by_architecture:
+            raise UnsupportedModel(f"architecture {architecture} is not supported", supported)
+    model_type = raw.get("model_type")
+    name = by_architecture[architectures[0]] if architectures else model_type
+    if name not in FAMILIES or (model_type is not None and model_type != name):
+        raise UnsupportedModel(f"model_type {model_type!r} is not supported here", supported)
+    return name, FAMILIES[name]
+
+
+def _refuse_unknown(raw: Mapping[str, Any], name: str, family: Family) -> None:
+    known = _SHAPE | family.reads | ROPE_KEYS
+    for key, value in raw.items():
+        if key in known or key in INERT or value is None:
+            continue
+        if key in ONLY_AT:
+            if value != ONLY_AT[key]:
+                raise UnsupportedModel(
+                    f"{key}={value!r} is not supported for {name}", f"only {key}={ONLY_AT[key]!r} is"
+                )
+        else:
+            raise UnsupportedModel(
+                f"config key {key!r} is not known for {name}, so its effect cannot be honoured",
+                f"keys {name} reads: {', '.join(sorted(known))}",
+            )
+
+
+def _default_kv_heads(raw: Mapping[str, Any], family: Family, heads: int) -> int:
+    """An explicit null means as many as query heads; an absent key the family's own default."""
+    return heads if "num_key_value_heads" in raw else family.default_kv_heads or heads
+
+
+def _check_heads(heads: int, kv_heads: int, head_dim: int) -> None:
+    if heads % kv_heads:
+        raise UnsupportedModel(
+            f"num_attention_heads={heads} is not a multiple of num_key_value_heads={kv_heads}",
+            "grouped-query attention needs equal groups",
+        )
+    if head_dim % 2:
+        raise UnsupportedModel(f"head_dim={head_dim} is odd", "rope rotates pairs: it must be even")
+
+
+def _bias(cfg: ConfigReader, field: str, rule: bool | str) -> bool:
+    if isinstance(rule, str):
+        value = cfg.boolean(rule, False)
+        cfg.sources[field] = cfg.sources[rule]
+        return value
+    cfg.sources[field] = "family"
+    return rule
+
+
+def _dtype(cfg: ConfigReader) -> str | None:
+    """`dtype`, or its older name `torch_dtype`; a "torch." in front is dropped."""
+    value = cfg.optional_text("dtype") or cfg.optional_text("torch_dtype")
+    return value.removeprefix("torch.") if value else None
+
+
+def _layer_windows(cfg: ConfigReader, name: str, layers: int) -> tuple[int | None, ...]:
+    """Sliding window of every layer, None for full attention."""
+    window = None if name == "llama" else cfg.optional_integer("sliding_window", 4096)
+    first = 0
+    if "use_sliding_window" in FAMILIES[name].reads:
+        if not cfg.boolean("use_sliding_window", False):
+            window = None
+        first = cfg.integer("max_window_layers", 28, minimum=0)
+    by_depth = tuple(window if i >= first else None for i in range(layers))
+    if cfg.raw.get("layer_types") is None:
+        return by_depth
+    by_kind = _windows_by_kind(cfg.raw["layer_types"], window, layers)
+    if by_kind != by_depth and "use_sliding_window" not in FAMILIES[name].reads:
+        raise UnsupportedModel(
+            f"layer_types={cfg.raw['layer_types']!r} is not supported for {name}",
+            "its layers are all alike",
+        )
+    return by_kind
+
+
+def _windows_by_kind(kinds: Any, window: int | None, layers: int) -> tuple[int | None, ...]:
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        raise UnsupportedModel(f"layer_types must list {layers} kinds", "one for each layer")
+    for kind in kinds:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise UnsupportedModel(
+                f"layer_types names {kind!r}", "supported: full_attention, sliding_attention"
+            )
+    if window is None and "sliding_attention" in kinds:
+        raise UnsupportedModel(
+            "layer_types asks for sliding_attention, but no sliding_window is on",
+            "set use_sliding_window and sliding_window",
+        )
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)

@@ -1,0 +1,210 @@
+"""A model folder, ready to run: config, weights, tokenizer, and how it wants to be sampled."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minillm.config import EngineConfig, ModelConfig, SamplingParams, require_int
+from minillm.errors import BackendError, OutOfMemory, TokenizerError, UnsupportedModel, UsageError
+from minillm.memory.budget import format_bytes, free_memory
+from minillm.model.decoder import Decoder
+from minillm.model.families import load_model_config
+from minillm.model.weights import Progress, load_weights
+from minillm.ops.contract import DTYPES, Ops
+from minillm.ops.reference import ReferenceOps
+from minillm.tokenizer import Tokenizer, read_json
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """Everything about a model that an engine needs. `tokenizer` is None for ids-only folders."""
+
+    folder: Path
+    config: ModelConfig
+    decoder: Decoder
+    tokenizer: Tokenizer | None
+    dtype: torch.dtype
+    device: torch.device
+    max_model_len: int
+    eos_token_ids: tuple[int, ...]
+    default_params: SamplingParams
+    weights_digest: str
+    tokenizer_digest: str
+
+    @property
+    def num_token_ids(self) -> int:
+        """Ids below this may be sampled: what the tokenizer can decode."""
+        return self.tokenizer.num_token_ids if self.tokenizer else self.config.vocab_size
+
+    def require_tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            TokenizerError: the folder has none, so only token ids can be used.
+        """
+        if self.tokenizer is None:
+            raise TokenizerError(f"{self.folder} has no tokenizer.json", "give token ids instead of text")
+        return self.tokenizer
+
+    def token_ids(self, prompt: str | Sequence[int]) -> list[int]:
+        """The prompt's token ids: text is encoded, ids are checked and taken as they are.
+
+        Raises:
+            UsageError: an empty prompt, something that is neither, an id out of range.
+        """
+        if isinstance(prompt, str):
+            if not prompt:
+                raise UsageError("the prompt is empty", "give at least one character")
+            try:
+                return self.require_tokenizer().encode(prompt)
+            except UnicodeEncodeError:
+                raise UsageError("the prompt is not valid Unicode text", "it holds a lone surrogate") from None
+        if not isinstance(prompt, list | tuple):
+            raise UsageError(f"a prompt must be text or a list of token ids, not {type(prompt).__name__}")
+        if not prompt:
+            raise UsageError("the prompt is empty", "give at least one token id")
+        for token_id in prompt:
+            require_int("token id", token_id, minimum=0)
+            if token_id >= self.config.vocab_size:
+                raise UsageError(f"token id {token_id} is outside the vocabulary of {self.config.vocab_size}")
+        return list(prompt)
+
+
+def load_model(
+    folder: Path, engine: EngineConfig, ops: Ops | None = None, progress: Progress | None = None
+) -> LoadedModel:
+    """Load a folder in Hugging Face layout.
+
+    Args:
+        engine: dtype, device, backend and max_model_len are read.
+        ops: the backend to build the decoder over; None makes the one `engine` names.
+        progress: called with (bytes read, bytes in all).
+
+    Raises:
+        ModelNotFound, UnsupportedModel, WeightsError, TokenizerError, BackendError, OutOfMemory.
+    """
+    config = load_model_config(folder)
+    device = pick_device(engine.device)
+    dtype = pick_dtype(engine.dtype, config)
+    max_model_len = _max_model_len(engine, config)
+    tokenizer = _load_tokenizer(folder, config)
+    generation = read_json(folder / "generation_config.json")
+    _require_memory(config, dtype, device)
+    decoder = Decoder.build(config, ops or make_ops(engine.backend), dtype, device, max_model_len)
+    digest = load_weights(decoder, folder, progress)
+    return LoadedModel(
+        folder=folder,
+        config=config,
+        decoder=decoder,
+        tokenizer=tokenizer,
+        dtype=dtype,
+        device=device,
+        max_model_len=max_model_len,
+        eos_token_ids=_eos_token_ids(generation, config, tokenizer),
+        default_params=default_params(generation),
+        weights_digest=digest,
+        tokenizer_digest=_file_digest(folder / "tokenizer.json"),
+    )
+
+
+def make_ops(backend: str) -> Ops:
+    """The named backend's ops; "auto" is the best there is.
+
+    Raises:
+        BackendError: the backend does not exist in this version.
+    """
+    if backend in ("auto", "reference"):
+        return ReferenceOps()
+    raise BackendError(f"backend {backend!r} is not part of this version", 'use "reference" (PyTorch)')
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device of "auto", "cpu" or "cuda".
+
+    Raises:
+        BackendError: cuda is asked for and not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise BackendError("device 'cuda' is not available", "use cpu, or see `minillm doctor`")
+    return torch.device(name)
+
+
+def pick_dtype(name: str, config: ModelConfig) -> torch.dtype:
+    """The named dtype; "auto" is the checkpoint's own, float32 where it does not say."""
+    if name == "auto":
+        name = config.dtype or "float32"
+    if name not in DTYPES:
+        raise UnsupportedModel(f"dtype {name!r} is not supported", f"supported: {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def default_params(generation: dict[str, Any]) -> SamplingParams:
+    """generation_config.json as sampling parameters; what it does not say stays at the default."""
+    wanted = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
+    given = {key: generation[key] for key in wanted if generation.get(key) is not None}
+    if generation.get("max_new_tokens") is not None:
+        given["max_tokens"] = generation["max_new_tokens"]
+    if generation.get("do_sample") is False:
+        given["temperature"] = 0.0
+    return SamplingParams(**given)
+
+
+def _max_model_len(engine: EngineConfig, config: ModelConfig) -> int:
+    wanted = engine.max_model_len or config.max_position_embeddings
+    if wanted > config.context_limit:
+        why = f"rope kind {config.rope.kind}, max_position_embeddings {config.max_position_embeddings}"
+        raise UsageError(
+            f"max_model_len={wanted} is beyond the model's {config.context_limit} positions ({why})",
+            f"use at most {config.context_limit}",
+        )
+    return wanted
+
+
+def _load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    tokenizer = Tokenizer(folder, config.bos_token_id)
+    if tokenizer.num_token_ids > config.vocab_size:
+        raise TokenizerError(
+            f"the tokenizer has {tokenizer.num_token_ids} ids, the model's vocabulary {config.vocab_size}",
+            "tokenizer.json and config.json must come from the same model",
+        )
+    return tokenizer
+
+
+def _eos_token_ids(
+    generation: dict[str, Any], config: ModelConfig, tokenizer: Tokenizer | None
+) -> tuple[int, ...]:
+    """From generation_config.json, else config.json, else the tokenizer's own."""
+    given = generation.get("eos_token_id")
+    if isinstance(given, int):
+        return (given,)
+    if isinstance(given, list) and given:
+        return tuple(int(token_id) for token_id in given)
+    if config.eos_token_ids:
+        return config.eos_token_ids
+    own = tokenizer.eos_token_id if tokenizer else None
+    return () if own is None else (own,)
+
+
+def _require_memory(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    needed, free = config.num_parameters * dtype.itemsize, free_memory(device)
+    if needed > free:
+        fits = [name for name, t in DTYPES.items() if config.num_parameters * t.itemsize <= free]
+        raise OutOfMemory(
+            f"the weights need {format_bytes(needed)} in {str(dtype).removeprefix('torch.')}, "
+            f"{format_bytes(free)} are free",
+            f"dtype {fits[0]} would fit" if fits else "use a smaller model",
+        )
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""

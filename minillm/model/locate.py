@@ -1,0 +1,76 @@
+"""From what a user wrote after --model to a folder: a path, a shipped model's name, or a hub id."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+
+from minillm.errors import ModelNotFound
+
+ZOO = Path(__file__).resolve().parent.parent / "zoo"
+DEFAULT_MODEL = "storyteller-6m"
+DEFAULT_DRAFT = "storyteller-1m"
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]
+
+
+def find_model(model: str | Path | None) -> Path:
+    """The folder of `model`; None is the model that ships with the package.
+
+    An existing folder wins over a shipped model's name, and that over a hub id, which is fetched
+    (or taken from the cache) by huggingface_hub under its own rules.
+
+    Raises:
+        ModelNotFound: none of them, with the nearest names.
+    """
+    if model is None:
+        return _shipped(DEFAULT_MODEL)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ModelNotFound(f"{path} is a file", "give the folder it lies in")
+    name = str(model)
+    if (ZOO / name).is_dir():
+        return ZOO / name
+    if _HUB_ID.fullmatch(name) and not path.parent.is_dir():
+        return _from_hub(name)
+    raise ModelNotFound(f"there is no model folder {name!r}", _suggestion(path))
+
+
+def shipped_models() -> list[str]:
+    """Names of the models in the package."""
+    return sorted(p.parent.name for p in ZOO.glob("*/config.json"))
+
+
+def _shipped(name: str) -> Path:
+    folder = ZOO / name
+    if not folder.is_dir():
+        raise ModelNotFound(f"the shipped model {name} is not in this installation", "install minillm again")
+    return folder
+
+
+def _from_hub(repo_id: str) -> Path:
+    from huggingface_hub import snapshot_download  # slow to import, and rarely needed
+
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=_HUB_FILES))
+    except Exception as error:  # its many error types all mean: this id cannot be had now
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelNotFound(
+            f"{repo_id!r} is no folder here and cannot be had from the hub: {reason}",
+            "check the name and the network, or give a folder",
+        ) from None
+
+
+def _suggestion(path: Path) -> str:
+    try:
+        beside = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+    except OSError:
+        beside = []
+    near = difflib.get_close_matches(path.name, beside + shipped_models(), n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"give a folder, a hub id, or one of {', '.join(shipped_models())}"

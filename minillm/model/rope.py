@@ -1,0 +1,88 @@
+"""The angles of rotary position embedding, and the ways checkpoints stretch them.
+
+Component pair i of a head is rotated by position * inv_freq[i]: fast pairs tell neighbours apart,
+slow pairs tell far from near. A model trained on L positions meets angles it has never seen beyond
+L; each scaled kind squeezes them back, differently:
+
+    default   inv_freq[i] = theta ** (-2 i / head_dim)
+    linear    every frequency divided by `factor` (position interpolation)
+    llama3    slow pairs divided by `factor`, fast pairs kept, a smooth step between
+    yarn      the same idea with a ramp over pair indices, and cos/sin scaled by an attention factor
+    dynamic   default up to the original length; beyond it keys would have to be rotated anew
+              whenever the sequence grows, which no KV cache can honour, so longer is refused
+
+The factor that yarn applies to cos and sin reaches q and k both, so scores grow by its square.
+
+Sources: Su et al. 2104.09864; Chen et al. 2306.15595 (linear); Peng et al. 2309.00071 (YaRN);
+the Llama 3.1 release for `llama3`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from minillm.config import RopeConfig
+
+
+def rope_tables(rope: RopeConfig, head_dim: int, num_positions: int) -> tuple[Tensor, Tensor]:
+    """cos and sin of every position's angles: two float32 [num_positions, head_dim / 2]."""
+    positions = torch.arange(num_positions, dtype=torch.float32)
+    angles = torch.outer(positions, inverse_frequencies(rope, head_dim))
+    return angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor
+
+
+def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
+    """Radians per position of each component pair: float32 [head_dim / 2]."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    inv_freq = 1.0 / rope.theta**exponents
+    if rope.kind == "linear":
+        return inv_freq / rope.factor
+    if rope.kind == "llama3":
+        return _llama3(inv_freq, rope)
+    if rope.kind == "yarn":
+        return _yarn(inv_freq, rope, head_dim)
+    return inv_freq
+
+
+def _llama3(inv_freq: Tensor, rope: RopeConfig) -> Tensor:
+    """Blend by how many turns a pair makes over the original length.
+
+    At most `low_freq_factor` turns: interpolated; at least `high_freq_factor`: kept.
+    """
+    turns = rope.original_max_position * inv_freq / (2 * math.pi)
+    keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    keep = keep.clamp(0.0, 1.0)
+    return keep * inv_freq + (1 - keep) * inv_freq / rope.factor
+
+
+def _yarn(inv_freq: Tensor, rope: RopeConfig, head_dim: int) -> Tensor:
+    """Blend by pair index, between the pairs that make `beta_fast` and `beta_slow` turns."""
+
+    def pair_with(turns: float) -> float:
+        """The (fractional) pair index that makes `turns` turns over the original length."""
+        wavelength = rope.original_max_position / (turns * 2 * math.pi)
+        return head_dim * math.log(wavelength) / (2 * math.log(rope.theta))
+
+    low, high = pair_with(rope.beta_fast), pair_with(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    width = high - low if high != low else 0.001  # as published: a step where the ramp has no width
+    interpolate = ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / width).clamp(0.0, 1.0)
+    return interpolate * inv_freq / rope.factor + (1 - interpolate) * inv_freq
+
+
+def yarn_attention_factor(
+    factor: float, mscale: float | None = None, mscale_all_dim: float | None = None
+) -> float:
+    """The scale YaRN puts on cos and sin when the config gives none: 0.1 ln(factor) + 1."""
+
+    def scale(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    if mscale and mscale_all_dim:
+        return scale(mscale) / scale(mscale_all_dim)
+    return scale(1.0)

@@ -1,0 +1,109 @@
+"""The rope part of a config.json, in both generations.
+
+    older:  "rope_theta": 1e6, "rope_scaling": {"type" or "rope_type": "yarn", "factor": 4.0, ...}
+    newer:  "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, ...}
+
+Where a config carries both, `rope_scaling` replaces `rope_parameters`, and a `rope_theta` inside the
+chosen dict wins over one beside it: that is what transformers does, so that is what a checkpoint
+saved by it means.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minillm.config import RopeConfig
+from minillm.errors import UnsupportedModel
+from minillm.model.config_reader import ConfigReader
+from minillm.model.rope import yarn_attention_factor
+
+ROPE_KEYS = frozenset({"rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings"})
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+
+_COMMON = {"rope_type", "type", "rope_theta", "original_max_position_embeddings", "partial_rotary_factor"}
+_READ = {
+    "default": set[str](),
+    "linear": {"factor"},
+    "dynamic": {"factor"},
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor"},
+    "yarn": {
+        "factor",
+        "attention_factor",
+        "mscale",
+        "mscale_all_dim",
+        "beta_fast",
+        "beta_slow",
+        "truncate",
+        "finetuned",
+    },
+}
+
+
+def read_rope(cfg: ConfigReader, max_positions: int) -> RopeConfig:
+    """The rope of a model with `max_position_embeddings` = `max_positions`.
+
+    Raises:
+        UnsupportedModel: an unknown kind, a missing or an unknown parameter, by name.
+    """
+    source = "rope_scaling" if cfg.raw.get("rope_scaling") else "rope_parameters"
+    params = cfg.raw.get(source) or {}
+    if not isinstance(params, dict):
+        raise UnsupportedModel(f"{source}={params!r} must be an object")
+    kind = params.get("rope_type", params.get("type", "default"))
+    cfg.sources["rope"] = source if params else "default"
+    _refuse_unknown(source, kind, params)
+    inner = ConfigReader(params)
+    theta = inner.number("rope_theta", cfg.number("rope_theta", 10000.0))
+    if kind == "default":
+        return RopeConfig(theta=theta)
+    original = cfg.integer(
+        "original_max_position_embeddings", inner.integer("original_max_position_embeddings", max_positions)
+    )
+    if kind == "yarn":
+        return _yarn(inner, theta, original, max_positions)
+    if kind == "dynamic":
+        return RopeConfig(kind, theta, inner.number("factor"), original_max_position=max_positions)
+    if kind == "linear":
+        return RopeConfig(kind, theta, inner.number("factor"))
+    low, high = inner.number("low_freq_factor"), inner.number("high_freq_factor")
+    return RopeConfig(kind, theta, inner.number("factor"), original, low, high)
+
+
+def _refuse_unknown(source: str, kind: Any, params: dict[str, Any]) -> None:
+    nested = [key for key, value in params.items() if isinstance(value, dict)]
+    if nested:
+        raise UnsupportedModel(
+            f"{source} differs by layer type ({', '.join(nested)})", "supported: one rope for all layers"
+        )
+    if kind not in KINDS:
+        raise UnsupportedModel(f"rope kind {kind!r} is not supported", f"supported: {', '.join(KINDS)}")
+    if "rope_type" not in params and "type" not in params and "factor" in params:
+        raise UnsupportedModel(f"{source} has a factor but no rope_type", f"one of {', '.join(KINDS)}")
+    if params.get("partial_rotary_factor") not in (None, 1.0):
+        raise UnsupportedModel(
+            f"partial_rotary_factor={params['partial_rotary_factor']!r} is not supported", "only 1.0 is"
+        )
+    every = set().union(*_READ.values()) if kind == "default" else _READ[kind]
+    for key in sorted(set(params) - _COMMON - every):
+        if params[key] is not None:
+            raise UnsupportedModel(f"{source} key {key!r} is not known for rope kind {kind!r}")
+
+
+def _yarn(params: ConfigReader, theta: float, original: int, max_positions: int) -> RopeConfig:
+    factor = params.number("factor", max_positions / original)
+    given = params.raw.get("attention_factor")
+    if given is None:
+        mscale, all_dim = params.raw.get("mscale"), params.raw.get("mscale_all_dim")
+        attention = yarn_attention_factor(factor, mscale, all_dim)
+    else:
+        attention = params.number("attention_factor")
+    return RopeConfig(
+        "yarn",
+        theta,
+        factor,
+        original,
+        attention_factor=attention,
+        beta_fast=float(params.raw.get("beta_fast") or 32),
+        beta_slow=float(params.raw.get("beta_slow") or 1),
+        truncate=params.boolean("truncate", True),
+    )

@@ -1,0 +1,129 @@
+"""From safetensors straight into the model's parameters, with every tensor accounted for.
+
+The decoder stores some projections fused; a checkpoint stores the pieces:
+
+    qkv_proj.weight      q_proj rows | k_proj rows | v_proj rows
+    gate_up_proj.weight  gate_proj rows | up_proj rows
+
+`placements` is that table: checkpoint name -> the part of a parameter it fills. What the table
+wants and the files lack, what the files have and the table does not want, and what has another
+shape is listed and refused before a byte is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minillm.config import ModelConfig
+from minillm.errors import WeightsError
+from minillm.model.checkpoint import StoredTensor, stored_tensors
+from minillm.model.decoder import Decoder
+
+Progress = Callable[[int, int], None]
+_MOST_LISTED = 8
+
+
+def placements(decoder: Decoder) -> dict[str, Tensor]:
+    """Checkpoint name -> the rows of the parameter it fills (a view: writing it fills the model)."""
+    c = decoder.config
+    table = {"model.embed_tokens.weight": decoder.embed_tokens, "model.norm.weight": decoder.norm.weight}
+    if not c.tie_word_embeddings:
+        table["lm_head.weight"] = decoder.lm_head
+    fused = {
+        "self_attn.qkv_proj": {"q_proj": c.q_size, "k_proj": c.kv_size, "v_proj": c.kv_size},
+        "mlp.gate_up_proj": {"gate_proj": c.intermediate_size, "up_proj": c.intermediate_size},
+    }
+    for i, layer in enumerate(decoder.layers):
+        for name, parameter in layer.named_parameters():
+            owner, _, kind = name.rpartition(".")
+            if owner not in fused:
+                table[f"model.layers.{i}.{name}"] = parameter
+                continue
+            rows = parameter.split(list(fused[owner].values()))
+            for piece, view in zip(fused[owner], rows, strict=True):
+                table[f"model.layers.{i}.{owner.split('.')[0]}.{piece}.{kind}"] = view
+    return table
+
+
+def load_weights(decoder: Decoder, folder: Path, progress: Progress | None = None) -> str:
+    """Fill every parameter of `decoder` from the safetensors in `folder`.
+
+    Tensors are read in pieces of 8 MiB and converted to the parameter's dtype on the way, so peak
+    memory is the model plus one piece.
+
+    Args:
+        progress: called with (bytes read, bytes in all) after each tensor.
+
+    Returns:
+        The SHA-256 of names, shapes and stored bytes: the weights' part of the KV envelope.
+
+    Raises:
+        WeightsError: damaged files; missing, unexpected or mis-shaped tensors, by name.
+    """
+    table, stored = placements(decoder), stored_tensors(folder)
+    stored = {name: t for name, t in stored.items() if not name.endswith("rotary_emb.inv_freq")}
+    if decoder.config.tie_word_embeddings:
+        _drop_tied_copy(stored)
+    _account(table, stored)
+    total, done = sum(t.nbytes for t in stored.values()), 0
+    digest = hashlib.sha256()
+    for name in sorted(stored):
+        digest.update(f"{name} {stored[name].dtype} {stored[name].shape}\n".encode())
+        _fill(table[name], stored[name], digest.update)
+        done += stored[name].nbytes
+        if progress:
+            progress(done, total)
+    return digest.hexdigest()
+
+
+def _drop_tied_copy(stored: dict[str, StoredTensor]) -> None:
+    """A tied checkpoint may repeat the embedding as lm_head; one that differs contradicts its config."""
+    head, embedding = stored.pop("lm_head.weight", None), stored.get("model.embed_tokens.weight")
+    if head and embedding and any(a != b for a, b in zip(head.pieces(), embedding.pieces(), strict=False)):
+        raise WeightsError(
+            "tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight",
+            "set tie_word_embeddings to false in config.json if the head is meant to be used",
+        )
+
+
+def _account(table: dict[str, Tensor], stored: dict[str, StoredTensor]) -> None:
+    """Refuse unless names and shapes agree exactly."""
+    problems = []
+    for title, names in (
+        ("missing", sorted(table.keys() - stored.keys())),
+        ("unexpected", sorted(stored.keys() - table.keys())),
+    ):
+        if names:
+            problems.append(f"{len(names)} {title}: {_listed(names)}")
+    shapes = [
+        f"{name} is {list(stored[name].shape)}, the config asks for {list(table[name].shape)}"
+        for name in sorted(table.keys() & stored.keys())
+        if stored[name].shape != tuple(table[name].shape)
+    ]
+    if shapes:
+        problems.append(f"{len(shapes)} of another shape: {_listed(shapes)}")
+    if problems:
+        raise WeightsError(
+            f"weights do not match the config; {'; '.join(problems)}",
+            "config.json and the safetensors files must come from the same model",
+        )
+
+
+def _listed(items: list[str]) -> str:
+    more = len(items) - _MOST_LISTED
+    return ", ".join(items[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _fill(target: Tensor, stored: StoredTensor, update_digest: Callable[[bytearray], None]) -> None:
+    """Copy a stored tensor into `target`, piece by piece, converting its dtype."""
+    flat, start = target.detach().view(-1), 0
+    for data in stored.pieces():
+        update_digest(data)
+        piece = torch.frombuffer(data, dtype=stored.torch_dtype)
+        flat[start : start + len(piece)].copy_(piece)
+        start += len(piece)

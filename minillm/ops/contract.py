@@ -1,0 +1,131 @@
+"""What the model asks of a machine: one small interface, implemented once per backend.
+
+The decoder is written over `Ops` and knows nothing else of the hardware. `reference.py` implements
+it in readable PyTorch. A backend is passed to the model, so two engines in one process may differ.
+
+All sequences of a step lie end to end in one flat token dimension, without padding:
+
+    tokens       a a a a a | b | c c c        num_tokens = 9
+    query_start  0           5   6       9    [num_seqs + 1]: sequence i is rows start[i]..start[i+1]
+    kv_len       5           12  40           [num_seqs]: its tokens in the cache, new ones included
+
+Sequence a is a whole prompt, b decodes one token, c is the last chunk of a longer prompt: to the
+attention they are one and the same function.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AttentionMetadata:
+    """Where the rows of a step belong. All on the model's device.
+
+    positions     int64 [num_tokens]             logical position of each token in its sequence
+    slot_mapping  int64 [num_tokens]             cache slot each token's key and value go to
+    block_table   int32 [num_seqs, max_blocks]   block ids; rows padded with anything valid
+    query_start   int32 [num_seqs + 1]           row ranges, as above
+    kv_len        int32 [num_seqs]               keys each sequence has, the new ones included
+    """
+
+    positions: Tensor
+    slot_mapping: Tensor
+    block_table: Tensor
+    query_start: Tensor
+    kv_len: Tensor
+
+
+class Ops(Protocol):
+    """One machine's implementation of everything the decoder does to numbers."""
+
+    name: str
+
+    def embedding(self, ids: Tensor, weight: Tensor) -> Tensor:
+        """Rows `ids` [num_tokens] of `weight` [vocab_size, hidden] -> [num_tokens, hidden]."""
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`x` [num_tokens, in] times `weight` [out, in] transposed, plus `bias` [out]."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x / rms(x) * weight over the last dimension. `x` [..., n], `weight` [n]."""
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Sum = x + residual; returns (rms_norm(sum), sum), both [num_tokens, hidden]."""
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) * up of `gate_up` [num_tokens, 2 * n] -> [num_tokens, n]."""
+
+    def rope_and_cache(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        meta: AttentionMetadata,
+    ) -> Tensor:
+        """Rotate q and k to their positions and write k and v to their cache slots.
+
+        `q` [num_tokens, num_heads, head_dim], `k`, `v` [num_tokens, num_kv_heads, head_dim],
+        `cos`, `sin` float32 [max_positions, head_dim / 2], caches [num_blocks, block_size,
+        num_kv_heads, head_dim]. Returns the rotated q.
+        """
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        meta: AttentionMetadata,
+        scale: float,
+        window: int | None = None,
+    ) -> Tensor:
+        """Causal attention of the new rows over their sequence's cached keys and values.
+
+        The mask is aligned bottom-right: row r of a sequence with q_len new rows sees key c when
+        c <= r + kv_len - q_len, and with a window only the last `window` of those. `q` and the
+        result [num_tokens, num_heads, head_dim]; num_heads is a multiple of num_kv_heads.
+        """
+
+    def copy_blocks(self, caches: list[Tensor], source: Tensor, destination: Tensor) -> None:
+        """Copy block `source[i]` to block `destination[i]` in every cache tensor."""
+
+
+def check_attention_shapes(q: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata) -> None:
+    """Raise ValueError, with names and numbers, unless the shapes fit each other."""
+    _, num_heads, head_dim = q.shape
+    _, _, num_kv_heads, cache_dim = k_cache.shape
+    num_seqs = meta.kv_len.shape[0]
+    if num_heads % num_kv_heads:
+        raise ValueError(
+            f"paged_attention: q has {num_heads} heads, not divisible by {num_kv_heads} kv heads "
+            "(config num_key_value_heads)"
+        )
+    if head_dim != cache_dim or k_cache.shape != v_cache.shape:
+        raise ValueError(
+            f"paged_attention: q has head_dim {head_dim}, k_cache {list(k_cache.shape)}, "
+            f"v_cache {list(v_cache.shape)}"
+        )
+    if meta.query_start.shape[0] != num_seqs + 1 or meta.block_table.shape[0] != num_seqs:
+        raise ValueError(
+            f"paged_attention: kv_len names {num_seqs} sequences, query_start needs {num_seqs + 1} "
+            f"entries and has {meta.query_start.shape[0]}, block_table has {meta.block_table.shape[0]} rows"
+        )
+
+
+def check_linear_shapes(x: Tensor, weight: Tensor) -> None:
+    """Raise ValueError unless `x` [.., in] fits `weight` [out, in]."""
+    if x.shape[-1] != weight.shape[-1]:
+        raise ValueError(f"linear: x is {list(x.shape)}, weight is {list(weight.shape)}: in-features differ")
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

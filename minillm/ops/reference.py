@@ -1,0 +1,176 @@
+"""The contract in plain PyTorch: the definition the kernels are checked against.
+
+Written to be read. It runs on any device torch runs on, and is differentiable, so the shipped
+models are trained through these very functions. What it does not promise is one arithmetic per
+token (contract C2): torch chooses another order of summation when the number of rows changes, so
+the same token gets slightly different bits alone and in a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minillm.ops.contract import AttentionMetadata, check_attention_shapes, check_linear_shapes
+
+RopeFn = Callable[[Tensor, Tensor, Tensor], Tensor]
+AttendFn = Callable[[Tensor, Tensor, Tensor, float, int | None], Tensor]
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate each head's halves: component i is paired with i + head_dim / 2, not with its neighbour.
+
+        (a, b) -> (a cos - b sin, b cos + a sin)     a = first half, b = second half
+
+    Args:
+        x: [num_tokens, num_heads, head_dim].
+        cos, sin: float32 [num_tokens, head_dim / 2], the angles of each token's position.
+
+    Returns:
+        [num_tokens, num_heads, head_dim] in x's dtype; computed in float32.
+
+    Source: Su et al., "RoFormer" (arXiv 2104.09864), in the half-rotation layout of Llama.
+    """
+    a, b = x.float().chunk(2, dim=-1)
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+
+
+def write_cache(cache: Tensor, slot_mapping: Tensor, rows: Tensor) -> None:
+    """Put `rows` [num_tokens, num_kv_heads, head_dim] at their slots of `cache`, in place."""
+    cache.flatten(0, 1).index_copy_(0, slot_mapping, rows.to(cache.dtype))
+
+
+def grouped_query_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+    """Causal attention of one sequence's new rows over all its keys.
+
+    Query head h reads kv head h // (num_heads / num_kv_heads): with 6 heads over 2 kv heads, heads
+    0-2 share the first and 3-5 the second. Scores and softmax are float32.
+
+        keys    0 1 2 3 4 5      q_len 2, kv_len 6: the new rows are the sequence's last, so
+        row 0   x x x x x .      the mask is aligned bottom-right; with window 3 row 1
+        row 1   x x x x x x      sees only keys 3 4 5
+
+    Args:
+        q: [q_len, num_heads, head_dim].
+        k, v: [kv_len, num_kv_heads, head_dim].
+        scale: usually head_dim ** -0.5.
+        window: how many of the last keys a row sees, itself included; None for all.
+
+    Returns:
+        [q_len, num_heads, head_dim] in q's dtype.
+    """
+    q_len, num_heads, head_dim = q.shape
+    kv_len, num_kv_heads, _ = k.shape
+    grouped = q.view(q_len, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    scores = torch.einsum("qhgd,khd->hgqk", grouped.float(), k.float()) * scale
+
+    row = torch.arange(q_len, device=q.device).unsqueeze(1) + (kv_len - q_len)
+    col = torch.arange(kv_len, device=q.device)
+    hidden = col > row
+    if window is not None:
+        hidden |= col <= row - window
+    weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
+    return torch.einsum("hgqk,khd->qhgd", weights, v.float()).reshape(q_len, num_heads, head_dim).to(q.dtype)
+
+
+def rotate_and_write(
+    rope: RopeFn,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    meta: AttentionMetadata,
+) -> Tensor:
+    """`Ops.rope_and_cache` made of a rope function and two cache writes; returns the rotated q."""
+    cos, sin = cos[meta.positions], sin[meta.positions]
+    write_cache(k_cache, meta.slot_mapping, rope(k, cos, sin))
+    write_cache(v_cache, meta.slot_mapping, v)
+    return rope(q, cos, sin)
+
+
+def attend_pages(
+    attend: AttendFn,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    meta: AttentionMetadata,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
+    """`Ops.paged_attention` made of a dense attention: gather each sequence's pages, then attend."""
+    check_attention_shapes(q, k_cache, v_cache, meta)
+    block_size = k_cache.shape[1]
+    starts, kv_lens = meta.query_start.tolist(), meta.kv_len.tolist()
+    out = torch.empty_like(q)
+    for i, kv_len in enumerate(kv_lens):
+        rows = slice(starts[i], starts[i + 1])
+        if rows.start == rows.stop:
+            continue
+        blocks = meta.block_table[i, : -(-kv_len // block_size)]
+        k = k_cache[blocks].flatten(0, 1)[:kv_len]
+        v = v_cache[blocks].flatten(0, 1)[:kv_len]
+        out[rows] = attend(q[rows], k, v, scale, window)
+    return out
+
+
+class ReferenceOps:
+    """`Ops` in PyTorch; the contract's docstrings say what each method does."""
+
+    name = "reference"
+
+    def embedding(self, ids: Tensor, weight: Tensor) -> Tensor:
+        return F.embedding(ids, weight)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        check_linear_shapes(x, weight)
+        return F.linear(x, weight, bias)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x32 = x.float()
+        normed = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + eps)
+        return normed.to(x.dtype) * weight
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        total = x + residual
+        return self.rms_norm(total, weight, eps), total
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    def rope_and_cache(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        meta: AttentionMetadata,
+    ) -> Tensor:
+        return rotate_and_write(apply_rope, q, k, v, cos, sin, k_cache, v_cache, meta)
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        meta: AttentionMetadata,
+        scale: float,
+        window: int | None = None,
+    ) -> Tensor:
+        return attend_pages(grouped_query_attention, q, k_cache, v_cache, meta, scale, window)
+
+    def copy_blocks(self, caches: list[Tensor], source: Tensor, destination: Tensor) -> None:
+        for cache in caches:
+            cache[destination] = cache[source]
