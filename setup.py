@@ -1,4 +1,4 @@
-"""Everything is in pyproject.toml; this file is where compiled kernels will be declared (torch is not needed here)."""
+"""All metadata is in pyproject.toml. This file must not need torch: pip reads it before torch is there."""
 
 from setuptools import setup
 
