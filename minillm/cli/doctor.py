@@ -66,18 +66,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_table(checks: list[Check]) -> None:
-    """Print the checks as a table, one line of advice under a value where there is any."""
+    """Print the checks as a table, what to do under the value where there is something to do."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="minillm doctor", title_justify="left")
-    for column in ("check", "status", "value", "what to do"):
-        table.add_column(column, overflow="fold")
+    table = Table("check", "status", "value", title="minillm doctor", title_justify="left")
     for check in checks:
         # Text, not str: rich would read a path with [brackets] as markup.
-        status = Text(check.status, style=STYLES[check.status])
-        table.add_row(Text(check.name), status, Text(check.value), Text(check.advice))
+        value = Text(check.value, overflow="fold")
+        if check.advice:
+            value.append(f"\n-> {check.advice}", style="dim")
+        table.add_row(Text(check.name), Text(check.status, style=STYLES[check.status]), value)
     Console().print(table)
 
 
