@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Everything that can be checked, the long forms included. Minutes, not seconds.
+set -u
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+
+status=0
+bash "$repo/scripts/test.sh" || status=1
+
+minillm_setup test
+cd "$repo" || exit 1
+printf '\n== pytest, long forms\n'
+"$env_python" -m pytest -m slow
+slow=$?
+[ "$slow" = 0 ] || [ "$slow" = 5 ] || status=1 # 5: no test is marked slow
+
+# Later checks (kernel builds, the simulator, GPU runs, benchmarks) go here, each as: command || status=1
+
+[ "$status" = 0 ] && printf '\nfull_check.sh: all passed\n' || printf '\nfull_check.sh: FAILED\n'
+exit "$status"

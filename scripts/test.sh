@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Sets up (once), then lint, format, types and tests: all of them run, and any failure is the exit code.
+# Arguments go to pytest, with paths relative to the repository: bash scripts/test.sh tests/test_doctor.py -x
+set -u
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+minillm_setup test
+cd "$repo" || exit 1
+export PATH="$env_dir/bin:$PATH" # tests start `minillm` and build tools by name
+
+failed=""
+check() { # check NAME COMMAND...
+    local name=$1
+    shift
+    printf '\n== %s\n' "$name"
+    "$@" || failed="$failed, $name"
+}
+
+check "ruff check" "$env_python" -m ruff check .
+check "ruff format" "$env_python" -m ruff format --check .
+check "mypy" "$env_python" -m mypy
+check "pytest" "$env_python" -m pytest "$@"
+
+if [ -n "$failed" ]; then
+    printf '\ntest.sh: FAILED: %s\n' "${failed#, }"
+    exit 1
+fi
+printf '\ntest.sh: all passed (ruff check, ruff format, mypy, pytest)\n'

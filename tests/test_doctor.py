@@ -1,0 +1,148 @@
+"""The report must be right on a good machine, and must not fall over on a broken one."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from minillm.cli import doctor
+from minillm.cli.doctor import Check
+
+
+def fake_torch(version: str, cuda: str | None = None) -> ModuleType:
+    torch = ModuleType("torch")
+    torch.__version__ = version
+    torch.version = SimpleNamespace(cuda=cuda, hip=None)
+    torch.cuda = SimpleNamespace(
+        is_available=lambda: cuda is not None,
+        device_count=lambda: 2,
+        get_device_properties=lambda i: SimpleNamespace(
+            name=f"GPU{i}", major=9, minor=0, total_memory=80 << 30
+        ),
+    )
+    return torch
+
+
+def parse(*argv: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    doctor.add_parser(parser.add_subparsers())
+    return parser.parse_args(["doctor", *argv])
+
+
+def test_this_machine_is_healthy_and_every_check_is_filled_in():
+    checks = doctor.collect()
+    names = [check.name for check in checks]
+    assert len(set(names)) == len(names)
+    assert {"python", "torch", "c++ compiler", "nvcc", "gpu", "backend"} <= set(names)
+    assert all(check.value for check in checks)
+    assert [check for check in checks if check.status == "problem"] == []
+    assert all(check.advice for check in checks if check.status in ("missing", "problem"))
+
+
+def test_json_is_one_object_on_stdout(capsys):
+    args = parse("--json")
+    assert args.func(args) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is True
+    assert all(set(check) == {"name", "status", "value", "advice"} for check in report["checks"])
+
+
+def test_a_problem_sets_the_exit_code_and_nothing_less_does(capsys, monkeypatch):
+    for status, code in [("ok", 0), ("info", 0), ("missing", 0), ("problem", 1)]:
+        check = Check("it", status, "[red]/path[/]", "fix")
+        monkeypatch.setattr(doctor, "collect", lambda check=check: [check])
+        assert doctor.run(parse()) == code
+        out = capsys.readouterr().out
+        assert "[red]/path[/]" in out  # a value is text, never markup
+        assert "fix" in out
+
+
+def test_python_too_old():
+    assert doctor.check_python((3, 10, 14)).status == "problem"
+    assert doctor.check_python((3, 11, 0)).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("version", "supported"),
+    [
+        ("2.10.0", True),
+        ("2.10", True),
+        ("2.13.0+cpu", True),
+        ("3.0.0", True),
+        ("2.11.0a0+git123", True),
+        ("2.10.0.post1", True),
+        ("2.10.0a0+b4e4ee8", False),
+        ("2.9.1+cu128", False),
+        ("1.13", False),
+        ("unknown", False),
+    ],
+)
+def test_torch_versions(version, supported):
+    assert doctor.is_torch_supported(version) is supported
+    assert doctor.check_torch(fake_torch(version), "").status == ("ok" if supported else "problem")
+
+
+def test_torch_build_and_gpus_are_named():
+    torch = fake_torch("2.13.0+cu130", cuda="13.0")
+    assert "CUDA 13.0" in doctor.check_torch(torch, "").value
+    assert doctor.check_gpu(torch).value == "GPU0 (sm_90, 80 GiB); GPU1 (sm_90, 80 GiB)"
+    assert doctor.check_gpu(fake_torch("2.13.0+cpu")).status == "info"
+
+
+def test_a_torch_that_does_not_import_is_a_line_in_the_report(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)  # makes `import torch` raise
+    assert doctor.run(parse("--json")) == 1
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert checks["torch"]["status"] == "problem"
+    assert "cannot be imported" in checks["torch"]["value"]
+
+
+def test_cpu_features_of_x86_and_arm():
+    assert doctor.cpu_features("processor: 0\nflags\t\t: fpu avx2 avx512f avx512_bf16\n") == [
+        "avx2",
+        "avx512f",
+        "avx512_bf16",
+    ]
+    assert doctor.cpu_features("Features\t: fp asimd bf16\n") == ["asimd", "bf16"]
+    assert doctor.cpu_features("") == []
+
+
+def make_toolkit(folder: Path, headers: bool = True) -> Path:
+    (folder / "bin").mkdir(parents=True)
+    nvcc = folder / "bin" / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.48'\n")
+    nvcc.chmod(0o755)
+    if headers:
+        (folder / "include").mkdir()
+        (folder / "include" / "cuda_runtime.h").touch()
+    return folder
+
+
+def test_nvcc_wrapper_is_not_believed(tmp_path, monkeypatch):
+    wrapper = make_toolkit(tmp_path / "wrapper", headers=False)
+    toolkit = make_toolkit(tmp_path / "cuda")
+    monkeypatch.setenv("PATH", str(wrapper / "bin"))
+    monkeypatch.setenv("CUDA_HOME", str(toolkit))
+    assert doctor.find_cuda_home() == toolkit
+    assert "release 13.0" in doctor.check_nvcc().value
+    monkeypatch.setenv("PATH", str(toolkit / "bin"))
+    monkeypatch.delenv("CUDA_HOME")
+    assert doctor.find_cuda_home() == toolkit
+
+
+def test_no_compiler_is_missing_and_not_a_problem(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert doctor.check_compiler().status == "missing"
+    assert doctor.check_tool("ninja").status == "missing"
+
+
+def test_shipped_model_is_found_by_its_config(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "package_dir", lambda: tmp_path)
+    assert doctor.check_model("storyteller-6m").status == "missing"
+    (tmp_path / "zoo" / "storyteller-6m").mkdir(parents=True)
+    (tmp_path / "zoo" / "storyteller-6m" / "config.json").touch()
+    assert doctor.check_model("storyteller-6m").status == "ok"
