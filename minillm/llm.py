@@ -157,7 +157,7 @@ class LLM:
         nbytes = 4 * len(ids) * model.config.vocab_size
         if nbytes > MAX_LOGITS_BYTES:
             raise UsageError(
-                f"the logits would take {format_bytes(nbytes)}, the limit is {format_bytes(MAX_LOGITS_BYTES)}",
+                f"the logits would take {format_bytes(nbytes)}, more than {format_bytes(MAX_LOGITS_BYTES)}",
                 "ask for fewer tokens at a time",
             )
         table = BlockTable(self.engine.pool)
@@ -252,7 +252,7 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         raise UsageError(f"prompts must be text, token ids or a list of them, not {type(prompts).__name__}")
     if prompts and all(isinstance(p, int) for p in prompts):
         return [[require_int("token id", p) for p in prompts]]
-    return list(prompts)  # type: ignore[arg-type]  # each is checked on its own, with its index
+    return list(prompts)
 
 
 def _params_for(
@@ -263,7 +263,9 @@ def _params_for(
     if given is None or isinstance(given, SamplingParams):
         return [given or default] * len(prompts)
     if not isinstance(given, list | tuple) or len(given) != len(prompts):
-        raise UsageError(f"sampling_params must be one SamplingParams, or {len(prompts)}: one for each prompt")
+        raise UsageError(
+            f"sampling_params must be one SamplingParams, or {len(prompts)}: one for each prompt"
+        )
     return list(given)
 
 

@@ -50,9 +50,8 @@ class Tokenizer:
         wanted = self.settings.get("add_bos_token")
         if wanted is True and ids[:1] != [bos]:
             return [bos, *ids]
-        if ids[:2] == [bos, bos] or (wanted is False and ids[:1] == [bos] and not self._starts_with_bos(text)):
-            return ids[1:]
-        return ids
+        unwanted = wanted is False and ids[:1] == [bos] and not self._starts_with_bos(text)
+        return ids[1:] if unwanted or ids[:2] == [bos, bos] else ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens left out."""
@@ -70,7 +69,8 @@ class Tokenizer:
                 "this model has no chat template", "use generate, or add chat_template.jinja to its folder"
             )
         try:
-            return _environment().from_string(self.chat_template).render(
+            template = _environment().from_string(self.chat_template)
+            return template.render(
                 messages=[dict(m) for m in messages],
                 add_generation_prompt=True,
                 bos_token=self._token_text("bos_token"),
@@ -141,9 +141,9 @@ def _raise_exception(message: str) -> NoReturn:
 
 
 def _check_messages(messages: Sequence[Message]) -> None:
-    if isinstance(messages, str) or not messages:
+    if not isinstance(messages, list | tuple) or not messages:
         raise UsageError("messages must be a non-empty list of {'role': ..., 'content': ...}")
     for i, message in enumerate(messages):
         for key in ("role", "content"):
             if not isinstance(message, Mapping) or not isinstance(message.get(key), str):
-                raise UsageError(f"message {i} has no text for {key!r}", "each is {'role': ..., 'content': ...}")
+                raise UsageError(f"message {i} has no text {key!r}", "each has a role and a content")

@@ -227,7 +227,9 @@ class Engine:
             len(ids), params, self.model.max_model_len, self.pool.num_blocks, self.config.block_size
         )
         requests = [
-            Request(request_id, i, ids, params, seed, max_tokens, BlockTable(self.pool), self._text_stream(params))
+            Request(
+                request_id, i, ids, params, seed, max_tokens, BlockTable(self.pool), self._text_stream(params)
+            )
             for i in range(params.n)
         ]
         return RequestGroup(request_id, requests, arrival=time.perf_counter())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from minillm.config import SamplingParams
@@ -98,7 +99,7 @@ def _completion(request: Request, params: SamplingParams) -> Completion:
 
 def _metrics(group: RequestGroup, now: float) -> RequestMetrics:
     times = group.requests[0].token_times
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
     return RequestMetrics(
         queue=(group.admitted or now) - group.arrival,
         ttft=times[0] - group.arrival if times else None,

@@ -44,7 +44,9 @@ class StoredTensor:
             WeightsError: not a float this engine knows.
         """
         if self.dtype not in _DTYPES:
-            raise WeightsError(f"{self.name} in {self.path.name} is {self.dtype}", "supported: F32, BF16, F16")
+            raise WeightsError(
+                f"{self.name} in {self.path.name} is {self.dtype}", "supported: F32, BF16, F16"
+            )
         return _DTYPES[self.dtype]
 
     def pieces(self) -> Iterator[bytearray]:

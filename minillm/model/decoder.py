@@ -86,15 +86,15 @@ class Attention(nn.Module):
         self, x: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata
     ) -> Tensor:
         c = self.config
-        q, k, v = self.qkv_proj(x).split([c.q_size, c.kv_size, c.kv_size], dim=-1)
-        q = q.unflatten(-1, (c.num_attention_heads, c.head_dim))
-        k = k.unflatten(-1, (c.num_key_value_heads, c.head_dim))
-        v = v.unflatten(-1, (c.num_key_value_heads, c.head_dim))
+        q, k, v = torch.split(self.qkv_proj.forward(x), [c.q_size, c.kv_size, c.kv_size], dim=-1)
+        q = q.view(-1, c.num_attention_heads, c.head_dim)
+        k = k.view(-1, c.num_key_value_heads, c.head_dim)
+        v = v.view(-1, c.num_key_value_heads, c.head_dim)
         if c.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = self.q_norm.forward(q), self.k_norm.forward(k)
         q = self.ops.rope_and_cache(q, k, v, cos, sin, k_cache, v_cache, meta)
         out = self.ops.paged_attention(q, k_cache, v_cache, meta, self.scale, self.window)
-        return self.o_proj(out.flatten(1))
+        return self.o_proj.forward(out.flatten(1))
 
 
 class MLP(nn.Module):
@@ -107,7 +107,7 @@ class MLP(nn.Module):
         self.down_proj = Linear(ops, config.intermediate_size, config.hidden_size, config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.ops.silu_mul(self.gate_up_proj(x)))
+        return self.down_proj.forward(self.ops.silu_mul(self.gate_up_proj.forward(x)))
 
 
 class Layer(nn.Module):
@@ -131,7 +131,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.config, self.ops = config, ops
         self.embed_tokens = _empty(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config, ops, i) for i in range(config.num_hidden_layers))
+        self._layers = [Layer(config, ops, i) for i in range(config.num_hidden_layers)]
+        self.layers = nn.ModuleList(self._layers)  # the same layers, registered as submodules
         self.norm = Norm(ops, config.hidden_size, config.rms_norm_eps)
         tied = config.tie_word_embeddings
         self.lm_head = None if tied else _empty(config.vocab_size, config.hidden_size)
@@ -165,12 +166,12 @@ class Decoder(nn.Module):
             The final hidden states [num_tokens, hidden_size]; see `logits`.
         """
         residual = self.ops.embedding(ids, self.embed_tokens)
-        x = self.layers[0].input_layernorm(residual)
-        for i, layer in enumerate(self.layers):
-            attended = layer.self_attn(x, self.cos, self.sin, k_cache[i], v_cache[i], meta)
+        x = self._layers[0].input_layernorm.forward(residual)
+        for i, layer in enumerate(self._layers):
+            attended = layer.self_attn.forward(x, self.cos, self.sin, k_cache[i], v_cache[i], meta)
             x, residual = layer.post_attention_layernorm.add(attended, residual)
-            after = self.layers[i + 1].input_layernorm if i + 1 < len(self.layers) else self.norm
-            x, residual = after.add(layer.mlp(x), residual)
+            next_norm = self._layers[i + 1].input_layernorm if i + 1 < len(self._layers) else self.norm
+            x, residual = next_norm.add(layer.mlp.forward(x), residual)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:

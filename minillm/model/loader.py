@@ -64,7 +64,9 @@ class LoadedModel:
             try:
                 return self.require_tokenizer().encode(prompt)
             except UnicodeEncodeError:
-                raise UsageError("the prompt is not valid Unicode text", "it holds a lone surrogate") from None
+                raise UsageError(
+                    "the prompt is not valid Unicode text", "it holds a lone surrogate"
+                ) from None
         if not isinstance(prompt, list | tuple):
             raise UsageError(f"a prompt must be text or a list of token ids, not {type(prompt).__name__}")
         if not prompt:

@@ -49,7 +49,7 @@ def read_rope(cfg: ConfigReader, max_positions: int) -> RopeConfig:
     params = cfg.raw.get(source) or {}
     if not isinstance(params, dict):
         raise UnsupportedModel(f"{source}={params!r} must be an object")
-    kind = params.get("rope_type", params.get("type", "default"))
+    kind = str(params.get("rope_type", params.get("type", "default")))
     cfg.sources["rope"] = source if params else "default"
     _refuse_unknown(source, kind, params)
     inner = ConfigReader(params)
@@ -69,7 +69,7 @@ def read_rope(cfg: ConfigReader, max_positions: int) -> RopeConfig:
     return RopeConfig(kind, theta, inner.number("factor"), original, low, high)
 
 
-def _refuse_unknown(source: str, kind: Any, params: dict[str, Any]) -> None:
+def _refuse_unknown(source: str, kind: str, params: dict[str, Any]) -> None:
     nested = [key for key, value in params.items() if isinstance(value, dict)]
     if nested:
         raise UnsupportedModel(

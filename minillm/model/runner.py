@@ -58,7 +58,7 @@ class ModelRunner:
             Hidden states [num_tokens, hidden_size], sequences end to end in the order given.
         """
         ids = [token for rows in batch for token in rows.token_ids]
-        return self.decoder(self._tensor(ids), self.cache.k, self.cache.v, self._metadata(batch))
+        return self.decoder.forward(self._tensor(ids), self.cache.k, self.cache.v, self._metadata(batch))
 
     @torch.inference_mode()
     def last_logits(self, batch: Sequence[SequenceRows]) -> Tensor:

@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minillm.config import ModelConfig
 from minillm.errors import WeightsError
 from minillm.model.checkpoint import StoredTensor, stored_tensors
 from minillm.model.decoder import Decoder
@@ -31,8 +30,11 @@ _MOST_LISTED = 8
 def placements(decoder: Decoder) -> dict[str, Tensor]:
     """Checkpoint name -> the rows of the parameter it fills (a view: writing it fills the model)."""
     c = decoder.config
-    table = {"model.embed_tokens.weight": decoder.embed_tokens, "model.norm.weight": decoder.norm.weight}
-    if not c.tie_word_embeddings:
+    table: dict[str, Tensor] = {
+        "model.embed_tokens.weight": decoder.embed_tokens,
+        "model.norm.weight": decoder.norm.weight,
+    }
+    if decoder.lm_head is not None:
         table["lm_head.weight"] = decoder.lm_head
     fused = {
         "self_attn.qkv_proj": {"q_proj": c.q_size, "k_proj": c.kv_size, "v_proj": c.kv_size},
@@ -44,7 +46,7 @@ def placements(decoder: Decoder) -> dict[str, Tensor]:
             if owner not in fused:
                 table[f"model.layers.{i}.{name}"] = parameter
                 continue
-            rows = parameter.split(list(fused[owner].values()))
+            rows = torch.split(parameter, list(fused[owner].values()))
             for piece, view in zip(fused[owner], rows, strict=True):
                 table[f"model.layers.{i}.{owner.split('.')[0]}.{piece}.{kind}"] = view
     return table

@@ -54,9 +54,7 @@ class Ops(Protocol):
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x / rms(x) * weight over the last dimension. `x` [..., n], `weight` [n]."""
 
-    def add_rms_norm(
-        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor]:
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """Sum = x + residual; returns (rms_norm(sum), sum), both [num_tokens, hidden]."""
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:

@@ -137,9 +137,7 @@ class ReferenceOps:
         normed = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + eps)
         return normed.to(x.dtype) * weight
 
-    def add_rms_norm(
-        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor]:
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         total = x + residual
         return self.rms_norm(total, weight, eps), total
 
