@@ -61,12 +61,9 @@ class LoadedModel:
         if isinstance(prompt, str):
             if not prompt:
                 raise UsageError("the prompt is empty", "give at least one character")
-            try:
-                return self.require_tokenizer().encode(prompt)
-            except UnicodeEncodeError:
-                raise UsageError(
-                    "the prompt is not valid Unicode text", "it holds a lone surrogate"
-                ) from None
+            if any("\ud800" <= char <= "\udfff" for char in prompt):
+                raise UsageError("the prompt is not valid text", "it holds bytes that are not UTF-8")
+            return self.require_tokenizer().encode(prompt)
         if not isinstance(prompt, list | tuple):
             raise UsageError(f"a prompt must be text or a list of token ids, not {type(prompt).__name__}")
         if not prompt:
