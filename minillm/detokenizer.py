@@ -93,11 +93,14 @@ class Detokenizer:
         special = self._tokenizer.get_added_tokens_decoder()
         plain = [i for i in self._pending if i not in special or not special[i].special]
         whole = utf8.decode(b"".join(token_bytes(self._tokenizer, i) for i in plain))
-        if utf8.getstate()[0]:  # ends inside a character; a U+FFFD before it can be genuine
+        cut = len(utf8.getstate()[0])  # bytes of the unfinished character; a U+FFFD before it can be genuine
+        while cut > 0:
+            cut -= len(token_bytes(self._tokenizer, plain.pop()))
+        if cut < 0:  # it starts inside a token, so all of these are byte-level
             return whole
         # Decoded behind the tokens before them, as a decoder may treat the start of a text apart.
-        before, text = self._decode(self._before), self._decode(self._before + self._pending)
-        return text[len(before) :] if text.startswith(before) else whole
+        before, text = self._decode(self._before), self._decode(self._before + plain)
+        return text[len(before) :] if text.startswith(before) else self._decode(plain)
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
