@@ -37,7 +37,7 @@ from minillm.ops.sampling import filter_logits, gumbel_noise, noise_key
 
 torch.set_num_threads(1)  # a small model: a second thread costs more than it brings
 torch.set_grad_enabled(False)
-plt.rcParams.update({"figure.dpi": 80, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
+plt.rcParams.update({"figure.dpi": 90, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#CCCCCC"  # told apart by colour-blind readers too
 
 # %% [markdown]
@@ -421,7 +421,7 @@ picked = {
     "most even": spread.argmax().item(),
 }
 
-fig, axes = plt.subplots(1, 3, figsize=(11, 4.6), dpi=70, sharey=True, layout="constrained")
+fig, axes = plt.subplots(1, 3, figsize=(11, 4.6), sharey=True, layout="constrained")
 for ax, (title, which) in zip(axes, picked.items(), strict=True):
     shown = maps[which].masked_fill(future, float("nan"))
     image = ax.imshow(shown, cmap="cividis", vmin=0, vmax=1)
@@ -549,7 +549,7 @@ assert counts[survivors].sum() == draws, "a token was drawn that top-p had dropp
 
 shown = probability.topk(min(12, len(survivors))).indices
 fig, ax = plt.subplots(figsize=(8.5, 3.6), layout="constrained")
-ax.bar(range(len(shown)), probabilities[shown], width=0.7, color=GREY, label="model: softmax of the logits")
+ax.bar(range(len(shown)), probabilities[shown], width=0.7, color=GREY, label="softmax of the logits")
 ax.bar(range(len(shown)), probability[shown], width=0.4, color=BLUE, label="after temperature and top-p")
 error = (probability[shown] * (1 - probability[shown]) / draws).sqrt() * 2
 label = f"frequency in {draws:,} draws (± 2 standard errors)"
