@@ -170,10 +170,8 @@ slots = slot_mapping(sequence.table.block_ids, positions, BLOCK_SIZE)
 print("position  token          block  slot")
 for position, slot in zip(positions, slots, strict=True):
     block = sequence.table.block_ids[position // BLOCK_SIZE]
-    token = tokenizer.decode([sequence.ids[position]])
-    print(
-        f"{position:8}  {token!r:13}  {block:5}  {slot:4} = {block} * {BLOCK_SIZE} + {position % BLOCK_SIZE}"
-    )
+    token = tokenizer.rust.id_to_token(sequence.ids[position]).replace("Ġ", "␣")
+    print(f"{position:8}  {token:13}  {block:5}  {slot:4} = {block} * {BLOCK_SIZE} + {position % BLOCK_SIZE}")
 
 # %%
 fig, ax = plt.subplots(figsize=(10, 2.6), layout="constrained")
@@ -283,7 +281,7 @@ for length in (16, 64, 256, 1024):
 
 
 # %%
-def best(run, seconds=0.4, most=7):
+def best(run, seconds=0.4, most=20):
     """Shortest time of `run()` in seconds, repeated 2 to `most` times within about `seconds`."""
     run()  # the first run warms caches and allocates
     times, started = [], time.perf_counter()
@@ -331,9 +329,8 @@ ax.grid(color="#EEEEEE")
 plt.show()
 
 # %% [markdown]
-# The recomputing curve climbs with the length (a straight line of slope 1 in this picture would be
-# proportional; attention makes it steeper at last). The cached curve hardly moves: a longer text
-# means more keys to read, but in a small model the weights outweigh them for a long while.
+# The upper curve climbs with the length of the text. The lower one hardly moves: a longer text means
+# more keys to read, but the weights outweigh them for a long while.
 #
 # A whole answer costs the area under the curve, so the total without a cache grows with the *square* of
 # the length even before attention is counted. The price of the cache is memory: 8 layers here, 80 in a
@@ -342,7 +339,7 @@ plt.show()
 # ## 2.5 The same token, cheap and dear
 #
 # Compare two ways of putting a token into the cache: as one of many in a prefill, or alone in a decode
-# step. The FLOPs per token are nearly the same.
+# step. The FLOPs per token are nearly the same (a prefill needs the output head for its last row only).
 
 # %%
 rows = 256
@@ -400,15 +397,18 @@ assert intensity([(256, 0)]) > 50 * intensity([(1, 255)])
 # FLOPs per second. Left of the ridge, where both are equal, memory is the bottleneck; right of it, arithmetic.
 # Both speeds are measured here, by a big sum and a big matrix product.
 
-# %%
-big = torch.ones(32 << 20)  # 128 MiB: more than most caches hold
-model_sized = torch.ones(config.num_parameters)
-square = torch.randn(1024, 1024)
 
-bandwidth = big.nbytes / best(lambda: big.sum())
-bandwidth_of_model = model_sized.nbytes / best(lambda: model_sized.sum())
+# %%
+def read_rate(count):
+    """Bytes per second at which `count` float32 numbers are read and added up."""
+    data = torch.ones(count)
+    return data.nbytes / best(lambda: data.sum())
+
+
+bandwidth = read_rate(32 << 20)  # 128 MiB: more than most caches hold
+bandwidth_of_model = read_rate(config.num_parameters)
+square = torch.randn(1024, 1024)
 flop_rate = 2 * 1024**3 / best(lambda: square @ square)
-del big
 ridge = flop_rate / bandwidth
 
 print(f"read bandwidth, 128 MiB      {bandwidth / 1e9:8.1f} GB/s")
@@ -417,6 +417,10 @@ print(
 )
 print(f"matrix product               {flop_rate / 1e9:8.1f} GFLOP/s")
 print(f"ridge                        {ridge:8.1f} FLOP/byte")
+
+# %% [markdown]
+# The second line is for as many bytes as our model has. If it is faster than the first, the processor's
+# last cache holds them: for a model this small, "memory" may mean that cache.
 
 # %% [markdown]
 # Under this roof we put two kinds of points:
@@ -430,9 +434,8 @@ big_matrix = torch.randn(4096, 4096)
 matrix_points = []
 for rows in (1, 2, 4, 8, 16, 64, 128):
     x = torch.randn(rows, 4096)
-    work = 2 * rows * big_matrix.numel()
-    matrix_points.append((work / big_matrix.nbytes, work / best(lambda x=x: x @ big_matrix.T)))
-del big_matrix
+    work, seconds = 2 * rows * big_matrix.numel(), best(lambda x=x: x @ big_matrix.T)
+    matrix_points.append((work / big_matrix.nbytes, work / seconds))
 
 decode_point = (intensity([(1, 255)]), flops(1, start=255) / decode_time)
 prefill_points = [
@@ -458,6 +461,8 @@ for points, style, colour, label in (
     ax.plot(xs, [y / 1e9 for y in ys], style, color=colour, label=label, markersize=7)
 ax.set(xscale="log", yscale="log", ylim=(flop_rate / 1e9 / 500, flop_rate / 1e9 * 2))
 ax.set(xlabel="arithmetic intensity (FLOP per byte)", ylabel="GFLOP/s")
+ax.xaxis.set_major_formatter("{x:g}")
+ax.yaxis.set_major_formatter("{x:g}")
 ax.legend(frameon=False, loc="lower right")
 ax.grid(color="#EEEEEE")
 plt.show()
@@ -468,6 +473,8 @@ plt.show()
 # * The big matrix with few rows should lie near the sloping roof: there, twice the rows cost
 #   hardly more time. Further right it should flatten out towards the horizontal roof. (Small row counts can
 #   fall short of both: libraries have a special routine for one row, and tune the others for many.)
+# * Prefill of our model should climb the same way and stay below: norms, softmax and the mask cost time
+#   that the FLOP count leaves out.
 # * Our model's decode step probably lies well *below* the roof. A third bottleneck is at work: a pass is
 #   hundreds of small torch calls, each with a fixed cost, and a small model has too little work per
 #   call to hide it. The next table takes it apart.
@@ -504,24 +511,21 @@ def decode_step(batch):
     return runner.last_logits([SequenceRows(long_ids[:1], CONTEXT, t.block_ids) for t in tables[:batch]])
 
 
-def split(run):
-    """Seconds of one run(): all of it, and by kind of operation. The best of three."""
-    results = []
-    for _ in range(3):
-        ops.seconds.clear()
-        started = time.perf_counter()
-        run()
-        total = time.perf_counter() - started
-        results.append((total, ops.seconds["linear"], ops.seconds["paged_attention"]))
-    return min(results)
+def timed_step(batch):
+    """Seconds of one decode step: all of it, its matrix products, its attention."""
+    ops.seconds.clear()
+    started = time.perf_counter()
+    decode_step(batch)
+    return time.perf_counter() - started, ops.seconds["linear"], ops.seconds["paged_attention"]
 
 
 batches = [1, 2, 4, 8, 16]
-timings = [split(lambda b=b: decode_step(b)) for b in batches]
-print("batch   step    matrices  attention      rest   tokens/s")
+rounds = [[timed_step(batch) for batch in batches] for _ in range(12)]  # in turns: a disturbance hits all
+timings = [min(results) for results in zip(*rounds, strict=True)]
+print("batch    step   matrices  attention   rest (ms)   tokens/s")
 for batch, (total, linear, attention) in zip(batches, timings, strict=True):
     parts = [1e3 * t for t in (total, linear, attention, total - linear - attention)]
-    print(f"{batch:5}" + "".join(f"{t:8.2f} ms"[:10].rjust(10) for t in parts) + f"{batch / total:10.0f}")
+    print("{:5} {:7.2f} {:10.2f} {:10.2f} {:11.2f}".format(batch, *parts) + f"{batch / total:11.0f}")
 
 # %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
@@ -547,6 +551,7 @@ right.set(
 )
 right.set_xticks(batches, batches)
 right.minorticks_off()
+right.yaxis.set_major_formatter("{x:g}")
 right.legend(frameon=False)
 right.grid(color="#EEEEEE")
 plt.show()
@@ -571,11 +576,14 @@ for context in (128, 1024, 4096):
     print(f"{context:7} " + " ".join(f"{value:9.2f}" for value in row))
     assert row == sorted(row)
 keys_only = 4 * config.q_size * config.num_hidden_layers / config.kv_bytes_per_token(FLOAT32)
-print(f"attention alone, any batch: {keys_only:.2f} FLOP/byte = query heads per kv head, over 1 for float32")
+print(f"attention alone: {keys_only:.2f}")
+assert keys_only == config.num_attention_heads / config.num_key_value_heads / 2
 
 # %% [markdown]
-# However large the batch, intensity cannot pass a limit once keys and values dominate the bytes.
-# That is why engines fight for smaller caches: grouped-query attention, lower precision, shared prefixes.
+# With long contexts the batch helps less and less: keys and values dominate the bytes, and attention's
+# own intensity is fixed: each cached number serves the query heads that share it, here two, and no batch
+# changes that. So engines fight for smaller caches: grouped-query attention, lower precision, shared
+# prefixes.
 #
 # ## Exercises
 
@@ -595,7 +603,7 @@ def attempt(check):
 # %% [markdown]
 # **1 (think).** A 7B model in bfloat16 (14 GB) runs on a GPU that reads 2 TB/s and computes 300 TFLOP/s. What
 # is the most tokens per second one sequence can get? From which batch size on is more batching of no
-# use to the matrices? Which of the two answers changes if the weights are stored in 4 bits?
+# use to the matrices? How do both answers change if the weights are stored in 4 bits?
 #
 # **2 (think).** A chat server mixes prefills of 2,000 tokens with decodes of 30 sequences. What happens
 # to those who are waiting for their next token when a prompt is computed in one pass, and what do chunks
@@ -615,7 +623,13 @@ def my_slots(block_table, positions, block_size):
 def check_slots():
     mine, table = my_slots([5, 2, 7], range(3, 10), 4), [5, 2, 7]
     assert list(mine) == slot_mapping(table, range(3, 10), 4), f"positions 3 to 9 in blocks {table}: {mine}"
-    engine = LLM(dtype="float32", device="cpu", kv_memory="16MiB", parts={"slot_mapping": my_slots})
+    engine = LLM(
+        dtype="float32",
+        device="cpu",
+        backend="reference",
+        kv_memory="16MiB",
+        parts={"slot_mapping": my_slots},
+    )
     assert engine.generate(prompts["A"], greedy)[0].token_ids == sequences["A"].ids[-12:], "another text"
 
 
@@ -628,7 +642,7 @@ attempt(check_slots)
 
 # %%
 def prefill_in_chunks(runner, ids, table, chunk):
-    """Compute all of `ids` into `table` (a BlockTable, still empty); return the last row's logits [vocab_size].
+    """Compute `ids` into `table`, an empty BlockTable; return the last row's logits [vocab_size].
 
     Take blocks when they are needed, not before.
     """
@@ -662,14 +676,10 @@ def most_sequences(config, kv_bytes, tokens, block_size, dtype_bytes):
 
 # %%
 def check_capacity():
-    for kv_bytes, tokens, block_size in (
-        (4 << 20, 100, 16),
-        (4 << 20, 112, 16),
-        (4 << 20, 113, 16),
-        (3_000_000, 7, 4),
-    ):
+    token_bytes = config.kv_bytes_per_token(4)
+    for kv_bytes, tokens, block_size in ((4 << 20, 112, 16), (4 << 20, 113, 16), (3_000_000, 7, 4)):
         mine = most_sequences(config, kv_bytes, tokens, block_size, 4)
-        trial, count = BlockPool(kv_bytes // (block_size * config.kv_bytes_per_token(4)), block_size), 0
+        trial, count = BlockPool(kv_bytes // (block_size * token_bytes), block_size), 0
         try:
             while True:
                 BlockTable(trial).grow(tokens)
@@ -677,7 +687,7 @@ def check_capacity():
         except OutOfBlocks:
             pass
         assert mine == count, (
-            f"{kv_bytes} bytes, {tokens} tokens, blocks of {block_size}: {mine}, but {count} fit"
+            f"{kv_bytes} bytes, {tokens} tokens, blocks of {block_size}: {count} fit, not {mine}"
         )
 
 
