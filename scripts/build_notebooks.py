@@ -78,7 +78,13 @@ def execute(notebook: Any, extra: Sequence[str] = ()) -> float:
     import matplotlib.font_manager  # noqa: F401 - a first import builds a cache, and says so on stderr
 
     notebook.cells += [nbformat.v4.new_code_cell(text) for text in extra]
-    client = NotebookClient(notebook, timeout=CELL_TIMEOUT, kernel_name="python3", record_timing=False)
+    client = NotebookClient(
+        notebook,
+        timeout=CELL_TIMEOUT,
+        kernel_name="python3",
+        record_timing=False,
+        extra_arguments=["--log-level=ERROR"],  # else it warns that its local port is not encrypted
+    )
     started = time.perf_counter()
     client.execute(cwd=str(FOLDER))
     _normalise(notebook)
@@ -116,7 +122,11 @@ def _joined_streams(outputs: list[Any]) -> list[Any]:
 
 def _small_png(encoded: str) -> str:
     """The picture with a palette of 256 colours: a third of the bytes, and no library's name in it."""
-    picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB").quantize(256, dither=0)
+    picture = (
+        Image.open(io.BytesIO(base64.b64decode(encoded)))
+        .convert("RGB")
+        .quantize(256, dither=Image.Dither.NONE)
+    )
     small = io.BytesIO()
     picture.save(small, "PNG", optimize=True)
     return base64.b64encode(small.getvalue()).decode()

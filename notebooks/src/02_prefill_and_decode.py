@@ -293,7 +293,7 @@ def best(run, seconds=0.4, most=20):
 
 
 LONGEST, BATCH = 512, 16
-pool = BlockPool(num_blocks=LONGEST // 16 + BATCH * 9, block_size=16)
+pool = BlockPool(num_blocks=LONGEST // 16 + BATCH * 9, block_size=16)  # a larger cache, for measuring
 cache = KVCache.allocate(config, pool.num_blocks, pool.block_size, torch.float32, model.device)
 runner = ModelRunner(model.decoder, cache, pool.block_size)
 
@@ -322,8 +322,9 @@ ax.plot(lengths, [1e3 * t for t in cached_time], "s-", color=BLUE, label="decode
 ax.set(
     xscale="log", yscale="log", xlabel="length of the text (tokens)", ylabel="time for the next token (ms)"
 )
-ax.set_xticks(lengths, [str(n) for n in lengths])
+ax.set_xticks(lengths, lengths)
 ax.minorticks_off()
+ax.yaxis.set_major_formatter("{x:g}")
 ax.legend(frameon=False)
 ax.grid(color="#EEEEEE")
 plt.show()
@@ -394,8 +395,8 @@ assert intensity([(256, 0)]) > 50 * intensity([(1, 255)])
 #
 # $$\min(\text{FLOP rate},\; I \times \text{bandwidth})$$
 #
-# FLOPs per second. Left of the ridge, where both are equal, memory is the bottleneck; right of it, arithmetic.
-# Both speeds are measured here, by a big sum and a big matrix product.
+# FLOPs per second. Left of the ridge, where both are equal, memory is the bottleneck; right of it,
+# arithmetic. Both speeds are measured here, by a big sum and a big matrix product.
 
 
 # %%
@@ -406,20 +407,18 @@ def read_rate(count):
 
 
 bandwidth = read_rate(32 << 20)  # 128 MiB: more than most caches hold
-bandwidth_of_model = read_rate(config.num_parameters)
+bandwidth_of_model = read_rate(config.num_parameters)  # as many bytes as the weights
 square = torch.randn(1024, 1024)
 flop_rate = 2 * 1024**3 / best(lambda: square @ square)
 ridge = flop_rate / bandwidth
 
 print(f"read bandwidth, 128 MiB      {bandwidth / 1e9:8.1f} GB/s")
-print(
-    f"read bandwidth, model-sized  {bandwidth_of_model / 1e9:8.1f} GB/s (more, if it stays in the last cache)"
-)
+print(f"read bandwidth, 25 MiB       {bandwidth_of_model / 1e9:8.1f} GB/s")
 print(f"matrix product               {flop_rate / 1e9:8.1f} GFLOP/s")
 print(f"ridge                        {ridge:8.1f} FLOP/byte")
 
 # %% [markdown]
-# The second line is for as many bytes as our model has. If it is faster than the first, the processor's
+# The second line is for as many bytes as our model's weights. If it is faster than the first, the processor's
 # last cache holds them: for a model this small, "memory" may mean that cache.
 
 # %% [markdown]
@@ -448,10 +447,14 @@ ax.plot(
     reach,
     (reach * bandwidth).clamp(max=flop_rate) / 1e9,
     color="black",
-    label="roof: bandwidth, then FLOP rate",
+    label="roof",
 )
 ax.axvline(ridge, color=GREY, linestyle="--")
-ax.text(ridge * 1.08, flop_rate / 1e9 / 300, "ridge", color="#666666")
+for text, place, side in (
+    ("memory-bound", ridge / 1.1, "right"),
+    ("bound by arithmetic", ridge * 1.1, "left"),
+):
+    ax.text(place, flop_rate / 1e9 * 1.3, text, ha=side, color="#666666")
 for points, style, colour, label in (
     (matrix_points, "^-", GREEN, "one 4096 x 4096 matrix, 1 to 128 rows"),
     (prefill_points, "o-", ORANGE, "our model: prefill of 16 to 512 tokens"),
@@ -490,14 +493,10 @@ print(f"  not explained by either           {1e3 * max(decode_time - floor, 0):7
 
 
 # %% [markdown]
-# What is left over is mostly the price of Python and of torch's dispatch, plus intermediate results that
-# are written and read back. Compiled kernels, which do more per call, go after this part; for
-# models of billions of parameters, reading the weights dwarfs it.
-#
-# ## 2.7 Batching: more rows for the same bytes
-#
-# Decode cannot make its *sequence* go faster by adding rows, since the next token is not known. But other
-# requests are waiting, and their rows can share the reading of the weights.
+# What is left over is Python and torch's dispatch, matrix routines that do not reach full bandwidth for
+# a single row (the triangles show it too), and intermediate results that are written and read back.
+# Section 2.7 splits it by kind. Compiled kernels that do more per call go after this part; for models
+# of billions of parameters, reading the weights dwarfs it.
 
 # %%
 CONTEXT = 128
@@ -525,7 +524,15 @@ timings = [min(results) for results in zip(*rounds, strict=True)]
 print("batch    step   matrices  attention   rest (ms)   tokens/s")
 for batch, (total, linear, attention) in zip(batches, timings, strict=True):
     parts = [1e3 * t for t in (total, linear, attention, total - linear - attention)]
-    print("{:5} {:7.2f} {:10.2f} {:10.2f} {:11.2f}".format(batch, *parts) + f"{batch / total:11.0f}")
+    print("{:5} {:7.2f} {:10.2f} {:10.2f} {:11.2f} {:10.0f}".format(batch, *parts, batch / total))
+
+for table in tables:
+    table.release()
+own = 1e3 * CONTEXT * config.kv_bytes_per_token(FLOAT32) / bandwidth
+extra = 1e3 * (timings[-1][2] - timings[0][2]) / (batches[-1] - 1)
+print(
+    f"attention, each further sequence: {extra:.2f} ms; of these, reading its keys and values: {own:.2f} ms"
+)
 
 # %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
@@ -543,15 +550,9 @@ left.set(xlabel="sequences in the batch", ylabel="time of a decode step (ms)")
 left.legend(frameon=False, loc="upper left")
 rate = torch.tensor(batches) / totals * 1e3
 right.plot(batches, rate, "o-", color=BLUE, label="measured")
-right.plot(
-    batches, rate[0] * torch.tensor(batches), "--", color="black", label="if a step always took as long"
-)
-right.set(
-    xscale="log", yscale="log", xlabel="sequences in the batch", ylabel="tokens per second, all sequences"
-)
+right.plot(batches, rate[0] * torch.tensor(batches), "--", color="black", label="if steps took no longer")
+right.set(xlabel="sequences in the batch", ylabel="tokens per second, all sequences", ylim=(0, None))
 right.set_xticks(batches, batches)
-right.minorticks_off()
-right.yaxis.set_major_formatter("{x:g}")
 right.legend(frameon=False)
 right.grid(color="#EEEEEE")
 plt.show()
@@ -562,8 +563,9 @@ plt.show()
 # * The **matrices** grow far more slowly than the batch: weights are read once for all. This is the
 #   gain, and it ends where the batch reaches the ridge.
 # * **Attention** grows with the batch, for two reasons. One is true of every engine: each sequence has
-#   its own keys and values to read, so batching shares nothing here. The other is this backend's: it is a
-#   Python loop over the sequences (`attend_pages` in `minillm/ops/reference.py`), which is easy to read and slow.
+#   its own keys and values to read, so batching shares nothing here. The other is this backend's: it is
+#   a Python loop over the sequences (`attend_pages` in `minillm/ops/reference.py`), easy to read and slow.
+#   The last line under the table says which reason weighs more on your machine.
 # * Throughput rises while each sequence waits a little longer for its next token. Which of the two matters
 #   depends on who is waiting; choosing the batch is the scheduler's job.
 #
@@ -686,9 +688,7 @@ def check_capacity():
                 count += 1
         except OutOfBlocks:
             pass
-        assert mine == count, (
-            f"{kv_bytes} bytes, {tokens} tokens, blocks of {block_size}: {count} fit, not {mine}"
-        )
+        assert mine == count, f"{kv_bytes} bytes, {tokens} tokens each: {count} fit, not {mine}"
 
 
 attempt(check_capacity)
