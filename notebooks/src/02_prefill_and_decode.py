@@ -319,9 +319,8 @@ for n, slow, fast in zip(lengths, recompute_time, cached_time, strict=True):
 fig, ax = plt.subplots(figsize=(7.5, 4), layout="constrained")
 ax.plot(lengths, [1e3 * t for t in recompute_time], "o-", color=ORANGE, label="recompute the whole text")
 ax.plot(lengths, [1e3 * t for t in cached_time], "s-", color=BLUE, label="decode with the KV cache")
-ax.set(
-    xscale="log", yscale="log", xlabel="length of the text (tokens)", ylabel="time for the next token (ms)"
-)
+ax.set(xscale="log", yscale="log")
+ax.set(xlabel="length of the text (tokens)", ylabel="time for the next token (ms)")
 ax.set_xticks(lengths, lengths)
 ax.minorticks_off()
 ax.yaxis.set_major_formatter("{x:g}")
@@ -330,8 +329,8 @@ ax.grid(color="#EEEEEE")
 plt.show()
 
 # %% [markdown]
-# The upper curve climbs with the length of the text. The lower one hardly moves: a longer text means
-# more keys to read, but the weights outweigh them for a long while.
+# The upper curve should climb with the length of the text. The lower one should hardly move: a longer
+# text means more keys to read, but the weights outweigh them for a long while.
 #
 # A whole answer costs the area under the curve, so the total without a cache grows with the *square* of
 # the length even before attention is counted. The price of the cache is memory: 8 layers here, 80 in a
@@ -354,9 +353,9 @@ for name, tokens, seconds, work in (
     print(f"{name:22}{work / tokens / 1e6:10.1f} {per_token:10.2f} {work / seconds / 1e9:9.1f}")
 
 # %% [markdown]
-# Time per token differs by far more than the work does. The reason is what a pass must *read*: every weight
-# once, whether for 256 rows or for one, and the keys and values of the text. Work divided by bytes is
-# the **arithmetic intensity** of a pass.
+# Time per token should differ by far more than the work does. The reason is what a pass must *read*:
+# every weight once, whether for 256 rows or for one, and the keys and values of the text. Work divided
+# by bytes is the **arithmetic intensity** of a pass.
 
 # %%
 FLOAT32 = 4  # bytes
@@ -418,14 +417,13 @@ print(f"matrix product               {flop_rate / 1e9:8.1f} GFLOP/s")
 print(f"ridge                        {ridge:8.1f} FLOP/byte")
 
 # %% [markdown]
-# The second line is for as many bytes as our model's weights. If it is faster than the first, the processor's
-# last cache holds them: for a model this small, "memory" may mean that cache.
-
-# %% [markdown]
+# The second line is for as many bytes as our model's weights. If it is faster than the first, the
+# processor's last cache holds them: for a model this small, "memory" may mean that cache.
+#
 # Under this roof we put two kinds of points:
 #
-# * **one matrix of a 7B model**: 4096 x 4096, multiplied with 1, 2, 4, ... rows. One row is what decode asks
-#   of it, hundreds are prefill.
+# * **one matrix of a 7B model**: 4096 x 4096, multiplied with 1, 2, 4, ... rows. One row is what decode
+#   asks of it, hundreds are prefill.
 # * **whole passes of our model**: a decode step, and prefills of growing length.
 
 # %%
@@ -443,18 +441,11 @@ prefill_points = [
 
 fig, ax = plt.subplots(figsize=(8.5, 4.6), layout="constrained")
 reach = torch.logspace(-1, 3, 200)
-ax.plot(
-    reach,
-    (reach * bandwidth).clamp(max=flop_rate) / 1e9,
-    color="black",
-    label="roof",
-)
+ax.plot(reach, (reach * bandwidth).clamp(max=flop_rate) / 1e9, color="black", label="roof")
 ax.axvline(ridge, color=GREY, linestyle="--")
-for text, place, side in (
-    ("memory-bound", ridge / 1.1, "right"),
-    ("bound by arithmetic", ridge * 1.1, "left"),
-):
-    ax.text(place, flop_rate / 1e9 * 1.3, text, ha=side, color="#666666")
+height = flop_rate / 1e9 * 1.3
+ax.text(ridge / 1.1, height, "bound by memory", ha="right", color="#666666")
+ax.text(ridge * 1.1, height, "bound by arithmetic", ha="left", color="#666666")
 for points, style, colour, label in (
     (matrix_points, "^-", GREEN, "one 4096 x 4096 matrix, 1 to 128 rows"),
     (prefill_points, "o-", ORANGE, "our model: prefill of 16 to 512 tokens"),
@@ -473,11 +464,11 @@ plt.show()
 # %% [markdown]
 # How to read your figure:
 #
-# * The big matrix with few rows should lie near the sloping roof: there, twice the rows cost
-#   hardly more time. Further right it should flatten out towards the horizontal roof. (Small row counts can
-#   fall short of both: libraries have a special routine for one row, and tune the others for many.)
-# * Prefill of our model should climb the same way and stay below: norms, softmax and the mask cost time
-#   that the FLOP count leaves out.
+# * The big matrix with one row should lie near the sloping roof, and move up along it: more rows cost
+#   hardly more time there. Further right it should flatten out towards the horizontal roof. (A few
+#   rows can fall short of both: libraries have a routine for one row, and tune the others for many.)
+# * Prefill of our model should climb the same way and stay below: norms, softmax and the masked half of
+#   the scores take time that the FLOP count leaves out.
 # * Our model's decode step probably lies well *below* the roof. A third bottleneck is at work: a pass is
 #   hundreds of small torch calls, each with a fixed cost, and a small model has too little work per
 #   call to hide it. The next table takes it apart.
@@ -497,6 +488,11 @@ print(f"  not explained by either           {1e3 * max(decode_time - floor, 0):7
 # a single row (the triangles show it too), and intermediate results that are written and read back.
 # Section 2.7 splits it by kind. Compiled kernels that do more per call go after this part; for models
 # of billions of parameters, reading the weights dwarfs it.
+#
+# ## 2.7 Batching: more rows for the same bytes
+#
+# A sequence cannot decode two rows at once, since its next token is not known yet. But other requests
+# are waiting, and their rows can share the reading of the weights.
 
 # %%
 CONTEXT = 128
@@ -530,9 +526,7 @@ for table in tables:
     table.release()
 own = 1e3 * CONTEXT * config.kv_bytes_per_token(FLOAT32) / bandwidth
 extra = 1e3 * (timings[-1][2] - timings[0][2]) / (batches[-1] - 1)
-print(
-    f"attention, each further sequence: {extra:.2f} ms; of these, reading its keys and values: {own:.2f} ms"
-)
+print(f"attention, each further sequence {extra:.2f} ms; reading its keys and values alone {own:.2f} ms")
 
 # %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
@@ -560,8 +554,8 @@ plt.show()
 # %% [markdown]
 # Three things to look for in your figure.
 #
-# * The **matrices** grow far more slowly than the batch: weights are read once for all. This is the
-#   gain, and it ends where the batch reaches the ridge.
+# * The **matrices** should grow far more slowly than the batch: weights are read once for all. This is
+#   the gain, and it ends where the batch reaches the ridge.
 # * **Attention** grows with the batch, for two reasons. One is true of every engine: each sequence has
 #   its own keys and values to read, so batching shares nothing here. The other is this backend's: it is
 #   a Python loop over the sequences (`attend_pages` in `minillm/ops/reference.py`), easy to read and slow.
@@ -625,13 +619,8 @@ def my_slots(block_table, positions, block_size):
 def check_slots():
     mine, table = my_slots([5, 2, 7], range(3, 10), 4), [5, 2, 7]
     assert list(mine) == slot_mapping(table, range(3, 10), 4), f"positions 3 to 9 in blocks {table}: {mine}"
-    engine = LLM(
-        dtype="float32",
-        device="cpu",
-        backend="reference",
-        kv_memory="16MiB",
-        parts={"slot_mapping": my_slots},
-    )
+    mine = {"slot_mapping": my_slots}
+    engine = LLM(dtype="float32", device="cpu", backend="reference", kv_memory="16MiB", parts=mine)
     assert engine.generate(prompts["A"], greedy)[0].token_ids == sequences["A"].ids[-12:], "another text"
 
 
