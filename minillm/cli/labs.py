@@ -61,9 +61,7 @@ def print_labs() -> int:
         table.add_section()
     console = Console()
     console.print(table)
-    console.print(
-        Text("minillm labs start N writes the handout and your file; labs check N checks it")
-    )
+    console.print(Text("minillm labs start N writes the handout and your file; labs check N checks it"))
     return 0
 
 
