@@ -27,7 +27,7 @@ from minillm.model.locate import find_model
 from minillm.model.runner import SequenceRows
 from minillm.ops.swapped import SwappedOps
 from minillm.progress import Bar
-from minillm.tokenizer import Message
+from minillm.tokenizer import Message, check_messages
 
 MAX_LOGITS_BYTES = 1 << 30
 Prompt = str | Sequence[int]
@@ -56,7 +56,9 @@ class LLM:
     ) -> None:
         self.config = engine_config(options)
         seams = Parts.of(parts)
-        ops = SwappedOps(make_ops(self.config.backend), seams.rope, seams.attention, seams.linear)
+        ops = make_ops(self.config.backend)
+        if seams.rope or seams.attention or seams.linear:
+            ops = SwappedOps(ops, seams.rope, seams.attention, seams.linear)
         folder = find_model(model)
         with Bar("loading weights", in_bytes=True) as bar:
             loaded = load_model(folder, self.config, ops, bar)
@@ -123,6 +125,7 @@ class LLM:
         if on_overflow not in ("refuse", "drop_oldest"):
             raise UsageError(f"on_overflow={on_overflow!r} is not known", "use refuse or drop_oldest")
         tokenizer = self.engine.model.require_tokenizer()
+        check_messages(messages)
         kept = list(range(len(messages)))
         while True:
             ids = tokenizer.encode_chat([messages[i] for i in kept])
@@ -147,9 +150,8 @@ class LLM:
         params = self.default_params if sampling_params is None else sampling_params
         if isinstance(params, SamplingParams) and params.n != 1:
             raise UsageError(f"stream gives one completion, not n={params.n}", "use generate")
-        request_id = self.engine.add_request(prompt, params)
-        stream = TextIterator(self._step, lambda: self.engine.abort_request(request_id))
-        self._streams[request_id] = stream
+        stream = TextIterator(self.engine, self.engine.add_request(prompt, params), self._step)
+        self._streams[stream.request_id] = stream
         return stream
 
     @torch.inference_mode()
@@ -167,7 +169,11 @@ class LLM:
             PromptTooLong, OutOfBlocks: more tokens than the context, or than the free blocks hold.
         """
         model, chunk = self.engine.model, self.config.prefill_chunk
-        ids = model.token_ids(list(token_ids))
+        try:
+            ids = model.token_ids(list(token_ids))
+        except TypeError:
+            kind = type(token_ids).__name__
+            raise UsageError(f"token_ids must be a list of token ids, not {kind}") from None
         if len(ids) > model.max_model_len:
             raise PromptTooLong(f"{len(ids)} tokens are more than the context of {model.max_model_len}")
         nbytes = 4 * len(ids) * model.config.vocab_size
@@ -197,7 +203,7 @@ class LLM:
                 while len(answers) < len(prompts):
                     self._feed(prompts, params, ids)
                     for output in self._step():
-                        if output.finished:
+                        if output.finished and output.request_id in ids:
                             answers[output.request_id] = output
                     bar.update(len(answers))
         except BaseException:
@@ -220,19 +226,21 @@ class LLM:
         self._step()
 
     def _step(self) -> list[RequestOutput]:
-        """One engine step; every open stream gets its news, whoever asked for the step."""
+        """One engine step; every open stream learns of its request, whoever asked for the step."""
         outputs = self.engine.step()
         for output in outputs:
-            if output.request_id in self._streams:
-                self._streams[output.request_id].output = output
+            stream = self._streams.get(output.request_id)
+            if stream is not None:
+                stream.output = output
         return outputs
 
 
 class TextIterator(Iterator[str]):
     """Pieces of one completion. Dropping it ends the request."""
 
-    def __init__(self, step: Callable[[], object], abort: Callable[[], None]) -> None:
-        self._step, self._abort = step, abort
+    def __init__(self, engine: Engine, request_id: str, step: Callable[[], list[RequestOutput]]) -> None:
+        self.request_id = request_id
+        self._engine, self._step = engine, step
         self._given = 0
         self.output: RequestOutput | None = None
 
@@ -240,19 +248,19 @@ class TextIterator(Iterator[str]):
         while not (piece := self._take()):
             if self.output is not None and self.output.finished:
                 raise StopIteration
-            self._step()
+            self._advance()
         return piece
 
     @property
     def result(self) -> RequestOutput:
         """The finished answer; runs the request to its end if it is not there yet."""
         while self.output is None or not self.output.finished:
-            self._step()
+            self._advance()
         return self.output
 
     def close(self) -> str:
         """End the request now, if it is running; returns the text not yet given out."""
-        self._abort()
+        self._engine.abort_request(self.request_id)
         return self._take() if self.result else ""
 
     def _take(self) -> str:
@@ -261,8 +269,13 @@ class TextIterator(Iterator[str]):
         piece, self._given = text[self._given :], len(text)
         return piece
 
+    def _advance(self) -> None:
+        if not self._engine.has_unfinished_requests():
+            raise MinillmError(f"{self.request_id} ended unseen", "only one loop may step an engine")
+        self._step()
+
     def __del__(self) -> None:
-        self._abort()
+        self._engine.abort_request(self.request_id)
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -77,9 +77,7 @@ def _train(args: argparse.Namespace) -> None:
                 print(f"step {step}: {bits_per_byte(model, valid[:_QUICK_DOCS], tokenizer):.4f} bits/byte")
 
         trainer.run(args.steps, report)
-    print(
-        f"{args.stage}: {bits_per_byte(model, valid, tokenizer):.4f} bits per byte on the validation stories"
-    )
+    print(f"{args.stage}: {bits_per_byte(model, valid, tokenizer):.4f} bits per byte, all validation stories")
 
 
 def _with_generated(mixture: Mixture, args: argparse.Namespace) -> Mixture:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LENGTHS = (128, 512, 1024, 4096, 8192, 32768, 131072)
 # Fields of ModelConfig that several config keys decide: the key whose source stands for them.
-_DECIDED_BY = {"layer_windows": "sliding_window"}
+_DECIDED_BY = {"layer_windows": "sliding_window", "eos_token_ids": "eos_token_id"}
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

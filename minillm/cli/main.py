@@ -10,10 +10,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from minillm.cli import bench, chat, doctor, generate, inspect_model
+from minillm.cli import bench, chat, doctor, generate, inspect_model, labs
 from minillm.errors import MinillmError
 
-COMMANDS = (generate, chat, inspect_model, bench, doctor)
+COMMANDS = (generate, chat, inspect_model, bench, doctor, labs)
 INTERRUPTED = 130
 
 

@@ -37,7 +37,7 @@ for facts. It was trained on fiction from before the 1930s as well and may repea
 
 | source | share of the windows | licence |
 | --- | --- | --- |
-| TinyStories, a part (5.6 MB, 6,836 stories) | 72 % | CDLA-Sharing-1.0 (no obligation on results such as models) |
+| TinyStories, a part (5.6 MB, 6,836 stories) | 72 % | CDLA-Sharing-1.0 (results such as models are free) |
 | 73 classic children's books (24.8 MB) | 20 % | public domain |
 | FairytaleQA, the tales only (3.2 MB, 278 tales) | 8 % | Apache-2.0 |
 {extra_data}

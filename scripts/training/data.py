@@ -1,7 +1,7 @@
 """The corpus as token streams: documents shuffled each epoch, end to end, cut into windows.
 
     <|endoftext|> story <|endoftext|> story <|endoftext|> ...
-    [ window of length + 1 tokens ][ window ][ window ]      input = all but the last, target = all but the first
+    [ window of length + 1 tokens ][ window ][ window ]    input: all but the last, target: all but the first
 
 Stories keep their documents whole (an epoch reads each once, in a new order). Books and tales are
 long, so they are shuffled in pieces; a window then still reads consecutive text nearly everywhere.
