@@ -56,7 +56,7 @@ class LLM:
     ) -> None:
         self.config = engine_config(options)
         seams = Parts.of(parts)
-        ops = make_ops(self.config.backend)
+        ops = make_ops(self.config.backend, self.config.device)
         if seams.rope or seams.attention or seams.linear:
             ops = SwappedOps(ops, seams.rope, seams.attention, seams.linear)
         folder = find_model(model)

@@ -61,13 +61,13 @@ struct LinearArgs {
 };
 
 struct NormArgs {
-  const void* x;         // [rows, size]
-  const void* residual;  // [rows, size] or null: then the norm is of x alone
+  const void* x;         // [rows, parts, size]
+  const void* residual;  // [rows, parts, size] or null: then the norm is of x alone
   const void* weight;    // [size]
-  void* sum;             // [rows, size]: x + residual; unused without residual
-  void* y;               // [rows, size]
-  int64_t rows, size;
-  int64_t x_stride, y_stride;  // residual and sum are dense
+  void* sum;             // [rows, parts, size]: x + residual, may be residual itself
+  void* y;               // [rows, parts, size], may be x itself
+  int64_t rows, parts, size;  // parts: the heads of a row, each normed by itself
+  int64_t x_stride, y_stride;  // of rows; residual and sum are dense
   float eps;
   DType dtype;
 };
@@ -100,7 +100,8 @@ struct RopeArgs {
   int64_t q_stride, k_stride, v_stride;
   const float *cos, *sin;    // [max_positions, head_dim / 2]
   void *k_cache, *v_cache;   // [num_blocks, block_size, num_kv_heads, head_dim]
-  void* q_out;               // [num_tokens, num_heads, head_dim], dense; may be q itself
+  void* q_out;               // [num_tokens, num_heads, head_dim]; may be q itself
+  int64_t q_out_stride;
   Batch batch;
   Heads heads;
 };
@@ -127,6 +128,53 @@ struct Kernels {
   void (*rope_and_cache)(const RopeArgs&);
   void (*attention)(const AttentionArgs&);
 };
+
+// One layer's weights; a bias or a q / k norm that the model does not have is null.
+struct LayerWeights {
+  const void *qkv, *qkv_bias, *q_norm, *k_norm, *o, *o_bias, *post_norm;
+  const void *gate_up, *gate_up_bias, *down, *down_bias, *next_norm;
+  void *k_cache, *v_cache;
+  int64_t window;
+};
+constexpr int kTensorsPerLayer = 12;  // the const ones, in this order
+
+struct LayersArgs {
+  const LayerWeights* layers;
+  int64_t num_layers, hidden, intermediate;
+  Heads heads;
+  Batch batch;
+  const float *cos, *sin;
+  float eps, scale;
+  void* residual;  // [num_tokens, hidden]: changed
+  void* x;         // [num_tokens, hidden]: in, the first layer's normed input; out, the last norm's output
+};
+
+struct SampleArgs {
+  const void* logits;  // [rows, vocab]
+  DType dtype;
+  int64_t rows, vocab, num_token_ids;
+  const int64_t* keys;     // [rows]
+  const double* numbers;   // [rows, 4]: temperature, top_p, min_p, repetition_penalty
+  const int64_t* top_k;    // [rows]
+  const int64_t* seen;     // ids the penalty looks at, each once, row after row
+  const int64_t* seen_end; // [rows]: where each row's ids end in `seen`
+  int64_t* tokens;         // [rows]
+};
+
+struct LogprobsArgs {
+  const void* logits;  // [rows, vocab]
+  DType dtype;
+  int64_t rows, vocab, top;
+  const int64_t* tokens;  // [rows]
+  float* of_token;        // [rows]
+  float* best;            // [rows, top]
+  int64_t* best_ids;      // [rows, top]
+};
+
+// The same on every path: compiled once, without any vector instruction of its own.
+void run_layers(const Kernels& kernels, const LayersArgs& args);
+void sample(const SampleArgs& args);
+void token_logprobs(const LogprobsArgs& args);
 
 // The paths this library was built with, best first, ended by null; `runs_here` asks the processor.
 struct Path {

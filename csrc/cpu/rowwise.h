@@ -33,17 +33,20 @@ INLINE void norm_row(const T* x, const T* weight, T* y, int64_t size, float eps)
 
 template <class T>
 void norm_as(const NormArgs& a) {
-  in_ranges(a.rows, row_grain(a.size), [&](int64_t begin, int64_t end) {
+  int64_t row_size = a.parts * a.size;
+  in_ranges(a.rows, row_grain(row_size), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; r++) {
       const T* x = static_cast<const T*>(a.x) + r * a.x_stride;
+      T* y = static_cast<T*>(a.y) + r * a.y_stride;
       if (a.residual) {
-        const T* residual = static_cast<const T*>(a.residual) + r * a.size;
-        T* sum = static_cast<T*>(a.sum) + r * a.size;
-        for (int64_t i = 0; i < a.size; i += VL)
-          store_n(sum + i, load_n(x + i, a.size - i) + load_n(residual + i, a.size - i), a.size - i);
+        const T* residual = static_cast<const T*>(a.residual) + r * row_size;
+        T* sum = static_cast<T*>(a.sum) + r * row_size;
+        for (int64_t i = 0; i < row_size; i += VL)
+          store_n(sum + i, load_n(x + i, row_size - i) + load_n(residual + i, row_size - i), row_size - i);
         x = sum;
       }
-      norm_row(x, static_cast<const T*>(a.weight), static_cast<T*>(a.y) + r * a.y_stride, a.size, a.eps);
+      for (int64_t i = 0; i < row_size; i += a.size)
+        norm_row(x + i, static_cast<const T*>(a.weight), y + i, a.size, a.eps);
     }
   });
 }
@@ -85,7 +88,7 @@ void rope_and_cache_as(const RopeArgs& a) {
       const float* sin = a.sin + a.batch.positions[t] * half;
       const T* q = static_cast<const T*>(a.q) + t * a.q_stride;
       const T* k = static_cast<const T*>(a.k) + t * a.k_stride;
-      T* q_out = static_cast<T*>(a.q_out) + t * a.heads.num_heads * dim;
+      T* q_out = static_cast<T*>(a.q_out) + t * a.q_out_stride;
       T* k_out = static_cast<T*>(a.k_cache) + a.batch.slot_mapping[t] * kv_size;
       T* v_out = static_cast<T*>(a.v_cache) + a.batch.slot_mapping[t] * kv_size;
       for (int64_t h = 0; h < a.heads.num_heads; h++) rotate_head(q + h * dim, cos, sin, q_out + h * dim, half);

@@ -15,11 +15,14 @@ attention they are one and the same function.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from minillm.ops.sampling import SamplingBatch
 
 
 @dataclass(frozen=True)
@@ -40,15 +43,69 @@ class AttentionMetadata:
     kv_len: Tensor
 
 
+@dataclass(frozen=True)
+class PackedWeight:
+    """A matrix [out, in] in the order a backend reads it; `data` is that backend's own business."""
+
+    data: Tensor
+    out_features: int
+    in_features: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in), as of the matrix itself."""
+        return self.out_features, self.in_features
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return self.data.device
+
+
+Weight = Tensor | PackedWeight
+
+
+@dataclass(frozen=True)
+class LayerStack:
+    """All layers of a decoder, laid out for a backend that runs them in one call.
+
+    `tensors` holds for each layer, in this order: qkv weight, qkv bias, q norm, k norm, o weight, o
+    bias, post-attention norm, gate-up weight, gate-up bias, down weight, down bias, and the norm that
+    follows (the next layer's first, or the last). Matrices are packed; what a model lacks is a tensor
+    without elements. `windows` has 0 for full attention.
+    """
+
+    tensors: list[Tensor]
+    windows: list[int]
+    num_heads: int
+    intermediate_size: int
+    eps: float
+    scale: float
+
+
 class Ops(Protocol):
-    """One machine's implementation of everything the decoder does to numbers."""
+    """One machine's implementation of everything the decoder does to numbers.
+
+    `kernel_set` names the arithmetic: equal names, equal bits. A backend may have one more method,
+
+        run_layers(stack, residual, x, cos, sin, k_cache, v_cache, meta) -> Tensor
+
+    which does what the decoder's loop over its layers does, to the bit, in one call.
+    """
 
     name: str
 
-    def embedding(self, ids: Tensor, weight: Tensor) -> Tensor:
+    @property
+    def kernel_set(self) -> str:
+        """Which arithmetic runs; part of the KV envelope."""
+
+    def prepare_weight(self, weight: Tensor) -> Weight:
+        """The form this machine reads a matrix [out, in] in; asked once per matrix, after loading."""
+
+    def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
         """Rows `ids` [num_tokens] of `weight` [vocab_size, hidden] -> [num_tokens, hidden]."""
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         """`x` [num_tokens, in] times `weight` [out, in] transposed, plus `bias` [out]."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -97,6 +154,14 @@ class Ops(Protocol):
     def copy_blocks(self, caches: list[Tensor], source: Tensor, destination: Tensor) -> None:
         """Copy block `source[i]` to block `destination[i]` in every cache tensor."""
 
+    def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
+        """One token id per row of `logits` [num_rows, vocab_size]: `sampling.sample`."""
+
+    def token_logprobs(
+        self, logits: Tensor, token_ids: Tensor, tops: Sequence[int]
+    ) -> list[dict[int, float]]:
+        """Log-probabilities of each row's token and of its `tops[i]` likeliest: `sampling.token_logprobs`."""
+
 
 def check_attention_shapes(q: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata) -> None:
     """Raise ValueError, with names and numbers, unless the shapes fit each other."""
@@ -120,10 +185,17 @@ def check_attention_shapes(q: Tensor, k_cache: Tensor, v_cache: Tensor, meta: At
         )
 
 
-def check_linear_shapes(x: Tensor, weight: Tensor) -> None:
+def check_linear_shapes(x: Tensor, weight: Weight) -> None:
     """Raise ValueError unless `x` [.., in] fits `weight` [out, in]."""
     if x.shape[-1] != weight.shape[-1]:
         raise ValueError(f"linear: x is {list(x.shape)}, weight is {list(weight.shape)}: in-features differ")
+
+
+def plain(weight: Weight) -> Tensor:
+    """The matrix itself, for a backend that packs nothing."""
+    if isinstance(weight, PackedWeight):
+        raise TypeError("this weight was packed for another backend")
+    return weight
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

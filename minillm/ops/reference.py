@@ -8,13 +8,20 @@ the same token gets slightly different bits alone and in a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.ops.contract import AttentionMetadata, check_attention_shapes, check_linear_shapes
+from minillm.ops import sampling
+from minillm.ops.contract import (
+    AttentionMetadata,
+    Weight,
+    check_attention_shapes,
+    check_linear_shapes,
+    plain,
+)
 
 RopeFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 AttendFn = Callable[[Tensor, Tensor, Tensor, float, int | None], Tensor]
@@ -124,13 +131,17 @@ class ReferenceOps:
     """`Ops` in PyTorch; the contract's docstrings say what each method does."""
 
     name = "reference"
+    kernel_set = "torch"
 
-    def embedding(self, ids: Tensor, weight: Tensor) -> Tensor:
-        return F.embedding(ids, weight)
+    def prepare_weight(self, weight: Tensor) -> Weight:
+        return weight
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
+        return F.embedding(ids, plain(weight))
+
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         check_linear_shapes(x, weight)
-        return F.linear(x, weight, bias)
+        return F.linear(x, plain(weight), bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x32 = x.float()
@@ -172,3 +183,11 @@ class ReferenceOps:
     def copy_blocks(self, caches: list[Tensor], source: Tensor, destination: Tensor) -> None:
         for cache in caches:
             cache[destination] = cache[source]
+
+    def sample(self, logits: Tensor, batch: sampling.SamplingBatch) -> Tensor:
+        return sampling.sample(logits, batch)
+
+    def token_logprobs(
+        self, logits: Tensor, token_ids: Tensor, tops: Sequence[int]
+    ) -> list[dict[int, float]]:
+        return sampling.token_logprobs(logits, token_ids, tops)

@@ -49,7 +49,7 @@ def noise_key(seed: int, index: int, position: int, purpose: int = 0) -> int:
     return key
 
 
-def _signed(x: int) -> int:
+def as_int64(x: int) -> int:
     """The int64 with the bits of an unsigned 64-bit integer (torch multiplies int64, wrapping)."""
     return x - (1 << 64) if x >> 63 else x
 
@@ -61,11 +61,11 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
 
 def uniforms(keys: Sequence[int], count: int, device: torch.device | None = None) -> Tensor:
     """`count` numbers in (0, 1) for each key: float64 [len(keys), count], element j hashed from j."""
-    base = torch.tensor([_signed(k) for k in keys], dtype=torch.int64, device=device).unsqueeze(1)
-    counter = torch.arange(1, count + 1, dtype=torch.int64, device=device) * _signed(_GOLDEN)
+    base = torch.tensor([as_int64(k) for k in keys], dtype=torch.int64, device=device).unsqueeze(1)
+    counter = torch.arange(1, count + 1, dtype=torch.int64, device=device) * as_int64(_GOLDEN)
     x = base + counter
-    x = (x ^ _shift_right(x, 30)) * _signed(_MUL_1)
-    x = (x ^ _shift_right(x, 27)) * _signed(_MUL_2)
+    x = (x ^ _shift_right(x, 30)) * as_int64(_MUL_1)
+    x = (x ^ _shift_right(x, 27)) * as_int64(_MUL_2)
     x = x ^ _shift_right(x, 31)
     # 52 bits and the half fit a double exactly; one bit more would round the largest up to 1.
     return (_shift_right(x, 12).double() + 0.5) * 2.0**-52
