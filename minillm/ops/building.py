@@ -42,13 +42,11 @@ FLAGS = (
     "-O3 -std=c++20 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -fno-strict-aliasing "
     "-DTORCH_TARGET_VERSION=0x020a000000000000 -Wall -Wextra -Wno-psabi -Wno-uninitialized"
 ).split()
-SANITIZE = (
-    "-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined".split()
-)
+SANITIZE = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined".split()
 # path.cpp is compiled once for each of these; the last one is for every machine.
 PATHS = {
-    "avx512": "-DMINILLM_PATH_AVX512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma -mf16c".split(),
-    "avx2": "-DMINILLM_PATH_AVX2 -mavx2 -mfma -mf16c".split(),
+    "avx512": ["-DMINILLM_PATH_AVX512", *(f"-mavx512{x}" for x in ("f", "bw", "vl", "dq", "bf16")), "-mfma"],
+    "avx2": ["-DMINILLM_PATH_AVX2", "-mavx2", "-mfma", "-mf16c"],
     "generic": [],
 }
 Progress = Callable[[int, int], None]
