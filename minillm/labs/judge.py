@@ -126,9 +126,13 @@ def answer(case: Case, implementation: Any, file: Path | None = None) -> Any:
         return Raised(type(error).__name__, _one_line(error, file), isinstance(error, MinillmError))
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, short, and in characters that can be printed."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200].encode(errors="replace").decode() if lines else ""
+
+
 def _one_line(error: BaseException, file: Path | None) -> str:
     """The error's first line, and the last line of the student's file it passed through."""
-    text = str(error).strip().splitlines()
     frames = [f for f in traceback.extract_tb(error.__traceback__) if file and f.filename == str(file)]
-    at = f" (line {frames[-1].lineno})" if frames else ""
-    return (text[0][:200] if text else "") + at
+    return first_line(error) + (f" (line {frames[-1].lineno})" if frames else "")
