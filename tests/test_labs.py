@@ -222,7 +222,10 @@ def apply_rope(x, cos, sin):
         ("raise SystemExit(0)\n", "SystemExit in line 1"),
         ("import os\nos._exit(0)\n", "exit code 0"),
         ("while True: pass\n", "endless loop"),
-        ("import os\nfor fd in range(3, 20):\n  try: os.write(fd, b'{}\\n')\n  except OSError: pass\n", "contact"),
+        (
+            "import os\nfor fd in range(3, 20):\n  try: os.write(fd, b'{}\\n')\n  except OSError: pass\n",
+            "contact",
+        ),
     ],
 )
 def test_a_file_that_does_not_load_says_why_once(check, text, says):
