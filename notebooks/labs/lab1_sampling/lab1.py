@@ -22,7 +22,7 @@ from tokenizers.decoders import DecodeStream
 
 from minillm.config import SamplingParams
 from minillm.detokenizer import token_bytes
-from minillm.ops.sampling import NEG_INF, SamplingBatch, _moderate, gumbel_noise
+from minillm.ops.sampling import NEG_INF, SamplingBatch, gumbel_noise
 
 
 def penalise_repetition(logits: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
