@@ -130,7 +130,7 @@ def token_bytes(tokenizer: RustTokenizer, token_id: int) -> bytes:
     return token.encode()
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """Character -> byte of byte-level BPE: printable bytes stand for themselves, others from U+0100 on.
 
     Source: Radford et al., GPT-2.
@@ -140,4 +140,4 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
 
 
-_BYTE_OF = _byte_alphabet()
+_BYTE_OF = byte_alphabet()

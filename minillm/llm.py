@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-from minillm.config import EngineConfig, SamplingParams, require_int
+from minillm.config import EngineOptions, SamplingParams, engine_config, require_int
 from minillm.engine.engine import Engine
 from minillm.engine.outputs import RequestOutput
 from minillm.engine.parts import Parts
@@ -34,18 +34,31 @@ Prompt = str | Sequence[int]
 
 
 class LLM:
-    """A model and an engine. See README for the parameters; `config.py` for their meaning."""
+    """A model and an engine.
+
+    Args:
+        model: a folder in Hugging Face layout or a hub id; None is the model that ships.
+        parts: parts of the engine to replace by name, see `engine/parts.py`.
+        options: `dtype`, `device`, `backend`, `kv_memory`, `block_size`, `max_model_len`,
+            `max_num_seqs`, `max_num_batched_tokens`, `prefill_chunk`, `max_queued_requests`,
+            `max_queued_tokens`, `seed`: see `EngineConfig`.
+
+    Raises:
+        MinillmError: the typed errors of `errors.py`, before anything runs.
+    """
 
     def __init__(
         self,
         model: str | Path | None = None,
         *,
         parts: Mapping[str, Any] | None = None,
-        **engine_options: Any,
+        **options: Unpack[EngineOptions],
     ) -> None:
-        self.config = _engine_config(engine_options)
+        self.config = engine_config(options)
         seams = Parts.of(parts)
-        ops = SwappedOps(make_ops(self.config.backend), seams.rope, seams.attention, seams.linear)
+        ops = make_ops(self.config.backend)
+        if seams.rope or seams.attention or seams.linear:
+            ops = SwappedOps(ops, seams.rope, seams.attention, seams.linear)
         folder = find_model(model)
         with Bar("loading weights", in_bytes=True) as bar:
             loaded = load_model(folder, self.config, ops, bar)
@@ -223,7 +236,7 @@ class LLM:
 
 
 class TextIterator(Iterator[str]):
-    """Pieces of one completion. `output` is the newest state; closing ends the request."""
+    """Pieces of one completion. Dropping it ends the request."""
 
     def __init__(self, engine: Engine, request_id: str, step: Callable[[], list[RequestOutput]]) -> None:
         self.request_id = request_id
@@ -232,19 +245,29 @@ class TextIterator(Iterator[str]):
         self.output: RequestOutput | None = None
 
     def __next__(self) -> str:
-        while self.output is None or not self.output.finished or self._given < len(self.output.text):
-            if self.output is not None and self._given < len(self.output.text):
-                piece = self.output.text[self._given :]
-                self._given += len(piece)
-                return piece
+        while not (piece := self._take()):
+            if self.output is not None and self.output.finished:
+                raise StopIteration
             self._advance()
-        raise StopIteration
+        return piece
 
-    def close(self) -> None:
-        """End the request if it is running; `output` then holds the text so far."""
-        self._engine.abort_request(self.request_id)
+    @property
+    def result(self) -> RequestOutput:
+        """The finished answer; runs the request to its end if it is not there yet."""
         while self.output is None or not self.output.finished:
             self._advance()
+        return self.output
+
+    def close(self) -> str:
+        """End the request now, if it is running; returns the text not yet given out."""
+        self._engine.abort_request(self.request_id)
+        return self._take() if self.result else ""
+
+    def _take(self) -> str:
+        """Text that has come since the last call."""
+        text = self.output.text if self.output else ""
+        piece, self._given = text[self._given :], len(text)
+        return piece
 
     def _advance(self) -> None:
         if not self._engine.has_unfinished_requests():
@@ -253,14 +276,6 @@ class TextIterator(Iterator[str]):
 
     def __del__(self) -> None:
         self._engine.abort_request(self.request_id)
-
-
-def _engine_config(options: Mapping[str, Any]) -> EngineConfig:
-    unknown = sorted(set(options) - set(EngineConfig.__dataclass_fields__))
-    if unknown:
-        known = ", ".join(EngineConfig.__dataclass_fields__)
-        raise UsageError(f"LLM has no option {', '.join(unknown)}", f"options: {known}")
-    return EngineConfig(**options)
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -1,0 +1,697 @@
+# %% [markdown]
+# # 2. Prefill and decode: two loops, two bottlenecks, measured
+#
+# An engine does two kinds of work. *Prefill* reads a prompt: many tokens, all known, in one pass.
+# *Decode* writes the answer: one token per pass, because each depends on the one before. Both run
+# the same model over the same KV cache, and they are slow for different reasons.
+#
+# **Goals.** Afterwards you can
+#
+# * drive both loops yourself, over a paged cache, and say what a block table and a slot are;
+# * show that any way of cutting a text into passes gives the same logits;
+# * compute FLOPs and bytes of a pass from the config, and place it under your machine's roofline;
+# * explain why batching helps decode, and what it does not help.
+#
+# **You need** notebook 1, or to know that attention reads the keys and values of all earlier tokens.
+#
+# **Read beside it** `minillm/engine/prefill.py`, `minillm/engine/decode.py` (50 lines each),
+# `minillm/model/runner.py` and `minillm/memory/block_table.py`.
+#
+# The times in this notebook were measured when it was last run, on some machine. Run it and **look at
+# your own figures**: the text speaks only of what should hold anywhere.
+
+# %%
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+
+import matplotlib.pyplot as plt
+import torch
+
+from minillm import LLM, SamplingParams
+from minillm.config import EngineConfig
+from minillm.errors import OutOfBlocks
+from minillm.memory.block_pool import BlockPool
+from minillm.memory.block_table import BlockTable, slot_mapping
+from minillm.memory.kv_cache import KVCache
+from minillm.model.loader import load_model
+from minillm.model.locate import find_model
+from minillm.model.runner import ModelRunner, SequenceRows
+from minillm.ops.reference import ReferenceOps
+
+torch.set_num_threads(1)  # one core against one core's bandwidth, and steadier times
+torch.set_grad_enabled(False)
+plt.rcParams.update({"figure.dpi": 90, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#CCCCCC"  # safe for colour-blind readers
+
+
+# %% [markdown]
+# The model, with a stopwatch on its operations. Every arithmetic step of `decoder.py` is a call on
+# `ops`, so wrapping that object is enough to see where time goes (section 2.7).
+
+
+# %%
+class TimedOps:
+    """The reference operations, each timed."""
+
+    name = "timed"
+
+    def __init__(self):
+        self.inner, self.seconds = ReferenceOps(), defaultdict(float)
+
+    def __getattr__(self, op):
+        def timed(*arguments):
+            started = time.perf_counter()
+            result = getattr(self.inner, op)(*arguments)
+            self.seconds[op] += time.perf_counter() - started
+            return result
+
+        return timed
+
+
+ops = TimedOps()
+model = load_model(find_model(None), EngineConfig(dtype="float32", device="cpu"), ops=ops)
+config, tokenizer = model.config, model.tokenizer
+print(f"{config.num_parameters:,} parameters, {config.num_parameters * 4 / 2**20:.1f} MiB in float32")
+print(f"KV cache: {config.kv_bytes_per_token(4):,} bytes per token")
+
+# %% [markdown]
+# ## 2.1 The cache is paged
+#
+# Keys and values of every token must be kept until its sequence ends. How long that sequence will
+# be is unknown, so reserving the longest possible stretch for each would waste most of the memory.
+# minillm does what operating systems do: the cache is cut into *blocks* of a few token slots, and
+# each sequence has a *block table*, which lists its blocks in order.
+#
+#     position p  ->  block table[p // block_size]  ->  slot = block * block_size + p % block_size
+#
+# We build a small one: 16 blocks of 4 slots. (The engine's default is blocks of 16.)
+
+# %%
+BLOCK_SIZE, NUM_BLOCKS = 4, 16
+pool = BlockPool(NUM_BLOCKS, BLOCK_SIZE)  # who owns which block: no tensors
+cache = KVCache.allocate(config, NUM_BLOCKS, BLOCK_SIZE, torch.float32, model.device)  # the tensors
+runner = ModelRunner(model.decoder, cache, BLOCK_SIZE)
+print("k of one layer:", list(cache.k[0].shape), "= [num_blocks, block_size, num_kv_heads, head_dim]")
+
+
+@dataclass
+class Sequence:
+    """A text in the making: all its token ids, its blocks, and how many tokens are in the cache."""
+
+    ids: list[int]
+    table: BlockTable
+    num_computed: int = 0
+
+
+prompts = {"A": "Once upon a time there was a small bird", "B": "The dog said"}
+sequences = {name: Sequence(tokenizer.encode(text), BlockTable(pool)) for name, text in prompts.items()}
+for name, sequence in sequences.items():
+    print(name, len(sequence.ids), "tokens:", sequence.ids)
+
+
+# %% [markdown]
+# ## 2.2 The two loops
+#
+# A pass takes a list of `SequenceRows`: these token ids, from this position on, with this block
+# table. The runner lays the rows of all sequences end to end, without padding, writes their keys and
+# values to their slots, and returns the logits of each sequence's last row.
+#
+# The **prefill** pass hands over the whole prompt.
+
+
+# %%
+def prefill(batch):
+    for sequence in batch:
+        sequence.table.grow(len(sequence.ids))  # take blocks from the pool
+    rows = [SequenceRows(s.ids, start=0, block_ids=s.table.block_ids) for s in batch]
+    logits = runner.last_logits(rows)  # [len(batch), vocab_size]
+    for sequence, row in zip(batch, logits, strict=True):
+        sequence.num_computed = len(sequence.ids)
+        sequence.ids.append(int(row.argmax()))  # greedy, to keep this short
+    return logits
+
+
+prefill(list(sequences.values()))
+for name, sequence in sequences.items():
+    print(f"{name}: {sequence.num_computed} tokens in the cache, block table {sequence.table.block_ids}")
+
+
+# %% [markdown]
+# The last token of each sequence has been chosen but not computed: its key and value are not in the
+# cache yet. A **decode** step runs exactly that token, for all sequences at once.
+
+
+# %%
+def decode(batch):
+    for sequence in batch:
+        sequence.table.grow(sequence.num_computed + 1)  # a new block every block_size steps
+    rows = [SequenceRows(s.ids[-1:], start=s.num_computed, block_ids=s.table.block_ids) for s in batch]
+    logits = runner.last_logits(rows)
+    for sequence, row in zip(batch, logits, strict=True):
+        sequence.num_computed += 1
+        sequence.ids.append(int(row.argmax()))
+    return logits
+
+
+for _ in range(11):
+    decode(list(sequences.values()))
+for name, sequence in sequences.items():
+    print(f"{name}: block table {sequence.table.block_ids}\n   {tokenizer.decode(sequence.ids)}")
+
+# %% [markdown]
+# The two sequences took blocks from the pool as they grew, in turns, so their blocks are
+# interleaved. Here is the address translation for the longer one:
+
+# %%
+sequence = sequences["A"]
+positions = range(sequence.num_computed)
+slots = slot_mapping(sequence.table.block_ids, positions, BLOCK_SIZE)
+print("position  token          block  slot")
+for position, slot in zip(positions, slots, strict=True):
+    block = sequence.table.block_ids[position // BLOCK_SIZE]
+    token = tokenizer.rust.id_to_token(sequence.ids[position]).replace("Ġ", "␣")
+    print(f"{position:8}  {token:13}  {block:5}  {slot:4} = {block} * {BLOCK_SIZE} + {position % BLOCK_SIZE}")
+
+# %%
+fig, ax = plt.subplots(figsize=(10, 2.6), layout="constrained")
+per_row = NUM_BLOCKS // 2
+owner = {}
+for name, sequence in sequences.items():
+    slots = slot_mapping(sequence.table.block_ids, range(sequence.num_computed), BLOCK_SIZE)
+    owner |= {slot: (name, position) for position, slot in enumerate(slots)}
+owned = {block: name for name, s in sequences.items() for block in s.table.block_ids}
+colours = {"A": BLUE, "B": ORANGE}
+for slot in range(NUM_BLOCKS * BLOCK_SIZE):
+    block, offset = divmod(slot, BLOCK_SIZE)
+    x, y = (block % per_row) * (BLOCK_SIZE + 0.6) + offset, -1.7 * (block // per_row)
+    edge = colours.get(owned.get(block), GREY)
+    face = edge if slot in owner else "white"
+    ax.add_patch(plt.Rectangle((x, y), 1, 1, facecolor=face, edgecolor=edge, linewidth=1.2))
+    if slot in owner:
+        ax.text(x + 0.5, y + 0.47, f"{owner[slot][1]}", color="white", ha="center", va="center", fontsize=10)
+    if offset == 0:
+        ax.text(x, y + 1.12, f"block {block}", fontsize=9, color="#444444")
+ax.set(xlim=(-0.2, per_row * (BLOCK_SIZE + 0.6)), ylim=(-1.9, 1.6))
+ax.set_title("The pool: A is blue, B is orange, the number is the token's position", fontsize=11, loc="left")
+ax.axis("off")
+plt.show()
+
+# %% [markdown]
+# Only the last block of a sequence has empty slots: at most `block_size - 1` per sequence are wasted.
+# Attention does not mind the order: it reads the keys of a sequence *through* its table.
+#
+# The engine's own loops are the same few lines (plus chunking of long prompts), and write the same
+# text:
+
+# %%
+llm = LLM(dtype="float32", device="cpu", backend="reference", kv_memory="16MiB")
+greedy = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+for output, sequence in zip(llm.generate(list(prompts.values()), greedy), sequences.values(), strict=True):
+    assert output.prompt_token_ids + output.token_ids == sequence.ids
+print("the engine wrote the same tokens")
+
+for sequence in sequences.values():
+    sequence.table.release()
+print(f"{pool.num_free} of {pool.num_blocks} blocks free again")
+
+
+# %% [markdown]
+# ## 2.3 Same text, same logits, however it is cut
+#
+# A token's logits depend on the tokens before it and on nothing else, so a text may be computed in one
+# pass, in chunks, or token by token. We take A's text, collect the logits of *every* row, and compare.
+
+
+# %%
+def logits_in_pieces(ids, size):
+    """Logits of all rows [len(ids), vocab_size], `size` tokens per pass, into fresh blocks."""
+    table = BlockTable(pool)
+    table.grow(len(ids))
+    hidden = [
+        runner.forward([SequenceRows(ids[start : start + size], start, table.block_ids)])
+        for start in range(0, len(ids), size)
+    ]
+    table.release()
+    return model.decoder.logits(torch.cat(hidden))
+
+
+ids = sequences["A"].ids
+whole = logits_in_pieces(ids, len(ids))
+for size in (7, 4, 1):
+    pieces = logits_in_pieces(ids, size)
+    worst, scale = (pieces - whole).abs().max().item(), whole.abs().max().item()
+    assert worst <= 1e-4 * scale
+    print(f"{size} tokens per pass: logits differ by at most {worst:.0e}, they are up to {scale:.0f}")
+
+# %% [markdown]
+# Equal up to rounding. Not bit for bit: torch sums in another order when a matrix has another number
+# of rows, and floating-point addition is not associative. The reference backend promises a
+# tolerance; kernels can be written so that the bits agree too (see the top of
+# `minillm/ops/reference.py`).
+#
+# ## 2.4 What the KV cache saves
+#
+# Without a cache the next token costs a pass over the whole text; with it, a pass over one row. First
+# count. A row costs 2 FLOPs (a multiplication and an addition) for each weight it meets, and for each
+# key it sees 2 in the score and 2 in the weighted sum, for each of the `q_size` components.
+
+# %%
+head_weights = config.vocab_size * config.hidden_size  # tied: also the embedding
+layer_weights = config.num_parameters - head_weights
+
+
+def flops(rows, start=0):
+    """FLOPs of one pass over `rows` tokens from position `start`, with logits of the last row only."""
+    keys_seen = sum(start + row + 1 for row in range(rows))
+    attention = 4 * config.num_hidden_layers * config.q_size * keys_seen
+    return 2 * layer_weights * rows + 2 * head_weights + attention
+
+
+print("text     recompute      cached    ratio      (MFLOPs for the next token)")
+for length in (16, 64, 256, 1024):
+    recompute, cached = flops(length), flops(1, start=length - 1)
+    assert recompute > cached
+    print(f"{length:4} {recompute / 1e6:13,.0f} {cached / 1e6:11,.1f} {recompute / cached:8.0f}")
+
+
+# %% [markdown]
+# Now measure. `best` repeats a pass a few times and takes the fastest: on a shared machine that is the
+# time least disturbed by others.
+
+
+# %%
+def best(run, seconds=0.4, most=20):
+    """Shortest time of `run()` in seconds, repeated 2 to `most` times within about `seconds`."""
+    run()  # the first run warms caches and allocates
+    times, started = [], time.perf_counter()
+    while len(times) < 2 or (len(times) < most and time.perf_counter() - started < seconds):
+        before = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - before)
+    return min(times)
+
+
+LONGEST, BATCH = 512, 16
+pool = BlockPool(num_blocks=LONGEST // 16 + BATCH * 9, block_size=16)  # a larger cache, for measuring
+cache = KVCache.allocate(config, pool.num_blocks, pool.block_size, torch.float32, model.device)
+runner = ModelRunner(model.decoder, cache, pool.block_size)
+
+long_ids = (ids * (LONGEST // len(ids) + 1))[:LONGEST]  # any tokens will do for measuring
+long_table = BlockTable(pool)
+long_table.grow(LONGEST)
+
+
+def one_pass(rows, start=0):
+    return runner.last_logits([SequenceRows(long_ids[start : start + rows], start, long_table.block_ids)])
+
+
+one_pass(LONGEST)  # fills the cache
+lengths = [16, 64, 128, 256, 512]
+recompute_time = [best(lambda n=n: one_pass(n)) for n in lengths]
+cached_time = [best(lambda n=n: one_pass(1, start=n - 1)) for n in lengths]
+
+print("text   recompute  (tokens/s)     cached  (tokens/s)")
+for n, slow, fast in zip(lengths, recompute_time, cached_time, strict=True):
+    print(f"{n:4} {1e3 * slow:8.1f} ms {1 / slow:11.1f} {1e3 * fast:8.1f} ms {1 / fast:11.1f}")
+
+# %%
+fig, ax = plt.subplots(figsize=(7.5, 4), layout="constrained")
+ax.plot(lengths, [1e3 * t for t in recompute_time], "o-", color=ORANGE, label="recompute the whole text")
+ax.plot(lengths, [1e3 * t for t in cached_time], "s-", color=BLUE, label="decode with the KV cache")
+ax.set(xscale="log", yscale="log")
+ax.set(xlabel="length of the text (tokens)", ylabel="time for the next token (ms)")
+ax.set_xticks(lengths, lengths)
+ax.minorticks_off()
+ax.yaxis.set_major_formatter("{x:g}")
+ax.legend(frameon=False)
+ax.grid(color="#EEEEEE")
+plt.show()
+
+# %% [markdown]
+# The upper curve should climb with the length of the text. The lower one should hardly move: a longer
+# text means more keys to read, but the weights outweigh them for a long while.
+#
+# A whole answer costs the area under the curve, so the total without a cache grows with the *square* of
+# the length even before attention is counted. The price of the cache is memory: 8 layers here, 80 in a
+# large model, two vectors per layer and token.
+#
+# ## 2.5 The same token, cheap and dear
+#
+# Compare two ways of putting a token into the cache: as one of many in a prefill, or alone in a decode
+# step. The FLOPs per token are nearly the same (a prefill needs the output head for its last row only).
+
+# %%
+rows = 256
+prefill_time, decode_time = recompute_time[lengths.index(rows)], cached_time[lengths.index(rows)]
+print("                      MFLOP/token   ms/token   GFLOP/s")
+for name, tokens, seconds, work in (
+    ("prefill of 256 tokens", rows, prefill_time, flops(rows)),
+    ("decode at 256 tokens", 1, decode_time, flops(1, start=rows - 1)),
+):
+    per_token = 1e3 * seconds / tokens
+    print(f"{name:22}{work / tokens / 1e6:10.1f} {per_token:10.2f} {work / seconds / 1e9:9.1f}")
+
+# %% [markdown]
+# Time per token should differ by far more than the work does. The reason is what a pass must *read*:
+# every weight once, whether for 256 rows or for one, and the keys and values of the text. Work divided
+# by bytes is the **arithmetic intensity** of a pass.
+
+# %%
+FLOAT32 = 4  # bytes
+
+
+def bytes_read(contexts):
+    """Least bytes a pass reads: the weights once, and the KV cache of each sequence."""
+    return config.num_parameters * FLOAT32 + config.kv_bytes_per_token(FLOAT32) * sum(contexts)
+
+
+def intensity(batch):
+    """FLOPs per byte of a pass; batch is a list of (rows, start)."""
+    work = sum(flops(rows, start) for rows, start in batch)
+    return work / bytes_read([rows + start for rows, start in batch])
+
+
+print("pass                               FLOP/byte")
+for name, batch in (
+    ("decode, 1 sequence", [(1, 255)]),
+    ("decode, 4 sequences", [(1, 255)] * 4),
+    ("decode, 16 sequences", [(1, 255)] * 16),
+    ("prefill, 16 tokens", [(16, 0)]),
+    ("prefill, 256 tokens", [(256, 0)]),
+):
+    print(f"{name:34} {intensity(batch):9.1f}")
+assert intensity([(256, 0)]) > 50 * intensity([(1, 255)])
+
+# %% [markdown]
+# With one sequence, decode does about half a FLOP for each byte: each 4-byte weight is fetched, used for one
+# multiplication and one addition, and dropped. Prefill uses each fetched weight for every row.
+#
+# ## 2.6 Your machine's roofline
+#
+# A machine has two speeds: how many bytes per second it can read, and how many FLOPs per second it
+# can do. A pass of intensity $I$ can run at no more than
+#
+# $$\min(\text{FLOP rate},\; I \times \text{bandwidth})$$
+#
+# FLOPs per second. Left of the ridge, where both are equal, memory is the bottleneck; right of it,
+# arithmetic. Both speeds are measured here, by a big sum and a big matrix product.
+
+
+# %%
+def read_rate(count):
+    """Bytes per second at which `count` float32 numbers are read and added up."""
+    data = torch.ones(count)
+    return data.nbytes / best(lambda: data.sum())
+
+
+bandwidth = read_rate(32 << 20)  # 128 MiB: more than most caches hold
+bandwidth_of_model = read_rate(config.num_parameters)  # as many bytes as the weights
+square = torch.randn(1024, 1024)
+flop_rate = 2 * 1024**3 / best(lambda: square @ square)
+ridge = flop_rate / bandwidth
+
+print(f"read bandwidth, 128 MiB      {bandwidth / 1e9:8.1f} GB/s")
+print(f"read bandwidth, 25 MiB       {bandwidth_of_model / 1e9:8.1f} GB/s")
+print(f"matrix product               {flop_rate / 1e9:8.1f} GFLOP/s")
+print(f"ridge                        {ridge:8.1f} FLOP/byte")
+
+# %% [markdown]
+# The second line is for as many bytes as our model's weights. If it is faster than the first, the
+# processor's last cache holds them: for a model this small, "memory" may mean that cache.
+#
+# Under this roof we put two kinds of points:
+#
+# * **one matrix of a 7B model**: 4096 x 4096, multiplied with 1, 2, 4, ... rows. One row is what decode
+#   asks of it, hundreds are prefill.
+# * **whole passes of our model**: a decode step, and prefills of growing length.
+
+# %%
+big_matrix = torch.randn(4096, 4096)
+matrix_points = []
+for rows in (1, 2, 4, 8, 16, 64, 128):
+    x = torch.randn(rows, 4096)
+    work, seconds = 2 * rows * big_matrix.numel(), best(lambda x=x: x @ big_matrix.T)
+    matrix_points.append((work / big_matrix.nbytes, work / seconds))
+
+decode_point = (intensity([(1, 255)]), flops(1, start=255) / decode_time)
+prefill_points = [
+    (intensity([(n, 0)]), flops(n) / seconds) for n, seconds in zip(lengths, recompute_time, strict=True)
+]
+
+fig, ax = plt.subplots(figsize=(8.5, 4.6), layout="constrained")
+reach = torch.logspace(-1, 3, 200)
+ax.plot(reach, (reach * bandwidth).clamp(max=flop_rate) / 1e9, color="black", label="roof")
+ax.axvline(ridge, color=GREY, linestyle="--")
+height = flop_rate / 1e9 * 1.3
+ax.text(ridge / 1.1, height, "bound by memory", ha="right", color="#666666")
+ax.text(ridge * 1.1, height, "bound by arithmetic", ha="left", color="#666666")
+for points, style, colour, label in (
+    (matrix_points, "^-", GREEN, "one 4096 x 4096 matrix, 1 to 128 rows"),
+    (prefill_points, "o-", ORANGE, "our model: prefill of 16 to 512 tokens"),
+    ([decode_point], "s", BLUE, "our model: decode, 1 sequence"),
+):
+    xs, ys = zip(*points, strict=True)
+    ax.plot(xs, [y / 1e9 for y in ys], style, color=colour, label=label, markersize=7)
+ax.set(xscale="log", yscale="log", ylim=(flop_rate / 1e9 / 500, flop_rate / 1e9 * 2))
+ax.set(xlabel="arithmetic intensity (FLOP per byte)", ylabel="GFLOP/s")
+ax.xaxis.set_major_formatter("{x:g}")
+ax.yaxis.set_major_formatter("{x:g}")
+ax.legend(frameon=False, loc="lower right")
+ax.grid(color="#EEEEEE")
+plt.show()
+
+# %% [markdown]
+# How to read your figure:
+#
+# * The big matrix with one row should lie near the sloping roof, and move up along it: more rows cost
+#   hardly more time there. Further right it should flatten out towards the horizontal roof. (A few
+#   rows can fall short of both: libraries have a routine for one row, and tune the others for many.)
+# * Prefill of our model should climb the same way and stay below: norms, softmax and the masked half of
+#   the scores take time that the FLOP count leaves out.
+# * Our model's decode step probably lies well *below* the roof. A third bottleneck is at work: a pass is
+#   hundreds of small torch calls, each with a fixed cost, and a small model has too little work per
+#   call to hide it. The next table takes it apart.
+
+# %%
+floor_bytes = bytes_read([256]) / bandwidth
+floor_flops = flops(1, start=255) / flop_rate
+print(f"decode step, measured               {1e3 * decode_time:7.2f} ms")
+print(f"  reading the bytes alone           {1e3 * floor_bytes:7.2f} ms")
+print(f"  the arithmetic alone              {1e3 * floor_flops:7.2f} ms")
+floor = max(floor_bytes, floor_flops)
+print(f"  not explained by either           {1e3 * max(decode_time - floor, 0):7.2f} ms")
+
+
+# %% [markdown]
+# What is left over is Python and torch's dispatch, matrix routines that do not reach full bandwidth for
+# a single row (the triangles show it too), and intermediate results that are written and read back.
+# Section 2.7 splits it by kind. Compiled kernels that do more per call go after this part; for models
+# of billions of parameters, reading the weights dwarfs it.
+#
+# ## 2.7 Batching: more rows for the same bytes
+#
+# A sequence cannot decode two rows at once, since its next token is not known yet. But other requests
+# are waiting, and their rows can share the reading of the weights.
+
+# %%
+CONTEXT = 128
+tables = [BlockTable(pool) for _ in range(BATCH)]
+for table in tables:
+    table.grow(CONTEXT + 1)
+runner.forward([SequenceRows(long_ids[:CONTEXT], 0, table.block_ids) for table in tables])  # prefill
+
+
+def decode_step(batch):
+    return runner.last_logits([SequenceRows(long_ids[:1], CONTEXT, t.block_ids) for t in tables[:batch]])
+
+
+def timed_step(batch):
+    """Seconds of one decode step: all of it, its matrix products, its attention."""
+    ops.seconds.clear()
+    started = time.perf_counter()
+    decode_step(batch)
+    return time.perf_counter() - started, ops.seconds["linear"], ops.seconds["paged_attention"]
+
+
+batches = [1, 2, 4, 8, 16]
+rounds = [[timed_step(batch) for batch in batches] for _ in range(12)]  # in turns: a disturbance hits all
+timings = [min(results) for results in zip(*rounds, strict=True)]
+print("batch    step   matrices  attention   rest (ms)   tokens/s")
+for batch, (total, linear, attention) in zip(batches, timings, strict=True):
+    parts = [1e3 * t for t in (total, linear, attention, total - linear - attention)]
+    print("{:5} {:7.2f} {:10.2f} {:10.2f} {:11.2f} {:10.0f}".format(batch, *parts, batch / total))
+
+for table in tables:
+    table.release()
+own = 1e3 * CONTEXT * config.kv_bytes_per_token(FLOAT32) / bandwidth
+extra = 1e3 * (timings[-1][2] - timings[0][2]) / (batches[-1] - 1)
+print(f"attention, each further sequence {extra:.2f} ms; reading its keys and values alone {own:.2f} ms")
+
+# %%
+fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+places, bottom = range(len(batches)), torch.zeros(len(batches))
+totals, linears, attends = (torch.tensor(column) * 1e3 for column in zip(*timings, strict=True))
+for values, colour, label in (
+    (linears, BLUE, "matrices (shared weights)"),
+    (attends, ORANGE, "attention (own keys and values)"),
+    (totals - linears - attends, GREY, "the rest"),
+):
+    left.bar(places, values, bottom=bottom, color=colour, label=label, width=0.7)
+    bottom = bottom + values
+left.set_xticks(places, batches)
+left.set(xlabel="sequences in the batch", ylabel="time of a decode step (ms)")
+left.legend(frameon=False, loc="upper left")
+rate = torch.tensor(batches) / totals * 1e3
+right.plot(batches, rate, "o-", color=BLUE, label="measured")
+right.plot(batches, rate[0] * torch.tensor(batches), "--", color="black", label="if steps took no longer")
+right.set(xlabel="sequences in the batch", ylabel="tokens per second, all sequences", ylim=(0, None))
+right.set_xticks(batches, batches)
+right.legend(frameon=False)
+right.grid(color="#EEEEEE")
+plt.show()
+
+# %% [markdown]
+# Three things to look for in your figure.
+#
+# * The **matrices** should grow far more slowly than the batch: weights are read once for all. This is
+#   the gain, and it ends where the batch reaches the ridge.
+# * **Attention** grows with the batch, for two reasons. One is true of every engine: each sequence has
+#   its own keys and values to read, so batching shares nothing here. The other is this backend's: it is
+#   a Python loop over the sequences (`attend_pages` in `minillm/ops/reference.py`), easy to read and slow.
+#   The last line under the table says which reason weighs more on your machine.
+# * Throughput rises while each sequence waits a little longer for its next token. Which of the two matters
+#   depends on who is waiting; choosing the batch is the scheduler's job.
+#
+# In numbers that hold on any machine, the intensity of a decode step:
+
+# %%
+print("context   batch 1   batch 4  batch 16  batch 64   FLOP/byte")
+for context in (128, 1024, 4096):
+    row = [intensity([(1, context - 1)] * batch) for batch in (1, 4, 16, 64)]
+    print(f"{context:7} " + " ".join(f"{value:9.2f}" for value in row))
+    assert row == sorted(row)
+keys_only = 4 * config.q_size * config.num_hidden_layers / config.kv_bytes_per_token(FLOAT32)
+print(f"attention alone: {keys_only:.2f}")
+assert keys_only == config.num_attention_heads / config.num_key_value_heads / 2
+
+# %% [markdown]
+# With long contexts the batch helps less and less: keys and values dominate the bytes, and attention's
+# own intensity is fixed: each cached number serves the query heads that share it, here two, and no batch
+# changes that. So engines fight for smaller caches: grouped-query attention, lower precision, shared
+# prefixes.
+#
+# ## Exercises
+
+
+# %%
+def attempt(check):
+    try:
+        check()
+    except NotImplementedError:
+        print("not attempted yet")
+    except AssertionError as error:
+        print("not right yet:", error)
+    else:
+        print("right")
+
+
+# %% [markdown]
+# **1 (think).** A 7B model in bfloat16 (14 GB) runs on a GPU that reads 2 TB/s and computes 300 TFLOP/s. What
+# is the most tokens per second one sequence can get? From which batch size on is more batching of no
+# use to the matrices? How do both answers change if the weights are stored in 4 bits?
+#
+# **2 (think).** A chat server mixes prefills of 2,000 tokens with decodes of 30 sequences. What happens
+# to those who are waiting for their next token when a prompt is computed in one pass, and what do chunks
+# of 256 change? What do they cost? (`prefill_chunk` in `minillm/config.py`, `minillm/engine/scheduler.py`.)
+#
+# **3 (code).** Address translation. The check plugs your function into a running engine: `parts=` replaces
+# a part of minillm by yours.
+
+
+# %%
+def my_slots(block_table, positions, block_size):
+    """Slots of the given positions of a sequence: a list of ints."""
+    raise NotImplementedError
+
+
+# %%
+def check_slots():
+    mine, table = my_slots([5, 2, 7], range(3, 10), 4), [5, 2, 7]
+    assert list(mine) == slot_mapping(table, range(3, 10), 4), f"positions 3 to 9 in blocks {table}: {mine}"
+    mine = {"slot_mapping": my_slots}
+    engine = LLM(dtype="float32", device="cpu", backend="reference", kv_memory="16MiB", parts=mine)
+    assert engine.generate(prompts["A"], greedy)[0].token_ids == sequences["A"].ids[-12:], "another text"
+
+
+attempt(check_slots)
+
+
+# %% [markdown]
+# **4 (code).** Chunked prefill: the prompt in pieces of at most `chunk` tokens, as the engine does it.
+
+
+# %%
+def prefill_in_chunks(runner, ids, table, chunk):
+    """Compute `ids` into `table`, an empty BlockTable; return the last row's logits [vocab_size].
+
+    Take blocks when they are needed, not before.
+    """
+    raise NotImplementedError
+
+
+# %%
+def check_chunks():
+    expected, table = one_pass(100)[0], BlockTable(pool)
+    try:
+        found = prefill_in_chunks(runner, long_ids[:100], table, chunk=32)
+        assert found.shape == expected.shape, f"shape {list(found.shape)}, expected {list(expected.shape)}"
+        assert (found - expected).abs().max() <= 1e-4 * expected.abs().max(), "other logits than in one pass"
+        assert len(table.block_ids) == 7, f"{len(table.block_ids)} blocks for 100 tokens, 7 are enough"
+    finally:
+        table.release()
+
+
+attempt(check_chunks)
+
+
+# %% [markdown]
+# **5 (code).** Capacity planning: how many sequences of `tokens` tokens fit at once in `kv_bytes` of cache?
+
+
+# %%
+def most_sequences(config, kv_bytes, tokens, block_size, dtype_bytes):
+    """An int. config.kv_bytes_per_token(dtype_bytes) is what one token takes."""
+    raise NotImplementedError
+
+
+# %%
+def check_capacity():
+    token_bytes = config.kv_bytes_per_token(4)
+    for kv_bytes, tokens, block_size in ((4 << 20, 112, 16), (4 << 20, 113, 16), (3_000_000, 7, 4)):
+        mine = most_sequences(config, kv_bytes, tokens, block_size, 4)
+        trial, count = BlockPool(kv_bytes // (block_size * token_bytes), block_size), 0
+        try:
+            while True:
+                BlockTable(trial).grow(tokens)
+                count += 1
+        except OutOfBlocks:
+            pass
+        assert mine == count, f"{kv_bytes} bytes, {tokens} tokens each: {count} fit, not {mine}"
+
+
+attempt(check_capacity)
+
+# %% [markdown]
+# ## What we left out
+#
+# * **Who goes next.** Mixing prefills and decodes, and what to do when the pool is empty, is the scheduler's
+#   work: `minillm/engine/scheduler.py`.
+# * **Sharing.** Sequences that begin alike can share blocks; the reference counts for it are in
+#   `minillm/memory/block_pool.py`, and `n > 1` samples of a prompt already use them.
+# * **Other machines.** On a GPU both roofs are far higher and the ridge lies further right, so decode is
+#   even further from using the arithmetic.
+# * **Writes and intermediate results**, which the byte counts above ignore.
+#
+# **Next.** `minillm labs start 3`: write the paged cache and the two loops yourself, inside the running
+# engine. (`minillm labs start 2` is rotary embedding and grouped-query attention, if you want that first.)
