@@ -79,12 +79,28 @@ def test_a_part_that_raises_loses_no_blocks(folder: Path, failing: str) -> None:
     with pytest.raises(ZeroDivisionError):
         llm.generate([PROMPT, [5]], greedy(4, n=2))
     broken.clear()
-    stream.close()
-    assert stream.output is not None and stream.output.finished
+    list(stream)  # it took part in the step that failed, so its state is unknown: it has ended
+    assert stream.output.finish_reason == "error" and isinstance(stream.output.error, ZeroDivisionError)
     assert tiny.all_free(llm)
     assert [o.token_ids for o in llm.generate([PROMPT, [5]], greedy(4, n=2))] == [
         o.token_ids for o in expected
     ]
+
+
+def test_infinite_logits_end_one_request_only(folder: Path) -> None:
+    """float16 overflows to inf, and inf - inf is NaN: a draw from it would be any token at all."""
+
+    def overflowing(runner: Any, requests: Any) -> torch.Tensor:
+        logits = decode(runner, requests).clone()
+        for row, request in enumerate(requests):
+            if request.prompt_token_ids == [5, 6]:
+                logits[row, 3] = float("inf")
+        return logits
+
+    llm = tiny.load(folder, parts={"decode_loop": overflowing})
+    bad, good = llm.generate([[5, 6], PROMPT], greedy(6))
+    assert bad.finish_reason == "error" and len(bad.token_ids) == 1
+    assert good.token_ids == tiny.load(folder).generate(PROMPT, greedy(6))[0].token_ids
 
 
 def test_ctrl_c_frees_everything(folder: Path) -> None:
@@ -128,6 +144,28 @@ def test_add_and_abort_from_many_threads(folder: Path) -> None:
     assert not errors and len(set(ids)) == 200 and set(finished) == set(ids)
     assert {o.finish_reason for o in finished.values()} <= {"length", "cancelled"}
     assert tiny.all_free(llm)
+
+
+def test_the_live_requests_are_walked_under_the_lock(llm: Any) -> None:
+    """`add_request` grows that dict from other threads; a walk without the lock fails now and then."""
+    lock = llm.engine._lock
+
+    class Watched(dict):
+        def items(self) -> Any:
+            assert lock.locked()
+            return super().items()
+
+        def values(self) -> Any:
+            assert lock.locked()
+            return super().values()
+
+        def __iter__(self) -> Any:
+            assert lock.locked()
+            return super().__iter__()
+
+    llm.engine._live = Watched()
+    assert len(llm.generate([PROMPT, [5]], greedy(3))) == 2
+    llm.engine.stats()
 
 
 def test_logits_on_a_full_pool(folder: Path) -> None:

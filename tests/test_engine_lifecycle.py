@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 
 from minillm import LLM, SamplingParams
 from minillm.errors import KVCapacityError, PromptTooLong, QueueFull, UsageError
+from minillm.ops.sampling import SamplingBatch
 
 PROMPT = list(range(20, 37))
 LONG = SamplingParams(max_tokens=100, temperature=0.0, ignore_eos=True)
@@ -59,6 +61,20 @@ def test_stop_strings_in_the_engine(llm: LLM) -> None:
     assert stopped.finish_reason == "stop" and stopped.text == plain.text[: plain.text.index(stop)]
     assert stopped.token_ids == plain.token_ids[: len(stopped.token_ids)]
     assert stop in llm.engine.model.tokenizer.decode(stopped.token_ids), "token_ids keep it"
+
+
+def test_a_stop_string_found_in_the_last_flush_is_a_stop(folder: Path) -> None:
+    """U+FFFD is held back until no more tokens come: then it counts, though max_tokens came first."""
+    script = tiny.byte_level_tokenizer().encode("ab\ufffd").ids
+
+    def scripted(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
+        return torch.tensor([script[steps.pop()]])
+
+    for stop, expected in ((["b\ufffd"], ("a", "stop")), ([], ("ab\ufffd", "length"))):
+        steps = list(range(len(script)))[::-1]
+        llm = tiny.load(folder, parts={"sampler": scripted})
+        output = llm.generate([5], greedy(len(script), stop=stop))[0]
+        assert (output.text, output.finish_reason) == expected
 
 
 def test_max_tokens_is_capped_by_the_context(llm: LLM) -> None:
