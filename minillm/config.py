@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypedDict
 
 from minillm.errors import UsageError
 
@@ -139,6 +139,63 @@ class EngineConfig:
         if self.max_model_len is not None:
             require_int("max_model_len", self.max_model_len, minimum=1)
         require_int("seed", self.seed)
+
+
+class EngineOptions(TypedDict, total=False):
+    """The options `LLM` takes, with `EngineConfig`'s meaning and defaults.
+
+    The last eight belong to features of the public surface that this version does not have yet.
+    """
+
+    dtype: str
+    device: str
+    backend: str
+    kv_memory: int | str
+    block_size: int
+    max_model_len: int | None
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    prefill_chunk: int
+    max_queued_requests: int
+    max_queued_tokens: int
+    seed: int
+    prefix_caching: bool
+    public_prefixes: Sequence[str]
+    tenant_limits: Mapping[str, Any] | None
+    draft_model: str | None
+    num_draft_tokens: int
+    draft_verification: str
+    draft_tree: Any
+    adaptive_draft: bool
+
+
+# Accepted at the values that ask for nothing this version cannot do. (A prefix cache never changes
+# an answer, so either value of prefix_caching is honoured without one.)
+_LATER: Mapping[str, tuple[Any, ...]] = {
+    "prefix_caching": (True, False),
+    "public_prefixes": ((), []),
+    "tenant_limits": (None,),
+    "draft_model": (None,),
+    "num_draft_tokens": (),
+    "draft_verification": (),
+    "draft_tree": (),
+    "adaptive_draft": (),
+}
+
+
+def engine_config(options: EngineOptions) -> EngineConfig:
+    """An `EngineConfig` of `LLM`'s keyword options.
+
+    Raises:
+        UsageError: an unknown option, or a value out of range.
+    """
+    for name, value in options.items():
+        if name in _LATER and value not in _LATER[name]:
+            raise UsageError(f"{name}={value!r} is not part of this version", f"leave {name} out")
+        if name not in _LATER and name not in EngineConfig.__dataclass_fields__:
+            known = ", ".join(EngineConfig.__dataclass_fields__)
+            raise UsageError(f"LLM has no option {name}", f"options: {known}")
+    return EngineConfig(**{name: value for name, value in options.items() if name not in _LATER})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,13 @@ class StopMatcher:
     def push(self, text: str) -> str:
         """Take `text`; return what can no longer be part of a stop string."""
         self._held += text
-        found = [(self._held.find(stop), -len(stop), stop) for stop in self._stops if stop in self._held]
+        found = [(self._held.find(stop) + len(stop), stop) for stop in self._stops if stop in self._held]
         if found:
-            start, _, self.matched = min(found)
-            self._held = self._held[:start]
+            # The first to end, as if characters came one by one: pieces may be cut anywhere. Of
+            # several that end there the longest.
+            end = min(found)[0]
+            self.matched = max((stop for e, stop in found if e == end), key=len)
+            self._held = self._held[: end - len(self.matched)]
             return self.flush()
         keep = max((self._overlap(stop) for stop in self._stops), default=0)
         out, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
@@ -66,7 +69,11 @@ class Detokenizer:
     def push(self, token_id: int) -> str:
         """Take the next token; return the text that is certain now (often empty)."""
         self._pending.append(token_id)
-        text = self._stream.step(self._tokenizer, token_id)
+        try:
+            text = self._stream.step(self._tokenizer, token_id)
+        except Exception:  # plain Exception: later bytes turned a character already given into U+FFFD
+            text = self._decode(self._pending)
+            self._stream = DecodeStream(ids=[token_id], skip_special_tokens=True)
         if text is None:
             return ""
         self._before, self._pending = self._pending, []
@@ -82,19 +89,21 @@ class Detokenizer:
         """Text of the tokens the stream holds, without a character that was cut off."""
         if not self._pending:
             return ""
+        utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        special = self._tokenizer.get_added_tokens_decoder()
+        plain = [i for i in self._pending if i not in special or not special[i].special]
+        whole = utf8.decode(b"".join(token_bytes(self._tokenizer, i) for i in plain))
+        cut = len(utf8.getstate()[0])  # bytes of the unfinished character; a U+FFFD before it can be genuine
+        while cut > 0:
+            cut -= len(token_bytes(self._tokenizer, plain.pop()))
+        if cut < 0:  # it starts inside a token, so all of these are byte-level
+            return whole
         # Decoded behind the tokens before them, as a decoder may treat the start of a text apart.
-        before = self._decode(self._before)
-        text = self._decode(self._before + self._pending).removeprefix(before)
-        return text.rstrip("\ufffd") if self._is_cut() else text
+        before, text = self._decode(self._before), self._decode(self._before + plain)
+        return text[len(before) :] if text.startswith(before) else self._decode(plain)
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
-
-    def _is_cut(self) -> bool:
-        """Whether the held tokens end inside a UTF-8 character (U+FFFD itself can be genuine)."""
-        utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        utf8.decode(b"".join(token_bytes(self._tokenizer, i) for i in self._pending))
-        return bool(utf8.getstate()[0])
 
 
 class NullDetokenizer:
@@ -121,7 +130,7 @@ def token_bytes(tokenizer: RustTokenizer, token_id: int) -> bytes:
     return token.encode()
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """Character -> byte of byte-level BPE: printable bytes stand for themselves, others from U+0100 on.
 
     Source: Radford et al., GPT-2.
@@ -131,4 +140,4 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
 
 
-_BYTE_OF = _byte_alphabet()
+_BYTE_OF = byte_alphabet()

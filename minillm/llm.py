@@ -6,15 +6,16 @@ that the engine does not decide for every other caller. One LLM is to be used fr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-from minillm.config import EngineConfig, SamplingParams, require_int
+from minillm.config import EngineOptions, SamplingParams, engine_config, require_int
 from minillm.engine.engine import Engine
 from minillm.engine.outputs import RequestOutput
 from minillm.engine.parts import Parts
@@ -26,29 +27,43 @@ from minillm.model.locate import find_model
 from minillm.model.runner import SequenceRows
 from minillm.ops.swapped import SwappedOps
 from minillm.progress import Bar
-from minillm.tokenizer import Message
+from minillm.tokenizer import Message, check_messages
 
 MAX_LOGITS_BYTES = 1 << 30
 Prompt = str | Sequence[int]
 
 
 class LLM:
-    """A model and an engine. See README for the parameters; `config.py` for their meaning."""
+    """A model and an engine.
+
+    Args:
+        model: a folder in Hugging Face layout or a hub id; None is the model that ships.
+        parts: parts of the engine to replace by name, see `engine/parts.py`.
+        options: `dtype`, `device`, `backend`, `kv_memory`, `block_size`, `max_model_len`,
+            `max_num_seqs`, `max_num_batched_tokens`, `prefill_chunk`, `max_queued_requests`,
+            `max_queued_tokens`, `seed`: see `EngineConfig`.
+
+    Raises:
+        MinillmError: the typed errors of `errors.py`, before anything runs.
+    """
 
     def __init__(
         self,
         model: str | Path | None = None,
         *,
         parts: Mapping[str, Any] | None = None,
-        **engine_options: Any,
+        **options: Unpack[EngineOptions],
     ) -> None:
-        self.config = _engine_config(engine_options)
+        self.config = engine_config(options)
         seams = Parts.of(parts)
-        ops = SwappedOps(make_ops(self.config.backend), seams.rope, seams.attention, seams.linear)
+        ops = make_ops(self.config.backend)
+        if seams.rope or seams.attention or seams.linear:
+            ops = SwappedOps(ops, seams.rope, seams.attention, seams.linear)
         folder = find_model(model)
         with Bar("loading weights", in_bytes=True) as bar:
             loaded = load_model(folder, self.config, ops, bar)
         self.engine = Engine(loaded, self.config, parts)
+        self._streams: WeakValueDictionary[str, TextIterator] = WeakValueDictionary()
 
     @property
     def default_params(self) -> SamplingParams:
@@ -110,6 +125,7 @@ class LLM:
         if on_overflow not in ("refuse", "drop_oldest"):
             raise UsageError(f"on_overflow={on_overflow!r} is not known", "use refuse or drop_oldest")
         tokenizer = self.engine.model.require_tokenizer()
+        check_messages(messages)
         kept = list(range(len(messages)))
         while True:
             ids = tokenizer.encode_chat([messages[i] for i in kept])
@@ -134,7 +150,9 @@ class LLM:
         params = self.default_params if sampling_params is None else sampling_params
         if isinstance(params, SamplingParams) and params.n != 1:
             raise UsageError(f"stream gives one completion, not n={params.n}", "use generate")
-        return TextIterator(self.engine, self.engine.add_request(prompt, params))
+        stream = TextIterator(self.engine, self.engine.add_request(prompt, params), self._step)
+        self._streams[stream.request_id] = stream
+        return stream
 
     @torch.inference_mode()
     def logits(self, token_ids: Sequence[int]) -> Tensor:
@@ -151,7 +169,11 @@ class LLM:
             PromptTooLong, OutOfBlocks: more tokens than the context, or than the free blocks hold.
         """
         model, chunk = self.engine.model, self.config.prefill_chunk
-        ids = model.token_ids(list(token_ids))
+        try:
+            ids = model.token_ids(list(token_ids))
+        except TypeError:
+            kind = type(token_ids).__name__
+            raise UsageError(f"token_ids must be a list of token ids, not {kind}") from None
         if len(ids) > model.max_model_len:
             raise PromptTooLong(f"{len(ids)} tokens are more than the context of {model.max_model_len}")
         nbytes = 4 * len(ids) * model.config.vocab_size
@@ -180,8 +202,8 @@ class LLM:
             with Bar("requests", len(prompts), enabled=progress) as bar:
                 while len(answers) < len(prompts):
                     self._feed(prompts, params, ids)
-                    for output in self.engine.step():
-                        if output.finished:
+                    for output in self._step():
+                        if output.finished and output.request_id in ids:
                             answers[output.request_id] = output
                     bar.update(len(answers))
         except BaseException:
@@ -201,47 +223,59 @@ class LLM:
         """End what is still running, so that its blocks are free for the next call."""
         for request_id in ids:
             self.engine.abort_request(request_id)
-        self.engine.step()
+        self._step()
+
+    def _step(self) -> list[RequestOutput]:
+        """One engine step; every open stream learns of its request, whoever asked for the step."""
+        outputs = self.engine.step()
+        for output in outputs:
+            stream = self._streams.get(output.request_id)
+            if stream is not None:
+                stream.output = output
+        return outputs
 
 
 class TextIterator(Iterator[str]):
-    """Pieces of one completion. `output` is the newest state; closing ends the request."""
+    """Pieces of one completion. Dropping it ends the request."""
 
-    def __init__(self, engine: Engine, request_id: str) -> None:
-        self._engine, self._request_id = engine, request_id
+    def __init__(self, engine: Engine, request_id: str, step: Callable[[], list[RequestOutput]]) -> None:
+        self.request_id = request_id
+        self._engine, self._step = engine, step
         self._given = 0
         self.output: RequestOutput | None = None
 
     def __next__(self) -> str:
-        while self.output is None or not self.output.finished or self._given < len(self.output.text):
-            if self.output is not None and self._given < len(self.output.text):
-                piece = self.output.text[self._given :]
-                self._given += len(piece)
-                return piece
+        while not (piece := self._take()):
+            if self.output is not None and self.output.finished:
+                raise StopIteration
             self._advance()
-        raise StopIteration
+        return piece
 
-    def close(self) -> None:
-        """End the request if it is running; `output` then holds the text so far."""
-        self._engine.abort_request(self._request_id)
+    @property
+    def result(self) -> RequestOutput:
+        """The finished answer; runs the request to its end if it is not there yet."""
         while self.output is None or not self.output.finished:
             self._advance()
+        return self.output
+
+    def close(self) -> str:
+        """End the request now, if it is running; returns the text not yet given out."""
+        self._engine.abort_request(self.request_id)
+        return self._take() if self.result else ""
+
+    def _take(self) -> str:
+        """Text that has come since the last call."""
+        text = self.output.text if self.output else ""
+        piece, self._given = text[self._given :], len(text)
+        return piece
 
     def _advance(self) -> None:
-        for output in self._engine.step():
-            if output.request_id == self._request_id:
-                self.output = output
+        if not self._engine.has_unfinished_requests():
+            raise MinillmError(f"{self.request_id} ended unseen", "only one loop may step an engine")
+        self._step()
 
     def __del__(self) -> None:
-        self._engine.abort_request(self._request_id)
-
-
-def _engine_config(options: Mapping[str, Any]) -> EngineConfig:
-    unknown = sorted(set(options) - set(EngineConfig.__dataclass_fields__))
-    if unknown:
-        known = ", ".join(EngineConfig.__dataclass_fields__)
-        raise UsageError(f"LLM has no option {', '.join(unknown)}", f"options: {known}")
-    return EngineConfig(**options)
+        self._engine.abort_request(self.request_id)
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

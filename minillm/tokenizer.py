@@ -42,8 +42,12 @@ class Tokenizer:
         return max(self.rust.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`, with the tokenizer's own special tokens and never two BOS."""
-        ids: list[int] = self.rust.encode(text, add_special_tokens=add_special_tokens).ids
+        """Token ids of `text`, with the tokenizer's own special tokens and never two BOS.
+
+        Raises:
+            UsageError: `text` is not valid Unicode.
+        """
+        ids = self._rust_ids(text, add_special_tokens)
         bos = self.bos_token_id
         if bos is None or not add_special_tokens:
             return ids
@@ -52,6 +56,13 @@ class Tokenizer:
             return [bos, *ids]
         unwanted = wanted is False and ids[:1] == [bos] and not self._starts_with_bos(text)
         return ids[1:] if unwanted or ids[:2] == [bos, bos] else ids
+
+    def _rust_ids(self, text: str, add_special_tokens: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UsageError("the text is not valid Unicode", "it holds a lone surrogate") from None
+        return list(self.rust.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens left out."""
@@ -63,7 +74,7 @@ class Tokenizer:
         Raises:
             UsageError: no template, a malformed message, or a template that refuses or fails.
         """
-        _check_messages(messages)
+        check_messages(messages)
         if self.chat_template is None:
             raise UsageError(
                 "this model has no chat template", "use generate, or add chat_template.jinja to its folder"
@@ -76,8 +87,9 @@ class Tokenizer:
                 bos_token=self._token_text("bos_token"),
                 eos_token=self._token_text("eos_token"),
             )
-        except jinja2.TemplateError as error:
-            raise UsageError(f"the chat template failed: {error}", "check the order of roles") from None
+        except Exception as error:  # the template is a program: it can raise anything
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UsageError(f"the chat template failed: {reason}", "check the order of roles") from None
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a chat; the template writes the special tokens itself."""
@@ -117,7 +129,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise TokenizerError(f"{path} is not UTF-8: {error}", "download the model again") from None
     template = settings.get("chat_template")
     if isinstance(template, list):  # several named templates: the one called default
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
@@ -140,7 +155,8 @@ def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
-def _check_messages(messages: Sequence[Message]) -> None:
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raise UsageError unless `messages` is a list of objects with a text role and a text content."""
     if not isinstance(messages, list | tuple) or not messages:
         raise UsageError("messages must be a non-empty list of {'role': ..., 'content': ...}")
     for i, message in enumerate(messages):

@@ -12,3 +12,19 @@ def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="no GPU that torch can use"))
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A tiny model folder that no test changes."""
+    import tiny
+
+    return tiny.make_folder(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def llm(folder):
+    """A fresh engine over the tiny model."""
+    import tiny
+
+    return tiny.load(folder)

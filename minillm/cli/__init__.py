@@ -1,1 +1,1 @@
-"""The command line: one module per subcommand, each with `add_parser(subparsers)` and `run(args)`."""
+"""The command line: generated text on stdout, everything else on stderr, exit codes that mean something."""

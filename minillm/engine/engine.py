@@ -25,6 +25,7 @@ from minillm.engine.envelope import make_envelope
 from minillm.engine.outputs import RequestOutput, snapshot
 from minillm.engine.parts import Parts
 from minillm.engine.request import Request, RequestGroup, TextStream
+from minillm.engine.scheduler import StepPlan
 from minillm.errors import MinillmError, QueueFull
 from minillm.memory.block_table import BlockTable
 from minillm.memory.budget import num_blocks_for
@@ -52,6 +53,7 @@ class Engine:
         self._incoming: list[RequestGroup] = []
         self._aborted: set[str] = set()
         self._live: dict[str, RequestGroup] = {}
+        self._late: list[RequestOutput] = []  # not yet handed out: a step failed after making them
         self._submitted = 0
 
     # Any thread -----------------------------------------------------------------------------
@@ -85,7 +87,7 @@ class Engine:
     def has_unfinished_requests(self) -> bool:
         """Whether `step` has anything to do."""
         with self._lock:
-            return bool(self._live)
+            return bool(self._live or self._late)
 
     def stats(self) -> dict[str, int]:
         """Requests waiting and running, blocks in all, used and free."""
@@ -106,9 +108,25 @@ class Engine:
     # One thread -----------------------------------------------------------------------------
 
     def step(self) -> list[RequestOutput]:
-        """Run one step; return the state of every request that got a token or ended in it."""
-        changed = self._take_incoming()
+        """Run one step; return the state of every request that got a token or ended in it.
+
+        An exception out of a part ends the requests of this step, whose state is then unknown, with
+        an error and goes on to the caller; their outputs come with the next step.
+        """
+        ended = self._collect({request.group_id for request in self._take_incoming()})
+        self._late += ended
         plan = self.scheduler.schedule(time.perf_counter())
+        try:
+            changed = self._run(plan)
+        except Exception as error:
+            self._late += self._give_up(plan, error)
+            raise
+        outputs, self._late = self._late + self._collect({request.group_id for request in changed}), []
+        return outputs
+
+    def _run(self, plan: StepPlan) -> list[Request]:
+        """The two loops, each followed by its draws; returns the requests that changed."""
+        changed = list[Request]()
         if plan.prefill:
             logits = self.parts.prefill_loop(self.runner, plan.prefill)
             done = [i for i, chunk in enumerate(plan.prefill) if not chunk.request.is_prefilling]
@@ -117,7 +135,17 @@ class Engine:
         if plan.decode:
             logits = self.parts.decode_loop(self.runner, plan.decode)
             changed += self._sample(plan.decode, logits)
-        return self._collect({request.group_id for request in changed})
+        return changed
+
+    def _give_up(self, plan: StepPlan, error: Exception) -> list[RequestOutput]:
+        """End every request of a step that failed; the detokenizer, perhaps the culprit, is not asked."""
+        planned = {r.group_id for r in (*plan.decode, *(chunk.request for chunk in plan.prefill))}
+        for request_id in planned:
+            group = self._live[request_id]
+            group.error = error
+            for request in group.requests:
+                request.finish_reason = request.finish_reason or "error"
+        return self._collect(planned)
 
     def _take_incoming(self) -> list[Request]:
         """Hand new requests to the scheduler; end aborted and overdue ones, and return those."""
@@ -154,8 +182,8 @@ class Engine:
             self.runner.copy_block(*copy)
 
     def _sample(self, requests: list[Request], logits: Tensor) -> list[Request]:
-        """Give each request its next token; one whose logits are NaN ends with an error instead."""
-        healthy = (~logits.isnan().any(dim=-1)).tolist()
+        """Give each request its next token; one whose logits are NaN or infinite ends with an error."""
+        healthy = logits.isfinite().all(dim=-1).tolist()
         for request, ok in zip(requests, healthy, strict=True):
             if not ok:
                 self._fail(request)
@@ -187,14 +215,16 @@ class Engine:
     def _fail(self, request: Request) -> None:
         request.finish("error")
         self._live[request.group_id].error = MinillmError(
-            f"the model's logits are NaN after {request.num_computed_tokens} tokens",
+            f"the model's logits are NaN or infinite after {request.num_computed_tokens} tokens",
             "the weights may be damaged, or overflow in this dtype: try float32",
         )
 
     def _collect(self, changed: set[str]) -> list[RequestOutput]:
         """Snapshots of the changed requests; finished ones give their blocks back and are forgotten."""
         now, outputs = time.perf_counter(), []
-        for group in [self._live[request_id] for request_id in self._live if request_id in changed]:
+        with self._lock:  # add_request may be adding to the dict we walk
+            groups = [group for request_id, group in self._live.items() if request_id in changed]
+        for group in groups:
             for request in group.requests:
                 if request.finish_reason:
                     request.block_table.release()

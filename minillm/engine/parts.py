@@ -60,11 +60,15 @@ class Parts:
             UsageError: a name that is no seam, or a value that cannot be called.
         """
         names = [f.name for f in fields(cls)]
-        for name, part in (given or {}).items():
+        try:
+            mine = dict(given or {})
+        except (TypeError, ValueError):
+            raise UsageError(f"parts must map names to parts, not {given!r}") from None
+        for name, part in mine.items():
             if name in LATER:
                 raise UsageError(f"part {name!r} has no seam in this version", f"parts: {', '.join(names)}")
             if name not in names:
                 raise UsageError(f"there is no part {name!r}", f"parts: {', '.join(names)}")
             if not callable(part):
                 raise UsageError(f"part {name!r} must be callable, not {part!r}")
-        return cls(**(given or {}))
+        return cls(**mine)

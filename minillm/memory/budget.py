@@ -7,6 +7,7 @@ never more than a quarter of the main memory, or nine tenths of the GPU memory, 
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -30,7 +31,10 @@ def parse_bytes(size: int | str, name: str = "kv_memory") -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([a-zA-Z]*)\s*", size)
     if not match or match[2].upper() not in _UNITS:
         raise UsageError(f"{name}={size!r} is not a size", 'write bytes or text such as "256MiB"')
-    return require_int(name, int(float(match[1]) * _UNITS[match[2].upper()]), minimum=1)
+    number = float(match[1]) * _UNITS[match[2].upper()]
+    if number == math.inf:
+        raise UsageError(f"{name} is not a size: it has {len(match[1])} digits")
+    return require_int(name, int(number), minimum=1)
 
 
 def format_bytes(count: float) -> str:
@@ -61,14 +65,19 @@ def num_blocks_for(
     """Blocks that fit in the engine's `kv_memory`.
 
     Raises:
-        KVCapacityError: not even one block fits; the message says what one needs.
+        KVCapacityError: not even one block fits, or `kv_memory` is more than is free now.
     """
     block_bytes = engine.block_size * config.kv_bytes_per_token(dtype.itemsize)
     if engine.kv_memory == "auto":
         useful = blocks_for(max_model_len, engine.block_size) * engine.max_num_seqs * block_bytes
         budget = min(int(free_memory(device) * _AUTO_SHARE[device.type]), useful)
     else:
-        budget = parse_bytes(engine.kv_memory)
+        budget, free = parse_bytes(engine.kv_memory), free_memory(device)
+        if budget > free:
+            raise KVCapacityError(
+                f"kv_memory of {format_bytes(budget)} is more than the {format_bytes(free)} that are free",
+                'lower kv_memory, or leave it at "auto"',
+            )
     if budget < block_bytes:
         raise KVCapacityError(
             f"kv_memory of {format_bytes(budget)} does not hold one block: {engine.block_size} tokens "

@@ -95,7 +95,7 @@ def _from_index(folder: Path, index_path: Path) -> dict[str, StoredTensor]:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise WeightsError(f"{index_path.name} holds no weight_map", _AGAIN) from None
     for shard in shards:
-        if Path(shard).name != shard:
+        if not isinstance(shard, str) or Path(shard).name != shard:
             raise WeightsError(f"{index_path.name} names a file outside the folder: {shard!r}")
     absent = [shard for shard in shards if not (folder / shard).is_file()]
     if absent:
@@ -104,7 +104,11 @@ def _from_index(folder: Path, index_path: Path) -> dict[str, StoredTensor]:
     lost = [name for name, shard in weight_map.items() if name not in headers[shard]]
     if lost:
         raise WeightsError(f"{index_path.name} points to tensors that are not there: {', '.join(lost)}")
-    return {name: headers[shard][name] for name, shard in weight_map.items()}
+    # What a shard holds beside the map is kept, for the accounting to refuse by name.
+    unlisted = {
+        name: t for header in headers.values() for name, t in header.items() if name not in weight_map
+    }
+    return unlisted | {name: headers[shard][name] for name, shard in weight_map.items()}
 
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:

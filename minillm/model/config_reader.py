@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,9 +43,9 @@ class ConfigReader:
         return None if default is None and key not in self.raw else self.integer(key, default)
 
     def number(self, key: str, default: Any = _REQUIRED) -> float:
-        """A positive number."""
+        """A positive, finite number."""
         value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise UnsupportedModel(f"{key}={value!r} must be a positive number")
         return float(value)
 

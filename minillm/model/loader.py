@@ -13,6 +13,7 @@ import torch
 from minillm.config import EngineConfig, ModelConfig, SamplingParams, require_int
 from minillm.errors import BackendError, OutOfMemory, TokenizerError, UnsupportedModel, UsageError
 from minillm.memory.budget import format_bytes, free_memory
+from minillm.model.config_reader import ConfigReader
 from minillm.model.decoder import Decoder
 from minillm.model.families import load_model_config
 from minillm.model.weights import Progress, load_weights
@@ -61,12 +62,10 @@ class LoadedModel:
         if isinstance(prompt, str):
             if not prompt:
                 raise UsageError("the prompt is empty", "give at least one character")
-            try:
-                return self.require_tokenizer().encode(prompt)
-            except UnicodeEncodeError:
-                raise UsageError(
-                    "the prompt is not valid Unicode text", "it holds a lone surrogate"
-                ) from None
+            ids = self.require_tokenizer().encode(prompt)
+            if not ids:
+                raise UsageError("the prompt is empty", "the tokenizer makes no token of this text")
+            return ids
         if not isinstance(prompt, list | tuple):
             raise UsageError(f"a prompt must be text or a list of token ids, not {type(prompt).__name__}")
         if not prompt:
@@ -186,13 +185,9 @@ def _eos_token_ids(
     generation: dict[str, Any], config: ModelConfig, tokenizer: Tokenizer | None
 ) -> tuple[int, ...]:
     """From generation_config.json, else config.json, else the tokenizer's own."""
-    given = generation.get("eos_token_id")
-    if isinstance(given, int):
-        return (given,)
-    if isinstance(given, list) and given:
-        return tuple(int(token_id) for token_id in given)
-    if config.eos_token_ids:
-        return config.eos_token_ids
+    given = ConfigReader(generation).token_ids("eos_token_id") or config.eos_token_ids
+    if given:
+        return given
     own = tokenizer.eos_token_id if tokenizer else None
     return () if own is None else (own,)
 

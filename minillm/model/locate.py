@@ -6,7 +6,7 @@ import difflib
 import re
 from pathlib import Path
 
-from minillm.errors import ModelNotFound
+from minillm.errors import ModelNotFound, UsageError
 
 ZOO = Path(__file__).resolve().parent.parent / "zoo"
 DEFAULT_MODEL = "storyteller-6m"
@@ -27,7 +27,15 @@ def find_model(model: str | Path | None) -> Path:
     """
     if model is None:
         return _shipped(DEFAULT_MODEL)
-    path = Path(model).expanduser()
+    if not isinstance(model, str | Path):
+        raise UsageError(f"model must be a folder, a name or a hub id, not {model!r}")
+    try:
+        path = Path(model).expanduser()
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except (OSError, RuntimeError, ValueError) as error:  # too long, no permission, no such ~user, a NUL
+        raise ModelNotFound(f"there is no model folder {str(model)!r}: {error}", "check the name") from None
     if path.is_dir():
         return path
     if path.exists():

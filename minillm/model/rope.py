@@ -36,8 +36,7 @@ def rope_tables(rope: RopeConfig, head_dim: int, num_positions: int) -> tuple[Te
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
     """Radians per position of each component pair: float32 [head_dim / 2]."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    inv_freq = 1.0 / rope.theta**exponents
+    inv_freq = base_frequencies(rope.theta, head_dim)
     if rope.kind == "linear":
         return inv_freq / rope.factor
     if rope.kind == "llama3":
@@ -45,6 +44,15 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
     if rope.kind == "yarn":
         return _yarn(inv_freq, rope, head_dim)
     return inv_freq
+
+
+def base_frequencies(theta: float, head_dim: int) -> Tensor:
+    """theta ** (-2 i / head_dim) for each component pair i: float32 [head_dim / 2].
+
+    Pair 0 turns one radian per position; each later pair turns slower by the same ratio.
+    """
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    return 1.0 / theta**exponents
 
 
 def _llama3(inv_freq: Tensor, rope: RopeConfig) -> Tensor:

@@ -66,6 +66,8 @@ def read_rope(cfg: ConfigReader, max_positions: int) -> RopeConfig:
     if kind == "linear":
         return RopeConfig(kind, theta, inner.number("factor"))
     low, high = inner.number("low_freq_factor"), inner.number("high_freq_factor")
+    if low >= high:
+        raise UnsupportedModel(f"low_freq_factor={low:g} must be below high_freq_factor={high:g}")
     return RopeConfig(kind, theta, inner.number("factor"), original, low, high)
 
 
@@ -93,7 +95,8 @@ def _yarn(params: ConfigReader, theta: float, original: int, max_positions: int)
     factor = params.number("factor", max_positions / original)
     given = params.raw.get("attention_factor")
     if given is None:
-        mscale, all_dim = params.raw.get("mscale"), params.raw.get("mscale_all_dim")
+        # Published configs write 0 for "none".
+        mscale, all_dim = (params.raw.get(key) and params.number(key) for key in ("mscale", "mscale_all_dim"))
         attention = yarn_attention_factor(factor, mscale, all_dim)
     else:
         attention = params.number("attention_factor")
@@ -103,7 +106,7 @@ def _yarn(params: ConfigReader, theta: float, original: int, max_positions: int)
         factor,
         original,
         attention_factor=attention,
-        beta_fast=float(params.raw.get("beta_fast") or 32),
-        beta_slow=float(params.raw.get("beta_slow") or 1),
+        beta_fast=params.number("beta_fast", 32.0) if params.raw.get("beta_fast") else 32.0,
+        beta_slow=params.number("beta_slow", 1.0) if params.raw.get("beta_slow") else 1.0,
         truncate=params.boolean("truncate", True),
     )

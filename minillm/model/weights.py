@@ -86,7 +86,10 @@ def load_weights(decoder: Decoder, folder: Path, progress: Progress | None = Non
 def _drop_tied_copy(stored: dict[str, StoredTensor]) -> None:
     """A tied checkpoint may repeat the embedding as lm_head; one that differs contradicts its config."""
     head, embedding = stored.pop("lm_head.weight", None), stored.get("model.embed_tokens.weight")
-    if head and embedding and any(a != b for a, b in zip(head.pieces(), embedding.pieces(), strict=False)):
+    if not head or not embedding:
+        return
+    pieces = zip(head.pieces(), embedding.pieces(), strict=False)
+    if head.shape != embedding.shape or any(a != b for a, b in pieces):
         raise WeightsError(
             "tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight",
             "set tie_word_embeddings to false in config.json if the head is meant to be used",

@@ -67,7 +67,8 @@ def uniforms(keys: Sequence[int], count: int, device: torch.device | None = None
     x = (x ^ _shift_right(x, 30)) * _signed(_MUL_1)
     x = (x ^ _shift_right(x, 27)) * _signed(_MUL_2)
     x = x ^ _shift_right(x, 31)
-    return (_shift_right(x, 11).double() + 0.5) * 2.0**-53
+    # 52 bits and the half fit a double exactly; one bit more would round the largest up to 1.
+    return (_shift_right(x, 12).double() + 0.5) * 2.0**-52
 
 
 def gumbel_noise(keys: Sequence[int], vocab_size: int, device: torch.device | None = None) -> Tensor:
@@ -124,8 +125,17 @@ def penalise_repetition(logits: Tensor, seen: Sequence[int], penalty: float) -> 
     Source: Keskar et al., "CTRL" (arXiv 1909.05858).
     """
     ids = torch.tensor(sorted(set(seen)), dtype=torch.int64, device=logits.device)
+    penalty = _moderate(penalty)
     picked = logits[ids]
     return logits.index_copy(0, ids, torch.where(picked > 0, picked / penalty, picked * penalty))
+
+
+def _moderate(divisor: float) -> float:
+    """`divisor` kept where float32 divides by it and multiplies with it without making 0 or inf of it.
+
+    A valid temperature of 1e-50 would be 0 in float32, and 0 / 0 is NaN.
+    """
+    return min(max(divisor, 1e-20), 1e20)
 
 
 def filter_logits(logits: Tensor, params: SamplingParams) -> Tensor:
@@ -139,7 +149,7 @@ def filter_logits(logits: Tensor, params: SamplingParams) -> Tensor:
         float32 [vocab_size]; at least the most likely id survives.
     """
     # Subtracting the maximum first keeps a tiny temperature from overflowing to inf - inf.
-    scaled = (logits - logits.max()) / params.temperature
+    scaled = (logits - logits.max()) / _moderate(params.temperature)
     if params.top_k or params.top_p < 1.0:
         scaled = keep_top(scaled, params.top_k, params.top_p)
     if params.min_p > 0.0:

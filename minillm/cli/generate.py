@@ -1,0 +1,122 @@
+"""`minillm generate`: continue a text, streaming."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from minillm.cli.options import (
+    add_engine_options,
+    add_sampling_options,
+    dim,
+    load_llm,
+    read_text,
+    sampling_params,
+)
+from minillm.errors import UsageError
+
+if TYPE_CHECKING:
+    from minillm.engine.outputs import RequestOutput
+    from minillm.llm import TextIterator
+
+INTERRUPTED = 130
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "generate",
+        help="continue a text",
+        description="Continue a text. Only generated text goes to stdout; the stats line goes to stderr.",
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("-p", "--prompt", help="the text to continue")
+    source.add_argument("-f", "--file", help="read the text from a file")
+    source.add_argument("stdin", nargs="?", choices=["-"], help="read the text from stdin")
+    add_sampling_options(parser)
+    add_engine_options(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    parser.add_argument("--quiet", action="store_true", help="no stats line")
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generate; 0, or 130 when interrupted (the text so far is kept)."""
+    prompt = _prompt(args)
+    llm = load_llm(args)
+    params = sampling_params(args, llm.default_params)
+    stream = llm.stream(prompt, params)
+    if not args.json and sys.stdout.isatty() and sys.stderr.isatty():
+        print(dim(prompt), end="", file=sys.stderr, flush=True)
+    interrupted = print_stream(stream, show=not args.json)
+    output = stream.result
+    if args.json:
+        print(json.dumps(as_json(output, str(llm.engine.model.folder.name)), ensure_ascii=False))
+    if not args.quiet:
+        print(dim(stats_line(output)), file=sys.stderr)
+    return INTERRUPTED if interrupted else 0
+
+
+def print_stream(stream: TextIterator, show: bool = True) -> bool:
+    """Print pieces as they come, ending with a line break; True when Ctrl-C ended it.
+
+    The request ends with its text kept, whatever happens to stdout.
+    """
+    interrupted = False
+    try:
+        for piece in stream:
+            if show:
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        interrupted = True
+        tail = stream.close()
+        if show:
+            sys.stdout.write(tail)
+    if show:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    return interrupted
+
+
+def stats_line(output: RequestOutput) -> str:
+    """One line: how much, how fast, why it ended, and the seed that repeats it."""
+    metrics, count = output.metrics, len(output.token_ids)
+    speed = f"{1 / metrics.tpot:.1f} tok/s" if metrics.tpot else "-"
+    first = f"{metrics.ttft * 1000:.0f} ms" if metrics.ttft is not None else "-"
+    return (
+        f"[{len(output.prompt_token_ids)} prompt + {count} new tokens | first after {first}, then {speed} | "
+        f"{output.finish_reason} | seed {output.outputs[0].seed}]"
+    )
+
+
+def as_json(output: RequestOutput, model: str) -> dict[str, Any]:
+    """What `--json` prints."""
+    metrics = output.metrics
+    return {
+        "text": output.text,
+        "token_ids": output.token_ids,
+        "finish_reason": output.finish_reason,
+        "seed": output.outputs[0].seed,
+        "model": model,
+        "prompt_tokens": len(output.prompt_token_ids),
+        "metrics": {
+            "queue_s": metrics.queue,
+            "ttft_s": metrics.ttft,
+            "tpot_s": metrics.tpot,
+            "e2e_s": metrics.e2e,
+        },
+        "envelope": dict(output.envelope),
+    }
+
+
+def _prompt(args: argparse.Namespace) -> str:
+    if args.prompt is not None:
+        return str(args.prompt)
+    if args.file is not None:
+        return read_text(args.file)
+    if args.stdin == "-":
+        return read_text("-")
+    raise UsageError("no prompt", "give -p TEXT, -f FILE, or - to read stdin")

@@ -1,0 +1,139 @@
+"""`minillm inspect`: what a model is and what it costs, read from its config alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from minillm.config import DTYPES, ModelConfig
+from minillm.errors import UsageError
+
+if TYPE_CHECKING:
+    from minillm.config import RopeConfig
+
+LENGTHS = (128, 512, 1024, 4096, 8192, 32768, 131072)
+# Fields of ModelConfig that several config keys decide: the key whose source stands for them.
+_DECIDED_BY = {"layer_windows": "sliding_window", "eos_token_ids": "eos_token_id"}
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "inspect",
+        help="show a model's config, size and costs",
+        description="The resolved config with the source of each value, parameters, KV bytes per token, "
+        "what fits in a given memory, and what a context costs. Reads config.json only, no weights.",
+    )
+    parser.add_argument("model", nargs="?", help="folder or hub id (default: the model that ships)")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="dtype of weights and cache")
+    parser.add_argument("--memory", default="1GiB", metavar="SIZE", help="KV memory to fill (default 1GiB)")
+    parser.add_argument("--context", type=int, action="append", metavar="N", help="lengths to price")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report."""
+    from minillm.model.families import load_model_config
+    from minillm.model.locate import find_model
+
+    folder = find_model(args.model)
+    report = collect(load_model_config(folder), args.dtype, args.memory, args.context)
+    if args.json:
+        print(json.dumps({"model": folder.name, **report}))
+    else:
+        _print(folder.name, report)
+    return 0
+
+
+def collect(config: ModelConfig, dtype: str, memory: str, lengths: list[int] | None) -> dict[str, Any]:
+    """Everything the report says, as plain values; sizes in bytes."""
+    from minillm.memory.budget import parse_bytes
+    from minillm.model.costs import decode_bytes, prefill_flops
+    from minillm.model.loader import pick_dtype
+
+    number_bytes = pick_dtype(dtype, config).itemsize
+    per_token = config.kv_bytes_per_token(number_bytes)
+    budget = parse_bytes(memory, "--memory")
+    if lengths is None:
+        lengths = [n for n in LENGTHS if n < config.context_limit] + [config.context_limit]
+    for length in lengths:
+        if not 1 <= length <= config.context_limit:
+            raise UsageError(f"--context {length} is outside 1..{config.context_limit}")
+    return {
+        "config": _fields(config),
+        "parameters": config.num_parameters,
+        "weight_bytes": config.num_parameters * number_bytes,
+        "dtype": str(pick_dtype(dtype, config)).removeprefix("torch."),
+        "kv_bytes_per_token": per_token,
+        "memory": budget,
+        "tokens_that_fit": budget // per_token,
+        "contexts": [
+            {
+                "tokens": n,
+                "kv_bytes": n * per_token,
+                "prefill_flops": prefill_flops(config, n),
+                "bytes_read_per_decoded_token": decode_bytes(config, n, number_bytes, number_bytes),
+                "sequences_that_fit": budget // (n * per_token),
+            }
+            for n in lengths
+        ],
+    }
+
+
+def _fields(config: ModelConfig) -> list[dict[str, Any]]:
+    """Each field of the config: name, value, and where the value came from."""
+    fields = []
+    for name, value in asdict(config).items():
+        if name == "sources":
+            continue
+        source = config.sources.get(name) or config.sources.get(_DECIDED_BY.get(name, ""), "family")
+        fields.append({"key": name, "value": value, "source": source})
+    return fields
+
+
+def _print(name: str, report: dict[str, Any]) -> None:
+    from minillm.memory.budget import format_bytes
+
+    console = Console()
+    table = Table("key", "value", "source", title=f"{name}: resolved config")
+    for field in report["config"]:
+        table.add_row(field["key"], _shown(field["value"]), field["source"])
+    console.print(table)
+    console.print(
+        f"{report['parameters']:,} parameters, {format_bytes(report['weight_bytes'])} in {report['dtype']}"
+    )
+    fits = f"{format_bytes(report['memory'])} of KV memory holds {report['tokens_that_fit']:,} tokens"
+    console.print(f"{format_bytes(report['kv_bytes_per_token'])} of KV cache per token; {fits}")
+    costs = Table("tokens", "KV cache", "prefill", "read per decoded token", "sequences that fit")
+    costs.title = "what a context costs"
+    for row in report["contexts"]:
+        costs.add_row(
+            f"{row['tokens']:,}",
+            format_bytes(row["kv_bytes"]),
+            f"{row['prefill_flops'] / 1e9:,.1f} GFLOP",
+            format_bytes(row["bytes_read_per_decoded_token"]),
+            f"{row['sequences_that_fit']:,}",
+        )
+    console.print(costs)
+
+
+def _shown(value: Any) -> str:
+    """A value for the table: layer windows grouped, rope without what is at its default."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={v}" for key, v in value.items() if key in _rope_keys(value))
+    if isinstance(value, list | tuple) and len(set(value)) == 1 and len(value) > 1:
+        return f"{value[0]} in all {len(value)} layers"
+    return str(value)
+
+
+def _rope_keys(rope: dict[str, Any]) -> set[str]:
+    from minillm.config import RopeConfig
+
+    default: RopeConfig = RopeConfig()
+    return {"kind", "theta"} | {key for key, value in rope.items() if value != getattr(default, key)}

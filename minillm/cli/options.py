@@ -1,0 +1,85 @@
+"""Options that several commands share, and reading a prompt from wherever it is."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minillm.config import BACKENDS, DEVICES, DTYPES, SamplingParams
+from minillm.errors import ModelNotFound, UsageError
+
+if TYPE_CHECKING:
+    from minillm import LLM
+
+DEFAULT_MAX_TOKENS = 256
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """--model, --dtype, --device, --backend, --kv-memory."""
+    group = parser.add_argument_group("model and engine")
+    group.add_argument("--model", metavar="PATH", help="folder or hub id (default: the model that ships)")
+    group.add_argument("--dtype", choices=DTYPES, default="auto")
+    group.add_argument("--device", choices=DEVICES, default="auto")
+    group.add_argument("--backend", choices=BACKENDS, default="auto")
+    group.add_argument("--kv-memory", default="auto", metavar="SIZE", help='KV cache budget, e.g. "256MiB"')
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """Sampling options; what is not given comes from the model's generation_config.json."""
+    group = parser.add_argument_group("sampling (default: the model's generation_config.json)")
+    group.add_argument("-n", "--max-tokens", type=int, metavar="N", help=f"default {DEFAULT_MAX_TOKENS}")
+    group.add_argument("--temperature", type=float, metavar="T", help="0 is greedy")
+    group.add_argument("--top-k", type=int, metavar="K")
+    group.add_argument("--top-p", type=float, metavar="P")
+    group.add_argument("--min-p", type=float, metavar="P")
+    group.add_argument("--repetition-penalty", type=float, metavar="R")
+    group.add_argument("--seed", type=int, metavar="S", help="default: a new one each time, reported")
+    group.add_argument("--stop", action="append", metavar="TEXT", help="stop before TEXT; may be repeated")
+
+
+def load_llm(args: argparse.Namespace) -> LLM:
+    """The LLM the engine options describe."""
+    from minillm import LLM
+
+    return LLM(
+        args.model, dtype=args.dtype, device=args.device, backend=args.backend, kv_memory=args.kv_memory
+    )
+
+
+def sampling_params(args: argparse.Namespace, default: SamplingParams) -> SamplingParams:
+    """The model's own parameters with what the command line says in their place."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop")
+    given: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    given["max_tokens"] = DEFAULT_MAX_TOKENS if args.max_tokens is None else args.max_tokens
+    given["seed"] = secrets.randbits(32) if args.seed is None else args.seed
+    return replace(default, **given)
+
+
+def read_text(source: str) -> str:
+    """The text of a file, or of stdin for "-", without its last line break.
+
+    Raises:
+        ModelNotFound: no such file (exit code 3).
+        UsageError: it is not UTF-8, naming the byte.
+    """
+    name = "stdin" if source == "-" else source
+    try:
+        data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    except OSError as error:
+        raise ModelNotFound(f"cannot read {name}: {error.strerror}", "check the path") from None
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{name} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}", "convert it first"
+        ) from None
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def dim(text: str) -> str:
+    """`text` in grey where stderr is a terminal."""
+    return f"\033[2m{text}\033[0m" if sys.stderr.isatty() else text

@@ -1,0 +1,50 @@
+"""What a context costs, by arithmetic from the config: the numbers behind prefill and decode.
+
+Multiply and add count as two FLOPs. Norms, rope and softmax are left out: they are small beside
+the matrix products. The embedding is a lookup; the head is a matrix product.
+"""
+
+from __future__ import annotations
+
+from minillm.config import ModelConfig
+
+
+def matmul_weights(config: ModelConfig) -> int:
+    """Weights every decoded token is multiplied with: all but the embedding table, plus the head."""
+    embedding = config.vocab_size * config.hidden_size
+    return config.num_parameters - (0 if config.tie_word_embeddings else embedding)
+
+
+def visible_keys(config: ModelConfig, context: int) -> int:
+    """Keys the last of `context` tokens attends to, summed over the layers (windows honoured)."""
+    return sum(min(context, window or context) for window in config.layer_windows)
+
+
+def decode_flops(config: ModelConfig, context: int) -> int:
+    """FLOPs of one decoded token with `context` tokens in the cache, itself included."""
+    attention = 4 * config.q_size * visible_keys(config, context)
+    return 2 * matmul_weights(config) + attention
+
+
+def prefill_flops(config: ModelConfig, num_tokens: int) -> int:
+    """FLOPs of a prompt of `num_tokens` tokens; the head runs for its last token only."""
+    head = config.vocab_size * config.hidden_size
+    layers = 2 * (matmul_weights(config) - head) * num_tokens
+    pairs = sum(_causal_pairs(num_tokens, window or num_tokens) for window in config.layer_windows)
+    return layers + 4 * config.q_size * pairs + 2 * head
+
+
+def decode_bytes(config: ModelConfig, context: int, weight_bytes: int, kv_bytes: int) -> int:
+    """Bytes read for one decoded token: every weight once, and every visible key and value.
+
+    `weight_bytes` and `kv_bytes` are the sizes of one number.
+    """
+    return matmul_weights(config) * weight_bytes + 2 * config.kv_size * kv_bytes * visible_keys(
+        config, context
+    )
+
+
+def _causal_pairs(num_tokens: int, window: int) -> int:
+    """Query-key pairs of a causal prompt where each query sees at most `window` keys."""
+    window = min(window, num_tokens)
+    return window * (window + 1) // 2 + (num_tokens - window) * window

@@ -1,0 +1,138 @@
+# ruff: noqa: F401 - imports that the finished file uses
+"""Lab 1: Sampling and streaming text.
+
+Replace every `raise NotImplementedError(...)`; the docstrings say what is wanted. All else is the
+engine's own. Each task is checked with the engine's own parts around it, so any order will do.
+
+    minillm labs check 1        run the checks
+    minillm labs hint 1.1       a hint; --level 2 and 3 say more
+
+Made from the engine's source by `minillm labs start 1`.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers.decoders import DecodeStream
+
+from minillm.config import SamplingParams
+from minillm.detokenizer import token_bytes
+from minillm.ops.sampling import NEG_INF, SamplingBatch, gumbel_noise
+
+
+def penalise_repetition(logits: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
+    """Make ids already in prompt or output less likely: positive logits / penalty, negative * penalty.
+
+    Args:
+        logits: float32 [vocab_size].
+        seen: token ids that occurred; how often does not matter.
+        penalty: above 1 discourages, below 1 encourages.
+
+    Source: Keskar et al., "CTRL" (arXiv 1909.05858).
+    """
+    # Stuck? minillm labs hint 1.1
+    raise NotImplementedError("Lab 1.1 penalise_repetition; hint: minillm labs hint 1.1")
+
+
+def keep_top(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Keep the `top_k` most likely ids, then the fewest of them whose probability reaches `top_p`.
+
+    Args:
+        logits: float32 [vocab_size].
+        top_k: 0 keeps all.
+        top_p: the nucleus, in (0, 1], of the probability that top-k has left.
+
+    Returns:
+        float32 [vocab_size] with -inf at every id that is dropped.
+
+    Source: Holtzman et al., "The Curious Case of Neural Text Degeneration" (arXiv 1904.09751).
+    """
+    # Stuck? minillm labs hint 1.2
+    raise NotImplementedError("Lab 1.2 keep_top; hint: minillm labs hint 1.2")
+
+
+def filter_logits(logits: Tensor, params: SamplingParams) -> Tensor:
+    """Temperature, then top-k, top-p and min-p: excluded ids become -inf.
+
+    Args:
+        logits: float32 [vocab_size], masked and penalised.
+        params: temperature above 0.
+
+    Returns:
+        float32 [vocab_size]; at least the most likely id survives.
+    """
+    # Stuck? minillm labs hint 1.3
+    raise NotImplementedError("Lab 1.3 filter_logits; hint: minillm labs hint 1.3")
+
+
+def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
+    """Draw one token id per row.
+
+    Args:
+        logits: [num_rows, vocab_size], any float dtype; not changed.
+        batch: sampling parameters and noise keys, `num_rows` of each.
+
+    Returns:
+        int64 [num_rows].
+    """
+    # Stuck? minillm labs hint 1.4
+    raise NotImplementedError("Lab 1.4 sample; hint: minillm labs hint 1.4")
+
+
+class StopMatcher:
+    """Lets text through until a stop string appears; holds back what could be the start of one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.matched: str | None = None
+
+    def push(self, text: str) -> str:
+        """Take `text`; return what can no longer be part of a stop string."""
+        # Stuck? minillm labs hint 1.5
+        raise NotImplementedError("Lab 1.5 StopMatcher.push; hint: minillm labs hint 1.5")
+
+    def flush(self) -> str:
+        """Give up what was held back: no more text will come."""
+        out, self._held = self._held, ""
+        return out
+
+
+class Detokenizer:
+    """Streams one completion. The pieces of `push` and `finish` joined are the completion's text."""
+
+    def __init__(self, tokenizer: RustTokenizer, stops: Sequence[str] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._pending: list[int] = []
+        self._before: list[int] = []
+        self._stop = StopMatcher(stops)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has appeared; text from it on is dropped."""
+        return self._stop.matched is not None
+
+    def push(self, token_id: int) -> str:
+        """Take the next token; return the text that is certain now (often empty)."""
+        # Stuck? minillm labs hint 1.6
+        raise NotImplementedError("Lab 1.6 Detokenizer.push, Detokenizer.finish; hint: minillm labs hint 1.6")
+
+    def finish(self) -> str:
+        """The rest, when no more tokens come: whole characters still held back."""
+        # Stuck? minillm labs hint 1.6
+        raise NotImplementedError("Lab 1.6 Detokenizer.push, Detokenizer.finish; hint: minillm labs hint 1.6")
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _is_cut(self) -> bool:
+        """Whether the held tokens end inside a UTF-8 character (U+FFFD itself can be genuine)."""
+        utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        utf8.decode(b"".join(token_bytes(self._tokenizer, i) for i in self._pending))
+        return bool(utf8.getstate()[0])

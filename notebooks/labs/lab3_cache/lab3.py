@@ -1,0 +1,103 @@
+# ruff: noqa: F401 - imports that the finished file uses
+"""Lab 3: The paged cache and the two loops.
+
+Replace every `raise NotImplementedError(...)`; the docstrings say what is wanted. All else is the
+engine's own. Each task is checked with the engine's own parts around it, so any order will do.
+
+    minillm labs check 3        run the checks
+    minillm labs hint 3.1       a hint; --level 2 and 3 say more
+
+Made from the engine's source by `minillm labs start 3`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from minillm.engine.prefill import Chunk
+from minillm.engine.request import Request
+from minillm.memory.block_pool import BlockPool
+from minillm.model.runner import ModelRunner, SequenceRows
+
+
+def blocks_for(num_tokens: int, block_size: int) -> int:
+    """How many blocks hold `num_tokens` tokens."""
+    # Stuck? minillm labs hint 3.1
+    raise NotImplementedError("Lab 3.1 blocks_for; hint: minillm labs hint 3.1")
+
+
+def slot_mapping(block_table: Sequence[int], positions: Sequence[int], block_size: int) -> list[int]:
+    """Slots of `positions` (logical token positions) of one sequence: `[len(positions)]`."""
+    # Stuck? minillm labs hint 3.2
+    raise NotImplementedError("Lab 3.2 slot_mapping; hint: minillm labs hint 3.2")
+
+
+class BlockTable:
+    """The blocks of one sequence, in logical order."""
+
+    def __init__(self, pool: BlockPool) -> None:
+        self._pool = pool
+        self.block_ids: list[int] = []
+
+    def grow(self, num_tokens: int) -> None:
+        """Own enough blocks for `num_tokens` tokens in all.
+
+        Raises:
+            OutOfBlocks: the pool cannot give what is missing; the table is unchanged.
+        """
+        # Stuck? minillm labs hint 3.3
+        raise NotImplementedError("Lab 3.3 BlockTable.grow; hint: minillm labs hint 3.3")
+
+    def fork(self, num_tokens: int) -> tuple[BlockTable, tuple[int, int] | None]:
+        """A second table over the same first `num_tokens` tokens.
+
+        Full blocks are shared. A last block that is partly full will be written by both, so the
+        fork gets one of its own: returned as `(source, destination)` for the caller to copy.
+
+        Raises:
+            OutOfBlocks: no block for the copy; nothing was shared.
+        """
+        # Stuck? minillm labs hint 3.4
+        raise NotImplementedError("Lab 3.4 BlockTable.fork; hint: minillm labs hint 3.4")
+
+    def release(self) -> None:
+        """Give every block back to the pool."""
+        self._pool.free(self.block_ids)
+        self.block_ids = []
+
+
+def prefill(runner: ModelRunner, chunks: Sequence[Chunk]) -> Tensor:
+    """Compute one chunk of each request's prompt and write its keys and values to the cache.
+
+    Args:
+        runner: runs the model over the paged cache.
+        chunks: at most one for each request; `start` is the request's `num_computed_tokens`.
+
+    Returns:
+        Logits of each chunk's last token [len(chunks), vocab_size]: for a chunk that completes its
+        prompt, the scores of the first output token.
+
+    Raises:
+        OutOfBlocks: the pool cannot hold the chunk; that request's table is unchanged.
+    """
+    # Stuck? minillm labs hint 3.5
+    raise NotImplementedError("Lab 3.5 prefill; hint: minillm labs hint 3.5")
+
+
+def decode(runner: ModelRunner, requests: Sequence[Request]) -> Tensor:
+    """Run each request's newest token, whose key and value are not in the cache yet.
+
+    Args:
+        runner: runs the model over the paged cache.
+        requests: past their prefill, each with at least one output token.
+
+    Returns:
+        Logits of the next token of each request [len(requests), vocab_size].
+
+    Raises:
+        OutOfBlocks: the pool cannot hold the token; that request's table is unchanged.
+    """
+    # Stuck? minillm labs hint 3.6
+    raise NotImplementedError("Lab 3.6 decode; hint: minillm labs hint 3.6")

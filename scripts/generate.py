@@ -1,0 +1,8 @@
+"""`minillm generate`, as a script of the checkout: python scripts/generate.py -p "Once upon a time"."""
+
+import sys
+
+from minillm.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(["generate", *sys.argv[1:]]))

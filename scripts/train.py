@@ -1,0 +1,112 @@
+"""Train the models that ship with minillm. Resumable: run the same command again after an interruption.
+
+    python scripts/train.py target --data DATA --steps 1600      about an hour on two CPU cores
+    python scripts/train.py draft  --data DATA --steps 1000      imitates the trained target
+    python scripts/train.py export --data DATA                   writes minillm/zoo/ and measures
+
+DATA holds corpus/ and fairytaleqa/ (see the model cards for what they are). Work files (tokenizer,
+token caches, checkpoints) go to --work. Needs numpy; a GPU is used if there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tokenizers import Tokenizer
+from training.card import write_cards
+from training.data import MIX, Mixture, Source, load_tokens, train_tokenizer
+from training.evaluate import bits_per_byte
+from training.export import export
+from training.generated import generated_documents
+from training.loop import Loss, Trainer, distillation_loss, next_token_loss
+from training.model import SHAPES, LanguageModel
+
+ZOO = Path(__file__).resolve().parent.parent / "minillm" / "zoo"
+FOLDERS = {"target": ZOO / "storyteller-6m", "draft": ZOO / "storyteller-1m"}
+_EVALUATE_EVERY = 200
+_QUICK_DOCS = 100
+# The draft learns on the target's own stories as well: they are what it will have to guess.
+_GENERATED_SHARE = 0.4
+
+
+def main() -> int:
+    """Parse the command line and run one stage."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("stage", choices=["target", "draft", "export"])
+    parser.add_argument("--data", type=Path, required=True, help="folder with corpus/ and fairytaleqa/")
+    parser.add_argument("--work", type=Path, default=Path("build/train"), help="work files (build/train)")
+    parser.add_argument("--steps", type=int, default=1600, help="steps in all, of 8,192 tokens")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    if not (args.work / "tokenizer.json").is_file():
+        train_tokenizer(args.data, args.work / "tokenizer.json")
+    if args.stage == "export":
+        _export(args)
+    else:
+        _train(args)
+    return 0
+
+
+def _train(args: argparse.Namespace) -> None:
+    torch.manual_seed(1234)
+    mixture = Mixture.of_corpus(args.data, args.work)
+    loss: Loss = next_token_loss
+    if args.stage == "draft":
+        target = _trained("target", args.work)
+        export(target, args.work / "tokenizer.json", FOLDERS["target"])
+        mixture = _with_generated(mixture, args)
+        loss = distillation_loss(target)
+    model = LanguageModel(SHAPES[args.stage]).to(_device())
+    trainer = Trainer(model, mixture, args.work / f"{args.stage}.pt", loss)
+    valid = load_tokens(args.data, args.work, "valid")
+    tokenizer = Tokenizer.from_file(str(args.work / "tokenizer.json"))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(args.stage, total=args.steps)
+
+        def report(step: int, value: float, info: dict[str, float]) -> None:
+            state = f"{args.stage} loss {value:.3f} window {info['window']:.0f} rate {info['rate']:.2f}"
+            bar.update(task, completed=step, description=state)
+            if step % 10 == 0 and bar.disable:
+                print(f"step {step} {state}", flush=True)
+            if step % _EVALUATE_EVERY == 0:
+                print(f"step {step}: {bits_per_byte(model, valid[:_QUICK_DOCS], tokenizer):.4f} bits/byte")
+
+        trainer.run(args.steps, report)
+    print(f"{args.stage}: {bits_per_byte(model, valid, tokenizer):.4f} bits per byte, all validation stories")
+
+
+def _with_generated(mixture: Mixture, args: argparse.Namespace) -> Mixture:
+    """The corpus with the target's own stories beside it."""
+    docs = generated_documents(FOLDERS["target"], load_tokens(args.data, args.work, "stories"), args.work)
+    sources = {**mixture.sources, "generated": Source(docs, seed=len(MIX) + 1, in_pieces=False)}
+    shares = {name: share * (1 - _GENERATED_SHARE) for name, share in MIX.items()}
+    return Mixture(sources, {**shares, "generated": _GENERATED_SHARE})
+
+
+def _export(args: argparse.Namespace) -> None:
+    models = {name: _trained(name, args.work) for name in SHAPES}
+    for name, model in models.items():
+        export(model, args.work / "tokenizer.json", FOLDERS[name])
+    valid = load_tokens(args.data, args.work, "valid")
+    write_cards(models, valid, Tokenizer.from_file(str(args.work / "tokenizer.json")), FOLDERS)
+
+
+def _trained(name: str, work: Path) -> LanguageModel:
+    """The model of a finished stage, with its weights rounded to bfloat16 as they ship."""
+    model = LanguageModel(SHAPES[name])
+    state = torch.load(work / f"{name}.pt", weights_only=True)["model"]
+    model.load_state_dict({key: value.bfloat16() for key, value in state.items()})
+    return model.to(_device())
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""Finding and opening a model folder: what is missing is named, and what could help is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import tiny
+
+from minillm import LLM, MinillmError
+from minillm.errors import (
+    BackendError,
+    KVCapacityError,
+    ModelNotFound,
+    OutOfMemory,
+    TokenizerError,
+    UnsupportedModel,
+    UsageError,
+)
+from minillm.memory.budget import format_bytes, parse_bytes
+
+
+def refused(kind: type[MinillmError], exit_code: int, model: Any, **options: Any) -> str:
+    """The message of a refusal: of this type, one line, with a hint."""
+    with pytest.raises(kind) as caught:
+        tiny.load(model, **options)
+    assert caught.value.exit_code == exit_code
+    assert caught.value.hint and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---- finding --------------------------------------------------------------------------------------
+
+
+def test_missing_folder_suggests_near_names(tmp_path: Path) -> None:
+    tiny.make_folder(tmp_path / "storyteller")
+    assert "did you mean storyteller?" in refused(ModelNotFound, 3, tmp_path / "storyteler")
+    assert "did you mean" not in refused(ModelNotFound, 3, tmp_path / "zzzzzz")
+
+
+def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
+    file = tiny.make_folder(tmp_path) / "config.json"
+    assert "is a file" in refused(ModelNotFound, 3, file)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "~no_such_user_here/model"])
+def test_impossible_names(name: str) -> None:
+    assert "no model folder" in refused(ModelNotFound, 3, name)
+
+
+@pytest.mark.parametrize("model", [5, 1.5, ["a"], b"folder", True])
+def test_model_of_another_type(model: Any) -> None:
+    with pytest.raises(UsageError, match="model must be"):
+        tiny.load(model)
+
+
+def test_hub_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **options: Any) -> str:
+        raise OSError("no network\nmany\nlines")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    assert "no network" in refused(ModelNotFound, 3, "some-owner/some-model")
+
+
+def test_hub_download_asks_for_no_code(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    asked: dict[str, Any] = {}
+
+    def download(repo_id: str, **options: Any) -> str:
+        asked.update(options, repo_id=repo_id)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    tiny.load("some-owner/some-model")
+    assert asked["repo_id"] == "some-owner/some-model"
+    assert not [p for p in asked["allow_patterns"] if not p.endswith((".json", ".safetensors", ".jinja"))]
+
+
+# ---- config.json ----------------------------------------------------------------------------------
+
+
+def test_folder_without_config(tmp_path: Path) -> None:
+    assert "config.json" in refused(ModelNotFound, 3, tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"5", b"\xff\xfe", b'{"a": }'])
+def test_broken_config(tmp_path: Path, content: bytes) -> None:
+    tiny.make_folder(tmp_path)
+    (tmp_path / "config.json").write_bytes(content)
+    assert "config.json" in refused(UnsupportedModel, 4, tmp_path)
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 2.0, "original_max_position_embeddings": 64}
+YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"architectures": ["T5ForConditionalGeneration"]}, "T5"),
+        ({"architectures": []}, "model_type"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures"),
+        ({"model_type": "gpt2"}, "gpt2"),
+        ({"hidden_act": "relu"}, "relu"),
+        ({"rope_scaling": {"rope_type": "spiral", "factor": 2.0}}, "spiral"),
+        ({"rope_scaling": [1]}, "rope_scaling"),
+        ({"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0, "high_freq_factor": 4.0}}, "low_freq_factor"),
+        ({"rope_scaling": YARN | {"beta_fast": "many"}}, "beta_fast"),
+        ({"rope_scaling": YARN | {"mscale": "x", "mscale_all_dim": 1.0}}, "mscale"),
+        ({"rope_theta": 0}, "rope_theta"),
+        ({"rope_theta": float("inf")}, "rope_theta"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"hidden_size": "32"}, "hidden_size"),
+        ({"hidden_size": True}, "hidden_size"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers"),
+        ({"num_attention_heads": 3}, "num_key_value_heads"),
+        ({"head_dim": 7}, "head_dim"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
+        ({"eos_token_id": "</s>"}, "eos_token_id"),
+        ({"torch_dtype": "int8"}, "int8"),
+        ({"no_such_key": 1}, "no_such_key"),
+    ],
+    ids=lambda v: str(v)[:60],
+)
+def test_configs_that_are_refused(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+    tiny.make_folder(tmp_path)
+    cfg = tiny.config(**changes)
+    if changes.get("architectures") == []:
+        del cfg["model_type"]
+    (tmp_path / "config.json").write_text(json.dumps(cfg))
+    with pytest.raises(UnsupportedModel, match=named) as caught:
+        tiny.load(tmp_path, dtype="auto")
+    assert caught.value.exit_code == 4 and "\n" not in str(caught.value)
+
+
+def test_model_larger_than_the_memory(tmp_path: Path) -> None:
+    tiny.make_folder(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(tiny.config(vocab_size=10**12)))
+    assert "TiB" in refused(OutOfMemory, 7, tmp_path)
+
+
+# ---- the tokenizer and the model ------------------------------------------------------------------
+
+
+def test_tokenizer_larger_than_the_vocabulary(tmp_path: Path) -> None:
+    cfg = tiny.config(vocab_size=100)
+    message = refused(TokenizerError, 6, tiny.make_folder(tmp_path, cfg))
+    assert "100" in message
+
+
+def test_smaller_tokenizers_are_padded_models(folder: Path) -> None:
+    """Control: more rows than ids is usual (padding), and only then does the id mask matter."""
+    model = tiny.load(folder).engine.model
+    assert model.num_token_ids < model.config.vocab_size
+
+
+def test_folder_without_tokenizer_takes_ids_only(tmp_path: Path) -> None:
+    tiny.make_folder(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    llm = tiny.load(tmp_path)
+    assert len(llm.generate([5, 6, 7])[0].token_ids) > 0
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
+        llm.generate("text")
+
+
+# ---- options --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"device": "tpu"}, UsageError),
+        ({"dtype": "int8"}, UsageError),
+        ({"dtype": ["float32"]}, UsageError),
+        ({"backend": "fast"}, UsageError),
+        ({"backend": "simt"}, BackendError),
+        ({"block_size": 0}, UsageError),
+        ({"block_size": 1.5}, UsageError),
+        ({"max_num_seqs": -1}, UsageError),
+        ({"prefill_chunk": "512"}, UsageError),
+        ({"max_queued_requests": True}, UsageError),
+        ({"max_model_len": 0}, UsageError),
+        ({"max_model_len": 257}, UsageError),
+        ({"seed": 1.0}, UsageError),
+        ({"colour": "red"}, UsageError),
+        ({"kv_memory": "lots"}, UsageError),
+        ({"kv_memory": ""}, UsageError),
+        ({"kv_memory": "-5MiB"}, UsageError),
+        ({"kv_memory": 0}, UsageError),
+        ({"kv_memory": -1}, UsageError),
+        ({"kv_memory": 1.5}, UsageError),
+        ({"kv_memory": None}, UsageError),
+        ({"kv_memory": "nan"}, UsageError),
+        ({"kv_memory": "9" * 400}, UsageError),
+        ({"kv_memory": 10**30}, KVCapacityError),
+        ({"kv_memory": "900TiB"}, KVCapacityError),
+        ({"kv_memory": 100}, KVCapacityError),
+        ({"block_size": 10**9}, KVCapacityError),
+        ({"parts": {"sampler": 5}}, UsageError),
+        ({"parts": {"nonsense": print}}, UsageError),
+        ({"parts": {"drafter": print}}, UsageError),
+    ],
+    ids=str,
+)
+def test_bad_options(folder: Path, options: dict[str, Any], kind: type[MinillmError]) -> None:
+    with pytest.raises(kind) as caught:
+        tiny.load(folder, **options)
+    assert "\n" not in str(caught.value)
+    assert any(key in str(caught.value) for key in options) or "parts" in options
+
+
+def test_kv_memory_too_small_says_what_a_block_needs(folder: Path) -> None:
+    message = refused(KVCapacityError, 7, folder, kv_memory=100)
+    assert format_bytes(16 * tiny.BLOCK_BYTES) in message
+    tiny.load(folder, kv_memory=tiny.blocks(1))  # control: one block is enough to start
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_kv_memory_is_never_exceeded(folder: Path, count: int) -> None:
+    for spare in (0, 1, 16 * tiny.BLOCK_BYTES - 1):
+        llm = tiny.load(folder, kv_memory=tiny.blocks(count) + spare)
+        assert llm.engine.pool.num_blocks == count
+        assert llm.engine.runner.cache.nbytes == tiny.blocks(count)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("4096", 4096),
+        ("1KiB", 1024),
+        ("1 KB", 1000),
+        ("1.5MiB", 3 << 19),
+        ("2g", 2 << 30),
+        (7, 7),
+        (" 1k ", 1024),
+    ],
+)
+def test_sizes(text: str | int, expected: int) -> None:
+    assert parse_bytes(text) == expected
+
+
+def test_default_model_missing_is_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("minillm.model.locate.ZOO", tmp_path)
+    with pytest.raises(ModelNotFound) as caught:
+        LLM()
+    assert caught.value.exit_code == 3 and caught.value.hint

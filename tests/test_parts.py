@@ -1,0 +1,101 @@
+"""The seams: every named part can be swapped for a reader's own, and the engine really calls it."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from minillm import SamplingParams
+from minillm.engine.parts import LATER, Parts
+from minillm.errors import UsageError
+from minillm.ops.reference import ReferenceOps, apply_rope
+
+PROMPT = list(range(20, 37))
+PARAMS = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True, n=2)
+OWN = {
+    **{name: getattr(Parts(), name) for name in (f.name for f in fields(Parts))},
+    "rope": apply_rope,
+    "attention": ReferenceOps().paged_attention,
+    "linear": ReferenceOps().linear,
+}
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Parts)])
+def test_every_part_is_called_and_can_be_the_engines_own(folder: Path, name: str) -> None:
+    """Wrapped, the engine's own part gives the same tokens, and the wrapper was asked."""
+    calls = []
+
+    def mine(*args: Any, **options: Any) -> Any:
+        calls.append(args)
+        return OWN[name](*args, **options)
+
+    expected = tiny.load(folder).generate([PROMPT, [5]], PARAMS)
+    found = tiny.load(folder, parts={name: mine}).generate([PROMPT, [5]], PARAMS)
+    assert calls, f"{name} was never asked"
+    for a, b in zip(found, expected, strict=True):
+        assert [(c.token_ids, c.text) for c in a.outputs] == [(c.token_ids, c.text) for c in b.outputs]
+
+
+class Loud:
+    """A detokenizer of a reader's own."""
+
+    def __init__(self, tokenizer: Any, stops: Any) -> None:
+        self.stopped = False
+
+    def push(self, token_id: int) -> str:
+        return f"[{token_id}]"
+
+    def finish(self) -> str:
+        return "!"
+
+
+def interleaved(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    a, b = x[..., ::2], x[..., 1::2]
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("sampler", lambda logits, batch: torch.full((len(logits),), 42)),
+        ("detokenizer", Loud),
+        ("rope", interleaved),
+        ("attention", lambda q, *rest: torch.zeros_like(q)),
+        ("linear", lambda x, weight, bias=None: x @ weight.T * 1.5),
+        ("prefill_loop", lambda runner, chunks: OWN["prefill_loop"](runner, chunks).flip(-1)),
+        ("decode_loop", lambda runner, requests: OWN["decode_loop"](runner, requests).flip(-1)),
+    ],
+)
+def test_a_different_part_makes_a_difference(folder: Path, name: str, part: Any) -> None:
+    """The control: were the wrapper's result ignored, the test above would pass as well.
+
+    (For slot_mapping it is in test_engine: a wrong slot shows only in a cache without old content.)
+    """
+    expected = tiny.load(folder).generate(PROMPT, PARAMS)[0]
+    found = tiny.load(folder, parts={name: part}).generate(PROMPT, PARAMS)[0]
+    assert (found.token_ids, found.text) != (expected.token_ids, expected.text)
+
+
+def test_two_engines_have_parts_of_their_own(folder: Path) -> None:
+    zeros = {"attention": lambda q, *rest: torch.zeros_like(q)}
+    first, second = tiny.load(folder, parts=zeros), tiny.load(folder)
+    assert not torch.equal(first.logits(PROMPT), second.logits(PROMPT))
+    assert torch.equal(second.logits(PROMPT), tiny.load(folder).logits(PROMPT))
+
+
+@pytest.mark.parametrize("name", ["Sampler", "sample", "", *LATER])
+def test_unknown_parts_are_refused(folder: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="parts: sampler"):
+        tiny.load(folder, parts={name: print})
+
+
+@pytest.mark.parametrize("parts", [[print], "sampler", 5, {1: print}, {"sampler": None}])
+def test_parts_of_another_type(folder: Path, parts: Any) -> None:
+    with pytest.raises(UsageError):
+        tiny.load(folder, parts=parts)

@@ -1,0 +1,292 @@
+"""Weights: damaged files are refused by name, sound ones land exactly, and memory stays near their size."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import save_file
+
+from minillm import LLM
+from minillm.errors import WeightsError
+from minillm.model.weights import placements
+
+EMBED = "model.embed_tokens.weight"
+UP = "model.layers.0.mlp.up_proj.weight"
+
+
+def refusal(folder: Path) -> str:
+    """The one line a user reads; typed, with exit code 5."""
+    with pytest.raises(WeightsError) as caught:
+        tiny.load(folder)
+    assert caught.value.exit_code == 5
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def sharded(folder: Path, weight_map: dict[str, Any] | None = None) -> dict[str, str]:
+    """Turn a folder's single file into two shards and an index; returns the true weight map."""
+    tiny.make_folder(folder)
+    tensors = tiny.weights(tiny.config())
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    true_map = {}
+    for i, part in enumerate((names[::2], names[1::2])):
+        save_file({n: tensors[n] for n in part}, folder / f"part-{i}.safetensors")
+        true_map |= dict.fromkeys(part, f"part-{i}.safetensors")
+    index = {"weight_map": true_map if weight_map is None else true_map | weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return true_map
+
+
+# ---- damaged files --------------------------------------------------------------------------------
+
+
+def truncated(data: bytes) -> bytes:
+    return data[:-100]
+
+
+def grown(data: bytes) -> bytes:
+    return data + b"\0" * 100
+
+
+def cut_in_header(data: bytes) -> bytes:
+    return data[:50]
+
+
+def empty(data: bytes) -> bytes:
+    return b""
+
+
+def only_a_length(data: bytes) -> bytes:
+    return data[:8]
+
+
+def header_longer_than_file(data: bytes) -> bytes:
+    return struct.pack("<Q", len(data) + 1) + data[8:]
+
+
+def absurd_header_length(data: bytes) -> bytes:
+    return b"\xff" * 8 + data[8:]
+
+
+def header_is_no_json(data: bytes) -> bytes:
+    return data[:8] + b"#" + data[9:]
+
+
+def header_is_no_object(data: bytes) -> bytes:
+    return struct.pack("<Q", 8) + b"[1,2,3] "
+
+
+def offsets_overlap(data: bytes) -> bytes:
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header[UP]["data_offsets"] = header[EMBED]["data_offsets"]
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data[8 + size :]
+
+
+DAMAGES = [truncated, grown, cut_in_header, empty, only_a_length, header_longer_than_file,
+           absurd_header_length, header_is_no_json, header_is_no_object, offsets_overlap]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files_are_refused(tmp_path: Path, damage: Any) -> None:
+    file = tiny.make_folder(tmp_path) / "model.safetensors"
+    tiny.load(tmp_path)  # control: it was sound
+    file.write_bytes(damage(file.read_bytes()))
+    assert "model.safetensors" in refusal(tmp_path)
+
+
+def test_no_weights_at_all(tmp_path: Path) -> None:
+    tiny.make_folder(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    assert "only safetensors" in refusal(tmp_path)
+
+
+# ---- shards ---------------------------------------------------------------------------------------
+
+
+def test_shards_load_like_one_file(tmp_path: Path, folder: Path) -> None:
+    sharded(tmp_path)
+    assert torch.equal(tiny.load(tmp_path).logits([5, 6, 7]), tiny.load(folder).logits([5, 6, 7]))
+
+
+def test_stray_files_beside_an_index_are_not_read(tmp_path: Path, folder: Path) -> None:
+    sharded(tmp_path)
+    (tmp_path / "aaa.safetensors").write_bytes(b"no safetensors at all")
+    (tmp_path / "model.safetensors").write_bytes(b"nor this")
+    assert torch.equal(tiny.load(tmp_path).logits([5, 6, 7]), tiny.load(folder).logits([5, 6, 7]))
+
+
+def test_missing_shard(tmp_path: Path) -> None:
+    sharded(tmp_path)
+    (tmp_path / "part-1.safetensors").unlink()
+    assert "part-1.safetensors" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"weight_map": 5}', '{"weight_map": []}', '{"weight_map": {"a": 5}}',
+                '{"weight_map": {"a": null}}', '{"weight_map": {"a": ["b"]}}', '{"weight_map": {"a": {}}}']
+)  # fmt: skip
+def test_broken_index(tmp_path: Path, content: str) -> None:
+    sharded(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    assert "index.json" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "shard", ["../other.safetensors", "/etc/passwd", "sub/part.safetensors", "..", "", "."]
+)
+def test_index_may_not_leave_the_folder(tmp_path: Path, shard: str) -> None:
+    folder = tmp_path / "model"
+    sharded(folder, {EMBED: shard})
+    save_file(tiny.weights(tiny.config()), tmp_path / "other.safetensors")  # it would fit
+    assert "outside" in refusal(folder) or "missing shard" in refusal(folder)
+
+
+def test_index_that_points_to_the_wrong_shard(tmp_path: Path) -> None:
+    true_map = sharded(tmp_path)
+    other = {"part-0.safetensors": "part-1.safetensors", "part-1.safetensors": "part-0.safetensors"}
+    sharded(tmp_path, {EMBED: other[true_map[EMBED]]})
+    assert EMBED in refusal(tmp_path)
+
+
+def test_tensor_in_a_shard_but_not_in_the_index(tmp_path: Path) -> None:
+    sharded(tmp_path)
+    save_file({"model.layers.9.stray": torch.zeros(2)} | _shard(tmp_path, 0), tmp_path / "part-0.safetensors")
+    assert "model.layers.9.stray" in refusal(tmp_path)
+
+
+def _shard(folder: Path, i: int) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / f"part-{i}.safetensors")
+
+
+# ---- accounting -----------------------------------------------------------------------------------
+
+
+def test_everything_that_does_not_match_is_listed(tmp_path: Path) -> None:
+    tensors = tiny.weights(tiny.config())
+    del tensors["model.norm.weight"], tensors["model.layers.1.self_attn.k_proj.weight"]
+    tensors |= {"extra.one": torch.zeros(1), UP: torch.zeros(64, 31), EMBED: torch.zeros(300, 32)}
+    message = refusal(tiny.make_folder(tmp_path, tensors=tensors))
+    for part in ("2 missing", "model.norm.weight", "k_proj", "1 unexpected", "extra.one",
+                 "2 of another shape", UP, "[64, 31]", "[64, 32]", EMBED):  # fmt: skip
+        assert part in message
+
+
+def test_long_lists_are_cut(tmp_path: Path) -> None:
+    assert "and 12 more" in refusal(tiny.make_folder(tmp_path, tensors={EMBED: torch.zeros(320, 32)}))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64, torch.uint8, torch.bool])
+def test_other_dtypes_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors = tiny.weights(tiny.config())
+    tensors[UP] = tensors[UP].to(dtype)
+    message = refusal(tiny.make_folder(tmp_path, tensors=tensors))
+    assert UP in message and "BF16" in message
+
+
+def test_tied_head(tmp_path: Path) -> None:
+    cfg = tiny.config(tie_word_embeddings=True)
+    tensors = tiny.weights(cfg)
+    plain = tiny.load(tiny.make_folder(tmp_path / "plain", cfg, tensors=tensors)).logits([5, 6])
+    copied = tensors | {"lm_head.weight": tensors[EMBED].clone()}
+    assert torch.equal(
+        tiny.load(tiny.make_folder(tmp_path / "copy", cfg, tensors=copied)).logits([5, 6]), plain
+    )
+    for head in (tensors[EMBED] + 1e-3, tensors[EMBED][:-1].clone()):
+        other = tiny.make_folder(tmp_path / "other", cfg, tensors=tensors | {"lm_head.weight": head})
+        assert "tie_word_embeddings" in refusal(other)
+
+
+def test_old_rotary_buffers_are_ignored(tmp_path: Path, folder: Path) -> None:
+    buffers = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(2)}
+    tiny.make_folder(tmp_path, tensors=tiny.weights(tiny.config()) | buffers)
+    assert torch.equal(tiny.load(tmp_path).logits([5, 6]), tiny.load(folder).logits([5, 6]))
+
+
+# ---- values ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("wanted", ["float32", "bfloat16", "float16"])
+def test_values_land_exactly(tmp_path: Path, stored: torch.dtype, wanted: str) -> None:
+    tensors = {name: t.to(stored) for name, t in tiny.weights(tiny.config()).items()}
+    llm = tiny.load(tiny.make_folder(tmp_path, tensors=tensors), dtype=wanted)
+    placed = placements(llm.engine.model.decoder)
+    assert placed.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(placed[name], tensor.to(getattr(torch, wanted))), name
+
+
+def test_auto_dtype_is_the_checkpoints(tmp_path: Path) -> None:
+    made = tiny.make_folder(tmp_path, tiny.config(torch_dtype="bfloat16"))
+    assert tiny.load(made, dtype="auto").engine.model.dtype == torch.bfloat16
+
+
+def test_progress_reaches_the_total(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr("minillm.progress.Bar.__call__", lambda self, done, total: seen.append((done, total)))
+    tiny.load(tiny.make_folder(tmp_path))
+    total = sum(t.nbytes for t in tiny.weights(tiny.config()).values())
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    assert seen[-1] == (total, total) and {t for _, t in seen} == {total}
+
+
+# ---- memory ---------------------------------------------------------------------------------------
+
+MEASURE = """
+import sys, torch
+from safetensors.torch import load_file
+from pathlib import Path
+from minillm.config import EngineConfig
+from minillm.model.loader import load_model
+def peak():
+    return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmHWM")) * 1024
+def now():
+    return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmRSS")) * 1024
+how, small, big = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+engine = EngineConfig(device="cpu", dtype="float32")
+load_model(small, engine)           # imports and first-use buffers are not the model's
+base = now()
+if how == "naive":
+    state = load_file(big / "model.safetensors")
+    copies = {name: tensor.clone() for name, tensor in state.items()}
+else:
+    model = load_model(big, engine)
+print(peak() - base)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
+def test_peak_memory_is_near_the_weights(tmp_path: Path, folder: Path) -> None:
+    cfg = tiny.config(hidden_size=1024, intermediate_size=2816, vocab_size=8192, num_hidden_layers=2)
+    tensors = {n: torch.zeros_like(t) for n, t in tiny.weights(cfg, scale=0).items()}
+    big = tiny.make_folder(tmp_path / "big", cfg, tensors=tensors)
+    size = sum(t.nbytes for t in tensors.values())
+    del tensors
+    assert size > 150 << 20
+
+    def growth(how: str) -> float:
+        command = [sys.executable, "-c", MEASURE, how, str(folder), str(big)]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / size
+
+    assert 0.9 < growth("minillm") <= 1.1
+    assert growth("naive") > 1.5, "control: load everything, then copy"
+
+
+def test_llm_needs_no_second_copy_to_run(folder: Path) -> None:
+    """The parameters are what the files filled: no converted copy beside them."""
+    llm = LLM(folder, kv_memory="1MiB", backend="reference", device="cpu")
+    decoder = llm.engine.model.decoder
+    assert sum(p.nbytes for p in decoder.parameters()) == llm.engine.model.config.num_parameters * 4
