@@ -514,8 +514,8 @@ def key_of(seed, sample_index, position):
 
 
 def uniform(key, token_id):
-    bits = mix((key + (token_id + 1) * GOLDEN) & MASK) >> 11  # 53 bits: what a float64 holds
-    return (bits + 0.5) / 2**53
+    bits = mix((key + (token_id + 1) * GOLDEN) & MASK) >> 12  # 52 bits: with the half, what a float64 holds
+    return (bits + 0.5) / 2**52  # never 0, never 1
 
 
 key = key_of(params.seed, 0, 0)
