@@ -462,14 +462,14 @@ for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True):
 #
 # *Greedy* decoding takes the largest logit. To sample instead, minillm applies, in this order:
 #
-# 1. **temperature** $T$: logits are divided by $T$. Below 1 the likely get likelier.
+# 1. **temperature** $T$: logits are divided by $T$. Below 1 the likely get likelier, above 1 the unlikely do.
 # 2. **top-p**: keep the fewest most likely tokens whose probabilities sum to at least $p$; drop the tail.
 # 3. **a draw** from what is left.
 #
 # (The full order, with penalties, top-k and min-p, is in `minillm/ops/sampling.py`.)
 
 # %%
-params = SamplingParams(temperature=0.8, top_p=0.9, seed=7, max_tokens=1)
+params = SamplingParams(temperature=1.3, top_p=0.95, seed=7, max_tokens=1)  # bold, so that there is a choice
 
 
 def filtered(logits, params):
