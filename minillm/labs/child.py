@@ -22,8 +22,9 @@ from typing import Any
 
 import torch
 
-from minillm.labs.judge import Row, failed, first_line, judge
+from minillm.labs.judge import first_line, judge
 from minillm.labs.lab import Lab, Part, Task, find_lab
+from minillm.labs.row import Row, failed
 
 MAX_FILE_BYTES = 64 << 20
 

@@ -9,30 +9,12 @@ from __future__ import annotations
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from minillm.errors import MinillmError
 from minillm.labs.compare import Difference, difference
 from minillm.labs.lab import Case, Task
-
-Status = Literal["ok", "todo", "wrong", "error", "timeout", "memory", "crash", "missing", "unloadable"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One task's result. Texts are empty where there is nothing to say."""
-
-    task: str
-    title: str
-    points: int
-    earned: int
-    status: Status
-    message: str = ""
-    where: str = ""
-    expected: str = ""
-    actual: str = ""
-    diagnosis: str = ""
-
+from minillm.labs.row import Row, failed
 
 @dataclass(frozen=True)
 class Raised:
@@ -58,11 +40,6 @@ class NotDone(BaseException):
 
 class NoMemory(BaseException):
     """The student's code met the memory limit."""
-
-
-def failed(task: Task, status: Status, message: str) -> Row:
-    """A row without points."""
-    return Row(task.number, task.title, task.points, 0, status, message)
 
 
 def judge(task: Task, mine: Any, own: Any, file: Path | None = None) -> Row:

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import minillm
-from minillm.labs.judge import Row, Status, failed
 from minillm.labs.lab import Lab, Task
+from minillm.labs.row import Row, Status, failed
 
 KEPT_OUTPUT = 4096
 START_SECONDS = 120.0  # importing torch from a cold disk; no student code runs in this time
