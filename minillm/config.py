@@ -177,9 +177,9 @@ _LATER: Mapping[str, tuple[Any, ...]] = {
     "tenant_limits": (None,),
     "draft_model": (None,),
     "num_draft_tokens": (),
-    "draft_verification": (),
-    "draft_tree": (),
-    "adaptive_draft": (),
+    "draft_verification": ("coupled",),
+    "draft_tree": (None,),
+    "adaptive_draft": (True,),
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Unpack
 from weakref import WeakValueDictionary
@@ -133,7 +134,11 @@ class LLM:
             fits = len(ids) < self.engine.model.max_model_len
             if fits or on_overflow == "refuse" or not droppable:
                 return ids, [i for i in range(len(messages)) if i not in kept]
-            kept.remove(droppable[0])
+            oldest, *later = droppable
+            # With its answers, so that what is left begins with the user: many templates insist on it.
+            answers = takewhile(lambda i: messages[i]["role"] != "user", later)
+            for i in [oldest, *answers]:
+                kept.remove(i)
 
     def stream(
         self,

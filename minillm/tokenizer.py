@@ -119,7 +119,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{path} is not JSON: {error}", "download the model again") from None
     if not isinstance(content, dict):
         raise TokenizerError(f"{path} is not a JSON object", "download the model again")

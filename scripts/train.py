@@ -22,7 +22,7 @@ from training.data import MIX, Mixture, Source, load_tokens, train_tokenizer
 from training.evaluate import bits_per_byte
 from training.export import export
 from training.generated import generated_documents
-from training.loop import Loss, Trainer, distillation_loss, next_token_loss
+from training.loop import Loss, Trainer, distillation_loss, long_in_turns, long_last, next_token_loss
 from training.model import SHAPES, LanguageModel
 
 ZOO = Path(__file__).resolve().parent.parent / "minillm" / "zoo"
@@ -55,13 +55,14 @@ def _train(args: argparse.Namespace) -> None:
     torch.manual_seed(1234)
     mixture = Mixture.of_corpus(args.data, args.work)
     loss: Loss = next_token_loss
+    windows = long_last
     if args.stage == "draft":
         target = _trained("target", args.work)
         export(target, args.work / "tokenizer.json", FOLDERS["target"])
         mixture = _with_generated(mixture, args)
-        loss = distillation_loss(target)
+        loss, windows = distillation_loss(target), long_in_turns
     model = LanguageModel(SHAPES[args.stage]).to(_device())
-    trainer = Trainer(model, mixture, args.work / f"{args.stage}.pt", loss)
+    trainer = Trainer(model, mixture, args.work / f"{args.stage}.pt", loss, windows)
     valid = load_tokens(args.data, args.work, "valid")
     tokenizer = Tokenizer.from_file(str(args.work / "tokenizer.json"))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -178,6 +178,7 @@ def test_samples_are_forks_of_one_prompt(folder: Path, prompt_len: int) -> None:
     assert tiny.all_free(llm)
     assert len({tuple(c.token_ids) for c in output.outputs}) == 4, "every sample draws for itself"
     for index, completion in enumerate(output.outputs):
+        assert len(completion.token_ids) == SAMPLED["max_tokens"], "a fork that reads poison ends early"
         assert completion.token_ids == redraw(prompt, completion.token_ids, seed=11, index=index)
 
 

@@ -41,10 +41,12 @@ def test_shapes_of_prompts(llm: LLM, prompts: Any, expected: int) -> None:
 
 @pytest.mark.parametrize(
     ("bad", "kind"),
-    [("", UsageError), ([], UsageError), ([1, 10**6], UsageError), ([5] * 256, PromptTooLong), (None, UsageError),
-     (7.5, UsageError), ("a\ud800", UsageError), ([True], UsageError), ([[5]], UsageError)],
+    [
+        *((prompt, UsageError) for prompt in ("", [], [1, 10**6], None, 7.5, "a\ud800", [True], [[5]])),
+        ([5] * 256, PromptTooLong),
+    ],
     ids=lambda v: str(v)[:20],
-)  # fmt: skip
+)
 def test_a_bad_prompt_among_good_raises_before_any_starts(
     llm: LLM, bad: Any, kind: type[MinillmError]
 ) -> None:

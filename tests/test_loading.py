@@ -85,7 +85,7 @@ def test_folder_without_config(tmp_path: Path) -> None:
     assert "config.json" in refused(ModelNotFound, 3, tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"5", b"\xff\xfe", b'{"a": }'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"5", b"\xff\xfe", b'{"a": }', b"[" * 100_000])
 def test_broken_config(tmp_path: Path, content: bytes) -> None:
     tiny.make_folder(tmp_path)
     (tmp_path / "config.json").write_bytes(content)
@@ -110,6 +110,7 @@ YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 
         ({"rope_scaling": YARN | {"beta_fast": "many"}}, "beta_fast"),
         ({"rope_scaling": YARN | {"mscale": "x", "mscale_all_dim": 1.0}}, "mscale"),
         ({"rope_theta": 0}, "rope_theta"),
+        ({"rope_theta": 1.0, "rope_scaling": YARN}, "rope_theta"),
         ({"rope_theta": float("inf")}, "rope_theta"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
         ({"hidden_size": "32"}, "hidden_size"),
@@ -140,6 +141,9 @@ def test_model_larger_than_the_memory(tmp_path: Path) -> None:
     tiny.make_folder(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(tiny.config(vocab_size=10**12)))
     assert "TiB" in refused(OutOfMemory, 7, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(tiny.config(max_position_embeddings=10**13)))
+    assert "rope tables" in refused(OutOfMemory, 7, tmp_path)
+    tiny.load(tmp_path, max_model_len=64)  # control: the tables are as long as asked for
 
 
 # ---- the tokenizer and the model ------------------------------------------------------------------
@@ -210,6 +214,16 @@ def test_bad_options(folder: Path, options: dict[str, Any], kind: type[MinillmEr
         tiny.load(folder, **options)
     assert "\n" not in str(caught.value)
     assert any(key in str(caught.value) for key in options) or "parts" in options
+
+
+def test_options_of_later_versions_at_their_defaults(folder: Path) -> None:
+    """Written out, the documented defaults ask for nothing that is missing; other values would."""
+    defaults = {"prefix_caching": True, "public_prefixes": (), "tenant_limits": None, "draft_model": None,
+                "draft_verification": "coupled", "draft_tree": None, "adaptive_draft": True}  # fmt: skip
+    tiny.load(folder, **defaults)
+    for name, value in {"draft_model": "ngram", "draft_verification": "rejection", "draft_tree": 2}.items():
+        with pytest.raises(UsageError, match=name):
+            tiny.load(folder, **{name: value})
 
 
 def test_kv_memory_too_small_says_what_a_block_needs(folder: Path) -> None:

@@ -155,6 +155,13 @@ def test_cut_off_character_is_dropped_and_a_genuine_one_kept(kind: str) -> None:
     assert "".join(stream(tokenizer, [tiny.BOS, *start, tiny.EOS])) == "x"
 
 
+def test_a_bad_byte_in_the_tail_does_not_repeat_the_text_before() -> None:
+    """Fallback decoding of both together would turn the good character into four U+FFFD more."""
+    tokenizer = TOKENIZERS["byte_fallback"]
+    ghost, bad = tokenizer.encode("👻").ids[-4:], tokenizer.token_to_id("<0xFF>")
+    assert "".join(stream(tokenizer, [*ghost, bad])) == "👻\ufffd"
+
+
 # ---- stop strings ---------------------------------------------------------------------------------
 
 

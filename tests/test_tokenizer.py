@@ -211,6 +211,14 @@ def test_chat_that_does_not_fit(tmp_path: Path) -> None:
         llm.chat(turns)
     answer = llm.chat(turns, SamplingParams(max_tokens=1), on_overflow="drop_oldest")
     assert answer.dropped_messages == [1, 2]
+    alternating = "{% if messages[0].role != 'user' %}{{ raise_exception('roles') }}{% endif %}" + template
+    strict = tiny.load(
+        tiny.make_folder(tmp_path / "strict", settings=NAMED | {"chat_template": alternating}),
+        max_model_len=20,
+    )
+    talk = [{"role": role, "content": "w" * 6} for role in ("user", "assistant", "user", "assistant", "user")]
+    left_out = strict.chat(talk, SamplingParams(max_tokens=1), on_overflow="drop_oldest").dropped_messages
+    assert left_out == [0, 1], "an answer goes with its question"
     with pytest.raises(UsageError, match="on_overflow"):
         llm.chat(turns, on_overflow="newest")
     with pytest.raises(UsageError, match="context"):

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from minillm import LLM
 from minillm.errors import WeightsError
+from minillm.model.checkpoint import stored_tensors
 from minillm.model.weights import placements
 
 EMBED = "model.embed_tokens.weight"
@@ -109,6 +110,15 @@ def test_no_weights_at_all(tmp_path: Path) -> None:
     tiny.make_folder(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     assert "only safetensors" in refusal(tmp_path)
+
+
+def test_a_file_that_shrinks_after_its_header_was_read(tmp_path: Path) -> None:
+    file = tiny.make_folder(tmp_path) / "model.safetensors"
+    stored = stored_tensors(tmp_path)
+    assert sum(map(len, stored[UP].pieces())) == stored[UP].nbytes
+    file.write_bytes(file.read_bytes()[: stored[UP].offset + 100])
+    with pytest.raises(WeightsError, match="ends inside"):
+        list(stored[UP].pieces())
 
 
 # ---- shards ---------------------------------------------------------------------------------------

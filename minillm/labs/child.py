@@ -22,8 +22,9 @@ from typing import Any
 
 import torch
 
-from minillm.labs.judge import Row, failed, judge
+from minillm.labs.judge import first_line, judge
 from minillm.labs.lab import Lab, Part, Task, find_lab
+from minillm.labs.row import Row, failed
 
 MAX_FILE_BYTES = 64 << 20
 
@@ -48,8 +49,9 @@ def main() -> None:
     else:
         report("loaded")
         for task in lab.tasks[int(first) :]:
-            report("row", **asdict(judge_file(lab, task, module, Path(file))))
-    sys.stdout.flush()
+            report("row", row=asdict(judge_file(lab, task, module, Path(file))))
+    with suppress(Exception):  # the file may have closed or replaced it
+        sys.stdout.flush()
     os._exit(0)  # the student's atexit handlers and threads have no say
 
 
@@ -138,9 +140,8 @@ def _missing(module: ModuleType, part: Part) -> str:
 
 
 def _load_error(error: BaseException, file: Path) -> str:
-    if isinstance(error, SyntaxError):
-        return f"{type(error).__name__} in line {error.lineno}: {error.msg}"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
-    at = f" in line {frames[-1].lineno}" if frames else ""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}{at}: {text[0][:200]}" if text else f"{type(error).__name__}{at}"
+    line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
+    at = f" in line {line}" if line else ""
+    text = error.msg if isinstance(error, SyntaxError) else first_line(error)
+    return f"{type(error).__name__}{at}: {text}" if text else f"{type(error).__name__}{at}"

@@ -148,10 +148,18 @@ TOP_MISTAKES = (
 
 
 def filter_case(**params: Any) -> Case:
-    """filter_logits of one row."""
+    """The distribution filter_logits leaves: an amount added to all logits is the implementation's affair."""
     logits = [2.0, 1.0, -1.0, 0.0, 1.5, -20.0]
     text = ", ".join(f"{name} {value:g}" for name, value in params.items())
-    return Case(text, lambda filter_: filter_(torch.tensor(logits), SamplingParams(**params)))
+    return Case(
+        f"log-softmax of the result, {text}",
+        lambda filter_: filter_(torch.tensor(logits), SamplingParams(**params)).log_softmax(-1),
+    )
+
+
+def cold_case(filter_: Filter) -> Tensor:
+    """Probabilities so near to temperature 0 that only the maximum has any; large logits overflow there."""
+    return filter_(torch.tensor([200.0, 100.0, -300.0]), SamplingParams(temperature=1e-37)).softmax(-1)
 
 
 def scaled_after(logits: Tensor, params: SamplingParams) -> Tensor:
@@ -182,7 +190,7 @@ FILTER_CASES = (
     filter_case(temperature=0.7, top_k=4, top_p=0.9),
     filter_case(temperature=1.0, min_p=0.3),
     filter_case(temperature=2.0, min_p=0.4),
-    filter_case(temperature=1e-38),
+    Case("softmax of the result, temperature 1e-37", cold_case),
 )
 FILTER_MISTAKES = (
     Mistake(

@@ -101,14 +101,16 @@ def decode_with(
     token: Callable[[Request], int] = lambda request: request.output_token_ids[-1],
     position: Callable[[Request], int] = lambda request: request.num_computed_tokens,
     step: int = 1,
+    grows: bool = True,
 ) -> Callable[..., Tensor]:
-    """Decode with one idea exchanged: the token, its position, the progress noted."""
+    """Decode with one idea exchanged: the token, its position, the progress, the growth."""
 
     def loop(runner: ModelRunner, requests: Sequence[Request]) -> Tensor:
         batch = []
         for request in requests:
             at = position(request)
-            request.block_table.grow(at + 1)
+            if grows:
+                request.block_table.grow(at + 1)
             batch.append(SequenceRows([token(request)], at, request.block_table.block_ids))
         logits = runner.last_logits(batch)
         for request in requests:
@@ -181,6 +183,10 @@ DECODE_MISTAKES = (
     Mistake(
         "the first output token is run at every step; run the newest",
         decode_with(lambda r: r.output_token_ids[0]),
+    ),
+    Mistake(
+        "the table does not grow: the new token's slot may lie in a block that is not there yet",
+        decode_with(grows=False),
     ),
     Mistake("num_computed_tokens does not grow, so every token goes to the same slot", decode_with(step=0)),
     Mistake("the rows of the logits are not in the order of the requests", decode_reversed),

@@ -38,7 +38,7 @@ def solution(lab: Lab) -> str:
 def _file(lab: Lab, solved: bool) -> str:
     order = {part.name: part for part in lab.parts}
     bodies = [_source(lab, name, solved) for name in order]
-    return "\n\n\n".join(["\n\n".join([_opening(lab), *_imports(lab)]), *bodies]) + "\n"
+    return "\n\n\n".join(["\n\n".join([_opening(lab), *_imports(lab, solved)]), *bodies]) + "\n"
 
 
 def _opening(lab: Lab) -> str:
@@ -125,12 +125,17 @@ def _end(node: ast.stmt) -> int:
 # --- the imports --------------------------------------------------------------------------------------
 
 
-def _imports(lab: Lab) -> Iterator[str]:
-    """Blocks of import lines: the standard library, other packages, minillm."""
+def _imports(lab: Lab, solved: bool) -> Iterator[str]:
+    """Blocks of import lines: the standard library, other packages, minillm.
+
+    Private names belong to the engine's way of doing it: only the solution needs them.
+    """
     wanted: dict[str, set[str]] = {}  # module -> names; a plain import has the name ""
     for part in lab.parts:
         used = {node.id for node in ast.walk(_node(part)) if isinstance(node, ast.Name)}
         for name in used - {own.name for own in lab.parts}:
+            if name.startswith("_") and not solved:
+                continue
             module, imported = _origin(part.module, name)
             if module:
                 wanted.setdefault(module, set()).add(imported)

@@ -62,6 +62,19 @@ class FirstListed(StopMatcher):
         return held[: held.find(listed)]
 
 
+class FirstToStart(StopMatcher):
+    """Cuts at the stop string that starts first."""
+
+    def push(self, text: str) -> str:
+        held = self._held + text
+        places = [(held.find(stop), stop) for stop in self._stops if stop in held]
+        if not places:
+            return super().push(text)
+        start, self.matched = min(places)
+        self._held = ""
+        return held[:start]
+
+
 class KeepsStop(StopMatcher):
     """The stop string is part of the text."""
 
@@ -85,6 +98,7 @@ STOP_CASES = (
     stop_case("spanning pieces", ["END"], ["one", " E", "N", "D", " two"]),
     stop_case("a false start", ["END"], ["the E", "NGINE runs"]),
     stop_case("two at once", ["dog", "cat"], ["a cat and a dog"]),
+    stop_case("one inside another", ["abcd", "bc"], ["xabcd"]),
     stop_case("a prefix that restarts", ["aab"], ["xa", "a", "a", "b!"]),
     stop_case("held at the end", ["\n\n", "STOP"], ["line", "\n", "more S"]),
 )
@@ -92,7 +106,8 @@ STOP_MISTAKES = (
     Mistake("stop string may span pieces: text that could become one was let through", LetsThrough),
     Mistake("everything is held back until a stop comes; hold only what could be the start of one", HoldsAll),
     Mistake("a fixed number of characters is held back; hold only a true beginning of a stop", HoldsLongest),
-    Mistake("of two stop strings the first in the list is taken; it is the first in the text", FirstListed),
+    Mistake("of two stop strings the first in the list is taken; it is the first to end", FirstListed),
+    Mistake("of two stop strings the first to start is taken; it is the first to end", FirstToStart),
     Mistake("the stop string itself is given out; text ends before it", KeepsStop),
     Mistake("text after the stop string is given out; it is dropped", KeepsRest),
 )
@@ -144,8 +159,8 @@ class FinishesNothing(Detokenizer):
 class EmitsCut(Detokenizer):
     """`finish` gives a character whose last bytes never came as U+FFFD."""
 
-    def _is_cut(self) -> bool:
-        return False
+    def _tail(self) -> str:
+        return self._decode(self._pending)
 
 
 class IgnoresStops(Detokenizer):

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import minillm
-from minillm.labs.judge import Row, failed
 from minillm.labs.lab import Lab, Task
+from minillm.labs.row import Row, Status, failed
 
 KEPT_OUTPUT = 4096
 START_SECONDS = 120.0  # importing torch from a cold disk; no student code runs in this time
@@ -63,6 +63,7 @@ class _Child:
     process: subprocess.Popen[bytes]
     pipe: int
     pending: bytes = b""
+    is_late: bool = False
     output: bytearray = field(default_factory=bytearray)
 
 
@@ -81,52 +82,60 @@ def check(lab: Lab, file: Path, limits: Limits | None = None) -> Report:
 
 def _rows(child: _Child, tasks: Sequence[Task], limits: Limits) -> list[Row]:
     """The rows of one child: at least one, or the same failure for every task if the file won't load."""
-    message = _next(child, START_SECONDS)
-    if message is None or message.get("event") != "ready":
+    if _next(child, START_SECONDS).get("event") != "ready":
         return [failed(task, "crash", f"the check could not start: {_last_words(child)}") for task in tasks]
-    message = _next(child, limits.seconds)
-    if message is None or message.get("event") != "loaded":
-        status, why = ("unloadable", str(message["message"])) if message else _end(child, limits)
+    loaded = _next(child, limits.seconds)
+    if loaded.get("event") != "loaded":
+        why = str(loaded.get("message") or _end(child, limits)[1])
         return [failed(task, "unloadable", f"the file cannot be loaded: {why}") for task in tasks]
     rows: list[Row] = []
     for task in tasks:
-        message = _next(child, limits.seconds)
-        if message is None:
-            status, why = _end(child, limits)
-            return [*rows, failed(task, "timeout" if status == "timeout" else "crash", why)]
-        message.pop("event")
-        rows.append(Row(**message))
+        row = _as_row(_next(child, limits.seconds))
+        if row is None or row.task != task.number:
+            return [*rows, failed(task, *_end(child, limits))]
+        rows.append(row)
     return rows
 
 
-def _next(child: _Child, seconds: float) -> dict[str, Any] | None:
-    """The next report; None if none comes in time, the child is gone, or it is no report."""
+def _as_row(message: dict[str, Any]) -> Row | None:
+    """The row in a report; None if it holds none, as when the file writes to the pipe itself."""
+    try:
+        return Row(**message["row"])
+    except (KeyError, TypeError):
+        return None
+
+
+def _next(child: _Child, seconds: float) -> dict[str, Any]:
+    """The next report; empty if none comes in time, the child is gone, or it is no report."""
     deadline = time.monotonic() + seconds
     with selectors.DefaultSelector() as selector:
         selector.register(child.pipe, selectors.EVENT_READ)
         while b"\n" not in child.pending:
             left = deadline - time.monotonic()
             if left <= 0 or not selector.select(left):
-                return None
+                child.is_late = True
+                return {}
             data = os.read(child.pipe, 65536)
             if not data:
                 with suppress(subprocess.TimeoutExpired):  # gone, or about to be
                     child.process.wait(timeout=1)
-                return None
+                return {}
             child.pending += data
     line, _, child.pending = child.pending.partition(b"\n")
     try:
         message = json.loads(line)
     except ValueError:
-        return None
-    return message if isinstance(message, dict) else None
+        return {}
+    return message if isinstance(message, dict) else {}
 
 
-def _end(child: _Child, limits: Limits) -> tuple[str, str]:
-    """Why no report came: ("timeout" or "crash", in words)."""
+def _end(child: _Child, limits: Limits) -> tuple[Status, str]:
+    """Why no report came, as the status and message of a row."""
     code = child.process.poll()
-    if code is None or code == -signal.SIGXCPU:
+    if code is None and child.is_late:
         return "timeout", f"no answer after {limits.seconds:g} s: an endless loop?"
+    if code is None:
+        return "crash", "the check lost contact: does the file close or write to files it did not open?"
     if code < 0:
         return "crash", f"the process was ended by {signal.Signals(-code).name}"
     return "crash", f"the process ended itself with exit code {code}"

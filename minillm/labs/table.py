@@ -11,8 +11,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from minillm.labs.judge import Row, Status
 from minillm.labs.lab import Lab
+from minillm.labs.row import Row, Status
 from minillm.labs.supervise import Report
 
 RESULTS: dict[Status, tuple[str, str]] = {

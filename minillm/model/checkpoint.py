@@ -92,7 +92,7 @@ def _from_index(folder: Path, index_path: Path) -> dict[str, StoredTensor]:
     try:
         weight_map = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise WeightsError(f"{index_path.name} holds no weight_map", _AGAIN) from None
     for shard in shards:
         if not isinstance(shard, str) or Path(shard).name != shard:

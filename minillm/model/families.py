@@ -128,7 +128,7 @@ def load_model_config(folder: Path) -> ModelConfig:
         raise ModelNotFound(f"{folder} has no config.json", "a model is a folder in Hugging Face layout")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UnsupportedModel(f"{path} is not JSON: {error}", "download the model again") from None
     if not isinstance(raw, dict):
         raise UnsupportedModel(f"{path} is not a JSON object", "download the model again")

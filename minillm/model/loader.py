@@ -100,7 +100,7 @@ def load_model(
     max_model_len = _max_model_len(engine, config)
     tokenizer = _load_tokenizer(folder, config)
     generation = read_json(folder / "generation_config.json")
-    _require_memory(config, dtype, device)
+    _require_memory(config, dtype, device, max_model_len)
     decoder = Decoder.build(
         config, ops or make_ops(engine.backend, engine.device), dtype, device, max_model_len
     )
@@ -220,7 +220,16 @@ def _eos_token_ids(
     return () if own is None else (own,)
 
 
-def _require_memory(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+def _require_memory(
+    config: ModelConfig, dtype: torch.dtype, device: torch.device, max_model_len: int
+) -> None:
+    tables = 2 * max_model_len * config.head_dim // 2 * torch.float32.itemsize
+    if tables > free_memory(device):
+        raise OutOfMemory(
+            f"the rope tables of {max_model_len} positions need {format_bytes(tables)}, "
+            f"{format_bytes(free_memory(device))} are free",
+            "set max_model_len to what is needed",
+        )
     needed, free = config.num_parameters * dtype.itemsize, free_memory(device)
     if needed > free:
         fits = [name for name, t in DTYPES.items() if config.num_parameters * t.itemsize <= free]

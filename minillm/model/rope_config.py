@@ -59,6 +59,10 @@ def read_rope(cfg: ConfigReader, max_positions: int) -> RopeConfig:
     original = cfg.integer(
         "original_max_position_embeddings", inner.integer("original_max_position_embeddings", max_positions)
     )
+    if kind == "yarn" and theta <= 1:
+        raise UnsupportedModel(
+            f"rope_theta={theta:g} must be above 1 for yarn", "its ramp divides by ln(theta)"
+        )
     if kind == "yarn":
         return _yarn(inner, theta, original, max_positions)
     if kind == "dynamic":

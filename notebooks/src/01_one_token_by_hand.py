@@ -462,14 +462,14 @@ for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True):
 #
 # *Greedy* decoding takes the largest logit. To sample instead, minillm applies, in this order:
 #
-# 1. **temperature** $T$: logits are divided by $T$. Below 1 the likely get likelier.
+# 1. **temperature** $T$: logits are divided by $T$. Below 1 the likely get likelier, above 1 the unlikely do.
 # 2. **top-p**: keep the fewest most likely tokens whose probabilities sum to at least $p$; drop the tail.
 # 3. **a draw** from what is left.
 #
 # (The full order, with penalties, top-k and min-p, is in `minillm/ops/sampling.py`.)
 
 # %%
-params = SamplingParams(temperature=0.8, top_p=0.9, seed=7, max_tokens=1)
+params = SamplingParams(temperature=1.3, top_p=0.95, seed=7, max_tokens=1)  # bold, so that there is a choice
 
 
 def filtered(logits, params):
@@ -514,8 +514,8 @@ def key_of(seed, sample_index, position):
 
 
 def uniform(key, token_id):
-    bits = mix((key + (token_id + 1) * GOLDEN) & MASK) >> 11  # 53 bits: what a float64 holds
-    return (bits + 0.5) / 2**53
+    bits = mix((key + (token_id + 1) * GOLDEN) & MASK) >> 12  # 52 bits: with the half, what a float64 holds
+    return (bits + 0.5) / 2**52  # never 0, never 1
 
 
 key = key_of(params.seed, 0, 0)

@@ -221,11 +221,14 @@ print(f"{pool.num_free} of {pool.num_blocks} blocks free again")
 #
 # A token's logits depend on the tokens before it and on nothing else, so a text may be computed in one
 # pass, in chunks, or token by token. We take A's text, collect the logits of *every* row, and compare.
+# Before each run the cache is filled with NaN, so that reading a slot before it is written would show.
 
 
 # %%
 def logits_in_pieces(ids, size):
     """Logits of all rows [len(ids), vocab_size], `size` tokens per pass, into fresh blocks."""
+    for tensor in (*cache.k, *cache.v):
+        tensor.fill_(float("nan"))
     table = BlockTable(pool)
     table.grow(len(ids))
     hidden = [
@@ -245,9 +248,9 @@ for size in (7, 4, 1):
     print(f"{size} tokens per pass: logits differ by at most {worst:.0e}, they are up to {scale:.0f}")
 
 # %% [markdown]
-# Equal up to rounding. Not bit for bit: torch sums in another order when a matrix has another number
+# Equal up to rounding, not bit for bit: torch sums in another order when a matrix has another number
 # of rows, and floating-point addition is not associative. The reference backend promises a
-# tolerance; kernels can be written so that the bits agree too (see the top of
+# tolerance only; kernels can be written so that the bits agree too (see the top of
 # `minillm/ops/reference.py`).
 #
 # ## 2.4 What the KV cache saves

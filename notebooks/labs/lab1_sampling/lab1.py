@@ -130,9 +130,3 @@ class Detokenizer:
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
-
-    def _is_cut(self) -> bool:
-        """Whether the held tokens end inside a UTF-8 character (U+FFFD itself can be genuine)."""
-        utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        utf8.decode(b"".join(token_bytes(self._tokenizer, i) for i in self._pending))
-        return bool(utf8.getstate()[0])

@@ -1,0 +1,298 @@
+"""The labs' grader, graded: right files, empty ones, ones wrong in known ways, and ones that misbehave."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from labs_wrong import WRONG, wrong_files
+
+from minillm.cli.main import main
+from minillm.labs import supervise
+from minillm.labs.child import judge_file, load
+from minillm.labs.judge import judge
+from minillm.labs.lab import all_labs, find_lab
+from minillm.labs.skeleton import skeleton, solution
+
+LABS = all_labs()
+MISTAKES = [
+    pytest.param(task, mistake, id=f"{task.number}-{i}")
+    for lab in LABS
+    for task in lab.tasks
+    for i, mistake in enumerate(task.mistakes)
+]
+each_lab = pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.folder)
+
+
+@pytest.fixture(scope="module")
+def build():
+    """scripts/build_labs.py as a module."""
+    path = Path(__file__).parent.parent / "scripts" / "build_labs.py"
+    spec = importlib.util.spec_from_file_location("build_labs", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def check(tmp_path):
+    """Check a text in child processes with small limits: rows by task, and the report."""
+
+    def run(text, lab=3, seconds=5.0, memory=1 << 30):
+        file = tmp_path / f"lab{lab}.py"
+        file.write_text(text)
+        report = supervise.check(find_lab(str(lab)), file, supervise.Limits(seconds, memory))
+        assert [row.task for row in report.rows] == [task.number for task in find_lab(str(lab)).tasks]
+        return {row.task: row for row in report.rows}, report
+
+    return run
+
+
+@pytest.fixture
+def graded(tmp_path, monkeypatch):
+    """Judge a text in this process: the rows by task."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "student_lab", raising=False)
+
+    def run(lab, text):
+        file = tmp_path / lab.file
+        file.write_text(text)
+        module = load(file)
+        monkeypatch.delitem(sys.modules, "student_lab")
+        return {task.number: judge_file(lab, task, module, file) for task in lab.tasks}
+
+    return run
+
+
+@pytest.fixture
+def cli(capsys):
+    def run(*args):
+        code = main(["labs", *map(str, args)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+# --- what is handed out -------------------------------------------------------------------------------
+
+
+def test_committed_files_are_the_generated_ones(build):
+    for path, text in build.built_files().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run scripts/build_labs.py"
+
+
+def test_a_changed_docstring_is_noticed(build, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(build, "LABS", tmp_path / "notebooks" / "labs")
+    monkeypatch.setattr(sys, "argv", ["build_labs.py"])
+    assert build.main() == 0
+    monkeypatch.setattr(sys, "argv", ["build_labs.py", "--check"])
+    assert build.main() == 0
+    capsys.readouterr()
+    path = build.LABS / "lab3_cache" / "lab3.py"
+    path.write_text(path.read_text().replace("How many blocks hold", "How many blocks keep"))
+    assert build.main() == 1
+    assert capsys.readouterr().out == "differs: notebooks/labs/lab3_cache/lab3.py\n"
+
+
+@each_lab
+def test_a_skeleton_is_not_written_yet_and_nothing_else(graded, lab):
+    rows = graded(lab, skeleton(lab))
+    assert {row.status for row in rows.values()} == {"todo"}
+    assert sum(row.earned for row in rows.values()) == 0
+    for task in lab.tasks:
+        assert f"minillm labs hint {lab.number}." in rows[task.number].message
+
+
+@each_lab
+def test_the_engine_s_own_parts_get_full_points(cli, tmp_path, lab):
+    (tmp_path / lab.file).write_text(solution(lab))
+    code, out, _ = cli("check", lab.number, "--dir", tmp_path)
+    assert code == 0 and f"{lab.points} of {lab.points} points" in out
+
+
+@each_lab
+def test_every_task_has_three_hints_and_the_engine_task_one(lab):
+    for task in lab.tasks:
+        assert len(lab.hints(task.number)) == (3 if task.part else 1), task.number
+
+
+# --- what is said of mistakes -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("task", "mistake"), MISTAKES)
+def test_a_known_mistake_is_wrong_and_gets_its_own_diagnosis(task, mistake):
+    row = judge(task, mistake.wrong, task.part.own)
+    assert (row.earned, row.diagnosis) == (0, mistake.diagnosis)
+
+
+@each_lab
+def test_a_wrong_solution_gets_its_own_diagnosis_and_no_other_task_is_blamed(graded, lab):
+    told = []
+    for text, slips in wrong_files(lab):
+        rows = graded(lab, text)
+        says = {number: (slip.name, text) for slip in slips for number, text in slip.says.items()}
+        for task in lab.tasks:
+            row = rows[task.number]
+            if task.number in says:
+                name, text = says[task.number]
+                assert row.earned == 0 and text in row.diagnosis, f"{name}: {row}"
+                told.append(name)
+            elif task.part:
+                assert row.status == "ok", f"{[slip.name for slip in slips]}: {row}"
+            else:  # the whole file in the engine: it may fail, but names no mistake
+                assert row.diagnosis == ""
+    assert set(told) == {slip.name for slip in WRONG[lab.number]}
+
+
+def test_a_difference_shows_a_corner_of_both(graded):
+    lab = find_lab("3")
+    rows = graded(
+        lab, solution(lab) + "\n\ndef slot_mapping(table, positions, size):\n    return [*positions]\n"
+    )
+    row = rows["3.2"]
+    assert (row.where, row.expected[:7], row.actual[:5]) == ("[0]", "[20, 21", "[0, 1")
+
+
+def test_an_error_names_its_line_and_torch_s_own_not_implemented_is_no_open_task(graded):
+    lab = find_lab("3")
+    broken = "\n\ndef blocks_for(tokens, size):\n    raise NotImplementedError('no kernel for this dtype')\n"
+    text = solution(lab) + broken
+    row = graded(lab, text)["3.1"]
+    assert row.status == "error" and "no kernel for this dtype" in row.message
+    assert f"(line {len(text.splitlines())})" in row.message
+
+
+# --- files that misbehave -----------------------------------------------------------------------------
+
+BODIES = """
+import os, sys
+
+def blocks_for(num_tokens, block_size):
+    sys.exit(3)
+
+def slot_mapping(block_table, positions, block_size):
+    os._exit(7)
+
+def prefill(runner, chunks):
+    return bytearray(1 << 40)
+
+def decode(runner, requests):
+    while True:
+        pass
+"""
+
+
+def test_misbehaviour_costs_its_own_task_only(check):
+    flood = "\nprint('begin')\nprint('x' * 5_000_000)\n"
+    rows, report = check(solution(find_lab("3")) + flood + BODIES, seconds=2.0)
+    told = {number: row.status for number, row in rows.items()}
+    assert told == {
+        **{"3.1": "error", "3.2": "crash", "3.3": "ok", "3.4": "ok", "3.5": "memory", "3.6": "timeout"},
+        "3.7": told["3.7"],
+    }
+    assert told["3.7"] != "ok"
+    assert "SystemExit" in rows["3.1"].message and "exit code 7" in rows["3.2"].message
+    assert "endless loop" in rows["3.6"].message
+    assert report.output.startswith("begin\nxxx") and len(report.output) <= supervise.KEPT_OUTPUT
+
+
+def test_torch_memory_and_a_signal(check):
+    text = """
+import os, signal, torch
+
+def base_frequencies(theta, head_dim):
+    return torch.ones(1 << 34)
+
+def apply_rope(x, cos, sin):
+    os.kill(os.getpid(), signal.SIGSEGV)
+"""
+    rows, _ = check(solution(find_lab("2")) + text, lab=2)
+    assert rows["2.1"].status == "memory"
+    assert rows["2.2"].status == "crash" and "SIGSEGV" in rows["2.2"].message
+    assert [rows[f"2.{i}"].status for i in (3, 4, 5, 6)] == ["ok"] * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("def blocks_for(:\n", "SyntaxError in line 1"),
+        ("import os\nimport no_such_module\n", "ModuleNotFoundError in line 2"),
+        ("raise SystemExit(0)\n", "SystemExit in line 1"),
+        ("import os\nos._exit(0)\n", "exit code 0"),
+        ("while True: pass\n", "endless loop"),
+        (
+            "import os\nfor fd in range(3, 20):\n  try: os.write(fd, b'{}\\n')\n  except OSError: pass\n",
+            "contact",
+        ),
+    ],
+)
+def test_a_file_that_does_not_load_says_why_once(check, text, says):
+    rows, _ = check(text, seconds=2.0)
+    assert {row.status for row in rows.values()} == {"unloadable"}
+    assert all(says in row.message for row in rows.values())
+
+
+# --- the commands -------------------------------------------------------------------------------------
+
+
+def test_list_names_every_task(cli):
+    code, out, _ = cli("list")
+    assert code == 0
+    assert all(task.number in out for lab in LABS for task in lab.tasks)
+
+
+def test_start_overwrites_only_when_forced(cli, tmp_path):
+    code, out, _ = cli("start", 3, "--dir", tmp_path / "mine")
+    file = tmp_path / "mine" / "lab3.py"
+    assert code == 0 and str(file) in out
+    assert file.read_text() == skeleton(find_lab("3"))
+    assert (tmp_path / "mine" / "README.md").read_text() == find_lab("3").handout()
+    file.write_text("# work of a week\n")
+    code, _, err = cli("start", 3, "--dir", tmp_path / "mine")
+    assert code == 2 and "--force" in err
+    assert file.read_text() == "# work of a week\n"
+    assert cli("start", 3, "--dir", tmp_path / "mine", "--force")[0] == 0
+    assert file.read_text() == skeleton(find_lab("3"))
+
+
+def test_check_as_json_is_one_object(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli("start", 3)[0] == 0
+    code, out, err = cli("check", 3, "--json")
+    report = json.loads(out)
+    assert code == 1 and err == ""
+    assert (report["points"], report["earned"], report["ok"]) == (100, 0, False)
+    assert [task["status"] for task in report["tasks"]] == ["todo"] * 7
+
+
+def test_check_prints_a_failure_once_and_returns_1(cli, tmp_path):
+    (tmp_path / "lab2.py").write_text("def broken(:\n")
+    code, out, _ = cli("check", 2, "--dir", tmp_path)
+    assert code == 1 and out.count("SyntaxError") == 1 and "0 of 100 points" in out
+
+
+def test_hints_come_in_levels(cli):
+    texts = [cli("hint", "3.2", "--level", level)[1] for level in (1, 2, 3)]
+    assert len(set(texts)) == 3
+    assert cli("hint", "3.2")[1] == texts[0]
+    assert "--level 2" in texts[0] and "--level" not in texts[2]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("start", "9"),
+        ("check", "zero"),
+        ("check", "1", "--dir", "/nowhere"),
+        ("hint", "3.9"),
+        ("hint", "9.1"),
+        ("hint", "3.2", "--level", "4"),
+        ("hint", "3.2", "--level", "0"),
+    ],
+)
+def test_what_does_not_exist_is_a_usage_error(cli, args):
+    code, out, err = cli(*args)
+    assert (code, out) == (2, "")
+    assert err.startswith("minillm: ") and err.count("\n") == 1
