@@ -260,14 +260,21 @@ class Engine:
         )
         requests = [
             Request(
-                request_id, i, ids, params, seed, max_tokens, BlockTable(self.pool), self._text_stream(params)
+                request_id,
+                i,
+                ids,
+                params,
+                seed,
+                max_tokens,
+                BlockTable(self.pool),
+                self._text_stream(ids, params),
             )
             for i in range(params.n)
         ]
         return RequestGroup(request_id, requests, arrival=time.perf_counter())
 
-    def _text_stream(self, params: SamplingParams) -> TextStream:
+    def _text_stream(self, ids: list[int], params: SamplingParams) -> TextStream:
         if self.model.tokenizer is None:
             return NullDetokenizer()
-        stream: TextStream = self.parts.detokenizer(self.model.tokenizer.rust, params.stop)
+        stream: TextStream = self.parts.detokenizer(self.model.tokenizer.rust, params.stop, ids)
         return stream

@@ -25,6 +25,8 @@ from minillm.ops.native import NativeOps
 from minillm.ops.reference import ReferenceOps
 from minillm.tokenizer import Tokenizer, read_json
 
+_GENERATION_CONFIG = "generation_config.json"
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -99,7 +101,7 @@ def load_model(
     dtype = pick_dtype(engine.dtype, config)
     max_model_len = _max_model_len(engine, config)
     tokenizer = _load_tokenizer(folder, config)
-    generation = read_json(folder / "generation_config.json")
+    generation = read_json(folder / _GENERATION_CONFIG)
     _require_memory(config, dtype, device, max_model_len)
     decoder = Decoder.build(
         config, ops or make_ops(engine.backend, engine.device), dtype, device, max_model_len
@@ -176,14 +178,21 @@ def pick_dtype(name: str, config: ModelConfig) -> torch.dtype:
 
 
 def default_params(generation: dict[str, Any]) -> SamplingParams:
-    """generation_config.json as sampling parameters; what it does not say stays at the default."""
+    """generation_config.json as sampling parameters; what it does not say stays at the default.
+
+    Raises:
+        UsageError: a value that is no sampling parameter's.
+    """
     wanted = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
     given = {key: generation[key] for key in wanted if generation.get(key) is not None}
     if generation.get("max_new_tokens") is not None:
         given["max_tokens"] = generation["max_new_tokens"]
     if generation.get("do_sample") is False:
         given["temperature"] = 0.0
-    return SamplingParams(**given)
+    try:
+        return SamplingParams(**given)
+    except UsageError as error:
+        raise UsageError(f"{_GENERATION_CONFIG}: {error.message}", "correct it, or remove the file") from None
 
 
 def _max_model_len(engine: EngineConfig, config: ModelConfig) -> int:
@@ -213,7 +222,7 @@ def _eos_token_ids(
     generation: dict[str, Any], config: ModelConfig, tokenizer: Tokenizer | None
 ) -> tuple[int, ...]:
     """From generation_config.json, else config.json, else the tokenizer's own."""
-    given = ConfigReader(generation).token_ids("eos_token_id") or config.eos_token_ids
+    given = ConfigReader(generation, _GENERATION_CONFIG).token_ids("eos_token_id") or config.eos_token_ids
     if given:
         return given
     own = tokenizer.eos_token_id if tokenizer else None
