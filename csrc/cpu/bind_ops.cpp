@@ -18,8 +18,17 @@ Tensor pack(const Tensor& weight) {
   std::vector<int64_t> shape = {blocks, in, 16};
   if (dtype == DType::bf16) shape = {blocks, (in + 1) / 2, 16, 2};
   Tensor packed = like(weight, shape);
-  kernels().pack({data<void>(weight), in, packed.mutable_data_ptr(), out, in, dtype});
+  kernels().pack({data<void>(weight), packed.mutable_data_ptr(), out, in, dtype});
   return packed;
+}
+
+// The same over the matrix's own memory, for sizes that need no padding.
+void pack_in_place(const Tensor& weight) {
+  DType dtype = dtype_of("pack_", weight);
+  check("pack_", "weight", weight, 2, weight.scalar_type());
+  int64_t out = weight.size(0), in = weight.size(1);
+  check_size("pack_", "weight's size", weight.numel(), packed_blocks(out) * packed_block_size(in, dtype));
+  kernels().pack({data<void>(weight), weight.mutable_data_ptr(), out, in, dtype});
 }
 
 void check_packed(const char* op, const Tensor& packed, int64_t out, int64_t in, DType dtype) {
@@ -150,6 +159,7 @@ void copy_blocks(const std::vector<Tensor>& caches, const Tensor& source, const 
 
 STABLE_TORCH_LIBRARY_FRAGMENT(minillm, m) {
   m.def("pack(Tensor weight) -> Tensor");
+  m.def("pack_(Tensor(a!) weight) -> ()");
   m.def("embedding(Tensor ids, Tensor packed, int vocab_size, int hidden_size) -> Tensor");
   m.def("linear(Tensor x, Tensor packed, Tensor? bias, int out_features) -> Tensor");
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
@@ -166,6 +176,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(minillm, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(minillm, CPU, m) {
   m.impl("pack", TORCH_BOX(&pack));
+  m.impl("pack_", TORCH_BOX(&pack_in_place));
   m.impl("embedding", TORCH_BOX(&embedding));
   m.impl("linear", TORCH_BOX(&linear));
   m.impl("rms_norm", TORCH_BOX(&rms_norm));

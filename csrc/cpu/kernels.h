@@ -34,9 +34,8 @@ extern void (*parallel_ranges)(int64_t begin, int64_t end, int64_t grain, RangeB
 extern int64_t (*thread_count)();
 
 struct PackArgs {
-  const void* source;  // [out, in], rows `source_stride` apart
-  int64_t source_stride;
-  void* packed;
+  const void* source;  // [out, in]
+  void* packed;        // may be `source` where the layout needs no padding
   int64_t out, in;
   DType dtype;
 };

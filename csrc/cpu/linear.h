@@ -22,27 +22,27 @@ namespace {
 
 // ---- packing ----------------------------------------------------------------------------------
 
-// One block of 16 outputs. `rows[i]` is output i's weights, or null beyond the last output.
+// One block of 16 outputs from its rows, [rows, in] one behind the other; absent rows become zeros.
 template <class T>
-void pack_block(const T* const rows[16], int64_t in, T* packed) {
-  constexpr int64_t step = sizeof(T) == 2 && __is_same(T, bf16) ? 2 : 1;
+void pack_block(const T* rows, int64_t count, int64_t in, T* packed) {
+  constexpr int64_t step = __is_same(T, bf16) ? 2 : 1;
   for (int64_t k = 0; k < in; k += step)
-    for (int64_t lane = 0; lane < 16; lane++)
+    for (int64_t lane = 0; lane < kPackLanes; lane++)
       for (int64_t i = 0; i < step; i++)
-        packed[k * 16 + lane * step + i] = rows[lane] && k + i < in ? rows[lane][k + i] : T{};
+        packed[k * kPackLanes + lane * step + i] = lane < count && k + i < in ? rows[lane * in + k + i] : T{};
 }
 
+// A block's rows are set aside before the block is written, so `packed` may be the matrix's own memory:
+// without padding, 16 rows take the place of one block.
 template <class T>
 void pack_as(const PackArgs& a) {
   int64_t block_size = packed_block_size(a.in, a.dtype);
   in_ranges(packed_blocks(a.out), 4, [&](int64_t begin, int64_t end) {
+    Scratch<T> rows(kPackLanes * a.in);
     for (int64_t b = begin; b < end; b++) {
-      const T* rows[16];
-      for (int64_t i = 0; i < 16; i++) {
-        int64_t row = b * 16 + i;
-        rows[i] = row < a.out ? static_cast<const T*>(a.source) + row * a.source_stride : nullptr;
-      }
-      pack_block(rows, a.in, static_cast<T*>(a.packed) + b * block_size);
+      int64_t first = b * kPackLanes, count = smaller(kPackLanes, a.out - first);
+      memcpy(rows.data, static_cast<const T*>(a.source) + first * a.in, count * a.in * sizeof(T));
+      pack_block(rows.data, count, a.in, static_cast<T*>(a.packed) + b * block_size);
     }
   });
 }

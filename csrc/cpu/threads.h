@@ -6,7 +6,7 @@
 
 #pragma once
 
-#include <cstdlib>
+#include <new>
 
 #include "kernels.h"
 #include "vec.h"
@@ -43,10 +43,8 @@ template <class T>
 struct Scratch {
   T* data;
   explicit Scratch(int64_t count)
-      : data(static_cast<T*>(aligned_alloc(64, (larger(count, 1) * sizeof(T) + 63) / 64 * 64))) {
-    if (!data) abort();
-  }
-  ~Scratch() { free(data); }
+      : data(static_cast<T*>(::operator new(larger(count, 1) * sizeof(T), std::align_val_t{64}))) {}
+  ~Scratch() { ::operator delete(data, std::align_val_t{64}); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 };

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from minillm.config import ModelConfig
 from minillm.model.rope import rope_tables
-from minillm.ops.contract import AttentionMetadata, LayerStack, Ops, PackedWeight, Weight
+from minillm.ops.contract import AttentionMetadata, LayerFusion, LayerStack, Ops, PackedWeight, Weight
 
 
 def _empty(*shape: int) -> nn.Parameter:
@@ -140,6 +140,7 @@ class Decoder(nn.Module):
         self.norm = Norm(ops, config.hidden_size, config.rms_norm_eps)
         tied = config.tie_word_embeddings
         self.lm_head = None if tied else _empty(config.vocab_size, config.hidden_size)
+        self._fusion: LayerFusion | None = None
         self._stack: LayerStack | None = None
 
     @classmethod
@@ -166,8 +167,8 @@ class Decoder(nn.Module):
                 _prepare(self.ops, linear, "weight")
         _prepare(self.ops, self, "embed_tokens")
         _prepare(self.ops, self, "lm_head")
-        if getattr(self.ops, "run_layers", None) is not None:
-            self._stack = self._layer_stack()
+        if isinstance(self.ops, LayerFusion):
+            self._fusion, self._stack = self.ops, self._layer_stack()
 
     def forward(
         self, ids: Tensor, k_cache: list[Tensor], v_cache: list[Tensor], meta: AttentionMetadata
@@ -184,11 +185,10 @@ class Decoder(nn.Module):
         """
         residual = self.ops.embedding(ids, self.embed_tokens)
         x = self._layers[0].input_layernorm.forward(residual)
-        if self._stack is not None:  # the loop below in one call, bit for bit
-            hidden: Tensor = self.ops.run_layers(  # type: ignore[attr-defined]
+        if self._fusion and self._stack:  # the loop below in one call, bit for bit
+            return self._fusion.run_layers(
                 self._stack, residual, x, self.cos, self.sin, k_cache, v_cache, meta
             )
-            return hidden
         for i, layer in enumerate(self._layers):
             attended = layer.self_attn.forward(x, self.cos, self.sin, k_cache[i], v_cache[i], meta)
             x, residual = layer.post_attention_layernorm.add(attended, residual)

@@ -15,6 +15,7 @@ attention they are one and the same function.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -86,11 +87,8 @@ class LayerStack:
 class Ops(Protocol):
     """One machine's implementation of everything the decoder does to numbers.
 
-    `kernel_set` names the arithmetic: equal names, equal bits. A backend may have one more method,
-
-        run_layers(stack, residual, x, cos, sin, k_cache, v_cache, meta) -> Tensor
-
-    which does what the decoder's loop over its layers does, to the bit, in one call.
+    `kernel_set` names the arithmetic: equal names, equal bits. Arguments whose shapes do not fit each
+    other raise ValueError, with the op, the argument and the numbers: `ops/shapes.py`.
     """
 
     name: str
@@ -100,7 +98,10 @@ class Ops(Protocol):
         """Which arithmetic runs; part of the KV envelope."""
 
     def prepare_weight(self, weight: Tensor) -> Weight:
-        """The form this machine reads a matrix [out, in] in; asked once per matrix, after loading."""
+        """The form this machine reads a matrix [out, in] in; asked once per matrix, after loading.
+
+        The matrix is given away: its memory may be reused for the result.
+        """
 
     def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
         """Rows `ids` [num_tokens] of `weight` [vocab_size, hidden] -> [num_tokens, hidden]."""
@@ -163,32 +164,30 @@ class Ops(Protocol):
         """Log-probabilities of each row's token and of its `tops[i]` likeliest: `sampling.token_logprobs`."""
 
 
-def check_attention_shapes(q: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata) -> None:
-    """Raise ValueError, with names and numbers, unless the shapes fit each other."""
-    _, num_heads, head_dim = q.shape
-    _, _, num_kv_heads, cache_dim = k_cache.shape
-    num_seqs = meta.kv_len.shape[0]
-    if num_heads % num_kv_heads:
-        raise ValueError(
-            f"paged_attention: q has {num_heads} heads, not divisible by {num_kv_heads} kv heads "
-            "(config num_key_value_heads)"
-        )
-    if head_dim != cache_dim or k_cache.shape != v_cache.shape:
-        raise ValueError(
-            f"paged_attention: q has head_dim {head_dim}, k_cache {list(k_cache.shape)}, "
-            f"v_cache {list(v_cache.shape)}"
-        )
-    if meta.query_start.shape[0] != num_seqs + 1 or meta.block_table.shape[0] != num_seqs:
-        raise ValueError(
-            f"paged_attention: kv_len names {num_seqs} sequences, query_start needs {num_seqs + 1} "
-            f"entries and has {meta.query_start.shape[0]}, block_table has {meta.block_table.shape[0]} rows"
-        )
+class LayerFusion(ABC):
+    """A backend that can also run all layers of the decoder in one call.
 
+    A base class, not a protocol: an object that wraps a backend to watch or replace single ops is none,
+    so the decoder walks its loop for it, op by op.
+    """
 
-def check_linear_shapes(x: Tensor, weight: Weight) -> None:
-    """Raise ValueError unless `x` [.., in] fits `weight` [out, in]."""
-    if x.shape[-1] != weight.shape[-1]:
-        raise ValueError(f"linear: x is {list(x.shape)}, weight is {list(weight.shape)}: in-features differ")
+    @abstractmethod
+    def run_layers(
+        self,
+        stack: LayerStack,
+        residual: Tensor,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        k_cache: list[Tensor],
+        v_cache: list[Tensor],
+        meta: AttentionMetadata,
+    ) -> Tensor:
+        """What the decoder's loop over its layers does, to the bit.
+
+        `residual` is the running sum and `x` its norm, both [num_tokens, hidden] and left alone; caches
+        are one tensor a layer. Returns the last norm's output [num_tokens, hidden].
+        """
 
 
 def plain(weight: Weight) -> Tensor:

@@ -1,31 +1,29 @@
 """`Ops` on the kernels of csrc/cpu: at the memory's limit, and the same bits in any company (contract C2).
 
 Matrices are kept packed (csrc/cpu/kernels.h draws the layout) in place of the [out, in] the checkpoint
-has, so weights exist once. A plain matrix is taken too, and packed for the one call.
+has, mostly in the very same memory, so weights exist once. A plain matrix is taken too, and packed for
+the one call.
 
-Mistakes in shapes are told here by name; the ops themselves only refuse what would leave a tensor.
+Mistakes in shapes are told by name before an op is asked (`ops/shapes.py`); the ops themselves refuse
+whatever would read or write outside a tensor.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.ops.contract import (
-    AttentionMetadata,
-    LayerStack,
-    PackedWeight,
-    Weight,
-    check_attention_shapes,
-    check_linear_shapes,
-)
-from minillm.ops.registered import current_path, load_native
+from minillm.ops import shapes
+from minillm.ops.contract import AttentionMetadata, LayerFusion, LayerStack, PackedWeight, Weight
+from minillm.ops.registered import current_path, load_native, packed_shape
 from minillm.ops.sampling import SamplingBatch, as_int64
 
 
-class NativeOps:
+class NativeOps(LayerFusion):
     """The contract in C++, for tensors on the CPU; the contract's docstrings say what each method does."""
 
     name = "native"
@@ -43,28 +41,38 @@ class NativeOps:
         return f"cpu/{current_path()}"
 
     def prepare_weight(self, weight: Tensor) -> Weight:
-        return PackedWeight(self._ops.pack(weight.detach()), weight.shape[0], weight.shape[1])
+        weight = weight.detach()
+        shape = packed_shape(weight.shape[0], weight.shape[1], weight.dtype)
+        if math.prod(shape) == weight.numel() and weight.is_contiguous():  # no padding: it fits its own place
+            self._ops.pack_(weight)
+            return PackedWeight(weight.view(shape), weight.shape[0], weight.shape[1])
+        return self._packed(weight)
 
     def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
-        packed = self._packed(weight)
-        result: Tensor = self._ops.embedding(ids, packed.data, *packed.shape)
+        shapes.check_embedding(ids, weight)
+        if not isinstance(weight, PackedWeight):
+            return F.embedding(ids, weight)  # a lookup: nothing is computed, and nothing need be packed
+        result: Tensor = self._ops.embedding(ids, weight.data, *weight.shape)
         return result
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
-        check_linear_shapes(x, weight)
+        shapes.check_linear(x, weight, bias)
         packed = self._packed(weight)
         result: Tensor = self._linear(x.contiguous(), packed.data, bias, packed.shape[0])
         return result
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        shapes.check_norm("rms_norm", x, weight)
         result: Tensor = self._ops.rms_norm(x.contiguous(), weight, eps)
         return result
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        shapes.check_norm("add_rms_norm", x, weight, residual)
         normed, total = self._ops.add_rms_norm(x.contiguous(), residual.contiguous(), weight, eps)
         return normed, total
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
+        shapes.check_silu_mul(gate_up)
         result: Tensor = self._ops.silu_mul(gate_up.contiguous())
         return result
 
@@ -79,6 +87,7 @@ class NativeOps:
         v_cache: Tensor,
         meta: AttentionMetadata,
     ) -> Tensor:
+        shapes.check_rope(q, k, v, cos, sin, k_cache, v_cache, meta)
         result: Tensor = self._ops.rope_and_cache(
             q, k, v, cos, sin, k_cache, v_cache, meta.positions, meta.slot_mapping
         )
@@ -93,13 +102,14 @@ class NativeOps:
         scale: float,
         window: int | None = None,
     ) -> Tensor:
-        check_attention_shapes(q, k_cache, v_cache, meta)
+        shapes.check_attention(q, k_cache, v_cache, meta)
         result: Tensor = self._ops.paged_attention(
             q, k_cache, v_cache, meta.block_table, meta.query_start, meta.kv_len, scale, window or 0
         )
         return result
 
     def copy_blocks(self, caches: list[Tensor], source: Tensor, destination: Tensor) -> None:
+        shapes.check_copy(caches, source, destination)
         self._ops.copy_blocks(caches, source, destination)
 
     def run_layers(

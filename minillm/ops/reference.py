@@ -14,14 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.ops import sampling
-from minillm.ops.contract import (
-    AttentionMetadata,
-    Weight,
-    check_attention_shapes,
-    check_linear_shapes,
-    plain,
-)
+from minillm.ops import sampling, shapes
+from minillm.ops.contract import AttentionMetadata, Weight, plain
 
 RopeFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 AttendFn = Callable[[Tensor, Tensor, Tensor, float, int | None], Tensor]
@@ -112,7 +106,7 @@ def attend_pages(
     window: int | None = None,
 ) -> Tensor:
     """`Ops.paged_attention` made of a dense attention: gather each sequence's pages, then attend."""
-    check_attention_shapes(q, k_cache, v_cache, meta)
+    shapes.check_attention(q, k_cache, v_cache, meta)
     block_size = k_cache.shape[1]
     starts, kv_lens = meta.query_start.tolist(), meta.kv_len.tolist()
     out = torch.empty_like(q)
@@ -137,22 +131,26 @@ class ReferenceOps:
         return weight
 
     def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
+        shapes.check_embedding(ids, weight)
         return F.embedding(ids, plain(weight))
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
-        check_linear_shapes(x, weight)
+        shapes.check_linear(x, weight, bias)
         return F.linear(x, plain(weight), bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        shapes.check_norm("rms_norm", x, weight)
         x32 = x.float()
         normed = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + eps)
         return normed.to(x.dtype) * weight
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        shapes.check_norm("add_rms_norm", x, weight, residual)
         total = x + residual
         return self.rms_norm(total, weight, eps), total
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
+        shapes.check_silu_mul(gate_up)
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
 
@@ -167,6 +165,7 @@ class ReferenceOps:
         v_cache: Tensor,
         meta: AttentionMetadata,
     ) -> Tensor:
+        shapes.check_rope(q, k, v, cos, sin, k_cache, v_cache, meta)
         return rotate_and_write(apply_rope, q, k, v, cos, sin, k_cache, v_cache, meta)
 
     def paged_attention(
@@ -181,6 +180,7 @@ class ReferenceOps:
         return attend_pages(grouped_query_attention, q, k_cache, v_cache, meta, scale, window)
 
     def copy_blocks(self, caches: list[Tensor], source: Tensor, destination: Tensor) -> None:
+        shapes.check_copy(caches, source, destination)
         for cache in caches:
             cache[destination] = cache[source]
 

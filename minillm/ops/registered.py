@@ -111,6 +111,7 @@ def _logprobs(logits: Tensor, tokens: Tensor, top: int) -> tuple[Tensor, Tensor,
 
 _FAKES: dict[str, Callable[..., Any]] = {
     "pack": lambda weight: weight.new_empty(packed_shape(weight.shape[0], weight.shape[1], weight.dtype)),
+    "pack_": lambda weight: None,
     "embedding": lambda ids, packed, vocab_size, hidden_size: packed.new_empty([ids.shape[0], hidden_size]),
     "linear": lambda x, packed, bias, out_features: x.new_empty([x.shape[0], out_features]),
     "rms_norm": lambda x, weight, eps: torch.empty_like(x),

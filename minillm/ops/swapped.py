@@ -29,8 +29,6 @@ class SwappedOps:
     ) -> None:
         self._inner = inner
         self.name = inner.name
-        if rope is not None or attention is not None or linear is not None:
-            self.run_layers = None
         if rope is not None:
             self.rope_and_cache = partial(rotate_and_write, rope)
         if attention is not None:
