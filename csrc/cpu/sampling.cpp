@@ -71,13 +71,11 @@ void keep_nucleus(std::vector<int64_t>& ids, const std::vector<float>& scaled, d
   double total = 0;
   for (int64_t id : ids) total += std::exp(static_cast<double>(scaled[id]));
   int64_t size = ids.size(), kept = 0;
-  double before = 0;
-  for (int64_t ordered = 0; kept < size;) {
-    ordered = std::min<int64_t>(size, ordered ? ordered * 8 : 64);
-    order_first(ids, ordered, scaled);
-    for (kept = 0, before = 0; kept < ordered && before < top_p; kept++)
-      before += std::exp(static_cast<double>(scaled[ids[kept]])) / total;
-    if (kept < ordered || before >= top_p) break;
+  double enough = top_p * total, before = 0;
+  for (int64_t ordered = 64; before < enough && kept < size; ordered *= 8) {
+    order_first(ids, std::min(ordered, size), scaled);
+    for (kept = 0, before = 0; kept < std::min(ordered, size) && before < enough; kept++)
+      before += std::exp(static_cast<double>(scaled[ids[kept]]));
   }
   ids.resize(kept);
 }
@@ -139,10 +137,14 @@ void penalise(std::vector<float>& values, const int64_t* seen, const int64_t* en
 
 int64_t draw(std::vector<float>& values, uint64_t key, double temperature, double top_p, double min_p, int64_t top_k) {
   int64_t favourite = argmax(values), valid = values.size();
-  float highest = values[favourite], divisor = moderate(temperature), floor = static_cast<float>(min_p);
+  float highest = values[favourite], divisor = moderate(temperature);
   for (float& value : values) value = (value - highest) / divisor;
   Race race(values, key, favourite);
-  auto survives = [&](int64_t id) { return min_p <= 0 || std::exp(values[id]) >= floor; };
+  double border = std::log(min_p);  // -inf where min-p is off; the exact rule is asked at the border only
+  auto survives = [&](int64_t id) {
+    double gap = values[id] - border;
+    return gap > 1e-6 || (gap > -1e-6 && std::exp(static_cast<double>(values[id])) >= min_p);
+  };
   if (!top_k && top_p >= 1) {
     for (int64_t id = 0; id < valid; id++)
       if (values[id] > kMinusInf && survives(id)) race.enter(id);

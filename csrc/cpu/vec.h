@@ -162,8 +162,8 @@ INLINE float max_lanes(vf x) {
   return t[0];
 }
 
-// e^x within 1 ulp or so: x = n ln2 + r, |r| <= ln2 / 2, e^r by its series up to r^7. Exactly 1 at 0, 0 below
-// the smallest normal float, NaN at NaN.
+// e^x within 1 ulp or so: x = n ln2 + r, |r| <= ln2 / 2, e^r by its series up to r^7. Exactly 1 at 0; 0 below
+// -87.3 and infinite above 88.3, just inside where floats end; NaN at NaN.
 INLINE vf vexp(vf x) {
   const vf magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   vf clamped = vmax(all(-87.3f), x);
@@ -183,6 +183,7 @@ INLINE vf vexp(vf x) {
   vf power = (vf)(((vi)shifted - (vi)magic + 127) << 23);
   vf result = p * power;
   result = x < -87.3f ? vf{} : result;
+  result = x > 88.3f ? all(__builtin_inff()) : result;
   return x == x ? result : x;
 }
 

@@ -184,7 +184,8 @@ def _paths() -> dict[str, list[str]]:
 
 
 def _flags() -> list[str]:
-    return [*FLAGS, *(SANITIZE if _sanitizing() else []), "-isystem", str(_torch_folder() / "include")]
+    named = f"-ffile-prefix-map={find_sources()}=csrc/cpu"  # messages name files as the reader knows them
+    return [*FLAGS, named, *(SANITIZE if _sanitizing() else []), "-isystem", str(_torch_folder() / "include")]
 
 
 def _link_flags() -> list[str]:

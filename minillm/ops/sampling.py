@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.config import SamplingParams
@@ -154,7 +155,7 @@ def filter_logits(logits: Tensor, params: SamplingParams) -> Tensor:
         scaled = keep_top(scaled, params.top_k, params.top_p)
     if params.min_p > 0.0:
         # p >= min_p * p_max, and the maximum is exp(0) / sum: the sum cancels.
-        scaled = torch.where(scaled.exp() >= params.min_p, scaled, NEG_INF)
+        scaled = torch.where(scaled.double().exp() >= params.min_p, scaled, NEG_INF)
     return scaled
 
 
@@ -176,9 +177,10 @@ def keep_top(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     if top_k:
         ordered[top_k:] = NEG_INF
     if top_p < 1.0:
-        probs = ordered.double().softmax(dim=-1)
-        before = probs.cumsum(dim=-1) - probs
-        ordered[before >= top_p] = NEG_INF
+        # Not normalised: then equal logits add up to whole numbers, and a tie at the border is exact.
+        mass = (ordered.double() - ordered[0]).exp()
+        before = F.pad(mass.cumsum(dim=-1)[:-1], (1, 0))
+        ordered[before >= top_p * mass.sum()] = NEG_INF
     return torch.empty_like(logits).index_copy_(0, ids, ordered)
 
 
