@@ -1,4 +1,4 @@
-"""What the tests of the native kernels share: every code path in turn, and attention over hostile caches.
+"""What the tests of the native kernels share: numbers, and attention over hostile caches.
 
 A module that imports this is skipped, with the reason, where the kernels cannot be built.
 """
@@ -6,7 +6,6 @@ A module that imports this is skipped, with the reason, where the kernels cannot
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -15,11 +14,9 @@ from torch import Tensor
 
 from minillm.ops.building import BuildFailed
 from minillm.ops.contract import AttentionMetadata
-from minillm.ops.native import NativeOps
 from minillm.ops.reference import ReferenceOps
-from minillm.ops.registered import available_paths, load_native, use_path
+from minillm.ops.registered import load_native
 
-PATHS = ["avx512_bf16", "avx2", "generic"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 REFERENCE = ReferenceOps()
 
@@ -27,15 +24,6 @@ try:
     load_native()
 except BuildFailed as reason:
     pytest.skip(f"native kernels: {reason}", allow_module_level=True)
-
-
-@pytest.fixture(params=PATHS)
-def ops(request: pytest.FixtureRequest) -> Iterator[NativeOps]:
-    if request.param not in available_paths():
-        pytest.skip(f"this processor has no {request.param}")
-    before = use_path(request.param)
-    yield NativeOps()
-    use_path(before)
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, scale: float = 1.0) -> Tensor:

@@ -12,7 +12,7 @@ from itertools import product
 import oracle
 import pytest
 import torch
-from native import DTYPES, REFERENCE, Case, make_meta, ops, random  # noqa: F401
+from native import DTYPES, REFERENCE, Case, make_meta, random
 from torch import Tensor
 
 from minillm.memory.budget import free_memory
@@ -50,36 +50,38 @@ def test_control_the_rule_notices_small_mistakes(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_linear(ops: NativeOps, dtype: torch.dtype) -> None:
+def test_linear(native_ops: NativeOps, dtype: torch.dtype) -> None:
     """Every tile shape (rows 1 to 13, then tails), widths that are no multiple of 16, odd depths."""
     for n, (out, size) in enumerate(product([1, 16, 17, 33, 130, 257], [1, 2, 17, 33, 64, 257])):
         weight = random(out, size, dtype=dtype, seed=n)
         bias = random(out, dtype=dtype, seed=n + 1) if n % 2 else None
-        for prepared in (weight, ops.prepare_weight(weight.clone())):
+        for prepared in (weight, native_ops.prepare_weight(weight.clone())):
             for rows in [1, 2, 3, 5, 8, 12, 13, 37, 64, 70]:
                 x = random(rows, size, dtype=dtype, seed=rows)
-                found = ops.linear(x, prepared, bias)
+                found = native_ops.linear(x, prepared, bias)
                 what = f"{rows} x {size} -> {out}, bias {bias is not None}"
                 check(found, REFERENCE.linear(x, weight, bias), oracle.linear(x, weight, bias), what)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("out", "size"), [(1, 1), (17, 33), (32, 64), (257, 6)])
-def test_embedding_reads_the_packed_layout(ops: NativeOps, dtype: torch.dtype, out: int, size: int) -> None:
+def test_embedding_reads_the_packed_layout(
+    native_ops: NativeOps, dtype: torch.dtype, out: int, size: int
+) -> None:
     weight = random(out, size, dtype=dtype)
     ids = torch.tensor([0, out - 1, out // 2, 0])
-    for prepared in (weight, ops.prepare_weight(weight.clone())):
-        assert torch.equal(ops.embedding(ids, prepared), weight[ids])
+    for prepared in (weight, native_ops.prepare_weight(weight.clone())):
+        assert torch.equal(native_ops.embedding(ids, prepared), weight[ids])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_packing_in_place_takes_no_memory(ops: NativeOps, dtype: torch.dtype) -> None:
+def test_packing_in_place_takes_no_memory(native_ops: NativeOps, dtype: torch.dtype) -> None:
     weight = random(48, 10, dtype=dtype)
     expected, place = weight.clone(), weight.data_ptr()
-    packed = ops.prepare_weight(weight)
+    packed = native_ops.prepare_weight(weight)
     assert packed.data.data_ptr() == place
     assert packed.shape == (48, 10)
-    assert torch.equal(ops.embedding(torch.arange(48), packed), expected)
+    assert torch.equal(native_ops.embedding(torch.arange(48), packed), expected)
     assert not torch.equal(weight, expected), "control: the matrix has really been reordered"
 
 
@@ -88,41 +90,43 @@ def test_packing_in_place_takes_no_memory(ops: NativeOps, dtype: torch.dtype) ->
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [*ODD, 4, 16, 48])
-def test_norms(ops: NativeOps, dtype: torch.dtype, size: int) -> None:
+def test_norms(native_ops: NativeOps, dtype: torch.dtype, size: int) -> None:
     weight = random(size, dtype=dtype, seed=1)
     for rows in ODD:
         x, residual = random(rows, size, dtype=dtype, seed=2), random(rows, size, dtype=dtype, seed=3)
         exact = oracle.rms_norm(x, weight, 1e-5)
-        check(ops.rms_norm(x, weight, 1e-5), REFERENCE.rms_norm(x, weight, 1e-5), exact)
-        normed, total = ops.add_rms_norm(x, residual, weight, 1e-5)
+        check(native_ops.rms_norm(x, weight, 1e-5), REFERENCE.rms_norm(x, weight, 1e-5), exact)
+        normed, total = native_ops.add_rms_norm(x, residual, weight, 1e-5)
         assert torch.equal(total, x + residual)
         expected = REFERENCE.add_rms_norm(x, residual, weight, 1e-5)[0]
         check(normed, expected, oracle.rms_norm(total, weight, 1e-5), f"{rows} rows")
     heads = random(3, 5, size, dtype=dtype)  # the norm of each head, over the last dimension
     exact = oracle.rms_norm(heads, weight, 1e-5)
-    check(ops.rms_norm(heads, weight, 1e-5), REFERENCE.rms_norm(heads, weight, 1e-5), exact)
+    check(native_ops.rms_norm(heads, weight, 1e-5), REFERENCE.rms_norm(heads, weight, 1e-5), exact)
 
 
-def test_norm_of_zeros_and_of_large_numbers(ops: NativeOps) -> None:
-    assert torch.equal(ops.rms_norm(torch.zeros(2, 17), torch.ones(17), 1e-5), torch.zeros(2, 17))
+def test_norm_of_zeros_and_of_large_numbers(native_ops: NativeOps) -> None:
+    assert torch.equal(native_ops.rms_norm(torch.zeros(2, 17), torch.ones(17), 1e-5), torch.zeros(2, 17))
     large = random(2, 17, scale=1e15)
-    check(ops.rms_norm(large, torch.ones(17), 1e-5), large, oracle.rms_norm(large, torch.ones(17), 1e-5))
+    check(
+        native_ops.rms_norm(large, torch.ones(17), 1e-5), large, oracle.rms_norm(large, torch.ones(17), 1e-5)
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", ODD)
-def test_silu_mul(ops: NativeOps, dtype: torch.dtype, size: int) -> None:
+def test_silu_mul(native_ops: NativeOps, dtype: torch.dtype, size: int) -> None:
     for rows in ODD:
         x = random(rows, 2 * size, dtype=dtype, scale=4)
-        check(ops.silu_mul(x), REFERENCE.silu_mul(x), oracle.silu_mul(x), f"{rows} x {size}")
+        check(native_ops.silu_mul(x), REFERENCE.silu_mul(x), oracle.silu_mul(x), f"{rows} x {size}")
 
 
-def test_silu_at_the_ends(ops: NativeOps) -> None:
+def test_silu_at_the_ends(native_ops: NativeOps) -> None:
     gate = torch.tensor([[0.0, -0.0, 100.0, -100.0, 1e30, -1e30, math.inf, 88.0, -88.0]])
     exact = oracle.silu_mul(torch.cat([gate, torch.ones_like(gate)], -1))
-    found = ops.silu_mul(torch.cat([gate, torch.ones_like(gate)], -1))
+    found = native_ops.silu_mul(torch.cat([gate, torch.ones_like(gate)], -1))
     assert torch.allclose(found.double(), exact, rtol=1e-6, atol=1e-36)
-    assert ops.silu_mul(torch.tensor([[math.nan, 1.0]])).isnan().all()
+    assert native_ops.silu_mul(torch.tensor([[math.nan, 1.0]])).isnan().all()
 
 
 # ---- attention ------------------------------------------------------------------------------------
@@ -153,45 +157,45 @@ CASES = [
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_paged_attention(ops: NativeOps, dtype: torch.dtype) -> None:
+def test_paged_attention(native_ops: NativeOps, dtype: torch.dtype) -> None:
     for case in CASES:
         q, k_cache, v_cache, meta, tables = case.build(dtype)
-        found = ops.paged_attention(q, k_cache, v_cache, meta, case.dim**-0.5, case.window)
+        found = native_ops.paged_attention(q, k_cache, v_cache, meta, case.dim**-0.5, case.window)
         reference = REFERENCE.paged_attention(q, k_cache, v_cache, meta, case.dim**-0.5, case.window)
         lens = [n for n, _ in case.seqs], [n for _, n in case.seqs]
         exact = oracle.paged_attention(q, k_cache, v_cache, tables, *lens, case.dim**-0.5, case.window)
         check(found, reference, exact, case)
 
 
-def test_large_scores_do_not_overflow(ops: NativeOps) -> None:
+def test_large_scores_do_not_overflow(native_ops: NativeOps) -> None:
     case = Case([(70, 70)], heads=2, kv_heads=1, dim=16)
     q, k_cache, v_cache, meta, tables = case.build(torch.float32)
     exact = oracle.paged_attention(q, k_cache, v_cache, tables, [70], [70], 300.0, None)
-    found = ops.paged_attention(q, k_cache, v_cache, meta, 300.0)
+    found = native_ops.paged_attention(q, k_cache, v_cache, meta, 300.0)
     assert (
         oracle.error(found, exact) < 1e-3
     )  # scores of 1,000 have errors of 1e-4, and e^x makes that relative
 
 
 @pytest.mark.parametrize("slot", ["first", "later"])
-def test_control_a_nan_in_an_owned_slot_is_seen(ops: NativeOps, slot: str) -> None:
+def test_control_a_nan_in_an_owned_slot_is_seen(native_ops: NativeOps, slot: str) -> None:
     """The NaN-filled caches above prove something only if a NaN that is read shows."""
     case = Case([(2, 70)], heads=2, kv_heads=1, dim=16)
     q, k_cache, v_cache, meta, tables = case.build(torch.float32)
     v_cache[tables[0][0 if slot == "first" else 4], 0] = math.nan
-    assert ops.paged_attention(q, k_cache, v_cache, meta, 0.25).isnan().any()
+    assert native_ops.paged_attention(q, k_cache, v_cache, meta, 0.25).isnan().any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim", [2, 6, 16, 34, 64, 80, 128])
-def test_rope_and_cache(ops: NativeOps, dtype: torch.dtype, dim: int) -> None:
+def test_rope_and_cache(native_ops: NativeOps, dtype: torch.dtype, dim: int) -> None:
     case = Case([(5, 9), (1, 40), (0, 3), (17, 17)], heads=6, kv_heads=2, dim=dim)
     q, k_cache, v_cache, meta, _ = case.build(dtype)
     before = [k_cache.clone(), v_cache.clone()]
     k, v = (random(23, 3, dim, dtype=dtype, seed=s)[:, 1:] for s in (7, 8))  # strided
     angles = random(64, dim // 2, scale=3)
     cos, sin = angles.cos(), angles.sin()
-    found = ops.rope_and_cache(q, k, v, cos, sin, k_cache, v_cache, meta)
+    found = native_ops.rope_and_cache(q, k, v, cos, sin, k_cache, v_cache, meta)
     at = cos[meta.positions], sin[meta.positions]
     references = [torch.empty_like(t) for t in before]
     expected_q = REFERENCE.rope_and_cache(q, k, v, cos, sin, *references, meta)
@@ -205,39 +209,39 @@ def test_rope_and_cache(ops: NativeOps, dtype: torch.dtype, dim: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_copy_blocks(ops: NativeOps, dtype: torch.dtype) -> None:
+def test_copy_blocks(native_ops: NativeOps, dtype: torch.dtype) -> None:
     caches = [random(7, 3, 2, 5, dtype=dtype, seed=s) for s in range(3)]
     expected = [cache.clone() for cache in caches]
     source, destination = torch.tensor([6, 0, 2]), torch.tensor([1, 5, 2])
     REFERENCE.copy_blocks(expected, source, destination)
-    ops.copy_blocks(caches, source, destination)
+    native_ops.copy_blocks(caches, source, destination)
     assert all(torch.equal(a, b) for a, b in zip(caches, expected, strict=True))
 
 
 # ---- nothing, and very much -----------------------------------------------------------------------
 
 
-def test_no_rows_at_all(ops: NativeOps) -> None:
+def test_no_rows_at_all(native_ops: NativeOps) -> None:
     none = torch.empty(0, 32)
-    packed = ops.prepare_weight(random(16, 32))
-    assert ops.linear(none, packed).shape == (0, 16)
-    assert ops.embedding(torch.empty(0, dtype=torch.int64), packed).shape == (0, 32)
-    assert ops.rms_norm(none, torch.ones(32), 1e-5).shape == (0, 32)
-    assert [t.shape for t in ops.add_rms_norm(none, none, torch.ones(32), 1e-5)] == [(0, 32), (0, 32)]
-    assert ops.silu_mul(none).shape == (0, 16)
+    packed = native_ops.prepare_weight(random(16, 32))
+    assert native_ops.linear(none, packed).shape == (0, 16)
+    assert native_ops.embedding(torch.empty(0, dtype=torch.int64), packed).shape == (0, 32)
+    assert native_ops.rms_norm(none, torch.ones(32), 1e-5).shape == (0, 32)
+    assert [t.shape for t in native_ops.add_rms_norm(none, none, torch.ones(32), 1e-5)] == [(0, 32), (0, 32)]
+    assert native_ops.silu_mul(none).shape == (0, 16)
     for seqs in ([], [(0, 5), (0, 0)]):
         case = Case(seqs, heads=2, kv_heads=1, dim=8)
         q, k_cache, v_cache, meta, _ = case.build(torch.float32)
-        assert ops.paged_attention(q, k_cache, v_cache, meta, 1.0).shape == (0, 2, 8)
+        assert native_ops.paged_attention(q, k_cache, v_cache, meta, 1.0).shape == (0, 2, 8)
         kv, table = torch.empty(0, 1, 8), torch.ones(9, 4)
-        assert ops.rope_and_cache(q, kv, kv, table, table, k_cache, v_cache, meta).shape == (0, 2, 8)
-    ops.copy_blocks([torch.ones(2, 3)], *[torch.empty(0, dtype=torch.int64)] * 2)
+        assert native_ops.rope_and_cache(q, kv, kv, table, table, k_cache, v_cache, meta).shape == (0, 2, 8)
+    native_ops.copy_blocks([torch.ones(2, 3)], *[torch.empty(0, dtype=torch.int64)] * 2)
     batch = SamplingBatch(params=[], keys=[], seen=[], num_token_ids=5)
-    assert ops.sample(torch.empty(0, 5), batch).shape == (0,)
-    assert ops.token_logprobs(torch.empty(0, 5), torch.empty(0, dtype=torch.int64), []) == []
+    assert native_ops.sample(torch.empty(0, 5), batch).shape == (0,)
+    assert native_ops.token_logprobs(torch.empty(0, 5), torch.empty(0, dtype=torch.int64), []) == []
 
 
-def test_indices_beyond_two_to_the_31(ops: NativeOps) -> None:
+def test_indices_beyond_two_to_the_31(native_ops: NativeOps) -> None:
     """Caches whose last blocks lie beyond 2^31 elements; the rest of them is never touched."""
     heads, dim, block_size = 8, 128, 16
     num_blocks = 2**31 // (block_size * heads * dim) + 8
@@ -256,9 +260,9 @@ def test_indices_beyond_two_to_the_31(ops: NativeOps) -> None:
         ((k_cache, v_cache), [num_blocks - 1, num_blocks - 3]),
     ):
         meta = make_meta([table], [20], [20], block_size)
-        turned = ops.rope_and_cache(q, k, v, cos, sin, *caches, meta)
-        results.append(ops.paged_attention(turned, *caches, meta, 0.1))
+        turned = native_ops.rope_and_cache(q, k, v, cos, sin, *caches, meta)
+        results.append(native_ops.paged_attention(turned, *caches, meta, 0.1))
     assert torch.equal(*results)
-    ops.copy_blocks([k_cache], torch.tensor([num_blocks - 1]), torch.tensor([num_blocks - 2]))
+    native_ops.copy_blocks([k_cache], torch.tensor([num_blocks - 1]), torch.tensor([num_blocks - 2]))
     assert torch.equal(k_cache[num_blocks - 2], k_cache[num_blocks - 1])
     assert k_cache[num_blocks - 1].count_nonzero() > 0

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from native import Case, ops, random  # noqa: F401
+from native import Case, random
 from torch import Tensor
 
 from minillm import SamplingParams
@@ -67,27 +67,27 @@ def test_shape_errors_name_the_argument(backend: type, number: int) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_what_would_leave_a_tensor_is_refused(ops: NativeOps) -> None:
+def test_what_would_leave_a_tensor_is_refused(native_ops: NativeOps) -> None:
     """Values inside index tensors, dtypes and layouts: refused by the op itself, with its name."""
     case = Case([(3, 9)], heads=4, kv_heads=2, dim=8)
     q, k, v, meta, _ = case.build(torch.float32)
     new, table = random(3, 2, 8), torch.ones(16, 4)
-    packed = ops.prepare_weight(random(16, 8))
+    packed = native_ops.prepare_weight(random(16, 8))
 
     def attention(**changes: Tensor):
-        return lambda: ops.paged_attention(q, k, v, AttentionMetadata(**(vars(meta) | changes)), 1.0)
+        return lambda: native_ops.paged_attention(q, k, v, AttentionMetadata(**(vars(meta) | changes)), 1.0)
 
     def rope(**changes: Tensor):
         changed = AttentionMetadata(**(vars(meta) | changes))
-        return lambda: ops.rope_and_cache(q, new, new, table, table, k, v, changed)
+        return lambda: native_ops.rope_and_cache(q, new, new, table, table, k, v, changed)
 
     def ints(*values: int) -> Tensor:
         return torch.tensor(values, dtype=torch.int32)
 
     batch = SamplingBatch([SamplingParams()], [0], [[]], 5)
     for says, call in [
-        ("embedding: id 16 is outside 0..15", lambda: ops.embedding(torch.tensor([16]), packed)),
-        ("embedding: id -1", lambda: ops.embedding(torch.tensor([-1]), packed)),
+        ("embedding: id 16 is outside 0..15", lambda: native_ops.embedding(torch.tensor([16]), packed)),
+        ("embedding: id -1", lambda: native_ops.embedding(torch.tensor([-1]), packed)),
         ("paged_attention: block 4 is outside 0..3", attention(block_table=ints(4, 0).view(1, 2))),
         ("paged_attention: block -1", attention(block_table=ints(-1, 0).view(1, 2))),
         ("needs 2 blocks, its table has 1", attention(kv_len=ints(17), block_table=ints(0).view(1, 1))),
@@ -97,18 +97,24 @@ def test_what_would_leave_a_tensor_is_refused(ops: NativeOps) -> None:
         ("rope_and_cache: slot 64", rope(slot_mapping=torch.tensor([0, 64, 1]))),
         ("rope_and_cache: slot -1", rope(slot_mapping=torch.tensor([0, -1, 1]))),
         ("rope_and_cache: position 16", rope(positions=torch.tensor([0, 1, 16]))),
-        ("copy_blocks: source block 4", lambda: ops.copy_blocks([k], torch.tensor([4]), torch.tensor([0]))),
+        (
+            "copy_blocks: source block 4",
+            lambda: native_ops.copy_blocks([k], torch.tensor([4]), torch.tensor([0])),
+        ),
         (
             "copy_blocks: destination block -1",
-            lambda: ops.copy_blocks([k], torch.tensor([0]), torch.tensor([-1])),
+            lambda: native_ops.copy_blocks([k], torch.tensor([0]), torch.tensor([-1])),
         ),
-        ("linear: x has another dtype", lambda: ops.linear(torch.ones(1, 8).half(), packed)),
+        ("linear: x has another dtype", lambda: native_ops.linear(torch.ones(1, 8).half(), packed)),
         (
             "float32, bfloat16 or float16 only",
-            lambda: ops.silu_mul(torch.ones(1, 8).double()),
+            lambda: native_ops.silu_mul(torch.ones(1, 8).double()),
         ),
-        ("token_logprobs: token 5", lambda: ops.token_logprobs(torch.zeros(1, 5), torch.tensor([5]), [0])),
-        ("sample: there are no token ids", lambda: ops.sample(torch.zeros(1, 0), batch)),
+        (
+            "token_logprobs: token 5",
+            lambda: native_ops.token_logprobs(torch.zeros(1, 5), torch.tensor([5]), [0]),
+        ),
+        ("sample: there are no token ids", lambda: native_ops.sample(torch.zeros(1, 0), batch)),
     ]:
         with pytest.raises(RuntimeError) as caught:
             call()

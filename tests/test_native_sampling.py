@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from native import DTYPES, REFERENCE, ops, random  # noqa: F401
+from native import DTYPES, REFERENCE, random
 from torch import Tensor
 
 from minillm import SamplingParams
@@ -46,7 +46,7 @@ def logits_of(kind: str, rows: int, vocab: int, dtype: torch.dtype) -> Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["plain", "ties", "equal", "masked"])
-def test_sample_draws_what_the_reference_draws(ops: NativeOps, kind: str, dtype: torch.dtype) -> None:
+def test_sample_draws_what_the_reference_draws(native_ops: NativeOps, kind: str, dtype: torch.dtype) -> None:
     for vocab, num_ids in [(1, 1), (17, 17), (1000, 990)]:
         params = [SamplingParams(**options) for options in SETTINGS for _ in range(20)]
         keys = [noise_key(seed, 0, 3) for seed in range(len(params))]
@@ -56,25 +56,25 @@ def test_sample_draws_what_the_reference_draws(ops: NativeOps, kind: str, dtype:
         logits = logits_of(kind, len(params), vocab, dtype)
         if kind == "masked":
             logits[:, 0] = 0  # at least one id is possible
-        assert ops.sample(logits, batch).tolist() == REFERENCE.sample(logits, batch).tolist()
+        assert native_ops.sample(logits, batch).tolist() == REFERENCE.sample(logits, batch).tolist()
 
 
-def test_sample_keeps_exactly_what_the_filters_keep(ops: NativeOps) -> None:
+def test_sample_keeps_exactly_what_the_filters_keep(native_ops: NativeOps) -> None:
     """Many draws from few ids: each survivor is drawn, nothing else ever is."""
     logits = random(1, 12, seed=5, scale=1.5)
     for options in ({"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.2}, {"top_k": 6, "top_p": 0.9, "min_p": 0.1}):
         params = SamplingParams(temperature=2.0, **options)
         batch = SamplingBatch([params] * 3000, [noise_key(s, 0, 0) for s in range(3000)], [[]] * 3000, 12)
-        drawn = set(ops.sample(logits.expand(3000, -1), batch).tolist())
+        drawn = set(native_ops.sample(logits.expand(3000, -1), batch).tolist())
         assert drawn == set((filter_logits(logits[0], params) > -math.inf).nonzero().flatten().tolist())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_token_logprobs(ops: NativeOps, dtype: torch.dtype) -> None:
+def test_token_logprobs(native_ops: NativeOps, dtype: torch.dtype) -> None:
     logits = torch.cat([logits_of(kind, 3, 257, dtype) for kind in ("plain", "ties", "masked")])
     tokens, tops = torch.arange(9) * 20, [0, 1, 5, 257, 2, 1000, 0, 3, 64]
     exact = logits.double().log_softmax(-1)
-    found = ops.token_logprobs(logits, tokens, tops)
+    found = native_ops.token_logprobs(logits, tokens, tops)
     for row, (mine, theirs) in enumerate(
         zip(found, REFERENCE.token_logprobs(logits, tokens, tops), strict=True)
     ):
