@@ -140,11 +140,8 @@ int64_t draw(std::vector<float>& values, uint64_t key, double temperature, doubl
   float highest = values[favourite], divisor = moderate(temperature);
   for (float& value : values) value = (value - highest) / divisor;
   Race race(values, key, favourite);
-  double border = std::log(min_p);  // -inf where min-p is off; the exact rule is asked at the border only
-  auto survives = [&](int64_t id) {
-    double gap = values[id] - border;
-    return gap > 1e-6 || (gap > -1e-6 && std::exp(static_cast<double>(values[id])) >= min_p);
-  };
+  float lowest = min_p > 0 ? static_cast<float>(std::log(min_p)) : kMinusInf;  // min_p of the highest, e^0
+  auto survives = [&](int64_t id) { return values[id] >= lowest; };
   if (!top_k && top_p >= 1) {
     for (int64_t id = 0; id < valid; id++)
       if (values[id] > kMinusInf && survives(id)) race.enter(id);

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from minillm.ops import shapes
 from minillm.ops.contract import AttentionMetadata, LayerFusion, LayerStack, PackedWeight, Weight
-from minillm.ops.registered import current_path, load_native, packed_shape
+from minillm.ops.registered import current_path, load_native, loaded_library, packed_shape
 from minillm.ops.sampling import SamplingBatch, as_int64
 
 
@@ -37,8 +37,8 @@ class NativeOps(LayerFusion):
 
     @property
     def kernel_set(self) -> str:
-        """Which arithmetic runs: part of the KV envelope."""
-        return f"cpu/{current_path()}"
+        """Which arithmetic runs: the library, down to its compiler, and the code path in it."""
+        return f"{loaded_library()}/{current_path()}"
 
     def prepare_weight(self, weight: Tensor) -> Weight:
         weight = weight.detach()

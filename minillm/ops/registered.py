@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from minillm.ops.building import BuildFailed, build_library, cache_folder, find_
 from minillm.progress import Bar
 
 _lock = threading.Lock()
-_state: list[str] = []  # empty until the library is loaded, then [its file name]
+_state: list[str] = []  # empty until the library is loaded, then [its name]
 _failure: list[BuildFailed] = []  # why it could not be: asked again, the answer is the same
 
 
@@ -43,30 +44,44 @@ def load_native() -> None:
             raise
 
 
-def loaded_library() -> str | None:
-    """The file name of the library in use, which names its sources and compiler; None before."""
-    return _state[0] if _state else None
+def loaded_library() -> str:
+    """The name of the loaded library: of its sources, flags, torch and compiler."""
+    return _state[0]
 
 
 def _load() -> None:
-    path, temporary = find_library(), None
-    if path is None:
-        print(f"minillm: compiling the CPU kernels, once (kept in {cache_folder()})", file=sys.stderr)
-        with Bar("compiling kernels") as bar:
-            path, temporary = build_library(bar)
-    try:
-        torch.ops.load_library(str(path))
-    except OSError as error:
-        raise BuildFailed(f"{path} cannot be loaded: {error}; delete it to have it made anew") from None
-    finally:
-        if temporary is not None:
-            temporary.cleanup()
+    path = find_library()
+    if path is None or not _open(path):  # a file that does not load, whatever damaged it, is made anew
+        if path is not None and path.parent == cache_folder():
+            path.unlink(missing_ok=True)
+        path = _compile()
     _register_fakes()
     wanted = os.environ.get("MINILLM_CPU_PATH", "")
     if wanted not in ("", *available_paths()):
         raise BuildFailed(f"MINILLM_CPU_PATH={wanted}: this processor runs {', '.join(available_paths())}")
     use_path(wanted)
-    _state.append(path.name)
+    _state.append(path.stem)
+
+
+def _compile() -> Path:
+    print(f"minillm: compiling the CPU kernels, once (kept in {cache_folder()})", file=sys.stderr)
+    with Bar("compiling kernels") as bar:
+        path, temporary = build_library(bar)
+    try:
+        if not _open(path):
+            raise BuildFailed(f"{path.name} was compiled but cannot be loaded: is this torch complete?")
+    finally:
+        if temporary is not None:
+            temporary.cleanup()
+    return path
+
+
+def _open(path: Path) -> bool:
+    try:
+        torch.ops.load_library(str(path))
+    except OSError:
+        return False
+    return True
 
 
 def available_paths() -> list[str]:

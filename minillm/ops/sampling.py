@@ -16,6 +16,7 @@ generators; the mixing function is SplitMix64's (Steele et al., OOPSLA 2014).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -154,8 +155,8 @@ def filter_logits(logits: Tensor, params: SamplingParams) -> Tensor:
     if params.top_k or params.top_p < 1.0:
         scaled = keep_top(scaled, params.top_k, params.top_p)
     if params.min_p > 0.0:
-        # p >= min_p * p_max, and the maximum is exp(0) / sum: the sum cancels.
-        scaled = torch.where(scaled.double().exp() >= params.min_p, scaled, NEG_INF)
+        # p >= min_p * p_max, and the maximum is exp(0) / sum: the sum cancels, and no exp is needed.
+        scaled = torch.where(scaled >= torch.tensor(math.log(params.min_p)), scaled, NEG_INF)
     return scaled
 
 
