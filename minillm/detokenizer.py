@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.decoders import DecodeStream
 
-_CONTEXT_SIZES = (4, 16, 64)
+CONTEXT_SIZES = (4, 16, 64)
 
 
 class StopMatcher:
@@ -112,7 +112,7 @@ class Detokenizer:
 
     def _context(self, prompt_ids: Sequence[int]) -> list[int]:
         """The prompt's last tokens, from where they decode to whole characters."""
-        for size in _CONTEXT_SIZES:
+        for size in CONTEXT_SIZES:
             ids = list(prompt_ids[-size:])
             if not self._decode(ids).endswith("\ufffd"):
                 return ids

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.decoders import DecodeStream
 
 from minillm.config import SamplingParams
-from minillm.detokenizer import token_bytes
+from minillm.detokenizer import CONTEXT_SIZES, token_bytes
 from minillm.ops.sampling import NEG_INF, SamplingBatch, gumbel_noise
 
 
@@ -136,7 +136,7 @@ class Detokenizer:
 
     def _context(self, prompt_ids: Sequence[int]) -> list[int]:
         """The prompt's last tokens, from where they decode to whole characters."""
-        for size in _CONTEXT_SIZES:
+        for size in CONTEXT_SIZES:
             ids = list(prompt_ids[-size:])
             if not self._decode(ids).endswith("\ufffd"):
                 return ids
