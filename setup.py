@@ -1,7 +1,7 @@
 """What pyproject.toml cannot say: the kernels' sources go with the package, and compiled ones if asked.
 
-    pip install .                                               kernels are compiled on first use
-    MINILLM_PREBUILD=1 pip install --no-build-isolation .       kernels are compiled now, with the torch that is there
+    pip install .                                            kernels are compiled on first use
+    MINILLM_PREBUILD=1 pip install --no-build-isolation .    they are compiled now, for the torch at hand
 
 This file must not need torch at import: pip reads it in an environment without one. `-e` works as well.
 """
