@@ -120,6 +120,7 @@ class EngineConfig:
     prefill_chunk: int = 512
     max_queued_requests: int = 1024
     max_queued_tokens: int = 1 << 20
+    prefix_caching: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -139,12 +140,14 @@ class EngineConfig:
         if self.max_model_len is not None:
             require_int("max_model_len", self.max_model_len, minimum=1)
         require_int("seed", self.seed)
+        if not isinstance(self.prefix_caching, bool):
+            raise UsageError(f"prefix_caching must be True or False, not {self.prefix_caching!r}")
 
 
 class EngineOptions(TypedDict, total=False):
     """The options `LLM` takes, with `EngineConfig`'s meaning and defaults.
 
-    The last eight belong to features of the public surface that this version does not have yet.
+    The last seven belong to features of the public surface that this version does not have yet.
     """
 
     dtype: str
@@ -158,8 +161,8 @@ class EngineOptions(TypedDict, total=False):
     prefill_chunk: int
     max_queued_requests: int
     max_queued_tokens: int
-    seed: int
     prefix_caching: bool
+    seed: int
     public_prefixes: Sequence[str]
     tenant_limits: Mapping[str, Any] | None
     draft_model: str | None
@@ -169,10 +172,8 @@ class EngineOptions(TypedDict, total=False):
     adaptive_draft: bool
 
 
-# Accepted at the values that ask for nothing this version cannot do. (A prefix cache never changes
-# an answer, so either value of prefix_caching is honoured without one.)
+# Accepted at the values that ask for nothing this version cannot do.
 _LATER: Mapping[str, tuple[Any, ...]] = {
-    "prefix_caching": (True, False),
     "public_prefixes": ((), []),
     "tenant_limits": (None,),
     "draft_model": (None,),
@@ -204,7 +205,8 @@ class SamplingParams:
 
     `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0 and `repetition_penalty` 1 are off.
     `logprobs=k` returns the k most likely ids beside the sampled one, from the raw logits.
-    `deadline` is in seconds from submission; a request past it ends with what it has.
+    `deadline` is in seconds from submission; a request past it ends with what it has. Of waiting requests
+    the one with the smallest `priority` goes first; waiting counts (`engine/scheduler.py`).
     """
 
     max_tokens: int = 16

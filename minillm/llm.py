@@ -21,7 +21,7 @@ from minillm.engine.engine import Engine
 from minillm.engine.outputs import RequestOutput
 from minillm.engine.parts import Parts
 from minillm.errors import MinillmError, PromptTooLong, QueueFull, UsageError
-from minillm.memory.block_table import BlockTable
+from minillm.memory.block_table import BlockTable, blocks_for
 from minillm.memory.budget import format_bytes
 from minillm.model.loader import load_model, make_ops
 from minillm.model.locate import find_model
@@ -42,7 +42,7 @@ class LLM:
         parts: parts of the engine to replace by name, see `engine/parts.py`.
         options: `dtype`, `device`, `backend`, `kv_memory`, `block_size`, `max_model_len`,
             `max_num_seqs`, `max_num_batched_tokens`, `prefill_chunk`, `max_queued_requests`,
-            `max_queued_tokens`, `seed`: see `EngineConfig`.
+            `max_queued_tokens`, `prefix_caching`, `seed`: see `EngineConfig`.
 
     Raises:
         MinillmError: the typed errors of `errors.py`, before anything runs.
@@ -87,7 +87,7 @@ class LLM:
         Args:
             prompts: text or token ids, or a list of either.
             sampling_params: one for all, or one for each prompt; None for the model's own.
-            tenant: whom the cache may share with; kept for the prefix cache.
+            tenant: cached prefixes are shared with the same tenant only; None is a tenant too.
             progress: show a bar on stderr.
 
         Raises:
@@ -96,8 +96,8 @@ class LLM:
         prompt_list = _as_list(prompts)
         params = _params_for(prompt_list, sampling_params, self.default_params)
         pairs = enumerate(zip(prompt_list, params, strict=True))
-        ids = [_checked_ids(self.engine, i, prompt, param) for i, (prompt, param) in pairs]
-        return self._run(ids, params, progress)
+        ids = [_checked_ids(self.engine, i, prompt, param, tenant) for i, (prompt, param) in pairs]
+        return self._run(ids, params, tenant, progress)
 
     def chat(
         self,
@@ -155,7 +155,7 @@ class LLM:
         params = self.default_params if sampling_params is None else sampling_params
         if isinstance(params, SamplingParams) and params.n != 1:
             raise UsageError(f"stream gives one completion, not n={params.n}", "use generate")
-        stream = TextIterator(self.engine, self.engine.add_request(prompt, params), self._step)
+        stream = TextIterator(self.engine, self.engine.add_request(prompt, params, tenant), self._step)
         self._streams[stream.request_id] = stream
         return stream
 
@@ -188,6 +188,7 @@ class LLM:
                 "ask for fewer tokens at a time",
             )
         table = BlockTable(self.engine.pool)
+        self.engine.memory.make_room(blocks_for(len(ids), self.config.block_size))
         table.grow(len(ids))
         try:
             hidden = [
@@ -199,14 +200,14 @@ class LLM:
             table.release()
 
     def _run(
-        self, prompts: list[list[int]], params: list[SamplingParams], progress: bool
+        self, prompts: list[list[int]], params: list[SamplingParams], tenant: str | None, progress: bool
     ) -> list[RequestOutput]:
         answers: dict[str, RequestOutput | None] = {}  # in the order of the prompts submitted so far
         num_done = 0
         try:
             with Bar("requests", len(prompts), enabled=progress) as bar:
                 while num_done < len(prompts):
-                    self._feed(prompts, params, answers)
+                    self._feed(prompts, params, tenant, answers)
                     for output in self._step():
                         if output.finished and output.request_id in answers:
                             answers[output.request_id] = output
@@ -221,13 +222,14 @@ class LLM:
         self,
         prompts: list[list[int]],
         params: list[SamplingParams],
+        tenant: str | None,
         answers: dict[str, RequestOutput | None],
     ) -> None:
         """Submit prompts from the first that is not yet submitted, until the queue is full."""
         while len(answers) < len(prompts):
             number = len(answers)
             try:
-                answers[self.engine.add_request(prompts[number], params[number])] = None
+                answers[self.engine.add_request(prompts[number], params[number], tenant)] = None
             except QueueFull:
                 return
 
@@ -318,9 +320,11 @@ def _params_for(
     return list(given)
 
 
-def _checked_ids(engine: Engine, index: int, prompt: Prompt, params: SamplingParams) -> list[int]:
+def _checked_ids(
+    engine: Engine, index: int, prompt: Prompt, params: SamplingParams, tenant: str | None
+) -> list[int]:
     """Token ids of one prompt of many, checked; an error names its index."""
     try:
-        return engine.check_request(prompt, params)
+        return engine.check_request(prompt, params, tenant)
     except MinillmError as error:
         raise type(error)(f"prompt {index}: {error.message}", error.hint) from None

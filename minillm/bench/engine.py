@@ -76,7 +76,7 @@ def run_bench(
 
 
 def _all_decoding(llm: LLM, batch: int) -> bool:
-    requests = [r for group in llm.engine.scheduler.running for r in group.requests]
+    requests = llm.engine.scheduler.running
     return len(requests) == batch and not any(r.is_prefilling for r in requests)
 
 

@@ -5,7 +5,8 @@
     abort_request ---^
 
 `add_request` checks everything that can be known about a request, so that what enters the queue
-will be served. `step` is the whole engine: apply cancellations, plan, run the two loops, sample.
+will be served. `step` is the whole engine: apply cancellations, plan, run the two loops, sample, and
+publish what was written.
 """
 
 from __future__ import annotations
@@ -22,16 +23,19 @@ from minillm.config import EngineConfig, SamplingParams
 from minillm.detokenizer import NullDetokenizer
 from minillm.engine.admission import capped_max_tokens, check_request, derived_seed
 from minillm.engine.envelope import make_envelope
+from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.outputs import RequestOutput, snapshot
 from minillm.engine.parts import Parts
-from minillm.engine.request import Request, RequestGroup, TextStream
+from minillm.engine.prefill import Chunk
+from minillm.engine.request import FinishReason, Request, RequestGroup, TextStream
 from minillm.engine.scheduler import StepPlan
-from minillm.errors import MinillmError, QueueFull
+from minillm.errors import MinillmError, QueueFull, UsageError
 from minillm.memory.block_table import BlockTable
 from minillm.memory.budget import num_blocks_for
 from minillm.memory.kv_cache import KVCache
 from minillm.model.loader import LoadedModel
 from minillm.model.runner import ModelRunner
+from minillm.observe.events import Events
 from minillm.ops.sampling import SamplingBatch, sample
 
 
@@ -47,8 +51,10 @@ class Engine:
         cache = KVCache.allocate(model.config, num_blocks, block_size, dtype, device)
         self.runner = ModelRunner(model.decoder, cache, block_size, self.parts.slot_mapping)
         self.pool = self.parts.block_pool(num_blocks, block_size)
-        self.scheduler = self.parts.scheduler(config, num_blocks)
         self.envelope = make_envelope(model, config)
+        self.events = Events()
+        self.memory = KVCacheManager(self.pool, self.envelope["kv"], self.events, config.prefix_caching)
+        self.scheduler = self.parts.scheduler(config, self.memory, self.events)
         self._lock = threading.Lock()
         self._incoming: list[RequestGroup] = []
         self._aborted: set[str] = set()
@@ -58,24 +64,34 @@ class Engine:
 
     # Any thread -----------------------------------------------------------------------------
 
-    def add_request(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> str:
+    def add_request(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        tenant: str | None = None,
+    ) -> str:
         """Queue a request; its id is what `step`'s outputs and `abort_request` name it by.
 
         Args:
             prompt: text, or token ids taken as they are.
             params: None takes the model's generation_config.json.
+            tenant: shares cached blocks with requests of the same tenant only; None is a tenant too.
 
         Raises:
             UsageError, PromptTooLong, KVCapacityError: it could never be served; nothing is queued.
             QueueFull: try again once requests have finished.
         """
         params = self.model.default_params if params is None else params
-        ids = self.check_request(prompt, params)
-        with self._lock:
-            self._require_queue_room(len(ids))
-            group = self._make_group(ids, params)
-            self._live[group.request_id] = group
-            self._incoming.append(group)
+        try:
+            ids = self.check_request(prompt, params, tenant)
+            with self._lock:
+                self._require_queue_room(len(ids))
+                group = self._make_group(ids, params, tenant)
+                self._live[group.request_id] = group
+                self._incoming.append(group)
+        except MinillmError as error:
+            self.events.emit("refuse", reason=type(error).__name__)
+            raise
         return group.request_id
 
     def abort_request(self, request_id: str) -> None:
@@ -90,19 +106,27 @@ class Engine:
             return bool(self._live or self._late)
 
     def stats(self) -> dict[str, int]:
-        """Requests waiting and running, blocks in all, used and free."""
+        """Requests waiting and running; blocks in all, used by requests, and free.
+
+        `cached_blocks` of the free ones hold content that the prefix cache can find.
+        """
         with self._lock:
             waiting = len(self._waiting())
             return {
                 "waiting": waiting,
                 "running": len(self._live) - waiting,
                 "num_blocks": self.pool.num_blocks,
-                "used_blocks": self.pool.num_used,
-                "free_blocks": self.pool.num_free,
+                "used_blocks": self.pool.num_blocks - self.memory.available,
+                "free_blocks": self.memory.available,
+                "cached_blocks": self.memory.num_unused,
             }
 
-    def check_request(self, prompt: str | Sequence[int], params: SamplingParams) -> list[int]:
+    def check_request(
+        self, prompt: str | Sequence[int], params: SamplingParams, tenant: str | None = None
+    ) -> list[int]:
         """The prompt's token ids; raises what `add_request` would, except `QueueFull`."""
+        if tenant is not None and not isinstance(tenant, str):
+            raise UsageError(f"tenant must be text or None, not {tenant!r}")
         return check_request(self.model, self.config, self.pool.num_blocks, prompt, params)
 
     # One thread -----------------------------------------------------------------------------
@@ -113,29 +137,58 @@ class Engine:
         An exception out of a part ends the requests of this step, whose state is then unknown, with
         an error and goes on to the caller; their outputs come with the next step.
         """
-        ended = self._collect({request.group_id for request in self._take_incoming()})
-        self._late += ended
-        plan = self.scheduler.schedule(time.perf_counter())
+        self.events.step += 1
+        started = time.perf_counter()
+        self._late += self._collect({request.group_id for request in self._take_incoming()})
+        plan = self.scheduler.schedule(started)
         try:
             changed = self._run(plan)
         except Exception as error:
             self._late += self._give_up(plan, error)
             raise
         outputs, self._late = self._late + self._collect({request.group_id for request in changed}), []
+        self._report(plan, started)
         return outputs
 
     def _run(self, plan: StepPlan) -> list[Request]:
-        """The two loops, each followed by its draws; returns the requests that changed."""
+        """The two loops, each followed by its draws; then what they wrote is published."""
         changed = list[Request]()
+        self.memory.make_room(plan.num_blocks)
         if plan.prefill:
-            logits = self.parts.prefill_loop(self.runner, plan.prefill)
-            done = [i for i, chunk in enumerate(plan.prefill) if not chunk.request.is_prefilling]
-            if done:
-                changed += self._start_decoding([plan.prefill[i].request for i in done], logits[done])
+            changed += self._run_prefill(plan.prefill)
         if plan.decode:
             logits = self.parts.decode_loop(self.runner, plan.decode)
+            self.events.emit("decode_step", rows=len(plan.decode))
             changed += self._sample(plan.decode, logits)
+        for request, blocks in plan.blocks.items():
+            if blocks:
+                self.events.emit("alloc", request.group_id, blocks=blocks)
+            if request.finish_reason != "error":
+                self.memory.publish(request)
         return changed
+
+    def _run_prefill(self, chunks: list[Chunk]) -> list[Request]:
+        """Compute the chunks; those that hold their request's newest token give it the next."""
+        logits = self.parts.prefill_loop(self.runner, chunks)
+        for chunk in chunks:
+            self.events.emit(
+                "prefill_chunk",
+                chunk.request.group_id,
+                start=chunk.start,
+                end=chunk.end,
+                tokens=chunk.request.num_tokens,
+            )
+        healthy = logits.isfinite().all(dim=-1).tolist()
+        ready, failed = list[int](), list[Request]()
+        for i, chunk in enumerate(chunks):
+            if not healthy[i]:
+                failed.append(chunk.request)
+                self._fail(chunk.request)
+            elif chunk.end == chunk.request.num_tokens:
+                ready.append(i)
+        return failed + (
+            self._start_decoding([chunks[i].request for i in ready], logits[ready]) if ready else []
+        )
 
     def _give_up(self, plan: StepPlan, error: Exception) -> list[RequestOutput]:
         """End every request of a step that failed; the detokenizer, perhaps the culprit, is not asked."""
@@ -157,29 +210,35 @@ class Engine:
             for request_id, group in self._live.items():
                 overdue = group.deadline is not None and now > group.deadline
                 if request_id in self._aborted or overdue:
-                    group.finish("cancelled" if request_id in self._aborted else "deadline")
+                    reason: FinishReason = "cancelled" if request_id in self._aborted else "deadline"
+                    self.events.emit("cancel", request_id, reason=reason)
+                    group.finish(reason)
                     ended += group.requests
             self._aborted = set()
-        for request_id in {request.group_id for request in ended}:
-            self.scheduler.remove(self._live[request_id])
         return ended
 
     def _start_decoding(self, prefilled: list[Request], logits: Tensor) -> list[Request]:
-        """Fork the other samples of each prompt, then give every one its first token."""
+        """Fork the other samples of each new prompt, then give every one its next token."""
         requests, rows = list[Request](), list[int]()
         for row, request in enumerate(prefilled):
-            group = self._live[request.group_id]
-            for fork in group.requests[1:]:
-                self._fork(request, fork)
-            requests += group.requests
-            rows += [row] * len(group.requests)
+            started = [request]
+            if request.num_forks:
+                forks = self._live[request.group_id].requests[1:]
+                started += [self._fork(request, fork) for fork in forks if not fork.finish_reason]
+                request.num_forks = 0
+            requests += started
+            rows += [row] * len(started)
         return self._sample(requests, logits[rows])
 
-    def _fork(self, source: Request, fork: Request) -> None:
+    def _fork(self, source: Request, fork: Request) -> Request:
         fork.block_table, copy = source.block_table.fork(source.num_computed_tokens)
         fork.num_computed_tokens = source.num_computed_tokens
+        fork.published, fork.num_published = source.published, source.num_published
         if copy:
             self.runner.copy_block(*copy)
+            self.events.emit("copy_on_write", fork.group_id, blocks=1)
+        self.scheduler.fork(source, fork)
+        return fork
 
     def _sample(self, requests: list[Request], logits: Tensor) -> list[Request]:
         """Give each request its next token; one whose logits are NaN or infinite ends with an error."""
@@ -211,12 +270,17 @@ class Engine:
             found = ops.token_logprobs(logits[wanted], tokens[wanted], tops)
             for i, logprobs in zip(wanted, found, strict=True):
                 requests[i].logprobs.append(logprobs)
-        for request, token_id in zip(requests, tokens.tolist(), strict=True):
-            request.append(token_id, self.model.eos_token_ids)
+        drawn, now = tokens.tolist(), time.perf_counter()
+        for request, token_id in zip(requests, drawn, strict=True):
+            request.append(token_id, self.model.eos_token_ids, now)
+        if self.events.listeners:
+            self.events.emit("sample", at=now, requests=[(r.group_id, r.index) for r in requests])
 
     def _fail(self, request: Request) -> None:
-        request.finish("error")
-        self._live[request.group_id].error = MinillmError(
+        group = self._live[request.group_id]
+        for failed in group.requests if request.num_forks else [request]:  # samples not yet begun cannot be
+            failed.finish("error")
+        group.error = MinillmError(
             f"the model's logits are NaN or infinite after {request.num_computed_tokens} tokens",
             "the weights may be damaged, or overflow in this dtype: try float32",
         )
@@ -228,15 +292,33 @@ class Engine:
             groups = [group for request_id, group in self._live.items() if request_id in changed]
         for group in groups:
             for request in group.requests:
-                if request.finish_reason:
-                    request.block_table.release()
+                if request.finish_reason and not request.is_released:
+                    request.is_released = True
+                    self.scheduler.remove(request)
+                    self.events.emit("finish", group.request_id, reason=request.finish_reason)
             if group.is_finished:
-                if group in self.scheduler.running:
-                    self.scheduler.remove(group)
                 with self._lock:
                     del self._live[group.request_id]
             outputs.append(snapshot(group, self.envelope, now))
         return outputs
+
+    def _report(self, plan: StepPlan, started: float) -> None:
+        """The event that ends a step."""
+        if self.events.listeners:
+            stats, running = self.stats(), self.scheduler.running
+            slots = sum(len(r.block_table.block_ids) * self.config.block_size for r in running)
+            self.events.emit(
+                "step",
+                seconds=time.perf_counter() - started,
+                prefill_tokens=sum(chunk.end - chunk.start for chunk in plan.prefill),
+                decode_rows=len(plan.decode),
+                waiting=stats["waiting"],
+                running=len(running),
+                used=stats["used_blocks"],
+                cached=stats["cached_blocks"],
+                free=stats["free_blocks"] - stats["cached_blocks"],
+                waste=slots - sum(r.num_computed_tokens for r in running),
+            )
 
     # Building requests; the lock is held ------------------------------------------------------
 
@@ -251,13 +333,14 @@ class Engine:
         if queued + num_tokens > self.config.max_queued_tokens and waiting:
             raise QueueFull(f"{queued} prompt tokens are waiting, near the limit", "try again later")
 
-    def _make_group(self, ids: list[int], params: SamplingParams) -> RequestGroup:
+    def _make_group(self, ids: list[int], params: SamplingParams, tenant: str | None) -> RequestGroup:
         number, self._submitted = self._submitted, self._submitted + 1
         request_id = f"req-{number}"
         seed = derived_seed(self.config.seed, number) if params.seed is None else params.seed
         max_tokens = capped_max_tokens(
             len(ids), params, self.model.max_model_len, self.pool.num_blocks, self.config.block_size
         )
+        arrival = time.perf_counter()
         requests = [
             Request(
                 request_id,
@@ -268,10 +351,15 @@ class Engine:
                 max_tokens,
                 BlockTable(self.pool),
                 self._text_stream(ids, params),
+                arrival=arrival,
+                tenant=tenant,
+                order=number,
             )
             for i in range(params.n)
         ]
-        return RequestGroup(request_id, requests, arrival=time.perf_counter())
+        requests[0].num_forks = params.n - 1
+        self.events.emit("queue", request_id, at=arrival, prompt_tokens=len(ids), n=params.n)
+        return RequestGroup(request_id, requests)
 
     def _text_stream(self, ids: list[int], params: SamplingParams) -> TextStream:
         if self.model.tokenizer is None:

@@ -105,4 +105,5 @@ def _metrics(group: RequestGroup, now: float) -> RequestMetrics:
         tpot=(times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None,
         itl=[later - earlier for earlier, later in pairwise(times)] if group.is_finished else [],
         e2e=now - group.arrival,
+        cached_tokens=group.requests[0].num_cached_tokens,
     )

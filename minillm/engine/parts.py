@@ -33,8 +33,8 @@ class Parts:
     prefill_loop   (ModelRunner, [Chunk]) -> logits [chunks, vocab]
     decode_loop    (ModelRunner, [Request]) -> logits [requests, vocab]
     block_pool     (num_blocks, block_size) -> object with BlockPool's methods
-    scheduler      (EngineConfig, num_blocks) -> object with Scheduler's methods and its `running`; it
-                   sets `admitted` of a group it starts
+    scheduler      (EngineConfig, KVCacheManager, Events) -> object with Scheduler's methods, `waiting`
+                   and `running`
     rope           (x [tokens, heads, head_dim], cos, sin [tokens, head_dim / 2]) -> like x
     attention      Ops.paged_attention's arguments -> [tokens, heads, head_dim]
     linear         (x [tokens, in], weight [out, in], bias or None) -> [tokens, out]

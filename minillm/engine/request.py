@@ -1,7 +1,12 @@
 """A request on its way through the engine.
 
     submitted -> waiting -> prefill (chunk by chunk) -> decode (token by token) -> finished
-                              num_computed_tokens grows to the prompt's length, then by one a step
+                   ^                                      |
+                   +------------- preempted <-------------+    its tokens stay, its blocks go
+
+`num_computed_tokens` says how many of its tokens (prompt and output) have keys and values in the cache.
+Prefill is whatever brings it to all but the newest token: a prompt, or after a preemption the prompt
+and the answer so far. One more row is then one more token: decode.
 
 `n > 1` asks for several completions of one prompt: a `RequestGroup` of n `Request`s. The first is
 prefilled; the others are forked from it, sharing the prompt's full blocks.
@@ -9,12 +14,12 @@ prefilled; the others are forked from it, sharing the prompt's full blocks.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from minillm.config import SamplingParams
 from minillm.memory.block_table import BlockTable, blocks_for
+from minillm.memory.prefix_cache import CachedBlock
 from minillm.ops.sampling import noise_key
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
@@ -46,11 +51,23 @@ class Request:
     max_tokens: int
     block_table: BlockTable
     detokenizer: TextStream
+    arrival: float = 0.0
+    admitted: float | None = None
     output_token_ids: list[int] = field(default_factory=list)
     logprobs: list[dict[int, float]] = field(default_factory=list)
     text: str = ""
     num_computed_tokens: int = 0
+    tenant: str | None = None
+    order: int = 0  # of submission
+    rank: tuple[int, int, int] = (0, 0, 0)  # who goes first; given by the scheduler when it is admitted
+    num_forks: int = 0  # samples of the same prompt that will begin where this one's prefill ends
+    num_cached_tokens: int = 0  # found in the prefix cache at its first admission
+    num_preemptions: int = 0
+    block_digests: list[bytes] = field(default_factory=list)
+    published: CachedBlock | None = None  # the last of its blocks that the prefix cache knows
+    num_published: int = 0
     finish_reason: FinishReason | None = None
+    is_released: bool = False  # finished, and its blocks given back
     token_times: list[float] = field(default_factory=list)
 
     @property
@@ -60,8 +77,15 @@ class Request:
 
     @property
     def is_prefilling(self) -> bool:
-        """Whether part of the prompt is not yet in the cache."""
-        return self.num_computed_tokens < len(self.prompt_token_ids)
+        """Whether more than the newest token is not yet in the cache."""
+        return self.num_computed_tokens < max(len(self.prompt_token_ids), self.num_tokens - 1)
+
+    def tokens(self, start: int, end: int) -> list[int]:
+        """Tokens `start` to `end` of prompt and output together."""
+        split = len(self.prompt_token_ids)
+        if end <= split:
+            return self.prompt_token_ids[start:end]
+        return self.prompt_token_ids[start:] + self.output_token_ids[max(start - split, 0) : end - split]
 
     @property
     def noise_key(self) -> int:
@@ -75,10 +99,10 @@ class Request:
             return []
         return self.prompt_token_ids + self.output_token_ids
 
-    def append(self, token_id: int, eos_token_ids: tuple[int, ...]) -> None:
-        """Take a sampled token: extend the text, and finish if it ends the completion."""
+    def append(self, token_id: int, eos_token_ids: tuple[int, ...], now: float) -> None:
+        """Take a token sampled at time `now`: extend the text, and finish if it ends the completion."""
         self.output_token_ids.append(token_id)
-        self.token_times.append(time.perf_counter())
+        self.token_times.append(now)
         is_end = not self.params.ignore_eos and token_id in eos_token_ids
         if is_end or token_id in self.params.stop_token_ids:
             self.finish("stop")
@@ -101,14 +125,22 @@ class RequestGroup:
 
     request_id: str
     requests: list[Request]
-    arrival: float
-    admitted: float | None = None
     error: Exception | None = None
 
     @property
     def params(self) -> SamplingParams:
         """The sampling parameters, alike for all n."""
         return self.requests[0].params
+
+    @property
+    def arrival(self) -> float:
+        """When it was submitted."""
+        return self.requests[0].arrival
+
+    @property
+    def admitted(self) -> float | None:
+        """When it first left the queue."""
+        return self.requests[0].admitted
 
     @property
     def is_finished(self) -> bool:
@@ -119,12 +151,6 @@ class RequestGroup:
     def deadline(self) -> float | None:
         """The clock time after which the group is ended."""
         return None if self.params.deadline is None else self.arrival + self.params.deadline
-
-    def blocks_needed(self, block_size: int) -> int:
-        """Blocks the whole group holds at the most."""
-        first = self.requests[0]
-        total = len(first.prompt_token_ids) + first.max_tokens
-        return group_blocks(len(first.prompt_token_ids), total, len(self.requests), block_size)
 
     def finish(self, reason: FinishReason) -> None:
         """End every completion that is still open."""

@@ -1,24 +1,41 @@
-"""Who runs in the next step: the simplest policy that can never get stuck.
+"""Who runs in the next step: continuous batching over one scarce memory.
 
-First come, first served, with reservation: a request starts only when the blocks it could need at
-the most (prompt plus max_tokens) are not promised to anyone else. So a request that has started
-always finishes; nothing is ever preempted. The price is memory that is promised and mostly unused,
-which is what continuous batching with preemption will win back.
+    waiting   [ e d ]   one line for each priority       running   a  b  c   oldest first
+                 |                                                 |  |  |
+                 +--- room for its tokens, and for what ---------->+  |  +--- no block left: the newest
+                      the running ones grow into                      |       goes back to waiting,
+                                                                      |       its blocks to the others
+    a step:   1. one token for every running sequence past its prefill      (decode)
+              2. the rest of the token budget for prompts that have begun   (prefill, in chunks)
+              3. and for new ones, while there is room                      (admission)
 
-    pool      [ a a a . | b b . . . . | free ]     promised to a: 4 blocks, to b: 6; owned: 3 and 2
-    waiting   c (needs 5)  d (needs 1)             c does not fit yet, and d does not overtake it
+Memory is promised to nobody in advance: a sequence takes a block when its last one is full. When there
+is none, the newest running sequence is preempted: it loses its blocks, keeps its tokens, and computes
+them again later (recompute costs arithmetic, of which decode has too much; swapping would cost the
+bandwidth it lacks). The oldest is never preempted for a newer one, and alone it fits (admission.py), so
+it always finishes: nothing can get stuck. Headroom keeps preemption rare: a request is let in only when
+what the running ones will take in their next `HEADROOM_TOKENS` tokens is left for them.
 
-A step decodes every running request and fills what is left of the token budget with prompt chunks.
+A smaller `priority` goes first. Waiting ages: every `AGING_SECONDS` count as one priority.
+
+Papers: Yu et al., "Orca" (OSDI 2022); Agrawal et al., "Sarathi-Serve" (arXiv 2403.02310). Left out:
+swapping blocks to slower memory, fairness between tenants.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import bisect
 from dataclasses import dataclass, field
 
 from minillm.config import EngineConfig
+from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.prefill import Chunk
 from minillm.engine.request import Request, RequestGroup
+from minillm.memory.block_table import blocks_for
+from minillm.observe.events import Events
+
+AGING_SECONDS = 10.0
+HEADROOM_TOKENS = 32
 
 
 @dataclass
@@ -27,6 +44,19 @@ class StepPlan:
 
     prefill: list[Chunk] = field(default_factory=list)
     decode: list[Request] = field(default_factory=list)
+    blocks: dict[Request, int] = field(default_factory=dict)  # what each will take from the pool
+    has_preempted: bool = False
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that the step takes in all."""
+        return sum(self.blocks.values())
+
+    def drop(self, request: Request) -> None:
+        """Leave a request out after all."""
+        if self.blocks.pop(request, None) is not None:
+            self.decode = [r for r in self.decode if r is not request]
+            self.prefill = [chunk for chunk in self.prefill if chunk.request is not request]
 
 
 def max_running(config: EngineConfig) -> int:
@@ -34,50 +64,166 @@ def max_running(config: EngineConfig) -> int:
     return min(config.max_num_seqs, config.max_num_batched_tokens)
 
 
-class Scheduler:
-    """First come, first served, over `num_blocks` blocks."""
+class WaitingLine:
+    """Requests by priority, then by submission; a preempted one stands where it stood before."""
 
-    def __init__(self, config: EngineConfig, num_blocks: int) -> None:
-        self._config, self._num_blocks = config, num_blocks
-        self.waiting: deque[RequestGroup] = deque()
-        self.running: list[RequestGroup] = []
+    def __init__(self) -> None:
+        self._lines: dict[int, list[Request]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._lines.values()))
+
+    def add(self, request: Request) -> None:
+        """Queue `request` in its place."""
+        line = self._lines.setdefault(request.params.priority, [])
+        bisect.insort(line, request, key=lambda r: (r.order, r.index))
+
+    def remove(self, request: Request) -> None:
+        """Forget a request, if it waits here."""
+        line = self._lines.get(request.params.priority, [])
+        if request in line:
+            line.remove(request)
+        if not line:
+            self._lines.pop(request.params.priority, None)
+
+    def first(self, now: float) -> Request | None:
+        """The next in turn at time `now`."""
+        heads = [line[0] for line in self._lines.values()]
+        return min(heads, key=lambda r: rank(r, now), default=None)
+
+
+def rank(request: Request, now: float) -> tuple[int, int, int]:
+    """Who goes first, smallest first: priority less its age, then submission, then sample index."""
+    return (
+        request.params.priority - int((now - request.arrival) / AGING_SECONDS),
+        request.order,
+        request.index,
+    )
+
+
+class Scheduler:
+    """Continuous batching over the blocks of `memory`; `schedule` is called once a step."""
+
+    def __init__(self, config: EngineConfig, memory: KVCacheManager, events: Events) -> None:
+        self._config, self._memory, self._events = config, memory, events
+        self.waiting = WaitingLine()
+        self.running: list[Request] = []  # by rank
 
     def add(self, group: RequestGroup) -> None:
-        """Queue a request that is known to fit the whole pool."""
-        self.waiting.append(group)
+        """Queue a request that is known to fit the whole pool; its first sample stands for all."""
+        self.waiting.add(group.requests[0])
 
-    def remove(self, group: RequestGroup) -> None:
-        """Forget a request, wherever it is."""
-        if group in self.running:
-            self.running.remove(group)
+    def fork(self, source: Request, child: Request) -> None:
+        """A sample that begins where `source` stands; its place was kept when `source` was admitted."""
+        child.rank = (*source.rank[:2], child.index)
+        bisect.insort(self.running, child, key=lambda r: r.rank)
+
+    def remove(self, request: Request) -> None:
+        """Forget a request, wherever it is, and give its blocks back."""
+        if request in self.running:
+            self.running.remove(request)
         else:
-            self.waiting.remove(group)
+            self.waiting.remove(request)
+        self._memory.release(request)
 
     def schedule(self, now: float) -> StepPlan:
-        """Admit what fits, then plan one step. An idle engine gets an empty plan."""
-        self._admit(now)
+        """Plan one step, preempting and admitting as memory asks. An idle engine gets an empty plan."""
         plan = StepPlan()
-        active = [r for group in self.running for r in group.requests if not r.finish_reason]
-        plan.decode = [r for r in active if r.output_token_ids]
+        for request in [r for r in self.running if not r.is_prefilling]:
+            if request in self.running and self._fits(plan, request, request.num_computed_tokens + 1):
+                plan.decode.append(request)
         budget = self._config.max_num_batched_tokens - len(plan.decode)
-        for request in (r for r in active if r.is_prefilling and r.index == 0):
-            start = request.num_computed_tokens
-            size = min(self._config.prefill_chunk, budget, len(request.prompt_token_ids) - start)
-            if size <= 0:
-                break
-            plan.prefill.append(Chunk(request, start, start + size))
-            budget -= size
+        for request in [r for r in self.running if r.is_prefilling]:
+            if budget > 0 and request in self.running:
+                budget -= self._prefill(plan, request, budget)
+        self._admit(plan, budget, now)
         return plan
 
-    def _admit(self, now: float) -> None:
-        block_size = self._config.block_size
-        promised = sum(group.blocks_needed(block_size) for group in self.running)
-        seqs = sum(len(group.requests) for group in self.running)
-        while self.waiting:
-            group = self.waiting[0]
-            promised += group.blocks_needed(block_size)
-            seqs += len(group.requests)
-            if promised > self._num_blocks or seqs > max_running(self._config):
+    # Memory ---------------------------------------------------------------------------------
+
+    def _fits(self, plan: StepPlan, request: Request, num_tokens: int, forks: int = 0) -> bool:
+        """Count the blocks for `num_tokens` into the plan, preempting newer sequences for them.
+
+        False when the request is itself the newest and has been preempted, or has to wait.
+        """
+        while plan.num_blocks + self._memory.shortage(request, num_tokens) + forks > self._memory.available:
+            newest = self.running[-1]
+            if newest is request and request.is_prefilling and len(self.running) > 1:
+                return False  # it keeps what it has computed, until somebody older needs the blocks
+            self._preempt(plan, newest)
+            if newest is request:
+                return False
+        plan.blocks[request] = self._memory.shortage(request, num_tokens) + forks
+        return True
+
+    def _preempt(self, plan: StepPlan, request: Request) -> None:
+        self._events.emit("preempt", request.group_id, tokens=request.num_computed_tokens)
+        plan.drop(request)
+        plan.has_preempted = True
+        request.num_preemptions += 1
+        self.running.remove(request)
+        self._memory.release(request)
+        self.waiting.add(request)
+
+    # Prefill --------------------------------------------------------------------------------
+
+    def _prefill(self, plan: StepPlan, request: Request, budget: int) -> int:
+        """Plan the request's next chunk; returns its tokens, 0 if there is no memory for one."""
+        start, total = request.num_computed_tokens, request.num_tokens
+        size = min(self._config.prefill_chunk, budget, total - start)
+        block_size = self._memory.pool.block_size
+        owned = len(request.block_table.block_ids)
+        room = (owned + self._memory.available - plan.num_blocks) * block_size - start
+        if room < size:  # a shorter chunk needs nobody else's blocks, or one of them
+            size = room if room > 0 else min(size, block_size)
+        is_last = start + size == total
+        if not self._fits(plan, request, start + size, self._copies(request) if is_last else 0):
+            return 0
+        plan.prefill.append(Chunk(request, start, start + size))
+        return size
+
+    def _copies(self, request: Request) -> int:
+        """Blocks that its other samples copy when they part: each its own partly filled last one."""
+        is_partial = request.num_tokens % self._memory.pool.block_size > 0
+        return request.num_forks if is_partial else 0
+
+    # Admission ------------------------------------------------------------------------------
+
+    def _admit(self, plan: StepPlan, budget: int, now: float) -> None:
+        while not plan.has_preempted and budget > 0 and (request := self.waiting.first(now)) is not None:
+            places = sum(1 + r.num_forks for r in self.running) + 1 + request.num_forks
+            if places > max_running(self._config) or not self._start(plan, request):
                 return
-            group.admitted = now
-            self.running.append(self.waiting.popleft())
+            self.waiting.remove(request)
+            request.rank = rank(request, now)
+            bisect.insort(self.running, request, key=lambda r: r.rank)
+            self._announce(request, now)
+            budget -= self._prefill(plan, request, budget)
+
+    def _start(self, plan: StepPlan, request: Request) -> bool:
+        """Give the request what the prefix cache has of it, if the rest of it has room."""
+        found = self._memory.match(request)
+        size = self._memory.pool.block_size
+        needed = blocks_for(request.num_tokens + 1, size) - len(found) + self._copies(request)
+        left = self._memory.available_without(found) - plan.num_blocks - needed
+        if left < self._headroom() and (self.running or left < 0):
+            return False
+        self._memory.start_from(request, found)
+        return True
+
+    def _headroom(self) -> int:
+        """Blocks the running sequences take in their next tokens."""
+        size = self._memory.pool.block_size
+        blocks = 0
+        for r in self.running:
+            soon = min(r.num_tokens + HEADROOM_TOKENS, len(r.prompt_token_ids) + r.max_tokens)
+            blocks += max(0, blocks_for(soon, size) - len(r.block_table.block_ids))
+        return blocks
+
+    def _announce(self, request: Request, now: float) -> None:
+        cached = request.num_computed_tokens
+        if request.num_preemptions:
+            self._events.emit("resume", request.group_id, cached_tokens=cached)
+        else:
+            request.admitted, request.num_cached_tokens = now, cached
+            self._events.emit("admit", request.group_id, cached_tokens=cached, waited=now - request.arrival)

@@ -1,0 +1,1 @@
+"""What the engine did, told as events; metrics and plots are made from those alone."""

@@ -1,0 +1,77 @@
+"""Every decision of the engine, as it is made.
+
+    engine, scheduler, cache --emit--> Events --> each listener (a trace, the metrics, a plot)
+
+Listeners read; the engine never does, so what is observed cannot change what happens. Nobody listening
+costs one test of an empty list. An event holds numbers and request ids: no text, no token id, no tenant.
+
+    queue          prompt_tokens, n                  a request entered the queue
+    refuse         reason                            a request was refused; it has no id
+    admit          cached_tokens, waited             it left the queue for the first time
+    share          blocks                            blocks of the prefix cache found for it
+    prefill_chunk  start, end, tokens                tokens start to end of one sequence computed
+    decode_step    rows                              one token each of `rows` sequences computed
+    sample         requests                          each of these requests got a token, at this time
+    alloc, free    blocks                            block references taken and given back by one sequence
+    copy_on_write  blocks                            blocks copied when a prompt's samples part ways
+    publish        blocks                            full blocks made findable
+    evict          blocks                            blocks the prefix cache gave up
+    preempt        tokens                            a running sequence with `tokens` computed lost its blocks
+    resume         cached_tokens                     a preempted sequence is running again
+    cancel         reason                            a request was ended from outside
+    finish         reason                            a sequence ended
+    step           seconds, prefill_tokens, decode_rows, waiting, running, used, cached, free, waste
+
+`waste` is slots allocated and not filled, exact, of all running sequences: shared blocks are full.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened: `step` counts engine steps, `time` is `time.perf_counter()`."""
+
+    kind: str
+    step: int
+    time: float
+    request_id: str
+    data: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.data[name]
+
+
+Listener = Callable[[Event], None]
+
+
+class Events:
+    """Where an engine's events go. Listeners are called in the thread that made the event."""
+
+    def __init__(self) -> None:
+        self.listeners: list[Listener] = []
+        self.step = 0
+
+    def emit(self, kind: str, request_id: str = "", at: float | None = None, **data: Any) -> None:
+        """Tell every listener; `at` is for what has a time of its own."""
+        if self.listeners:
+            event = Event(kind, self.step, time.perf_counter() if at is None else at, request_id, data)
+            for listener in self.listeners:
+                listener(event)
+
+    @contextmanager
+    def record(self) -> Iterator[list[Event]]:
+        """Collect all events for as long as the `with` block lasts."""
+        trace: list[Event] = []
+        self.listeners.append(trace.append)
+        try:
+            yield trace
+        finally:
+            # By identity: two traces that are both empty are equal.
+            self.listeners = [x for x in self.listeners if getattr(x, "__self__", None) is not trace]
