@@ -261,8 +261,8 @@ LAB_3 = [
     ),
     Slip(
         "the prompt read from its beginning",
-        "prompt_token_ids[chunk.start : chunk.end]",
-        "prompt_token_ids[: chunk.end - chunk.start]",
+        "request.tokens(chunk.start, chunk.end)",
+        "request.tokens(0, chunk.end - chunk.start)",
         {"3.5": "reads the prompt from its beginning"},
     ),
     Slip(

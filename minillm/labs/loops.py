@@ -22,13 +22,14 @@ PROMPTS = ([11, 25, 38, 4, 57, 60, 7, 83, 9, 10, 31], [90, 1, 72, 3, 54, 25, 16]
 NEXT = ([5, 40], [33, 8], [61, 61], [2, 17], [80, 12])  # output tokens, chosen by nobody
 
 
-def setting() -> tuple[ModelRunner, list[Request]]:
-    """A runner and two requests whose blocks will not be neighbours."""
+def setting(answer: Sequence[int] = ()) -> tuple[ModelRunner, list[Request]]:
+    """A runner and two requests whose blocks will not be neighbours; the first has an `answer` so far."""
     engine = tiny_llm().engine
     requests = [
         Request("lab", i, list(prompt), SamplingParams(), 0, 8, BlockTable(engine.pool), NullDetokenizer())
         for i, prompt in enumerate(PROMPTS)
     ]
+    requests[0].output_token_ids += answer
     return engine.runner, requests
 
 
@@ -37,11 +38,11 @@ def progress(requests: Sequence[Request]) -> list[Any]:
     return [[r.num_computed_tokens, list(r.block_table.block_ids)] for r in requests]
 
 
-def prefill_case(name: str, *steps: Sequence[tuple[int, int, int]]) -> Case:
+def prefill_case(name: str, *steps: Sequence[tuple[int, int, int]], answer: Sequence[int] = ()) -> Case:
     """Prefill in steps; a step is a list of (request, start, end)."""
 
     def run(loop: Callable[..., Tensor]) -> list[Any]:
-        runner, requests = setting()
+        runner, requests = setting(answer)
         seen: list[Any] = []
         for step in steps:
             logits = loop(runner, [Chunk(requests[i], start, end) for i, start, end in step])
@@ -80,7 +81,7 @@ def prefill_with(
         for chunk in chunks:
             request = chunk.request
             request.block_table.grow(grow_to(chunk))
-            tokens = request.prompt_token_ids[chunk.start : chunk.end]
+            tokens = request.tokens(chunk.start, chunk.end)
             tokens, start = rows(chunk) if rows else (tokens, chunk.start)
             batch.append(SequenceRows(tokens, start, request.block_table.block_ids))
         logits = runner.last_logits(batch)
@@ -131,15 +132,20 @@ PREFILL_CASES = (
     prefill_case(
         "two prompts in chunks, side by side", [(0, 0, 5), (1, 0, 5)], [(0, 5, 10), (1, 5, 7)], [(0, 10, 11)]
     ),
+    prefill_case("a preempted request, with its answer so far", [(0, 0, 9)], [(0, 9, 14)], answer=(5, 33, 2)),
 )
 PREFILL_MISTAKES = (
     Mistake(
         "positions restart at 0 in the second chunk: a chunk begins at chunk.start",
-        prefill_with(lambda c: (c.request.prompt_token_ids[c.start : c.end], 0)),
+        prefill_with(lambda c: (c.request.tokens(c.start, c.end), 0)),
     ),
     Mistake(
         "the second chunk reads the prompt from its beginning: take tokens start to end",
-        prefill_with(lambda c: (c.request.prompt_token_ids[: c.end - c.start], c.start)),
+        prefill_with(lambda c: (c.request.tokens(0, c.end - c.start), c.start)),
+    ),
+    Mistake(
+        "only the prompt is read: a preempted request computes its answer so far again, too",
+        prefill_with(lambda c: (c.request.prompt_token_ids[c.start : c.end], c.start)),
     ),
     Mistake(
         "blocks are taken for the chunk alone: the table must hold everything up to chunk.end",

@@ -69,15 +69,15 @@ class BlockTable:
 
 
 def prefill(runner: ModelRunner, chunks: Sequence[Chunk]) -> Tensor:
-    """Compute one chunk of each request's prompt and write its keys and values to the cache.
+    """Compute one chunk of each request and write its keys and values to the cache.
 
     Args:
         runner: runs the model over the paged cache.
         chunks: at most one for each request; `start` is the request's `num_computed_tokens`.
 
     Returns:
-        Logits of each chunk's last token [len(chunks), vocab_size]: for a chunk that completes its
-        prompt, the scores of the first output token.
+        Logits of each chunk's last token [len(chunks), vocab_size]: for a chunk that holds the newest
+        token, the scores of the next.
 
     Raises:
         OutOfBlocks: the pool cannot hold the chunk; that request's table is unchanged.
