@@ -14,9 +14,10 @@ is none, the newest running sequence is preempted: it loses its blocks, keeps it
 them again later (recompute costs arithmetic, of which decode has too much; swapping would cost the
 bandwidth it lacks). The oldest is never preempted for a newer one, and alone it fits (admission.py), so
 it always finishes: nothing can get stuck. Headroom keeps preemption rare: a request is let in only when
-what the running ones will take in their next `HEADROOM_TOKENS` tokens is left for them.
+what the running ones will take in their next `headroom_tokens` tokens is left for them.
 
-A smaller `priority` goes first. Waiting ages: every `AGING_SECONDS` count as one priority.
+A smaller `priority` goes first. Waiting ages: every `AGING_SECONDS` count as one priority, so who came
+that much later cannot overtake, and nobody starves.
 
 Papers: Yu et al., "Orca" (OSDI 2022); Agrawal et al., "Sarathi-Serve" (arXiv 2403.02310). Left out:
 swapping blocks to slower memory, fairness between tenants.
@@ -35,7 +36,6 @@ from minillm.memory.block_table import blocks_for
 from minillm.observe.events import Events
 
 AGING_SECONDS = 10.0
-HEADROOM_TOKENS = 32
 
 
 @dataclass
@@ -104,6 +104,8 @@ def rank(request: Request, now: float) -> tuple[int, int, int]:
 
 class Scheduler:
     """Continuous batching over the blocks of `memory`; `schedule` is called once a step."""
+
+    headroom_tokens = 32
 
     def __init__(self, config: EngineConfig, memory: KVCacheManager, events: Events) -> None:
         self._config, self._memory, self._events = config, memory, events
@@ -221,7 +223,7 @@ class Scheduler:
         size = self._memory.pool.block_size
         blocks = 0
         for r in self.running:
-            soon = min(r.num_tokens + HEADROOM_TOKENS, len(r.prompt_token_ids) + r.max_tokens)
+            soon = min(r.num_tokens + self.headroom_tokens, len(r.prompt_token_ids) + r.max_tokens)
             blocks += max(0, blocks_for(soon, size) - len(r.block_table.block_ids))
         return blocks
 
