@@ -90,7 +90,7 @@ def test_a_prefix_cache_that_finds_nothing_saves_nothing(folder: Path) -> None:
 
     def cached(**options: Any) -> list[int]:
         llm = tiny.load(folder, **options)
-        return [llm.generate(PROMPT, PARAMS)[0].cached_tokens for _ in range(2)]
+        return [llm.generate(PROMPT, PARAMS)[0].metrics.cached_tokens for _ in range(2)]
 
     assert cached() == [0, 16]
     assert cached(parts={"prefix_cache": Blind}) == [0, 0]
