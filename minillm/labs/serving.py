@@ -26,6 +26,7 @@ from minillm.model.runner import ModelRunner
 from minillm.observe.events import Event
 
 BLOCK_SIZE = 4
+SIZES: Mapping[str, Any] = {"prefill_chunk": 8, "max_num_batched_tokens": 12}
 MAX_STEPS = 200
 
 
@@ -83,7 +84,7 @@ def serve(
 
 
 def _engine(parts: Mapping[str, Any], num_blocks: int, config: Mapping[str, Any]) -> Engine:
-    options = {"block_size": BLOCK_SIZE, "prefill_chunk": 8, "max_num_batched_tokens": 12, **config}
+    options = {"block_size": BLOCK_SIZE, **SIZES, **config}
     block_bytes = BLOCK_SIZE * _model().config.kv_bytes_per_token(torch.float32.itemsize)
     engine = Engine(_model(), EngineConfig(kv_memory=num_blocks * block_bytes, **options), parts)
     fill(engine)
