@@ -715,6 +715,7 @@ RELEASE_MISTAKES = (
 EVICT_CASES = (
     evict_case("one", 1, False),
     evict_case("three", 3, False),
+    evict_case("one", 1, True),
     evict_case("three", 3, True),
     evict_case("more than there are", 9, False),
     evict_case("none", 0, False),
