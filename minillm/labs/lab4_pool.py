@@ -333,6 +333,10 @@ GROUP_MISTAKES = (
         blocks_if_shared(lambda prompt, total, size: blocks_for(prompt, size)),
     ),
     Mistake(
+        "the shared blocks are counted once more for every sample",
+        lambda prompt, total, n, size: prompt // size + n * blocks_for(total, size),
+    ),
+    Mistake(
         "the answers are counted as shared too: they part with the first token",
         blocks_if_shared(lambda prompt, total, size: blocks_for(total, size)),
     ),
