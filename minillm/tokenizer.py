@@ -39,7 +39,7 @@ class Tokenizer:
 
     @cached_property
     def num_token_ids(self) -> int:
-        """One more than the highest id the tokenizer can decode."""
+        """One more than the highest id the tokenizer can decode. Asked once a step; found out once."""
         return max(self.rust.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
