@@ -456,14 +456,14 @@ LAB_5 = [
     ),
     Slip(
         "blocks promised twice",
-        "while plan.num_blocks + self",
-        "while self",
+        "plan.num_blocks + needed >",
+        "needed >",
         {"5.4": "blocks are promised twice"},
     ),
     Slip(
         "the cache's unused blocks left out",
-        "+ forks > self._memory.available:",
-        "+ forks > self._memory.pool.num_free:",
+        "needed > self._memory.available:",
+        "needed > self._memory.pool.num_free:",
         {"5.4": "blocks that only the prefix cache holds"},
     ),
     Slip(
@@ -474,7 +474,7 @@ LAB_5 = [
     ),
     Slip(
         "the preempted runs on",
-        "            if request in self.running and self._fits(",
+        "            if request not in plan.preempted and self._fits(",
         "            if self._fits(",
         {"5.5": "that an older one has preempted"},
     ),

@@ -271,6 +271,13 @@ class TakesFromOthers(Chunks):
         return size
 
 
+class EmptyChunks(Chunks):
+    """Where nothing fits, a chunk of nothing."""
+
+    def _shortened(self, size: int, room: int) -> int:
+        return min(size, max(room, 0))
+
+
 class ForgetsCopies(Chunks):
     """The other samples' blocks are not counted."""
 
@@ -309,14 +316,15 @@ class Victims(Scheduler):
         return plan.num_blocks
 
     def _fits(self, plan: StepPlan, request: Request, num_tokens: int, forks: int = 0) -> bool:
-        while self._promised(plan) + self._memory.shortage(request, num_tokens) + forks > self._available():
+        needed = self._memory.shortage(request, num_tokens) + forks
+        while self._promised(plan) + needed > self._available():
             if self._waits(request):
                 return False
             victim = self._victim(request)
             self._preempt(plan, victim)
             if victim is request:
                 return False
-        plan.blocks[request] = self._memory.shortage(request, num_tokens) + forks
+        plan.take(request, needed)
         return True
 
 
@@ -554,6 +562,9 @@ CHUNK_MISTAKES = (
     Mistake("the last chunk goes on behind the end of the sequence", PastTheEnd),
     Mistake("only the prompt is counted: a preempted request computes its answer so far again", PromptOnly),
     Mistake("a newer request loses its blocks, though a shorter chunk would have fitted", TakesFromOthers),
+    Mistake(
+        "a chunk of no tokens is planned: where there is no room, ask `_fits` for one block", EmptyChunks
+    ),
     Mistake(
         "blocks for the copies of the other samples are missing: the last chunk needs them", ForgetsCopies
     ),

@@ -18,7 +18,7 @@ from minillm.config import EngineConfig
 from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.prefill import Chunk
 from minillm.engine.request import Request, RequestGroup
-from minillm.engine.scheduler import AGING_SECONDS, HEADROOM_TOKENS, StepPlan, max_running
+from minillm.engine.scheduler import AGING_SECONDS, StepPlan, max_running
 from minillm.memory.block_table import blocks_for
 from minillm.observe.events import Events
 
@@ -60,6 +60,8 @@ class WaitingLine:
 class Scheduler:
     """Continuous batching over the blocks of `memory`; `schedule` is called once a step."""
 
+    headroom_tokens = 32
+
     def __init__(self, config: EngineConfig, memory: KVCacheManager, events: Events) -> None:
         self._config, self._memory, self._events = config, memory, events
         self.waiting = WaitingLine()
@@ -100,7 +102,7 @@ class Scheduler:
     def _preempt(self, plan: StepPlan, request: Request) -> None:
         self._events.emit("preempt", request.group_id, tokens=request.num_computed_tokens)
         plan.drop(request)
-        plan.has_preempted = True
+        plan.preempted.append(request)
         request.num_preemptions += 1
         self.running.remove(request)
         self._memory.release(request)
@@ -121,7 +123,7 @@ class Scheduler:
     # Admission ------------------------------------------------------------------------------
 
     def _admit(self, plan: StepPlan, budget: int, now: float) -> None:
-        while not plan.has_preempted and budget > 0 and (request := self.waiting.first(now)) is not None:
+        while not plan.preempted and budget > 0 and (request := self.waiting.first(now)) is not None:
             places = sum(1 + r.num_forks for r in self.running) + 1 + request.num_forks
             if places > max_running(self._config) or not self._start(plan, request):
                 return
@@ -141,7 +143,7 @@ class Scheduler:
         size = self._memory.pool.block_size
         blocks = 0
         for r in self.running:
-            soon = min(r.num_tokens + HEADROOM_TOKENS, len(r.prompt_token_ids) + r.max_tokens)
+            soon = min(r.num_tokens + self.headroom_tokens, len(r.prompt_token_ids) + r.max_tokens)
             blocks += max(0, blocks_for(soon, size) - len(r.block_table.block_ids))
         return blocks
 
