@@ -88,12 +88,16 @@ def test_a_prefix_cache_that_finds_nothing_saves_nothing(folder: Path) -> None:
         def match(self, scope: Any, blocks: Any) -> list[Any]:
             return []
 
+    def refuse(pool: Any) -> Any:
+        raise AssertionError("there is no prefix cache to be made")
+
     def cached(**options: Any) -> list[int]:
         llm = tiny.load(folder, **options)
         return [llm.generate(PROMPT, PARAMS)[0].metrics.cached_tokens for _ in range(2)]
 
     assert cached() == [0, 16]
     assert cached(parts={"prefix_cache": Blind}) == [0, 0]
+    assert cached(parts={"prefix_cache": refuse}, prefix_caching=False) == [0, 0]
 
 
 def test_two_engines_have_parts_of_their_own(folder: Path) -> None:

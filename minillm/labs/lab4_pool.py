@@ -48,9 +48,9 @@ def speed_case(name: str, use: Callable[[Any], None]) -> Case:
 
     def seconds(pool: Any) -> float:
         times = []
-        for _ in range(3):
+        for _ in range(5):
             started = time.process_time()
-            for _ in range(10):
+            for _ in range(20):
                 use(pool)
             times.append(time.process_time() - started)
         return min(times)
