@@ -107,6 +107,53 @@ def most_sequences(config, kv_bytes, tokens, block_size, dtype_bytes):
 """,
         ),
     ],
+    "03_kv_cache_is_memory": [
+        (
+            "check_samples",
+            """
+def blocks_of_samples(prompt, answer, n, block_size):
+    shared = prompt // block_size
+    return shared + n * (-(-(prompt + answer) // block_size) - shared)
+""",
+            """
+def blocks_of_samples(prompt, answer, n, block_size):
+    return n * -(-(prompt + answer) // block_size)
+""",
+        ),
+        (
+            "check_longest",
+            """
+def longest_fit(taken, capacity):
+    ends = [0] + [start + length for start, length in sorted(taken)]
+    starts = [start for start, length in sorted(taken)] + [capacity]
+    return max(start - end for start, end in zip(starts, ends))
+""",
+            """
+def longest_fit(taken, capacity):
+    return capacity - sum(length for start, length in taken)
+""",
+        ),
+        (
+            "check_held",
+            """
+def most_held(trace):
+    now, most = Counter(), Counter()
+    for event in trace:
+        if event.kind in ("alloc", "free"):
+            now[event.request_id] += event["blocks"] if event.kind == "alloc" else -event["blocks"]
+            most[event.request_id] = max(most[event.request_id], now[event.request_id])
+    return most
+""",
+            """
+def most_held(trace):
+    most = Counter()
+    for event in trace:
+        if event.kind == "alloc":
+            most[event.request_id] += event["blocks"]
+    return most
+""",
+        ),
+    ],
 }
 
 
