@@ -118,7 +118,7 @@ assert models["Llama-2-7B"].kv_bytes_per_token(BF16) == 4 * models["Llama-3.1-8B
 # %%
 CONTEXT = 4096
 fig, ax = plt.subplots(figsize=(9, 4), layout="constrained")
-for y, (name, c) in enumerate(models.items()):
+for y, c in enumerate(models.values()):
     weights, sequence = c.num_parameters * BF16, CONTEXT * c.kv_bytes_per_token(BF16)
     fits = max(GPU - weights, 0) // sequence
     ax.barh(y, min(weights, GPU) / 1e9, color=GREY, label="weights" if y == 0 else None)
@@ -249,7 +249,7 @@ class Paged:
 
 # %%
 def serve(memory, lengths):
-    """Returns a row for each step: (requests, slots allocated, slots live, is anybody waiting), and preemptions."""
+    """A row for each step (requests, slots allocated, slots live, does anybody wait), and the preemptions."""
     waiting, running = deque(Open(prompt, answer, live=prompt) for prompt, answer in lengths), []
     log, preemptions = [], 0
     while waiting or running:
@@ -281,7 +281,7 @@ results = {name: serve(memory, lengths) for name, memory in allocators.items()}
 
 
 def means(log):
-    """While somebody waits for memory: requests held; shares of it live, reserved but empty, not handed out."""
+    """Over the steps in which somebody waits: requests held; shares live, allocated but empty, free."""
     full = [row for row in log if row[3]]
     held, allocated, live = (sum(row[i] for row in full) / len(full) for i in range(3))
     return held, live / SLOTS, (allocated - live) / SLOTS, (SLOTS - allocated) / SLOTS
@@ -292,9 +292,8 @@ print("                             at once      (% of memory)      allocated   
 for name, (log, preemptions) in results.items():
     held, live, empty, out = means(log)
     waste = empty / (live + empty)
-    print(
-        f"{name:30} {held:5.1f} {live:6.1%} {empty:6.1%} {out:7.1%} {waste:13.1%} {len(log):12,} ({preemptions})"
-    )
+    shares = f"{live:6.1%} {empty:6.1%} {out:7.1%} {waste:13.1%}"
+    print(f"{name:30} {held:5.1f} {shares} {len(log):12,} ({preemptions})")
 
 # %%
 fig, ax = plt.subplots(figsize=(9, 2.8), layout="constrained")
@@ -381,7 +380,8 @@ for kind, count in sorted(Counter(event.kind for event in trace).items()):
 
 # %% [markdown]
 # The events alone must add up to what we saw in the tables: blocks allocated less blocks freed, step by
-# step. And `waste` of the `step` event is exact: slots in blocks that have an owner, less tokens in the cache.
+# step. And `waste` of the `step` event is exact: slots in blocks that have an owner, less tokens in
+# the cache.
 
 # %%
 owned, step_events = 0, []
@@ -489,8 +489,8 @@ def attempt(check):
 
 
 # %% [markdown]
-# **1 (think).** A GPU with 24 GB runs Llama-3.1-8B in bfloat16. How many tokens of cache are left at 90 % use?
-# How many with the weights in 4 bits? And with the cache in 8 bits as well? Which of the two helps long
+# **1 (think).** A GPU with 24 GB runs Llama-3.1-8B in bfloat16. How many tokens of cache are left at
+# 90 % use? How many with the weights in 4 bits? And with the cache in 8 bits as well? Which of the two helps long
 # contexts more, which helps short ones?
 #
 # **2 (think).** The operating system's pages are swapped to disk when memory runs out. The engine throws a
@@ -550,8 +550,8 @@ def check_longest():
 attempt(check_longest)
 
 # %% [markdown]
-# **5 (code).** From the events alone: the most blocks each request ever held at once. (A preempted request gives
-# all its blocks back and takes others later.)
+# **5 (code).** From the events alone: the most blocks each request ever held at once. (A preempted request
+# gives all its blocks back and takes others later.)
 
 
 # %%
@@ -580,8 +580,8 @@ attempt(check_held)
 # * **Smaller numbers.** A cache in 8 or 4 bits holds two or four times the tokens, for some loss.
 # * **Other layouts.** Some models cache a compressed vector instead of heads (multi-head latent attention);
 #   the arithmetic of 3.1 then has other factors, and the rest stays.
-# * **Workspace.** An engine also needs memory for what passes between layers; on a GPU that is why not all of it
-#   goes to the cache (`minillm/memory/budget.py`).
+# * **Workspace.** An engine also needs memory for what passes between layers; on a GPU that is why not all
+#   of it goes to the cache (`minillm/memory/budget.py`).
 #
 # **Next.** Notebook 5 (who gets the blocks, and when) and notebook 6 (sharing them). To write the pool
 # yourself: `minillm labs list`.
