@@ -490,8 +490,8 @@ def attempt(check):
 
 # %% [markdown]
 # **1 (think).** A GPU with 24 GB runs Llama-3.1-8B in bfloat16. How many tokens of cache are left at
-# 90 % use? How many with the weights in 4 bits? And with the cache in 8 bits as well? Which of the two helps long
-# contexts more, which helps short ones?
+# 90 % use? How many with the weights in 4 bits? And with the cache in 8 bits as well? Which of the two
+# helps long contexts more, which helps short ones?
 #
 # **2 (think).** The operating system's pages are swapped to disk when memory runs out. The engine throws a
 # preempted sequence's blocks away and computes them again. Take Llama-3.1-8B, 2,000 tokens, a bus of 25 GB/s
