@@ -154,6 +154,54 @@ def most_held(trace):
 """,
         ),
     ],
+    "06_prefix_caching": [
+        (
+            "check_encode",
+            """
+def my_encode(*fields):
+    return repr([(type(field).__name__, field) for field in fields]).encode()
+""",
+            """
+def my_encode(*fields):
+    return "|".join(f"{len(str(field))}:{field}" for field in fields).encode()
+""",
+        ),
+        (
+            "check_hits",
+            """
+def predicted_hits(prompts, block_size):
+    known, hits = set(), []
+    for ids in prompts:
+        prefixes = [tuple(ids[:end]) for end in range(block_size, len(ids) + 1, block_size)]
+        found = 0
+        while found < (len(ids) - 1) // block_size and prefixes[found] in known:
+            found += 1
+        hits.append(found * block_size)
+        known.update(prefixes)
+    return hits
+""",
+            """
+def predicted_hits(prompts, block_size):
+    known, hits = set(), []
+    for ids in prompts:
+        blocks = [tuple(ids[end - block_size : end]) for end in range(block_size, len(ids), block_size)]
+        hits.append(sum(block in known for block in blocks) * block_size)
+        known.update(blocks)
+    return hits
+""",
+        ),
+        (
+            "check_order",
+            """
+def best_order(prompts):
+    return sorted(range(len(prompts)), key=lambda i: prompts[i])
+""",
+            """
+def best_order(prompts):
+    return list(range(len(prompts)))
+""",
+        ),
+    ],
 }
 
 
