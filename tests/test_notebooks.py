@@ -154,6 +154,47 @@ def most_held(trace):
 """,
         ),
     ],
+    "05_batching_and_tail_latency": [
+        (
+            "check_steps",
+            """
+def steps_needed(answers, places):
+    free = [0] * places
+    for answer in answers:
+        first = free.index(min(free))
+        free[first] += answer
+    return max(free)
+""",
+            """
+def steps_needed(answers, places):
+    return max(-(-sum(answers) // places), max(answers))
+""",
+        ),
+        (
+            "check_percentile",
+            """
+def percentile(values, q):
+    ordered = sorted(values)
+    return next(v for i, v in enumerate(ordered) if i + 1 >= q * len(ordered))
+""",
+            """
+def percentile(values, q):
+    return sorted(values)[min(int(q * len(values)), len(values) - 1)]
+""",
+        ),
+        (
+            "check_again",
+            """
+def computed_again(trace):
+    lost = sum(event["tokens"] for event in trace if event.kind == "preempt")
+    return lost - sum(event["cached_tokens"] for event in trace if event.kind == "resume")
+""",
+            """
+def computed_again(trace):
+    return sum(event["tokens"] for event in trace if event.kind == "preempt")
+""",
+        ),
+    ],
     "06_prefix_caching": [
         (
             "check_encode",

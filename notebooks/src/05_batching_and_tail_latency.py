@@ -190,7 +190,7 @@ plt.show()
 # ## 5.2 Adding requests and context, step by step
 #
 # One warm engine; we change how many sequences decode together and how long their contexts are, and look at
-# the time of a step. To save time the prefix cache is on: contexts are prefilled once and shared. (Attention
+# the time of a step (the fastest of eight). To save time the prefix cache is on: contexts are prefilled once and shared. (Attention
 # reads them for each sequence all the same.)
 
 # %%
@@ -201,12 +201,12 @@ for context in contexts:
 
 
 def step_time(context, crowd):
-    """Median milliseconds of a step in which `crowd` sequences decode behind `context` tokens."""
+    """Least milliseconds of a step in which `crowd` sequences decode behind `context` tokens."""
     with warm.engine.events.record() as trace:
         warm.generate([text[:context] + [100 + i] for i in range(crowd)], ask(9))
     pure = [e for e in trace if e.kind == "step" and e["decode_rows"] == crowd and not e["prefill_tokens"]]
     assert len(pure) == 8
-    return 1e3 * median(event["seconds"] for event in pure)
+    return 1e3 * min(event["seconds"] for event in pure)  # of all, the one least disturbed
 
 
 times = {context: [step_time(context, crowd) for crowd in crowds] for context in contexts}
@@ -358,8 +358,8 @@ assert total(by_pool) < total(eager)
 
 # %% [markdown]
 # Without headroom more requests run at once, so there are somewhat fewer steps; but they push each other
-# out, and rows are spent on computing again what was there already. How much headroom is right depends on what a
-# row costs: nothing while the batch is small, the full price once arithmetic is the bottleneck.
+# out, and rows are spent on computing again what was there already. How much headroom is right depends on
+# what a row costs: little while a batch is small, its full price once arithmetic is the bottleneck.
 #
 # Some requests should not be let in at all, and should be told at once: one that could never fit, and one
 # more than the queue may hold. Both are refused before any work, with an error that says so.
