@@ -44,11 +44,11 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#CCCCCC"  # safe f
 SIZE = 16  # tokens in a block
 
 
-def new_engine(**options):
+def new_engine(name=None, **options):
     """No prefix cache unless asked for: what is computed shall depend on lengths only."""
     defaults = {"kv_memory": "64MiB", "block_size": SIZE, "prefix_caching": False}
     with contextlib.redirect_stderr(sys.stdout):  # without a compiler it says that it runs on PyTorch
-        return LLM(device="cpu", **defaults | options)
+        return LLM(name, device="cpu", **defaults | options)
 
 
 llm = new_engine()
@@ -71,7 +71,7 @@ def ask(answer):
 with Path("data/azure_conversation_lengths.csv").open() as file:
     rows = csv.DictReader(line for line in file if not line.startswith("#"))
     lengths = [(-(-int(row["prompt"]) // 16), -(-int(row["answer"]) // 8)) for row in rows]
-requests = lengths[::9][:32]
+requests = lengths[::9][:24]
 prompts = [text[:prompt] for prompt, answer in requests]
 answers = [answer for prompt, answer in requests]
 print(f"{len(requests)} requests, prompts of {min(map(len, prompts))} to {max(map(len, prompts))} tokens")
@@ -80,7 +80,7 @@ print("answers:", answers)
 # %% [markdown]
 # ## 5.1 Static against continuous
 #
-# Eight sequences may run at once. Three ways to serve 32 requests:
+# Eight sequences may run at once. Three ways to serve 24 requests:
 #
 # * **static, padded**: eight at a time; prompts and answers padded to the longest of the eight, as when a
 #   batch is one rectangular tensor;
@@ -190,8 +190,8 @@ plt.show()
 # ## 5.2 Adding requests and context, step by step
 #
 # One warm engine; we change how many sequences decode together and how long their contexts are, and look at
-# the time of a step (the fastest of eight). To save time the prefix cache is on: contexts are prefilled once and shared. (Attention
-# reads them for each sequence all the same.)
+# the time of a step (the fastest of eight). To save time the prefix cache is on: contexts are prefilled once
+# and shared. (Attention reads them for each sequence all the same.)
 
 # %%
 contexts, crowds = [64, 256, 1024], [1, 2, 4, 8, 16]
@@ -244,20 +244,25 @@ plt.show()
 # ## 5.3 Three memory sizes
 #
 # A large GPU can be cut into slices (NVIDIA's MIG: an eighth, a quarter, half of the memory). To an
-# engine a slice is a smaller `kv_memory`. The first 16 requests of the list, on three pools:
+# engine a slice is a smaller `kv_memory`. The first 16 requests of the list, on three pools. (Only counts
+# matter here, so this section runs the smaller of the two models that ship.)
 
 # %%
 sixteen = lengths[:16]
 necessary = sum(prompt + answer - 1 for prompt, answer in sixteen)  # an answer's last token is not computed
 
 
+TINY = "storyteller-1m"
+tiny_token = new_engine(TINY).engine.model.config.kv_bytes_per_token(model.dtype.itemsize)
+
+
 def pool_of(blocks):
-    return blocks * SIZE * kv_token
+    return blocks * SIZE * tiny_token
 
 
 def serve_all(blocks, **options):
     """Outputs and trace of `sixteen` on a pool of so many blocks."""
-    llm = new_engine(kv_memory=pool_of(blocks), **options)
+    llm = new_engine(TINY, kv_memory=pool_of(blocks), **options)
     with llm.engine.events.record() as trace:
         outputs = llm.generate(
             [text[:prompt] for prompt, _ in sixteen], [ask(answer) for _, answer in sixteen]
@@ -277,9 +282,7 @@ for blocks, (_, trace) in by_pool.items():
     steps = [event for event in trace if event.kind == "step"]
     most, preemptions = max(e["running"] for e in steps), sum(e.kind == "preempt" for e in trace)
     twice = computed_tokens(trace) - necessary
-    print(
-        f"{blocks:6} {pool_of(blocks) / 2**20:5.2f} MiB {len(steps):7} {most:14} {preemptions:13} {twice:12}"
-    )
+    print(f"{blocks:6} {pool_of(blocks) // 1024:5} KiB {len(steps):7} {most:14} {preemptions:13} {twice:12}")
     assert (twice > 0) == (preemptions > 0)
 texts = [[output.token_ids for output in outputs] for outputs, _ in by_pool.values()]
 if model.decoder.ops.name == "native":
@@ -365,7 +368,7 @@ assert total(by_pool) < total(eager)
 # more than the queue may hold. Both are refused before any work, with an error that says so.
 
 # %%
-llm = new_engine(kv_memory=pool_of(4), max_queued_requests=2)
+llm = new_engine(TINY, kv_memory=pool_of(4), max_queued_requests=2)
 try:
     llm.engine.add_request(text[:100], ask(1))
 except KVCapacityError as error:
@@ -382,19 +385,19 @@ while llm.engine.has_unfinished_requests():
 # %% [markdown]
 # ## 5.4 A long prompt arrives
 #
-# Six people are reading answers as they are written. Then somebody submits a prompt of 1,000 tokens. If it
+# Six people are reading answers as they are written. Then somebody submits a prompt of 800 tokens. If it
 # is prefilled in one step, six streams stand still for as long as that takes. `prefill_chunk` limits how many
 # tokens of a prompt enter one step: the prompt is read in pieces, and everyone gets a token in between.
 
 # %%
-STREAMS, LONG = 6, 1000
+STREAMS, LONG = 6, 800
 
 
 def long_prompt(chunk):
     """Gaps of one stream (seconds since arrival, ms), TTFT of the long prompt in ms, steps it was part of."""
     engine = new_engine(prefill_chunk=chunk).engine
     ids = [engine.add_request(text[: 20 + i], ask(400)) for i in range(STREAMS)]
-    for _ in range(15):
+    for _ in range(5):
         engine.step()
     with engine.events.record() as trace:
         for _ in range(5):
@@ -415,7 +418,7 @@ def long_prompt(chunk):
     return gaps, 1e3 * (first - arrival), busy
 
 
-chunks = [32, 128, 2048]
+chunks = [32, 128, 1024]
 rounds = [{chunk: long_prompt(chunk) for chunk in chunks} for _ in range(3)]  # in turns: noise hits all
 print("            steps with    most prompt tokens   gap of a stream (ms)   first token of the")
 print("chunk       the prompt    between two tokens     median   worst       long prompt (ms)")
