@@ -62,8 +62,8 @@ LAB_1 = [
     ),
     Slip(
         "top-p drops the crossing token",
-        "ordered[before >= top_p]",
-        "ordered[before + probs > top_p]",
+        "ordered[before >= top_p * mass.sum()]",
+        "ordered[before + mass > top_p * mass.sum()]",
         {"1.2": "top-p drops the token that crosses"},
     ),
     Slip(

@@ -13,8 +13,12 @@ import pytest
 import tiny
 import torch
 
-from minillm.bench import kernels, machine
+from minillm.bench import kernels, machine, serving
+from minillm.bench.allocation import compare, read_trace
+from minillm.bench.serving import _padded
+from minillm.cli.bench_serving import print_serving
 from minillm.cli.main import main
+from minillm.errors import UsageError
 from minillm.ops.contract import Ops
 
 
@@ -91,3 +95,37 @@ def test_a_peer_is_measured_in_turns(capsys: Any, folder: Path, monkeypatch: pyt
     assert set(calls) == {(1, 8, 1), (1, 32, 3), (1, 32, 1), (3, 32, 3), (3, 32, 1)}
     assert main(["bench", *args, "--runs", "1", "--model", str(folder)]) == 0
     assert "transformers 9.9" in capsys.readouterr().out
+
+
+# ---- serving --------------------------------------------------------------------------------------
+
+
+def test_allocation_by_hand() -> None:
+    """Lengths 3, 5 and 8 in blocks of 4, memory of 16 slots."""
+    contiguous, paged = compare([(1, 2), (2, 3), (4, 4)], block_size=4, slots=16)
+    assert contiguous.waste == 1 - 16 / 24 and contiguous.held_at_once == 2
+    assert paged.waste == 1 - 16 / 20 and paged.held_at_once == 2  # 4 + 8, then 8 + 8
+
+
+def test_a_trace_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    for name in ("x.csv", "missing.csv"):
+        with pytest.raises(UsageError, match=f"{name} is not a trace"):
+            read_trace(tmp_path / name)
+
+
+def test_what_static_batching_computes() -> None:
+    assert _padded([(3, 9), (7, 2)]) == [(7, 9), (7, 9)]
+
+
+def test_every_part_of_the_serving_bench_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures are for a quiet machine; here only that each is made of what it says."""
+    sizes = {"REQUESTS": 6, "BATCH": 3, "STREAMS": 2, "CHUNK": 8, "LONG_PROMPT": 3}
+    for name, value in sizes.items():
+        monkeypatch.setattr(serving, name, value)
+    monkeypatch.setattr(serving, "ragged_work", lambda: [(4 + i, 3 + 5 * i) for i in range(6)])
+    report = serving.run_serving(lambda **changes: tiny.load(folder, **changes), 1, None)
+    assert set(report) == {"batching", "gaps", "overhead", "nothing_to_share"}
+    assert 0 < report["overhead"]["share"] < 1
+    assert report["batching"]["ratio_low"] <= report["batching"]["ratio"]
+    print_serving(report)

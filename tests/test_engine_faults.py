@@ -71,7 +71,7 @@ def test_a_part_that_raises_loses_no_blocks(folder: Path, failing: str) -> None:
         return getattr(own, failing)(*args)
 
     part = Failing if failing == "detokenizer" else call
-    llm.engine.parts = dataclasses.replace(own, **{failing: part})
+    llm.engine.parts = llm.engine.executor.parts = dataclasses.replace(own, **{failing: part})
     expected = llm.generate([PROMPT, [5]], greedy(4, n=2))
     stream = llm.stream([6], greedy(50))
     next(stream)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minillm.cli.bench_serving import print_serving
 from minillm.cli.options import add_engine_options, load_llm
 from minillm.config import require_int
 
@@ -22,14 +24,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "bench",
         help="measure prefill and decode",
         description="Prefill and decode rates, the share of the memory bandwidth measured in the same run, "
-        "and peak memory; or, with `kernels`, each op by itself beside the machine's roofline and the "
-        "reference. Medians with their spread: shared machines are noisy.",
+        "and peak memory; with `kernels`, each op by itself beside the machine's roofline and the reference; "
+        "with `serving`, what batching, chunking and sharing win. Medians with their spread: shared "
+        "machines are noisy.",
     )
-    parser.add_argument("what", nargs="?", choices=("engine", "kernels"), default="engine")
+    parser.add_argument("what", nargs="?", choices=("engine", "kernels", "serving"), default="engine")
     parser.add_argument("--prompt-len", type=int, default=512, metavar="N", help="prompt tokens to prefill")
     parser.add_argument("--tokens", type=int, default=64, metavar="N", help="tokens to decode")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], metavar="N", help="sequences at once")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="measurements of each figure")
+    parser.add_argument("--data", type=Path, help="serving: folder with fairytaleqa/ and traces/")
     parser.add_argument("--peer", choices=PEERS, help="measure it in turns with minillm, on the same weights")
     add_engine_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -42,7 +46,12 @@ def run(args: argparse.Namespace) -> int:
         require_int("--" + name.replace("_", "-"), getattr(args, name), minimum=1)
     for batch in args.batch:
         require_int("--batch", batch, minimum=1)
-    report, show = (_kernels(args), _print_kernels) if args.what == "kernels" else (_engine(args), _print)
+    measure, show = {
+        "engine": (_engine, _print),
+        "kernels": (_kernels, _print_kernels),
+        "serving": (_serving, print_serving),
+    }[args.what]
+    report = measure(args)
     if args.json:
         print(json.dumps(report))
     else:
@@ -71,6 +80,14 @@ def _kernels(args: argparse.Namespace) -> dict[str, Any]:
 
     config = load_model_config(find_model(args.model))
     return run_kernels(config, make_ops(args.backend, "cpu"), pick_dtype(args.dtype, config), args.runs)
+
+
+def _serving(args: argparse.Namespace) -> dict[str, Any]:
+    from minillm.bench.serving import run_serving
+
+    if args.data is None:
+        print("minillm: no --data: without the tales and the trace", file=sys.stderr)
+    return run_serving(lambda **changes: load_llm(args, **changes), args.runs, args.data)
 
 
 def _print(report: dict[str, Any]) -> None:

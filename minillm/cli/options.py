@@ -41,12 +41,17 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--stop", action="append", metavar="TEXT", help="stop before TEXT; may be repeated")
 
 
-def load_llm(args: argparse.Namespace) -> LLM:
-    """The LLM the engine options describe."""
+def load_llm(args: argparse.Namespace, **more: Any) -> LLM:
+    """The LLM the engine options describe, with `more` options of `LLM`."""
     from minillm import LLM
 
     return LLM(
-        args.model, dtype=args.dtype, device=args.device, backend=args.backend, kv_memory=args.kv_memory
+        args.model,
+        dtype=args.dtype,
+        device=args.device,
+        backend=args.backend,
+        kv_memory=args.kv_memory,
+        **more,
     )
 
 

@@ -16,17 +16,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from minillm.config import EngineConfig, SamplingParams
 from minillm.detokenizer import NullDetokenizer
 from minillm.engine.admission import capped_max_tokens, check_request, derived_seed
 from minillm.engine.envelope import make_envelope
+from minillm.engine.executor import Executor
 from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.outputs import RequestOutput, snapshot
 from minillm.engine.parts import Parts
-from minillm.engine.prefill import Chunk
 from minillm.engine.request import FinishReason, Request, RequestGroup, TextStream
 from minillm.engine.scheduler import StepPlan
 from minillm.errors import MinillmError, QueueFull, UsageError
@@ -36,7 +33,6 @@ from minillm.memory.kv_cache import KVCache
 from minillm.model.loader import LoadedModel
 from minillm.model.runner import ModelRunner
 from minillm.observe.events import Events
-from minillm.ops.sampling import SamplingBatch, sample
 
 
 class Engine:
@@ -55,10 +51,13 @@ class Engine:
         self.events = Events()
         self.memory = KVCacheManager(self.pool, self.envelope["kv"], self.events, config.prefix_caching)
         self.scheduler = self.parts.scheduler(config, self.memory, self.events)
+        self._live: dict[str, RequestGroup] = {}
+        self.executor = Executor(
+            model, self.parts, self.runner, self.memory, self.scheduler, self.events, self._live
+        )
         self._lock = threading.Lock()
         self._incoming: list[RequestGroup] = []
         self._aborted: set[str] = set()
-        self._live: dict[str, RequestGroup] = {}
         self._late: list[RequestOutput] = []  # not yet handed out: a step failed after making them
         self._submitted = 0
 
@@ -142,53 +141,13 @@ class Engine:
         self._late += self._collect({request.group_id for request in self._take_incoming()})
         plan = self.scheduler.schedule(started)
         try:
-            changed = self._run(plan)
+            changed = self.executor.execute(plan)
         except Exception as error:
             self._late += self._give_up(plan, error)
             raise
         outputs, self._late = self._late + self._collect({request.group_id for request in changed}), []
         self._report(plan, started)
         return outputs
-
-    def _run(self, plan: StepPlan) -> list[Request]:
-        """The two loops, each followed by its draws; then what they wrote is published."""
-        changed = list[Request]()
-        self.memory.make_room(plan.num_blocks)
-        if plan.prefill:
-            changed += self._run_prefill(plan.prefill)
-        if plan.decode:
-            logits = self.parts.decode_loop(self.runner, plan.decode)
-            self.events.emit("decode_step", rows=len(plan.decode))
-            changed += self._sample(plan.decode, logits)
-        for request, blocks in plan.blocks.items():
-            if blocks:
-                self.events.emit("alloc", request.group_id, blocks=blocks)
-            if request.finish_reason != "error":
-                self.memory.publish(request)
-        return changed
-
-    def _run_prefill(self, chunks: list[Chunk]) -> list[Request]:
-        """Compute the chunks; those that hold their request's newest token give it the next."""
-        logits = self.parts.prefill_loop(self.runner, chunks)
-        for chunk in chunks:
-            self.events.emit(
-                "prefill_chunk",
-                chunk.request.group_id,
-                start=chunk.start,
-                end=chunk.end,
-                tokens=chunk.request.num_tokens,
-            )
-        healthy = logits.isfinite().all(dim=-1).tolist()
-        ready, failed = list[int](), list[Request]()
-        for i, chunk in enumerate(chunks):
-            if not healthy[i]:
-                failed.append(chunk.request)
-                self._fail(chunk.request)
-            elif chunk.end == chunk.request.num_tokens:
-                ready.append(i)
-        return failed + (
-            self._start_decoding([chunks[i].request for i in ready], logits[ready]) if ready else []
-        )
 
     def _give_up(self, plan: StepPlan, error: Exception) -> list[RequestOutput]:
         """End every request of a step that failed; the detokenizer, perhaps the culprit, is not asked."""
@@ -216,74 +175,6 @@ class Engine:
                     ended += group.requests
             self._aborted = set()
         return ended
-
-    def _start_decoding(self, prefilled: list[Request], logits: Tensor) -> list[Request]:
-        """Fork the other samples of each new prompt, then give every one its next token."""
-        requests, rows = list[Request](), list[int]()
-        for row, request in enumerate(prefilled):
-            started = [request]
-            if request.num_forks:
-                forks = self._live[request.group_id].requests[1:]
-                started += [self._fork(request, fork) for fork in forks if not fork.finish_reason]
-                request.num_forks = 0
-            requests += started
-            rows += [row] * len(started)
-        return self._sample(requests, logits[rows])
-
-    def _fork(self, source: Request, fork: Request) -> Request:
-        fork.block_table, copy = source.block_table.fork(source.num_computed_tokens)
-        fork.num_computed_tokens = source.num_computed_tokens
-        fork.published, fork.num_published = source.published, source.num_published
-        if copy:
-            self.runner.copy_block(*copy)
-            self.events.emit("copy_on_write", fork.group_id, blocks=1)
-        self.scheduler.fork(source, fork)
-        return fork
-
-    def _sample(self, requests: list[Request], logits: Tensor) -> list[Request]:
-        """Give each request its next token; one whose logits are NaN or infinite ends with an error."""
-        healthy = logits.isfinite().all(dim=-1).tolist()
-        for request, ok in zip(requests, healthy, strict=True):
-            if not ok:
-                self._fail(request)
-        if not all(healthy):
-            logits = logits[[i for i, ok in enumerate(healthy) if ok]]
-        alive = [request for request, ok in zip(requests, healthy, strict=True) if ok]
-        if alive:
-            self._draw(alive, logits)
-        return requests
-
-    @torch.inference_mode()
-    def _draw(self, requests: list[Request], logits: Tensor) -> None:
-        batch = SamplingBatch(
-            params=[r.params for r in requests],
-            keys=[r.noise_key for r in requests],
-            seen=[r.seen_token_ids for r in requests],
-            num_token_ids=self.model.num_token_ids,
-        )
-        ops = self.model.decoder.ops
-        own = self.parts.sampler is sample
-        tokens = ops.sample(logits, batch) if own else self.parts.sampler(logits, batch)
-        wanted = [i for i, r in enumerate(requests) if r.params.logprobs is not None]
-        if wanted:
-            tops = [requests[i].params.logprobs or 0 for i in wanted]
-            found = ops.token_logprobs(logits[wanted], tokens[wanted], tops)
-            for i, logprobs in zip(wanted, found, strict=True):
-                requests[i].logprobs.append(logprobs)
-        drawn, now = tokens.tolist(), time.perf_counter()
-        for request, token_id in zip(requests, drawn, strict=True):
-            request.append(token_id, self.model.eos_token_ids, now)
-        if self.events.listeners:
-            self.events.emit("sample", at=now, requests=[(r.group_id, r.index) for r in requests])
-
-    def _fail(self, request: Request) -> None:
-        group = self._live[request.group_id]
-        for failed in group.requests if request.num_forks else [request]:  # samples not yet begun cannot be
-            failed.finish("error")
-        group.error = MinillmError(
-            f"the model's logits are NaN or infinite after {request.num_computed_tokens} tokens",
-            "the weights may be damaged, or overflow in this dtype: try float32",
-        )
 
     def _collect(self, changed: set[str]) -> list[RequestOutput]:
         """Snapshots of the changed requests; finished ones give their blocks back and are forgotten."""

@@ -14,9 +14,10 @@ is none, the newest running sequence is preempted: it loses its blocks, keeps it
 them again later (recompute costs arithmetic, of which decode has too much; swapping would cost the
 bandwidth it lacks). The oldest is never preempted for a newer one, and alone it fits (admission.py), so
 it always finishes: nothing can get stuck. Headroom keeps preemption rare: a request is let in only when
-what the running ones will take in their next `HEADROOM_TOKENS` tokens is left for them.
+what the running ones will take in their next `headroom_tokens` tokens is left for them.
 
-A smaller `priority` goes first. Waiting ages: every `AGING_SECONDS` count as one priority.
+A smaller `priority` goes first. Waiting ages: every `AGING_SECONDS` count as one priority, so who came
+that much later cannot overtake, and nobody starves.
 
 Papers: Yu et al., "Orca" (OSDI 2022); Agrawal et al., "Sarathi-Serve" (arXiv 2403.02310). Left out:
 swapping blocks to slower memory, fairness between tenants.
@@ -35,7 +36,6 @@ from minillm.memory.block_table import blocks_for
 from minillm.observe.events import Events
 
 AGING_SECONDS = 10.0
-HEADROOM_TOKENS = 32
 
 
 @dataclass
@@ -45,18 +45,19 @@ class StepPlan:
     prefill: list[Chunk] = field(default_factory=list)
     decode: list[Request] = field(default_factory=list)
     blocks: dict[Request, int] = field(default_factory=dict)  # what each will take from the pool
-    has_preempted: bool = False
+    num_blocks: int = 0  # and all together
+    preempted: list[Request] = field(default_factory=list)
 
-    @property
-    def num_blocks(self) -> int:
-        """Blocks that the step takes in all."""
-        return sum(self.blocks.values())
+    def take(self, request: Request, blocks: int) -> None:
+        """Count `blocks` for a request."""
+        self.blocks[request] = blocks
+        self.num_blocks += blocks
 
     def drop(self, request: Request) -> None:
         """Leave a request out after all."""
-        if self.blocks.pop(request, None) is not None:
-            self.decode = [r for r in self.decode if r is not request]
-            self.prefill = [chunk for chunk in self.prefill if chunk.request is not request]
+        self.num_blocks -= self.blocks.pop(request, 0)
+        self.decode = [r for r in self.decode if r is not request]
+        self.prefill = [chunk for chunk in self.prefill if chunk.request is not request]
 
 
 def max_running(config: EngineConfig) -> int:
@@ -104,6 +105,8 @@ def rank(request: Request, now: float) -> tuple[int, int, int]:
 class Scheduler:
     """Continuous batching over the blocks of `memory`; `schedule` is called once a step."""
 
+    headroom_tokens = 32
+
     def __init__(self, config: EngineConfig, memory: KVCacheManager, events: Events) -> None:
         self._config, self._memory, self._events = config, memory, events
         self.waiting = WaitingLine()
@@ -129,12 +132,15 @@ class Scheduler:
     def schedule(self, now: float) -> StepPlan:
         """Plan one step, preempting and admitting as memory asks. An idle engine gets an empty plan."""
         plan = StepPlan()
-        for request in [r for r in self.running if not r.is_prefilling]:
-            if request in self.running and self._fits(plan, request, request.num_computed_tokens + 1):
+        prefilling, decoding = list[Request](), list[Request]()
+        for request in self.running:
+            (prefilling if request.is_prefilling else decoding).append(request)
+        for request in decoding:
+            if request not in plan.preempted and self._fits(plan, request, request.num_computed_tokens + 1):
                 plan.decode.append(request)
         budget = self._config.max_num_batched_tokens - len(plan.decode)
-        for request in [r for r in self.running if r.is_prefilling]:
-            if budget > 0 and request in self.running:
+        for request in prefilling:
+            if budget > 0 and request not in plan.preempted:
                 budget -= self._prefill(plan, request, budget)
         self._admit(plan, budget, now)
         return plan
@@ -146,20 +152,21 @@ class Scheduler:
 
         False when the request is itself the newest and has been preempted, or has to wait.
         """
-        while plan.num_blocks + self._memory.shortage(request, num_tokens) + forks > self._memory.available:
+        needed = self._memory.shortage(request, num_tokens) + forks
+        while needed and plan.num_blocks + needed > self._memory.available:
             newest = self.running[-1]
             if newest is request and request.is_prefilling and len(self.running) > 1:
                 return False  # it keeps what it has computed, until somebody older needs the blocks
             self._preempt(plan, newest)
             if newest is request:
                 return False
-        plan.blocks[request] = self._memory.shortage(request, num_tokens) + forks
+        plan.take(request, needed)
         return True
 
     def _preempt(self, plan: StepPlan, request: Request) -> None:
         self._events.emit("preempt", request.group_id, tokens=request.num_computed_tokens)
         plan.drop(request)
-        plan.has_preempted = True
+        plan.preempted.append(request)
         request.num_preemptions += 1
         self.running.remove(request)
         self._memory.release(request)
@@ -190,7 +197,7 @@ class Scheduler:
     # Admission ------------------------------------------------------------------------------
 
     def _admit(self, plan: StepPlan, budget: int, now: float) -> None:
-        while not plan.has_preempted and budget > 0 and (request := self.waiting.first(now)) is not None:
+        while not plan.preempted and budget > 0 and (request := self.waiting.first(now)) is not None:
             places = sum(1 + r.num_forks for r in self.running) + 1 + request.num_forks
             if places > max_running(self._config) or not self._start(plan, request):
                 return
@@ -216,7 +223,7 @@ class Scheduler:
         size = self._memory.pool.block_size
         blocks = 0
         for r in self.running:
-            soon = min(r.num_tokens + HEADROOM_TOKENS, len(r.prompt_token_ids) + r.max_tokens)
+            soon = min(r.num_tokens + self.headroom_tokens, len(r.prompt_token_ids) + r.max_tokens)
             blocks += max(0, blocks_for(soon, size) - len(r.block_table.block_ids))
         return blocks
 

@@ -58,7 +58,7 @@ class ModelRunner:
             Hidden states [num_tokens, hidden_size], sequences end to end in the order given.
         """
         ids = [token for rows in batch for token in rows.token_ids]
-        return self.decoder.forward(self._tensor(ids), self.cache.k, self.cache.v, self._metadata(batch))
+        return self.decoder.forward(self._tensor(ids), self.cache.k, self.cache.v, self.metadata(batch))
 
     @torch.inference_mode()
     def last_logits(self, batch: Sequence[SequenceRows]) -> Tensor:
@@ -78,7 +78,8 @@ class ModelRunner:
         index = self._tensor([source]), self._tensor([destination])
         self.decoder.ops.copy_blocks([*self.cache.k, *self.cache.v], *index)
 
-    def _metadata(self, batch: Sequence[SequenceRows]) -> AttentionMetadata:
+    def metadata(self, batch: Sequence[SequenceRows]) -> AttentionMetadata:
+        """Whose row is whose, as tensors: what attention and the cache's writes go by."""
         positions: list[int] = []
         slots: list[int] = []
         query_start = [0]

@@ -1,0 +1,166 @@
+"""A planned step, carried out: the two loops, the draws, and what was written made findable.
+
+    StepPlan --+--> prefill_loop --> logits --+--> forks --+--> sampler --> append --> publish
+               +--> decode_loop  --> logits --------------+
+
+Logits are looked at before they are used. A row that holds NaN or infinity ends its request with an
+error, publishes nothing, and its neighbours never learn of it: rows of a batch share no arithmetic.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from minillm.engine.kv_manager import KVCacheManager
+from minillm.engine.parts import Parts
+from minillm.engine.prefill import Chunk
+from minillm.engine.request import Request, RequestGroup
+from minillm.engine.scheduler import Scheduler, StepPlan
+from minillm.errors import MinillmError
+from minillm.model.loader import LoadedModel
+from minillm.model.runner import ModelRunner
+from minillm.observe.events import Events
+from minillm.ops.sampling import SamplingBatch, sample
+
+
+class Executor:
+    """Runs plans. `groups` is the engine's own table of live requests, by id."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        parts: Parts,
+        runner: ModelRunner,
+        memory: KVCacheManager,
+        scheduler: Scheduler,
+        events: Events,
+        groups: Mapping[str, RequestGroup],
+    ) -> None:
+        self.parts, self._model, self._runner = parts, model, runner
+        self._memory, self._scheduler, self._events, self._groups = memory, scheduler, events, groups
+
+    def execute(self, plan: StepPlan) -> list[Request]:
+        """Run a step as planned; returns the requests that got a token or failed.
+
+        Raises:
+            Exception: whatever a part raises; the requests' state is then unknown.
+        """
+        changed = list[Request]()
+        self._memory.make_room(plan.num_blocks)
+        if plan.prefill:
+            changed += self._run_prefill(plan.prefill)
+        if plan.decode:
+            logits = self.parts.decode_loop(self._runner, plan.decode)
+            self._events.emit("decode_step", rows=len(plan.decode))
+            changed += self._sample(plan.decode, logits)
+        for request, blocks in plan.blocks.items():
+            if blocks:
+                self._events.emit("alloc", request.group_id, blocks=blocks)
+            if request.finish_reason != "error":
+                self._memory.publish(request)
+        return changed
+
+    def _run_prefill(self, chunks: list[Chunk]) -> list[Request]:
+        """Compute the chunks; those that hold their request's newest token give it the next."""
+        logits = self.parts.prefill_loop(self._runner, chunks)
+        for chunk in chunks:
+            self._events.emit(
+                "prefill_chunk",
+                chunk.request.group_id,
+                start=chunk.start,
+                end=chunk.end,
+                tokens=chunk.request.num_tokens,
+            )
+        healthy = _are_finite(logits)
+        ready, failed = list[int](), list[Request]()
+        for i, chunk in enumerate(chunks):
+            if not healthy[i]:
+                failed.append(chunk.request)
+                self._fail(chunk.request)
+            elif chunk.end == chunk.request.num_tokens:
+                ready.append(i)
+        return failed + (
+            self._start_decoding([chunks[i].request for i in ready], logits[ready]) if ready else []
+        )
+
+    def _start_decoding(self, prefilled: list[Request], logits: Tensor) -> list[Request]:
+        """Fork the other samples of each new prompt, then give every one its next token."""
+        requests, rows = list[Request](), list[int]()
+        for row, request in enumerate(prefilled):
+            started = [request]
+            if request.num_forks:
+                forks = self._groups[request.group_id].requests[1:]
+                started += [self._fork(request, fork) for fork in forks if not fork.finish_reason]
+                request.num_forks = 0
+            requests += started
+            rows += [row] * len(started)
+        return self._sample(requests, logits[rows])
+
+    def _fork(self, source: Request, fork: Request) -> Request:
+        fork.block_table, copy = source.block_table.fork(source.num_computed_tokens)
+        fork.num_computed_tokens = source.num_computed_tokens
+        fork.published, fork.num_published = source.published, source.num_published
+        if copy:
+            self._runner.copy_block(*copy)
+            self._events.emit("copy_on_write", fork.group_id, blocks=1)
+        self._scheduler.fork(source, fork)
+        return fork
+
+    def _sample(self, requests: list[Request], logits: Tensor) -> list[Request]:
+        """Give each request its next token; one whose logits are NaN or infinite ends with an error."""
+        healthy = _are_finite(logits)
+        for request, ok in zip(requests, healthy, strict=True):
+            if not ok:
+                self._fail(request)
+        if not all(healthy):
+            logits = logits[[i for i, ok in enumerate(healthy) if ok]]
+        alive = [request for request, ok in zip(requests, healthy, strict=True) if ok]
+        if alive:
+            self._draw(alive, logits)
+        return requests
+
+    @torch.inference_mode()
+    def _draw(self, requests: list[Request], logits: Tensor) -> None:
+        batch = SamplingBatch(
+            params=[r.params for r in requests],
+            keys=[r.noise_key for r in requests],
+            seen=[r.seen_token_ids for r in requests],
+            num_token_ids=self._model.num_token_ids,
+        )
+        ops = self._model.decoder.ops
+        own = self.parts.sampler is sample
+        tokens = ops.sample(logits, batch) if own else self.parts.sampler(logits, batch)
+        wanted = [i for i, r in enumerate(requests) if r.params.logprobs is not None]
+        if wanted:
+            tops = [requests[i].params.logprobs or 0 for i in wanted]
+            found = ops.token_logprobs(logits[wanted], tokens[wanted], tops)
+            for i, logprobs in zip(wanted, found, strict=True):
+                requests[i].logprobs.append(logprobs)
+        drawn, now = tokens.tolist(), time.perf_counter()
+        for request, token_id in zip(requests, drawn, strict=True):
+            request.append(token_id, self._model.eos_token_ids, now)
+        if self._events.listeners:
+            self._events.emit("sample", at=now, requests=[(r.group_id, r.index) for r in requests])
+
+    def _fail(self, request: Request) -> None:
+        group = self._groups[request.group_id]
+        for failed in group.requests if request.num_forks else [request]:  # samples not yet begun cannot be
+            failed.finish("error")
+        group.error = MinillmError(
+            f"the model's logits are NaN or infinite after {request.num_computed_tokens} tokens",
+            "the weights may be damaged, or overflow in this dtype: try float32",
+        )
+
+
+def _are_finite(logits: Tensor) -> list[bool]:
+    """Whether each row [rows, vocab] is free of NaN and infinity.
+
+    Only the largest magnitude of a row is asked: eight times as fast as asking every logit, and NaN is
+    larger than anything.
+    """
+    finite: list[bool] = logits.abs().amax(dim=-1).isfinite().tolist()
+    return finite

@@ -1,0 +1,129 @@
+"""What the events of a run add up to: latencies as percentiles, hit rate, preemptions, fragmentation.
+
+    submitted      admitted        first token   next      next
+        | queue ----- | prefill ----- | --- itl --- | -- itl -- |
+        | ttft ---------------------- |
+
+Everything here is computed from the trace alone (contract C8), and equals what the engine puts into
+`RequestOutput.metrics`: a test compares them. A mean hides what users feel, so latencies are given as
+percentiles: of 1,000 tokens, p99 says how long the ten slowest took.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from minillm.observe.events import Event
+
+
+@dataclass
+class RequestTimes:
+    """One request's clock times: submitted, admitted, and each token of each of its samples."""
+
+    submitted: float
+    prompt_tokens: int
+    admitted: float | None = None
+    cached_tokens: int = 0
+    tokens: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def ttft(self) -> float | None:
+        """Seconds to the first token of the first sample."""
+        return self.tokens[0][0] - self.submitted if self.tokens[0] else None
+
+    @property
+    def itl(self) -> list[float]:
+        """Seconds between the tokens of the first sample."""
+        return [later - earlier for earlier, later in pairwise(self.tokens[0])]
+
+
+@dataclass
+class Summary:
+    """A run in figures; times in seconds."""
+
+    requests: dict[str, RequestTimes]
+    refused: int
+    preemptions: int
+    prompt_tokens: int
+    cached_tokens: int
+    prefill_tokens: int
+    output_tokens: int
+    evicted_blocks: int
+    peak_used_blocks: int
+    peak_waste: int
+    steps: int
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the admitted prompts' tokens that the prefix cache had."""
+        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+
+    @property
+    def ttft(self) -> list[float]:
+        """Seconds to the first token, of every request that got one."""
+        return [r.ttft for r in self.requests.values() if r.ttft is not None]
+
+    @property
+    def itl(self) -> list[float]:
+        """Seconds between tokens, all requests together."""
+        return [gap for r in self.requests.values() for gap in r.itl]
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least `share` (0 to 1) of `values` do not exceed.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    if not values:
+        raise ValueError("percentile of no values")
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+
+
+def summarize(events: Iterable[Event]) -> Summary:
+    """The figures of a trace."""
+    requests: dict[str, RequestTimes] = {}
+    total = defaultdict[str, int](int)
+    for event in events:
+        kind, request = event.kind, requests.get(event.request_id)
+        total[kind] += 1
+        if kind == "queue":
+            requests[event.request_id] = RequestTimes(event.time, event["prompt_tokens"])
+        elif kind == "admit" and request:
+            request.admitted, request.cached_tokens = event.time, event["cached_tokens"]
+            total["prompt_tokens"] += request.prompt_tokens
+            total["cached_tokens"] += event["cached_tokens"]
+        elif kind == "prefill_chunk":
+            total["prefill_tokens"] += event["end"] - event["start"]
+        elif kind == "sample":
+            for request_id, index in event["requests"]:
+                total["output_tokens"] += 1
+                if request_id in requests:
+                    requests[request_id].tokens[index].append(event.time)
+        elif kind == "evict":
+            total["evicted_blocks"] += event["blocks"]
+        elif kind == "step":
+            total["peak_used_blocks"] = max(total["peak_used_blocks"], event["used"])
+            total["peak_waste"] = max(total["peak_waste"], event["waste"])
+    return Summary(
+        requests=requests,
+        refused=total["refuse"],
+        preemptions=total["preempt"],
+        steps=total["step"],
+        **{
+            name: total[name]
+            for name in (
+                "prompt_tokens",
+                "cached_tokens",
+                "prefill_tokens",
+                "output_tokens",
+                "evicted_blocks",
+                "peak_used_blocks",
+                "peak_waste",
+            )
+        },
+    )

@@ -1,0 +1,117 @@
+"""Events and metrics (contract C8): the trace tells everything, exactly, and nothing private."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import tiny
+
+from minillm import LLM, SamplingParams
+from minillm.errors import MinillmError
+from minillm.observe import events as events_module
+from minillm.observe.metrics import percentile, summarize
+
+PROMPTS = [[(7 * i + j) % 250 for j in range(length)] for i, length in enumerate((3, 40, 17, 90, 33, 64))]
+PARAMS = SamplingParams(max_tokens=20, seed=1, ignore_eos=True)
+
+
+@pytest.fixture
+def tight(tmp_path: Path) -> LLM:
+    llm = tiny.load(tiny.make_folder(tmp_path), kv_memory=tiny.blocks(9), prefill_chunk=16)
+    llm.engine.scheduler.headroom_tokens = 0
+    return llm
+
+
+def test_metrics_are_those_of_the_outputs(tight: LLM) -> None:
+    with tight.engine.events.record() as trace:
+        outputs = tight.generate([*PROMPTS, *PROMPTS[::-1]], [PARAMS] * 12)
+    summary = summarize(trace)
+    assert summary.preemptions > 0 and summary.cached_tokens > 0
+    for output in outputs:
+        times = summary.requests[output.request_id]
+        assert times.ttft == output.metrics.ttft and times.itl == output.metrics.itl
+        assert times.cached_tokens == output.metrics.cached_tokens
+    assert summary.output_tokens == sum(len(o.token_ids) for o in outputs) == 240
+    assert summary.prompt_tokens == 2 * sum(map(len, PROMPTS))
+
+
+def test_blocks_can_be_followed(tight: LLM) -> None:
+    """Used, cached and free make the pool after every step; what was taken was given back."""
+    with tight.engine.events.record() as trace:
+        tight.generate(PROMPTS, SamplingParams(max_tokens=12, seed=2, ignore_eos=True, n=2))
+    for event in trace:
+        if event.kind == "step":
+            assert event["used"] + event["cached"] + event["free"] == 9
+            assert 0 <= event["waste"] < 16 * max(event["running"], 1)
+    taken = Counter[str]()
+    for event in trace:
+        if event.kind in ("alloc", "share"):
+            taken[event.request_id] += event["blocks"]
+        elif event.kind == "free":
+            taken[event.request_id] -= event["blocks"]
+    # A fork's shared blocks are owned by one more without being taken: it gives back more than it took.
+    assert all(count <= 0 for count in taken.values())
+
+
+def test_waste_is_exact(tmp_path: Path) -> None:
+    llm = tiny.load(tiny.make_folder(tmp_path))
+    with llm.engine.events.record() as trace:
+        llm.generate([1] * 5, SamplingParams(max_tokens=20, ignore_eos=True))
+    waste = [event["waste"] for event in trace if event.kind == "step"]
+    # 5 tokens in a block of 16 waste 11; one less a step, until the block is full and the next begins.
+    assert waste == [11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 15, 14, 13, 12, 11, 10, 9, 0]
+
+
+def test_refusals_and_cancellations_are_events(tight: LLM) -> None:
+    with tight.engine.events.record() as trace:
+        with pytest.raises(MinillmError):
+            tight.engine.add_request([1] * 1000, PARAMS)
+        tight.engine.abort_request(tight.engine.add_request([1, 2], PARAMS))
+        tight.engine.step()
+    kinds = {event.kind: event for event in trace}
+    assert kinds["refuse"]["reason"] == "PromptTooLong" and kinds["cancel"]["reason"] == "cancelled"
+    assert kinds["finish"]["reason"] == "cancelled"
+
+
+def test_the_documented_events_are_the_ones_there_are(tight: LLM) -> None:
+    with tight.engine.events.record() as trace:
+        tight.generate(PROMPTS[0], PARAMS, tenant="a")
+        tight.generate([*PROMPTS, *PROMPTS], SamplingParams(max_tokens=14, n=2, ignore_eos=True))
+        test_refusals_and_cancellations_are_events(tight)
+    listed = {
+        name
+        for line in re.findall(r"^    ([a-z_, ]+?)  ", events_module.__doc__ or "", re.MULTILINE)
+        for name in line.split(", ")
+    }
+    assert {event.kind for event in trace} == listed
+
+
+def test_nothing_private_is_in_a_trace(tight: LLM) -> None:
+    """No token, no text, no tenant: numbers and request ids only."""
+    with tight.engine.events.record() as trace:
+        tight.generate("a secret word", PARAMS, tenant="a secret tenant")
+    assert "secret" not in repr(trace)
+    for event in trace:
+        assert all(isinstance(v, int | float | str | list) for v in event.data.values())
+        texts = [v for v in event.data.values() if isinstance(v, str)]
+        assert all(text in ("length", "stop", "cancelled", "deadline", "error") for text in texts)
+
+
+def test_a_listener_stops_listening(tight: LLM) -> None:
+    with tight.engine.events.record() as outer:
+        with tight.engine.events.record() as inner:
+            tight.generate([1], PARAMS)
+        count = len(inner)
+        tight.generate([1], PARAMS)
+    assert count > 0 and len(inner) == count < len(outer) and tight.engine.events.listeners == []
+
+
+def test_percentile() -> None:
+    values = [float(i) for i in range(1, 101)]
+    assert [percentile(values, p) for p in (0.5, 0.99, 1.0, 0.0)] == [50, 99, 100, 1]
+    assert percentile([3.0], 0.99) == 3.0
+    with pytest.raises(ValueError, match="no values"):
+        percentile([], 0.5)
