@@ -1,0 +1,15 @@
+"""The CUDA kernels of csrc/cuda on a CPU, counted and checked: the simulator in csrc/simt."""
+
+from minillm.ops.simt.library import KernelLibrary, compile_kernels
+from minillm.ops.simt.machine import Counters, Profile, SimtError, flavour, profile, schedule
+
+__all__ = [
+    "Counters",
+    "KernelLibrary",
+    "Profile",
+    "SimtError",
+    "compile_kernels",
+    "flavour",
+    "profile",
+    "schedule",
+]
