@@ -40,6 +40,7 @@ def test_a_copy_reads_and_writes_every_byte_once(counted):
     assert torch.equal(x, y)
     assert (p.launches, p.blocks, p.threads) == (1, 16, 1024)
     assert (p.global_read_bytes, p.global_write_bytes) == (4000, 4000)
+    assert p.tensors == p["copy"].tensors == {"x": (4000, 0), "y": (0, 4000)}
     # 31 full warps of 128 bytes, and 8 threads of the last: 32 bytes. Tensors begin at a sector.
     assert (p.global_read_sectors, p.global_write_sectors) == (125, 125)
     assert p.shared_read_bytes == p.shared_wavefronts == p.barriers == p.warp_operations == 0

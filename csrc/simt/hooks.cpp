@@ -28,11 +28,11 @@ void notice_spinning(const void* address, const void* pc) {
 void access(bool write, const void* address, size_t bytes, bool aligned, const void* pc) {
   Machine& m = machine();
   if (!m.running) return;  // launchers and warp operations: nobody's access
-  Space space = locate(address, bytes, aligned, write ? "write" : "read", pc);
-  if (space == Space::local) return;
+  Location at = locate(address, bytes, aligned, write ? "write" : "read", pc);
+  if (at.space == Space::local) return;
   if (!write) notice_spinning(address, pc);
-  if (m.check) (write ? check_write : check_read)(space, address, bytes, pc);
-  count_access(space, write, address, bytes, pc);
+  if (m.check) (write ? check_write : check_read)(at.space, address, bytes, pc);
+  count_access(at, write, address, bytes, pc);
 }
 
 // ---- asynchronous copies: they land as late as they may ---------------------------------------
@@ -60,15 +60,15 @@ void copy_async(void* to_shared, const void* from_global, size_t bytes) {
   Machine& m = machine();
   Thread& t = *m.running;
   const void* pc = __builtin_return_address(0);
-  Space to = locate(to_shared, bytes, true, "copy to", pc), from = locate(from_global, bytes, true, "copy from", pc);
-  if (to != Space::shared || from != Space::global) fail("copy", "cp.async goes from global to shared memory", {nullptr, 0, pc});
+  Location to = locate(to_shared, bytes, true, "copy to", pc), from = locate(from_global, bytes, true, "copy from", pc);
+  if (to.space != Space::shared || from.space != Space::global) fail("copy", "cp.async goes from global to shared memory", {nullptr, 0, pc});
   if (m.check) {
     check_read(Space::global, from_global, bytes, pc);
     check_write(Space::shared, to_shared, bytes, pc);
     mark_copy(to_shared, bytes, pc);
   }
-  count_access(Space::global, false, from_global, bytes, pc);
-  count_access(Space::shared, true, to_shared, bytes, pc);
+  count_access(from, false, from_global, bytes, pc);
+  count_access(to, true, to_shared, bytes, pc);
   if (Counters* c = counters()) c->async_copy_bytes += bytes;
   t.copies.push_back({static_cast<char*>(to_shared), static_cast<const char*>(from_global), bytes, t.copy_group});
 }

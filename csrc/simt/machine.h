@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -103,19 +104,30 @@ Machine& machine();
 
 enum class Space { global, shared, local };
 
+struct Moved {
+  uint64_t read_bytes = 0, write_bytes = 0;
+};
+
 struct Range {
   std::string name;
   char* base;
   size_t bytes;
+  Moved* moved = nullptr;  // while profiling: what the running kernel did to this tensor
+};
+
+struct Location {
+  Space space;
+  Range* tensor;  // null unless global
 };
 
 void add_global(const std::string& name, const void* base, size_t bytes);
 void clear_globals();
+std::vector<Range>& global_ranges();
 void begin_launch_memory();
 void begin_block_memory();
 
 // Which memory [address, address + bytes) lies in; fails if it is nobody's, or not aligned.
-Space locate(const void* address, size_t bytes, bool aligned, const char* verb, const void* pc);
+Location locate(const void* address, size_t bytes, bool aligned, const char* verb, const void* pc);
 std::string describe(const void* address);  // "`tile` + 128 bytes"
 size_t shared_offset(const void* address);
 
@@ -136,13 +148,14 @@ struct Counters {
   uint64_t shared_read_bytes = 0, shared_write_bytes = 0;
   uint64_t shared_accesses = 0, shared_wavefronts = 0;
   uint64_t barriers = 0, warp_operations = 0, async_copy_bytes = 0, mma = 0;
+  std::map<std::string, Moved> tensors;  // global bytes again, by the name of the tensor
 };
 
 void start_profile();
 std::vector<std::pair<std::string, Counters>> stop_profile();
 void count_launch(const std::string& kernel, uint64_t blocks, uint64_t threads);
 Counters* counters();  // of the running kernel; null when nobody profiles
-void count_access(Space space, bool write, const void* address, size_t bytes, const void* pc);
+void count_access(const Location& at, bool write, const void* address, size_t bytes, const void* pc);
 void flush_warp();  // its lanes have met: what they did so far was done side by side
 
 }  // namespace simt

@@ -43,13 +43,13 @@ bool any_holds(const Ranges& ranges, const void* address, size_t bytes) {
   return std::any_of(ranges.begin(), ranges.end(), [&](const Range& r) { return holds(r, address, bytes); });
 }
 
-bool in_globals(const void* address, size_t bytes) {
+Range* find_global(const void* address, size_t bytes) {
   auto after = std::upper_bound(globals.begin(), globals.end(), number(address),
                                 [](uintptr_t a, const Range& r) { return a < number(r.base); });
   // Views of one storage may be registered beside each other, so look at every range that begins before.
   while (after != globals.begin())
-    if (holds(*--after, address, bytes)) return true;
-  return false;
+    if (holds(*--after, address, bytes)) return &*after;
+  return nullptr;
 }
 
 bool in_arguments(const void* address, size_t bytes) {
@@ -104,13 +104,15 @@ void* find_or_allocate(const char* name, size_t bytes, const Where& where, size_
 }  // namespace
 
 void add_global(const std::string& name, const void* base, size_t bytes) {
-  Range range{name, static_cast<char*>(const_cast<void*>(base)), bytes};
+  Range range{name, static_cast<char*>(const_cast<void*>(base)), bytes, nullptr};
   auto place = std::upper_bound(globals.begin(), globals.end(), range,
                                 [](const Range& a, const Range& b) { return number(a.base) < number(b.base); });
   globals.insert(place, range);
 }
 
 void clear_globals() { globals.clear(); }
+
+std::vector<Range>& global_ranges() { return globals; }
 
 void begin_launch_memory() {
   arrays.clear();
@@ -139,20 +141,20 @@ std::string describe(const void* address) {
   return text;
 }
 
-Space locate(const void* address, size_t bytes, bool aligned, const char* verb, const void* pc) {
+Location locate(const void* address, size_t bytes, bool aligned, const char* verb, const void* pc) {
   bool shared = in_arena(address);
   std::string what = std::string(shared ? "shared " : "global ") + verb + " of " + std::to_string(bytes) + " bytes";
-  Space space = shared ? Space::shared : Space::global;
+  Range* tensor = nullptr;
   if (shared) {
     if (!any_holds(arrays, address, bytes)) fail("out of bounds", what + ": " + beside(arrays, address), {nullptr, 0, pc});
   } else if (machine().running->fiber.owns(address) || in_arguments(address, bytes)) {
-    return Space::local;
-  } else if (!in_globals(address, bytes)) {
+    return {Space::local, nullptr};
+  } else if (!(tensor = find_global(address, bytes))) {
     fail("out of bounds", what + ": " + beside(globals, address), {nullptr, 0, pc});
   }
   if (aligned && number(address) % bytes)
     fail("misaligned", what + " at " + describe(address) + ", which is no multiple of " + std::to_string(bytes), {nullptr, 0, pc});
-  return space;
+  return {shared ? Space::shared : Space::global, tensor};
 }
 
 }  // namespace simt

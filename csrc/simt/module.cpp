@@ -50,6 +50,9 @@ py::dict as_dict(const Counters& c) {
   FIELD(shared_accesses), FIELD(shared_wavefronts);
   FIELD(barriers), FIELD(warp_operations), FIELD(async_copy_bytes), FIELD(mma);
 #undef FIELD
+  py::dict tensors;
+  for (const auto& [name, moved] : c.tensors) tensors[py::str(name)] = py::make_tuple(moved.read_bytes, moved.write_bytes);
+  d["tensors"] = tensors;
   return d;
 }
 

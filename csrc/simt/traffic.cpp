@@ -113,8 +113,10 @@ std::vector<std::pair<std::string, Counters>> stop_profile() {
 
 void count_launch(const std::string& kernel, uint64_t blocks, uint64_t threads) {
   instructions.clear();
+  for (Range& tensor : global_ranges()) tensor.moved = nullptr;
   if (!profiling) return;
   current = &profile[kernel];
+  for (Range& tensor : global_ranges()) tensor.moved = &current->tensors[tensor.name];
   current->launches++;
   current->blocks += blocks;
   current->threads += threads;
@@ -122,12 +124,16 @@ void count_launch(const std::string& kernel, uint64_t blocks, uint64_t threads) 
 
 Counters* counters() { return current; }
 
-void count_access(Space space, bool write, const void* address, size_t bytes, const void* pc) {
-  if (!current || space == Space::local) return;
-  uint64_t* total = space == Space::shared ? (write ? &current->shared_write_bytes : &current->shared_read_bytes)
-                                           : (write ? &current->global_write_bytes : &current->global_read_bytes);
-  *total += bytes;
-  collect(space, write, address, bytes, pc);
+void count_access(const Location& at, bool write, const void* address, size_t bytes, const void* pc) {
+  if (!current) return;
+  Counters& c = *current;
+  if (at.space == Space::shared) {
+    (write ? c.shared_write_bytes : c.shared_read_bytes) += bytes;
+  } else {
+    (write ? c.global_write_bytes : c.global_read_bytes) += bytes;
+    (write ? at.tensor->moved->write_bytes : at.tensor->moved->read_bytes) += bytes;
+  }
+  collect(at.space, write, address, bytes, pc);
 }
 
 void flush_warp() {

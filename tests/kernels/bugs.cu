@@ -9,8 +9,8 @@ __global__ void no_barrier(const float* x, float* y) {
   SHARED(float, row, [64]);
   row[threadIdx.x] = 0;
   __syncthreads();
-  row[threadIdx.x] = x[threadIdx.x];  // OTHER no_barrier
-  y[threadIdx.x] = row[threadIdx.x ^ 32];  // BUG-CHECK race no_barrier
+  row[threadIdx.x] = x[threadIdx.x];  // BUG-CHECK race no_barrier
+  y[threadIdx.x] = row[threadIdx.x ^ 32];  // OTHER no_barrier
 }
 
 __global__ void no_second_barrier(const float* x, float* y) {

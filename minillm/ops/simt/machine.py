@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
@@ -62,7 +62,8 @@ class Counters:
 
     A *sector* is 32 bytes of global memory, the least that is fetched; a *wavefront* one turn of the
     shared memory's 32 banks. `shared_accesses` are warp-wide instructions: wavefronts / accesses is 1
-    for 4-byte accesses without bank conflicts. `barriers` count once per block.
+    for 4-byte accesses without bank conflicts. `barriers` count once per block. `tensors` has the
+    global bytes by tensor: (read, written).
     """
 
     launches: int = 0
@@ -80,10 +81,16 @@ class Counters:
     warp_operations: int = 0
     async_copy_bytes: int = 0
     mma: int = 0
+    tensors: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def __add__(self, other: Counters) -> Counters:
-        mine, theirs = asdict(self), asdict(other)
-        return Counters(**{name: mine[name] + theirs[name] for name in mine})
+        names = [f.name for f in fields(Counters) if f.name != "tensors"]
+        total = Counters(**{name: getattr(self, name) + getattr(other, name) for name in names})
+        for tensors in (self.tensors, other.tensors):
+            for name, (read, written) in tensors.items():
+                before = total.tensors.get(name, (0, 0))
+                total.tensors[name] = (before[0] + read, before[1] + written)
+        return total
 
 
 class Profile(Counters):
@@ -96,10 +103,10 @@ class Profile(Counters):
     def __getitem__(self, kernel: str) -> Counters:
         return self.kernels[kernel]
 
-    def finish(self, kernels: dict[str, dict[str, int]]) -> None:
+    def finish(self, kernels: dict[str, dict[str, Any]]) -> None:
         """Take the counts of a run that has ended."""
         self.kernels = {name: Counters(**counts) for name, counts in kernels.items()}
-        self.__dict__.update(asdict(sum(self.kernels.values(), Counters())))
+        self.__dict__.update(vars(sum(self.kernels.values(), Counters())))
 
 
 @cache
