@@ -1,5 +1,56 @@
-"""All metadata is in pyproject.toml. This file must not need torch: pip reads it before torch is there."""
+"""What pyproject.toml cannot say: the kernels' sources go with the package, and compiled ones if asked.
+
+    pip install .                                               kernels are compiled on first use
+    MINILLM_PREBUILD=1 pip install --no-build-isolation .       kernels are compiled now, with the torch that is there
+
+This file must not need torch at import: pip reads it in an environment without one. `-e` works as well.
+"""
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_py import build_py
 
-setup()
+ROOT = Path(__file__).resolve().parent
+PREBUILD = os.environ.get("MINILLM_PREBUILD") == "1"
+
+
+def load_building():
+    """minillm/ops/building.py by itself: importing the package would import torch and all the rest."""
+    spec = importlib.util.spec_from_file_location("building", ROOT / "minillm" / "ops" / "building.py")
+    module = sys.modules["building"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class BuildPy(build_py):
+    """Python files, then csrc/cpu as minillm/csrc/cpu, then minillm/kernels."""
+
+    def run(self):
+        super().run()
+        package = ROOT / "minillm" if self.editable_mode else Path(self.build_lib) / "minillm"
+        if not self.editable_mode:
+            shutil.copytree(ROOT / "csrc" / "cpu", package / "csrc" / "cpu", dirs_exist_ok=True)
+        if PREBUILD:
+            building = load_building()
+            (package / "kernels").mkdir(exist_ok=True)
+            building.compile_into(package / "kernels", building.library_name(), building.require_compiler())
+
+
+class BdistWheel(bdist_wheel):
+    """A wheel with compiled kernels is for one platform, for any Python 3."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.root_is_pure = not PREBUILD
+
+    def get_tag(self):
+        return ("py3", "none", super().get_tag()[2])
+
+
+setup(cmdclass={"build_py": BuildPy, "bdist_wheel": BdistWheel})

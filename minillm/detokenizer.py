@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.decoders import DecodeStream
 
+CONTEXT_SIZES = (4, 16, 64)
+
 
 class StopMatcher:
     """Lets text through until a stop string appears; holds back what could be the start of one."""
@@ -52,13 +54,19 @@ class StopMatcher:
 
 
 class Detokenizer:
-    """Streams one completion. The pieces of `push` and `finish` joined are the completion's text."""
+    """Streams one completion. The pieces of `push` and `finish` joined are the completion's text.
 
-    def __init__(self, tokenizer: RustTokenizer, stops: Sequence[str] = ()) -> None:
+    Decoding starts behind the prompt's last tokens: SentencePiece-like decoders drop the space of a
+    text's first word, and a completion's first word is rarely that.
+    """
+
+    def __init__(
+        self, tokenizer: RustTokenizer, stops: Sequence[str] = (), prompt_ids: Sequence[int] = ()
+    ) -> None:
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._before = self._context(prompt_ids)
+        self._stream = DecodeStream(ids=self._before, skip_special_tokens=True)
         self._pending: list[int] = []
-        self._before: list[int] = []
         self._stop = StopMatcher(stops)
 
     @property
@@ -101,6 +109,14 @@ class Detokenizer:
         # Decoded behind the tokens before them, as a decoder may treat the start of a text apart.
         before, text = self._decode(self._before), self._decode(self._before + plain)
         return text[len(before) :] if text.startswith(before) else self._decode(plain)
+
+    def _context(self, prompt_ids: Sequence[int]) -> list[int]:
+        """The prompt's last tokens, from where they decode to whole characters."""
+        for size in CONTEXT_SIZES:
+            ids = list(prompt_ids[-size:])
+            if not self._decode(ids).endswith("\ufffd"):
+                return ids
+        return []  # the prompt ends inside a character
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))

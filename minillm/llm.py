@@ -6,7 +6,7 @@ that the engine does not decide for every other caller. One LLM is to be used fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
@@ -57,7 +57,7 @@ class LLM:
     ) -> None:
         self.config = engine_config(options)
         seams = Parts.of(parts)
-        ops = make_ops(self.config.backend)
+        ops = make_ops(self.config.backend, self.config.device)
         if seams.rope or seams.attention or seams.linear:
             ops = SwappedOps(ops, seams.rope, seams.attention, seams.linear)
         folder = find_model(model)
@@ -95,9 +95,9 @@ class LLM:
         """
         prompt_list = _as_list(prompts)
         params = _params_for(prompt_list, sampling_params, self.default_params)
-        for i, (prompt, param) in enumerate(zip(prompt_list, params, strict=True)):
-            _check_indexed(self.engine, i, prompt, param)
-        return self._run(prompt_list, params, progress)
+        pairs = enumerate(zip(prompt_list, params, strict=True))
+        ids = [_checked_ids(self.engine, i, prompt, param) for i, (prompt, param) in pairs]
+        return self._run(ids, params, progress)
 
     def chat(
         self,
@@ -199,34 +199,41 @@ class LLM:
             table.release()
 
     def _run(
-        self, prompts: list[Prompt], params: list[SamplingParams], progress: bool
+        self, prompts: list[list[int]], params: list[SamplingParams], progress: bool
     ) -> list[RequestOutput]:
-        answers: dict[str, RequestOutput] = {}
-        ids: list[str] = []
+        answers: dict[str, RequestOutput | None] = {}  # in the order of the prompts submitted so far
+        num_done = 0
         try:
             with Bar("requests", len(prompts), enabled=progress) as bar:
-                while len(answers) < len(prompts):
-                    self._feed(prompts, params, ids)
+                while num_done < len(prompts):
+                    self._feed(prompts, params, answers)
                     for output in self._step():
-                        if output.finished and output.request_id in ids:
+                        if output.finished and output.request_id in answers:
                             answers[output.request_id] = output
-                    bar.update(len(answers))
+                            num_done += 1
+                    bar.update(num_done)
         except BaseException:
-            self._abandon(ids)
+            self._abandon(answers)
             raise
-        return [answers[request_id] for request_id in ids]
+        return [answer for answer in answers.values() if answer]
 
-    def _feed(self, prompts: list[Prompt], params: list[SamplingParams], ids: list[str]) -> None:
+    def _feed(
+        self,
+        prompts: list[list[int]],
+        params: list[SamplingParams],
+        answers: dict[str, RequestOutput | None],
+    ) -> None:
         """Submit prompts from the first that is not yet submitted, until the queue is full."""
-        while len(ids) < len(prompts):
+        while len(answers) < len(prompts):
+            number = len(answers)
             try:
-                ids.append(self.engine.add_request(prompts[len(ids)], params[len(ids)]))
+                answers[self.engine.add_request(prompts[number], params[number])] = None
             except QueueFull:
                 return
 
-    def _abandon(self, ids: list[str]) -> None:
+    def _abandon(self, request_ids: Iterable[str]) -> None:
         """End what is still running, so that its blocks are free for the next call."""
-        for request_id in ids:
+        for request_id in request_ids:
             self.engine.abort_request(request_id)
         self._step()
 
@@ -241,7 +248,10 @@ class LLM:
 
 
 class TextIterator(Iterator[str]):
-    """Pieces of one completion. Dropping it ends the request."""
+    """Pieces of one completion. Dropping it ends the request.
+
+    A request that ends with an error gives its text first; then the iteration raises that error.
+    """
 
     def __init__(self, engine: Engine, request_id: str, step: Callable[[], list[RequestOutput]]) -> None:
         self.request_id = request_id
@@ -252,7 +262,7 @@ class TextIterator(Iterator[str]):
     def __next__(self) -> str:
         while not (piece := self._take()):
             if self.output is not None and self.output.finished:
-                raise StopIteration
+                raise self.output.error or StopIteration
             self._advance()
         return piece
 
@@ -308,9 +318,9 @@ def _params_for(
     return list(given)
 
 
-def _check_indexed(engine: Engine, index: int, prompt: Prompt, params: SamplingParams) -> None:
-    """Check one prompt of many; an error names its index."""
+def _checked_ids(engine: Engine, index: int, prompt: Prompt, params: SamplingParams) -> list[int]:
+    """Token ids of one prompt of many, checked; an error names its index."""
     try:
-        engine.check_request(prompt, params)
+        return engine.check_request(prompt, params)
     except MinillmError as error:
         raise type(error)(f"prompt {index}: {error.message}", error.hint) from None

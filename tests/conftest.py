@@ -28,3 +28,28 @@ def llm(folder):
     import tiny
 
     return tiny.load(folder)
+
+
+@pytest.fixture(params=["avx512_bf16", "avx2", "generic"])
+def cpu_path(request):
+    """Each code path of the native kernels in turn, where kernels and processor have it."""
+    from minillm.ops.building import BuildFailed
+    from minillm.ops.registered import available_paths, load_native, use_path
+
+    try:
+        load_native()
+    except BuildFailed as reason:
+        pytest.skip(f"native kernels: {reason}")
+    if request.param not in available_paths():
+        pytest.skip(f"this processor has no {request.param}")
+    before = use_path(request.param)
+    yield request.param
+    use_path(before)
+
+
+@pytest.fixture
+def native_ops(cpu_path):
+    """The native ops on each code path."""
+    from minillm.ops.native import NativeOps
+
+    return NativeOps()

@@ -54,6 +54,18 @@ def test_the_reported_seed_repeats_the_text(cli):
     assert cli("generate", "-p", "the cat", "-n", "12", "--temperature", "1", "--seed", "1")[1] != first
 
 
+def test_a_request_that_fails_keeps_its_text(capsys, tmp_path):
+    """Weights that overflow: the text so far stays on stdout, the reason is one line."""
+    tensors = tiny.weights(tiny.config())
+    tensors["model.embed_tokens.weight"][:] = float("nan")
+    broken = tiny.make_folder(tmp_path, tensors=tensors)
+    for extra in ([], ["--json"]):
+        assert main(["generate", "--model", str(broken), "-p", "ab", *extra]) == 1
+        out, err = capsys.readouterr()
+        assert err.splitlines()[-1].startswith("minillm: the model's logits are NaN")
+        assert "NaN" in json.loads(out)["error"] if extra else out == "\n"
+
+
 def test_a_file_is_read_without_its_last_line_break(cli, tmp_path):
     (tmp_path / "prompt.txt").write_text("the cat\n")
     from_file = cli("generate", "-f", str(tmp_path / "prompt.txt"), "-n", "6", "--temperature", "0")

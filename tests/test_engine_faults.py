@@ -79,7 +79,8 @@ def test_a_part_that_raises_loses_no_blocks(folder: Path, failing: str) -> None:
     with pytest.raises(ZeroDivisionError):
         llm.generate([PROMPT, [5]], greedy(4, n=2))
     broken.clear()
-    list(stream)  # it took part in the step that failed, so its state is unknown: it has ended
+    with pytest.raises(ZeroDivisionError):
+        list(stream)  # it took part in the step that failed, so its state is unknown: it has ended
     assert stream.output.finish_reason == "error" and isinstance(stream.output.error, ZeroDivisionError)
     assert tiny.all_free(llm)
     assert [o.token_ids for o in llm.generate([PROMPT, [5]], greedy(4, n=2))] == [
@@ -101,6 +102,10 @@ def test_infinite_logits_end_one_request_only(folder: Path) -> None:
     bad, good = llm.generate([[5, 6], PROMPT], greedy(6))
     assert bad.finish_reason == "error" and len(bad.token_ids) == 1
     assert good.token_ids == tiny.load(folder).generate(PROMPT, greedy(6))[0].token_ids
+    pieces, stream = [], llm.stream([5, 6], greedy(6))
+    with pytest.raises(MinillmError, match="NaN or infinite"):
+        pieces += stream
+    assert "".join(pieces) == bad.text  # first the text, then the error
 
 
 def test_ctrl_c_frees_everything(folder: Path) -> None:

@@ -36,8 +36,8 @@ def refused(kind: type[MinillmError], exit_code: int, model: Any, **options: Any
 
 
 def test_missing_folder_suggests_near_names(tmp_path: Path) -> None:
-    tiny.make_folder(tmp_path / "storyteller")
-    assert "did you mean storyteller?" in refused(ModelNotFound, 3, tmp_path / "storyteler")
+    tiny.make_folder(tmp_path / "fables")
+    assert "did you mean fables?" in refused(ModelNotFound, 3, tmp_path / "fabels")
     assert "did you mean" not in refused(ModelNotFound, 3, tmp_path / "zzzzzz")
 
 

@@ -44,7 +44,7 @@ def test_every_part_is_called_and_can_be_the_engines_own(folder: Path, name: str
 class Loud:
     """A detokenizer of a reader's own."""
 
-    def __init__(self, tokenizer: Any, stops: Any) -> None:
+    def __init__(self, tokenizer: Any, stops: Any, prompt_ids: Any) -> None:
         self.stopped = False
 
     def push(self, token_id: int) -> str:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import codecs
 import random
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import tiny
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.decoders import DecodeStream
 
+from minillm import SamplingParams
 from minillm.detokenizer import Detokenizer, StopMatcher, token_bytes
 
 TOKENIZERS = {"byte_level": tiny.byte_level_tokenizer(), "byte_fallback": tiny.byte_fallback_tokenizer()}
@@ -31,9 +35,11 @@ both = pytest.mark.parametrize("kind", TOKENIZERS)
 FUZZ = settings(max_examples=250, deadline=None)
 
 
-def stream(tokenizer: RustTokenizer, ids: list[int], stops: tuple[str, ...] = ()) -> list[str]:
+def stream(
+    tokenizer: RustTokenizer, ids: list[int], stops: tuple[str, ...] = (), prompt_ids: Sequence[int] = ()
+) -> list[str]:
     """The pieces as the engine takes them: it stops asking once a stop string has appeared."""
-    detokenizer, pieces = Detokenizer(tokenizer, stops), []
+    detokenizer, pieces = Detokenizer(tokenizer, stops, prompt_ids), []
     for token_id in ids:
         pieces.append(detokenizer.push(token_id))
         if detokenizer.stopped:
@@ -242,3 +248,42 @@ def test_stop_found_only_in_the_flushed_tail(kind: str) -> None:
     early = "".join(map(detokenizer.push, tokenizer.encode("ab\ufffd").ids))
     assert early == "a" and not detokenizer.stopped
     assert detokenizer.finish() == "" and detokenizer.stopped
+
+
+# ---- behind a prompt ------------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("text", ["once a time there was a cat", "naïve 日本語 text", FAMILY + " and more"])
+def test_prompt_and_completion_join_to_the_text(kind: str, text: str) -> None:
+    """A SentencePiece-like decoder drops the first word's space; a completion's first word keeps it."""
+    tokenizer = TOKENIZERS[kind]
+    ids = tokenizer.encode(text).ids
+    for cut in range(1, len(ids)):
+        prompt = full_text(tokenizer, ids[:cut])
+        if prompt.endswith("\ufffd"):
+            continue  # cut inside a character: half of it is in neither text
+        completion = "".join(stream(tokenizer, ids[cut:], prompt_ids=ids[:cut]))
+        assert prompt + completion == full_text(tokenizer, ids), cut
+
+
+@both
+def test_a_prompt_cut_inside_a_character_is_not_repeated(kind: str) -> None:
+    tokenizer = TOKENIZERS[kind]
+    ids = tokenizer.encode("a😀 cat").ids
+    cut = next(i for i in range(2, len(ids)) if full_text(tokenizer, ids[:i]).endswith("\ufffd"))
+    completion = "".join(stream(tokenizer, ids[cut:], prompt_ids=ids[:cut]))
+    assert completion == full_text(tokenizer, ids[cut:])
+
+
+def test_the_engine_decodes_behind_the_prompt(tmp_path: Path) -> None:
+    """End to end with a decoder that strips; negative control: decoded alone, the space is lost."""
+    tokenizer = TOKENIZERS["byte_fallback"]
+    word = tokenizer.token_to_id("▁c")
+    folder = tiny.make_folder(
+        tmp_path / "model", tiny.config(vocab_size=tokenizer.get_vocab_size()), tokenizer=tokenizer
+    )
+    llm = tiny.load(folder, parts={"sampler": lambda logits, batch: torch.full((len(logits),), word)})
+    output = llm.generate("a", SamplingParams(max_tokens=2))[0]
+    assert output.text == " c c"
+    assert "".join(stream(tokenizer, output.token_ids)) == "c c"

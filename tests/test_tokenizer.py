@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models
 
 from minillm import SamplingParams
-from minillm.errors import TokenizerError, UnsupportedModel, UsageError
+from minillm.errors import MinillmError, TokenizerError, UnsupportedModel, UsageError
 from minillm.tokenizer import Tokenizer
 
 NAMED = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -90,6 +90,10 @@ def test_generation_config_is_the_default(tmp_path: Path) -> None:
     assert tiny.load(folder).default_params == SamplingParams(temperature=0.5, top_k=7, max_tokens=9)
     tiny.make_folder(tmp_path, generation={"do_sample": False, "temperature": 0.5})
     assert tiny.load(folder).default_params.temperature == 0
+    for bad in ({"top_p": 7}, {"temperature": "warm"}, {"eos_token_id": "</s>"}):
+        tiny.make_folder(tmp_path, generation=bad)
+        with pytest.raises(MinillmError, match=rf"generation_config\.json: {next(iter(bad))}"):
+            tiny.load(folder)
 
 
 # ---- text that is none ----------------------------------------------------------------------------

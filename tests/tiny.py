@@ -137,8 +137,8 @@ def make_folder(
 
 
 def load(folder: Path, **options: Any) -> LLM:
-    """An LLM on the reference backend with a small pool, so that tests are quick."""
-    defaults = {"device": "cpu", "backend": "reference", "dtype": "float32", "kv_memory": "1MiB"}
+    """An LLM with a small pool, so that tests are quick; native kernels where they can be built."""
+    defaults = {"device": "cpu", "dtype": "float32", "kv_memory": "1MiB"}
     return LLM(folder, **(defaults | options))
 
 

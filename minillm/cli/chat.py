@@ -40,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
         messages.append({"role": "assistant", "content": stream.result.text})
         if not args.quiet:
             print(dim(stats_line(stream.result)), file=sys.stderr)
+        if stream.result.error:
+            raise stream.result.error
     return 0
 
 

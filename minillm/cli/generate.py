@@ -56,13 +56,16 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(as_json(output, str(llm.engine.model.folder.name)), ensure_ascii=False))
     if not args.quiet:
         print(dim(stats_line(output)), file=sys.stderr)
+    if output.error:
+        raise output.error
     return INTERRUPTED if interrupted else 0
 
 
 def print_stream(stream: TextIterator, show: bool = True) -> bool:
     """Print pieces as they come, ending with a line break; True when Ctrl-C ended it.
 
-    The request ends with its text kept, whatever happens to stdout.
+    The request ends with its text kept, whatever happens to stdout. An error of the request itself is
+    left in the stream's result, for the caller to raise once the text is safe.
     """
     interrupted = False
     try:
@@ -75,6 +78,9 @@ def print_stream(stream: TextIterator, show: bool = True) -> bool:
         tail = stream.close()
         if show:
             sys.stdout.write(tail)
+    except Exception as error:
+        if stream.output is None or error is not stream.output.error:
+            raise
     if show:
         sys.stdout.write("\n")
         sys.stdout.flush()
@@ -99,6 +105,7 @@ def as_json(output: RequestOutput, model: str) -> dict[str, Any]:
         "text": output.text,
         "token_ids": output.token_ids,
         "finish_reason": output.finish_reason,
+        "error": str(output.error) if output.error else None,
         "seed": output.outputs[0].seed,
         "model": model,
         "prompt_tokens": len(output.prompt_token_ids),

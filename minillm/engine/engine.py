@@ -32,7 +32,7 @@ from minillm.memory.budget import num_blocks_for
 from minillm.memory.kv_cache import KVCache
 from minillm.model.loader import LoadedModel
 from minillm.model.runner import ModelRunner
-from minillm.ops.sampling import SamplingBatch, token_logprobs
+from minillm.ops.sampling import SamplingBatch, sample
 
 
 class Engine:
@@ -202,11 +202,13 @@ class Engine:
             seen=[r.seen_token_ids for r in requests],
             num_token_ids=self.model.num_token_ids,
         )
-        tokens = self.parts.sampler(logits, batch)
+        ops = self.model.decoder.ops
+        own = self.parts.sampler is sample
+        tokens = ops.sample(logits, batch) if own else self.parts.sampler(logits, batch)
         wanted = [i for i, r in enumerate(requests) if r.params.logprobs is not None]
         if wanted:
             tops = [requests[i].params.logprobs or 0 for i in wanted]
-            found = token_logprobs(logits[wanted], tokens[wanted], tops)
+            found = ops.token_logprobs(logits[wanted], tokens[wanted], tops)
             for i, logprobs in zip(wanted, found, strict=True):
                 requests[i].logprobs.append(logprobs)
         for request, token_id in zip(requests, tokens.tolist(), strict=True):
@@ -258,14 +260,21 @@ class Engine:
         )
         requests = [
             Request(
-                request_id, i, ids, params, seed, max_tokens, BlockTable(self.pool), self._text_stream(params)
+                request_id,
+                i,
+                ids,
+                params,
+                seed,
+                max_tokens,
+                BlockTable(self.pool),
+                self._text_stream(ids, params),
             )
             for i in range(params.n)
         ]
         return RequestGroup(request_id, requests, arrival=time.perf_counter())
 
-    def _text_stream(self, params: SamplingParams) -> TextStream:
+    def _text_stream(self, ids: list[int], params: SamplingParams) -> TextStream:
         if self.model.tokenizer is None:
             return NullDetokenizer()
-        stream: TextStream = self.parts.detokenizer(self.model.tokenizer.rust, params.stop)
+        stream: TextStream = self.parts.detokenizer(self.model.tokenizer.rust, params.stop, ids)
         return stream

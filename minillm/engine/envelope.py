@@ -31,6 +31,7 @@ def make_envelope(model: LoadedModel, engine: EngineConfig) -> dict[str, str]:
     del config["sources"]  # where a value was written down does not change what it does
     readable = {
         "backend": model.decoder.ops.name,
+        "kernels": model.decoder.ops.kernel_set,
         "device": model.device.type,
         "dtype": str(model.dtype).removeprefix("torch."),
         "torch": torch.__version__,

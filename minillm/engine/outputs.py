@@ -27,7 +27,7 @@ class RequestMetrics:
     """Seconds of a request's life, and what it was spared.
 
     `queue` waiting to start, `ttft` to the first token, `tpot` mean time per later token, `itl` the
-    gaps between tokens of the first completion, `e2e` in all.
+    gaps between tokens of the first completion (once it has ended), `e2e` in all.
     """
 
     queue: float = 0.0
@@ -99,11 +99,10 @@ def _completion(request: Request, params: SamplingParams) -> Completion:
 
 def _metrics(group: RequestGroup, now: float) -> RequestMetrics:
     times = group.requests[0].token_times
-    gaps = [later - earlier for earlier, later in pairwise(times)]
     return RequestMetrics(
         queue=(group.admitted or now) - group.arrival,
         ttft=times[0] - group.arrival if times else None,
-        tpot=sum(gaps) / len(gaps) if gaps else None,
-        itl=gaps,
+        tpot=(times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None,
+        itl=[later - earlier for earlier, later in pairwise(times)] if group.is_finished else [],
         e2e=now - group.arrival,
     )

@@ -28,12 +28,13 @@ class Parts:
     """One implementation for every seam; the defaults are the engine's own.
 
     sampler        (logits [rows, vocab], SamplingBatch) -> int64 [rows]
-    detokenizer    (tokenizers.Tokenizer, stop strings) -> object with push, finish, stopped
+    detokenizer    (tokenizers.Tokenizer, stop strings, prompt ids) -> object with push, finish, stopped
     slot_mapping   (block ids, positions, block_size) -> slots
     prefill_loop   (ModelRunner, [Chunk]) -> logits [chunks, vocab]
     decode_loop    (ModelRunner, [Request]) -> logits [requests, vocab]
     block_pool     (num_blocks, block_size) -> object with BlockPool's methods
-    scheduler      (EngineConfig, num_blocks) -> object with Scheduler's methods
+    scheduler      (EngineConfig, num_blocks) -> object with Scheduler's methods and its `running`; it
+                   sets `admitted` of a group it starts
     rope           (x [tokens, heads, head_dim], cos, sin [tokens, head_dim / 2]) -> like x
     attention      Ops.paged_attention's arguments -> [tokens, heads, head_dim]
     linear         (x [tokens, in], weight [out, in], bias or None) -> [tokens, out]

@@ -16,6 +16,7 @@ from minillm.labs.compare import Difference, difference
 from minillm.labs.lab import Case, Task
 from minillm.labs.row import Row, failed
 
+
 @dataclass(frozen=True)
 class Raised:
     """An answer that was an exception. Two of one type are the same answer."""

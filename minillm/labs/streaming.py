@@ -166,8 +166,8 @@ class EmitsCut(Detokenizer):
 class IgnoresStops(Detokenizer):
     """Text goes out past the stop matcher."""
 
-    def __init__(self, tokenizer: Any, stops: Any = ()) -> None:
-        super().__init__(tokenizer)
+    def __init__(self, tokenizer: Any, stops: Any = (), prompt_ids: Any = ()) -> None:
+        super().__init__(tokenizer, (), prompt_ids)
 
 
 STREAM_CASES = (

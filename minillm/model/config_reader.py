@@ -14,17 +14,17 @@ _REQUIRED = object()
 class ConfigReader:
     """A raw config with checked access; `sources` says which values were given and which default."""
 
-    def __init__(self, raw: Mapping[str, Any]) -> None:
-        self.raw = raw
+    def __init__(self, raw: Mapping[str, Any], file: str = "config.json") -> None:
+        self.raw, self.file = raw, file
         self.sources: dict[str, str] = {}
 
     def _value(self, key: str, default: Any) -> Any:
         value = self.raw.get(key)
         if value is not None:
-            self.sources[key] = "config.json"
+            self.sources[key] = self.file
             return value
         if default is _REQUIRED:
-            raise UnsupportedModel(f"config.json has no {key}", "the model cannot be built without it")
+            raise UnsupportedModel(f"{self.file} has no {key}", "the model cannot be built without it")
         self.sources[key] = "default"
         return default
 
@@ -32,13 +32,13 @@ class ConfigReader:
         """An integer of at least `minimum`."""
         value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise UnsupportedModel(f"{key}={value!r} must be an integer of at least {minimum}")
+            raise UnsupportedModel(f"{self.file}: {key}={value!r} must be an integer of at least {minimum}")
         return value
 
     def optional_integer(self, key: str, default: int | None) -> int | None:
         """A positive integer; an explicit null is None, an absent key is `default`."""
         if key in self.raw and self.raw[key] is None:
-            self.sources[key] = "config.json"
+            self.sources[key] = self.file
             return None
         return None if default is None and key not in self.raw else self.integer(key, default)
 
@@ -46,21 +46,21 @@ class ConfigReader:
         """A positive, finite number."""
         value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise UnsupportedModel(f"{key}={value!r} must be a positive number")
+            raise UnsupportedModel(f"{self.file}: {key}={value!r} must be a positive number")
         return float(value)
 
     def boolean(self, key: str, default: bool) -> bool:
         """True or false."""
         value = self._value(key, default)
         if not isinstance(value, bool):
-            raise UnsupportedModel(f"{key}={value!r} must be true or false")
+            raise UnsupportedModel(f"{self.file}: {key}={value!r} must be true or false")
         return value
 
     def text(self, key: str, default: Any = _REQUIRED) -> str:
         """A string."""
         value = self._value(key, default)
         if not isinstance(value, str):
-            raise UnsupportedModel(f"{key}={value!r} must be a string")
+            raise UnsupportedModel(f"{self.file}: {key}={value!r} must be a string")
         return value
 
     def optional_text(self, key: str) -> str | None:
@@ -74,6 +74,6 @@ class ConfigReader:
             return ()
         ids = value if isinstance(value, list) else [value]
         if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-            raise UnsupportedModel(f"{key}={value!r} must be a token id or a list of them")
-        self.sources[key] = "config.json"
+            raise UnsupportedModel(f"{self.file}: {key}={value!r} must be a token id or a list of them")
+        self.sources[key] = self.file
         return tuple(i for i in ids if i >= 0)

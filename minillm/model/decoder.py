@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from minillm.config import ModelConfig
 from minillm.model.rope import rope_tables
-from minillm.ops.contract import AttentionMetadata, Ops
+from minillm.ops.contract import AttentionMetadata, LayerFusion, LayerStack, Ops, PackedWeight, Weight
 
 
 def _empty(*shape: int) -> nn.Parameter:
@@ -40,6 +40,8 @@ def _empty(*shape: int) -> nn.Parameter:
 
 class Linear(nn.Module):
     """x [num_tokens, in] -> [num_tokens, out]."""
+
+    weight: Weight
 
     def __init__(self, ops: Ops, in_features: int, out_features: int, bias: bool) -> None:
         super().__init__()
@@ -126,6 +128,8 @@ class Decoder(nn.Module):
 
     cos: Tensor
     sin: Tensor
+    embed_tokens: Weight
+    lm_head: Weight | None
 
     def __init__(self, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
@@ -136,6 +140,8 @@ class Decoder(nn.Module):
         self.norm = Norm(ops, config.hidden_size, config.rms_norm_eps)
         tied = config.tie_word_embeddings
         self.lm_head = None if tied else _empty(config.vocab_size, config.hidden_size)
+        self._fusion: LayerFusion | None = None
+        self._stack: LayerStack | None = None
 
     @classmethod
     def build(
@@ -152,6 +158,18 @@ class Decoder(nn.Module):
         decoder.cos, decoder.sin = cos.to(device), sin.to(device)
         return decoder
 
+    def prepare(self) -> None:
+        """Give every matrix the form the backend reads, in place of the checkpoint's. Once, after loading."""
+        for layer in self._layers:
+            for linear in (layer.self_attn.qkv_proj, layer.self_attn.o_proj):
+                _prepare(self.ops, linear, "weight")
+            for linear in (layer.mlp.gate_up_proj, layer.mlp.down_proj):
+                _prepare(self.ops, linear, "weight")
+        _prepare(self.ops, self, "embed_tokens")
+        _prepare(self.ops, self, "lm_head")
+        if isinstance(self.ops, LayerFusion):
+            self._fusion, self._stack = self.ops, self._layer_stack()
+
     def forward(
         self, ids: Tensor, k_cache: list[Tensor], v_cache: list[Tensor], meta: AttentionMetadata
     ) -> Tensor:
@@ -167,13 +185,56 @@ class Decoder(nn.Module):
         """
         residual = self.ops.embedding(ids, self.embed_tokens)
         x = self._layers[0].input_layernorm.forward(residual)
+        if self._fusion and self._stack:  # the loop below in one call, bit for bit
+            return self._fusion.run_layers(
+                self._stack, residual, x, self.cos, self.sin, k_cache, v_cache, meta
+            )
         for i, layer in enumerate(self._layers):
             attended = layer.self_attn.forward(x, self.cos, self.sin, k_cache[i], v_cache[i], meta)
             x, residual = layer.post_attention_layernorm.add(attended, residual)
-            next_norm = self._layers[i + 1].input_layernorm if i + 1 < len(self._layers) else self.norm
-            x, residual = next_norm.add(layer.mlp.forward(x), residual)
+            x, residual = self._norm_after(i).add(layer.mlp.forward(x), residual)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token id: hidden [num_rows, hidden_size] -> [num_rows, vocab_size]."""
         return self.ops.linear(hidden, self.embed_tokens if self.lm_head is None else self.lm_head)
+
+    def _norm_after(self, i: int) -> Norm:
+        """The norm behind layer i: the next layer's first, or the last of all."""
+        return self._layers[i + 1].input_layernorm if i + 1 < len(self._layers) else self.norm
+
+    def _layer_stack(self) -> LayerStack:
+        c, tensors = self.config, list[Tensor]()
+        none = torch.empty(0)
+        for i, layer in enumerate(self._layers):
+            attention, mlp = layer.self_attn, layer.mlp
+            norms = [attention.q_norm.weight, attention.k_norm.weight] if c.qk_norm else [none, none]
+            tensors += [*_parts(attention.qkv_proj), *norms, *_parts(attention.o_proj)]
+            tensors += [layer.post_attention_layernorm.weight, *_parts(mlp.gate_up_proj)]
+            tensors += [*_parts(mlp.down_proj), self._norm_after(i).weight]
+        windows = [window or 0 for window in c.layer_windows]
+        return LayerStack(
+            [t.detach() for t in tensors],
+            windows,
+            c.num_attention_heads,
+            c.intermediate_size,
+            c.rms_norm_eps,
+            c.head_dim**-0.5,
+        )
+
+
+def _prepare(ops: Ops, owner: nn.Module, name: str) -> None:
+    """Replace a matrix of `owner`; the old one is let go before the next is packed."""
+    weight = getattr(owner, name)
+    if not isinstance(weight, Tensor):
+        return
+    prepared = ops.prepare_weight(weight)
+    if isinstance(prepared, PackedWeight):
+        delattr(owner, name)  # a registered parameter's name takes nothing but parameters
+        setattr(owner, name, prepared)
+
+
+def _parts(linear: Linear) -> list[Tensor]:
+    """Packed weight and bias, the bias without elements where there is none."""
+    weight = linear.weight.data
+    return [weight, torch.empty(0) if linear.bias is None else linear.bias]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,13 @@ from minillm.model.config_reader import ConfigReader
 from minillm.model.decoder import Decoder
 from minillm.model.families import load_model_config
 from minillm.model.weights import Progress, load_weights
+from minillm.ops.building import BuildFailed
 from minillm.ops.contract import DTYPES, Ops
+from minillm.ops.native import NativeOps
 from minillm.ops.reference import ReferenceOps
 from minillm.tokenizer import Tokenizer, read_json
+
+_GENERATION_CONFIG = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -95,10 +101,13 @@ def load_model(
     dtype = pick_dtype(engine.dtype, config)
     max_model_len = _max_model_len(engine, config)
     tokenizer = _load_tokenizer(folder, config)
-    generation = read_json(folder / "generation_config.json")
+    generation = read_json(folder / _GENERATION_CONFIG)
     _require_memory(config, dtype, device, max_model_len)
-    decoder = Decoder.build(config, ops or make_ops(engine.backend), dtype, device, max_model_len)
-    digest = load_weights(decoder, folder, progress)
+    decoder = Decoder.build(
+        config, ops or make_ops(engine.backend, engine.device), dtype, device, max_model_len
+    )
+    digest = load_weights(decoder, folder, progress)  # of the stored bytes, before anything is packed
+    decoder.prepare()
     return LoadedModel(
         folder=folder,
         config=config,
@@ -114,15 +123,36 @@ def load_model(
     )
 
 
-def make_ops(backend: str) -> Ops:
-    """The named backend's ops; "auto" is the best there is.
+def make_ops(backend: str, device: str = "auto") -> Ops:
+    """The named backend's ops for `device`; "auto" is native where it runs, else the reference.
 
     Raises:
-        BackendError: the backend does not exist in this version.
+        BackendError: the backend does not exist in this version, or not on this machine.
     """
-    if backend in ("auto", "reference"):
+    if backend == "simt":
+        raise BackendError(f"backend {backend!r} is not part of this version", 'use "native" or "reference"')
+    if backend == "reference":
         return ReferenceOps()
-    raise BackendError(f"backend {backend!r} is not part of this version", 'use "reference" (PyTorch)')
+    on_cpu = pick_device(device).type == "cpu"
+    if backend == "native" and not on_cpu:
+        raise BackendError("the native kernels run on the CPU only in this version", "use device cpu")
+    if not on_cpu:
+        return ReferenceOps()
+    try:
+        return NativeOps()
+    except BuildFailed as error:
+        if backend == "native":
+            raise BackendError(f"the native kernels are not available: {error}", _GET_A_COMPILER) from None
+        _say_once(f"minillm: running on PyTorch (reference backend): {error}")
+        return ReferenceOps()
+
+
+_GET_A_COMPILER = 'install g++ or clang++, see `minillm doctor`; backend "reference" runs without'
+
+
+@cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def pick_device(name: str) -> torch.device:
@@ -148,14 +178,21 @@ def pick_dtype(name: str, config: ModelConfig) -> torch.dtype:
 
 
 def default_params(generation: dict[str, Any]) -> SamplingParams:
-    """generation_config.json as sampling parameters; what it does not say stays at the default."""
+    """generation_config.json as sampling parameters; what it does not say stays at the default.
+
+    Raises:
+        UsageError: a value that is no sampling parameter's.
+    """
     wanted = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
     given = {key: generation[key] for key in wanted if generation.get(key) is not None}
     if generation.get("max_new_tokens") is not None:
         given["max_tokens"] = generation["max_new_tokens"]
     if generation.get("do_sample") is False:
         given["temperature"] = 0.0
-    return SamplingParams(**given)
+    try:
+        return SamplingParams(**given)
+    except UsageError as error:
+        raise UsageError(f"{_GENERATION_CONFIG}: {error.message}", "correct it, or remove the file") from None
 
 
 def _max_model_len(engine: EngineConfig, config: ModelConfig) -> int:
@@ -185,7 +222,7 @@ def _eos_token_ids(
     generation: dict[str, Any], config: ModelConfig, tokenizer: Tokenizer | None
 ) -> tuple[int, ...]:
     """From generation_config.json, else config.json, else the tokenizer's own."""
-    given = ConfigReader(generation).token_ids("eos_token_id") or config.eos_token_ids
+    given = ConfigReader(generation, _GENERATION_CONFIG).token_ids("eos_token_id") or config.eos_token_ids
     if given:
         return given
     own = tokenizer.eos_token_id if tokenizer else None

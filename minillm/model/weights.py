@@ -22,6 +22,7 @@ from torch import Tensor
 from minillm.errors import WeightsError
 from minillm.model.checkpoint import StoredTensor, stored_tensors
 from minillm.model.decoder import Decoder
+from minillm.ops.contract import plain
 
 Progress = Callable[[int, int], None]
 _MOST_LISTED = 8
@@ -31,11 +32,11 @@ def placements(decoder: Decoder) -> dict[str, Tensor]:
     """Checkpoint name -> the rows of the parameter it fills (a view: writing it fills the model)."""
     c = decoder.config
     table: dict[str, Tensor] = {
-        "model.embed_tokens.weight": decoder.embed_tokens,
+        "model.embed_tokens.weight": plain(decoder.embed_tokens),
         "model.norm.weight": decoder.norm.weight,
     }
     if decoder.lm_head is not None:
-        table["lm_head.weight"] = decoder.lm_head
+        table["lm_head.weight"] = plain(decoder.lm_head)
     fused = {
         "self_attn.qkv_proj": {"q_proj": c.q_size, "k_proj": c.kv_size, "v_proj": c.kv_size},
         "mlp.gate_up_proj": {"gate_proj": c.intermediate_size, "up_proj": c.intermediate_size},

@@ -3,7 +3,7 @@
     sources, flags, torch, platform --> source key --+
     compiler and its version ---------> compiler key -+--> cpu-<source key>-<compiler key>.so
 
-    looked for in   the package (setup.py with --no-build-isolation put it there)
+    looked for in   minillm/kernels (put there by setup.py, when asked)
                     the cache: $MINILLM_CACHE, else $XDG_CACHE_HOME/minillm, else ~/.cache/minillm
     else compiled   into a folder of its own beside its place, then renamed into place
 
@@ -11,14 +11,20 @@ No flag names this processor: the library carries a path for each and chooses wh
 cache on a shared home directory serves every machine. A lock that the kernel holds for the process
 (`flock`) keeps two first uses from compiling twice, and vanishes with a process that is killed; the
 rename means that a file in the cache is always whole. A cache that cannot be written is no error: the
-library is then built for this process alone.
+library is then built for this process alone. Without a compiler the reference backend runs, and says so
+once.
 
 Standard library only, torch where it is needed: setup.py runs this file too.
 
-    MINILLM_CACHE      the folder for compiled kernels
-    MINILLM_CPU_PATH   avx512_bf16, avx2 or generic: the path to run instead of the best (ops/native.py)
-    MINILLM_SANITIZE   1 compiles with ASan and UBSan (scripts/full_check.sh)
-    CXX                the compiler, instead of the first of c++, g++, clang++
+    variable           value                        effect
+    CXX                a program                    the compiler, instead of the first of c++, g++, clang++
+    MINILLM_CACHE      a folder                     where compiled kernels are kept
+    MINILLM_CPU_PATH   avx512_bf16, avx2, generic   the code path to run, instead of the best one
+    MINILLM_PREBUILD   1                            setup.py compiles ahead of time, into minillm/kernels
+    MINILLM_SANITIZE   1                            compile with ASan and UBSan: scripts/full_check.sh
+
+Left out: Windows. ninja and torch.utils.cpp_extension: nine files need neither, and the extension's cache
+does not notice another torch, nor a build that was killed.
 """
 
 from __future__ import annotations
@@ -121,10 +127,7 @@ def build_library(progress: Progress | None = None) -> tuple[Path, tempfile.Temp
     Raises:
         BuildFailed: no compiler, no sources, or the compiler's complaint.
     """
-    compiler = find_compiler()
-    if compiler is None:
-        raise BuildFailed("there is no C++ compiler")
-    name = _name(_source_key(), compiler)
+    compiler, name = require_compiler(), library_name()
     try:
         with locked_cache(cache_folder()) as folder:
             if not (folder / name).is_file():  # nobody else has built it while we waited
@@ -161,15 +164,16 @@ def compile_into(folder: Path, name: str, compiler: Compiler, progress: Progress
 
 
 def library_name() -> str:
-    """The file name of the library this compiler would make.
+    """The file name of the library that these sources, this torch and this compiler make."""
+    return _name(_source_key(), require_compiler())
 
-    Raises:
-        BuildFailed: there is no compiler.
-    """
+
+def require_compiler() -> Compiler:
+    """`find_compiler`, or BuildFailed."""
     compiler = find_compiler()
-    if compiler is None:
+    if compiler is None or sys.platform == "win32":
         raise BuildFailed("there is no C++ compiler")
-    return _name(_source_key(), compiler)
+    return compiler
 
 
 # ---- parts of the command lines -------------------------------------------------------------------
@@ -184,7 +188,8 @@ def _paths() -> dict[str, list[str]]:
 
 
 def _flags() -> list[str]:
-    return [*FLAGS, *(SANITIZE if _sanitizing() else []), "-isystem", str(torch_folder() / "include")]
+    named = f"-ffile-prefix-map={find_sources()}=csrc/cpu"  # messages name files as the reader knows them
+    return [*FLAGS, named, *(SANITIZE if _sanitizing() else []), "-isystem", str(torch_folder() / "include")]
 
 
 def _link_flags() -> list[str]:

@@ -15,11 +15,15 @@ attention they are one and the same function.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from minillm.ops.sampling import SamplingBatch
 
 
 @dataclass(frozen=True)
@@ -40,15 +44,69 @@ class AttentionMetadata:
     kv_len: Tensor
 
 
+@dataclass(frozen=True)
+class PackedWeight:
+    """A matrix [out, in] in the order a backend reads it; `data` is that backend's own business."""
+
+    data: Tensor
+    out_features: int
+    in_features: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in), as of the matrix itself."""
+        return self.out_features, self.in_features
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return self.data.device
+
+
+Weight = Tensor | PackedWeight
+
+
+@dataclass(frozen=True)
+class LayerStack:
+    """All layers of a decoder, laid out for a backend that runs them in one call.
+
+    `tensors` holds for each layer, in this order: qkv weight, qkv bias, q norm, k norm, o weight, o
+    bias, post-attention norm, gate-up weight, gate-up bias, down weight, down bias, and the norm that
+    follows (the next layer's first, or the last). Matrices are packed; what a model lacks is a tensor
+    without elements. `windows` has 0 for full attention.
+    """
+
+    tensors: list[Tensor]
+    windows: list[int]
+    num_heads: int
+    intermediate_size: int
+    eps: float
+    scale: float
+
+
 class Ops(Protocol):
-    """One machine's implementation of everything the decoder does to numbers."""
+    """One machine's implementation of everything the decoder does to numbers.
+
+    `kernel_set` names the arithmetic: equal names, equal bits. Arguments whose shapes do not fit each
+    other raise ValueError, with the op, the argument and the numbers: `ops/shapes.py`.
+    """
 
     name: str
 
-    def embedding(self, ids: Tensor, weight: Tensor) -> Tensor:
+    @property
+    def kernel_set(self) -> str:
+        """Which arithmetic runs; part of the KV envelope."""
+
+    def prepare_weight(self, weight: Tensor) -> Weight:
+        """The form this machine reads a matrix [out, in] in; asked once per matrix, after loading.
+
+        The matrix is given away: its memory may be reused for the result.
+        """
+
+    def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
         """Rows `ids` [num_tokens] of `weight` [vocab_size, hidden] -> [num_tokens, hidden]."""
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         """`x` [num_tokens, in] times `weight` [out, in] transposed, plus `bias` [out]."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -97,33 +155,46 @@ class Ops(Protocol):
     def copy_blocks(self, caches: list[Tensor], source: Tensor, destination: Tensor) -> None:
         """Copy block `source[i]` to block `destination[i]` in every cache tensor."""
 
+    def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
+        """One token id per row of `logits` [num_rows, vocab_size]: `sampling.sample`."""
 
-def check_attention_shapes(q: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata) -> None:
-    """Raise ValueError, with names and numbers, unless the shapes fit each other."""
-    _, num_heads, head_dim = q.shape
-    _, _, num_kv_heads, cache_dim = k_cache.shape
-    num_seqs = meta.kv_len.shape[0]
-    if num_heads % num_kv_heads:
-        raise ValueError(
-            f"paged_attention: q has {num_heads} heads, not divisible by {num_kv_heads} kv heads "
-            "(config num_key_value_heads)"
-        )
-    if head_dim != cache_dim or k_cache.shape != v_cache.shape:
-        raise ValueError(
-            f"paged_attention: q has head_dim {head_dim}, k_cache {list(k_cache.shape)}, "
-            f"v_cache {list(v_cache.shape)}"
-        )
-    if meta.query_start.shape[0] != num_seqs + 1 or meta.block_table.shape[0] != num_seqs:
-        raise ValueError(
-            f"paged_attention: kv_len names {num_seqs} sequences, query_start needs {num_seqs + 1} "
-            f"entries and has {meta.query_start.shape[0]}, block_table has {meta.block_table.shape[0]} rows"
-        )
+    def token_logprobs(
+        self, logits: Tensor, token_ids: Tensor, tops: Sequence[int]
+    ) -> list[dict[int, float]]:
+        """Log-probabilities of each row's token and of its `tops[i]` likeliest: `sampling.token_logprobs`."""
 
 
-def check_linear_shapes(x: Tensor, weight: Tensor) -> None:
-    """Raise ValueError unless `x` [.., in] fits `weight` [out, in]."""
-    if x.shape[-1] != weight.shape[-1]:
-        raise ValueError(f"linear: x is {list(x.shape)}, weight is {list(weight.shape)}: in-features differ")
+class LayerFusion(ABC):
+    """A backend that can also run all layers of the decoder in one call.
+
+    A base class, not a protocol: an object that wraps a backend to watch or replace single ops is none,
+    so the decoder walks its loop for it, op by op.
+    """
+
+    @abstractmethod
+    def run_layers(
+        self,
+        stack: LayerStack,
+        residual: Tensor,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        k_cache: list[Tensor],
+        v_cache: list[Tensor],
+        meta: AttentionMetadata,
+    ) -> Tensor:
+        """What the decoder's loop over its layers does, to the bit.
+
+        `residual` is the running sum and `x` its norm, both [num_tokens, hidden] and left alone; caches
+        are one tensor a layer. Returns the last norm's output [num_tokens, hidden].
+        """
+
+
+def plain(weight: Weight) -> Tensor:
+    """The matrix itself, for a backend that packs nothing."""
+    if isinstance(weight, PackedWeight):
+        raise TypeError("this weight was packed for another backend")
+    return weight
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -8,13 +8,14 @@ the same token gets slightly different bits alone and in a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.ops.contract import AttentionMetadata, check_attention_shapes, check_linear_shapes
+from minillm.ops import sampling, shapes
+from minillm.ops.contract import AttentionMetadata, Weight, plain
 
 RopeFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 AttendFn = Callable[[Tensor, Tensor, Tensor, float, int | None], Tensor]
@@ -105,7 +106,7 @@ def attend_pages(
     window: int | None = None,
 ) -> Tensor:
     """`Ops.paged_attention` made of a dense attention: gather each sequence's pages, then attend."""
-    check_attention_shapes(q, k_cache, v_cache, meta)
+    shapes.check_attention(q, k_cache, v_cache, meta)
     block_size = k_cache.shape[1]
     starts, kv_lens = meta.query_start.tolist(), meta.kv_len.tolist()
     out = torch.empty_like(q)
@@ -124,24 +125,32 @@ class ReferenceOps:
     """`Ops` in PyTorch; the contract's docstrings say what each method does."""
 
     name = "reference"
+    kernel_set = "torch"
 
-    def embedding(self, ids: Tensor, weight: Tensor) -> Tensor:
-        return F.embedding(ids, weight)
+    def prepare_weight(self, weight: Tensor) -> Weight:
+        return weight
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        check_linear_shapes(x, weight)
-        return F.linear(x, weight, bias)
+    def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
+        shapes.check_embedding(ids, weight)
+        return F.embedding(ids, plain(weight))
+
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        shapes.check_linear(x, weight, bias)
+        return F.linear(x, plain(weight), bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        shapes.check_norm("rms_norm", x, weight)
         x32 = x.float()
         normed = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + eps)
         return normed.to(x.dtype) * weight
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        shapes.check_norm("add_rms_norm", x, weight, residual)
         total = x + residual
         return self.rms_norm(total, weight, eps), total
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
+        shapes.check_silu_mul(gate_up)
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
 
@@ -156,6 +165,7 @@ class ReferenceOps:
         v_cache: Tensor,
         meta: AttentionMetadata,
     ) -> Tensor:
+        shapes.check_rope(q, k, v, cos, sin, k_cache, v_cache, meta)
         return rotate_and_write(apply_rope, q, k, v, cos, sin, k_cache, v_cache, meta)
 
     def paged_attention(
@@ -170,5 +180,14 @@ class ReferenceOps:
         return attend_pages(grouped_query_attention, q, k_cache, v_cache, meta, scale, window)
 
     def copy_blocks(self, caches: list[Tensor], source: Tensor, destination: Tensor) -> None:
+        shapes.check_copy(caches, source, destination)
         for cache in caches:
             cache[destination] = cache[source]
+
+    def sample(self, logits: Tensor, batch: sampling.SamplingBatch) -> Tensor:
+        return sampling.sample(logits, batch)
+
+    def token_logprobs(
+        self, logits: Tensor, token_ids: Tensor, tops: Sequence[int]
+    ) -> list[dict[int, float]]:
+        return sampling.token_logprobs(logits, token_ids, tops)

@@ -16,10 +16,12 @@ generators; the mixing function is SplitMix64's (Steele et al., OOPSLA 2014).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.config import SamplingParams
@@ -49,7 +51,7 @@ def noise_key(seed: int, index: int, position: int, purpose: int = 0) -> int:
     return key
 
 
-def _signed(x: int) -> int:
+def as_int64(x: int) -> int:
     """The int64 with the bits of an unsigned 64-bit integer (torch multiplies int64, wrapping)."""
     return x - (1 << 64) if x >> 63 else x
 
@@ -61,11 +63,11 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
 
 def uniforms(keys: Sequence[int], count: int, device: torch.device | None = None) -> Tensor:
     """`count` numbers in (0, 1) for each key: float64 [len(keys), count], element j hashed from j."""
-    base = torch.tensor([_signed(k) for k in keys], dtype=torch.int64, device=device).unsqueeze(1)
-    counter = torch.arange(1, count + 1, dtype=torch.int64, device=device) * _signed(_GOLDEN)
+    base = torch.tensor([as_int64(k) for k in keys], dtype=torch.int64, device=device).unsqueeze(1)
+    counter = torch.arange(1, count + 1, dtype=torch.int64, device=device) * as_int64(_GOLDEN)
     x = base + counter
-    x = (x ^ _shift_right(x, 30)) * _signed(_MUL_1)
-    x = (x ^ _shift_right(x, 27)) * _signed(_MUL_2)
+    x = (x ^ _shift_right(x, 30)) * as_int64(_MUL_1)
+    x = (x ^ _shift_right(x, 27)) * as_int64(_MUL_2)
     x = x ^ _shift_right(x, 31)
     # 52 bits and the half fit a double exactly; one bit more would round the largest up to 1.
     return (_shift_right(x, 12).double() + 0.5) * 2.0**-52
@@ -153,8 +155,8 @@ def filter_logits(logits: Tensor, params: SamplingParams) -> Tensor:
     if params.top_k or params.top_p < 1.0:
         scaled = keep_top(scaled, params.top_k, params.top_p)
     if params.min_p > 0.0:
-        # p >= min_p * p_max, and the maximum is exp(0) / sum: the sum cancels.
-        scaled = torch.where(scaled.exp() >= params.min_p, scaled, NEG_INF)
+        # p >= min_p * p_max, and the maximum is exp(0) / sum: the sum cancels, and no exp is needed.
+        scaled = torch.where(scaled >= torch.tensor(math.log(params.min_p)), scaled, NEG_INF)
     return scaled
 
 
@@ -176,9 +178,10 @@ def keep_top(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     if top_k:
         ordered[top_k:] = NEG_INF
     if top_p < 1.0:
-        probs = ordered.double().softmax(dim=-1)
-        before = probs.cumsum(dim=-1) - probs
-        ordered[before >= top_p] = NEG_INF
+        # Not normalised: then equal logits add up to whole numbers, and a tie at the border is exact.
+        mass = (ordered.double() - ordered[0]).exp()
+        before = F.pad(mass.cumsum(dim=-1)[:-1], (1, 0))
+        ordered[before >= top_p * mass.sum()] = NEG_INF
     return torch.empty_like(logits).index_copy_(0, ids, ordered)
 
 

@@ -15,7 +15,9 @@ from minillm.ops.reference import RopeFn, rotate_and_write
 class SwappedOps:
     """`Ops` that asks its replaced functions first and `inner` for the rest.
 
-    A replaced `rope` makes `rope_and_cache` a composition: rotate with it, then write the cache.
+    A replaced `rope` makes `rope_and_cache` a composition: rotate with it, then write the cache. With
+    any of them replaced the layers run one op at a time, and a replaced `linear` is given plain
+    matrices [out, in].
     """
 
     def __init__(
@@ -33,6 +35,11 @@ class SwappedOps:
             self.paged_attention = attention
         if linear is not None:
             self.linear = linear
+            self.prepare_weight = _as_it_is
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
+
+
+def _as_it_is(weight: Tensor) -> Tensor:
+    return weight

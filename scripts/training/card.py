@@ -55,12 +55,12 @@ The texts themselves are not part of this repository. The weights are under the 
 {command}
 ```
 
-Steps of 8,192 tokens: windows of 256, then 512 (from 75 %), then 4,096 tokens (from 92 %). Muon for
-the matrices, AdamW for the rest; see `scripts/training/`. Two CPU cores, torch {torch}.
+Steps of 8,192 tokens, {windows}. Muon for the matrices, AdamW for
+the rest; see `scripts/training/`. Two CPU cores, torch {torch}.
 
 ## Ten samples, not picked
 
-Seeds 0 to 9, temperature 0.7, top-p 0.95, at most 120 tokens; prompts are the first words of the
+Seeds 0 to 9, temperature 0.8, top-p 0.95, at most 120 tokens; prompts are the first words of the
 first ten validation stories.
 
 {samples}
@@ -100,6 +100,11 @@ def write_cards(
                 if is_draft
                 else ""
             ),
+            windows=(
+                "in windows of 256, later of 512 and 4,096 in turns with them"
+                if is_draft
+                else "in windows of 256, then 512 (from 75 %), then 4,096 tokens (from 92 %)"
+            ),
             bpb=scores[name],
             rows="\n".join(rows) + "\n",
             command=common + "\npython scripts/train.py draft --data DATA --steps 1000" * is_draft,
@@ -137,7 +142,7 @@ def _samples(folder: Path, valid: list[Tokens], tokenizer: Tokenizer) -> str:
     llm = LLM(folder)
     prompts = [tokenizer.decode(doc[: 1 + 4 + i % 4].tolist()) for i, doc in enumerate(valid[:_SAMPLES])]
     params = [
-        SamplingParams(max_tokens=120, temperature=0.7, top_p=0.95, seed=seed) for seed in range(_SAMPLES)
+        SamplingParams(max_tokens=120, temperature=0.8, top_p=0.95, seed=seed) for seed in range(_SAMPLES)
     ]
     outputs = llm.generate(prompts, params)
     quoted = []

@@ -39,7 +39,7 @@ def export(model: LanguageModel, tokenizer: Path, folder: Path) -> None:
     )
     _write(
         folder / "generation_config.json",
-        {"bos_token_id": 0, "eos_token_id": 0, "do_sample": True, "temperature": 0.7, "top_p": 0.95},
+        {"bos_token_id": 0, "eos_token_id": 0, "do_sample": True, "temperature": 0.8, "top_p": 0.95},
     )
 
 

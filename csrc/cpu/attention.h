@@ -1,0 +1,168 @@
+// Paged attention: softmax(Q K^T scale) V over the pages of each sequence, without ever holding a row
+// of scores longer than 64.
+//
+//   keys        | tile 0 (0..63) | tile 1 (64..127) | tile 2 ...        tiles at absolute positions
+//   row r       m, l, O  ------>   m, l, O  ------->   m, l, O          running maximum, sum, output
+//
+//   for each tile:  S = q K^T scale;  m' = max(m, S);  P = e^(S - m');  O = O e^(m - m') + P V;  l likewise
+//
+// Source: Milakov & Gimelshein 1805.02867 (online softmax); Dao et al. 2205.14135 (flash attention).
+//
+// Contract C2: the tiles start at multiples of 64 of the logical position, and a row walks them in
+// order. Keys a row must not see score -inf and add exactly zero, so a row's bits are the same whether
+// it is decoded alone, or prefilled among others, in one chunk or in many. (An infinity in a V row that
+// only later rows see would turn that zero into NaN; a model that has one is beyond help.)
+//
+// A task is one kv head of one sequence and up to `kTaskRows` query rows that read it: rows = tokens x
+// query heads of the group, so a group shares each packed tile, and in prefill many tokens do. Bytes: K
+// and V of the visible keys once per task. FLOPs: 4 head_dim for each (row, key). Limits: in decode reading
+// and packing the cache; in prefill the dot-product units, with the softmax about a third of the time.
+
+#pragma once
+
+#include "keytile.h"
+#include "threads.h"
+#include "tile.h"
+
+namespace minillm {
+namespace {
+
+constexpr int64_t kTaskRows = 96;
+
+// One task: rows [first_token, last_token) of sequence `seq`, heads of kv head `kv_head`.
+struct Task {
+  int64_t seq, kv_head, first_token, last_token;
+};
+
+// Numbers attention all tasks of a batch: sequence by sequence, heads outermost, so that the costly
+// late rows of a long prompt are spread over the counting.
+struct TaskList {
+  const AttentionArgs& a;
+  int64_t group, tokens_per_task, total = 0;
+  Scratch<int64_t> first;  // [num_seqs + 1]: number of each sequence's first task
+
+  explicit TaskList(const AttentionArgs& args)
+      : a(args),
+        group(args.heads.num_heads / args.heads.num_kv_heads),
+        tokens_per_task(larger(1, kTaskRows / group)),
+        first(args.batch.num_seqs + 1) {
+    for (int64_t s = 0; s < a.batch.num_seqs; s++) {
+      first.data[s] = total;
+      total += chunks(s) * a.heads.num_kv_heads;
+    }
+    first.data[a.batch.num_seqs] = total;
+  }
+  int64_t rows(int64_t s) const { return a.batch.query_start[s + 1] - a.batch.query_start[s]; }
+  int64_t chunks(int64_t s) const { return (rows(s) + tokens_per_task - 1) / tokens_per_task; }
+
+  // Longest first: the last chunk of a prompt sees the most keys.
+  Task at(int64_t number) const {
+    int64_t low = 0, high = a.batch.num_seqs;
+    while (high - low > 1) {
+      int64_t middle = (low + high) / 2;
+      (first.data[middle] <= number ? low : high) = middle;
+    }
+    int64_t inside = number - first.data[low], count = chunks(low);
+    int64_t begin = (count - 1 - inside % count) * tokens_per_task;
+    return {low, inside / count, begin, smaller(begin + tokens_per_task, rows(low))};
+  }
+};
+
+// Weights of one tile's scores, in place of the scores: P = e^(S scale - m'), keys outside
+// [visible_begin, visible_end) zero. Updates m and l, returns what O must be multiplied with.
+template <class X>
+INLINE float softmax_step(float* scores, X* weights, int64_t visible_begin, int64_t visible_end, float scale,
+                          float& m, float& l) {
+  constexpr int parts = kKeyTile / VL;
+  const vf minus_inf = all(-__builtin_inff());
+  vi lane;
+  for (int i = 0; i < VL; i++) lane[i] = i;
+  vf s[parts], highest = minus_inf;
+#pragma GCC unroll 16
+  for (int p = 0; p < parts; p++) {
+    vi key = lane + p * VL;
+    vf scaled = load(scores + p * VL) * scale;
+    s[p] = (key >= (int)visible_begin) & (key < (int)visible_end) ? scaled : minus_inf;
+    highest = vmax(highest, s[p]);
+  }
+  float tile_max = max_lanes(highest), new_max = m > tile_max ? m : tile_max;
+  if (new_max == -__builtin_inff()) {  // nothing visible so far
+    for (int p = 0; p < parts; p++) store(weights + p * VL, vf{});
+    return 1.0f;
+  }
+  float correction = vexp(all(m - new_max))[0];
+  vf sum = {};
+#pragma GCC unroll 16
+  for (int p = 0; p < parts; p++) {
+    store(weights + p * VL, vexp(s[p] - new_max));
+    sum = sum + load(weights + p * VL);  // of the weights as they are stored: they then sum to one
+  }
+  l = l * correction + sum_lanes(sum);
+  m = new_max;
+  return correction;
+}
+
+template <class M, class T>
+void attend(const AttentionArgs& a, const Task& task) {
+  using X = typename M::X;
+  using W = typename M::W;
+  int64_t dim = a.heads.head_dim, group = a.heads.num_heads / a.heads.num_kv_heads;
+  int64_t rows = (task.last_token - task.first_token) * group, width = (dim + 15) / 16 * 16;
+  int64_t row_begin = a.batch.query_start[task.seq];
+  int64_t before = a.batch.kv_len[task.seq] - (a.batch.query_start[task.seq + 1] - row_begin);
+
+  Scratch<X> q(rows * dim + VL), p(rows * kKeyTile);
+  Scratch<float> scores(rows * kKeyTile), out(rows * width), m(rows), l(rows);
+  Scratch<W> keys(kKeyTile * dim), values(kKeyTile * width);
+  Scratch<T> zeros(dim + VL);
+  memset(zeros.data, 0, (dim + VL) * sizeof(T));
+  memset(out.data, 0, rows * width * sizeof(float));
+  for (int64_t r = 0; r < rows; r++) {
+    m.data[r] = -__builtin_inff();
+    l.data[r] = 0;
+    const T* from = static_cast<const T*>(a.q) + (row_begin + task.first_token + r / group) * a.q_stride +
+                    (task.kv_head * group + r % group) * dim;
+    for (int64_t i = 0; i < dim; i += VL) store_n(q.data + r * dim + i, load_n(from + i, dim - i), dim - i);
+  }
+
+  int64_t first_pos = before + task.first_token, end = before + task.last_token;
+  int64_t begin = a.window ? larger(0, first_pos - a.window + 1) : 0;
+  for (int64_t base = begin / kKeyTile * kKeyTile; base < end; base += kKeyTile) {
+    TileRows<T> tile(a, task.seq, task.kv_head, base, smaller(kKeyTile, end - base), zeros.data);
+    pack_keys(tile, dim, keys.data);
+    pack_values(tile, dim, values.data);
+    product<M>(q.data, dim, rows, keys.data, 16 * dim, kKeyTile / 16, dim / M::kStep, scores.data, kKeyTile, false);
+    for (int64_t r = 0; r < rows; r++) {
+      int64_t position = first_pos + r / group;
+      int64_t low = a.window ? larger(0, position - a.window + 1 - base) : 0;
+      float correction = softmax_step(scores.data + r * kKeyTile, p.data + r * kKeyTile, smaller(low, kKeyTile),
+                                      larger(0, smaller(position + 1 - base, kKeyTile)), a.scale, m.data[r],
+                                      l.data[r]);
+      for (int64_t i = 0; i < width; i += VL)
+        store(out.data + r * width + i, load(out.data + r * width + i) * correction);
+    }
+    product<M>(p.data, kKeyTile, rows, values.data, 16 * kKeyTile, width / 16, kKeyTile / M::kStep, out.data, width,
+               true);
+  }
+
+  for (int64_t r = 0; r < rows; r++) {
+    T* to = static_cast<T*>(a.out) + (row_begin + task.first_token + r / group) * a.heads.num_heads * dim +
+            (task.kv_head * group + r % group) * dim;
+    for (int64_t i = 0; i < dim; i += VL)
+      store_n(to + i, load(out.data + r * width + i) / l.data[r], dim - i);
+  }
+}
+
+void attention(const AttentionArgs& a) {
+  TaskList tasks(a);
+  one_by_one(tasks.total, [&](int64_t number) {
+    switch (a.heads.dtype) {
+      case DType::f32: return attend<Singles<float>, float>(a, tasks.at(number));
+      case DType::bf16: return attend<PairsBf16, bf16>(a, tasks.at(number));
+      case DType::f16: return attend<Singles<float>, fp16>(a, tasks.at(number));
+    }
+  });
+}
+
+}  // namespace
+}  // namespace minillm

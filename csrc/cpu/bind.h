@@ -1,0 +1,81 @@
+// Between torch and the kernels: tensors in, pointers out, everything checked once on the way.
+//
+// Shape mistakes of a caller are told by name in Python (ops/native.py); what is checked here is what
+// would otherwise read or write outside a tensor.
+
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "kernels.h"
+
+namespace minillm {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+const Kernels& kernels();  // of the path in use
+
+inline DType dtype_of(const char* op, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return DType::f32;
+    case ScalarType::BFloat16: return DType::bf16;
+    case ScalarType::Half: return DType::f16;
+    default: STD_TORCH_CHECK(false, op, ": float32, bfloat16 or float16 only");
+  }
+}
+
+// A dense tensor of `dim` dimensions of the given type.
+inline void check(const char* op, const char* name, const Tensor& t, int64_t dim, ScalarType type) {
+  STD_TORCH_CHECK(t.scalar_type() == type, op, ": ", name, " has another dtype than it should");
+  STD_TORCH_CHECK(t.dim() == dim, op, ": ", name, " has ", t.dim(), " dimensions, not ", dim);
+  STD_TORCH_CHECK(t.is_contiguous(), op, ": ", name, " is not contiguous");
+}
+
+inline void check_size(const char* op, const char* name, int64_t found, int64_t wanted) {
+  STD_TORCH_CHECK(found == wanted, op, ": ", name, " is ", found, ", not ", wanted);
+}
+
+// Rows that may be strided: [tokens, heads, head_dim] with dense heads.
+inline void check_heads(const char* op, const char* name, const Tensor& t, const Tensor& cache) {
+  STD_TORCH_CHECK(t.dim() == 3 && t.scalar_type() == cache.scalar_type() && t.size(2) == cache.size(3), op, ": ", name,
+                  " does not fit the cache");
+  STD_TORCH_CHECK(!t.numel() || (t.stride(2) == 1 && t.stride(1) == t.size(2)), op, ": heads of ", name,
+                  " are not dense");
+}
+
+inline void check_caches(const char* op, const Tensor& k_cache, const Tensor& v_cache) {
+  check(op, "k_cache", k_cache, 4, k_cache.scalar_type());
+  check(op, "v_cache", v_cache, 4, k_cache.scalar_type());
+  for (int i = 0; i < 4; i++) check_size(op, "v_cache's shape", v_cache.size(i), k_cache.size(i));
+  STD_TORCH_CHECK(k_cache.size(3) % 2 == 0, op, ": head_dim ", k_cache.size(3), " is odd");
+}
+
+template <class T>
+const T* data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+inline void check_range(const char* op, const char* name, const int64_t* values, int64_t count, int64_t limit) {
+  for (int64_t i = 0; i < count; i++)
+    STD_TORCH_CHECK(values[i] >= 0 && values[i] < limit, op, ": ", name, " ", values[i], " is outside 0..", limit - 1);
+}
+
+inline Tensor like(const Tensor& t, std::vector<int64_t> shape) { return torch::stable::new_empty(t, shape); }
+
+// The index tensors of a step, checked against the cache and the rope tables.
+Batch read_slots(const char* op, const Tensor& positions, const Tensor& slot_mapping, int64_t num_tokens,
+                 const Tensor& cos, const Tensor& sin, const Tensor& cache);
+void read_sequences(const char* op, Batch& batch, const Tensor& block_table, const Tensor& query_start,
+                    const Tensor& kv_len, int64_t num_tokens, const Tensor& cache);
+Heads heads_of(const Tensor& cache, int64_t num_heads, DType dtype);
+
+}  // namespace minillm

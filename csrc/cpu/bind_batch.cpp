@@ -1,0 +1,119 @@
+// Reading and checking the index tensors of a step, and which path runs.
+
+#include <cstdlib>
+#include <string>
+
+#include "bind.h"
+
+namespace minillm {
+
+namespace {
+
+void torch_ranges(int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context) {
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
+}
+
+int64_t torch_threads() {
+  uint32_t count = 1;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&count));
+  return count;
+}
+
+// The named path, or the best that runs here when the name is empty; null when it does not run here.
+const Kernels* find_path(const std::string& name) {
+  for (const Path* path = kPaths; path->kernels; path++)
+    if ((name.empty() || name == path->kernels->name) && path->runs_here()) return path->kernels;
+  return nullptr;
+}
+
+const Kernels* current = find_path("");
+
+// Switches to the named path ("" is the best) and returns the name of the one before.
+std::string use_path(std::string name) {
+  const Kernels* found = find_path(name);
+  STD_TORCH_CHECK(found, "this processor cannot run the path '", name, "'");
+  std::string before = current->name;
+  current = found;
+  return before;
+}
+
+std::string paths() {
+  std::string names;
+  for (const Path* path = kPaths; path->kernels; path++)
+    if (path->runs_here()) names += std::string(names.empty() ? "" : " ") + path->kernels->name;
+  return names;
+}
+
+}  // namespace
+
+void (*parallel_ranges)(int64_t, int64_t, int64_t, RangeBody, void*) = torch_ranges;
+int64_t (*thread_count)() = torch_threads;
+
+const Kernels& kernels() { return *current; }
+
+Heads heads_of(const Tensor& cache, int64_t num_heads, DType dtype) {
+  return {num_heads, cache.size(2), cache.size(3), cache.size(1), dtype};
+}
+
+Batch read_slots(const char* op, const Tensor& positions, const Tensor& slot_mapping, int64_t num_tokens,
+                 const Tensor& cos, const Tensor& sin, const Tensor& cache) {
+  check(op, "positions", positions, 1, ScalarType::Long);
+  check(op, "slot_mapping", slot_mapping, 1, ScalarType::Long);
+  check(op, "cos", cos, 2, ScalarType::Float);
+  check(op, "sin", sin, 2, ScalarType::Float);
+  check_size(op, "the number of positions", positions.size(0), num_tokens);
+  check_size(op, "the number of slots", slot_mapping.size(0), num_tokens);
+  check_size(op, "cos's width", cos.size(1), cache.size(3) / 2);
+  check_size(op, "sin's width", sin.size(1), cos.size(1));
+  check_size(op, "sin's length", sin.size(0), cos.size(0));
+  Batch batch = {};
+  batch.positions = data<int64_t>(positions);
+  batch.slot_mapping = data<int64_t>(slot_mapping);
+  batch.num_tokens = num_tokens;
+  check_range(op, "position", batch.positions, num_tokens, cos.size(0));
+  check_range(op, "slot", batch.slot_mapping, num_tokens, cache.size(0) * cache.size(1));
+  return batch;
+}
+
+void read_sequences(const char* op, Batch& batch, const Tensor& block_table, const Tensor& query_start,
+                    const Tensor& kv_len, int64_t num_tokens, const Tensor& cache) {
+  check(op, "block_table", block_table, 2, ScalarType::Int);
+  check(op, "query_start", query_start, 1, ScalarType::Int);
+  check(op, "kv_len", kv_len, 1, ScalarType::Int);
+  batch.num_seqs = kv_len.size(0);
+  batch.num_tokens = num_tokens;
+  batch.table_stride = block_table.size(1);
+  batch.block_table = data<int32_t>(block_table);
+  batch.query_start = data<int32_t>(query_start);
+  batch.kv_len = data<int32_t>(kv_len);
+  check_size(op, "query_start's length", query_start.size(0), batch.num_seqs + 1);
+  check_size(op, "block_table's length", block_table.size(0), batch.num_seqs);
+  check_size(op, "query_start's first entry", batch.query_start[0], 0);
+  check_size(op, "query_start's last entry", batch.query_start[batch.num_seqs], num_tokens);
+  int64_t block_size = cache.size(1), num_blocks = cache.size(0);
+  for (int64_t s = 0; s < batch.num_seqs; s++) {
+    int64_t rows = batch.query_start[s + 1] - batch.query_start[s], keys = batch.kv_len[s];
+    STD_TORCH_CHECK(rows >= 0, op, ": query_start falls at sequence ", s);
+    if (!rows) continue;
+    STD_TORCH_CHECK(keys >= rows, op, ": sequence ", s, " has ", rows, " rows but kv_len ", keys);
+    int64_t used = (keys + block_size - 1) / block_size;
+    STD_TORCH_CHECK(used <= batch.table_stride, op, ": sequence ", s, " needs ", used, " blocks, its table has ",
+                    batch.table_stride);
+    for (int64_t b = 0; b < used; b++) {
+      int32_t block = batch.block_table[s * batch.table_stride + b];
+      STD_TORCH_CHECK(block >= 0 && block < num_blocks, op, ": block ", block, " is outside 0..", num_blocks - 1);
+    }
+  }
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(minillm, m) {
+  m.def("use_path(str name) -> str");
+  m.def("paths() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(minillm, CompositeExplicitAutograd, m) {
+  m.impl("use_path", TORCH_BOX(&use_path));
+  m.impl("paths", TORCH_BOX(&paths));
+}
+
+}  // namespace minillm

@@ -1,0 +1,155 @@
+// The ops above a layer: all layers in one call, and what turns logits into tokens.
+
+#include "bind.h"
+
+namespace minillm {
+namespace {
+
+// ---- layers -----------------------------------------------------------------------------------
+
+// Pointers of layer `i`'s weights; a tensor without elements stands for a weight the model lacks.
+LayerWeights layer_weights(const std::vector<Tensor>& weights, const Tensor& k_cache, const Tensor& v_cache,
+                           int64_t window, int64_t i) {
+  LayerWeights layer = {};
+  const void** fields[kTensorsPerLayer] = {&layer.qkv,     &layer.qkv_bias,     &layer.q_norm, &layer.k_norm,
+                                           &layer.o,       &layer.o_bias,       &layer.post_norm, &layer.gate_up,
+                                           &layer.gate_up_bias, &layer.down,    &layer.down_bias, &layer.next_norm};
+  for (int64_t n = 0; n < kTensorsPerLayer; n++) {
+    const Tensor& t = weights[i * kTensorsPerLayer + n];
+    *fields[n] = t.numel() ? data<void>(t) : nullptr;
+  }
+  layer.k_cache = k_cache.mutable_data_ptr();
+  layer.v_cache = v_cache.mutable_data_ptr();
+  layer.window = window;
+  return layer;
+}
+
+// Every weight has the size its place asks for, or none where the model may lack it.
+void check_weights(const char* op, const std::vector<Tensor>& weights, int64_t layer, int64_t hidden,
+                   int64_t intermediate, const Heads& heads) {
+  int64_t q = heads.num_heads * heads.head_dim, kv = heads.num_kv_heads * heads.head_dim, dim = heads.head_dim;
+  auto packed = [&](int64_t out, int64_t in) { return packed_blocks(out) * packed_block_size(in, heads.dtype); };
+  const int64_t sizes[kTensorsPerLayer] = {packed(q + 2 * kv, hidden), q + 2 * kv, dim, dim, packed(hidden, q), hidden,
+                                           hidden, packed(2 * intermediate, hidden), 2 * intermediate,
+                                           packed(hidden, intermediate), hidden, hidden};
+  const bool may_lack[kTensorsPerLayer] = {false, true, true, true, false, true, false, false, true, false, true, false};
+  for (int64_t n = 0; n < kTensorsPerLayer; n++) {
+    const Tensor& t = weights[layer * kTensorsPerLayer + n];
+    STD_TORCH_CHECK((t.numel() == sizes[n] || (may_lack[n] && !t.numel())) && t.is_contiguous(), op, ": weight ", n,
+                    " of layer ", layer, " has ", t.numel(), " elements, not ", sizes[n]);
+    STD_TORCH_CHECK(!t.numel() || dtype_of(op, t) == heads.dtype, op, ": weight ", n, " of layer ", layer,
+                    " has another dtype than x");
+  }
+}
+
+Tensor layers(const Tensor& residual, const Tensor& x, const std::vector<Tensor>& weights,
+              const std::vector<Tensor>& k_caches, const std::vector<Tensor>& v_caches, const Tensor& cos,
+              const Tensor& sin, const Tensor& positions, const Tensor& slot_mapping, const Tensor& block_table,
+              const Tensor& query_start, const Tensor& kv_len, const std::vector<int64_t>& windows, int64_t num_heads,
+              int64_t intermediate, double eps, double scale) {
+  const char* op = "layers";
+  int64_t count = windows.size();
+  check_size(op, "the number of weights", weights.size(), count * kTensorsPerLayer);
+  check_size(op, "the number of k caches", k_caches.size(), count);
+  check_size(op, "the number of v caches", v_caches.size(), count);
+  STD_TORCH_CHECK(count > 0, op, ": there are none");
+  check(op, "x", x, 2, x.scalar_type());
+  check(op, "residual", residual, 2, x.scalar_type());
+  check_size(op, "residual's size", residual.numel(), x.numel());
+  int64_t tokens = x.size(0), hidden = x.size(1);
+  const Tensor& cache = k_caches[0];
+  LayersArgs args = {};
+  std::vector<LayerWeights> pointers;
+  for (int64_t i = 0; i < count; i++) {
+    check_caches(op, k_caches[i], v_caches[i]);
+    STD_TORCH_CHECK(k_caches[i].scalar_type() == x.scalar_type(), op, ": the caches have another dtype than x");
+    for (int d = 0; d < 4; d++) check_size(op, "a cache's shape", k_caches[i].size(d), cache.size(d));
+    args.heads = heads_of(cache, num_heads, dtype_of(op, x));
+    check_weights(op, weights, i, hidden, intermediate, args.heads);
+    pointers.push_back(layer_weights(weights, k_caches[i], v_caches[i], windows[i], i));
+  }
+  STD_TORCH_CHECK(num_heads % cache.size(2) == 0, op, ": ", num_heads, " heads over ", cache.size(2), " kv heads");
+  args.batch = read_slots(op, positions, slot_mapping, tokens, cos, sin, cache);
+  read_sequences(op, args.batch, block_table, query_start, kv_len, tokens, cache);
+  Tensor sum = torch::stable::clone(residual), y = torch::stable::clone(x);
+  args.layers = pointers.data();
+  args.num_layers = count;
+  args.hidden = hidden;
+  args.intermediate = intermediate;
+  args.cos = data<float>(cos);
+  args.sin = data<float>(sin);
+  args.eps = static_cast<float>(eps);
+  args.scale = static_cast<float>(scale);
+  args.residual = sum.mutable_data_ptr();
+  args.x = y.mutable_data_ptr();
+  run_layers(kernels(), args);
+  return y;
+}
+
+// ---- sampling ---------------------------------------------------------------------------------
+
+Tensor draw(const Tensor& logits, const Tensor& keys, const Tensor& numbers, const Tensor& top_k, const Tensor& seen,
+            const Tensor& seen_end, int64_t num_token_ids) {
+  const char* op = "sample";
+  check(op, "logits", logits, 2, logits.scalar_type());
+  check(op, "keys", keys, 1, ScalarType::Long);
+  check(op, "numbers", numbers, 2, ScalarType::Double);
+  check(op, "top_k", top_k, 1, ScalarType::Long);
+  check(op, "seen", seen, 1, ScalarType::Long);
+  check(op, "seen_end", seen_end, 1, ScalarType::Long);
+  int64_t rows = logits.size(0), end = 0;
+  check_size(op, "the number of keys", keys.size(0), rows);
+  check_size(op, "numbers' length", numbers.numel(), 4 * rows);
+  check_size(op, "top_k's length", top_k.size(0), rows);
+  check_size(op, "seen_end's length", seen_end.size(0), rows);
+  STD_TORCH_CHECK(num_token_ids > 0 && logits.size(1) > 0, op, ": there are no token ids");
+  for (int64_t r = 0; r < rows; r++) {
+    STD_TORCH_CHECK(data<int64_t>(seen_end)[r] >= end, op, ": seen_end falls at row ", r);
+    end = data<int64_t>(seen_end)[r];
+  }
+  STD_TORCH_CHECK(end <= seen.size(0), op, ": seen_end is ", end, ", seen has ", seen.size(0));
+  check_range(op, "seen id", data<int64_t>(seen), end, INT64_MAX);
+  Tensor tokens = like(keys, {rows});
+  sample({data<void>(logits), dtype_of(op, logits), rows, logits.size(1), num_token_ids, data<int64_t>(keys),
+          data<double>(numbers), data<int64_t>(top_k), data<int64_t>(seen), data<int64_t>(seen_end),
+          static_cast<int64_t*>(tokens.mutable_data_ptr())});
+  return tokens;
+}
+
+std::tuple<Tensor, Tensor, Tensor> logprobs(const Tensor& logits, const Tensor& tokens, int64_t top) {
+  const char* op = "token_logprobs";
+  check(op, "logits", logits, 2, logits.scalar_type());
+  check(op, "tokens", tokens, 1, ScalarType::Long);
+  int64_t rows = logits.size(0), vocab = logits.size(1);
+  check_size(op, "the number of tokens", tokens.size(0), rows);
+  check_range(op, "token", data<int64_t>(tokens), rows, vocab);
+  STD_TORCH_CHECK(top >= 0 && top <= vocab, op, ": top is ", top, ", outside 0..", vocab);
+  Tensor of_token = torch::stable::new_empty(logits, {rows}, ScalarType::Float);
+  Tensor best = torch::stable::new_empty(logits, {rows, top}, ScalarType::Float);
+  Tensor best_ids = like(tokens, {rows, top});
+  token_logprobs({data<void>(logits), dtype_of(op, logits), rows, vocab, top, data<int64_t>(tokens),
+                  static_cast<float*>(of_token.mutable_data_ptr()), static_cast<float*>(best.mutable_data_ptr()),
+                  static_cast<int64_t*>(best_ids.mutable_data_ptr())});
+  return {of_token, best, best_ids};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(minillm, m) {
+  m.def(
+      "layers(Tensor residual, Tensor x, Tensor[] weights, Tensor(a!)[] k_caches, Tensor(b!)[] v_caches, Tensor cos, "
+      "Tensor sin, Tensor positions, Tensor slot_mapping, Tensor block_table, Tensor query_start, Tensor kv_len, "
+      "int[] windows, int num_heads, int intermediate_size, float eps, float scale) -> Tensor");
+  m.def(
+      "sample(Tensor logits, Tensor keys, Tensor numbers, Tensor top_k, Tensor seen, Tensor seen_end, "
+      "int num_token_ids) -> Tensor");
+  m.def("token_logprobs(Tensor logits, Tensor tokens, int top) -> (Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(minillm, CPU, m) {
+  m.impl("layers", TORCH_BOX(&layers));
+  m.impl("sample", TORCH_BOX(&draw));
+  m.impl("token_logprobs", TORCH_BOX(&logprobs));
+}
+
+}  // namespace minillm

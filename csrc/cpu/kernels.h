@@ -1,0 +1,185 @@
+// What a path of csrc/cpu offers: plain functions over pointers and sizes, no torch in sight.
+//
+// Sizes and strides count elements, not bytes. Matrices are row-major unless a comment says
+// otherwise. Rows may be strided (`*_stride` is the distance of two rows), inner dimensions are dense.
+//
+// Packed weights, the layout of every matrix with `out` outputs and `in` inputs:
+//
+//     bf16         [out / 16][in / 2][16][2]    one 64-byte load: 16 outputs x a pair along `in`
+//     fp16, fp32   [out / 16][in][16]           16 outputs x one step along `in`
+//
+// both rounded up and padded with zeros. Source: KERNELS.md section 5 of the project's measurements.
+
+#pragma once
+
+#include <cstdint>
+
+namespace minillm {
+
+enum class DType : int { f32, bf16, f16 };
+
+// Keys of one step of the online softmax. Absolute: tile i is keys 64 i .. 64 i + 63 of a sequence.
+constexpr int64_t kKeyTile = 64;
+constexpr int64_t kPackLanes = 16;
+
+// The shape of a packed matrix: block count, then elements of one block of 16 outputs.
+inline int64_t packed_blocks(int64_t out) { return (out + kPackLanes - 1) / kPackLanes; }
+inline int64_t packed_block_size(int64_t in, DType dtype) {
+  return kPackLanes * (dtype == DType::bf16 ? (in + 1) / 2 * 2 : in);
+}
+
+// Set by the binding: runs `body(begin, end, context)` over disjoint ranges, on several threads.
+using RangeBody = void (*)(int64_t begin, int64_t end, void* context);
+extern void (*parallel_ranges)(int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context);
+extern int64_t (*thread_count)();
+
+struct PackArgs {
+  const void* source;  // [out, in]
+  void* packed;        // may be `source` where the layout needs no padding
+  int64_t out, in;
+  DType dtype;
+};
+
+struct EmbeddingArgs {
+  const int64_t* ids;
+  int64_t num_tokens;
+  const void* packed;  // [vocab, in]
+  int64_t in;
+  void* y;  // [num_tokens, in]
+  DType dtype;
+};
+
+struct LinearArgs {
+  const void* x;  // [rows, in]
+  int64_t x_stride;
+  const void* packed;  // [out, in]
+  const void* bias;    // [out] or null
+  void* y;             // [rows, out]
+  int64_t rows, out, in;
+  DType dtype;
+};
+
+struct NormArgs {
+  const void* x;         // [rows, parts, size]
+  const void* residual;  // [rows, parts, size] or null: then the norm is of x alone
+  const void* weight;    // [size]
+  void* sum;             // [rows, parts, size]: x + residual, may be residual itself
+  void* y;               // [rows, parts, size], may be x itself
+  int64_t rows, parts, size;  // parts: the heads of a row, each normed by itself
+  int64_t x_stride, y_stride;  // of rows; residual and sum are dense
+  float eps;
+  DType dtype;
+};
+
+struct SiluArgs {
+  const void* gate_up;  // [rows, 2 * size]: gate, then up
+  void* y;              // [rows, size]
+  int64_t rows, size;
+  DType dtype;
+};
+
+// Which rows belong to which sequence: minillm/ops/contract.py draws it.
+struct Batch {
+  const int64_t* positions;     // [num_tokens]
+  const int64_t* slot_mapping;  // [num_tokens]
+  const int32_t* block_table;   // [num_seqs, table_stride]
+  int64_t table_stride;
+  const int32_t* query_start;  // [num_seqs + 1]
+  const int32_t* kv_len;       // [num_seqs]
+  int64_t num_tokens, num_seqs;
+};
+
+struct Heads {
+  int64_t num_heads, num_kv_heads, head_dim, block_size;
+  DType dtype;
+};
+
+struct RopeArgs {
+  const void *q, *k, *v;  // [num_tokens, heads, head_dim]
+  int64_t q_stride, k_stride, v_stride;
+  const float *cos, *sin;    // [max_positions, head_dim / 2]
+  void *k_cache, *v_cache;   // [num_blocks, block_size, num_kv_heads, head_dim]
+  void* q_out;               // [num_tokens, num_heads, head_dim]; may be q itself
+  int64_t q_out_stride;
+  Batch batch;
+  Heads heads;
+};
+
+struct AttentionArgs {
+  const void* q;  // [num_tokens, num_heads, head_dim]
+  int64_t q_stride;
+  const void *k_cache, *v_cache;
+  void* out;  // [num_tokens, num_heads, head_dim], dense
+  Batch batch;
+  Heads heads;
+  float scale;
+  int64_t window;  // keys a row sees at most, itself included; 0 for all
+};
+
+// One path's functions.
+struct Kernels {
+  const char* name;
+  void (*pack)(const PackArgs&);
+  void (*embedding)(const EmbeddingArgs&);
+  void (*linear)(const LinearArgs&);
+  void (*norm)(const NormArgs&);
+  void (*silu_mul)(const SiluArgs&);
+  void (*rope_and_cache)(const RopeArgs&);
+  void (*attention)(const AttentionArgs&);
+};
+
+// One layer's weights; a bias or a q / k norm that the model does not have is null.
+struct LayerWeights {
+  const void *qkv, *qkv_bias, *q_norm, *k_norm, *o, *o_bias, *post_norm;
+  const void *gate_up, *gate_up_bias, *down, *down_bias, *next_norm;
+  void *k_cache, *v_cache;
+  int64_t window;
+};
+constexpr int kTensorsPerLayer = 12;  // the const ones, in this order
+
+struct LayersArgs {
+  const LayerWeights* layers;
+  int64_t num_layers, hidden, intermediate;
+  Heads heads;
+  Batch batch;
+  const float *cos, *sin;
+  float eps, scale;
+  void* residual;  // [num_tokens, hidden]: changed
+  void* x;         // [num_tokens, hidden]: in, the first layer's normed input; out, the last norm's output
+};
+
+struct SampleArgs {
+  const void* logits;  // [rows, vocab]
+  DType dtype;
+  int64_t rows, vocab, num_token_ids;
+  const int64_t* keys;     // [rows]
+  const double* numbers;   // [rows, 4]: temperature, top_p, min_p, repetition_penalty
+  const int64_t* top_k;    // [rows]
+  const int64_t* seen;     // ids the penalty looks at, each once, row after row
+  const int64_t* seen_end; // [rows]: where each row's ids end in `seen`
+  int64_t* tokens;         // [rows]
+};
+
+struct LogprobsArgs {
+  const void* logits;  // [rows, vocab]
+  DType dtype;
+  int64_t rows, vocab, top;
+  const int64_t* tokens;  // [rows]
+  float* of_token;        // [rows]
+  float* best;            // [rows, top]
+  int64_t* best_ids;      // [rows, top]
+};
+
+// The same on every path: compiled once, without any vector instruction of its own.
+void run_layers(const Kernels& kernels, const LayersArgs& args);
+void sample(const SampleArgs& args);
+void token_logprobs(const LogprobsArgs& args);
+
+// The paths this library was built with, best first, ended by null; `runs_here` asks the processor.
+struct Path {
+  const Kernels* kernels;
+  bool (*runs_here)();
+};
+extern const Path kPaths[];
+
+}  // namespace minillm

@@ -1,0 +1,127 @@
+// One tile of 64 keys and values, fetched through the block table and packed like weights.
+//
+//     pages of the sequence          keys   [64 / 16][head_dim / 2][16][2]    S = Q K^T: 16 keys a register
+//     slot slot slot slot ...  -->   values [head_dim / 16][64 / 2][16][2]    O += P V:  16 dims a register
+//
+// (bf16; fp32 and fp16 go as fp32 without the pairs.) Packed this way the register tile of the weight
+// matrices does attention too. Bytes: the tile is read once for all rows of a task. Limits: the 16 x 16
+// transposition of keys; with one query row a quarter of the time, with many rows nothing.
+//
+// Slots the task's rows cannot see are packed as zeros and never touched: they may hold anything.
+
+#pragma once
+
+#include "kernels.h"
+#include "vec.h"
+
+namespace minillm {
+namespace {
+
+// Columns of 32 bits to rows: to[16 i + j] = from[j][i], i, j < 16.
+INLINE void transpose16(const uint32_t* const from[16], uint32_t* to) {
+#if defined(MINILLM_PATH_AVX512)
+  __m512i r[16], t[16];
+  for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(from[i]);
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4)
+    for (int j = 0; j < 2; j++) {
+      r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + 2 + j]);
+      r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + 2 + j]);
+    }
+  // r[4 q + c] now holds, in each 128-bit lane l, column 4 l + c of rows 4 q .. 4 q + 3.
+  for (int c = 0; c < 4; c++) {
+    __m512i low01 = _mm512_shuffle_i32x4(r[c], r[4 + c], 0x44), high01 = _mm512_shuffle_i32x4(r[c], r[4 + c], 0xee);
+    __m512i low23 = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0x44);
+    __m512i high23 = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0xee);
+    _mm512_storeu_si512(to + 16 * c, _mm512_shuffle_i32x4(low01, low23, 0x88));
+    _mm512_storeu_si512(to + 16 * (4 + c), _mm512_shuffle_i32x4(low01, low23, 0xdd));
+    _mm512_storeu_si512(to + 16 * (8 + c), _mm512_shuffle_i32x4(high01, high23, 0x88));
+    _mm512_storeu_si512(to + 16 * (12 + c), _mm512_shuffle_i32x4(high01, high23, 0xdd));
+  }
+#else
+  for (int j = 0; j < 16; j++)
+    for (int i = 0; i < 16; i++) to[16 * i + j] = from[j][i];
+#endif
+}
+
+// The 64 rows of a tile: pointers into K and V, absent keys at a row of zeros.
+template <class T>
+struct TileRows {
+  const T *k[kKeyTile], *v[kKeyTile];
+
+  TileRows(const AttentionArgs& a, int64_t seq, int64_t kv_head, int64_t first, int64_t count, const T* zeros) {
+    const int32_t* table = a.batch.block_table + seq * a.batch.table_stride;
+    int64_t block_size = a.heads.block_size, dim = a.heads.head_dim, slot_size = a.heads.num_kv_heads * dim;
+    for (int64_t i = 0; i < kKeyTile; i++) {
+      k[i] = v[i] = zeros;
+      if (i >= count) continue;
+      int64_t slot = table[(first + i) / block_size] * block_size + (first + i) % block_size;
+      k[i] = static_cast<const T*>(a.k_cache) + slot * slot_size + kv_head * dim;
+      v[i] = static_cast<const T*>(a.v_cache) + slot * slot_size + kv_head * dim;
+    }
+  }
+};
+
+// ---- bf16: pairs -------------------------------------------------------------------------------
+
+INLINE void pack_keys(const TileRows<bf16>& rows, int64_t dim, bf16* packed) {
+  int64_t pairs = dim / 2;
+  for (int64_t b = 0; b < kKeyTile / 16; b++) {
+    uint32_t* to = reinterpret_cast<uint32_t*>(packed + b * 16 * dim);
+    int64_t p = 0;
+    for (; p + 16 <= pairs; p += 16) {
+      const uint32_t* from[16];
+      for (int i = 0; i < 16; i++) from[i] = reinterpret_cast<const uint32_t*>(rows.k[16 * b + i] + 2 * p);
+      transpose16(from, to + 16 * p);
+    }
+    for (; p < pairs; p++)
+      for (int i = 0; i < 16; i++) to[16 * p + i] = load_as<uint32_t>(rows.k[16 * b + i] + 2 * p);
+  }
+}
+
+INLINE void pack_values(const TileRows<bf16>& rows, int64_t dim, bf16* packed) {
+  for (int64_t d = 0; d < dim; d += 16)
+    for (int64_t pair = 0; pair < kKeyTile / 2; pair++)
+      for (int64_t i = 0; i < 16; i += VL) {
+        // Two rows of 16-bit numbers interleaved: one number in the low, one in the high half.
+        int64_t n = smaller(VL, larger(0, dim - d - i));
+        vh low = {}, high = {};
+        memcpy(&low, rows.v[2 * pair] + d + i, n * 2);
+        memcpy(&high, rows.v[2 * pair + 1] + d + i, n * 2);
+        vu both = __builtin_convertvector(low, vu) | (__builtin_convertvector(high, vu) << 16);
+        memcpy(packed + ((d / 16 * kKeyTile / 2 + pair) * 16 + i) * 2, &both, sizeof(both));
+      }
+}
+
+// ---- fp32 and fp16: singles, as fp32 -----------------------------------------------------------
+
+template <class T>
+INLINE void pack_keys(const TileRows<T>& rows, int64_t dim, float* packed) {
+  for (int64_t b = 0; b < kKeyTile / 16; b++)
+    for (int64_t d = 0; d < dim; d += 16) {
+      alignas(64) float wide[16][16], turned[16][16];
+      const uint32_t* from[16];
+      for (int i = 0; i < 16; i++) {
+        for (int j = 0; j < 16; j += VL)
+          store(wide[i] + j, d + j < dim ? load_n(rows.k[16 * b + i] + d + j, dim - d - j) : vf{});
+        from[i] = reinterpret_cast<const uint32_t*>(wide[i]);
+      }
+      transpose16(from, reinterpret_cast<uint32_t*>(turned[0]));
+      memcpy(packed + (b * dim + d) * 16, turned, smaller(16, dim - d) * 16 * sizeof(float));
+    }
+}
+
+template <class T>
+INLINE void pack_values(const TileRows<T>& rows, int64_t dim, float* packed) {
+  for (int64_t d = 0; d < dim; d += 16)
+    for (int64_t key = 0; key < kKeyTile; key++)
+      for (int64_t i = 0; i < 16; i += VL)
+        store(packed + (d / 16 * kKeyTile + key) * 16 + i,
+              d + i < dim ? load_n(rows.v[key] + d + i, dim - d - i) : vf{});
+}
+
+}  // namespace
+}  // namespace minillm

@@ -1,0 +1,157 @@
+// y = x W^T + bias over packed weights, and the packing itself.
+//
+// Bytes: W once (2 in out), which is all that matters for few rows. FLOPs: 2 rows in out. Limits: at 1
+// row memory bandwidth, from about 16 rows on the dot-product units.
+//
+//    columns of W  | thread 0            | thread 1            |      each thread owns whole columns and
+//    rows of x     | tile tile tile ...  | tile tile tile ...  |      reads its part of W exactly once from
+//                  | tile tile tile ...  | tile tile tile ...  |      memory: a column strip stays in cache
+//                                                                     while all rows pass over it
+//
+// Results are rounded once, from the fp32 accumulator (plus bias) to the storage type.
+
+#pragma once
+
+#include "kernels.h"
+#include "threads.h"
+#include "tile.h"
+#include "vec.h"
+
+namespace minillm {
+namespace {
+
+// ---- packing ----------------------------------------------------------------------------------
+
+// One block of 16 outputs from its rows, [rows, in] one behind the other; absent rows become zeros.
+template <class T>
+void pack_block(const T* rows, int64_t count, int64_t in, T* packed) {
+  constexpr int64_t step = __is_same(T, bf16) ? 2 : 1;
+  for (int64_t k = 0; k < in; k += step)
+    for (int64_t lane = 0; lane < kPackLanes; lane++)
+      for (int64_t i = 0; i < step; i++)
+        packed[k * kPackLanes + lane * step + i] = lane < count && k + i < in ? rows[lane * in + k + i] : T{};
+}
+
+// A block's rows are set aside before the block is written, so `packed` may be the matrix's own memory:
+// without padding, 16 rows take the place of one block.
+template <class T>
+void pack_as(const PackArgs& a) {
+  int64_t block_size = packed_block_size(a.in, a.dtype);
+  in_ranges(packed_blocks(a.out), 4, [&](int64_t begin, int64_t end) {
+    Scratch<T> rows(kPackLanes * a.in);
+    for (int64_t b = begin; b < end; b++) {
+      int64_t first = b * kPackLanes, count = smaller(kPackLanes, a.out - first);
+      memcpy(rows.data, static_cast<const T*>(a.source) + first * a.in, count * a.in * sizeof(T));
+      pack_block(rows.data, count, a.in, static_cast<T*>(a.packed) + b * block_size);
+    }
+  });
+}
+
+// Row `id` of a packed matrix, back in order: the embedding lookup of a tied model.
+template <class T>
+void embedding_as(const EmbeddingArgs& a) {
+  constexpr int64_t step = __is_same(T, bf16) ? 2 : 1;
+  int64_t block_size = packed_block_size(a.in, a.dtype);
+  in_ranges(a.num_tokens, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; t++) {
+      int64_t id = a.ids[t];
+      const T* from = static_cast<const T*>(a.packed) + id / 16 * block_size + id % 16 * step;
+      T* to = static_cast<T*>(a.y) + t * a.in;
+      for (int64_t k = 0; k < a.in; k++) to[k] = from[k / step * 16 * step + k % step];
+    }
+  });
+}
+
+// ---- the product ------------------------------------------------------------------------------
+
+// One tile's fp32 results into y, bias added.
+template <class T>
+void emit(const LinearArgs& a, const float* tile, int64_t tile_stride, int64_t row, int64_t rows, int64_t column,
+          int64_t columns) {
+  for (int64_t r = 0; r < rows; r++) {
+    T* y = static_cast<T*>(a.y) + (row + r) * a.out + column;
+    for (int64_t c = 0; c < columns; c += VL) {
+      vf value = load(tile + r * tile_stride + c);
+      if (a.bias) value = value + load_n(static_cast<const T*>(a.bias) + column + c, columns - c);
+      store_n(y + c, value, columns - c);
+    }
+  }
+}
+
+template <class M, class T>
+void linear_blocks(const LinearArgs& a, const typename M::X* x, int64_t x_stride, int64_t begin, int64_t end) {
+  constexpr int64_t tile_stride = kMaxColumns * 16;
+  alignas(64) float tile[kMaxRows * tile_stride];
+  int64_t block_size = packed_block_size(a.in, a.dtype), steps = (a.in + M::kStep - 1) / M::kStep;
+  int width = columns_for(smaller(a.rows, kMaxRows));
+  for (int64_t b = begin; b < end; b += width) {
+    int columns = smaller(width, end - b);
+    const typename M::W* w = static_cast<const typename M::W*>(a.packed) + b * block_size;
+    for (int64_t r = 0; r < a.rows; r += kMaxRows) {
+      int rows = smaller(kMaxRows, a.rows - r);
+      pick_tile<M>(rows, columns)(x + r * x_stride, x_stride, w, block_size, steps, tile, tile_stride, false);
+      emit<T>(a, tile, tile_stride, r, rows, b * 16, smaller(columns * 16, a.out - b * 16));
+    }
+  }
+}
+
+template <class M, class T>
+void linear_over(const LinearArgs& a, const typename M::X* x, int64_t x_stride) {
+  // Many rows: strips one by one, so that a thread that is held up does not hold up the rest. Few
+  // rows: one long run through memory for each thread.
+  int64_t blocks = packed_blocks(a.out);
+  if (a.rows < 64) {
+    in_ranges(blocks, 1, [&](int64_t begin, int64_t end) { linear_blocks<M, T>(a, x, x_stride, begin, end); });
+    return;
+  }
+  int64_t width = columns_for(kMaxRows);
+  one_by_one((blocks + width - 1) / width, [&](int64_t strip) {
+    linear_blocks<M, T>(a, x, x_stride, strip * width, smaller(strip * width + width, blocks));
+  });
+}
+
+// Rows of x in the form the tiles read: bf16 as it is unless a pair would reach past the row's end,
+// the others as float.
+template <class M, class T>
+void linear_as(const LinearArgs& a) {
+  using X = typename M::X;
+  if (!a.rows || !a.out) return;
+  const T* x = static_cast<const T*>(a.x);
+  if constexpr (__is_same(X, T)) {
+    if (a.in % M::kStep == 0) return linear_over<M, T>(a, x, a.x_stride);
+  }
+  int64_t stride = (a.in + M::kStep - 1) / M::kStep * M::kStep;
+  Scratch<X> copy(a.rows * stride + VL);
+  for (int64_t r = 0; r < a.rows; r++) {
+    X* to = copy.data + r * stride;
+    for (int64_t k = 0; k < a.in; k += VL) store_n(to + k, load_n(x + r * a.x_stride + k, a.in - k), stride - k);
+  }
+  linear_over<M, T>(a, copy.data, stride);
+}
+
+void pack(const PackArgs& a) {
+  switch (a.dtype) {
+    case DType::f32: return pack_as<float>(a);
+    case DType::bf16: return pack_as<bf16>(a);
+    case DType::f16: return pack_as<fp16>(a);
+  }
+}
+
+void embedding(const EmbeddingArgs& a) {
+  switch (a.dtype) {
+    case DType::f32: return embedding_as<float>(a);
+    case DType::bf16: return embedding_as<bf16>(a);
+    case DType::f16: return embedding_as<fp16>(a);
+  }
+}
+
+void linear(const LinearArgs& a) {
+  switch (a.dtype) {
+    case DType::f32: return linear_as<Singles<float>, float>(a);
+    case DType::bf16: return linear_as<PairsBf16, bf16>(a);
+    case DType::f16: return linear_as<Singles<fp16>, fp16>(a);
+  }
+}
+
+}  // namespace
+}  // namespace minillm

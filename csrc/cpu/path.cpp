@@ -1,0 +1,25 @@
+// All kernels, compiled for one path. The build compiles this file once for each, with
+// -DMINILLM_PATH_AVX512, -DMINILLM_PATH_AVX2 or neither, and the instructions that go with it.
+
+#include "attention.h"
+#include "kernels.h"
+#include "linear.h"
+#include "rowwise.h"
+
+namespace minillm {
+
+#if defined(MINILLM_PATH_AVX512)
+#define TABLE kernels_avx512
+#define NAME "avx512_bf16"
+#elif defined(MINILLM_PATH_AVX2)
+#define TABLE kernels_avx2
+#define NAME "avx2"
+#else
+#define TABLE kernels_generic
+#define NAME "generic"
+#endif
+
+extern const Kernels TABLE;
+const Kernels TABLE = {NAME, pack, embedding, linear, norm, silu_mul, rope_and_cache, attention};
+
+}  // namespace minillm

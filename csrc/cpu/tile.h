@@ -1,0 +1,151 @@
+// The register tile: the one inner loop that all matrix products of this library run.
+//
+//              16 outputs     16 outputs
+//             +----------+   +----------+        W: packed, one register = 16 outputs x one step
+//    x row 0  | acc 0,0  |   | acc 0,1  |        x: one step of a row, broadcast
+//    x row 1  | acc 1,0  |   | acc 1,1  |
+//      ...                                       acc[r][c] += x[r][k] * W[c][k],  k = 0, 1, 2, ...
+//
+// Every output is one accumulator that walks k from first to last, whatever tile it is part of. So a
+// row's bits depend on neither how many rows there are nor where it stands: contract C2 costs
+// nothing. The tile's shape only decides how often a loaded register is used again: few rows are bound
+// by reading W (many columns keep several streams going), many rows by arithmetic (many rows reuse
+// each loaded W). Limits: registers - 32 with AVX-512, 16 elsewhere, with accumulators, W and x in them.
+//
+// bf16 goes in pairs: vdpbf16ps multiplies two neighbours along k and adds both to the accumulator.
+
+#pragma once
+
+#include "kernels.h"
+#include "vec.h"
+
+namespace minillm {
+namespace {
+
+constexpr int kParts = 16 / VL;  // registers per 16 outputs
+
+// How each weight type is read and multiplied. `X` is how activations are stored for it.
+struct PairsBf16 {
+  using W = bf16;
+  using X = bf16;
+  static constexpr int kStep = 2;
+#if defined(MINILLM_PATH_AVX512)
+  using Reg = __m512bh;
+  static INLINE Reg weights(const W* w) { return load_as<Reg>(w); }
+  static INLINE Reg broadcast(const X* x) { return (Reg)_mm512_set1_epi32(load_as<int>(x)); }
+  static INLINE vf mac(vf acc, Reg w, Reg x) { return _mm512_dpbf16_ps(acc, w, x); }
+#else
+  struct Reg { vf even, odd; };
+  static INLINE Reg split(vu pairs) { return {(vf)(pairs << 16), (vf)(pairs & 0xffff0000u)}; }
+  static INLINE Reg weights(const W* w) { return split(load_as<vu>(w)); }
+  static INLINE Reg broadcast(const X* x) { return split(vu{} + load_as<uint32_t>(x)); }
+  static INLINE vf mac(vf acc, Reg w, Reg x) { return fma(w.odd, x.odd, fma(w.even, x.even, acc)); }
+#endif
+};
+
+template <class Storage>
+struct Singles {
+  using W = Storage;
+  using X = float;
+  static constexpr int kStep = 1;
+  static INLINE vf weights(const W* w) { return load(w); }
+  static INLINE vf broadcast(const X* x) { return all(*x); }
+  static INLINE vf mac(vf acc, vf w, vf x) { return fma(w, x, acc); }
+};
+
+// out[r][16 c ...] = or += x[r] . W[c], R rows by C blocks of 16 outputs.
+template <class M, int R, int C>
+void tile(const typename M::X* x, int64_t x_stride, const typename M::W* w, int64_t block_size, int64_t steps,
+          float* out, int64_t out_stride, bool accumulate) {
+  constexpr int P = C * kParts;
+  vf acc[R][P];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 32
+    for (int p = 0; p < P; p++) acc[r][p] = accumulate ? load(out + r * out_stride + p * VL) : vf{};
+
+  for (int64_t k = 0; k < steps; k++) {
+    decltype(M::weights(w)) reg[P];
+#pragma GCC unroll 32
+    for (int p = 0; p < P; p++)
+      reg[p] = M::weights(w + p / kParts * block_size + (k * 16 + p % kParts * VL) * M::kStep);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      auto value = M::broadcast(x + r * x_stride + k * M::kStep);
+#pragma GCC unroll 32
+      for (int p = 0; p < P; p++) acc[r][p] = M::mac(acc[r][p], reg[p], value);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 32
+    for (int p = 0; p < P; p++) store(out + r * out_stride + p * VL, acc[r][p]);
+}
+
+template <class M>
+using TileFn = void (*)(const typename M::X*, int64_t, const typename M::W*, int64_t, int64_t, float*, int64_t,
+                        bool);
+
+// Columns (in blocks of 16) that a tile of `rows` rows may have: what the registers hold.
+constexpr int columns_for(int rows) {
+  if (VL == 16) return rows == 1 ? 8 : rows <= 6 ? 4 : 2;
+  if (VL == 8) return rows == 1 ? 4 : rows <= 2 ? 2 : 1;
+  return rows == 1 ? 2 : 1;
+}
+constexpr int kMaxRows = VL == 16 ? 12 : VL == 8 ? 6 : 3;
+constexpr int kMaxColumns = 8;
+
+template <class M, int R, int C>
+constexpr TileFn<M> tile_or_null() {
+  if constexpr (C <= columns_for(R)) return tile<M, R, C>;
+  return nullptr;
+}
+
+template <class M, int R>
+TileFn<M> pick_columns(int columns) {
+  static constexpr TileFn<M> fns[kMaxColumns] = {
+      tile_or_null<M, R, 1>(), tile_or_null<M, R, 2>(), tile_or_null<M, R, 3>(), tile_or_null<M, R, 4>(),
+      tile_or_null<M, R, 5>(), tile_or_null<M, R, 6>(), tile_or_null<M, R, 7>(), tile_or_null<M, R, 8>()};
+  return fns[columns - 1];
+}
+
+template <class M>
+TileFn<M> pick_tile(int rows, int columns) {
+  switch (rows) {
+    case 1: return pick_columns<M, 1>(columns);
+    case 2: return pick_columns<M, 2>(columns);
+    case 3: return pick_columns<M, 3>(columns);
+#if defined(MINILLM_PATH_AVX512) || defined(MINILLM_PATH_AVX2)
+    case 4: return pick_columns<M, 4>(columns);
+    case 5: return pick_columns<M, 5>(columns);
+    case 6: return pick_columns<M, 6>(columns);
+#endif
+#if defined(MINILLM_PATH_AVX512)
+    case 7: return pick_columns<M, 7>(columns);
+    case 8: return pick_columns<M, 8>(columns);
+    case 9: return pick_columns<M, 9>(columns);
+    case 10: return pick_columns<M, 10>(columns);
+    case 11: return pick_columns<M, 11>(columns);
+    case 12: return pick_columns<M, 12>(columns);
+#endif
+    default: return nullptr;
+  }
+}
+
+// Tiles over all rows and a range of column blocks; `emit(row, rows, block, blocks, tile)` after each
+// gets a small fp32 buffer of its own when `out` is null, or nothing is emitted and `out` is filled.
+template <class M>
+void product(const typename M::X* x, int64_t x_stride, int64_t rows, const typename M::W* w, int64_t block_size,
+             int64_t blocks, int64_t steps, float* out, int64_t out_stride, bool accumulate) {
+  for (int64_t r = 0; r < rows; r += kMaxRows) {
+    int tile_rows = smaller(kMaxRows, rows - r), columns = columns_for(tile_rows);
+    for (int64_t b = 0; b < blocks; b += columns) {
+      int tile_columns = smaller(columns, blocks - b);
+      pick_tile<M>(tile_rows, tile_columns)(x + r * x_stride, x_stride, w + b * block_size, block_size, steps,
+                                            out + r * out_stride + b * 16, out_stride, accumulate);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace minillm

@@ -1,0 +1,191 @@
+// One vector type, three machines.
+//
+// A `vf` is VL floats in one register: 16 with AVX-512, 8 with AVX2, 4 elsewhere (SSE2, NEON). The
+// kernels are written once over it; this file is compiled once for each path, with the flags of that
+// path, and is the only one that knows an instruction by name.
+//
+// Everything here has internal linkage, and no std:: template is used: the linker keeps one copy of
+// an inline function, and it must not hand the AVX-512 copy to a machine without AVX-512.
+//
+// Arithmetic is written out: the build sets -ffp-contract=off, and a fused multiply-add happens only
+// where `fma` says so. Otherwise the compiler could fuse in one register tile and not in another, and
+// a row's bits would depend on its company.
+
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(MINILLM_PATH_AVX512) || defined(MINILLM_PATH_AVX2)
+#include <immintrin.h>
+#endif
+
+#define INLINE inline __attribute__((always_inline))
+
+namespace minillm {
+namespace {
+
+#if defined(MINILLM_PATH_AVX512)
+constexpr int VL = 16;
+#elif defined(MINILLM_PATH_AVX2)
+constexpr int VL = 8;
+#else
+constexpr int VL = 4;
+#endif
+
+typedef float vf __attribute__((vector_size(4 * VL)));
+typedef int32_t vi __attribute__((vector_size(4 * VL)));
+typedef uint32_t vu __attribute__((vector_size(4 * VL)));
+typedef uint16_t vh __attribute__((vector_size(2 * VL)));
+
+// 16-bit floats are storage: loaded, converted and stored, never computed with.
+struct bf16 { uint16_t bits; };
+struct fp16 { uint16_t bits; };
+
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+template <class V, class P>
+INLINE V load_as(const P* p) {
+  V v;
+  memcpy(&v, p, sizeof(V));
+  return v;
+}
+
+INLINE vf all(float x) { return vf{} + x; }
+
+INLINE vf fma(vf a, vf b, vf c) {
+#if defined(MINILLM_PATH_AVX512)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(MINILLM_PATH_AVX2)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// NaN in `b` wins, so a running maximum never hides one.
+INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
+
+// ---- 16-bit conversions, all rounding to nearest, ties to even -------------------------------
+
+INLINE vf widen_bf16(vh h) { return (vf)(__builtin_convertvector(h, vu) << 16); }
+
+INLINE vh narrow_bf16(vf x) {
+#if defined(MINILLM_PATH_AVX512)
+  return (vh)_mm512_cvtneps_pbh(x);
+#else
+  vu bits = (vu)x;
+  vu rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  vu nan = (bits >> 16) | 0x40;
+  return __builtin_convertvector(x == x ? rounded : nan, vh);
+#endif
+}
+
+INLINE vf widen_fp16(vh h) {
+#if defined(MINILLM_PATH_AVX512)
+  return _mm512_cvtph_ps((__m256i)h);
+#elif defined(MINILLM_PATH_AVX2)
+  return _mm256_cvtph_ps((__m128i)h);
+#else
+  // Move the 15 bits into a float's place and scale by 2^112: exact, denormals included.
+  vu wide = __builtin_convertvector(h, vu);
+  vu magnitude = (wide & 0x7fff) << 13;
+  vf value = (vf)magnitude * all(0x1p112f);
+  vu special = magnitude | 0x7f800000;  // infinities and NaN keep their meaning
+  vu bits = magnitude >= 0x0f800000 ? special : (vu)value;
+  return (vf)(bits | ((wide & 0x8000) << 16));
+#endif
+}
+
+INLINE vh narrow_fp16(vf x) {
+#if defined(MINILLM_PATH_AVX512)
+  return (vh)_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(MINILLM_PATH_AVX2)
+  return (vh)_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
+#else
+  vu bits = (vu)x, magnitude = bits & 0x7fffffff;
+  // Normal results: rebias the exponent and round at bit 13. Small ones: adding 0.5 aligns them so
+  // that the float addition itself rounds at the right bit.
+  vu normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  vu small = (vu)((vf)magnitude + all(0.5f)) - 0x3f000000;
+  vu half = magnitude < (113u << 23) ? small : normal;
+  half = magnitude >= 0x477ff000 ? (vu{} + 0x7c00) : half;
+  half = magnitude > 0x7f800000 ? (vu{} + 0x7e00) : half;
+  return __builtin_convertvector(half | ((bits >> 16) & 0x8000), vh);
+#endif
+}
+
+// ---- loads and stores of VL numbers of any storage type ---------------------------------------
+
+INLINE vf load(const float* p) { return load_as<vf>(p); }
+INLINE vf load(const bf16* p) { return widen_bf16(load_as<vh>(p)); }
+INLINE vf load(const fp16* p) { return widen_fp16(load_as<vh>(p)); }
+
+INLINE void store(float* p, vf x) { memcpy(p, &x, sizeof(x)); }
+INLINE void store(bf16* p, vf x) { vh h = narrow_bf16(x); memcpy(p, &h, sizeof(h)); }
+INLINE void store(fp16* p, vf x) { vh h = narrow_fp16(x); memcpy(p, &h, sizeof(h)); }
+
+// The first n numbers, n <= VL; lanes beyond are zero. Tails go through the same vector arithmetic
+// as full vectors, so an element's bits do not depend on its place in the row.
+template <class T>
+INLINE vf load_n(const T* p, int64_t n) {
+  if (n >= VL) return load(p);
+  T padded[VL] = {};
+  memcpy(padded, p, n * sizeof(T));
+  return load(padded);
+}
+
+template <class T>
+INLINE void store_n(T* p, vf x, int64_t n) {
+  if (n >= VL) return store(p, x);
+  T padded[VL];
+  store(padded, x);
+  memcpy(p, padded, n * sizeof(T));
+}
+
+// ---- reductions across a register, in one fixed tree ------------------------------------------
+
+INLINE float sum_lanes(vf x) {
+  float t[VL];
+  store(t, x);
+  for (int half = VL / 2; half; half /= 2)
+    for (int i = 0; i < half; i++) t[i] += t[i + half];
+  return t[0];
+}
+
+INLINE float max_lanes(vf x) {
+  float t[VL];
+  store(t, x);
+  for (int half = VL / 2; half; half /= 2)
+    for (int i = 0; i < half; i++) t[i] = t[i] > t[i + half] ? t[i] : t[i + half];
+  return t[0];
+}
+
+// e^x within 1 ulp or so: x = n ln2 + r, |r| <= ln2 / 2, e^r by its series up to r^7. Exactly 1 at 0; 0 below
+// -87.3 and infinite above 88.3, just inside where floats end; NaN at NaN.
+INLINE vf vexp(vf x) {
+  const vf magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  vf clamped = vmax(all(-87.3f), x);
+  clamped = clamped > 88.3f ? all(88.3f) : clamped;
+  vf shifted = fma(clamped, all(1.44269504f), magic);
+  vf n = shifted - magic;
+  vf r = fma(n, all(-0.693359375f), clamped);
+  r = fma(n, all(2.12194440e-4f), r);
+  vf p = all(1.0f / 5040);
+  p = fma(p, r, all(1.0f / 720));
+  p = fma(p, r, all(1.0f / 120));
+  p = fma(p, r, all(1.0f / 24));
+  p = fma(p, r, all(1.0f / 6));
+  p = fma(p, r, all(0.5f));
+  p = fma(p, r, all(1.0f));
+  p = fma(p, r, all(1.0f));
+  vf power = (vf)(((vi)shifted - (vi)magic + 127) << 23);
+  vf result = p * power;
+  result = x < -87.3f ? vf{} : result;
+  result = x > 88.3f ? all(__builtin_inff()) : result;
+  return x == x ? result : x;
+}
+
+}  // namespace
+}  // namespace minillm

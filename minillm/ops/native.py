@@ -1,0 +1,179 @@
+"""`Ops` on the kernels of csrc/cpu: at the memory's limit, and the same bits in any company (contract C2).
+
+Matrices are kept packed (csrc/cpu/kernels.h draws the layout) in place of the [out, in] the checkpoint
+has, mostly in the very same memory, so weights exist once. A plain matrix is taken too, and packed for
+the one call.
+
+Mistakes in shapes are told by name before an op is asked (`ops/shapes.py`); the ops themselves refuse
+whatever would read or write outside a tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minillm.ops import shapes
+from minillm.ops.contract import AttentionMetadata, LayerFusion, LayerStack, PackedWeight, Weight
+from minillm.ops.registered import current_path, load_native, loaded_library, packed_shape
+from minillm.ops.sampling import SamplingBatch, as_int64
+
+
+class NativeOps(LayerFusion):
+    """The contract in C++, for tensors on the CPU; the contract's docstrings say what each method does."""
+
+    name = "native"
+
+    def __init__(self) -> None:
+        load_native()
+        self._ops = torch.ops.minillm
+        # The overloads themselves: looking one up by name costs as much as a small kernel.
+        self._layers = self._ops.layers.default
+        self._linear = self._ops.linear.default
+
+    @property
+    def kernel_set(self) -> str:
+        """Which arithmetic runs: the library, down to its compiler, and the code path in it."""
+        return f"{loaded_library()}/{current_path()}"
+
+    def prepare_weight(self, weight: Tensor) -> Weight:
+        weight = weight.detach()
+        shape = packed_shape(weight.shape[0], weight.shape[1], weight.dtype)
+        if math.prod(shape) == weight.numel() and weight.is_contiguous():  # no padding: it fits its own place
+            self._ops.pack_(weight)
+            return PackedWeight(weight.view(shape), weight.shape[0], weight.shape[1])
+        return self._packed(weight)
+
+    def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
+        shapes.check_embedding(ids, weight)
+        if not isinstance(weight, PackedWeight):
+            return F.embedding(ids, weight)  # a lookup: nothing is computed, and nothing need be packed
+        result: Tensor = self._ops.embedding(ids, weight.data, *weight.shape)
+        return result
+
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        shapes.check_linear(x, weight, bias)
+        packed = self._packed(weight)
+        result: Tensor = self._linear(x.contiguous(), packed.data, bias, packed.shape[0])
+        return result
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        shapes.check_norm("rms_norm", x, weight)
+        result: Tensor = self._ops.rms_norm(x.contiguous(), weight, eps)
+        return result
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        shapes.check_norm("add_rms_norm", x, weight, residual)
+        normed, total = self._ops.add_rms_norm(x.contiguous(), residual.contiguous(), weight, eps)
+        return normed, total
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        shapes.check_silu_mul(gate_up)
+        result: Tensor = self._ops.silu_mul(gate_up.contiguous())
+        return result
+
+    def rope_and_cache(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        meta: AttentionMetadata,
+    ) -> Tensor:
+        shapes.check_rope(q, k, v, cos, sin, k_cache, v_cache, meta)
+        result: Tensor = self._ops.rope_and_cache(
+            q, k, v, cos, sin, k_cache, v_cache, meta.positions, meta.slot_mapping
+        )
+        return result
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        meta: AttentionMetadata,
+        scale: float,
+        window: int | None = None,
+    ) -> Tensor:
+        shapes.check_attention(q, k_cache, v_cache, meta)
+        result: Tensor = self._ops.paged_attention(
+            q, k_cache, v_cache, meta.block_table, meta.query_start, meta.kv_len, scale, window or 0
+        )
+        return result
+
+    def copy_blocks(self, caches: list[Tensor], source: Tensor, destination: Tensor) -> None:
+        shapes.check_copy(caches, source, destination)
+        self._ops.copy_blocks(caches, source, destination)
+
+    def run_layers(
+        self,
+        stack: LayerStack,
+        residual: Tensor,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        k_cache: list[Tensor],
+        v_cache: list[Tensor],
+        meta: AttentionMetadata,
+    ) -> Tensor:
+        result: Tensor = self._layers(
+            residual,
+            x,
+            stack.tensors,
+            k_cache,
+            v_cache,
+            cos,
+            sin,
+            meta.positions,
+            meta.slot_mapping,
+            meta.block_table,
+            meta.query_start,
+            meta.kv_len,
+            stack.windows,
+            stack.num_heads,
+            stack.intermediate_size,
+            stack.eps,
+            stack.scale,
+        )
+        return result
+
+    def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
+        numbers = [[p.temperature, p.top_p, p.min_p, p.repetition_penalty] for p in batch.params]
+        seen: list[int] = []
+        ends: list[int] = []
+        for params, ids in zip(batch.params, batch.seen, strict=True):
+            seen += set(ids) if params.repetition_penalty != 1.0 else ()
+            ends.append(len(seen))
+        tokens: Tensor = self._ops.sample(
+            logits.contiguous(),
+            torch.tensor([as_int64(key) for key in batch.keys], dtype=torch.int64),
+            torch.tensor(numbers, dtype=torch.float64).view(-1, 4),
+            torch.tensor([p.top_k for p in batch.params], dtype=torch.int64),
+            torch.tensor(seen, dtype=torch.int64),
+            torch.tensor(ends, dtype=torch.int64),
+            batch.num_token_ids,
+        )
+        return tokens
+
+    def token_logprobs(
+        self, logits: Tensor, token_ids: Tensor, tops: Sequence[int]
+    ) -> list[dict[int, float]]:
+        most = min(max(tops, default=0), logits.shape[-1])
+        own, best, best_ids = self._ops.token_logprobs(logits.contiguous(), token_ids, most)
+        rows = zip(token_ids.tolist(), own.tolist(), best_ids.tolist(), best.tolist(), tops, strict=True)
+        return [
+            {token_id: value} | dict(zip(ids[:top], values[:top], strict=True))
+            for token_id, value, ids, values, top in rows
+        ]
+
+    def _packed(self, weight: Weight) -> PackedWeight:
+        if isinstance(weight, PackedWeight):
+            return weight
+        return PackedWeight(self._ops.pack(weight.detach().contiguous()), weight.shape[0], weight.shape[1])

@@ -1,0 +1,141 @@
+"""The native ops as torch sees them: loaded once, each with a fake implementation.
+
+csrc/cpu registers schemas and CPU kernels in the namespace `minillm`. A fake implementation says what
+shape and dtype come out without computing anything; torch needs it to trace, and `opcheck` holds it
+against the kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import register_fake
+
+from minillm.ops.building import BuildFailed, build_library, cache_folder, find_library
+from minillm.progress import Bar
+
+_lock = threading.Lock()
+_state: list[str] = []  # empty until the library is loaded, then [its name]
+_failure: list[BuildFailed] = []  # why it could not be: asked again, the answer is the same
+
+
+def load_native() -> None:
+    """Load the kernels, compiling them on first use. Later calls return at once.
+
+    Raises:
+        BuildFailed: they cannot be compiled or loaded here.
+    """
+    with _lock:
+        if _state:
+            return
+        if _failure:
+            raise _failure[0]
+        try:
+            _load()
+        except BuildFailed as error:
+            _failure.append(error)
+            raise
+
+
+def loaded_library() -> str:
+    """The name of the loaded library: of its sources, flags, torch and compiler."""
+    return _state[0]
+
+
+def _load() -> None:
+    path = find_library()
+    if path is None or not _open(path):  # a file that does not load, whatever damaged it, is made anew
+        if path is not None and path.parent == cache_folder():
+            path.unlink(missing_ok=True)
+        path = _compile()
+    _register_fakes()
+    wanted = os.environ.get("MINILLM_CPU_PATH", "")
+    if wanted not in ("", *available_paths()):
+        raise BuildFailed(f"MINILLM_CPU_PATH={wanted}: this processor runs {', '.join(available_paths())}")
+    use_path(wanted)
+    _state.append(path.stem)
+
+
+def _compile() -> Path:
+    print(f"minillm: compiling the CPU kernels, once (kept in {cache_folder()})", file=sys.stderr)
+    with Bar("compiling kernels") as bar:
+        path, temporary = build_library(bar)
+    try:
+        if not _open(path):
+            raise BuildFailed(f"{path.name} was compiled but cannot be loaded: is this torch complete?")
+    finally:
+        if temporary is not None:
+            temporary.cleanup()
+    return path
+
+
+def _open(path: Path) -> bool:
+    try:
+        torch.ops.load_library(str(path))
+    except OSError:
+        return False
+    return True
+
+
+def available_paths() -> list[str]:
+    """The code paths of the loaded library that this processor can run, best first."""
+    names: str = torch.ops.minillm.paths()
+    return names.split()
+
+
+def use_path(name: str) -> str:
+    """Run the named path from now on ("" is the best); returns the name of the one before."""
+    before: str = torch.ops.minillm.use_path(name)
+    return before
+
+
+def current_path() -> str:
+    """The path that runs now."""
+    name = use_path("")
+    use_path(name)
+    return name
+
+
+def packed_shape(out: int, size: int, dtype: torch.dtype) -> list[int]:
+    """Shape of a packed [out, size] matrix: csrc/cpu/kernels.h draws the layout."""
+    blocks = -(-out // 16)
+    return [blocks, -(-size // 2), 16, 2] if dtype == torch.bfloat16 else [blocks, size, 16]
+
+
+def _register_fakes() -> None:
+    for name, fake in _FAKES.items():
+        register_fake(f"minillm::{name}")(fake)
+
+
+def _two_like(x: Tensor, *others: object) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(x)
+
+
+def _logprobs(logits: Tensor, tokens: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
+    of_token = logits.new_empty([logits.shape[0]], dtype=torch.float32)
+    best = logits.new_empty([logits.shape[0], top], dtype=torch.float32)
+    return of_token, best, tokens.new_empty(best.shape)
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "pack": lambda weight: weight.new_empty(packed_shape(weight.shape[0], weight.shape[1], weight.dtype)),
+    "pack_": lambda weight: None,
+    "embedding": lambda ids, packed, vocab_size, hidden_size: packed.new_empty([ids.shape[0], hidden_size]),
+    "linear": lambda x, packed, bias, out_features: x.new_empty([x.shape[0], out_features]),
+    "rms_norm": lambda x, weight, eps: torch.empty_like(x),
+    "add_rms_norm": _two_like,
+    "silu_mul": lambda gate_up: gate_up.new_empty([gate_up.shape[0], gate_up.shape[1] // 2]),
+    "rope_and_cache": lambda q, *others: q.new_empty(q.shape),
+    "paged_attention": lambda q, *others: q.new_empty(q.shape),
+    "copy_blocks": lambda caches, source, destination: None,
+    "layers": lambda residual, x, *others: torch.empty_like(x),
+    "sample": lambda logits, keys, *others: keys.new_empty([logits.shape[0]]),
+    "token_logprobs": _logprobs,
+}

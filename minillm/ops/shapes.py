@@ -1,0 +1,116 @@
+"""Shape mistakes, told in words: the op, the argument, the numbers, and the config key where there is one.
+
+Each check looks at shapes only, so it costs a microsecond and works for every backend. What lies *in* an
+index tensor (an id beyond the vocabulary, a block that does not exist) is the backend's to refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from minillm.ops.contract import AttentionMetadata, Weight
+
+
+def check_embedding(ids: Tensor, weight: Weight) -> None:
+    """`ids` [num_tokens], `weight` [vocab_size, hidden]; ValueError otherwise, as for all of these."""
+    _need_dims("embedding", "ids", ids, 1)
+    _need_dims("embedding", "weight", weight, 2)
+
+
+def check_linear(x: Tensor, weight: Weight, bias: Tensor | None) -> None:
+    """`x` [..., in], `weight` [out, in], `bias` [out] or None."""
+    _need_dims("linear", "weight", weight, 2)
+    if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"linear: x is {_of(x)}, weight is {_of(weight)}: in-features differ")
+    if bias is not None and tuple(bias.shape) != (weight.shape[0],):
+        raise ValueError(f"linear: bias is {_of(bias)}, weight has {weight.shape[0]} outputs")
+
+
+def check_norm(op: str, x: Tensor, weight: Tensor, residual: Tensor | None = None) -> None:
+    """`x` [..., n], `weight` [n], `residual` like `x`."""
+    if x.dim() == 0 or tuple(weight.shape) != (x.shape[-1],):
+        raise ValueError(
+            f"{op}: weight is {_of(weight)}, x is {_of(x)}: it must be the last dimension's size"
+        )
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"{op}: residual is {_of(residual)}, x is {_of(x)}: they must be alike")
+
+
+def check_silu_mul(gate_up: Tensor) -> None:
+    """`gate_up` [..., 2 * n]."""
+    if gate_up.dim() == 0 or gate_up.shape[-1] % 2:
+        raise ValueError(f"silu_mul: gate_up is {_of(gate_up)}, not [..., 2 * intermediate_size]")
+
+
+def check_rope(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    meta: AttentionMetadata,
+) -> None:
+    """Shapes as in `Ops.rope_and_cache`."""
+    op = "rope_and_cache"
+    _check_caches(op, q, k_cache, v_cache)
+    num_tokens, (_, _, num_kv_heads, head_dim) = q.shape[0], k_cache.shape
+    for name, tensor in (("k", k), ("v", v)):
+        if tuple(tensor.shape) != (num_tokens, num_kv_heads, head_dim):
+            raise ValueError(
+                f"{op}: {name} is {_of(tensor)}, q has {num_tokens} tokens and the cache "
+                f"{num_kv_heads} kv heads of {head_dim}"
+            )
+    if head_dim % 2 or cos.dim() != 2 or cos.shape != sin.shape or cos.shape[1] != head_dim // 2:
+        raise ValueError(
+            f"{op}: cos is {_of(cos)}, sin {_of(sin)}, head_dim {head_dim}: half of it is needed"
+        )
+    for name, tensor in (("positions", meta.positions), ("slot_mapping", meta.slot_mapping)):
+        if tuple(tensor.shape) != (num_tokens,):
+            raise ValueError(f"{op}: {name} is {_of(tensor)}, q has {num_tokens} tokens")
+
+
+def check_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata) -> None:
+    """Shapes as in `Ops.paged_attention`."""
+    op = "paged_attention"
+    _check_caches(op, q, k_cache, v_cache)
+    num_heads, num_kv_heads = q.shape[1], k_cache.shape[2]
+    if num_kv_heads == 0 or num_heads % num_kv_heads:
+        raise ValueError(
+            f"{op}: q has {num_heads} heads, not divisible by {num_kv_heads} kv heads "
+            "(config num_key_value_heads)"
+        )
+    num_seqs = meta.kv_len.shape[0]
+    _need_dims(op, "block_table", meta.block_table, 2)
+    if meta.query_start.shape[0] != num_seqs + 1 or meta.block_table.shape[0] != num_seqs:
+        raise ValueError(
+            f"{op}: kv_len names {num_seqs} sequences, query_start needs {num_seqs + 1} "
+            f"entries and has {meta.query_start.shape[0]}, block_table has {meta.block_table.shape[0]} rows"
+        )
+
+
+def check_copy(caches: Sequence[Tensor], source: Tensor, destination: Tensor) -> None:
+    """`source` and `destination` [count] alike."""
+    if source.dim() != 1 or source.shape != destination.shape:
+        raise ValueError(f"copy_blocks: source is {_of(source)}, destination {_of(destination)}")
+
+
+def _check_caches(op: str, q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
+    _need_dims(op, "q", q, 3)
+    _need_dims(op, "k_cache", k_cache, 4)
+    if k_cache.shape != v_cache.shape or q.shape[2] != k_cache.shape[3]:
+        raise ValueError(
+            f"{op}: q has head_dim {q.shape[2]}, k_cache is {_of(k_cache)}, v_cache {_of(v_cache)}"
+        )
+
+
+def _need_dims(op: str, name: str, tensor: Weight, count: int) -> None:
+    if len(tensor.shape) != count:
+        raise ValueError(f"{op}: {name} is {_of(tensor)}, it needs {count} dimensions")
+
+
+def _of(tensor: Weight) -> str:
+    return str(list(tensor.shape))

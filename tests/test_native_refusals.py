@@ -1,0 +1,205 @@
+"""The native ops towards the outside: refusals in words, schemas and fakes that torch accepts, the path."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from native import Case, random
+from torch import Tensor
+
+from minillm import SamplingParams
+from minillm.ops.contract import AttentionMetadata
+from minillm.ops.native import NativeOps
+from minillm.ops.reference import ReferenceOps
+from minillm.ops.registered import available_paths, current_path
+from minillm.ops.sampling import SamplingBatch
+
+# ---- bad input ------------------------------------------------------------------------------------
+
+
+def bad_calls(ops: NativeOps) -> list[tuple[str, object]]:
+    """(what the message must hold, a call): mistakes of shape, told before a kernel sees them."""
+    case = Case([(3, 9)], heads=4, kv_heads=2, dim=8)
+    q, k, v, meta, _ = case.build(torch.float32)
+    new, table, one = random(3, 2, 8), torch.ones(16, 4), torch.ones(1, dtype=torch.int64)
+
+    def rope(q=q, new=new, cos=table, sin=table, k=k, v=v, meta=meta):
+        return lambda: ops.rope_and_cache(q, new, new, cos, sin, k, v, meta)
+
+    def attention(q=q, k=k, v=v, **changes: Tensor):
+        changed = AttentionMetadata(**(vars(meta) | changes))
+        return lambda: ops.paged_attention(q, k, v, changed, 1.0)
+
+    return [
+        ("linear: x is [2, 5], weight is [4, 6]", lambda: ops.linear(torch.ones(2, 5), torch.ones(4, 6))),
+        ("linear: bias is [3]", lambda: ops.linear(torch.ones(2, 5), torch.ones(4, 5), torch.ones(3))),
+        ("linear: weight is [5]", lambda: ops.linear(torch.ones(2, 5), torch.ones(5))),
+        ("embedding: ids is [1, 1]", lambda: ops.embedding(one.view(1, 1), torch.ones(4, 5))),
+        ("rms_norm: weight is [4]", lambda: ops.rms_norm(torch.ones(2, 5), torch.ones(4), 1e-5)),
+        (
+            "add_rms_norm: residual is [3, 5]",
+            lambda: ops.add_rms_norm(*map(torch.ones, [(2, 5), (3, 5), 5]), 1.0),
+        ),
+        ("silu_mul: gate_up is [2, 5]", lambda: ops.silu_mul(torch.ones(2, 5))),
+        ("q has 3 heads, not divisible by 2 kv heads (config num_key_value_heads)", attention(q=q[:, :3])),
+        ("q has head_dim 4", attention(q=q[..., :4])),
+        ("v_cache [5, 16, 2, 8]", attention(v=torch.ones(5, 16, 2, 8))),
+        ("q is [3, 32]", attention(q=q.flatten(1))),
+        ("query_start needs 2 entries and has 3", attention(query_start=torch.zeros(3, dtype=torch.int32))),
+        ("block_table has 2 rows", attention(block_table=torch.zeros(2, 1, dtype=torch.int32))),
+        ("rope_and_cache: k is [3, 1, 8]", rope(new=new[:, :1])),
+        ("rope_and_cache: cos is [16, 3]", rope(cos=table[:, :3])),
+        ("copy_blocks: source is [1]", lambda: ops.copy_blocks([k], one, torch.tensor([0, 1]))),
+    ]
+
+
+@pytest.mark.parametrize("number", range(16))
+@pytest.mark.parametrize("backend", [NativeOps, ReferenceOps])
+def test_shape_errors_name_the_argument(backend: type, number: int) -> None:
+    says, call = bad_calls(backend())[number]
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_would_leave_a_tensor_is_refused(native_ops: NativeOps) -> None:
+    """Values inside index tensors, dtypes and layouts: refused by the op itself, with its name."""
+    case = Case([(3, 9)], heads=4, kv_heads=2, dim=8)
+    q, k, v, meta, _ = case.build(torch.float32)
+    new, table = random(3, 2, 8), torch.ones(16, 4)
+    packed = native_ops.prepare_weight(random(16, 8))
+
+    def attention(**changes: Tensor):
+        return lambda: native_ops.paged_attention(q, k, v, AttentionMetadata(**(vars(meta) | changes)), 1.0)
+
+    def rope(**changes: Tensor):
+        changed = AttentionMetadata(**(vars(meta) | changes))
+        return lambda: native_ops.rope_and_cache(q, new, new, table, table, k, v, changed)
+
+    def ints(*values: int) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32)
+
+    batch = SamplingBatch([SamplingParams()], [0], [[]], 5)
+    for says, call in [
+        ("embedding: id 16 is outside 0..15", lambda: native_ops.embedding(torch.tensor([16]), packed)),
+        ("embedding: id -1", lambda: native_ops.embedding(torch.tensor([-1]), packed)),
+        ("paged_attention: block 4 is outside 0..3", attention(block_table=ints(4, 0).view(1, 2))),
+        ("paged_attention: block -1", attention(block_table=ints(-1, 0).view(1, 2))),
+        ("needs 2 blocks, its table has 1", attention(kv_len=ints(17), block_table=ints(0).view(1, 1))),
+        ("3 rows but kv_len 2", attention(kv_len=ints(2))),
+        ("query_start's last entry", attention(query_start=ints(0, 4))),
+        ("query_start's first entry", attention(query_start=ints(1, 3))),
+        ("rope_and_cache: slot 64", rope(slot_mapping=torch.tensor([0, 64, 1]))),
+        ("rope_and_cache: slot -1", rope(slot_mapping=torch.tensor([0, -1, 1]))),
+        ("rope_and_cache: position 16", rope(positions=torch.tensor([0, 1, 16]))),
+        (
+            "copy_blocks: source block 4",
+            lambda: native_ops.copy_blocks([k], torch.tensor([4]), torch.tensor([0])),
+        ),
+        (
+            "copy_blocks: destination block -1",
+            lambda: native_ops.copy_blocks([k], torch.tensor([0]), torch.tensor([-1])),
+        ),
+        ("linear: x has another dtype", lambda: native_ops.linear(torch.ones(1, 8).half(), packed)),
+        (
+            "float32, bfloat16 or float16 only",
+            lambda: native_ops.silu_mul(torch.ones(1, 8).double()),
+        ),
+        (
+            "token_logprobs: token 5",
+            lambda: native_ops.token_logprobs(torch.zeros(1, 5), torch.tensor([5]), [0]),
+        ),
+        ("sample: there are no token ids", lambda: native_ops.sample(torch.zeros(1, 0), batch)),
+    ]:
+        with pytest.raises(RuntimeError) as caught:
+            call()
+        assert says in str(caught.value)
+
+
+# ---- as torch sees them ---------------------------------------------------------------------------
+
+
+def opcheck_calls() -> dict[str, tuple[object, ...]]:
+    """Arguments of one call of each op."""
+    case = Case([(3, 9), (1, 4)], heads=4, kv_heads=2, dim=8)
+    q, k, v, meta, _ = case.build(torch.float32)
+    k, v, q = k.nan_to_num(), v.nan_to_num(), q.contiguous()
+    new, table, x = random(4, 2, 8), torch.ones(16, 4), random(4, 16)
+    native = torch.ops.minillm
+
+    def packed(out: int, size: int) -> Tensor:
+        return native.pack(random(out, size))
+
+    index = meta.positions, meta.slot_mapping
+    sequences = meta.block_table, meta.query_start, meta.kv_len
+    none = torch.empty(0)
+    layer = [packed(64, 16), none, none, none, packed(16, 32), none]
+    layer += [torch.ones(16), packed(48, 16), none, packed(16, 24), none, torch.ones(16)]
+    ints = torch.tensor([1, 2])
+    return {
+        "pack": (random(17, 5),),
+        "pack_": (random(32, 6),),
+        "embedding": (ints, packed(17, 5), 17, 5),
+        "linear": (x, packed(17, 16), random(17), 17),
+        "rms_norm": (x, torch.ones(16), 1e-5),
+        "add_rms_norm": (x, x.clone(), torch.ones(16), 1e-5),
+        "silu_mul": (x,),
+        "rope_and_cache": (q, new, new.clone(), table, table.clone(), k, v, *index),
+        "paged_attention": (q, k, v, *sequences, 0.5, 0),
+        "copy_blocks": ([k, v], ints, torch.tensor([0, 3])),
+        "layers": (
+            x,
+            x.clone(),
+            layer,
+            [k],
+            [v],
+            table,
+            table.clone(),
+            *index,
+            *sequences,
+            [0],
+            4,
+            24,
+            1e-5,
+            0.5,
+        ),
+        "sample": (
+            x,
+            torch.arange(4),
+            torch.ones(4, 4).double(),
+            torch.zeros(4).long(),
+            ints,
+            ints.new_zeros(4),
+            16,
+        ),
+        "token_logprobs": (x, torch.arange(4), 3),
+    }
+
+
+@pytest.mark.parametrize("name", list(opcheck_calls()))
+def test_opcheck(name: str) -> None:
+    torch.library.opcheck(getattr(torch.ops.minillm, name).default, opcheck_calls()[name])
+
+
+def test_every_op_is_checked() -> None:
+    names = {name for name in dir(torch.ops.minillm) if not name.startswith("_")} - {"name"}
+    assert names <= {*opcheck_calls(), "use_path", "paths"}
+
+
+def test_the_environment_chooses_the_path() -> None:
+    code = "from minillm.ops.native import NativeOps; print(NativeOps().kernel_set)"
+
+    def run(path: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"MINILLM_CPU_PATH": path}
+        return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+
+    for path in available_paths():
+        assert run(path).stdout.endswith(f"/{path}\n")
+    assert run("").stdout.endswith(f"/{available_paths()[0]}\n")
+    assert "MINILLM_CPU_PATH=nonsense: this processor runs" in run("nonsense").stderr
+    assert current_path() in available_paths()
