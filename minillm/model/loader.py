@@ -103,9 +103,11 @@ def load_model(
     tokenizer = _load_tokenizer(folder, config)
     generation = read_json(folder / _GENERATION_CONFIG)
     _require_memory(config, dtype, device, max_model_len)
-    decoder = Decoder.build(
-        config, ops or make_ops(engine.backend, engine.device), dtype, device, max_model_len
-    )
+    ops = ops or make_ops(engine.backend, engine.device)
+    check_model = getattr(ops, "check_model", None)
+    if check_model is not None:
+        check_model(config)
+    decoder = Decoder.build(config, ops, dtype, device, max_model_len)
     digest = load_weights(decoder, folder, progress)  # of the stored bytes, before anything is packed
     decoder.prepare()
     return LoadedModel(
@@ -130,7 +132,7 @@ def make_ops(backend: str, device: str = "auto") -> Ops:
         BackendError: the backend does not exist in this version, or not on this machine.
     """
     if backend == "simt":
-        raise BackendError(f"backend {backend!r} is not part of this version", 'use "native" or "reference"')
+        return _simulated(device)
     if backend == "reference":
         return ReferenceOps()
     on_cpu = pick_device(device).type == "cpu"
@@ -145,6 +147,18 @@ def make_ops(backend: str, device: str = "auto") -> Ops:
             raise BackendError(f"the native kernels are not available: {error}", _GET_A_COMPILER) from None
         _say_once(f"minillm: running on PyTorch (reference backend): {error}")
         return ReferenceOps()
+
+
+def _simulated(device: str) -> Ops:
+    # Imported here: it is for lessons and tests, and nobody else should wait for it.
+    from minillm.ops.simt import SimtOps
+
+    if device == "cuda":
+        raise BackendError("the simulator runs on the CPU", "use device cpu, or backend native for a GPU")
+    try:
+        return SimtOps()
+    except BuildFailed as error:
+        raise BackendError(f"the simulator is not available: {error}", _GET_A_COMPILER) from None
 
 
 _GET_A_COMPILER = 'install g++ or clang++, see `minillm doctor`; backend "reference" runs without'

@@ -41,6 +41,10 @@ MACHINE = [*COMMON, "-O2"]
 KERNEL = [*COMMON, "-x", "c++", "-O1", "-fsanitize=thread", "-Wno-unknown-pragmas"]
 
 
+# The binding uses torch's stable headers only: one library serves torch 2.10 and later.
+BINDING = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
+
+
 @dataclass(frozen=True)
 class Unit:
     """One source file and how it is compiled."""
@@ -70,6 +74,19 @@ def build_machine() -> Path:
     includes = ["-isystem", str(torch_folder() / "include"), "-isystem", sysconfig.get_paths()["include"]]
     flags = [*MACHINE, "-DMINILLM_MODULE=simt_machine", *includes]
     return build("simt", [Unit(path, flags) for path in sorted((csrc() / "simt").glob("*.cpp"))])
+
+
+def build_ops() -> Path:
+    """All of csrc/cuda with its torch binding, for CPU tensors.
+
+    Raises:
+        BuildFailed: no compiler, no sources, or the compiler's complaint.
+    """
+    folder, torch_include = csrc() / "cuda", ["-isystem", str(torch_folder() / "include")]
+    bound = [*MACHINE, *BINDING, "-DMINILLM_SIMT", *torch_include]
+    units = [Unit(folder / "bind.cpp", bound)]
+    units += [Unit(path, KERNEL) for path in sorted(folder.glob("*.cu"))]
+    return build("simt-ops", units, ["-L" + str(torch_folder() / "lib"), "-ltorch_cpu"])
 
 
 def build_kernels(source: Path, flags: Sequence[str] = ()) -> Path:
