@@ -33,8 +33,9 @@ __device__ __forceinline__ float score(const float* q, const T* key) {
   return sum;
 }
 
+// Four blocks per multiprocessor leave each thread 128 registers; unasked, ptxas aims at more and spills.
 template <class T, int kDim>
-__global__ void __launch_bounds__(kThreads) decode_d1_kernel(const __grid_constant__ AttentionArgs p) {
+__global__ void __launch_bounds__(kThreads, 4) decode_d1_kernel(const __grid_constant__ AttentionArgs p) {
   static_assert(kDim <= kThreads && kTiles * 32 == kThreads, "a column per thread, a warp per tile");
   SHARED(float, q, [kDim]);
   SHARED(float, weights, [kThreads]);

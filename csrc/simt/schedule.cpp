@@ -203,12 +203,13 @@ void make_threads(dim3 size) {
   }
 }
 
-// "(attention_v2<T, 64>)" -> "attention_v2"
+// "(attention_v2_kernel<T, 64>)" -> "attention_v2"
 std::string plain_name(const char* kernel) {
-  std::string name = kernel;
+  std::string name = kernel, suffix = "_kernel";
   name.erase(0, name.find_first_not_of("( "));
   name = name.substr(0, name.find_first_of("<) "));
-  return name.substr(name.rfind(':') + 1);
+  bool suffixed = name.size() > suffix.size() && name.ends_with(suffix);
+  return suffixed ? name.substr(0, name.size() - suffix.size()) : name;
 }
 
 bool refuse(const std::string& message) {

@@ -47,10 +47,11 @@ BINDING = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 
 @dataclass(frozen=True)
 class Unit:
-    """One source file and how it is compiled."""
+    """One source file and how it is compiled; by nvcc if that is named."""
 
     source: Path
     flags: Sequence[str]
+    compiler: str | None = None
 
 
 def csrc() -> Path:
@@ -123,7 +124,10 @@ def _compile(target: Path, compiler: Compiler, units: Sequence[Unit], libraries:
         objects = [Path(scratch) / f"{i}.o" for i in range(len(units))]
         with ThreadPoolExecutor(num_jobs()) as pool:
             jobs = [
-                pool.submit(run_compiler, [compiler.path, *unit.flags, "-c", str(unit.source), "-o", str(out)])
+                pool.submit(
+                    run_compiler,
+                    [unit.compiler or compiler.path, *unit.flags, "-c", str(unit.source), "-o", str(out)],
+                )
                 for unit, out in zip(units, objects, strict=True)
             ]
             for job in jobs:
