@@ -13,8 +13,10 @@ import torch
 from cases import DTYPES, REFERENCE, Case, check, random
 from torch import Tensor
 
+from minillm import SamplingParams
 from minillm.errors import UnsupportedModel
 from minillm.ops.building import BuildFailed
+from minillm.ops.sampling import SamplingBatch, noise_key
 from minillm.ops.simt import SimtOps, flavour, schedule
 from minillm.ops.simt.ops import load_ops
 
@@ -185,6 +187,51 @@ def test_other_head_sizes_are_refused_by_name(dim):
         OPS.paged_attention(q, k_cache, v_cache, meta, 1.0)
 
 
+# ---- sampling -------------------------------------------------------------------------------------
+
+SETTINGS = [
+    {},
+    {"temperature": 0.0},
+    {"temperature": 1e-50},
+    {"temperature": 1e300},
+    {"top_k": 1},
+    {"top_k": 5},
+    {"top_k": 10_000},
+    {"top_p": 1e-9},
+    {"top_p": 0.3},
+    {"top_p": 0.9, "temperature": 3.0},
+    {"min_p": 0.05},
+    {"min_p": 1.0},
+    {"top_k": 50, "top_p": 0.8, "min_p": 0.02, "temperature": 1.7},
+    {"repetition_penalty": 1.3},
+    {"repetition_penalty": 0.5, "temperature": 0.0},
+    {"repetition_penalty": 1e300, "top_k": 3},
+]
+
+
+def logits_of(kind: str, rows: int, vocab: int, dtype: torch.dtype) -> Tensor:
+    if kind == "equal":
+        return torch.zeros(rows, vocab, dtype=dtype)
+    logits = random(rows, vocab, dtype=dtype, scale=4)
+    if kind == "ties":
+        return logits.float().div(2).round().to(dtype)
+    return logits.masked_fill(random(rows, vocab, seed=9) > 0.5, -math.inf) if kind == "masked" else logits
+
+
+@pytest.mark.parametrize("kind", ["plain", "ties", "equal", "masked"])
+def test_sample_draws_what_the_reference_draws(kind, simulated):
+    repeats = 1 if simulated == "check" else 6
+    for dtype, vocab, num_ids in [(DTYPES[0], 1, 1), (DTYPES[1], 17, 17), (DTYPES[2], 300, 290)]:
+        params = [SamplingParams(**options) for options in SETTINGS for _ in range(repeats)]
+        keys = [noise_key(seed, 0, 3) for seed in range(len(params))]
+        seen = [[1, 1, 5, 0, 299] if p.repetition_penalty != 1.0 and vocab > 5 else [] for p in params]
+        batch = SamplingBatch(params, keys, [[i for i in row if i < vocab] for row in seen], num_ids)
+        logits = logits_of(kind, len(params), vocab, dtype)
+        if kind == "masked":
+            logits[:, 0] = 0  # at least one id is possible
+        assert OPS.sample(logits, batch).tolist() == REFERENCE.sample(logits, batch).tolist()
+
+
 # ---- nothing, and what torch asks of an op ----------------------------------------------------------
 
 
@@ -201,6 +248,7 @@ def test_no_rows_at_all():
         kv, table = torch.empty(0, 1, 32), torch.ones(9, 16)
         assert OPS.rope_and_cache(q, kv, kv, table, table, k_cache, v_cache, meta).shape == (0, 2, 32)
     OPS.copy_blocks([torch.ones(2, 3)], *[torch.empty(0, dtype=torch.int64)] * 2)
+    assert OPS.sample(torch.empty(0, 5), SamplingBatch([], [], [], 5)).shape == (0,)
 
 
 def test_opcheck():
@@ -217,6 +265,7 @@ def test_opcheck():
         (ops.linear, (x, random(7, 32), random(7))),
         (ops.rope_and_cache, (q, kv, kv.clone(), angle, angle.clone(), k_cache, v_cache, meta.positions, meta.slot_mapping)),
         (ops.copy_blocks, ([k_cache], *index)),
+        (ops.sample, (x, *SamplingBatch([SamplingParams()] * 2, [1, 2], [[], []], 32).tensors(), 32)),
         (ops.paged_attention, (q, k_cache, v_cache, *places, 0.2, 0, "v2", 0)),
     ]:
         torch.library.opcheck(op.default, (*arguments, 0), test_utils=["test_schema", "test_faketensor"])

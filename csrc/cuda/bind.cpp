@@ -188,6 +188,38 @@ Tensor attend(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, con
   return out;
 }
 
+// ---- sampling ---------------------------------------------------------------------------------
+
+Tensor draw(const Tensor& logits, const Tensor& keys, const Tensor& numbers, const Tensor& top_k, const Tensor& seen,
+            const Tensor& seen_end, int64_t num_token_ids, int64_t stream) {
+  const char* op = "sample";
+  int64_t rows = logits.size(0);
+  check(op, "logits", logits, 2, logits.scalar_type());
+  check(op, "keys", keys, 1, ScalarType::Long);
+  check(op, "numbers", numbers, 2, ScalarType::Double);
+  check(op, "top_k", top_k, 1, ScalarType::Long);
+  check(op, "seen", seen, 1, ScalarType::Long);
+  check(op, "seen_end", seen_end, 1, ScalarType::Long);
+  check_size(op, "the number of keys", keys.size(0), rows);
+  check_size(op, "numbers' length", numbers.numel(), 4 * rows);
+  check_size(op, "top_k's length", top_k.size(0), rows);
+  check_size(op, "seen_end's length", seen_end.size(0), rows);
+  STD_TORCH_CHECK(num_token_ids > 0 && num_token_ids <= logits.size(1), op, ": ", num_token_ids, " ids of ",
+                  logits.size(1));
+  Tensor tokens = like(keys, {rows});
+  Tensor scratch = torch::stable::new_empty(logits, std::vector<int64_t>{rows, num_token_ids}, ScalarType::Float);
+  Call call(op);
+  call.with("logits", logits).with("keys", keys).with("numbers", numbers).with("top_k", top_k).with("seen", seen);
+  call.with("seen_end", seen_end).with("scratch", scratch).with("tokens", tokens);
+  sample({data<void>(logits), data<uint64_t>(keys), data<double>(numbers), data<int64_t>(top_k), data<int64_t>(seen),
+          data<int64_t>(seen_end), static_cast<float*>(scratch.mutable_data_ptr()),
+          static_cast<int64_t*>(tokens.mutable_data_ptr()), static_cast<int>(rows), static_cast<int>(logits.size(1)),
+          static_cast<int>(num_token_ids), 0, dtype_of(op, logits)},
+         as_stream(stream));
+  call.done();
+  return tokens;
+}
+
 }  // namespace
 
 #define MINILLM_OPS(m)                                                                                              \
@@ -201,7 +233,10 @@ Tensor attend(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, con
   m.def("copy_blocks(Tensor(a!)[] caches, Tensor source, Tensor destination, int stream) -> ()");                   \
   m.def(                                                                                                            \
       "paged_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_table, Tensor query_start, "          \
-      "Tensor kv_len, float scale, int window, str rung, int max_kv_len, int stream) -> Tensor")
+      "Tensor kv_len, float scale, int window, str rung, int max_kv_len, int stream) -> Tensor");                   \
+  m.def(                                                                                                            \
+      "sample(Tensor logits, Tensor keys, Tensor numbers, Tensor top_k, Tensor seen, Tensor seen_end, "             \
+      "int num_token_ids, int stream) -> Tensor")
 
 #define MINILLM_KERNELS(m)                                    \
   m.impl("rms_norm", TORCH_BOX(&norm));                       \
@@ -210,7 +245,8 @@ Tensor attend(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, con
   m.impl("linear", TORCH_BOX(&multiply));                     \
   m.impl("rope_and_cache", TORCH_BOX(&rotate_and_cache));     \
   m.impl("copy_blocks", TORCH_BOX(&copy));                    \
-  m.impl("paged_attention", TORCH_BOX(&attend))
+  m.impl("paged_attention", TORCH_BOX(&attend));              \
+  m.impl("sample", TORCH_BOX(&draw))
 
 #ifdef MINILLM_SIMT
 STABLE_TORCH_LIBRARY(minillm_simt, m) { MINILLM_OPS(m); }

@@ -76,6 +76,18 @@ struct NaiveScratch {               // of attention_v1, float
   int max_kv_len;
 };
 
+struct SampleArgs {
+  const void* logits;               // [rows, vocab_size]
+  const uint64_t* keys;             // [rows]
+  const double* numbers;            // [rows, 4]: temperature, top_p, min_p, repetition penalty
+  const int64_t *top_k, *seen, *seen_end;  // [rows], ids end to end (each once in its row), [rows]
+  float* scratch;                   // [rows, num_token_ids]
+  int64_t* tokens;                  // [rows]
+  int rows, vocab_size, num_token_ids;
+  int id_bits;                      // set by the launcher: 2^id_bits ids or more
+  DType dtype;
+};
+
 using Stream = void*;
 
 void rms_norm(const NormArgs&, Stream);
@@ -83,6 +95,8 @@ void silu_mul(const SiluMulArgs&, Stream);
 void rope_and_cache(const RopeArgs&, Stream);
 void copy_blocks(const CopyBlocksArgs&, Stream);
 void linear(const LinearArgs&, Stream);
+
+void sample(const SampleArgs&, Stream);
 
 bool supports_head_dim(int head_dim);
 void attention_v1(const AttentionArgs&, const NaiveScratch&, Stream);

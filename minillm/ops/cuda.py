@@ -122,7 +122,9 @@ class CudaOps:
         self._call("copy_blocks", caches, source, destination)
 
     def sample(self, logits: Tensor, batch: sampling.SamplingBatch) -> Tensor:
-        return sampling.sample(logits, batch)
+        columns = batch.tensors(logits.device)
+        tokens: Tensor = self._call("sample", logits.contiguous(), *columns, batch.num_token_ids)
+        return tokens
 
     def token_logprobs(
         self, logits: Tensor, token_ids: Tensor, tops: Sequence[int]
@@ -146,5 +148,6 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "linear": lambda x, weight, bias, stream: x.new_empty([x.shape[0], weight.shape[0]]),
     "rope_and_cache": lambda q, *others: q.new_empty(q.shape),
     "paged_attention": lambda q, *others: q.new_empty(q.shape),
+    "sample": lambda logits, keys, *others: keys.new_empty([logits.shape[0]]),
     "copy_blocks": lambda caches, source, destination, stream: None,
 }
