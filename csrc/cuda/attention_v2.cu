@@ -33,7 +33,10 @@ constexpr int kKeysPerThread = kKeyTile / kThreadsPerRow;
 // One word of padding a row puts neighbouring rows into neighbouring banks: the eight rows that a warp
 // works on are then read at once and not one after the other.
 template <int kDim>
-using Tile = float[kRows][kDim + 1];
+constexpr int kPitch = kDim + 1;
+
+template <int kDim>
+using Tile = float[kRows][kPitch<kDim>];
 
 struct RowTile {
   int sequence, first_row, rows;  // first_row counts from the sequence's first new row
@@ -69,8 +72,8 @@ __device__ __forceinline__ void load_rows(Tile<kDim>& tile, RowAt row_at) {
 template <class T, int kDim>
 __global__ void __launch_bounds__(kThreads) attention_v2_kernel(const __grid_constant__ AttentionArgs p) {
   static_assert(kRows == kKeyTile, "q and kv share the type of a tile");
-  SHARED(float, q, [kRows][kDim + 1]);
-  SHARED(float, kv, [kKeyTile][kDim + 1]);
+  SHARED(float, q, [kRows][kPitch<kDim>]);
+  SHARED(float, kv, [kKeyTile][kPitch<kDim>]);
   SHARED(float, weights, [kRows][kKeyTile + 1]);
   SHARED(int64_t, slots, [kKeyTile]);
 
@@ -100,12 +103,11 @@ __global__ void __launch_bounds__(kThreads) attention_v2_kernel(const __grid_con
       int64_t at = (slots[key] * p.num_kv_heads + kv_head) * kDim;
       return slots[key] >= 0 ? static_cast<const T*>(cache) + at : nullptr;
     };
-    __syncthreads();  // the tile before is done with
     if (threadIdx.x < kKeyTile) {
       int key = tile_start + threadIdx.x;
       slots[threadIdx.x] = key < kv_len ? slot_of(p.sequences, tile.sequence, key, p.block_size) : -1;
     }
-    __syncthreads();
+    __syncthreads();  // slots are there, and V of the tile before is done with
     load_rows<T, kDim>(kv, [&](int key) { return cache_row(p.k_cache, key); });
     __syncthreads();
 

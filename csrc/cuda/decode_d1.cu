@@ -51,7 +51,6 @@ __global__ void __launch_bounds__(kThreads, 4) decode_d1_kernel(const __grid_con
 
   for (int64_t token = row_start; token < row_end; token++) {  // decode has one; any number is right
     KeyRange keys = visible_keys(token - row_start, row_end - row_start, kv_len, p.window);
-    __syncthreads();  // the row before is done with
     if (thread < kDim) q[thread] = to_float(static_cast<const T*>(p.q)[token * p.q_stride + head * kDim + thread]);
 
     Softmax softmax = {-INFINITY, 0.0f};

@@ -2,7 +2,8 @@
 //
 // The n-th time that each lane of a warp executes one load, the 32 lanes make *one* access:
 //
-//     global   in sectors of 32 bytes: neighbouring floats 4 sectors, a stride of 32 floats 32 sectors
+//     global   bytes, each once however many of the lanes want it; and sectors of 32 bytes, the least
+//              that is fetched: neighbouring floats are 4 sectors, floats 32 apart are 32 sectors
 //     shared   in wavefronts: 32 banks, each 4 bytes wide, give one word each per wavefront
 //
 //              word   0  1  2 .. 31 | 32 33 ..      lanes that want different words of one bank wait
@@ -12,7 +13,7 @@
 // times the lane has been there) until the lanes meet. Where lanes take a loop a different number of
 // times this guesses that their first rounds belong together, as a compiler would arrange it.
 //
-// Bytes are exact; sectors and wavefronts are exact for the access pattern and know no cache.
+// All of it is exact for the access pattern, and knows no cache.
 
 #include <algorithm>
 #include <map>
@@ -33,6 +34,7 @@ struct WarpAccess {
   uint32_t bytes = 0;
   Space space;
   bool write;
+  Moved* tensor;  // null in shared memory
 };
 
 struct Instruction {
@@ -42,11 +44,13 @@ struct Instruction {
 
 std::unordered_map<uintptr_t, Instruction> instructions;
 
-uint64_t sectors(const WarpAccess& a) {
+// How many different pieces of memory, each of `granule` bytes, the lanes touch.
+uint64_t different(const WarpAccess& a, uintptr_t granule) {
   std::vector<uintptr_t> touched;
   for (int lane = 0; lane < 32; lane++) {
     if (!(a.lanes >> lane & 1)) continue;
-    for (uintptr_t s = a.address[lane] / 32; s <= (a.address[lane] + a.bytes - 1) / 32; s++) touched.push_back(s);
+    uintptr_t first = a.address[lane] / granule, last = (a.address[lane] + a.bytes - 1) / granule;
+    for (uintptr_t piece = first; piece <= last; piece++) touched.push_back(piece);
   }
   std::sort(touched.begin(), touched.end());
   return std::unique(touched.begin(), touched.end()) - touched.begin();
@@ -79,22 +83,26 @@ void settle(const WarpAccess& a) {
   if (a.space == Space::shared) {
     current->shared_accesses++;
     current->shared_wavefronts += wavefronts(a);
-  } else {
-    (a.write ? current->global_write_sectors : current->global_read_sectors) += sectors(a);
+    return;
   }
+  uint64_t bytes = different(a, 1);
+  (a.write ? current->global_write_bytes : current->global_read_bytes) += bytes;
+  (a.write ? a.tensor->write_bytes : a.tensor->read_bytes) += bytes;
+  (a.write ? current->global_write_sectors : current->global_read_sectors) += different(a, 32);
 }
 
-void collect(Space space, bool write, const void* address, size_t bytes, const void* pc) {
+void collect(const Location& at, bool write, const void* address, size_t bytes, const void* pc) {
   int lane = machine().running->lane();
-  Instruction& at = instructions[reinterpret_cast<uintptr_t>(pc) * 2 + write];
-  size_t visit = at.visits[lane]++;
-  if (visit == at.accesses.size()) at.accesses.emplace_back();
-  WarpAccess& a = at.accesses[visit];
+  Instruction& instruction = instructions[reinterpret_cast<uintptr_t>(pc) * 2 + write];
+  size_t visit = instruction.visits[lane]++;
+  if (visit == instruction.accesses.size()) instruction.accesses.emplace_back();
+  WarpAccess& a = instruction.accesses[visit];
   a.address[lane] = reinterpret_cast<uintptr_t>(address);
   a.lanes |= 1u << lane;
   a.bytes = bytes;
-  a.space = space;
+  a.space = at.space;
   a.write = write;
+  a.tensor = at.tensor ? at.tensor->moved : nullptr;
 }
 
 }  // namespace
@@ -126,14 +134,8 @@ Counters* counters() { return current; }
 
 void count_access(const Location& at, bool write, const void* address, size_t bytes, const void* pc) {
   if (!current) return;
-  Counters& c = *current;
-  if (at.space == Space::shared) {
-    (write ? c.shared_write_bytes : c.shared_read_bytes) += bytes;
-  } else {
-    (write ? c.global_write_bytes : c.global_read_bytes) += bytes;
-    (write ? at.tensor->moved->write_bytes : at.tensor->moved->read_bytes) += bytes;
-  }
-  collect(at.space, write, address, bytes, pc);
+  if (at.space == Space::shared) (write ? current->shared_write_bytes : current->shared_read_bytes) += bytes;
+  collect(at, write, address, bytes, pc);
 }
 
 void flush_warp() {

@@ -45,6 +45,9 @@ KERNEL = [*COMMON, "-x", "c++", "-O1", "-fsanitize=thread", "-Wno-unknown-pragma
 BINDING = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 
 
+_SOURCES = (".h", ".cpp", ".cu")
+
+
 @dataclass(frozen=True)
 class Unit:
     """One source file and how it is compiled; by nvcc if that is named."""
@@ -143,10 +146,11 @@ def _key(units: Sequence[Unit], libraries: Sequence[str], compiler: Compiler) ->
     import torch
 
     digest = hashlib.sha256()
-    headers = [path for folder in ("simt", "cuda") for path in sorted((csrc() / folder).glob("*.h"))]
-    for path in [*headers, *(unit.source for unit in units)]:
+    # Sources may include each other and the headers, but nothing from further away.
+    folders = dict.fromkeys([csrc() / "simt", csrc() / "cuda", *(unit.source.parent for unit in units)])
+    for path in (path for folder in folders for path in sorted(folder.iterdir()) if path.suffix in _SOURCES):
         digest.update(f"{path.name}\0".encode() + path.read_bytes())
-    settings = [[list(unit.flags) for unit in units], list(libraries), compiler.version]
+    settings = [[(unit.source.name, list(unit.flags)) for unit in units], list(libraries), compiler.version]
     settings += [torch.__version__, sys.version, sys.platform, platform.machine()]
     digest.update(repr(settings).encode())
     return digest.hexdigest()[:20]
