@@ -2,12 +2,12 @@
 //
 //     scores = mask(q K^T * scale)      one thread per (row, key): writes N x N floats
 //     weights = exp(scores - max)       one warp per row: reads them twice, writes them once
-//     out = weights V / sum             one thread per (row, column): reads them again
+//     out = weights V / sum             one thread per (row, column): reads the visible ones again
 //
 //     scores [num_heads, num_tokens, max_kv_len]      the matrix that rung 2 never writes
 //
-// Bytes: 5 * 4 * N * N per head for the scores alone, and every thread fetches its own q, k and v:
-// 4 * head_dim elements per visible (row, key). FLOPs: 4 * head_dim per visible pair. Limit: memory, by
+// Bytes: 4.5 floats of scores per (row, key) and head at the least, half of the pairs being masked, and
+// every thread fetches its own q, k and v: K and V once per visible pair. FLOPs: 4 * head_dim per visible pair. Limit: memory, by
 // a wide margin. A lesson: the engine does not use it, and its sums run in an order of their own.
 
 #include "paging.h"
@@ -83,14 +83,10 @@ __global__ void __launch_bounds__(kThreads)
   int column = threadIdx.x, token = blockIdx.x, head = blockIdx.y;
   if (column >= p.head_dim) return;
   Row row = find_row(p, token);
-  int kv_len = p.sequences.kv_len[row.sequence];
   const float* weights = scratch.scores + score_row(p, scratch, head, token);
   float out = 0;
-  for (int key = 0; key < kv_len; key++) {
-    float weight = weights[key];
-    if (key >= row.keys.first && key <= row.keys.last)
-      out = fmaf(weight, to_float(cached<T>(p, p.v_cache, row.sequence, key, head)[column]), out);
-  }
+  for (int key = row.keys.first; key <= row.keys.last; key++)
+    out = fmaf(weights[key], to_float(cached<T>(p, p.v_cache, row.sequence, key, head)[column]), out);
   out /= scratch.sums[head * p.sequences.num_tokens + token];
   static_cast<T*>(p.out)[(static_cast<int64_t>(token) * p.num_heads + head) * p.head_dim + column] = from_float<T>(out);
 }

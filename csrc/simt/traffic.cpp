@@ -85,7 +85,8 @@ void settle(const WarpAccess& a) {
     current->shared_wavefronts += wavefronts(a);
     return;
   }
-  uint64_t bytes = different(a, 1);
+  bool whole = (a.bytes & (a.bytes - 1)) == 0;  // 2, 4, 8 or 16 bytes, and aligned: they do not overlap in part
+  uint64_t bytes = whole ? different(a, a.bytes) * a.bytes : different(a, 1);
   (a.write ? current->global_write_bytes : current->global_read_bytes) += bytes;
   (a.write ? a.tensor->write_bytes : a.tensor->read_bytes) += bytes;
   (a.write ? current->global_write_sectors : current->global_read_sectors) += different(a, 32);

@@ -11,17 +11,20 @@ from rich.table import Table
 
 from minillm.cli.options import add_engine_options, load_llm
 from minillm.config import require_int
+from minillm.errors import UsageError
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "bench",
-        help="measure prefill and decode",
+        help="measure prefill and decode, or count what kernels move",
         description="Prefill and decode rates (batch 1 and 8), the share of the memory bandwidth measured "
-        "in the same run, and peak memory. Medians with their spread: shared machines are noisy.",
+        "in the same run, and peak memory. Medians with their spread: shared machines are noisy. "
+        "`bench kernels --backend simt` counts instead the bytes that each attention kernel moves.",
     )
-    parser.add_argument("--prompt-len", type=int, default=512, metavar="N", help="prompt tokens to prefill")
+    parser.add_argument("what", nargs="?", choices=("engine", "kernels"), default="engine")
+    parser.add_argument("--prompt-len", type=int, metavar="N", help="prompt tokens (512; kernels: 128)")
     parser.add_argument("--tokens", type=int, default=64, metavar="N", help="tokens to decode")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="measurements of each figure")
     add_engine_options(parser)
@@ -31,8 +34,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
+    if args.what == "kernels":
+        return _run_kernels(args)
     from minillm.bench import run_bench
 
+    args.prompt_len = 512 if args.prompt_len is None else args.prompt_len
     for name in ("prompt_len", "tokens", "runs"):
         require_int("--" + name.replace("_", "-"), getattr(args, name), minimum=1)
     report = run_bench(load_llm(args), args.prompt_len, args.tokens, args.runs)
@@ -41,6 +47,30 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(report)
     return 0
+
+
+def _run_kernels(args: argparse.Namespace) -> int:
+    if args.backend != "simt":
+        raise UsageError("kernels are counted in the simulator only", "add --backend simt")
+    from minillm.kernel_bench import run_kernel_bench
+    from minillm.ops.contract import DTYPES
+
+    dtype = DTYPES["float32" if args.dtype == "auto" else args.dtype]
+    rows = run_kernel_bench(128 if args.prompt_len is None else args.prompt_len, dtype)
+    if args.json:
+        print(json.dumps(rows))
+        return 0
+    table = Table("rung", "rows x keys", "read", "written", "score matrix", "minimum", "times minimum")
+    table.title = "attention: bytes of global memory, counted; 2 heads of 64 over 1 kv head"
+    for row in rows:
+        columns = [f"{row[name]:,}" for name in _BYTES]
+        shape = f"{row['q_len']} x {row['kv_len']}"
+        table.add_row(row["rung"], shape, *columns, f"{row['times_minimum']:.1f}")
+    Console().print(table)
+    return 0
+
+
+_BYTES = ("read_bytes", "written_bytes", "score_matrix_bytes", "minimum_bytes")
 
 
 def _print(report: dict[str, Any]) -> None:

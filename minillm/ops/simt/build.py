@@ -38,7 +38,7 @@ from minillm.ops.building import (
 
 COMMON = "-std=c++20 -g -fPIC -Wall -Wextra -ffp-contract=off -fno-strict-aliasing -fno-threadsafe-statics".split()
 MACHINE = [*COMMON, "-O2"]
-KERNEL = [*COMMON, "-x", "c++", "-O1", "-fsanitize=thread", "-Wno-unknown-pragmas"]
+KERNEL = [*COMMON, "-x", "c++", "-O1", "-fno-tree-sink", "-fsanitize=thread", "-Wno-unknown-pragmas"]
 
 
 # The binding uses torch's stable headers only: one library serves torch 2.10 and later.

@@ -61,10 +61,10 @@ class Counters:
     """What kernels moved; no cache is simulated.
 
     Global bytes are those that warps ask for: a byte that several lanes want at once counts once. Shared
-    bytes count for every lane. A *sector* is 32 bytes of global memory, the least that is fetched; a *wavefront* one turn of the
-    shared memory's 32 banks. `shared_accesses` are warp-wide instructions: wavefronts / accesses is 1
-    for 4-byte accesses without bank conflicts. `barriers` count once per block. `tensors` has the
-    global bytes by tensor: (read, written).
+    bytes count for every lane. A *sector* is 32 bytes of global memory, the least that is fetched; a
+    *wavefront* one turn of the shared memory's 32 banks. `shared_accesses` are warp-wide instructions:
+    wavefronts / accesses is 1 for 4-byte accesses without bank conflicts. `barriers` count once per
+    block. `tensors` has the global bytes by tensor: (read, written).
     """
 
     launches: int = 0
