@@ -12,9 +12,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from minillm.ops.cuda_build import ARCHITECTURES, compile_command, find_cuda, nvcc_version
-from minillm.ops.simt.build import csrc
+from minillm.ops.linking import csrc
 
 CUDA = find_cuda()
 if CUDA is None:
@@ -106,3 +107,18 @@ def test_asynchronous_copies_exist_from_sm_80_on(tmp_path):
         flags = ["-ptx", f"-arch=compute_{arch}", "-I", str(csrc() / "cuda")]
         subprocess.run([*command, *flags], check=True, capture_output=True)
         assert ("cp.async.ca" in target.read_text()) == there
+
+
+@pytest.mark.slow
+def test_the_torch_binding_for_cuda_builds_and_loads_without_a_gpu():
+    """Registration needs no driver; the first launch would."""
+    from minillm.ops.cuda import load_library
+
+    load_library()
+    for op in ("rms_norm", "add_rms_norm", "silu_mul", "linear", "rope_and_cache", "copy_blocks", "sample"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"minillm_cuda::{op}", "CUDA")
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("minillm_cuda::paged_attention", "CUDA")
+    q = torch.empty(3, 2, 32, device="meta")
+    index = torch.empty(1, dtype=torch.int32, device="meta")
+    out = torch.ops.minillm_cuda.paged_attention(q, q, q, index, index, index, 0.1, 0, "v2", 0, 0)
+    assert out.shape == q.shape

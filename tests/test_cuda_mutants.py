@@ -18,10 +18,10 @@ from torch import Tensor
 
 from minillm import SamplingParams
 from minillm.ops.building import BuildFailed
+from minillm.ops.linking import csrc
 from minillm.ops.reference import ReferenceOps
 from minillm.ops.sampling import SamplingBatch, noise_key
 from minillm.ops.simt import KernelLibrary, SimtError, compile_kernels, flavour, profile
-from minillm.ops.simt.build import csrc
 from minillm.ops.simt.machine import machine
 
 try:

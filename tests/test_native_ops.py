@@ -10,7 +10,6 @@ import oracle
 import pytest
 import torch
 from native import DTYPES, REFERENCE, Case, check, make_meta, random
-from torch import Tensor
 
 from minillm.memory.budget import free_memory
 from minillm.ops.native import NativeOps

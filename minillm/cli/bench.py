@@ -60,7 +60,7 @@ def _run_kernels(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(rows))
         return 0
-    table = Table("rung", "rows x keys", "read", "written", "score matrix", "minimum", "times minimum")
+    table = Table("rung", "rows x keys", "read", "written", "of it scores", "minimum", "ratio")
     table.title = "attention: bytes of global memory, counted; 2 heads of 64 over 1 kv head"
     for row in rows:
         columns = [f"{row[name]:,}" for name in _BYTES]

@@ -21,6 +21,7 @@ from minillm.model.families import load_model_config
 from minillm.model.weights import Progress, load_weights
 from minillm.ops.building import BuildFailed
 from minillm.ops.contract import DTYPES, Ops
+from minillm.ops.cuda import CudaOps
 from minillm.ops.native import NativeOps
 from minillm.ops.reference import ReferenceOps
 from minillm.tokenizer import Tokenizer, read_json
@@ -135,13 +136,8 @@ def make_ops(backend: str, device: str = "auto") -> Ops:
         return _simulated(device)
     if backend == "reference":
         return ReferenceOps()
-    on_cpu = pick_device(device).type == "cpu"
-    if backend == "native" and not on_cpu:
-        raise BackendError("the native kernels run on the CPU only in this version", "use device cpu")
-    if not on_cpu:
-        return ReferenceOps()
     try:
-        return NativeOps()
+        return NativeOps() if pick_device(device).type == "cpu" else CudaOps()
     except BuildFailed as error:
         if backend == "native":
             raise BackendError(f"the native kernels are not available: {error}", _GET_A_COMPILER) from None

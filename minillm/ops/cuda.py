@@ -8,6 +8,8 @@ what is not a layer's work (log-probabilities for the caller) is torch's.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,24 +20,31 @@ from torch.library import register_fake
 from minillm.config import ModelConfig
 from minillm.errors import UnsupportedModel
 from minillm.ops import sampling, shapes
+from minillm.ops.building import BuildFailed
 from minillm.ops.contract import AttentionMetadata, Weight, plain
+from minillm.ops.cuda_build import build_cuda
 
 HEAD_DIMS = (32, 64, 96, 128)
 
 
 class CudaOps:
-    """The contract in CUDA; the contract's docstrings say what each method does."""
+    """The contract in CUDA; the contract's docstrings say what each method does.
+
+    Raises:
+        BuildFailed: the kernels cannot be compiled or loaded here.
+    """
 
     name = "native"
     namespace = "minillm_cuda"
 
     def __init__(self) -> None:
+        self.library = self._load()
         self._ops = getattr(torch.ops, self.namespace)
 
     @property
     def kernel_set(self) -> str:
-        """Which arithmetic runs."""
-        return "cuda/v2+d1"
+        """Which arithmetic runs: the library, which names sources and compilers, and the two rungs."""
+        return f"{self.library}/v2+d1"
 
     def check_model(self, config: ModelConfig) -> None:
         """Whether these kernels can run the model at all.
@@ -131,8 +140,27 @@ class CudaOps:
     ) -> list[dict[int, float]]:
         return sampling.token_logprobs(logits, token_ids, tops)
 
+    def _load(self) -> str:
+        return load_library().name
+
     def _call(self, op: str, *arguments: Any) -> Any:
         return getattr(self._ops, op).default(*arguments, torch.cuda.current_stream().cuda_stream)
+
+
+@cache
+def load_library() -> Path:
+    """Compile the kernels for the GPU that is there, on first use, and register them.
+
+    Raises:
+        BuildFailed: they cannot be compiled or loaded here.
+    """
+    path = build_cuda()
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        raise BuildFailed(f"{path} cannot be loaded: {error}; delete it to have it made anew") from None
+    register_fakes(CudaOps.namespace)
+    return path
 
 
 def register_fakes(namespace: str) -> None:

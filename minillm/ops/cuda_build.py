@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from minillm.ops.building import BuildFailed, torch_folder
-from minillm.ops.simt.build import BINDING, COMMON, Unit, build, csrc
+from minillm.ops.linking import BINDING, COMMON, Unit, build, csrc
 
 ARCHITECTURES = ("75", "80", "90")
 # -fmad=false: what is to be fused is written fmaf (csrc/cuda/dialect.h says why).

@@ -24,14 +24,8 @@ class SimtOps(CudaOps):
     name = "simt"
     namespace = "minillm_simt"
 
-    def __init__(self) -> None:
-        load_ops()
-        super().__init__()
-
-    @property
-    def kernel_set(self) -> str:
-        """The library, which names sources and compiler."""
-        return f"{load_ops().name}/v2+d1"
+    def _load(self) -> str:
+        return load_ops().name
 
     def _call(self, op: str, *arguments: Any) -> Any:
         try:
