@@ -77,7 +77,12 @@ def tiled(shape: Shape) -> Traffic:
         last_key = shape.visible[min(first + ROWS, shape.q_len) - 1] - 1
         keys += min(shape.kv_len, (last_key // KEYS + 1) * KEYS)
     own = heads * shape.q_len * row
-    return {"q": (own, 0), "k_cache": (heads * keys * row, 0), "v_cache": (heads * keys * row, 0), "out": (0, own)}
+    return {
+        "q": (own, 0),
+        "k_cache": (heads * keys * row, 0),
+        "v_cache": (heads * keys * row, 0),
+        "out": (0, own),
+    }
 
 
 def one_by_one(shape: Shape) -> Traffic:

@@ -1,6 +1,8 @@
 """Every .cu becomes SASS for sm_75, sm_80 and sm_90, without spills, with the registers on record.
 
-Needs nvcc and no GPU. After a deliberate change of a kernel: `MINILLM_RECORD=1 pytest tests/test_cuda_compile.py`.
+Needs nvcc and no GPU. After a deliberate change of a kernel:
+
+    MINILLM_RECORD=1 pytest tests/test_cuda_compile.py
 """
 
 from __future__ import annotations

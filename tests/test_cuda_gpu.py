@@ -61,7 +61,11 @@ def test_rows(ops, dtype):
 @each_dtype
 def test_linear(ops, dtype):
     for rows, size, out in [(1, 1, 1), (1, 33, 17), (17, 64, 33), (33, 31, 1), (70, 1024, 257)]:
-        x, weight, bias = random(rows, size, dtype=dtype), random(out, size, dtype=dtype), random(out, dtype=dtype)
+        x, weight, bias = (
+            random(rows, size, dtype=dtype),
+            random(out, size, dtype=dtype),
+            random(out, dtype=dtype),
+        )
         found, expected = run(ops, "linear", x, weight, bias), REFERENCE.linear(x, weight, bias)
         check(found, expected, oracle.linear(x, weight, bias), (rows, size, out))
 
@@ -88,20 +92,29 @@ def test_attention(ops, dtype, rung):
         scale, lens = case.dim**-0.5, ([n for n, _ in case.seqs], [n for _, n in case.seqs])
         found = run(ops, "paged_attention", q, k_cache, v_cache, meta, scale, case.window, rung=rung)
         expected = REFERENCE.paged_attention(q, k_cache, v_cache, meta, scale, case.window)
-        check(found, expected, oracle.paged_attention(q, k_cache, v_cache, tables, *lens, scale, case.window), case)
+        check(
+            found,
+            expected,
+            oracle.paged_attention(q, k_cache, v_cache, tables, *lens, scale, case.window),
+            case,
+        )
 
 
 @each_dtype
 def test_prefill_and_decode_kernels_give_the_same_bits(ops, dtype):
     for case in CASES:
         arguments = case.build(dtype)[:4]
-        found = [run(ops, "paged_attention", *arguments, 0.2, case.window, rung=rung) for rung in ("v2", "d1")]
+        found = [
+            run(ops, "paged_attention", *arguments, 0.2, case.window, rung=rung) for rung in ("v2", "d1")
+        ]
         assert torch.equal(*found), case
 
 
 def test_sample(ops):
     params = [SamplingParams(**options) for options in SETTINGS for _ in range(20)]
-    batch = SamplingBatch(params, [noise_key(s, 0, 3) for s in range(len(params))], [[0, 5]] * len(params), 990)
+    batch = SamplingBatch(
+        params, [noise_key(s, 0, 3) for s in range(len(params))], [[0, 5]] * len(params), 990
+    )
     logits = random(len(params), 1000, scale=4)
     assert run(ops, "sample", logits, batch).tolist() == REFERENCE.sample(logits, batch).tolist()
 

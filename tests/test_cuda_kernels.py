@@ -168,7 +168,9 @@ def test_large_scores_do_not_overflow(rung):
     q, k_cache, v_cache, meta, tables = case.build(torch.float32)
     exact = oracle.paged_attention(q, k_cache, v_cache, tables, [40], [40], 300.0, None)
     found = OPS.paged_attention(q, k_cache, v_cache, meta, 300.0, rung=rung)
-    assert oracle.error(found, exact) < 1e-3  # scores of 1,000 have errors of 1e-4, and e^x makes that relative
+    assert (
+        oracle.error(found, exact) < 1e-3
+    )  # scores of 1,000 have errors of 1e-4, and e^x makes that relative
 
 
 @pytest.mark.parametrize("rung", ["v1", "v2", "d1"])
@@ -263,7 +265,10 @@ def test_opcheck():
         (ops.add_rms_norm, (x, x.clone(), weight, 1e-5)),
         (ops.silu_mul, (x,)),
         (ops.linear, (x, random(7, 32), random(7))),
-        (ops.rope_and_cache, (q, kv, kv.clone(), angle, angle.clone(), k_cache, v_cache, meta.positions, meta.slot_mapping)),
+        (
+            ops.rope_and_cache,
+            (q, kv, kv.clone(), angle, angle.clone(), k_cache, v_cache, meta.positions, meta.slot_mapping),
+        ),
         (ops.copy_blocks, ([k_cache], *index)),
         (ops.sample, (x, *SamplingBatch([SamplingParams()] * 2, [1, 2], [[], []], 32).tensors(), 32)),
         (ops.paged_attention, (q, k_cache, v_cache, *places, 0.2, 0, "v2", 0)),

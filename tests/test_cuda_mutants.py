@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a mutant is a line of the table
 """Kernels made wrong by one line each: every one is caught, and by what is written down here.
 
 A mutant runs in `fast`, where wrong numbers and out-of-bounds accesses show; then in `check`; then its
@@ -135,7 +136,9 @@ def rope_and_cache(run):
     at = angles.cos()[positions], angles.sin()[positions]
     exact = torch.zeros(2, 9, 1, 32, dtype=torch.float64)
     exact[0, slots], exact[1, slots] = oracle.rope(k, *at), v.double()
-    return torch.cat([q_out.flatten(), caches.flatten()]), torch.cat([oracle.rope(q, *at).flatten(), exact.flatten()])
+    return torch.cat([q_out.flatten(), caches.flatten()]), torch.cat(
+        [oracle.rope(q, *at).flatten(), exact.flatten()]
+    )
 
 
 def copy_blocks(run):
@@ -147,7 +150,12 @@ def copy_blocks(run):
 
 
 def sample(run):
-    options = [{"top_k": 3}, {"top_k": 7, "temperature": 4.0}, {"top_p": 0.5, "temperature": 3.0}, {"repetition_penalty": 2.0}]
+    options = [
+        {"top_k": 3},
+        {"top_k": 7, "temperature": 4.0},
+        {"top_p": 0.5, "temperature": 3.0},
+        {"repetition_penalty": 2.0},
+    ]
     params = [SamplingParams(**options[i % 4]) for i in range(24)]
     batch = SamplingBatch(params, [noise_key(i, 0, 0) for i in range(24)], [[0, 5, 299]] * 24, 300)
     logits = random(24, 300, scale=1.5).round()
@@ -182,7 +190,9 @@ def build(kernel: str, folder: Path, old: str = "", new: str = "") -> KernelLibr
         (folder / file).write_text(source.replace(text, new, 1))
     dispatch = (folder / "dispatch.h").read_text().splitlines()
     others = ("case DType::bf16", "case DType::f16", "case 64:", "case 96:", "case 128:")
-    (folder / "dispatch.h").write_text("\n".join(line for line in dispatch if not line.strip().startswith(others)))
+    (folder / "dispatch.h").write_text(
+        "\n".join(line for line in dispatch if not line.strip().startswith(others))
+    )
     return compile_kernels(folder / "harness.cu", [f'-DKERNEL="{kernel}.cu"', *RUNS[kernel][1]])
 
 

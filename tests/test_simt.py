@@ -61,7 +61,9 @@ def test_sectors_tell_coalesced_from_scattered(counted, stride, sectors):
     assert (p.global_read_bytes, p.global_read_sectors) == (128 if stride else 4, sectors)
 
 
-@pytest.mark.parametrize(("launcher", "read_wavefronts"), [("run_transpose", 32 * 32), ("run_transpose_padded", 32)])
+@pytest.mark.parametrize(
+    ("launcher", "read_wavefronts"), [("run_transpose", 32 * 32), ("run_transpose_padded", 32)]
+)
 def test_wavefronts_show_the_bank_conflict_and_the_padding_that_cures_it(counted, launcher, read_wavefronts):
     x, y = torch.randn(32, 32), torch.zeros(32, 32)
     p = run(counted, launcher, x=x, y=y)

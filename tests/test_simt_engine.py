@@ -1,4 +1,4 @@
-"""`LLM(backend="simt")`: the CUDA kernels make a model speak, and give every token the same bits in any company."""
+"""`LLM(backend="simt")`: the CUDA kernels make a model speak, each token with the same bits in any company."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ DTYPES = ["float32", "bfloat16"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = tiny.config(**SHAPE)
-    return tiny.make_folder(tmp_path_factory.mktemp("simt") / "llama", config, tensors=tiny.weights(config, scale=0.15))
+    return tiny.make_folder(
+        tmp_path_factory.mktemp("simt") / "llama", config, tensors=tiny.weights(config, scale=0.15)
+    )
 
 
 def load(folder: Path, **options: object) -> LLM:
@@ -104,9 +106,12 @@ def test_a_whole_generation_under_check_is_clean_and_counted(folder):
 
 def test_text_comes_out(folder):
     output = load(folder).generate("once upon a time", SamplingParams(max_tokens=5, temperature=0.0))[0]
-    assert output.text == load(folder, backend="reference").generate(
-        "once upon a time", SamplingParams(max_tokens=5, temperature=0.0)
-    )[0].text
+    assert (
+        output.text
+        == load(folder, backend="reference")
+        .generate("once upon a time", SamplingParams(max_tokens=5, temperature=0.0))[0]
+        .text
+    )
     assert output.envelope["backend"] == "simt"
 
 

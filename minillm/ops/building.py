@@ -150,7 +150,9 @@ def compile_into(folder: Path, name: str, compiler: Compiler, progress: Progress
         objects = [Path(scratch) / f"{job}.o" for job, _, _ in jobs]
         with ThreadPoolExecutor(num_jobs()) as pool:
             running = [
-                pool.submit(run_compiler, [compiler.path, *_flags(), *flags, "-c", str(source), "-o", str(target)])
+                pool.submit(
+                    run_compiler, [compiler.path, *_flags(), *flags, "-c", str(source), "-o", str(target)]
+                )
                 for (_, source, flags), target in zip(jobs, objects, strict=True)
             ]
             for done, job in enumerate(as_completed(running), start=1):
@@ -203,17 +205,20 @@ def _libraries() -> list[str]:
 
 
 def torch_folder() -> Path:
+    """Where torch is installed: its headers are in include, its libraries in lib."""
     import torch
 
     return Path(torch.__file__).resolve().parent
 
 
 def num_jobs() -> int:
+    """How many compilers to run at once."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(cores or 1, 8))
 
 
 def run_compiler(command: list[str]) -> None:
+    """Run a compiler; BuildFailed with its first complaints if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         complaint = [line for line in done.stderr.splitlines() if "error" in line.lower()] or ["no message"]

@@ -33,7 +33,11 @@ def find_cuda() -> Path | None:
     """CUDA's folder, with bin/nvcc and the headers in it; None if there is none."""
     nvcc = shutil.which("nvcc")
     # What is found on the PATH may be a wrapper that lies somewhere else than CUDA.
-    found = [os.environ.get("CUDA_HOME"), Path(nvcc).resolve().parent.parent if nvcc else None, "/usr/local/cuda"]
+    found = [
+        os.environ.get("CUDA_HOME"),
+        Path(nvcc).resolve().parent.parent if nvcc else None,
+        "/usr/local/cuda",
+    ]
     for folder in found:
         if folder and (Path(folder) / "bin" / "nvcc").is_file() and _headers(Path(folder)).is_dir():
             return Path(folder)
@@ -82,5 +86,11 @@ def build_cuda() -> Path:
     includes = ["-isystem", str(torch_folder() / "include"), "-isystem", str(_headers(cuda))]
     units = [Unit(folder / "bind.cpp", [*COMMON, "-O2", *BINDING, *includes])]
     units += [Unit(path, [*FLAGS, *code], nvcc) for path in sorted(folder.glob("*.cu"))]
-    libraries = ["-L" + str(torch_folder() / "lib"), "-ltorch_cpu", f"-L{cuda}/lib64", "-lcudart_static", "-lrt"]
+    libraries = [
+        "-L" + str(torch_folder() / "lib"),
+        "-ltorch_cpu",
+        f"-L{cuda}/lib64",
+        "-lcudart_static",
+        "-lrt",
+    ]
     return build("cuda", units, [*libraries, "-ldl", "-lpthread"])

@@ -32,7 +32,9 @@ from minillm.ops.building import (
     run_compiler,
 )
 
-COMMON = "-std=c++20 -g -fPIC -Wall -Wextra -ffp-contract=off -fno-strict-aliasing -fno-threadsafe-statics".split()
+COMMON = (
+    "-std=c++20 -g -fPIC -Wall -Wextra -ffp-contract=off -fno-strict-aliasing -fno-threadsafe-statics".split()
+)
 # The binding uses torch's stable headers only: one library serves torch 2.10 and later.
 BINDING = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 _SOURCES = (".h", ".cpp", ".cu")

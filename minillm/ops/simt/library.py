@@ -41,7 +41,7 @@ class KernelLibrary:
         try:
             function = self._library[launcher]
         except AttributeError:
-            raise UsageError(f"there is no extern \"C\" function {launcher!r} in the file") from None
+            raise UsageError(f'there is no extern "C" function {launcher!r} in the file') from None
         machine().clear_globals()
         converted = [_convert(name, value) for name, value in arguments.items()]
         try:

@@ -1,11 +1,11 @@
 """The running simulator from Python: how kernels are to run, what they moved, what they did wrong.
 
-    with flavour("check"):            # also looks for races, uninitialised reads, un-waited copies
-        with profile() as p:
-            ...                       # anything that runs kernels
-    p["attention_v2"].global_read_bytes; p.shared_wavefronts
+with flavour("check"):            # also looks for races, uninitialised reads, un-waited copies
+    with profile() as p:
+        ...                       # anything that runs kernels
+p["attention_v2"].global_read_bytes; p.shared_wavefronts
 
-    with schedule(reverse=True): ...  # blocks, warps and lanes in another order
+with schedule(reverse=True): ...  # blocks, warps and lanes in another order
 """
 
 from __future__ import annotations
