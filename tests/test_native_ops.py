@@ -1,5 +1,4 @@
-"""The native kernels, op by op, on every code path: odd shapes against float64, hostile caches, bad input.
-"""
+"""The native kernels, op by op, on every code path: odd shapes against float64, hostile caches, bad input."""
 
 from __future__ import annotations
 

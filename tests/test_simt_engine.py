@@ -1,4 +1,4 @@
-"""`LLM(backend="simt")`: the CUDA kernels make a model speak, each token with the same bits in any company."""
+"""`LLM(backend="simt")`: the CUDA kernels make a model speak, same bits in any company."""
 
 from __future__ import annotations
 
