@@ -19,6 +19,7 @@ import textwrap
 from collections.abc import Iterator
 from functools import cache
 
+from minillm.labs.cuda import CudaLab
 from minillm.labs.lab import Lab, Part
 
 _WIDTH = 110  # ruff's line-length in pyproject.toml
@@ -27,11 +28,15 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 def skeleton(lab: Lab) -> str:
     """The file a student starts from."""
+    if isinstance(lab, CudaLab):
+        return lab.skeleton()
     return _file(lab, solved=False)
 
 
 def solution(lab: Lab) -> str:
     """The same file with the engine's own bodies."""
+    if isinstance(lab, CudaLab):
+        return lab.solution()
     return _file(lab, solved=True)
 
 

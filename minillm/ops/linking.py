@@ -61,15 +61,17 @@ def csrc() -> Path:
     raise BuildFailed("the simulator's sources (csrc/simt) are not there")
 
 
-def build(name: str, units: Sequence[Unit], libraries: Sequence[str] = ()) -> Path:
-    """Compile `units` and link them, unless the cache has the result already.
+def build(
+    name: str, units: Sequence[Unit], libraries: Sequence[str] = (), folder: Path | None = None
+) -> Path:
+    """Compile `units` and link them, unless the cache (or `folder` in its place) has the result already.
 
     Raises:
         BuildFailed: no compiler, or its complaint.
     """
     compiler = require_compiler()
     file = f"{name}-{_key(units, libraries, compiler)}.so"
-    with locked_cache(cache_folder()) as folder:
+    with locked_cache(folder or cache_folder()) as folder:
         if not (folder / file).is_file():
             clear_leftovers(folder)
             _compile(folder / file, compiler, units, libraries)

@@ -48,8 +48,8 @@ def build_ops() -> Path:
     return build("simt-ops", units, ["-L" + str(torch_folder() / "lib"), "-ltorch_cpu"])
 
 
-def build_kernels(source: Path, flags: Sequence[str] = ()) -> Path:
-    """One .cu file as a library of its own. It may include the headers of csrc/cuda.
+def build_kernels(source: Path, flags: Sequence[str] = (), folder: Path | None = None) -> Path:
+    """One .cu file as a library, kept in `folder` or the cache. It may include the headers of csrc/cuda.
 
     Raises:
         BuildFailed: no compiler, no such file, or the compiler's complaint.
@@ -57,4 +57,4 @@ def build_kernels(source: Path, flags: Sequence[str] = ()) -> Path:
     if not source.is_file():
         raise BuildFailed(f"{source} is not a file")
     unit = Unit(source.resolve(), [*KERNEL, "-I", str(csrc() / "cuda"), *flags])
-    return build(source.stem, [unit])
+    return build(source.stem, [unit], folder=folder)

@@ -51,14 +51,16 @@ class KernelLibrary:
         raise_error()
 
 
-def compile_kernels(source: str | Path, flags: Sequence[str] = ()) -> KernelLibrary:
-    """Compile a .cu file, or take it from the cache.
+def compile_kernels(
+    source: str | Path, flags: Sequence[str] = (), folder: Path | None = None
+) -> KernelLibrary:
+    """Compile a .cu file, or take it from the cache (or from `folder`, if that is given).
 
     Raises:
         UsageError: it does not compile; the message has the compiler's words.
     """
     try:
-        return KernelLibrary(build_kernels(Path(source), flags))
+        return KernelLibrary(build_kernels(Path(source), flags, folder))
     except BuildFailed as error:
         raise UsageError(f"{Path(source).name}: {error}") from None
 

@@ -13,10 +13,12 @@ Made from the engine's source by `minillm labs start 1`.
 from __future__ import annotations
 
 import codecs
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+import torch.nn.functional as F
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.decoders import DecodeStream
 
