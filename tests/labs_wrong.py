@@ -318,4 +318,21 @@ LAB_7 = [
         {"7.5": "before or after V takes K's place"},
     ),
 ]
-WRONG = {1: LAB_1, 2: LAB_2, 3: LAB_3, 7: LAB_7}
+LAB_8 = [
+    Slip(
+        "pages ignored",
+        "return table[key / block_size] * block_size + key % block_size;",
+        "return key;",
+        {"8.1": "not looked at"},
+    ),
+    Slip("half a dot product", "d < kDim; d += 4", "d < kDim / 2; d += 4", {"8.2": "left out"}),
+    Slip(
+        "one barrier too few",
+        "  __syncthreads();\n  if (threadIdx.x % 32 == 0)",
+        "  if (threadIdx.x % 32 == 0)",
+        {"8.3": "barrier is missing"},
+    ),
+    Slip("the sum keeps its scale", "  sum *= factor;\n", "", {"8.4": "sum is not shrunk"}),
+    Slip("a key too many", "key < keys)", "key <= keys)", {"8.5": "past kv_len"}),
+]
+WRONG = {1: LAB_1, 2: LAB_2, 3: LAB_3, 7: LAB_7, 8: LAB_8}
