@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import minillm.labs as handouts
 from minillm.ops.cuda_build import ARCHITECTURES, compile_command, find_cuda, nvcc_version
 from minillm.ops.linking import csrc
 
@@ -26,6 +27,7 @@ if CUDA is None:
 RECORD = Path(__file__).parent / "data" / "cuda_registers.json"
 SOURCES = sorted((csrc() / "cuda").glob("*.cu"))
 OTHERS = [Path(__file__).parent / "kernels" / name for name in ("counted.cu", "bugs.cu")]
+OTHERS += [Path(handouts.__file__).parent / "handouts" / name for name in ("lab7.cu", "lab8.cu")]
 FUNCTION = re.compile(
     r"Compiling entry function '(\S+)' for '(\S+)'.*?"
     r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
@@ -79,7 +81,7 @@ def test_control_a_spill_is_seen(tmp_path):
 
 @pytest.mark.parametrize("source", OTHERS, ids=lambda path: path.stem)
 def test_what_the_simulator_runs_in_tests_is_cuda(source, tmp_path):
-    """The dialect means the same words to nvcc: copies, wide accesses, shuffles, barriers."""
+    """The dialect means the same words to nvcc, and a student's finished file compiles unchanged."""
     folder = ["-I", str(csrc() / "cuda"), "-diag-suppress", "177,128"]
     command = compile_command(CUDA, source, tmp_path / "out.o", ARCHITECTURES)
     done = subprocess.run([*command, *folder], capture_output=True, text=True)

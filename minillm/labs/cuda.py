@@ -146,8 +146,9 @@ class CudaLab(Lab):
             whole = f'#line 1 "{file.name}"\n{text}\n{check}'
             return judge(task, Kernels(self.file, whole), finished(self.file), file)
         line, body = mine[task.number]
-        body = f'#line {line} "{file.name}"\n{body}#line 1 "the lab\'s own part"\n'
-        assembled = replaced(self.solution(), task.number, body) + check
+        own = f'#line 1 "the lab\'s own part of {file.name}"\n'
+        body = f'#line {line} "{file.name}"\n{body}{own}'
+        assembled = own + replaced(self.solution(), task.number, body) + check
         return judge(task, Kernels(self.file, assembled), finished(self.file), file)
 
 

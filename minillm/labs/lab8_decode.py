@@ -114,7 +114,7 @@ def decode(lengths: list[int], heads: int, kv_heads: int, block_size: int, kerne
                 row = random_tensor(1000 * c + 100 * i + key, kv_heads, DIM)
                 cache[pages[key // block_size], key % block_size] = row
     q = random_tensor(6, len(lengths), heads, DIM)
-    return attend(kernels, q, *caches, table, torch.tensor(lengths, dtype=torch.int32), 0.5)
+    return attend(kernels, q, caches[0], caches[1], table, torch.tensor(lengths, dtype=torch.int32), 0.5)
 
 
 def generate(kernels: Kernels) -> list[str]:
