@@ -1,5 +1,6 @@
 """minillm: a from-scratch LLM inference engine; an operating system for the KV cache."""
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from minillm.config import SamplingParams
@@ -7,6 +8,9 @@ from minillm.errors import MinillmError
 
 if TYPE_CHECKING:
     from minillm.llm import LLM
+
+# torch does not depend on NumPy and neither do we; where it is absent torch says so at its first import.
+warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
 
 __all__ = ["LLM", "MinillmError", "SamplingParams"]
 

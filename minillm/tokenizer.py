@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,9 +37,9 @@ class Tokenizer:
         self.bos_token_id = self._special_id("bos_token", config_bos)
         self.eos_token_id = self._special_id("eos_token", None)
 
-    @property
+    @cached_property
     def num_token_ids(self) -> int:
-        """One more than the highest id the tokenizer can decode."""
+        """One more than the highest id the tokenizer can decode. Asked once a step; found out once."""
         return max(self.rust.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:

@@ -13,7 +13,10 @@ printf '\n== pytest, long forms\n'
 slow=$?
 [ "$slow" = 0 ] || [ "$slow" = 5 ] || status=1 # 5: no test is marked slow
 
-# Later checks (kernel builds, the simulator, GPU runs, benchmarks) go here, each as: command || status=1
+printf '\n== native kernels under ASan and UBSan\n'
+bash "$repo/scripts/sanitize.sh" || status=1
+
+# Later checks (the simulator, GPU runs, benchmarks) go here, each as: command || status=1
 
 [ "$status" = 0 ] && printf '\nfull_check.sh: all passed\n' || printf '\nfull_check.sh: FAILED\n'
 exit "$status"

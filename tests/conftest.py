@@ -14,6 +14,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="no GPU that torch can use"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def kernels():
+    """Compiles the native kernels, where that can be done, before any test looks at what is printed."""
+    from minillm.model.loader import make_ops
+
+    make_ops("auto", "cpu")
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """A tiny model folder that no test changes."""

@@ -113,7 +113,7 @@ def test_unknown_option_is_a_usage_error():
 def test_inspect_counts_parameters_and_names_sources(capsys, folder):
     assert main(["inspect", str(folder), "--json", "--context", "100"]) == 0
     report = json.loads(capsys.readouterr().out)
-    llm = tiny.load(folder)
+    llm = tiny.load(folder, backend="reference")
     assert report["parameters"] == sum(p.numel() for p in llm.engine.model.decoder.parameters())
     assert report["kv_bytes_per_token"] == tiny.BLOCK_BYTES
     sources = {field["key"]: field["source"] for field in report["config"]}

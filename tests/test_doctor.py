@@ -137,7 +137,29 @@ def test_no_compiler_is_missing_and_not_a_problem(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     assert doctor.check_compiler().status == "missing"
-    assert doctor.check_tool("ninja").status == "missing"
+
+
+def test_the_backend_line_says_what_auto_will_take(tmp_path, monkeypatch):
+    import torch
+
+    from minillm.ops import building
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(building, "PREBUILT", tmp_path / "kernels")
+    monkeypatch.setenv("MINILLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(building, "find_compiler", lambda: building.Compiler("/usr/bin/c++", "1.0"))
+    said = doctor.check_backend(torch)
+    assert said.status == "ok" and "first use" in said.value and str(tmp_path / "cache") in said.value
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / building.library_name()).write_bytes(b"")
+    assert doctor.check_backend(torch).value.startswith("native (CPU kernels compiled: ")
+    monkeypatch.setenv("MINILLM_CACHE", str(tmp_path / "other"))
+    monkeypatch.setattr(building, "find_compiler", lambda: None)
+    said = doctor.check_backend(torch)
+    assert (said.status, said.value) == ("missing", "reference (PyTorch): there is no C++ compiler")
+    assert said.advice
+    assert doctor.check_backend(None).advice == "repair torch first"
+    assert "GPU" in doctor.check_backend(fake_torch("2.13.0", "13.0")).value
 
 
 def test_shipped_model_is_found_by_its_config(tmp_path, monkeypatch):

@@ -68,37 +68,44 @@ struct TaskList {
   }
 };
 
-// Weights of one tile's scores, in place of the scores: P = e^(S scale - m'), keys outside
-// [visible_begin, visible_end) zero. Updates m and l, returns what O must be multiplied with.
-template <class X>
-INLINE float softmax_step(float* scores, X* weights, int64_t visible_begin, int64_t visible_end, float scale,
-                          float& m, float& l) {
-  constexpr int parts = kKeyTile / VL;
-  const vf minus_inf = all(-__builtin_inff());
+// Scores of one tile, scaled, keys outside [begin, end) at minus infinity; returns the highest.
+INLINE float mask_scores(const float* scores, int64_t begin, int64_t end, float scale, vf s[kKeyTile / VL]) {
+  vf highest = all(-__builtin_inff());
   vi lane;
   for (int i = 0; i < VL; i++) lane[i] = i;
-  vf s[parts], highest = minus_inf;
+  bool sees_all = begin <= 0 && end >= kKeyTile;
 #pragma GCC unroll 16
-  for (int p = 0; p < parts; p++) {
+  for (int p = 0; p < kKeyTile / VL; p++) {
+    s[p] = load(scores + p * VL) * scale;
     vi key = lane + p * VL;
-    vf scaled = load(scores + p * VL) * scale;
-    s[p] = (key >= (int)visible_begin) & (key < (int)visible_end) ? scaled : minus_inf;
+    if (!sees_all) s[p] = (key >= (int)begin) & (key < (int)end) ? s[p] : all(-__builtin_inff());
     highest = vmax(highest, s[p]);
   }
-  float tile_max = max_lanes(highest), new_max = m > tile_max ? m : tile_max;
-  if (new_max == -__builtin_inff()) {  // nothing visible so far
-    for (int p = 0; p < parts; p++) store(weights + p * VL, vf{});
-    return 1.0f;
+  return max_lanes(highest);
+}
+
+// Weights P = e^(S scale - m) of one tile. Updates m and l, returns what O must be multiplied with:
+// exactly 1 while the maximum stays, which is most of the time.
+template <class X>
+INLINE float softmax_step(const float* scores, X* weights, int64_t begin, int64_t end, float scale, float& m,
+                          float& l) {
+  vf s[kKeyTile / VL];
+  float highest = mask_scores(scores, begin, end, scale, s);
+  float correction = 1.0f;
+  if (!(highest <= m)) {
+    correction = vexp(all(m - highest))[0];
+    m = highest;
+  } else if (m == -__builtin_inff()) {  // nothing visible so far
+    for (int p = 0; p < kKeyTile / VL; p++) store(weights + p * VL, vf{});
+    return correction;
   }
-  float correction = vexp(all(m - new_max))[0];
   vf sum = {};
 #pragma GCC unroll 16
-  for (int p = 0; p < parts; p++) {
-    store(weights + p * VL, vexp(s[p] - new_max));
+  for (int p = 0; p < kKeyTile / VL; p++) {
+    store(weights + p * VL, vexp(s[p] - m));
     sum = sum + load(weights + p * VL);  // of the weights as they are stored: they then sum to one
   }
   l = l * correction + sum_lanes(sum);
-  m = new_max;
   return correction;
 }
 
@@ -138,6 +145,7 @@ void attend(const AttentionArgs& a, const Task& task) {
       float correction = softmax_step(scores.data + r * kKeyTile, p.data + r * kKeyTile, smaller(low, kKeyTile),
                                       larger(0, smaller(position + 1 - base, kKeyTile)), a.scale, m.data[r],
                                       l.data[r]);
+      if (correction == 1.0f) continue;
       for (int64_t i = 0; i < width; i += VL)
         store(out.data + r * width + i, load(out.data + r * width + i) * correction);
     }

@@ -89,7 +89,8 @@ void linear_blocks(const LinearArgs& a, const typename M::X* x, int64_t x_stride
     const typename M::W* w = static_cast<const typename M::W*>(a.packed) + b * block_size;
     for (int64_t r = 0; r < a.rows; r += kMaxRows) {
       int rows = smaller(kMaxRows, a.rows - r);
-      pick_tile<M>(rows, columns)(x + r * x_stride, x_stride, w, block_size, steps, tile, tile_stride, false);
+      int64_t ahead = r ? 0 : columns * block_size;  // the first rows fetch the next columns
+      pick_tile<M>(rows, columns)(x + r * x_stride, x_stride, w, block_size, steps, tile, tile_stride, false, ahead);
       emit<T>(a, tile, tile_stride, r, rows, b * 16, smaller(columns * 16, a.out - b * 16));
     }
   }

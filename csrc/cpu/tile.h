@@ -54,9 +54,13 @@ struct Singles {
 };
 
 // out[r][16 c ...] = or += x[r] . W[c], R rows by C blocks of 16 outputs.
+//
+// `ahead`: how many elements on the weights lie that will be wanted next. A core waits for memory with a
+// few dozen loads in flight, and with several rows it computes too long between loads to keep so many
+// going; asking for the next tile's weights while this one computes does (8 rows: 11 -> 20 GB/s a core).
 template <class M, int R, int C>
 void tile(const typename M::X* x, int64_t x_stride, const typename M::W* w, int64_t block_size, int64_t steps,
-          float* out, int64_t out_stride, bool accumulate) {
+          float* out, int64_t out_stride, bool accumulate, int64_t ahead) {
   constexpr int P = C * kParts;
   vf acc[R][P];
 #pragma GCC unroll 16
@@ -67,8 +71,11 @@ void tile(const typename M::X* x, int64_t x_stride, const typename M::W* w, int6
   for (int64_t k = 0; k < steps; k++) {
     decltype(M::weights(w)) reg[P];
 #pragma GCC unroll 32
-    for (int p = 0; p < P; p++)
-      reg[p] = M::weights(w + p / kParts * block_size + (k * 16 + p % kParts * VL) * M::kStep);
+    for (int p = 0; p < P; p++) {
+      const typename M::W* at = w + p / kParts * block_size + (k * 16 + p % kParts * VL) * M::kStep;
+      __builtin_prefetch(at + ahead, 0, 2);  // for reading, into the second cache
+      reg[p] = M::weights(at);
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       auto value = M::broadcast(x + r * x_stride + k * M::kStep);
@@ -84,7 +91,7 @@ void tile(const typename M::X* x, int64_t x_stride, const typename M::W* w, int6
 
 template <class M>
 using TileFn = void (*)(const typename M::X*, int64_t, const typename M::W*, int64_t, int64_t, float*, int64_t,
-                        bool);
+                        bool, int64_t);
 
 // Columns (in blocks of 16) that a tile of `rows` rows may have: what the registers hold.
 constexpr int columns_for(int rows) {
@@ -132,8 +139,7 @@ TileFn<M> pick_tile(int rows, int columns) {
   }
 }
 
-// Tiles over all rows and a range of column blocks; `emit(row, rows, block, blocks, tile)` after each
-// gets a small fp32 buffer of its own when `out` is null, or nothing is emitted and `out` is filled.
+// Tiles over all rows and columns, for weights that are in the cache already.
 template <class M>
 void product(const typename M::X* x, int64_t x_stride, int64_t rows, const typename M::W* w, int64_t block_size,
              int64_t blocks, int64_t steps, float* out, int64_t out_stride, bool accumulate) {
@@ -142,7 +148,7 @@ void product(const typename M::X* x, int64_t x_stride, int64_t rows, const typen
     for (int64_t b = 0; b < blocks; b += columns) {
       int tile_columns = smaller(columns, blocks - b);
       pick_tile<M>(tile_rows, tile_columns)(x + r * x_stride, x_stride, w + b * block_size, block_size, steps,
-                                            out + r * out_stride + b * 16, out_stride, accumulate);
+                                            out + r * out_stride + b * 16, out_stride, accumulate, 0);
     }
   }
 }

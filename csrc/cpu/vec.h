@@ -147,6 +147,9 @@ INLINE void store_n(T* p, vf x, int64_t n) {
 // ---- reductions across a register, in one fixed tree ------------------------------------------
 
 INLINE float sum_lanes(vf x) {
+#if defined(MINILLM_PATH_AVX512)
+  return _mm512_reduce_add_ps(x);  // the tree below, in registers
+#endif
   float t[VL];
   store(t, x);
   for (int half = VL / 2; half; half /= 2)
@@ -155,6 +158,9 @@ INLINE float sum_lanes(vf x) {
 }
 
 INLINE float max_lanes(vf x) {
+#if defined(MINILLM_PATH_AVX512)
+  return _mm512_reduce_max_ps(x);
+#endif
   float t[VL];
   store(t, x);
   for (int half = VL / 2; half; half /= 2)

@@ -1,32 +1,39 @@
-"""`minillm bench`: tokens per second here, beside the machine's own limits."""
+"""`minillm bench`: tokens per second here, beside the machine's own limits, its kernels and a peer."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
+import sys
+from typing import TYPE_CHECKING, Any
 
 from minillm.cli.options import add_engine_options, load_llm
 from minillm.config import require_int
-from minillm.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PEERS = ("transformers",)
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "bench",
-        help="measure prefill and decode, or count what kernels move",
-        description="Prefill and decode rates (batch 1 and 8), the share of the memory bandwidth measured "
-        "in the same run, and peak memory. Medians with their spread: shared machines are noisy. "
-        "`bench kernels --backend simt` counts instead the bytes that each attention kernel moves.",
+        help="measure prefill and decode",
+        description="Prefill and decode rates, the share of the memory bandwidth measured in the same run, "
+        "and peak memory; or, with `kernels`, each op by itself beside the machine's roofline and the "
+        "reference, or with `--backend simt` the bytes that each attention kernel moves. Medians with their "
+        "spread: shared machines are noisy.",
     )
     parser.add_argument("what", nargs="?", choices=("engine", "kernels"), default="engine")
-    parser.add_argument("--prompt-len", type=int, metavar="N", help="prompt tokens (512; kernels: 128)")
+    parser.add_argument(
+        "--prompt-len", type=int, metavar="N", help="prompt tokens to prefill (512; simt: 128)"
+    )
     parser.add_argument("--tokens", type=int, default=64, metavar="N", help="tokens to decode")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], metavar="N", help="sequences at once")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="measurements of each figure")
+    parser.add_argument("--peer", choices=PEERS, help="measure it in turns with minillm, on the same weights")
     add_engine_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(func=run)
@@ -34,51 +41,66 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
-    if args.what == "kernels":
-        return _run_kernels(args)
-    from minillm.bench import run_bench
-
-    args.prompt_len = 512 if args.prompt_len is None else args.prompt_len
+    counted = args.what == "kernels" and args.backend == "simt"
+    if args.prompt_len is None:
+        args.prompt_len = 128 if counted else 512
     for name in ("prompt_len", "tokens", "runs"):
         require_int("--" + name.replace("_", "-"), getattr(args, name), minimum=1)
-    report = run_bench(load_llm(args), args.prompt_len, args.tokens, args.runs)
+    for batch in args.batch:
+        require_int("--batch", batch, minimum=1)
+    if counted:
+        report, show = _traffic(args), _print_traffic
+    elif args.what == "kernels":
+        report, show = _kernels(args), _print_kernels
+    else:
+        report, show = _engine(args), _print
     if args.json:
         print(json.dumps(report))
     else:
-        _print(report)
+        show(report)
     return 0
 
 
-def _run_kernels(args: argparse.Namespace) -> int:
-    if args.backend != "simt":
-        raise UsageError("kernels are counted in the simulator only", "add --backend simt")
-    from minillm.kernel_bench import run_kernel_bench
+def _engine(args: argparse.Namespace) -> dict[str, Any]:
+    from minillm.bench.engine import run_bench
+    from minillm.bench.peer import run_peer
+
+    llm = load_llm(args)
+    report = run_bench(llm, args.prompt_len, args.tokens, args.runs, args.batch)
+    if args.peer:
+        report["peer"] = run_peer(llm, args.peer, args.prompt_len, args.tokens, args.runs, args.batch)
+        if report["peer"] is None:
+            print(f"minillm: {args.peer} is not installed: no comparison", file=sys.stderr)
+    return report
+
+
+def _kernels(args: argparse.Namespace) -> dict[str, Any]:
+    from minillm.bench.kernels import run_kernels
+    from minillm.model.families import load_model_config
+    from minillm.model.loader import make_ops, pick_dtype
+    from minillm.model.locate import find_model
+
+    config = load_model_config(find_model(args.model))
+    return run_kernels(config, make_ops(args.backend, "cpu"), pick_dtype(args.dtype, config), args.runs)
+
+
+def _traffic(args: argparse.Namespace) -> dict[str, Any]:
+    from minillm.bench.traffic import run_traffic
     from minillm.ops.contract import DTYPES
 
-    dtype = DTYPES["float32" if args.dtype == "auto" else args.dtype]
-    rows = run_kernel_bench(128 if args.prompt_len is None else args.prompt_len, dtype)
-    if args.json:
-        print(json.dumps(rows))
-        return 0
-    table = Table("rung", "rows x keys", "read", "written", "of it scores", "minimum", "ratio")
-    table.title = "attention: bytes of global memory, counted; 2 heads of 64 over 1 kv head"
-    for row in rows:
-        columns = [f"{row[name]:,}" for name in _BYTES]
-        shape = f"{row['q_len']} x {row['kv_len']}"
-        table.add_row(row["rung"], shape, *columns, f"{row['times_minimum']:.1f}")
-    Console().print(table)
-    return 0
-
-
-_BYTES = ("read_bytes", "written_bytes", "score_matrix_bytes", "minimum_bytes")
+    return run_traffic(args.prompt_len, DTYPES["float32" if args.dtype == "auto" else args.dtype])
 
 
 def _print(report: dict[str, Any]) -> None:
+    from rich.console import Console
+
     from minillm.memory.budget import format_bytes
 
     console, bandwidth = Console(), report["read_bandwidth"]
-    table = Table("what", "tok/s", "lowest to highest", "bytes read/s", "share of bandwidth")
-    table.title = f"{report['model']} · {report['dtype']} · {report['backend']}"
+    table = _table(
+        f"{report['model']} · {report['dtype']} · {report['backend']}",
+        ["what", "tok/s", "lowest to highest", "bytes read/s", "share of bandwidth"],
+    )
     for row in report["rows"]:
         rate = row["tokens_per_s"]
         share = row.get("share_of_bandwidth")
@@ -90,8 +112,74 @@ def _print(report: dict[str, Any]) -> None:
             f"{share:.0%}" if share else "",
         )
     console.print(table)
+    if report.get("peer"):
+        console.print(_peer_table(report["peer"]))
     if bandwidth:
         console.print(f"read bandwidth measured in this run: {bandwidth['median'] / 1e9:.1f} GB/s")
     machine = report["machine"]
     console.print(f"peak memory {format_bytes(report['peak_memory_bytes'])} · {machine['system']}")
     console.print(f"torch {machine['torch']}, {machine['threads']} threads")
+
+
+def _peer_table(peer: dict[str, Any]) -> Table:
+    title = f"in turns with {peer['name']} {peer['version']}"
+    table = _table(title, ["what", "minillm tok/s", f"{peer['name']} tok/s", "ratio", "lowest to highest"])
+    for row in peer["rows"]:
+        ratio = row["ratio"]
+        table.add_row(
+            row["what"],
+            f"{row['tokens_per_s']:,.1f}",
+            f"{row['peer_tokens_per_s']:,.1f}",
+            f"{ratio['median']:.2f}",
+            f"{ratio['low']:.2f} to {ratio['high']:.2f}",
+        )
+    return table
+
+
+def _print_kernels(report: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console()
+    console.width = max(console.width, 100)  # a wrapped row of figures is hard to read
+    table = _table(
+        f"{report['dtype']} · {report['kernels']}",
+        ["op", "size", "µs", "GB/s", "GFLOP/s", "limit", "share of it", "reference µs", "ratio"],
+    )
+    for row in report["rows"]:
+        seconds, reference = row["seconds"], row["reference_seconds"]
+        table.add_row(
+            row["op"],
+            row["size"],
+            f"{seconds * 1e6:,.1f}",
+            f"{row['bytes'] / seconds / 1e9:.1f}",
+            f"{row['flops'] / seconds / 1e9:.1f}",
+            row["bound"],
+            f"{row['share_of_roofline']:.0%}",
+            f"{reference * 1e6:,.1f}",
+            f"{reference / seconds:.1f}",
+        )
+    console.print(table)
+    bandwidth, peak = report["read_bandwidth"]["median"] / 1e9, report["peak_flops"]["median"] / 1e9
+    console.print(f"measured in this run: reading {bandwidth:.1f} GB/s, arithmetic {peak:.0f} GFLOP/s")
+    console.print(f"torch {report['machine']['torch']}, {report['machine']['threads']} threads")
+
+
+def _print_traffic(report: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    title = f"attention, bytes of global memory, counted · {report['dtype']} · {report['shape']}"
+    table = _table(title, ["rung", "rows x keys", "read", "written", "of it scores", "minimum", "ratio"])
+    for row in report["rows"]:
+        bytes_moved = [row[name] for name in ("read", "written", "scores", "minimum")]
+        shape = f"{row['rows']} x {row['keys']}"
+        table.add_row(row["rung"], shape, *(f"{n:,}" for n in bytes_moved), f"{row['ratio']:.1f}")
+    Console().print(table)
+
+
+def _table(title: str, columns: list[str]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    return table

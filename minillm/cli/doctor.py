@@ -86,9 +86,9 @@ def collect() -> list[Check]:
     torch, torch_error = import_torch()
     checks = [check_python(sys.version_info[:3]), check_minillm(), check_torch(torch, torch_error)]
     checks += [check_cpu(), check_threads(torch), check_memory()]
-    checks += [check_gpu(torch), check_compiler(), check_tool("ninja"), check_nvcc()]
+    checks += [check_gpu(torch), check_compiler(), check_nvcc()]
     checks += [check_model(name) for name in ZOO_MODELS]
-    checks += [check_backend()]
+    checks += [check_backend(torch)]
     checks += [check_package(name, purpose) for name, purpose in OPTIONAL_PACKAGES.items()]
     return checks
 
@@ -210,22 +210,14 @@ def describe_gpu(torch: ModuleType, index: int) -> str:
 
 
 def check_compiler() -> Check:
-    """The first C++ compiler that runs, in the order torch's builder would look."""
-    for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
-        path = shutil.which(name) if name else None
-        version = first_line([path, "--version"]) if path else ""
-        if version:
-            return Check("c++ compiler", "ok", f"{path}: {version}")
+    """The first C++ compiler that runs, as the kernels' builder finds it."""
+    from minillm.ops.building import find_compiler
+
+    compiler = find_compiler()
+    if compiler is not None:
+        return Check("c++ compiler", "ok", f"{compiler.path}: {compiler.version}")
     advice = "Debian, Ubuntu: apt install g++; macOS: xcode-select --install"
     return Check("c++ compiler", "missing", "none", advice)
-
-
-def check_tool(name: str) -> Check:
-    """A program on the PATH that prints its version."""
-    path = shutil.which(name)
-    if path is None:
-        return Check(name, "missing", "none", f"only for building kernels: pip install {name}")
-    return Check(name, "ok", f"{path}: {first_line([path, '--version'])}")
 
 
 def check_nvcc() -> Check:
@@ -268,9 +260,26 @@ def check_model(name: str) -> Check:
     return Check(f"model {name}", "missing", f"not in {folder}", "reinstall minillm, or give --model FOLDER")
 
 
-def check_backend() -> Check:
-    """The backend that `backend="auto"` takes, and why."""
-    return Check("backend", "ok", "reference (PyTorch): native kernels are not built in this version")
+def check_backend(torch: ModuleType | None) -> Check:
+    """The backend that `backend="auto"` takes, and why; nothing is compiled for the answer."""
+    if torch is None:
+        return Check("backend", "missing", "unknown", "repair torch first")
+    if torch.cuda.is_available():
+        return Check("backend", "ok", 'reference (PyTorch) on the GPU; device="cpu" has native kernels')
+    from minillm.ops import building
+
+    try:
+        library, compiler = building.find_library(), building.find_compiler()
+    except (building.BuildFailed, OSError) as error:
+        return Check("backend", "missing", f"reference (PyTorch): {error}", "reinstall minillm")
+    if library is not None:
+        path = os.environ.get("MINILLM_CPU_PATH") or "the best code path this processor has"
+        return Check("backend", "ok", f"native (CPU kernels compiled: {library}), {path}")
+    if compiler is None:
+        advice = "with a C++ compiler the kernels are compiled on first use"
+        return Check("backend", "missing", "reference (PyTorch): there is no C++ compiler", advice)
+    where = building.cache_folder()
+    return Check("backend", "ok", f"native: the CPU kernels are compiled on first use, into {where}")
 
 
 def check_package(name: str, purpose: str) -> Check:
@@ -307,8 +316,3 @@ def output_of(command: list[str]) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout if done.returncode == 0 else ""
-
-
-def first_line(command: list[str]) -> str:
-    """The first line a command prints, or ""."""
-    return output_of(command).partition("\n")[0].strip()

@@ -22,10 +22,11 @@ from typing import Any
 
 import torch
 
-from minillm.labs.cuda import CudaLab, load_source
+from minillm.labs.cuda import judge_section, load_source
 from minillm.labs.judge import first_line, judge
 from minillm.labs.lab import Lab, Part, Task, find_lab
 from minillm.labs.row import Row, failed
+from minillm.labs.sections import CudaLab
 from minillm.ops.simt.machine import machine
 
 MAX_FILE_BYTES = 64 << 20
@@ -101,7 +102,7 @@ def load(file: Path) -> ModuleType:
 def judge_file(lab: Lab, task: Task, module: ModuleType, file: Path) -> Row:
     """Judge one task of a loaded file."""
     if isinstance(lab, CudaLab):
-        return lab.judge_file(task, module.source, file)
+        return judge_section(lab, task, module.source, file)
     needed = [task.part] if task.part else lab.parts
     for part in needed:
         lost = _missing(module, part)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm.kernel_bench import Shape, tiled
-from minillm.labs.cuda import CudaLab, Kernels, Section, edited
+from minillm.bench.traffic import Shape, tiled
+from minillm.labs.cuda import Kernels, edited
 from minillm.labs.lab import Case, Mistake, Task
+from minillm.labs.sections import CudaLab, Section
 
 FILE = "lab7.cu"
 TILE = DIM = 32

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from minillm.config import SamplingParams
-from minillm.labs.cuda import CudaLab, Kernels, Section, edited
+from minillm.labs.cuda import Kernels, edited
 from minillm.labs.lab import Case, Mistake, Task
+from minillm.labs.sections import CudaLab, Section
 from minillm.labs.tiny import random_tensor, tiny_llm
 from minillm.ops.contract import AttentionMetadata
 from minillm.ops.reference import ReferenceOps

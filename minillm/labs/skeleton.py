@@ -19,8 +19,8 @@ import textwrap
 from collections.abc import Iterator
 from functools import cache
 
-from minillm.labs.cuda import CudaLab
 from minillm.labs.lab import Lab, Part
+from minillm.labs.sections import CudaLab
 
 _WIDTH = 110  # ruff's line-length in pyproject.toml
 Function = ast.FunctionDef | ast.AsyncFunctionDef

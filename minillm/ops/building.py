@@ -161,6 +161,8 @@ def compile_into(folder: Path, name: str, compiler: Compiler, progress: Progress
                     progress(done, len(jobs))
         library = Path(scratch) / name
         run_compiler([compiler.path, *_link_flags(), *map(str, objects), "-o", str(library), *_libraries()])
+        with open(library, "rb") as written:
+            os.fsync(written)  # or a power cut could leave the name without the content
         os.replace(library, folder / name)
     return folder / name
 

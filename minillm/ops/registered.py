@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.library import register_fake
 
-from minillm.ops.building import BuildFailed, build_library, cache_folder, find_library
+from minillm.ops.building import BuildFailed, build_library, cache_folder, find_library, require_compiler
 from minillm.progress import Bar
 
 _lock = threading.Lock()
@@ -64,6 +64,7 @@ def _load() -> None:
 
 
 def _compile() -> Path:
+    require_compiler()  # before anything is announced
     print(f"minillm: compiling the CPU kernels, once (kept in {cache_folder()})", file=sys.stderr)
     with Bar("compiling kernels") as bar:
         path, temporary = build_library(bar)

@@ -27,7 +27,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-from minillm.kernel_bench import Shape, minimum, naive, one_by_one, run_rung, tiled
+from minillm.bench.traffic import Shape, minimum, naive, one_by_one, run_rung, tiled
 from minillm.ops.simt import SimtError, compile_kernels, flavour, profile
 
 plt.rcParams.update({"figure.dpi": 90, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
@@ -199,7 +199,7 @@ print(f"barriers: {v2.barriers}, of which {v2.barriers // v2.blocks} per block o
 # %% [markdown]
 # ## 4.6 What grows how
 #
-# The points are counted, the lines are the formulas of `minillm/kernel_bench.py` (a test holds one
+# The points are counted, the lines are the formulas of `minillm/bench/traffic.py` (a test holds one
 # against the other, tensor by tensor and to the byte; block tables and lengths are left out of the lines).
 
 # %%

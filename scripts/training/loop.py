@@ -8,8 +8,8 @@
 Matrices of hidden layers are trained with Muon (updates made orthogonal), embeddings and norms with
 AdamW. Most steps use short windows, as most stories are short; some use long documents, so that
 positions up to 4,096 are sound. The target meets them last, which is cheapest. The single layer of
-a draft forgets short texts in such a phase (0.86 bits per byte after it, 0.84 before), so its long
-windows come in turns with short ones. A checkpoint holds all state; a killed run goes on.
+a draft forgets short texts in such a phase (from 0.84 to 0.86 bits per byte on the same stories), so
+its long windows come in turns with short ones. A checkpoint holds all state; a killed run goes on.
 
 Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024).
 """

@@ -176,30 +176,39 @@ def raise_error() -> None:
     error = machine().take_error()
     if error is None:
         return
-    file, line = _source_line(error["where"])
-    other_file, other_line = _source_line(error["other_where"])
+    frames, others = _frames(error["where"]), _frames(error["other_where"])
+    file, line = frames[0] if frames else (None, None)
     what = error["message"]
+    if len(frames) > 1:
+        what += f" (from {_places(frames[1:])})"
     if error["other"]:
-        what += f"; {error['other']}" + (f" at {other_file}:{other_line}" if other_file else "")
+        what += f"; {error['other']}" + (f" at {_places(others)}" if others else "")
     raise SimtError(error["kind"], error["kernel"], error["block"], error["thread"], file, line, what)
 
 
-def _source_line(where: tuple[str, int] | None) -> tuple[str | None, int | None]:
-    """(file, line) of a place: known already, or an offset (negative) into a library."""
+def _places(frames: list[tuple[str, int]]) -> str:
+    return ", from ".join(f"{file}:{line}" for file, line in frames)
+
+
+def _frames(where: tuple[str, int] | None) -> list[tuple[str, int]]:
+    """(file, line) of a place, innermost function first: known already, or an offset into a library.
+
+    The words of the dialect are left out. Offsets come as negative numbers.
+    """
     if where is None:
-        return None, None
+        return []
     if where[1] >= 0:
-        return Path(where[0]).name, where[1]
+        return [(Path(where[0]).name, where[1])]
     tool = shutil.which("addr2line") or shutil.which("llvm-addr2line")
     if tool is None:
-        return None, None
+        return []
     command = [tool, "-i", "-e", where[0], hex(-where[1])]
-    frames = subprocess.run(command, capture_output=True, text=True).stdout.split("\n")
-    for frame in frames:
+    found = []
+    for frame in subprocess.run(command, capture_output=True, text=True).stdout.splitlines():
         file, _, line = frame.partition(" (")[0].rpartition(":")
         if line.isdigit() and Path(file).name not in _DIALECT:
-            return Path(file).name, int(line)
-    return None, None
+            found.append((Path(file).name, int(line)))
+    return found
 
 
 def _index(v: tuple[int, int, int]) -> str:

@@ -7,59 +7,23 @@ on a shared machine only ratios taken in one run mean anything.
 
 from __future__ import annotations
 
-import platform
-import resource
-import statistics
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
-import torch
-
+from minillm.bench.machine import describe, measure, peak_memory, read_bandwidth
 from minillm.config import SamplingParams
-from minillm.engine.envelope import package_version
 from minillm.llm import LLM
 from minillm.model.costs import decode_bytes
 
-_BANDWIDTH_BYTES = 512 << 20
 _PROMPT = 32
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A rate: the median of `runs` measurements, with the lowest and the highest."""
-
-    median: float
-    low: float
-    high: float
-    runs: int
-
-
-def measure(rate: Callable[[], float], runs: int) -> Figure:
-    """Call `rate` once to warm up, then `runs` times."""
-    rate()
-    rates = [rate() for _ in range(runs)]
-    return Figure(statistics.median(rates), min(rates), max(rates), runs)
-
-
-def read_bandwidth(runs: int) -> Figure:
-    """Bytes per second this machine's cores read from main memory: summing 512 MiB of float32."""
-    data = torch.ones(_BANDWIDTH_BYTES // 4)
-
-    def once() -> float:
-        start = time.perf_counter()
-        data.sum()
-        return _BANDWIDTH_BYTES / (time.perf_counter() - start)
-
-    return measure(once, runs)
 
 
 def prefill_rate(llm: LLM, prompt_len: int) -> float:
     """Prompt tokens per second, first token included."""
     start = time.perf_counter()
-    llm.generate([_prompt(llm, prompt_len, 0)], SamplingParams(max_tokens=1, temperature=0))
+    llm.generate([make_prompt(llm, prompt_len, 0)], SamplingParams(max_tokens=1, temperature=0))
     return prompt_len / (time.perf_counter() - start)
 
 
@@ -68,7 +32,7 @@ def decode_rate(llm: LLM, batch: int, num_tokens: int) -> float:
     engine = llm.engine
     params = SamplingParams(max_tokens=num_tokens + 1, temperature=0, ignore_eos=True)
     for i in range(batch):
-        engine.add_request(_prompt(llm, _PROMPT, i), params)
+        engine.add_request(make_prompt(llm, _PROMPT, i), params)
     while engine.scheduler.waiting or not _all_decoding(llm, batch):
         engine.step()
     start, count = time.perf_counter(), 0
@@ -77,14 +41,16 @@ def decode_rate(llm: LLM, batch: int, num_tokens: int) -> float:
     return count / (time.perf_counter() - start)
 
 
-def run_bench(llm: LLM, prompt_len: int, num_tokens: int, runs: int) -> dict[str, Any]:
+def run_bench(
+    llm: LLM, prompt_len: int, num_tokens: int, runs: int, batches: Sequence[int] = (1, 8)
+) -> dict[str, Any]:
     """All figures, with the machine they belong to. Rates are per second."""
     model, config = llm.engine.model, llm.engine.model.config
     width = model.dtype.itemsize
     on_cpu = model.device.type == "cpu"
     bandwidth = read_bandwidth(runs) if on_cpu else None
     prefill = measure(lambda: prefill_rate(llm, prompt_len), runs)
-    decode = {batch: measure(lambda b=batch: decode_rate(llm, b, num_tokens), runs) for batch in (1, 8)}  # type: ignore[misc]
+    decode = {batch: measure(lambda b=batch: decode_rate(llm, b, num_tokens), runs) for batch in batches}  # type: ignore[misc]
     rows: list[dict[str, Any]] = [{"what": f"prefill {prompt_len}", "tokens_per_s": asdict(prefill)}]
     for batch, figure in decode.items():
         row: dict[str, Any] = {"what": f"decode, batch {batch}", "tokens_per_s": asdict(figure)}
@@ -102,10 +68,10 @@ def run_bench(llm: LLM, prompt_len: int, num_tokens: int, runs: int) -> dict[str
         "parameters": config.num_parameters,
         "dtype": str(model.dtype).removeprefix("torch."),
         "backend": model.decoder.ops.name,
-        "machine": _machine(),
+        "machine": describe(),
         "read_bandwidth": asdict(bandwidth) if bandwidth else None,
         "rows": rows,
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": peak_memory(),
     }
 
 
@@ -114,25 +80,7 @@ def _all_decoding(llm: LLM, batch: int) -> bool:
     return len(requests) == batch and not any(r.is_prefilling for r in requests)
 
 
-def _prompt(llm: LLM, length: int, salt: int) -> list[int]:
+def make_prompt(llm: LLM, length: int, salt: int) -> list[int]:
     """Token ids that differ from prompt to prompt; what they mean does not change the speed."""
     vocab = llm.engine.model.config.vocab_size
     return [(salt * 7919 + i * 104729 + 1) % vocab for i in range(length)]
-
-
-def _machine() -> dict[str, Any]:
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "threads": torch.get_num_threads(),
-        "gpu": gpu,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "minillm": package_version(),
-    }
-
-
-def _peak_memory() -> int:
-    """The most memory this process ever held, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from minillm.config import require_int
 from minillm.ops.contract import AttentionMetadata
 from minillm.ops.simt import Profile, SimtOps, profile
 
@@ -117,31 +116,26 @@ def run_rung(rung: str, shape: Shape, block_size: int = 16) -> Profile:
     return counted
 
 
-def run_kernel_bench(length: int, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """A row per rung: a prompt of `length` tokens for v1 and v2, the token after it for d1.
-
-    Raises:
-        UsageError: a length below 1.
-    """
-    require_int("--prompt-len", length, minimum=1)
+def run_traffic(length: int, dtype: torch.dtype) -> dict[str, Any]:
+    """A row per rung: a prompt of `length` tokens for v1 and v2, the token after it for d1. In bytes."""
     rows = []
     for rung, q_len in (("v1", length), ("v2", length), ("d1", 1)):
         shape = Shape(q_len, length, dtype=dtype)
         counted = run_rung(rung, shape)
-        read, written = counted.global_read_bytes, counted.global_write_bytes
-        scores = sum(counted.tensors.get("scores", (0, 0)))
+        read, written, least = counted.global_read_bytes, counted.global_write_bytes, minimum(shape)
         rows.append(
             {
                 "rung": rung,
-                "q_len": q_len,
-                "kv_len": length,
-                "read_bytes": read,
-                "written_bytes": written,
-                "score_matrix_bytes": scores,
-                "minimum_bytes": minimum(shape),
-                "times_minimum": (read + written) / minimum(shape),
+                "rows": q_len,
+                "keys": length,
+                "read": read,
+                "written": written,
+                "scores": sum(counted.tensors.get("scores", (0, 0))),
+                "minimum": least,
+                "ratio": (read + written) / least,
                 "shared_wavefronts": counted.shared_wavefronts,
                 "barriers": counted.barriers,
             }
         )
-    return rows
+    heads = f"{Shape.num_heads} heads of {Shape.head_dim} over {Shape.num_kv_heads} kv head"
+    return {"dtype": str(dtype).removeprefix("torch."), "shape": heads, "rows": rows}

@@ -1,0 +1,197 @@
+"""Each op by itself, at the sizes of one model: time, bytes, FLOPs, and the share of the roofline reached.
+
+                 1 row (decode)              8 rows                  512 rows (prefill)
+    linear       reading W: bandwidth        still reading W         arithmetic
+    attention    reading K and V             the same                arithmetic and e^x
+    the rest     a call's own cost           a call's own cost       reading and writing activations
+
+Weights are taken in turn from copies that no cache holds together, as the layers of a model come round;
+activations stay in the caches, as they do in a model. Bytes are what an op has to move at least.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import cycle
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minillm.bench.machine import describe, peak_flops, read_bandwidth
+from minillm.config import ModelConfig, SamplingParams
+from minillm.model.rope import rope_tables
+from minillm.ops.contract import AttentionMetadata, Ops
+from minillm.ops.reference import ReferenceOps
+from minillm.ops.sampling import SamplingBatch
+
+_CONTEXT = 512  # keys in the cache of each sequence
+_BLOCK_SIZE = 16
+_COLD_BYTES = 128 << 20  # weights taken in turn: several times a laptop's last cache
+_SECONDS = 0.05  # one measurement lasts at least as long
+
+
+@dataclass(frozen=True)
+class Job:
+    """One op at one size. `make` gives its calls for a backend, endlessly, each ready to run."""
+
+    op: str
+    size: str
+    bytes: int
+    flops: int
+    make: Callable[[Ops], Iterator[Callable[[], object]]]
+
+
+def run_kernels(
+    config: ModelConfig, ops: Ops, dtype: torch.dtype, runs: int, rows: tuple[int, ...] = (1, 8, 512)
+) -> dict[str, Any]:
+    """Every op at the sizes of `config`, `ops` beside the reference. Times are in seconds."""
+    reference = ReferenceOps()
+    bandwidth, peak = read_bandwidth(runs), peak_flops(ops, dtype, runs)
+    found = []
+    for job in jobs(config, dtype, rows):
+        mine, theirs = (_seconds(job.make(o), runs) for o in (ops, reference))
+        least = max(job.bytes / bandwidth.median, job.flops / peak.median)
+        found.append(
+            {
+                "op": job.op,
+                "size": job.size,
+                "bytes": job.bytes,
+                "flops": job.flops,
+                "seconds": mine,
+                "reference_seconds": theirs,
+                "bound": "memory"
+                if job.bytes / bandwidth.median >= job.flops / peak.median
+                else "arithmetic",
+                "share_of_roofline": least / mine,
+            }
+        )
+    return {
+        "dtype": str(dtype).removeprefix("torch."),
+        "kernels": ops.kernel_set,
+        "machine": describe(),
+        "read_bandwidth": asdict(bandwidth),
+        "peak_flops": asdict(peak),
+        "rows": found,
+    }
+
+
+def jobs(config: ModelConfig, dtype: torch.dtype, rows: tuple[int, ...]) -> Iterator[Job]:
+    """The ops of a layer, then those around the layers, for each number of rows."""
+    width, hidden, inner = dtype.itemsize, config.hidden_size, config.intermediate_size
+    q, kv, vocab = config.q_size, config.kv_size, config.vocab_size
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape).to(dtype)
+
+    def simple(op: str, n: int, elements: int, flops: int, *arguments: object) -> Job:
+        return Job(op, f"{n}", elements * width, flops, lambda o: cycle([lambda: getattr(o, op)(*arguments)]))
+
+    for n in rows:
+        for name, size, out in (
+            ("qkv", hidden, q + 2 * kv),
+            ("o", q, hidden),
+            ("gate_up", hidden, 2 * inner),
+            ("down", inner, hidden),
+            ("head", hidden, vocab),
+        ):
+            if name == "head" and n > 64:
+                continue  # a prompt needs the head for its last row only
+            yield _linear_job(name, n, size, out, dtype)
+        norm = random(hidden)
+        yield simple("rms_norm", n, 2 * n * hidden, 4 * n * hidden, random(n, hidden), norm, 1e-5)
+        two = random(n, hidden), random(n, hidden)
+        yield simple("add_rms_norm", n, 4 * n * hidden, 5 * n * hidden, *two, norm, 1e-5)
+        yield simple("silu_mul", n, 3 * n * inner, 10 * n * inner, random(n, 2 * inner))
+        yield from _attention_jobs(config, dtype, n)
+        if n <= 64:
+            yield _sample_job(n, vocab, dtype)
+    ids = torch.randint(vocab, (rows[-1],))
+    table = random(vocab, hidden)
+    yield Job(
+        "embedding",
+        f"{rows[-1]}",
+        2 * len(ids) * hidden * width,
+        0,
+        lambda o: _prepared(o, table, lambda packed: o.embedding(ids, packed)),
+    )
+    caches = [random(64, _BLOCK_SIZE, config.num_key_value_heads, config.head_dim) for _ in range(2)]
+    one = torch.tensor([1]), torch.tensor([2])
+    yield simple("copy_blocks", 1, 4 * _BLOCK_SIZE * kv, 0, caches, *one)
+
+
+def _linear_job(name: str, n: int, size: int, out: int, dtype: torch.dtype) -> Job:
+    x = torch.randn(n, size).to(dtype)
+    copies = max(1, _COLD_BYTES // (size * out * dtype.itemsize))
+
+    def make(ops: Ops) -> Iterator[Callable[[], object]]:
+        weights = [ops.prepare_weight(torch.randn(out, size).to(dtype)) for _ in range(copies)]
+        return cycle([lambda w=w: ops.linear(x, w) for w in weights])
+
+    moved = (size * out + n * (size + out)) * dtype.itemsize
+    return Job(f"linear {name}", f"{n}x{size}x{out}", moved, 2 * n * size * out, make)
+
+
+def _attention_jobs(config: ModelConfig, dtype: torch.dtype, n: int) -> Iterator[Job]:
+    """Up to 64 rows: as many sequences decoding. More: one prompt."""
+    decoding = n <= 64
+    num_seqs, kv_len, q_len = (n, _CONTEXT, 1) if decoding else (1, n, n)
+    blocks = -(-kv_len // _BLOCK_SIZE)
+    shape = (num_seqs * blocks, _BLOCK_SIZE, config.num_key_value_heads, config.head_dim)
+    positions = torch.arange(kv_len - q_len, kv_len).repeat(num_seqs)
+    first = torch.arange(num_seqs).repeat_interleave(q_len) * blocks * _BLOCK_SIZE
+    meta = AttentionMetadata(
+        positions=positions,
+        slot_mapping=first + positions,
+        block_table=torch.arange(num_seqs * blocks, dtype=torch.int32).view(num_seqs, blocks),
+        query_start=torch.arange(0, n + 1, q_len, dtype=torch.int32),
+        kv_len=torch.full((num_seqs,), kv_len, dtype=torch.int32),
+    )
+    heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    q, k, v = (torch.randn(n, count, dim).to(dtype) for count in (heads, kv_heads, kv_heads))
+    k_cache, v_cache = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
+    cos, sin = rope_tables(config.rope, dim, kv_len)
+    rope = (q, k, v, cos, sin, k_cache, v_cache, meta)
+    moved = 2 * n * (config.q_size + 2 * config.kv_size) * dtype.itemsize
+    turned = 3 * n * (config.q_size + config.kv_size)
+    yield Job("rope_and_cache", f"{n}", moved, turned, lambda o: cycle([lambda: o.rope_and_cache(*rope)]))
+    pairs = n * kv_len if decoding else n * (n + 1) // 2
+    moved = 2 * (num_seqs * kv_len * config.kv_size + n * config.q_size) * dtype.itemsize
+    yield Job(
+        "paged_attention",
+        f"{num_seqs}x{kv_len} keys" if decoding else f"{n} causal",
+        moved,
+        4 * pairs * config.q_size,
+        lambda o: cycle([lambda: o.paged_attention(q, k_cache, v_cache, meta, dim**-0.5)]),
+    )
+
+
+def _sample_job(n: int, vocab: int, dtype: torch.dtype) -> Job:
+    logits = torch.randn(n, vocab).to(dtype) * 4
+    params = SamplingParams(temperature=0.8, top_p=0.95)
+    batch = SamplingBatch([params] * n, list(range(n)), [[]] * n, vocab)
+    moved = n * vocab * dtype.itemsize
+    return Job("sample top_p", f"{n}x{vocab}", moved, 0, lambda o: cycle([lambda: o.sample(logits, batch)]))
+
+
+def _prepared(ops: Ops, weight: Tensor, call: Callable[[Any], object]) -> Iterator[Callable[[], object]]:
+    packed = ops.prepare_weight(weight.clone())
+    return cycle([lambda: call(packed)])
+
+
+@torch.inference_mode()
+def _seconds(calls: Iterator[Callable[[], object]], runs: int) -> float:
+    """Median seconds of one call, over `runs` measurements of as many calls as fill `_SECONDS`."""
+
+    def elapsed(count: int) -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            next(calls)()
+        return time.perf_counter() - start
+
+    elapsed(1)
+    count = max(1, round(_SECONDS / max(elapsed(2) / 2, 1e-7)))
+    return statistics.median(elapsed(count) / count for _ in range(runs))

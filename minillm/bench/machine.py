@@ -1,0 +1,94 @@
+"""What the machine itself can do, measured: the ceilings that every figure is held against.
+
+    bytes per second    the cores reading from main memory, far more than any cache holds
+    FLOP per second     the best matrix product seen, ours or torch's, with everything in the caches
+
+An operation that must move B bytes and do F FLOPs takes at least max(B / bandwidth, F / peak): the
+roofline (Williams et al., CACM 2009). On a shared machine both ceilings move, so they are measured in
+the run they are used in.
+"""
+
+from __future__ import annotations
+
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from minillm.engine.envelope import package_version
+from minillm.ops.contract import Ops
+
+_BANDWIDTH_BYTES = 512 << 20
+_PRODUCT = 768  # rows, inputs and outputs of the product that shows the peak: 1 MiB each in bf16
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A rate: the median of `runs` measurements, with the lowest and the highest."""
+
+    median: float
+    low: float
+    high: float
+    runs: int
+
+
+def measure(rate: Callable[[], float], runs: int) -> Figure:
+    """Call `rate` once to warm up, then `runs` times."""
+    rate()
+    rates = [rate() for _ in range(runs)]
+    return Figure(statistics.median(rates), min(rates), max(rates), runs)
+
+
+def read_bandwidth(runs: int) -> Figure:
+    """Bytes per second this machine's cores read from main memory: summing 512 MiB of float32."""
+    data = torch.ones(_BANDWIDTH_BYTES // 4)
+
+    def once() -> float:
+        start = time.perf_counter()
+        data.sum()
+        return _BANDWIDTH_BYTES / (time.perf_counter() - start)
+
+    return measure(once, runs)
+
+
+def peak_flops(ops: Ops, dtype: torch.dtype, runs: int) -> Figure:
+    """FLOP per second of the faster of `ops` and torch at one large product in `dtype`."""
+    x, weight = (torch.randn(_PRODUCT, _PRODUCT).to(dtype) for _ in range(2))
+    packed = ops.prepare_weight(weight.clone())
+    products = [lambda: ops.linear(x, packed), lambda: torch.nn.functional.linear(x, weight)]
+
+    def rate(product: Callable[[], object]) -> Callable[[], float]:
+        def once() -> float:
+            start = time.perf_counter()
+            for _ in range(8):
+                product()
+            return 8 * 2 * _PRODUCT**3 / (time.perf_counter() - start)
+
+        return once
+
+    return max((measure(rate(product), runs) for product in products), key=lambda figure: figure.median)
+
+
+def describe() -> dict[str, Any]:
+    """The machine and the versions that figures belong to."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "minillm": package_version(),
+    }
+
+
+def peak_memory() -> int:
+    """The most memory this process ever held, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

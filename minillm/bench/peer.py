@@ -1,0 +1,96 @@
+"""The same weights in another engine, in the same process, in turns: the only comparison that means much.
+
+A machine's bandwidth and clock move from minute to minute, more so when it is shared. So minillm and the
+peer are measured one after the other, again and again, and what is reported is the ratio of each pair.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minillm.bench.engine import decode_rate, make_prompt, prefill_rate
+from minillm.llm import LLM
+
+PEERS = ("transformers",)
+_PROMPT = 32
+
+
+def run_peer(
+    llm: LLM, name: str, prompt_len: int, num_tokens: int, runs: int, batches: tuple[int, ...]
+) -> dict[str, Any] | None:
+    """Rates of both, in tokens per second, and their ratio; None where the peer is not installed."""
+    if find_spec(name) is None:
+        return None
+    peer = Transformers(llm.engine.model.folder, llm.engine.model.dtype)
+    rows = [
+        _compare(
+            f"prefill {prompt_len}",
+            lambda: prefill_rate(llm, prompt_len),
+            lambda: peer.prefill_rate(make_prompt(llm, prompt_len, 0)),
+            runs,
+        )
+    ]
+    for batch in batches:
+        prompts = [make_prompt(llm, _PROMPT, i) for i in range(batch)]
+        rows.append(
+            _compare(
+                f"decode, batch {batch}",
+                lambda batch=batch: decode_rate(llm, batch, num_tokens),  # type: ignore[misc]
+                lambda prompts=prompts: peer.decode_rate(prompts, num_tokens),  # type: ignore[misc]
+                runs,
+            )
+        )
+    return {"name": name, "version": peer.version, "rows": rows}
+
+
+class Transformers:
+    """Hugging Face transformers' `generate`, greedy, with its own cache."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        import transformers
+
+        self.version: str = transformers.__version__
+        self._model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+    def prefill_rate(self, prompt: list[int]) -> float:
+        """Prompt tokens per second, first token included."""
+        return len(prompt) / self._seconds([prompt], 1)
+
+    def decode_rate(self, prompts: list[list[int]], num_tokens: int) -> float:
+        """Tokens per second of all prompts together, what the first token takes not counted."""
+        seconds = self._seconds(prompts, num_tokens + 1) - self._seconds(prompts, 1)
+        return len(prompts) * num_tokens / seconds
+
+    @torch.inference_mode()
+    def _seconds(self, prompts: list[list[int]], num_tokens: int) -> float:
+        ids = torch.tensor(prompts)
+        start = time.perf_counter()
+        self._model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=num_tokens,
+            min_new_tokens=num_tokens,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        return time.perf_counter() - start
+
+
+def _compare(what: str, mine: Callable[[], float], theirs: Callable[[], float], runs: int) -> dict[str, Any]:
+    """Medians of both and of their ratio, with the ratio's lowest and highest."""
+    mine(), theirs()
+    pairs = [(mine(), theirs()) for _ in range(runs)]
+    ratios = [a / b for a, b in pairs]
+    return {
+        "what": what,
+        "tokens_per_s": statistics.median(a for a, _ in pairs),
+        "peer_tokens_per_s": statistics.median(b for _, b in pairs),
+        "ratio": {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "runs": runs},
+    }

@@ -1,0 +1,93 @@
+"""The bench: figures that fit together, every op listed, and a peer that need not be there."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from minillm.bench import kernels, machine
+from minillm.cli.main import main
+from minillm.ops.contract import Ops
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_BANDWIDTH_BYTES", 8 << 20)
+    monkeypatch.setattr(machine, "_PRODUCT", 64)
+    monkeypatch.setattr(kernels, "_COLD_BYTES", 1 << 16)
+    monkeypatch.setattr(kernels, "_SECONDS", 1e-4)
+
+
+def bench(capsys: pytest.CaptureFixture[str], folder: Path, *args: str) -> tuple[dict[str, Any], str]:
+    capsys.readouterr()
+    assert main(["bench", *args, "--runs", "2", "--json", "--model", str(folder)]) == 0
+    out, err = capsys.readouterr()
+    return json.loads(out), err
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_kernels_against_the_roofline(capsys: Any, folder: Path, backend: str) -> None:
+    report, _ = bench(capsys, folder, "kernels", "--backend", backend)
+    bandwidth, peak = report["read_bandwidth"]["median"], report["peak_flops"]["median"]
+    for row in report["rows"]:
+        memory, arithmetic = row["bytes"] / bandwidth, row["flops"] / peak
+        assert row["bound"] == ("memory" if memory >= arithmetic else "arithmetic")
+        assert row["share_of_roofline"] == pytest.approx(max(memory, arithmetic) / row["seconds"])
+        assert row["reference_seconds"] > 0
+    assert main(["bench", "kernels", "--runs", "1", "--model", str(folder)]) == 0
+    assert "GFLOP/s" in capsys.readouterr().out
+
+
+def test_every_op_of_the_contract_is_measured(capsys: Any, folder: Path) -> None:
+    report, _ = bench(capsys, folder, "kernels")
+    measured = {row["op"].split()[0] for row in report["rows"]}
+    contract = {name for name in vars(Ops) if not name.startswith("_")}
+    assert contract - measured == {"kernel_set", "prepare_weight", "token_logprobs"}
+    linear = next(row for row in report["rows"] if row["op"] == "linear qkv")
+    assert linear["size"] == "1x32x64"
+    assert linear["flops"] == 2 * 32 * 64
+    assert linear["bytes"] == 4 * (32 * 64 + 32 + 64)
+
+
+def test_a_peer_that_is_not_there(capsys: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minillm.bench.peer.find_spec", lambda name: None)
+    args = ["--prompt-len", "8", "--tokens", "2", "--peer", "transformers"]
+    report, err = bench(capsys, folder, *args)
+    assert report["peer"] is None and len(report["rows"]) == 3
+    assert "transformers is not installed" in err
+
+
+def test_a_peer_is_measured_in_turns(capsys: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, ...]] = []
+
+    class Model:
+        def eval(self) -> Model:
+            return self
+
+        def generate(self, ids: torch.Tensor, max_new_tokens: int, **options: Any) -> None:
+            calls.append((*ids.shape, max_new_tokens))
+            for _ in range(max_new_tokens):
+                tiny.weights(tiny.config())  # takes a while
+
+    peer = ModuleType("transformers")
+    peer.__spec__ = ModuleSpec("transformers", None)
+    peer.__version__ = "9.9"
+    peer.AutoModelForCausalLM = SimpleNamespace(from_pretrained=lambda folder, dtype: Model())
+    monkeypatch.setitem(sys.modules, "transformers", peer)
+    args = ["--prompt-len", "8", "--tokens", "2", "--batch", "1", "3", "--peer", "transformers"]
+    report, _ = bench(capsys, folder, *args)
+    assert report["peer"]["version"] == "9.9"
+    rows = report["peer"]["rows"]
+    assert [row["what"] for row in rows] == ["prefill 8", "decode, batch 1", "decode, batch 3"]
+    assert all(row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"] for row in rows)
+    assert set(calls) == {(1, 8, 1), (1, 32, 3), (1, 32, 1), (3, 32, 3), (3, 32, 1)}
+    assert main(["bench", *args, "--runs", "1", "--model", str(folder)]) == 0
+    assert "transformers 9.9" in capsys.readouterr().out
