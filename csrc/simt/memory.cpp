@@ -22,7 +22,7 @@ constexpr size_t kArenaBytes = 1 << 20;
 
 struct SharedArray : Range {
   const char* file;
-  unsigned line;
+  int line;
 };
 
 std::vector<Range> globals;      // sorted by address
@@ -82,8 +82,8 @@ void* allocate(const char* name, size_t bytes, const Where& where) {
   array.name = name;
   array.base = arena + used;
   array.bytes = bytes;
-  array.file = where.file_name();
-  array.line = where.line();
+  array.file = where.file;
+  array.line = where.line;
   arrays.push_back(array);
   memset(array.base, 0xFF, bytes);
   used += (bytes + 127) / 128 * 128 + kGap;
@@ -92,8 +92,8 @@ void* allocate(const char* name, size_t bytes, const Where& where) {
 
 void* find_or_allocate(const char* name, size_t bytes, const Where& where, size_t limit) {
   for (const SharedArray& a : arrays)
-    if (a.line == where.line() && a.name == name && !strcmp(a.file, where.file_name())) return a.base;
-  Place at{where.file_name(), static_cast<int>(where.line()), nullptr};
+    if (a.line == where.line && a.name == name && !strcmp(a.file, where.file)) return a.base;
+  Place at{where.file, where.line, nullptr};
   static_bytes += bytes;
   if (static_bytes > limit || bytes > limit)
     fail("shared memory", "`" + std::string(name) + "` makes it " + std::to_string(static_bytes) + " bytes; a block has " +

@@ -25,7 +25,7 @@ namespace {
 
 constexpr unsigned kMaxThreads = 1024;
 
-Place place(const Where& where) { return {where.file_name(), static_cast<int>(where.line()), nullptr}; }
+Place place(const Where& where) { return {where.file, where.line, nullptr}; }
 
 bool same(const Place& a, const Place& b) { return a.line == b.line && !strcmp(a.file, b.file); }
 

@@ -18,7 +18,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <source_location>
 
 #define __global__
 #define __device__
@@ -39,7 +38,12 @@ using cudaStream_t = void*;
 
 namespace simt {
 
-using Where = std::source_location;
+// The place of a call, as a default argument: std::source_location, which older compilers lack.
+struct Where {
+  const char* file;
+  int line;
+  static constexpr Where current(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
+};
 
 uint3 thread_index();
 uint3 block_index();

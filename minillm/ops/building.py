@@ -183,7 +183,8 @@ def require_compiler() -> Compiler:
 # ---- parts of the command lines -------------------------------------------------------------------
 
 
-def _sanitizing() -> bool:
+def sanitizing() -> bool:
+    """Whether kernels are to be compiled with sanitizers: MINILLM_SANITIZE=1."""
     return os.environ.get("MINILLM_SANITIZE") == "1"
 
 
@@ -193,13 +194,13 @@ def _paths() -> dict[str, list[str]]:
 
 def _flags() -> list[str]:
     named = f"-ffile-prefix-map={find_sources()}=csrc/cpu"  # messages name files as the reader knows them
-    return [*FLAGS, named, *(SANITIZE if _sanitizing() else []), "-isystem", str(torch_folder() / "include")]
+    return [*FLAGS, named, *(SANITIZE if sanitizing() else []), "-isystem", str(torch_folder() / "include")]
 
 
 def _link_flags() -> list[str]:
     if sys.platform == "darwin":
         return ["-dynamiclib", "-undefined", "dynamic_lookup"]
-    return ["-shared", *(SANITIZE if _sanitizing() else [])]
+    return ["-shared", *(SANITIZE if sanitizing() else [])]
 
 
 def _libraries() -> list[str]:
@@ -238,7 +239,7 @@ def _source_key() -> str:
     for path in sorted(sources.iterdir()):
         if path.suffix in (".h", ".cpp"):
             digest.update(f"{path.name}\0".encode() + path.read_bytes())
-    settings = [FLAGS, _paths(), SANITIZE if _sanitizing() else [], torch.__version__, sys.platform]
+    settings = [FLAGS, _paths(), SANITIZE if sanitizing() else [], torch.__version__, sys.platform]
     digest.update(repr([*settings, platform.machine()]).encode())
     return digest.hexdigest()[:20]
 

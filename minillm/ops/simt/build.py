@@ -7,8 +7,10 @@
 Two kinds of flags, because the machine must not watch itself. A kernel is compiled with -O1 and without
 moving its memory accesses, so that what is counted is what the source says.
 
-    $CXX            the compiler, as for the CPU kernels
-    addr2line       (binutils, optional) turns an address in a kernel into a line
+    CXX                the compiler, as for the CPU kernels
+    MINILLM_SANITIZE   1 compiles kernels with UBSan as well: what the simulator's own checks of memory do
+                       not see (shifts, overflows, a thread's local arrays)
+    addr2line          (binutils, optional) turns an address in a kernel into a line
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
-from minillm.ops.building import BuildFailed, torch_folder
+from minillm.ops.building import BuildFailed, sanitizing, torch_folder
 from minillm.ops.linking import BINDING, COMMON, Unit, build, csrc
 
 MACHINE = [*COMMON, "-O2"]
@@ -44,8 +46,9 @@ def build_ops() -> Path:
     folder, torch_include = csrc() / "cuda", ["-isystem", str(torch_folder() / "include")]
     bound = [*MACHINE, *BINDING, "-DMINILLM_SIMT", *torch_include]
     units = [Unit(folder / "bind.cpp", bound)]
-    units += [Unit(path, KERNEL) for path in sorted(folder.glob("*.cu"))]
-    return build("simt-ops", units, ["-L" + str(torch_folder() / "lib"), "-ltorch_cpu"])
+    units += [Unit(path, [*KERNEL, *_sanitizer()]) for path in sorted(folder.glob("*.cu"))]
+    libraries = ["-L" + str(torch_folder() / "lib"), "-ltorch_cpu", *_sanitizer()]
+    return build("simt-ops", units, libraries)
 
 
 def build_kernels(source: Path, flags: Sequence[str] = (), folder: Path | None = None) -> Path:
@@ -56,5 +59,9 @@ def build_kernels(source: Path, flags: Sequence[str] = (), folder: Path | None =
     """
     if not source.is_file():
         raise BuildFailed(f"{source} is not a file")
-    unit = Unit(source.resolve(), [*KERNEL, "-I", str(csrc() / "cuda"), *flags])
-    return build(source.stem, [unit], folder=folder)
+    unit = Unit(source.resolve(), [*KERNEL, *_sanitizer(), "-I", str(csrc() / "cuda"), *flags])
+    return build(source.stem, [unit], _sanitizer(), folder)
+
+
+def _sanitizer() -> list[str]:
+    return ["-fsanitize=undefined", "-fno-sanitize-recover=undefined"] if sanitizing() else []
