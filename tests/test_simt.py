@@ -100,6 +100,15 @@ def test_asynchronous_copies_are_counted_and_land(counted):
     assert (p.async_copy_bytes, p.global_read_bytes, p.shared_write_bytes) == (256, 256, 256)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_tensor_core_multiplies_tiles_spread_over_the_lanes(counted, dtype):
+    x, w = torch.randn(16, 16).to(dtype), torch.randn(16, 8).to(dtype)
+    y = torch.zeros(16, 8)
+    p = run(counted, f"run_mma_{str(dtype).removeprefix('torch.')}", x=x.float(), w=w.float(), y=y)
+    torch.testing.assert_close(y, (x.double() @ w.double()).float())
+    assert (p.mma, p.warp_operations) == (1, 1)
+
+
 def test_kernels_are_counted_apart_and_summed(counted):
     x, y = torch.randn(64), torch.zeros(64)
     with profile() as p:

@@ -25,6 +25,34 @@ __device__ __forceinline__ void store_wide(void* to, V value) {
   *static_cast<V*>(to) = value;
 }
 
+// ---- tensor cores (sm_80): ../simt/simt.h draws which lane holds what ------------------------------
+
+__device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const __nv_bfloat16 (&a)[8], const __nv_bfloat16 (&b)[4]) {
+#if __CUDA_ARCH__ >= 800
+  const uint32_t *x = reinterpret_cast<const uint32_t*>(a), *y = reinterpret_cast<const uint32_t*>(b);
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(y[0]), "r"(y[1]));
+#else
+  __trap();  // launchers offer no such kernel to older chips
+#endif
+}
+
+__device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const __half (&a)[8], const __half (&b)[4]) {
+#if __CUDA_ARCH__ >= 800
+  const uint32_t *x = reinterpret_cast<const uint32_t*>(a), *y = reinterpret_cast<const uint32_t*>(b);
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(y[0]), "r"(y[1]));
+#else
+  __trap();
+#endif
+}
+
 // ---- cp.async (sm_80); before that a plain copy -------------------------------------------------
 
 template <int kBytes>

@@ -167,6 +167,43 @@ __forceinline__ void wait_copies() {
   simt::wait_copies(kPendingGroups);
 }
 
+// ---- tensor cores -----------------------------------------------------------------------------
+
+// c [16, 8] += a [16, 16] * b [16, 8], the matrices spread over the warp's lanes. With g = lane / 4 and
+// t = 2 * (lane % 4) a lane holds, in this order,
+//     a   (g, t) (g, t + 1)   (g + 8, ..)   (g, t + 8 ..)   (g + 8, t + 8 ..)
+//     b   (t, g) (t + 1, g)   (t + 8, g) (t + 9, g)
+//     c   (g, t) (g, t + 1)   (g + 8, t) (g + 8, t + 1)
+// Each element of c is summed over k in order, which the hardware does not promise. PTX ISA: mma.m16n8k16.
+namespace simt {
+template <class T>
+struct MmaOperands {
+  float* c;
+  const T *a, *b;
+};
+template <class T>
+void multiply_tiles(void* const* operands) {
+  const MmaOperands<T>* const* lanes = reinterpret_cast<const MmaOperands<T>* const*>(operands);
+  for (int row = 0; row < 16; row++)
+    for (int col = 0; col < 8; col++) {
+      float& c = lanes[row % 8 * 4 + col / 2]->c[row / 8 * 2 + col % 2];
+      for (int k = 0; k < 16; k++) {
+        int half = k / 8, pair = k % 8 / 2;
+        const T& a = lanes[row % 8 * 4 + pair]->a[half * 4 + row / 8 * 2 + k % 2];
+        const T& b = lanes[col * 4 + pair]->b[half * 2 + k % 2];
+        c = std::fma(to_float(a), to_float(b), c);
+      }
+    }
+  count_mma();
+}
+}  // namespace simt
+
+template <class T>
+void mma_m16n8k16(float (&c)[4], const T (&a)[8], const T (&b)[4], simt::Where where = simt::Where::current()) {
+  simt::MmaOperands<T> mine{c, a, b};
+  simt::warp_operation("mma", &mine, simt::multiply_tiles<T>, where);
+}
+
 template <class T>
 T min(T a, T b) {
   return b < a ? b : a;

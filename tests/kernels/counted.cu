@@ -63,7 +63,21 @@ __global__ void round_trip(const float* x, float* y) {
   y[blockIdx.x * blockDim.x + threadIdx.x] = to_float(from_float<T>(x[blockIdx.x * blockDim.x + threadIdx.x]));
 }
 
+// One warp: y [16, 8] = x [16, 16] * w [16, 8].
+template <class T>
+__global__ void tensor_core(const float* x, const float* w, float* y) {
+  int g = threadIdx.x / 4, t = threadIdx.x % 4 * 2;
+  alignas(4) T a[8], b[4];
+  float c[4] = {};
+  for (int i = 0; i < 8; i++) a[i] = from_float<T>(x[(g + i / 2 % 2 * 8) * 16 + t + i / 4 * 8 + i % 2]);
+  for (int i = 0; i < 4; i++) b[i] = from_float<T>(w[(t + i / 2 * 8 + i % 2) * 8 + g]);
+  mma_m16n8k16(c, a, b);
+  for (int i = 0; i < 4; i++) y[(g + i / 2 * 8) * 8 + t + i % 2] = c[i];
+}
+
 extern "C" {
+void run_mma_bfloat16(const float* x, const float* w, float* y) { LAUNCH(tensor_core<bfloat16>, 1, 32, 0, 0, x, w, y); }
+void run_mma_float16(const float* x, const float* w, float* y) { LAUNCH(tensor_core<float16>, 1, 32, 0, 0, x, w, y); }
 void run_copy(const float* x, float* y, int n) { LAUNCH(copy, (n + 63) / 64, 64, 0, 0, x, y, n); }
 void run_copy_wide(const float* x, float* y, int n) { LAUNCH(copy_wide, n / 256, 64, 0, 0, x, y); }
 void run_gather(const float* x, float* y, int stride) { LAUNCH(gather, 1, 32, 0, 0, x, y, stride); }
