@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from minillm.errors import UsageError
+from minillm.ops.building import BuildFailed
 from minillm.ops.simt import SimtError, compile_kernels, flavour, profile, schedule
+from minillm.ops.simt.machine import machine
+
+try:
+    machine()
+except BuildFailed as reason:
+    pytest.skip(f"simulator: {reason}", allow_module_level=True)
 
 KERNELS = Path(__file__).parent / "kernels"
 BUGS = (KERNELS / "bugs.cu").read_text().splitlines()

@@ -14,7 +14,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from minillm.ops.building import (
     require_compiler,
     run_compiler,
 )
+from minillm.progress import Bar
 
 COMMON = (
     "-std=c++20 -g -fPIC -Wall -Wextra -ffp-contract=off -fno-strict-aliasing -fno-threadsafe-statics".split()
@@ -89,8 +90,10 @@ def _compile(target: Path, compiler: Compiler, units: Sequence[Unit], libraries:
                 )
                 for unit, out in zip(units, objects, strict=True)
             ]
-            for job in jobs:
-                job.result()
+            with Bar(f"compiling {target.stem.rpartition('-')[0]}", len(jobs)) as bar:
+                for done, job in enumerate(as_completed(jobs), start=1):
+                    job.result()
+                    bar.update(done)
         whole = Path(scratch) / target.name
         # What the machine and torch define is found when the library is loaded.
         shared = ["-dynamiclib", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
@@ -100,9 +103,10 @@ def _compile(target: Path, compiler: Compiler, units: Sequence[Unit], libraries:
 
 def _key(units: Sequence[Unit], libraries: Sequence[str], compiler: Compiler) -> str:
     digest = hashlib.sha256()
-    # Sources may include each other and the headers, but nothing from further away.
-    folders = dict.fromkeys([csrc() / "simt", csrc() / "cuda", *(unit.source.parent for unit in units)])
-    for path in (path for folder in folders for path in sorted(folder.iterdir()) if path.suffix in _SOURCES):
+    # Sources may include each other and the headers of csrc, but nothing from further away.
+    neighbours = [path for folder in {unit.source.parent for unit in units} for path in folder.iterdir()]
+    headers = [path for folder in ("simt", "cuda") for path in (csrc() / folder).glob("*.h")]
+    for path in sorted({path for path in [*neighbours, *headers] if path.suffix in _SOURCES}):
         digest.update(f"{path.name}\0".encode() + path.read_bytes())
     settings = [[(unit.source.name, list(unit.flags)) for unit in units], list(libraries), compiler.version]
     settings += [torch.__version__, sys.version, sys.platform, platform.machine()]
