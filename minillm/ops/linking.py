@@ -108,7 +108,11 @@ def _key(units: Sequence[Unit], libraries: Sequence[str], compiler: Compiler) ->
     headers = [path for folder in ("simt", "cuda") for path in (csrc() / folder).glob("*.h")]
     for path in sorted({path for path in [*neighbours, *headers] if path.suffix in _SOURCES}):
         digest.update(f"{path.name}\0".encode() + path.read_bytes())
-    settings = [[(unit.source.name, list(unit.flags)) for unit in units], list(libraries), compiler.version]
+    settings = [
+        [(unit.source.name, list(unit.flags), unit.compiler) for unit in units],
+        list(libraries),
+        compiler.version,
+    ]
     settings += [torch.__version__, sys.version, sys.platform, platform.machine()]
     digest.update(repr(settings).encode())
     return digest.hexdigest()[:20]
