@@ -134,8 +134,12 @@ void attend(const AttentionArgs& a, const Task& task) {
 
   int64_t first_pos = before + task.first_token, end = before + task.last_token;
   int64_t begin = a.window ? larger(0, first_pos - a.window + 1) : 0;
-  for (int64_t base = begin / kKeyTile * kKeyTile; base < end; base += kKeyTile) {
-    TileRows<T> tile(a, task.seq, task.kv_head, base, smaller(kKeyTile, end - base), zeros.data);
+  auto rows_of = [&](int64_t base) {
+    return TileRows<T>(a, task.seq, task.kv_head, base, smaller(kKeyTile, end - base), zeros.data);
+  };
+  int64_t base = begin / kKeyTile * kKeyTile;
+  for (TileRows<T> tile = rows_of(base), next; base < end; base += kKeyTile, tile = next) {
+    next = rows_of(base + kKeyTile);
     pack_keys(tile, dim, keys.data);
     pack_values(tile, dim, values.data);
     product<M>(q.data, dim, rows, keys.data, 16 * dim, kKeyTile / 16, dim / M::kStep, scores.data, kKeyTile, false);

@@ -110,7 +110,7 @@ Tensor draw(const Tensor& logits, const Tensor& keys, const Tensor& numbers, con
   STD_TORCH_CHECK(end <= seen.size(0), op, ": seen_end is ", end, ", seen has ", seen.size(0));
   check_range(op, "seen id", data<int64_t>(seen), end, INT64_MAX);
   Tensor tokens = like(keys, {rows});
-  sample({data<void>(logits), dtype_of(op, logits), rows, logits.size(1), num_token_ids, data<int64_t>(keys),
+  sample(kernels(), {data<void>(logits), dtype_of(op, logits), rows, logits.size(1), num_token_ids, data<int64_t>(keys),
           data<double>(numbers), data<int64_t>(top_k), data<int64_t>(seen), data<int64_t>(seen_end),
           static_cast<int64_t*>(tokens.mutable_data_ptr())});
   return tokens;
@@ -127,7 +127,7 @@ std::tuple<Tensor, Tensor, Tensor> logprobs(const Tensor& logits, const Tensor& 
   Tensor of_token = torch::stable::new_empty(logits, {rows}, ScalarType::Float);
   Tensor best = torch::stable::new_empty(logits, {rows, top}, ScalarType::Float);
   Tensor best_ids = like(tokens, {rows, top});
-  token_logprobs({data<void>(logits), dtype_of(op, logits), rows, vocab, top, data<int64_t>(tokens),
+  token_logprobs(kernels(), {data<void>(logits), dtype_of(op, logits), rows, vocab, top, data<int64_t>(tokens),
                   static_cast<float*>(of_token.mutable_data_ptr()), static_cast<float*>(best.mutable_data_ptr()),
                   static_cast<int64_t*>(best_ids.mutable_data_ptr())});
   return {of_token, best, best_ids};

@@ -126,6 +126,7 @@ struct Kernels {
   void (*silu_mul)(const SiluArgs&);
   void (*rope_and_cache)(const RopeArgs&);
   void (*attention)(const AttentionArgs&);
+  float (*widen)(const void* x, int64_t size, float* y, DType dtype);  // y = x in float; returns the highest
 };
 
 // One layer's weights; a bias or a q / k norm that the model does not have is null.
@@ -172,8 +173,8 @@ struct LogprobsArgs {
 
 // The same on every path: compiled once, without any vector instruction of its own.
 void run_layers(const Kernels& kernels, const LayersArgs& args);
-void sample(const SampleArgs& args);
-void token_logprobs(const LogprobsArgs& args);
+void sample(const Kernels& kernels, const SampleArgs& args);
+void token_logprobs(const Kernels& kernels, const LogprobsArgs& args);
 
 // The paths this library was built with, best first, ended by null; `runs_here` asks the processor.
 struct Path {

@@ -52,16 +52,24 @@ template <class T>
 struct TileRows {
   const T *k[kKeyTile], *v[kKeyTile];
 
+  TileRows() = default;
   TileRows(const AttentionArgs& a, int64_t seq, int64_t kv_head, int64_t first, int64_t count, const T* zeros) {
     const int32_t* table = a.batch.block_table + seq * a.batch.table_stride;
     int64_t block_size = a.heads.block_size, dim = a.heads.head_dim, slot_size = a.heads.num_kv_heads * dim;
-    for (int64_t i = 0; i < kKeyTile; i++) {
-      k[i] = v[i] = zeros;
-      if (i >= count) continue;
-      int64_t slot = table[(first + i) / block_size] * block_size + (first + i) % block_size;
+    int64_t block = first / block_size, inside = first % block_size;
+    for (int64_t i = 0; i < count; i++) {
+      int64_t slot = table[block] * block_size + inside;
       k[i] = static_cast<const T*>(a.k_cache) + slot * slot_size + kv_head * dim;
       v[i] = static_cast<const T*>(a.v_cache) + slot * slot_size + kv_head * dim;
+      if (++inside == block_size) block++, inside = 0;
     }
+    for (int64_t i = larger(count, 0); i < kKeyTile; i++) k[i] = v[i] = zeros;
+    // Short pieces, far apart: the processor does not guess them, so they are asked for a tile early.
+    for (int64_t i = 0; i < count; i++)
+      for (int64_t byte = 0; byte < dim * int64_t{sizeof(T)}; byte += 64) {
+        __builtin_prefetch(reinterpret_cast<const char*>(k[i]) + byte, 0, 2);
+        __builtin_prefetch(reinterpret_cast<const char*>(v[i]) + byte, 0, 2);
+      }
   }
 };
 
@@ -82,15 +90,21 @@ INLINE void pack_keys(const TileRows<bf16>& rows, int64_t dim, bf16* packed) {
   }
 }
 
+// The first n numbers as they are stored, n <= VL; zeros behind them.
+INLINE vh load_bits(const bf16* p, int64_t n) {
+  if (n >= VL) return load_as<vh>(p);
+  vh bits = {};
+  memcpy(&bits, p, n * sizeof(bf16));
+  return bits;
+}
+
 INLINE void pack_values(const TileRows<bf16>& rows, int64_t dim, bf16* packed) {
   for (int64_t d = 0; d < dim; d += 16)
     for (int64_t pair = 0; pair < kKeyTile / 2; pair++)
       for (int64_t i = 0; i < 16; i += VL) {
         // Two rows of 16-bit numbers interleaved: one number in the low, one in the high half.
-        int64_t n = smaller(VL, larger(0, dim - d - i));
-        vh low = {}, high = {};
-        memcpy(&low, rows.v[2 * pair] + d + i, n * 2);
-        memcpy(&high, rows.v[2 * pair + 1] + d + i, n * 2);
+        int64_t n = larger(0, dim - d - i);
+        vh low = load_bits(rows.v[2 * pair] + d + i, n), high = load_bits(rows.v[2 * pair + 1] + d + i, n);
         vu both = __builtin_convertvector(low, vu) | (__builtin_convertvector(high, vu) << 16);
         memcpy(packed + ((d / 16 * kKeyTile / 2 + pair) * 16 + i) * 2, &both, sizeof(both));
       }

@@ -98,6 +98,32 @@ void rope_and_cache_as(const RopeArgs& a) {
   });
 }
 
+// One row as floats; returns the highest.
+template <class T>
+float widen_as(const T* x, int64_t size, float* y) {
+  vf highest = all(-__builtin_inff());
+  int64_t i = 0;
+  for (; i + VL <= size; i += VL) {
+    vf value = load(x + i);
+    store(y + i, value);
+    highest = vmax(highest, value);
+  }
+  float result = max_lanes(highest);
+  for (; i < size; i++) {
+    y[i] = load_n(x + i, 1)[0];
+    result = result > y[i] ? result : y[i];
+  }
+  return result;
+}
+
+float widen(const void* x, int64_t size, float* y, DType dtype) {
+  switch (dtype) {
+    case DType::bf16: return widen_as(static_cast<const bf16*>(x), size, y);
+    case DType::f16: return widen_as(static_cast<const fp16*>(x), size, y);
+    default: return widen_as(static_cast<const float*>(x), size, y);
+  }
+}
+
 void norm(const NormArgs& a) {
   switch (a.dtype) {
     case DType::f32: return norm_as<float>(a);

@@ -18,30 +18,17 @@ namespace {
 
 constexpr float kMinusInf = -__builtin_inff();
 
-float widen(uint16_t bits, DType dtype) {
-  if (dtype == DType::bf16) {
-    uint32_t wide = static_cast<uint32_t>(bits) << 16;
-    return __builtin_bit_cast(float, wide);
-  }
-  int exponent = (bits >> 10) & 31, mantissa = bits & 1023;
-  float magnitude = exponent == 31  ? (mantissa ? __builtin_nanf("") : __builtin_inff())
-                    : exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -24)
-                                    : std::ldexp(static_cast<float>(mantissa + 1024), exponent - 25);
-  return bits & 0x8000 ? -magnitude : magnitude;
-}
-
 // Row `row` of logits as floats; ids from `valid` on, which the tokenizer lacks, are left out.
-std::vector<float> read_row(const void* logits, DType dtype, int64_t row, int64_t vocab, int64_t valid) {
-  std::vector<float> values(valid);
-  if (dtype == DType::f32) {
-    const float* from = static_cast<const float*>(logits) + row * vocab;
-    std::copy(from, from + valid, values.begin());
-  } else {
-    const uint16_t* from = static_cast<const uint16_t*>(logits) + row * vocab;
-    for (int64_t i = 0; i < valid; i++) values[i] = widen(from[i], dtype);
+struct Row {
+  std::vector<float> values;
+  float highest;
+
+  Row(const Kernels& kernels, const void* logits, DType dtype, int64_t row, int64_t vocab, int64_t valid)
+      : values(valid) {
+    int64_t width = dtype == DType::f32 ? 4 : 2;
+    highest = kernels.widen(static_cast<const char*>(logits) + row * vocab * width, valid, values.data(), dtype);
   }
-  return values;
-}
+};
 
 // Most likely first; among equals the lowest id.
 struct Likelier {
@@ -49,8 +36,10 @@ struct Likelier {
   bool operator()(int64_t a, int64_t b) const { return values[a] != values[b] ? values[a] > values[b] : a < b; }
 };
 
-int64_t argmax(const std::vector<float>& values) {
-  return std::max_element(values.begin(), values.end()) - values.begin();
+// The first of the ids with the highest value; 0 where that is NaN, which equals nothing.
+int64_t find_first(const std::vector<float>& values, float highest) {
+  auto found = std::find(values.begin(), values.end(), highest);
+  return found == values.end() ? 0 : found - values.begin();
 }
 
 // The `count` likeliest ids, in order.
@@ -135,8 +124,9 @@ void penalise(std::vector<float>& values, const int64_t* seen, const int64_t* en
   }
 }
 
-int64_t draw(std::vector<float>& values, uint64_t key, double temperature, double top_p, double min_p, int64_t top_k) {
-  int64_t favourite = argmax(values), valid = values.size();
+int64_t draw(std::vector<float>& values, int64_t favourite, uint64_t key, double temperature, double top_p,
+             double min_p, int64_t top_k) {
+  int64_t valid = values.size();
   float highest = values[favourite], divisor = moderate(temperature);
   for (float& value : values) value = (value - highest) / divisor;
   Race race(values, key, favourite);
@@ -158,18 +148,24 @@ int64_t draw(std::vector<float>& values, uint64_t key, double temperature, doubl
   return race.winner();
 }
 
-int64_t sample_row(const SampleArgs& a, int64_t row) {
+int64_t sample_row(const Kernels& kernels, const SampleArgs& a, int64_t row) {
   const double* n = a.numbers + 4 * row;
   int64_t seen_begin = row ? a.seen_end[row - 1] : 0;
-  std::vector<float> values = read_row(a.logits, a.dtype, row, a.vocab, std::min(a.vocab, a.num_token_ids));
-  if (n[3] != 1.0) penalise(values, a.seen + seen_begin, a.seen + a.seen_end[row], moderate(n[3]));
-  if (n[0] <= 0) return argmax(values);
-  return draw(values, static_cast<uint64_t>(a.keys[row]), n[0], n[1], n[2], a.top_k[row]);
+  Row read(kernels, a.logits, a.dtype, row, a.vocab, std::min(a.vocab, a.num_token_ids));
+  std::vector<float>& values = read.values;
+  if (n[3] != 1.0) {
+    penalise(values, a.seen + seen_begin, a.seen + a.seen_end[row], moderate(n[3]));
+    read.highest = *std::max_element(values.begin(), values.end());
+  }
+  int64_t favourite = find_first(values, read.highest);
+  if (n[0] <= 0) return favourite;
+  return draw(values, favourite, static_cast<uint64_t>(a.keys[row]), n[0], n[1], n[2], a.top_k[row]);
 }
 
-void logprobs_row(const LogprobsArgs& a, int64_t row) {
-  std::vector<float> values = read_row(a.logits, a.dtype, row, a.vocab, a.vocab);
-  double highest = values[argmax(values)], sum = 0;
+void logprobs_row(const Kernels& kernels, const LogprobsArgs& a, int64_t row) {
+  Row read(kernels, a.logits, a.dtype, row, a.vocab, a.vocab);
+  const std::vector<float>& values = read.values;
+  double highest = read.highest, sum = 0;
   for (float value : values) sum += std::exp(value - highest);
   double shift = highest + std::log(sum);
   a.of_token[row] = static_cast<float>(values[a.tokens[row]] - shift);
@@ -182,21 +178,24 @@ void logprobs_row(const LogprobsArgs& a, int64_t row) {
   }
 }
 
-template <class Args, void (*Row)(const Args&, int64_t)>
-void over_rows(const Args& args) {
+template <class Body>
+void over_rows(int64_t rows, const Body& body) {
   parallel_ranges(
-      0, args.rows, 1,
+      0, rows, 1,
       [](int64_t begin, int64_t end, void* context) {
-        for (int64_t row = begin; row < end; row++) Row(*static_cast<const Args*>(context), row);
+        for (int64_t row = begin; row < end; row++) (*static_cast<const Body*>(context))(row);
       },
-      const_cast<Args*>(&args));
+      const_cast<Body*>(&body));
 }
-
-void store_sample(const SampleArgs& a, int64_t row) { a.tokens[row] = sample_row(a, row); }
 
 }  // namespace
 
-void sample(const SampleArgs& args) { over_rows<SampleArgs, store_sample>(args); }
-void token_logprobs(const LogprobsArgs& args) { over_rows<LogprobsArgs, logprobs_row>(args); }
+void sample(const Kernels& kernels, const SampleArgs& a) {
+  over_rows(a.rows, [&](int64_t row) { a.tokens[row] = sample_row(kernels, a, row); });
+}
+
+void token_logprobs(const Kernels& kernels, const LogprobsArgs& a) {
+  over_rows(a.rows, [&](int64_t row) { logprobs_row(kernels, a, row); });
+}
 
 }  // namespace minillm

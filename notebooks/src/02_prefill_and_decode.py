@@ -29,12 +29,14 @@ import matplotlib.pyplot as plt
 import torch
 
 from minillm import LLM, SamplingParams
+from minillm.bench.engine import decode_rate
+from minillm.bench.kernels import run_kernels
 from minillm.config import EngineConfig
 from minillm.errors import OutOfBlocks
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import BlockTable, slot_mapping
 from minillm.memory.kv_cache import KVCache
-from minillm.model.loader import load_model
+from minillm.model.loader import load_model, make_ops
 from minillm.model.locate import find_model
 from minillm.model.runner import ModelRunner, SequenceRows
 from minillm.ops.reference import ReferenceOps
@@ -489,8 +491,8 @@ print(f"  not explained by either           {1e3 * max(decode_time - floor, 0):7
 # %% [markdown]
 # What is left over is Python and torch's dispatch, matrix routines that do not reach full bandwidth for
 # a single row (the triangles show it too), and intermediate results that are written and read back.
-# Section 2.7 splits it by kind. Compiled kernels that do more per call go after this part; for models
-# of billions of parameters, reading the weights dwarfs it.
+# Section 2.7 splits it by kind, and section 2.8 shows what compiled kernels make of it; for models of
+# billions of parameters, reading the weights dwarfs it.
 #
 # ## 2.7 Batching: more rows for the same bytes
 #
@@ -583,6 +585,82 @@ assert keys_only == config.num_attention_heads / config.num_key_value_heads / 2
 # own intensity is fixed: each cached number serves the query heads that share it, here two, and no batch
 # changes that. So engines fight for smaller caches: grouped-query attention, lower precision, shared
 # prefixes.
+#
+# ## 2.8 The roofline again, with compiled kernels
+#
+# So far every operation was PyTorch, so that it can be read. The engine itself runs kernels in C++
+# (`csrc/cpu`), compiled on first use if there is a compiler. `minillm bench kernels` measures each at the
+# sizes of a model; here it is as a figure. Filled marks are the kernels, hollow ones PyTorch; each line
+# between two marks is one operation.
+
+# %%
+native = make_ops("auto", "cpu")
+report = run_kernels(config, native, torch.float32, runs=3, rows=(1, 256))
+print(f"backend {native.name}: {len(report['rows'])} measurements")
+bandwidth, flop_rate = report["read_bandwidth"]["median"], report["peak_flops"]["median"]
+print(f"read bandwidth {bandwidth / 1e9:.1f} GB/s, arithmetic {flop_rate / 1e9:.0f} GFLOP/s")
+
+kinds = {
+    "linear": (GREEN, "matrices"),
+    "paged_attention": (ORANGE, "attention"),
+    "silu_mul": (BLUE, "silu, norm"),
+}
+kinds["add_rms_norm"] = kinds["silu_mul"]
+fig, ax = plt.subplots(figsize=(8.5, 4.6), layout="constrained")
+reach = torch.logspace(-1, 3, 200)
+ax.plot(reach, (reach * bandwidth).clamp(max=flop_rate) / 1e9, color="black")
+for row in report["rows"]:
+    if (kind := row["op"].split()[0]) not in kinds:
+        continue
+    colour = kinds[kind][0]
+    x = row["flops"] / row["bytes"]
+    ours, theirs = (row["flops"] / row[key] / 1e9 for key in ("seconds", "reference_seconds"))
+    ax.plot([x, x], [theirs, ours], color=colour, linewidth=0.8)
+    ax.plot(x, theirs, "o", color=colour, markerfacecolor="white")
+    ax.plot(x, ours, "o", color=colour)
+for colour, label in dict.fromkeys(kinds.values()):
+    ax.plot([], [], "o", color=colour, label=label)
+ax.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP per byte)", ylabel="GFLOP/s")
+ax.xaxis.set_major_formatter("{x:g}")
+ax.yaxis.set_major_formatter("{x:g}")
+ax.legend(frameon=False, loc="lower right")
+ax.grid(color="#EEEEEE")
+plt.show()
+
+# %% [markdown]
+# The matrices with one row should now lie on the sloping roof, those with 256 near the flat one. (Above
+# the slope is possible too: this model is small enough for the processor's cache, which is faster than
+# the memory that the roof was measured on.) The small operations stay below any roof: what they cost is
+# being called. In the engine they are not called at all: one call from Python runs all layers.
+
+# %%
+engines = {
+    name: LLM(dtype="float32", device="cpu", backend=name, kv_memory="16MiB")
+    for name in ("auto", "reference")
+}
+rates = {name: [] for name in engines}
+for _ in range(3):  # in turns
+    for name, engine in engines.items():
+        rates[name].append(decode_rate(engine, batch=1, num_tokens=32))
+for name, engine in engines.items():
+    print(f"{engine.engine.model.decoder.ops.name:10} {max(rates[name]):6.0f} tokens/s, one sequence")
+
+# %% [markdown]
+# And they keep a promise that the reference cannot. Section 2.3 had to ask whether two logits are
+# *close*. A kernel that computes every row by itself, in one order of summation, whatever else is in the
+# batch, gives the same *bits*: in one pass or in chunks, alone or in company.
+
+# %%
+for name, engine in engines.items():
+    in_chunks = LLM(dtype="float32", device="cpu", backend=name, kv_memory="16MiB", prefill_chunk=7)
+    same = torch.equal(engine.logits(long_ids[:100]), in_chunks.logits(long_ids[:100]))
+    print(f"{engine.engine.model.decoder.ops.name:10} in one pass and in chunks of 7, the same bits: {same}")
+    if engine.engine.model.decoder.ops.name == "native":
+        assert same
+
+# %% [markdown]
+# It costs nothing: the order that suits the memory is one that no neighbour can change
+# (`csrc/cpu/tile.h` says why).
 #
 # ## Exercises
 
