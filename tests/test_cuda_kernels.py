@@ -189,6 +189,13 @@ def test_other_head_sizes_are_refused_by_name(dim):
         OPS.paged_attention(q, k_cache, v_cache, meta, 1.0)
 
 
+def test_rows_that_no_wide_load_can_read_are_refused():
+    q, k_cache, v_cache, meta, _ = Case([(1, 3)], heads=1, kv_heads=1, dim=32).build(torch.float32)
+    shifted = torch.zeros(33)[1:].view(1, 1, 32)
+    with pytest.raises(RuntimeError, match="multiple of 16 bytes"):
+        OPS.paged_attention(shifted, k_cache, v_cache, meta, 1.0)
+
+
 # ---- sampling -------------------------------------------------------------------------------------
 
 SETTINGS = [

@@ -149,6 +149,8 @@ AttentionArgs attention_args(const char* op, const Tensor& q, const Tensor& k_ca
   check_heads(op, "q", q, k_cache);
   STD_TORCH_CHECK(q.size(1) % k_cache.size(2) == 0, op, ": ", q.size(1), " heads over ", k_cache.size(2), " kv heads");
   STD_TORCH_CHECK(supports_head_dim(q.size(2)), op, ": head_dim ", q.size(2), " is not 32, 64, 96 or 128");
+  for (const Tensor* t : {&q, &k_cache, &v_cache})  // heads of 32 numbers and more keep the rest aligned
+    STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(t->const_data_ptr()) % 16 == 0, op, ": q or a cache begins at no multiple of 16 bytes");
   STD_TORCH_CHECK(q.stride(0) * q.element_size() % 16 == 0, op, ": rows of q begin at no multiple of 16 bytes");
   check(op, "block_table", block_table, 2, ScalarType::Int);
   check(op, "query_start", query_start, 1, ScalarType::Int);
