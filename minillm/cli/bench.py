@@ -25,7 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="measure prefill and decode",
         description="Prefill and decode rates, the share of the memory bandwidth measured in the same run, "
         "and peak memory; with `kernels`, each op by itself beside the machine's roofline and the "
-        "reference, or with `--backend simt` the bytes that each attention kernel moves; with `serving`, what "
+        "reference (`--backend simt`: the bytes that each attention kernel moves); with `serving`, what "
         "batching, chunking and sharing win. Medians with their spread: shared machines are noisy.",
     )
     parser.add_argument("what", nargs="?", choices=("engine", "kernels", "serving"), default="engine")
