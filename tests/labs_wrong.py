@@ -612,4 +612,52 @@ LAB_6 = [
         "the pool not told", "            self._pool.free([block_id])\n", "", {"6.7": "the pool is not told"}
     ),
 ]
-WRONG = {1: LAB_1, 2: LAB_2, 3: LAB_3, 4: LAB_4, 5: LAB_5, 6: LAB_6}
+LAB_7 = [
+    Slip(
+        "reads a row too many",
+        "tile[row][column] = first + row < n ?",
+        "tile[row][column] = first + row <= n ?",
+        {"7.1": ""},
+    ),
+    Slip(
+        "a row does not see itself",
+        "first_key + key <= first_row + row ?",
+        "first_key + key < first_row + row ?",
+        {"7.2": "the mask is <="},
+    ),
+    Slip("the sum keeps its scale", "s.sum * factor + sum", "s.sum + sum", {"7.3": "not shrunk"}),
+    Slip("the output keeps its scale", "out[i] * factor;", "out[i];", {"7.4": "not shrunk"}),
+    Slip(
+        "V too early",
+        "    __syncthreads();\n    load_tile(kv_tile, v",
+        "    load_tile(kv_tile, v",
+        {"7.5": "before or after V takes K's place"},
+    ),
+]
+LAB_8 = [
+    Slip(
+        "pages ignored",
+        "return table[key / block_size] * block_size + key % block_size;",
+        "return key;",
+        {"8.1": "not looked at"},
+    ),
+    Slip("half a dot product", "d < kDim; d += 4", "d < kDim / 2; d += 4", {"8.2": "left out"}),
+    Slip(
+        "one barrier too few",
+        "  __syncthreads();\n  if (threadIdx.x % 32 == 0)",
+        "  if (threadIdx.x % 32 == 0)",
+        {"8.3": "barrier is missing"},
+    ),
+    Slip("the sum keeps its scale", "  sum *= factor;\n", "", {"8.4": "sum is not shrunk"}),
+    Slip("a key too many", "key < keys)", "key <= keys)", {"8.5": "past kv_len"}),
+]
+WRONG = {
+    1: LAB_1,
+    2: LAB_2,
+    3: LAB_3,
+    4: LAB_4,
+    5: LAB_5,
+    6: LAB_6,
+    7: LAB_7,
+    8: LAB_8,
+}

@@ -107,6 +107,170 @@ def most_sequences(config, kv_bytes, tokens, block_size, dtype_bytes):
 """,
         ),
     ],
+    "03_kv_cache_is_memory": [
+        (
+            "check_samples",
+            """
+def blocks_of_samples(prompt, answer, n, block_size):
+    shared = prompt // block_size
+    return shared + n * (-(-(prompt + answer) // block_size) - shared)
+""",
+            """
+def blocks_of_samples(prompt, answer, n, block_size):
+    return n * -(-(prompt + answer) // block_size)
+""",
+        ),
+        (
+            "check_longest",
+            """
+def longest_fit(taken, capacity):
+    ends = [0] + [start + length for start, length in sorted(taken)]
+    starts = [start for start, length in sorted(taken)] + [capacity]
+    return max(start - end for start, end in zip(starts, ends))
+""",
+            """
+def longest_fit(taken, capacity):
+    return capacity - sum(length for start, length in taken)
+""",
+        ),
+        (
+            "check_held",
+            """
+def most_held(trace):
+    now, most = Counter(), Counter()
+    for event in trace:
+        if event.kind in ("alloc", "free"):
+            now[event.request_id] += event["blocks"] if event.kind == "alloc" else -event["blocks"]
+            most[event.request_id] = max(most[event.request_id], now[event.request_id])
+    return most
+""",
+            """
+def most_held(trace):
+    most = Counter()
+    for event in trace:
+        if event.kind == "alloc":
+            most[event.request_id] += event["blocks"]
+    return most
+""",
+        ),
+    ],
+    "05_batching_and_tail_latency": [
+        (
+            "check_steps",
+            """
+def steps_needed(answers, places):
+    free = [0] * places
+    for answer in answers:
+        first = free.index(min(free))
+        free[first] += answer
+    return max(free)
+""",
+            """
+def steps_needed(answers, places):
+    return max(-(-sum(answers) // places), max(answers))
+""",
+        ),
+        (
+            "check_percentile",
+            """
+def percentile(values, q):
+    ordered = sorted(values)
+    return next(v for i, v in enumerate(ordered) if i + 1 >= q * len(ordered))
+""",
+            """
+def percentile(values, q):
+    return sorted(values)[min(int(q * len(values)), len(values) - 1)]
+""",
+        ),
+        (
+            "check_again",
+            """
+def computed_again(trace):
+    lost = sum(event["tokens"] for event in trace if event.kind == "preempt")
+    return lost - sum(event["cached_tokens"] for event in trace if event.kind == "resume")
+""",
+            """
+def computed_again(trace):
+    return sum(event["tokens"] for event in trace if event.kind == "preempt")
+""",
+        ),
+    ],
+    "06_prefix_caching": [
+        (
+            "check_encode",
+            """
+def my_encode(*fields):
+    return repr([(type(field).__name__, field) for field in fields]).encode()
+""",
+            """
+def my_encode(*fields):
+    return "|".join(f"{len(str(field))}:{field}" for field in fields).encode()
+""",
+        ),
+        (
+            "check_hits",
+            """
+def predicted_hits(prompts, block_size):
+    known, hits = set(), []
+    for ids in prompts:
+        prefixes = [tuple(ids[:end]) for end in range(block_size, len(ids) + 1, block_size)]
+        found = 0
+        while found < (len(ids) - 1) // block_size and prefixes[found] in known:
+            found += 1
+        hits.append(found * block_size)
+        known.update(prefixes)
+    return hits
+""",
+            """
+def predicted_hits(prompts, block_size):
+    known, hits = set(), []
+    for ids in prompts:
+        blocks = [tuple(ids[end - block_size : end]) for end in range(block_size, len(ids), block_size)]
+        hits.append(sum(block in known for block in blocks) * block_size)
+        known.update(blocks)
+    return hits
+""",
+        ),
+        (
+            "check_order",
+            """
+def best_order(prompts):
+    return sorted(range(len(prompts)), key=lambda i: prompts[i])
+""",
+            """
+def best_order(prompts):
+    return list(range(len(prompts)))
+""",
+        ),
+    ],
+    "04_attention_and_memory": [
+        (
+            "check_bytes",
+            """
+def k_bytes(q_len, kv_len, row):
+    keys = 0
+    for first in range(0, q_len, 32):
+        last = kv_len - q_len + min(first + 32, q_len) - 1
+        keys += min(kv_len, (last // 32 + 1) * 32)
+    return keys * row
+""",
+            """
+def k_bytes(q_len, kv_len, row):
+    return -(-q_len // 32) * kv_len * row
+""",
+        ),
+        (
+            "check_transpose",
+            """
+def my_transpose():
+    return TRANSPOSE.replace("[32][32]", "[32][33]")
+""",
+            """
+def my_transpose():
+    return TRANSPOSE
+""",
+        ),
+    ],
 }
 
 

@@ -1,0 +1,618 @@
+# %% [markdown]
+# # 6. Prefix caching: what a hit must prove, what it saves
+#
+# Many requests begin alike: one long story and many questions about it, one system prompt and many users, a
+# conversation that grows turn by turn. Their keys and values would be computed again and again, to the
+# same numbers. A *prefix cache* finds the blocks that somebody has already computed.
+#
+# It is also the most dangerous cache one can build. A wrong hit raises no error: the model simply reads
+# another text than the one it was given, perhaps another person's.
+#
+# **Goals.** Afterwards you can
+#
+# * say what a block's keys and values depend on, and therefore what its key must hold;
+# * break a badly made key, and show that a well made one survives even a hash function that is constant;
+# * predict which tokens of a request are found, and which are always computed;
+# * measure what hits save: prefill tokens, time to the first token, memory.
+#
+# **You need** notebook 2 (blocks), and from notebook 3 how to read events.
+#
+# **Read beside it** `minillm/memory/prefix_cache.py` (170 lines) and `minillm/engine/kv_manager.py`.
+#
+# Counts hold everywhere, except where a digest is cut short on purpose in 6.4: keys hold the name of the
+# machine's kernels. Times were measured when the notebook was last run, on some machine.
+
+# %%
+import contextlib
+import sys
+from statistics import median
+
+import matplotlib.pyplot as plt
+import torch
+
+from minillm import LLM, SamplingParams
+from minillm.memory.block_pool import BlockPool
+from minillm.memory.block_table import BlockTable
+from minillm.memory.prefix_cache import PrefixCache, Scope, encode, sha256
+from minillm.model.runner import SequenceRows
+
+torch.set_num_threads(1)
+torch.set_grad_enabled(False)
+plt.rcParams.update({"figure.dpi": 90, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#CCCCCC"  # safe for colour-blind readers
+
+SIZE = 16  # tokens in a block
+
+
+def new_engine(**options):
+    with contextlib.redirect_stderr(sys.stdout):  # without a compiler it says that it runs on PyTorch
+        return LLM(device="cpu", dtype="float32", **{"kv_memory": "64MiB", "block_size": SIZE} | options)
+
+
+llm = new_engine()
+engine, tokenizer = llm.engine, llm.engine.model.tokenizer
+backend = engine.model.decoder.ops.name
+print(f"backend: {backend}, {engine.pool.num_blocks} blocks of {SIZE} tokens")
+
+
+def greedy(tokens):
+    return SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, logprobs=4)
+
+
+# %% [markdown]
+# ## 6.1 What a block depends on
+#
+# Take 16 tokens `y`: one block. Compute their keys three times: behind the 16 tokens `x`, behind other
+# 16 tokens `z`, and at the very beginning. Then compare, layer by layer.
+
+
+# %%
+def block_of(text):
+    ids = tokenizer.encode(text)
+    assert len(ids) >= SIZE, len(ids)
+    return ids[:SIZE]
+
+
+x = block_of("Lily was a little girl who had a red ball and a blue kite, and she liked to sing songs.")
+z = block_of("Ben was an old farmer who had a big brown dog and a cart, and he liked to dig in mud.")
+y = block_of("One sunny day, after breakfast, they went to the park and looked for the little house.")
+
+
+def keys_of_last_block(ids):
+    """Keys of every layer for the last 16 of `ids` [layer, token, kv head, head dim]."""
+    table = BlockTable(engine.pool)
+    table.grow(len(ids))
+    engine.runner.forward([SequenceRows(ids, 0, table.block_ids)])
+    keys = torch.stack([k[table.block_ids[-1]] for k in engine.runner.cache.k]).clone()
+    table.release()
+    return keys
+
+
+after_x = keys_of_last_block(x + y)
+far = {
+    "behind another block": keys_of_last_block(z + y),
+    "at another position": keys_of_last_block(y),
+}
+difference = {
+    name: ((keys - after_x).flatten(1).norm(dim=1) / after_x.flatten(1).norm(dim=1)).tolist()
+    for name, keys in far.items()
+}
+print("layer" + "".join(f"{i:7}" for i in range(len(after_x))))
+for name, values in difference.items():
+    print(f"{name:22}" + "".join(f"{v:7.2f}" for v in values))
+assert difference["behind another block"][0] < 1e-5 < 0.01 < difference["behind another block"][1]
+assert difference["at another position"][0] > 0.1
+
+# %%
+fig, ax = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
+for shift, (name, values), colour in zip((-0.2, 0.2), difference.items(), (BLUE, ORANGE), strict=True):
+    ax.bar([i + shift for i in range(len(values))], values, width=0.4, color=colour, label=name)
+ax.set(xlabel="layer", ylabel="relative difference of the keys", ylim=(0, 1.3))
+ax.set_title("The same 16 tokens, but ...", loc="left", fontsize=11)
+ax.legend(frameon=False, ncols=2, loc="upper left")
+plt.show()
+
+# %% [markdown]
+# In layer 0 a key is made from its own token and position only, so behind `z` it is the same as behind
+# `x`. From layer 1 on it has *read* the tokens before it. So **equal token ids are not enough**: a block
+# may be used again only if everything before it is equal too, and with it the position.
+#
+# And not only the tokens. The numbers also depend on the weights, their precision, the kernels, the rope
+# settings (together: the *envelope*), and in models with pictures on the picture. Last, sharing must be
+# *allowed*: whose text it is (the *tenant*).
+#
+# ## 6.2 The key is a chain
+#
+# So the key of a block holds the scope (envelope, tenant, conditioning), its token ids, and **its parent's
+# key**, which holds its own parent's, and so on to the beginning. Equal keys mean equal prefixes. Hashing
+# keeps it short: each digest goes into the next.
+
+# %%
+cache = PrefixCache(BlockPool(64, SIZE))
+scope = Scope("model and kernels", tenant="ann")
+
+
+def digests(ids, scope=scope):
+    """The chain of digests of the full blocks of `ids`."""
+    chain = []
+    for start in range(0, len(ids) - SIZE + 1, SIZE):
+        chain.append(cache.digest(scope, chain[-1] if chain else None, ids[start : start + SIZE]))
+    return chain
+
+
+for name, ids in {"x y": x + y, "x z": x + z, "z y": z + y, "x y z": x + y + z}.items():
+    print(f"{name:6}", " -> ".join(digest.hex()[:8] for digest in digests(ids)))
+assert digests(x + y)[0] == digests(x + z)[0] and digests(x + y + z)[:2] == digests(x + y)
+assert digests(x + y)[1] != digests(z + y)[1], "the same block y behind another one has another digest"
+
+# %% [markdown]
+# Sequences that begin alike run through the same digests, then part ways for ever: a tree.
+#
+# What happens without the parent? Put `x y` and `z w` into a cache that knows blocks by their token ids
+# alone, then ask for `z y`. Both of its blocks are found; the second was computed behind `x`.
+
+
+# %%
+class TokensOnly(PrefixCache):
+    """WRONG: forgets what came before a block."""
+
+    def digest(self, scope, parent, token_ids):
+        return self._hash(encode(token_ids))
+
+    def _find(self, digest, scope, parent, token_ids):
+        return next(iter(self._index.get(digest, ())), None)
+
+
+def with_cache(make):
+    """An engine whose prefix cache is `make(pool)`. Its memory is NaN: reading before writing would show."""
+    other = new_engine()
+    other.engine.memory.cache = make(other.engine.pool)
+    for tensor in (*other.engine.runner.cache.k, *other.engine.runner.cache.v):
+        tensor.fill_(float("nan"))
+    return other
+
+
+w = block_of("It was a cold and rainy night, and the wind blew the leaves over the old stone wall.")
+tail = tokenizer.encode(" Then")
+prompts = [x + y + tail, z + w + tail, z + y + tail]
+answers = {}
+for name, make in (("right", PrefixCache), ("tokens only", TokensOnly)):
+    other = with_cache(make)
+    for prompt in prompts:
+        answers[name] = other.generate([prompt], greedy(12))[0]  # the last one stays
+    print(f"{name:12} found {answers[name].metrics.cached_tokens:2} tokens: {answers[name].text!r}")
+right, wrong = (answers[name].logprobs[0] for name in ("right", "tokens only"))
+gap = max(abs(right[t] - wrong[t]) for t in right.keys() & wrong.keys())
+print(f"log-probabilities of the first token are off by {gap:.2f}")
+assert [answer.metrics.cached_tokens for answer in answers.values()] == [SIZE, 2 * SIZE]
+assert gap > 0.01
+
+# %% [markdown]
+# No error, no NaN, fluent text: computed from a prefix that nobody sent.
+#
+# ## 6.3 A value moved to another field
+#
+# A key has several fields, a hash function takes one string of bytes. How the fields become bytes matters:
+# different fields must give different bytes, whatever is in them. Users choose some of these
+# values, so "nobody would call a tenant that" is no argument.
+
+
+# %%
+def glued(*fields):
+    return "".join(map(str, fields)).encode()
+
+
+def separated(*fields):
+    return "|".join(map(str, fields)).encode()
+
+
+pairs = {  # (tenant, conditioning, token ids), twice
+    "a letter moves over": (("ann", "b", [1]), ("an", "nb", [1])),
+    "a value moves over": (("", "ann", [1]), ("ann", "", [1])),
+    "a separator as value": (("a|", "b", [1]), ("a", "|b", [1])),
+    "no tenant, or one named None": ((None, "b", [1]), ("None", "b", [1])),
+    "a list, or text that looks like it": (("a", "b", [1]), ("a", "b", "[1]")),
+}
+print(f"{'':36}{'glued':>10}{'separated':>10}{'encode':>10}")
+for name, (one, other) in pairs.items():
+    verdicts = ["COLLIDE" if make(*one) == make(*other) else "-" for make in (glued, separated, encode)]
+    print(f"{name:36}" + "".join(f"{v:>10}" for v in verdicts))
+    assert "COLLIDE" in verdicts[:2] and verdicts[2] == "-"
+
+print("\nencode('a', None, [1]) =", encode("a", None, [1]))
+
+# %% [markdown]
+# `encode` writes for each field its type, its length, then the value. A reader could undo it, and what
+# can be undone cannot collide.
+#
+# Now the cache as a whole. One block is published; only a request that is equal in *every* field may find
+# it:
+
+# %%
+base = dict(envelope="m", tenant="ann", conditioning="", before=x, tokens=y)
+variants = {
+    "all equal": {},
+    "other model or kernel": {"envelope": "n"},
+    "other tenant": {"tenant": "ben"},
+    "no tenant": {"tenant": None},
+    "other conditioning": {"conditioning": "picture 7"},
+    "tenant moved to conditioning": {"tenant": "", "conditioning": "ann"},
+    "tenant moved to envelope": {"tenant": None, "envelope": "mann"},
+    "one token differs": {"tokens": [*y[:-1], y[-1] + 1]},
+    "one token before it differs": {"before": [x[0] + 1, *x[1:]]},
+    "nothing before it": {"before": []},
+}
+
+
+def lookup(cache, envelope, tenant, conditioning, before, tokens):
+    """Scope and (digest, token ids) of each block, as `match` and `publish` want them."""
+    scope, chain, parent = Scope(envelope, tenant, conditioning), [], None
+    for ids in filter(None, (before, tokens)):
+        parent = cache.digest(scope, parent, ids)
+        chain.append((parent, ids))
+    return scope, chain
+
+
+def partition(cache, pool):
+    """Publish `base`, then look for every variant: was its last block found?"""
+    scope, chain = lookup(cache, **base)
+    parent = None
+    for digest, ids in chain:
+        parent = cache.publish(scope, parent, ids, digest, pool.allocate(1)[0])
+    found = {}
+    for name, change in variants.items():
+        scope, chain = lookup(cache, **base | change)
+        found[name] = len(cache.match(scope, chain)) == len(chain)
+    return found
+
+
+pool = BlockPool(8, SIZE)
+found = partition(PrefixCache(pool), pool)
+for name, hit in found.items():
+    print(f"{name:30} {'hit' if hit else '-'}")
+assert [name for name, hit in found.items() if hit] == ["all equal"]
+
+# %% [markdown]
+# ## 6.4 What if the hash function fails?
+#
+# Two different keys could have the same digest. With SHA-256 nobody has ever seen that, but the cache need
+# not trust anything: the digest only finds *candidates*, and then every field is compared, the parent by
+# identity. So make it as bad as possible: a hash function that always says the same.
+
+# %%
+pool = BlockPool(8, SIZE)
+bad = PrefixCache(pool, hash_function=lambda data: b"always the same")
+assert partition(bad, pool) == found
+print(f"the same hits and misses; {bad.false_matches} candidates had the right digest and another key")
+
+# %% [markdown]
+# And in running engines. Sixteen prompts that share nothing but a first block in pairs; five caches. The
+# last one believes a short digest: four bits.
+
+
+# %%
+class Believing(PrefixCache):
+    """WRONG: a digest that is known is a hit, whatever else differs."""
+
+    def _find(self, digest, scope, parent, token_ids):
+        return next(iter(self._index.get(digest, ())), None)
+
+
+def four_bits(data):
+    return bytes([sha256(data)[0] % 16])
+
+
+caches = {
+    "none": lambda pool: None,
+    "SHA-256, compared": PrefixCache,
+    "four bits, compared": lambda pool: PrefixCache(pool, four_bits),
+    "constant, compared": lambda pool: PrefixCache(pool, lambda data: b""),
+    "four bits, believed": lambda pool: Believing(pool, four_bits),
+}
+generator = torch.Generator().manual_seed(5)
+words = torch.randint(100, 4000, (16, 40), generator=generator).tolist()
+prompts = [words[i - i % 2][:SIZE] + words[i][SIZE:] for i in range(16)]
+texts, lines = {}, []
+print("cache                 tokens found   candidates rejected   wrong answers")
+for name, make in caches.items():
+    other = with_cache(make)
+    outputs = [other.generate([prompt], greedy(3))[0] for prompt in prompts]
+    texts[name] = [output.token_ids for output in outputs]
+    hits = sum(output.metrics.cached_tokens for output in outputs)
+    rejected = other.engine.memory.cache.false_matches if other.engine.memory.cache else 0
+    errors = sum(a != b for a, b in zip(texts["none"], texts[name], strict=True))
+    print(f"{name:22} {hits:11} {rejected:21} {errors:15}")
+    if "compared" in name:
+        assert hits == 8 * SIZE and errors == 0
+        assert (rejected > 0) == ("SHA" not in name)
+assert hits > 8 * SIZE and errors > 0, "believing a short digest gives wrong answers"
+
+# %% [markdown]
+# A bad hash function costs time, since more candidates are compared. It costs no right answer. Engines that
+# trust the digest alone rest everything on that function, and on nobody being able to choose inputs that
+# collide; comparing is cheap beside one layer of one token.
+#
+# ## 6.5 Which tokens are found
+#
+# Three rules, all visible in `cached_tokens`:
+#
+# * only **full blocks** are found;
+# * **at least one token is computed**, since somebody must produce the logits of the next;
+# * a block can be found only **after the step that wrote it**, never while it is being written.
+
+# %%
+print("prompt of   found when it is sent again")
+for length in (15, 16, 17, 31, 32, 33, 48, 49):
+    prompt, tenant = (words[0] + words[3])[:length], f"length {length}"
+    twice = [llm.generate([prompt], greedy(1), tenant=tenant)[0] for _ in range(2)]
+    first, second = (output.metrics.cached_tokens for output in twice)
+    assert first == 0 and second == (length - 1) // SIZE * SIZE
+    assert twice[0].token_ids == twice[1].token_ids
+    print(f"{length:9} {second:8}")
+
+# %%
+together = llm.generate([words[1]] * 3, greedy(1), tenant="together")
+later = llm.generate([words[1]], greedy(1), tenant="together")[0]
+print("three equal prompts in one step:", [output.metrics.cached_tokens for output in together])
+print("once more, a step later:        ", [later.metrics.cached_tokens])
+assert [output.metrics.cached_tokens for output in together] == [0, 0, 0]
+
+for tenant in (None, None, "ann", "ann", "ben"):
+    output = llm.generate([words[2]], greedy(1), tenant=tenant)[0]
+    print(f"tenant {tenant!s:5} found {output.metrics.cached_tokens}")
+
+# %% [markdown]
+# Why tenants at all, if a hit is a proof that the text is the same? Because a hit is *fast*, and time can
+# be measured. If Ben's request came back quickly because Ann has sent that same text, Ben could try texts
+# until one is quick, and so learn what Ann sends. Separate tenants have nothing to measure.
+#
+# ## 6.6 What it saves: one story, many questions
+#
+# The story is written by the model that ships. (It is a teller of stories and answers no questions; the
+# *work* is the same.) Every prompt is the whole story and one short question.
+
+# %%
+opening = tokenizer.encode("Once upon a time there was a little mouse who wanted to see the sea.")
+telling = SamplingParams(temperature=0.7, top_p=0.9, seed=3, max_tokens=240 - len(opening), ignore_eos=True)
+story = opening + llm.generate([opening], telling)[0].token_ids
+print(tokenizer.decode(story)[:400], "...")
+ASKED = """Who was the little mouse? Where did the mouse want to go? What did the mouse see first?
+Who helped the mouse? Why was the mouse sad? What did they eat? Was it a sunny day?
+Who was afraid? Was the mouse happy? What will they do tomorrow? How does the story end?"""
+questions = [tokenizer.encode(f" {question.strip()}?") for question in ASKED.split("?") if question.strip()]
+prompts = [story + question for question in questions]
+print(f"\n{len(prompts)} prompts of {min(map(len, prompts))} to {max(map(len, prompts))} tokens")
+
+
+# %%
+def run(caching, batches):
+    """Serve lists of prompts one after the other: outputs, prefill tokens computed, most blocks in use."""
+    llm = new_engine(prefix_caching=caching)
+    llm.generate([words[5]], greedy(2), tenant="warm-up")
+    outputs = []
+    with llm.engine.events.record() as trace:
+        for batch in batches:
+            outputs += llm.generate(batch, greedy(4))
+    computed = sum(event["end"] - event["start"] for event in trace if event.kind == "prefill_chunk")
+    return outputs, computed, max(event["used"] for event in trace if event.kind == "step")
+
+
+one_by_one = [[prompt] for prompt in prompts]
+runs = {
+    "one by one, no cache": run(False, one_by_one),
+    "one by one, cache": run(True, one_by_one),
+    "at once, no cache": run(False, [prompts]),
+    "at once, cold cache": run(True, [prompts]),
+    "one, then the rest at once": run(True, [prompts[:1], prompts[1:]]),
+}
+print("                             prefill   found in   most blocks   TTFT, median")
+print("                             tokens    the cache   in use        and worst (ms)")
+for name, (outputs, computed, used) in runs.items():
+    hits, ttft = sum(o.metrics.cached_tokens for o in outputs), [1e3 * o.metrics.ttft for o in outputs]
+    assert computed + hits == sum(map(len, prompts))
+    print(f"{name:28} {computed:7,} {hits:10,} {used:13} {median(ttft):13.0f} {max(ttft):9.0f}")
+
+computed = {name: row[1] for name, row in runs.items()}
+assert computed["one by one, no cache"] > 5 * computed["one by one, cache"]
+assert computed["one by one, cache"] == computed["one, then the rest at once"]
+assert computed["at once, no cache"] > computed["at once, cold cache"] > computed["one by one, cache"]
+assert runs["at once, no cache"][2] > 5 * runs["one, then the rest at once"][2]
+
+tokens = {name: [output.token_ids for output in row[0]] for name, row in runs.items()}
+assert all(found == tokens["one by one, no cache"] for found in tokens.values())
+if backend == "native":  # not only the tokens: the log-probabilities are the same bits
+    bits = {name: [output.logprobs for output in row[0]] for name, row in runs.items()}
+    assert all(found == bits["one by one, no cache"] for found in bits.values())
+print("\nall five gave the same answers")
+
+# %%
+fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), width_ratios=[2, 3], layout="constrained")
+total = sum(map(len, prompts))
+for y, (_, computed_tokens, _) in enumerate(runs.values()):
+    left.barh(y, computed_tokens, color=ORANGE, label="computed" if y == 0 else None)
+    left.barh(y, total - computed_tokens, left=computed_tokens, color=GREY, label="found" if y == 0 else None)
+left.set_yticks(range(len(runs)), runs)
+left.invert_yaxis()
+left.set(xlabel="prompt tokens")
+left.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.3, -0.45), ncols=2)
+for name, style, colour in (
+    ("one by one, no cache", "o-", ORANGE),
+    ("one by one, cache", "s-", BLUE),
+):
+    ttft = [1e3 * output.metrics.ttft for output in runs[name][0]]
+    right.plot(range(1, len(ttft) + 1), ttft, style, color=colour, label=name)
+right.set(xlabel="question", ylabel="time to the first token (ms)", ylim=(0, None))
+right.legend(frameon=False)
+right.grid(color="#EEEEEE")
+plt.show()
+
+# %% [markdown]
+# * The **first** question pays for the story in every case; with the cache all others should start several
+#   times sooner. What they still pay is the question, and up to a block of the story: the part behind
+#   its last full block.
+# * **All at once on a cold cache** finds less than it could: requests that start in the same step
+#   cannot share what none of them has written yet. A first request sent ahead, or a prefix kept warm, helps.
+# * **Memory.** Shared blocks are held once, however many read them. Hits also let more requests run at once.
+#
+# ## 6.7 When memory is short
+#
+# A block that no running request uses stays findable until its memory is needed. Then the least recently
+# used goes first, and of a chain the end before the beginning (a block whose parent is gone could never be
+# found). So *when* requests come decides what they find. Four stories, three questions each, and pools of
+# three sizes; once story by story, once in turn.
+
+# %%
+stories = {
+    name: tokenizer.encode(f"{name} was walking in the wood one day.") + story[i * 30 : i * 30 + 140]
+    for i, name in enumerate(("Anna", "Boris", "Clara", "David"))
+}
+by_story = [(name, i) for name in stories for i in range(3)]
+in_turn = [(name, i) for i in range(3) for name in stories]
+block_bytes = SIZE * engine.model.config.kv_bytes_per_token(4)
+
+
+def share_found(order, num_blocks):
+    """Share of the prompt tokens found in the cache, and blocks evicted."""
+    llm = new_engine(kv_memory=num_blocks * block_bytes)
+    with llm.engine.events.record() as trace:
+        outputs = [llm.generate([stories[name] + questions[i]], greedy(1))[0] for name, i in order]
+    found = sum(output.metrics.cached_tokens for output in outputs)
+    evicted = sum(event["blocks"] for event in trace if event.kind == "evict")
+    return found / sum(len(output.prompt_token_ids) for output in outputs), evicted
+
+
+sizes = [14, 28, 44]
+shares = {
+    label: [share_found(order, size) for size in sizes]
+    for label, order in (("story by story", by_story), ("in turn", in_turn))
+}
+print("blocks in the pool    " + "".join(f"{size:12}" for size in sizes))
+for label, values in shares.items():
+    print(f"{label:15} found " + "".join(f"{share:12.0%}" for share, _ in values))
+    print(f"{'':15} evicted" + "".join(f"{evicted:11}" for _, evicted in values))
+
+fig, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
+for (label, values), style, colour in zip(shares.items(), ("s-", "o-"), (BLUE, ORANGE), strict=True):
+    ax.plot(sizes, [100 * share for share, _ in values], style, color=colour, label=label)
+needed = sum(len(ids) // SIZE for ids in stories.values())
+ax.axvline(needed, color=GREY, linestyle="--")
+ax.text(needed + 0.5, 3, "all stories fit", color="#666666")
+ax.set(xlabel="blocks in the pool", ylabel="prompt tokens found (%)", ylim=(0, 100))
+ax.set_xticks(sizes)
+ax.legend(frameon=False, loc="center left")
+ax.grid(color="#EEEEEE")
+plt.show()
+assert shares["story by story"][0][0] > 0.5 > 0.1 > shares["in turn"][0][0]
+assert shares["in turn"][1][0] == 0 and shares["in turn"][-1] == shares["story by story"][-1]
+
+# %% [markdown]
+# Asked in turn, with room for fewer stories than there are, each story is thrown out just before it is
+# wanted again: the cache works hard and finds little. It is the classic bad case of "least recently used",
+# and it does not set in slowly: a pool with room for two of the four stories finds nothing at all.
+#
+# ## Exercises
+
+
+# %%
+def attempt(check):
+    try:
+        check()
+    except NotImplementedError:
+        print("not attempted yet")
+    except AssertionError as error:
+        print("not right yet:", error)
+    else:
+        print("right")
+
+
+# %% [markdown]
+# **1 (think).** A service puts the date and time at the *beginning* of its system prompt of 2,000 tokens, and
+# the user's question at the end. What does the cache save? What would you change?
+#
+# **2 (think).** A sequence's blocks are given back last block first. Suppose they were given back first block
+# first. What would the cache hold after evicting half of a long chain, and what could be found of it?
+#
+# **3 (code).** Write your own `encode`: fields are text, None, integers or lists of integers; different
+# fields, different bytes.
+
+
+# %%
+def my_encode(*fields):
+    """Bytes that no other fields have."""
+    raise NotImplementedError
+
+
+# %%
+def check_encode():
+    values = ["", "a", "ab", "b", "|", "a|", ",", "'", "None", "1", "[1]", None, 1, 11, [1], [11], [1, 1], []]
+    seen = {}
+    for one in values:
+        for other in values:
+            for fields in ((one, other), (one, other, ""), (one, "", other)):
+                data = my_encode(*fields)
+                assert isinstance(data, bytes), f"bytes, not {type(data).__name__}"
+                before = seen.setdefault(data, fields)
+                assert repr(before) == repr(fields), f"{before} and {fields} give the same bytes"
+
+
+attempt(check_encode)
+
+# %% [markdown]
+# **4 (code).** Predict the cache: prompts are served one after the other, with one token of answer each and
+# memory for all. How many tokens of each are found?
+
+
+# %%
+def predicted_hits(prompts, block_size):
+    """`cached_tokens` of each prompt: a list of ints."""
+    raise NotImplementedError
+
+
+# %%
+def check_hits():
+    a, b, c = words[7], words[8], words[9]
+    served = [a, a, a[:32], a[:33], a[:16] + b[16:], b, b[:20] + a[20:], c[:16], c[:16], c, a + b, a + b + c]
+    mine = predicted_hits([list(ids) for ids in served], SIZE)
+    fresh = new_engine()
+    for number, ids in enumerate(served):
+        found = fresh.generate([ids], greedy(1))[0].metrics.cached_tokens
+        assert mine[number] == found, f"prompt {number}: {found} tokens found, not {mine[number]}"
+
+
+attempt(check_hits)
+
+# %% [markdown]
+# **5 (code).** Requests wait, each about one of several stories, and the pool has room for one story. In
+# which order do they find most? (An engine may choose, if nobody waits too long for it. It knows token ids,
+# not names.)
+
+
+# %%
+def best_order(prompts):
+    """Indices of `prompts` (lists of token ids) in the order in which to serve them."""
+    raise NotImplementedError
+
+
+# %%
+def check_order():
+    waiting = [stories[name] + questions[i] for name, i in in_turn[:8]]
+    mine = best_order([list(ids) for ids in waiting])
+    assert sorted(mine) == list(range(len(waiting))), "each exactly once"
+    small = new_engine(kv_memory=14 * block_bytes)
+    outputs = [small.generate([waiting[i]], greedy(2))[0] for i in mine]
+    found = [output.metrics.cached_tokens > 0 for output in outputs]
+    assert sum(found) == 4, f"{sum(found)} of 8 requests find their story, it could be 4"
+
+
+attempt(check_order)
+
+# %% [markdown]
+# ## What we left out
+#
+# * **Parts of a block.** A radix tree (SGLang) shares up to the very token; blocks share up to their border.
+# * **Disk, and other machines.** Blocks that outlive the process need a key that outlives it too; ours has a
+#   schema number and the digest of the weights for that day (`SCHEMA`, `minillm/engine/envelope.py`).
+# * **Sharing in the middle.** Text that is the same *behind* different beginnings has different keys and
+#   values (6.1); reusing it anyway is an approximation.
+#
+# **Next.** Write the cache yourself, inside the running engine: `minillm labs list`.
