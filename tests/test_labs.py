@@ -12,7 +12,7 @@ from minillm.cli.main import main
 from minillm.labs import supervise
 from minillm.labs.child import judge_file, load
 from minillm.labs.judge import judge
-from minillm.labs.lab import all_labs, find_lab
+from minillm.labs.lab import all_labs, find_lab, find_task
 from minillm.labs.sections import CudaLab
 from minillm.labs.skeleton import skeleton, solution
 from minillm.ops.building import find_compiler
@@ -165,6 +165,31 @@ def test_an_error_names_its_line_and_torch_s_own_not_implemented_is_no_open_task
     row = graded(lab, text)["3.1"]
     assert row.status == "error" and "no kernel for this dtype" in row.message
     assert f"(line {len(text.splitlines())})" in row.message
+
+
+# --- what the cases go through -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "case", "words"),
+    [
+        ("4.6", 1, ("preempt", "evict", "cached", "d1")),
+        ("4.6", 2, ("preempt", "d1")),
+        ("5.7", 1, ("preempt", "evict", "cached", "c2")),
+        ("6.8", 1, ("evict", "cached")),
+    ],
+)
+def test_a_tight_engine_is_tight(number, case, words):
+    lab, task = find_task(number)
+    seen = str(task.cases[case].run(lab.own()))
+    assert [word for word in words if word not in seen] == []
+
+
+def test_a_constant_hash_costs_false_matches_and_changes_nothing_else():
+    lab, task = find_task("6.8")
+    sound, _, constant = (case.run(lab.own()) for case in task.cases)
+    assert sound[:-1] == constant[:-1]
+    assert sound[-1] == 0 < constant[-1]
 
 
 # --- files that misbehave -----------------------------------------------------------------------------

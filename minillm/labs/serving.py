@@ -17,6 +17,7 @@ from torch import Tensor
 from minillm.config import EngineConfig, SamplingParams
 from minillm.engine.decode import decode
 from minillm.engine.engine import Engine
+from minillm.engine.outputs import RequestOutput
 from minillm.engine.prefill import Chunk, prefill
 from minillm.engine.request import Request
 from minillm.errors import MinillmError
@@ -64,7 +65,7 @@ def serve(
     engine = _engine({**_watched_loops(said, dry), **parts}, num_blocks, config)
     engine.events.listeners.append(lambda event: said.extend(_words(event)))
     steps: list[Any] = []
-    outputs: dict[str, Any] = {}
+    outputs: dict[str, RequestOutput] = {}
     for number in range(MAX_STEPS):
         for i, ask in enumerate(asks):
             if ask.at == number:
@@ -72,15 +73,15 @@ def serve(
         try:
             outputs |= {output.request_id: output for output in engine.step()}
         except MinillmError as error:
-            return [*steps, Step(f"{', '.join([*said, type(error).__name__])}")]
+            steps.append(Step(", ".join([*said, type(error).__name__])))
+            break
         is_waiting = engine.has_unfinished_requests()
         steps.append(Step(f"{', '.join(said) or 'nothing'}: {engine.stats()['free_blocks']} blocks free"))
         if (is_waiting and not said) or not (is_waiting or any(ask.at > number for ask in asks)):
             break
         said.clear()
-    if dry:
-        return steps
-    return [steps, [[c.token_ids for c in outputs[r].outputs] for r in sorted(outputs)]]
+    answers = [[c.token_ids for c in output.outputs] for _, output in sorted(outputs.items())]
+    return steps if dry else [steps, answers]
 
 
 def _engine(parts: Mapping[str, Any], num_blocks: int, config: Mapping[str, Any]) -> Engine:

@@ -1,0 +1,273 @@
+"""What the prefix cache keeps, for lab 6: cases and known mistakes of `publish`, `released`, `evict`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from minillm.labs.hits import STORY, Chain, Desk
+from minillm.labs.keys import FIRST, OTHER, SECOND
+from minillm.labs.lab import Case, Mistake
+from minillm.memory.prefix_cache import CachedBlock, PrefixCache, Scope
+
+
+def publish_case(title: str, is_constant: bool, *chains: Chain) -> Case:
+    """Publish chain after chain; the blocks to use, what is found afterwards, and the books."""
+
+    def run(cache_class: Any) -> list[Any]:
+        desk = Desk(cache_class, is_constant=is_constant)
+        used = [[block.block_id for block in desk.write(chain)] for chain in chains]
+        return [used, [desk.find(chain) for chain in chains], desk.books()]
+
+    return Case(f"{title}, {'constant hash' if is_constant else 'SHA-256'}", run)
+
+
+class OwnsNothing(PrefixCache):
+    """Findable, and free as soon as its sequence ends."""
+
+    def publish(
+        self, scope: Scope, parent: CachedBlock | None, token_ids: Sequence[int], digest: bytes, block_id: int
+    ) -> CachedBlock:
+        block = super().publish(scope, parent, token_ids, digest, block_id)
+        if block.block_id == block_id:
+            self._pool.free([block_id])
+        return block
+
+
+class PublishesTwice(PrefixCache):
+    """The same content is findable in two blocks."""
+
+    def publish(
+        self, scope: Scope, parent: CachedBlock | None, token_ids: Sequence[int], digest: bytes, block_id: int
+    ) -> CachedBlock:
+        block = CachedBlock(block_id, scope, parent, tuple(token_ids), digest)
+        self._pool.share([block_id])
+        self._index.setdefault(digest, []).append(block)
+        self._by_block[block_id] = block
+        return block
+
+
+class OnePerDigest(PrefixCache):
+    """A block takes the place of those with its digest."""
+
+    def publish(
+        self, scope: Scope, parent: CachedBlock | None, token_ids: Sequence[int], digest: bytes, block_id: int
+    ) -> CachedBlock:
+        block = super().publish(scope, parent, token_ids, digest, block_id)
+        self._index[digest] = [block]
+        return block
+
+
+class ForgetsTheParent(PrefixCache):
+    """Every block begins a prompt."""
+
+    def publish(
+        self, scope: Scope, parent: CachedBlock | None, token_ids: Sequence[int], digest: bytes, block_id: int
+    ) -> CachedBlock:
+        return super().publish(scope, None, token_ids, digest, block_id)
+
+
+class SharesTheOlder(PrefixCache):
+    """Counts the caller as an owner of the older copy."""
+
+    def publish(
+        self, scope: Scope, parent: CachedBlock | None, token_ids: Sequence[int], digest: bytes, block_id: int
+    ) -> CachedBlock:
+        block = super().publish(scope, parent, token_ids, digest, block_id)
+        if block.block_id != block_id:
+            self._pool.share([block.block_id])
+        return block
+
+
+def release_case(title: str, use: Callable[[Desk], None]) -> Case:
+    """The books after `use`, and what is still found after each eviction of one block."""
+
+    def run(cache_class: Any) -> list[Any]:
+        desk = Desk(cache_class)
+        use(desk)
+        seen = [desk.books()]
+        for _ in range(desk.cache.num_unused):
+            desk.cache.evict(1)
+            seen.append([desk.find(STORY), desk.find([OTHER, SECOND]), desk.books()])
+        return seen
+
+    return Case(title, run)
+
+
+def one_leaves(desk: Desk) -> None:
+    """A sequence of three blocks leaves."""
+    desk.leave(*(block.block_id for block in desk.write(STORY)))
+
+
+def two_leave(desk: Desk) -> None:
+    """Two sequences leave, the second first."""
+    first, second = desk.write([OTHER, SECOND]), desk.write(STORY)
+    for blocks in (second, first):
+        desk.leave(*(block.block_id for block in blocks))
+
+
+def one_of_two_leaves(desk: Desk) -> None:
+    """A sequence leaves whose first two blocks another one reads."""
+    blocks = desk.write(STORY)
+    desk.cache.acquire(blocks[:2])
+    desk.leave(*(block.block_id for block in blocks))
+
+
+def leaves_unpublished(desk: Desk) -> None:
+    """A sequence leaves whose last block is only partly full."""
+    blocks = desk.write(STORY)
+    desk.leave(*(block.block_id for block in blocks), *desk.pool.allocate(1))
+
+
+class ReleasesForward(PrefixCache):
+    """The first block of a sequence has been unused for longest."""
+
+    def released(self, block_ids: Sequence[int]) -> None:
+        super().released(block_ids[::-1])
+
+
+class ReleasesUsed(PrefixCache):
+    """Whoever leaves, the block is unused."""
+
+    def released(self, block_ids: Sequence[int]) -> None:
+        for block_id in reversed(block_ids):
+            if block_id in self._by_block:
+                self._unused[block_id] = self._by_block[block_id]
+
+
+class ReleasesUnknown(PrefixCache):
+    """Expects every block to be known."""
+
+    def released(self, block_ids: Sequence[int]) -> None:
+        for block_id in reversed(block_ids):
+            if self._pool.ref_count(block_id) <= 1:
+                self._unused[block_id] = self._by_block[block_id]
+
+
+class ReleasesNothing(PrefixCache):
+    """Nothing is ever unused."""
+
+    def released(self, block_ids: Sequence[int]) -> None:
+        pass
+
+
+def evict_case(title: str, count: int, is_constant: bool) -> Case:
+    """Two sequences have left; evict, and see what is found, and what the pool has back."""
+
+    def run(cache_class: Any) -> list[Any]:
+        desk = Desk(cache_class, is_constant=is_constant)
+        two_leave(desk)
+        evicted = desk.cache.evict(count)
+        return [evicted, desk.find(STORY), desk.find([OTHER, SECOND]), desk.books()]
+
+    return Case(f"{title}, {'constant hash' if is_constant else 'SHA-256'}", run)
+
+
+class EvictsNewest(PrefixCache):
+    """The block that was used last goes."""
+
+    def evict(self, count: int) -> int:
+        for block_id in reversed(list(self._unused)):
+            self._unused.move_to_end(block_id)
+        return super().evict(count)
+
+
+class StaysFindable(PrefixCache):
+    """A block that is somebody else's by now can still be found."""
+
+    def evict(self, count: int) -> int:
+        index = {digest: list(bucket) for digest, bucket in self._index.items()}
+        evicted = super().evict(count)
+        self._index = index
+        return evicted
+
+
+class EmptiesTheBucket(PrefixCache):
+    """Forgets every block with the digest of the evicted one."""
+
+    def evict(self, count: int) -> int:
+        digests = [block.digest for block in list(self._unused.values())[:count]]
+        evicted = super().evict(count)
+        for digest in digests:
+            self._index.pop(digest, None)
+        return evicted
+
+
+class KeepsTheBlock(PrefixCache):
+    """Not findable, and not free."""
+
+    def evict(self, count: int) -> int:
+        ids = list(self._unused)[:count]
+        self._pool.share(ids)
+        return super().evict(count)
+
+
+class SaysCount(PrefixCache):
+    """Claims to have given back what was asked for."""
+
+    def evict(self, count: int) -> int:
+        super().evict(count)
+        return count
+
+
+class EvictsAll(PrefixCache):
+    """Makes a clean sweep."""
+
+    def evict(self, count: int) -> int:
+        return super().evict(self.num_unused)
+
+
+PUBLISH_CASES = (
+    publish_case("a chain", False, STORY),
+    publish_case("two that part", False, STORY, [FIRST, OTHER]),
+    publish_case("the same twice", False, STORY, STORY[:2]),
+    publish_case("two chains", True, STORY, [OTHER, SECOND]),
+)
+PUBLISH_MISTAKES = (
+    Mistake(
+        "the cache is no owner of the block: it would be handed out again while it can be found", OwnsNothing
+    ),
+    Mistake("content that is cached already is published again: return the older copy", PublishesTwice),
+    Mistake("a block with the same digest is replaced: keep all of them", OnePerDigest),
+    Mistake("the parent is lost: it is a part of the key", ForgetsTheParent),
+    Mistake("the older copy gets an owner: the caller will `acquire` it", SharesTheOlder),
+)
+RELEASE_CASES = (
+    release_case("a sequence of three blocks leaves", one_leaves),
+    release_case("two leave, the second first", two_leave),
+    release_case("one leaves whose blocks another one reads", one_of_two_leaves),
+    release_case("one leaves with a partly full block", leaves_unpublished),
+)
+RELEASE_MISTAKES = (
+    Mistake(
+        "parents go before children, and a child without its parent can never be found: last block first",
+        ReleasesForward,
+    ),
+    Mistake(
+        "a block that somebody still reads is unused: ask the pool whether the cache is its only owner",
+        ReleasesUsed,
+    ),
+    Mistake("not every block is known to the cache: the last one is often partly full", ReleasesUnknown),
+    Mistake("nothing becomes unused, so nothing can be evicted: the pool will run dry", ReleasesNothing),
+)
+EVICT_CASES = (
+    evict_case("one", 1, False),
+    evict_case("three", 3, False),
+    evict_case("one", 1, True),
+    evict_case("three", 3, True),
+    evict_case("more than there are", 9, False),
+    evict_case("none", 0, False),
+)
+EVICT_MISTAKES = (
+    Mistake(
+        "the most recently used block goes; it is the least recently used one that is missed least",
+        EvictsNewest,
+    ),
+    Mistake("an evicted block can still be found, though its memory is somebody else's now", StaysFindable),
+    Mistake(
+        "blocks with the same digest are forgotten with it: take this one out of its list", EmptiesTheBucket
+    ),
+    Mistake("the cache gives up its share of the block, but the pool is not told: `free`", KeepsTheBlock),
+    Mistake("there may be fewer unused blocks than asked for: return how many went", SaysCount),
+    Mistake("more is evicted than asked for", EvictsAll),
+)
