@@ -29,13 +29,13 @@ def load_building():
 
 
 class BuildPy(build_py):
-    """Python files, then csrc/cpu as minillm/csrc/cpu, then minillm/kernels."""
+    """Python files, then csrc as minillm/csrc, then minillm/kernels."""
 
     def run(self):
         super().run()
         package = ROOT / "minillm" if self.editable_mode else Path(self.build_lib) / "minillm"
         if not self.editable_mode:
-            shutil.copytree(ROOT / "csrc" / "cpu", package / "csrc" / "cpu", dirs_exist_ok=True)
+            shutil.copytree(ROOT / "csrc", package / "csrc", dirs_exist_ok=True)
         if PREBUILD:
             building = load_building()
             (package / "kernels").mkdir(exist_ok=True)

@@ -16,6 +16,9 @@ slow=$?
 printf '\n== native kernels under ASan and UBSan\n'
 bash "$repo/scripts/sanitize.sh" || status=1
 
+printf '\n== CUDA kernels under UBSan, in the simulator\n'
+MINILLM_SANITIZE=1 "$env_python" -m pytest -q tests/test_simt.py tests/test_cuda_kernels.py || status=1
+
 # Later checks (the simulator, GPU runs, benchmarks) go here, each as: command || status=1
 
 [ "$status" = 0 ] && printf '\nfull_check.sh: all passed\n' || printf '\nfull_check.sh: FAILED\n'

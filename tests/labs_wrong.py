@@ -296,4 +296,368 @@ LAB_3 = [
         {"3.6": "the table does not grow"},
     ),
 ]
-WRONG = {1: LAB_1, 2: LAB_2, 3: LAB_3}
+
+LAB_4 = [
+    Slip(
+        "fewer than asked for",
+        "        if count > len(self._free):",
+        "        count = min(count, len(self._free))\n        if count > len(self._free):",
+        {"4.1": "fewer blocks than asked for"},
+    ),
+    Slip(
+        "the last block is refused",
+        "if count > len(self._free):",
+        "if count >= len(self._free) > 0 < count:",
+        {"4.1": "the last free block is refused"},
+    ),
+    Slip(
+        "a failed allocation keeps its blocks",
+        "        if count > len(self._free):",
+        "        while count > len(self._free) > 0:\n            self._ref_count[self._free.pop()] = 1\n"
+        "        if count > len(self._free):",
+        {"4.1": "a failed allocation keeps what it got"},
+    ),
+    Slip("a queue", "self._free.pop() for", "self._free.pop(0) for", {"4.1": "a stack, not a queue"}),
+    Slip(
+        "free blocks searched for",
+        "taken = [self._free.pop() for _ in range(count)]",
+        "taken = [self._free.pop() for _ in range(count)]\n        assert 0 in [*self._ref_count, 0]",
+        {"4.1": "every block is looked at"},
+    ),
+    Slip(
+        "two owners at most",
+        "self._ref_count[block_id] += 1",
+        "self._ref_count[block_id] = 2",
+        {"4.2": "the count is set to two"},
+    ),
+    Slip(
+        "a free block is shared",
+        "        self._require_owners(set(ids), times={})\n",
+        "",
+        {"4.2": "a free block is given an owner"},
+    ),
+    Slip(
+        "the first owner frees",
+        "            self._ref_count[block_id] -= 1\n",
+        "            self._ref_count[block_id] = 0\n",
+        {"4.3": "when its first owner leaves"},
+    ),
+    Slip("first block first", "in reversed(ids):", "in ids:", {"4.3": "last block first"}),
+    Slip(
+        "the free list is searched",
+        "            if self._ref_count[block_id] == 0:\n",
+        "            if self._ref_count[block_id] == 0 and block_id not in self._free:\n",
+        {"4.3": "the free list is searched"},
+    ),
+    Slip(
+        "a double free in one call",
+        "times.get(block_id, 1)",
+        "1",
+        {"4.4": "look at `times`"},
+    ),
+    Slip(
+        "Python's negative indices",
+        "self._ref_count[self._checked(block_id)] <",
+        "self._ref_count[block_id] <",
+        {"4.4": "a negative id counts from the end"},
+    ),
+    Slip(
+        "a double free goes through",
+        "[self._checked(block_id)] < times.get(block_id, 1):",
+        "[self._checked(block_id)] < 0:",
+        {"4.4": "a block without owners passes"},
+    ),
+    Slip(
+        "nothing is shared",
+        "shared = prompt_len // block_size",
+        "shared = 0",
+        {"4.5": "share the full blocks of their prompt"},
+    ),
+    Slip(
+        "the partly full block is shared",
+        "shared = prompt_len // block_size",
+        "shared = blocks_for(prompt_len, block_size)",
+        {"4.5": "every sample writes to its own"},
+    ),
+]
+LAB_5 = [
+    Slip(
+        "a larger priority first",
+        "        request.params.priority - int(",
+        "        -request.params.priority - int(",
+        {"5.1": "a larger priority goes first"},
+    ),
+    Slip(
+        "no aging",
+        "int((now - request.arrival) / AGING_SECONDS)",
+        "0",
+        {"5.1": "waiting does not age"},
+    ),
+    Slip(
+        "fractions of an age",
+        "int((now - request.arrival) / AGING_SECONDS)",
+        "(now - request.arrival) / AGING_SECONDS",
+        {"5.1": "age counts in whole priorities"},
+    ),
+    Slip(
+        "the newest of a line",
+        "heads = [line[0] for",
+        "heads = [line[-1] for",
+        {"5.2": "the newest of a line"},
+    ),
+    Slip("nobody is unexpected", ", default=None)", ")", {"5.2": "nobody may be waiting"}),
+    Slip(
+        "by the rank of long ago",
+        "key=lambda r: rank(r, now)",
+        "key=lambda r: r.rank",
+        {"5.2": "from its last admission"},
+    ),
+    Slip(
+        "no chunks",
+        "size = min(self._config.prefill_chunk, budget, total - start)",
+        "size = min(budget, total - start)",
+        {"5.3": "the prompt is not cut"},
+    ),
+    Slip(
+        "the prompt alone",
+        "start, total = request.num_computed_tokens, request.num_tokens",
+        "start, total = request.num_computed_tokens, len(request.prompt_token_ids)",
+        {"5.3": "computes its answer so far again"},
+    ),
+    Slip(
+        "a full chunk or nothing",
+        "if room < size:",
+        "if False:",
+        {"5.3": "a shorter chunk would have fitted"},
+    ),
+    Slip(
+        "no blocks for the copies",
+        "self._copies(request) if is_last else 0",
+        "0",
+        {"5.3": "blocks for the copies of the other samples"},
+    ),
+    Slip(
+        "the chunk's size kept secret",
+        "        return size\n",
+        "        return 0\n",
+        {"5.3": "is not returned"},
+    ),
+    Slip(
+        "the oldest goes",
+        "newest = self.running[-1]",
+        "newest = self.running[0]",
+        {"5.4": "the oldest is preempted"},
+    ),
+    Slip(
+        "no waiting",
+        "if newest is request and request.is_prefilling and len(self.running) > 1:",
+        "if False:",
+        {"5.4": "it can wait and keep"},
+    ),
+    Slip(
+        "blocks promised twice",
+        "plan.num_blocks + needed >",
+        "needed >",
+        {"5.4": "blocks are promised twice"},
+    ),
+    Slip(
+        "the cache's unused blocks left out",
+        "needed > self._memory.available:",
+        "needed > self._memory.pool.num_free:",
+        {"5.4": "blocks that only the prefix cache holds"},
+    ),
+    Slip(
+        "decode is free",
+        "budget = self._config.max_num_batched_tokens - len(plan.decode)",
+        "budget = self._config.max_num_batched_tokens",
+        {"5.5": "not taken off the budget"},
+    ),
+    Slip(
+        "the preempted runs on",
+        "            if request not in plan.preempted and self._fits(",
+        "            if self._fits(",
+        {"5.5": "that an older one has preempted"},
+    ),
+    Slip(
+        "static batches",
+        "        self._admit(plan, budget, now)\n",
+        "        if not self.running:\n            self._admit(plan, budget, now)\n",
+        {"5.5": "this is static batching"},
+    ),
+    Slip(
+        "no headroom",
+        "if left < self._headroom() and (self.running or left < 0):",
+        "if left < 0:",
+        {"5.6": "no headroom"},
+    ),
+    Slip(
+        "found blocks counted twice",
+        "left = self._memory.available_without(found) -",
+        "left = self._memory.available -",
+        {"5.6": "`available_without`"},
+    ),
+    Slip(
+        "the plan forgotten at the door",
+        " - plan.num_blocks - needed",
+        " - needed",
+        {"5.6": "promised already are counted as available"},
+    ),
+    Slip(
+        "found and not taken",
+        "        self._memory.start_from(request, found)\n",
+        "",
+        {"5.6": "the found blocks are not taken"},
+    ),
+]
+LAB_6 = [
+    Slip(
+        "no lengths",
+        'parts += [tag, len(payload).to_bytes(8, "little"), payload]',
+        "parts += [tag, payload]",
+        {"6.1": "a separator or a tag is no length"},
+    ),
+    Slip("no types", "parts += [tag, len", "parts += [len", {"6.1": "fields have no type"}),
+    Slip(
+        "ids of 16 bits",
+        'i.to_bytes(8, "little") for i in field',
+        '(i % 65536).to_bytes(8, "little") for i in field',
+        {"6.1": "ids are cut to 16 bits"},
+    ),
+    Slip(
+        "no chain",
+        "encode(SCHEMA, *scope, parent, token_ids)",
+        "encode(SCHEMA, *scope, None, token_ids)",
+        {"6.2": "the parent is missing"},
+    ),
+    Slip(
+        "no scope",
+        "encode(SCHEMA, *scope, parent, token_ids)",
+        "encode(SCHEMA, parent, token_ids)",
+        {"6.2": "the scope is missing"},
+    ),
+    Slip(
+        "the hash is trusted",
+        "            if block.scope == scope and block.parent is parent and block.token_ids == token_ids:",
+        "            if block:",
+        {"6.3": "the hash is trusted"},
+    ),
+    Slip("tenants share", "if block.scope == scope and ", "if ", {"6.3": "the scope is not compared"}),
+    Slip(
+        "the parent by its digest",
+        "and block.parent is parent and",
+        'and getattr(block.parent, "digest", 0) == getattr(parent, "digest", 0) and',
+        {"6.3": "compare its identity"},
+    ),
+    Slip("silent", "self.false_matches += 1", "pass", {"6.3": "false matches are not counted"}),
+    Slip(
+        "no parents",
+        "self._find(digest, scope, found[-1] if found else None, tuple(token_ids))",
+        "self._find(digest, scope, None, tuple(token_ids))",
+        {"6.4": "without its parent"},
+    ),
+    Slip(
+        "a list is no tuple",
+        "found[-1] if found else None, tuple(token_ids))",
+        "found[-1] if found else None, token_ids)",
+        {"6.4": "make tuples of them"},
+    ),
+    Slip(
+        "match takes",
+        "            found.append(block)\n        return found\n",
+        "            found.append(block)\n        self.acquire(found)\n        return found\n",
+        {"6.4": "the caller is made an owner"},
+    ),
+    Slip("no owner", "        self._pool.share([block_id])\n", "", {"6.5": "the cache is no owner"}),
+    Slip(
+        "published twice",
+        "        if known is not None:\n            return known\n",
+        "",
+        {"6.5": "published again"},
+    ),
+    Slip(
+        "one block for a digest",
+        "self._index.setdefault(digest, []).append(block)",
+        "self._index[digest] = [block]",
+        {"6.5": "a block with the same digest is replaced"},
+    ),
+    Slip(
+        "parents before children",
+        "for block_id in reversed(block_ids):",
+        "for block_id in block_ids:",
+        {"6.6": "parents go before children"},
+    ),
+    Slip(
+        "read and unused",
+        "if block is not None and self._pool.ref_count(block_id) == 1:",
+        "if block is not None:",
+        {"6.6": "somebody still reads"},
+    ),
+    Slip(
+        "every block is known",
+        "block = self._by_block.get(block_id)\n",
+        "block = self._by_block[block_id]\n",
+        {"6.6": "not every block is known"},
+    ),
+    Slip(
+        "the newest evicted", "popitem(last=False)", "popitem()", {"6.7": "the most recently used block goes"}
+    ),
+    Slip("findable for ever", "            bucket.remove(block)\n", "", {"6.7": "can still be found"}),
+    Slip(
+        "the bucket emptied",
+        "            if not bucket:\n                del",
+        "            if True:\n                del",
+        {"6.7": "are forgotten with it"},
+    ),
+    Slip(
+        "the pool not told", "            self._pool.free([block_id])\n", "", {"6.7": "the pool is not told"}
+    ),
+]
+LAB_7 = [
+    Slip(
+        "reads a row too many",
+        "tile[row][column] = first + row < n ?",
+        "tile[row][column] = first + row <= n ?",
+        {"7.1": ""},
+    ),
+    Slip(
+        "a row does not see itself",
+        "first_key + key <= first_row + row ?",
+        "first_key + key < first_row + row ?",
+        {"7.2": "the mask is <="},
+    ),
+    Slip("the sum keeps its scale", "s.sum * factor + sum", "s.sum + sum", {"7.3": "not shrunk"}),
+    Slip("the output keeps its scale", "out[i] * factor;", "out[i];", {"7.4": "not shrunk"}),
+    Slip(
+        "V too early",
+        "    __syncthreads();\n    load_tile(kv_tile, v",
+        "    load_tile(kv_tile, v",
+        {"7.5": "before or after V takes K's place"},
+    ),
+]
+LAB_8 = [
+    Slip(
+        "pages ignored",
+        "return table[key / block_size] * block_size + key % block_size;",
+        "return key;",
+        {"8.1": "not looked at"},
+    ),
+    Slip("half a dot product", "d < kDim; d += 4", "d < kDim / 2; d += 4", {"8.2": "left out"}),
+    Slip(
+        "one barrier too few",
+        "  __syncthreads();\n  if (threadIdx.x % 32 == 0)",
+        "  if (threadIdx.x % 32 == 0)",
+        {"8.3": "barrier is missing"},
+    ),
+    Slip("the sum keeps its scale", "  sum *= factor;\n", "", {"8.4": "sum is not shrunk"}),
+    Slip("a key too many", "key < keys)", "key <= keys)", {"8.5": "past kv_len"}),
+]
+WRONG = {
+    1: LAB_1,
+    2: LAB_2,
+    3: LAB_3,
+    4: LAB_4,
+    5: LAB_5,
+    6: LAB_6,
+    7: LAB_7,
+    8: LAB_8,
+}

@@ -1,84 +1,17 @@
-"""What the tests of the native kernels share: numbers, and attention over hostile caches.
+"""What the tests of the native kernels share.
 
 A module that imports this is skipped, with the reason, where the kernels cannot be built.
 """
 
-from __future__ import annotations
-
-import math
-from dataclasses import dataclass
-
 import pytest
-import torch
-from torch import Tensor
+from cases import DTYPES, REFERENCE, Case, check, make_meta, random
 
 from minillm.ops.building import BuildFailed
-from minillm.ops.contract import AttentionMetadata
-from minillm.ops.reference import ReferenceOps
 from minillm.ops.registered import load_native
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-REFERENCE = ReferenceOps()
+__all__ = ["DTYPES", "REFERENCE", "Case", "check", "make_meta", "random"]
 
 try:
     load_native()
 except BuildFailed as reason:
     pytest.skip(f"native kernels: {reason}", allow_module_level=True)
-
-
-def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, scale: float = 1.0) -> Tensor:
-    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
-
-
-@dataclass
-class Case:
-    """Sequences of (new rows, keys in the cache with them)."""
-
-    seqs: list[tuple[int, int]]
-    heads: int
-    kv_heads: int
-    dim: int
-    block_size: int = 16
-    window: int | None = None
-
-    def build(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, AttentionMetadata, list[list[int]]]:
-        """q, caches with NaN in every slot that no sequence owns, metadata, block tables."""
-        q_lens, kv_lens = [q for q, _ in self.seqs], [kv for _, kv in self.seqs]
-        needed = [-(-kv // self.block_size) for kv in kv_lens]
-        num_blocks = sum(needed) + 3
-        order = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(1)).tolist()
-        tables = [[order.pop() for _ in range(count)] for count in needed]
-        shape = (num_blocks, self.block_size, self.kv_heads, self.dim)
-        caches = [torch.full(shape, math.nan, dtype=dtype) for _ in range(2)]
-        for cache, seed in zip(caches, (2, 3), strict=True):
-            for i, (table, kv_len) in enumerate(zip(tables, kv_lens, strict=True)):
-                rows = random(kv_len, self.kv_heads, self.dim, dtype=dtype, seed=seed + 10 * i)
-                for p in range(kv_len):
-                    cache[table[p // self.block_size], p % self.block_size] = rows[p]
-        # Strided, as the rows of a fused projection are.
-        q = random(sum(q_lens), self.heads + 2, self.dim, dtype=dtype, seed=4)[:, : self.heads]
-        meta = make_meta(tables, q_lens, kv_lens, self.block_size)
-        return q, caches[0], caches[1], meta, tables
-
-
-def make_meta(
-    tables: list[list[int]], q_lens: list[int], kv_lens: list[int], block_size: int
-) -> AttentionMetadata:
-    widest = max(map(len, tables), default=0) + 1
-    positions = [p for q, kv in zip(q_lens, kv_lens, strict=True) for p in range(kv - q, kv)]
-    slots = [
-        table[p // block_size] * block_size + p % block_size
-        for table, q, kv in zip(tables, q_lens, kv_lens, strict=True)
-        for p in range(kv - q, kv)
-    ]
-    starts = [sum(q_lens[:i]) for i in range(len(q_lens) + 1)]
-    padded = torch.zeros(len(tables), widest, dtype=torch.int32)
-    for i, table in enumerate(tables):
-        padded[i, : len(table)] = torch.tensor(table, dtype=torch.int32)
-    return AttentionMetadata(
-        positions=torch.tensor(positions, dtype=torch.int64),
-        slot_mapping=torch.tensor(slots, dtype=torch.int64),
-        block_table=padded,
-        query_start=torch.tensor(starts, dtype=torch.int32),
-        kv_len=torch.tensor(kv_lens, dtype=torch.int32),
-    )

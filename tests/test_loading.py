@@ -12,7 +12,6 @@ import tiny
 
 from minillm import LLM, MinillmError
 from minillm.errors import (
-    BackendError,
     KVCapacityError,
     ModelNotFound,
     OutOfMemory,
@@ -180,7 +179,6 @@ def test_folder_without_tokenizer_takes_ids_only(tmp_path: Path) -> None:
         ({"dtype": "int8"}, UsageError),
         ({"dtype": ["float32"]}, UsageError),
         ({"backend": "fast"}, UsageError),
-        ({"backend": "simt"}, BackendError),
         ({"block_size": 0}, UsageError),
         ({"block_size": 1.5}, UsageError),
         ({"max_num_seqs": -1}, UsageError),

@@ -243,6 +243,34 @@ def best_order(prompts):
 """,
         ),
     ],
+    "04_attention_and_memory": [
+        (
+            "check_bytes",
+            """
+def k_bytes(q_len, kv_len, row):
+    keys = 0
+    for first in range(0, q_len, 32):
+        last = kv_len - q_len + min(first + 32, q_len) - 1
+        keys += min(kv_len, (last // 32 + 1) * 32)
+    return keys * row
+""",
+            """
+def k_bytes(q_len, kv_len, row):
+    return -(-q_len // 32) * kv_len * row
+""",
+        ),
+        (
+            "check_transpose",
+            """
+def my_transpose():
+    return TRANSPOSE.replace("[32][32]", "[32][33]")
+""",
+            """
+def my_transpose():
+    return TRANSPOSE
+""",
+        ),
+    ],
 }
 
 

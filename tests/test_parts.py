@@ -13,6 +13,7 @@ import torch
 from minillm import SamplingParams
 from minillm.engine.parts import LATER, Parts
 from minillm.errors import UsageError
+from minillm.memory.prefix_cache import PrefixCache
 from minillm.ops.reference import ReferenceOps, apply_rope
 
 PROMPT = list(range(20, 37))
@@ -80,6 +81,23 @@ def test_a_different_part_makes_a_difference(folder: Path, name: str, part: Any)
     expected = tiny.load(folder).generate(PROMPT, PARAMS)[0]
     found = tiny.load(folder, parts={name: part}).generate(PROMPT, PARAMS)[0]
     assert (found.token_ids, found.text) != (expected.token_ids, expected.text)
+
+
+def test_a_prefix_cache_that_finds_nothing_saves_nothing(folder: Path) -> None:
+    class Blind(PrefixCache):
+        def match(self, scope: Any, blocks: Any) -> list[Any]:
+            return []
+
+    def refuse(pool: Any) -> Any:
+        raise AssertionError("there is no prefix cache to be made")
+
+    def cached(**options: Any) -> list[int]:
+        llm = tiny.load(folder, **options)
+        return [llm.generate(PROMPT, PARAMS)[0].metrics.cached_tokens for _ in range(2)]
+
+    assert cached() == [0, 16]
+    assert cached(parts={"prefix_cache": Blind}) == [0, 0]
+    assert cached(parts={"prefix_cache": refuse}, prefix_caching=False) == [0, 0]
 
 
 def test_two_engines_have_parts_of_their_own(folder: Path) -> None:

@@ -24,12 +24,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "bench",
         help="measure prefill and decode",
         description="Prefill and decode rates, the share of the memory bandwidth measured in the same run, "
-        "and peak memory; with `kernels`, each op by itself beside the machine's roofline and the reference; "
-        "with `serving`, what batching, chunking and sharing win. Medians with their spread: shared "
-        "machines are noisy.",
+        "and peak memory; with `kernels`, each op by itself beside the machine's roofline and the "
+        "reference (`--backend simt`: the bytes that each attention kernel moves); with `serving`, what "
+        "batching, chunking and sharing win. Medians with their spread: shared machines are noisy.",
     )
     parser.add_argument("what", nargs="?", choices=("engine", "kernels", "serving"), default="engine")
-    parser.add_argument("--prompt-len", type=int, default=512, metavar="N", help="prompt tokens to prefill")
+    parser.add_argument(
+        "--prompt-len", type=int, metavar="N", help="prompt tokens to prefill (512; simt: 128)"
+    )
     parser.add_argument("--tokens", type=int, default=64, metavar="N", help="tokens to decode")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], metavar="N", help="sequences at once")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="measurements of each figure")
@@ -42,13 +44,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
+    counted = args.what == "kernels" and args.backend == "simt"
+    if args.prompt_len is None:
+        args.prompt_len = 128 if counted else 512
     for name in ("prompt_len", "tokens", "runs"):
         require_int("--" + name.replace("_", "-"), getattr(args, name), minimum=1)
     for batch in args.batch:
         require_int("--batch", batch, minimum=1)
     measure, show = {
         "engine": (_engine, _print),
-        "kernels": (_kernels, _print_kernels),
+        "kernels": (_traffic, _print_traffic) if counted else (_kernels, _print_kernels),
         "serving": (_serving, print_serving),
     }[args.what]
     report = measure(args)
@@ -88,6 +93,13 @@ def _serving(args: argparse.Namespace) -> dict[str, Any]:
     if args.data is None:
         print("minillm: no --data: without the tales and the trace", file=sys.stderr)
     return run_serving(lambda **changes: load_llm(args, **changes), args.runs, args.data)
+
+
+def _traffic(args: argparse.Namespace) -> dict[str, Any]:
+    from minillm.bench.traffic import run_traffic
+    from minillm.ops.contract import DTYPES
+
+    return run_traffic(args.prompt_len, DTYPES["float32" if args.dtype == "auto" else args.dtype])
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -161,6 +173,18 @@ def _print_kernels(report: dict[str, Any]) -> None:
     bandwidth, peak = report["read_bandwidth"]["median"] / 1e9, report["peak_flops"]["median"] / 1e9
     console.print(f"measured in this run: reading {bandwidth:.1f} GB/s, arithmetic {peak:.0f} GFLOP/s")
     console.print(f"torch {report['machine']['torch']}, {report['machine']['threads']} threads")
+
+
+def _print_traffic(report: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    title = f"attention, bytes of global memory, counted · {report['dtype']} · {report['shape']}"
+    table = _table(title, ["rung", "rows x keys", "read", "written", "of it scores", "minimum", "ratio"])
+    for row in report["rows"]:
+        bytes_moved = [row[name] for name in ("read", "written", "scores", "minimum")]
+        shape = f"{row['rows']} x {row['keys']}"
+        table.add_row(row["rung"], shape, *(f"{n:,}" for n in bytes_moved), f"{row['ratio']:.1f}")
+    Console().print(table)
 
 
 def _table(title: str, columns: list[str]) -> Table:

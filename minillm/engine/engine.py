@@ -49,7 +49,9 @@ class Engine:
         self.pool = self.parts.block_pool(num_blocks, block_size)
         self.envelope = make_envelope(model, config)
         self.events = Events()
-        self.memory = KVCacheManager(self.pool, self.envelope["kv"], self.events, config.prefix_caching)
+        self.memory = KVCacheManager(
+            self.pool, self.envelope["kv"], self.events, config.prefix_caching, self.parts.prefix_cache
+        )
         self.scheduler = self.parts.scheduler(config, self.memory, self.events)
         self._live: dict[str, RequestGroup] = {}
         self.executor = Executor(

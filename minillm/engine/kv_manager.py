@@ -10,12 +10,12 @@ step and turns unused blocks into free ones, so that what was planned cannot fai
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from minillm.engine.request import Request
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import blocks_for
-from minillm.memory.prefix_cache import CachedBlock, HashFunction, PrefixCache, Scope, sha256
+from minillm.memory.prefix_cache import CachedBlock, PrefixCache, Scope
 from minillm.observe.events import Events
 
 
@@ -28,10 +28,10 @@ class KVCacheManager:
         envelope: str,
         events: Events,
         prefix_caching: bool = True,
-        hash_function: HashFunction = sha256,
+        make_cache: Callable[[BlockPool], PrefixCache] = PrefixCache,
     ) -> None:
         self.pool, self.envelope, self._events = pool, envelope, events
-        self.cache = PrefixCache(pool, hash_function) if prefix_caching else None
+        self.cache = make_cache(pool) if prefix_caching else None
 
     @property
     def num_unused(self) -> int:

@@ -18,9 +18,10 @@ from minillm.engine.scheduler import Scheduler
 from minillm.errors import UsageError
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import slot_mapping
+from minillm.memory.prefix_cache import PrefixCache
 from minillm.ops.sampling import sample
 
-LATER = ("prefix_cache", "drafter", "verify_draft")
+LATER = ("drafter", "verify_draft")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Parts:
     block_pool     (num_blocks, block_size) -> object with BlockPool's methods
     scheduler      (EngineConfig, KVCacheManager, Events) -> object with Scheduler's methods, `waiting`
                    and `running`
+    prefix_cache   (block pool) -> object with PrefixCache's methods; not asked where prefix caching is off
     rope           (x [tokens, heads, head_dim], cos, sin [tokens, head_dim / 2]) -> like x
     attention      Ops.paged_attention's arguments -> [tokens, heads, head_dim]
     linear         (x [tokens, in], weight [out, in], bias or None) -> [tokens, out]
@@ -49,6 +51,7 @@ class Parts:
     decode_loop: Callable[..., Any] = decode
     block_pool: Callable[..., Any] = BlockPool
     scheduler: Callable[..., Any] = Scheduler
+    prefix_cache: Callable[..., Any] = PrefixCache
     rope: Callable[..., Any] | None = None
     attention: Callable[..., Any] | None = None
     linear: Callable[..., Any] | None = None

@@ -22,9 +22,12 @@ from typing import Any
 
 import torch
 
+from minillm.labs.cuda import judge_section, load_source
 from minillm.labs.judge import first_line, judge
 from minillm.labs.lab import Lab, Part, Task, find_lab
 from minillm.labs.row import Row, failed
+from minillm.labs.sections import CudaLab
+from minillm.ops.simt.machine import machine
 
 MAX_FILE_BYTES = 64 << 20
 
@@ -40,6 +43,8 @@ def main() -> None:
 
     lab = find_lab(number)
     torch.set_num_threads(1)
+    if isinstance(lab, CudaLab):
+        machine()  # compiled on first use, which takes longer than a task may
     set_limits(int(memory), int(cpu))
     report("ready")
     try:
@@ -83,6 +88,9 @@ def load(file: Path) -> ModuleType:
     """Run the student's file as a module. Modules beside it can be imported, but hide no others."""
     sys.path.append(str(file.parent))
     spec = importlib.util.spec_from_file_location("student_lab", file)
+    if file.suffix == ".cu":
+        sys.modules["student_lab"] = load_source(file)
+        return sys.modules["student_lab"]
     if spec is None or spec.loader is None:
         raise ImportError(f"{file} is not a Python file")
     module = importlib.util.module_from_spec(spec)
@@ -93,6 +101,8 @@ def load(file: Path) -> ModuleType:
 
 def judge_file(lab: Lab, task: Task, module: ModuleType, file: Path) -> Row:
     """Judge one task of a loaded file."""
+    if isinstance(lab, CudaLab):
+        return judge_section(lab, task, module.source, file)
     needed = [task.part] if task.part else lab.parts
     for part in needed:
         lost = _missing(module, part)

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from functools import cache
 
 from minillm.labs.lab import Lab, Part
+from minillm.labs.sections import CudaLab
 
 _WIDTH = 110  # ruff's line-length in pyproject.toml
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -27,11 +28,15 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 def skeleton(lab: Lab) -> str:
     """The file a student starts from."""
+    if isinstance(lab, CudaLab):
+        return lab.skeleton()
     return _file(lab, solved=False)
 
 
 def solution(lab: Lab) -> str:
     """The same file with the engine's own bodies."""
+    if isinstance(lab, CudaLab):
+        return lab.solution()
     return _file(lab, solved=True)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from minillm import LLM
 from minillm.detokenizer import byte_alphabet
+from minillm.engine.engine import Engine
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, MLP = 32, 2, 4, 2, 8, 48
 VOCAB_SIZE, CONTEXT = 128, 96
@@ -40,10 +41,14 @@ def tiny_llm(window: int | None = None, **options: Any) -> LLM:
         "prefill_chunk": 5,
     }
     llm = LLM(tiny_model(window), **{**defaults, **options})
-    # Memory that was never written must read the same in every run, or wrong answers could not be named.
-    for tensor in (*llm.engine.runner.cache.k, *llm.engine.runner.cache.v):
-        tensor.copy_(random_tensor(7, *tensor.shape))
+    fill(llm.engine)
     return llm
+
+
+def fill(engine: Engine) -> None:
+    """Make cache memory that was never written read the same in every run: wrong answers can be named."""
+    for tensor in (*engine.runner.cache.k, *engine.runner.cache.v):
+        tensor.copy_(random_tensor(7, *tensor.shape))
 
 
 @cache

@@ -11,7 +11,7 @@ Allocation and release are O(1) per block. An allocation that cannot be met in f
 nothing, so a caller never has to undo half of one.
 
 Paper: Kwon et al., "Efficient Memory Management for LLM Serving with PagedAttention" (SOSP 2023).
-Left out here: the prefix cache, which will keep the content of free blocks findable.
+The prefix cache, which keeps blocks findable that no sequence owns, is one more owner (prefix_cache.py).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class BlockPool:
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = require_int("num_blocks", num_blocks, minimum=0)
         self.block_size = require_int("block_size", block_size, minimum=1)
-        self._free = list(range(num_blocks - 1, -1, -1))
+        self._free = list(range(num_blocks - 1, -1, -1))  # its end is the top of the stack
         self._ref_count = [0] * num_blocks
 
     @property
@@ -47,7 +47,7 @@ class BlockPool:
         return self._ref_count[self._checked(block_id)]
 
     def allocate(self, count: int = 1) -> list[int]:
-        """Take `count` free blocks, each with one owner.
+        """Take `count` free blocks, the last one freed first, each with one owner.
 
         Raises:
             OutOfBlocks: fewer than `count` are free; nothing was allocated.
@@ -65,7 +65,11 @@ class BlockPool:
         return taken
 
     def share(self, block_ids: Iterable[int]) -> None:
-        """Add one owner to each of these used blocks."""
+        """Add one owner to each of these used blocks.
+
+        Raises:
+            ValueError: one of them is free; nothing was changed.
+        """
         ids = list(block_ids)
         self._require_owners(set(ids), times={})
         for block_id in ids:
@@ -76,6 +80,9 @@ class BlockPool:
 
         Last block first, so that a stack of free blocks hands a sequence's blocks out again in
         the order the sequence held them.
+
+        Raises:
+            ValueError: one of them has no owner left to remove; nothing was changed.
         """
         ids = list(block_ids)
         self._require_owners(set(ids), times=Counter(ids))

@@ -162,6 +162,7 @@ class PrefixCache:
     def _find(
         self, digest: bytes, scope: Scope, parent: CachedBlock | None, token_ids: tuple[int, ...]
     ) -> CachedBlock | None:
+        """The block with exactly this key; every other one with its digest is a false match."""
         for block in self._index.get(digest, ()):
             if block.scope == scope and block.parent is parent and block.token_ids == token_ids:
                 return block

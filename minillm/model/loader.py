@@ -21,6 +21,7 @@ from minillm.model.families import load_model_config
 from minillm.model.weights import Progress, load_weights
 from minillm.ops.building import BuildFailed
 from minillm.ops.contract import DTYPES, Ops
+from minillm.ops.cuda import CudaOps
 from minillm.ops.native import NativeOps
 from minillm.ops.reference import ReferenceOps
 from minillm.tokenizer import Tokenizer, read_json
@@ -103,9 +104,11 @@ def load_model(
     tokenizer = _load_tokenizer(folder, config)
     generation = read_json(folder / _GENERATION_CONFIG)
     _require_memory(config, dtype, device, max_model_len)
-    decoder = Decoder.build(
-        config, ops or make_ops(engine.backend, engine.device), dtype, device, max_model_len
-    )
+    ops = ops or make_ops(engine.backend, engine.device)
+    check_model = getattr(ops, "check_model", None)
+    if check_model is not None:
+        check_model(config)
+    decoder = Decoder.build(config, ops, dtype, device, max_model_len)
     digest = load_weights(decoder, folder, progress)  # of the stored bytes, before anything is packed
     decoder.prepare()
     return LoadedModel(
@@ -130,21 +133,28 @@ def make_ops(backend: str, device: str = "auto") -> Ops:
         BackendError: the backend does not exist in this version, or not on this machine.
     """
     if backend == "simt":
-        raise BackendError(f"backend {backend!r} is not part of this version", 'use "native" or "reference"')
+        return _simulated(device)
     if backend == "reference":
         return ReferenceOps()
-    on_cpu = pick_device(device).type == "cpu"
-    if backend == "native" and not on_cpu:
-        raise BackendError("the native kernels run on the CPU only in this version", "use device cpu")
-    if not on_cpu:
-        return ReferenceOps()
     try:
-        return NativeOps()
+        return NativeOps() if pick_device(device).type == "cpu" else CudaOps()
     except BuildFailed as error:
         if backend == "native":
             raise BackendError(f"the native kernels are not available: {error}", _GET_A_COMPILER) from None
         _say_once(f"minillm: running on PyTorch (reference backend): {error}")
         return ReferenceOps()
+
+
+def _simulated(device: str) -> Ops:
+    # Imported here: it is for lessons and tests, and nobody else should wait for it.
+    from minillm.ops.simt import SimtOps
+
+    if device == "cuda":
+        raise BackendError("the simulator runs on the CPU", "use device cpu, or backend native for a GPU")
+    try:
+        return SimtOps()
+    except BuildFailed as error:
+        raise BackendError(f"the simulator is not available: {error}", _GET_A_COMPILER) from None
 
 
 _GET_A_COMPILER = 'install g++ or clang++, see `minillm doctor`; backend "reference" runs without'

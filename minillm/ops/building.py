@@ -129,9 +129,9 @@ def build_library(progress: Progress | None = None) -> tuple[Path, tempfile.Temp
     """
     compiler, name = require_compiler(), library_name()
     try:
-        with _locked(cache_folder()) as folder:
+        with locked_cache(cache_folder()) as folder:
             if not (folder / name).is_file():  # nobody else has built it while we waited
-                _clear_leftovers(folder)
+                clear_leftovers(folder)
                 compile_into(folder, name, compiler, progress)
             return folder / name, None
     except OSError:
@@ -148,9 +148,11 @@ def compile_into(folder: Path, name: str, compiler: Compiler, progress: Progress
             (source.stem, source, []) for source in sorted(sources.glob("*.cpp")) if source.stem != "path"
         ]
         objects = [Path(scratch) / f"{job}.o" for job, _, _ in jobs]
-        with ThreadPoolExecutor(_num_jobs()) as pool:
+        with ThreadPoolExecutor(num_jobs()) as pool:
             running = [
-                pool.submit(_run, [compiler.path, *_flags(), *flags, "-c", str(source), "-o", str(target)])
+                pool.submit(
+                    run_compiler, [compiler.path, *_flags(), *flags, "-c", str(source), "-o", str(target)]
+                )
                 for (_, source, flags), target in zip(jobs, objects, strict=True)
             ]
             for done, job in enumerate(as_completed(running), start=1):
@@ -158,7 +160,7 @@ def compile_into(folder: Path, name: str, compiler: Compiler, progress: Progress
                 if progress:
                     progress(done, len(jobs))
         library = Path(scratch) / name
-        _run([compiler.path, *_link_flags(), *map(str, objects), "-o", str(library), *_libraries()])
+        run_compiler([compiler.path, *_link_flags(), *map(str, objects), "-o", str(library), *_libraries()])
         with open(library, "rb") as written:
             os.fsync(written)  # or a power cut could leave the name without the content
         os.replace(library, folder / name)
@@ -181,7 +183,8 @@ def require_compiler() -> Compiler:
 # ---- parts of the command lines -------------------------------------------------------------------
 
 
-def _sanitizing() -> bool:
+def sanitizing() -> bool:
+    """Whether kernels are to be compiled with sanitizers: MINILLM_SANITIZE=1."""
     return os.environ.get("MINILLM_SANITIZE") == "1"
 
 
@@ -191,31 +194,34 @@ def _paths() -> dict[str, list[str]]:
 
 def _flags() -> list[str]:
     named = f"-ffile-prefix-map={find_sources()}=csrc/cpu"  # messages name files as the reader knows them
-    return [*FLAGS, named, *(SANITIZE if _sanitizing() else []), "-isystem", str(_torch_folder() / "include")]
+    return [*FLAGS, named, *(SANITIZE if sanitizing() else []), "-isystem", str(torch_folder() / "include")]
 
 
 def _link_flags() -> list[str]:
     if sys.platform == "darwin":
         return ["-dynamiclib", "-undefined", "dynamic_lookup"]
-    return ["-shared", *(SANITIZE if _sanitizing() else [])]
+    return ["-shared", *(SANITIZE if sanitizing() else [])]
 
 
 def _libraries() -> list[str]:
-    return ["-L" + str(_torch_folder() / "lib"), "-ltorch_cpu"]
+    return ["-L" + str(torch_folder() / "lib"), "-ltorch_cpu"]
 
 
-def _torch_folder() -> Path:
+def torch_folder() -> Path:
+    """Where torch is installed: its headers are in include, its libraries in lib."""
     import torch
 
     return Path(torch.__file__).resolve().parent
 
 
-def _num_jobs() -> int:
+def num_jobs() -> int:
+    """How many compilers to run at once."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(cores or 1, 8))
 
 
-def _run(command: list[str]) -> None:
+def run_compiler(command: list[str]) -> None:
+    """Run a compiler; BuildFailed with its first complaints if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         complaint = [line for line in done.stderr.splitlines() if "error" in line.lower()] or ["no message"]
@@ -233,7 +239,7 @@ def _source_key() -> str:
     for path in sorted(sources.iterdir()):
         if path.suffix in (".h", ".cpp"):
             digest.update(f"{path.name}\0".encode() + path.read_bytes())
-    settings = [FLAGS, _paths(), SANITIZE if _sanitizing() else [], torch.__version__, sys.platform]
+    settings = [FLAGS, _paths(), SANITIZE if sanitizing() else [], torch.__version__, sys.platform]
     digest.update(repr([*settings, platform.machine()]).encode())
     return digest.hexdigest()[:20]
 
@@ -244,7 +250,7 @@ def _name(source_key: str, compiler: Compiler) -> str:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[Path]:
+def locked_cache(folder: Path) -> Iterator[Path]:
     """Hold the cache's lock. The lock dies with its process, however that ends."""
     import fcntl
 
@@ -254,7 +260,7 @@ def _locked(folder: Path) -> Iterator[Path]:
         yield folder
 
 
-def _clear_leftovers(folder: Path) -> None:
+def clear_leftovers(folder: Path) -> None:
     """Remove what a killed build left; the lock is held, so nobody is building in there."""
     for leftover in folder.glob("build-*"):
         shutil.rmtree(leftover, ignore_errors=True)

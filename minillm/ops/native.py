@@ -20,7 +20,7 @@ from torch import Tensor
 from minillm.ops import shapes
 from minillm.ops.contract import AttentionMetadata, LayerFusion, LayerStack, PackedWeight, Weight
 from minillm.ops.registered import current_path, load_native, loaded_library, packed_shape
-from minillm.ops.sampling import SamplingBatch, as_int64
+from minillm.ops.sampling import SamplingBatch
 
 
 class NativeOps(LayerFusion):
@@ -145,21 +145,7 @@ class NativeOps(LayerFusion):
         return result
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
-        numbers = [[p.temperature, p.top_p, p.min_p, p.repetition_penalty] for p in batch.params]
-        seen: list[int] = []
-        ends: list[int] = []
-        for params, ids in zip(batch.params, batch.seen, strict=True):
-            seen += set(ids) if params.repetition_penalty != 1.0 else ()
-            ends.append(len(seen))
-        tokens: Tensor = self._ops.sample(
-            logits.contiguous(),
-            torch.tensor([as_int64(key) for key in batch.keys], dtype=torch.int64),
-            torch.tensor(numbers, dtype=torch.float64).view(-1, 4),
-            torch.tensor([p.top_k for p in batch.params], dtype=torch.int64),
-            torch.tensor(seen, dtype=torch.int64),
-            torch.tensor(ends, dtype=torch.int64),
-            batch.num_token_ids,
-        )
+        tokens: Tensor = self._ops.sample(logits.contiguous(), *batch.tensors(), batch.num_token_ids)
         return tokens
 
     def token_logprobs(

@@ -91,6 +91,28 @@ class SamplingBatch:
     seen: Sequence[Sequence[int]]
     num_token_ids: int
 
+    def tensors(self, device: torch.device | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The batch as kernels read it.
+
+        Returns:
+            keys int64 [num_rows]; float64 [num_rows, 4] of temperature, top_p, min_p and repetition
+            penalty; top_k int64 [num_rows]; the seen ids of all rows, each once in its row, end to end;
+            int64 [num_rows], where each row's seen ids end.
+        """
+        seen: list[int] = []
+        ends: list[int] = []
+        for params, ids in zip(self.params, self.seen, strict=True):
+            seen += set(ids) if params.repetition_penalty != 1.0 else ()
+            ends.append(len(seen))
+        numbers = [[p.temperature, p.top_p, p.min_p, p.repetition_penalty] for p in self.params]
+        return (
+            torch.tensor([as_int64(key) for key in self.keys], dtype=torch.int64, device=device),
+            torch.tensor(numbers, dtype=torch.float64, device=device).view(-1, 4),
+            torch.tensor([p.top_k for p in self.params], dtype=torch.int64, device=device),
+            torch.tensor(seen, dtype=torch.int64, device=device),
+            torch.tensor(ends, dtype=torch.int64, device=device),
+        )
+
 
 def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
     """Draw one token id per row.

@@ -1,0 +1,174 @@
+// Attention, rung 2: tiles in shared memory and online softmax. The scores never leave the chip.
+//
+//     a block: 32 rows of one head of one sequence        shared memory, float32
+//
+//                 keys, 32 at a time                      q        [32][head_dim + 1]
+//               +----+----+----+----+                     kv       [32][head_dim + 1]  K, then V
+//     32 rows   |    |    |    | \  |  --> out            weights  [32][33]
+//               +----+----+----+----+
+//               4 threads share a row: each scores 8 of the tile's keys, then sums a quarter of the
+//               output's columns
+//
+// v1 writes the N x N scores to global memory and reads them back; here a tile of them lives in
+// registers and shared memory until it is used. The price is that the softmax must be made while the
+// largest score is not yet known (paging.h: Softmax).
+//
+// Bytes: K and V are read once per block that visits them, ceil(q_len / 32) times at most, and q and
+// out once. FLOPs: 4 * head_dim per visible (row, key). Limit: shared memory, about one load per
+// multiply-add; the tensor cores stand idle (rung 3). One group of query heads reads its K and V once
+// per head.
+//
+// Source: Dao et al., FlashAttention (arXiv 2205.14135) and FlashAttention-2 (arXiv 2307.08691).
+
+#include "paging.h"
+
+namespace minillm {
+namespace {
+
+constexpr int kRows = 32;
+constexpr int kThreadsPerRow = 4;
+constexpr int kThreads = kRows * kThreadsPerRow;
+constexpr int kKeysPerThread = kKeyTile / kThreadsPerRow;
+
+// One word of padding a row puts neighbouring rows into neighbouring banks: the eight rows that a warp
+// works on are then read at once and not one after the other.
+template <int kDim>
+constexpr int kPitch = kDim + 1;
+
+template <int kDim>
+using Tile = float[kRows][kPitch<kDim>];
+
+struct RowTile {
+  int sequence, first_row, rows;  // first_row counts from the sequence's first new row
+};
+
+// The blockIdx.x-th tile of rows, counting through the sequences; rows is 0 when there are fewer.
+__device__ __forceinline__ RowTile find_tile(const Sequences& s) {
+  int tile = blockIdx.x, start = s.query_start[0];
+  for (int i = 0; i < s.num_seqs; i++) {
+    int end = s.query_start[i + 1], tiles = (end - start + kRows - 1) / kRows;
+    if (tile < tiles) return {i, tile * kRows, min(kRows, end - start - tile * kRows)};
+    tile -= tiles;
+    start = end;
+  }
+  return {0, 0, 0};
+}
+
+// Rows of head_dim numbers from global memory, 16 bytes per thread and round; where `row_at` gives null
+// the row is zero: a slot nobody has written may hold NaN, and 0 * NaN is NaN.
+template <class T, int kDim, class RowAt>
+__device__ __forceinline__ void load_rows(Tile<kDim>& tile, RowAt row_at) {
+  constexpr int kWide = 16 / sizeof(T), kPerRow = kDim / kWide;
+  for (int i = threadIdx.x; i < kRows * kPerRow; i += kThreads) {
+    int row = i / kPerRow, column = i % kPerRow * kWide;
+    const T* from = row_at(row);
+    Vec<T, kWide> loaded;
+    if (from) loaded = load_wide<Vec<T, kWide>>(from + column);
+    UNROLL
+    for (int j = 0; j < kWide; j++) tile[row][column + j] = from ? to_float(loaded.v[j]) : 0.0f;
+  }
+}
+
+template <class T, int kDim>
+__global__ void __launch_bounds__(kThreads) attention_v2_kernel(const __grid_constant__ AttentionArgs p) {
+  static_assert(kRows == kKeyTile, "q and kv share the type of a tile");
+  SHARED(float, q, [kRows][kPitch<kDim>]);
+  SHARED(float, kv, [kKeyTile][kPitch<kDim>]);
+  SHARED(float, weights, [kRows][kKeyTile + 1]);
+  SHARED(int64_t, slots, [kKeyTile]);
+
+  RowTile tile = find_tile(p.sequences);
+  if (tile.rows == 0) return;  // the whole block: nobody waits at a barrier below
+  int head = blockIdx.y, kv_head = head / (p.num_heads / p.num_kv_heads);
+  int row_start = p.sequences.query_start[tile.sequence], kv_len = p.sequences.kv_len[tile.sequence];
+  int q_len = p.sequences.query_start[tile.sequence + 1] - row_start;
+  int row = threadIdx.x / kThreadsPerRow, part = threadIdx.x % kThreadsPerRow;
+  int64_t token = row_start + tile.first_row + row;
+
+  load_rows<T, kDim>(q, [&](int r) -> const T* {
+    int64_t at = row_start + tile.first_row + r;
+    return r < tile.rows ? static_cast<const T*>(p.q) + at * p.q_stride + head * kDim : nullptr;
+  });
+
+  // Threads of a row that is not there walk along with the last one: they must be at every barrier.
+  KeyRange keys = visible_keys(tile.first_row + min(row, tile.rows - 1), q_len, kv_len, p.window);
+  int first_tile = visible_keys(tile.first_row, q_len, kv_len, p.window).first / kKeyTile;
+  int last_tile = visible_keys(tile.first_row + tile.rows - 1, q_len, kv_len, p.window).last / kKeyTile;
+
+  Softmax softmax = {-INFINITY, 0.0f};
+  float out[kDim / kThreadsPerRow] = {};  // columns part, part + 4, ...
+  for (int key_tile = first_tile; key_tile <= last_tile; key_tile++) {
+    int tile_start = key_tile * kKeyTile;
+    auto cache_row = [&](const void* cache, int key) -> const T* {
+      int64_t at = (slots[key] * p.num_kv_heads + kv_head) * kDim;
+      return slots[key] >= 0 ? static_cast<const T*>(cache) + at : nullptr;
+    };
+    if (threadIdx.x < kKeyTile) {
+      int key = tile_start + threadIdx.x;
+      slots[threadIdx.x] = key < kv_len ? slot_of(p.sequences, tile.sequence, key, p.block_size) : -1;
+    }
+    __syncthreads();  // slots are there, and V of the tile before is done with
+    load_rows<T, kDim>(kv, [&](int key) { return cache_row(p.k_cache, key); });
+    __syncthreads();
+
+    float scores[kKeysPerThread] = {};
+    for (int d = 0; d < kDim; d++) {
+      float x = q[row][d];
+      UNROLL
+      for (int j = 0; j < kKeysPerThread; j++) scores[j] = fmaf(x, kv[part + j * kThreadsPerRow][d], scores[j]);
+    }
+    __syncthreads();  // K has been used; V takes its place
+    load_rows<T, kDim>(kv, [&](int key) { return cache_row(p.v_cache, key); });
+
+    // The row's visible keys in this tile: from..end, counted within the tile.
+    int from = max(keys.first - tile_start, 0), end = min(keys.last + 1 - tile_start, kKeyTile);
+    float tile_max = -INFINITY;
+    UNROLL
+    for (int j = 0; j < kKeysPerThread; j++) {
+      int key = part + j * kThreadsPerRow;
+      scores[j] *= p.scale;
+      if (key >= from && key < end) tile_max = fmaxf(tile_max, scores[j]);
+    }
+    tile_max = fmaxf(tile_max, __shfl_xor_sync(0xffffffff, tile_max, 1));
+    tile_max = fmaxf(tile_max, __shfl_xor_sync(0xffffffff, tile_max, 2));
+    float factor = 1.0f;
+    if (from < end) factor = raise_max(softmax, tile_max);
+    UNROLL
+    for (int j = 0; j < kKeysPerThread; j++)
+      weights[row][part + j * kThreadsPerRow] = expf(scores[j] - softmax.max);
+    __syncthreads();
+
+    if (from >= end) continue;  // nothing to see for this row: nothing is touched, not even by a factor of 1
+    UNROLL
+    for (int i = 0; i < kDim / kThreadsPerRow; i++) out[i] *= factor;
+    for (int key = from; key < end; key++) {
+      float weight = weights[row][key];
+      softmax.sum += weight;
+      UNROLL
+      for (int i = 0; i < kDim / kThreadsPerRow; i++)
+        out[i] = fmaf(weight, kv[key][part + i * kThreadsPerRow], out[i]);
+    }
+  }
+  if (row >= tile.rows) return;
+  T* to = static_cast<T*>(p.out) + (token * p.num_heads + head) * kDim;
+  UNROLL
+  for (int i = 0; i < kDim / kThreadsPerRow; i++)
+    to[part + i * kThreadsPerRow] = from_float<T>(out[i] / softmax.sum);
+}
+
+}  // namespace
+
+void attention_v2(const AttentionArgs& p, Stream stream) {
+  if (p.sequences.num_tokens == 0) return;
+  // How the rows divide among sequences is known on the GPU only: enough tiles for any division.
+  dim3 grid(p.sequences.num_tokens / kRows + p.sequences.num_seqs, p.num_heads);
+  with_number_type(p.dtype, [&](auto zero) {
+    with_head_dim(p.head_dim, [&](auto dim) {
+      using T = decltype(zero);
+      constexpr int kDim = decltype(dim)::value;
+      LAUNCH((attention_v2_kernel<T, kDim>), grid, kThreads, 0, stream_of(stream), p);
+    });
+  });
+}
+
+}  // namespace minillm

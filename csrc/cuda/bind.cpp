@@ -1,0 +1,261 @@
+// The ops of a layer as torch sees them: schemas, and the functions behind them (bind.h says for whom).
+//
+// `stream` is torch.cuda.current_stream().cuda_stream as an integer; the simulator takes any.
+
+#include "bind.h"
+
+namespace minillm {
+namespace {
+
+using Optional = std::optional<Tensor>;
+
+Stream as_stream(int64_t stream) { return reinterpret_cast<Stream>(stream); }
+
+// ---- row by row -------------------------------------------------------------------------------
+
+int64_t rows_of(const Tensor& t) { return t.size(t.dim() - 1) ? t.numel() / t.size(t.dim() - 1) : 0; }
+
+void check_norm(const char* op, const Tensor& x, const Tensor& weight) {
+  check(op, "x", x, x.dim(), x.scalar_type());
+  check(op, "weight", weight, 1, x.scalar_type());
+  check_size(op, "weight's length", weight.size(0), x.size(x.dim() - 1));
+}
+
+Tensor norm(const Tensor& x, const Tensor& weight, double eps, int64_t stream) {
+  check_norm("rms_norm", x, weight);
+  Tensor y = torch::stable::empty_like(x);
+  Call call("rms_norm");
+  call.with("x", x).with("weight", weight).with("y", y);
+  rms_norm({data<void>(x), nullptr, data<void>(weight), y.mutable_data_ptr(), nullptr, static_cast<int>(rows_of(x)),
+            static_cast<int>(weight.size(0)), static_cast<float>(eps), dtype_of("rms_norm", x)},
+           as_stream(stream));
+  call.done();
+  return y;
+}
+
+std::tuple<Tensor, Tensor> add_norm(const Tensor& x, const Tensor& residual, const Tensor& weight, double eps,
+                                    int64_t stream) {
+  const char* op = "add_rms_norm";
+  check_norm(op, x, weight);
+  check(op, "residual", residual, x.dim(), x.scalar_type());
+  check_size(op, "residual's size", residual.numel(), x.numel());
+  Tensor y = torch::stable::empty_like(x), sum = torch::stable::empty_like(x);
+  Call call(op);
+  call.with("x", x).with("residual", residual).with("weight", weight).with("y", y).with("sum", sum);
+  rms_norm({data<void>(x), data<void>(residual), data<void>(weight), y.mutable_data_ptr(), sum.mutable_data_ptr(),
+            static_cast<int>(rows_of(x)), static_cast<int>(weight.size(0)), static_cast<float>(eps), dtype_of(op, x)},
+           as_stream(stream));
+  call.done();
+  return {y, sum};
+}
+
+Tensor gated(const Tensor& gate_up, int64_t stream) {
+  const char* op = "silu_mul";
+  check(op, "gate_up", gate_up, 2, gate_up.scalar_type());
+  STD_TORCH_CHECK(gate_up.size(1) % 2 == 0, "silu_mul: gate_up has ", gate_up.size(1), " columns, an odd number");
+  Tensor y = like(gate_up, {gate_up.size(0), gate_up.size(1) / 2});
+  Call call(op);
+  call.with("gate_up", gate_up).with("y", y);
+  if (y.numel())
+    silu_mul({data<void>(gate_up), y.mutable_data_ptr(), static_cast<int>(y.size(0)), static_cast<int>(y.size(1)),
+              dtype_of(op, gate_up)},
+             as_stream(stream));
+  call.done();
+  return y;
+}
+
+Tensor multiply(const Tensor& x, const Tensor& weight, const Optional& bias, int64_t stream) {
+  const char* op = "linear";
+  check(op, "x", x, 2, x.scalar_type());
+  check(op, "weight", weight, 2, x.scalar_type());
+  check_size(op, "weight's number of columns", weight.size(1), x.size(1));
+  Tensor y = like(x, {x.size(0), weight.size(0)});
+  Call call(op);
+  call.with("x", x).with("weight", weight).with("y", y);
+  if (bias) {
+    check(op, "bias", *bias, 1, x.scalar_type());
+    check_size(op, "bias's length", bias->size(0), weight.size(0));
+    call.with("bias", *bias);
+  }
+  linear({data<void>(x), data<void>(weight), bias ? data<void>(*bias) : nullptr, y.mutable_data_ptr(),
+          static_cast<int>(x.size(0)), static_cast<int>(x.size(1)), static_cast<int>(weight.size(0)), dtype_of(op, x)},
+         as_stream(stream));
+  call.done();
+  return y;
+}
+
+// ---- the cache --------------------------------------------------------------------------------
+
+Tensor rotate_and_cache(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cos, const Tensor& sin,
+                        const Tensor& k_cache, const Tensor& v_cache, const Tensor& positions,
+                        const Tensor& slot_mapping, int64_t stream) {
+  const char* op = "rope_and_cache";
+  check_caches(op, k_cache, v_cache);
+  check_heads(op, "q", q, k_cache);
+  check_heads(op, "k", k, k_cache);
+  check_heads(op, "v", v, k_cache);
+  int64_t tokens = q.size(0);
+  for (const Tensor* t : {&k, &v}) {
+    check_size(op, "k's or v's number of heads", t->size(1), k_cache.size(2));
+    check_size(op, "k's or v's number of tokens", t->size(0), tokens);
+  }
+  for (const Tensor* t : {&cos, &sin}) {
+    check(op, "cos or sin", *t, 2, ScalarType::Float);
+    check_size(op, "cos's or sin's width", t->size(1), q.size(2) / 2);
+    check_size(op, "cos's or sin's length", t->size(0), cos.size(0));
+  }
+  for (const Tensor* t : {&positions, &slot_mapping}) {
+    check(op, "positions or slot_mapping", *t, 1, ScalarType::Long);
+    check_size(op, "positions' or slot_mapping's length", t->size(0), tokens);
+  }
+  Tensor out = like(q, {tokens, q.size(1), q.size(2)});
+  Call call(op);
+  call.with("q", q).with("k", k).with("v", v).with("cos", cos).with("sin", sin).with("k_cache", k_cache);
+  call.with("v_cache", v_cache).with("positions", positions).with("slot_mapping", slot_mapping).with("q_out", out);
+  rope_and_cache({data<void>(q), data<void>(k), data<void>(v), q.stride(0), k.stride(0), v.stride(0), data<float>(cos),
+                  data<float>(sin), data<int64_t>(positions), data<int64_t>(slot_mapping), out.mutable_data_ptr(),
+                  k_cache.mutable_data_ptr(), v_cache.mutable_data_ptr(), static_cast<int>(tokens),
+                  static_cast<int>(q.size(1)), static_cast<int>(k.size(1)), static_cast<int>(q.size(2)),
+                  dtype_of(op, q)},
+                 as_stream(stream));
+  call.done();
+  return out;
+}
+
+void copy(const std::vector<Tensor>& caches, const Tensor& source, const Tensor& destination, int64_t stream) {
+  const char* op = "copy_blocks";
+  check(op, "source", source, 1, ScalarType::Long);
+  check(op, "destination", destination, 1, ScalarType::Long);
+  check_size(op, "destination's length", destination.size(0), source.size(0));
+  for (const Tensor& cache : caches) {
+    check(op, "cache", cache, cache.dim(), cache.scalar_type());
+    if (!cache.numel()) continue;
+    Call call(op);
+    call.with("cache", cache).with("source", source).with("destination", destination);
+    copy_blocks({cache.mutable_data_ptr(), data<int64_t>(source), data<int64_t>(destination),
+                 cache.numel() / cache.size(0) * static_cast<int64_t>(cache.element_size()),
+                 static_cast<int>(source.size(0))},
+                as_stream(stream));
+    call.done();
+  }
+}
+
+// ---- attention --------------------------------------------------------------------------------
+
+AttentionArgs attention_args(const char* op, const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
+                             const Tensor& block_table, const Tensor& query_start, const Tensor& kv_len, Tensor& out,
+                             double scale, int64_t window) {
+  check_caches(op, k_cache, v_cache);
+  check_heads(op, "q", q, k_cache);
+  STD_TORCH_CHECK(q.size(1) % k_cache.size(2) == 0, op, ": ", q.size(1), " heads over ", k_cache.size(2), " kv heads");
+  STD_TORCH_CHECK(supports_head_dim(q.size(2)), op, ": head_dim ", q.size(2), " is not 32, 64, 96 or 128");
+  for (const Tensor* t : {&q, &k_cache, &v_cache})  // heads of 32 numbers and more keep the rest aligned
+    STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(t->const_data_ptr()) % 16 == 0, op, ": q or a cache begins at no multiple of 16 bytes");
+  STD_TORCH_CHECK(q.stride(0) * q.element_size() % 16 == 0, op, ": rows of q begin at no multiple of 16 bytes");
+  check(op, "block_table", block_table, 2, ScalarType::Int);
+  check(op, "query_start", query_start, 1, ScalarType::Int);
+  check(op, "kv_len", kv_len, 1, ScalarType::Int);
+  check_size(op, "query_start's length", query_start.size(0), kv_len.size(0) + 1);
+  check_size(op, "block_table's number of rows", block_table.size(0), kv_len.size(0));
+  return {data<void>(q), q.stride(0), data<void>(k_cache), data<void>(v_cache), out.mutable_data_ptr(),
+          {data<int32_t>(block_table), data<int32_t>(query_start), data<int32_t>(kv_len),
+           static_cast<int>(kv_len.size(0)), static_cast<int>(block_table.size(1)), static_cast<int>(q.size(0))},
+          static_cast<int>(q.size(1)), static_cast<int>(k_cache.size(2)), static_cast<int>(q.size(2)),
+          static_cast<int>(k_cache.size(1)), static_cast<float>(scale), static_cast<int>(window), dtype_of(op, q)};
+}
+
+Tensor attend(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& block_table,
+              const Tensor& query_start, const Tensor& kv_len, double scale, int64_t window, const std::string& rung,
+              int64_t max_kv_len, int64_t stream) {
+  const char* op = "paged_attention";
+  Tensor out = like(q, {q.size(0), q.size(1), q.size(2)});
+  AttentionArgs args = attention_args(op, q, k_cache, v_cache, block_table, query_start, kv_len, out, scale, window);
+  Call call(op);
+  call.with("q", q).with("k_cache", k_cache).with("v_cache", v_cache).with("block_table", block_table);
+  call.with("query_start", query_start).with("kv_len", kv_len).with("out", out);
+  if (rung == "v1") {
+    auto scratch = [&](std::vector<int64_t> shape) { return torch::stable::new_empty(q, shape, ScalarType::Float); };
+    Tensor scores = scratch({q.size(1), q.size(0), max_kv_len}), sums = scratch({q.size(1), q.size(0)});
+    call.with("scores", scores).with("sums", sums);
+    attention_v1(args, {static_cast<float*>(scores.mutable_data_ptr()), static_cast<float*>(sums.mutable_data_ptr()),
+                        static_cast<int>(max_kv_len)},
+                 as_stream(stream));
+  } else if (rung == "v2") {
+    attention_v2(args, as_stream(stream));
+  } else {
+    STD_TORCH_CHECK(rung == "d1", op, ": there is no rung ", rung, ", only v1, v2 and d1");
+    decode_d1(args, as_stream(stream));
+  }
+  call.done();
+  return out;
+}
+
+// ---- sampling ---------------------------------------------------------------------------------
+
+Tensor draw(const Tensor& logits, const Tensor& keys, const Tensor& numbers, const Tensor& top_k, const Tensor& seen,
+            const Tensor& seen_end, int64_t num_token_ids, int64_t stream) {
+  const char* op = "sample";
+  int64_t rows = logits.size(0);
+  check(op, "logits", logits, 2, logits.scalar_type());
+  check(op, "keys", keys, 1, ScalarType::Long);
+  check(op, "numbers", numbers, 2, ScalarType::Double);
+  check(op, "top_k", top_k, 1, ScalarType::Long);
+  check(op, "seen", seen, 1, ScalarType::Long);
+  check(op, "seen_end", seen_end, 1, ScalarType::Long);
+  check_size(op, "the number of keys", keys.size(0), rows);
+  check_size(op, "numbers' length", numbers.numel(), 4 * rows);
+  check_size(op, "top_k's length", top_k.size(0), rows);
+  check_size(op, "seen_end's length", seen_end.size(0), rows);
+  STD_TORCH_CHECK(num_token_ids > 0 && num_token_ids <= logits.size(1), op, ": ", num_token_ids, " ids of ",
+                  logits.size(1));
+  Tensor tokens = like(keys, {rows});
+  Tensor scratch = torch::stable::new_empty(logits, std::vector<int64_t>{rows, num_token_ids}, ScalarType::Float);
+  Call call(op);
+  call.with("logits", logits).with("keys", keys).with("numbers", numbers).with("top_k", top_k).with("seen", seen);
+  call.with("seen_end", seen_end).with("scratch", scratch).with("tokens", tokens);
+  sample({data<void>(logits), data<uint64_t>(keys), data<double>(numbers), data<int64_t>(top_k), data<int64_t>(seen),
+          data<int64_t>(seen_end), static_cast<float*>(scratch.mutable_data_ptr()),
+          static_cast<int64_t*>(tokens.mutable_data_ptr()), static_cast<int>(rows), static_cast<int>(logits.size(1)),
+          static_cast<int>(num_token_ids), 0, dtype_of(op, logits)},
+         as_stream(stream));
+  call.done();
+  return tokens;
+}
+
+}  // namespace
+
+#define MINILLM_OPS(m)                                                                                              \
+  m.def("rms_norm(Tensor x, Tensor weight, float eps, int stream) -> Tensor");                                      \
+  m.def("add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps, int stream) -> (Tensor, Tensor)");       \
+  m.def("silu_mul(Tensor gate_up, int stream) -> Tensor");                                                          \
+  m.def("linear(Tensor x, Tensor weight, Tensor? bias, int stream) -> Tensor");                                     \
+  m.def(                                                                                                            \
+      "rope_and_cache(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin, Tensor(a!) k_cache, "                   \
+      "Tensor(b!) v_cache, Tensor positions, Tensor slot_mapping, int stream) -> Tensor");                          \
+  m.def("copy_blocks(Tensor(a!)[] caches, Tensor source, Tensor destination, int stream) -> ()");                   \
+  m.def(                                                                                                            \
+      "paged_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_table, Tensor query_start, "          \
+      "Tensor kv_len, float scale, int window, str rung, int max_kv_len, int stream) -> Tensor");                   \
+  m.def(                                                                                                            \
+      "sample(Tensor logits, Tensor keys, Tensor numbers, Tensor top_k, Tensor seen, Tensor seen_end, "             \
+      "int num_token_ids, int stream) -> Tensor")
+
+#define MINILLM_KERNELS(m)                                    \
+  m.impl("rms_norm", TORCH_BOX(&norm));                       \
+  m.impl("add_rms_norm", TORCH_BOX(&add_norm));               \
+  m.impl("silu_mul", TORCH_BOX(&gated));                      \
+  m.impl("linear", TORCH_BOX(&multiply));                     \
+  m.impl("rope_and_cache", TORCH_BOX(&rotate_and_cache));     \
+  m.impl("copy_blocks", TORCH_BOX(&copy));                    \
+  m.impl("paged_attention", TORCH_BOX(&attend));              \
+  m.impl("sample", TORCH_BOX(&draw))
+
+#ifdef MINILLM_SIMT
+STABLE_TORCH_LIBRARY(minillm_simt, m) { MINILLM_OPS(m); }
+STABLE_TORCH_LIBRARY_IMPL(minillm_simt, CPU, m) { MINILLM_KERNELS(m); }
+#else
+STABLE_TORCH_LIBRARY(minillm_cuda, m) { MINILLM_OPS(m); }
+STABLE_TORCH_LIBRARY_IMPL(minillm_cuda, CUDA, m) { MINILLM_KERNELS(m); }
+#endif
+
+}  // namespace minillm

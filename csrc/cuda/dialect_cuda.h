@@ -1,0 +1,80 @@
+// The dialect on a GPU: CUDA's own words where it has them, PTX for the rest. Simulator: ../simt/simt.h.
+
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#define UNROLL _Pragma("unroll")
+#define SHARED(type, name, dims) __shared__ alignas(16) type name dims
+#define DYNAMIC_SHARED(type, name)              \
+  extern __shared__ char dynamic_shared_memory[]; \
+  type* name = reinterpret_cast<type*>(dynamic_shared_memory)
+#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...) kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
+
+// One access of sizeof(V) bytes; V must be aligned to its size.
+template <class V>
+__device__ __forceinline__ V load_wide(const void* from) {
+  return *static_cast<const V*>(from);
+}
+template <class V>
+__device__ __forceinline__ void store_wide(void* to, V value) {
+  *static_cast<V*>(to) = value;
+}
+
+// ---- tensor cores (sm_80): ../simt/simt.h draws which lane holds what ------------------------------
+
+__device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const __nv_bfloat16 (&a)[8], const __nv_bfloat16 (&b)[4]) {
+#if __CUDA_ARCH__ >= 800
+  const uint32_t *x = reinterpret_cast<const uint32_t*>(a), *y = reinterpret_cast<const uint32_t*>(b);
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(y[0]), "r"(y[1]));
+#else
+  __trap();  // launchers offer no such kernel to older chips
+#endif
+}
+
+__device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const __half (&a)[8], const __half (&b)[4]) {
+#if __CUDA_ARCH__ >= 800
+  const uint32_t *x = reinterpret_cast<const uint32_t*>(a), *y = reinterpret_cast<const uint32_t*>(b);
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(y[0]), "r"(y[1]));
+#else
+  __trap();
+#endif
+}
+
+// ---- cp.async (sm_80); before that a plain copy -------------------------------------------------
+
+template <int kBytes>
+__device__ __forceinline__ void copy_async(void* to_shared, const void* from_global) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
+#if __CUDA_ARCH__ >= 800
+  uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(to_shared));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from_global), "n"(kBytes) : "memory");
+#else
+  memcpy(__builtin_assume_aligned(to_shared, kBytes), __builtin_assume_aligned(from_global, kBytes), kBytes);
+#endif
+}
+
+__device__ __forceinline__ void commit_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+template <int kPendingGroups>
+__device__ __forceinline__ void wait_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPendingGroups) : "memory");
+#endif
+}

@@ -1,0 +1,106 @@
+// The launchers of this folder: what bind.cpp calls. Plain pointers and sizes, no torch, no CUDA types.
+//
+// Each launcher starts its kernels on `stream` and returns. Shapes are the caller's to check; a shape
+// that a kernel was not written for is the caller's to refuse.
+
+#pragma once
+
+#include <cstdint>
+
+namespace minillm {
+
+enum class DType { f32, bf16, f16 };
+
+// Whose rows the flat token dimension holds (minillm/ops/contract.py draws it).
+struct Sequences {
+  const int32_t* block_table;  // [num_seqs, max_blocks]
+  const int32_t* query_start;  // [num_seqs + 1]
+  const int32_t* kv_len;       // [num_seqs]
+  int num_seqs, max_blocks, num_tokens;
+};
+
+struct NormArgs {
+  const void *x, *residual, *weight;  // residual: null in rms_norm
+  void *y, *sum;                      // sum: null in rms_norm
+  int rows, size;
+  float eps;
+  DType dtype;
+};
+
+struct SiluMulArgs {
+  const void* gate_up;  // [rows, 2 * size]
+  void* y;              // [rows, size]
+  int rows, size;
+  DType dtype;
+};
+
+struct RopeArgs {
+  const void *q, *k, *v;                  // [num_tokens, heads, head_dim], rows `stride` elements apart
+  int64_t q_stride, k_stride, v_stride;
+  const float *cos, *sin;                 // [max_positions, head_dim / 2]
+  const int64_t *positions, *slots;       // [num_tokens]
+  void *q_out, *k_cache, *v_cache;        // q_out dense
+  int num_tokens, num_heads, num_kv_heads, head_dim;
+  DType dtype;
+};
+
+struct CopyBlocksArgs {
+  void* cache;                            // [num_blocks, block_bytes]
+  const int64_t *source, *destination;    // [count]
+  int64_t block_bytes;
+  int count;
+};
+
+struct LinearArgs {
+  const void *x, *weight, *bias;  // [rows, in], [out, in], [out] or null
+  void* y;                        // [rows, out]
+  int rows, in, out;
+  DType dtype;
+};
+
+struct AttentionArgs {
+  const void* q;                    // [num_tokens, num_heads, head_dim], rows q_stride elements apart
+  int64_t q_stride;
+  const void *k_cache, *v_cache;    // [num_blocks, block_size, num_kv_heads, head_dim]
+  void* out;                        // like q, dense
+  Sequences sequences;
+  int num_heads, num_kv_heads, head_dim, block_size;
+  float scale;
+  int window;                       // keys a row sees, itself included; 0 is all
+  DType dtype;
+};
+
+struct NaiveScratch {               // of attention_v1, float
+  float* scores;                    // [num_heads, num_tokens, max_kv_len]
+  float* sums;                      // [num_heads, num_tokens]
+  int max_kv_len;
+};
+
+struct SampleArgs {
+  const void* logits;               // [rows, vocab_size]
+  const uint64_t* keys;             // [rows]
+  const double* numbers;            // [rows, 4]: temperature, top_p, min_p, repetition penalty
+  const int64_t *top_k, *seen, *seen_end;  // [rows], ids end to end (each once in its row), [rows]
+  float* scratch;                   // [rows, num_token_ids]
+  int64_t* tokens;                  // [rows]
+  int rows, vocab_size, num_token_ids;
+  int id_bits;                      // set by the launcher: 2^id_bits ids or more
+  DType dtype;
+};
+
+using Stream = void*;
+
+void rms_norm(const NormArgs&, Stream);
+void silu_mul(const SiluMulArgs&, Stream);
+void rope_and_cache(const RopeArgs&, Stream);
+void copy_blocks(const CopyBlocksArgs&, Stream);
+void linear(const LinearArgs&, Stream);
+
+void sample(const SampleArgs&, Stream);
+
+bool supports_head_dim(int head_dim);
+void attention_v1(const AttentionArgs&, const NaiveScratch&, Stream);
+void attention_v2(const AttentionArgs&, Stream);
+void decode_d1(const AttentionArgs&, Stream);
+
+}  // namespace minillm

@@ -1,0 +1,70 @@
+// rms_norm and add_rms_norm: y = x / rms(x) * weight, one block per row.
+//
+//     row of x   x0 x1 x2 ... x127 | x128 ...       thread t takes elements t, t + 128, ...
+//                 \  \  \  ...                      a warp adds up by shuffles, the four warps
+//                  t0 t1 t2 ... t127  -> 4 sums     through shared memory, always in one order
+//
+// Bytes: every element is read twice and written once (the second read comes from the cache on a GPU);
+// with `add` the sum x + residual is written too, and it is the *rounded* sum that is normed, as if the
+// two ops had run one after the other. Limit: memory. Source: Zhang & Sennrich, arXiv 1910.07467.
+
+#include "dispatch.h"
+
+namespace minillm {
+namespace {
+
+constexpr int kThreads = 128;
+
+__device__ __forceinline__ float block_sum(float value) {
+  SHARED(float, warp_sums, [kThreads / 32]);
+  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffff, value, step);
+  if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = value;
+  __syncthreads();
+  float sum = 0;
+  for (int warp = 0; warp < kThreads / 32; warp++) sum += warp_sums[warp];
+  return sum;
+}
+
+template <class T, bool kAdd>
+__global__ void __launch_bounds__(kThreads) norm(const __grid_constant__ NormArgs p) {
+  int64_t row = static_cast<int64_t>(blockIdx.x) * p.size;
+  const T* x = static_cast<const T*>(p.x) + row;
+  const T* residual = static_cast<const T*>(p.residual) + row;
+  const T* weight = static_cast<const T*>(p.weight);
+  T* sum = static_cast<T*>(p.sum) + row;
+  T* y = static_cast<T*>(p.y) + row;
+
+  float squares = 0;
+  for (int i = threadIdx.x; i < p.size; i += kThreads) {
+    float value = to_float(x[i]);
+    if (kAdd) {
+      T rounded = from_float<T>(value + to_float(residual[i]));
+      sum[i] = rounded;
+      value = to_float(rounded);
+    }
+    squares = fmaf(value, value, squares);
+  }
+  float scale = rsqrtf(block_sum(squares) / p.size + p.eps);
+
+  // Each thread reads back what it wrote itself, so no barrier is needed.
+  const T* source = kAdd ? sum : x;
+  for (int i = threadIdx.x; i < p.size; i += kThreads) {
+    T normed = from_float<T>(to_float(source[i]) * scale);  // rounded before the weight, as Llama's is
+    y[i] = from_float<T>(to_float(normed) * to_float(weight[i]));
+  }
+}
+
+}  // namespace
+
+void rms_norm(const NormArgs& p, Stream stream) {
+  if (p.rows == 0) return;
+  with_number_type(p.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    if (p.residual)
+      LAUNCH((norm<T, true>), p.rows, kThreads, 0, stream_of(stream), p);
+    else
+      LAUNCH((norm<T, false>), p.rows, kThreads, 0, stream_of(stream), p);
+  });
+}
+
+}  // namespace minillm

@@ -1,0 +1,52 @@
+// What all attention kernels share: which keys a row sees, and where in the cache they lie.
+//
+//     keys     0 1 2 3 4 5 6 7        q_len 3, kv_len 8: the new rows are the sequence's last, so the
+//     row 0    x x x x x x . .        mask is aligned bottom-right: row r sees keys up to
+//     row 1    x x x x x x x .        r + kv_len - q_len, and with a window of 4 only the last four
+//     row 2    . . . . x x x x        of those (drawn for row 2)
+//
+// A row's sums run over its keys in tiles of kKeyTile, which begin at multiples of kKeyTile *in the
+// sequence*. Which rows share a block, how a prompt was cut into chunks and where the pages lie changes
+// nothing in what is added to what: prefill and decode give a token the same bits (contract C2).
+
+#pragma once
+
+#include "dispatch.h"
+
+namespace minillm {
+
+constexpr int kKeyTile = 32;
+
+// The keys of one row: first..last, both inclusive.
+struct KeyRange {
+  int first, last;
+};
+
+__device__ __forceinline__ KeyRange visible_keys(int row_in_sequence, int q_len, int kv_len, int window) {
+  int last = row_in_sequence + kv_len - q_len;
+  return {window > 0 ? max(0, last - window + 1) : 0, last};
+}
+
+// The row of the cache, seen as [num_blocks * block_size, num_kv_heads, head_dim], that holds `key`.
+__device__ __forceinline__ int64_t slot_of(const Sequences& s, int sequence, int key, int block_size) {
+  int64_t block = s.block_table[static_cast<int64_t>(sequence) * s.max_blocks + key / block_size];
+  return block * block_size + key % block_size;
+}
+
+// Online softmax: what is known of a row's keys so far. `max` is the largest score, `sum` the sum of
+// exp(score - max); the output so far is kept divided by nothing, relative to the same max.
+// Source: Milakov & Gimelshein, arXiv 1805.02867.
+struct Softmax {
+  float max, sum;
+};
+
+// A larger maximum has come: everything summed so far shrinks by the factor returned.
+__device__ __forceinline__ float raise_max(Softmax& s, float tile_max) {
+  float before = s.max;
+  s.max = fmaxf(before, tile_max);
+  float factor = expf(before - s.max);
+  s.sum *= factor;
+  return factor;
+}
+
+}  // namespace minillm

@@ -1,0 +1,54 @@
+// rope_and_cache: turn q and k to their positions, and put k and v where the sequence's pages say.
+//
+//     one block per token     heads of q  -> q_out   rotated
+//                             heads of k  -> k_cache[slot]   rotated
+//                             heads of v  -> v_cache[slot]   as they are
+//
+// Component i of a head is paired with i + head_dim / 2 and the pair turned by the angle of (position,
+// i). Fused, because each of q, k and v is read once and written once; apart they would be read twice.
+// Limit: memory. Source: Su et al., arXiv 2104.09864, in Llama's layout.
+
+#include "dispatch.h"
+
+namespace minillm {
+namespace {
+
+constexpr int kThreads = 128;
+
+template <class T>
+__device__ __forceinline__ void rotate(const T* from, T* to, const float* cos, const float* sin, int heads, int half) {
+  for (int i = threadIdx.x; i < heads * half; i += kThreads) {
+    int head = i / half, pair = i % half, at = head * 2 * half + pair;
+    float a = to_float(from[at]), b = to_float(from[at + half]), c = cos[pair], s = sin[pair];
+    to[at] = from_float<T>(a * c - b * s);
+    to[at + half] = from_float<T>(b * c + a * s);
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) rope_and_cache_kernel(const __grid_constant__ RopeArgs p) {
+  int64_t token = blockIdx.x, slot = p.slots[token];
+  int half = p.head_dim / 2, q_size = p.num_heads * p.head_dim, kv_size = p.num_kv_heads * p.head_dim;
+  const float* cos = p.cos + p.positions[token] * half;
+  const float* sin = p.sin + p.positions[token] * half;
+
+  rotate(static_cast<const T*>(p.q) + token * p.q_stride, static_cast<T*>(p.q_out) + token * q_size, cos, sin,
+         p.num_heads, half);
+  rotate(static_cast<const T*>(p.k) + token * p.k_stride, static_cast<T*>(p.k_cache) + slot * kv_size, cos, sin,
+         p.num_kv_heads, half);
+  const T* v = static_cast<const T*>(p.v) + token * p.v_stride;
+  T* v_slot = static_cast<T*>(p.v_cache) + slot * kv_size;
+  for (int i = threadIdx.x; i < kv_size; i += kThreads) v_slot[i] = v[i];
+}
+
+}  // namespace
+
+void rope_and_cache(const RopeArgs& p, Stream stream) {
+  if (p.num_tokens == 0) return;
+  with_number_type(p.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    LAUNCH(rope_and_cache_kernel<T>, p.num_tokens, kThreads, 0, stream_of(stream), p);
+  });
+}
+
+}  // namespace minillm

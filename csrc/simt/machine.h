@@ -1,0 +1,161 @@
+// The machine behind simt.h: what is running, and the three observers that watch every access.
+//
+//     kernel --load, store--> hooks.cpp --> memory.cpp   is it inside something? is it aligned?
+//                                       --> race.cpp     (check only) is it ordered after the others'?
+//                                       --> traffic.cpp  (while profiling) bytes, sectors, wavefronts
+//     kernel --barrier, shuffle-----------> schedule.cpp who runs, who waits, who never comes
+//
+// One launch at a time, one block at a time, one thread at a time. Compiled without instrumentation.
+
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "fiber.h"
+#include "simt.h"
+
+namespace simt {
+
+// Where in the source: known by name (barriers) or by an address in the kernel's code (accesses),
+// which Python turns into a line with the debug information.
+struct Place {
+  const char* file = nullptr;
+  int line = 0;
+  const void* pc = nullptr;
+};
+
+struct Error {
+  std::string kind, kernel, message;
+  uint3 block{}, thread{};
+  Place at;
+  std::string other;  // what `other_at` is: the second half of a race
+  Place other_at;
+};
+
+enum class State { ready, waiting, done };
+
+struct PendingCopy {
+  char* to;
+  const char* from;
+  size_t bytes;
+  int group;
+};
+
+struct Thread {
+  Fiber fiber;
+  uint3 index{};
+  int rank = 0;  // x first, then y, then z: 32 neighbours are a warp
+  State state = State::done;
+  const char* waits_for = nullptr;  // "__syncthreads"
+  bool at_barrier = false;
+  Place at;
+  void* operand = nullptr;
+  std::vector<PendingCopy> copies;
+  int copy_group = 0;
+  const void* last_address = nullptr;  // to notice a thread that waits for a value by reading it
+  uint32_t repeats = 0;
+
+  int warp() const { return rank / 32; }
+  int lane() const { return rank % 32; }
+};
+
+// ---- schedule.cpp -----------------------------------------------------------------------------
+
+struct Order {  // of blocks, warps and lanes
+  bool reversed = false;
+  uint64_t seed = 0;  // not 0: shuffled
+};
+
+struct Machine {
+  // settings
+  bool check = false;
+  Order order;
+
+  // the launch
+  std::string kernel;
+  dim3 grid, block_size;
+  size_t dynamic_bytes = 0;
+  void (*call)(const void*) = nullptr;
+  const void* arguments = nullptr;
+  size_t arguments_bytes = 0;
+
+  // the block
+  uint3 block{};
+  uint32_t block_serial = 0;          // 1, 2, ... in the order of running
+  uint32_t barriers = 0;              // passed in this block
+  std::vector<uint32_t> warp_syncs;   // of each warp, since its block began
+  std::vector<Thread*> threads;
+  Thread* running = nullptr;          // null in the scheduler and in warp operations
+
+  bool failed = false;  // like CUDA's error: stays until it is taken, launches do nothing meanwhile
+  Error error;
+};
+
+Machine& machine();
+
+// Note the error and leave the kernel: never returns to the thread that made it.
+[[noreturn]] void fail(const char* kind, const std::string& message, Place at, const std::string& other = "",
+                       Place other_at = {});
+
+// ---- memory.cpp -------------------------------------------------------------------------------
+
+enum class Space { global, shared, local };
+
+struct Moved {
+  uint64_t read_bytes = 0, write_bytes = 0;
+};
+
+struct Range {
+  std::string name;
+  char* base;
+  size_t bytes;
+  Moved* moved = nullptr;  // while profiling: what the running kernel did to this tensor
+};
+
+struct Location {
+  Space space;
+  Range* tensor;  // null unless global
+};
+
+void add_global(const std::string& name, const void* base, size_t bytes);
+void clear_globals();
+std::vector<Range>& global_ranges();
+void begin_launch_memory();
+void begin_block_memory();
+
+// Which memory [address, address + bytes) lies in; fails if it is nobody's, or not aligned.
+Location locate(const void* address, size_t bytes, bool aligned, const char* verb, const void* pc);
+std::string describe(const void* address);  // "`tile` + 128 bytes"
+size_t shared_offset(const void* address);
+
+// ---- race.cpp ---------------------------------------------------------------------------------
+
+void begin_launch_races();
+void check_read(Space space, const void* address, size_t bytes, const void* pc);
+void check_write(Space space, const void* address, size_t bytes, const void* pc);
+void mark_copy(const void* to, size_t bytes, const void* pc);  // issued, not yet waited for
+void unmark_copy(const void* to, size_t bytes);
+
+// ---- traffic.cpp ------------------------------------------------------------------------------
+
+struct Counters {
+  uint64_t launches = 0, blocks = 0, threads = 0;
+  uint64_t global_read_bytes = 0, global_write_bytes = 0;
+  uint64_t global_read_sectors = 0, global_write_sectors = 0;
+  uint64_t shared_read_bytes = 0, shared_write_bytes = 0;
+  uint64_t shared_accesses = 0, shared_wavefronts = 0;
+  uint64_t barriers = 0, warp_operations = 0, async_copy_bytes = 0, mma = 0;
+  std::map<std::string, Moved> tensors;  // global bytes again, by the name of the tensor
+};
+
+void start_profile();
+std::vector<std::pair<std::string, Counters>> stop_profile();
+void count_launch(const std::string& kernel, uint64_t blocks, uint64_t threads);
+Counters* counters();  // of the running kernel; null when nobody profiles
+void count_access(const Location& at, bool write, const void* address, size_t bytes, const void* pc);
+void flush_warp();  // its lanes have met: what they did so far was done side by side
+
+}  // namespace simt

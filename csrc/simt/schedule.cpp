@@ -1,0 +1,308 @@
+// Who runs next: blocks one after another, warps in turn, each lane until it has to wait.
+//
+//     block:  warp 0 runs until all its lanes wait or are done, then warp 1, ...
+//             all threads at the barrier?   -> everybody goes on
+//             nobody can go on otherwise?   -> divergence or deadlock: say who waits where
+//
+// Results of a right kernel do not depend on the order, so tests run it reversed and shuffled too.
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <numeric>
+
+#include "machine.h"
+
+namespace simt {
+
+Machine& machine() {
+  static Machine instance;
+  return instance;
+}
+
+namespace {
+
+constexpr unsigned kMaxThreads = 1024;
+
+Place place(const Where& where) { return {where.file, where.line, nullptr}; }
+
+bool same(const Place& a, const Place& b) { return a.line == b.line && !strcmp(a.file, b.file); }
+
+uint64_t mix(uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+  return x ^ (x >> 31);
+}
+
+// 0..count-1 in the order asked for; `salt` makes every block shuffle differently.
+std::vector<unsigned> sequence(unsigned count, uint64_t salt) {
+  const Order& order = machine().order;
+  std::vector<unsigned> numbers(count);
+  std::iota(numbers.begin(), numbers.end(), 0u);
+  if (order.seed)
+    for (unsigned i = count; i > 1; i--) std::swap(numbers[i - 1], numbers[mix(order.seed * 0x9E3779B9u + salt + i) % i]);
+  if (order.reversed) std::reverse(numbers.begin(), numbers.end());
+  return numbers;
+}
+
+void thread_main() {
+  Machine& m = machine();
+  m.call(m.arguments);
+  m.running->state = State::done;
+  Fiber::suspend();
+}
+
+void run_thread(Thread& t) {
+  Machine& m = machine();
+  m.running = &t;
+  t.fiber.resume();
+  m.running = nullptr;
+}
+
+void wait(const char* name, bool at_barrier, const Where& where) {
+  Thread& t = *machine().running;
+  t.state = State::waiting;
+  t.waits_for = name;
+  t.at_barrier = at_barrier;
+  t.at = place(where);
+}
+
+// ---- warps ------------------------------------------------------------------------------------
+
+bool run_warp(unsigned warp, const std::vector<unsigned>& lanes) {
+  Machine& m = machine();
+  bool moved = false;
+  for (bool again = true; again && !m.failed;) {
+    again = false;
+    for (unsigned lane : lanes) {
+      Thread& t = *m.threads[warp * 32 + lane];
+      if (t.state != State::ready || m.failed) continue;
+      run_thread(t);
+      again = moved = true;
+    }
+  }
+  flush_warp();
+  return moved;
+}
+
+// ---- who is stuck -----------------------------------------------------------------------------
+
+std::string plural(size_t count, const char* what) {
+  return std::to_string(count) + " " + what + (count == 1 ? "" : "s");
+}
+
+const char* base_name(const char* file) {
+  const char* slash = strrchr(file, '/');
+  return slash ? slash + 1 : file;
+}
+
+// "96 threads wait at __syncthreads (norm.cu:12), 32 threads have returned"
+std::string who_waits_where() {
+  std::map<std::string, size_t> groups;
+  for (const Thread* t : machine().threads) {
+    if (t->state == State::done)
+      groups["have returned"]++;
+    else
+      groups[std::string("wait at ") + t->waits_for + " (" + base_name(t->at.file) + ":" + std::to_string(t->at.line) +
+             ")"]++;
+  }
+  std::string text;
+  for (const auto& [what, count] : groups) text += (text.empty() ? "" : ", ") + plural(count, "thread") + " " + what;
+  return text;
+}
+
+// One warp's lanes at different places can never meet; whole warps at different places are a deadlock.
+bool some_warp_is_split() {
+  const std::vector<Thread*>& threads = machine().threads;
+  for (size_t first = 0; first < threads.size(); first += 32) {
+    const Thread& a = *threads[first];
+    for (size_t i = first; i < first + 32; i++) {
+      const Thread& b = *threads[i];
+      if (a.state != b.state || (a.state == State::waiting && !same(a.at, b.at))) return true;
+    }
+  }
+  return false;
+}
+
+void report_stuck() {
+  Machine& m = machine();
+  Thread* first = *std::find_if(m.threads.begin(), m.threads.end(), [](Thread* t) { return t->state == State::waiting; });
+  const char* kind = some_warp_is_split() ? "divergence" : "deadlock";
+  m.failed = true;
+  m.error = {kind, m.kernel, who_waits_where(), m.block, first->index, first->at, "", {}};
+}
+
+// ---- blocks -----------------------------------------------------------------------------------
+
+bool all_at_one_barrier() {
+  const std::vector<Thread*>& threads = machine().threads;
+  return std::all_of(threads.begin(), threads.end(), [&](Thread* t) {
+    return t->state == State::waiting && t->at_barrier && same(t->at, threads[0]->at);
+  });
+}
+
+bool all_done() {
+  const std::vector<Thread*>& threads = machine().threads;
+  return std::all_of(threads.begin(), threads.end(), [](Thread* t) { return t->state == State::done; });
+}
+
+void open_barrier() {
+  Machine& m = machine();
+  m.barriers++;
+  if (Counters* c = counters()) c->barriers++;
+  for (Thread* t : m.threads) t->state = State::ready;
+}
+
+void begin_block(uint3 block) {
+  Machine& m = machine();
+  m.block = block;
+  m.block_serial++;
+  m.barriers = 0;
+  std::fill(m.warp_syncs.begin(), m.warp_syncs.end(), 0);
+  begin_block_memory();
+  for (Thread* t : m.threads) {
+    t->state = State::ready;
+    for (const PendingCopy& copy : t->copies) unmark_copy(copy.to, copy.bytes);  // an earlier block's
+    t->copies.clear();
+    t->copy_group = 0;
+    t->last_address = nullptr;
+    t->fiber.prepare(thread_main);
+  }
+}
+
+void run_block(uint3 block) {
+  Machine& m = machine();
+  begin_block(block);
+  unsigned warps = m.threads.size() / 32;
+  std::vector<unsigned> warp_order = sequence(warps, m.block_serial), lane_order = sequence(32, m.block_serial + 1);
+  for (;;) {
+    bool moved = false;
+    for (unsigned warp : warp_order) {
+      moved |= run_warp(warp, lane_order);
+      if (m.failed) return;
+    }
+    if (all_done()) return;
+    if (all_at_one_barrier())
+      open_barrier();
+    else if (!moved)
+      return report_stuck();
+  }
+}
+
+void make_threads(dim3 size) {
+  static std::vector<Thread*> pool;  // fibers keep their stacks from launch to launch
+  Machine& m = machine();
+  unsigned count = size.x * size.y * size.z;
+  while (pool.size() < count) pool.push_back(new Thread);
+  m.threads.assign(pool.begin(), pool.begin() + count);
+  m.warp_syncs.assign(count / 32, 0);
+  for (unsigned i = 0; i < count; i++) {
+    m.threads[i]->rank = i;
+    m.threads[i]->index = {i % size.x, i / size.x % size.y, i / size.x / size.y};
+  }
+}
+
+// "(attention_v2_kernel<T, 64>)" -> "attention_v2"
+std::string plain_name(const char* kernel) {
+  std::string name = kernel, suffix = "_kernel";
+  name.erase(0, name.find_first_not_of("( "));
+  name = name.substr(0, name.find_first_of("<) "));
+  bool suffixed = name.size() > suffix.size() && name.ends_with(suffix);
+  return suffixed ? name.substr(0, name.size() - suffix.size()) : name;
+}
+
+bool refuse(const std::string& message) {
+  Machine& m = machine();
+  m.failed = true;
+  m.error = {"launch", m.kernel, message, {}, {}, {}, "", {}};
+  return false;
+}
+
+bool begin_launch(dim3 grid, dim3 block) {
+  Machine& m = machine();
+  unsigned count = block.x * block.y * block.z;
+  if (count == 0 || count > kMaxThreads) return refuse("a block has 1 to 1024 threads, not " + std::to_string(count));
+  if (count % 32) return refuse("a block is whole warps: " + std::to_string(count) + " threads is no multiple of 32");
+  if (!grid.x || !grid.y || !grid.z) return refuse("the grid is empty: launch nothing instead");
+  if (grid.y > 65535 || grid.z > 65535) return refuse("grid.y and grid.z end at 65535");
+  m.grid = grid;
+  m.block_size = block;
+  m.block_serial = 0;
+  make_threads(block);
+  begin_launch_memory();
+  begin_launch_races();
+  count_launch(m.kernel, uint64_t{grid.x} * grid.y * grid.z, uint64_t{grid.x} * grid.y * grid.z * count);
+  return true;
+}
+
+}  // namespace
+
+void fail(const char* kind, const std::string& message, Place at, const std::string& other, Place other_at) {
+  Machine& m = machine();
+  Thread* t = m.running;
+  m.failed = true;
+  m.error = {kind, m.kernel, message, m.block, t->index, at, other, other_at};
+  for (;;) Fiber::suspend();
+}
+
+void launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, void (*call)(const void*),
+            const void* arguments, size_t arguments_bytes) {
+  static std::mutex one_at_a_time;
+  std::lock_guard<std::mutex> hold(one_at_a_time);
+  Machine& m = machine();
+  if (m.failed) return;
+  m.kernel = plain_name(kernel);
+  m.dynamic_bytes = shared_bytes;
+  m.call = call;
+  m.arguments = arguments;
+  m.arguments_bytes = arguments_bytes;
+  if (!begin_launch(grid, block)) return;
+  for (unsigned i : sequence(grid.x * grid.y * grid.z, 0)) {
+    run_block({i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y});
+    if (m.failed) return;
+  }
+}
+
+// ---- what a kernel calls ----------------------------------------------------------------------
+
+uint3 thread_index() { return machine().running->index; }
+uint3 block_index() { return machine().block; }
+dim3 block_size() { return machine().block_size; }
+dim3 grid_size() { return machine().grid; }
+
+void barrier(const char* name, Where where) {
+  wait(name, true, where);
+  Fiber::suspend();
+}
+
+void require_full_mask(unsigned mask, Where where) {
+  if (mask != ~0u) fail("warp operation", "the mask must name all 32 lanes (0xffffffff)", place(where));
+}
+
+void warp_operation(const char* name, void* operand, Combine combine, Where where) {
+  Machine& m = machine();
+  Thread& self = *m.running;
+  wait(name, false, where);
+  self.operand = operand;
+  Thread* const* warp = &m.threads[self.warp() * 32];
+  bool complete = std::all_of(warp, warp + 32, [&](Thread* t) {
+    return t->state == State::waiting && !t->at_barrier && same(t->at, self.at);
+  });
+  if (!complete) return Fiber::suspend();
+  void* operands[32];
+  for (int i = 0; i < 32; i++) operands[i] = warp[i]->operand, warp[i]->state = State::ready;
+  m.running = nullptr;  // the hooks look away: lanes read each other's registers here
+  combine(operands);
+  m.running = &self;
+  // Only __syncwarp orders memory; a shuffle hands over registers and nothing else.
+  if (!strcmp(name, "__syncwarp")) m.warp_syncs[self.warp()]++;
+  if (Counters* c = counters()) c->warp_operations++;
+  flush_warp();
+}
+
+void count_mma() {
+  if (Counters* c = counters()) c->mma++;
+}
+
+}  // namespace simt

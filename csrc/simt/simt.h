@@ -1,0 +1,215 @@
+// What a CUDA kernel sees when it is compiled for the simulator: the words of CUDA, on a CPU.
+//
+// A GPU runs a *grid* of blocks. The threads of a block share fast memory and can wait for each other
+// (`__syncthreads`); every 32 of them are a *warp*, whose lanes can hand each other registers
+// (`__shfl_*_sync`). Blocks know nothing of each other: they may run in any order.
+//
+//     grid   block 0,0   block 1,0   ...      one after the other, each on the same shared memory
+//     block  warp 0 [lane 0 .. 31]  warp 1 [lane 0 .. 31] ...     one fiber per lane (fiber.h)
+//
+// Plain loads and stores need no wrapper: the kernel is compiled with -fsanitize=thread, and the calls
+// that the compiler then makes for each of them arrive in hooks.cpp.
+//
+// Narrower than CUDA on purpose: blocks of whole warps, warp operations of all 32 lanes, no atomics
+// (their order would decide bits), no waiting for another block.
+
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define UNROLL
+
+struct uint3 {
+  unsigned x, y, z;
+};
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+using cudaStream_t = void*;
+
+namespace simt {
+
+// The place of a call, as a default argument: std::source_location, which older compilers lack.
+struct Where {
+  const char* file;
+  int line;
+  static constexpr Where current(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
+};
+
+uint3 thread_index();
+uint3 block_index();
+dim3 block_size();
+dim3 grid_size();
+
+void barrier(const char* name, Where where);
+
+// All 32 lanes leave a pointer and wait; the last to arrive calls `combine` with the pointers of all.
+using Combine = void (*)(void* const operands[32]);
+void warp_operation(const char* name, void* operand, Combine combine, Where where);
+void require_full_mask(unsigned mask, Where where);
+
+// The block's array of this name: the same memory for every thread of the block.
+void* shared_array(const char* name, size_t bytes, Where where);
+void* dynamic_shared(Where where);
+
+// Accesses of several elements at once, which the hardware makes as one.
+void read_wide(void* to, const void* from, size_t bytes);
+void write_wide(void* to, const void* from, size_t bytes);
+
+void copy_async(void* to_shared, const void* from_global, size_t bytes);
+void commit_copies();
+void wait_copies(int pending_groups);
+
+void count_mma();
+
+// Run `call(arguments)` once in every thread of the grid.
+void launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, void (*call)(const void*),
+            const void* arguments, size_t arguments_bytes);
+
+template <class Body>
+void launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, const Body& body) {
+  launch(kernel, grid, block, shared_bytes, [](const void* b) { (*static_cast<const Body*>(b))(); }, &body,
+         sizeof(body));
+}
+
+}  // namespace simt
+
+#define threadIdx (simt::thread_index())
+#define blockIdx (simt::block_index())
+#define blockDim (simt::block_size())
+#define gridDim (simt::grid_size())
+
+inline void __syncthreads(simt::Where where = simt::Where::current()) { simt::barrier("__syncthreads", where); }
+
+// ---- warp operations --------------------------------------------------------------------------
+
+inline void __syncwarp(unsigned mask = ~0u, simt::Where where = simt::Where::current()) {
+  simt::require_full_mask(mask, where);
+  simt::warp_operation("__syncwarp", nullptr, [](void* const*) {}, where);
+}
+
+namespace simt {
+template <class T>
+struct Shuffle {
+  T in, out;
+  int lane;  // to take from, or the mask to exchange with
+};
+}  // namespace simt
+
+// Every lane gets the value of lane (its own number XOR lane_mask).
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int lane_mask, simt::Where where = simt::Where::current()) {
+  simt::require_full_mask(mask, where);
+  simt::Shuffle<T> mine{value, value, lane_mask};
+  simt::warp_operation("__shfl_xor_sync", &mine, [](void* const* operands) {
+    simt::Shuffle<T>* const* lanes = reinterpret_cast<simt::Shuffle<T>* const*>(operands);
+    for (int i = 0; i < 32; i++) lanes[i]->out = lanes[(i ^ lanes[i]->lane) & 31]->in;
+  }, where);
+  return mine.out;
+}
+
+// Every lane gets the value of `lane`.
+template <class T>
+T __shfl_sync(unsigned mask, T value, int lane, simt::Where where = simt::Where::current()) {
+  simt::require_full_mask(mask, where);
+  simt::Shuffle<T> mine{value, value, lane};
+  simt::warp_operation("__shfl_sync", &mine, [](void* const* operands) {
+    simt::Shuffle<T>* const* lanes = reinterpret_cast<simt::Shuffle<T>* const*>(operands);
+    for (int i = 0; i < 32; i++) lanes[i]->out = lanes[lanes[i]->lane & 31]->in;
+  }, where);
+  return mine.out;
+}
+
+// ---- memory -----------------------------------------------------------------------------------
+
+// SHARED(float, tile, [32][33]);    an array in the block's shared memory
+#define SHARED(type, name, dims)          \
+  typedef type name##_shared_type dims;   \
+  name##_shared_type& name =              \
+      *static_cast<name##_shared_type*>(simt::shared_array(#name, sizeof(name##_shared_type), simt::Where::current()))
+
+// DYNAMIC_SHARED(float, buffer);    as many bytes as the launch asked for
+#define DYNAMIC_SHARED(type, name) type* name = static_cast<type*>(simt::dynamic_shared(simt::Where::current()))
+
+// LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...)
+#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+  ((void)(stream), simt::launch(#kernel, grid, block, shared_bytes, [=] { kernel(__VA_ARGS__); }))
+
+template <class V>
+__forceinline__ V load_wide(const void* from) {
+  V value;
+  simt::read_wide(&value, from, sizeof(V));
+  return value;
+}
+template <class V>
+__forceinline__ void store_wide(void* to, V value) {
+  simt::write_wide(to, &value, sizeof(V));
+}
+
+// Copy to shared memory in the background; it has arrived only after a wait.
+template <int kBytes>
+__forceinline__ void copy_async(void* to_shared, const void* from_global) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
+  simt::copy_async(to_shared, from_global, kBytes);
+}
+__forceinline__ void commit_copies() { simt::commit_copies(); }
+template <int kPendingGroups>
+__forceinline__ void wait_copies() {
+  simt::wait_copies(kPendingGroups);
+}
+
+// ---- tensor cores -----------------------------------------------------------------------------
+
+// c [16, 8] += a [16, 16] * b [16, 8], the matrices spread over the warp's lanes. With g = lane / 4 and
+// t = 2 * (lane % 4) a lane holds, in this order,
+//     a   (g, t) (g, t + 1)   (g + 8, ..)   (g, t + 8 ..)   (g + 8, t + 8 ..)
+//     b   (t, g) (t + 1, g)   (t + 8, g) (t + 9, g)
+//     c   (g, t) (g, t + 1)   (g + 8, t) (g + 8, t + 1)
+// Each element of c is summed over k in order, which the hardware does not promise. PTX ISA: mma.m16n8k16.
+namespace simt {
+template <class T>
+struct MmaOperands {
+  float* c;
+  const T *a, *b;
+};
+template <class T>
+void multiply_tiles(void* const* operands) {
+  const MmaOperands<T>* const* lanes = reinterpret_cast<const MmaOperands<T>* const*>(operands);
+  for (int row = 0; row < 16; row++)
+    for (int col = 0; col < 8; col++) {
+      float& c = lanes[row % 8 * 4 + col / 2]->c[row / 8 * 2 + col % 2];
+      for (int k = 0; k < 16; k++) {
+        int half = k / 8, pair = k % 8 / 2;
+        const T& a = lanes[row % 8 * 4 + pair]->a[half * 4 + row / 8 * 2 + k % 2];
+        const T& b = lanes[col * 4 + pair]->b[half * 2 + k % 2];
+        c = std::fma(to_float(a), to_float(b), c);
+      }
+    }
+  count_mma();
+}
+}  // namespace simt
+
+template <class T>
+void mma_m16n8k16(float (&c)[4], const T (&a)[8], const T (&b)[4], simt::Where where = simt::Where::current()) {
+  simt::MmaOperands<T> mine{c, a, b};
+  simt::warp_operation("mma", &mine, simt::multiply_tiles<T>, where);
+}
+
+template <class T>
+T min(T a, T b) {
+  return b < a ? b : a;
+}
+template <class T>
+T max(T a, T b) {
+  return a < b ? b : a;
+}
+inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }

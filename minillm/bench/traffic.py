@@ -1,0 +1,141 @@
+"""What each rung of the attention ladder moves, counted while the CUDA source runs, beside what it must move.
+
+    minimum   read q, K and V once and write the output once: what no kernel can do without
+    v1        plus the score matrix, [rows, keys] for every head, written twice and read three times;
+              and K and V once for every row that sees them
+    v2        K and V once for every *tile* of 32 rows, no score matrix
+    d1        decode: K and V once per query head, and that is the minimum when a head has its own
+
+The formulas here are exact, tile by tile; tests hold them against the simulator's counters. Bytes are
+those that leave global memory (or the cache in front of it, which is not simulated).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from minillm.ops.contract import AttentionMetadata
+from minillm.ops.simt import Profile, SimtOps, profile
+
+ROWS = KEYS = WARP = 32  # of a tile of attention_v2, and lanes of a warp
+Traffic = dict[str, tuple[int, int]]  # tensor -> bytes (read, written)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Attention of one sequence's last `q_len` rows over its `kv_len` keys, causal."""
+
+    q_len: int
+    kv_len: int
+    num_heads: int = 2
+    num_kv_heads: int = 1
+    head_dim: int = 64
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def row(self) -> int:
+        """Bytes of one head of one token."""
+        return self.head_dim * self.dtype.itemsize
+
+    @property
+    def visible(self) -> list[int]:
+        """How many keys each row sees."""
+        return [self.kv_len - self.q_len + r + 1 for r in range(self.q_len)]
+
+
+def minimum(shape: Shape) -> int:
+    """Bytes of q, K, V and the output, each once."""
+    own = 2 * shape.q_len * shape.num_heads * shape.row
+    return own + 2 * shape.kv_len * shape.num_kv_heads * shape.row
+
+
+def naive(shape: Shape) -> Traffic:
+    """attention_v1: every thread fetches for itself, and the scores go through memory."""
+    heads, row = shape.num_heads, shape.row
+    matrix = 4 * heads * shape.q_len * shape.kv_len
+    visible = heads * sum(shape.visible)
+    # A warp of 32 keys reads the row's q together; each warp of 32 columns reads the weights again.
+    warps = sum(-(-keys // WARP) for keys in shape.visible)
+    again = shape.head_dim // WARP * 4 * visible
+    return {
+        "q": (heads * warps * row, 0),
+        "k_cache": (visible * row, 0),
+        "v_cache": (visible * row, 0),
+        "scores": (2 * matrix + again, 2 * matrix),
+        "out": (0, heads * shape.q_len * row),
+    }
+
+
+def tiled(shape: Shape) -> Traffic:
+    """attention_v2: each tile of rows visits the tiles of keys up to its last row's."""
+    heads, row, keys = shape.num_heads, shape.row, 0
+    for first in range(0, shape.q_len, ROWS):
+        last_key = shape.visible[min(first + ROWS, shape.q_len) - 1] - 1
+        keys += min(shape.kv_len, (last_key // KEYS + 1) * KEYS)
+    own = heads * shape.q_len * row
+    return {
+        "q": (own, 0),
+        "k_cache": (heads * keys * row, 0),
+        "v_cache": (heads * keys * row, 0),
+        "out": (0, own),
+    }
+
+
+def one_by_one(shape: Shape) -> Traffic:
+    """decode_d1: each row reads the keys it sees."""
+    heads, row = shape.num_heads, shape.row
+    pairs, own = heads * sum(shape.visible) * row, heads * shape.q_len * row
+    return {"q": (own, 0), "k_cache": (pairs, 0), "v_cache": (pairs, 0), "out": (0, own)}
+
+
+FORMULAS = {"v1": naive, "v2": tiled, "d1": one_by_one}
+
+
+def run_rung(rung: str, shape: Shape, block_size: int = 16) -> Profile:
+    """What the simulator counts while `rung` attends."""
+    generator = torch.Generator().manual_seed(0)
+    num_blocks = -(-shape.kv_len // block_size)
+
+    def random(*size: int) -> torch.Tensor:
+        return torch.randn(*size, generator=generator).to(shape.dtype)
+
+    q = random(shape.q_len, shape.num_heads, shape.head_dim)
+    k, v = (random(num_blocks, block_size, shape.num_kv_heads, shape.head_dim) for _ in range(2))
+    meta = AttentionMetadata(
+        positions=torch.arange(shape.kv_len - shape.q_len, shape.kv_len),
+        slot_mapping=torch.arange(shape.kv_len - shape.q_len, shape.kv_len),
+        block_table=torch.arange(num_blocks, dtype=torch.int32).unsqueeze(0),
+        query_start=torch.tensor([0, shape.q_len], dtype=torch.int32),
+        kv_len=torch.tensor([shape.kv_len], dtype=torch.int32),
+    )
+    with profile() as counted:
+        SimtOps().paged_attention(q, k, v, meta, shape.head_dim**-0.5, rung=rung)
+    return counted
+
+
+def run_traffic(length: int, dtype: torch.dtype) -> dict[str, Any]:
+    """A row per rung: a prompt of `length` tokens for v1 and v2, the token after it for d1. In bytes."""
+    rows = []
+    for rung, q_len in (("v1", length), ("v2", length), ("d1", 1)):
+        shape = Shape(q_len, length, dtype=dtype)
+        counted = run_rung(rung, shape)
+        read, written, least = counted.global_read_bytes, counted.global_write_bytes, minimum(shape)
+        rows.append(
+            {
+                "rung": rung,
+                "rows": q_len,
+                "keys": length,
+                "read": read,
+                "written": written,
+                "scores": sum(counted.tensors.get("scores", (0, 0))),
+                "minimum": least,
+                "ratio": (read + written) / least,
+                "shared_wavefronts": counted.shared_wavefronts,
+                "barriers": counted.barriers,
+            }
+        )
+    heads = f"{Shape.num_heads} heads of {Shape.head_dim} over {Shape.num_kv_heads} kv head"
+    return {"dtype": str(dtype).removeprefix("torch."), "shape": heads, "rows": rows}

@@ -1,0 +1,135 @@
+// Lab 7: tiled attention in CUDA.
+//
+// Write what stands between each pair of `// begin` and `// end`. The rest is given and is used as it is.
+// The file is CUDA: the same source is run by the simulator (minillm labs check 7) and compiled by nvcc.
+//
+//     one head      keys, 32 at a time           shared memory
+//                 +----+----+----+               q        [32][33]    32 rows of q, head size 32
+//     32 rows     |    |    | \  |  -> out       kv       [32][33]    a tile of K, then of V
+//     of a block  +----+----+----+               weights  [32][33]    what the rows make of the tile's keys
+//
+// Four threads share a row. Thread `part` of a row scores the keys part, part + 4, ..., part + 28 of a tile
+// and sums the columns part, part + 4, ..., part + 28 of the output.
+
+#include "dialect.h"
+
+#define NOT_WRITTEN()
+
+constexpr int kTile = 32;               // rows of a block, and keys of a tile
+constexpr int kDim = 32;                // head size
+constexpr int kPitch = kDim + 1;        // a word of padding: neighbouring rows begin in neighbouring banks
+constexpr int kParts = 4;               // threads that share a row
+constexpr int kEach = kTile / kParts;   // keys, and columns, of one thread
+constexpr int kThreads = kTile * kParts;
+
+using Tile = float[kTile][kPitch];
+
+// What is known of a row's softmax so far: the largest score, and the sum of exp(score - max).
+struct Softmax {
+  float max, sum;
+};
+
+// ---- 7.1 --------------------------------------------------------------------------------------
+
+// Rows `first` .. `first + 31` of a matrix [n, kDim] in global memory into shared memory. Rows past the end
+// become zero. All kThreads threads call it; neighbouring threads should read neighbouring addresses.
+__device__ __forceinline__ void load_tile(Tile& tile, const float* from, int first, int n) {
+  // begin 7.1
+  for (int i = threadIdx.x; i < kTile * kDim; i += kThreads) {
+    int row = i / kDim, column = i % kDim;
+    tile[row][column] = first + row < n ? from[(first + row) * kDim + column] : 0.0f;
+  }
+  // end 7.1
+}
+
+// ---- 7.2 --------------------------------------------------------------------------------------
+
+// scores[j] = scale * (row of q . key part + 4 j of the tile), or -INFINITY where the key comes after the
+// row. `row` and the keys count within their tiles, which begin at first_row and first_key.
+__device__ __forceinline__ void score_keys(float (&scores)[kEach], const Tile& q, const Tile& keys, int row, int part,
+                                           int first_row, int first_key, float scale) {
+  // begin 7.2
+  for (int j = 0; j < kEach; j++) {
+    int key = part + j * kParts;
+    float sum = 0;
+    for (int d = 0; d < kDim; d++) sum += q[row][d] * keys[key][d];
+    scores[j] = first_key + key <= first_row + row ? sum * scale : -INFINITY;
+  }
+  // end 7.2
+}
+
+// ---- 7.3 --------------------------------------------------------------------------------------
+
+// Take a tile's scores into the row's softmax: raise s.max to the largest of the *row's* 32 scores if that is
+// larger, turn scores[j] into exp(scores[j] - s.max), and bring s.sum up to date. The four threads of a row
+// are neighbouring lanes: each has 8 of the scores and all must end with the same s. Returns the factor by
+// which everything summed before has shrunk: exp(old max - new max). A row's first tile has a visible key.
+__device__ __forceinline__ float take_scores(Softmax& s, float (&scores)[kEach]) {
+  // begin 7.3
+  float largest = s.max;
+  for (int j = 0; j < kEach; j++) largest = fmaxf(largest, scores[j]);
+  for (int step = 1; step < kParts; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, step));
+  float factor = expf(s.max - largest), sum = 0;
+  for (int j = 0; j < kEach; j++) {
+    scores[j] = expf(scores[j] - largest);
+    sum += scores[j];
+  }
+  for (int step = 1; step < kParts; step *= 2) sum += __shfl_xor_sync(0xffffffff, sum, step);
+  s.max = largest;
+  s.sum = s.sum * factor + sum;
+  return factor;
+  // end 7.3
+}
+
+// ---- 7.4 --------------------------------------------------------------------------------------
+
+// out[i], column part + 4 i of the row's output: shrunk by `factor`, then the tile's values added, each times
+// its key's weight.
+__device__ __forceinline__ void add_values(float (&out)[kEach], float factor, const Tile& weights, const Tile& values,
+                                           int row, int part) {
+  // begin 7.4
+  for (int i = 0; i < kEach; i++) {
+    float sum = out[i] * factor;
+    for (int key = 0; key < kTile; key++) sum += weights[row][key] * values[key][part + i * kParts];
+    out[i] = sum;
+  }
+  // end 7.4
+}
+
+// ---- 7.5 --------------------------------------------------------------------------------------
+
+// Causal attention of one head: q, k, v, out [heads, n, kDim]. Block (x, y): rows 32 x .. 32 x + 31 of head y.
+// Load q; then for each tile of keys that a row of the block can see: load K, score, take the scores, write the
+// weights to shared memory, load V into the place of K, add the values. Then write out / s.sum for the rows
+// that exist. Every barrier must be reached by all threads of the block.
+__global__ void __launch_bounds__(kThreads) attention(const float* q, const float* k, const float* v, float* out, int n,
+                                                      float scale) {
+  SHARED(float, q_tile, [kTile][kPitch]);
+  SHARED(float, kv_tile, [kTile][kPitch]);
+  SHARED(float, weights, [kTile][kPitch]);
+  int first_row = blockIdx.x * kTile, head = blockIdx.y * n * kDim;  // where the block's rows and its head begin
+  int row = threadIdx.x / kParts, part = threadIdx.x % kParts;
+  Softmax s = {-INFINITY, 0.0f};
+  float sums[kEach] = {}, scores[kEach];
+  // begin 7.5
+  load_tile(q_tile, q + head, first_row, n);
+  for (int first_key = 0; first_key <= first_row; first_key += kTile) {
+    __syncthreads();
+    load_tile(kv_tile, k + head, first_key, n);
+    __syncthreads();
+    score_keys(scores, q_tile, kv_tile, row, part, first_row, first_key, scale);
+    float factor = take_scores(s, scores);
+    for (int j = 0; j < kEach; j++) weights[row][part + j * kParts] = scores[j];
+    __syncthreads();
+    load_tile(kv_tile, v + head, first_key, n);
+    __syncthreads();
+    add_values(sums, factor, weights, kv_tile, row, part);
+  }
+  if (first_row + row < n)
+    for (int i = 0; i < kEach; i++) out[head + (first_row + row) * kDim + part + i * kParts] = sums[i] / s.sum;
+  // end 7.5
+}
+
+extern "C" void run_attention(const float* q, const float* k, const float* v, float* out, int heads, int n, float scale) {
+  LAUNCH(attention, dim3((n + kTile - 1) / kTile, heads), kThreads, 0, 0, q, k, v, out, n, scale);
+}

@@ -1,0 +1,70 @@
+
+// ---- for the checks: one function at a time --------------------------------------------------------
+
+#line 1 "lab7_check.cu"
+__device__ void store_tile(float* to, const Tile& tile) {
+  for (int i = threadIdx.x; i < kTile * kDim; i += kThreads) to[i] = tile[i / kDim][i % kDim];
+}
+
+__device__ void fill_tile(Tile& tile, const float* from) {
+  for (int i = threadIdx.x; i < kTile * kDim; i += kThreads) tile[i / kDim][i % kDim] = from[i];
+}
+
+__global__ void check_load(const float* from, float* to, int first, int n) {
+  SHARED(float, tile, [kTile][kPitch]);
+  load_tile(tile, from, first, n);
+  __syncthreads();
+  store_tile(to, tile);
+}
+
+__global__ void check_scores(const float* q, const float* k, float* to, int first_row, int first_key, float scale) {
+  SHARED(float, q_tile, [kTile][kPitch]);
+  SHARED(float, k_tile, [kTile][kPitch]);
+  fill_tile(q_tile, q);
+  fill_tile(k_tile, k);
+  __syncthreads();
+  float scores[kEach] = {};
+  int row = threadIdx.x / kParts, part = threadIdx.x % kParts;
+  score_keys(scores, q_tile, k_tile, row, part, first_row, first_key, scale);
+  for (int j = 0; j < kEach; j++) to[row * kTile + part + j * kParts] = scores[j];
+}
+
+// scores [tiles, 32, 32] -> weights alike, and for each tile and thread max, sum, factor [tiles, 128, 3]
+__global__ void check_softmax(const float* given, float* weights, float* state, int tiles) {
+  Softmax s = {-INFINITY, 0.0f};
+  for (int tile = 0; tile < tiles; tile++) {
+    int row = threadIdx.x / kParts, part = threadIdx.x % kParts, at = (tile * kTile + row) * kTile + part;
+    float scores[kEach];
+    for (int j = 0; j < kEach; j++) scores[j] = given[at + j * kParts];
+    float factor = take_scores(s, scores);
+    for (int j = 0; j < kEach; j++) weights[at + j * kParts] = scores[j];
+    float* mine = state + (tile * kThreads + threadIdx.x) * 3;
+    mine[0] = s.max, mine[1] = s.sum, mine[2] = factor;
+  }
+}
+
+__global__ void check_values(const float* given, const float* values, float* out, float factor) {
+  SHARED(float, w_tile, [kTile][kPitch]);
+  SHARED(float, v_tile, [kTile][kPitch]);
+  fill_tile(w_tile, given);
+  fill_tile(v_tile, values);
+  __syncthreads();
+  int row = threadIdx.x / kParts, part = threadIdx.x % kParts;
+  float sums[kEach];
+  for (int i = 0; i < kEach; i++) sums[i] = out[row * kDim + part + i * kParts];
+  add_values(sums, factor, w_tile, v_tile, row, part);
+  for (int i = 0; i < kEach; i++) out[row * kDim + part + i * kParts] = sums[i];
+}
+
+extern "C" {
+void run_load(const float* from, float* to, int first, int n) { LAUNCH(check_load, 1, kThreads, 0, 0, from, to, first, n); }
+void run_scores(const float* q, const float* k, float* to, int first_row, int first_key, float scale) {
+  LAUNCH(check_scores, 1, kThreads, 0, 0, q, k, to, first_row, first_key, scale);
+}
+void run_softmax(const float* given, float* weights, float* state, int tiles) {
+  LAUNCH(check_softmax, 1, kThreads, 0, 0, given, weights, state, tiles);
+}
+void run_values(const float* given, const float* values, float* out, float factor) {
+  LAUNCH(check_values, 1, kThreads, 0, 0, given, values, out, factor);
+}
+}

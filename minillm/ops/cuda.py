@@ -1,0 +1,181 @@
+"""`Ops` on the kernels of csrc/cuda. One arithmetic per token (contract C2), on a GPU or in the simulator.
+
+Prefill and decode go to different kernels, attention_v2 and decode_d1, which add the same numbers in
+the same order; which of the two runs is a question of speed alone. What computes nothing (a lookup) and
+what is not a layer's work (log-probabilities for the caller) is torch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.library import register_fake
+
+from minillm.config import ModelConfig
+from minillm.errors import UnsupportedModel
+from minillm.ops import sampling, shapes
+from minillm.ops.building import BuildFailed
+from minillm.ops.contract import AttentionMetadata, Weight, plain
+from minillm.ops.cuda_build import build_cuda
+
+HEAD_DIMS = (32, 64, 96, 128)
+
+
+class CudaOps:
+    """The contract in CUDA; the contract's docstrings say what each method does.
+
+    Raises:
+        BuildFailed: the kernels cannot be compiled or loaded here.
+    """
+
+    name = "native"
+    namespace = "minillm_cuda"
+
+    def __init__(self) -> None:
+        self.library = self._load()
+        self._ops = getattr(torch.ops, self.namespace)
+
+    @property
+    def kernel_set(self) -> str:
+        """Which arithmetic runs: the library, which names sources and compilers, and the two rungs."""
+        return f"{self.library}/v2+d1"
+
+    def check_model(self, config: ModelConfig) -> None:
+        """Whether these kernels can run the model at all.
+
+        Raises:
+            UnsupportedModel: no attention kernel for its head_dim.
+        """
+        if config.head_dim not in HEAD_DIMS:
+            raise UnsupportedModel(
+                f"head_dim {config.head_dim} has no CUDA attention kernel ({', '.join(map(str, HEAD_DIMS))})",
+                'use device cpu, or backend "reference"',
+            )
+
+    def prepare_weight(self, weight: Tensor) -> Weight:
+        return weight
+
+    def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
+        shapes.check_embedding(ids, weight)
+        return F.embedding(ids, plain(weight))
+
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        shapes.check_linear(x, weight, bias)
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        result: Tensor = self._call("linear", rows, plain(weight), bias)
+        return result.view(*x.shape[:-1], weight.shape[0])
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        shapes.check_norm("rms_norm", x, weight)
+        result: Tensor = self._call("rms_norm", x.contiguous(), weight, eps)
+        return result
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        shapes.check_norm("add_rms_norm", x, weight, residual)
+        normed, total = self._call("add_rms_norm", x.contiguous(), residual.contiguous(), weight, eps)
+        return normed, total
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        shapes.check_silu_mul(gate_up)
+        result: Tensor = self._call("silu_mul", gate_up.reshape(-1, gate_up.shape[-1]).contiguous())
+        return result.view(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
+
+    def rope_and_cache(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        meta: AttentionMetadata,
+    ) -> Tensor:
+        shapes.check_rope(q, k, v, cos, sin, k_cache, v_cache, meta)
+        places = meta.positions, meta.slot_mapping
+        result: Tensor = self._call("rope_and_cache", q, k, v, cos, sin, k_cache, v_cache, *places)
+        return result
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        meta: AttentionMetadata,
+        scale: float,
+        window: int | None = None,
+        rung: str | None = None,
+    ) -> Tensor:
+        """`Ops.paged_attention`; `rung` picks a kernel, "v1", "v2" or "d1", instead of the engine's own."""
+        shapes.check_attention(q, k_cache, v_cache, meta)
+        if q.shape[2] not in HEAD_DIMS:
+            raise UnsupportedModel(f"paged_attention: head_dim {q.shape[2]} is not 32, 64, 96 or 128")
+        if rung is None:
+            rung = "d1" if q.shape[0] == meta.kv_len.shape[0] else "v2"
+        # Only the naive rung needs to know it here: its score matrix is made before anything runs.
+        longest = int(meta.kv_len.max()) if rung == "v1" and len(meta.kv_len) else 0
+        table, start, kv_len = meta.block_table, meta.query_start, meta.kv_len
+        result: Tensor = self._call(
+            "paged_attention", q, k_cache, v_cache, table, start, kv_len, scale, window or 0, rung, longest
+        )
+        return result
+
+    def copy_blocks(self, caches: list[Tensor], source: Tensor, destination: Tensor) -> None:
+        shapes.check_copy(caches, source, destination)
+        self._call("copy_blocks", caches, source, destination)
+
+    def sample(self, logits: Tensor, batch: sampling.SamplingBatch) -> Tensor:
+        columns = batch.tensors(logits.device)
+        tokens: Tensor = self._call("sample", logits.contiguous(), *columns, batch.num_token_ids)
+        return tokens
+
+    def token_logprobs(
+        self, logits: Tensor, token_ids: Tensor, tops: Sequence[int]
+    ) -> list[dict[int, float]]:
+        return sampling.token_logprobs(logits, token_ids, tops)
+
+    def _load(self) -> str:
+        return load_library().name
+
+    def _call(self, op: str, *arguments: Any) -> Any:
+        return getattr(self._ops, op).default(*arguments, torch.cuda.current_stream().cuda_stream)
+
+
+@cache
+def load_library() -> Path:
+    """Compile the kernels for the GPU that is there, on first use, and register them.
+
+    Raises:
+        BuildFailed: they cannot be compiled or loaded here.
+    """
+    path = build_cuda()
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        raise BuildFailed(f"{path} cannot be loaded: {error}; delete it to have it made anew") from None
+    register_fakes(CudaOps.namespace)
+    return path
+
+
+def register_fakes(namespace: str) -> None:
+    """What shapes come out, for tracing and for `opcheck`."""
+    for name, fake in _FAKES.items():
+        register_fake(f"{namespace}::{name}")(fake)
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "rms_norm": lambda x, *others: torch.empty_like(x),
+    "add_rms_norm": lambda x, *others: (torch.empty_like(x), torch.empty_like(x)),
+    "silu_mul": lambda gate_up, stream: gate_up.new_empty([gate_up.shape[0], gate_up.shape[1] // 2]),
+    "linear": lambda x, weight, bias, stream: x.new_empty([x.shape[0], weight.shape[0]]),
+    "rope_and_cache": lambda q, *others: q.new_empty(q.shape),
+    "paged_attention": lambda q, *others: q.new_empty(q.shape),
+    "sample": lambda logits, keys, *others: keys.new_empty([logits.shape[0]]),
+    "copy_blocks": lambda caches, source, destination, stream: None,
+}

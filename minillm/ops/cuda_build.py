@@ -1,0 +1,96 @@
+"""csrc/cuda for a real GPU: nvcc for the kernels, the C++ compiler for the binding, one library.
+
+    *.cu -- nvcc --> objects for each architecture --+
+    bind.cpp -- c++ ----------------------------------+--> cuda-<key>.so, torch.ops.minillm_cuda
+
+Compiling needs no GPU and no CUDA build of torch; running needs both. The CUDA runtime is linked in, so
+the library loads where there is no driver and fails at the first launch instead.
+
+    CUDA_HOME               where CUDA is, if not where nvcc says
+    TORCH_CUDA_ARCH_LIST    "8.0;9.0": architectures instead of the GPU that is there
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from minillm.ops.building import BuildFailed, torch_folder
+from minillm.ops.linking import BINDING, COMMON, Unit, build, csrc
+
+ARCHITECTURES = ("75", "80", "90")
+# -fmad=false: what is to be fused is written fmaf (csrc/cuda/dialect.h says why).
+FLAGS = ["-x", "cu", "-std=c++17", "-O3", "-fmad=false", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC"]
+
+
+def find_cuda() -> Path | None:
+    """CUDA's folder, with bin/nvcc and the headers in it; None if there is none."""
+    nvcc = shutil.which("nvcc")
+    # What is found on the PATH may be a wrapper that lies somewhere else than CUDA.
+    found = [
+        os.environ.get("CUDA_HOME"),
+        Path(nvcc).resolve().parent.parent if nvcc else None,
+        "/usr/local/cuda",
+    ]
+    for folder in found:
+        if folder and (Path(folder) / "bin" / "nvcc").is_file() and _headers(Path(folder)).is_dir():
+            return Path(folder)
+    return None
+
+
+def _headers(cuda: Path) -> Path:
+    return cuda / "include" if (cuda / "include" / "cuda_runtime.h").is_file() else cuda / "no headers"
+
+
+def nvcc_version(cuda: Path) -> str:
+    """For example "13.0"."""
+    said = subprocess.run([cuda / "bin" / "nvcc", "--version"], capture_output=True, text=True).stdout
+    match = re.search(r"release (\S+),", said)
+    return match[1] if match else "unknown"
+
+
+def compile_command(cuda: Path, source: Path, target: Path, architectures: Sequence[str]) -> list[str]:
+    """The call of nvcc that makes an object file with SASS for each architecture."""
+    code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in architectures]
+    return [str(cuda / "bin" / "nvcc"), *FLAGS, *code, "-c", str(source), "-o", str(target)]
+
+
+def wanted_architectures() -> list[str]:
+    """Those of TORCH_CUDA_ARCH_LIST, else of the GPU that is there, else all we test."""
+    named = re.findall(r"(\d+)\.(\d+)", os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
+    if named:
+        return [major + minor for major, minor in named]
+    if torch.cuda.is_available():
+        return ["{}{}".format(*torch.cuda.get_device_capability())]
+    return list(ARCHITECTURES)
+
+
+def build_cuda() -> Path:
+    """The kernels and their torch binding for CUDA tensors.
+
+    Raises:
+        BuildFailed: no nvcc, no compiler, or a compiler's complaint.
+    """
+    cuda = find_cuda()
+    if cuda is None:
+        raise BuildFailed("there is no CUDA toolkit (nvcc and its headers)")
+    folder = csrc() / "cuda"
+    nvcc = str(cuda / "bin" / "nvcc")
+    code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in wanted_architectures()]
+    includes = ["-isystem", str(torch_folder() / "include"), "-isystem", str(_headers(cuda))]
+    units = [Unit(folder / "bind.cpp", [*COMMON, "-O2", *BINDING, *includes])]
+    units += [Unit(path, [*FLAGS, *code], nvcc) for path in sorted(folder.glob("*.cu"))]
+    libraries = [
+        "-L" + str(torch_folder() / "lib"),
+        "-ltorch_cpu",
+        f"-L{cuda}/lib64",
+        "-lcudart_static",
+        "-lrt",
+    ]
+    return build("cuda", units, [*libraries, "-ldl", "-lpthread"])

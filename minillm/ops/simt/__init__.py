@@ -1,0 +1,17 @@
+"""The CUDA kernels of csrc/cuda on a CPU, counted and checked: the simulator in csrc/simt."""
+
+from minillm.ops.simt.library import KernelLibrary, compile_kernels
+from minillm.ops.simt.machine import Counters, Profile, SimtError, flavour, profile, schedule
+from minillm.ops.simt.ops import SimtOps
+
+__all__ = [
+    "Counters",
+    "KernelLibrary",
+    "Profile",
+    "SimtError",
+    "SimtOps",
+    "compile_kernels",
+    "flavour",
+    "profile",
+    "schedule",
+]

@@ -1,0 +1,67 @@
+"""The simulator's libraries, compiled on first use.
+
+    csrc/simt/*.cpp                 -> simt-<key>.so       the machine, a Python module
+    csrc/cuda/*.cu, bind.cpp        -> simt-ops-<key>.so   torch.ops.minillm_simt
+    any .cu file (+ csrc/cuda/*.h)  -> <name>-<key>.so     a lab's or a test's kernels
+
+Two kinds of flags, because the machine must not watch itself. Kernels are compiled with -O1, which
+leaves nearly every load and store where the source has it: what is counted is what is written there.
+
+    CXX                the compiler, as for the CPU kernels
+    MINILLM_SANITIZE   1 compiles kernels with UBSan as well: what the simulator's own checks of memory do
+                       not see (shifts, overflows, a thread's local arrays)
+    addr2line          (binutils, optional) turns an address in a kernel into a line
+"""
+
+from __future__ import annotations
+
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+
+from minillm.ops.building import BuildFailed, sanitizing, torch_folder
+from minillm.ops.linking import BINDING, COMMON, Unit, build, csrc
+
+MACHINE = [*COMMON, "-O2"]
+KERNEL = [*COMMON, "-x", "c++", "-O1", "-fsanitize=thread", "-Wno-unknown-pragmas"]
+
+
+def build_machine() -> Path:
+    """The simulator itself, as a Python module named like its file.
+
+    Raises:
+        BuildFailed: no compiler, no sources, or the compiler's complaint.
+    """
+    includes = ["-isystem", str(torch_folder() / "include"), "-isystem", sysconfig.get_paths()["include"]]
+    flags = [*MACHINE, "-DMINILLM_MODULE=simt_machine", *includes]
+    return build("simt", [Unit(path, flags) for path in sorted((csrc() / "simt").glob("*.cpp"))])
+
+
+def build_ops() -> Path:
+    """All of csrc/cuda with its torch binding, for CPU tensors.
+
+    Raises:
+        BuildFailed: no compiler, no sources, or the compiler's complaint.
+    """
+    folder, torch_include = csrc() / "cuda", ["-isystem", str(torch_folder() / "include")]
+    bound = [*MACHINE, *BINDING, "-DMINILLM_SIMT", *torch_include]
+    units = [Unit(folder / "bind.cpp", bound)]
+    units += [Unit(path, [*KERNEL, *_sanitizer()]) for path in sorted(folder.glob("*.cu"))]
+    libraries = ["-L" + str(torch_folder() / "lib"), "-ltorch_cpu", *_sanitizer()]
+    return build("simt-ops", units, libraries)
+
+
+def build_kernels(source: Path, flags: Sequence[str] = (), folder: Path | None = None) -> Path:
+    """One .cu file as a library, kept in `folder` or the cache. It may include the headers of csrc/cuda.
+
+    Raises:
+        BuildFailed: no compiler, no such file, or the compiler's complaint.
+    """
+    if not source.is_file():
+        raise BuildFailed(f"{source} is not a file")
+    unit = Unit(source.resolve(), [*KERNEL, *_sanitizer(), "-I", str(csrc() / "cuda"), *flags])
+    return build(source.stem, [unit], _sanitizer(), folder)
+
+
+def _sanitizer() -> list[str]:
+    return ["-fsanitize=undefined", "-fno-sanitize-recover=undefined"] if sanitizing() else []

@@ -1,0 +1,218 @@
+"""The running simulator from Python: how kernels are to run, what they moved, what they did wrong.
+
+with flavour("check"):            # also looks for races, uninitialised reads, un-waited copies
+    with profile() as p:
+        ...                       # anything that runs kernels
+p["attention_v2"].global_read_bytes; p.shared_wavefronts
+
+with schedule(reverse=True): ...  # blocks, warps and lanes in another order
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from functools import cache
+from importlib.machinery import ExtensionFileLoader
+from pathlib import Path
+from typing import Any
+
+from minillm.errors import MinillmError, UsageError
+from minillm.ops.simt.build import build_machine
+
+FLAVOURS = ("fast", "check")
+# Frames that are never the culprit: the words of the dialect themselves.
+_DIALECT = ("simt.h", "dialect.h", "dialect_cuda.h", "numbers.h")
+_lock = threading.Lock()
+
+
+class SimtError(MinillmError):
+    """A kernel did what no kernel may do.
+
+    `kind` is "race", "uninitialised", "copy not waited for", "divergence", "deadlock", "out of bounds",
+    "misaligned", "shared memory", "warp operation" or "launch"; `file` and `line` are None where the
+    debug information could not be read.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        kernel: str,
+        block: tuple[int, int, int],
+        thread: tuple[int, int, int],
+        file: str | None,
+        line: int | None,
+        what: str,
+    ) -> None:
+        self.kind, self.kernel, self.block, self.thread = kind, kernel, block, thread
+        self.file, self.line = file, line
+        at = f" at {file}:{line}" if file else ""
+        super().__init__(f"{kind} in {kernel}, block {_index(block)}, thread {_index(thread)}{at}: {what}")
+
+
+@dataclass
+class Counters:
+    """What kernels moved; no cache is simulated.
+
+    Global bytes are those that warps ask for: a byte that several lanes want at once counts once. Shared
+    bytes count for every lane. A *sector* is 32 bytes of global memory, the least that is fetched; a
+    *wavefront* one turn of the shared memory's 32 banks. `shared_accesses` are warp-wide instructions:
+    wavefronts / accesses is 1 for 4-byte accesses without bank conflicts. `barriers` count once per
+    block. `tensors` has the global bytes by tensor: (read, written).
+    """
+
+    launches: int = 0
+    blocks: int = 0
+    threads: int = 0
+    global_read_bytes: int = 0
+    global_write_bytes: int = 0
+    global_read_sectors: int = 0
+    global_write_sectors: int = 0
+    shared_read_bytes: int = 0
+    shared_write_bytes: int = 0
+    shared_accesses: int = 0
+    shared_wavefronts: int = 0
+    barriers: int = 0
+    warp_operations: int = 0
+    async_copy_bytes: int = 0
+    mma: int = 0
+    tensors: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def __add__(self, other: Counters) -> Counters:
+        names = [f.name for f in fields(Counters) if f.name != "tensors"]
+        total = Counters(**{name: getattr(self, name) + getattr(other, name) for name in names})
+        for tensors in (self.tensors, other.tensors):
+            for name, (read, written) in tensors.items():
+                before = total.tensors.get(name, (0, 0))
+                total.tensors[name] = (before[0] + read, before[1] + written)
+        return total
+
+
+class Profile(Counters):
+    """The sum over all kernels; `profile["rms_norm"]` is one kernel's, `kernels` all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels: dict[str, Counters] = {}
+
+    def __getitem__(self, kernel: str) -> Counters:
+        return self.kernels[kernel]
+
+    def finish(self, kernels: dict[str, dict[str, Any]]) -> None:
+        """Take the counts of a run that has ended."""
+        self.kernels = {name: Counters(**counts) for name, counts in kernels.items()}
+        self.__dict__.update(vars(sum(self.kernels.values(), Counters())))
+
+
+@cache
+def machine() -> Any:
+    """The simulator's module, compiled and loaded on first use.
+
+    Raises:
+        BuildFailed: it cannot be compiled here.
+    """
+    with _lock:
+        path = build_machine()
+        # Kernel libraries find the machine's functions among the process's global symbols.
+        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+        loader = ExtensionFileLoader("simt_machine", str(path))
+        spec = importlib.util.spec_from_file_location("simt_machine", path, loader=loader)
+        if spec is None:
+            raise ImportError(f"{path} is no Python module")
+        module = importlib.util.module_from_spec(spec)
+        loader.exec_module(module)
+        return module
+
+
+@contextlib.contextmanager
+def profile() -> Iterator[Profile]:
+    """Count what the kernels inside the `with` move. Profiles do not nest."""
+    counts = Profile()
+    machine().start_profile()
+    try:
+        yield counts
+    finally:
+        counts.finish(machine().stop_profile())
+
+
+@contextlib.contextmanager
+def flavour(name: str) -> Iterator[None]:
+    """Run kernels "fast" (bounds, alignment, barriers) or with "check" (also the order of accesses).
+
+    Raises:
+        UsageError: neither of the two.
+    """
+    if name not in FLAVOURS:
+        raise UsageError(f"there is no flavour {name!r}", f"use {' or '.join(FLAVOURS)}")
+    before = machine().set_check(name == "check")
+    try:
+        yield
+    finally:
+        machine().set_check(before)
+
+
+@contextlib.contextmanager
+def schedule(reverse: bool = False, seed: int = 0) -> Iterator[None]:
+    """Run blocks, warps and lanes in another order: shuffled unless `seed` is 0, then reversed."""
+    before = machine().set_order(reverse, seed)
+    try:
+        yield
+    finally:
+        machine().set_order(*before)
+
+
+def raise_error() -> None:
+    """Raise what went wrong since the last call, if anything did; the next launch works again.
+
+    Raises:
+        SimtError: with the place in the kernel's source.
+    """
+    error = machine().take_error()
+    if error is None:
+        return
+    frames, others = _frames(error["where"]), _frames(error["other_where"])
+    file, line = frames[0] if frames else (None, None)
+    what = error["message"]
+    if len(frames) > 1:
+        what += f" (from {_places(frames[1:])})"
+    if error["other"]:
+        what += f"; {error['other']}" + (f" at {_places(others)}" if others else "")
+    raise SimtError(error["kind"], error["kernel"], error["block"], error["thread"], file, line, what)
+
+
+def _places(frames: list[tuple[str, int]]) -> str:
+    return ", from ".join(f"{file}:{line}" for file, line in frames)
+
+
+def _frames(where: tuple[str, int] | None) -> list[tuple[str, int]]:
+    """(file, line) of a place, innermost function first: known already, or an offset into a library.
+
+    The words of the dialect are left out. Offsets come as negative numbers.
+    """
+    if where is None:
+        return []
+    if where[1] >= 0:
+        return [(Path(where[0]).name, where[1])]
+    tool = shutil.which("addr2line") or shutil.which("llvm-addr2line")
+    if tool is None:
+        return []
+    command = [tool, "-i", "-e", where[0], hex(-where[1])]
+    found = []
+    for frame in subprocess.run(command, capture_output=True, text=True).stdout.splitlines():
+        file, _, line = frame.partition(" (")[0].rpartition(":")
+        if line.isdigit() and Path(file).name not in _DIALECT:
+            found.append((Path(file).name, int(line)))
+    return found
+
+
+def _index(v: tuple[int, int, int]) -> str:
+    """(3, 0, 0) as 3, (3, 1, 0) as (3, 1): as few numbers as say it all."""
+    if v[2]:
+        return str(v)
+    return str(v[:2]) if v[1] else str(v[0])

@@ -1,0 +1,90 @@
+# ruff: noqa: F401 - imports that the finished file uses
+"""Lab 4: The block pool.
+
+Replace every `raise NotImplementedError(...)`; the docstrings say what is wanted. All else is the
+engine's own. Each task is checked with the engine's own parts around it, so any order will do.
+
+    minillm labs check 4        run the checks
+    minillm labs hint 4.1       a hint; --level 2 and 3 say more
+
+Made from the engine's source by `minillm labs start 4`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from minillm.config import require_int
+from minillm.errors import OutOfBlocks
+from minillm.memory.block_table import blocks_for
+
+
+class BlockPool:
+    """A fixed set of blocks with reference counts."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks = require_int("num_blocks", num_blocks, minimum=0)
+        self.block_size = require_int("block_size", block_size, minimum=1)
+        self._free = list(range(num_blocks - 1, -1, -1))  # its end is the top of the stack
+        self._ref_count = [0] * num_blocks
+
+    @property
+    def num_free(self) -> int:
+        """Blocks nobody owns."""
+        return len(self._free)
+
+    @property
+    def num_used(self) -> int:
+        """Blocks with at least one owner."""
+        return self.num_blocks - len(self._free)
+
+    def ref_count(self, block_id: int) -> int:
+        """How many owners `block_id` has; 0 means free."""
+        return self._ref_count[self._checked(block_id)]
+
+    def allocate(self, count: int = 1) -> list[int]:
+        """Take `count` free blocks, the last one freed first, each with one owner.
+
+        Raises:
+            OutOfBlocks: fewer than `count` are free; nothing was allocated.
+        """
+        # Stuck? minillm labs hint 4.1
+        raise NotImplementedError("Lab 4.1 BlockPool.allocate; hint: minillm labs hint 4.1")
+
+    def share(self, block_ids: Iterable[int]) -> None:
+        """Add one owner to each of these used blocks.
+
+        Raises:
+            ValueError: one of them is free; nothing was changed.
+        """
+        # Stuck? minillm labs hint 4.2
+        raise NotImplementedError("Lab 4.2 BlockPool.share; hint: minillm labs hint 4.2")
+
+    def free(self, block_ids: Iterable[int]) -> None:
+        """Remove one owner from each block; a block without owners becomes free.
+
+        Last block first, so that a stack of free blocks hands a sequence's blocks out again in
+        the order the sequence held them.
+
+        Raises:
+            ValueError: one of them has no owner left to remove; nothing was changed.
+        """
+        # Stuck? minillm labs hint 4.3
+        raise NotImplementedError("Lab 4.3 BlockPool.free; hint: minillm labs hint 4.3")
+
+    def _checked(self, block_id: int) -> int:
+        if not 0 <= block_id < self.num_blocks:
+            raise IndexError(f"block {block_id} is not in a pool of {self.num_blocks}")
+        return block_id
+
+    def _require_owners(self, ids: set[int], times: Mapping[int, int]) -> None:
+        """Each of `ids` has at least `times[id]` (or one) owners; checked before any is touched."""
+        # Stuck? minillm labs hint 4.4
+        raise NotImplementedError("Lab 4.4 BlockPool._require_owners; hint: minillm labs hint 4.4")
+
+
+def group_blocks(prompt_len: int, total_len: int, n: int, block_size: int) -> int:
+    """Blocks of n sequences of `total_len` tokens that share the full blocks of their prompt."""
+    # Stuck? minillm labs hint 4.5
+    raise NotImplementedError("Lab 4.5 group_blocks; hint: minillm labs hint 4.5")

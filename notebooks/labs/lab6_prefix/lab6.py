@@ -1,0 +1,97 @@
+# ruff: noqa: F401 - imports that the finished file uses
+"""Lab 6: A prefix cache that proves its hits.
+
+Replace every `raise NotImplementedError(...)`; the docstrings say what is wanted. All else is the
+engine's own. Each task is checked with the engine's own parts around it, so any order will do.
+
+    minillm labs check 6        run the checks
+    minillm labs hint 6.1       a hint; --level 2 and 3 say more
+
+Made from the engine's source by `minillm labs start 6`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+from minillm.memory.block_pool import BlockPool
+from minillm.memory.prefix_cache import SCHEMA, CachedBlock, HashFunction, Scope, sha256
+
+
+def encode(*fields: str | bytes | int | Sequence[int] | None) -> bytes:
+    """Fields as bytes that no other fields have: each with its type and its length."""
+    # Stuck? minillm labs hint 6.1
+    raise NotImplementedError("Lab 6.1 encode; hint: minillm labs hint 6.1")
+
+
+class PrefixCache:
+    """Full blocks by content. It owns one reference on each; `match` and `publish` are all it is for."""
+
+    def __init__(self, pool: BlockPool, hash_function: HashFunction = sha256) -> None:
+        self._pool, self._hash = pool, hash_function
+        self._index: dict[bytes, list[CachedBlock]] = {}
+        self._by_block: dict[int, CachedBlock] = {}
+        self._unused: OrderedDict[int, CachedBlock] = OrderedDict()  # the least recently used first
+        self.false_matches = 0  # candidates with the right digest and another key
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that can be found."""
+        return len(self._by_block)
+
+    @property
+    def num_unused(self) -> int:
+        """Blocks that only the cache owns: they can be had."""
+        return len(self._unused)
+
+    def digest(self, scope: Scope, parent: bytes | None, token_ids: Sequence[int]) -> bytes:
+        """The digest of a block behind the block whose digest is `parent`."""
+        # Stuck? minillm labs hint 6.2
+        raise NotImplementedError("Lab 6.2 PrefixCache.digest; hint: minillm labs hint 6.2")
+
+    def match(self, scope: Scope, blocks: Iterable[tuple[bytes, Sequence[int]]]) -> list[CachedBlock]:
+        """The longest chain of cached blocks with these (digest, token ids). Nothing changes owner."""
+        # Stuck? minillm labs hint 6.4
+        raise NotImplementedError("Lab 6.4 PrefixCache.match; hint: minillm labs hint 6.4")
+
+    def acquire(self, blocks: Sequence[CachedBlock]) -> list[int]:
+        """Make the caller an owner of matched blocks; returns their ids."""
+        ids = [block.block_id for block in blocks]
+        self._pool.share(ids)
+        for block_id in ids:
+            self._unused.pop(block_id, None)
+        return ids
+
+    def is_unused(self, block: CachedBlock) -> bool:
+        """Whether only the cache owns it."""
+        return block.block_id in self._unused
+
+    def publish(
+        self, scope: Scope, parent: CachedBlock | None, token_ids: Sequence[int], digest: bytes, block_id: int
+    ) -> CachedBlock:
+        """Make a written, full block findable.
+
+        Returns:
+            The block to use from now on: where the same content is cached already that is the older
+            copy, and the caller should take it and give its own back.
+        """
+        # Stuck? minillm labs hint 6.5
+        raise NotImplementedError("Lab 6.5 PrefixCache.publish; hint: minillm labs hint 6.5")
+
+    def released(self, block_ids: Sequence[int]) -> None:
+        """Told after a sequence has given back `block_ids`: those nobody else owns become unused."""
+        # Stuck? minillm labs hint 6.6
+        raise NotImplementedError("Lab 6.6 PrefixCache.released; hint: minillm labs hint 6.6")
+
+    def evict(self, count: int) -> int:
+        """Give back up to `count` unused blocks to the pool, the least recently used first."""
+        # Stuck? minillm labs hint 6.7
+        raise NotImplementedError("Lab 6.7 PrefixCache.evict; hint: minillm labs hint 6.7")
+
+    def _find(
+        self, digest: bytes, scope: Scope, parent: CachedBlock | None, token_ids: tuple[int, ...]
+    ) -> CachedBlock | None:
+        """The block with exactly this key; every other one with its digest is a false match."""
+        # Stuck? minillm labs hint 6.3
+        raise NotImplementedError("Lab 6.3 PrefixCache._find; hint: minillm labs hint 6.3")

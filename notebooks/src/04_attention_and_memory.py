@@ -1,0 +1,346 @@
+# %% [markdown]
+# # 4. Attention and memory: what tiling removes, counted
+#
+# Attention compares every token with every earlier one. The arithmetic grows with the square of the
+# text, and a straightforward kernel also *moves* a square of bytes, which on a GPU is the worse of the
+# two. FlashAttention does the same arithmetic and moves far less. In this notebook you run both kernels,
+# in CUDA, without a GPU: a simulator executes the CUDA source on your CPU and counts every byte.
+#
+# **Goals.** Afterwards you can
+#
+# * read a small CUDA kernel, and say what coalesced access, shared memory and a barrier are;
+# * predict the bytes that naive and tiled attention move, to the byte, and check it;
+# * say what tiling removes (the score matrix), what it divides (reading K and V) and what it leaves
+#   (the arithmetic, the cache);
+# * say where prefill and decode are bound, from FLOPs and bytes alone.
+#
+# **You need** notebook 2 (intensity and roofline) and a C++ compiler (`minillm doctor` looks for one).
+#
+# **Read beside it** `csrc/cuda/attention_v1.cu`, `attention_v2.cu`, and `csrc/simt/simt.h`.
+#
+# The simulator knows nothing of time. Everything here is counted, so your figures are the ones printed.
+
+# %%
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+
+from minillm.bench.traffic import Shape, minimum, naive, one_by_one, run_rung, tiled
+from minillm.ops.simt import SimtError, compile_kernels, flavour, profile
+
+plt.rcParams.update({"figure.dpi": 90, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"  # safe for colour-blind readers
+folder = Path(tempfile.mkdtemp())
+
+
+def cuda(name, source):
+    """Compile CUDA source for the simulator."""
+    (folder / name).write_text('#include "dialect.h"\n' + source)
+    return compile_kernels(folder / name)
+
+
+# %% [markdown]
+# ## 4.1 A kernel, and the bytes it moves
+#
+# A kernel is a function that thousands of threads run at once, each with its own index. Threads come in
+# *blocks*; every 32 threads of a block are a *warp*, which executes one instruction together. When the 32
+# lanes load neighbouring addresses, the hardware fetches a few 32-byte *sectors* for all of them
+# (*coalesced*); when they load scattered addresses it fetches a sector for each.
+#
+# (`LAUNCH` and the include are this project's way to give one source to two compilers: nvcc makes of it
+# `kernel<<<grid, block>>>(...)`. The rest is CUDA as you find it anywhere.)
+
+# %%
+copies = cuda(
+    "copies.cu",
+    """
+__global__ void strided(const float* x, float* y, int stride) {
+  int i = blockIdx.x * blockDim.x + threadIdx.x;   // which thread am I?
+  y[i] = x[i * stride];
+}
+extern "C" void run(const float* x, float* y, int n, int stride) {
+  LAUNCH(strided, n / 128, 128, 0, 0, x, y, stride);   // n / 128 blocks of 128 threads
+}
+""",
+)
+x, y = torch.randn(128 * 32), torch.zeros(128)
+print("stride   bytes wanted   bytes fetched, in sectors of 32")
+for stride in (1, 2, 8, 32):
+    with profile() as p:
+        copies.run("run", x=x, y=y, n=128, stride=stride)
+    assert torch.equal(y, x[::stride][:128])
+    print(f"{stride:6} {p.global_read_bytes:14} {32 * p.global_read_sectors:15}")
+
+# %% [markdown]
+# The kernel wants 512 bytes every time. With a stride of 8 floats each of them costs a whole sector.
+#
+# The simulator also knows what a kernel may *not* do, and says where it does it. A GPU would at best say
+# "illegal memory access", at worst nothing.
+
+# %%
+try:
+    copies.run("run", x=x, y=y, n=256, stride=1)
+except SimtError as error:
+    print(error)
+
+# %% [markdown]
+# ## 4.2 Shared memory, barriers, races
+#
+# The threads of a block share a few ten KiB of fast memory. It is how a number that is fetched once gets
+# used many times. What one thread writes there another may read only after a *barrier*, where all
+# threads of the block wait for each other. Forget it, and the result depends on who was faster.
+
+# %%
+REVERSE = """
+__global__ void reverse(const float* x, float* y) {
+  SHARED(float, buffer, [64]);                       // __shared__ float buffer[64];
+  buffer[threadIdx.x] = 0;
+  __syncthreads();
+  buffer[threadIdx.x] = x[threadIdx.x];
+  __syncthreads();                                   // everybody has written
+  y[threadIdx.x] = buffer[63 - threadIdx.x];
+}
+extern "C" void run(const float* x, float* y) { LAUNCH(reverse, 1, 64, 0, 0, x, y); }
+"""
+x, y = torch.arange(64.0), torch.zeros(64)
+cuda("reverse.cu", REVERSE).run("run", x=x, y=y)
+assert torch.equal(y, x.flip(0))
+
+hasty = cuda(
+    "hasty.cu",
+    REVERSE.replace("  __syncthreads();                                   // everybody has written\n", ""),
+)
+hasty.run("run", x=x, y=y)
+print("right without the barrier:", torch.equal(y, x.flip(0)))
+try:
+    with flavour("check"):  # remembers who touched each byte, and whether a barrier lay between
+        hasty.run("run", x=x, y=y)
+except SimtError as error:
+    print(error)
+
+# %% [markdown]
+# ## 4.3 The budgets of attention
+#
+# For one head, with $N$ tokens and head size $D$, causal:
+#
+# | | grows as | |
+# | --- | --- | --- |
+# | arithmetic | $4 D \cdot N^2/2$ FLOPs | two multiply-adds of length $D$ for each visible pair |
+# | scores | $N^2$ numbers | if they are written down at all |
+# | cache | $2 D N$ numbers | keys and values: what decode reads for every new token |
+#
+# The least bytes that *any* kernel moves: q, K, V in, the output out, each once.
+
+# %%
+print("tokens   GFLOP per head   score matrix   q, K, V, out    intensity at best")
+for n in (1024, 4096, 16384):
+    shape = Shape(n, n, num_heads=1, num_kv_heads=1, head_dim=128, dtype=torch.bfloat16)
+    work, least = 4 * 128 * sum(shape.visible), minimum(shape)
+    print(
+        f"{n:6} {work / 1e9:15.2f} {4 * n * n / 2**20:10.0f} MiB {least / 2**20:10.1f} MiB "
+        f"{work / least:12.0f} FLOP/byte"
+    )
+
+# %% [markdown]
+# A GPU that computes 300 TFLOP/s and reads 2 TB/s needs 150 FLOP for each byte to keep its arithmetic
+# busy. Attention over a thousand tokens *could* have that, if nothing but the minimum moved. The score
+# matrix alone is many times the minimum.
+#
+# ## 4.4 The naive kernel
+#
+# `attention_v1.cu` is the formula in three kernels: scores, softmax, weighted sum. Scores and weights go
+# through global memory. We run it and look at who read and wrote what.
+
+# %%
+shape = Shape(128, 128)  # 2 query heads of 64 over 1 kv head, float32
+v1 = run_rung("v1", shape)
+print(f"minimum {minimum(shape):,} bytes")
+print("tensor          read    written")
+for tensor, (read, written) in sorted(v1.tensors.items(), key=lambda item: -sum(item[1])):
+    print(f"{tensor:11} {read:9,} {written:9,}")
+print(
+    f"all in all {v1.global_read_bytes + v1.global_write_bytes:10,} bytes, "
+    f"{(v1.global_read_bytes + v1.global_write_bytes) / minimum(shape):.0f} times the minimum"
+)
+assert v1.tensors["scores"] == naive(shape)["scores"]
+
+# %% [markdown]
+# Two things stand out. The scores are written twice and read three times. And K and V are read again and
+# again: each row fetches every key it sees. (A GPU's caches would catch part of that. They are not
+# simulated: we count what the kernel asks for.)
+#
+# ## 4.5 The tiled kernel
+#
+# `attention_v2.cu` takes 32 rows at a time and walks over the keys in tiles of 32. A tile of K, then of V,
+# lies in shared memory, where all 32 rows use it; the 32 x 32 scores live in registers and shared memory
+# and are gone before the next tile comes. That needs a softmax that can be made piece by piece: when a
+# larger score turns up, what was summed so far is scaled down (*online softmax*).
+
+# %%
+v2 = run_rung("v2", shape)
+print("tensor          naive      tiled")
+for tensor in ("scores", "k_cache", "v_cache", "q", "out"):
+    print(f"{tensor:11} {sum(v1.tensors[tensor]):10,} {sum(v2.tensors.get(tensor, (0, 0))):10,}")
+
+tiles = [min(32 * (i + 1), shape.kv_len) for i in range(4)]  # keys that each tile of rows visits
+assert v2.tensors["k_cache"][0] == shape.num_heads * sum(tiles) * shape.row == tiled(shape)["k_cache"][0]
+print("keys visited by the four tiles of rows:", tiles)
+
+# %% [markdown]
+# The score matrix is gone. K and V are read once per *tile* of rows and no longer once per row: 32 times
+# less, minus what the diagonal tiles waste. The price is paid in shared memory, where the traffic now is:
+
+# %%
+print(f"shared memory: {v2.shared_read_bytes:,} bytes read in {v2.shared_wavefronts:,} wavefronts")
+print(f"barriers: {v2.barriers}, of which {v2.barriers // v2.blocks} per block on average")
+
+# %% [markdown]
+# ## 4.6 What grows how
+#
+# The points are counted, the lines are the formulas of `minillm/bench/traffic.py` (a test holds one
+# against the other, tensor by tensor and to the byte; block tables and lengths are left out of the lines).
+
+# %%
+counted = (16, 64, 160)
+lengths = [16, 32, 64, 128, 256, 512, 1024, 2048]
+fig, ax = plt.subplots(figsize=(8, 4.2), layout="constrained")
+
+
+def total(traffic):
+    return sum(read + written for read, written in traffic.values())
+
+
+for rung, formula, colour, label in (("v1", naive, ORANGE, "naive"), ("v2", tiled, BLUE, "tiled")):
+    ax.plot(lengths, [total(formula(Shape(n, n))) for n in lengths], color=colour, label=label)
+    points = [run_rung(rung, Shape(n, n)) for n in counted]
+    ax.plot(counted, [p.global_read_bytes + p.global_write_bytes for p in points], "o", color=colour)
+ax.plot(
+    lengths,
+    [sum(naive(Shape(n, n))["scores"]) for n in lengths],
+    ":",
+    color=ORANGE,
+    label="naive: scores alone",
+)
+ax.plot(lengths, [minimum(Shape(n, n)) for n in lengths], "--", color="black", label="minimum")
+ax.set(xscale="log", yscale="log", xlabel="tokens", ylabel="bytes of global memory")
+ax.xaxis.set_major_formatter("{x:g}")
+ax.legend(frameon=False)
+ax.grid(color="#EEEEEE")
+plt.show()
+
+# %% [markdown]
+# The tiled line keeps the slope of the naive one: still a square, about 32 times lower, since K and V are
+# visited once for every 32 rows. Larger tiles push it further down; 64 or 128 rows are common where
+# registers allow it. The arithmetic is the same for both.
+#
+# ## 4.7 Where each is bound
+#
+# FLOPs over bytes, for the kernels as they are, in bfloat16 with heads of 128:
+
+
+# %%
+def intensity(formula, q_len, kv_len):
+    shape = Shape(q_len, kv_len, num_heads=8, num_kv_heads=8, head_dim=128, dtype=torch.bfloat16)
+    return 4 * 128 * shape.num_heads * sum(shape.visible) / total(formula(shape))
+
+
+print("tokens   naive   tiled   decode of one token   FLOP/byte")
+for n in (256, 1024, 4096):
+    print(
+        f"{n:6} {intensity(naive, n, n):7.2f} {intensity(tiled, n, n):7.1f} "
+        f"{intensity(one_by_one, 1, n):12.2f}"
+    )
+assert intensity(naive, 1024, 1024) < 2 < 20 < intensity(tiled, 1024, 1024)
+
+# %% [markdown]
+# * **Naive** prefill does less than one FLOP per byte: memory binds it on any machine.
+# * **Tiled** prefill with 32 rows reaches about 30, twice that with 64 rows, and so on: tile size *is*
+#   intensity. Once it passes the ridge, arithmetic binds, and the next rungs go after that (tensor cores).
+# * **Decode** does one FLOP per byte whatever the kernel: a single row has nobody to share K and V with.
+#   No tiling helps. Only fewer bytes do: grouped-query attention (heads share a kv head), smaller numbers,
+#   or several rows at once (speculative decoding).
+#
+# ## Exercises
+
+
+# %%
+def attempt(check):
+    try:
+        check()
+    except NotImplementedError:
+        print("not attempted yet")
+    except (AssertionError, SimtError) as error:
+        print("not right yet:", error)
+    else:
+        print("right")
+
+
+# %% [markdown]
+# **1 (think).** With a Mistral-like window (each row sees its last 4096 keys), which lines of the
+# table in 4.3 stay quadratic? Which of v2's loops gets shorter?
+#
+# **2 (code).** How many bytes of K does the tiled kernel read when a *chunk* of `q_len` rows is added to a
+# sequence that has `kv_len` tokens with them? Tiles are 32 rows and 32 keys; one head, `row` bytes per key.
+
+
+# %%
+def k_bytes(q_len, kv_len, row):
+    """An int."""
+    raise NotImplementedError
+
+
+# %%
+def check_bytes():
+    for q_len, kv_len in ((1, 1), (32, 32), (33, 40), (5, 100), (40, 129)):
+        shape = Shape(q_len, kv_len, num_heads=1, head_dim=32)
+        counted, mine = run_rung("v2", shape).tensors["k_cache"][0], k_bytes(q_len, kv_len, shape.row)
+        assert mine == counted, f"{q_len} rows, {kv_len} keys: {counted} bytes were counted, not {mine}"
+
+
+attempt(check_bytes)
+
+# %% [markdown]
+# **3 (code).** This kernel transposes a 32 x 32 matrix through shared memory, and its column reads all fall
+# into one bank: 1024 wavefronts where 32 would do. Change one number. (Row r begins at word 32 r, and word w
+# lies in bank w mod 32.)
+
+# %%
+TRANSPOSE = """
+__global__ void transpose(const float* x, float* y) {
+  SHARED(float, tile, [32][32]);
+  for (int row = 0; row < 32; row++) tile[row][threadIdx.x] = x[row * 32 + threadIdx.x];
+  __syncthreads();
+  for (int row = 0; row < 32; row++) y[row * 32 + threadIdx.x] = tile[threadIdx.x][row];
+}
+extern "C" void run(const float* x, float* y) { LAUNCH(transpose, 1, 32, 0, 0, x, y); }
+"""
+
+
+def my_transpose():
+    """CUDA source: TRANSPOSE, with one number changed."""
+    raise NotImplementedError
+
+
+# %%
+def check_transpose():
+    x, y = torch.randn(32, 32), torch.zeros(32, 32)
+    library = cuda("mine.cu", my_transpose())
+    with flavour("check"), profile() as p:
+        library.run("run", x=x, y=y)
+    assert torch.equal(y, x.T), "that is not the transpose"
+    assert p.shared_wavefronts == 64, f"{p.shared_wavefronts} wavefronts; 32 writes and 32 reads are enough"
+
+
+attempt(check_transpose)
+
+# %% [markdown]
+# ## What we left out
+#
+# * **Time.** Nothing here says how fast a GPU runs these kernels; `scripts/gpu_check.sh` does.
+# * **Caches.** L1 and L2 catch some of what the naive kernel asks for twice.
+# * **Tensor cores, asynchronous copies, Hopper's copy engine**: later rungs of the ladder, same bytes.
+#
+# **Next.** `minillm bench kernels --backend simt` prints the ladder's traffic for any length. Then open
+# `csrc/cuda/attention_v2.cu`, take out a barrier, and let `tests/test_cuda_mutants.py` tell you what happens.

@@ -1,0 +1,47 @@
+// Flat entry points to one kernel file, float32 only: for test_cuda_mutants.py, which includes it beside
+// a changed copy of the kernel. -DKERNEL="attention_v2.cu" -DLAUNCHER=attention_v2
+
+#include KERNEL
+
+using namespace minillm;
+
+#if defined(IS_ATTENTION)
+extern "C" void run(const float* q, const float* k_cache, const float* v_cache, float* out, const int* block_table,
+                    const int* query_start, const int* kv_len, int num_seqs, int max_blocks, int num_tokens, int q_stride,
+                    int num_heads, int num_kv_heads, int head_dim, int block_size, float scale, int window) {
+  AttentionArgs args = {q, q_stride, k_cache, v_cache, out,
+                        {block_table, query_start, kv_len, num_seqs, max_blocks, num_tokens},
+                        num_heads, num_kv_heads, head_dim, block_size, scale, window, DType::f32};
+  LAUNCHER(args, nullptr);
+}
+#elif defined(IS_NORM)
+extern "C" void run(const float* x, const float* residual, const float* weight, float* y, float* sum, int rows, int size) {
+  rms_norm({x, residual, weight, y, sum, rows, size, 1e-5f, DType::f32}, nullptr);
+}
+#elif defined(IS_LINEAR)
+extern "C" void run(const float* x, const float* weight, const float* bias, float* y, int rows, int in, int out) {
+  linear({x, weight, bias, y, rows, in, out, DType::f32}, nullptr);
+}
+#elif defined(IS_SILU_MUL)
+extern "C" void run(const float* gate_up, float* y, int rows, int size) {
+  silu_mul({gate_up, y, rows, size, DType::f32}, nullptr);
+}
+#elif defined(IS_ROPE)
+extern "C" void run(const float* q, const float* k, const float* v, const float* cos, const float* sin,
+                    const int64_t* positions, const int64_t* slots, float* q_out, float* k_cache, float* v_cache,
+                    int num_tokens, int num_heads, int num_kv_heads, int head_dim) {
+  rope_and_cache({q, k, v, num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim, cos, sin, positions,
+                  slots, q_out, k_cache, v_cache, num_tokens, num_heads, num_kv_heads, head_dim, DType::f32},
+                 nullptr);
+}
+#elif defined(IS_COPY)
+extern "C" void run(float* cache, const int64_t* source, const int64_t* destination, int block_bytes, int count) {
+  copy_blocks({cache, source, destination, block_bytes, count}, nullptr);
+}
+#elif defined(IS_SAMPLE)
+extern "C" void run(const float* logits, const uint64_t* keys, const double* numbers, const int64_t* top_k,
+                    const int64_t* seen, const int64_t* seen_end, float* scratch, int64_t* tokens, int rows, int vocab,
+                    int ids) {
+  sample({logits, keys, numbers, top_k, seen, seen_end, scratch, tokens, rows, vocab, ids, 0, DType::f32}, nullptr);
+}
+#endif

@@ -1,0 +1,283 @@
+"""The CUDA kernels in the simulator, op by op, in both flavours: odd shapes against float64, hostile caches.
+
+Shapes are those of `test_native_ops.py`, fewer of them, since every thread is simulated.
+"""
+
+from __future__ import annotations
+
+import math
+
+import oracle
+import pytest
+import torch
+from cases import DTYPES, REFERENCE, Case, check, random
+from torch import Tensor
+
+from minillm import SamplingParams
+from minillm.errors import UnsupportedModel
+from minillm.ops.building import BuildFailed
+from minillm.ops.sampling import SamplingBatch, noise_key
+from minillm.ops.simt import SimtOps, flavour, schedule
+from minillm.ops.simt.ops import load_ops
+
+try:
+    load_ops()
+except BuildFailed as reason:
+    pytest.skip(f"simulator: {reason}", allow_module_level=True)
+
+OPS = SimtOps()
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["f32", "bf16", "f16"])
+
+
+@pytest.fixture(autouse=True, params=["fast", "check"])
+def simulated(request):
+    """Every test runs in both flavours; the checked one in reversed order, so that order cannot matter."""
+    with flavour(request.param), schedule(reverse=request.param == "check"):
+        yield request.param
+
+
+# ---- matrices and rows ----------------------------------------------------------------------------
+
+
+@each_dtype
+def test_linear(dtype):
+    for n, (rows, size, out) in enumerate([(1, 1, 1), (1, 33, 17), (17, 64, 33), (33, 31, 1), (5, 257, 40)]):
+        x, weight = random(rows, size, dtype=dtype, seed=n), random(out, size, dtype=dtype, seed=n + 9)
+        bias = random(out, dtype=dtype, seed=n + 5) if n % 2 else None
+        found, exact = OPS.linear(x, weight, bias), oracle.linear(x, weight, bias)
+        check(found, REFERENCE.linear(x, weight, bias), exact, (rows, size, out))
+
+
+@each_dtype
+@pytest.mark.parametrize("size", [1, 17, 33, 257])
+def test_norms(dtype, size):
+    weight = random(size, dtype=dtype, seed=1)
+    for rows in (1, 17):
+        x, residual = random(rows, size, dtype=dtype, seed=2), random(rows, size, dtype=dtype, seed=3)
+        exact = oracle.rms_norm(x, weight, 1e-5)
+        check(OPS.rms_norm(x, weight, 1e-5), REFERENCE.rms_norm(x, weight, 1e-5), exact)
+        normed, total = OPS.add_rms_norm(x, residual, weight, 1e-5)
+        assert torch.equal(total, x + residual)
+        expected = REFERENCE.add_rms_norm(x, residual, weight, 1e-5)[0]
+        check(normed, expected, oracle.rms_norm(total, weight, 1e-5), f"{rows} rows")
+    heads = random(3, 5, size, dtype=dtype)
+    exact = oracle.rms_norm(heads, weight, 1e-5)
+    check(OPS.rms_norm(heads, weight, 1e-5), REFERENCE.rms_norm(heads, weight, 1e-5), exact)
+
+
+@each_dtype
+@pytest.mark.parametrize("size", [1, 17, 33, 257])
+def test_silu_mul(dtype, size):
+    for rows in (1, 17):
+        x = random(rows, 2 * size, dtype=dtype, scale=4)
+        check(OPS.silu_mul(x), REFERENCE.silu_mul(x), oracle.silu_mul(x), rows)
+
+
+def test_silu_at_the_ends():
+    gate = torch.tensor([[0.0, -0.0, 100.0, -100.0, 1e30, -1e30, math.inf, 88.0, -88.0]])
+    x = torch.cat([gate, torch.ones_like(gate)], -1)
+    assert torch.allclose(OPS.silu_mul(x).double(), oracle.silu_mul(x), rtol=1e-6, atol=1e-36)
+
+
+# ---- the cache ------------------------------------------------------------------------------------
+
+
+@each_dtype
+@pytest.mark.parametrize("dim", [2, 32, 96])
+def test_rope_and_cache(dtype, dim):
+    case = Case([(5, 9), (1, 40), (0, 3), (17, 17)], heads=6, kv_heads=2, dim=dim)
+    q, k_cache, v_cache, meta, _ = case.build(dtype)
+    before = [k_cache.clone(), v_cache.clone()]
+    k, v = (random(23, 3, dim, dtype=dtype, seed=s)[:, 1:] for s in (7, 8))  # strided
+    angles = random(64, dim // 2, scale=3)
+    cos, sin = angles.cos(), angles.sin()
+    found = OPS.rope_and_cache(q, k, v, cos, sin, k_cache, v_cache, meta)
+    at = cos[meta.positions], sin[meta.positions]
+    references = [torch.empty_like(t) for t in before]
+    check(found, REFERENCE.rope_and_cache(q, k, v, cos, sin, *references, meta), oracle.rope(q, *at), "q")
+    written = k_cache.flatten(0, 1)[meta.slot_mapping]
+    check(written, references[0].flatten(0, 1)[meta.slot_mapping], oracle.rope(k, *at), "k")
+    assert torch.equal(v_cache.flatten(0, 1)[meta.slot_mapping], v)
+    for cache, old in zip((k_cache, v_cache), before, strict=True):
+        others = torch.ones(len(cache) * 16, dtype=torch.bool).index_fill_(0, meta.slot_mapping, False)
+        assert torch.equal(cache.flatten(0, 1)[others].nan_to_num(), old.flatten(0, 1)[others].nan_to_num())
+
+
+@each_dtype
+@pytest.mark.parametrize("shape", [(7, 3, 2, 5), (7, 16, 2, 64), (7, 1, 1, 1)])
+def test_copy_blocks(dtype, shape):
+    caches = [random(*shape, dtype=dtype, seed=s) for s in range(2)]
+    expected = [cache.clone() for cache in caches]
+    source, destination = torch.tensor([6, 0, 2]), torch.tensor([1, 5, 2])
+    REFERENCE.copy_blocks(expected, source, destination)
+    OPS.copy_blocks(caches, source, destination)
+    assert all(torch.equal(a, b) for a, b in zip(caches, expected, strict=True))
+
+
+# ---- attention ------------------------------------------------------------------------------------
+
+CASES = [
+    *(Case([(q, q)], heads=3, kv_heads=1, dim=64) for q in (1, 5, 37, 70)),
+    *(Case([(1, kv)], heads=8, kv_heads=1, dim=32) for kv in (2, 31, 32, 33, 129, 257)),
+    *(Case([(5, kv)], heads=2, kv_heads=2, dim=32) for kv in (33, 64, 131)),
+    Case([(1, 40), (0, 20), (37, 37), (4, 70), (0, 0), (1, 1), (33, 100)], heads=3, kv_heads=1, dim=32),
+    *(Case([(5, 70), (1, 9)], heads=3, kv_heads=1, dim=dim) for dim in (96, 128)),
+    *(Case([(7, 71), (1, 40)], heads=2, kv_heads=1, dim=32, block_size=s) for s in (1, 3, 100)),
+    *(Case([(35, 80), (1, 90), (3, 3)], heads=2, kv_heads=1, dim=32, window=w) for w in (1, 17, 32, 33, 500)),
+]
+
+
+def attend(case: Case, dtype: torch.dtype, rung: str | None = None) -> tuple[Tensor, ...]:
+    """What a rung finds, the reference's answer, and the exact one."""
+    q, k_cache, v_cache, meta, tables = case.build(dtype)
+    found = OPS.paged_attention(q, k_cache, v_cache, meta, case.dim**-0.5, case.window, rung)
+    reference = REFERENCE.paged_attention(q, k_cache, v_cache, meta, case.dim**-0.5, case.window)
+    lens = [n for n, _ in case.seqs], [n for _, n in case.seqs]
+    exact = oracle.paged_attention(q, k_cache, v_cache, tables, *lens, case.dim**-0.5, case.window)
+    return found, reference, exact
+
+
+@pytest.mark.parametrize("rung", ["v1", "v2", "d1"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_attention_in_float32(case, rung):
+    check(*attend(case, torch.float32, rung), case)
+
+
+@pytest.mark.parametrize("rung", ["v1", "v2", "d1"])
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=["bf16", "f16"])
+def test_attention_in_sixteen_bits(dtype, rung, simulated):
+    for case in CASES[3:12:2] if simulated == "check" else CASES:
+        check(*attend(case, dtype, rung), case)
+
+
+@each_dtype
+def test_prefill_and_decode_kernels_give_the_same_bits(dtype, simulated):
+    for case in CASES[1:12:3] if simulated == "check" else CASES:
+        v2, d1 = attend(case, dtype, "v2")[0], attend(case, dtype, "d1")[0]
+        assert torch.equal(v2, d1), case
+
+
+def test_control_the_naive_kernel_has_bits_of_its_own():
+    found = [attend(CASES[3], torch.float32, rung)[0] for rung in ("v1", "v2")]
+    assert not torch.equal(*found)
+
+
+@pytest.mark.parametrize("rung", ["v1", "v2", "d1"])
+def test_large_scores_do_not_overflow(rung):
+    case = Case([(40, 40)], heads=2, kv_heads=1, dim=32)
+    q, k_cache, v_cache, meta, tables = case.build(torch.float32)
+    exact = oracle.paged_attention(q, k_cache, v_cache, tables, [40], [40], 300.0, None)
+    found = OPS.paged_attention(q, k_cache, v_cache, meta, 300.0, rung=rung)
+    assert (
+        oracle.error(found, exact) < 1e-3
+    )  # scores of 1,000 have errors of 1e-4, and e^x makes that relative
+
+
+@pytest.mark.parametrize("rung", ["v1", "v2", "d1"])
+@pytest.mark.parametrize("slot", ["first", "later"])
+def test_control_a_nan_in_an_owned_slot_is_seen(rung, slot):
+    case = Case([(2, 70)], heads=2, kv_heads=1, dim=32)
+    q, k_cache, v_cache, meta, tables = case.build(torch.float32)
+    v_cache[tables[0][0 if slot == "first" else 4], 0] = math.nan
+    assert OPS.paged_attention(q, k_cache, v_cache, meta, 0.25, rung=rung).isnan().any()
+
+
+@pytest.mark.parametrize("dim", [2, 48, 80, 256])
+def test_other_head_sizes_are_refused_by_name(dim):
+    q, k_cache, v_cache, meta, _ = Case([(1, 3)], heads=1, kv_heads=1, dim=dim).build(torch.float32)
+    with pytest.raises(UnsupportedModel, match=f"head_dim {dim}"):
+        OPS.paged_attention(q, k_cache, v_cache, meta, 1.0)
+
+
+def test_rows_that_no_wide_load_can_read_are_refused():
+    _, k_cache, v_cache, meta, _ = Case([(1, 3)], heads=1, kv_heads=1, dim=32).build(torch.float32)
+    shifted = torch.zeros(33)[1:].view(1, 1, 32)
+    with pytest.raises(RuntimeError, match="multiple of 16 bytes"):
+        OPS.paged_attention(shifted, k_cache, v_cache, meta, 1.0)
+
+
+# ---- sampling -------------------------------------------------------------------------------------
+
+SETTINGS = [
+    {},
+    {"temperature": 0.0},
+    {"temperature": 1e-50},
+    {"temperature": 1e300},
+    {"top_k": 1},
+    {"top_k": 5},
+    {"top_k": 10_000},
+    {"top_p": 1e-9},
+    {"top_p": 0.3},
+    {"top_p": 0.9, "temperature": 3.0},
+    {"min_p": 0.05},
+    {"min_p": 1.0},
+    {"top_k": 50, "top_p": 0.8, "min_p": 0.02, "temperature": 1.7},
+    {"repetition_penalty": 1.3},
+    {"repetition_penalty": 0.5, "temperature": 0.0},
+    {"repetition_penalty": 1e300, "top_k": 3},
+]
+
+
+def logits_of(kind: str, rows: int, vocab: int, dtype: torch.dtype) -> Tensor:
+    if kind == "equal":
+        return torch.zeros(rows, vocab, dtype=dtype)
+    logits = random(rows, vocab, dtype=dtype, scale=4)
+    if kind == "ties":
+        return logits.float().div(2).round().to(dtype)
+    return logits.masked_fill(random(rows, vocab, seed=9) > 0.5, -math.inf) if kind == "masked" else logits
+
+
+@pytest.mark.parametrize("kind", ["plain", "ties", "equal", "masked"])
+def test_sample_draws_what_the_reference_draws(kind, simulated):
+    repeats = 1 if simulated == "check" else 3
+    for dtype, vocab, num_ids in [(DTYPES[0], 1, 1), (DTYPES[1], 17, 17), (DTYPES[2], 300, 290)]:
+        params = [SamplingParams(**options) for options in SETTINGS for _ in range(repeats)]
+        keys = [noise_key(seed, 0, 3) for seed in range(len(params))]
+        seen = [[1, 1, 5, 0, 299] if p.repetition_penalty != 1.0 and vocab > 5 else [] for p in params]
+        batch = SamplingBatch(params, keys, [[i for i in row if i < vocab] for row in seen], num_ids)
+        logits = logits_of(kind, len(params), vocab, dtype)
+        if kind == "masked":
+            logits[:, 0] = 0  # at least one id is possible
+        assert OPS.sample(logits, batch).tolist() == REFERENCE.sample(logits, batch).tolist()
+
+
+# ---- nothing, and what torch asks of an op ----------------------------------------------------------
+
+
+def test_no_rows_at_all():
+    none = torch.empty(0, 32)
+    assert OPS.linear(none, random(16, 32)).shape == (0, 16)
+    assert OPS.rms_norm(none, torch.ones(32), 1e-5).shape == (0, 32)
+    assert [t.shape for t in OPS.add_rms_norm(none, none, torch.ones(32), 1e-5)] == [(0, 32), (0, 32)]
+    assert OPS.silu_mul(none).shape == (0, 16)
+    for seqs in ([], [(0, 5), (0, 0)]):
+        q, k_cache, v_cache, meta, _ = Case(seqs, heads=2, kv_heads=1, dim=32).build(torch.float32)
+        for rung in (None, "v1", "v2", "d1"):
+            assert OPS.paged_attention(q, k_cache, v_cache, meta, 1.0, rung=rung).shape == (0, 2, 32)
+        kv, table = torch.empty(0, 1, 32), torch.ones(9, 16)
+        assert OPS.rope_and_cache(q, kv, kv, table, table, k_cache, v_cache, meta).shape == (0, 2, 32)
+    OPS.copy_blocks([torch.ones(2, 3)], *[torch.empty(0, dtype=torch.int64)] * 2)
+    assert OPS.sample(torch.empty(0, 5), SamplingBatch([], [], [], 5)).shape == (0,)
+
+
+def test_opcheck():
+    q, k_cache, v_cache, meta, _ = Case([(2, 9)], heads=2, kv_heads=1, dim=32).build(torch.float32)
+    k_cache, v_cache = k_cache.nan_to_num(), v_cache.nan_to_num()
+    x, weight, kv, angle = random(2, 32), random(32), random(2, 1, 32), random(16, 16)
+    index = torch.tensor([0]), torch.tensor([1])
+    ops = torch.ops.minillm_simt
+    places = meta.block_table, meta.query_start, meta.kv_len
+    for op, arguments in [
+        (ops.rms_norm, (x, weight, 1e-5)),
+        (ops.add_rms_norm, (x, x.clone(), weight, 1e-5)),
+        (ops.silu_mul, (x,)),
+        (ops.linear, (x, random(7, 32), random(7))),
+        (
+            ops.rope_and_cache,
+            (q, kv, kv.clone(), angle, angle.clone(), k_cache, v_cache, meta.positions, meta.slot_mapping),
+        ),
+        (ops.copy_blocks, ([k_cache], *index)),
+        (ops.sample, (x, *SamplingBatch([SamplingParams()] * 2, [1, 2], [[], []], 32).tensors(), 32)),
+        (ops.paged_attention, (q, k_cache, v_cache, *places, 0.2, 0, "v2", 0)),
+    ]:
+        torch.library.opcheck(op.default, (*arguments, 0), test_utils=["test_schema", "test_faketensor"])

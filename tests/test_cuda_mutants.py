@@ -1,0 +1,240 @@
+# ruff: noqa: E501 - a mutant is a line of the table
+"""Kernels made wrong by one line each: every one is caught, and by what is written down here.
+
+A mutant runs in `fast`, where wrong numbers and out-of-bounds accesses show; then in `check`; then its
+traffic is compared with the right kernel's, which is where a slow kernel or a needless read shows. What
+survives all three is a hole in the tests.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import oracle
+import pytest
+import torch
+from cases import Case, random
+from torch import Tensor
+
+from minillm import SamplingParams
+from minillm.ops.building import BuildFailed
+from minillm.ops.linking import csrc
+from minillm.ops.reference import ReferenceOps
+from minillm.ops.sampling import SamplingBatch, noise_key
+from minillm.ops.simt import KernelLibrary, SimtError, compile_kernels, flavour, profile
+from minillm.ops.simt.machine import machine
+
+try:
+    machine()
+except BuildFailed as reason:
+    pytest.skip(f"simulator: {reason}", allow_module_level=True)
+
+BARRIER = "__syncthreads();"
+WRONG, BYTES, WAVEFRONTS = "wrong numbers", "bytes", "wavefronts"
+
+# (kernel, what the mutant is, line or part of it, what stands there instead, what catches it). A text that
+# begins with "paging.h: " is changed in that file.
+MUTANTS = [
+    ("attention_v2", "no barrier after slots", f"{BARRIER}  // slots are there, and V of the tile before is done with", "", WRONG),
+    ("attention_v2", "no barrier after K", f"{BARRIER}\n\n    float scores", "float scores", WRONG),
+    ("attention_v2", "no barrier before V", f"{BARRIER}  // K has been used; V takes its place", "", WRONG),
+    ("attention_v2", "no barrier after V", f"{BARRIER}\n\n    if (from >= end)", "if (from >= end)", WRONG),
+    ("attention_v2", "mask a key short", "keys.last + 1 - tile_start", "keys.last - tile_start", WRONG),
+    ("attention_v2", "mask a key long", "keys.last + 1 - tile_start", "keys.last + 2 - tile_start", WRONG),
+    ("attention_v2", "last tile forgotten", "key_tile <= last_tile", "key_tile < last_tile", WRONG),
+    ("attention_v2", "all tiles from the first", "int first_tile = ", "int first_tile = 0 * ", BYTES),
+    ("attention_v2", "a key past the end is read", "key < kv_len ?", "key <= kv_len ?", BYTES),
+    ("attention_v2", "wrong kv head", "kv_head = head / (p.num_heads / p.num_kv_heads)", "kv_head = head % p.num_kv_heads", WRONG),
+    ("attention_v2", "old sums not rescaled", "out[i] *= factor;", "", WRONG),
+    ("attention_v2", "weights transposed", "float weight = weights[row][key];", "float weight = weights[key][row];", WRONG),
+    ("attention_v2", "no padding", "kPitch = kDim + 1", "kPitch = kDim", WAVEFRONTS),
+    ("attention_v2", "scale forgotten", "scores[j] *= p.scale;", "", WRONG),
+    ("attention_v2", "rows past the tile written", "if (row >= tile.rows) return;", "", "out of bounds"),
+    ("attention_v2", "maximum of two lanes only", "tile_max = fmaxf(tile_max, __shfl_xor_sync(0xffffffff, tile_max, 2));", "", WRONG),
+    ("attention_v2", "barrier in a branch", f"{BARRIER}  // K has been used; V takes its place", f"if (row < tile.rows) {BARRIER}", "divergence"),
+    ("attention_v2", "window a key long", "paging.h: last - window + 1", "last - window", WRONG),
+    ("attention_v2", "page table off by one", "paging.h: key / block_size]", "key / block_size + 1]", WRONG),
+    ("attention_v2", "position in the page lost", "paging.h: block * block_size + key % block_size", "block * block_size", WRONG),
+    ("attention_v2", "sum not rescaled", "paging.h: s.sum *= factor;", "", WRONG),
+    ("decode_d1", "no barrier before the round", f"{BARRIER}  // q is there; the scores of the round before have been used", "", WRONG),
+    ("decode_d1", "no barrier after the maxima", f"{BARRIER}\n\n      // The maximum", "// The maximum", WRONG),
+    ("decode_d1", "no barrier after the weights", f"{BARRIER}\n\n      for (int tile = 0; tile < kTiles", "for (int tile = 0; tile < kTiles", WRONG),
+    ("decode_d1", "maximum without its own tile", "tile <= thread / 32", "tile < thread / 32", WRONG),
+    ("decode_d1", "mask a key short", "min(keys.last + 1, tile_start", "min(keys.last, tile_start", WRONG),
+    ("decode_d1", "weights of the neighbour", "weights[k - start]", "weights[k - start + 1]", WRONG),
+    ("decode_d1", "columns past the head", "if (thread >= kDim) continue;", "", BYTES),
+    ("norm", "no barrier before the sum", f"{BARRIER}\n  float sum = 0;", "float sum = 0;", WRONG),
+    ("norm", "half of a warp", "step = 16", "step = 8", WRONG),
+    ("norm", "an element too many", "i < p.size; i += kThreads) {\n    float value", "i <= p.size; i += kThreads) {\n    float value", "out of bounds"),
+    ("norm", "mean of another length", "block_sum(squares) / p.size", "block_sum(squares) / kThreads", WRONG),
+    ("linear", "no barrier before loading", f"{BARRIER}  // the tiles of the round before have been read", "", WRONG),
+    ("linear", "no barrier after loading", f"{BARRIER}\n    int depth", "int depth", WRONG),
+    ("linear", "a row too many", "first + row < rows", "first + row <= rows", "out of bounds"),
+    ("linear", "weights transposed", "w_tile[local_col][k]", "w_tile[local_row][k]", WRONG),
+    ("linear", "no padding", "kPitch = kDepth + 1", "kPitch = kDepth", WAVEFRONTS),
+    ("silu_mul", "bound off by one", "if (i >= p.size) return;", "if (i > p.size) return;", "out of bounds"),
+    ("silu_mul", "halves exchanged", "gate[p.size + i]", "gate[i]", WRONG),
+    ("rope_and_cache", "turned the other way", "a * c - b * s", "a * c + b * s", WRONG),
+    ("rope_and_cache", "neighbours paired", "at = head * 2 * half + pair;", "at = head * 2 * half + 2 * pair - pair % 2;", "out of bounds"),
+    ("rope_and_cache", "position for slot", "slot = p.slots[token]", "slot = p.positions[token]", WRONG),
+    ("copy_blocks", "a word short", "i < words;", "i + 1 < words;", WRONG),
+    ("copy_blocks", "the wrong way round", "p.cache) + p.source[pair]", "p.cache) + p.destination[pair]", WRONG),
+    ("sample", "no barrier between two bests", f"{BARRIER}  // the call before has been read", "", WRONG),
+    ("sample", "no barrier after the logits", f"{BARRIER}\n  float factor", "float factor", "race"),
+    ("sample", "ties go to the highest id", "(1u << row.id_bits) - 1 - id", "id", WRONG),
+    ("sample", "one id too few", ">= enough", "> enough", WRONG),
+    ("sample", "noise of the neighbour", "static_cast<uint64_t>(id) + 1)", "static_cast<uint64_t>(id))", WRONG),
+]  # fmt: skip
+
+
+# ---- the right answer, and the run ----------------------------------------------------------------
+
+ATTENTION = Case([(1, 40), (35, 67), (2, 2), (3, 150)], heads=4, kv_heads=2, dim=32, block_size=4, window=50)
+
+
+def attention(run) -> tuple[Tensor, Tensor]:
+    q, k_cache, v_cache, meta, tables = ATTENTION.build(torch.float32)
+    out = torch.zeros(q.shape)
+    lens = [n for n, _ in ATTENTION.seqs], [n for _, n in ATTENTION.seqs]
+    run(
+        q=q, k_cache=k_cache, v_cache=v_cache, out=out, block_table=meta.block_table, query_start=meta.query_start,
+        kv_len=meta.kv_len, num_seqs=4, max_blocks=meta.block_table.shape[1], num_tokens=len(q), q_stride=q.stride(0),
+        num_heads=4, num_kv_heads=2, head_dim=32, block_size=4, scale=0.2, window=50,
+    )  # fmt: skip
+    return out, oracle.paged_attention(q, k_cache, v_cache, tables, *lens, 0.2, 50)
+
+
+def norm(run):
+    x, residual, weight = random(3, 130), random(3, 130, seed=1), random(130, seed=2)
+    y, total = torch.zeros(3, 130), torch.zeros(3, 130)
+    run(x=x, residual=residual, weight=weight, y=y, sum=total, rows=3, size=130)
+    return y, oracle.rms_norm(x + residual, weight, 1e-5)
+
+
+def linear(run):
+    x, weight, bias = random(17, 70), random(33, 70, seed=1), random(33, seed=2)
+    y = torch.zeros(17, 33)
+    run(x=x, weight=weight, bias=bias, y=y, rows=17, **{"in": 70}, out=33)
+    return y, oracle.linear(x, weight, bias)
+
+
+def silu_mul(run):
+    x, y = random(2, 2 * 130), torch.zeros(2, 130)
+    run(gate_up=x, y=y, rows=2, size=130)
+    return y, oracle.silu_mul(x)
+
+
+def rope_and_cache(run):
+    q, k, v = random(3, 2, 32), random(3, 1, 32, seed=1), random(3, 1, 32, seed=2)
+    angles, positions, slots = random(9, 16), torch.tensor([2, 0, 7]), torch.tensor([5, 1, 3])
+    q_out, caches = torch.zeros(3, 2, 32), torch.zeros(2, 9, 1, 32)
+    run(
+        q=q, k=k, v=v, cos=angles.cos(), sin=angles.sin(), positions=positions, slots=slots, q_out=q_out,
+        k_cache=caches[0], v_cache=caches[1], num_tokens=3, num_heads=2, num_kv_heads=1, head_dim=32,
+    )  # fmt: skip
+    at = angles.cos()[positions], angles.sin()[positions]
+    exact = torch.zeros(2, 9, 1, 32, dtype=torch.float64)
+    exact[0, slots], exact[1, slots] = oracle.rope(k, *at), v.double()
+    return torch.cat([q_out.flatten(), caches.flatten()]), torch.cat(
+        [oracle.rope(q, *at).flatten(), exact.flatten()]
+    )
+
+
+def copy_blocks(run):
+    cache, source, destination = random(5, 40), torch.tensor([4, 0]), torch.tensor([1, 3])
+    exact = cache.double()
+    exact[destination] = exact[source]
+    run(cache=cache, source=source, destination=destination, block_bytes=160, count=2)
+    return cache, exact
+
+
+def sample(run):
+    options = [
+        {"top_k": 3},
+        {"top_k": 7, "temperature": 4.0},
+        {"top_p": 0.5, "temperature": 3.0},
+        {"repetition_penalty": 2.0},
+    ]
+    params = [SamplingParams(**options[i % 4]) for i in range(24)]
+    batch = SamplingBatch(params, [noise_key(i, 0, 0) for i in range(24)], [[0, 5, 299]] * 24, 300)
+    logits = random(24, 300, scale=1.5).round()
+    names = ("keys", "numbers", "top_k", "seen", "seen_end")
+    columns = dict(zip(names, batch.tensors(), strict=True))
+    scratch, tokens = torch.zeros(24, 300), torch.zeros(24, dtype=torch.int64)
+    run(logits=logits, **columns, scratch=scratch, tokens=tokens, rows=24, vocab=300, ids=300)
+    return tokens.float(), ReferenceOps().sample(logits, batch).double()
+
+
+RUNS = {
+    "attention_v2": (attention, ["-DIS_ATTENTION", "-DLAUNCHER=attention_v2"]),
+    "decode_d1": (attention, ["-DIS_ATTENTION", "-DLAUNCHER=decode_d1"]),
+    "norm": (norm, ["-DIS_NORM"]),
+    "linear": (linear, ["-DIS_LINEAR"]),
+    "silu_mul": (silu_mul, ["-DIS_SILU_MUL"]),
+    "rope_and_cache": (rope_and_cache, ["-DIS_ROPE"]),
+    "copy_blocks": (copy_blocks, ["-DIS_COPY"]),
+    "sample": (sample, ["-DIS_SAMPLE"]),
+}
+
+
+def build(kernel: str, folder: Path, old: str = "", new: str = "") -> KernelLibrary:
+    """The kernel with `old` replaced, for float32 and heads of 32 alone, which compiles in half a second."""
+    for name in (f"{kernel}.cu", "paging.h", "dispatch.h"):
+        shutil.copy(csrc() / "cuda" / name, folder)
+    shutil.copy(Path(__file__).parent / "kernels" / "harness.cu", folder)
+    file, _, text = old.rpartition(": ") if old.startswith("paging.h: ") else (f"{kernel}.cu", "", old)
+    source = (folder / file).read_text()
+    if old:
+        assert text in source, f"{file} has no {text!r} any more"
+        (folder / file).write_text(source.replace(text, new, 1))
+    dispatch = (folder / "dispatch.h").read_text().splitlines()
+    others = ("case DType::bf16", "case DType::f16", "case 64:", "case 96:", "case 128:")
+    (folder / "dispatch.h").write_text(
+        "\n".join(line for line in dispatch if not line.strip().startswith(others))
+    )
+    return compile_kernels(folder / "harness.cu", [f'-DKERNEL="{kernel}.cu"', *RUNS[kernel][1]])
+
+
+def verdict(kernel: str, library: KernelLibrary, right: KernelLibrary) -> str:
+    """What catches it, or "survived"."""
+    case = RUNS[kernel][0]
+    for name in ("fast", "check"):
+        try:
+            with flavour(name), profile() as p:
+                found, exact = case(lambda **arguments: library.run("run", **arguments))
+        except SimtError as error:
+            return error.kind
+        if oracle.error(found, exact) > 2e-6:
+            return WRONG
+    with profile() as expected:
+        case(lambda **arguments: right.run("run", **arguments))
+    if (p.tensors, p.global_read_bytes) != (expected.tensors, expected.global_read_bytes):
+        return BYTES
+    return WAVEFRONTS if p.shared_wavefronts > expected.shared_wavefronts else "survived"
+
+
+@pytest.fixture(scope="module")
+def right(tmp_path_factory):
+    """The kernels as they are."""
+    made = {}
+
+    def get(kernel: str) -> KernelLibrary:
+        if kernel not in made:
+            made[kernel] = build(kernel, tmp_path_factory.mktemp(kernel))
+        return made[kernel]
+
+    return get
+
+
+@pytest.mark.parametrize("kernel", RUNS)
+def test_the_right_kernel_survives(kernel, right):
+    assert verdict(kernel, right(kernel), right(kernel)) == "survived"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "old", "new", "caught_by"),
+    [pytest.param(k, old, new, by, id=f"{k}: {what}") for k, what, old, new, by in MUTANTS],
+)
+def test_each_mutant_is_caught(kernel, old, new, caught_by, right, tmp_path):
+    assert verdict(kernel, build(kernel, tmp_path, old, new), right(kernel)) == caught_by

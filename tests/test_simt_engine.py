@@ -1,0 +1,123 @@
+"""`LLM(backend="simt")`: the CUDA kernels make a model speak, same bits in any company."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from minillm import LLM, SamplingParams
+from minillm.errors import BackendError, UnsupportedModel
+from minillm.ops.building import BuildFailed
+from minillm.ops.simt import SimtOps, flavour, profile
+from minillm.ops.simt.ops import load_ops
+
+try:
+    load_ops()
+except BuildFailed as reason:
+    pytest.skip(f"simulator: {reason}", allow_module_level=True)
+
+SHAPE = {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 32}
+PROMPTS = [[(i * 7919 + j * 104_729) % 300 for j in range(length)] for i, length in enumerate((1, 5, 33, 70))]
+GREEDY = SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True, logprobs=tiny.VOCAB_SIZE)
+DTYPES = ["float32", "bfloat16"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = tiny.config(**SHAPE)
+    return tiny.make_folder(
+        tmp_path_factory.mktemp("simt") / "llama", config, tensors=tiny.weights(config, scale=0.15)
+    )
+
+
+def load(folder: Path, **options: object) -> LLM:
+    return tiny.load(folder, **({"backend": "simt", "kv_memory": "4MiB"} | options))
+
+
+def answers(llm: LLM, prompts: list[list[int]]) -> list[tuple[list[int], Tensor]]:
+    """For each prompt its tokens and their log-probabilities [tokens, vocab_size]."""
+    found = []
+    for output in llm.generate(prompts, GREEDY):
+        rows = [[value for _, value in sorted(row.items())] for row in output.logprobs]
+        found.append((output.token_ids, torch.tensor(rows)))
+    return found
+
+
+def same(a: list[tuple[list[int], Tensor]], b: list[tuple[list[int], Tensor]]) -> bool:
+    return all(x[0] == y[0] and torch.equal(x[1], y[1]) for x, y in zip(a, b, strict=True))
+
+
+def prefilled(llm: LLM, ids: list[int]) -> Tensor:
+    """Log-probabilities after each token, all of them prefilled."""
+    return llm.logits(ids).log_softmax(-1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_whole_chunked_and_decoded_are_the_same_bits(folder, dtype):
+    whole, chunked = load(folder, dtype=dtype), load(folder, dtype=dtype, prefill_chunk=7)
+    batched = answers(whole, PROMPTS)
+    assert same(batched, [answers(whole, [prompt])[0] for prompt in PROMPTS])
+    assert same(batched, answers(chunked, PROMPTS))
+    for prompt, (tokens, decoded) in zip(PROMPTS, batched, strict=True):
+        again = prefilled(whole, prompt + tokens[:-1])
+        assert torch.equal(again, prefilled(chunked, prompt + tokens[:-1]))
+        assert torch.equal(decoded, again[len(prompt) - 1 :])
+
+
+def test_control_another_order_of_summation_is_noticed(folder):
+    """The naive attention in prefill alone: right, and other bits than decode's."""
+    ops = SimtOps()
+
+    def attention(q: Tensor, *others: object) -> Tensor:
+        rung = "v1" if q.shape[0] > 1 else None
+        return ops.paged_attention(q, *others, rung=rung)
+
+    llm = load(folder, parts={"attention": attention})
+    prompt, (tokens, decoded) = PROMPTS[3], answers(load(folder), [PROMPTS[3]])[0]
+    again = prefilled(llm, prompt + tokens[:-1])[len(prompt) - 1 :]
+    assert not torch.equal(decoded, again)
+    torch.testing.assert_close(decoded, again)
+
+
+@pytest.mark.parametrize("window", [None, 20])
+def test_logits_are_the_references(tmp_path, window):
+    config = tiny.mistral_config(window, **SHAPE) if window else tiny.config(**SHAPE)
+    folder = tiny.make_folder(tmp_path / "model", config, tensors=tiny.weights(config, scale=0.15))
+    ids = PROMPTS[3]
+    torch.testing.assert_close(load(folder).logits(ids), tiny.load(folder).logits(ids), rtol=2e-4, atol=2e-4)
+
+
+def test_a_whole_generation_under_check_is_clean_and_counted(folder):
+    llm = load(folder)
+    with flavour("check"), profile() as p:
+        tokens = llm.generate([PROMPTS[1]], GREEDY)[0].token_ids
+    assert tokens == answers(load(folder), [PROMPTS[1]])[0][0]
+    layers = 2
+    steps = 1 + (GREEDY.max_tokens - 1)
+    assert p["attention_v2"].launches == layers
+    assert p["decode_d1"].launches == layers * (steps - 1)
+    assert p["rope_and_cache"].launches == layers * steps
+    assert p["linear"].launches == (4 * layers + 1) * steps
+
+
+def test_text_comes_out(folder):
+    output = load(folder).generate("once upon a time", SamplingParams(max_tokens=5, temperature=0.0))[0]
+    assert (
+        output.text
+        == load(folder, backend="reference")
+        .generate("once upon a time", SamplingParams(max_tokens=5, temperature=0.0))[0]
+        .text
+    )
+    assert output.envelope["backend"] == "simt"
+
+
+def test_what_has_no_kernel_is_refused_when_the_model_is_loaded(tmp_path):
+    folder = tiny.make_folder(tmp_path / "model")  # head_dim 8
+    with pytest.raises(UnsupportedModel, match="head_dim 8"):
+        load(folder)
+    with pytest.raises(BackendError):
+        load(folder, device="cuda")
