@@ -597,5 +597,5 @@ attempt(check_again)
 #   other.
 # * **Swapping** blocks to main memory instead of computing them again.
 #
-# **Next.** Notebook 6 (sharing blocks). To write the scheduler yourself, inside the running engine:
-# `minillm labs list`.
+# **Next.** Notebook 6 (sharing blocks). `minillm labs start 5`: write the scheduler yourself, inside the
+# running engine.
