@@ -583,5 +583,5 @@ attempt(check_held)
 # * **Workspace.** An engine also needs memory for what passes between layers; on a GPU that is why not all
 #   of it goes to the cache (`minillm/memory/budget.py`).
 #
-# **Next.** Notebook 5 (who gets the blocks, and when) and notebook 6 (sharing them). To write the pool
-# yourself: `minillm labs list`.
+# **Next.** Notebook 5 (who gets the blocks, and when) and notebook 6 (sharing them). `minillm labs start 4`:
+# write the pool yourself, inside the running engine.

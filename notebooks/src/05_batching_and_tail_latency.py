@@ -14,7 +14,8 @@
 #
 # **You need** notebook 2 (both loops, batching) and from notebook 3 the block map.
 #
-# **Read beside it** `minillm/engine/scheduler.py` (230 lines) and `minillm/engine/engine.py`, from `step` on.
+# **Read beside it** `minillm/engine/scheduler.py` (240 lines), `minillm/engine/executor.py`, and
+# `minillm/observe/metrics.py`, which makes such figures from events.
 #
 # Counts of steps, rows and tokens hold everywhere. Times were measured when this was last run, on some
 # machine: **look at your own**.
@@ -328,7 +329,7 @@ for event in trace:
 
 # %% [markdown]
 # Preemption costs arithmetic, so it should be rare. That is what **headroom** is for: a request is let
-# in only if the blocks that the running ones take in their next 32 tokens (`HEADROOM_TOKENS`) are left for
+# in only if the blocks that the running ones take in their next 32 tokens (`headroom_tokens`) are left for
 # them. The scheduler is a part of the engine that can be swapped; here is one without headroom.
 
 
@@ -336,12 +337,11 @@ for event in trace:
 class Eager(scheduler.Scheduler):
     """Lets everybody in who fits at this moment."""
 
-    def _headroom(self):
-        return 0
+    headroom_tokens = 0
 
 
 eager = {blocks: serve_all(blocks, parts={"scheduler": Eager}) for blocks in pools}
-print(f"          headroom {scheduler.HEADROOM_TOKENS} tokens:              none:")
+print(f"          headroom {scheduler.Scheduler.headroom_tokens} tokens:              none:")
 print("blocks    preempted  computed twice  steps    preempted  computed twice  steps")
 for blocks in pools:
     line = f"{blocks:6} "
@@ -597,5 +597,5 @@ attempt(check_again)
 #   other.
 # * **Swapping** blocks to main memory instead of computing them again.
 #
-# **Next.** Notebook 6 (sharing blocks). To write the scheduler yourself, inside the running engine:
-# `minillm labs list`.
+# **Next.** Notebook 6 (sharing blocks). `minillm labs start 5`: write the scheduler yourself, inside the
+# running engine.

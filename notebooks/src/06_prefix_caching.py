@@ -164,9 +164,8 @@ class TokensOnly(PrefixCache):
 
 
 def with_cache(make):
-    """An engine whose prefix cache is `make(pool)`. Its memory is NaN: reading before writing would show."""
-    other = new_engine()
-    other.engine.memory.cache = make(other.engine.pool)
+    """An engine whose prefix cache is `make(pool)`, or none. NaN in its memory: a stray read would show."""
+    other = new_engine(parts={"prefix_cache": make}) if make else new_engine(prefix_caching=False)
     for tensor in (*other.engine.runner.cache.k, *other.engine.runner.cache.v):
         tensor.fill_(float("nan"))
     return other
@@ -303,7 +302,7 @@ def four_bits(data):
 
 
 caches = {
-    "none": lambda pool: None,
+    "none": None,
     "SHA-256, compared": PrefixCache,
     "four bits, compared": lambda pool: PrefixCache(pool, four_bits),
     "constant, compared": lambda pool: PrefixCache(pool, lambda data: b""),
@@ -615,4 +614,4 @@ attempt(check_order)
 # * **Sharing in the middle.** Text that is the same *behind* different beginnings has different keys and
 #   values (6.1); reusing it anyway is an approximation.
 #
-# **Next.** Write the cache yourself, inside the running engine: `minillm labs list`.
+# **Next.** `minillm labs start 6`: write the cache yourself, inside the running engine.
