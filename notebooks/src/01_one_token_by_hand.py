@@ -106,8 +106,10 @@ class Recorder:
         self.calls, self.inner = [], ReferenceOps()
 
     def __getattr__(self, op):
+        method = getattr(self.inner, op)
+
         def recorded(*arguments):
-            result = getattr(self.inner, op)(*arguments)
+            result = method(*arguments)
             self.calls.append((op, result))
             return result
 

@@ -62,9 +62,11 @@ class TimedOps:
         self.inner, self.seconds = ReferenceOps(), defaultdict(float)
 
     def __getattr__(self, op):
+        method = getattr(self.inner, op)
+
         def timed(*arguments):
             started = time.perf_counter()
-            result = getattr(self.inner, op)(*arguments)
+            result = method(*arguments)
             self.seconds[op] += time.perf_counter() - started
             return result
 
