@@ -23,7 +23,7 @@
 import bisect
 import contextlib
 import csv
-import sys
+import io
 from collections import Counter, deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -342,12 +342,13 @@ assert paged_waste[2] / (paged_waste[1] + paged_waste[2]) < 0.03
 
 # %%
 NUM_BLOCKS, BLOCK_SIZE = 64, 16
-with contextlib.redirect_stderr(sys.stdout):  # without a compiler it says that it runs on PyTorch
+with contextlib.redirect_stderr(io.StringIO()):  # it says when it compiles, or cannot
     llm = LLM(device="cpu", kv_memory="64MiB")
 config, token_bytes = llm.engine.model.config, llm.engine.model.dtype.itemsize
 block_bytes = BLOCK_SIZE * config.kv_bytes_per_token(token_bytes)
 llm = LLM(device="cpu", block_size=BLOCK_SIZE, kv_memory=NUM_BLOCKS * block_bytes, prefix_caching=False)
 engine = llm.engine
+print("backend:", engine.model.decoder.ops.name)
 print(f"a block takes {format_bytes(block_bytes)}, the pool {format_bytes(engine.runner.cache.nbytes)}")
 assert engine.pool.num_blocks == NUM_BLOCKS
 

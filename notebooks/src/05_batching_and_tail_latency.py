@@ -23,7 +23,7 @@
 # %%
 import contextlib
 import csv
-import sys
+import io
 import time
 from collections import Counter
 from itertools import pairwise
@@ -48,7 +48,7 @@ SIZE = 16  # tokens in a block
 def new_engine(name=None, **options):
     """No prefix cache unless asked for: what is computed shall depend on lengths only."""
     defaults = {"kv_memory": "64MiB", "block_size": SIZE, "prefix_caching": False}
-    with contextlib.redirect_stderr(sys.stdout):  # without a compiler it says that it runs on PyTorch
+    with contextlib.redirect_stderr(io.StringIO()):  # it says when it compiles, or cannot
         return LLM(name, device="cpu", **defaults | options)
 
 
