@@ -18,7 +18,12 @@ check() { # check NAME COMMAND...
 check "ruff check" "$env_python" -m ruff check .
 check "ruff format" "$env_python" -m ruff format --check .
 check "mypy" "$env_python" -m mypy
-check "pytest" "$env_python" -m pytest "$@"
+# All of it: a process per core, each with one thread, as threads that wait for each other's core are slow.
+if [ $# = 0 ]; then
+    check "pytest" env OMP_NUM_THREADS=1 "$env_python" -m pytest -n auto --dist worksteal
+else
+    check "pytest" "$env_python" -m pytest "$@"
+fi
 
 if [ -n "$failed" ]; then
     printf '\ntest.sh: FAILED: %s\n' "${failed#, }"
