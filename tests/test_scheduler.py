@@ -199,6 +199,25 @@ def test_priorities_with_aging() -> None:
     assert 2 * AGING_SECONDS < patient.now <= 2 * (2 * AGING_SECONDS + 1)
 
 
+class FrozenRanks(Scheduler):
+    """Ranks stay what they were at admission."""
+
+    def _order_running(self, now: float) -> None:
+        pass
+
+
+@pytest.mark.parametrize("scheduler", [Scheduler, FrozenRanks])
+def test_age_does_not_reverse_who_is_newest(scheduler: type[Scheduler]) -> None:
+    """The third waits past an age, then runs beside the second; control: by frozen ranks it is the elder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Toy, "scheduler_class", scheduler)
+        toy = Toy(9, prefix_caching=False, headroom=0, max_num_seqs=2)
+    for i, (length, max_tokens) in enumerate(((2, 12), (4, 28), (8, 12))):
+        toy.add(prompt(length, i), max_tokens)
+    toy.run()
+    assert toy.of("preempt")[0] == ("r2" if scheduler is Scheduler else "r1")
+
+
 def test_samples_count_as_sequences() -> None:
     toy = Toy(64, max_num_seqs=4)
     toy.add(prompt(5), 6, n=3)

@@ -68,7 +68,7 @@ def _engine(args: argparse.Namespace) -> dict[str, Any]:
     from minillm.bench.engine import run_bench
     from minillm.bench.peer import run_peer
 
-    llm = load_llm(args)
+    llm = load_llm(args, prefix_caching=False)  # every run measures the same prompts again
     report = run_bench(llm, args.prompt_len, args.tokens, args.runs, args.batch)
     if args.peer:
         report["peer"] = run_peer(llm, args.peer, args.prompt_len, args.tokens, args.runs, args.batch)

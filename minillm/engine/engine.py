@@ -107,7 +107,7 @@ class Engine:
             return bool(self._live or self._late)
 
     def stats(self) -> dict[str, int]:
-        """Requests waiting and running; blocks in all, used by requests, and free.
+        """Requests waiting to start, and started (preempted ones too); blocks in all, used, and free.
 
         `cached_blocks` of the free ones hold content that the prefix cache can find.
         """

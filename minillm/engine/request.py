@@ -59,7 +59,7 @@ class Request:
     num_computed_tokens: int = 0
     tenant: str | None = None
     order: int = 0  # of submission
-    rank: tuple[int, int, int] = (0, 0, 0)  # who goes first; given by the scheduler when it is admitted
+    rank: tuple[int, int, int] = (0, 0, 0)  # who goes first among the running, as of this step
     num_forks: int = 0  # samples of the same prompt that will begin where this one's prefill ends
     num_cached_tokens: int = 0  # found in the prefix cache at its first admission
     num_preemptions: int = 0

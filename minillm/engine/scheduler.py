@@ -132,6 +132,7 @@ class Scheduler:
     def schedule(self, now: float) -> StepPlan:
         """Plan one step, preempting and admitting as memory asks. An idle engine gets an empty plan."""
         plan = StepPlan()
+        self._order_running(now)
         prefilling, decoding = list[Request](), list[Request]()
         for request in self.running:
             (prefilling if request.is_prefilling else decoding).append(request)
@@ -144,6 +145,12 @@ class Scheduler:
                 budget -= self._prefill(plan, request, budget)
         self._admit(plan, budget, now)
         return plan
+
+    def _order_running(self, now: float) -> None:
+        """Ranks as of now: with those of different times, an aged newcomer could outrank its elders."""
+        for request in self.running:
+            request.rank = rank(request, now)
+        self.running.sort(key=lambda r: r.rank)
 
     # Memory ---------------------------------------------------------------------------------
 
