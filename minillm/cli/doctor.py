@@ -265,7 +265,8 @@ def check_backend(torch: ModuleType | None) -> Check:
     if torch is None:
         return Check("backend", "missing", "unknown", "repair torch first")
     if torch.cuda.is_available():
-        return Check("backend", "ok", 'reference (PyTorch) on the GPU; device="cpu" has native kernels')
+        advice = 'backend="native" takes the CUDA kernels, which no GPU has tried yet'
+        return Check("backend", "ok", "reference (PyTorch) on the GPU", advice)
     from minillm.ops import building
 
     try:

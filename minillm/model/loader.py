@@ -127,17 +127,19 @@ def load_model(
 
 
 def make_ops(backend: str, device: str = "auto") -> Ops:
-    """The named backend's ops for `device`; "auto" is native where it runs, else the reference.
+    """The named backend's ops for `device`; "auto" is native on a CPU where it can be built, else the reference.
 
     Raises:
         BackendError: the backend does not exist in this version, or not on this machine.
     """
     if backend == "simt":
         return _simulated(device)
-    if backend == "reference":
+    on_cpu = pick_device(device).type == "cpu"
+    # The CUDA kernels have run in the simulator only: nobody gets them on a GPU without asking.
+    if backend == "reference" or (backend == "auto" and not on_cpu):
         return ReferenceOps()
     try:
-        return NativeOps() if pick_device(device).type == "cpu" else CudaOps()
+        return NativeOps() if on_cpu else CudaOps()
     except BuildFailed as error:
         if backend == "native":
             raise BackendError(f"the native kernels are not available: {error}", _GET_A_COMPILER) from None
