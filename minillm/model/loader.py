@@ -127,7 +127,7 @@ def load_model(
 
 
 def make_ops(backend: str, device: str = "auto") -> Ops:
-    """The named backend's ops for `device`; "auto" is native on a CPU where it can be built, else the reference.
+    """The named backend's ops for `device`; "auto": native on a CPU with a compiler, else the reference.
 
     Raises:
         BackendError: the backend does not exist in this version, or not on this machine.
