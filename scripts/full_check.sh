@@ -19,7 +19,5 @@ bash "$repo/scripts/sanitize.sh" || status=1
 printf '\n== CUDA kernels under UBSan, in the simulator\n'
 bash "$repo/scripts/sanitize.sh" tests/test_cuda_kernels.py || status=1
 
-# Later checks (GPU runs, benchmarks) go here, each as: command || status=1
-
 [ "$status" = 0 ] && printf '\nfull_check.sh: all passed\n' || printf '\nfull_check.sh: FAILED\n'
 exit "$status"

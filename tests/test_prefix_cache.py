@@ -278,8 +278,7 @@ def test_tenants_share_with_themselves_only(folder: Any) -> None:
 
 
 def test_with_a_constant_hash_all_answers_are_right(folder: Any) -> None:
-    llm = poisoned(tiny.load(folder))
-    llm.engine.memory.cache = PrefixCache(llm.engine.pool, constant)
+    llm = poisoned(tiny.load(folder, parts={"prefix_cache": lambda pool: PrefixCache(pool, constant)}))
     prompts = [PROMPT[i:] + PROMPT[:i] for i in (0, 16, 32, 1, 0, 16, 32, 1)]
     outputs = [llm.generate(p, GREEDY)[0] for p in prompts]
     cold = tiny.load(folder, prefix_caching=False)

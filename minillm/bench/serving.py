@@ -7,8 +7,8 @@
                 where there is nothing to share
     allocation  paged and contiguous memory on a production trace (`bench/allocation.py`)
 
-The last two need data that is not part of the package (`--data`); without it they are left out, or
-made from the model's own text. Every ratio is of two measurements taken in turns.
+`sharing` with the tales and `allocation` need data that is not part of the package (`--data`); without it
+they are left out. The ratios of `batching` and of nothing to share are of runs taken in turns.
 """
 
 from __future__ import annotations

@@ -98,7 +98,8 @@ class Executor:
                 request.num_forks = 0
             requests += started
             rows += [row] * len(started)
-        return self._sample(requests, logits[rows])
+        self._draw(requests, logits[rows])  # their logits have been looked at
+        return requests
 
     def _fork(self, source: Request, fork: Request) -> Request:
         fork.block_table, copy = source.block_table.fork(source.num_computed_tokens)
