@@ -163,6 +163,16 @@ class Ops(Protocol):
     ) -> list[dict[int, float]]:
         """Log-probabilities of each row's token and of its `tops[i]` likeliest: `sampling.token_logprobs`."""
 
+    def verify_coupled(
+        self, sampled: Tensor, drafted: Tensor, parents: Tensor, node_start: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Which drafted tokens are those the target drew, (tokens, nodes): `verification.verify_coupled`."""
+
+    def verify_draft(
+        self, draft: Tensor, draft_probs: Tensor | None, target_probs: Tensor, uniforms: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Rejection sampling, (tokens, number accepted): `verification.verify_draft`."""
+
 
 class LayerFusion(ABC):
     """A backend that can also run all layers of the decoder in one call.

@@ -19,7 +19,7 @@ from torch.library import register_fake
 
 from minillm.config import ModelConfig
 from minillm.errors import UnsupportedModel
-from minillm.ops import sampling, shapes
+from minillm.ops import sampling, shapes, verification
 from minillm.ops.building import BuildFailed
 from minillm.ops.contract import AttentionMetadata, Weight, plain
 from minillm.ops.cuda_build import build_cuda
@@ -139,6 +139,18 @@ class CudaOps:
         self, logits: Tensor, token_ids: Tensor, tops: Sequence[int]
     ) -> list[dict[int, float]]:
         return sampling.token_logprobs(logits, token_ids, tops)
+
+    def verify_coupled(
+        self, sampled: Tensor, drafted: Tensor, parents: Tensor, node_start: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        shapes.check_verify_coupled(sampled, drafted, parents, node_start)
+        return verification.verify_coupled(sampled, drafted, parents, node_start)
+
+    def verify_draft(
+        self, draft: Tensor, draft_probs: Tensor | None, target_probs: Tensor, uniforms: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        shapes.check_verify_draft(draft, draft_probs, target_probs, uniforms)
+        return verification.verify_draft(draft, draft_probs, target_probs, uniforms)
 
     def _load(self) -> str:
         return load_library().name

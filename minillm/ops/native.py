@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.ops import shapes
+from minillm.ops import shapes, verification
 from minillm.ops.contract import AttentionMetadata, LayerFusion, LayerStack, PackedWeight, Weight
 from minillm.ops.registered import current_path, load_native, loaded_library, packed_shape
 from minillm.ops.sampling import SamplingBatch
@@ -158,6 +158,18 @@ class NativeOps(LayerFusion):
             {token_id: value} | dict(zip(ids[:top], values[:top], strict=True))
             for token_id, value, ids, values, top in rows
         ]
+
+    def verify_coupled(
+        self, sampled: Tensor, drafted: Tensor, parents: Tensor, node_start: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        shapes.check_verify_coupled(sampled, drafted, parents, node_start)
+        return verification.verify_coupled(sampled, drafted, parents, node_start)
+
+    def verify_draft(
+        self, draft: Tensor, draft_probs: Tensor | None, target_probs: Tensor, uniforms: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        shapes.check_verify_draft(draft, draft_probs, target_probs, uniforms)
+        return verification.verify_draft(draft, draft_probs, target_probs, uniforms)
 
     def _packed(self, weight: Weight) -> PackedWeight:
         if isinstance(weight, PackedWeight):

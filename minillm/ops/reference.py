@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.ops import sampling, shapes
+from minillm.ops import sampling, shapes, verification
 from minillm.ops.contract import AttentionMetadata, Weight, plain
 
 RopeFn = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -191,3 +191,15 @@ class ReferenceOps:
         self, logits: Tensor, token_ids: Tensor, tops: Sequence[int]
     ) -> list[dict[int, float]]:
         return sampling.token_logprobs(logits, token_ids, tops)
+
+    def verify_coupled(
+        self, sampled: Tensor, drafted: Tensor, parents: Tensor, node_start: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        shapes.check_verify_coupled(sampled, drafted, parents, node_start)
+        return verification.verify_coupled(sampled, drafted, parents, node_start)
+
+    def verify_draft(
+        self, draft: Tensor, draft_probs: Tensor | None, target_probs: Tensor, uniforms: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        shapes.check_verify_draft(draft, draft_probs, target_probs, uniforms)
+        return verification.verify_draft(draft, draft_probs, target_probs, uniforms)

@@ -98,6 +98,38 @@ def check_copy(caches: Sequence[Tensor], source: Tensor, destination: Tensor) ->
         raise ValueError(f"copy_blocks: source is {_of(source)}, destination {_of(destination)}")
 
 
+def check_verify_coupled(sampled: Tensor, drafted: Tensor, parents: Tensor, node_start: Tensor) -> None:
+    """Three of [num_nodes], and `node_start` [num_requests + 1]."""
+    op = "verify_coupled"
+    _need_dims(op, "sampled", sampled, 1)
+    for name, tensor in (("drafted", drafted), ("parents", parents)):
+        if tensor.shape != sampled.shape:
+            raise ValueError(f"{op}: {name} is {_of(tensor)}, sampled has {sampled.shape[0]} nodes")
+    if node_start.dim() != 1 or node_start.shape[0] < 1:
+        raise ValueError(f"{op}: node_start is {_of(node_start)}, it needs one entry more than requests")
+
+
+def check_verify_draft(
+    draft: Tensor, draft_probs: Tensor | None, target_probs: Tensor, uniforms: Tensor
+) -> None:
+    """`draft` [num_requests, k], probabilities [num_requests, k and k + 1, vocab], uniforms [.., k + 1]."""
+    op = "verify_draft"
+    _need_dims(op, "draft", draft, 2)
+    _need_dims(op, "target_probs", target_probs, 3)
+    (count, k), vocab_size = draft.shape, target_probs.shape[2]
+    wanted = {
+        "target_probs": (target_probs, (count, k + 1, vocab_size)),
+        "uniforms": (uniforms, (count, k + 1)),
+    }
+    if draft_probs is not None:
+        wanted["draft_probs"] = (draft_probs, (count, k, vocab_size))
+    for name, (tensor, shape) in wanted.items():
+        if tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"{op}: {name} is {_of(tensor)}, not {list(shape)}: draft has {count} requests of up to {k}"
+            )
+
+
 def _check_caches(op: str, q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
     _need_dims(op, "q", q, 3)
     _need_dims(op, "k_cache", k_cache, 4)
