@@ -47,9 +47,9 @@ def verify_coupled(
         node_start: int64 [num_requests + 1], request i is nodes start[i] .. start[i + 1]; it may have none.
 
     Returns:
-        tokens, nodes: int64 [num_nodes]: from node_start[i] on the tokens request i emits, and the node (index
-        within the request) each was drawn behind, padded with -1. One more is emitted than drafts were
-        accepted. Of several children that fit, the first is taken.
+        tokens, nodes: int64 [num_nodes]. From node_start[i] on: the tokens request i emits, and the node (its
+        index within the request) that each was drawn behind, padded with -1. One more is emitted than
+        drafts were accepted. Of several children that fit, the first is taken.
     """
     starts, target = node_start.tolist(), sampled.tolist()
     draft, parent = drafted.tolist(), parents.tolist()
