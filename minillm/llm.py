@@ -28,6 +28,7 @@ from minillm.model.locate import find_model
 from minillm.model.runner import SequenceRows
 from minillm.ops.swapped import SwappedOps
 from minillm.progress import Bar
+from minillm.speculation.pairing import load_draft
 from minillm.tokenizer import Message, check_messages
 
 MAX_LOGITS_BYTES = 1 << 30
@@ -42,7 +43,8 @@ class LLM:
         parts: parts of the engine to replace by name, see `engine/parts.py`.
         options: `dtype`, `device`, `backend`, `kv_memory`, `block_size`, `max_model_len`,
             `max_num_seqs`, `max_num_batched_tokens`, `prefill_chunk`, `max_queued_requests`,
-            `max_queued_tokens`, `prefix_caching`, `seed`: see `EngineConfig`.
+            `max_queued_tokens`, `prefix_caching`, `draft_model`, `num_draft_tokens`,
+            `draft_verification`, `draft_tree`, `adaptive_draft`, `seed`: see `EngineConfig`.
 
     Raises:
         MinillmError: the typed errors of `errors.py`, before anything runs.
@@ -63,7 +65,9 @@ class LLM:
         folder = find_model(model)
         with Bar("loading weights", in_bytes=True) as bar:
             loaded = load_model(folder, self.config, ops, bar)
-        self.engine = Engine(loaded, self.config, parts)
+        with Bar("loading draft", in_bytes=True) as bar:
+            draft = None if seams.drafter else load_draft(loaded, self.config, bar)
+        self.engine = Engine(loaded, self.config, parts, draft)
         self._streams: WeakValueDictionary[str, TextIterator] = WeakValueDictionary()
 
     @property

@@ -6,6 +6,7 @@ a program that came with a download, so it runs in jinja2's immutable sandbox.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -41,6 +42,12 @@ class Tokenizer:
     def num_token_ids(self) -> int:
         """One more than the highest id the tokenizer can decode. Asked once a step; found out once."""
         return max(self.rust.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    @cached_property
+    def vocabulary_digest(self) -> str:
+        """SHA-256 of every token with its id: equal digests, and ids mean the same text."""
+        vocabulary = self.rust.get_vocab(with_added_tokens=True)
+        return hashlib.sha256(json.dumps(sorted(vocabulary.items())).encode()).hexdigest()
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, with the tokenizer's own special tokens and never two BOS.

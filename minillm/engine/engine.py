@@ -19,6 +19,7 @@ from typing import Any
 from minillm.config import EngineConfig, SamplingParams
 from minillm.detokenizer import NullDetokenizer
 from minillm.engine.admission import capped_max_tokens, check_request, derived_seed
+from minillm.engine.drafting import make_speculation
 from minillm.engine.envelope import make_envelope
 from minillm.engine.executor import Executor
 from minillm.engine.kv_manager import KVCacheManager
@@ -39,23 +40,34 @@ class Engine:
     """Serves one model from one pool of KV blocks."""
 
     def __init__(
-        self, model: LoadedModel, config: EngineConfig, parts: Mapping[str, Any] | None = None
+        self,
+        model: LoadedModel,
+        config: EngineConfig,
+        parts: Mapping[str, Any] | None = None,
+        draft: LoadedModel | None = None,
     ) -> None:
         self.model, self.config, self.parts = model, config, Parts.of(parts)
         dtype, device, block_size = model.dtype, model.device, config.block_size
-        num_blocks = num_blocks_for(model.config, config, dtype, device, model.max_model_len)
+        token_bytes = sum(m.config.kv_bytes_per_token(m.dtype.itemsize) for m in (model, draft) if m)
+        num_blocks = num_blocks_for(token_bytes, config, device, model.max_model_len)
         cache = KVCache.allocate(model.config, num_blocks, block_size, dtype, device)
         self.runner = ModelRunner(model.decoder, cache, block_size, self.parts.slot_mapping)
         self.pool = self.parts.block_pool(num_blocks, block_size)
-        self.envelope = make_envelope(model, config)
+        self.envelope = make_envelope(model, config, draft)
         self.events = Events()
         self.memory = KVCacheManager(
-            self.pool, self.envelope["kv"], self.events, config.prefix_caching, self.parts.prefix_cache
+            self.pool,
+            self.envelope["kv"],
+            self.events,
+            config.prefix_caching,
+            self.parts.prefix_cache,
+            make_envelope(draft, config)["kv"] if draft else None,
         )
         self.scheduler = self.parts.scheduler(config, self.memory, self.events)
         self._live: dict[str, RequestGroup] = {}
+        speculation = make_speculation(model, draft, config, self.parts, self.runner, self.memory)
         self.executor = Executor(
-            model, self.parts, self.runner, self.memory, self.scheduler, self.events, self._live
+            model, self.parts, self.runner, self.memory, self.scheduler, self.events, self._live, speculation
         )
         self._lock = threading.Lock()
         self._incoming: list[RequestGroup] = []

@@ -25,8 +25,13 @@ def digest(fields: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def make_envelope(model: LoadedModel, engine: EngineConfig) -> dict[str, str]:
-    """`{"kv": digest, "execution": digest, ...}` and, readable beside them, what most often differs."""
+def make_envelope(
+    model: LoadedModel, engine: EngineConfig, draft: LoadedModel | None = None
+) -> dict[str, str]:
+    """`{"kv": digest, "execution": digest, ...}` and, readable beside them, what most often differs.
+
+    A draft changes nothing under coupled verification; under rejection it decides which tokens are drawn.
+    """
     config = asdict(model.config)
     del config["sources"]  # where a value was written down does not change what it does
     readable = {
@@ -49,6 +54,12 @@ def make_envelope(model: LoadedModel, engine: EngineConfig) -> dict[str, str]:
         "seed": engine.seed,
         "minillm": package_version(),
     }
+    if engine.draft_verification == "rejection":
+        execution["draft"] = {
+            "model": draft.weights_digest if draft else engine.draft_model,
+            "shape": engine.draft_shape,
+            "adaptive": engine.adaptive_draft,
+        }
     return {"kv": digest(kv), "execution": digest(execution), "minillm": package_version(), **readable}
 
 

@@ -1,7 +1,8 @@
 """A planned step, carried out: the two loops, the draws, and what was written made findable.
 
     StepPlan --+--> prefill_loop --> logits --+--> forks --+--> sampler --> append --> publish
-               +--> decode_loop  --> logits --------------+
+               +--> decode_loop  --> logits --------------+               |
+               +--> speculation  --> verdicts ----------------------------+
 
 Logits are looked at before they are used. A row that holds NaN or infinity ends its request with an
 error, publishes nothing, and its neighbours never learn of it: rows of a batch share no arithmetic.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -20,6 +22,8 @@ from minillm.engine.parts import Parts
 from minillm.engine.prefill import Chunk
 from minillm.engine.request import Request, RequestGroup
 from minillm.engine.scheduler import Scheduler, StepPlan
+from minillm.engine.speculate import Speculation
+from minillm.engine.verdicts import Verdict, are_finite
 from minillm.errors import MinillmError
 from minillm.model.loader import LoadedModel
 from minillm.model.runner import ModelRunner
@@ -39,9 +43,11 @@ class Executor:
         scheduler: Scheduler,
         events: Events,
         groups: Mapping[str, RequestGroup],
+        speculation: Speculation | None = None,
     ) -> None:
         self.parts, self._model, self._runner = parts, model, runner
         self._memory, self._scheduler, self._events, self._groups = memory, scheduler, events, groups
+        self._speculation = speculation
 
     def execute(self, plan: StepPlan) -> list[Request]:
         """Run a step as planned; returns the requests that got a token or failed.
@@ -50,13 +56,15 @@ class Executor:
             Exception: whatever a part raises; the requests' state is then unknown.
         """
         changed = list[Request]()
+        if self._speculation:
+            self._speculation.plan(plan)
         self._memory.make_room(plan.num_blocks)
         if plan.prefill:
             changed += self._run_prefill(plan.prefill)
-        if plan.decode:
-            logits = self.parts.decode_loop(self._runner, plan.decode)
-            self._events.emit("decode_step", rows=len(plan.decode))
-            changed += self._sample(plan.decode, logits)
+        if plan.lookahead and self._speculation:
+            changed += self._speculate(self._speculation, plan)
+        elif plan.decode:
+            changed += self._run_decode(plan.decode)
         for request, blocks in plan.blocks.items():
             if blocks:
                 self._events.emit("alloc", request.group_id, blocks=blocks)
@@ -75,7 +83,7 @@ class Executor:
                 end=chunk.end,
                 tokens=chunk.request.num_tokens,
             )
-        healthy = _are_finite(logits)
+        healthy = are_finite(logits)
         ready, failed = list[int](), list[Request]()
         for i, chunk in enumerate(chunks):
             if not healthy[i]:
@@ -86,6 +94,71 @@ class Executor:
         return failed + (
             self._start_decoding([chunks[i].request for i in ready], logits[ready]) if ready else []
         )
+
+    def _run_decode(self, requests: list[Request]) -> list[Request]:
+        """One token for each sequence."""
+        started = time.perf_counter()
+        logits = self.parts.decode_loop(self._runner, requests)
+        if self._speculation:
+            self._speculation.saw_plain_step(len(requests), time.perf_counter() - started)
+        self._events.emit("decode_step", rows=len(requests))
+        return self._sample(requests, logits)
+
+    def _speculate(self, speculation: Speculation, plan: StepPlan) -> list[Request]:
+        """One token for each sequence, and those drafted ones that stand."""
+        verdicts, logits, times = speculation.run(plan)
+        self._events.emit("decode_step", rows=len(plan.decode))
+        logprobs = self._logprobs_of(verdicts, logits)
+        now, sampled, outcomes = time.perf_counter(), list[tuple[str, int]](), list[tuple[int, int]]()
+        for verdict in verdicts:
+            request = verdict.guess.request
+            appended = self._append(request, verdict.tokens, logprobs.get(request, []), now)
+            taken, given_back = speculation.settle(verdict, appended or 1)
+            if not verdict.tokens:
+                self._fail(request)
+            sampled += [(request.group_id, request.index)] * appended
+            outcomes.append(verdict.count(appended))
+            request.num_drafted += outcomes[-1][0]
+            request.num_accepted += outcomes[-1][1]
+            if taken:
+                self._events.emit("alloc", request.group_id, blocks=taken)
+            if given_back:
+                self._events.emit("free", request.group_id, blocks=given_back)
+        if self._events.listeners:
+            self._events.emit("sample", at=now, requests=sampled)
+            self._events.emit(
+                "speculate",
+                requests=[(v.guess.request.group_id, v.guess.request.index) for v in verdicts],
+                outcomes=outcomes,
+                rows=len(logits),
+                draft_seconds=times.draft,
+                verify_seconds=times.verify,
+            )
+        return plan.decode
+
+    def _append(
+        self, request: Request, tokens: list[int], logprobs: list[dict[int, float]], now: float
+    ) -> int:
+        """Append tokens until one ends the request; returns how many."""
+        for count, token_id in enumerate(tokens):
+            if logprobs:
+                request.logprobs.append(logprobs[count])
+            request.append(token_id, self._model.eos_token_ids, now)
+            if request.finish_reason:
+                return count + 1
+        return len(tokens)
+
+    @torch.inference_mode()
+    def _logprobs_of(self, verdicts: list[Verdict], logits: Tensor) -> dict[Request, list[dict[int, float]]]:
+        """Log-probabilities of the tokens of the verdicts whose requests want them."""
+        wanted = [v for v in verdicts if v.tokens and v.guess.request.params.logprobs is not None]
+        if not wanted:
+            return {}
+        rows = [row for v in wanted for row in v.rows]
+        tokens = torch.tensor([token for v in wanted for token in v.tokens], device=logits.device)
+        tops = [v.guess.request.params.logprobs or 0 for v in wanted for _ in v.tokens]
+        found = iter(self._model.decoder.ops.token_logprobs(logits[rows], tokens, tops))
+        return {v.guess.request: list(islice(found, len(v.tokens))) for v in wanted}
 
     def _start_decoding(self, prefilled: list[Request], logits: Tensor) -> list[Request]:
         """Fork the other samples of each new prompt, then give every one its next token."""
@@ -105,15 +178,18 @@ class Executor:
         fork.block_table, copy = source.block_table.fork(source.num_computed_tokens)
         fork.num_computed_tokens = source.num_computed_tokens
         fork.published, fork.num_published = source.published, source.num_published
+        fork.num_draft_published = source.num_draft_published
+        full = source.num_computed_tokens // self._memory.pool.block_size * self._memory.pool.block_size
+        fork.num_draft_computed_tokens = min(source.num_draft_computed_tokens, full)  # not of the copy
         if copy:
-            self._runner.copy_block(*copy)
+            self._runner.copy_blocks([copy[0]], [copy[1]])
             self._events.emit("copy_on_write", fork.group_id, blocks=1)
         self._scheduler.fork(source, fork)
         return fork
 
     def _sample(self, requests: list[Request], logits: Tensor) -> list[Request]:
         """Give each request its next token; one whose logits are NaN or infinite ends with an error."""
-        healthy = _are_finite(logits)
+        healthy = are_finite(logits)
         for request, ok in zip(requests, healthy, strict=True):
             if not ok:
                 self._fail(request)
@@ -155,13 +231,3 @@ class Executor:
             f"the model's logits are NaN or infinite after {request.num_computed_tokens} tokens",
             "the weights may be damaged, or overflow in this dtype: try float32",
         )
-
-
-def _are_finite(logits: Tensor) -> list[bool]:
-    """Whether each row [rows, vocab] is free of NaN and infinity.
-
-    Only the largest magnitude of a row is asked: eight times as fast as asking every logit, and NaN is
-    larger than anything.
-    """
-    finite: list[bool] = logits.abs().amax(dim=-1).isfinite().tolist()
-    return finite

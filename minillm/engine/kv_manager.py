@@ -6,11 +6,15 @@
 One object over the pool and the prefix cache, so that "is there room" has one answer. Taking blocks
 is left to the sequences' tables (`BlockTable.grow`, in the two loops); `make_room` is called before a
 step and turns unused blocks into free ones, so that what was planned cannot fail.
+
+A draft model keeps its keys and values under the same block ids, and may be behind: a request's
+`num_draft_computed_tokens` says how far it is written, `CachedBlock.draft` whether a cached block has any.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import takewhile
 
 from minillm.engine.request import Request
 from minillm.memory.block_pool import BlockPool
@@ -29,8 +33,9 @@ class KVCacheManager:
         events: Events,
         prefix_caching: bool = True,
         make_cache: Callable[[BlockPool], PrefixCache] = PrefixCache,
+        draft: str | None = None,
     ) -> None:
-        self.pool, self.envelope, self._events = pool, envelope, events
+        self.pool, self.envelope, self._events, self._draft = pool, envelope, events, draft
         self.cache = make_cache(pool) if prefix_caching else None
 
     @property
@@ -69,6 +74,8 @@ class KVCacheManager:
         request.block_table.block_ids = self.cache.acquire(blocks)
         request.num_computed_tokens = len(blocks) * self.pool.block_size
         request.published, request.num_published = blocks[-1], len(blocks)
+        request.num_draft_published = len(list(takewhile(self._has_draft, blocks)))
+        request.num_draft_computed_tokens = request.num_draft_published * self.pool.block_size
         self._events.emit("share", request.group_id, blocks=len(blocks))
 
     def make_room(self, count: int) -> None:
@@ -84,23 +91,43 @@ class KVCacheManager:
         """
         if self.cache is None:
             return
-        size = self.pool.block_size
-        full = request.num_computed_tokens // size
-        if full <= request.num_published:
-            return
+        full = request.num_computed_tokens // self.pool.block_size
+        if full > request.num_published:
+            self._publish(self.cache, request, full)
+        if self._draft is not None:
+            self._publish_draft(request)
+
+    def _publish(self, cache: PrefixCache, request: Request, full: int) -> None:
         self._extend_digests(request, full)
-        first, table = request.num_published, request.block_table
+        first, table, size = request.num_published, request.block_table, self.pool.block_size
         for i in range(first, full):
             ids, mine = request.tokens(i * size, (i + 1) * size), table.block_ids[i]
-            block = self.cache.publish(
+            block = cache.publish(
                 self._scope(request), request.published, ids, request.block_digests[i], mine
             )
             if block.block_id != mine:
-                table.block_ids[i] = self.cache.acquire([block])[0]
+                table.block_ids[i] = cache.acquire([block])[0]
                 self.pool.free([mine])
+                if not self._has_draft(block):
+                    request.num_draft_computed_tokens = min(request.num_draft_computed_tokens, i * size)
             request.published = block
         request.num_published = full
         self._events.emit("publish", request.group_id, blocks=full - first)
+
+    def _publish_draft(self, request: Request) -> None:
+        """Note in the request's cached blocks how far the draft model has written them."""
+        written = min(request.num_published, request.num_draft_computed_tokens // self.pool.block_size)
+        if written <= request.num_draft_published:
+            return
+        block, index = request.published, request.num_published
+        while block is not None and index > request.num_draft_published:
+            if index <= written:
+                block.draft = self._draft
+            block, index = block.parent, index - 1
+        request.num_draft_published = written
+
+    def _has_draft(self, block: CachedBlock) -> bool:
+        return self._draft is not None and block.draft == self._draft
 
     def release(self, request: Request) -> None:
         """Give the request's blocks back. What it has computed must be found, or computed again."""
@@ -112,6 +139,7 @@ class KVCacheManager:
             self.cache.released(ids)
         self._events.emit("free", request.group_id, blocks=len(ids))
         request.num_computed_tokens = request.num_published = 0
+        request.num_draft_computed_tokens = request.num_draft_published = 0
         request.published = None
 
     def _scope(self, request: Request) -> Scope:

@@ -21,8 +21,6 @@ from minillm.memory.block_table import slot_mapping
 from minillm.memory.prefix_cache import PrefixCache
 from minillm.ops.sampling import sample
 
-LATER = ("drafter", "verify_draft")
-
 
 @dataclass(frozen=True)
 class Parts:
@@ -37,11 +35,14 @@ class Parts:
     scheduler      (EngineConfig, KVCacheManager, Events) -> object with Scheduler's methods, `waiting`
                    and `running`
     prefix_cache   (block pool) -> object with PrefixCache's methods; not asked where prefix caching is off
+    drafter        (LoadedModel, EngineConfig) -> object with Drafter's methods; None is what draft_model says
+    verify_draft   Ops.verify_draft's arguments -> (tokens, accepted); asked when draft_verification is
+                   "rejection"
     rope           (x [tokens, heads, head_dim], cos, sin [tokens, head_dim / 2]) -> like x
     attention      Ops.paged_attention's arguments -> [tokens, heads, head_dim]
     linear         (x [tokens, in], weight [out, in], bias or None) -> [tokens, out]
 
-    None for the last three means the backend's own.
+    None for the last four means the backend's own.
     """
 
     sampler: Callable[..., Any] = sample
@@ -52,6 +53,8 @@ class Parts:
     block_pool: Callable[..., Any] = BlockPool
     scheduler: Callable[..., Any] = Scheduler
     prefix_cache: Callable[..., Any] = PrefixCache
+    drafter: Callable[..., Any] | None = None
+    verify_draft: Callable[..., Any] | None = None
     rope: Callable[..., Any] | None = None
     attention: Callable[..., Any] | None = None
     linear: Callable[..., Any] | None = None
@@ -69,8 +72,6 @@ class Parts:
         except (TypeError, ValueError):
             raise UsageError(f"parts must map names to parts, not {given!r}") from None
         for name, part in mine.items():
-            if name in LATER:
-                raise UsageError(f"part {name!r} has no seam in this version", f"parts: {', '.join(names)}")
             if name not in names:
                 raise UsageError(f"there is no part {name!r}", f"parts: {', '.join(names)}")
             if not callable(part):

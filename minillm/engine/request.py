@@ -20,7 +20,7 @@ from typing import Literal, Protocol
 from minillm.config import SamplingParams
 from minillm.memory.block_table import BlockTable, blocks_for
 from minillm.memory.prefix_cache import CachedBlock
-from minillm.ops.sampling import noise_key
+from minillm.ops.sampling import DRAW, noise_key
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 
@@ -66,6 +66,10 @@ class Request:
     block_digests: list[bytes] = field(default_factory=list)
     published: CachedBlock | None = None  # the last of its blocks that the prefix cache knows
     num_published: int = 0
+    num_draft_computed_tokens: int = 0  # its first tokens, of which the draft model's keys are cached too
+    num_draft_published: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
     finish_reason: FinishReason | None = None
     is_released: bool = False  # finished, and its blocks given back
     token_times: list[float] = field(default_factory=list)
@@ -91,6 +95,13 @@ class Request:
     def noise_key(self) -> int:
         """Key of the next token's noise: (seed, sample index, output position)."""
         return noise_key(self.seed, self.index, len(self.output_token_ids))
+
+    def noise_keys(self, count: int, purpose: int = DRAW) -> list[int]:
+        """Keys of the next `count` output positions; all 0, and no work, where nothing is drawn."""
+        if self.params.temperature == 0:
+            return [0] * count
+        first = len(self.output_token_ids)
+        return [noise_key(self.seed, self.index, first + i, purpose) for i in range(count)]
 
     @property
     def seen_token_ids(self) -> list[int]:

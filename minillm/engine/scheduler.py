@@ -40,13 +40,17 @@ AGING_SECONDS = 10.0
 
 @dataclass
 class StepPlan:
-    """What one step does: a prefill batch, a decode batch, or both."""
+    """What one step does: a prefill batch, a decode batch, or both.
+
+    `lookahead` is added to the scheduler's plan by speculation (lookahead.py), from what is left over.
+    """
 
     prefill: list[Chunk] = field(default_factory=list)
     decode: list[Request] = field(default_factory=list)
     blocks: dict[Request, int] = field(default_factory=dict)  # what each will take from the pool
     num_blocks: int = 0  # and all together
     preempted: list[Request] = field(default_factory=list)
+    lookahead: dict[Request, tuple[int, int]] = field(default_factory=dict)  # (tokens, paths) to draft
 
     def take(self, request: Request, blocks: int) -> None:
         """Count `blocks` for a request."""

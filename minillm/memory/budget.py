@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from minillm.config import EngineConfig, ModelConfig, require_int
+from minillm.config import EngineConfig, require_int
 from minillm.errors import KVCapacityError, UsageError
 from minillm.memory.block_table import blocks_for
 
@@ -60,14 +60,14 @@ def free_memory(device: torch.device) -> int:
 
 
 def num_blocks_for(
-    config: ModelConfig, engine: EngineConfig, dtype: torch.dtype, device: torch.device, max_model_len: int
+    bytes_per_token: int, engine: EngineConfig, device: torch.device, max_model_len: int
 ) -> int:
-    """Blocks that fit in the engine's `kv_memory`.
+    """Blocks that fit in the engine's `kv_memory`, with `bytes_per_token` for every token of a block.
 
     Raises:
         KVCapacityError: not even one block fits, or `kv_memory` is more than is free now.
     """
-    block_bytes = engine.block_size * config.kv_bytes_per_token(dtype.itemsize)
+    block_bytes = engine.block_size * bytes_per_token
     if engine.kv_memory == "auto":
         useful = blocks_for(max_model_len, engine.block_size) * engine.max_num_seqs * block_bytes
         budget = min(int(free_memory(device) * _AUTO_SHARE[device.type]), useful)

@@ -43,13 +43,17 @@ class Scope(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class CachedBlock:
-    """A full block and everything its content depends on. Compared by identity."""
+    """A full block and everything its content depends on. Compared by identity.
+
+    `draft` names the draft model whose keys and values it holds too; without one, none.
+    """
 
     block_id: int
     scope: Scope
     parent: CachedBlock | None
     token_ids: tuple[int, ...]
     digest: bytes
+    draft: str | None = None
 
 
 def sha256(data: bytes) -> bytes:

@@ -48,6 +48,11 @@ def find_model(model: str | Path | None) -> Path:
     raise ModelNotFound(f"there is no model folder {name!r}", _suggestion(path))
 
 
+def find_draft(model: str | Path) -> Path:
+    """The folder of a draft model, as `find_model`; "auto" is the draft that ships with the package."""
+    return _shipped(DEFAULT_DRAFT) if model == "auto" else find_model(model)
+
+
 def shipped_models() -> list[str]:
     """Names of the models in the package."""
     return sorted(p.parent.name for p in ZOO.glob("*/config.json"))

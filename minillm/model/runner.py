@@ -73,9 +73,19 @@ class ModelRunner:
         return self.decoder.logits(hidden[self._tensor(last)])
 
     @torch.inference_mode()
-    def copy_block(self, source: int, destination: int) -> None:
-        """Copy one block in all layers."""
-        index = self._tensor([source]), self._tensor([destination])
+    def all_logits(self, batch: Sequence[SequenceRows]) -> Tensor:
+        """`forward`, then the logits of every row: [num_tokens, vocab_size]."""
+        return self.decoder.logits(self.forward(batch))
+
+    @torch.inference_mode()
+    def step_logits(self, ids: Tensor, meta: AttentionMetadata) -> Tensor:
+        """Logits [num_seqs, vocab_size] behind one token `ids` [num_seqs] of each, from `step_metadata`."""
+        return self.decoder.logits(self.decoder.forward(ids, self.cache.k, self.cache.v, meta))
+
+    @torch.inference_mode()
+    def copy_blocks(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        """Copy each source block to its destination, in all layers."""
+        index = self._tensor(sources), self._tensor(destinations)
         self.decoder.ops.copy_blocks([*self.cache.k, *self.cache.v], *index)
 
     def metadata(self, batch: Sequence[SequenceRows]) -> AttentionMetadata:
@@ -88,15 +98,46 @@ class ModelRunner:
             positions += new
             slots += self._slots(rows.block_ids, new, self.block_size)
             query_start.append(len(positions))
-        widest = max((len(rows.block_ids) for rows in batch), default=0)
-        table = [[*rows.block_ids, *[0] * (widest - len(rows.block_ids))] for rows in batch]
         return AttentionMetadata(
             positions=self._tensor(positions),
             slot_mapping=self._tensor(slots),
-            block_table=self._tensor(table, torch.int32),
+            block_table=self._table([rows.block_ids for rows in batch]),
             query_start=self._tensor(query_start, torch.int32),
             kv_len=self._tensor([rows.end for rows in batch], torch.int32),
         )
+
+    def step_metadata(self, rows: Sequence[tuple[int, Sequence[int], int]]) -> list[AttentionMetadata]:
+        """Metadata of several decode steps to come, made at once.
+
+        Args:
+            rows: (next position, block ids, number of steps) of each sequence, the most steps first.
+
+        Returns:
+            One for each step; step i holds the first sequences, those that have more than i steps.
+        """
+        count = rows[0][2]
+        starts = self._tensor([start for start, _, _ in rows])
+        positions = starts + torch.arange(count, device=self.device).unsqueeze(1)
+        slots = [
+            self._slots(ids, range(at, at + n), self.block_size) + [0] * (count - n) for at, ids, n in rows
+        ]
+        slot_mapping = self._tensor(slots).view(len(rows), count).t().contiguous()
+        kv_len = (positions + 1).to(torch.int32)
+        table = self._table([ids for _, ids, _ in rows])
+        query_start = torch.arange(len(rows) + 1, dtype=torch.int32, device=self.device)
+        alive = [sum(n > step for _, _, n in rows) for step in range(count)]
+        return [
+            AttentionMetadata(
+                positions[i, :n], slot_mapping[i, :n], table[:n], query_start[: n + 1], kv_len[i, :n]
+            )
+            for i, n in enumerate(alive)
+        ]
+
+    def _table(self, block_ids: Sequence[Sequence[int]]) -> Tensor:
+        """Block tables [num_seqs, widest], padded with 0."""
+        widest = max(map(len, block_ids), default=0)
+        table = [[*ids, *[0] * (widest - len(ids))] for ids in block_ids]
+        return self._tensor(table, torch.int32)
 
     def _tensor(self, values: Sequence[int] | list[list[int]], dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=self.device)

@@ -26,6 +26,9 @@ from torch import Tensor
 
 from minillm.config import SamplingParams
 
+# What a draw is for. Rejection sampling needs more than the one of coupled sampling.
+DRAW, ACCEPT, REPLACE, DRAFT = range(4)
+
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MUL_1 = 0xBF58476D1CE4E5B9
@@ -124,18 +127,53 @@ def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
     Returns:
         int64 [num_rows].
     """
+    return scores(logits, batch).argmax(dim=-1)
+
+
+def best_tokens(logits: Tensor, batch: SamplingBatch, count: int) -> Tensor:
+    """The `count` ids that come first under each row's own noise: int64 [num_rows, count].
+
+    The first is what `sample` draws; the others are what a drafter offers beside it.
+    """
+    return scores(logits, batch).sort(dim=-1, descending=True, stable=True).indices[:, :count]
+
+
+def scores(logits: Tensor, batch: SamplingBatch) -> Tensor:
+    """What the argmax is taken of: float64 [num_rows, vocab_size], filtered and with the row's noise.
+
+    Rows of temperature 0 have neither filters nor noise. Arguments as for `sample`.
+    """
+    result = masked(logits, batch).double()
+    drawn = [row for row, params in enumerate(batch.params) if params.temperature > 0]
+    if drawn:
+        filtered = torch.stack([filter_logits(result[row].float(), batch.params[row]) for row in drawn])
+        noise = gumbel_noise([batch.keys[row] for row in drawn], logits.shape[1], logits.device)
+        result[torch.tensor(drawn, device=logits.device)] = filtered.double() + noise
+    return result
+
+
+def probabilities(logits: Tensor, batch: SamplingBatch) -> Tensor:
+    """The distribution each row is drawn from: float32 [num_rows, vocab_size].
+
+    All on one id at temperature 0. Arguments as for `sample`; the keys are not looked at.
+    """
+    rows = []
+    for row, params in zip(masked(logits, batch), batch.params, strict=True):
+        if params.temperature > 0:
+            rows.append(filter_logits(row, params).softmax(dim=-1))
+        else:
+            rows.append(torch.zeros_like(row).index_fill_(0, row.argmax(), 1.0))
+    return torch.stack(rows)
+
+
+def masked(logits: Tensor, batch: SamplingBatch) -> Tensor:
+    """Float32 [num_rows, vocab_size] with ids the tokenizer lacks at -inf, repeated ones penalised."""
     logits = logits.float().clone()
     logits[:, batch.num_token_ids :] = NEG_INF
     for row, (params, seen) in enumerate(zip(batch.params, batch.seen, strict=True)):
         if params.repetition_penalty != 1.0:
             logits[row] = penalise_repetition(logits[row], seen, params.repetition_penalty)
-    tokens = logits.argmax(dim=-1)
-    drawn = [row for row, params in enumerate(batch.params) if params.temperature > 0]
-    if drawn:
-        scores = torch.stack([filter_logits(logits[row], batch.params[row]) for row in drawn]).double()
-        noise = gumbel_noise([batch.keys[row] for row in drawn], logits.shape[1], logits.device)
-        tokens[torch.tensor(drawn, device=logits.device)] = (scores + noise).argmax(dim=-1)
-    return tokens
+    return logits
 
 
 def penalise_repetition(logits: Tensor, seen: Sequence[int], penalty: float) -> Tensor:

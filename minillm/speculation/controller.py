@@ -1,0 +1,158 @@
+"""How far to draft: as far as it pays, by what has been measured in this very run.
+
+A step that drafts k tokens for each of n sequences, of which a share a stands, takes and gives
+
+    seconds   target(n * (1 + k)) + k * level(n)            tokens   n * (1 - a^(k+1)) / (1 - a)
+
+Decode of a few sequences is bound by memory: target(n * (1 + k)) is hardly more than target(n), and drafts
+are nearly free. With many sequences it is bound by arithmetic, every drafted row costs like any other, and
+no draft is the best draft. So the controller learns both times by the number of rows, and each sequence's a,
+takes the k of the most tokens per second, and 0 is one of the choices. A sequence whose drafts stand less
+often than the others' gets fewer: token j of a draft stands with probability a^j, and must be worth its time.
+
+While drafting does not pay it is tried again now and then, after pauses that double, so that being off costs
+next to nothing. Decisions depend on clocks; answers do not (contract C7), except that with rejection sampling
+which tokens are drawn, not how they are distributed, depends on what was drafted.
+
+Formula: Leviathan et al. (arXiv 2211.17192), section 3. Left out: how sure the draft model is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+from minillm.speculation.drafts import DraftSequence
+
+PLAIN_SAMPLES = 2  # steps without drafts that must have been timed before one with drafts is judged
+PLAIN_EVERY = 128  # drafting steps after which one without is timed again
+FIRST_PAUSE, LONGEST_PAUSE = 16, 2048  # steps without a draft before one is tried again
+PROBE = 2  # tokens drafted then
+MEMORY = 32.0  # drafted tokens after which acceptance seen before counts 1 / e
+PRIOR, PRIOR_WEIGHT = 0.7, 2.0  # acceptance assumed of who has not been seen
+
+
+class Acceptance:
+    """The share of drafted tokens that stood, of those that were looked at; old ones fade."""
+
+    def __init__(self) -> None:
+        self._stood = self._seen = 0.0
+
+    def add(self, stood: int, seen: int) -> None:
+        """`seen` more tokens were compared, of which `stood` were right."""
+        fade = math.exp(-seen / MEMORY)
+        self._stood, self._seen = self._stood * fade + stood, self._seen * fade + seen
+
+    def rate(self, prior: float) -> float:
+        """Between 0 and 1, never quite; `prior` where nothing is known."""
+        rate = (self._stood + PRIOR_WEIGHT * prior) / (self._seen + PRIOR_WEIGHT)
+        return min(max(rate, 0.001), 0.999)
+
+
+class Times:
+    """Seconds by number of rows, in classes of powers of two; a moving average of each."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}
+        self._samples: dict[int, int] = {}
+
+    def add(self, rows: int, seconds: float) -> None:
+        """One measurement. One that is far off (a machine that did something else) counts little."""
+        size = rows.bit_length()
+        known = self._seconds.get(size, seconds)
+        self._seconds[size] = known + 0.2 * (min(seconds, 2 * known) - known)
+        self._samples[size] = self._samples.get(size, 0) + 1
+
+    def samples(self, rows: int) -> int:
+        """How often this many rows were measured."""
+        return self._samples.get(rows.bit_length(), 0)
+
+    def of(self, rows: int) -> float:
+        """Seconds for `rows` rows; of the nearest smaller class where it was never measured, else 0."""
+        size = rows.bit_length()
+        known = [s for s in self._seconds if s <= size]
+        return self._seconds[max(known)] if known else 0.0
+
+
+class Controller:
+    """Draft lengths for the sequences of a step: at most `depth`, on `paths` paths."""
+
+    def __init__(self, depth: int, paths: int = 1, adaptive: bool = True) -> None:
+        self._depth, self._paths, self._adaptive = depth, paths, adaptive
+        self._target, self._level = Times(), Times()
+        self._own: WeakKeyDictionary[DraftSequence, Acceptance] = WeakKeyDictionary()
+        self._all = Acceptance()
+        self._pause, self._next_pause, self._is_probe_due = 0, FIRST_PAUSE, False
+        self._since_plain = 0
+
+    # What is measured -----------------------------------------------------------------------
+
+    def saw_target(self, rows: int, seconds: float) -> None:
+        """A decode pass of the target took so long, drafted rows included."""
+        self._target.add(rows, seconds)
+
+    def saw_draft(self, rows: int, levels: int, seconds: float) -> None:
+        """Drafting `levels` tokens for `rows` paths took so long."""
+        self._level.add(rows, seconds / levels)
+
+    def saw_verdict(self, sequence: DraftSequence, drafted: int, stood: int) -> None:
+        """Of a path of `drafted` tokens the first `stood` were right, and the next, if any, was wrong."""
+        seen = min(drafted, stood + 1)
+        self._own.setdefault(sequence, Acceptance()).add(stood, seen)
+        self._all.add(stood, seen)
+
+    # What follows from it -------------------------------------------------------------------
+
+    def choose(self, sequences: Sequence[DraftSequence]) -> list[int]:
+        """How many tokens to draft for each sequence."""
+        count = len(sequences)
+        if not self._adaptive:
+            return [self._depth] * count
+        if self._pause:
+            self._pause -= 1
+            return [0] * count
+        if self._target.samples(count) < PLAIN_SAMPLES or self._since_plain >= PLAIN_EVERY:
+            self._since_plain = 0
+            return [0] * count
+        prior = self._all.rate(PRIOR)
+        rates = [self._own[s].rate(prior) if s in self._own else prior for s in sequences]
+        best = max(range(self._depth + 1), key=lambda k: self._speed(rates, k))
+        if best == 0:
+            return self._rest(count)
+        self._next_pause, self._is_probe_due = FIRST_PAUSE, False
+        self._since_plain += 1
+        worth = self._speed(rates, best) * self._cost(count, best)
+        return [self._own_depth(a, worth) for a in rates]
+
+    def _rest(self, count: int) -> list[int]:
+        """No draft pays: pause, then probe, then pause twice as long."""
+        if self._is_probe_due:
+            self._is_probe_due = False
+            return [min(PROBE, self._depth)] * count
+        self._pause, self._is_probe_due = self._next_pause, True
+        self._next_pause = min(2 * self._next_pause, LONGEST_PAUSE)
+        return [0] * count
+
+    def _speed(self, rates: Sequence[float], k: int) -> float:
+        """Expected tokens per second when `k` are drafted for everybody."""
+        tokens = sum((1 - a ** (k + 1)) / (1 - a) for a in rates)
+        return tokens / max(self._seconds(len(rates), k), 1e-9)
+
+    def _seconds(self, count: int, k: int) -> float:
+        if k == 0:
+            return self._target.of(count)
+        paths = count * self._paths
+        return self._target.of(paths * (1 + k)) + k * self._level.of(paths)
+
+    def _cost(self, count: int, k: int) -> float:
+        """Seconds that one drafted token of one sequence adds to a step."""
+        return (self._seconds(count, k) - self._seconds(count, 0)) / (count * k)
+
+    def _own_depth(self, rate: float, worth: float) -> int:
+        """The most tokens of which the last still stands with probability `worth` or more."""
+        if worth <= 0:
+            return self._depth
+        if worth >= rate:
+            return 0
+        return min(self._depth, int(math.log(worth) / math.log(rate)))
