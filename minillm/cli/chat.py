@@ -6,7 +6,15 @@ import argparse
 import sys
 
 from minillm.cli.generate import print_stream, stats_line
-from minillm.cli.options import add_engine_options, add_sampling_options, dim, load_llm, sampling_params
+from minillm.cli.options import (
+    add_draft_options,
+    add_engine_options,
+    add_sampling_options,
+    dim,
+    draft_options,
+    load_llm,
+    sampling_params,
+)
 from minillm.errors import UsageError
 
 
@@ -21,13 +29,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--system", help="the system message")
     add_sampling_options(parser)
     add_engine_options(parser)
+    add_draft_options(parser)
     parser.add_argument("--quiet", action="store_true", help="no prompt sign and no stats lines")
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Chat until the input ends."""
-    llm = load_llm(args)
+    llm = load_llm(args, **draft_options(args))
     params = sampling_params(args, llm.default_params)
     messages = [{"role": "system", "content": args.system}] if args.system else []
     while (text := _read_message(args.quiet)) is not None:

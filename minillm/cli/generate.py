@@ -8,9 +8,11 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from minillm.cli.options import (
+    add_draft_options,
     add_engine_options,
     add_sampling_options,
     dim,
+    draft_options,
     load_llm,
     read_text,
     sampling_params,
@@ -37,6 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     source.add_argument("stdin", nargs="?", choices=["-"], help="read the text from stdin")
     add_sampling_options(parser)
     add_engine_options(parser)
+    add_draft_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument("--quiet", action="store_true", help="no stats line")
     parser.set_defaults(func=run)
@@ -45,7 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Generate; 0, or 130 when interrupted (the text so far is kept)."""
     prompt = _prompt(args)
-    llm = load_llm(args)
+    llm = load_llm(args, **draft_options(args))
     params = sampling_params(args, llm.default_params)
     stream = llm.stream(prompt, params)
     if not args.json and sys.stdout.isatty() and sys.stderr.isatty():
@@ -92,9 +95,10 @@ def stats_line(output: RequestOutput) -> str:
     metrics, count = output.metrics, len(output.token_ids)
     speed = f"{1 / metrics.tpot:.1f} tok/s" if metrics.tpot else "-"
     first = f"{metrics.ttft * 1000:.0f} ms" if metrics.ttft is not None else "-"
+    drafts = f"{metrics.accepted} of {metrics.drafted} drafted stood | " if metrics.drafted else ""
     return (
         f"[{len(output.prompt_token_ids)} prompt + {count} new tokens | first after {first}, then {speed} | "
-        f"{output.finish_reason} | seed {output.outputs[0].seed}]"
+        f"{drafts}{output.finish_reason} | seed {output.outputs[0].seed}]"
     )
 
 
@@ -114,6 +118,8 @@ def as_json(output: RequestOutput, model: str) -> dict[str, Any]:
             "ttft_s": metrics.ttft,
             "tpot_s": metrics.tpot,
             "e2e_s": metrics.e2e,
+            "drafted": metrics.drafted,
+            "accepted": metrics.accepted,
         },
         "envelope": dict(output.envelope),
     }

@@ -41,6 +41,29 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--stop", action="append", metavar="TEXT", help="stop before TEXT; may be repeated")
 
 
+def add_draft_options(parser: argparse.ArgumentParser) -> None:
+    """--draft-model, --num-draft-tokens."""
+    group = parser.add_argument_group("speculation (faster, and the same text)")
+    group.add_argument(
+        "--draft-model", metavar="PATH", help="folder or hub id of a small model, ngram, or auto (it ships)"
+    )
+    group.add_argument(
+        "--num-draft-tokens", type=int, metavar="K", help="most tokens drafted at a time (default: 5)"
+    )
+
+
+def draft_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The draft options as `LLM` takes them; what is not given stays at its default.
+
+    Raises:
+        UsageError: a number of drafted tokens and nobody who drafts.
+    """
+    given = {"draft_model": args.draft_model, "num_draft_tokens": args.num_draft_tokens}
+    if args.draft_model is None and args.num_draft_tokens is not None:
+        raise UsageError("--num-draft-tokens needs --draft-model", "e.g. --draft-model auto")
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def load_llm(args: argparse.Namespace, **more: Any) -> LLM:
     """The LLM the engine options describe, with `more` options of `LLM`."""
     from minillm import LLM

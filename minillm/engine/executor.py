@@ -23,7 +23,7 @@ from minillm.engine.prefill import Chunk
 from minillm.engine.request import Request, RequestGroup
 from minillm.engine.scheduler import Scheduler, StepPlan
 from minillm.engine.speculate import Speculation
-from minillm.engine.verdicts import Verdict, are_finite
+from minillm.engine.verdicts import Outcome, Verdict, are_finite
 from minillm.errors import MinillmError
 from minillm.model.loader import LoadedModel
 from minillm.model.runner import ModelRunner
@@ -109,7 +109,7 @@ class Executor:
         verdicts, logits, times = speculation.run(plan)
         self._events.emit("decode_step", rows=len(plan.decode))
         logprobs = self._logprobs_of(verdicts, logits)
-        now, sampled, outcomes = time.perf_counter(), list[tuple[str, int]](), list[tuple[int, int]]()
+        now, sampled, outcomes = time.perf_counter(), list[tuple[str, int]](), list[Outcome]()
         for verdict in verdicts:
             request = verdict.guess.request
             appended = self._append(request, verdict.tokens, logprobs.get(request, []), now)
@@ -117,9 +117,10 @@ class Executor:
             if not verdict.tokens:
                 self._fail(request)
             sampled += [(request.group_id, request.index)] * appended
-            outcomes.append(verdict.count(appended))
-            request.num_drafted += outcomes[-1][0]
-            request.num_accepted += outcomes[-1][1]
+            outcome = verdict.outcome(appended)
+            request.num_drafted += outcome.drafted
+            request.num_accepted += outcome.accepted
+            outcomes.append(outcome)
             if taken:
                 self._events.emit("alloc", request.group_id, blocks=taken)
             if given_back:

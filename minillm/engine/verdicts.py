@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,6 +43,14 @@ class Guess:
     draft: Draft = NO_DRAFT
 
 
+class Outcome(NamedTuple):
+    """Tokens drafted on all paths, tokens of the longest, and how many stand."""
+
+    drafted: int
+    depth: int
+    accepted: int
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What a sequence gets: `tokens`, each drawn from the logits in its entry of `rows`.
@@ -60,9 +68,11 @@ class Verdict:
         """Drafted tokens that stand."""
         return max(0, len(self.tokens) - 1)
 
-    def count(self, appended: int) -> tuple[int, int]:
-        """(drafted, accepted) tokens; what stands behind the end of an answer is no token of it."""
-        return sum(map(len, self.guess.draft.paths)), min(self.accepted, appended)
+    def outcome(self, appended: int) -> Outcome:
+        """In numbers; what stands behind the end of an answer is no token of it."""
+        paths = self.guess.draft.paths
+        depth = max(map(len, paths), default=0)
+        return Outcome(sum(map(len, paths)), depth, min(self.accepted, appended))
 
 
 class Judge:

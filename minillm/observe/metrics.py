@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from minillm.observe.events import Event
+from minillm.observe.speculation import SpeculationSummary, summarize_speculation
 
 
 @dataclass
@@ -56,6 +57,7 @@ class Summary:
     peak_used_blocks: int
     peak_waste: int
     steps: int
+    speculation: SpeculationSummary
 
     @property
     def hit_rate(self) -> float:
@@ -88,6 +90,7 @@ def summarize(events: Iterable[Event]) -> Summary:
     """The figures of a trace."""
     requests: dict[str, RequestTimes] = {}
     total = defaultdict[str, int](int)
+    events = list(events)
     for event in events:
         kind, request = event.kind, requests.get(event.request_id)
         total[kind] += 1
@@ -114,6 +117,7 @@ def summarize(events: Iterable[Event]) -> Summary:
         refused=total["refuse"],
         preemptions=total["preempt"],
         steps=total["step"],
+        speculation=summarize_speculation(events),
         **{
             name: total[name]
             for name in (
