@@ -11,10 +11,11 @@ import tiny
 import torch
 
 from minillm import SamplingParams
-from minillm.engine.parts import LATER, Parts
+from minillm.engine.parts import Parts
 from minillm.errors import UsageError
 from minillm.memory.prefix_cache import PrefixCache
 from minillm.ops.reference import ReferenceOps, apply_rope
+from minillm.speculation.ngram import NgramDrafter
 
 PROMPT = list(range(20, 37))
 PARAMS = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True, n=2)
@@ -23,6 +24,11 @@ OWN = {
     "rope": apply_rope,
     "attention": ReferenceOps().paged_attention,
     "linear": ReferenceOps().linear,
+    "drafter": lambda model, config: NgramDrafter(),
+    "verify_draft": ReferenceOps().verify_draft,
+}
+ASKED_WITH: dict[str, dict[str, Any]] = {
+    "verify_draft": {"draft_model": "ngram", "draft_verification": "rejection", "adaptive_draft": False},
 }
 
 
@@ -35,8 +41,9 @@ def test_every_part_is_called_and_can_be_the_engines_own(folder: Path, name: str
         calls.append(args)
         return OWN[name](*args, **options)
 
-    expected = tiny.load(folder).generate([PROMPT, [5]], PARAMS)
-    found = tiny.load(folder, parts={name: mine}).generate([PROMPT, [5]], PARAMS)
+    options = ASKED_WITH.get(name, {})
+    expected = tiny.load(folder, **options).generate([PROMPT, [5]], PARAMS)
+    found = tiny.load(folder, parts={name: mine}, **options).generate([PROMPT, [5]], PARAMS)
     assert calls, f"{name} was never asked"
     for a, b in zip(found, expected, strict=True):
         assert [(c.token_ids, c.text) for c in a.outputs] == [(c.token_ids, c.text) for c in b.outputs]
@@ -107,10 +114,15 @@ def test_two_engines_have_parts_of_their_own(folder: Path) -> None:
     assert torch.equal(second.logits(PROMPT), tiny.load(folder).logits(PROMPT))
 
 
-@pytest.mark.parametrize("name", ["Sampler", "sample", "", *LATER])
+@pytest.mark.parametrize("name", ["Sampler", "sample", ""])
 def test_unknown_parts_are_refused(folder: Path, name: str) -> None:
     with pytest.raises(UsageError, match="parts: sampler"):
         tiny.load(folder, parts={name: print})
+
+
+def test_verify_draft_is_a_part_of_rejection_sampling(folder: Path) -> None:
+    with pytest.raises(UsageError, match="draft_verification"):
+        tiny.load(folder, draft_model="ngram", parts={"verify_draft": print})
 
 
 @pytest.mark.parametrize("parts", [[print], "sampler", 5, {1: print}, {"sampler": None}])

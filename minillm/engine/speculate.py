@@ -106,6 +106,14 @@ class Speculation:
             the logits [num_rows, vocab_size] that the verdicts' rows are of; and how long it took.
         """
         guesses = [self._reserve(request, *plan.lookahead.get(request, (0, 1))) for request in plan.decode]
+        try:
+            return self._verify(guesses)
+        except BaseException:
+            for guess in guesses:  # their own tables are the engine's to clear
+                self._free(guess.own)
+            raise
+
+    def _verify(self, guesses: list[Guess]) -> tuple[list[Verdict], Tensor, Times]:
         asked = [guess for guess in guesses if guess.lookahead.depth]
         started = time.perf_counter()
         drafts = self._drafter.propose([guess.lookahead for guess in asked])
@@ -120,6 +128,8 @@ class Speculation:
         judged = time.perf_counter()
         self._controller.saw_target(len(logits), scored - scoring)
         self._learn(verdicts, drafted - started)
+        for verdict in verdicts:
+            self._choose_lane(verdict.guess, verdict.lane)
         return verdicts, logits, Times(drafted - started, judged - scoring)
 
     def saw_plain_step(self, rows: int, seconds: float) -> None:
@@ -127,34 +137,43 @@ class Speculation:
         self._controller.saw_target(rows, seconds)
 
     def settle(self, verdict: Verdict, computed: int) -> tuple[int, int]:
-        """Keep what stands of a sequence's look-ahead and give the rest back.
+        """Give back the blocks behind what stands of a sequence's look-ahead.
 
         Args:
             computed: rows that stand, the newest token's and those of the drafted ones that were appended.
 
         Returns:
-            Blocks that were taken for looking ahead, and blocks given back.
+            Blocks that were taken for looking ahead, and how many of them were given back.
         """
-        guess, request, lane = verdict.guess, verdict.guess.request, verdict.lane
-        start, table = request.num_computed_tokens, request.block_table
-        losers = list(guess.own)
-        if lane:
-            losers[lane - 1] = table.adopt(start, guess.own[lane - 1])
-        for blocks in losers:
-            self._memory.pool.free(blocks)
-        request.num_computed_tokens = start + computed
-        return guess.taken, sum(map(len, losers)) + table.truncate(start + computed)
+        guess, request = verdict.guess, verdict.guess.request
+        request.num_computed_tokens += computed
+        request.block_table.truncate(request.num_computed_tokens)
+        kept = len(request.block_table.block_ids) - guess.owned
+        return guess.taken, guess.taken - kept
 
     def _reserve(self, request: Request, depth: int, paths: int) -> Guess:
         """Take the blocks that were planned: the sequence's own, and those of other lanes."""
         table, start, end = request.block_table, request.num_computed_tokens, request.num_tokens + depth
         table.grow(request.num_tokens)
-        before = len(table.block_ids)
+        owned = len(table.block_ids)
         table.grow(end)
         own = [table.branch(start, end) for _ in range(paths - 1)]
         shared = table.block_ids[: start // self._memory.pool.block_size]
         lookahead = Lookahead(request, depth, [table.block_ids, *(shared + blocks for blocks in own)])
-        return Guess(request, lookahead, own, len(table.block_ids) - before + sum(map(len, own)))
+        return Guess(request, lookahead, own, owned, len(table.block_ids) - owned + sum(map(len, own)))
+
+    def _choose_lane(self, guess: Guess, lane: int) -> None:
+        """The sequence goes on in this lane; the others' blocks are free again."""
+        losers = list(guess.own)
+        if lane:
+            table, start = guess.request.block_table, guess.request.num_computed_tokens
+            losers[lane - 1] = table.adopt(start, guess.own[lane - 1])
+        guess.own = []
+        self._free(losers)
+
+    def _free(self, lanes: list[list[int]]) -> None:
+        for blocks in lanes:
+            self._memory.pool.free(blocks)
 
     def _checked(self, lookahead: Lookahead, draft: Draft) -> Draft:
         """The draft, which may come from anybody's drafter, if it keeps to what was asked."""

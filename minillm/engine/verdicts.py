@@ -33,12 +33,14 @@ NOBODY = -1  # a drafted token that no draw equals
 class Guess:
     """One sequence's part in a speculative step.
 
-    Lane 0 is its own table, `own` the blocks of the others; `taken` blocks in all are for looking ahead.
+    Lane 0 is its own table, `own` the blocks of the others. The table `owned` so many blocks before `taken`
+    ones, other lanes' included, were added for looking ahead.
     """
 
     request: Request
     lookahead: Lookahead
     own: list[list[int]]
+    owned: int
     taken: int
     draft: Draft = NO_DRAFT
 

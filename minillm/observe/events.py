@@ -12,9 +12,8 @@ costs one test of an empty list. An event holds numbers and request ids: no text
     prefill_chunk  start, end, tokens                tokens start to end of one sequence computed
     decode_step    rows                              one token each of `rows` sequences computed
     sample         requests                          each of these requests got a token, at this time
-    speculate      requests, outcomes, rows, draft_seconds, verify_seconds
-                                                     drafts verified: for each sequence how many tokens were
-                                                     drafted, on paths of which depth, how many stand
+    speculate      requests, outcomes, rows,         drafts verified: of each sequence (drafted, depth of the
+                   draft_seconds, verify_seconds     longest path, accepted) tokens, over `rows` in all
     alloc, free    blocks                            block references taken and given back by one sequence
     copy_on_write  blocks                            blocks copied when a prompt's samples part ways
     publish        blocks                            full blocks made findable
