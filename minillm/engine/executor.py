@@ -113,8 +113,9 @@ class Executor:
         for verdict in verdicts:
             request = verdict.guess.request
             appended = self._append(request, verdict.tokens, logprobs.get(request, []), now)
-            taken, given_back = speculation.settle(verdict, appended or 1)
-            if not verdict.tokens:
+            is_broken = not verdict.tokens and not verdict.guess.draft.paths
+            taken, given_back = speculation.settle(verdict, appended + is_broken)
+            if is_broken:
                 self._fail(request)
             sampled += [(request.group_id, request.index)] * appended
             outcome = verdict.outcome(appended)

@@ -24,6 +24,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakSet
 
 from torch import Tensor
 
@@ -63,6 +64,7 @@ class Speculation:
         self._runner, self._memory = runner, memory
         self._max_paths, self._max_tokens = max_paths, max_tokens
         self._vocab_size = runner.decoder.config.vocab_size
+        self._undraftable: WeakSet[Request] = WeakSet()  # an overflow in a draft's row has reached theirs
 
     # Planning -------------------------------------------------------------------------------
 
@@ -75,7 +77,7 @@ class Speculation:
         for request, wanted in zip(plan.decode, self._controller.choose(plan.decode), strict=True):
             # The step gives one token more than it drafts.
             depth = min(wanted, request.max_tokens - len(request.output_token_ids) - 1, rows)
-            if depth <= 0:
+            if depth <= 0 or request in self._undraftable:
                 continue
             owned = len(request.block_table.block_ids) + plan.blocks.get(request, 0)
             depth, paths, taken = self._fit(request.num_tokens, owned, depth, rows, blocks)
@@ -213,6 +215,8 @@ class Speculation:
             if not draft.paths:
                 continue
             self._drafter.settle(guess.lookahead, draft, verdict.lane, verdict.accepted)
+            if not verdict.tokens:
+                self._undraftable.add(guess.request)
             drafted = len(draft.paths[verdict.lane])
             self._controller.saw_verdict(guess.request, drafted, verdict.accepted)
             is_usual &= guess.request.num_drafted > 0

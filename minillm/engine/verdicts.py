@@ -7,7 +7,8 @@ Coupled, the default: every row draws as it would without a draft, and `verify_c
 Rejection: `verify_draft` accepts by probabilities; chains only.
 
 A row whose logits are NaN or infinite is never drawn from. In the middle of a path the path ends before
-it; the next step meets it again as a newest token, and ends the request as decode does.
+it. If it is the newest token's own, the cause may be a drafted token whose values overflow (0 x inf in a
+masked place is NaN): nothing is emitted, and the sequence decodes without drafts from then on.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Outcome(NamedTuple):
 class Verdict:
     """What a sequence gets: `tokens`, each drawn from the logits in its entry of `rows`.
 
-    All but the last were drafted in `lane`. Without tokens its first row was NaN or infinite.
+    All but the last were drafted in `lane`. Without tokens the newest token's row was NaN or infinite.
     """
 
     guess: Guess
