@@ -6,9 +6,11 @@ draw inverts a running sum in extended precision, one request at a time.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -86,13 +88,26 @@ def _simulated(variant: str) -> Iterator[Any]:
 # ---- trees ----------------------------------------------------------------------------------------
 
 
+Tree = tuple[list[int], list[int], list[int]]  # sampled, drafted, parents
+
+
+def random_tree(rng: random.Random, size: int, vocab_size: int, depth: int) -> Tree:
+    """Each node hangs on one of the `depth` before it: 1 is a chain."""
+    parents = [-1] + [max(0, node - rng.randint(1, depth)) for node in range(1, size)]
+    sampled, drafted = ([rng.randrange(vocab_size) for _ in range(size)] for _ in range(2))
+    for node in range(1, size):
+        if rng.random() < 0.7:
+            drafted[node] = sampled[parents[node]]
+    return sampled, drafted, parents[:size]
+
+
 def walk_trees(
     sampled: list[int], drafted: list[int], parents: list[int], starts: list[int]
 ) -> tuple[list[int], list[int]]:
     """`verify_coupled`, by recursion: (tokens, nodes)."""
     tokens: list[int] = []
     nodes: list[int] = []
-    for begin, end in zip(starts[:-1], starts[1:], strict=True):
+    for begin, end in pairwise(starts):
         size = end - begin
         children: list[list[int]] = [[] for _ in range(size)]
         for node in range(1, size):
