@@ -255,6 +255,20 @@ def test_the_number_of_threads_changes_nothing(with_probs):
     assert found[0] == found[1] == found[2]
 
 
+def test_the_draw_reads_what_its_file_says():
+    """A row once, a 32nd of it again, and a 32nd of that; nothing of the other rows."""
+    from minillm.ops.simt import profile
+
+    drafts = make_drafts(2, 3, 32**3, True)
+    drafts.draft[:] = torch.tensor([[0, -1, -1], [-1, -1, -1]])
+    drafts.target_probs[0, 0, 0] = 0.0  # it falls
+    with backend("simt-fast") as ops, profile() as counted:
+        ops.verify_draft(*drafts.arguments)
+    row, warps = 4 * (32**3 + 32**2 + 32), 32
+    assert counted.tensors["draft_probs"] == (row + 4 * warps, 0), "each warp looks at the drafted id"
+    assert counted.tensors["target_probs"] == (2 * row + 4 * warps, 0)
+
+
 # ---- bad input ------------------------------------------------------------------------------------
 
 
