@@ -140,7 +140,7 @@ def opcheck_calls() -> dict[str, tuple[object, ...]]:
     none = torch.empty(0)
     layer = [packed(64, 16), none, none, none, packed(16, 32), none]
     layer += [torch.ones(16), packed(48, 16), none, packed(16, 24), none, torch.ones(16)]
-    ints = torch.tensor([1, 2])
+    ints, uniforms = torch.tensor([1, 2]), torch.full((2, 2), 0.5, dtype=torch.float64)
     return {
         "pack": (random(17, 5),),
         "pack_": (random(32, 6),),
@@ -178,6 +178,8 @@ def opcheck_calls() -> dict[str, tuple[object, ...]]:
             16,
         ),
         "token_logprobs": (x, torch.arange(4), 3),
+        "verify_coupled": (ints, ints.clone(), torch.tensor([-1, 0]), torch.tensor([0, 2])),
+        "verify_draft": (ints.view(2, 1), x[:2].abs().view(2, 1, 16), x.abs().view(2, 2, 16), uniforms),
     }
 
 

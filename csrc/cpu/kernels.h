@@ -171,10 +171,29 @@ struct LogprobsArgs {
   int64_t* best_ids;      // [rows, top]
 };
 
+struct CoupledArgs {
+  const int64_t *sampled, *drafted, *parents;  // [num_nodes]
+  const int64_t* node_start;                   // [requests + 1], rising
+  int64_t requests;
+  int64_t *tokens, *nodes;  // [num_nodes]
+};
+
+struct DraftArgs {
+  const int64_t* draft;       // [requests, k], below vocab; negative ones are padding
+  const float* draft_probs;   // [requests, k, vocab], or null: each token was certain
+  const float* target_probs;  // [requests, k + 1, vocab]
+  const double* uniforms;     // [requests, k + 1]
+  int64_t requests, k, vocab;
+  int64_t* tokens;    // [requests, k + 1]
+  int64_t* accepted;  // [requests]
+};
+
 // The same on every path: compiled once, without any vector instruction of its own.
 void run_layers(const Kernels& kernels, const LayersArgs& args);
 void sample(const Kernels& kernels, const SampleArgs& args);
 void token_logprobs(const Kernels& kernels, const LogprobsArgs& args);
+void verify_coupled(const CoupledArgs& args);
+void verify_draft(const DraftArgs& args);  // a row of zeros, which has no token, gives -1
 
 // The paths this library was built with, best first, ended by null; `runs_here` asks the processor.
 struct Path {

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.ops import shapes, verification
+from minillm.ops import shapes
 from minillm.ops.contract import AttentionMetadata, LayerFusion, LayerStack, PackedWeight, Weight
 from minillm.ops.registered import current_path, load_native, loaded_library, packed_shape
 from minillm.ops.sampling import SamplingBatch
@@ -163,13 +163,18 @@ class NativeOps(LayerFusion):
         self, sampled: Tensor, drafted: Tensor, parents: Tensor, node_start: Tensor
     ) -> tuple[Tensor, Tensor]:
         shapes.check_verify_coupled(sampled, drafted, parents, node_start)
-        return verification.verify_coupled(sampled, drafted, parents, node_start)
+        columns = (t.contiguous() for t in (sampled, drafted, parents, node_start))
+        tokens, nodes = self._ops.verify_coupled(*columns)
+        return tokens, nodes
 
     def verify_draft(
         self, draft: Tensor, draft_probs: Tensor | None, target_probs: Tensor, uniforms: Tensor
     ) -> tuple[Tensor, Tensor]:
         shapes.check_verify_draft(draft, draft_probs, target_probs, uniforms)
-        return verification.verify_draft(draft, draft_probs, target_probs, uniforms)
+        q = None if draft_probs is None else draft_probs.contiguous()
+        rest = target_probs.contiguous(), uniforms.contiguous()
+        tokens, accepted = self._ops.verify_draft(draft.contiguous(), q, *rest)
+        return tokens, accepted
 
     def _packed(self, weight: Weight) -> PackedWeight:
         if isinstance(weight, PackedWeight):
