@@ -13,6 +13,7 @@ masked place is NaN): nothing is emitted, and the sequence decodes without draft
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from minillm.config import SamplingParams
 from minillm.engine.request import Request
+from minillm.ops.columns import column
 from minillm.ops.contract import Ops
 from minillm.ops.sampling import ACCEPT, REPLACE, SamplingBatch, probabilities, uniforms
 from minillm.speculation.drafts import NO_DRAFT, Draft, Lookahead
@@ -123,7 +125,7 @@ class Judge:
         drafted = [token for tree in trees for token in tree.drafted]
         parents = [parent for tree in trees for parent in tree.parents]
         starts = [0, *(tree.end for tree in trees)]
-        columns = (torch.tensor(column, device=sampled.device) for column in (drafted, parents, starts))
+        columns = (column(values, device=sampled.device) for values in (drafted, parents, starts))
         tokens, nodes = (found.tolist() for found in self._ops.verify_coupled(sampled, *columns))
         verdicts = []
         for tree in trees:
@@ -215,5 +217,4 @@ def are_finite(logits: Tensor) -> list[bool]:
     Only the largest magnitude of a row is asked: eight times as fast as asking every logit, and NaN is
     larger than anything.
     """
-    finite: list[bool] = logits.abs().amax(dim=-1).isfinite().tolist()
-    return finite
+    return [math.isfinite(largest) for largest in logits.abs().amax(dim=-1).tolist()]

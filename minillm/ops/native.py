@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,24 @@ from minillm.ops.contract import AttentionMetadata, LayerFusion, LayerStack, Pac
 from minillm.ops.registered import current_path, load_native, loaded_library, packed_shape
 from minillm.ops.sampling import SamplingBatch
 
+_OPS = (
+    "add_rms_norm",
+    "copy_blocks",
+    "embedding",
+    "layers",
+    "linear",
+    "pack",
+    "pack_",
+    "paged_attention",
+    "rms_norm",
+    "rope_and_cache",
+    "sample",
+    "silu_mul",
+    "token_logprobs",
+    "verify_coupled",
+    "verify_draft",
+)
+
 
 class NativeOps(LayerFusion):
     """The contract in C++, for tensors on the CPU; the contract's docstrings say what each method does."""
@@ -30,10 +49,8 @@ class NativeOps(LayerFusion):
 
     def __init__(self) -> None:
         load_native()
-        self._ops = torch.ops.minillm
         # The overloads themselves: looking one up by name costs as much as a small kernel.
-        self._layers = self._ops.layers.default
-        self._linear = self._ops.linear.default
+        self._ops = SimpleNamespace(**{name: getattr(torch.ops.minillm, name).default for name in _OPS})
 
     @property
     def kernel_set(self) -> str:
@@ -58,7 +75,7 @@ class NativeOps(LayerFusion):
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         shapes.check_linear(x, weight, bias)
         packed = self._packed(weight)
-        result: Tensor = self._linear(x.contiguous(), packed.data, bias, packed.shape[0])
+        result: Tensor = self._ops.linear(x.contiguous(), packed.data, bias, packed.shape[0])
         return result
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -123,7 +140,7 @@ class NativeOps(LayerFusion):
         v_cache: list[Tensor],
         meta: AttentionMetadata,
     ) -> Tensor:
-        result: Tensor = self._layers(
+        result: Tensor = self._ops.layers(
             residual,
             x,
             stack.tensors,
