@@ -108,7 +108,7 @@ def test_a_whole_generation_under_check_is_clean_and_counted(folder):
 
 
 def test_drafts_are_verified_by_the_cuda_kernels(folder):
-    """Contract C7 where several rows and one go to different kernels; and the verification is a kernel too."""
+    """Contract C7 where several rows and one go to different kernels; verification is a kernel too."""
     params = [
         SamplingParams(max_tokens=6, temperature=0.8 * (i % 2), seed=i, ignore_eos=True, logprobs=5)
         for i in range(len(PROMPTS))
