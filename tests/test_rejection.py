@@ -18,9 +18,18 @@ import torch
 from torch import Tensor
 
 from minillm import LLM, SamplingParams
-from minillm.ops.contract import Ops
+from minillm.ops.building import find_compiler
 from minillm.ops.native import NativeOps
-from minillm.ops.sampling import ACCEPT, DRAFT, REPLACE, SamplingBatch, noise_key, probabilities, uniforms
+from minillm.ops.sampling import (
+    ACCEPT,
+    DRAFT,
+    REPLACE,
+    SamplingBatch,
+    gumbel_noise,
+    noise_key,
+    probabilities,
+    uniforms,
+)
 from minillm.ops.verification import verify_draft
 
 stats = pytest.importorskip("scipy.stats")
@@ -65,36 +74,45 @@ def p_values(tokens: Tensor, accepted: Tensor, target: Tensor) -> list[float]:
         exact = target[position].double() / target[position].double().sum()
         assert counts[exact == 0].sum() == 0, "a token of probability 0 was drawn"
         alive = exact > 0
-        if alive.sum() > 1:
+        if alive.sum() > 1 and len(drawn) > 1000:
             expected = exact[alive] * counts.sum()
             found.append(float(stats.chisquare(counts[alive], expected).pvalue))
     return found
 
 
-def distributions(ops: Ops, setting: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+def distributions(setting: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """(target probabilities [3, VOCAB], the draft's [2, VOCAB], drafted tokens [DRAWS, 2])."""
     params = SamplingParams(**{"temperature": 1.0, **setting})
     generator = torch.Generator().manual_seed(8)
     target, draft = torch.randn(3, VOCAB, generator=generator), torch.randn(2, VOCAB, generator=generator)
     p, q = probabilities(target, batch_of(params, [0] * 3)), probabilities(draft, batch_of(params, [0] * 2))
-    columns = [ops.sample(draft[i].expand(DRAWS, VOCAB), batch_of(params, keys(DRAFT, i))) for i in range(2)]
-    return p, q, torch.stack(columns, dim=1)
+    # What `sample` does with each of as many alike rows.
+    columns = [q[i].double().log() + gumbel_noise(keys(DRAFT, i), VOCAB) for i in range(2)]
+    return p, q, torch.stack([column.argmax(dim=1) for column in columns], dim=1)
+
+
+@pytest.fixture(scope="module")
+def ops() -> NativeOps:
+    """Verification is one code for all paths of the kernels."""
+    if find_compiler() is None:
+        pytest.skip("no compiler")
+    return NativeOps()
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
-def test_the_targets_distribution_under_every_option(native_ops: NativeOps, setting: dict[str, Any]) -> None:
-    p, q, drafted = distributions(native_ops, setting)
+def test_the_targets_distribution_under_every_option(ops: NativeOps, setting: dict[str, Any]) -> None:
+    p, q, drafted = distributions(setting)
     target = p.expand(DRAWS, 3, VOCAB)
     for probs in (q.expand(DRAWS, 2, VOCAB), None):
         # Without probabilities anybody's guess will do, as long as it does not look at the uniforms.
         draft = drafted if probs is not None else torch.tensor([[4, 2]]).expand(DRAWS, 2)
-        tokens, accepted = native_ops.verify_draft(draft, probs, target, drawn_uniforms())
+        tokens, accepted = ops.verify_draft(draft, probs, target, drawn_uniforms())
         assert min(p_values(tokens, accepted, p), default=1.0) > BONFERRONI
         assert accepted.sum() > 0 or probs is None
 
 
-def test_control_accepting_everything_is_noticed(native_ops: NativeOps) -> None:
-    p, _, drafted = distributions(native_ops, {})
+def test_control_accepting_everything_is_noticed() -> None:
+    p, _, drafted = distributions({})
     tokens = torch.cat([drafted, drafted[:, :1]], dim=1)
     assert p_values(tokens, torch.full((DRAWS,), 2), p)[0] < 1e-12
 
@@ -107,10 +125,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return drafting.make_pair(tmp_path_factory.mktemp("pair"), noise=0.3)
 
 
-def second_tokens(llm: LLM, count: int = 3000) -> Tensor:
+def second_tokens(llm: LLM, count: int = 1200) -> Tensor:
     """The second token of as many answers to one prompt, by seed: the first that can be drafted."""
     params = [
-        SamplingParams(max_tokens=4, temperature=1.0, top_k=6, seed=i, ignore_eos=True) for i in range(count)
+        SamplingParams(max_tokens=3, temperature=1.0, top_k=6, seed=i, ignore_eos=True) for i in range(count)
     ]
     outputs = llm.generate([[9] * 5] * count, params)
     return torch.bincount(torch.tensor([o.token_ids[1] for o in outputs]), minlength=tiny.VOCAB_SIZE)
@@ -162,9 +180,9 @@ def test_draws_do_not_depend_on_the_company(pair: tuple[Path, Path]) -> None:
     )
 
 
-def test_the_definition_and_the_kernel_agree(native_ops: NativeOps) -> None:
+def test_the_definition_and_the_kernel_agree(ops: NativeOps) -> None:
     """What the engine asks on this machine is what the definition says, on the first thousand draws."""
-    p, q, drafted = distributions(native_ops, SETTINGS[-1])
+    p, q, drafted = distributions(SETTINGS[-1])
     some = slice(0, 1000)
     arguments = (
         drafted[some],
@@ -172,5 +190,5 @@ def test_the_definition_and_the_kernel_agree(native_ops: NativeOps) -> None:
         p.expand(1000, 3, VOCAB),
         drawn_uniforms()[some],
     )
-    for found, defined in zip(native_ops.verify_draft(*arguments), verify_draft(*arguments), strict=True):
+    for found, defined in zip(ops.verify_draft(*arguments), verify_draft(*arguments), strict=True):
         assert torch.equal(found, defined)

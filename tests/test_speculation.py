@@ -157,7 +157,9 @@ def test_an_oracle_is_believed_and_noise_is_not(pair: tuple[Path, Path]) -> None
 @pytest.mark.parametrize("acceptance", [0.2, 0.5, 0.8])
 def test_tokens_per_verification_follow_the_formula(pair: tuple[Path, Path], acceptance: float) -> None:
     """(1 - a^(k+1)) / (1 - a), within 2 % over 10,000 verifications."""
-    k, count, tokens = 4, 96, 400
+    k, count = 4, 96
+    formula = (1 - acceptance ** (k + 1)) / (1 - acceptance)
+    tokens = int(11_500 * formula / count)
     params = [
         SamplingParams(max_tokens=tokens, temperature=1.0, seed=i, ignore_eos=True) for i in range(count)
     ]
@@ -170,7 +172,6 @@ def test_tokens_per_verification_follow_the_formula(pair: tuple[Path, Path], acc
     full = [o for e in events if e.kind == "speculate" for o in e["outcomes"] if o.depth == k]
     assert len(full) > 10_000
     mean = sum(outcome.accepted + 1 for outcome in full[:10_000]) / 10_000
-    formula = (1 - acceptance ** (k + 1)) / (1 - acceptance)
     assert abs(mean / formula - 1) < 0.02
 
 

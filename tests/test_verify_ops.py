@@ -245,13 +245,14 @@ def test_probabilities_may_be_a_part_of_wider_rows(ops):
 def test_the_number_of_threads_changes_nothing(with_probs):
     drafts, rng = make_drafts(33, 3, 20_000, with_probs), random.Random(0)
     trees = [random_tree(rng, 20, 2, 3) for _ in range(300)]
-    before = torch.get_num_threads()
+    before, found = torch.get_num_threads(), []
     with backend("native-generic") as native:
-        found = []
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            found.append((native.verify_draft(*drafts.arguments)[0].tolist(), walk(native, trees)))
-        torch.set_num_threads(before)
+        try:
+            for threads in (1, 2, 5):
+                torch.set_num_threads(threads)
+                found.append((native.verify_draft(*drafts.arguments)[0].tolist(), walk(native, trees)))
+        finally:
+            torch.set_num_threads(before)
     assert found[0] == found[1] == found[2]
 
 

@@ -73,8 +73,10 @@ def _native(path: str) -> Iterator[Any]:
     if path not in available_paths():
         pytest.skip(f"this processor has no {path}")
     before = use_path(path)
-    yield NativeOps()
-    use_path(before)
+    try:
+        yield NativeOps()
+    finally:
+        use_path(before)
 
 
 def _simulated(variant: str) -> Iterator[Any]:

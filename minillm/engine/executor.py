@@ -99,10 +99,11 @@ class Executor:
         """One token for each sequence."""
         started = time.perf_counter()
         logits = self.parts.decode_loop(self._runner, requests)
+        self._events.emit("decode_step", rows=len(requests))
+        self._sample(requests, logits)
         if self._speculation:
             self._speculation.saw_plain_step(len(requests), time.perf_counter() - started)
-        self._events.emit("decode_step", rows=len(requests))
-        return self._sample(requests, logits)
+        return requests
 
     def _speculate(self, speculation: Speculation, plan: StepPlan) -> list[Request]:
         """One token for each sequence, and those drafted ones that stand."""
@@ -189,7 +190,7 @@ class Executor:
         self._scheduler.fork(source, fork)
         return fork
 
-    def _sample(self, requests: list[Request], logits: Tensor) -> list[Request]:
+    def _sample(self, requests: list[Request], logits: Tensor) -> None:
         """Give each request its next token; one whose logits are NaN or infinite ends with an error."""
         healthy = are_finite(logits)
         for request, ok in zip(requests, healthy, strict=True):
@@ -200,7 +201,6 @@ class Executor:
         alive = [request for request, ok in zip(requests, healthy, strict=True) if ok]
         if alive:
             self._draw(alive, logits)
-        return requests
 
     @torch.inference_mode()
     def _draw(self, requests: list[Request], logits: Tensor) -> None:

@@ -90,7 +90,7 @@ class Speculation:
     def _fit(self, num_tokens: int, owned: int, depth: int, rows: int, blocks: int) -> tuple[int, int, int]:
         """The longest draft, then the most paths, that fit: (depth, paths, blocks they take)."""
         size = self._memory.pool.block_size
-        while (taken := blocks_for(num_tokens + depth, size) - owned) > blocks:
+        while depth and (taken := blocks_for(num_tokens + depth, size) - owned) > blocks:
             depth -= 1
         if depth == 0:
             return 0, 0, 0
@@ -107,8 +107,10 @@ class Speculation:
             A verdict on each decoding sequence, which `settle` must be given once its tokens are appended;
             the logits [num_rows, vocab_size] that the verdicts' rows are of; and how long it took.
         """
-        guesses = [self._reserve(request, *plan.lookahead.get(request, (0, 1))) for request in plan.decode]
+        guesses = list[Guess]()
         try:
+            for request in plan.decode:
+                guesses.append(self._reserve(request, *plan.lookahead.get(request, (0, 1))))
             return self._verify(guesses)
         except BaseException:
             for guess in guesses:  # their own tables are the engine's to clear
@@ -125,17 +127,16 @@ class Speculation:
         self._part_lanes(asked)
         scoring = time.perf_counter()
         logits = self._runner.all_logits([rows for guess in guesses for rows in _rows(guess)])
-        scored = time.perf_counter()
         verdicts = self._judge.judge(guesses, logits)
-        judged = time.perf_counter()
-        self._controller.saw_target(len(logits), scored - scoring)
-        self._learn(verdicts, drafted - started)
+        times = Times(drafted - started, time.perf_counter() - scoring)
+        self._controller.saw_target(len(logits), times.verify)
+        self._learn(verdicts, times.draft)
         for verdict in verdicts:
             self._choose_lane(verdict.guess, verdict.lane)
-        return verdicts, logits, Times(drafted - started, judged - scoring)
+        return verdicts, logits, times
 
     def saw_plain_step(self, rows: int, seconds: float) -> None:
-        """A decode pass without drafts took so long."""
+        """A decode pass without drafts, its draws included, took so long."""
         self._controller.saw_target(rows, seconds)
 
     def settle(self, verdict: Verdict, computed: int) -> tuple[int, int]:

@@ -95,6 +95,15 @@ class SamplingBatch:
     seen: Sequence[Sequence[int]]
     num_token_ids: int
 
+    def rows(self, rows: Sequence[int]) -> SamplingBatch:
+        """These rows alone."""
+        return SamplingBatch(
+            [self.params[row] for row in rows],
+            [self.keys[row] for row in rows],
+            [self.seen[row] for row in rows],
+            self.num_token_ids,
+        )
+
     def tensors(self, device: torch.device | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The batch as kernels read it.
 
