@@ -107,7 +107,10 @@ class Executor:
 
     def _speculate(self, speculation: Speculation, plan: StepPlan) -> list[Request]:
         """One token for each sequence, and those drafted ones that stand."""
-        verdicts, logits, times = speculation.run(plan)
+        found = speculation.run(plan)
+        if found is None:
+            return self._run_decode(plan.decode)
+        verdicts, logits, times = found
         self._events.emit("decode_step", rows=len(plan.decode))
         logprobs = self._logprobs_of(verdicts, logits)
         now, sampled, outcomes = time.perf_counter(), list[tuple[str, int]](), list[Outcome]()

@@ -100,35 +100,46 @@ class Speculation:
 
     # The step -------------------------------------------------------------------------------
 
-    def run(self, plan: StepPlan) -> tuple[list[Verdict], Tensor, Times]:
+    def run(self, plan: StepPlan) -> tuple[list[Verdict], Tensor, Times] | None:
         """Draft and verify.
 
         Returns:
             A verdict on each decoding sequence, which `settle` must be given once its tokens are appended;
-            the logits [num_rows, vocab_size] that the verdicts' rows are of; and how long it took.
+            the logits [num_rows, vocab_size] that the verdicts' rows are of; and how long it took. None,
+            and nothing is different, where nobody had a guess: decode without.
         """
         guesses = list[Guess]()
         try:
             for request in plan.decode:
                 guesses.append(self._reserve(request, *plan.lookahead.get(request, (0, 1))))
-            return self._verify(guesses)
+            seconds = self._draft(guesses)
+            if any(guess.draft.paths for guess in guesses):
+                return self._verify(guesses, seconds)
+            for guess in guesses:
+                self._choose_lane(guess, 0)
+                guess.request.block_table.truncate(guess.request.num_tokens)
+            return None
         except BaseException:
             for guess in guesses:  # their own tables are the engine's to clear
                 self._free(guess.own)
             raise
 
-    def _verify(self, guesses: list[Guess]) -> tuple[list[Verdict], Tensor, Times]:
+    def _draft(self, guesses: list[Guess]) -> float:
+        """Ask the drafter; returns the seconds it took."""
         asked = [guess for guess in guesses if guess.lookahead.depth]
         started = time.perf_counter()
         drafts = self._drafter.propose([guess.lookahead for guess in asked])
-        drafted = time.perf_counter()
+        seconds = time.perf_counter() - started
         for guess, draft in zip(asked, drafts, strict=True):
             guess.draft = self._checked(guess.lookahead, draft)
-        self._part_lanes(asked)
-        scoring = time.perf_counter()
+        return seconds
+
+    def _verify(self, guesses: list[Guess], draft_seconds: float) -> tuple[list[Verdict], Tensor, Times]:
+        self._part_lanes(guesses)
+        started = time.perf_counter()
         logits = self._runner.all_logits([rows for guess in guesses for rows in _rows(guess)])
         verdicts = self._judge.judge(guesses, logits)
-        times = Times(drafted - started, time.perf_counter() - scoring)
+        times = Times(draft_seconds, time.perf_counter() - started)
         self._controller.saw_target(len(logits), times.verify)
         self._learn(verdicts, times.draft)
         for verdict in verdicts:

@@ -57,6 +57,7 @@ class Times:
     def __init__(self) -> None:
         self._points: dict[int, tuple[float, float]] = {}  # class -> (rows, seconds)
         self._samples: dict[int, int] = {}
+        self._rows, self._seconds = [0.0], [0.0]  # of all points, by rows
 
     def add(self, rows: int, seconds: float) -> None:
         """One measurement. One that is far off (a machine that did something else) counts little."""
@@ -65,6 +66,8 @@ class Times:
         seconds = known + 0.2 * (min(seconds, 2 * known) - known)
         self._points[size] = known_rows + 0.2 * (rows - known_rows), seconds
         self._samples[size] = self._samples.get(size, 0) + 1
+        points = sorted(self._points.values())
+        self._rows, self._seconds = [x for x, _ in points], [y for _, y in points]
 
     def samples(self, rows: int) -> int:
         """How often about this many rows were measured."""
@@ -72,12 +75,11 @@ class Times:
 
     def of(self, rows: int) -> float:
         """Seconds for `rows` rows; beyond what was measured those of the nearest that was, 0 without any."""
-        points = sorted(self._points.values())
-        place = bisect.bisect(points, (rows, 0.0))
-        below, above = points[max(place - 1, 0) : place], points[place : place + 1]
-        if not below or not above:
-            return (below or above or [(0, 0.0)])[0][1]
-        (x0, y0), (x1, y1) = below[0], above[0]
+        place = bisect.bisect_left(self._rows, rows)
+        if place == 0 or place == len(self._rows):
+            return self._seconds[min(place, len(self._rows) - 1)]
+        x0, x1 = self._rows[place - 1 : place + 1]
+        y0, y1 = self._seconds[place - 1 : place + 1]
         return y0 + (y1 - y0) * (rows - x0) / (x1 - x0)
 
 

@@ -139,7 +139,9 @@ class DraftModel:
         """Give every path its tokens, level by level; the levels' distributions, where they are wanted."""
         rows = [(path.lookahead.sequence.num_tokens, path.lane, path.depth - 1) for path in paths]
         steps = self.runner.step_metadata(rows)
-        logits, probs, ids = logits[[path.row for path in paths]], list[Tensor](), torch.empty(0)
+        order = [path.row for path in paths]
+        logits = logits if order == list(range(len(logits))) else logits[order]
+        probs, ids = list[Tensor](), torch.empty(0)
         for level in range(paths[0].depth):
             paths = [path for path in paths if path.depth > level]
             if level:
