@@ -11,7 +11,10 @@ whatever would read or write outside a tensor.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
+from itertools import chain
+from weakref import WeakKeyDictionary, finalize
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +24,20 @@ from minillm.ops import shapes
 from minillm.ops.contract import AttentionMetadata, LayerFusion, LayerStack, PackedWeight, Weight
 from minillm.ops.registered import current_path, load_native, loaded_library, packed_shape
 from minillm.ops.sampling import SamplingBatch
+
+
+class BoundLayers:
+    """Weights and caches that the kernels have checked and keep hold of, until this object goes."""
+
+    def __init__(self, stack: LayerStack, hidden: int, k_cache: list[Tensor], v_cache: list[Tensor]) -> None:
+        sizes = stack.num_heads, hidden, stack.intermediate_size
+        self.number: int = torch.ops.minillm.bind_layers(stack.tensors, k_cache, v_cache, stack.windows, *sizes)
+        self._caches = [*k_cache, *v_cache]
+        finalize(self, torch.ops.minillm.unbind_layers, self.number)
+
+    def holds(self, k_cache: list[Tensor], v_cache: list[Tensor]) -> bool:
+        """Whether these very caches are the bound ones."""
+        return all(map(operator.is_, self._caches, chain(k_cache, v_cache)))
 
 
 class NativeOps(LayerFusion):
@@ -34,6 +51,7 @@ class NativeOps(LayerFusion):
         # The overloads themselves: looking one up by name costs as much as a small kernel.
         self._layers = self._ops.layers.default
         self._linear = self._ops.linear.default
+        self._bound: WeakKeyDictionary[LayerStack, BoundLayers] = WeakKeyDictionary()
 
     @property
     def kernel_set(self) -> str:
@@ -126,9 +144,7 @@ class NativeOps(LayerFusion):
         result: Tensor = self._layers(
             residual,
             x,
-            stack.tensors,
-            k_cache,
-            v_cache,
+            self._bind(stack, x.shape[-1], k_cache, v_cache),
             cos,
             sin,
             meta.positions,
@@ -136,9 +152,6 @@ class NativeOps(LayerFusion):
             meta.block_table,
             meta.query_start,
             meta.kv_len,
-            stack.windows,
-            stack.num_heads,
-            stack.intermediate_size,
             stack.eps,
             stack.scale,
         )
@@ -158,6 +171,13 @@ class NativeOps(LayerFusion):
             {token_id: value} | dict(zip(ids[:top], values[:top], strict=True))
             for token_id, value, ids, values, top in rows
         ]
+
+    def _bind(self, stack: LayerStack, hidden: int, k_cache: list[Tensor], v_cache: list[Tensor]) -> int:
+        """The number by which the kernels know these layers and caches."""
+        bound = self._bound.get(stack)
+        if bound is None or not bound.holds(k_cache, v_cache):
+            bound = self._bound[stack] = BoundLayers(stack, hidden, k_cache, v_cache)
+        return bound.number
 
     def _packed(self, weight: Weight) -> PackedWeight:
         if isinstance(weight, PackedWeight):
