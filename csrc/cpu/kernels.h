@@ -28,9 +28,15 @@ inline int64_t packed_block_size(int64_t in, DType dtype) {
   return kPackLanes * (dtype == DType::bf16 ? (in + 1) / 2 * 2 : in);
 }
 
-// Set by the binding: runs `body(begin, end, context)` over disjoint ranges, on several threads.
+// Runs `body(begin, end, context)` over disjoint ranges on several threads: on the team's inside `with_team`,
+// where that costs next to nothing, else on the pool's.
 using RangeBody = void (*)(int64_t begin, int64_t end, void* context);
-extern void (*parallel_ranges)(int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context);
+void parallel_ranges(int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context);
+void with_team(void (*work)(void* context), void* context);
+bool in_team();
+
+// The pool, set by the binding.
+extern void (*pool_ranges)(int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context);
 extern int64_t (*thread_count)();
 
 struct PackArgs {
@@ -57,6 +63,7 @@ struct LinearArgs {
   void* y;             // [rows, out]
   int64_t rows, out, in;
   DType dtype;
+  const void* then;  // packed weights that will be wanted next, or null
 };
 
 struct NormArgs {

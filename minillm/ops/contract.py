@@ -76,7 +76,7 @@ class PackedWeight:
 Weight = Tensor | PackedWeight
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is its own: a backend keeps what it made of one
 class LayerStack:
     """All layers of a decoder, laid out for a backend that runs them in one call.
 

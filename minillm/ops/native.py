@@ -11,8 +11,11 @@ whatever would read or write outside a tensor.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
+from itertools import chain
 from types import SimpleNamespace
+from weakref import WeakKeyDictionary, finalize
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +45,22 @@ _OPS = (
 )
 
 
+class BoundLayers:
+    """Weights and caches that the kernels have checked and keep hold of, until this object goes."""
+
+    def __init__(self, stack: LayerStack, hidden: int, k_cache: list[Tensor], v_cache: list[Tensor]) -> None:
+        sizes = stack.num_heads, hidden, stack.intermediate_size
+        self.number: int = torch.ops.minillm.bind_layers(
+            stack.tensors, k_cache, v_cache, stack.windows, *sizes
+        )
+        self._caches = [*k_cache, *v_cache]
+        finalize(self, torch.ops.minillm.unbind_layers, self.number)
+
+    def holds(self, k_cache: list[Tensor], v_cache: list[Tensor]) -> bool:
+        """Whether these very caches are the bound ones."""
+        return all(map(operator.is_, self._caches, chain(k_cache, v_cache)))
+
+
 class NativeOps(LayerFusion):
     """The contract in C++, for tensors on the CPU; the contract's docstrings say what each method does."""
 
@@ -51,6 +70,7 @@ class NativeOps(LayerFusion):
         load_native()
         # The overloads themselves: looking one up by name costs as much as a small kernel.
         self._ops = SimpleNamespace(**{name: getattr(torch.ops.minillm, name).default for name in _OPS})
+        self._bound: WeakKeyDictionary[LayerStack, BoundLayers] = WeakKeyDictionary()
 
     @property
     def kernel_set(self) -> str:
@@ -143,9 +163,7 @@ class NativeOps(LayerFusion):
         result: Tensor = self._ops.layers(
             residual,
             x,
-            stack.tensors,
-            k_cache,
-            v_cache,
+            self._bind(stack, x.shape[-1], k_cache, v_cache),
             cos,
             sin,
             meta.positions,
@@ -153,9 +171,6 @@ class NativeOps(LayerFusion):
             meta.block_table,
             meta.query_start,
             meta.kv_len,
-            stack.windows,
-            stack.num_heads,
-            stack.intermediate_size,
             stack.eps,
             stack.scale,
         )
@@ -192,6 +207,13 @@ class NativeOps(LayerFusion):
         rest = target_probs.contiguous(), uniforms.contiguous()
         tokens, accepted = self._ops.verify_draft(draft.contiguous(), q, *rest)
         return tokens, accepted
+
+    def _bind(self, stack: LayerStack, hidden: int, k_cache: list[Tensor], v_cache: list[Tensor]) -> int:
+        """The number by which the kernels know these layers and caches."""
+        bound = self._bound.get(stack)
+        if bound is None or not bound.holds(k_cache, v_cache):
+            bound = self._bound[stack] = BoundLayers(stack, hidden, k_cache, v_cache)
+        return bound.number
 
     def _packed(self, weight: Weight) -> PackedWeight:
         if isinstance(weight, PackedWeight):
