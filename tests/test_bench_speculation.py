@@ -48,6 +48,19 @@ def test_acceptance_of_what_was_looked_at() -> None:
     assert token_acceptance([]) == 0
 
 
+def test_time_in_neither_model_by_hand() -> None:
+    """A step of 10 ms, 4 of them drafting and 5 verifying; those that prefill or do not draft are no part."""
+
+    def step(seconds: float, prefill_tokens: int = 0) -> dict[str, Any]:
+        return {"seconds": seconds, "prefill_tokens": prefill_tokens}
+
+    drafted = {"draft_seconds": 0.004, "verify_seconds": 0.005}
+    kinds = [("speculate", drafted), ("step", step(0.010)), ("step", step(0.003))]
+    kinds += [("speculate", drafted), ("step", step(0.020, 7))]
+    events = [Event(kind, 0, 0.0, "", data) for kind, data in kinds]
+    assert drafting_costs.outside_seconds(events) == [(pytest.approx(0.001), 0.010)]
+
+
 def test_from_which_batch_on_drafts_lose() -> None:
     def rows(*speeds: float) -> list[dict[str, Any]]:
         return [{"batch": 2**i, "x": {"median": speed}} for i, speed in enumerate(speeds)]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from minillm.bench.turns import STORIES, Bench, Work, script_of, speed_up
 from minillm.engine.decode import decode
+from minillm.observe.events import Event
 from minillm.observe.metrics import summarize
 from minillm.speculation.drafts import Drafter
 from minillm.speculation.scripted import RandomDrafter, ScriptedDrafter
@@ -16,28 +18,43 @@ LONG = 8  # times the usual length: answers in which being switched off must not
 
 
 def costs(bench: Bench) -> dict[str, Any]:
-    """Time outside the models: of a step with drafts, and of a plain one, whose loop and draws are timed."""
+    """Time outside the models: of a step with drafts, and of a plain one, whose loop and draws are timed.
+
+    Medians of steps: one that the machine held up says nothing about the others.
+    """
     llm = bench.load(draft_model=bench.draft_model, adaptive_draft=False)
-    work = bench.stories
-    work.run(llm)  # warms up
-    found = summarize(work.events(llm)).speculation
-    steps = found.verifications or 1  # one sequence at a time
-    outside, step = _plain_outside(bench, work)
-    drafting = found.bookkeeping_seconds / steps
+    bench.stories.run(llm)  # warms up
+    events = bench.stories.events(llm)
+    outside, step = _medians(outside_seconds(events))
+    plain_outside, plain_step = _medians(_plain_outside(bench))
+    tokens = summarize(events).speculation.tokens_per_step or 1.0
     return {
-        "step_s": found.seconds / steps,
-        "outside_s": drafting,
-        "outside_share": found.bookkeeping_seconds / (found.seconds or 1.0),
-        "outside_per_token_s": drafting / (found.tokens_per_step or 1.0),
-        "plain_step_s": step,
-        "plain_outside_s": outside,
-        "plain_outside_share": outside / step,
-        "added_share": (drafting - outside) / (found.seconds / steps or 1.0),
+        "step_s": step,
+        "outside_s": outside,
+        "outside_share": outside / step,
+        "outside_per_token_s": outside / tokens,
+        "plain_step_s": plain_step,
+        "plain_outside_s": plain_outside,
+        "plain_outside_share": plain_outside / plain_step,
+        "added_share": (outside - plain_outside) / step,
     }
 
 
-def _plain_outside(bench: Bench, work: Work) -> tuple[float, float]:
-    """Seconds of a step without drafts spent outside the decode loop and the draws, and of the whole step."""
+def outside_seconds(events: Sequence[Event]) -> list[tuple[float, float]]:
+    """(seconds in neither model, seconds) of each step that drafted and did not prefill."""
+    found, models = list[tuple[float, float]](), 0.0
+    for event in events:
+        if event.kind == "speculate":
+            models = event["draft_seconds"] + event["verify_seconds"]
+        elif event.kind == "step":
+            if models and not event["prefill_tokens"]:
+                found.append((event["seconds"] - models, event["seconds"]))
+            models = 0.0
+    return found
+
+
+def _plain_outside(bench: Bench) -> list[tuple[float, float]]:
+    """The same of an engine without drafts: seconds outside the decode loop and the draws."""
     spent = [0.0]
 
     def timed(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,14 +66,24 @@ def _plain_outside(bench: Bench, work: Work) -> tuple[float, float]:
 
         return wrapper
 
-    llm = bench.load(parts={"decode_loop": timed(decode)})
+    llm, found = bench.load(parts={"decode_loop": timed(decode)}), list[tuple[float, float]]()
     ops = llm.engine.model.decoder.ops
     ops.sample = timed(ops.sample)  # type: ignore[method-assign]
-    work.run(llm)
-    spent[0] = 0.0
-    steps = [e for e in work.events(llm) if e.kind == "step" and not e["prefill_tokens"]]
-    total = sum(e["seconds"] for e in steps)
-    return (total - spent[0]) / len(steps), total / len(steps)
+    bench.stories.run(llm)
+
+    def listen(event: Event) -> None:
+        if event.kind == "step":
+            if not event["prefill_tokens"]:
+                found.append((event["seconds"] - spent[0], event["seconds"]))
+            spent[0] = 0.0
+
+    llm.engine.events.listeners.append(listen)
+    bench.stories.run(llm)
+    return found
+
+
+def _medians(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
 
 
 def switched_off(bench: Bench) -> list[dict[str, Any]]:

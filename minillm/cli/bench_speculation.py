@@ -115,13 +115,13 @@ def _words(report: dict[str, Any]) -> list[str]:
 
 
 def _loses(found: dict[str, Any]) -> str:
-    def when(batch: int | None) -> str:
-        return f"loses from batch {batch} on" if batch else "never loses at these batches"
+    def when(name: str) -> str:
+        losing = [str(row["batch"]) for row in found["rows"] if row[name]["median"] < 1]
+        if batch := found[f"{name}_loses_from"]:
+            return f"loses from batch {batch} on"
+        return f"loses at batch {', '.join(losing)}" if losing else "never loses at these batches"
 
-    return (
-        f"drafting always {found['num_draft_tokens']} {when(found['fixed_loses_from'])}; "
-        f"the controller {when(found['adaptive_loses_from'])}"
-    )
+    return f"drafting always {found['num_draft_tokens']} {when('fixed')}; the controller {when('adaptive')}"
 
 
 def _figures(report: dict[str, Any]) -> list[Figure]:
