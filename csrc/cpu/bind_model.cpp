@@ -176,6 +176,15 @@ std::tuple<Tensor, Tensor, Tensor> logprobs(const Tensor& logits, const Tensor& 
   return {of_token, best, best_ids};
 }
 
+Tensor finite(const Tensor& logits) {
+  const char* op = "finite_rows";
+  check(op, "logits", logits, 2, logits.scalar_type());
+  Tensor result = torch::stable::new_empty(logits, {logits.size(0)}, ScalarType::Bool);
+  finite_rows({data<void>(logits), dtype_of(op, logits), logits.size(0), logits.size(1),
+               static_cast<bool*>(result.mutable_data_ptr())});
+  return result;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(minillm, m) {
@@ -189,6 +198,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(minillm, m) {
   m.def(
       "sample(Tensor logits, Tensor keys, Tensor numbers, Tensor top_k, Tensor seen, Tensor seen_end, "
       "int num_token_ids) -> Tensor");
+  m.def("finite_rows(Tensor logits) -> Tensor");
   m.def("token_logprobs(Tensor logits, Tensor tokens, int top) -> (Tensor, Tensor, Tensor)");
 }
 
@@ -196,6 +206,7 @@ STABLE_TORCH_LIBRARY_IMPL(minillm, CPU, m) {
   m.impl("bind_layers", TORCH_BOX(&bind_layers));
   m.impl("layers", TORCH_BOX(&layers));
   m.impl("sample", TORCH_BOX(&draw));
+  m.impl("finite_rows", TORCH_BOX(&finite));
   m.impl("token_logprobs", TORCH_BOX(&logprobs));
 }
 

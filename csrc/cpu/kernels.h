@@ -194,6 +194,13 @@ struct LogprobsArgs {
   int64_t* best_ids;      // [rows, top]
 };
 
+struct FiniteArgs {
+  const void* logits;  // [rows, vocab]
+  DType dtype;
+  int64_t rows, vocab;
+  bool* finite;  // [rows]
+};
+
 struct CoupledArgs {
   const int64_t *sampled, *drafted, *parents;  // [num_nodes]
   const int64_t* node_start;                   // [requests + 1], rising
@@ -215,6 +222,7 @@ struct DraftArgs {
 void run_layers(const Kernels& kernels, const LayersArgs& args);
 void sample(const Kernels& kernels, const SampleArgs& args);
 void token_logprobs(const Kernels& kernels, const LogprobsArgs& args);
+void finite_rows(const FiniteArgs& args);
 void decode_ahead(const Kernels& kernels, const AheadArgs& args);
 void verify_coupled(const CoupledArgs& args);
 void verify_draft(const DraftArgs& args);  // a row of zeros, which has no token, gives -1

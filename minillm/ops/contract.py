@@ -173,6 +173,9 @@ class Ops(Protocol):
     ) -> list[dict[int, float]]:
         """Log-probabilities of each row's token and of its `tops[i]` likeliest: `sampling.token_logprobs`."""
 
+    def finite_rows(self, logits: Tensor) -> Tensor:
+        """Whether each row [num_rows, vocab_size] is free of NaN and infinity: bool [num_rows]."""
+
     def verify_coupled(
         self, sampled: Tensor, drafted: Tensor, parents: Tensor, node_start: Tensor
     ) -> tuple[Tensor, Tensor]:

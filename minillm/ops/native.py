@@ -32,6 +32,7 @@ _OPS = (
     "copy_blocks",
     "decode_ahead",
     "embedding",
+    "finite_rows",
     "layers",
     "linear",
     "pack",
@@ -231,6 +232,10 @@ class NativeOps(LayerFusion):
             {token_id: value} | dict(zip(ids[:top], values[:top], strict=True))
             for token_id, value, ids, values, top in rows
         ]
+
+    def finite_rows(self, logits: Tensor) -> Tensor:
+        finite: Tensor = self._ops.finite_rows(logits.contiguous())
+        return finite
 
     def verify_coupled(
         self, sampled: Tensor, drafted: Tensor, parents: Tensor, node_start: Tensor

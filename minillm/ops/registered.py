@@ -147,6 +147,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "copy_blocks": lambda caches, source, destination: None,
     "layers": lambda residual, x, *others: torch.empty_like(x),
     "decode_ahead": _ahead,
+    "finite_rows": lambda logits: logits.new_empty([logits.shape[0]], dtype=torch.bool),
     "sample": lambda logits, keys, *others: keys.new_empty([logits.shape[0]]),
     "token_logprobs": _logprobs,
     "verify_coupled": _two_like,
