@@ -1,4 +1,4 @@
-"""The CUDA kernels in the simulator, op by op, in both flavours: odd shapes against float64, hostile caches.
+"""The CUDA kernels in the simulator, op by op, in each flavour: odd shapes against float64, hostile caches.
 
 Shapes are those of `test_native_ops.py`, fewer of them, since every thread is simulated.
 """
@@ -17,7 +17,7 @@ from minillm import SamplingParams
 from minillm.errors import UnsupportedModel
 from minillm.ops.building import BuildFailed, find_compiler
 from minillm.ops.sampling import SamplingBatch, noise_key
-from minillm.ops.simt import SimtOps, flavour, schedule
+from minillm.ops.simt import SimtOps, flavour, flavours, schedule
 from minillm.ops.simt.ops import load_ops
 
 try:
@@ -31,10 +31,10 @@ OPS = SimtOps()
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["f32", "bf16", "f16"])
 
 
-@pytest.fixture(autouse=True, params=["fast", "check"])
+@pytest.fixture(autouse=True, params=flavours())
 def simulated(request):
-    """Every test runs in both flavours; the checked one in reversed order, so that order cannot matter."""
-    with flavour(request.param), schedule(reverse=request.param == "check"):
+    """Every test runs in each flavour; all but the first in reversed order, so that order cannot matter."""
+    with flavour(request.param), schedule(reverse=request.param != "fast"):
         yield request.param
 
 

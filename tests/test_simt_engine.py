@@ -12,7 +12,7 @@ from torch import Tensor
 from minillm import LLM, SamplingParams
 from minillm.errors import BackendError, UnsupportedModel
 from minillm.ops.building import BuildFailed, find_compiler
-from minillm.ops.simt import SimtOps, flavour, profile
+from minillm.ops.simt import SimtOps, flavour, flavours, profile
 from minillm.ops.simt.ops import load_ops
 
 try:
@@ -93,6 +93,7 @@ def test_logits_are_the_references(tmp_path, window):
     torch.testing.assert_close(load(folder).logits(ids), tiny.load(folder).logits(ids), rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.skipif("check" not in flavours(), reason="nobody checks or counts under the sanitizers")
 def test_a_whole_generation_under_check_is_clean_and_counted(folder):
     llm = load(folder)
     with flavour("check"), profile() as p:
