@@ -22,7 +22,7 @@ from minillm.errors import UnsupportedModel
 from minillm.ops import sampling, shapes
 from minillm.ops.building import BuildFailed
 from minillm.ops.contract import AttentionMetadata, Weight, plain
-from minillm.ops.cuda_build import build_cuda
+from minillm.ops.cuda_build import cuda_library
 
 HEAD_DIMS = (32, 64, 96, 128)
 
@@ -154,7 +154,7 @@ def load_library() -> Path:
     Raises:
         BuildFailed: they cannot be compiled or loaded here.
     """
-    path = build_cuda()
+    path = cuda_library().build()
     try:
         torch.ops.load_library(str(path))
     except OSError as error:

@@ -23,35 +23,35 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minillm.ops.building import SANITIZE, BuildFailed, sanitizing, torch_folder
-from minillm.ops.linking import BINDING, COMMON, Unit, build, csrc
+from minillm.ops.linking import BINDING, COMMON, Library, Unit, csrc
 
 MACHINE = [*COMMON, "-O2"]
 KERNEL = [*COMMON, "-x", "c++", "-O1", "-Wno-unknown-pragmas"]
 
 
-def build_machine() -> Path:
-    """The simulator itself, as a Python module named like its file.
+def machine_library() -> Library:
+    """The simulator itself, a Python module named like its file.
 
     Raises:
-        BuildFailed: no compiler, no sources, or the compiler's complaint.
+        BuildFailed: the sources are not there.
     """
     includes = ["-isystem", str(torch_folder() / "include"), "-isystem", sysconfig.get_paths()["include"]]
     flags = [*MACHINE, "-DMINILLM_MODULE=simt_machine", *includes]
-    return build("simt", [Unit(path, flags) for path in sorted((csrc() / "simt").glob("*.cpp"))])
+    return Library("simt", [Unit(path, flags) for path in sorted((csrc() / "simt").glob("*.cpp"))])
 
 
-def build_ops() -> Path:
+def ops_library() -> Library:
     """All of csrc/cuda with its torch binding, for CPU tensors.
 
     Raises:
-        BuildFailed: no compiler, no sources, or the compiler's complaint.
+        BuildFailed: the sources are not there.
     """
     folder, torch_include = csrc() / "cuda", ["-isystem", str(torch_folder() / "include")]
     bound = [*MACHINE, *BINDING, "-DMINILLM_SIMT", *torch_include]
     units = [Unit(folder / "bind.cpp", bound)]
     units += [Unit(path, [*KERNEL, *_observer()]) for path in sorted(folder.glob("*.cu"))]
     libraries = ["-L" + str(torch_folder() / "lib"), "-ltorch_cpu", *_runtime()]
-    return build("simt-ops", units, libraries)
+    return Library("simt-ops", units, libraries)
 
 
 def build_kernels(source: Path, flags: Sequence[str] = (), folder: Path | None = None) -> Path:
@@ -63,7 +63,7 @@ def build_kernels(source: Path, flags: Sequence[str] = (), folder: Path | None =
     if not source.is_file():
         raise BuildFailed(f"{source} is not a file")
     unit = Unit(source.resolve(), [*KERNEL, *_observer(), "-I", str(csrc() / "cuda"), *flags])
-    return build(source.stem, [unit], _runtime(), folder)
+    return Library(source.stem, [unit], _runtime(), folder).build()
 
 
 def _observer() -> list[str]:

@@ -28,7 +28,7 @@ from typing import Any
 from minillm.errors import MinillmError, UsageError
 from minillm.ops.building import sanitizing
 from minillm.ops.sanitizer import require_preloaded
-from minillm.ops.simt.build import build_machine
+from minillm.ops.simt.build import machine_library
 
 FLAVOURS = ("fast", "check", "asan")
 # Frames that are never the culprit: the words of the dialect themselves.
@@ -124,7 +124,7 @@ def machine() -> Any:
     """
     require_preloaded()
     with _lock:
-        path = build_machine()
+        path = machine_library().build()
         # Kernel libraries find the machine's functions among the process's global symbols.
         ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
         loader = ExtensionFileLoader("simt_machine", str(path))
