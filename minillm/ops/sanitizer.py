@@ -6,7 +6,7 @@
     ASAN_OPTIONS=...       no search for leaks, of which Python has many at its end
 
 The first mistake ends the process, with its place on stderr. torch's CPU tensors are malloc's, so each has
-forbidden ground around it. Left out: clang, whose runtime is found and preloaded in another way.
+forbidden ground around it. Left out: clang, whose runtime has another name, and which lets misaligned loads of structs pass.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LIBRARIES = ("libasan.so", "libubsan.so", "libstdc++.so")
 def preload() -> str:
     """The value of LD_PRELOAD, or "" where the compiler has no such libraries."""
     compiler = find_compiler()
-    if compiler is None:
+    if compiler is None or "clang" in compiler.version:
         return ""
     paths = [_path(compiler.path, name) for name in LIBRARIES]
     return ":".join(map(str, paths)) if all(path.is_file() for path in paths) else ""
@@ -38,7 +38,7 @@ def environment() -> dict[str, str]:
     """
     libraries = preload()
     if not libraries:
-        raise UsageError("the C++ compiler has no shared AddressSanitizer", "install g++ and its libasan")
+        raise UsageError("there is no g++ with a shared AddressSanitizer", "install g++ and its libasan, or set CXX")
     options = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
     return {"MINILLM_SANITIZE": "1", "LD_PRELOAD": libraries, **options}
 

@@ -64,7 +64,7 @@ def check_simulator(torch: ModuleType | None) -> Check:
     except (building.BuildFailed, OSError) as error:
         return Check("simulator", "missing", f"not compiled: {error}", GET_COMPILER)
     where = _built_or_not(kernels if machine.is_file() else machine)
-    asan = "asan (scripts/sanitize.sh)" if sanitizer.preload() else "no asan (the compiler has no libasan)"
+    asan = "asan (scripts/sanitize.sh)" if sanitizer.preload() else "no asan (that needs g++ and libasan)"
     return Check("simulator", "ok", f"{where}; flavours fast, check, {asan}")
 
 
