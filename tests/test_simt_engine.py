@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from company import DTYPES, GREEDY, PROMPTS, SHAPE, answers, prefilled, same
 from torch import Tensor
 
 from minillm import LLM, SamplingParams
@@ -22,11 +23,6 @@ except BuildFailed as reason:
         raise  # sources that do not compile are a failure, not a skip
     pytest.skip(f"simulator: {reason}", allow_module_level=True)
 
-SHAPE = {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 32}
-PROMPTS = [[(i * 7919 + j * 104_729) % 300 for j in range(length)] for i, length in enumerate((1, 5, 33, 70))]
-GREEDY = SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True, logprobs=tiny.VOCAB_SIZE)
-DTYPES = ["float32", "bfloat16"]
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -38,24 +34,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(folder: Path, **options: object) -> LLM:
     return tiny.load(folder, **({"backend": "simt", "kv_memory": "4MiB"} | options))
-
-
-def answers(llm: LLM, prompts: list[list[int]]) -> list[tuple[list[int], Tensor]]:
-    """For each prompt its tokens and their log-probabilities [tokens, vocab_size]."""
-    found = []
-    for output in llm.generate(prompts, GREEDY):
-        rows = [[value for _, value in sorted(row.items())] for row in output.logprobs]
-        found.append((output.token_ids, torch.tensor(rows)))
-    return found
-
-
-def same(a: list[tuple[list[int], Tensor]], b: list[tuple[list[int], Tensor]]) -> bool:
-    return all(x[0] == y[0] and torch.equal(x[1], y[1]) for x, y in zip(a, b, strict=True))
-
-
-def prefilled(llm: LLM, ids: list[int]) -> Tensor:
-    """Log-probabilities after each token, all of them prefilled."""
-    return llm.logits(ids).log_softmax(-1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

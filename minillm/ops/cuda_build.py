@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from minillm.ops.building import BuildFailed, torch_folder
-from minillm.ops.cuda_toolkit import find_cuda, headers
+from minillm.ops.cuda_toolkit import find_cuda, headers, runtime_folder
 from minillm.ops.linking import BINDING, COMMON, Library, Unit, csrc
 
 ARCHITECTURES = ("75", "80", "90")
@@ -62,7 +62,7 @@ def cuda_library() -> Library:
     libraries = [
         "-L" + str(torch_folder() / "lib"),
         "-ltorch_cpu",
-        f"-L{cuda}/lib64",
+        f"-L{runtime_folder(cuda)}",
         "-lcudart_static",
         "-lrt",
     ]

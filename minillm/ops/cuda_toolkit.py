@@ -29,6 +29,20 @@ def headers(cuda: Path) -> Path:
     return cuda / "include" if (cuda / "include" / "cuda_runtime.h").is_file() else cuda / "no headers"
 
 
+def runtime_folder(cuda: Path) -> Path:
+    """Where libcudart_static.a lies, which is not lib64 in every distribution."""
+    for folder in (
+        "lib64",
+        "lib",
+        "targets/x86_64-linux/lib",
+        "targets/sbsa-linux/lib",
+        "lib/x86_64-linux-gnu",
+    ):
+        if (cuda / folder / "libcudart_static.a").is_file():
+            return cuda / folder
+    return cuda / "lib64"
+
+
 def nvcc_version(cuda: Path) -> str:
     """For example "13.0"."""
     said = subprocess.run([cuda / "bin" / "nvcc", "--version"], capture_output=True, text=True).stdout

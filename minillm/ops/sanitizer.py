@@ -6,7 +6,8 @@
     ASAN_OPTIONS=...       no search for leaks, of which Python has many at its end
 
 The first mistake ends the process, with its place on stderr. torch's CPU tensors are malloc's, so each has
-forbidden ground around it. Left out: clang, whose runtime has another name, and which lets misaligned loads of structs pass.
+forbidden ground around it. Left out: clang, whose runtime has another name, and which lets misaligned
+loads of structs pass.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def environment() -> dict[str, str]:
     """
     libraries = preload()
     if not libraries:
-        raise UsageError("there is no g++ with a shared AddressSanitizer", "install g++ and its libasan, or set CXX")
+        raise UsageError(
+            "there is no g++ with a shared AddressSanitizer", "install g++ and its libasan, or set CXX"
+        )
     options = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
     return {"MINILLM_SANITIZE": "1", "LD_PRELOAD": libraries, **options}
 
