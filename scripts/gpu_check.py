@@ -77,11 +77,7 @@ class Result:
 def plan(out: Path, python: str, simulate: bool) -> list[Step]:
     """The steps, in order."""
     bench = [python, str(REPO / "scripts" / "gpu_bench.py"), *(["--simulate"] if simulate else [])]
-    load = (
-        "from minillm.ops.simt.ops import load_ops as load"
-        if simulate
-        else "from minillm.ops.cuda import load_library as load"
-    )
+    load = "minillm.ops.simt.ops import load_ops" if simulate else "minillm.ops.cuda import load_library"
     workers = ["-n", "4"] if importlib.util.find_spec("xdist") else []
     tests = [python, "-m", "pytest", "-q", "-m", "gpu", *workers, "tests/test_cuda_gpu.py"]
     doctor = [python, "-m", "minillm.cli.main", "doctor", "--json"]

@@ -65,6 +65,8 @@ def test_the_plan_names_what_there_is(tmp_path, simulate):
         assert set(s.needs) <= set(names[:i]), "a step needs what comes later"
         assert s.log in check.FILES
         for word in s.command:
+            if s.command[s.command.index(word) - 1] == "-c":
+                compile(word, s.name, "exec")
             if word.endswith(".py"):
                 assert (REPO / word).is_file(), word
     # What a lent machine copies back: eight files, plain names, no folders.
