@@ -109,7 +109,7 @@ def test_the_tokens_are_those_of_one_step_at_a_time(
     [
         ({"depths": [2, 3]}, "depths rise"),
         ({"depths": [40, 1]}, "needs 3 blocks, its table has 2"),
-        ({"blocks": [0, 99], "depths": [20, 1]}, "block 99"),
+        ({"blocks": [0, 9999], "depths": [20, 1]}, "block 9999"),
         ({"ids": [400]}, "id 400"),
         ({"num_token_ids": 999}, "num_token_ids is 999"),
         ({"penalty": 1.5}, "repetition penalties"),
