@@ -31,7 +31,9 @@ class BoundLayers:
 
     def __init__(self, stack: LayerStack, hidden: int, k_cache: list[Tensor], v_cache: list[Tensor]) -> None:
         sizes = stack.num_heads, hidden, stack.intermediate_size
-        self.number: int = torch.ops.minillm.bind_layers(stack.tensors, k_cache, v_cache, stack.windows, *sizes)
+        self.number: int = torch.ops.minillm.bind_layers(
+            stack.tensors, k_cache, v_cache, stack.windows, *sizes
+        )
         self._caches = [*k_cache, *v_cache]
         finalize(self, torch.ops.minillm.unbind_layers, self.number)
 
