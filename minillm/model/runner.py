@@ -70,7 +70,9 @@ class ModelRunner:
         for rows in batch:
             end += len(rows.token_ids)
             last.append(end - 1)
-        return self.decoder.logits(hidden[self._tensor(last)])
+        if end > len(batch):
+            hidden = hidden[self._tensor(last)]
+        return self.decoder.logits(hidden)
 
     @torch.inference_mode()
     def copy_block(self, source: int, destination: int) -> None:
