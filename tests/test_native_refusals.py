@@ -121,6 +121,20 @@ def test_what_would_leave_a_tensor_is_refused(native_ops: NativeOps) -> None:
         assert says in str(caught.value)
 
 
+def test_layers_are_refused_unless_they_are_bound_and_fit() -> None:
+    native, arguments = torch.ops.minillm, opcheck_calls()["layers"]
+    number = arguments[2]
+    assert native.layers(*arguments).isfinite().all()  # the control
+    with pytest.raises(RuntimeError, match="x's width is 8, not 16"):
+        native.layers(random(4, 8), random(4, 8), *arguments[2:])
+    native.unbind_layers(number)
+    with pytest.raises(RuntimeError, match=f"no layers are bound as {number}"):
+        native.layers(*arguments)
+    cache = torch.zeros(4, 16, 2, 8)
+    with pytest.raises(RuntimeError, match="weight 0 of layer 0 has 1 elements"):
+        native.bind_layers([torch.ones(1)] * 12, [cache], [cache], [0], 4, 16, 24)
+
+
 # ---- as torch sees them ---------------------------------------------------------------------------
 
 

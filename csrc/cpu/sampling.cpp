@@ -59,6 +59,9 @@ std::vector<int64_t> all_ids(int64_t count) {
 void keep_nucleus(std::vector<int64_t>& ids, const std::vector<float>& scaled, double top_p) {
   double total = 0;
   for (int64_t id : ids) total += std::exp(static_cast<double>(scaled[id]));
+  // Ids below the cutoff, all together, weigh less than what top_p leaves out: none of them is needed.
+  float cutoff = static_cast<float>(std::log((1 - top_p) / static_cast<double>(ids.size()))) - 0.01f;
+  std::erase_if(ids, [&](int64_t id) { return scaled[id] < cutoff; });
   int64_t size = ids.size(), kept = 0;
   double enough = top_p * total, before = 0;
   for (int64_t ordered = 64; before < enough && kept < size; ordered *= 8) {
