@@ -78,8 +78,12 @@ def simulate(
     target: Callable[[int], float],
     level: Callable[[int], float],
     seed: int = 0,
+    first: float = 0.0,
 ) -> tuple[float, list[list[int]]]:
-    """Tokens per second of a clock that is made up, and the depths chosen at each step."""
+    """Tokens per second of a clock that is made up, and the depths chosen at each step.
+
+    Drafting takes `first` seconds and then those of each level.
+    """
     rng, seconds, tokens, chosen = random.Random(seed), 0.0, 0, list[list[int]]()
     for _ in range(steps):
         depths = controller.choose(sequences)  # type: ignore[arg-type]
@@ -88,8 +92,9 @@ def simulate(
         controller.saw_target(rows, step)
         if any(depths):
             paths = sum(depth > 0 for depth in depths)
-            controller.saw_draft(paths, max(depths), max(depths) * level(paths))
-            step += max(depths) * level(paths)
+            drafting = first + max(depths) * level(paths)
+            controller.saw_draft(paths, max(depths), drafting)
+            step += drafting
         for sequence, depth in zip(sequences, depths, strict=True):
             stood = 0
             while stood < depth and rng.random() < sequence.acceptance:
@@ -113,12 +118,13 @@ def compute_bound(rows: int) -> float:
 
 @pytest.mark.parametrize("acceptance", [0.3, 0.6, 0.9])
 @pytest.mark.parametrize("level", [5e-5, 3e-4])
+@pytest.mark.parametrize("first", [0.0, 4e-4])
 @pytest.mark.parametrize("count", [1, 8])
-def test_it_finds_nearly_the_best_length(acceptance: float, level: float, count: int) -> None:
+def test_it_finds_nearly_the_best_length(acceptance: float, level: float, first: float, count: int) -> None:
     sequences = [Sequence(acceptance) for _ in range(count)]
 
     def speed(controller: Controller) -> float:
-        return simulate(controller, sequences, 2000, memory_bound, lambda paths: level)[0]
+        return simulate(controller, sequences, 2000, memory_bound, lambda paths: level, first=first)[0]
 
     fixed = [speed(Controller(k, adaptive=False)) for k in range(1, 9)]
     plain = count / memory_bound(count)

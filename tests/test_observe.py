@@ -13,6 +13,7 @@ from minillm import LLM, SamplingParams
 from minillm.errors import MinillmError
 from minillm.observe import events as events_module
 from minillm.observe.metrics import percentile, summarize
+from minillm.speculation.scripted import RandomDrafter
 
 PROMPTS = [[(7 * i + j) % 250 for j in range(length)] for i, length in enumerate((3, 40, 17, 90, 33, 64))]
 PARAMS = SamplingParams(max_tokens=20, seed=1, ignore_eos=True)
@@ -96,7 +97,8 @@ def test_refusals_and_cancellations_are_events(tight: LLM) -> None:
 
 
 def test_the_documented_events_are_the_ones_there_are(tight: LLM, tmp_path: Path) -> None:
-    drafting = tiny.load(tiny.make_folder(tmp_path), draft_model="ngram", adaptive_draft=False)
+    parts = {"drafter": lambda model, config: RandomDrafter(model.config.vocab_size)}
+    drafting = tiny.load(tiny.make_folder(tmp_path), parts=parts, adaptive_draft=False)
     with drafting.engine.events.record() as drafted:
         drafting.generate([5, 6, 7, 5, 6, 7], SamplingParams(max_tokens=4, ignore_eos=True))
     with tight.engine.events.record() as trace:

@@ -27,9 +27,6 @@ OWN = {
     "drafter": lambda model, config: NgramDrafter(),
     "verify_draft": ReferenceOps().verify_draft,
 }
-ASKED_WITH: dict[str, dict[str, Any]] = {
-    "verify_draft": {"draft_model": "ngram", "draft_verification": "rejection", "adaptive_draft": False},
-}
 
 
 @pytest.mark.parametrize("name", [f.name for f in fields(Parts)])
@@ -41,7 +38,9 @@ def test_every_part_is_called_and_can_be_the_engines_own(folder: Path, name: str
         calls.append(args)
         return OWN[name](*args, **options)
 
-    options = ASKED_WITH.get(name, {})
+    options: dict[str, Any] = {}
+    if name == "verify_draft":
+        options = {"draft_model": folder, "draft_verification": "rejection", "adaptive_draft": False}
     expected = tiny.load(folder, **options).generate([PROMPT, [5]], PARAMS)
     found = tiny.load(folder, parts={name: mine}, **options).generate([PROMPT, [5]], PARAMS)
     assert calls, f"{name} was never asked"

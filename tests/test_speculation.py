@@ -244,8 +244,9 @@ def test_a_draft_is_caught_up_with_in_chunks(twins: tuple[Path, Path]) -> None:
     prompt = list(range(2, 232))
     with llm.engine.events.record() as events:
         output = llm.generate(prompt, SamplingParams(max_tokens=20, temperature=0.0))[0]
-    depths = [e["outcomes"][0].depth for e in events if e.kind == "speculate"]
-    assert depths[:3] == [0, 0, 0] and depths[3] == 5
+    decoding = [e for e in events if e.kind in ("decode_step", "speculate")]
+    assert [e.kind for e in decoding[:4]] == ["decode_step"] * 4, "three steps without a draft"
+    assert decoding[4].kind == "speculate" and decoding[4]["outcomes"][0].depth == 5
     assert output.metrics.drafted == output.metrics.accepted
 
 

@@ -2,7 +2,7 @@
 
 A step that drafts k tokens for each of n sequences, of which a share a stands, takes and gives
 
-    seconds   target(n * (1 + k)) + k * level(n)            tokens   n * (1 - a^(k+1)) / (1 - a)
+    seconds   target(n * (1 + k)) + draft(n, k)             tokens   n * (1 - a^(k+1)) / (1 - a)
 
 Decode of a few sequences is bound by memory: target(n * (1 + k)) is hardly more than target(n), and drafts
 are nearly free. With many sequences it is bound by arithmetic, every drafted row costs like any other, and
@@ -73,7 +73,7 @@ class Times:
         """How often about this many rows were measured."""
         return self._samples.get(_size_class(rows), 0)
 
-    def of(self, rows: int) -> float:
+    def of(self, rows: float) -> float:
         """Seconds for `rows` rows; beyond what was measured those of the nearest that was, 0 without any."""
         place = bisect.bisect_left(self._rows, rows)
         if place == 0 or place == len(self._rows):
@@ -81,6 +81,11 @@ class Times:
         x0, x1 = self._rows[place - 1 : place + 1]
         y0, y1 = self._seconds[place - 1 : place + 1]
         return y0 + (y1 - y0) * (rows - x0) / (x1 - x0)
+
+    def in_proportion(self, rows: int) -> float:
+        """As `of`; but beyond what was measured in proportion to the nearest that was."""
+        nearest = min(max(rows, self._rows[0]), self._rows[-1])
+        return self.of(nearest) * rows / nearest if nearest else 0.0
 
 
 def _size_class(rows: int) -> int:
@@ -92,7 +97,8 @@ class Controller:
 
     def __init__(self, depth: int, paths: int = 1, adaptive: bool = True) -> None:
         self._depth, self._paths, self._adaptive = depth, paths, adaptive
-        self._target, self._level = Times(), Times()
+        self._target = Times()
+        self._draft: dict[int, Times] = {}  # size class of paths -> by levels
         self._own: WeakKeyDictionary[DraftSequence, Acceptance] = WeakKeyDictionary()
         self._all = Acceptance()
         self._pause, self._next_pause, self._is_probe_due = 0, FIRST_PAUSE, False
@@ -106,7 +112,7 @@ class Controller:
 
     def saw_draft(self, rows: int, levels: int, seconds: float) -> None:
         """Drafting `levels` tokens for `rows` paths took so long."""
-        self._level.add(rows, seconds / levels)
+        self._draft.setdefault(_size_class(rows), Times()).add(levels, seconds)
 
     def saw_verdict(self, sequence: DraftSequence, drafted: int, stood: int) -> None:
         """Of a path of `drafted` tokens the first `stood` were right, and the next, if any, was wrong."""
@@ -155,7 +161,14 @@ class Controller:
         if k == 0:
             return self._target.of(count)
         paths = count * self._paths
-        return self._target.of(paths * (1 + k)) + k * self._level.of(paths)
+        return self._target.of(paths * (1 + k)) + self._draft_seconds(paths, k)
+
+    def _draft_seconds(self, paths: int, levels: int) -> float:
+        """By levels: the first costs more than the others. Of the nearest number of paths that was seen."""
+        if not self._draft:
+            return 0.0
+        size = _size_class(paths)
+        return self._draft[min(self._draft, key=lambda known: abs(known - size))].in_proportion(levels)
 
     def _row_seconds(self, count: int, k: int) -> float:
         """What one drafted row of one sequence adds to the target's pass. (The others pay for the levels.)"""
