@@ -365,7 +365,9 @@ def run_summary(llm, prompts, params):
 
 def scripted(acceptance, k):
     """Tokens a step of a drafter with this acceptance."""
-    drafter = ScriptedDrafter(lambda s: known[tuple(s.prompt_token_ids)], VOCABULARY, acceptance, seed=k)
+    drafter = ScriptedDrafter(
+        lambda s: known[tuple(s.prompt_token_ids)], VOCABULARY, acceptance, seed=k + round(100 * acceptance)
+    )
     llm = speculating(drafter, SMALL, num_draft_tokens=k)
     with llm.engine.events.record() as trace:
         outputs = llm.generate(openings, greedy(LENGTH))  # all at once: it is quicker, and counts are counts
@@ -968,8 +970,8 @@ def wasted_rows(trace):
 
 # %%
 def check_wasted():
-    for options in ({"num_draft_tokens": 4}, {"draft_tree": (3, 1)}):
-        llm = new_engine(SMALL, draft_model="ngram", **fixed | options)
+    for options in ({"draft_model": "ngram"}, {"draft_model": "auto", "draft_tree": (3, 1)}):
+        llm = new_engine(SMALL, **fixed | options)
         with llm.engine.events.record() as trace:
             outputs = llm.generate([copying, free], greedy(40))
         rows = plain = 0
