@@ -152,6 +152,9 @@ def one_of_each(ops: CudaOps) -> None:
     ops.copy_blocks([k, v], torch.tensor([0]).cuda(), torch.tensor([1]).cuda())
     params = SamplingParams(top_k=5, top_p=0.9)
     ops.sample(x, SamplingBatch([params] * 17, list(range(17)), [[]] * 17, 70))
+    nodes, p = torch.arange(5).cuda(), torch.full((3, 3, 301), 1 / 301, device="cuda")
+    ops.verify_coupled(nodes, nodes - 1, nodes - 1, torch.tensor([0, 5]).cuda())
+    ops.verify_draft(nodes[:2].expand(3, 2), p[:, :2], p, torch.full((3, 3), 0.5, device="cuda").double())
     torch.cuda.synchronize()
 
 

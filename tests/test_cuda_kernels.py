@@ -267,6 +267,7 @@ def test_opcheck():
     k_cache, v_cache = k_cache.nan_to_num(), v_cache.nan_to_num()
     x, weight, kv, angle = random(2, 32), random(32), random(2, 1, 32), random(16, 16)
     index = torch.tensor([0]), torch.tensor([1])
+    ints, half = torch.tensor([1, 2]), torch.full((2, 2), 0.5, dtype=torch.float64)
     ops = torch.ops.minillm_simt
     places = meta.block_table, meta.query_start, meta.kv_len
     for op, arguments in [
@@ -281,5 +282,7 @@ def test_opcheck():
         (ops.copy_blocks, ([k_cache], *index)),
         (ops.sample, (x, *SamplingBatch([SamplingParams()] * 2, [1, 2], [[], []], 32).tensors(), 32)),
         (ops.paged_attention, (q, k_cache, v_cache, *places, 0.2, 0, "v2", 0)),
+        (ops.verify_coupled, (ints, ints.clone(), torch.tensor([-1, 0]), torch.tensor([0, 2]))),
+        (ops.verify_draft, (ints.view(2, 1), None, random(2, 2, 16).abs(), half)),
     ]:
         torch.library.opcheck(op.default, (*arguments, 0), test_utils=["test_schema", "test_faketensor"])

@@ -8,7 +8,9 @@ survives all three is a hole in the tests.
 
 from __future__ import annotations
 
+import random as random_numbers
 import shutil
+from itertools import accumulate, chain
 from pathlib import Path
 
 import oracle
@@ -16,6 +18,7 @@ import pytest
 import torch
 from cases import Case, random
 from torch import Tensor
+from verifying import make_drafts, random_tree, walk_trees
 
 from minillm import SamplingParams
 from minillm.ops.building import BuildFailed, find_compiler
@@ -87,6 +90,38 @@ MUTANTS = [
     ("sample", "ties go to the highest id", "(1u << row.id_bits) - 1 - id", "id", WRONG),
     ("sample", "one id too few", ">= enough", "> enough", WRONG),
     ("sample", "noise of the neighbour", "static_cast<uint64_t>(id) + 1)", "static_cast<uint64_t>(id))", WRONG),
+    ("verify", "last sibling instead of first", "min(value, __shfl", "max(value, __shfl", WRONG),
+    ("verify", "siblings beyond 32 nodes forgotten", "first < end && found == end; first += 32", "first == at + 1; first += 32", WRONG),
+    ("verify", "the search does not stop", "first < end && found == end; first += 32", "first < end; first += 32", WRONG),
+    ("verify", "any child fits", "&& p.drafted[node] == drawn", "", WRONG),
+    ("verify", "anybody's child fits", "p.parents[node] == at - begin && ", "", WRONG),
+    ("verify", "parents counted from the batch's start", "p.parents[node] == at - begin", "p.parents[node] == at", WRONG),
+    ("verify", "a node of the next request", "node < end && p.parents", "node <= end && p.parents", "out of bounds"),
+    ("verify", "the rest not padded", "int rest = to + threadIdx.x", "int rest = to + 1 + threadIdx.x", WRONG),
+    ("verify", "every lane writes the path", "if (threadIdx.x != 0) continue;", "", "race"),
+    ("verify", "<= in the acceptance", "* drafted < target", "* drafted <= target", WRONG),
+    ("verify", "no probability in the acceptance", "p.uniforms[request * (p.k + 1) + i] * drafted <", "p.uniforms[request * (p.k + 1) + i] <", WRONG),
+    ("verify", "padding looked at", "if (id < 0) return false;", "", BYTES),
+    ("verify", "uniform of the next draft", "p.uniforms[request * (p.k + 1) + i]", "p.uniforms[request * (p.k + 1) + i + 1]", WRONG),
+    ("verify", "draft's row off by one", "p.draft_probs + (request * p.k + standing)", "p.draft_probs + (request * p.k + standing + 1)", WRONG),
+    ("verify", "target's row off by one", "p.target_probs + (request * (p.k + 1) + standing)", "p.target_probs + (request * (p.k + 1) + standing + 1)", WRONG),
+    ("verify", "rows of the target counted as the draft's", "p.target_probs[(request * (p.k + 1) + i)", "p.target_probs[(request * p.k + i)", WRONG),
+    ("verify", "rest not clamped", "max(static_cast<double>(target[id]) - q, 0.0)", "static_cast<double>(target[id]) - q", WRONG),
+    ("verify", "drawn from p, not from the rest", "bool fell = standing < p.k && draft[standing] >= 0;", "bool fell = false;", WRONG),
+    ("verify", "a draft without probabilities kept", "if (fell && !p.draft_probs) weights.certain", "if (false) weights.certain", WRONG),
+    ("verify", "p is q: the rest drawn from all the same", "if (!(total > 0)) {", "if (false) {", WRONG),
+    ("verify", "a part too short", "(vocab_size + warps - 1) / warps;", "vocab_size / warps;", WRONG),
+    ("verify", "parts overlap", "to = min(from + part_size, end)", "to = min(from + part_size + 1, end)", WRONG),
+    ("verify", "ids beyond the vocabulary", "to = min(from + part_size, end)", "to = from + part_size", WRONG),
+    ("verify", "half of a warp", "step = 16; step > 0; step /= 2) sum", "step = 8; step > 0; step /= 2) sum", WRONG),
+    ("verify", "no barrier before the sums", f"{BARRIER}  // the sums before have been read", "", "deadlock"),
+    ("verify", "no barrier after the sums", f"sums[warp] = sum;\n  {BARRIER}", "sums[warp] = sum;", "deadlock"),
+    ("verify", "border belongs to the part before", "if (before > threshold) break;", "if (before >= threshold) break;", WRONG),
+    ("verify", "a part of weight 0 taken", "if (!(sums[part] > 0)) continue;", "", WRONG),
+    ("verify", "running sum starts anew in each round", "passed_part(sums, warps, uniform * total, running)", "passed_part(sums, warps, uniform * total, running = 0)", WRONG),
+    ("verify", "the last draft's uniform draws", "p.uniforms[request * (p.k + 1) + p.k])", "p.uniforms[request * (p.k + 1) + p.k - 1])", WRONG),
+    ("verify", "one token too few written", "i <= p.k; i += blockDim.x", "i < p.k; i += blockDim.x", WRONG),
+    ("verify", "the whole row once more", "if (part_size == 1) return begin;", "if (part_size == 1) return weigh_all() > 0 ? begin : 0;", BYTES),
 ]  # fmt: skip
 
 
@@ -168,6 +203,54 @@ def sample(run):
     return tokens.float(), ReferenceOps().sample(logits, batch).double()
 
 
+VERIFY_VOCAB = 301  # ten warps: parts of 31, 4 and 1
+
+
+def verify_requests(k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Random ones; then a draft whose u q is p, one where p is q, uniforms on a border and at both ends.
+
+    The last six end in zeros, and a uniform that rounding can leave unreached must not draw one of them (sums
+    of float32 numbers above 2^-29 are exact in float64: theirs are smaller).
+    """
+    drafts = make_drafts(24, k, VERIFY_VOCAB, True, seed=7)
+    draft, q, p, uniforms = (
+        t.clone() for t in (drafts.draft, drafts.draft_probs, drafts.target_probs, drafts.uniforms)
+    )
+    p[12:], q[12:], uniforms[12:] = 0.0, 0.0, 0.5
+    draft[12:], draft[12:18, 0] = -1, torch.tensor([4, 0, 4, 4, 7, 7])
+    p[12:18, :, [4, 130, 290]] = torch.tensor([0.5, 0.25, 0.25])
+    q[12:16, :, 4] = q[16:18, :, 7] = 1.0
+    q[13] = p[13, :k]
+    uniforms[14:18, k] = torch.tensor([1e-300, 1 - 1e-16, 1e-300, 1 - 1e-16], dtype=torch.float64)
+    p[18:, :, :-2] = random(6, k + 1, VERIFY_VOCAB - 2, scale=6, seed=3).softmax(-1)
+    p[18:, :, -3] = 0.1
+    uniforms[18:, k] = 1 - 1e-16
+    return draft, q, p, uniforms
+
+
+def verify(run):
+    rng = random_numbers.Random(3)
+    trees = [random_tree(rng, size, 2, depth) for size, depth in [(9, 3), (0, 1), (1, 1), (70, 70), (40, 2)]]
+    trees.append(([5] * 80, [0] * 40 + [5] * 40, [-1] + [0] * 79))
+    starts = [0, *accumulate(len(tree[0]) for tree in trees)]
+    columns = [list(chain.from_iterable(tree[i] for tree in trees)) for i in range(3)]
+    found, exact = [], [torch.tensor(walk_trees(*columns, starts)).flatten()]
+    draft, q, p, uniforms = verify_requests(3)
+    for certain in (0, 1):
+        walked = torch.zeros(2, starts[-1], dtype=torch.int64)
+        tokens, accepted = torch.zeros(24, 4, dtype=torch.int64), torch.zeros(24, dtype=torch.int64)
+        names = zip(("sampled", "drafted", "parents", "node_start"), (*columns, starts), strict=True)
+        run(
+            **{name: torch.tensor(values) for name, values in names}, walked=walked[0], nodes=walked[1],
+            trees=len(trees), draft=draft, draft_probs=q, target_probs=p, uniforms=uniforms, tokens=tokens,
+            accepted=accepted, requests=24, k=3, vocab=VERIFY_VOCAB, certain=certain,
+        )  # fmt: skip
+        right = ReferenceOps().verify_draft(draft, None if certain else q, p, uniforms)
+        found += [walked.flatten(), tokens.flatten(), accepted]
+        exact += [t.flatten() for t in right] if certain else [*(t.flatten() for t in right), exact[0]]
+    return torch.cat(found).float(), torch.cat(exact).double()
+
+
 RUNS = {
     "attention_v2": (attention, ["-DIS_ATTENTION", "-DLAUNCHER=attention_v2"]),
     "decode_d1": (attention, ["-DIS_ATTENTION", "-DLAUNCHER=decode_d1"]),
@@ -177,6 +260,7 @@ RUNS = {
     "rope_and_cache": (rope_and_cache, ["-DIS_ROPE"]),
     "copy_blocks": (copy_blocks, ["-DIS_COPY"]),
     "sample": (sample, ["-DIS_SAMPLE"]),
+    "verify": (verify, ["-DIS_VERIFY"]),
 }
 
 

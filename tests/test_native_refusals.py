@@ -140,7 +140,8 @@ def opcheck_calls() -> dict[str, tuple[object, ...]]:
     none = torch.empty(0)
     layer = [packed(64, 16), none, none, none, packed(16, 32), none]
     layer += [torch.ones(16), packed(48, 16), none, packed(16, 24), none, torch.ones(16)]
-    ints = torch.tensor([1, 2])
+    number = native.bind_layers(layer, [k], [v], [0], 4, 16, 24)
+    ints, uniforms = torch.tensor([1, 2]), torch.full((2, 2), 0.5, dtype=torch.float64)
     return {
         "pack": (random(17, 5),),
         "pack_": (random(32, 6),),
@@ -152,22 +153,7 @@ def opcheck_calls() -> dict[str, tuple[object, ...]]:
         "rope_and_cache": (q, new, new.clone(), table, table.clone(), k, v, *index),
         "paged_attention": (q, k, v, *sequences, 0.5, 0),
         "copy_blocks": ([k, v], ints, torch.tensor([0, 3])),
-        "layers": (
-            x,
-            x.clone(),
-            layer,
-            [k],
-            [v],
-            table,
-            table.clone(),
-            *index,
-            *sequences,
-            [0],
-            4,
-            24,
-            1e-5,
-            0.5,
-        ),
+        "layers": (x, x.clone(), number, table, table.clone(), *index, *sequences, 1e-5, 0.5),
         "sample": (
             x,
             torch.arange(4),
@@ -178,6 +164,8 @@ def opcheck_calls() -> dict[str, tuple[object, ...]]:
             16,
         ),
         "token_logprobs": (x, torch.arange(4), 3),
+        "verify_coupled": (ints, ints.clone(), torch.tensor([-1, 0]), torch.tensor([0, 2])),
+        "verify_draft": (ints.view(2, 1), x[:2].abs().view(2, 1, 16), x.abs().view(2, 2, 16), uniforms),
     }
 
 
@@ -188,7 +176,7 @@ def test_opcheck(name: str) -> None:
 
 def test_every_op_is_checked() -> None:
     names = {name for name in dir(torch.ops.minillm) if not name.startswith("_")} - {"name"}
-    assert names <= {*opcheck_calls(), "use_path", "paths"}
+    assert names <= {*opcheck_calls(), "use_path", "paths", "bind_layers", "unbind_layers"}
 
 
 def test_the_environment_chooses_the_path() -> None:

@@ -38,6 +38,25 @@ def test_metrics_are_those_of_the_outputs(tight: LLM) -> None:
     assert summary.prompt_tokens == 2 * sum(map(len, PROMPTS))
 
 
+def test_drafts_are_counted_as_in_the_outputs(tmp_path: Path) -> None:
+    """Drafted, accepted, by position, tokens and times: from the trace alone."""
+    llm = tiny.load(tiny.make_folder(tmp_path), draft_model="ngram", adaptive_draft=False, num_draft_tokens=3)
+    prompts = [[5, 6, 7, 8, 9] * 4, [3, 4] * 8, [1, 2, 3]]
+    with llm.engine.events.record() as trace:
+        outputs = llm.generate(prompts, SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True, n=2))
+    found = summarize(trace).speculation
+    assert found.drafted == sum(o.metrics.drafted for o in outputs) > 0
+    assert found.accepted == sum(o.metrics.accepted for o in outputs) == sum(found.accepted_at.values())
+    assert found.drafted == sum(found.drafted_at.values()) and max(found.drafted_at) == 3
+    assert all(found.accepted_at[i] <= found.accepted_at[i - 1] for i in (2, 3))
+    steps = [event for event in trace if event.kind == "speculate"]
+    sampled = [event for event in trace if event.kind == "sample" and event.step in {e.step for e in steps}]
+    assert found.tokens_per_step == sum(len(e["requests"]) for e in sampled) / found.verifications
+    times = found.draft_seconds, found.verify_seconds, found.bookkeeping_seconds
+    assert all(seconds > 0 for seconds in times) and sum(times) == pytest.approx(found.seconds)
+    assert summarize(trace).output_tokens == 3 * 2 * 20
+
+
 def test_blocks_can_be_followed(tight: LLM) -> None:
     """Used, cached and free make the pool after every step; what was taken was given back."""
     with tight.engine.events.record() as trace:

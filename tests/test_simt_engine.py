@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import drafting
 import pytest
 import tiny
 import torch
@@ -104,6 +105,28 @@ def test_a_whole_generation_under_check_is_clean_and_counted(folder):
     assert p["decode_d1"].launches == layers * (steps - 1)
     assert p["rope_and_cache"].launches == layers * steps
     assert p["linear"].launches == (4 * layers + 1) * steps
+
+
+def test_drafts_are_verified_by_the_cuda_kernels(folder):
+    """Contract C7 where several rows and one go to different kernels; verification is a kernel too."""
+    params = [
+        SamplingParams(max_tokens=6, temperature=0.8 * (i % 2), seed=i, ignore_eos=True, logprobs=5)
+        for i in range(len(PROMPTS))
+    ]
+    known = load(folder).generate(PROMPTS, params)
+    for parts in (drafting.scripted(known), drafting.randomly()):
+        llm = load(folder, parts=parts, num_draft_tokens=3, adaptive_draft=False)
+        with profile() as p:
+            assert drafting.differing(llm.generate(PROMPTS, params), known) == []
+        assert p["verify_coupled"].launches > 0
+    drafted = {"draft_model": folder, "num_draft_tokens": 3, "adaptive_draft": False}
+    twin = load(folder, **drafted, draft_tree=(2, 1)).generate(PROMPTS, params)
+    assert drafting.differing(twin, known) == []
+    rejecting = load(folder, **drafted, draft_verification="rejection")
+    with profile() as p:
+        found = rejecting.generate(PROMPTS, params)
+    assert all(o.metrics.accepted == o.metrics.drafted for o in found), "p is q"
+    assert p["verify_draft"].launches > 0
 
 
 def test_text_comes_out(folder):

@@ -27,7 +27,7 @@
 namespace minillm {
 namespace {
 
-constexpr int64_t kTaskRows = 96;
+constexpr int64_t kTaskRows = 192;
 
 // One task: rows [first_token, last_token) of sequence `seq`, heads of kv head `kv_head`.
 struct Task {
@@ -38,7 +38,7 @@ struct Task {
 // late rows of a long prompt are spread over the counting.
 struct TaskList {
   const AttentionArgs& a;
-  int64_t group, tokens_per_task, total = 0;
+  int64_t group, tokens_per_task, total = 0, longest = 0;
   Scratch<int64_t> first;  // [num_seqs + 1]: number of each sequence's first task
 
   explicit TaskList(const AttentionArgs& args)
@@ -49,10 +49,12 @@ struct TaskList {
     for (int64_t s = 0; s < a.batch.num_seqs; s++) {
       first.data[s] = total;
       total += chunks(s) * a.heads.num_kv_heads;
+      longest = larger(longest, rows(s));
     }
     first.data[a.batch.num_seqs] = total;
   }
   int64_t rows(int64_t s) const { return a.batch.query_start[s + 1] - a.batch.query_start[s]; }
+  int64_t most_rows() const { return smaller(longest, tokens_per_task) * group; }
   int64_t chunks(int64_t s) const { return (rows(s) + tokens_per_task - 1) / tokens_per_task; }
 
   // Longest first: the last chunk of a prompt sees the most keys.
@@ -109,71 +111,126 @@ INLINE float softmax_step(const float* scores, X* weights, int64_t begin, int64_
   return correction;
 }
 
+// What a thread needs for a task of up to `rows` rows. Scores and weights are of one register tile's rows at a
+// time: they never leave the first cache.
 template <class M, class T>
-void attend(const AttentionArgs& a, const Task& task) {
-  using X = typename M::X;
-  using W = typename M::W;
-  int64_t dim = a.heads.head_dim, group = a.heads.num_heads / a.heads.num_kv_heads;
-  int64_t rows = (task.last_token - task.first_token) * group, width = (dim + 15) / 16 * 16;
-  int64_t row_begin = a.batch.query_start[task.seq];
-  int64_t before = a.batch.kv_len[task.seq] - (a.batch.query_start[task.seq + 1] - row_begin);
+struct Space {
+  int64_t width;
+  Scratch<typename M::X> q, p;
+  Scratch<float> scores, out, m, l;
+  Scratch<typename M::W> keys, values;
+  Scratch<T> zeros;
 
-  Scratch<X> q(rows * dim + VL), p(rows * kKeyTile);
-  Scratch<float> scores(rows * kKeyTile), out(rows * width), m(rows), l(rows);
-  Scratch<W> keys(kKeyTile * dim), values(kKeyTile * width);
-  Scratch<T> zeros(dim + VL);
-  memset(zeros.data, 0, (dim + VL) * sizeof(T));
-  memset(out.data, 0, rows * width * sizeof(float));
+  Space(int64_t rows, int64_t dim)
+      : width((dim + 15) / 16 * 16),
+        q(rows * dim + VL),
+        p(kMaxRows * kKeyTile),
+        scores(kMaxRows * kKeyTile),
+        out(rows * width),
+        m(rows),
+        l(rows),
+        keys(kKeyTile * dim),
+        values(kKeyTile * width),
+        zeros(dim + VL) {
+    memset(zeros.data, 0, (dim + VL) * sizeof(T));
+  }
+};
+
+// A task's place: its rows' positions and the keys they see.
+struct Span {
+  int64_t row_begin, first_pos, begin, end;
+
+  Span(const AttentionArgs& a, const Task& task) : row_begin(a.batch.query_start[task.seq]) {
+    int64_t before = a.batch.kv_len[task.seq] - (a.batch.query_start[task.seq + 1] - row_begin);
+    first_pos = before + task.first_token;
+    end = before + task.last_token;
+    begin = (a.window ? larger(0, first_pos - a.window + 1) : 0) / kKeyTile * kKeyTile;
+  }
+};
+
+// Rows [r, r + count) of a task meet the packed tile that begins at key `base`.
+template <class M, class T>
+void meet(const AttentionArgs& a, Space<M, T>& s, const Span& span, int64_t base, int64_t r, int64_t count) {
+  int64_t dim = a.heads.head_dim, group = a.heads.num_heads / a.heads.num_kv_heads, width = s.width;
+  product<M>(s.q.data + r * dim, dim, count, s.keys.data, 16 * dim, kKeyTile / 16, dim / M::kStep, s.scores.data,
+             kKeyTile, false);
+  for (int64_t i = 0; i < count; i++) {
+    int64_t position = span.first_pos + (r + i) / group;
+    int64_t low = a.window ? larger(0, position - a.window + 1 - base) : 0;
+    float correction = softmax_step(s.scores.data + i * kKeyTile, s.p.data + i * kKeyTile, smaller(low, kKeyTile),
+                                    larger(0, smaller(position + 1 - base, kKeyTile)), a.scale, s.m.data[r + i],
+                                    s.l.data[r + i]);
+    if (correction == 1.0f) continue;
+    float* out = s.out.data + (r + i) * width;
+    for (int64_t d = 0; d < width; d += VL) store(out + d, load(out + d) * correction);
+  }
+  product<M>(s.p.data, kKeyTile, count, s.values.data, 16 * kKeyTile, width / 16, kKeyTile / M::kStep,
+             s.out.data + r * width, width, true);
+}
+
+template <class T>
+TileRows<T> rows_of(const AttentionArgs& a, const Task& task, const Span& span, int64_t base, const T* zeros) {
+  return TileRows<T>(a, task.seq, task.kv_head, base, smaller(kKeyTile, span.end - base), zeros);
+}
+
+// `tile`: in, the rows of the task's first tile; out, of the next task's. Rows are asked for when they are found,
+// a tile before they are read.
+template <class M, class T>
+void attend(const AttentionArgs& a, Space<M, T>& s, const Task& task, const Task* next_task, TileRows<T>& tile) {
+  int64_t dim = a.heads.head_dim, group = a.heads.num_heads / a.heads.num_kv_heads, width = s.width;
+  int64_t rows = (task.last_token - task.first_token) * group;
+  Span span(a, task);
+  memset(s.out.data, 0, rows * width * sizeof(float));
   for (int64_t r = 0; r < rows; r++) {
-    m.data[r] = -__builtin_inff();
-    l.data[r] = 0;
-    const T* from = static_cast<const T*>(a.q) + (row_begin + task.first_token + r / group) * a.q_stride +
+    s.m.data[r] = -__builtin_inff();
+    s.l.data[r] = 0;
+    const T* from = static_cast<const T*>(a.q) + (span.row_begin + task.first_token + r / group) * a.q_stride +
                     (task.kv_head * group + r % group) * dim;
-    for (int64_t i = 0; i < dim; i += VL) store_n(q.data + r * dim + i, load_n(from + i, dim - i), dim - i);
+    for (int64_t i = 0; i < dim; i += VL) store_n(s.q.data + r * dim + i, load_n(from + i, dim - i), dim - i);
   }
 
-  int64_t first_pos = before + task.first_token, end = before + task.last_token;
-  int64_t begin = a.window ? larger(0, first_pos - a.window + 1) : 0;
-  auto rows_of = [&](int64_t base) {
-    return TileRows<T>(a, task.seq, task.kv_head, base, smaller(kKeyTile, end - base), zeros.data);
-  };
-  int64_t base = begin / kKeyTile * kKeyTile;
-  for (TileRows<T> tile = rows_of(base), next; base < end; base += kKeyTile, tile = next) {
-    next = rows_of(base + kKeyTile);
-    pack_keys(tile, dim, keys.data);
-    pack_values(tile, dim, values.data);
-    product<M>(q.data, dim, rows, keys.data, 16 * dim, kKeyTile / 16, dim / M::kStep, scores.data, kKeyTile, false);
-    for (int64_t r = 0; r < rows; r++) {
-      int64_t position = first_pos + r / group;
-      int64_t low = a.window ? larger(0, position - a.window + 1 - base) : 0;
-      float correction = softmax_step(scores.data + r * kKeyTile, p.data + r * kKeyTile, smaller(low, kKeyTile),
-                                      larger(0, smaller(position + 1 - base, kKeyTile)), a.scale, m.data[r],
-                                      l.data[r]);
-      if (correction == 1.0f) continue;
-      for (int64_t i = 0; i < width; i += VL)
-        store(out.data + r * width + i, load(out.data + r * width + i) * correction);
+  for (int64_t base = span.begin; base < span.end; base += kKeyTile) {
+    TileRows<T> now = tile;
+    if (base + kKeyTile < span.end) {
+      tile = rows_of(a, task, span, base + kKeyTile, s.zeros.data);
+    } else if (next_task) {
+      Span next(a, *next_task);
+      tile = rows_of(a, *next_task, next, next.begin, s.zeros.data);
     }
-    product<M>(p.data, kKeyTile, rows, values.data, 16 * kKeyTile, width / 16, kKeyTile / M::kStep, out.data, width,
-               true);
+    pack_keys(now, dim, s.keys.data);
+    pack_values(now, dim, s.values.data);
+    for (int64_t r = 0; r < rows; r += kMaxRows) meet(a, s, span, base, r, smaller(kMaxRows, rows - r));
   }
 
   for (int64_t r = 0; r < rows; r++) {
-    T* to = static_cast<T*>(a.out) + (row_begin + task.first_token + r / group) * a.heads.num_heads * dim +
+    T* to = static_cast<T*>(a.out) + (span.row_begin + task.first_token + r / group) * a.heads.num_heads * dim +
             (task.kv_head * group + r % group) * dim;
     for (int64_t i = 0; i < dim; i += VL)
-      store_n(to + i, load(out.data + r * width + i) / l.data[r], dim - i);
+      store_n(to + i, load(s.out.data + r * width + i) / s.l.data[r], dim - i);
   }
+}
+
+template <class M, class T>
+void attend_all(const AttentionArgs& a, const TaskList& list) {
+  hand_out(list.total, [&](Tasks& tasks) {
+    Space<M, T> space(list.most_rows(), a.heads.head_dim);
+    Task task = list.at(tasks.now), next;
+    Span first(a, task);
+    TileRows<T> tile = rows_of(a, task, first, first.begin, space.zeros.data);
+    for (; tasks.left(); tasks.advance(), task = next) {
+      if (!tasks.last()) next = list.at(tasks.next);
+      attend(a, space, task, tasks.last() ? nullptr : &next, tile);
+    }
+  });
 }
 
 void attention(const AttentionArgs& a) {
   TaskList tasks(a);
-  one_by_one(tasks.total, [&](int64_t number) {
-    switch (a.heads.dtype) {
-      case DType::f32: return attend<Singles<float>, float>(a, tasks.at(number));
-      case DType::bf16: return attend<PairsBf16, bf16>(a, tasks.at(number));
-      case DType::f16: return attend<Singles<float>, fp16>(a, tasks.at(number));
-    }
-  });
+  switch (a.heads.dtype) {
+    case DType::f32: return attend_all<Singles<float>, float>(a, tasks);
+    case DType::bf16: return attend_all<PairsBf16, bf16>(a, tasks);
+    case DType::f16: return attend_all<Singles<float>, fp16>(a, tasks);
+  }
 }
 
 }  // namespace

@@ -46,7 +46,7 @@ std::string paths() {
 
 }  // namespace
 
-void (*parallel_ranges)(int64_t, int64_t, int64_t, RangeBody, void*) = torch_ranges;
+void (*pool_ranges)(int64_t, int64_t, int64_t, RangeBody, void*) = torch_ranges;
 int64_t (*thread_count)() = torch_threads;
 
 const Kernels& kernels() { return *current; }

@@ -1,5 +1,9 @@
 // The ops above a layer: all layers in one call, and what turns logits into tokens.
 
+#include <map>
+#include <memory>
+#include <mutex>
+
 #include "bind.h"
 
 namespace minillm {
@@ -42,40 +46,79 @@ void check_weights(const char* op, const std::vector<Tensor>& weights, int64_t l
   }
 }
 
-Tensor layers(const Tensor& residual, const Tensor& x, const std::vector<Tensor>& weights,
-              const std::vector<Tensor>& k_caches, const std::vector<Tensor>& v_caches, const Tensor& cos,
-              const Tensor& sin, const Tensor& positions, const Tensor& slot_mapping, const Tensor& block_table,
-              const Tensor& query_start, const Tensor& kv_len, const std::vector<int64_t>& windows, int64_t num_heads,
-              int64_t intermediate, double eps, double scale) {
-  const char* op = "layers";
+// The tensors of a decoder's layers, checked once and kept: a step then hands over a number instead of hundreds
+// of tensors, whose way through torch's dispatcher costs as much as a tenth of the weights.
+struct BoundLayers {
+  std::vector<Tensor> kept;  // what the pointers point into
+  std::vector<LayerWeights> layers;
+  Tensor cache;  // the first, for the shape they all have
+  int64_t num_heads, hidden, intermediate;
+  DType dtype;
+};
+
+std::mutex bound_mutex;
+std::map<int64_t, std::shared_ptr<const BoundLayers>> bound_layers;
+int64_t last_bound = 0;
+
+int64_t bind_layers(const std::vector<Tensor>& weights, const std::vector<Tensor>& k_caches,
+                    const std::vector<Tensor>& v_caches, const std::vector<int64_t>& windows, int64_t num_heads,
+                    int64_t hidden, int64_t intermediate) {
+  const char* op = "bind_layers";
   int64_t count = windows.size();
   check_size(op, "the number of weights", weights.size(), count * kTensorsPerLayer);
   check_size(op, "the number of k caches", k_caches.size(), count);
   check_size(op, "the number of v caches", v_caches.size(), count);
   STD_TORCH_CHECK(count > 0, op, ": there are none");
-  check(op, "x", x, 2, x.scalar_type());
-  check(op, "residual", residual, 2, x.scalar_type());
-  check_size(op, "residual's size", residual.numel(), x.numel());
-  int64_t tokens = x.size(0), hidden = x.size(1);
   const Tensor& cache = k_caches[0];
-  LayersArgs args = {};
-  std::vector<LayerWeights> pointers;
+  DType dtype = dtype_of(op, cache);
+  BoundLayers bound = {weights, {}, cache, num_heads, hidden, intermediate, dtype};
   for (int64_t i = 0; i < count; i++) {
     check_caches(op, k_caches[i], v_caches[i]);
-    STD_TORCH_CHECK(k_caches[i].scalar_type() == x.scalar_type(), op, ": the caches have another dtype than x");
+    STD_TORCH_CHECK(k_caches[i].scalar_type() == cache.scalar_type(), op, ": the caches differ in dtype");
     for (int d = 0; d < 4; d++) check_size(op, "a cache's shape", k_caches[i].size(d), cache.size(d));
-    args.heads = heads_of(cache, num_heads, dtype_of(op, x));
-    check_weights(op, weights, i, hidden, intermediate, args.heads);
-    pointers.push_back(layer_weights(weights, k_caches[i], v_caches[i], windows[i], i));
+    check_weights(op, weights, i, hidden, intermediate, heads_of(cache, num_heads, dtype));
+    bound.layers.push_back(layer_weights(weights, k_caches[i], v_caches[i], windows[i], i));
+    bound.kept.push_back(k_caches[i]);
+    bound.kept.push_back(v_caches[i]);
   }
   STD_TORCH_CHECK(num_heads % cache.size(2) == 0, op, ": ", num_heads, " heads over ", cache.size(2), " kv heads");
+  std::lock_guard lock(bound_mutex);
+  bound_layers[++last_bound] = std::make_shared<const BoundLayers>(std::move(bound));
+  return last_bound;
+}
+
+void unbind_layers(int64_t number) {
+  std::lock_guard lock(bound_mutex);
+  bound_layers.erase(number);
+}
+
+std::shared_ptr<const BoundLayers> find_layers(const char* op, int64_t number) {
+  std::lock_guard lock(bound_mutex);
+  auto found = bound_layers.find(number);
+  STD_TORCH_CHECK(found != bound_layers.end(), op, ": no layers are bound as ", number);
+  return found->second;
+}
+
+Tensor layers(const Tensor& residual, const Tensor& x, int64_t number, const Tensor& cos, const Tensor& sin,
+              const Tensor& positions, const Tensor& slot_mapping, const Tensor& block_table,
+              const Tensor& query_start, const Tensor& kv_len, double eps, double scale) {
+  const char* op = "layers";
+  std::shared_ptr<const BoundLayers> bound = find_layers(op, number);
+  const Tensor& cache = bound->cache;
+  check(op, "x", x, 2, cache.scalar_type());
+  check(op, "residual", residual, 2, cache.scalar_type());
+  check_size(op, "x's width", x.size(1), bound->hidden);
+  check_size(op, "residual's size", residual.numel(), x.numel());
+  int64_t tokens = x.size(0);
+  LayersArgs args = {};
+  args.heads = heads_of(cache, bound->num_heads, bound->dtype);
   args.batch = read_slots(op, positions, slot_mapping, tokens, cos, sin, cache);
   read_sequences(op, args.batch, block_table, query_start, kv_len, tokens, cache);
   Tensor sum = torch::stable::clone(residual), y = torch::stable::clone(x);
-  args.layers = pointers.data();
-  args.num_layers = count;
-  args.hidden = hidden;
-  args.intermediate = intermediate;
+  args.layers = bound->layers.data();
+  args.num_layers = bound->layers.size();
+  args.hidden = bound->hidden;
+  args.intermediate = bound->intermediate;
   args.cos = data<float>(cos);
   args.sin = data<float>(sin);
   args.eps = static_cast<float>(eps);
@@ -137,9 +180,12 @@ std::tuple<Tensor, Tensor, Tensor> logprobs(const Tensor& logits, const Tensor& 
 
 STABLE_TORCH_LIBRARY_FRAGMENT(minillm, m) {
   m.def(
-      "layers(Tensor residual, Tensor x, Tensor[] weights, Tensor(a!)[] k_caches, Tensor(b!)[] v_caches, Tensor cos, "
-      "Tensor sin, Tensor positions, Tensor slot_mapping, Tensor block_table, Tensor query_start, Tensor kv_len, "
-      "int[] windows, int num_heads, int intermediate_size, float eps, float scale) -> Tensor");
+      "bind_layers(Tensor[] weights, Tensor[] k_caches, Tensor[] v_caches, int[] windows, int num_heads, int hidden, "
+      "int intermediate_size) -> int");
+  m.def("unbind_layers(int number) -> ()");
+  m.def(
+      "layers(Tensor residual, Tensor x, int number, Tensor cos, Tensor sin, Tensor positions, Tensor slot_mapping, "
+      "Tensor block_table, Tensor query_start, Tensor kv_len, float eps, float scale) -> Tensor");
   m.def(
       "sample(Tensor logits, Tensor keys, Tensor numbers, Tensor top_k, Tensor seen, Tensor seen_end, "
       "int num_token_ids) -> Tensor");
@@ -147,9 +193,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(minillm, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(minillm, CPU, m) {
+  m.impl("bind_layers", TORCH_BOX(&bind_layers));
   m.impl("layers", TORCH_BOX(&layers));
   m.impl("sample", TORCH_BOX(&draw));
   m.impl("token_logprobs", TORCH_BOX(&logprobs));
 }
+
+STABLE_TORCH_LIBRARY_IMPL(minillm, CompositeExplicitAutograd, m) { m.impl("unbind_layers", TORCH_BOX(&unbind_layers)); }
 
 }  // namespace minillm

@@ -57,7 +57,7 @@ Tensor linear(const Tensor& x, const Tensor& packed, const Optional& bias, int64
   }
   Tensor y = like(x, {rows, out});
   kernels().linear({data<void>(x), in, data<void>(packed), bias ? data<void>(*bias) : nullptr, y.mutable_data_ptr(),
-                    rows, out, in, dtype});
+                    rows, out, in, dtype, nullptr});
   return y;
 }
 

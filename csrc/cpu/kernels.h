@@ -28,9 +28,15 @@ inline int64_t packed_block_size(int64_t in, DType dtype) {
   return kPackLanes * (dtype == DType::bf16 ? (in + 1) / 2 * 2 : in);
 }
 
-// Set by the binding: runs `body(begin, end, context)` over disjoint ranges, on several threads.
+// Runs `body(begin, end, context)` over disjoint ranges on several threads: on the team's inside `with_team`,
+// where that costs next to nothing, else on the pool's.
 using RangeBody = void (*)(int64_t begin, int64_t end, void* context);
-extern void (*parallel_ranges)(int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context);
+void parallel_ranges(int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context);
+void with_team(void (*work)(void* context), void* context);
+bool in_team();
+
+// The pool, set by the binding.
+extern void (*pool_ranges)(int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context);
 extern int64_t (*thread_count)();
 
 struct PackArgs {
@@ -57,6 +63,7 @@ struct LinearArgs {
   void* y;             // [rows, out]
   int64_t rows, out, in;
   DType dtype;
+  const void* then;  // packed weights that will be wanted next, or null
 };
 
 struct NormArgs {
@@ -171,10 +178,29 @@ struct LogprobsArgs {
   int64_t* best_ids;      // [rows, top]
 };
 
+struct CoupledArgs {
+  const int64_t *sampled, *drafted, *parents;  // [num_nodes]
+  const int64_t* node_start;                   // [requests + 1], rising
+  int64_t requests;
+  int64_t *tokens, *nodes;  // [num_nodes]
+};
+
+struct DraftArgs {
+  const int64_t* draft;       // [requests, k], below vocab; negative ones are padding
+  const float* draft_probs;   // [requests, k, vocab], or null: each token was certain
+  const float* target_probs;  // [requests, k + 1, vocab]
+  const double* uniforms;     // [requests, k + 1]
+  int64_t requests, k, vocab;
+  int64_t* tokens;    // [requests, k + 1]
+  int64_t* accepted;  // [requests]
+};
+
 // The same on every path: compiled once, without any vector instruction of its own.
 void run_layers(const Kernels& kernels, const LayersArgs& args);
 void sample(const Kernels& kernels, const SampleArgs& args);
 void token_logprobs(const Kernels& kernels, const LogprobsArgs& args);
+void verify_coupled(const CoupledArgs& args);
+void verify_draft(const DraftArgs& args);  // a row of zeros, which has no token, gives -1
 
 // The paths this library was built with, best first, ended by null; `runs_here` asks the processor.
 struct Path {

@@ -48,13 +48,15 @@ class Layers {
   void run() {
     for (int64_t i = 0; i < a_.num_layers; i++) {
       const LayerWeights& layer = a_.layers[i];
-      linear(a_.x, layer.qkv, layer.qkv_bias, qkv_.get(), qkv_size_, a_.hidden);
+      linear(a_.x, layer.qkv, layer.qkv_bias, qkv_.get(), qkv_size_, a_.hidden, layer.o);
       attend(layer);
-      linear(attended_.get(), layer.o, layer.o_bias, added_.get(), a_.hidden, q_size_);
+      linear(attended_.get(), layer.o, layer.o_bias, added_.get(), a_.hidden, q_size_, layer.gate_up);
       add_norm(layer.post_norm);
-      linear(a_.x, layer.gate_up, layer.gate_up_bias, gate_up_.get(), 2 * a_.intermediate, a_.hidden);
+      linear(a_.x, layer.gate_up, layer.gate_up_bias, gate_up_.get(), 2 * a_.intermediate, a_.hidden,
+             layer.down);
       kernels_.silu_mul({gate_up_.get(), gated_.get(), rows_, a_.intermediate, a_.heads.dtype});
-      linear(gated_.get(), layer.down, layer.down_bias, added_.get(), a_.hidden, a_.intermediate);
+      linear(gated_.get(), layer.down, layer.down_bias, added_.get(), a_.hidden, a_.intermediate,
+             i + 1 < a_.num_layers ? a_.layers[i + 1].qkv : nullptr);
       add_norm(layer.next_norm);
     }
   }
@@ -62,8 +64,9 @@ class Layers {
  private:
   void* column(int64_t first) const { return static_cast<char*>(qkv_.get()) + first * width_; }
 
-  void linear(const void* x, const void* packed, const void* bias, void* y, int64_t out, int64_t in) const {
-    kernels_.linear({x, in, packed, bias, y, rows_, out, in, a_.heads.dtype});
+  void linear(const void* x, const void* packed, const void* bias, void* y, int64_t out, int64_t in,
+              const void* then) const {
+    kernels_.linear({x, in, packed, bias, y, rows_, out, in, a_.heads.dtype, then});
   }
 
   // a_.x = norm(added + residual), the sum becoming the residual.
@@ -96,7 +99,9 @@ class Layers {
 }  // namespace
 
 void run_layers(const Kernels& kernels, const LayersArgs& args) {
-  if (args.batch.num_tokens) Layers(kernels, args).run();
+  if (!args.batch.num_tokens) return;
+  Layers layers(kernels, args);
+  with_team([](void* context) { static_cast<Layers*>(context)->run(); }, &layers);
 }
 
 }  // namespace minillm

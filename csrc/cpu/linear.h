@@ -3,10 +3,9 @@
 // Bytes: W once (2 in out), which is all that matters for few rows. FLOPs: 2 rows in out. Limits: at 1
 // row memory bandwidth, from about 16 rows on the dot-product units.
 //
-//    columns of W  | thread 0            | thread 1            |      each thread owns whole columns and
-//    rows of x     | tile tile tile ...  | tile tile tile ...  |      reads its part of W exactly once from
-//                  | tile tile tile ...  | tile tile tile ...  |      memory: a column strip stays in cache
-//                                                                     while all rows pass over it
+//    columns of W  | strip | strip | strip | strip | ...     a thread takes a strip of columns when it is
+//    rows of x     | tile  | tile  | tile  | tile  |         free, and reads it from memory exactly once: the
+//                  | tile  | tile  | tile  | tile  |         strip stays in cache while all rows pass over it
 //
 // Results are rounded once, from the fp32 accumulator (plus bias) to the storage type.
 
@@ -78,36 +77,36 @@ void emit(const LinearArgs& a, const float* tile, int64_t tile_stride, int64_t r
   }
 }
 
+// Columns [begin, begin + width) in blocks, all rows. `ahead`: how far on the weights lie that this thread
+// will read next; the first rows fetch them.
 template <class M, class T>
-void linear_blocks(const LinearArgs& a, const typename M::X* x, int64_t x_stride, int64_t begin, int64_t end) {
+void linear_strip(const LinearArgs& a, const typename M::X* x, int64_t x_stride, int64_t begin, int64_t width,
+                  int64_t ahead) {
   constexpr int64_t tile_stride = kMaxColumns * 16;
   alignas(64) float tile[kMaxRows * tile_stride];
   int64_t block_size = packed_block_size(a.in, a.dtype), steps = (a.in + M::kStep - 1) / M::kStep;
-  int width = columns_for(smaller(a.rows, kMaxRows));
-  for (int64_t b = begin; b < end; b += width) {
-    int columns = smaller(width, end - b);
-    const typename M::W* w = static_cast<const typename M::W*>(a.packed) + b * block_size;
-    for (int64_t r = 0; r < a.rows; r += kMaxRows) {
-      int rows = smaller(kMaxRows, a.rows - r);
-      int64_t ahead = r ? 0 : columns * block_size;  // the first rows fetch the next columns
-      pick_tile<M>(rows, columns)(x + r * x_stride, x_stride, w, block_size, steps, tile, tile_stride, false, ahead);
-      emit<T>(a, tile, tile_stride, r, rows, b * 16, smaller(columns * 16, a.out - b * 16));
-    }
+  const typename M::W* w = static_cast<const typename M::W*>(a.packed) + begin * block_size;
+  for (int64_t r = 0; r < a.rows; r += kMaxRows) {
+    int rows = smaller(kMaxRows, a.rows - r);
+    pick_tile<M>(rows, width)(x + r * x_stride, x_stride, w, block_size, steps, tile, tile_stride, false,
+                              r ? 0 : ahead);
+    emit<T>(a, tile, tile_stride, r, rows, begin * 16, smaller(width * 16, a.out - begin * 16));
   }
 }
 
 template <class M, class T>
 void linear_over(const LinearArgs& a, const typename M::X* x, int64_t x_stride) {
-  // Many rows: strips one by one, so that a thread that is held up does not hold up the rest. Few
-  // rows: one long run through memory for each thread.
-  int64_t blocks = packed_blocks(a.out);
-  if (a.rows < 64) {
-    in_ranges(blocks, 1, [&](int64_t begin, int64_t end) { linear_blocks<M, T>(a, x, x_stride, begin, end); });
-    return;
-  }
-  int64_t width = columns_for(kMaxRows);
-  one_by_one((blocks + width - 1) / width, [&](int64_t strip) {
-    linear_blocks<M, T>(a, x, x_stride, strip * width, smaller(strip * width + width, blocks));
+  using W = typename M::W;
+  int64_t blocks = packed_blocks(a.out), block_size = packed_block_size(a.in, a.dtype);
+  int64_t width = columns_for(smaller(a.rows, kMaxRows)), strip = width * block_size;
+  hand_out((blocks + width - 1) / width, [&](Tasks& tasks) {
+    for (; tasks.left(); tasks.advance()) {
+      int64_t ahead = (tasks.next - tasks.now) * strip;
+      if (tasks.last())  // the next matrix, where this thread will begin
+        ahead = a.then ? static_cast<const W*>(a.then) - static_cast<const W*>(a.packed) + (tasks.rank - tasks.now) * strip
+                       : 0;
+      linear_strip<M, T>(a, x, x_stride, tasks.now * width, smaller(width, blocks - tasks.now * width), ahead);
+    }
   });
 }
 

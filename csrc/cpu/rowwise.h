@@ -13,10 +13,8 @@
 namespace minillm {
 namespace {
 
-// Elements that are worth waking a second thread for.
-constexpr int64_t kGrain = 1 << 14;
-
-INLINE int64_t row_grain(int64_t row_size) { return larger(1, kGrain / larger(1, row_size)); }
+// Rows that are worth a second thread: more where it must be woken first.
+INLINE int64_t row_grain(int64_t row_size) { return larger(1, (in_team() ? 1 << 11 : 1 << 14) / larger(1, row_size)); }
 
 // x / rms(x) * weight. Source: Zhang & Sennrich, 1910.07467. In fp32, rounded once at the end.
 template <class T>

@@ -1,8 +1,8 @@
 // Two ways to hand work to the threads, for code compiled once per path.
 //
-// `in_ranges` gives each thread one contiguous range: for work of equal cost, where long runs through
-// memory matter. `one_by_one` lets each thread take the next task when it is free: for tasks of
-// unequal cost. Neither can change a result, as no task reads what another writes.
+// `in_ranges` gives each thread one contiguous range: for work of equal cost. `hand_out` lets each thread
+// take the next task when it is free, and know which one before it begins the last, so that its memory can be
+// asked for early. Neither can change a result, as no task reads what another writes.
 
 #pragma once
 
@@ -26,14 +26,26 @@ void in_ranges(int64_t count, int64_t grain, const Body& body) {
       const_cast<Body*>(&body));
 }
 
+// The tasks of one thread: its own first one, then whichever nobody has taken.
+struct Tasks {
+  int64_t count, *untaken, rank, now, next;
+  Tasks(int64_t all, int64_t* shared, int64_t own) : count(all), untaken(shared), rank(own), now(own), next(take()) {}
+  bool left() const { return now < count; }
+  bool last() const { return next >= count; }
+  void advance() { now = next, next = left() ? take() : count; }
+
+ private:
+  int64_t take() { return __atomic_fetch_add(untaken, 1, __ATOMIC_RELAXED); }
+};
+
+// body(tasks) on each thread.
 template <class Body>
-void one_by_one(int64_t count, const Body& body) {
-  int64_t next = 0;
-  in_ranges(smaller(count, thread_count()), 1, [&](int64_t, int64_t) {
-    for (;;) {
-      int64_t task = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
-      if (task >= count) return;
-      body(task);
+void hand_out(int64_t count, const Body& body) {
+  int64_t threads = smaller(count, thread_count()), untaken = threads;
+  in_ranges(threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t rank = begin; rank < end; rank++) {
+      Tasks tasks(count, &untaken, rank);
+      body(tasks);
     }
   });
 }

@@ -168,14 +168,19 @@ INLINE float max_lanes(vf x) {
   return t[0];
 }
 
-// e^x within 1 ulp or so: x = n ln2 + r, |r| <= ln2 / 2, e^r by its series up to r^7. Exactly 1 at 0; 0 below
-// -87.3 and infinite above 88.3, just inside where floats end; NaN at NaN.
+// e^x within 1 ulp or so: x = n ln2 + r, |r| <= ln2 / 2, e^r by its series up to r^7. Exactly 1 at 0, exactly 0
+// at minus infinity, infinite above 88.8, NaN at NaN.
 INLINE vf vexp(vf x) {
+#if defined(MINILLM_PATH_AVX512)
+  vf clamped = _mm512_min_ps(all(89.0f), _mm512_max_ps(all(-104.0f), x));  // NaN in the second operand wins
+  vf n = _mm512_roundscale_ps(clamped * 1.44269504f, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
   const vf magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   vf clamped = vmax(all(-87.3f), x);
   clamped = clamped > 88.3f ? all(88.3f) : clamped;
   vf shifted = fma(clamped, all(1.44269504f), magic);
   vf n = shifted - magic;
+#endif
   vf r = fma(n, all(-0.693359375f), clamped);
   r = fma(n, all(2.12194440e-4f), r);
   vf p = all(1.0f / 5040);
@@ -186,11 +191,15 @@ INLINE vf vexp(vf x) {
   p = fma(p, r, all(0.5f));
   p = fma(p, r, all(1.0f));
   p = fma(p, r, all(1.0f));
+#if defined(MINILLM_PATH_AVX512)
+  return _mm512_scalef_ps(p, n);  // p 2^n, with all that happens at the ends of the range
+#else
   vf power = (vf)(((vi)shifted - (vi)magic + 127) << 23);
   vf result = p * power;
-  result = x < -87.3f ? vf{} : result;
+  result = x < -87.3f ? vf{} : result;  // just inside where floats end
   result = x > 88.3f ? all(__builtin_inff()) : result;
   return x == x ? result : x;
+#endif
 }
 
 }  // namespace

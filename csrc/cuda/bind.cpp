@@ -3,13 +3,12 @@
 // `stream` is torch.cuda.current_stream().cuda_stream as an integer; the simulator takes any.
 
 #include "bind.h"
+#include "bind_verify.h"
 
 namespace minillm {
 namespace {
 
 using Optional = std::optional<Tensor>;
-
-Stream as_stream(int64_t stream) { return reinterpret_cast<Stream>(stream); }
 
 // ---- row by row -------------------------------------------------------------------------------
 
@@ -238,7 +237,13 @@ Tensor draw(const Tensor& logits, const Tensor& keys, const Tensor& numbers, con
       "Tensor kv_len, float scale, int window, str rung, int max_kv_len, int stream) -> Tensor");                   \
   m.def(                                                                                                            \
       "sample(Tensor logits, Tensor keys, Tensor numbers, Tensor top_k, Tensor seen, Tensor seen_end, "             \
-      "int num_token_ids, int stream) -> Tensor")
+      "int num_token_ids, int stream) -> Tensor");                                                                  \
+  m.def(                                                                                                            \
+      "verify_coupled(Tensor sampled, Tensor drafted, Tensor parents, Tensor node_start, int stream) "              \
+      "-> (Tensor, Tensor)");                                                                                       \
+  m.def(                                                                                                            \
+      "verify_draft(Tensor draft, Tensor? draft_probs, Tensor target_probs, Tensor uniforms, int stream) "          \
+      "-> (Tensor, Tensor)")
 
 #define MINILLM_KERNELS(m)                                    \
   m.impl("rms_norm", TORCH_BOX(&norm));                       \
@@ -248,7 +253,9 @@ Tensor draw(const Tensor& logits, const Tensor& keys, const Tensor& numbers, con
   m.impl("rope_and_cache", TORCH_BOX(&rotate_and_cache));     \
   m.impl("copy_blocks", TORCH_BOX(&copy));                    \
   m.impl("paged_attention", TORCH_BOX(&attend));              \
-  m.impl("sample", TORCH_BOX(&draw))
+  m.impl("sample", TORCH_BOX(&draw));                         \
+  m.impl("verify_coupled", TORCH_BOX(&walk_drafts));          \
+  m.impl("verify_draft", TORCH_BOX(&accept_drafts))
 
 #ifdef MINILLM_SIMT
 STABLE_TORCH_LIBRARY(minillm_simt, m) { MINILLM_OPS(m); }

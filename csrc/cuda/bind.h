@@ -81,6 +81,8 @@ const T* data(const Tensor& t) {
 
 inline Tensor like(const Tensor& t, std::vector<int64_t> shape) { return torch::stable::new_empty(t, shape); }
 
+inline Stream as_stream(int64_t stream) { return reinterpret_cast<Stream>(stream); }
+
 // The tensors of one call, by the names that errors and profiles use; their memory is all a kernel may
 // touch. `done` raises what went wrong.
 class Call {

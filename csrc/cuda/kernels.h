@@ -88,6 +88,22 @@ struct SampleArgs {
   DType dtype;
 };
 
+struct CoupledArgs {
+  const int64_t *sampled, *drafted, *parents;  // [num_nodes]
+  const int64_t* node_start;        // [requests + 1], from 0 to num_nodes
+  int64_t *tokens, *nodes;          // [num_nodes]
+  int requests;
+};
+
+struct DraftArgs {
+  const int64_t* draft;             // [requests, k], below vocab_size; negative ones are padding
+  const float* draft_probs;         // [requests, k, vocab_size], or null: each token was certain
+  const float* target_probs;        // [requests, k + 1, vocab_size]
+  const double* uniforms;           // [requests, k + 1]
+  int64_t *tokens, *accepted;       // [requests, k + 1], [requests]
+  int requests, k, vocab_size;
+};
+
 using Stream = void*;
 
 void rms_norm(const NormArgs&, Stream);
@@ -97,6 +113,8 @@ void copy_blocks(const CopyBlocksArgs&, Stream);
 void linear(const LinearArgs&, Stream);
 
 void sample(const SampleArgs&, Stream);
+void verify_coupled(const CoupledArgs&, Stream);
+void verify_draft(const DraftArgs&, Stream);  // a row of zeros, which has no token, gives -1
 
 bool supports_head_dim(int head_dim);
 void attention_v1(const AttentionArgs&, const NaiveScratch&, Stream);

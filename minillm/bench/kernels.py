@@ -30,6 +30,7 @@ from minillm.ops.sampling import SamplingBatch
 
 _CONTEXT = 512  # keys in the cache of each sequence
 _BLOCK_SIZE = 16
+_DRAFTED = 4  # tokens of each request, for verification
 _COLD_BYTES = 128 << 20  # weights taken in turn: several times a laptop's last cache
 _SECONDS = 0.05  # one measurement lasts at least as long
 
@@ -109,6 +110,7 @@ def jobs(config: ModelConfig, dtype: torch.dtype, rows: tuple[int, ...]) -> Iter
         yield from _attention_jobs(config, dtype, n)
         if n <= 64:
             yield _sample_job(n, vocab, dtype)
+            yield from _verify_jobs(n, vocab)
     ids = torch.randint(vocab, (rows[-1],))
     table = random(vocab, hidden)
     yield Job(
@@ -175,6 +177,31 @@ def _sample_job(n: int, vocab: int, dtype: torch.dtype) -> Job:
     batch = SamplingBatch([params] * n, list(range(n)), [[]] * n, vocab)
     moved = n * vocab * dtype.itemsize
     return Job("sample top_p", f"{n}x{vocab}", moved, 0, lambda o: cycle([lambda: o.sample(logits, batch)]))
+
+
+def _verify_jobs(n: int, vocab: int) -> Iterator[Job]:
+    """Chains of `_DRAFTED` tokens: coupled, all of it stands; by rejection, the first is replaced."""
+    nodes = n * (_DRAFTED + 1)
+    chain = torch.arange(-1, _DRAFTED).repeat(n)
+    tree = torch.zeros(nodes, dtype=torch.int64), torch.zeros(nodes, dtype=torch.int64), chain
+    start = torch.arange(0, nodes + 1, _DRAFTED + 1)
+    yield Job(
+        "verify_coupled",
+        f"{n} chains of {_DRAFTED}",
+        8 * (5 * nodes + n),
+        0,
+        lambda o: cycle([lambda: o.verify_coupled(*tree, start)]),
+    )
+    q, p = (torch.randn(n, _DRAFTED + more, vocab).softmax(-1) for more in (0, 1))
+    draft, uniforms = q.argmax(-1), torch.full((n, _DRAFTED + 1), 0.5, dtype=torch.float64)
+    p[:, 0].scatter_(1, draft[:, :1], 0.0)
+    yield Job(
+        "verify_draft",
+        f"{n}x{vocab}",
+        8 * n * vocab,
+        3 * n * vocab,
+        lambda o: cycle([lambda: o.verify_draft(draft, q, p, uniforms)]),
+    )
 
 
 def _prepared(ops: Ops, weight: Tensor, call: Callable[[Any], object]) -> Iterator[Callable[[], object]]:

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minillm.cli.bench_serving import print_serving
+from minillm.cli.bench_speculation import print_speculation
 from minillm.cli.options import add_engine_options, load_llm
 from minillm.config import require_int
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from minillm import LLM
+
 PEERS = ("transformers",)
+KINDS = ("engine", "kernels", "serving", "speculation")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -26,16 +30,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Prefill and decode rates, the share of the memory bandwidth measured in the same run, "
         "and peak memory; with `kernels`, each op by itself beside the machine's roofline and the "
         "reference (`--backend simt`: the bytes that each attention kernel moves); with `serving`, what "
-        "batching, chunking and sharing win. Medians with their spread: shared machines are noisy.",
+        "batching, chunking and sharing win; with `speculation`, what drafts win and cost. Medians with "
+        "their spread: shared machines are noisy.",
     )
-    parser.add_argument("what", nargs="?", choices=("engine", "kernels", "serving"), default="engine")
+    parser.add_argument("what", nargs="?", choices=KINDS, default="engine")
     parser.add_argument(
         "--prompt-len", type=int, metavar="N", help="prompt tokens to prefill (512; simt: 128)"
     )
     parser.add_argument("--tokens", type=int, default=64, metavar="N", help="tokens to decode")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], metavar="N", help="sequences at once")
+    parser.add_argument(
+        "--batch", type=int, nargs="+", metavar="N", help="sequences at once (1 8; speculation: 1 to 32)"
+    )
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="measurements of each figure")
     parser.add_argument("--data", type=Path, help="serving: folder with fairytaleqa/ and traces/")
+    parser.add_argument(
+        "--draft-model", default="auto", metavar="PATH", help="speculation: folder or hub id (auto: it ships)"
+    )
     parser.add_argument("--peer", choices=PEERS, help="measure it in turns with minillm, on the same weights")
     add_engine_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -47,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
     counted = args.what == "kernels" and args.backend == "simt"
     if args.prompt_len is None:
         args.prompt_len = 128 if counted else 512
+    if args.batch is None:
+        args.batch = [1, 2, 4, 8, 16, 32] if args.what == "speculation" else [1, 8]
     for name in ("prompt_len", "tokens", "runs"):
         require_int("--" + name.replace("_", "-"), getattr(args, name), minimum=1)
     for batch in args.batch:
@@ -55,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         "engine": (_engine, _print),
         "kernels": (_traffic, _print_traffic) if counted else (_kernels, _print_kernels),
         "serving": (_serving, print_serving),
+        "speculation": (_speculation, print_speculation),
     }[args.what]
     report = measure(args)
     if args.json:
@@ -93,6 +106,15 @@ def _serving(args: argparse.Namespace) -> dict[str, Any]:
     if args.data is None:
         print("minillm: no --data: without the tales and the trace", file=sys.stderr)
     return run_serving(lambda **changes: load_llm(args, **changes), args.runs, args.data)
+
+
+def _speculation(args: argparse.Namespace) -> dict[str, Any]:
+    from minillm.bench.speculation import run_speculation
+
+    def load(**changes: Any) -> LLM:
+        return load_llm(args, **changes)
+
+    return run_speculation(load, args.draft_model, args.tokens, args.runs, args.batch)
 
 
 def _traffic(args: argparse.Namespace) -> dict[str, Any]:

@@ -99,22 +99,27 @@ class Executor:
         """One token for each sequence."""
         started = time.perf_counter()
         logits = self.parts.decode_loop(self._runner, requests)
+        self._events.emit("decode_step", rows=len(requests))
+        self._sample(requests, logits)
         if self._speculation:
             self._speculation.saw_plain_step(len(requests), time.perf_counter() - started)
-        self._events.emit("decode_step", rows=len(requests))
-        return self._sample(requests, logits)
+        return requests
 
     def _speculate(self, speculation: Speculation, plan: StepPlan) -> list[Request]:
         """One token for each sequence, and those drafted ones that stand."""
-        verdicts, logits, times = speculation.run(plan)
+        found = speculation.run(plan)
+        if found is None:
+            return self._run_decode(plan.decode)
+        verdicts, logits, times = found
         self._events.emit("decode_step", rows=len(plan.decode))
         logprobs = self._logprobs_of(verdicts, logits)
         now, sampled, outcomes = time.perf_counter(), list[tuple[str, int]](), list[Outcome]()
         for verdict in verdicts:
             request = verdict.guess.request
             appended = self._append(request, verdict.tokens, logprobs.get(request, []), now)
-            taken, given_back = speculation.settle(verdict, appended or 1)
-            if not verdict.tokens:
+            is_broken = not verdict.tokens and not verdict.guess.draft.paths
+            taken, given_back = speculation.settle(verdict, appended + is_broken)
+            if is_broken:
                 self._fail(request)
             sampled += [(request.group_id, request.index)] * appended
             outcome = verdict.outcome(appended)
@@ -188,7 +193,7 @@ class Executor:
         self._scheduler.fork(source, fork)
         return fork
 
-    def _sample(self, requests: list[Request], logits: Tensor) -> list[Request]:
+    def _sample(self, requests: list[Request], logits: Tensor) -> None:
         """Give each request its next token; one whose logits are NaN or infinite ends with an error."""
         healthy = are_finite(logits)
         for request, ok in zip(requests, healthy, strict=True):
@@ -199,7 +204,6 @@ class Executor:
         alive = [request for request, ok in zip(requests, healthy, strict=True) if ok]
         if alive:
             self._draw(alive, logits)
-        return requests
 
     @torch.inference_mode()
     def _draw(self, requests: list[Request], logits: Tensor) -> None:

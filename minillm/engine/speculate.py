@@ -24,6 +24,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakSet
 
 from torch import Tensor
 
@@ -63,6 +64,7 @@ class Speculation:
         self._runner, self._memory = runner, memory
         self._max_paths, self._max_tokens = max_paths, max_tokens
         self._vocab_size = runner.decoder.config.vocab_size
+        self._undraftable: WeakSet[Request] = WeakSet()  # an overflow in a draft's row has reached theirs
 
     # Planning -------------------------------------------------------------------------------
 
@@ -75,7 +77,7 @@ class Speculation:
         for request, wanted in zip(plan.decode, self._controller.choose(plan.decode), strict=True):
             # The step gives one token more than it drafts.
             depth = min(wanted, request.max_tokens - len(request.output_token_ids) - 1, rows)
-            if depth <= 0:
+            if depth <= 0 or request in self._undraftable:
                 continue
             owned = len(request.block_table.block_ids) + plan.blocks.get(request, 0)
             depth, paths, taken = self._fit(request.num_tokens, owned, depth, rows, blocks)
@@ -88,7 +90,7 @@ class Speculation:
     def _fit(self, num_tokens: int, owned: int, depth: int, rows: int, blocks: int) -> tuple[int, int, int]:
         """The longest draft, then the most paths, that fit: (depth, paths, blocks they take)."""
         size = self._memory.pool.block_size
-        while (taken := blocks_for(num_tokens + depth, size) - owned) > blocks:
+        while depth and (taken := blocks_for(num_tokens + depth, size) - owned) > blocks:
             depth -= 1
         if depth == 0:
             return 0, 0, 0
@@ -98,42 +100,54 @@ class Speculation:
 
     # The step -------------------------------------------------------------------------------
 
-    def run(self, plan: StepPlan) -> tuple[list[Verdict], Tensor, Times]:
+    def run(self, plan: StepPlan) -> tuple[list[Verdict], Tensor, Times] | None:
         """Draft and verify.
 
         Returns:
             A verdict on each decoding sequence, which `settle` must be given once its tokens are appended;
-            the logits [num_rows, vocab_size] that the verdicts' rows are of; and how long it took.
+            the logits [num_rows, vocab_size] that the verdicts' rows are of; and how long it took. None,
+            and nothing is different, where nobody had a guess: decode without.
         """
-        guesses = [self._reserve(request, *plan.lookahead.get(request, (0, 1))) for request in plan.decode]
+        guesses = list[Guess]()
         try:
-            return self._verify(guesses)
+            for request in plan.decode:
+                guesses.append(self._reserve(request, *plan.lookahead.get(request, (0, 1))))
+            seconds = self._draft(guesses)
+            if any(guess.draft.paths for guess in guesses):
+                return self._verify(guesses, seconds)
+            for guess in guesses:
+                self._choose_lane(guess, 0)
+                guess.request.block_table.truncate(guess.request.num_tokens)
+            return None
         except BaseException:
             for guess in guesses:  # their own tables are the engine's to clear
                 self._free(guess.own)
             raise
 
-    def _verify(self, guesses: list[Guess]) -> tuple[list[Verdict], Tensor, Times]:
+    def _draft(self, guesses: list[Guess]) -> float:
+        """Ask the drafter; returns the seconds it took."""
         asked = [guess for guess in guesses if guess.lookahead.depth]
         started = time.perf_counter()
         drafts = self._drafter.propose([guess.lookahead for guess in asked])
-        drafted = time.perf_counter()
+        seconds = time.perf_counter() - started
         for guess, draft in zip(asked, drafts, strict=True):
             guess.draft = self._checked(guess.lookahead, draft)
-        self._part_lanes(asked)
-        scoring = time.perf_counter()
+        return seconds
+
+    def _verify(self, guesses: list[Guess], draft_seconds: float) -> tuple[list[Verdict], Tensor, Times]:
+        self._part_lanes(guesses)
+        started = time.perf_counter()
         logits = self._runner.all_logits([rows for guess in guesses for rows in _rows(guess)])
-        scored = time.perf_counter()
         verdicts = self._judge.judge(guesses, logits)
-        judged = time.perf_counter()
-        self._controller.saw_target(len(logits), scored - scoring)
-        self._learn(verdicts, drafted - started)
+        times = Times(draft_seconds, time.perf_counter() - started)
+        self._controller.saw_target(len(logits), times.verify)
+        self._learn(verdicts, times.draft)
         for verdict in verdicts:
             self._choose_lane(verdict.guess, verdict.lane)
-        return verdicts, logits, Times(drafted - started, judged - scoring)
+        return verdicts, logits, times
 
     def saw_plain_step(self, rows: int, seconds: float) -> None:
-        """A decode pass without drafts took so long."""
+        """A decode pass without drafts, its draws included, took so long."""
         self._controller.saw_target(rows, seconds)
 
     def settle(self, verdict: Verdict, computed: int) -> tuple[int, int]:
@@ -213,6 +227,8 @@ class Speculation:
             if not draft.paths:
                 continue
             self._drafter.settle(guess.lookahead, draft, verdict.lane, verdict.accepted)
+            if not verdict.tokens:
+                self._undraftable.add(guess.request)
             drafted = len(draft.paths[verdict.lane])
             self._controller.saw_verdict(guess.request, drafted, verdict.accepted)
             is_usual &= guess.request.num_drafted > 0

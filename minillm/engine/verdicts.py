@@ -5,13 +5,16 @@
 
 Coupled, the default: every row draws as it would without a draft, and `verify_coupled` walks the tree.
 Rejection: `verify_draft` accepts by probabilities; chains only.
+Who has no draft in a step draws by the sampler, as in a step in which nobody has one.
 
 A row whose logits are NaN or infinite is never drawn from. In the middle of a path the path ends before
-it; the next step meets it again as a newest token, and ends the request as decode does.
+it. If it is the newest token's own, the cause may be a drafted token whose values overflow (0 x inf in a
+masked place is NaN): nothing is emitted, and the sequence decodes without drafts from then on.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -22,6 +25,7 @@ from torch import Tensor
 
 from minillm.config import SamplingParams
 from minillm.engine.request import Request
+from minillm.ops.columns import column
 from minillm.ops.contract import Ops
 from minillm.ops.sampling import ACCEPT, REPLACE, SamplingBatch, probabilities, uniforms
 from minillm.speculation.drafts import NO_DRAFT, Draft, Lookahead
@@ -57,7 +61,7 @@ class Outcome(NamedTuple):
 class Verdict:
     """What a sequence gets: `tokens`, each drawn from the logits in its entry of `rows`.
 
-    All but the last were drafted in `lane`. Without tokens its first row was NaN or infinite.
+    All but the last were drafted in `lane`. Without tokens the newest token's row was NaN or infinite.
     """
 
     guess: Guess
@@ -103,7 +107,10 @@ class Judge:
         batch = self._sampling_batch(trees)
         if self._verify_draft is None:
             return self._coupled(trees, logits, batch)
-        return self._rejection(trees, probabilities(logits, batch), self._verify_draft)
+        probs = probabilities(logits, batch)
+        by_row = dict(self._undrafted([tree for tree in trees if not tree.chain], logits, batch))
+        by_row |= self._rejection([tree for tree in trees if tree.chain], probs, self._verify_draft)
+        return [by_row[tree.start] for tree in trees]
 
     def _sampling_batch(self, trees: Sequence[Tree]) -> SamplingBatch:
         """Every row as it would be drawn without a draft: its own position's noise, its ancestors seen."""
@@ -122,7 +129,7 @@ class Judge:
         drafted = [token for tree in trees for token in tree.drafted]
         parents = [parent for tree in trees for parent in tree.parents]
         starts = [0, *(tree.end for tree in trees)]
-        columns = (torch.tensor(column, device=sampled.device) for column in (drafted, parents, starts))
+        columns = (column(values, device=sampled.device) for values in (drafted, parents, starts))
         tokens, nodes = (found.tolist() for found in self._ops.verify_coupled(sampled, *columns))
         verdicts = []
         for tree in trees:
@@ -130,8 +137,21 @@ class Judge:
             verdicts.append(tree.verdict(tokens[tree.start : tree.start + len(walked)], walked))
         return verdicts
 
-    def _rejection(self, trees: list[Tree], probs: Tensor, verify_draft: Callable[..., Any]) -> list[Verdict]:
-        """`probs` [num_rows, vocab_size], padded here to a row of rows for each sequence."""
+    def _undrafted(self, trees: list[Tree], logits: Tensor, batch: SamplingBatch) -> dict[int, Verdict]:
+        """By row. Drawn as ever, so that what a sequence gets is no question of who else has a draft."""
+        if not trees:
+            return {}
+        rows = [tree.start for tree in trees]
+        sampled = self._sampler(logits[rows], batch.rows(rows))
+        drawn = zip(trees, sampled.tolist(), strict=True)
+        return {tree.start: tree.verdict([token], [0]) for tree, token in drawn}
+
+    def _rejection(
+        self, trees: list[Tree], probs: Tensor, verify_draft: Callable[..., Any]
+    ) -> dict[int, Verdict]:
+        """By row. `probs` [num_rows, vocab_size] is padded here to as many rows for each sequence."""
+        if not trees:
+            return {}
         longest = max(len(tree.chain) for tree in trees)
         draft = torch.full((len(trees), longest), NOBODY)
         target = probs.new_zeros(len(trees), longest + 1, probs.shape[1])
@@ -145,10 +165,11 @@ class Judge:
         found, accepted = verify_draft(
             draft.to(probs.device), _drawn_from(trees, target[:, :longest]), target, torch.stack(draws)
         )
-        return [
-            tree.verdict(tokens[: count + 1], list(range(count + 1)))
-            for tree, tokens, count in zip(trees, found.tolist(), accepted.tolist(), strict=True)
-        ]
+        judged = zip(trees, found.tolist(), accepted.tolist(), strict=True)
+        return {
+            tree.start: tree.verdict(tokens[: count + 1], list(range(count + 1)))
+            for tree, tokens, count in judged
+        }
 
 
 @dataclass(frozen=True)
@@ -214,5 +235,4 @@ def are_finite(logits: Tensor) -> list[bool]:
     Only the largest magnitude of a row is asked: eight times as fast as asking every logit, and NaN is
     larger than anything.
     """
-    finite: list[bool] = logits.abs().amax(dim=-1).isfinite().tolist()
-    return finite
+    return [math.isfinite(largest) for largest in logits.abs().amax(dim=-1).tolist()]

@@ -12,7 +12,7 @@ a list of `SequenceRows`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from minillm.memory.block_table import slot_mapping
 from minillm.memory.kv_cache import KVCache
 from minillm.model.decoder import Decoder
+from minillm.ops.columns import column
 from minillm.ops.contract import AttentionMetadata
 
 SlotMapping = Callable[[Sequence[int], Sequence[int], int], list[int]]
@@ -70,7 +71,7 @@ class ModelRunner:
         for rows in batch:
             end += len(rows.token_ids)
             last.append(end - 1)
-        return self.decoder.logits(hidden[self._tensor(last)])
+        return self.decoder.logits(hidden if end == len(batch) else hidden[self._tensor(last)])
 
     @torch.inference_mode()
     def all_logits(self, batch: Sequence[SequenceRows]) -> Tensor:
@@ -115,29 +116,32 @@ class ModelRunner:
         Returns:
             One for each step; step i holds the first sequences, those that have more than i steps.
         """
-        count = rows[0][2]
-        starts = self._tensor([start for start, _, _ in rows])
-        positions = starts + torch.arange(count, device=self.device).unsqueeze(1)
-        slots = [
-            self._slots(ids, range(at, at + n), self.block_size) + [0] * (count - n) for at, ids, n in rows
-        ]
-        slot_mapping = self._tensor(slots).view(len(rows), count).t().contiguous()
-        kv_len = (positions + 1).to(torch.int32)
-        table = self._table([ids for _, ids, _ in rows])
-        query_start = torch.arange(len(rows) + 1, dtype=torch.int32, device=self.device)
-        alive = [sum(n > step for _, _, n in rows) for step in range(count)]
-        return [
-            AttentionMetadata(
-                positions[i, :n], slot_mapping[i, :n], table[:n], query_start[: n + 1], kv_len[i, :n]
+        count, width, size = rows[0][2], len(rows), self.block_size
+        positions = [at + step for step in range(count) for at, _, _ in rows]
+        slots = [self._slots(ids, range(at, at + n), size) + [0] * (count - n) for at, ids, n in rows]
+        by_step = [slot for step in zip(*slots, strict=True) for slot in step]
+        fields = (  # [count, width] each; its rows all at once, which is cheaper than one by one
+            self._tensor(values, dtype).view(count, width).unbind()
+            for values, dtype in (
+                (positions, torch.int64),
+                (by_step, torch.int64),
+                ([position + 1 for position in positions], torch.int32),
             )
-            for i, n in enumerate(alive)
+        )
+        table = self._table([ids for _, ids, _ in rows])
+        query_start = self._tensor(range(width + 1), torch.int32)
+        steps = [
+            AttentionMetadata(at, slot, table, query_start, kv_len)
+            for at, slot, kv_len in zip(*fields, strict=True)
         ]
+        alive = [sum(n > step for _, _, n in rows) for step in range(count)]
+        return [meta.first(n) if n < width else meta for n, meta in zip(alive, steps, strict=True)]
 
     def _table(self, block_ids: Sequence[Sequence[int]]) -> Tensor:
         """Block tables [num_seqs, widest], padded with 0."""
         widest = max(map(len, block_ids), default=0)
-        table = [[*ids, *[0] * (widest - len(ids))] for ids in block_ids]
-        return self._tensor(table, torch.int32)
+        table = [block for ids in block_ids for block in (*ids, *[0] * (widest - len(ids)))]
+        return self._tensor(table, torch.int32).view(len(block_ids), widest)
 
-    def _tensor(self, values: Sequence[int] | list[list[int]], dtype: torch.dtype = torch.int64) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=self.device)
+    def _tensor(self, values: Iterable[int], dtype: torch.dtype = torch.int64) -> Tensor:
+        return column(values, dtype, self.device)

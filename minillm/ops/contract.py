@@ -43,6 +43,16 @@ class AttentionMetadata:
     query_start: Tensor
     kv_len: Tensor
 
+    def first(self, count: int) -> AttentionMetadata:
+        """Of a step with one token a sequence, the first `count` sequences."""
+        return AttentionMetadata(
+            self.positions[:count],
+            self.slot_mapping[:count],
+            self.block_table[:count],
+            self.query_start[: count + 1],
+            self.kv_len[:count],
+        )
+
 
 @dataclass(frozen=True)
 class PackedWeight:
@@ -66,7 +76,7 @@ class PackedWeight:
 Weight = Tensor | PackedWeight
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is its own: a backend keeps what it made of one
 class LayerStack:
     """All layers of a decoder, laid out for a backend that runs them in one call.
 

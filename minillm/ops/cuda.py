@@ -19,7 +19,7 @@ from torch.library import register_fake
 
 from minillm.config import ModelConfig
 from minillm.errors import UnsupportedModel
-from minillm.ops import sampling, shapes, verification
+from minillm.ops import sampling, shapes
 from minillm.ops.building import BuildFailed
 from minillm.ops.contract import AttentionMetadata, Weight, plain
 from minillm.ops.cuda_build import build_cuda
@@ -144,13 +144,18 @@ class CudaOps:
         self, sampled: Tensor, drafted: Tensor, parents: Tensor, node_start: Tensor
     ) -> tuple[Tensor, Tensor]:
         shapes.check_verify_coupled(sampled, drafted, parents, node_start)
-        return verification.verify_coupled(sampled, drafted, parents, node_start)
+        columns = (t.contiguous() for t in (sampled, drafted, parents, node_start))
+        tokens, nodes = self._call("verify_coupled", *columns)
+        return tokens, nodes
 
     def verify_draft(
         self, draft: Tensor, draft_probs: Tensor | None, target_probs: Tensor, uniforms: Tensor
     ) -> tuple[Tensor, Tensor]:
         shapes.check_verify_draft(draft, draft_probs, target_probs, uniforms)
-        return verification.verify_draft(draft, draft_probs, target_probs, uniforms)
+        q = None if draft_probs is None else draft_probs.contiguous()
+        rest = target_probs.contiguous(), uniforms.contiguous()
+        tokens, accepted = self._call("verify_draft", draft.contiguous(), q, *rest)
+        return tokens, accepted
 
     def _load(self) -> str:
         return load_library().name
@@ -190,4 +195,9 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "paged_attention": lambda q, *others: q.new_empty(q.shape),
     "sample": lambda logits, keys, *others: keys.new_empty([logits.shape[0]]),
     "copy_blocks": lambda caches, source, destination, stream: None,
+    "verify_coupled": lambda sampled, *others: (torch.empty_like(sampled), torch.empty_like(sampled)),
+    "verify_draft": lambda draft, *others: (
+        draft.new_empty([draft.shape[0], draft.shape[1] + 1]),
+        draft.new_empty([draft.shape[0]]),
+    ),
 }

@@ -11,16 +11,54 @@ whatever would read or write outside a tensor.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
+from itertools import chain
+from types import SimpleNamespace
+from weakref import WeakKeyDictionary, finalize
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.ops import shapes, verification
+from minillm.ops import shapes
 from minillm.ops.contract import AttentionMetadata, LayerFusion, LayerStack, PackedWeight, Weight
 from minillm.ops.registered import current_path, load_native, loaded_library, packed_shape
 from minillm.ops.sampling import SamplingBatch
+
+_OPS = (
+    "add_rms_norm",
+    "copy_blocks",
+    "embedding",
+    "layers",
+    "linear",
+    "pack",
+    "pack_",
+    "paged_attention",
+    "rms_norm",
+    "rope_and_cache",
+    "sample",
+    "silu_mul",
+    "token_logprobs",
+    "verify_coupled",
+    "verify_draft",
+)
+
+
+class BoundLayers:
+    """Weights and caches that the kernels have checked and keep hold of, until this object goes."""
+
+    def __init__(self, stack: LayerStack, hidden: int, k_cache: list[Tensor], v_cache: list[Tensor]) -> None:
+        sizes = stack.num_heads, hidden, stack.intermediate_size
+        self.number: int = torch.ops.minillm.bind_layers(
+            stack.tensors, k_cache, v_cache, stack.windows, *sizes
+        )
+        self._caches = [*k_cache, *v_cache]
+        finalize(self, torch.ops.minillm.unbind_layers, self.number)
+
+    def holds(self, k_cache: list[Tensor], v_cache: list[Tensor]) -> bool:
+        """Whether these very caches are the bound ones."""
+        return all(map(operator.is_, self._caches, chain(k_cache, v_cache)))
 
 
 class NativeOps(LayerFusion):
@@ -30,10 +68,9 @@ class NativeOps(LayerFusion):
 
     def __init__(self) -> None:
         load_native()
-        self._ops = torch.ops.minillm
         # The overloads themselves: looking one up by name costs as much as a small kernel.
-        self._layers = self._ops.layers.default
-        self._linear = self._ops.linear.default
+        self._ops = SimpleNamespace(**{name: getattr(torch.ops.minillm, name).default for name in _OPS})
+        self._bound: WeakKeyDictionary[LayerStack, BoundLayers] = WeakKeyDictionary()
 
     @property
     def kernel_set(self) -> str:
@@ -58,7 +95,7 @@ class NativeOps(LayerFusion):
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         shapes.check_linear(x, weight, bias)
         packed = self._packed(weight)
-        result: Tensor = self._linear(x.contiguous(), packed.data, bias, packed.shape[0])
+        result: Tensor = self._ops.linear(x.contiguous(), packed.data, bias, packed.shape[0])
         return result
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -123,12 +160,10 @@ class NativeOps(LayerFusion):
         v_cache: list[Tensor],
         meta: AttentionMetadata,
     ) -> Tensor:
-        result: Tensor = self._layers(
+        result: Tensor = self._ops.layers(
             residual,
             x,
-            stack.tensors,
-            k_cache,
-            v_cache,
+            self._bind(stack, x.shape[-1], k_cache, v_cache),
             cos,
             sin,
             meta.positions,
@@ -136,9 +171,6 @@ class NativeOps(LayerFusion):
             meta.block_table,
             meta.query_start,
             meta.kv_len,
-            stack.windows,
-            stack.num_heads,
-            stack.intermediate_size,
             stack.eps,
             stack.scale,
         )
@@ -163,13 +195,25 @@ class NativeOps(LayerFusion):
         self, sampled: Tensor, drafted: Tensor, parents: Tensor, node_start: Tensor
     ) -> tuple[Tensor, Tensor]:
         shapes.check_verify_coupled(sampled, drafted, parents, node_start)
-        return verification.verify_coupled(sampled, drafted, parents, node_start)
+        columns = (t.contiguous() for t in (sampled, drafted, parents, node_start))
+        tokens, nodes = self._ops.verify_coupled(*columns)
+        return tokens, nodes
 
     def verify_draft(
         self, draft: Tensor, draft_probs: Tensor | None, target_probs: Tensor, uniforms: Tensor
     ) -> tuple[Tensor, Tensor]:
         shapes.check_verify_draft(draft, draft_probs, target_probs, uniforms)
-        return verification.verify_draft(draft, draft_probs, target_probs, uniforms)
+        q = None if draft_probs is None else draft_probs.contiguous()
+        rest = target_probs.contiguous(), uniforms.contiguous()
+        tokens, accepted = self._ops.verify_draft(draft.contiguous(), q, *rest)
+        return tokens, accepted
+
+    def _bind(self, stack: LayerStack, hidden: int, k_cache: list[Tensor], v_cache: list[Tensor]) -> int:
+        """The number by which the kernels know these layers and caches."""
+        bound = self._bound.get(stack)
+        if bound is None or not bound.holds(k_cache, v_cache):
+            bound = self._bound[stack] = BoundLayers(stack, hidden, k_cache, v_cache)
+        return bound.number
 
     def _packed(self, weight: Weight) -> PackedWeight:
         if isinstance(weight, PackedWeight):

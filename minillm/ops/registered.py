@@ -125,6 +125,10 @@ def _logprobs(logits: Tensor, tokens: Tensor, top: int) -> tuple[Tensor, Tensor,
     return of_token, best, tokens.new_empty(best.shape)
 
 
+def _verified(draft: Tensor, *others: object) -> tuple[Tensor, Tensor]:
+    return draft.new_empty([draft.shape[0], draft.shape[1] + 1]), draft.new_empty([draft.shape[0]])
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "pack": lambda weight: weight.new_empty(packed_shape(weight.shape[0], weight.shape[1], weight.dtype)),
     "pack_": lambda weight: None,
@@ -139,4 +143,6 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "layers": lambda residual, x, *others: torch.empty_like(x),
     "sample": lambda logits, keys, *others: keys.new_empty([logits.shape[0]]),
     "token_logprobs": _logprobs,
+    "verify_coupled": _two_like,
+    "verify_draft": _verified,
 }

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.config import SamplingParams
+from minillm.ops.columns import column
 
 # What a draw is for. Rejection sampling needs more than the one of coupled sampling.
 DRAW, ACCEPT, REPLACE, DRAFT = range(4)
@@ -94,6 +95,15 @@ class SamplingBatch:
     seen: Sequence[Sequence[int]]
     num_token_ids: int
 
+    def rows(self, rows: Sequence[int]) -> SamplingBatch:
+        """These rows alone."""
+        return SamplingBatch(
+            [self.params[row] for row in rows],
+            [self.keys[row] for row in rows],
+            [self.seen[row] for row in rows],
+            self.num_token_ids,
+        )
+
     def tensors(self, device: torch.device | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The batch as kernels read it.
 
@@ -107,13 +117,13 @@ class SamplingBatch:
         for params, ids in zip(self.params, self.seen, strict=True):
             seen += set(ids) if params.repetition_penalty != 1.0 else ()
             ends.append(len(seen))
-        numbers = [[p.temperature, p.top_p, p.min_p, p.repetition_penalty] for p in self.params]
+        numbers = [x for p in self.params for x in (p.temperature, p.top_p, p.min_p, p.repetition_penalty)]
         return (
-            torch.tensor([as_int64(key) for key in self.keys], dtype=torch.int64, device=device),
-            torch.tensor(numbers, dtype=torch.float64, device=device).view(-1, 4),
-            torch.tensor([p.top_k for p in self.params], dtype=torch.int64, device=device),
-            torch.tensor(seen, dtype=torch.int64, device=device),
-            torch.tensor(ends, dtype=torch.int64, device=device),
+            column(map(as_int64, self.keys), torch.int64, device),
+            column(numbers, torch.float64, device).view(-1, 4),
+            column([p.top_k for p in self.params], torch.int64, device),
+            column(seen, torch.int64, device),
+            column(ends, torch.int64, device),
         )
 
 

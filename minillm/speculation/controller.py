@@ -19,6 +19,7 @@ Formula: Leviathan et al. (arXiv 2211.17192), section 3. Left out: how sure the 
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
@@ -51,28 +52,39 @@ class Acceptance:
 
 
 class Times:
-    """Seconds by number of rows, in classes of powers of two; a moving average of each."""
+    """Seconds by number of rows: moving averages in four classes to the octave, and lines between them."""
 
     def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}
+        self._points: dict[int, tuple[float, float]] = {}  # class -> (rows, seconds)
         self._samples: dict[int, int] = {}
+        self._rows, self._seconds = [0.0], [0.0]  # of all points, by rows
 
     def add(self, rows: int, seconds: float) -> None:
         """One measurement. One that is far off (a machine that did something else) counts little."""
-        size = rows.bit_length()
-        known = self._seconds.get(size, seconds)
-        self._seconds[size] = known + 0.2 * (min(seconds, 2 * known) - known)
+        size = _size_class(rows)
+        known_rows, known = self._points.get(size, (rows, seconds))
+        seconds = known + 0.2 * (min(seconds, 2 * known) - known)
+        self._points[size] = known_rows + 0.2 * (rows - known_rows), seconds
         self._samples[size] = self._samples.get(size, 0) + 1
+        points = sorted(self._points.values())
+        self._rows, self._seconds = [x for x, _ in points], [y for _, y in points]
 
     def samples(self, rows: int) -> int:
-        """How often this many rows were measured."""
-        return self._samples.get(rows.bit_length(), 0)
+        """How often about this many rows were measured."""
+        return self._samples.get(_size_class(rows), 0)
 
     def of(self, rows: int) -> float:
-        """Seconds for `rows` rows; of the nearest smaller class where it was never measured, else 0."""
-        size = rows.bit_length()
-        known = [s for s in self._seconds if s <= size]
-        return self._seconds[max(known)] if known else 0.0
+        """Seconds for `rows` rows; beyond what was measured those of the nearest that was, 0 without any."""
+        place = bisect.bisect_left(self._rows, rows)
+        if place == 0 or place == len(self._rows):
+            return self._seconds[min(place, len(self._rows) - 1)]
+        x0, x1 = self._rows[place - 1 : place + 1]
+        y0, y1 = self._seconds[place - 1 : place + 1]
+        return y0 + (y1 - y0) * (rows - x0) / (x1 - x0)
+
+
+def _size_class(rows: int) -> int:
+    return round(4 * math.log2(rows))
 
 
 class Controller:
@@ -122,8 +134,8 @@ class Controller:
             return self._rest(count)
         self._next_pause, self._is_probe_due = FIRST_PAUSE, False
         self._since_plain += 1
-        worth = self._speed(rates, best) * self._cost(count, best)
-        return [self._own_depth(a, worth) for a in rates]
+        worth = self._speed(rates, best) * self._row_seconds(count, best)
+        return [min(best, self._own_depth(a, worth)) for a in rates]
 
     def _rest(self, count: int) -> list[int]:
         """No draft pays: pause, then probe, then pause twice as long."""
@@ -145,9 +157,10 @@ class Controller:
         paths = count * self._paths
         return self._target.of(paths * (1 + k)) + k * self._level.of(paths)
 
-    def _cost(self, count: int, k: int) -> float:
-        """Seconds that one drafted token of one sequence adds to a step."""
-        return (self._seconds(count, k) - self._seconds(count, 0)) / (count * k)
+    def _row_seconds(self, count: int, k: int) -> float:
+        """What one drafted row of one sequence adds to the target's pass. (The others pay for the levels.)"""
+        drafted = count * (self._paths * (1 + k) - 1)
+        return (self._target.of(count + drafted) - self._target.of(count)) / drafted
 
     def _own_depth(self, rate: float, worth: float) -> int:
         """The most tokens of which the last still stands with probability `worth` or more."""

@@ -53,7 +53,7 @@ class DraftModel:
         num_token_ids: ids the tokenizer has; others are never drafted.
         vocab_size: of the target; what is reported of probabilities is that wide.
         max_model_len: positions the draft model has; sequences beyond it are not drafted for.
-        chunk: the most tokens it catches up with in one call.
+        chunk: the most tokens it catches up with in one call, beside what every step brings.
         tree: candidates at each depth; of a chain one, and its length is the longest draft.
         with_probs: draw with own noise, and report what was drawn from.
     """
@@ -95,9 +95,13 @@ class DraftModel:
     # Level 0 --------------------------------------------------------------------------------
 
     def _catch_up(self, lookaheads: Sequence[Lookahead]) -> tuple[list[Lookahead], Tensor]:
-        """Feed what the draft has not seen; those who are up to date now, and their logits."""
-        budget, batch, ready, rows = self._chunk, list[SequenceRows](), list[Lookahead](), list[int]()
-        for lookahead in lookaheads:
+        """Feed what the draft has not seen; those who are up to date now, and their logits.
+
+        Who is nearly there goes first, and needs two tokens at most: a long prompt holds up nobody.
+        """
+        budget = self._chunk + 2 * len(lookaheads)
+        batch, ready, rows = list[SequenceRows](), list[Lookahead](), list[int]()
+        for lookahead in sorted(lookaheads, key=_behind):
             sequence = lookahead.sequence
             start, total = sequence.num_draft_computed_tokens, sequence.num_tokens
             end = min(total, start + budget)
@@ -135,7 +139,9 @@ class DraftModel:
         """Give every path its tokens, level by level; the levels' distributions, where they are wanted."""
         rows = [(path.lookahead.sequence.num_tokens, path.lane, path.depth - 1) for path in paths]
         steps = self.runner.step_metadata(rows)
-        logits, probs, ids = logits[[path.row for path in paths]], list[Tensor](), torch.empty(0)
+        order = [path.row for path in paths]
+        logits = logits if order == list(range(len(logits))) else logits[order]
+        probs, ids = list[Tensor](), torch.empty(0)
         for level in range(paths[0].depth):
             paths = [path for path in paths if path.depth > level]
             if level:
@@ -176,3 +182,8 @@ class DraftModel:
         row, first = own[0]
         drawn_from = torch.stack([level[row] for level in probs[: first.depth]]) if probs else None
         return Draft([path.tokens for _, path in own], drawn_from)
+
+
+def _behind(lookahead: Lookahead) -> int:
+    """Tokens the draft has not seen."""
+    return lookahead.sequence.num_tokens - lookahead.sequence.num_draft_computed_tokens

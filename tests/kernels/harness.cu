@@ -44,4 +44,14 @@ extern "C" void run(const float* logits, const uint64_t* keys, const double* num
                     int ids) {
   sample({logits, keys, numbers, top_k, seen, seen_end, scratch, tokens, rows, vocab, ids, 0, DType::f32}, nullptr);
 }
+#elif defined(IS_VERIFY)
+// Both kernels; with `certain` there are no draft probabilities.
+extern "C" void run(const int64_t* sampled, const int64_t* drafted, const int64_t* parents, const int64_t* node_start,
+                    int64_t* walked, int64_t* nodes, int trees, const int64_t* draft, const float* draft_probs,
+                    const float* target_probs, const double* uniforms, int64_t* tokens, int64_t* accepted, int requests,
+                    int k, int vocab, int certain) {
+  verify_coupled({sampled, drafted, parents, node_start, walked, nodes, trees}, nullptr);
+  verify_draft({draft, certain ? nullptr : draft_probs, target_probs, uniforms, tokens, accepted, requests, k, vocab},
+               nullptr);
+}
 #endif

@@ -1,0 +1,222 @@
+"""What speculation wins here, and what it costs: everything against the same engine without drafts.
+
+    pair         how often the draft model is right, what a draft takes, how much faster text comes, by K
+    acceptance   how much faster it would come from a drafter that is right so often (`ScriptedDrafter`)
+    floor        a pass over 1 to 64 rows, beside the time in which the weights can be read once: as long as
+                 reading is what takes the time, further rows are nearly free, and so are drafts
+    batches      more sequences fill those rows by themselves: from which batch on drafts lose
+    ngram        prompt lookup where the answer repeats the prompt, and where it does not
+    costs        time in neither model; and what a drafter that is never right costs once it is switched off
+
+Text is greedy. Beside each speed-up stands what Leviathan et al. (arXiv 2211.17192) expect: the tokens of a
+step, (1 - a^(k+1)) / (1 - a) when each stands with probability a, over its cost in plain steps, as measured.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from minillm.bench.drafting_costs import costs, switched_off
+from minillm.bench.machine import describe, measure, read_bandwidth
+from minillm.bench.turns import (
+    COPY,
+    DEPTH,
+    STORIES,
+    Bench,
+    Load,
+    Work,
+    decode_seconds,
+    expected_tokens,
+    level_seconds,
+    script_of,
+    speed_up,
+    token_acceptance,
+)
+from minillm.llm import LLM
+from minillm.memory.block_table import BlockTable
+from minillm.model.costs import decode_bytes
+from minillm.model.runner import SequenceRows
+from minillm.observe.metrics import summarize
+from minillm.speculation.scripted import ScriptedDrafter
+
+LENGTHS = (1, 2, 3, 5, 8)
+STEPS = 5  # acceptances between 0 and 1
+ROWS = (1, 2, 4, 8, 16, 32, 64)
+FREE = 1.25  # a pass over so many times the time of one row is called nearly free
+
+
+def run_speculation(
+    load: Load, draft_model: str, tokens: int, runs: int, batches: Sequence[int]
+) -> dict[str, Any]:
+    """All parts; `load(**options)` makes an engine with those options changed."""
+
+    def load_uncached(**changes: Any) -> LLM:
+        return load(prefix_caching=False, **changes)  # every run asks the same prompts again
+
+    bench = Bench(load_uncached, load_uncached(), draft_model, tokens, runs)
+    model = bench.plain.engine.model
+    return {
+        "model": model.folder.name,
+        "draft_model": draft_model,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "backend": model.decoder.ops.name,
+        "machine": describe(),
+        "pair": pair(bench),
+        "acceptance": acceptance(bench),
+        "floor": floor(bench),
+        "batches": batched(bench, batches),
+        "ngram": ngram(bench),
+        "costs": costs(bench),
+        "switched_off": switched_off(bench),
+    }
+
+
+# ---- the pair ---------------------------------------------------------------------------------------
+
+
+def pair(bench: Bench) -> dict[str, Any]:
+    """Facts about the draft at the default length, and a row for each length and for the controller."""
+    step = decode_seconds(bench.stories.events(bench.plain))
+    rows = [_pair_row(bench, step, k) for k in LENGTHS]
+    adaptive = bench.load(draft_model=bench.draft_model)
+    usual = bench.load(draft_model=bench.draft_model, adaptive_draft=False)
+    events = bench.stories.events(usual)
+    found = summarize(events).speculation
+    level = level_seconds(events)
+    return {
+        "num_draft_tokens": usual.config.num_draft_tokens,
+        "acceptance": found.acceptance,
+        "acceptance_by_position": found.acceptance_by_position,
+        "plain_step_s": step,
+        "level_s": level,
+        "level_over_step": level / step,
+        "rows": rows,
+        "adaptive": speed_up(bench.plain, adaptive, bench.stories, bench.runs),
+    }
+
+
+def _pair_row(bench: Bench, plain_step: float, k: int) -> dict[str, Any]:
+    llm = bench.load(draft_model=bench.draft_model, num_draft_tokens=k, adaptive_draft=False)
+    faster = speed_up(bench.plain, llm, bench.stories, bench.runs)
+    return {"k": k, "speed_up": faster, **_facts(bench.stories, llm, plain_step, k)}
+
+
+def _facts(work: Work, llm: LLM, plain_step: float, k: int) -> dict[str, Any]:
+    """What the events of a run say: tokens and seconds of a step, its parts, the speed-up to be expected."""
+    events = work.events(llm)
+    found, stands = summarize(events).speculation, token_acceptance(events)
+    cost, seconds = decode_seconds(events) / plain_step, found.seconds or 1.0
+    return {
+        "token_acceptance": stands,
+        "tokens_per_step": found.tokens_per_step,
+        "cost": cost,
+        "expected_speed_up": expected_tokens(stands, k) / cost,
+        "draft_share": found.draft_seconds / seconds,
+        "verify_share": found.verify_seconds / seconds,
+        "bookkeeping_share": found.bookkeeping_seconds / seconds,
+    }
+
+
+# ---- acceptance, and the memory's floor -------------------------------------------------------------
+
+
+def acceptance(bench: Bench) -> list[dict[str, Any]]:
+    """Speed-up of drafts that cost nothing, by how often a token is right."""
+    work, script = bench.stories, script_of(bench.plain, bench.stories)
+    step, rows = decode_seconds(work.events(bench.plain)), []
+    for share in (i / STEPS for i in range(STEPS + 1)):
+        llm = bench.scripted(lambda v, a=share: ScriptedDrafter(script, v, a), adaptive_draft=False)  # type: ignore[misc]
+        faster = speed_up(bench.plain, llm, work, bench.runs)
+        rows.append({"acceptance": share, "speed_up": faster, **_facts(work, llm, step, DEPTH)})
+    return rows
+
+
+def floor(bench: Bench) -> dict[str, Any]:
+    """Seconds of a pass by its rows, beside reading the weights once; how many rows are nearly free."""
+    engine, model = bench.plain.engine, bench.plain.engine.model
+    width = model.dtype.itemsize
+    context = min(64, model.max_model_len - max(ROWS))
+    table = BlockTable(engine.pool)
+    table.grow(context + max(ROWS))
+    try:
+        seconds = {n: _pass_seconds(bench, table, context, n) for n in ROWS}
+    finally:
+        table.release()
+    on_cpu = model.device.type == "cpu"
+    weights = decode_bytes(model.config, 0, width, width)
+    return {
+        "weight_bytes": weights,
+        "read_weights_s": weights / read_bandwidth(bench.runs).median if on_cpu else None,
+        "rows": [{"rows": n, "seconds": s, "over_one_row": s / seconds[1]} for n, s in seconds.items()],
+        "nearly_free_rows": max(n for n, s in seconds.items() if s <= FREE * seconds[1]),
+    }
+
+
+def _pass_seconds(bench: Bench, table: BlockTable, context: int, count: int) -> float:
+    """The median time of a pass of the target over `count` rows of one sequence, logits of all included."""
+    rows = [SequenceRows([1] * count, context, table.block_ids)]
+
+    def once() -> float:
+        start = time.perf_counter()
+        bench.plain.engine.runner.all_logits(rows)[0, 0].item()  # waits for it, where that takes waiting
+        return time.perf_counter() - start
+
+    return measure(once, 10 * bench.runs).median
+
+
+# ---- batches ----------------------------------------------------------------------------------------
+
+
+def batched(bench: Bench, batches: Sequence[int]) -> dict[str, Any]:
+    """Speed-up by sequences at a time, with drafts of the default length and with the controller's."""
+    fixed = bench.load(draft_model=bench.draft_model, adaptive_draft=False)
+    adaptive = bench.load(draft_model=bench.draft_model)
+    rows = []
+    for batch in batches:
+        work = Work([STORIES[i % len(STORIES)] for i in range(batch)], bench.tokens, batch)
+        rows.append(
+            {
+                "batch": batch,
+                "fixed": speed_up(bench.plain, fixed, work, bench.runs),
+                "adaptive": speed_up(bench.plain, adaptive, work, bench.runs),
+            }
+        )
+    return {
+        "num_draft_tokens": fixed.config.num_draft_tokens,
+        "rows": rows,
+        "fixed_loses_from": loses_from(rows, "fixed"),
+        "adaptive_loses_from": loses_from(rows, "adaptive"),
+    }
+
+
+def loses_from(rows: Sequence[dict[str, Any]], name: str) -> int | None:
+    """The batch from which on every speed-up is below 1; None if the largest still gains."""
+    losing = None
+    for row in reversed(rows):
+        if row[name]["median"] >= 1:
+            break
+        losing = row["batch"]
+    return losing
+
+
+# ---- prompt lookup ----------------------------------------------------------------------------------
+
+
+def ngram(bench: Bench) -> list[dict[str, Any]]:
+    """Prompt lookup on a text that goes on as it began, and on stories that do not; the usual engine."""
+    llm, rows = bench.load(draft_model="ngram"), []
+    for what, work in (("copying", Work([COPY], 2 * bench.tokens)), ("free text", bench.stories)):
+        faster = speed_up(bench.plain, llm, work, bench.runs)
+        found = summarize(work.events(llm)).speculation
+        rows.append(
+            {
+                "what": what,
+                "speed_up": faster,
+                "drafted": found.drafted,
+                "acceptance": found.acceptance,
+                "tokens_per_step": found.tokens_per_step,
+            }
+        )
+    return rows
