@@ -39,7 +39,8 @@ def verify_coupled(
         sampled: int64 [num_nodes], the token the target drew behind each node.
         drafted: int64 [num_nodes], the token at each node; that of a request's first node is not looked at.
         parents: int64 [num_nodes], index within the request, smaller than the node's own.
-        node_start: int64 [num_requests + 1], request i is nodes start[i] .. start[i + 1]; it may have none.
+        node_start: int64 [num_requests + 1], from 0 to num_nodes; request i, which may have no nodes, is
+            start[i] .. start[i + 1].
 
     Returns:
         tokens, nodes: int64 [num_nodes]. From node_start[i] on: the tokens request i emits, and the node (its
