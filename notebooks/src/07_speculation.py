@@ -882,6 +882,10 @@ for name, shape in shapes.items():
     print(f"{name:16} {rows / summary.verifications:11.1f} {summary.tokens_per_step:14.2f}")
 
 # %% [markdown]
+# What to look for: a tree of two paths against a chain with as many rows. For this pair the longer chain is
+# the better use of them: its first guess is the right one, if any is. A tree pays where the second choice is
+# often right, and where what the paths have in common is not computed for each.
+#
 # ## Exercises
 
 
