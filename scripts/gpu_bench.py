@@ -1,187 +1,291 @@
 """The CUDA kernels on a real GPU, beside torch's own in the same process; JSON out.
 
-    python scripts/gpu_bench.py --out bench.json       medians, with bytes and FLOPs a second
-    python scripts/gpu_bench.py --one-of-each          each kernel once, small: for compute-sanitizer
+    gpu_bench.py prefill decode --out bench.json    add these sections' rows to the file
+    gpu_bench.py --one-of-each                      each kernel once, small: for compute-sanitizer
+    gpu_bench.py ... --simulate                     on the simulator, tiny: for tests of this file
 
-Peers: torch's SDPA backends (flash, cuDNN, math) for attention over contiguous keys, cuBLAS through
-torch's matmul, and a copy for the memory's rate. The rungs read through a block table, the peers do not.
+Peers: torch's SDPA backends for attention over contiguous keys (the rungs read through a block table, the
+peers do not), cuBLAS through torch's matmul, torch's own ops for the rest, and a copy for the memory's
+rate. `rel_error` is against float32 in torch.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from gpu_inputs import Paged, paged
+from gpu_timing import Report, timed
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minillm import LLM, SamplingParams
-from minillm.errors import MinillmError
-from minillm.ops.contract import AttentionMetadata
 from minillm.ops.cuda import CudaOps
+from minillm.ops.reference import ReferenceOps
 from minillm.ops.sampling import SamplingBatch
 
 PEERS = {
     "sdpa flash": SDPBackend.FLASH_ATTENTION,
     "sdpa cudnn": SDPBackend.CUDNN_ATTENTION,
+    "sdpa efficient": SDPBackend.EFFICIENT_ATTENTION,
     "sdpa math": SDPBackend.MATH,
 }
-BLOCK = 16
+BEYOND_L2 = 256 << 20  # bytes to cycle through, so that nothing is still in the cache
 
 
-def seconds(run: Callable[[], Any], repeats: int = 20) -> dict[str, float]:
-    """Median, lowest and highest time of one call, by CUDA events, after three calls to warm up."""
-    for _ in range(3):
-        run()
-    times = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
-    return {"median_s": statistics.median(times), "low_s": min(times), "high_s": max(times)}
+@dataclass
+class Bench:
+    """Where to run, on what sizes, and whom to tell."""
+
+    ops: CudaOps
+    device: str
+    report: Report
+    full: bool  # sizes for a GPU, not for the simulator
+
+    def random(self, *shape: int) -> Tensor:
+        # Made on the CPU when small: compute-sanitizer then watches our kernels and not torch's.
+        where = self.device if self.full else "cpu"
+        return torch.randn(*shape, dtype=torch.bfloat16, device=where).to(self.device)
 
 
-def paged(num_seqs: int, q_len: int, kv_len: int, heads: int, kv_heads: int, dim: int) -> tuple[Any, ...]:
-    """q, caches and metadata of sequences alike, their pages shuffled."""
-    per_seq = -(-kv_len // BLOCK)
-    table = torch.randperm(num_seqs * per_seq, device="cuda").int().view(num_seqs, per_seq)
-    cache = (num_seqs * per_seq, BLOCK, kv_heads, dim)
-    half = {"dtype": torch.bfloat16, "device": "cuda"}
-    k, v, q = (
-        torch.randn(cache, **half),
-        torch.randn(cache, **half),
-        torch.randn(num_seqs * q_len, heads, dim, **half),
-    )
-    none = torch.zeros(num_seqs * q_len, dtype=torch.int64, device="cuda")
-    starts = torch.arange(num_seqs + 1, dtype=torch.int32, device="cuda") * q_len
-    kv_lens = torch.full((num_seqs,), kv_len, dtype=torch.int32, device="cuda")
-    return q, k, v, AttentionMetadata(none, none, table, starts, kv_lens)
+# ---- sections -------------------------------------------------------------------------------------
 
 
-def attention(ops: CudaOps) -> list[dict[str, Any]]:
-    """Prefill of whole prompts and decode of one token each, heads of 128."""
-    rows = []
-    for length in (1024, 4096):
-        heads, dim = 16, 128
-        q, k, v, meta = paged(1, length, length, heads, heads, dim)
+def prefill(bench: Bench) -> None:
+    """Whole prompts, 16 heads of 128, causal."""
+    heads, dim, scale = (16, 128, 128**-0.5) if bench.full else (2, 32, 32**-0.5)
+    for length in (1024, 4096, 8192) if bench.full else (40,):
+        p = paged(bench.random, 1, length, length, heads, heads, dim)
         flops = 2 * heads * dim * length * (length + 1)  # half of the square is masked
-        for rung in ("v1", "v2"):
-            time = seconds(
-                lambda q=q, k=k, v=v, m=meta, r=rung: ops.paged_attention(q, k, v, m, 0.088, rung=r), 5
-            )
-            rows.append(
-                {"what": f"prefill {length}", "by": rung, "tflops": flops / time["median_s"] / 1e12, **time}
-            )
-        dense = [t.view(-1, heads, dim)[:length].transpose(0, 1).unsqueeze(0) for t in (q, k, v)]
-        for name, backend in PEERS.items():
-            try:
-                with sdpa_kernel(backend):
-                    time = seconds(lambda d=dense: F.scaled_dot_product_attention(*d, is_causal=True))
-            except RuntimeError as error:
-                rows.append({"what": f"prefill {length}", "by": name, "error": str(error)[:200]})
-                continue
-            rows.append(
-                {"what": f"prefill {length}", "by": name, "tflops": flops / time["median_s"] / 1e12, **time}
-            )
-    for num_seqs, kv_len in ((1, 4096), (32, 4096)):
-        q, k, v, meta = paged(num_seqs, 1, kv_len, 32, 8, 128)
-        time = seconds(lambda q=q, k=k, v=v, m=meta: ops.paged_attention(q, k, v, m, 0.088, rung="d1"))
-        moved = 2 * num_seqs * kv_len * 8 * 128 * 2  # K and V once per kv head: the least there is
-        what = f"decode {num_seqs} x {kv_len}"
-        rows.append({"what": what, "by": "d1", "bytes_per_s": moved / time["median_s"], **time})
-    return rows
+        what = f"prefill {length}, {heads} heads of {dim}"
+        rungs = ("v1", "v2") if length <= 4096 else ("v2",)
+        _attention(bench, what, p, rungs, heads, length, scale, {"tflops": flops / 1e12}, causal=True)
 
 
-def matrices(ops: CudaOps) -> list[dict[str, Any]]:
+def decode(bench: Bench) -> None:
+    """One token each, 32 heads over 8 of 128. Bytes: K and V once per kv head, the least there is."""
+    heads, kv_heads, dim = (32, 8, 128) if bench.full else (4, 2, 32)
+    for num_seqs, kv_len in ((1, 4096), (32, 4096), (128, 1024)) if bench.full else ((2, 40),):
+        what = f"decode {num_seqs} x {kv_len}, {heads} heads over {kv_heads} of {dim}"
+        first = paged(bench.random, num_seqs, 1, kv_len, heads, kv_heads, dim)
+        sets = [first]
+        while bench.full and len(sets) * first.nbytes < BEYOND_L2:
+            sets.append(paged(bench.random, num_seqs, 1, kv_len, heads, kv_heads, dim))
+        moved = 2 * num_seqs * kv_len * kv_heads * dim * first.k.element_size()
+        rate = {"bytes_per_s": moved}
+        _attention(bench, what, sets, ("d1",), heads, kv_len, dim**-0.5, rate, causal=False)
+
+
+def rows(bench: Bench) -> None:
+    """What reads and writes each element once, beside torch's ops."""
+    size = 4096 if bench.full else 64
+    for tokens in (1, 4096) if bench.full else (3,):
+        x, residual, wide = (bench.random(tokens, n) for n in (size, size, 2 * size))
+        weight = bench.random(size)
+        calls: dict[str, tuple[int, Callable[[Any], Any]]] = {
+            "rms_norm": (2, lambda o, x=x, w=weight: o.rms_norm(x, w, 1e-5)),
+            "add_rms_norm": (4, lambda o, x=x, r=residual, w=weight: o.add_rms_norm(x, r, w, 1e-5)),
+            "silu_mul": (3, lambda o, g=wide: o.silu_mul(g)),
+        }
+        for op, (times, call) in calls.items():
+            for name, ops in (("ours", bench.ops), ("torch", ReferenceOps())):
+                run = _rated(lambda c=call, o=ops: c(o), {"bytes_per_s": times * x.nbytes})
+                bench.report.measure(f"{op} {tokens} x {size}", name, run)
+    _cache_and_sample(bench)
+
+
+def _cache_and_sample(bench: Bench) -> None:
+    tokens, vocab = (512, 32_000) if bench.full else (5, 70)
+    p = paged(bench.random, 4, tokens // 4 or 1, tokens // 4 or 1, 4, 2, 64)
+    k, v, angles = bench.random(len(p.q), 2, 64), bench.random(len(p.q), 2, 64), torch.ones(tokens, 32)
+    angles = angles.to(bench.device)
+    logits = bench.random(8, vocab)
+    params = SamplingParams(top_k=50, top_p=0.9)
+    batch = SamplingBatch([params] * 8, list(range(8)), [[]] * 8, vocab)
+    for name, ops in (("ours", bench.ops), ("torch", ReferenceOps())):
+        rotate = _rated(lambda o=ops: o.rope_and_cache(p.q, k, v, angles, angles, p.k, p.v, p.meta), {})
+        bench.report.measure(f"rope_and_cache {len(p.q)} x (4 + 2 + 2) x 64", name, rotate)
+        # Both make small tensors of the batch on the CPU: nothing a graph could record.
+        draw = _rated(lambda o=ops: o.sample(logits, batch), {}, record=False)
+        bench.report.measure(f"sample 8 x {vocab}, top-k and top-p", name, draw)
+
+
+def matrices(bench: Bench) -> None:
     """The tiled linear beside cuBLAS, and a copy beside which decode's bytes can be read."""
-    rows = []
-    for tokens in (1, 512):
-        x = torch.randn(tokens, 2048, dtype=torch.bfloat16, device="cuda")
-        weight = torch.randn(2048, 2048, dtype=torch.bfloat16, device="cuda")
-        for name, run in (("tiled", ops.linear), ("cuBLAS", F.linear)):
-            time = seconds(lambda r=run, x=x, w=weight: r(x, w))
-            rate = 2 * tokens * 2048 * 2048 / time["median_s"] / 1e12
-            rows.append({"what": f"linear {tokens} x 2048 x 2048", "by": name, "tflops": rate, **time})
-    data = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    size = 4096 if bench.full else 40
+    for tokens in (1, 32, 512) if bench.full else (3,):
+        x, weights = bench.random(tokens, size), [bench.random(size, size)]
+        while bench.full and len(weights) * weights[0].nbytes < BEYOND_L2:
+            weights.append(bench.random(size, size))
+        exact = F.linear(x.float(), weights[0].float())
+        amounts = {"tflops": 2 * tokens * size * size / 1e12, "bytes_per_s": weights[0].nbytes}
+        for name, linear in (("ours", bench.ops.linear), ("cuBLAS", F.linear)):
+            runs = [lambda f=linear, x=x, w=w: f(x, w) for w in weights]
+            bench.report.measure(f"linear {tokens} x {size} x {size}", name, _rated(runs, amounts, exact))
+    data = torch.empty(1 << 30 if bench.full else 64, dtype=torch.uint8, device=bench.device)
     target = torch.empty_like(data)
-    time = seconds(lambda: target.copy_(data))
-    rows.append(
-        {"what": "copy 1 GiB", "by": "torch", "bytes_per_s": 2 * data.nbytes / time["median_s"], **time}
-    )
-    return rows
+    copy = _rated(lambda: target.copy_(data), {"bytes_per_s": 2 * data.nbytes})
+    bench.report.measure("copy 1 GiB", "torch", copy)
 
 
-def end_to_end() -> list[dict[str, Any]]:
-    """The model that ships, if it is there, on each backend: decode rate of one request."""
-    rows = []
-    for backend in ("native", "reference"):
-        try:
-            llm = LLM(device="cuda", backend=backend)
-        except MinillmError as error:
-            rows.append({"what": "generate", "by": backend, "error": str(error)[:200]})
-            continue
-        params = SamplingParams(max_tokens=64, temperature=0, ignore_eos=True)
-        llm.generate("Once upon a time", params)
-        metrics = llm.generate("Once upon a time", params)[0].metrics
-        rows.append({"what": "generate 64", "by": backend, "metrics": repr(metrics)})
-    return rows
+def model(bench: Bench) -> None:
+    """The model that ships, on each backend: one request, and sixteen."""
+
+    def generate(backend: str, count: int) -> dict[str, Any]:
+        llm = LLM(device=bench.device, backend=backend)
+        params = SamplingParams(max_tokens=64 if bench.full else 1, temperature=0, ignore_eos=True)
+        prompts = ["Once upon a time there was a dragon" if bench.full else "A"] * count
+        llm.generate(prompts[:1], params)
+        metrics = [output.metrics for output in llm.generate(prompts, params)]
+        keys = ("ttft", "tpot", "e2e")
+        return {key: max(getattr(m, key) or 0.0 for m in metrics) for key in keys} | {"requests": count}
+
+    for count in (1, 16) if bench.full else (1,):
+        for name, backend in (("ours", "native" if bench.full else "simt"), ("torch", "reference")):
+            bench.report.measure(f"generate 64 x {count}", name, lambda b=backend, c=count: generate(b, c))
 
 
-def one_of_each(ops: CudaOps) -> None:
+SECTIONS = {f.__name__: f for f in (prefill, decode, rows, matrices, model)}
+
+
+# ---- parts of them --------------------------------------------------------------------------------
+
+
+def _attention(
+    bench: Bench,
+    what: str,
+    sets: Paged | list[Paged],
+    rungs: tuple[str, ...],
+    heads: int,
+    kv_len: int,
+    scale: float,
+    amounts: dict[str, float],
+    causal: bool,
+) -> None:
+    """A row for each rung and each peer, the first set's result held against float32."""
+    sets = sets if isinstance(sets, list) else [sets]
+    dense = [p.dense(heads, kv_len) for p in sets]
+    options = {
+        "is_causal": causal,
+        "scale": scale,
+        "enable_gqa": dense[0][0].shape[1] != dense[0][1].shape[1],
+    }
+    with sdpa_kernel(SDPBackend.MATH):
+        exact = F.scaled_dot_product_attention(*(t[:2].float() for t in dense[0]), **options)
+    flat = exact.transpose(1, 2).flatten(0, 1)
+    for rung in rungs:
+        runs = [
+            lambda p=p, r=rung: bench.ops.paged_attention(p.q, p.k, p.v, p.meta, scale, rung=r) for p in sets
+        ]
+        # v1 asks the GPU for the longest sequence, so it cannot be recorded.
+        bench.report.measure(what, rung, _rated(runs, amounts, flat, record=rung != "v1"))
+    for name, backend in PEERS.items():
+        peers = [lambda d=d: F.scaled_dot_product_attention(*d, **options) for d in dense]
+
+        def run(backend: SDPBackend = backend, peers: list[Callable[[], Tensor]] = peers) -> dict[str, Any]:
+            with sdpa_kernel(backend):
+                return _rated(peers, amounts, exact)()
+
+        bench.report.measure(what, name, run)
+
+
+def _rated(
+    runs: Callable[[], Any] | list[Callable[[], Any]],
+    amounts: dict[str, float],
+    exact: Tensor | None = None,
+    record: bool = True,
+) -> Callable[[], dict[str, Any]]:
+    """What measures `runs`: seconds, each of `amounts` per second, the error where `exact` is known."""
+    turns = runs if isinstance(runs, list) else [runs]
+
+    def measure() -> dict[str, Any]:
+        row: dict[str, Any] = {}
+        if exact is not None:  # of the first two sequences alone: all of them in float32 would be large
+            found = turns[0]()[: len(exact)].float()
+            row["rel_error"] = float((found - exact).norm() / exact.norm())
+        time = timed(turns, record)
+        return row | {name: amount / time["median_s"] for name, amount in amounts.items()} | time
+
+    return measure
+
+
+def one_of_each(bench: Bench) -> None:
     """Every kernel once, on shapes with odd ends."""
-    q, k, v, meta = paged(3, 33, 70, 4, 2, 64)
+    ops, p = bench.ops, paged(bench.random, 3, 33, 70, 4, 2, 64)
     for rung in ("v1", "v2", "d1"):
-        ops.paged_attention(q, k, v, meta, 0.125, rung=rung)
-    x, weight = (torch.randn(n, 70, dtype=torch.bfloat16, device="cuda") for n in (17, 33))
+        ops.paged_attention(p.q, p.k, p.v, p.meta, 0.125, rung=rung)
+    x, weight = bench.random(17, 70), bench.random(33, 70)
     ops.linear(x, weight)
-    ops.add_rms_norm(x, x.clone(), weight[0].contiguous(), 1e-5)
+    ops.rms_norm(x, weight[0], 1e-5)
+    ops.add_rms_norm(x, x.clone(), weight[0], 1e-5)
     ops.silu_mul(x)
-    angles = torch.ones(80, 32, device="cuda")
-    ops.rope_and_cache(
-        q, *(t.flatten(0, 1)[: len(q)].contiguous() for t in (k, v)), angles, angles, k, v, meta
-    )
-    ops.copy_blocks([k, v], torch.tensor([0]).cuda(), torch.tensor([1]).cuda())
+    k, v, angles = bench.random(99, 2, 64), bench.random(99, 2, 64), torch.ones(80, 32).to(bench.device)
+    ops.rope_and_cache(p.q, k, v, angles, angles, p.k, p.v, p.meta)
+    zero, one = (torch.tensor([i]).to(bench.device) for i in range(2))
+    ops.copy_blocks([p.k, p.v], zero, one)
     params = SamplingParams(top_k=5, top_p=0.9)
     ops.sample(x, SamplingBatch([params] * 17, list(range(17)), [[]] * 17, 70))
-    nodes, p = torch.arange(5).cuda(), torch.full((3, 3, 301), 1 / 301, device="cuda")
-    ops.verify_coupled(nodes, nodes - 1, nodes - 1, torch.tensor([0, 5]).cuda())
-    ops.verify_draft(nodes[:2].expand(3, 2), p[:, :2], p, torch.full((3, 3), 0.5, device="cuda").double())
-    torch.cuda.synchronize()
+    nodes, starts = torch.arange(5).to(bench.device), torch.tensor([0, 5]).to(bench.device)
+    ops.verify_coupled(nodes, nodes - 1, nodes - 1, starts)
+    probs = torch.full((3, 3, 301), 1 / 301).to(bench.device)
+    uniforms = torch.full((3, 3), 0.5, dtype=torch.float64).to(bench.device)
+    ops.verify_draft(nodes[:2].expand(3, 2), probs[:, :2], probs, uniforms)
 
 
-def main() -> int:
+# ---- command line ---------------------------------------------------------------------------------
+
+
+def machine_facts(ops: CudaOps) -> dict[str, Any]:
+    """What the figures belong to."""
+    facts = {"torch": torch.__version__, "python": sys.version.split()[0], "kernels": ops.kernel_set}
+    if not torch.cuda.is_available():
+        return facts | {"gpu": "none: simulated"}
+    gpu = torch.cuda.get_device_properties(0)
+    size = {"memory_bytes": gpu.total_memory, "multiprocessors": gpu.multi_processor_count}
+    return facts | {"gpu": gpu.name, "capability": [gpu.major, gpu.minor], "cuda": torch.version.cuda, **size}
+
+
+def make(simulate: bool, out: Path | None) -> Bench:
+    ops: CudaOps
+    if simulate:
+        from minillm.ops.simt import SimtOps
+
+        ops = SimtOps()
+    else:
+        ops = CudaOps()
+    return Bench(ops, "cpu" if simulate else "cuda", Report(out, machine_facts(ops)), full=not simulate)
+
+
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one-of-each", action="store_true")
-    args = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("gpu_bench.py: torch sees no GPU here", file=sys.stderr)
+    parser.add_argument("--simulate", action="store_true")
+    args = parser.parse_args(argv)
+    unknown = [name for name in args.sections if name not in SECTIONS]
+    if unknown:
+        parser.error(f"no section {unknown[0]!r}: {', '.join(SECTIONS)}")
+    if not args.simulate and not torch.cuda.is_available():
+        print("gpu_bench.py: torch sees no GPU here (--simulate needs none)", file=sys.stderr)
         return 1
-    ops = CudaOps()
+    torch.manual_seed(0)
+    bench = make(args.simulate, args.out)
     if args.one_of_each:
-        one_of_each(ops)
+        bench.full = False  # inputs are made on the CPU
+        one_of_each(bench)
+        if not args.simulate:
+            torch.cuda.synchronize()
         return 0
-    report = {
-        "gpu": torch.cuda.get_device_name(),
-        "capability": torch.cuda.get_device_capability(),
-        "torch": torch.__version__,
-        "kernels": ops.kernel_set,
-        "rows": [*attention(ops), *matrices(ops), *end_to_end()],
-    }
-    text = json.dumps(report, indent=1)
-    if args.out:
-        args.out.write_text(text + "\n")
-    print(text)
-    return 0
+    for name in args.sections or SECTIONS:
+        SECTIONS[name](bench)
+    return int(bench.report.failed({"ours", "v1", "v2", "d1"}))
 
 
 if __name__ == "__main__":

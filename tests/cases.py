@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import oracle
 import torch
@@ -89,3 +90,34 @@ def make_meta(
         query_start=torch.tensor(starts, dtype=torch.int32),
         kv_len=torch.tensor(kv_lens, dtype=torch.int32),
     )
+
+
+# What attention and sampling are tried on where every thread is simulated, and on a GPU.
+CASES = [
+    *(Case([(q, q)], heads=3, kv_heads=1, dim=64) for q in (1, 5, 37, 70)),
+    *(Case([(1, kv)], heads=8, kv_heads=1, dim=32) for kv in (2, 31, 32, 33, 129, 257)),
+    *(Case([(5, kv)], heads=2, kv_heads=2, dim=32) for kv in (33, 64, 131)),
+    Case([(1, 40), (0, 20), (37, 37), (4, 70), (0, 0), (1, 1), (33, 100)], heads=3, kv_heads=1, dim=32),
+    *(Case([(5, 70), (1, 9)], heads=3, kv_heads=1, dim=dim) for dim in (96, 128)),
+    *(Case([(7, 71), (1, 40)], heads=2, kv_heads=1, dim=32, block_size=s) for s in (1, 3, 100)),
+    *(Case([(35, 80), (1, 90), (3, 3)], heads=2, kv_heads=1, dim=32, window=w) for w in (1, 17, 32, 33, 500)),
+]
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.0},
+    {"temperature": 1e-50},
+    {"temperature": 1e300},
+    {"top_k": 1},
+    {"top_k": 5},
+    {"top_k": 10_000},
+    {"top_p": 1e-9},
+    {"top_p": 0.3},
+    {"top_p": 0.9, "temperature": 3.0},
+    {"min_p": 0.05},
+    {"min_p": 1.0},
+    {"top_k": 50, "top_p": 0.8, "min_p": 0.02, "temperature": 1.7},
+    {"repetition_penalty": 1.3},
+    {"repetition_penalty": 0.5, "temperature": 0.0},
+    {"repetition_penalty": 1e300, "top_k": 3},
+]

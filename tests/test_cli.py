@@ -134,9 +134,8 @@ def test_bench_reports_rates_that_fit_together(capsys, folder):
     report = json.loads(capsys.readouterr().out)
     assert [row["what"] for row in report["rows"]] == ["prefill 20", "decode, batch 1", "decode, batch 8"]
     for row in report["rows"][1:]:
-        assert row["share_of_bandwidth"] == pytest.approx(
-            row["bytes_per_s"] / report["read_bandwidth"]["median"]
-        )
+        share, read = row["share_of_bandwidth"], report["read_bandwidth"]
+        assert row["bytes_per_s"] / read["high"] <= share["median"] <= row["bytes_per_s"] / read["low"]
     assert report["peak_memory_bytes"] > 1 << 20
 
 

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 import minillm.labs as handouts
-from minillm.ops.cuda_build import ARCHITECTURES, compile_command, find_cuda, nvcc_version
+from minillm.ops.cuda_build import ARCHITECTURES, compile_command
+from minillm.ops.cuda_toolkit import find_cuda, nvcc_version
 from minillm.ops.linking import csrc
 
 CUDA = find_cuda()

@@ -1,4 +1,4 @@
-"""The CUDA kernels in the simulator, op by op, in both flavours: odd shapes against float64, hostile caches.
+"""The CUDA kernels in the simulator, op by op, in each flavour: odd shapes against float64, hostile caches.
 
 Shapes are those of `test_native_ops.py`, fewer of them, since every thread is simulated.
 """
@@ -10,14 +10,14 @@ import math
 import oracle
 import pytest
 import torch
-from cases import DTYPES, REFERENCE, Case, check, random
+from cases import CASES, DTYPES, REFERENCE, SETTINGS, Case, check, random
 from torch import Tensor
 
 from minillm import SamplingParams
 from minillm.errors import UnsupportedModel
 from minillm.ops.building import BuildFailed, find_compiler
 from minillm.ops.sampling import SamplingBatch, noise_key
-from minillm.ops.simt import SimtOps, flavour, schedule
+from minillm.ops.simt import SimtOps, flavour, flavours, schedule
 from minillm.ops.simt.ops import load_ops
 
 try:
@@ -31,10 +31,10 @@ OPS = SimtOps()
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["f32", "bf16", "f16"])
 
 
-@pytest.fixture(autouse=True, params=["fast", "check"])
+@pytest.fixture(autouse=True, params=flavours())
 def simulated(request):
-    """Every test runs in both flavours; the checked one in reversed order, so that order cannot matter."""
-    with flavour(request.param), schedule(reverse=request.param == "check"):
+    """Every test runs in each flavour; all but the first in reversed order, so that order cannot matter."""
+    with flavour(request.param), schedule(reverse=request.param != "fast"):
         yield request.param
 
 
@@ -118,16 +118,6 @@ def test_copy_blocks(dtype, shape):
 
 # ---- attention ------------------------------------------------------------------------------------
 
-CASES = [
-    *(Case([(q, q)], heads=3, kv_heads=1, dim=64) for q in (1, 5, 37, 70)),
-    *(Case([(1, kv)], heads=8, kv_heads=1, dim=32) for kv in (2, 31, 32, 33, 129, 257)),
-    *(Case([(5, kv)], heads=2, kv_heads=2, dim=32) for kv in (33, 64, 131)),
-    Case([(1, 40), (0, 20), (37, 37), (4, 70), (0, 0), (1, 1), (33, 100)], heads=3, kv_heads=1, dim=32),
-    *(Case([(5, 70), (1, 9)], heads=3, kv_heads=1, dim=dim) for dim in (96, 128)),
-    *(Case([(7, 71), (1, 40)], heads=2, kv_heads=1, dim=32, block_size=s) for s in (1, 3, 100)),
-    *(Case([(35, 80), (1, 90), (3, 3)], heads=2, kv_heads=1, dim=32, window=w) for w in (1, 17, 32, 33, 500)),
-]
-
 
 def attend(case: Case, dtype: torch.dtype, rung: str | None = None) -> tuple[Tensor, ...]:
     """What a rung finds, the reference's answer, and the exact one."""
@@ -199,25 +189,6 @@ def test_rows_that_no_wide_load_can_read_are_refused():
 
 
 # ---- sampling -------------------------------------------------------------------------------------
-
-SETTINGS = [
-    {},
-    {"temperature": 0.0},
-    {"temperature": 1e-50},
-    {"temperature": 1e300},
-    {"top_k": 1},
-    {"top_k": 5},
-    {"top_k": 10_000},
-    {"top_p": 1e-9},
-    {"top_p": 0.3},
-    {"top_p": 0.9, "temperature": 3.0},
-    {"min_p": 0.05},
-    {"min_p": 1.0},
-    {"top_k": 50, "top_p": 0.8, "min_p": 0.02, "temperature": 1.7},
-    {"repetition_penalty": 1.3},
-    {"repetition_penalty": 0.5, "temperature": 0.0},
-    {"repetition_penalty": 1e300, "top_k": 3},
-]
 
 
 def logits_of(kind: str, rows: int, vocab: int, dtype: torch.dtype) -> Tensor:

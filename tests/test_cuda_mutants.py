@@ -86,10 +86,43 @@ MUTANTS = [
     ("copy_blocks", "a word short", "i < words;", "i + 1 < words;", WRONG),
     ("copy_blocks", "the wrong way round", "p.cache) + p.source[pair]", "p.cache) + p.destination[pair]", WRONG),
     ("sample", "no barrier between two bests", f"{BARRIER}  // the call before has been read", "", WRONG),
-    ("sample", "no barrier after the logits", f"{BARRIER}\n  float factor", "float factor", "race"),
+    ("sample", "no barrier after the logits", f"{BARRIER}\n  float factor", "float factor", WRONG),
     ("sample", "ties go to the highest id", "(1u << row.id_bits) - 1 - id", "id", WRONG),
     ("sample", "one id too few", ">= enough", "> enough", WRONG),
     ("sample", "noise of the neighbour", "static_cast<uint64_t>(id) + 1)", "static_cast<uint64_t>(id))", WRONG),
+    ("attention_v1", "mask a key short", "key <= row.keys.last) {", "key < row.keys.last) {", WRONG),
+    ("attention_v1", "mask a key long", "key <= row.keys.last) {", "key <= row.keys.last + 1) {", WRONG),
+    ("attention_v1", "a key too many", "if (key >= p.sequences.kv_len", "if (key > p.sequences.kv_len", "out of bounds"),
+    ("attention_v1", "sequence of the row before", "query_start[sequence + 1] <= token", "query_start[sequence + 1] < token", WRONG),
+    ("attention_v1", "sums transposed", "out /= scratch.sums[head * p.sequences.num_tokens + token]", "out /= scratch.sums[token * p.num_heads + head]", WRONG),
+    ("attention_v1", "half of a warp", "int step = 16; step > 0; step /= 2) sum +=", "int step = 8; step > 0; step /= 2) sum +=", WRONG),
+    ("attention_v1", "masked keys read", "int key = row.keys.first; key <=", "int key = 0; key <=", BYTES),
+    ("attention_v1", "a column too many", "if (column >= p.head_dim) return;", "if (column > p.head_dim) return;", "out of bounds"),
+    ("decode_d1", "a key past the end is read", "key <= keys.last;\n      float mine", "key <= keys.last + 1;\n      float mine", BYTES),
+    ("decode_d1", "wrong kv head", "kv_head = head / (p.num_heads / p.num_kv_heads)", "kv_head = head % p.num_kv_heads", WRONG),
+    ("decode_d1", "rounds overlap", "start <= keys.last; start += kThreads", "start <= keys.last; start += kKeyTile", WRONG),
+    ("norm", "weight backwards", "to_float(weight[i])", "to_float(weight[p.size - 1 - i])", WRONG),
+    ("norm", "row of the neighbour", "static_cast<int64_t>(blockIdx.x) * p.size", "static_cast<int64_t>(blockIdx.x ^ 1) * p.size", "out of bounds"),
+    ("linear", "a column too many", "column + k < columns", "column + k <= columns", "out of bounds"),
+    ("linear", "a depth too many", "min(kDepth, p.in - column)", "min(kDepth, p.in - column + 1)", WAVEFRONTS),
+    ("linear", "bias of the row", "(p.bias)[col]", "(p.bias)[row]", WRONG),
+    ("silu_mul", "rows overlap", "row * 2 * p.size", "row * p.size", WRONG),
+    ("silu_mul", "a block too many", "ceil_div(p.size, kThreads)", "ceil_div(p.size, kThreads) - 1", WRONG),
+    ("rope_and_cache", "a pair too many", "i < heads * half;", "i <= heads * half;", "out of bounds"),
+    ("rope_and_cache", "the next position", "p.cos + p.positions[token] * half", "p.cos + (p.positions[token] + 1) * half", WRONG),
+    ("rope_and_cache", "a number of v short", "i < kv_size; i +=", "i + 1 < kv_size; i +=", WRONG),
+    ("rope_and_cache", "k where v belongs", "static_cast<T*>(p.v_cache) + slot", "static_cast<T*>(p.k_cache) + slot", WRONG),
+    ("copy_blocks", "a word too many", "i < words;", "i <= words;", "out of bounds"),
+    ("copy_blocks", "all to one place", "p.destination[pair] * words", "p.destination[0] * words", WRONG),
+    ("sample", "no barrier after the bests", f"ids[threadIdx.x / 32] = best.id;\n  {BARRIER}", "ids[threadIdx.x / 32] = best.id;", WRONG),
+    ("sample", "no barrier between two sums", f"value += __shfl_xor_sync(0xffffffff, value, step);\n  {BARRIER}", "value += __shfl_xor_sync(0xffffffff, value, step);", WRONG),
+    ("sample", "no barrier after the sums", f"sums[threadIdx.x / 32] = value;\n  {BARRIER}", "sums[threadIdx.x / 32] = value;", WRONG),
+    ("sample", "no barrier after the penalties", f"values[id] * factor;\n  }}\n  {BARRIER}", "values[id] * factor;\n  }", "race"),
+    ("sample", "ids the tokenizer lacks are seen", "if (id < p.num_token_ids) values[id] =", "values[id] =", "out of bounds"),
+    ("sample", "ids the tokenizer lacks are drawn", "p.scratch + static_cast<int64_t>(row_number) * p.num_token_ids", "p.scratch + static_cast<int64_t>(row_number) * p.vocab_size", "out of bounds"),
+    ("sample", "penalty the wrong way", "values[id] > 0 ?", "values[id] <= 0 ?", WRONG),
+    ("sample", "seen by the row before", "p.seen_end[row - 1] : 0, end", "p.seen_end[row - 1] - 1 : 0, end", "out of bounds"),
+    ("sample", "nucleus of another sum", "top_p * weigh(row, kept, mass)", "top_p", WRONG),
     ("verify", "last sibling instead of first", "min(value, __shfl", "max(value, __shfl", WRONG),
     ("verify", "siblings beyond 32 nodes forgotten", "first < end && found == end; first += 32", "first == at + 1; first += 32", WRONG),
     ("verify", "the search does not stop", "first < end && found == end; first += 32", "first < end; first += 32", WRONG),
@@ -194,13 +227,20 @@ def sample(run):
         {"repetition_penalty": 2.0},
     ]
     params = [SamplingParams(**options[i % 4]) for i in range(24)]
-    batch = SamplingBatch(params, [noise_key(i, 0, 0) for i in range(24)], [[0, 5, 299]] * 24, 300)
+    keys, seen = [noise_key(i, 0, 0) for i in range(24)], [[0, 5, i % 300, 295] for i in range(24)]
+    batch = SamplingBatch(params, keys, seen, 290)  # of 300: the tokenizer lacks ten
     logits = random(24, 300, scale=1.5).round()
+    logits[:, 5] = 6  # likely, if it had not been seen
     names = ("keys", "numbers", "top_k", "seen", "seen_end")
     columns = dict(zip(names, batch.tensors(), strict=True))
-    scratch, tokens = torch.zeros(24, 300), torch.zeros(24, dtype=torch.int64)
-    run(logits=logits, **columns, scratch=scratch, tokens=tokens, rows=24, vocab=300, ids=300)
+    scratch, tokens = torch.zeros(24, 290), torch.zeros(24, dtype=torch.int64)
+    run(logits=logits, **columns, scratch=scratch, tokens=tokens, rows=24, vocab=300, ids=290)
     return tokens.float(), ReferenceOps().sample(logits, batch).double()
+
+
+def naive(run):
+    scores, sums = torch.zeros(4, 41, 150), torch.zeros(4, 41)
+    return attention(lambda **arguments: run(**arguments, scores=scores, sums=sums, max_kv_len=150))
 
 
 VERIFY_VOCAB = 301  # ten warps: parts of 31, 4 and 1
@@ -252,6 +292,7 @@ def verify(run):
 
 
 RUNS = {
+    "attention_v1": (naive, ["-DIS_NAIVE"]),
     "attention_v2": (attention, ["-DIS_ATTENTION", "-DLAUNCHER=attention_v2"]),
     "decode_d1": (attention, ["-DIS_ATTENTION", "-DLAUNCHER=decode_d1"]),
     "norm": (norm, ["-DIS_NORM"]),
@@ -311,6 +352,14 @@ def right(tmp_path_factory):
         return made[kernel]
 
     return get
+
+
+def test_every_kernel_has_mutants_and_every_barrier_one_of_its_own():
+    for path in sorted((csrc() / "cuda").glob("*.cu")):
+        changes = [(old, new) for kernel, _, old, new, _ in MUTANTS if kernel == path.stem]
+        assert len(changes) >= 3, f"{path.name} has {len(changes)} mutants"
+        dropped = {old for old, new in changes if BARRIER in old and BARRIER not in new}
+        assert len(dropped) == path.read_text().count(BARRIER), f"{path.name}: {dropped}"
 
 
 @pytest.mark.parametrize("kernel", RUNS)

@@ -9,7 +9,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from minillm.cli import doctor
-from minillm.cli.doctor import Check
+from minillm.cli.doctor import machine, parts, python, toolchains
+from minillm.cli.doctor.check import Check
+from minillm.ops import building, cuda_toolkit
 
 
 def fake_torch(version: str, cuda: str | None = None) -> ModuleType:
@@ -36,7 +38,9 @@ def test_this_machine_is_healthy_and_every_check_is_filled_in():
     checks = doctor.collect()
     names = [check.name for check in checks]
     assert len(set(names)) == len(names)
-    assert {"python", "torch", "c++ compiler", "nvcc", "gpu", "backend"} <= set(names)
+    assert {"python", "torch", "c++ compiler", "nvcc", "cuda kernels", "simulator", "gpu", "backend"} <= set(
+        names
+    )
     assert all(check.value for check in checks)
     assert [check for check in checks if check.status == "problem"] == []
     assert all(check.advice for check in checks if check.status in ("missing", "problem"))
@@ -61,8 +65,8 @@ def test_a_problem_sets_the_exit_code_and_nothing_less_does(capsys, monkeypatch)
 
 
 def test_python_too_old():
-    assert doctor.check_python((3, 10, 14)).status == "problem"
-    assert doctor.check_python((3, 11, 0)).status == "ok"
+    assert python.check_python((3, 10, 14)).status == "problem"
+    assert python.check_python((3, 11, 0)).status == "ok"
 
 
 @pytest.mark.parametrize(
@@ -81,15 +85,15 @@ def test_python_too_old():
     ],
 )
 def test_torch_versions(version, supported):
-    assert doctor.is_torch_supported(version) is supported
-    assert doctor.check_torch(fake_torch(version), "").status == ("ok" if supported else "problem")
+    assert python.is_torch_supported(version) is supported
+    assert python.check_torch(fake_torch(version), "").status == ("ok" if supported else "problem")
 
 
 def test_torch_build_and_gpus_are_named():
     torch = fake_torch("2.13.0+cu130", cuda="13.0")
-    assert "CUDA 13.0" in doctor.check_torch(torch, "").value
-    assert doctor.check_gpu(torch).value == "GPU0 (sm_90, 80 GiB); GPU1 (sm_90, 80 GiB)"
-    assert doctor.check_gpu(fake_torch("2.13.0+cpu")).status == "info"
+    assert "CUDA 13.0" in python.check_torch(torch, "").value
+    assert machine.check_gpu(torch).value == "GPU0 (sm_90, 80 GiB); GPU1 (sm_90, 80 GiB)"
+    assert machine.check_gpu(fake_torch("2.13.0+cpu")).status == "info"
 
 
 def test_a_torch_that_does_not_import_is_a_line_in_the_report(monkeypatch, capsys):
@@ -101,13 +105,13 @@ def test_a_torch_that_does_not_import_is_a_line_in_the_report(monkeypatch, capsy
 
 
 def test_cpu_features_of_x86_and_arm():
-    assert doctor.cpu_features("processor: 0\nflags\t\t: fpu avx2 avx512f avx512_bf16\n") == [
+    assert machine.cpu_features("processor: 0\nflags\t\t: fpu avx2 avx512f avx512_bf16\n") == [
         "avx2",
         "avx512f",
         "avx512_bf16",
     ]
-    assert doctor.cpu_features("Features\t: fp asimd bf16\n") == ["asimd", "bf16"]
-    assert doctor.cpu_features("") == []
+    assert machine.cpu_features("Features\t: fp asimd bf16\n") == ["asimd", "bf16"]
+    assert machine.cpu_features("") == []
 
 
 def make_toolkit(folder: Path, headers: bool = True) -> Path:
@@ -126,45 +130,87 @@ def test_nvcc_wrapper_is_not_believed(tmp_path, monkeypatch):
     toolkit = make_toolkit(tmp_path / "cuda")
     monkeypatch.setenv("PATH", str(wrapper / "bin"))
     monkeypatch.setenv("CUDA_HOME", str(toolkit))
-    assert doctor.find_cuda_home() == toolkit
-    assert "release 13.0" in doctor.check_nvcc().value
+    assert cuda_toolkit.find_cuda() == toolkit
+    assert "release 13.0" in toolchains.check_nvcc().value
     monkeypatch.setenv("PATH", str(toolkit / "bin"))
     monkeypatch.delenv("CUDA_HOME")
-    assert doctor.find_cuda_home() == toolkit
+    assert cuda_toolkit.find_cuda() == toolkit
 
 
 def test_no_compiler_is_missing_and_not_a_problem(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    assert doctor.check_compiler().status == "missing"
+    assert toolchains.check_compiler().status == "missing"
+
+
+def test_the_cuda_kernels_line_says_what_would_be_compiled_for_whom(tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.setenv("MINILLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(building, "find_compiler", lambda: building.Compiler("/usr/bin/c++", "1.0"))
+    monkeypatch.setenv("CUDA_HOME", str(make_toolkit(tmp_path / "cuda")))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    said = toolchains.check_cuda_kernels(torch)
+    assert said.status == "info"
+    assert f"into {tmp_path / 'cache'}, for sm_75 sm_80 sm_90" in said.value
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    said = toolchains.check_cuda_kernels(torch)
+    assert (said.status, "for sm_90;" in said.value) == ("ok", True)
+    monkeypatch.setattr(cuda_toolkit, "find_cuda", lambda: None)
+    assert toolchains.check_cuda_kernels(torch).status == "missing"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert toolchains.check_cuda_kernels(torch).status == "info"
+    assert toolchains.check_cuda_kernels(None).advice == "repair torch first"
+
+
+def test_the_simulator_line_says_whether_it_is_built_and_its_flavours(tmp_path, monkeypatch):
+    import torch
+
+    from minillm.ops.simt import build
+
+    monkeypatch.setenv("MINILLM_CACHE", str(tmp_path))
+    monkeypatch.setattr(building, "find_compiler", lambda: building.Compiler("/usr/bin/c++", "1.0"))
+    monkeypatch.setattr(toolchains.sanitizer, "preload", lambda: "libasan.so")
+    said = toolchains.check_simulator(torch)
+    assert said.status == "ok"
+    assert said.value.startswith(f"compiled on first use, into {tmp_path};")
+    assert said.value.endswith("flavours fast, check, asan (scripts/sanitize.sh)")
+    monkeypatch.setattr(toolchains.sanitizer, "preload", lambda: "")
+    for library in (build.machine_library(), build.ops_library()):
+        assert toolchains.check_simulator(torch).value.startswith("compiled on first use")
+        library.path().touch()
+    said = toolchains.check_simulator(torch)
+    assert said.value.startswith("compiled: ") and "no asan" in said.value
+    monkeypatch.setattr(building, "find_compiler", lambda: None)
+    assert toolchains.check_simulator(torch).status == "missing"
+    assert toolchains.check_simulator(None).advice == "repair torch first"
 
 
 def test_the_backend_line_says_what_auto_will_take(tmp_path, monkeypatch):
     import torch
 
-    from minillm.ops import building
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(building, "PREBUILT", tmp_path / "kernels")
     monkeypatch.setenv("MINILLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(building, "find_compiler", lambda: building.Compiler("/usr/bin/c++", "1.0"))
-    said = doctor.check_backend(torch)
+    said = parts.check_backend(torch)
     assert said.status == "ok" and "first use" in said.value and str(tmp_path / "cache") in said.value
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / building.library_name()).write_bytes(b"")
-    assert doctor.check_backend(torch).value.startswith("native (CPU kernels compiled: ")
+    assert parts.check_backend(torch).value.startswith("native (CPU kernels compiled: ")
     monkeypatch.setenv("MINILLM_CACHE", str(tmp_path / "other"))
     monkeypatch.setattr(building, "find_compiler", lambda: None)
-    said = doctor.check_backend(torch)
+    said = parts.check_backend(torch)
     assert (said.status, said.value) == ("missing", "reference (PyTorch): there is no C++ compiler")
     assert said.advice
-    assert doctor.check_backend(None).advice == "repair torch first"
-    assert "GPU" in doctor.check_backend(fake_torch("2.13.0", "13.0")).value
+    assert parts.check_backend(None).advice == "repair torch first"
+    assert "GPU" in parts.check_backend(fake_torch("2.13.0", "13.0")).value
 
 
 def test_shipped_model_is_found_by_its_config(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor, "package_dir", lambda: tmp_path)
-    assert doctor.check_model("storyteller-6m").status == "missing"
+    monkeypatch.setattr(parts, "package_dir", lambda: tmp_path)
+    assert parts.check_model("storyteller-6m").status == "missing"
     (tmp_path / "zoo" / "storyteller-6m").mkdir(parents=True)
     (tmp_path / "zoo" / "storyteller-6m" / "config.json").touch()
-    assert doctor.check_model("storyteller-6m").status == "ok"
+    assert parts.check_model("storyteller-6m").status == "ok"

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,18 @@ def test_one_disturbed_measurement_changes_little() -> None:
     controller.saw_target(6, 1.0)
     _, chosen = simulate(controller, [sequence], 20, memory_bound, lambda paths: 5e-5)
     assert all(depth > PROBE for (depth,) in chosen)
+
+
+@pytest.mark.parametrize("slow", [1.0, 1.3, 3.0])
+def test_a_bad_moment_at_the_start_does_not_make_worthless_drafts_look_good(slow: float) -> None:
+    """The plain steps are timed first; drafts of which none stands must not win against slow ones."""
+    calls = count()
+
+    def target(rows: int) -> float:
+        return memory_bound(rows) * (slow if next(calls) < PLAIN_SAMPLES else 1.0)
+
+    _, chosen = simulate(Controller(6), [Sequence(0.0)], 300, target, lambda paths: 2e-5)
+    assert sum(depth > 0 for (depth,) in chosen) < 30
 
 
 # ---- the engine with the controller ---------------------------------------------------------------

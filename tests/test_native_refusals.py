@@ -121,6 +121,20 @@ def test_what_would_leave_a_tensor_is_refused(native_ops: NativeOps) -> None:
         assert says in str(caught.value)
 
 
+def test_layers_are_refused_unless_they_are_bound_and_fit() -> None:
+    native, arguments = torch.ops.minillm, opcheck_calls()["layers"]
+    number = arguments[2]
+    assert native.layers(*arguments).isfinite().all()  # the control
+    with pytest.raises(RuntimeError, match="x's width is 8, not 16"):
+        native.layers(random(4, 8), random(4, 8), *arguments[2:])
+    native.unbind_layers(number)
+    with pytest.raises(RuntimeError, match=f"no layers are bound as {number}"):
+        native.layers(*arguments)
+    cache = torch.zeros(4, 16, 2, 8)
+    with pytest.raises(RuntimeError, match="weight 0 of layer 0 has 1 elements"):
+        native.bind_layers([torch.ones(1)] * 12, [cache], [cache], [0], 4, 16, 24)
+
+
 # ---- as torch sees them ---------------------------------------------------------------------------
 
 
@@ -163,6 +177,21 @@ def opcheck_calls() -> dict[str, tuple[object, ...]]:
             ints.new_zeros(4),
             16,
         ),
+        "decode_ahead": (
+            *(
+                torch.arange(4),
+                number,
+                packed(17, 16),
+                packed(17, 16),
+                torch.ones(16),
+                17,
+                table,
+                table.clone(),
+            ),
+            *(*index, *sequences, 1e-5, 0.5, torch.tensor([1, 1]), torch.zeros(1, 2).long()),
+            *(torch.ones(2, 4).double(), torch.zeros(2).long(), 17),
+        ),
+        "finite_rows": (x,),
         "token_logprobs": (x, torch.arange(4), 3),
         "verify_coupled": (ints, ints.clone(), torch.tensor([-1, 0]), torch.tensor([0, 2])),
         "verify_draft": (ints.view(2, 1), x[:2].abs().view(2, 1, 16), x.abs().view(2, 2, 16), uniforms),

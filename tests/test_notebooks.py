@@ -243,6 +243,46 @@ def best_order(prompts):
 """,
         ),
     ],
+    "07_speculation": [
+        (
+            "check_agreement",
+            """
+def agreement(p, q):
+    behind = torch.maximum(p[None, :] / p[:, None], q[None, :] / q[:, None])
+    return (1 / behind.sum(dim=1)).sum()
+""",
+            """
+def agreement(p, q):
+    return torch.minimum(p, q).sum()
+""",
+        ),
+        (
+            "check_length",
+            """
+def best_length(acceptance, target_ms, draft_ms):
+    def speed(k):
+        return sum(acceptance**i for i in range(k + 1)) / (target_ms[k] + k * draft_ms)
+    return max(range(len(target_ms)), key=speed)
+""",
+            """
+def best_length(acceptance, target_ms, draft_ms):
+    return next(k for k in range(len(target_ms), -1, -1) if acceptance**k > 0.1)
+""",
+        ),
+        (
+            "check_wasted",
+            """
+def wasted_rows(trace):
+    events = [event for event in trace if event.kind == "speculate"]
+    return sum(event["rows"] - sum(accepted + 1 for _, _, accepted in event["outcomes"]) for event in events)
+""",
+            """
+def wasted_rows(trace):
+    events = [event for event in trace if event.kind == "speculate"]
+    return sum(drafted - accepted for event in events for drafted, _, accepted in event["outcomes"])
+""",
+        ),
+    ],
     "04_attention_and_memory": [
         (
             "check_bytes",

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from minillm.ops.sanitizer import environment, preload
+
 REPO = Path(__file__).resolve().parent.parent
-COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 MISTAKES = {
     "the last row reads beyond its end": (
         "vec.h",
@@ -38,16 +39,8 @@ print("nothing noticed")
 """
 
 
-def preload() -> str:
-    found = [
-        subprocess.run([COMPILER, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
-        for name in ("libasan.so", "libubsan.so", "libstdc++.so")
-    ]
-    return ":".join(found) if all(Path(path).is_file() for path in found) else ""
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(COMPILER is None or not preload(), reason="the compiler has no sanitizers")
+@pytest.mark.skipif(not preload(), reason="the compiler has no sanitizers")
 @pytest.mark.parametrize("name", [None, *MISTAKES])
 def test_a_mistake_is_noticed(tmp_path: Path, name: str | None) -> None:
     shutil.copytree(REPO / "minillm", tmp_path / "minillm", ignore=shutil.ignore_patterns("zoo", "kernels"))
@@ -61,13 +54,11 @@ def test_a_mistake_is_noticed(tmp_path: Path, name: str | None) -> None:
     done = subprocess.run(
         [sys.executable, "-P", "-c", CALL],
         env=os.environ
+        | environment()
         | {
             "PYTHONPATH": f"{tmp_path}:{REPO / 'tests'}",
             "MINILLM_CACHE": str(tmp_path / "cache"),
-            "MINILLM_SANITIZE": "1",
             "MINILLM_CPU_PATH": "generic",
-            "ASAN_OPTIONS": "detect_leaks=0",
-            "LD_PRELOAD": preload(),
         },
         capture_output=True,
         text=True,

@@ -1,10 +1,10 @@
 """The simulator: exact counters on kernels counted by hand, and every bug told with its line."""
 
-import re
 from pathlib import Path
 
 import pytest
 import torch
+from bugs import ALWAYS, ASAN, CHECKED, OTHER, RIGHT
 
 from minillm.errors import UsageError
 from minillm.ops.building import BuildFailed, find_compiler
@@ -19,7 +19,6 @@ except BuildFailed as reason:
     pytest.skip(f"simulator: {reason}", allow_module_level=True)
 
 KERNELS = Path(__file__).parent / "kernels"
-BUGS = (KERNELS / "bugs.cu").read_text().splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -187,24 +186,13 @@ def test_a_wrong_file_or_name_says_so(counted, tmp_path):
         compile_kernels(tmp_path / "bad.cu")
     with pytest.raises(UsageError, match="not a file"):
         compile_kernels(tmp_path / "none.cu")
-    with pytest.raises(UsageError, match="flavour"), flavour("asan"):
+    with pytest.raises(UsageError, match="no flavour"), flavour("slow"):
         pass
 
 
 # --- deliberate bugs ------------------------------------------------------------------------------------
 
 
-def marked(word):
-    """{kernel: (kind, line)} of the comments `// WORD kind kernel` in bugs.cu."""
-    found = {}
-    for number, text in enumerate(BUGS, start=1):
-        match = re.search(rf"// {word} (?:(\w+) )?(\w+)$", text)
-        if match:
-            found[match[2]] = ((match[1] or "").replace("_", " "), number)
-    return found
-
-
-ALWAYS, CHECKED, OTHER = marked("BUG"), marked("BUG-CHECK"), marked("OTHER")
 ORDERS = {"forward": {}, "reversed": {"reverse": True}, "shuffled": {"seed": 5}}
 
 
@@ -247,8 +235,14 @@ def test_races_are_found_in_any_order(bugs, name, order):
     assert caught.value.line in lines
 
 
+@pytest.mark.parametrize("name", ASAN)
+def test_what_only_the_sanitizers_see_is_left_to_them(bugs, name):
+    with flavour("check"):
+        attempt(bugs, name)  # test_simt_asan.py has the other half
+
+
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("name", ["right_barriers", "right_syncwarp", "right_sharing", "right_early_return"])
+@pytest.mark.parametrize("name", RIGHT)
 def test_right_kernels_are_left_in_peace(bugs, name, order):
     with flavour("check"):
         attempt(bugs, name, order)

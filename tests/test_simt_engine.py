@@ -8,12 +8,13 @@ import drafting
 import pytest
 import tiny
 import torch
+from company import DTYPES, GREEDY, PROMPTS, SHAPE, answers, prefilled, same
 from torch import Tensor
 
 from minillm import LLM, SamplingParams
 from minillm.errors import BackendError, UnsupportedModel
 from minillm.ops.building import BuildFailed, find_compiler
-from minillm.ops.simt import SimtOps, flavour, profile
+from minillm.ops.simt import SimtOps, flavour, flavours, profile
 from minillm.ops.simt.ops import load_ops
 
 try:
@@ -22,11 +23,6 @@ except BuildFailed as reason:
     if find_compiler():
         raise  # sources that do not compile are a failure, not a skip
     pytest.skip(f"simulator: {reason}", allow_module_level=True)
-
-SHAPE = {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 32}
-PROMPTS = [[(i * 7919 + j * 104_729) % 300 for j in range(length)] for i, length in enumerate((1, 5, 33, 70))]
-GREEDY = SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True, logprobs=tiny.VOCAB_SIZE)
-DTYPES = ["float32", "bfloat16"]
 
 
 @pytest.fixture(scope="module")
@@ -39,24 +35,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(folder: Path, **options: object) -> LLM:
     return tiny.load(folder, **({"backend": "simt", "kv_memory": "4MiB"} | options))
-
-
-def answers(llm: LLM, prompts: list[list[int]]) -> list[tuple[list[int], Tensor]]:
-    """For each prompt its tokens and their log-probabilities [tokens, vocab_size]."""
-    found = []
-    for output in llm.generate(prompts, GREEDY):
-        rows = [[value for _, value in sorted(row.items())] for row in output.logprobs]
-        found.append((output.token_ids, torch.tensor(rows)))
-    return found
-
-
-def same(a: list[tuple[list[int], Tensor]], b: list[tuple[list[int], Tensor]]) -> bool:
-    return all(x[0] == y[0] and torch.equal(x[1], y[1]) for x, y in zip(a, b, strict=True))
-
-
-def prefilled(llm: LLM, ids: list[int]) -> Tensor:
-    """Log-probabilities after each token, all of them prefilled."""
-    return llm.logits(ids).log_softmax(-1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -94,6 +72,7 @@ def test_logits_are_the_references(tmp_path, window):
     torch.testing.assert_close(load(folder).logits(ids), tiny.load(folder).logits(ids), rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.skipif("check" not in flavours(), reason="nobody checks or counts under the sanitizers")
 def test_a_whole_generation_under_check_is_clean_and_counted(folder):
     llm = load(folder)
     with flavour("check"), profile() as p:

@@ -80,7 +80,7 @@ INLINE float mask_scores(const float* scores, int64_t begin, int64_t end, float 
   for (int p = 0; p < kKeyTile / VL; p++) {
     s[p] = load(scores + p * VL) * scale;
     vi key = lane + p * VL;
-    if (!sees_all) s[p] = (key >= (int)begin) & (key < (int)end) ? s[p] : all(-__builtin_inff());
+    if (!sees_all) s[p] = ((key >= (int)begin) & (key < (int)end)) ? s[p] : all(-__builtin_inff());
     highest = vmax(highest, s[p]);
   }
   return max_lanes(highest);

@@ -11,6 +11,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -77,5 +78,21 @@ Batch read_slots(const char* op, const Tensor& positions, const Tensor& slot_map
 void read_sequences(const char* op, Batch& batch, const Tensor& block_table, const Tensor& query_start,
                     const Tensor& kv_len, int64_t num_tokens, const Tensor& cache);
 Heads heads_of(const Tensor& cache, int64_t num_heads, DType dtype);
+
+// The tensors of a decoder's layers, checked once and kept: a step then hands over a number instead of hundreds
+// of tensors, whose way through torch's dispatcher costs as much as a tenth of the weights.
+struct BoundLayers {
+  std::vector<Tensor> kept;  // what the pointers point into
+  std::vector<LayerWeights> layers;
+  Tensor cache;  // the first, for the shape they all have
+  int64_t num_heads, hidden, intermediate;
+  DType dtype;
+};
+std::shared_ptr<const BoundLayers> find_layers(const char* op, int64_t number);
+
+// All of a pass over the layers but where its rows begin and end.
+LayersArgs layers_of(const BoundLayers& bound, const Batch& batch, const Tensor& cos, const Tensor& sin, double eps,
+                     double scale);
+void check_packed(const char* op, const Tensor& packed, int64_t out, int64_t in, DType dtype);
 
 }  // namespace minillm

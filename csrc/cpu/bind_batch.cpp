@@ -5,6 +5,10 @@
 
 #include "bind.h"
 
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // an older torch (2.11 is one)
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace minillm {
 
 namespace {

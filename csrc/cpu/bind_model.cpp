@@ -1,7 +1,6 @@
 // The ops above a layer: all layers in one call, and what turns logits into tokens.
 
 #include <map>
-#include <memory>
 #include <mutex>
 
 #include "bind.h"
@@ -46,16 +45,6 @@ void check_weights(const char* op, const std::vector<Tensor>& weights, int64_t l
   }
 }
 
-// The tensors of a decoder's layers, checked once and kept: a step then hands over a number instead of hundreds
-// of tensors, whose way through torch's dispatcher costs as much as a tenth of the weights.
-struct BoundLayers {
-  std::vector<Tensor> kept;  // what the pointers point into
-  std::vector<LayerWeights> layers;
-  Tensor cache;  // the first, for the shape they all have
-  int64_t num_heads, hidden, intermediate;
-  DType dtype;
-};
-
 std::mutex bound_mutex;
 std::map<int64_t, std::shared_ptr<const BoundLayers>> bound_layers;
 int64_t last_bound = 0;
@@ -92,12 +81,32 @@ void unbind_layers(int64_t number) {
   bound_layers.erase(number);
 }
 
+}  // namespace
+
 std::shared_ptr<const BoundLayers> find_layers(const char* op, int64_t number) {
   std::lock_guard lock(bound_mutex);
   auto found = bound_layers.find(number);
   STD_TORCH_CHECK(found != bound_layers.end(), op, ": no layers are bound as ", number);
   return found->second;
 }
+
+LayersArgs layers_of(const BoundLayers& bound, const Batch& batch, const Tensor& cos, const Tensor& sin, double eps,
+                     double scale) {
+  LayersArgs args = {};
+  args.heads = heads_of(bound.cache, bound.num_heads, bound.dtype);
+  args.batch = batch;
+  args.layers = bound.layers.data();
+  args.num_layers = bound.layers.size();
+  args.hidden = bound.hidden;
+  args.intermediate = bound.intermediate;
+  args.cos = data<float>(cos);
+  args.sin = data<float>(sin);
+  args.eps = static_cast<float>(eps);
+  args.scale = static_cast<float>(scale);
+  return args;
+}
+
+namespace {
 
 Tensor layers(const Tensor& residual, const Tensor& x, int64_t number, const Tensor& cos, const Tensor& sin,
               const Tensor& positions, const Tensor& slot_mapping, const Tensor& block_table,
@@ -110,19 +119,10 @@ Tensor layers(const Tensor& residual, const Tensor& x, int64_t number, const Ten
   check_size(op, "x's width", x.size(1), bound->hidden);
   check_size(op, "residual's size", residual.numel(), x.numel());
   int64_t tokens = x.size(0);
-  LayersArgs args = {};
-  args.heads = heads_of(cache, bound->num_heads, bound->dtype);
-  args.batch = read_slots(op, positions, slot_mapping, tokens, cos, sin, cache);
-  read_sequences(op, args.batch, block_table, query_start, kv_len, tokens, cache);
+  Batch batch = read_slots(op, positions, slot_mapping, tokens, cos, sin, cache);
+  read_sequences(op, batch, block_table, query_start, kv_len, tokens, cache);
   Tensor sum = torch::stable::clone(residual), y = torch::stable::clone(x);
-  args.layers = bound->layers.data();
-  args.num_layers = bound->layers.size();
-  args.hidden = bound->hidden;
-  args.intermediate = bound->intermediate;
-  args.cos = data<float>(cos);
-  args.sin = data<float>(sin);
-  args.eps = static_cast<float>(eps);
-  args.scale = static_cast<float>(scale);
+  LayersArgs args = layers_of(*bound, batch, cos, sin, eps, scale);
   args.residual = sum.mutable_data_ptr();
   args.x = y.mutable_data_ptr();
   run_layers(kernels(), args);
@@ -176,6 +176,15 @@ std::tuple<Tensor, Tensor, Tensor> logprobs(const Tensor& logits, const Tensor& 
   return {of_token, best, best_ids};
 }
 
+Tensor finite(const Tensor& logits) {
+  const char* op = "finite_rows";
+  check(op, "logits", logits, 2, logits.scalar_type());
+  Tensor result = torch::stable::new_empty(logits, {logits.size(0)}, ScalarType::Bool);
+  finite_rows({data<void>(logits), dtype_of(op, logits), logits.size(0), logits.size(1),
+               static_cast<bool*>(result.mutable_data_ptr())});
+  return result;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(minillm, m) {
@@ -189,6 +198,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(minillm, m) {
   m.def(
       "sample(Tensor logits, Tensor keys, Tensor numbers, Tensor top_k, Tensor seen, Tensor seen_end, "
       "int num_token_ids) -> Tensor");
+  m.def("finite_rows(Tensor logits) -> Tensor");
   m.def("token_logprobs(Tensor logits, Tensor tokens, int top) -> (Tensor, Tensor, Tensor)");
 }
 
@@ -196,6 +206,7 @@ STABLE_TORCH_LIBRARY_IMPL(minillm, CPU, m) {
   m.impl("bind_layers", TORCH_BOX(&bind_layers));
   m.impl("layers", TORCH_BOX(&layers));
   m.impl("sample", TORCH_BOX(&draw));
+  m.impl("finite_rows", TORCH_BOX(&finite));
   m.impl("token_logprobs", TORCH_BOX(&logprobs));
 }
 

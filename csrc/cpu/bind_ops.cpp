@@ -31,10 +31,14 @@ void pack_in_place(const Tensor& weight) {
   kernels().pack({data<void>(weight), weight.mutable_data_ptr(), out, in, dtype});
 }
 
+}  // namespace
+
 void check_packed(const char* op, const Tensor& packed, int64_t out, int64_t in, DType dtype) {
   STD_TORCH_CHECK(packed.is_contiguous(), op, ": the packed weight is not contiguous");
   check_size(op, "the packed weight's size", packed.numel(), packed_blocks(out) * packed_block_size(in, dtype));
 }
+
+namespace {
 
 Tensor embedding(const Tensor& ids, const Tensor& packed, int64_t vocab, int64_t in) {
   DType dtype = dtype_of("embedding", packed);

@@ -168,6 +168,22 @@ struct SampleArgs {
   int64_t* tokens;         // [rows]
 };
 
+// Several decode steps of a whole model. Sequences with the most to draw come first.
+struct AheadArgs {
+  LayersArgs layers;  // with the batch of the first step; residual and x are not looked at
+  DType dtype;
+  const int64_t* ids;  // [num_tokens]
+  const void *embedding, *head;  // packed [vocab, hidden]
+  const void* first_norm;        // [hidden]
+  int64_t vocab, num_token_ids;
+  const int64_t* depths;  // [num_seqs]: tokens to draw for each, falling
+  int64_t count;          // the most
+  const int64_t* keys;    // [count, num_seqs]
+  const double* numbers;  // [num_seqs, 4], as for `sample`, without a repetition penalty
+  const int64_t* top_k;   // [num_seqs]
+  int64_t* tokens;        // [num_seqs, count]: what is not drawn is left alone
+};
+
 struct LogprobsArgs {
   const void* logits;  // [rows, vocab]
   DType dtype;
@@ -176,6 +192,13 @@ struct LogprobsArgs {
   float* of_token;        // [rows]
   float* best;            // [rows, top]
   int64_t* best_ids;      // [rows, top]
+};
+
+struct FiniteArgs {
+  const void* logits;  // [rows, vocab]
+  DType dtype;
+  int64_t rows, vocab;
+  bool* finite;  // [rows]
 };
 
 struct CoupledArgs {
@@ -199,6 +222,8 @@ struct DraftArgs {
 void run_layers(const Kernels& kernels, const LayersArgs& args);
 void sample(const Kernels& kernels, const SampleArgs& args);
 void token_logprobs(const Kernels& kernels, const LogprobsArgs& args);
+void finite_rows(const FiniteArgs& args);
+void decode_ahead(const Kernels& kernels, const AheadArgs& args);
 void verify_coupled(const CoupledArgs& args);
 void verify_draft(const DraftArgs& args);  // a row of zeros, which has no token, gives -1
 

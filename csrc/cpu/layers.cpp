@@ -7,26 +7,10 @@
 // compares them). What it saves is the way in and out, ten times a layer: with 30 layers that costs as
 // much as a fifth of the weights.
 
-#include <new>
-
-#include "kernels.h"
+#include "buffer.h"
 
 namespace minillm {
 namespace {
-
-// Activations between the kernels of a layer: [num_tokens, size] of the storage type.
-class Buffer {
- public:
-  Buffer(int64_t num_tokens, int64_t size, int64_t width)
-      : memory_(::operator new(num_tokens * size * width, std::align_val_t{64})) {}
-  ~Buffer() { ::operator delete(memory_, std::align_val_t{64}); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  void* get() const { return memory_; }
-
- private:
-  void* memory_;
-};
 
 class Layers {
  public:

@@ -2,6 +2,10 @@
 
 #include "kernels.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace minillm {
 
 extern const Kernels kernels_generic;
@@ -14,9 +18,12 @@ static bool has_avx512_bf16() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512bf16");
 }
-static bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+// Leaf 1, bit 29 of ECX: clang 14 does not know it by name.
+static bool has_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx >> 29 & 1);
 }
+static bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }
 const Path kPaths[] = {
     {&kernels_avx512, has_avx512_bf16}, {&kernels_avx2, has_avx2}, {&kernels_generic, always}, {nullptr, nullptr}};
 #else

@@ -11,7 +11,7 @@
 #include <cmath>
 #include <vector>
 
-#include "kernels.h"
+#include "buffer.h"
 
 namespace minillm {
 namespace {
@@ -59,6 +59,9 @@ std::vector<int64_t> all_ids(int64_t count) {
 void keep_nucleus(std::vector<int64_t>& ids, const std::vector<float>& scaled, double top_p) {
   double total = 0;
   for (int64_t id : ids) total += std::exp(static_cast<double>(scaled[id]));
+  // Ids below the cutoff, all together, weigh less than what top_p leaves out: none of them is needed.
+  float cutoff = static_cast<float>(std::log((1 - top_p) / static_cast<double>(ids.size()))) - 0.01f;
+  std::erase_if(ids, [&](int64_t id) { return scaled[id] < cutoff; });
   int64_t size = ids.size(), kept = 0;
   double enough = top_p * total, before = 0;
   for (int64_t ordered = 64; before < enough && kept < size; ordered *= 8) {
@@ -178,10 +181,28 @@ void logprobs_row(const Kernels& kernels, const LogprobsArgs& a, int64_t row) {
   }
 }
 
+// Whether no number of a row has all bits of its exponent set, as NaN and infinity do.
+template <class Bits>
+bool is_finite(const Bits* row, int64_t size, Bits exponent) {
+  Bits broken = 0;
+  for (int64_t i = 0; i < size; i++) broken |= (row[i] & exponent) == exponent;
+  return !broken;
+}
+
+bool is_finite_row(const FiniteArgs& a, int64_t row) {
+  const char* bits = static_cast<const char*>(a.logits) + row * a.vocab * width_of(a.dtype);
+  switch (a.dtype) {
+    case DType::f32: return is_finite(reinterpret_cast<const uint32_t*>(bits), a.vocab, uint32_t{0x7f800000});
+    case DType::bf16: return is_finite(reinterpret_cast<const uint16_t*>(bits), a.vocab, uint16_t{0x7f80});
+    default: return is_finite(reinterpret_cast<const uint16_t*>(bits), a.vocab, uint16_t{0x7c00});
+  }
+}
+
+// A thread is woken for about as much work as waking it costs: 65,536 numbers that are only looked at.
 template <class Body>
-void over_rows(int64_t rows, const Body& body) {
+void over_rows(int64_t rows, int64_t cost_of_a_row, const Body& body) {
   parallel_ranges(
-      0, rows, 1,
+      0, rows, 1 + 65536 / (1 + cost_of_a_row),
       [](int64_t begin, int64_t end, void* context) {
         for (int64_t row = begin; row < end; row++) (*static_cast<const Body*>(context))(row);
       },
@@ -191,11 +212,17 @@ void over_rows(int64_t rows, const Body& body) {
 }  // namespace
 
 void sample(const Kernels& kernels, const SampleArgs& a) {
-  over_rows(a.rows, [&](int64_t row) { a.tokens[row] = sample_row(kernels, a, row); });
+  bool draws = false;  // greedy rows are only looked at; noise is 16 times as dear
+  for (int64_t row = 0; row < a.rows; row++) draws |= a.numbers[4 * row] > 0;
+  over_rows(a.rows, a.vocab * (draws ? 16 : 1), [&](int64_t row) { a.tokens[row] = sample_row(kernels, a, row); });
 }
 
 void token_logprobs(const Kernels& kernels, const LogprobsArgs& a) {
-  over_rows(a.rows, [&](int64_t row) { logprobs_row(kernels, a, row); });
+  over_rows(a.rows, a.vocab * 16, [&](int64_t row) { logprobs_row(kernels, a, row); });
+}
+
+void finite_rows(const FiniteArgs& a) {
+  over_rows(a.rows, a.vocab, [&](int64_t row) { a.finite[row] = is_finite_row(a, row); });
 }
 
 }  // namespace minillm

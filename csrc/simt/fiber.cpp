@@ -26,6 +26,8 @@ char* new_stack(size_t bytes) {
 
 Fiber* running = nullptr;
 
+KnownStack scheduler_stack;
+
 }  // namespace
 
 #ifdef SIMT_PORTABLE_SWITCH
@@ -39,14 +41,14 @@ void* scheduler_context = &scheduler;
 }  // namespace
 
 void Fiber::prepare(Entry entry) {
-  if (!stack_) stack_ = new_stack(kStackBytes);
+  begin(entry);
   if (!context_) context_ = new ucontext_t;
   ucontext_t* context = static_cast<ucontext_t*>(context_);
   getcontext(context);
   context->uc_stack.ss_sp = stack_;
   context->uc_stack.ss_size = kStackBytes;
   context->uc_link = nullptr;
-  makecontext(context, entry, 0);
+  makecontext(context, enter, 0);
 }
 
 #else
@@ -65,23 +67,42 @@ void* scheduler_context = nullptr;
 }  // namespace
 
 void Fiber::prepare(Entry entry) {
-  if (!stack_) stack_ = new_stack(kStackBytes);
-  // What simt_switch will pop: six registers, then `entry` as the address to return to. The ABI wants
+  begin(entry);
+  // What simt_switch will pop: six registers, then `enter` as the address to return to. The ABI wants
   // the stack 8 bytes off a multiple of 16 when a function begins.
   void** top = reinterpret_cast<void**>(stack_ + kStackBytes) - 2;
-  *top = reinterpret_cast<void*>(entry);
+  *top = reinterpret_cast<void*>(enter);
   for (int i = 0; i < 6; i++) *--top = nullptr;
   context_ = top;
 }
 
 #endif
 
+void Fiber::begin(Entry entry) {
+  if (!stack_) stack_ = new_stack(kStackBytes);
+  allow(stack_, kStackBytes);  // the frames of a kernel that never returned
+  known_ = {stack_, kStackBytes};
+  entry_ = entry;
+}
+
+void Fiber::enter() {
+  arrive_on(running->known_, scheduler_stack);
+  running->entry_();
+}
+
 void Fiber::resume() {
+  KnownStack before;  // this fiber's, known already
   running = this;
+  leave_for(known_, scheduler_stack);
   switch_to(&scheduler_context, context_);
+  arrive_on(scheduler_stack, before);
   running = nullptr;
 }
 
-void Fiber::suspend() { switch_to(&running->context_, scheduler_context); }
+void Fiber::suspend() {
+  leave_for(scheduler_stack, running->known_);
+  switch_to(&running->context_, scheduler_context);
+  arrive_on(running->known_, scheduler_stack);
+}
 
 }  // namespace simt

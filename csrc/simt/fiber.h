@@ -15,6 +15,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "asan.h"
+
 namespace simt {
 
 class Fiber {
@@ -38,8 +40,13 @@ class Fiber {
  private:
   static constexpr size_t kStackBytes = 64 << 10;
 
+  void begin(Entry entry);
+  static void enter();
+
   void* context_ = nullptr;  // where it stopped: its stack pointer, or its ucontext_t
   char* stack_ = nullptr;    // lowest byte; below it lies a page that may not be touched
+  KnownStack known_;
+  Entry entry_ = nullptr;
 };
 
 }  // namespace simt

@@ -4,12 +4,14 @@
 //     shared   one arena, laid out anew by each launch:              [tile | gap | row_max | gap ...]
 //     local    the fiber's stack, and the kernel's arguments
 //
-// Between two shared arrays lies a gap that belongs to nobody, so a row too many is noticed. Shared
-// memory starts every block as NaN (all bits set), as on a GPU it starts with whatever was there.
+// Between two shared arrays lies a gap that belongs to nobody, so a row too many is noticed (in the
+// `asan` flavour all of the arena but the arrays is forbidden). Shared memory starts every block as NaN
+// (all bits set), as on a GPU it starts with whatever was there.
 
 #include <algorithm>
 #include <cstring>
 
+#include "asan.h"
 #include "machine.h"
 
 namespace simt {
@@ -85,6 +87,7 @@ void* allocate(const char* name, size_t bytes, const Where& where) {
   array.file = where.file;
   array.line = where.line;
   arrays.push_back(array);
+  allow(array.base, bytes);
   memset(array.base, 0xFF, bytes);
   used += (bytes + 127) / 128 * 128 + kGap;
   return array.base;
@@ -117,9 +120,12 @@ std::vector<Range>& global_ranges() { return globals; }
 void begin_launch_memory() {
   arrays.clear();
   static_bytes = used = 0;
+  forbid(arena, kArenaBytes);
 }
 
-void begin_block_memory() { memset(arena, 0xFF, used); }
+void begin_block_memory() {
+  for (const SharedArray& array : arrays) memset(array.base, 0xFF, array.bytes);
+}
 
 void* shared_array(const char* name, size_t bytes, Where where) {
   return find_or_allocate(name, bytes, where, kStaticLimit);

@@ -8,7 +8,8 @@
 //     block  warp 0 [lane 0 .. 31]  warp 1 [lane 0 .. 31] ...     one fiber per lane (fiber.h)
 //
 // Plain loads and stores need no wrapper: the kernel is compiled with -fsanitize=thread, and the calls
-// that the compiler then makes for each of them arrive in hooks.cpp.
+// that the compiler then makes for each of them arrive in hooks.cpp. With -DSIMT_ASAN it is compiled with
+// AddressSanitizer instead, and plain C++ is what that can judge.
 //
 // Narrower than CUDA on purpose: blocks of whole warps, warp operations of all 32 lanes, no atomics
 // (their order would decide bits), no waiting for another block.
@@ -146,13 +147,21 @@ T __shfl_sync(unsigned mask, T value, int lane, simt::Where where = simt::Where:
 
 template <class V>
 __forceinline__ V load_wide(const void* from) {
+#ifdef SIMT_ASAN
+  return *static_cast<const V*>(from);
+#else
   V value;
   simt::read_wide(&value, from, sizeof(V));
   return value;
+#endif
 }
 template <class V>
 __forceinline__ void store_wide(void* to, V value) {
+#ifdef SIMT_ASAN
+  *static_cast<V*>(to) = value;
+#else
   simt::write_wide(to, &value, sizeof(V));
+#endif
 }
 
 // Copy to shared memory in the background; it has arrived only after a wait.

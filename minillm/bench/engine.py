@@ -1,8 +1,8 @@
 """How fast the engine is on this machine, beside what the machine can do, measured in one run.
 
-Decode reads every weight once a step, so its limit is memory bandwidth: the bench measures that too
-and says which share of it decoding reached. Figures are medians of several runs with their spread;
-on a shared machine only ratios taken in one run mean anything.
+Decode reads every weight once a step, so its limit is memory bandwidth: the bench measures that too, in
+turns with decoding, and says which share of it decoding reached. Figures are medians of several runs with
+their spread; on a shared machine only ratios taken in one run mean anything.
 """
 
 from __future__ import annotations
@@ -12,7 +12,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from minillm.bench.machine import describe, measure, peak_memory, read_bandwidth
+from minillm.bench.machine import (
+    bandwidth_reader,
+    describe,
+    measure,
+    measure_in_turns,
+    peak_memory,
+    summarise,
+)
 from minillm.config import SamplingParams
 from minillm.llm import LLM
 from minillm.model.costs import decode_bytes
@@ -48,20 +55,24 @@ def run_bench(
     model, config = llm.engine.model, llm.engine.model.config
     width = model.dtype.itemsize
     on_cpu = model.device.type == "cpu"
-    bandwidth = read_bandwidth(runs) if on_cpu else None
+    read = [bandwidth_reader()] if on_cpu else []
     prefill = measure(lambda: prefill_rate(llm, prompt_len), runs)
-    decode = {batch: measure(lambda b=batch: decode_rate(llm, b, num_tokens), runs) for batch in batches}  # type: ignore[misc]
     rows: list[dict[str, Any]] = [{"what": f"prefill {prompt_len}", "tokens_per_s": asdict(prefill)}]
-    for batch, figure in decode.items():
+    bandwidths: list[float] = []
+    for batch in batches:
+        rates, *beside = measure_in_turns([lambda b=batch: decode_rate(llm, b, num_tokens), *read], runs)  # type: ignore[misc]
+        figure = summarise(rates)
         row: dict[str, Any] = {"what": f"decode, batch {batch}", "tokens_per_s": asdict(figure)}
         # Weights are read once a step for the whole batch, each sequence's keys and values by itself.
         context = _PROMPT + num_tokens // 2
         weights = decode_bytes(config, 0, width, width)
         own = decode_bytes(config, context, width, width) - weights
-        step_bytes = weights + batch * own
-        row["bytes_per_s"] = step_bytes * figure.median / batch
-        if bandwidth:
-            row["share_of_bandwidth"] = row["bytes_per_s"] / bandwidth.median
+        per_token = (weights + batch * own) / batch
+        row["bytes_per_s"] = per_token * figure.median
+        for found in beside:  # the bandwidth, each time measured next to a rate
+            shares = [per_token * rate / limit for rate, limit in zip(rates, found, strict=True)]
+            row["share_of_bandwidth"] = asdict(summarise(shares))
+            bandwidths += found
         rows.append(row)
     return {
         "model": model.folder.name,
@@ -69,7 +80,7 @@ def run_bench(
         "dtype": str(model.dtype).removeprefix("torch."),
         "backend": model.decoder.ops.name,
         "machine": describe(),
-        "read_bandwidth": asdict(bandwidth) if bandwidth else None,
+        "read_bandwidth": asdict(summarise(bandwidths)) if bandwidths else None,
         "rows": rows,
         "peak_memory_bytes": peak_memory(),
     }

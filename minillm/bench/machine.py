@@ -15,7 +15,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,15 +38,35 @@ class Figure:
     runs: int
 
 
+def summarise(rates: Sequence[float]) -> Figure:
+    """Their median and spread."""
+    return Figure(statistics.median(rates), min(rates), max(rates), len(rates))
+
+
 def measure(rate: Callable[[], float], runs: int) -> Figure:
     """Call `rate` once to warm up, then `runs` times."""
     rate()
-    rates = [rate() for _ in range(runs)]
-    return Figure(statistics.median(rates), min(rates), max(rates), runs)
+    return summarise([rate() for _ in range(runs)])
+
+
+def measure_in_turns(rates: Sequence[Callable[[], float]], runs: int) -> list[list[float]]:
+    """Call all of `rates` once to warm up, then in turns, `runs` times each; what each of them said.
+
+    A shared machine's speed moves from second to second: only neighbours in time can be divided.
+    """
+    for rate in rates:
+        rate()
+    rounds = [[rate() for rate in rates] for _ in range(runs)]
+    return [list(said) for said in zip(*rounds, strict=True)]
 
 
 def read_bandwidth(runs: int) -> Figure:
-    """Bytes per second this machine's cores read from main memory: summing 512 MiB of float32."""
+    """Bytes per second this machine's cores read from main memory, over `runs` measurements."""
+    return measure(bandwidth_reader(), runs)
+
+
+def bandwidth_reader() -> Callable[[], float]:
+    """One measurement of the bandwidth for each call: summing 512 MiB of float32."""
     data = torch.ones(_BANDWIDTH_BYTES // 4)
 
     def once() -> float:
@@ -54,7 +74,7 @@ def read_bandwidth(runs: int) -> Figure:
         data.sum()
         return _BANDWIDTH_BYTES / (time.perf_counter() - start)
 
-    return measure(once, runs)
+    return once
 
 
 def peak_flops(ops: Ops, dtype: torch.dtype, runs: int) -> Figure:

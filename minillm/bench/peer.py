@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from minillm.bench.engine import decode_rate, make_prompt, prefill_rate
+from minillm.bench.machine import measure_in_turns, summarise
 from minillm.llm import LLM
 
 PEERS = ("transformers",)
@@ -85,12 +87,10 @@ class Transformers:
 
 def _compare(what: str, mine: Callable[[], float], theirs: Callable[[], float], runs: int) -> dict[str, Any]:
     """Medians of both and of their ratio, with the ratio's lowest and highest."""
-    mine(), theirs()
-    pairs = [(mine(), theirs()) for _ in range(runs)]
-    ratios = [a / b for a, b in pairs]
+    own, other = measure_in_turns([mine, theirs], runs)
     return {
         "what": what,
-        "tokens_per_s": statistics.median(a for a, _ in pairs),
-        "peer_tokens_per_s": statistics.median(b for _, b in pairs),
-        "ratio": {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "runs": runs},
+        "tokens_per_s": statistics.median(own),
+        "peer_tokens_per_s": statistics.median(other),
+        "ratio": asdict(summarise([a / b for a, b in zip(own, other, strict=True)])),
     }

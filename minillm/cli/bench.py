@@ -130,6 +130,7 @@ def _print(report: dict[str, Any]) -> None:
     from minillm.memory.budget import format_bytes
 
     console, bandwidth = Console(), report["read_bandwidth"]
+    console.width = max(console.width, 100)  # a wrapped row of figures is hard to read
     table = _table(
         f"{report['model']} · {report['dtype']} · {report['backend']}",
         ["what", "tok/s", "lowest to highest", "bytes read/s", "share of bandwidth"],
@@ -142,7 +143,7 @@ def _print(report: dict[str, Any]) -> None:
             f"{rate['median']:,.1f}",
             f"{rate['low']:,.1f} to {rate['high']:,.1f}",
             f"{row['bytes_per_s'] / 1e9:.2f} GB" if "bytes_per_s" in row else "",
-            f"{share:.0%}" if share else "",
+            f"{share['median']:.0%} ({share['low']:.0%} to {share['high']:.0%})" if share else "",
         )
     console.print(table)
     if report.get("peer"):

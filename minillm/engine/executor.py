@@ -23,7 +23,7 @@ from minillm.engine.prefill import Chunk
 from minillm.engine.request import Request, RequestGroup
 from minillm.engine.scheduler import Scheduler, StepPlan
 from minillm.engine.speculate import Speculation
-from minillm.engine.verdicts import Outcome, Verdict, are_finite
+from minillm.engine.verdicts import Outcome, Verdict
 from minillm.errors import MinillmError
 from minillm.model.loader import LoadedModel
 from minillm.model.runner import ModelRunner
@@ -83,7 +83,7 @@ class Executor:
                 end=chunk.end,
                 tokens=chunk.request.num_tokens,
             )
-        healthy = are_finite(logits)
+        healthy = self._model.decoder.ops.finite_rows(logits).tolist()
         ready, failed = list[int](), list[Request]()
         for i, chunk in enumerate(chunks):
             if not healthy[i]:
@@ -195,7 +195,7 @@ class Executor:
 
     def _sample(self, requests: list[Request], logits: Tensor) -> None:
         """Give each request its next token; one whose logits are NaN or infinite ends with an error."""
-        healthy = are_finite(logits)
+        healthy = self._model.decoder.ops.finite_rows(logits).tolist()
         for request, ok in zip(requests, healthy, strict=True):
             if not ok:
                 self._fail(request)

@@ -14,7 +14,6 @@ masked place is NaN): nothing is emitted, and the sequence decodes without draft
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -97,7 +96,7 @@ class Judge:
     @torch.inference_mode()
     def judge(self, guesses: Sequence[Guess], logits: Tensor) -> list[Verdict]:
         """A verdict for each guess; `logits` [num_rows, vocab_size] has all its paths' rows, end to end."""
-        healthy = are_finite(logits)
+        healthy = self._ops.finite_rows(logits).tolist()
         if not all(healthy):
             logits = torch.where(torch.tensor(healthy, device=logits.device).unsqueeze(1), logits, 0.0)
         trees, start = list[Tree](), 0
@@ -227,12 +226,3 @@ def _drawn_from(trees: Sequence[Tree], like: Tensor) -> Tensor | None:
         probs = tree.guess.draft.probs
         result[i, : len(tree.chain)] = probs[: len(tree.chain)]  # type: ignore[index]
     return result
-
-
-def are_finite(logits: Tensor) -> list[bool]:
-    """Whether each row [rows, vocab] is free of NaN and infinity.
-
-    Only the largest magnitude of a row is asked: eight times as fast as asking every logit, and NaN is
-    larger than anything.
-    """
-    return [math.isfinite(largest) for largest in logits.abs().amax(dim=-1).tolist()]

@@ -28,7 +28,10 @@ from minillm.errors import UsageError
 
 @dataclass(frozen=True)
 class Part:
-    """A function of the engine, or `methods` of a class; `helpers` are methods a skeleton leaves out."""
+    """A function of the engine, or `methods` of a class.
+
+    `helpers` are functions of its module, or methods of the class, that a skeleton leaves out.
+    """
 
     module: str
     name: str

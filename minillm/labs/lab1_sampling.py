@@ -155,7 +155,7 @@ LAB = Lab(
             "1.4",
             "the draw, as a function of the key",
             20,
-            Part("minillm.ops.sampling", "sample"),
+            Part("minillm.ops.sampling", "sample", helpers=("scores", "masked")),
             DRAW_CASES,
             DRAW_MISTAKES,
         ),

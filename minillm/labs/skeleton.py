@@ -22,7 +22,7 @@ from functools import cache
 from minillm.labs.lab import Lab, Part
 from minillm.labs.sections import CudaLab
 
-_WIDTH = 110  # ruff's line-length in pyproject.toml
+_WIDTH, _INDENT = 110, 4  # ruff's line-length in pyproject.toml; a method's body is indented twice
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -42,7 +42,7 @@ def solution(lab: Lab) -> str:
 
 def _file(lab: Lab, solved: bool) -> str:
     order = {part.name: part for part in lab.parts}
-    bodies = [_source(lab, name, solved) for name in order]
+    bodies = [body for name in order for body in _sources(lab, name, solved)]
     return "\n\n\n".join(["\n\n".join([_opening(lab), *_imports(lab, solved)]), *bodies]) + "\n"
 
 
@@ -73,17 +73,31 @@ def _module(name: str) -> tuple[ast.Module, list[str]]:
     return ast.parse(source), source.splitlines()
 
 
-def _node(part: Part) -> Function | ast.ClassDef:
-    for node in _module(part.module)[0].body:
-        if isinstance(node, Function | ast.ClassDef) and node.name == part.name:
+def _node(module: str, name: str) -> Function | ast.ClassDef:
+    for node in _module(module)[0].body:
+        if isinstance(node, Function | ast.ClassDef) and node.name == name:
             return node
-    raise LookupError(f"{part.module} defines no {part.name}")
+    raise LookupError(f"{module} defines no {name}")
+
+
+def _helpers(part: Part) -> tuple[str, ...]:
+    """Functions that the part's own body calls and a skeleton leaves out."""
+    return () if part.methods else part.helpers
+
+
+def _sources(lab: Lab, name: str, solved: bool) -> Iterator[str]:
+    """The top-level `name`, and behind it the functions that only the solution has."""
+    yield _source(lab, name, solved)
+    part = next(part for part in lab.parts if part.name == name)
+    for helper in _helpers(part) if solved else ():
+        node = _node(part.module, helper)
+        yield "\n".join(_module(part.module)[1][_start(node) - 1 : _end(node)])
 
 
 def _source(lab: Lab, name: str, solved: bool) -> str:
     """The lines of the top-level `name`, with the bodies the lab asks for taken out unless `solved`."""
     parts = [part for part in lab.parts if part.name == name]
-    node, lines = _node(parts[0]), list(_module(parts[0].module)[1])
+    node, lines = _node(parts[0].module, name), list(_module(parts[0].module)[1])
     edits: list[tuple[int, int, list[str]]] = []
     for part in [] if solved else parts:
         if isinstance(node, Function):
@@ -113,10 +127,11 @@ def _stub(lab: Lab, part: Part) -> list[str]:
     numbers = [task.number for task in lab.tasks_of(part)]
     first = numbers[0]
     span = first if len(numbers) == 1 else f"{first} to {numbers[-1]}"
-    message = f"Lab {span} {part.label}; hint: minillm labs hint {first}"
-    return [f"# Stuck? minillm labs hint {number}" for number in numbers] + [
-        f'raise NotImplementedError("{message}")'
-    ]
+    message = f'"Lab {span} {part.label}; hint: minillm labs hint {first}"'
+    stub = [f"raise NotImplementedError({message})"]
+    if len(stub[0]) + 2 * _INDENT > _WIDTH:
+        stub = ["raise NotImplementedError(", " " * _INDENT + message, ")"]
+    return [*(f"# Stuck? minillm labs hint {number}" for number in numbers), *stub]
 
 
 def _start(node: Function | ast.ClassDef) -> int:
@@ -137,8 +152,9 @@ def _imports(lab: Lab, solved: bool) -> Iterator[str]:
     """
     wanted: dict[str, set[str]] = {}  # module -> names; a plain import has the name ""
     for part in lab.parts:
-        used = {node.id for node in ast.walk(_node(part)) if isinstance(node, ast.Name)}
-        for name in used - {own.name for own in lab.parts}:
+        nodes = [_node(part.module, name) for name in (part.name, *_helpers(part))]
+        used = {name.id for node in nodes for name in ast.walk(node) if isinstance(name, ast.Name)}
+        for name in used - {own.name for own in lab.parts} - set(_helpers(part)):
             if name.startswith("_") and not solved:
                 continue
             module, imported = _origin(part.module, name)
@@ -175,7 +191,7 @@ def _defined(node: ast.stmt) -> set[str]:
     if isinstance(node, Function | ast.ClassDef):
         return {node.name}
     if isinstance(node, ast.Assign):
-        return {target.id for target in node.targets if isinstance(target, ast.Name)}
+        return {name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)}
     return set()
 
 

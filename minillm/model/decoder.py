@@ -25,12 +25,15 @@ Papers: Vaswani et al. 1706.03762; Zhang & Sennrich 1910.07467 (RMSNorm); Shazee
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from minillm.config import ModelConfig
 from minillm.model.rope import rope_tables
-from minillm.ops.contract import AttentionMetadata, LayerFusion, LayerStack, Ops, PackedWeight, Weight
+from minillm.ops.contract import AttentionMetadata, Ends, LayerFusion, LayerStack, Ops, PackedWeight, Weight
+from minillm.ops.sampling import SamplingBatch
 
 
 def _empty(*shape: int) -> nn.Parameter:
@@ -198,6 +201,29 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token id: hidden [num_rows, hidden_size] -> [num_rows, vocab_size]."""
         return self.ops.linear(hidden, self.embed_tokens if self.lm_head is None else self.lm_head)
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether this backend has `decode_ahead`."""
+        return self._fusion is not None
+
+    def decode_ahead(
+        self,
+        ids: Tensor,
+        k_cache: list[Tensor],
+        v_cache: list[Tensor],
+        meta: AttentionMetadata,
+        depths: Sequence[int],
+        keys: Sequence[Sequence[int]],
+        batch: SamplingBatch,
+    ) -> list[list[int]]:
+        """`forward`, `logits` and a draw, several times over: `LayerFusion.decode_ahead`."""
+        if not (self._fusion and self._stack and isinstance(self.embed_tokens, PackedWeight)):
+            raise TypeError("this backend runs one step at a time")
+        head = self.embed_tokens if self.lm_head is None else self.lm_head
+        first_norm = self._layers[0].input_layernorm.weight.detach()
+        ends = Ends(self.embed_tokens, head, first_norm, self.cos, self.sin)  # type: ignore[arg-type]
+        return self._fusion.decode_ahead(self._stack, ends, ids, k_cache, v_cache, meta, depths, keys, batch)
 
     def _norm_after(self, i: int) -> Norm:
         """The norm behind layer i: the next layer's first, or the last of all."""

@@ -23,6 +23,7 @@ from minillm.memory.kv_cache import KVCache
 from minillm.model.decoder import Decoder
 from minillm.ops.columns import column
 from minillm.ops.contract import AttentionMetadata
+from minillm.ops.sampling import SamplingBatch
 
 SlotMapping = Callable[[Sequence[int], Sequence[int], int], list[int]]
 
@@ -82,6 +83,22 @@ class ModelRunner:
     def step_logits(self, ids: Tensor, meta: AttentionMetadata) -> Tensor:
         """Logits [num_seqs, vocab_size] behind one token `ids` [num_seqs] of each, from `step_metadata`."""
         return self.decoder.logits(self.decoder.forward(ids, self.cache.k, self.cache.v, meta))
+
+    @torch.inference_mode()
+    def decode_ahead(
+        self,
+        batch: Sequence[SequenceRows],
+        depths: Sequence[int],
+        keys: Sequence[Sequence[int]],
+        sampling: SamplingBatch,
+    ) -> list[list[int]]:
+        """The next `depths[i]` tokens of each sequence in one call, where `decoder.looks_ahead`.
+
+        Sequences with the most to draw come first; `keys[i]` are the noise keys of sequence i's tokens.
+        """
+        ids = self._tensor([token for rows in batch for token in rows.token_ids])
+        caches = self.cache.k, self.cache.v
+        return self.decoder.decode_ahead(ids, *caches, self.metadata(batch), depths, keys, sampling)
 
     @torch.inference_mode()
     def copy_blocks(self, sources: Sequence[int], destinations: Sequence[int]) -> None:

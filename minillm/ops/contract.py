@@ -173,6 +173,9 @@ class Ops(Protocol):
     ) -> list[dict[int, float]]:
         """Log-probabilities of each row's token and of its `tops[i]` likeliest: `sampling.token_logprobs`."""
 
+    def finite_rows(self, logits: Tensor) -> Tensor:
+        """Whether each row [num_rows, vocab_size] is free of NaN and infinity: bool [num_rows]."""
+
     def verify_coupled(
         self, sampled: Tensor, drafted: Tensor, parents: Tensor, node_start: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -184,8 +187,19 @@ class Ops(Protocol):
         """Rejection sampling, (tokens, number accepted): `verification.verify_draft`."""
 
 
+@dataclass(frozen=True)
+class Ends:
+    """What a decoder has around its layers: matrices [vocab_size, hidden], the first norm, rope tables."""
+
+    embedding: PackedWeight
+    head: PackedWeight
+    first_norm: Tensor
+    cos: Tensor
+    sin: Tensor
+
+
 class LayerFusion(ABC):
-    """A backend that can also run all layers of the decoder in one call.
+    """A backend that can also run all layers of the decoder in one call, and several decode steps in one.
 
     A base class, not a protocol: an object that wraps a backend to watch or replace single ops is none,
     so the decoder walks its loop for it, op by op.
@@ -207,6 +221,26 @@ class LayerFusion(ABC):
 
         `residual` is the running sum and `x` its norm, both [num_tokens, hidden] and left alone; caches
         are one tensor a layer. Returns the last norm's output [num_tokens, hidden].
+        """
+
+    @abstractmethod
+    def decode_ahead(
+        self,
+        stack: LayerStack,
+        ends: Ends,
+        ids: Tensor,
+        k_cache: list[Tensor],
+        v_cache: list[Tensor],
+        meta: AttentionMetadata,
+        depths: Sequence[int],
+        keys: Sequence[Sequence[int]],
+        batch: SamplingBatch,
+    ) -> list[list[int]]:
+        """The next `depths[i]` tokens of each sequence, every one drawn by `sample` and fed back.
+
+        The first step runs `ids` as `meta` says, one or several rows of each sequence; sequences with the
+        most to draw come first. `keys[i]` are the noise keys of sequence i's tokens; `batch`, a row for
+        each sequence, has the rest, and no repetition penalty. Block tables cover all that is fed back.
         """
 
 

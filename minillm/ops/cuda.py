@@ -22,7 +22,7 @@ from minillm.errors import UnsupportedModel
 from minillm.ops import sampling, shapes
 from minillm.ops.building import BuildFailed
 from minillm.ops.contract import AttentionMetadata, Weight, plain
-from minillm.ops.cuda_build import build_cuda
+from minillm.ops.cuda_build import cuda_library
 
 HEAD_DIMS = (32, 64, 96, 128)
 
@@ -128,7 +128,8 @@ class CudaOps:
 
     def copy_blocks(self, caches: list[Tensor], source: Tensor, destination: Tensor) -> None:
         shapes.check_copy(caches, source, destination)
-        self._call("copy_blocks", caches, source, destination)
+        if caches:
+            self._call("copy_blocks", caches, source, destination)
 
     def sample(self, logits: Tensor, batch: sampling.SamplingBatch) -> Tensor:
         columns = batch.tensors(logits.device)
@@ -139,6 +140,10 @@ class CudaOps:
         self, logits: Tensor, token_ids: Tensor, tops: Sequence[int]
     ) -> list[dict[int, float]]:
         return sampling.token_logprobs(logits, token_ids, tops)
+
+    def finite_rows(self, logits: Tensor) -> Tensor:
+        # Only the largest magnitude of a row is asked; NaN is larger than anything.
+        return logits.abs().amax(dim=-1).isfinite()
 
     def verify_coupled(
         self, sampled: Tensor, drafted: Tensor, parents: Tensor, node_start: Tensor
@@ -161,7 +166,11 @@ class CudaOps:
         return load_library().name
 
     def _call(self, op: str, *arguments: Any) -> Any:
-        return getattr(self._ops, op).default(*arguments, torch.cuda.current_stream().cuda_stream)
+        first = arguments[0][0] if isinstance(arguments[0], list) else arguments[0]
+        if not first.is_cuda:
+            raise ValueError(f"{op}: tensors are on {first.device}, the kernels run on a GPU")
+        with torch.cuda.device(first.device):  # a launch goes to the current device, whoever owns the memory
+            return getattr(self._ops, op).default(*arguments, torch.cuda.current_stream().cuda_stream)
 
 
 @cache
@@ -171,7 +180,7 @@ def load_library() -> Path:
     Raises:
         BuildFailed: they cannot be compiled or loaded here.
     """
-    path = build_cuda()
+    path = cuda_library().build()
     try:
         torch.ops.load_library(str(path))
     except OSError as error:

@@ -14,45 +14,18 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from minillm.ops.building import BuildFailed, torch_folder
-from minillm.ops.linking import BINDING, COMMON, Unit, build, csrc
+from minillm.ops.cuda_toolkit import find_cuda, headers, runtime_folder
+from minillm.ops.linking import BINDING, COMMON, Library, Unit, csrc
 
 ARCHITECTURES = ("75", "80", "90")
 # -fmad=false: what is to be fused is written fmaf (csrc/cuda/dialect.h says why).
 FLAGS = ["-x", "cu", "-std=c++17", "-O3", "-fmad=false", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC"]
-
-
-def find_cuda() -> Path | None:
-    """CUDA's folder, with bin/nvcc and the headers in it; None if there is none."""
-    nvcc = shutil.which("nvcc")
-    # What is found on the PATH may be a wrapper that lies somewhere else than CUDA.
-    found = [
-        os.environ.get("CUDA_HOME"),
-        Path(nvcc).resolve().parent.parent if nvcc else None,
-        "/usr/local/cuda",
-    ]
-    for folder in found:
-        if folder and (Path(folder) / "bin" / "nvcc").is_file() and _headers(Path(folder)).is_dir():
-            return Path(folder)
-    return None
-
-
-def _headers(cuda: Path) -> Path:
-    return cuda / "include" if (cuda / "include" / "cuda_runtime.h").is_file() else cuda / "no headers"
-
-
-def nvcc_version(cuda: Path) -> str:
-    """For example "13.0"."""
-    said = subprocess.run([cuda / "bin" / "nvcc", "--version"], capture_output=True, text=True).stdout
-    match = re.search(r"release (\S+),", said)
-    return match[1] if match else "unknown"
 
 
 def compile_command(cuda: Path, source: Path, target: Path, architectures: Sequence[str]) -> list[str]:
@@ -71,11 +44,11 @@ def wanted_architectures() -> list[str]:
     return list(ARCHITECTURES)
 
 
-def build_cuda() -> Path:
+def cuda_library() -> Library:
     """The kernels and their torch binding for CUDA tensors.
 
     Raises:
-        BuildFailed: no nvcc, no compiler, or a compiler's complaint.
+        BuildFailed: there is no nvcc, or no sources.
     """
     cuda = find_cuda()
     if cuda is None:
@@ -83,14 +56,14 @@ def build_cuda() -> Path:
     folder = csrc() / "cuda"
     nvcc = str(cuda / "bin" / "nvcc")
     code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in wanted_architectures()]
-    includes = ["-isystem", str(torch_folder() / "include"), "-isystem", str(_headers(cuda))]
+    includes = ["-isystem", str(torch_folder() / "include"), "-isystem", str(headers(cuda))]
     units = [Unit(folder / "bind.cpp", [*COMMON, "-O2", *BINDING, *includes])]
     units += [Unit(path, [*FLAGS, *code], nvcc) for path in sorted(folder.glob("*.cu"))]
     libraries = [
         "-L" + str(torch_folder() / "lib"),
         "-ltorch_cpu",
-        f"-L{cuda}/lib64",
+        f"-L{runtime_folder(cuda)}",
         "-lcudart_static",
         "-lrt",
     ]
-    return build("cuda", units, [*libraries, "-ldl", "-lpthread"])
+    return Library("cuda", units, [*libraries, "-ldl", "-lpthread"])

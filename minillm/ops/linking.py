@@ -62,21 +62,36 @@ def csrc() -> Path:
     raise BuildFailed("the simulator's sources (csrc/simt) are not there")
 
 
-def build(
-    name: str, units: Sequence[Unit], libraries: Sequence[str] = (), folder: Path | None = None
-) -> Path:
-    """Compile `units` and link them, unless the cache (or `folder` in its place) has the result already.
+@dataclass(frozen=True)
+class Library:
+    """One shared library: its units, and what to link them with. `folder` replaces the cache."""
 
-    Raises:
-        BuildFailed: no compiler, or its complaint.
-    """
-    compiler = require_compiler()
-    file = f"{name}-{_key(units, libraries, compiler)}.so"
-    with locked_cache(folder or cache_folder()) as folder:
-        if not (folder / file).is_file():
-            clear_leftovers(folder)
-            _compile(folder / file, compiler, units, libraries)
-    return folder / file
+    name: str
+    units: Sequence[Unit]
+    libraries: Sequence[str] = ()
+    folder: Path | None = None
+
+    def path(self) -> Path:
+        """Where it is, or will be once it is built.
+
+        Raises:
+            BuildFailed: there is no compiler.
+        """
+        file = f"{self.name}-{_key(self.units, self.libraries, require_compiler())}.so"
+        return (self.folder or cache_folder()) / file
+
+    def build(self) -> Path:
+        """Compile the units and link them, unless that is done already.
+
+        Raises:
+            BuildFailed: no compiler, or its complaint.
+        """
+        target = self.path()
+        with locked_cache(target.parent) as folder:
+            if not target.is_file():
+                clear_leftovers(folder)
+                _compile(target, require_compiler(), self.units, self.libraries)
+        return target
 
 
 def _compile(target: Path, compiler: Compiler, units: Sequence[Unit], libraries: Sequence[str]) -> None:

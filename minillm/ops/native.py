@@ -22,14 +22,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.ops import shapes
-from minillm.ops.contract import AttentionMetadata, LayerFusion, LayerStack, PackedWeight, Weight
+from minillm.ops.columns import column
+from minillm.ops.contract import AttentionMetadata, Ends, LayerFusion, LayerStack, PackedWeight, Weight
 from minillm.ops.registered import current_path, load_native, loaded_library, packed_shape
-from minillm.ops.sampling import SamplingBatch
+from minillm.ops.sampling import SamplingBatch, as_int64
 
 _OPS = (
     "add_rms_norm",
     "copy_blocks",
+    "decode_ahead",
     "embedding",
+    "finite_rows",
     "layers",
     "linear",
     "pack",
@@ -176,6 +179,45 @@ class NativeOps(LayerFusion):
         )
         return result
 
+    def decode_ahead(
+        self,
+        stack: LayerStack,
+        ends: Ends,
+        ids: Tensor,
+        k_cache: list[Tensor],
+        v_cache: list[Tensor],
+        meta: AttentionMetadata,
+        depths: Sequence[int],
+        keys: Sequence[Sequence[int]],
+        batch: SamplingBatch,
+    ) -> list[list[int]]:
+        vocab_size, hidden = ends.embedding.shape
+        by_step = (own[step] if step < len(own) else 0 for step in range(depths[0]) for own in keys)
+        _, numbers, top_k, _, _ = batch.tensors()
+        tokens: Tensor = self._ops.decode_ahead(
+            ids,
+            self._bind(stack, hidden, k_cache, v_cache),
+            ends.embedding.data,
+            ends.head.data,
+            ends.first_norm,
+            vocab_size,
+            ends.cos,
+            ends.sin,
+            meta.positions,
+            meta.slot_mapping,
+            meta.block_table,
+            meta.query_start,
+            meta.kv_len,
+            stack.eps,
+            stack.scale,
+            column(depths),
+            column(map(as_int64, by_step)).view(depths[0], len(depths)),
+            numbers,
+            top_k,
+            batch.num_token_ids,
+        )
+        return [row[:depth] for row, depth in zip(tokens.tolist(), depths, strict=True)]
+
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         tokens: Tensor = self._ops.sample(logits.contiguous(), *batch.tensors(), batch.num_token_ids)
         return tokens
@@ -190,6 +232,10 @@ class NativeOps(LayerFusion):
             {token_id: value} | dict(zip(ids[:top], values[:top], strict=True))
             for token_id, value, ids, values, top in rows
         ]
+
+    def finite_rows(self, logits: Tensor) -> Tensor:
+        finite: Tensor = self._ops.finite_rows(logits.contiguous())
+        return finite
 
     def verify_coupled(
         self, sampled: Tensor, drafted: Tensor, parents: Tensor, node_start: Tensor

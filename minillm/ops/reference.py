@@ -192,6 +192,10 @@ class ReferenceOps:
     ) -> list[dict[int, float]]:
         return sampling.token_logprobs(logits, token_ids, tops)
 
+    def finite_rows(self, logits: Tensor) -> Tensor:
+        # Only the largest magnitude of a row is asked; NaN is larger than anything.
+        return logits.abs().amax(dim=-1).isfinite()
+
     def verify_coupled(
         self, sampled: Tensor, drafted: Tensor, parents: Tensor, node_start: Tensor
     ) -> tuple[Tensor, Tensor]:

@@ -129,6 +129,11 @@ def _verified(draft: Tensor, *others: object) -> tuple[Tensor, Tensor]:
     return draft.new_empty([draft.shape[0], draft.shape[1] + 1]), draft.new_empty([draft.shape[0]])
 
 
+def _ahead(ids: Tensor, *others: Any) -> Tensor:
+    depths, keys = others[14], others[15]
+    return ids.new_empty([depths.shape[0], keys.shape[0]])
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "pack": lambda weight: weight.new_empty(packed_shape(weight.shape[0], weight.shape[1], weight.dtype)),
     "pack_": lambda weight: None,
@@ -141,6 +146,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "paged_attention": lambda q, *others: q.new_empty(q.shape),
     "copy_blocks": lambda caches, source, destination: None,
     "layers": lambda residual, x, *others: torch.empty_like(x),
+    "decode_ahead": _ahead,
+    "finite_rows": lambda logits: logits.new_empty([logits.shape[0]], dtype=torch.bool),
     "sample": lambda logits, keys, *others: keys.new_empty([logits.shape[0]]),
     "token_logprobs": _logprobs,
     "verify_coupled": _two_like,

@@ -95,15 +95,20 @@ def verify_draft(
                 break
             tokens[i, stands] = token_id
             stands, q = stands + 1, None
-        tokens[i, stands] = _draw(target_probs[i, stands].double(), q, uniforms[i, k])
+        tokens[i, stands] = draw_leftover(target_probs[i, stands].double(), q, uniforms[i, k])
         accepted[i] = stands
     return tokens.to(draft.device), accepted.to(draft.device)
 
 
-def _draw(p: Tensor, q: Tensor | None, uniform: Tensor) -> int:
-    """A token from max(p - q, 0), from p where there is no q or nothing is left of p.
+def draw_leftover(p: Tensor, q: Tensor | None, uniform: Tensor) -> int:
+    """A token from max(p - q, 0), normalised; from p where there is no q, or where nothing is left of p.
 
-    By the inverse of the running sum, so that one uniform is one token; ids of weight 0 are never met.
+    By the inverse of the running sum, so that one uniform is one token: the first id whose weight and all
+    before it are more than `uniform` of the whole. Ids of weight 0 are never met.
+
+    Args:
+        p, q: float64 [vocab_size]: what the target gives; what the refused token was drawn from.
+        uniform: float64 [], in (0, 1).
     """
     weights = p if q is None else (p - q).clamp(min=0.0)
     if weights.sum() == 0.0:

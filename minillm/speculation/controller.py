@@ -22,6 +22,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from weakref import WeakKeyDictionary
 
 from minillm.speculation.drafts import DraftSequence
@@ -30,6 +31,7 @@ PLAIN_SAMPLES = 2  # steps without drafts that must have been timed before one w
 PLAIN_EVERY = 128  # drafting steps after which one without is timed again
 FIRST_PAUSE, LONGEST_PAUSE = 16, 2048  # steps without a draft before one is tried again
 PROBE = 2  # tokens drafted then
+WORTHWHILE = 1.02  # times as fast as without drafts; less is within what can be measured
 MEMORY = 32.0  # drafted tokens after which acceptance seen before counts 1 / e
 PRIOR, PRIOR_WEIGHT = 0.7, 2.0  # acceptance assumed of who has not been seen
 
@@ -67,7 +69,9 @@ class Times:
         self._points[size] = known_rows + 0.2 * (rows - known_rows), seconds
         self._samples[size] = self._samples.get(size, 0) + 1
         points = sorted(self._points.values())
-        self._rows, self._seconds = [x for x, _ in points], [y for _, y in points]
+        # More rows never take less: where they seem to, the fewer were measured in a bad moment.
+        self._rows = [x for x, _ in points]
+        self._seconds = [*accumulate((y for _, y in reversed(points)), min)][::-1]
 
     def samples(self, rows: int) -> int:
         """How often about this many rows were measured."""
@@ -136,7 +140,7 @@ class Controller:
         prior = self._all.rate(PRIOR)
         rates = [self._own[s].rate(prior) if s in self._own else prior for s in sequences]
         best = max(range(self._depth + 1), key=lambda k: self._speed(rates, k))
-        if best == 0:
+        if self._speed(rates, best) < WORTHWHILE * self._speed(rates, 0):
             return self._rest(count)
         self._next_pause, self._is_probe_due = FIRST_PAUSE, False
         self._since_plain += 1

@@ -8,8 +8,9 @@
     level 0     their last row's logits are the first guess
     level 1..   each guess is fed back: one row for each path
 
-The levels are a decode loop of their own, without the engine between two tokens: where every row goes is
-known before the first, so the tensors that say so are made once for all levels.
+A level of a small model is a few dozen microseconds of arithmetic, and a step of the engine ten times that.
+So the levels never leave the drafter, and where the backend can, and nothing but chains is drafted, all of
+them, the catching up included, are a single call (`decode_ahead`).
 
 Guesses are drawn with the very noise the target will draw with (coupled sampling), or with noise of their
 own, reported with their distribution (rejection sampling).
@@ -20,29 +21,24 @@ Paper: Leviathan et al. (arXiv 2211.17192). Left out: drafts that stop when they
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from minillm.model.runner import ModelRunner, SequenceRows
-from minillm.ops.sampling import DRAFT, DRAW, SamplingBatch, best_tokens, probabilities
+from minillm.ops.sampling import DRAFT, DRAW, SamplingBatch
 from minillm.speculation.drafts import NO_DRAFT, Draft, Lookahead
+from minillm.speculation.levels import Path, draw_levels
 
 
-@dataclass
-class _Path:
-    """A path being drafted: whose it is, where, and which candidate it takes at each level."""
+@dataclass(frozen=True)
+class _Caught:
+    """One sequence's rows in this call, and how far to draft behind them: 0 if it is still behind."""
 
     lookahead: Lookahead
-    row: int  # of the logits of level 0
-    lane: list[int]
-    ranks: Sequence[int]
+    rows: SequenceRows
     depth: int
-    keys: list[int]
-    tokens: list[int] = field(default_factory=list)
 
 
 class DraftModel:
@@ -76,14 +72,14 @@ class DraftModel:
     @torch.inference_mode()
     def propose(self, lookaheads: Sequence[Lookahead]) -> list[Draft]:
         """A path in each lane; nothing for a sequence that is still being caught up with, or too long."""
-        ready, logits = self._catch_up(lookaheads)
-        paths = [path for row, lookahead in enumerate(ready) for path in self._paths(row, lookahead)]
-        paths.sort(key=lambda path: -path.depth)  # stable; so those that go on are always the first
-        if not paths:
+        caught = sorted(self._catch_up(lookaheads), key=lambda c: -c.depth)
+        if not caught:
             return [NO_DRAFT] * len(lookaheads)
-        self._part_lanes(ready)
-        probs = self._draw_levels(paths, logits)
-        return [self._draft(lookahead, paths, probs) for lookahead in lookaheads]
+        if self.runner.decoder.looks_ahead and all(map(self._is_plain, caught)):
+            drafts = self._draft_at_once(caught)
+        else:
+            drafts = self._draft_by_levels(caught)
+        return [drafts.get(id(lookahead), NO_DRAFT) for lookahead in lookaheads]
 
     def settle(self, lookahead: Lookahead, draft: Draft, lane: int, kept: int) -> None:
         """The draft's keys are right up to the last token that stands, if it was fed to the draft at all."""
@@ -92,96 +88,78 @@ class DraftModel:
             fed = len(draft.paths[lane]) - 1  # its last guess was never fed back
             sequence.num_draft_computed_tokens = sequence.num_tokens + min(fed, kept)
 
-    # Level 0 --------------------------------------------------------------------------------
-
-    def _catch_up(self, lookaheads: Sequence[Lookahead]) -> tuple[list[Lookahead], Tensor]:
-        """Feed what the draft has not seen; those who are up to date now, and their logits.
+    def _catch_up(self, lookaheads: Sequence[Lookahead]) -> list[_Caught]:
+        """What is to be fed of each sequence; the newest token at least, if there is no more.
 
         Who is nearly there goes first, and needs two tokens at most: a long prompt holds up nobody.
         """
-        budget = self._chunk + 2 * len(lookaheads)
-        batch, ready, rows = list[SequenceRows](), list[Lookahead](), list[int]()
+        budget, caught = self._chunk + 2 * len(lookaheads), list[_Caught]()
         for lookahead in sorted(lookaheads, key=_behind):
             sequence = lookahead.sequence
             start, total = sequence.num_draft_computed_tokens, sequence.num_tokens
             end = min(total, start + budget)
-            if budget == 0 or total > self._max_model_len:
+            if end == start or total > self._max_model_len:
                 continue
-            if end == total:
-                ready.append(lookahead)
-                rows.append(len(batch))
-            batch.append(SequenceRows(sequence.tokens(start, end), start, lookahead.lanes[0]))
+            depth = min(lookahead.depth, self._max_model_len - total + 1) if end == total else 0
+            rows = SequenceRows(sequence.tokens(start, end), start, lookahead.lanes[0])
+            caught.append(_Caught(lookahead, rows, depth))
             sequence.num_draft_computed_tokens = end
             budget -= end - start
-        logits = self.runner.last_logits(batch) if batch else torch.empty(0)
-        return ready, logits if len(rows) == len(batch) else logits[rows]
+        return caught
 
-    def _paths(self, row: int, lookahead: Lookahead) -> list[_Path]:
-        sequence, purpose = lookahead.sequence, DRAFT if self._with_probs else DRAW
-        depth = min(lookahead.depth, self._max_model_len - sequence.num_tokens + 1)
-        keys = sequence.noise_keys(depth, purpose)
-        lanes = zip(lookahead.lanes, self._ranks, strict=False)
-        return [_Path(lookahead, row, lane, ranks, depth, keys) for lane, ranks in lanes]
+    def _keys(self, caught: _Caught) -> list[int]:
+        return caught.lookahead.sequence.noise_keys(caught.depth, DRAFT if self._with_probs else DRAW)
 
-    def _part_lanes(self, lookaheads: Sequence[Lookahead]) -> None:
+    # Chains, all levels in one call ---------------------------------------------------------
+
+    def _is_plain(self, caught: _Caught) -> bool:
+        """Whether one path is drafted, and the sampler needs neither its tokens nor its distributions."""
+        penalty = caught.lookahead.sequence.params.repetition_penalty
+        return len(caught.lookahead.lanes) == 1 and penalty == 1.0 and not self._with_probs
+
+    def _draft_at_once(self, caught: list[_Caught]) -> dict[int, Draft]:
+        batch = SamplingBatch(
+            params=[c.lookahead.sequence.params for c in caught],
+            keys=[0] * len(caught),  # one for each level is given apart
+            seen=[()] * len(caught),
+            num_token_ids=self._num_token_ids,
+        )
+        keys, depths = [self._keys(c) for c in caught], [c.depth for c in caught]
+        tokens = self.runner.decode_ahead([c.rows for c in caught], depths, keys, batch)
+        return {id(c.lookahead): Draft([path]) for c, path in zip(caught, tokens, strict=True) if path}
+
+    # Anything, level by level ---------------------------------------------------------------
+
+    def _draft_by_levels(self, caught: list[_Caught]) -> dict[int, Draft]:
+        logits = self.runner.last_logits([c.rows for c in caught])
+        ready = [c for c in caught if c.depth]
+        paths = [path for row, c in enumerate(ready) for path in self._paths(row, c)]
+        if not paths:
+            return {}
+        self._part_lanes(ready)
+        vocab_size = self._vocab_size if self._with_probs else 0
+        probs = draw_levels(self.runner, paths, logits, self._num_token_ids, vocab_size)
+        drafts = dict[int, Draft]()
+        for c in ready:
+            rows = [row for row, path in enumerate(paths) if path.sequence is c.lookahead.sequence]
+            drawn_from = torch.stack([level[rows[0]] for level in probs[: c.depth]]) if probs else None
+            drafts[id(c.lookahead)] = Draft([paths[row].tokens for row in rows], drawn_from)
+        return drafts
+
+    def _paths(self, row: int, caught: _Caught) -> list[Path]:
+        sequence, keys = caught.lookahead.sequence, self._keys(caught)
+        lanes = zip(caught.lookahead.lanes, self._ranks, strict=False)
+        return [Path(sequence, row, lane, ranks, caught.depth, keys) for lane, ranks in lanes]
+
+    def _part_lanes(self, ready: Sequence[_Caught]) -> None:
         """Give every other lane the block that holds the newest token."""
         source, destination, size = list[int](), list[int](), self.runner.block_size
-        for lookahead in lookaheads:
-            block = (lookahead.sequence.num_tokens - 1) // size
-            source += [lookahead.lanes[0][block]] * (len(lookahead.lanes) - 1)
-            destination += [lane[block] for lane in lookahead.lanes[1:]]
+        for c in ready:
+            block, lanes = (c.lookahead.sequence.num_tokens - 1) // size, c.lookahead.lanes
+            source += [lanes[0][block]] * (len(lanes) - 1)
+            destination += [lane[block] for lane in lanes[1:]]
         if source:
             self.runner.copy_blocks(source, destination)
-
-    # All levels -----------------------------------------------------------------------------
-
-    def _draw_levels(self, paths: list[_Path], logits: Tensor) -> list[Tensor]:
-        """Give every path its tokens, level by level; the levels' distributions, where they are wanted."""
-        rows = [(path.lookahead.sequence.num_tokens, path.lane, path.depth - 1) for path in paths]
-        steps = self.runner.step_metadata(rows)
-        order = [path.row for path in paths]
-        logits = logits if order == list(range(len(logits))) else logits[order]
-        probs, ids = list[Tensor](), torch.empty(0)
-        for level in range(paths[0].depth):
-            paths = [path for path in paths if path.depth > level]
-            if level:
-                logits = self.runner.step_logits(ids[: len(paths)], steps[level - 1])
-            batch = SamplingBatch(
-                params=[path.lookahead.sequence.params for path in paths],
-                keys=[path.keys[level] for path in paths],
-                seen=[self._seen(path) for path in paths],
-                num_token_ids=self._num_token_ids,
-            )
-            ids = self._choose(logits, batch, [path.ranks[level] for path in paths])
-            if self._with_probs:
-                probs.append(self._widen(probabilities(logits, batch)))
-            for path, token_id in zip(paths, ids.tolist(), strict=True):
-                path.tokens.append(token_id)
-        return probs
-
-    def _seen(self, path: _Path) -> list[int]:
-        seen = path.lookahead.sequence.seen_token_ids
-        return seen + path.tokens if seen else seen
-
-    def _choose(self, logits: Tensor, batch: SamplingBatch, ranks: list[int]) -> Tensor:
-        """The candidate of each row that its path takes: int64 [rows]."""
-        most = max(ranks)
-        if most == 0:
-            return self.runner.decoder.ops.sample(logits, batch)
-        best = best_tokens(logits, batch, most + 1)
-        return best[torch.arange(len(ranks)), torch.tensor(ranks)]
-
-    def _widen(self, probs: Tensor) -> Tensor:
-        """As wide as the target's vocabulary; both end in padding that is never drawn."""
-        return F.pad(probs, (0, self._vocab_size - probs.shape[1]))
-
-    def _draft(self, lookahead: Lookahead, paths: list[_Path], probs: list[Tensor]) -> Draft:
-        own = [(row, path) for row, path in enumerate(paths) if path.lookahead is lookahead]
-        if not own:
-            return NO_DRAFT
-        row, first = own[0]
-        drawn_from = torch.stack([level[row] for level in probs[: first.depth]]) if probs else None
-        return Draft([path.tokens for _, path in own], drawn_from)
 
 
 def _behind(lookahead: Lookahead) -> int:

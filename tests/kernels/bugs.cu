@@ -1,6 +1,7 @@
 // One bug per kernel, and beside it what the simulator must say of that very line:
 //   BUG kind       the error's kind and line, in both flavours
 //   BUG-CHECK kind only the check flavour sees it
+//   BUG-ASAN what  only the asan flavour sees it, and calls it that; it also sees all that is out of bounds
 //   OTHER          the line that the message must name as the other half
 
 #include "dialect.h"
@@ -117,6 +118,13 @@ __global__ void a_row_too_many(float* y) {
   y[threadIdx.x] = other[threadIdx.x];
 }
 
+__global__ void past_a_shared_array(float* y) {
+  SHARED(float, row, [32]);
+  float* all = row;
+  all[threadIdx.x + 1] = 1;  // BUG out_of_bounds past_a_shared_array
+  y[threadIdx.x] = all[threadIdx.x + 1];
+}
+
 __global__ void misaligned(const float* x, float* y) {
   store_wide(y + 4 * threadIdx.x, load_wide<Vec<float, 4>>(x + 4 * threadIdx.x + 1));  // BUG misaligned misaligned
 }
@@ -125,6 +133,25 @@ __global__ void too_much_shared(float* y) {
   SHARED(float, big, [64 * 1024]);  // BUG shared_memory too_much_shared
   big[threadIdx.x] = 0;
   y[threadIdx.x] = big[threadIdx.x];
+}
+
+__device__ __attribute__((noinline)) float element(const float* array, int i) {
+  return array[i];  // BUG-ASAN stack-buffer-overflow past_a_local_array
+}
+
+__global__ void past_a_local_array(const float* x, float* y) {
+  float mine[8];
+  for (int i = 0; i < 8; i++) mine[i] = x[i];
+  y[threadIdx.x] = element(mine, threadIdx.x % 9);
+}
+
+__global__ void an_index_of_32_bits(float* y) {
+  int at = static_cast<int>(threadIdx.x) * (1 << 28);  // BUG-ASAN signed integer overflow an_index_of_32_bits
+  y[threadIdx.x] = at;
+}
+
+__global__ void shifted_too_far(float* y) {
+  y[threadIdx.x] = 1u << (threadIdx.x + 1);  // BUG-ASAN shift exponent shifted_too_far
 }
 
 // ---- right ones that look like wrong ones: nothing may be said of them -------------------------
@@ -149,6 +176,16 @@ __global__ void right_syncwarp(const float* x, float* y) {
 }
 
 __global__ void right_sharing(const float* x, float* y) { y[blockIdx.x * 64 + threadIdx.x] = x[0]; }
+
+__global__ void right_local_arrays(const float* x, float* y) {
+  float mine[8];
+  for (int i = 0; i < 8; i++) mine[i] = x[i] + threadIdx.x;
+  __syncthreads();  // another thread's stack runs now
+  float sum = 0;
+  for (int i = 0; i < 8; i++) sum += __shfl_xor_sync(0xffffffff, mine[i], 1 + i);
+  __syncthreads();
+  y[blockIdx.x * 64 + threadIdx.x] = sum + mine[threadIdx.x % 8];
+}
 
 __global__ void right_early_return(float* y) {
   if (threadIdx.x >= 32) return;
@@ -178,9 +215,14 @@ OUT(spins, 1, 32)
 ONE(one_too_far, 4, 64)
 ONE(before_the_start, 1, 64)
 OUT(a_row_too_many, 1, 32)
+OUT(past_a_shared_array, 1, 32)
 ONE(misaligned, 1, 32)
 OUT(too_much_shared, 1, 64)
+ONE(past_a_local_array, 1, 32)
+OUT(an_index_of_32_bits, 1, 32)
+OUT(shifted_too_far, 1, 32)
 ONE(right_barriers, 1, 64)
 ONE(right_syncwarp, 1, 64)
 ONE(right_sharing, 4, 64)
+ONE(right_local_arrays, 2, 64)
 OUT(right_early_return, 1, 64)

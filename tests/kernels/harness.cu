@@ -14,6 +14,16 @@ extern "C" void run(const float* q, const float* k_cache, const float* v_cache, 
                         num_heads, num_kv_heads, head_dim, block_size, scale, window, DType::f32};
   LAUNCHER(args, nullptr);
 }
+#elif defined(IS_NAIVE)
+extern "C" void run(const float* q, const float* k_cache, const float* v_cache, float* out, const int* block_table,
+                    const int* query_start, const int* kv_len, int num_seqs, int max_blocks, int num_tokens, int q_stride,
+                    int num_heads, int num_kv_heads, int head_dim, int block_size, float scale, int window,
+                    float* scores, float* sums, int max_kv_len) {
+  AttentionArgs args = {q, q_stride, k_cache, v_cache, out,
+                        {block_table, query_start, kv_len, num_seqs, max_blocks, num_tokens},
+                        num_heads, num_kv_heads, head_dim, block_size, scale, window, DType::f32};
+  attention_v1(args, {scores, sums, max_kv_len}, nullptr);
+}
 #elif defined(IS_NORM)
 extern "C" void run(const float* x, const float* residual, const float* weight, float* y, float* sum, int rows, int size) {
   rms_norm({x, residual, weight, y, sum, rows, size, 1e-5f, DType::f32}, nullptr);

@@ -1,7 +1,7 @@
 """The CUDA kernels of csrc/cuda on a CPU, counted and checked: the simulator in csrc/simt."""
 
 from minillm.ops.simt.library import KernelLibrary, compile_kernels
-from minillm.ops.simt.machine import Counters, Profile, SimtError, flavour, profile, schedule
+from minillm.ops.simt.machine import Counters, Profile, SimtError, flavour, flavours, profile, schedule
 from minillm.ops.simt.ops import SimtOps
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "SimtOps",
     "compile_kernels",
     "flavour",
+    "flavours",
     "profile",
     "schedule",
 ]

@@ -6,10 +6,13 @@
 
 Two kinds of flags, because the machine must not watch itself. Kernels are compiled with -O1, which
 leaves nearly every load and store where the source has it: what is counted is what is written there.
+Which observer they are compiled for is the flavour's choice (sanitizer.py says what `asan` needs):
+
+    fast, check   the hooks of csrc/simt/hooks.cpp, by way of -fsanitize=thread
+    asan          AddressSanitizer and UBSan; no compiler combines the two
 
     CXX                the compiler, as for the CPU kernels
-    MINILLM_SANITIZE   1 compiles kernels with UBSan as well: what the simulator's own checks of memory do
-                       not see (shifts, overflows, a thread's local arrays)
+    MINILLM_SANITIZE   1: the flavour of this process is asan
     addr2line          (binutils, optional) turns an address in a kernel into a line
 """
 
@@ -19,36 +22,37 @@ import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
-from minillm.ops.building import BuildFailed, sanitizing, torch_folder
-from minillm.ops.linking import BINDING, COMMON, Unit, build, csrc
+from minillm.ops.building import SANITIZE, BuildFailed, sanitizing, torch_folder
+from minillm.ops.linking import BINDING, COMMON, Library, Unit, csrc
 
 MACHINE = [*COMMON, "-O2"]
-KERNEL = [*COMMON, "-x", "c++", "-O1", "-fsanitize=thread", "-Wno-unknown-pragmas"]
+# DWARF 4: of clang's DWARF 5 binutils 2.40 reads no inlined functions, and so the wrong lines.
+KERNEL = [*COMMON, "-x", "c++", "-O1", "-gdwarf-4", "-Wno-unknown-pragmas"]
 
 
-def build_machine() -> Path:
-    """The simulator itself, as a Python module named like its file.
+def machine_library() -> Library:
+    """The simulator itself, a Python module named like its file.
 
     Raises:
-        BuildFailed: no compiler, no sources, or the compiler's complaint.
+        BuildFailed: the sources are not there.
     """
     includes = ["-isystem", str(torch_folder() / "include"), "-isystem", sysconfig.get_paths()["include"]]
     flags = [*MACHINE, "-DMINILLM_MODULE=simt_machine", *includes]
-    return build("simt", [Unit(path, flags) for path in sorted((csrc() / "simt").glob("*.cpp"))])
+    return Library("simt", [Unit(path, flags) for path in sorted((csrc() / "simt").glob("*.cpp"))])
 
 
-def build_ops() -> Path:
+def ops_library() -> Library:
     """All of csrc/cuda with its torch binding, for CPU tensors.
 
     Raises:
-        BuildFailed: no compiler, no sources, or the compiler's complaint.
+        BuildFailed: the sources are not there.
     """
     folder, torch_include = csrc() / "cuda", ["-isystem", str(torch_folder() / "include")]
     bound = [*MACHINE, *BINDING, "-DMINILLM_SIMT", *torch_include]
     units = [Unit(folder / "bind.cpp", bound)]
-    units += [Unit(path, [*KERNEL, *_sanitizer()]) for path in sorted(folder.glob("*.cu"))]
-    libraries = ["-L" + str(torch_folder() / "lib"), "-ltorch_cpu", *_sanitizer()]
-    return build("simt-ops", units, libraries)
+    units += [Unit(path, [*KERNEL, *_observer()]) for path in sorted(folder.glob("*.cu"))]
+    libraries = ["-L" + str(torch_folder() / "lib"), "-ltorch_cpu", *_runtime()]
+    return Library("simt-ops", units, libraries)
 
 
 def build_kernels(source: Path, flags: Sequence[str] = (), folder: Path | None = None) -> Path:
@@ -59,9 +63,17 @@ def build_kernels(source: Path, flags: Sequence[str] = (), folder: Path | None =
     """
     if not source.is_file():
         raise BuildFailed(f"{source} is not a file")
-    unit = Unit(source.resolve(), [*KERNEL, *_sanitizer(), "-I", str(csrc() / "cuda"), *flags])
-    return build(source.stem, [unit], _sanitizer(), folder)
+    unit = Unit(source.resolve(), [*KERNEL, *_observer(), "-I", str(csrc() / "cuda"), *flags])
+    return Library(source.stem, [unit], _runtime(), folder).build()
 
 
-def _sanitizer() -> list[str]:
-    return ["-fsanitize=undefined", "-fno-sanitize-recover=undefined"] if sanitizing() else []
+def _observer() -> list[str]:
+    """Flags for kernels: who is told of each access."""
+    if not sanitizing():
+        return ["-fsanitize=thread"]
+    return [*SANITIZE, "-fno-omit-frame-pointer", "-DSIMT_ASAN"]
+
+
+def _runtime() -> list[str]:
+    """Flags to link kernels with. The hooks are the machine's and need none."""
+    return SANITIZE if sanitizing() else []

@@ -6,6 +6,8 @@ with flavour("check"):            # also looks for races, uninitialised reads, u
 p["attention_v2"].global_read_bytes; p.shared_wavefronts
 
 with schedule(reverse=True): ...  # blocks, warps and lanes in another order
+
+A third flavour, "asan", needs a process of its own (sanitizer.py): there is no other in it, and no profile.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from minillm.errors import MinillmError, UsageError
-from minillm.ops.simt.build import build_machine
+from minillm.ops.building import sanitizing
+from minillm.ops.sanitizer import require_preloaded
+from minillm.ops.simt.build import machine_library
 
-FLAVOURS = ("fast", "check")
+FLAVOURS = ("fast", "check", "asan")
 # Frames that are never the culprit: the words of the dialect themselves.
 _DIALECT = ("simt.h", "dialect.h", "dialect_cuda.h", "numbers.h")
 _lock = threading.Lock()
@@ -116,9 +120,11 @@ def machine() -> Any:
 
     Raises:
         BuildFailed: it cannot be compiled here.
+        UsageError: the process asks for sanitizers and has none.
     """
+    require_preloaded()
     with _lock:
-        path = build_machine()
+        path = machine_library().build()
         # Kernel libraries find the machine's functions among the process's global symbols.
         ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
         loader = ExtensionFileLoader("simt_machine", str(path))
@@ -132,7 +138,13 @@ def machine() -> Any:
 
 @contextlib.contextmanager
 def profile() -> Iterator[Profile]:
-    """Count what the kernels inside the `with` move. Profiles do not nest."""
+    """Count what the kernels inside the `with` move. Profiles do not nest.
+
+    Raises:
+        UsageError: the flavour is "asan", where nobody counts.
+    """
+    if sanitizing():
+        raise UsageError("the asan flavour counts nothing", "profile without MINILLM_SANITIZE")
     counts = Profile()
     machine().start_profile()
     try:
@@ -141,15 +153,23 @@ def profile() -> Iterator[Profile]:
         counts.finish(machine().stop_profile())
 
 
+def flavours() -> tuple[str, ...]:
+    """Those that this process can run: "asan" alone where MINILLM_SANITIZE is 1, elsewhere the others."""
+    return FLAVOURS[2:] if sanitizing() else FLAVOURS[:2]
+
+
 @contextlib.contextmanager
 def flavour(name: str) -> Iterator[None]:
     """Run kernels "fast" (bounds, alignment, barriers) or with "check" (also the order of accesses).
 
     Raises:
-        UsageError: neither of the two.
+        UsageError: there is none of this name, or not in this process.
     """
     if name not in FLAVOURS:
-        raise UsageError(f"there is no flavour {name!r}", f"use {' or '.join(FLAVOURS)}")
+        raise UsageError(f"there is no flavour {name!r}", f"use {', '.join(FLAVOURS[:-1])} or {FLAVOURS[-1]}")
+    if name not in flavours():
+        hint = "unset MINILLM_SANITIZE" if sanitizing() else "bash scripts/sanitize.sh runs tests in it"
+        raise UsageError(f"flavour {name!r} cannot run in this process", hint)
     before = machine().set_check(name == "check")
     try:
         yield

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from minillm.ops.cuda import CudaOps, register_fakes
-from minillm.ops.simt.build import build_ops
+from minillm.ops.simt.build import ops_library
 from minillm.ops.simt.machine import machine, raise_error
 
 
@@ -43,7 +43,7 @@ def load_ops() -> Path:
         BuildFailed: they cannot be compiled here.
     """
     machine()  # first: the library's symbols are looked up in it
-    path = build_ops()
+    path = ops_library().build()
     torch.ops.load_library(str(path))
     register_fakes(SimtOps.namespace)
     return path

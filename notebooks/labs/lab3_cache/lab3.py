@@ -62,6 +62,35 @@ class BlockTable:
         # Stuck? minillm labs hint 3.4
         raise NotImplementedError("Lab 3.4 BlockTable.fork; hint: minillm labs hint 3.4")
 
+    def truncate(self, num_tokens: int) -> int:
+        """Give back the blocks behind the first `num_tokens` tokens; returns how many."""
+        keep = blocks_for(num_tokens, self._pool.block_size)
+        behind = self.block_ids[keep:]
+        self.block_ids = self.block_ids[:keep]
+        self._pool.free(behind)
+        return len(behind)
+
+    def branch(self, start: int, num_tokens: int) -> list[int]:
+        """Blocks of another future of this sequence, which parts from it at position `start`.
+
+            table     [ 5 ][ 2 ][ 7 ][ 9 ]        start lies in block 7: the branch has its own from there
+            branch    [ 5 ][ 2 ][ 4 ][ 1 ]        on (4 must be given what 7 holds up to `start`)
+
+        Returns:
+            Its own block ids, for tokens `start` to `num_tokens`; the table is unchanged.
+
+        Raises:
+            OutOfBlocks: the pool cannot give them.
+        """
+        size = self._pool.block_size
+        return self._pool.allocate(blocks_for(num_tokens, size) - start // size)
+
+    def adopt(self, start: int, own: list[int]) -> list[int]:
+        """Let the branch that parts at `start` be the sequence; returns the blocks of the other future."""
+        shared = start // self._pool.block_size
+        before, self.block_ids = self.block_ids[shared:], self.block_ids[:shared] + own
+        return before
+
     def release(self) -> None:
         """Give every block back to the pool."""
         self._pool.free(self.block_ids)

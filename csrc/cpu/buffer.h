@@ -1,0 +1,26 @@
+// Memory for rows of numbers between two kernels: [rows, size] of the storage type, aligned for whole registers.
+
+#pragma once
+
+#include <new>
+
+#include "kernels.h"
+
+namespace minillm {
+
+inline int64_t width_of(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
+
+class Buffer {
+ public:
+  Buffer(int64_t rows, int64_t size, int64_t width)
+      : memory_(::operator new(rows * size * width, std::align_val_t{64})) {}
+  ~Buffer() { ::operator delete(memory_, std::align_val_t{64}); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  void* get() const { return memory_; }
+
+ private:
+  void* memory_;
+};
+
+}  // namespace minillm

@@ -1,0 +1,81 @@
+"""`minillm doctor`: what this machine has, what minillm will use of it, and what to do about the rest.
+
+A report, not a gate: a missing compiler or GPU is a fact about the machine, and the reference backend
+runs without either. Only what minillm cannot run without (Python, torch) is a *problem* and sets the
+exit code. Nothing here may fail on a broken machine, since that is when it is needed: torch is imported
+late, and an import that fails is a line in the table.
+
+    check.py        one line of the report
+    python.py       Python and torch
+    machine.py      processor, memory, GPUs
+    toolchains.py   compilers, CUDA, the simulator
+    parts.py        models, backend, optional packages
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from minillm.cli.doctor import machine, parts, python, toolchains
+from minillm.cli.doctor.check import Check, Status
+
+STYLES: dict[Status, str] = {"ok": "green", "info": "cyan", "missing": "yellow", "problem": "bold red"}
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add `doctor` to the command line."""
+    parser = subparsers.add_parser("doctor", help="check this machine: torch, compilers, GPUs, models")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report to stdout; 1 if something minillm needs is broken, else 0."""
+    checks = collect()
+    healthy = all(check.status != "problem" for check in checks)
+    if args.json:
+        print(json.dumps({"ok": healthy, "checks": [asdict(check) for check in checks]}, indent=2))
+    else:
+        print_table(checks)
+    return 0 if healthy else 1
+
+
+def print_table(checks: list[Check]) -> None:
+    """Print the checks as a table, what to do under the value where there is something to do."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("check", "status", "value", title="minillm doctor", title_justify="left")
+    for check in checks:
+        # Text, not str: rich would read a path with [brackets] as markup.
+        value = Text(check.value, overflow="fold")
+        if check.advice:
+            value.append(f"\n-> {check.advice}", style="dim")
+        table.add_row(Text(check.name), Text(check.status, style=STYLES[check.status]), value)
+    Console().print(table)
+
+
+def collect() -> list[Check]:
+    """Every check, in the order a reader wants them: what runs, on what, and what could be added."""
+    torch, torch_error = python.import_torch()
+    return [
+        python.check_python(sys.version_info[:3]),
+        python.check_minillm(),
+        python.check_torch(torch, torch_error),
+        machine.check_cpu(),
+        machine.check_threads(torch),
+        machine.check_memory(),
+        machine.check_gpu(torch),
+        toolchains.check_compiler(),
+        toolchains.check_nvcc(),
+        toolchains.check_cuda_kernels(torch),
+        toolchains.check_simulator(torch),
+        *map(parts.check_model, parts.ZOO_MODELS),
+        parts.check_backend(torch),
+        *(parts.check_package(name, purpose) for name, purpose in parts.OPTIONAL_PACKAGES.items()),
+    ]

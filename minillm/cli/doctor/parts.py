@@ -1,0 +1,65 @@
+"""minillm's own parts: the models that ship, the backend that "auto" takes, and what could be added."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+from types import ModuleType
+
+from minillm.cli.doctor.check import Check
+from minillm.cli.doctor.python import package_dir
+
+ZOO_MODELS = ("storyteller-6m", "storyteller-1m")
+OPTIONAL_PACKAGES = {
+    "matplotlib": 'plots: pip install "minillm[plots]"',
+    "jupytext": 'notebooks: pip install "minillm[notebooks]"',
+    "transformers": "comparison with Hugging Face: pip install transformers",
+}
+
+
+def check_model(name: str) -> Check:
+    """A model that ships with the package."""
+    folder = package_dir() / "zoo" / name
+    if (folder / "config.json").is_file():
+        return Check(f"model {name}", "ok", str(folder))
+    return Check(f"model {name}", "missing", f"not in {folder}", "reinstall minillm, or give --model FOLDER")
+
+
+def check_backend(torch: ModuleType | None) -> Check:
+    """The backend that `backend="auto"` takes, and why; nothing is compiled for the answer."""
+    if torch is None:
+        return Check("backend", "missing", "unknown", "repair torch first")
+    if torch.cuda.is_available():
+        advice = 'backend="native" takes the CUDA kernels, which no GPU has tried yet'
+        return Check("backend", "ok", "reference (PyTorch) on the GPU", advice)
+    from minillm.ops import building
+
+    try:
+        library, compiler = building.find_library(), building.find_compiler()
+    except (building.BuildFailed, OSError) as error:
+        return Check("backend", "missing", f"reference (PyTorch): {error}", "reinstall minillm")
+    if library is not None:
+        path = os.environ.get("MINILLM_CPU_PATH") or "the best code path this processor has"
+        return Check("backend", "ok", f"native (CPU kernels compiled: {library}), {path}")
+    if compiler is None:
+        advice = "with a C++ compiler the kernels are compiled on first use"
+        return Check("backend", "missing", "reference (PyTorch): there is no C++ compiler", advice)
+    where = building.cache_folder()
+    return Check("backend", "ok", f"native: the CPU kernels are compiled on first use, into {where}")
+
+
+def check_package(name: str, purpose: str) -> Check:
+    """An optional Python package; `purpose` says what it is for and how to get it."""
+    # Not by importing: transformers alone takes seconds.
+    if importlib.util.find_spec(name) is None:
+        return Check(name, "info", "not installed", purpose)
+    return Check(name, "ok", installed_version(name))
+
+
+def installed_version(name: str) -> str:
+    """The version pip knows; a package can also be there without pip."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown version"

@@ -1,0 +1,73 @@
+"""What compiles kernels here: a C++ compiler, nvcc; and what of csrc/cuda can be run, on a GPU or simulated.
+
+Nothing is compiled for an answer. What needs torch to know is asked only where torch works.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+from minillm.cli.doctor.check import Check
+from minillm.ops import building, cuda_toolkit, sanitizer
+
+GET_COMPILER = "Debian, Ubuntu: apt install g++; macOS: xcode-select --install"
+
+
+def check_compiler() -> Check:
+    """The first C++ compiler that runs, as the kernels' builder finds it."""
+    compiler = building.find_compiler()
+    if compiler is None:
+        return Check("c++ compiler", "missing", "none", GET_COMPILER)
+    return Check("c++ compiler", "ok", f"{compiler.path}: {compiler.version}")
+
+
+def check_nvcc() -> Check:
+    """The CUDA compiler, believed only where its headers are."""
+    cuda = cuda_toolkit.find_cuda()
+    if cuda is None:
+        return Check("nvcc", "info", "none", "only for building CUDA kernels: install the CUDA toolkit")
+    return Check("nvcc", "ok", f"{cuda / 'bin' / 'nvcc'}: release {cuda_toolkit.nvcc_version(cuda)}")
+
+
+def check_cuda_kernels(torch: ModuleType | None) -> Check:
+    """csrc/cuda for a real GPU: needs nvcc to be compiled, and a GPU to run."""
+    name = "cuda kernels"
+    if torch is None:
+        return Check(name, "missing", "unknown", "repair torch first")
+    has_gpu = torch.cuda.is_available()
+    if cuda_toolkit.find_cuda() is None:
+        advice = "to try them on this GPU install the CUDA toolkit, with nvcc"
+        return Check(
+            name, "missing" if has_gpu else "info", "not compiled: no nvcc", advice if has_gpu else ""
+        )
+    from minillm.ops import cuda_build
+
+    targets = " ".join(f"sm_{arch}" for arch in cuda_build.wanted_architectures())
+    try:
+        where = _built_or_not(cuda_build.cuda_library().path())
+    except (building.BuildFailed, OSError) as error:
+        return Check(name, "missing", f"not compiled: {error}", GET_COMPILER)
+    if not has_gpu:
+        return Check(name, "info", f"{where}, for {targets}; no GPU here to run them")
+    return Check(name, "ok", f'{where}, for {targets}; backend="native" takes them')
+
+
+def check_simulator(torch: ModuleType | None) -> Check:
+    """csrc/cuda on the CPU: whether it can be had, and in which flavours."""
+    if torch is None:
+        return Check("simulator", "missing", "unknown", "repair torch first")
+    from minillm.ops.simt import build
+
+    try:
+        machine, kernels = build.machine_library().path(), build.ops_library().path()
+    except (building.BuildFailed, OSError) as error:
+        return Check("simulator", "missing", f"not compiled: {error}", GET_COMPILER)
+    where = _built_or_not(kernels if machine.is_file() else machine)
+    asan = "asan (scripts/sanitize.sh)" if sanitizer.preload() else "no asan (that needs g++ and libasan)"
+    return Check("simulator", "ok", f"{where}; flavours fast, check, {asan}")
+
+
+def _built_or_not(library: Path) -> str:
+    done = library.is_file()
+    return f"compiled: {library}" if done else f"compiled on first use, into {library.parent}"

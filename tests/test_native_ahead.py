@@ -1,0 +1,144 @@
+"""Several decode steps in one call, and the look for broken logits: the same as one op at a time.
+
+`decode_ahead` is held against the loop it replaces, `forward`, `logits` and `sample`, bit for bit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from minillm import SamplingParams
+from minillm.model.runner import ModelRunner, SequenceRows
+from minillm.ops.native import NativeOps
+from minillm.ops.reference import ReferenceOps
+from minillm.ops.sampling import SamplingBatch, noise_key
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama": tiny.config(num_hidden_layers=3),
+    "tied": tiny.config(tie_word_embeddings=True),
+    "window": tiny.mistral_config(7),
+    "qk norm": tiny.config(
+        architectures=["Qwen3ForCausalLM"], model_type="qwen3", head_dim=16, num_attention_heads=4
+    ),
+}
+KINDS = [
+    {"temperature": 0.0},
+    {"temperature": 1.0},
+    {"temperature": 0.7, "top_k": 9, "top_p": 0.9, "min_p": 0.01},
+]
+
+
+def weights(config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    tensors = tiny.weights(config, scale=0.2)
+    if config["model_type"] == "qwen3":
+        for i in range(config["num_hidden_layers"]):
+            for name in ("q_norm", "k_norm"):
+                tensors[f"model.layers.{i}.self_attn.{name}.weight"] = 1 + torch.randn(16) / 4
+    return tensors
+
+
+def runner_of(folder: Path, dtype: str) -> ModelRunner:
+    runner = tiny.load(folder, backend="native", dtype=dtype).engine.runner
+    for tensor in (*runner.cache.k, *runner.cache.v):
+        tensor.fill_(float("nan"))
+    return runner
+
+
+def sequences(count: int) -> tuple[list[SequenceRows], list[int]]:
+    """Ragged rows with pages of their own, and how many tokens to draw for each, falling."""
+    rows, depths, block = [], [], 0
+    for i in range(count):
+        length = (1, 5, 17, 2, 33)[i % 5]
+        rows.append(
+            SequenceRows([(7 * i + j) % 300 for j in range(length)], 0, [block + 1, block, block + 2])
+        )
+        depths.append(max(0, 6 - i // 2))
+        block += 3
+    return rows, depths
+
+
+def one_by_one(
+    runner: ModelRunner, rows: list[SequenceRows], depths: list[int], keys: list[list[int]], params: Any
+) -> list[list[int]]:
+    """The loop: every token by ops of its own."""
+    drawn = [list[int]() for _ in rows]
+    batch = rows
+    for level in range(max(depths)):
+        logits = runner.last_logits(batch)
+        alive = [i for i, depth in enumerate(depths) if depth > level]
+        own = [keys[i][level] for i in alive]
+        sampling = SamplingBatch([params[i] for i in alive], own, [()] * len(alive), 300)
+        tokens = runner.decoder.ops.sample(logits[: len(alive)], sampling).tolist()
+        for i, token in zip(alive, tokens, strict=True):
+            drawn[i].append(token)
+        going = [i for i, depth in enumerate(depths) if depth > level + 1]
+        batch = [SequenceRows(drawn[i][-1:], rows[i].end + level, rows[i].block_ids) for i in going]
+    return drawn
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_tokens_are_those_of_one_step_at_a_time(
+    native_ops: NativeOps, tmp_path: Path, shape: str, dtype: str, count: int
+) -> None:
+    folder = tiny.make_folder(tmp_path / "model", SHAPES[shape], tensors=weights(SHAPES[shape]))
+    rows, depths = sequences(count)
+    params = [SamplingParams(**KINDS[i % 3]) for i in range(count)]
+    keys = [[noise_key(i, 0, level) for level in range(depth)] for i, depth in enumerate(depths)]
+    looped, ahead = runner_of(folder, dtype), runner_of(folder, dtype)
+    expected = one_by_one(looped, rows, depths, keys, params)
+    sampling = SamplingBatch(params, [0] * count, [()] * count, 300)
+    assert ahead.decode_ahead(rows, depths, keys, sampling) == expected
+    assert [len(tokens) for tokens in expected] == depths
+    written = [(looped.cache.k, ahead.cache.k), (looped.cache.v, ahead.cache.v)]
+    for ours, theirs in written:  # keys and values, NaN where nothing was written, are the same bits too
+        assert all(
+            torch.equal(a.view(-1).nan_to_num(9.0), b.view(-1).nan_to_num(9.0))
+            for a, b in zip(ours, theirs, strict=True)
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"depths": [2, 3]}, "depths rise"),
+        ({"depths": [40, 1]}, "needs 3 blocks, its table has 2"),
+        ({"blocks": [0, 9999], "depths": [20, 1]}, "block 9999"),
+        ({"ids": [400]}, "id 400"),
+        ({"num_token_ids": 999}, "num_token_ids is 999"),
+        ({"penalty": 1.5}, "repetition penalties"),
+        ({"depths": [300, 1], "blocks": list(range(20))}, "position"),
+    ],
+    ids=str,
+)
+def test_what_would_read_or_write_elsewhere_is_refused(
+    folder: Path, changes: dict[str, Any], says: str
+) -> None:
+    llm = tiny.load(folder, backend="native", max_model_len=256)
+    blocks = changes.get("blocks", [0, 1])
+    rows = [SequenceRows(changes.get("ids", [5]), 0, blocks), SequenceRows([6], 0, blocks)]
+    depths = changes.get("depths", [3, 1])
+    params = [SamplingParams(repetition_penalty=changes.get("penalty", 1.0))] * 2
+    batch = SamplingBatch(params, [0, 0], [(), ()], changes.get("num_token_ids", 300))
+    with pytest.raises(RuntimeError, match=says):
+        llm.engine.runner.decode_ahead(rows, depths, [[1] * depth for depth in depths], batch)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_broken_rows_are_found(native_ops: NativeOps, dtype: torch.dtype) -> None:
+    for width in (1, 7, 64, 4097):
+        logits = torch.randn(40, width).to(dtype) * 100
+        logits[3] = torch.finfo(dtype).max
+        logits[4] = -torch.finfo(dtype).tiny
+        for row, value in ((5, "nan"), (17, "inf"), (38, "-inf")):
+            logits[row, (row * 31) % width] = float(value)
+        found = native_ops.finite_rows(logits)
+        assert torch.equal(found, ReferenceOps().finite_rows(logits))
+        assert (~found).nonzero().flatten().tolist() == [5, 17, 38]
+    assert native_ops.finite_rows(torch.empty(0, 8, dtype=dtype)).tolist() == []
