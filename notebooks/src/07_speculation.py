@@ -447,7 +447,7 @@ def predicted(name, k):
 
 
 def in_turns(engines, prompts, params, rounds):
-    """{name: (tokens per second, best of the rounds; what became of the drafts)}. In turns: noise hits all."""
+    """{name: (tokens per second of the best round, its drafts)}. In turns, so that noise hits all."""
     best_of = {}
     for llm in engines.values():
         llm.generate([prompts[0]], greedy(8))  # warm up
@@ -503,9 +503,10 @@ plt.show()
 # beside it and a few more rows are nearly free for longer. And there is a best $k$: further guesses seldom
 # stand and always cost.
 #
-# Measured is below predicted, most where the model is small, and the last line of each says where the time
-# is: a step also draws every token, walks and keeps books; the draft catches up with tokens it has not
-# read; and passes that take turns find less in the caches than the one that ran over and over in 7.1.
+# Where measured is below predicted, the last line of each says where the time is: a step also draws every
+# token, walks and keeps books; the draft catches up with tokens it has not read; and passes that take turns
+# find less in the caches than the one that ran over and over in 7.1. (On a busy machine the two can part either
+# way.)
 #
 # **Guesses without a model.** An answer that copies from its prompt can be guessed by looking up: what
 # followed these two to four tokens the last time? That costs nothing. (Our model is too small to copy a
