@@ -505,8 +505,8 @@ plt.show()
 #
 # Where measured is below predicted, the last line of each says where the time is: a step also draws every
 # token, walks and keeps books; the draft catches up with tokens it has not read; and passes that take turns
-# find less in the caches than the one that ran over and over in 7.1. (On a busy machine the two can part either
-# way.)
+# find less in the caches than the one that ran over and over in 7.1. (On a busy machine the two can part
+# either way.)
 #
 # **Guesses without a model.** An answer that copies from its prompt can be guessed by looking up: what
 # followed these two to four tokens the last time? That costs nothing. (Our model is too small to copy a
