@@ -152,7 +152,8 @@ class Engine:
         """
         self.events.step += 1
         started = time.perf_counter()
-        self._late += self._collect({request.group_id for request in self._take_incoming()})
+        if ended := self._take_incoming():
+            self._late += self._collect({request.group_id for request in ended})
         plan = self.scheduler.schedule(started)
         try:
             changed = self.executor.execute(plan)

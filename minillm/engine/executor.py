@@ -49,6 +49,7 @@ class Executor:
         self._memory, self._scheduler, self._events, self._groups = memory, scheduler, events, groups
         self._speculation = speculation
 
+    @torch.inference_mode()  # once for the step: entering it for every pass adds up
     def execute(self, plan: StepPlan) -> list[Request]:
         """Run a step as planned; returns the requests that got a token or failed.
 
@@ -154,7 +155,6 @@ class Executor:
                 return count + 1
         return len(tokens)
 
-    @torch.inference_mode()
     def _logprobs_of(self, verdicts: list[Verdict], logits: Tensor) -> dict[Request, list[dict[int, float]]]:
         """Log-probabilities of the tokens of the verdicts whose requests want them."""
         wanted = [v for v in verdicts if v.tokens and v.guess.request.params.logprobs is not None]
@@ -205,7 +205,6 @@ class Executor:
         if alive:
             self._draw(alive, logits)
 
-    @torch.inference_mode()
     def _draw(self, requests: list[Request], logits: Tensor) -> None:
         batch = SamplingBatch(
             params=[r.params for r in requests],

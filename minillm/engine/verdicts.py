@@ -93,7 +93,6 @@ class Judge:
         self._ops, self._sampler, self._num_token_ids = ops, sampler, num_token_ids
         self._verify_draft = verify_draft
 
-    @torch.inference_mode()
     def judge(self, guesses: Sequence[Guess], logits: Tensor) -> list[Verdict]:
         """A verdict for each guess; `logits` [num_rows, vocab_size] has all its paths' rows, end to end."""
         healthy = self._ops.finite_rows(logits).tolist()

@@ -52,7 +52,6 @@ class ModelRunner:
         self.device = decoder.embed_tokens.device
         self._slots = slots
 
-    @torch.inference_mode()
     def forward(self, batch: Sequence[SequenceRows]) -> Tensor:
         """Run all rows of `batch` in one pass and write their keys and values to the cache.
 
@@ -62,7 +61,6 @@ class ModelRunner:
         ids = [token for rows in batch for token in rows.token_ids]
         return self.decoder.forward(self._tensor(ids), self.cache.k, self.cache.v, self.metadata(batch))
 
-    @torch.inference_mode()
     def last_logits(self, batch: Sequence[SequenceRows]) -> Tensor:
         """`forward`, then the logits of each sequence's last row only: [len(batch), vocab_size].
 
@@ -74,17 +72,14 @@ class ModelRunner:
             last.append(end - 1)
         return self.decoder.logits(hidden if end == len(batch) else hidden[self._tensor(last)])
 
-    @torch.inference_mode()
     def all_logits(self, batch: Sequence[SequenceRows]) -> Tensor:
         """`forward`, then the logits of every row: [num_tokens, vocab_size]."""
         return self.decoder.logits(self.forward(batch))
 
-    @torch.inference_mode()
     def step_logits(self, ids: Tensor, meta: AttentionMetadata) -> Tensor:
         """Logits [num_seqs, vocab_size] behind one token `ids` [num_seqs] of each, from `step_metadata`."""
         return self.decoder.logits(self.decoder.forward(ids, self.cache.k, self.cache.v, meta))
 
-    @torch.inference_mode()
     def decode_ahead(
         self,
         batch: Sequence[SequenceRows],
@@ -100,7 +95,6 @@ class ModelRunner:
         caches = self.cache.k, self.cache.v
         return self.decoder.decode_ahead(ids, *caches, self.metadata(batch), depths, keys, sampling)
 
-    @torch.inference_mode()
     def copy_blocks(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
         """Copy each source block to its destination, in all layers."""
         index = self._tensor(sources), self._tensor(destinations)

@@ -193,7 +193,6 @@ class NativeOps(LayerFusion):
     ) -> list[list[int]]:
         vocab_size, hidden = ends.embedding.shape
         by_step = (own[step] if step < len(own) else 0 for step in range(depths[0]) for own in keys)
-        _, numbers, top_k, _, _ = batch.tensors()
         tokens: Tensor = self._ops.decode_ahead(
             ids,
             self._bind(stack, hidden, k_cache, v_cache),
@@ -212,8 +211,7 @@ class NativeOps(LayerFusion):
             stack.scale,
             column(depths),
             column(map(as_int64, by_step)).view(depths[0], len(depths)),
-            numbers,
-            top_k,
+            *batch.filters(),
             batch.num_token_ids,
         )
         return [row[:depth] for row, depth in zip(tokens.tolist(), depths, strict=True)]

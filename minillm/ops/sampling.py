@@ -117,13 +117,19 @@ class SamplingBatch:
         for params, ids in zip(self.params, self.seen, strict=True):
             seen += set(ids) if params.repetition_penalty != 1.0 else ()
             ends.append(len(seen))
-        numbers = [x for p in self.params for x in (p.temperature, p.top_p, p.min_p, p.repetition_penalty)]
         return (
             column(map(as_int64, self.keys), torch.int64, device),
-            column(numbers, torch.float64, device).view(-1, 4),
-            column([p.top_k for p in self.params], torch.int64, device),
+            *self.filters(device),
             column(seen, torch.int64, device),
             column(ends, torch.int64, device),
+        )
+
+    def filters(self, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+        """The second and third of `tensors`, which do not depend on the position."""
+        numbers = [x for p in self.params for x in (p.temperature, p.top_p, p.min_p, p.repetition_penalty)]
+        return (
+            column(numbers, torch.float64, device).view(-1, 4),
+            column([p.top_k for p in self.params], torch.int64, device),
         )
 
 

@@ -69,7 +69,6 @@ class DraftModel:
         self._max_model_len, self._with_probs = max_model_len, with_probs
         self._ranks = list(product(*map(range, tree)))  # which candidate each path takes at each depth
 
-    @torch.inference_mode()
     def propose(self, lookaheads: Sequence[Lookahead]) -> list[Draft]:
         """A path in each lane; nothing for a sequence that is still being caught up with, or too long."""
         caught = sorted(self._catch_up(lookaheads), key=lambda c: -c.depth)
