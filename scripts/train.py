@@ -2,6 +2,7 @@
 
     python scripts/train.py target --data DATA --steps 1600      about an hour on two CPU cores
     python scripts/train.py draft  --data DATA --steps 1000      imitates the trained target
+    python scripts/train.py polish --data DATA --steps 260       the draft again, on the target's own stories
     python scripts/train.py export --data DATA                   writes minillm/zoo/ and measures
 
 DATA holds corpus/ and fairytaleqa/ (see the model cards for what they are). Work files (tokenizer,
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,14 +31,26 @@ ZOO = Path(__file__).resolve().parent.parent / "minillm" / "zoo"
 FOLDERS = {"target": ZOO / "storyteller-6m", "draft": ZOO / "storyteller-1m"}
 _EVALUATE_EVERY = 200
 _QUICK_DOCS = 100
-# The draft learns on the target's own stories as well: they are what it will have to guess.
-_GENERATED_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class Imitation:
+    """A stage of the draft's training: it learns on the target's own stories, which it will have to guess."""
+
+    stories: int
+    seed: int
+    share: float  # of the windows
+    peak: float  # of the learning rate
+
+
+# First mostly the corpus, for language; then mostly what the draft is for.
+IMITATIONS = {"draft": Imitation(2000, 7, 0.4, 1.0), "polish": Imitation(6000, 8, 0.85, 0.4)}
 
 
 def main() -> int:
     """Parse the command line and run one stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("stage", choices=["target", "draft", "export"])
+    parser.add_argument("stage", choices=["target", "draft", "polish", "export"])
     parser.add_argument("--data", type=Path, required=True, help="folder with corpus/ and fairytaleqa/")
     parser.add_argument("--work", type=Path, default=Path("build/train"), help="work files (build/train)")
     parser.add_argument("--steps", type=int, default=1600, help="steps in all, of 8,192 tokens")
@@ -55,14 +69,16 @@ def _train(args: argparse.Namespace) -> None:
     torch.manual_seed(1234)
     mixture = Mixture.of_corpus(args.data, args.work)
     loss: Loss = next_token_loss
-    windows = long_last
-    if args.stage == "draft":
+    windows, peak, imitation = long_last, 1.0, IMITATIONS.get(args.stage)
+    if imitation:
         target = _trained("target", args.work)
         export(target, args.work / "tokenizer.json", FOLDERS["target"])
-        mixture = _with_generated(mixture, args)
-        loss, windows = distillation_loss(target), long_in_turns
-    model = LanguageModel(SHAPES[args.stage]).to(_device())
-    trainer = Trainer(model, mixture, args.work / f"{args.stage}.pt", loss, windows)
+        mixture = _with_generated(mixture, imitation, args)
+        loss, windows, peak = distillation_loss(target), long_in_turns, imitation.peak
+    model = LanguageModel(SHAPES["draft" if imitation else "target"]).to(_device())
+    if args.stage == "polish":
+        model.load_state_dict(torch.load(args.work / "draft.pt", weights_only=True)["model"])
+    trainer = Trainer(model, mixture, args.work / f"{args.stage}.pt", loss, windows, peak)
     valid = load_tokens(args.data, args.work, "valid")
     tokenizer = Tokenizer.from_file(str(args.work / "tokenizer.json"))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -81,16 +97,17 @@ def _train(args: argparse.Namespace) -> None:
     print(f"{args.stage}: {bits_per_byte(model, valid, tokenizer):.4f} bits per byte, all validation stories")
 
 
-def _with_generated(mixture: Mixture, args: argparse.Namespace) -> Mixture:
+def _with_generated(mixture: Mixture, imitation: Imitation, args: argparse.Namespace) -> Mixture:
     """The corpus with the target's own stories beside it."""
-    docs = generated_documents(FOLDERS["target"], load_tokens(args.data, args.work, "stories"), args.work)
+    openings = load_tokens(args.data, args.work, "stories")
+    docs = generated_documents(FOLDERS["target"], openings, args.work, imitation.stories, imitation.seed)
     sources = {**mixture.sources, "generated": Source(docs, seed=len(MIX) + 1, in_pieces=False)}
-    shares = {name: share * (1 - _GENERATED_SHARE) for name, share in MIX.items()}
-    return Mixture(sources, {**shares, "generated": _GENERATED_SHARE})
+    shares = {name: share * (1 - imitation.share) for name, share in MIX.items()}
+    return Mixture(sources, {**shares, "generated": imitation.share})
 
 
 def _export(args: argparse.Namespace) -> None:
-    models = {name: _trained(name, args.work) for name in SHAPES}
+    models = {"target": _trained("target", args.work), "draft": _trained("polish", args.work)}
     for name, model in models.items():
         export(model, args.work / "tokenizer.json", FOLDERS[name])
     valid = load_tokens(args.data, args.work, "valid")
@@ -99,7 +116,7 @@ def _export(args: argparse.Namespace) -> None:
 
 def _trained(name: str, work: Path) -> LanguageModel:
     """The model of a finished stage, with its weights rounded to bfloat16 as they ship."""
-    model = LanguageModel(SHAPES[name])
+    model = LanguageModel(SHAPES["target" if name == "target" else "draft"])
     state = torch.load(work / f"{name}.pt", weights_only=True)["model"]
     model.load_state_dict({key: value.bfloat16() for key, value in state.items()})
     return model.to(_device())

@@ -227,10 +227,15 @@ def test_blocks_written_while_drafting_was_off_are_caught_up_with(twins: tuple[P
     drafts = drafting.drafter_of(llm)
     for hit in range(2):
         fed = list[int]()
-        own = drafts.runner.last_logits
-        drafts.runner.last_logits = lambda batch, own=own, fed=fed: fed.append(batch[0].start) or own(batch)
+        own = drafts.runner.decode_ahead
+
+        def watched(batch: Any, *rest: Any, fed: Any = fed, own: Any = own) -> Any:
+            fed.append(batch[0].start)
+            return own(batch, *rest)
+
+        drafts.runner.decode_ahead = watched
         output = llm.generate(prompt, SamplingParams(max_tokens=20, temperature=0.0))
-        drafts.runner.last_logits = own
+        drafts.runner.decode_ahead = own
         assert output[0].metrics.cached_tokens == 48
         assert fed[0] == (48 if hit else 0), "the draft begins where its own keys end"
         assert output[0].metrics.drafted == output[0].metrics.accepted > 0

@@ -110,6 +110,7 @@ def jobs(config: ModelConfig, dtype: torch.dtype, rows: tuple[int, ...]) -> Iter
         yield from _attention_jobs(config, dtype, n)
         if n <= 64:
             yield _sample_job(n, vocab, dtype)
+            yield simple("finite_rows", n, n * vocab, 0, random(n, vocab))
             yield from _verify_jobs(n, vocab)
     ids = torch.randint(vocab, (rows[-1],))
     table = random(vocab, hidden)

@@ -67,6 +67,11 @@ def _make_drafter(
 ) -> Drafter | None:
     if parts.drafter:
         drafter: Drafter = parts.drafter(model, config)
+        if not (hasattr(drafter, "propose") and hasattr(drafter, "settle")):
+            raise UsageError(
+                f"part 'drafter' made {drafter!r}, which does not draft",
+                "see Drafter in speculation/drafts.py",
+            )
         return drafter
     if config.draft_model == NGRAM:
         return NgramDrafter()

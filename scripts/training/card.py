@@ -67,6 +67,11 @@ first ten validation stories.
 """
 
 
+_DRAFT_COMMANDS = """
+python scripts/train.py draft --data DATA --steps 1000
+python scripts/train.py polish --data DATA --steps 260"""
+
+
 def write_cards(
     models: dict[str, LanguageModel], valid: list[Tokens], tokenizer: Tokenizer, folders: dict[str, Path]
 ) -> None:
@@ -80,7 +85,7 @@ def write_cards(
         if is_draft:
             rows += [
                 f"| bits per byte more than the target | {scores['draft'] - scores['target']:.4f} |",
-                f"| its likeliest token is the target's, on the target's greedy text | {agreement:.1%} |",
+                f"| its likeliest token is the target's, on the target's greedy stories | {agreement:.1%} |",
             ]
         text = _TEXT.format(
             name=folders[name].name,
@@ -95,8 +100,9 @@ def write_cards(
             heads=shape.num_attention_heads,
             kv_heads=shape.num_key_value_heads,
             extra_data=(
-                "\nOf all windows 40 % are stories that storyteller-6m made itself; the shares above are of "
-                "the rest.\nThe loss is the cross-entropy against storyteller-6m's distribution.\n"
+                "\nOf all windows 40 % (of the last 260 steps 85 %) are stories that storyteller-6m made itself;"
+                "\nthe shares above are of the rest. The loss is the cross-entropy against storyteller-6m's "
+                "distribution.\n"
                 if is_draft
                 else ""
             ),
@@ -107,7 +113,7 @@ def write_cards(
             ),
             bpb=scores[name],
             rows="\n".join(rows) + "\n",
-            command=common + "\npython scripts/train.py draft --data DATA --steps 1000" * is_draft,
+            command=common + _DRAFT_COMMANDS * is_draft,
             torch=torch.__version__.split("+")[0],
             samples=_samples(folders[name], valid, tokenizer),
         )

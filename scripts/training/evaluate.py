@@ -14,6 +14,7 @@ from training.model import LanguageModel
 
 _BATCH_TOKENS = 16384
 _CONTEXT = 4096
+END_OF_TEXT = 0
 
 
 @torch.no_grad()
@@ -65,8 +66,13 @@ def greedy_text(model: LanguageModel, prompts: torch.Tensor, length: int) -> tor
 def argmax_agreement(
     target: LanguageModel, draft: LanguageModel, text: torch.Tensor, prompt_len: int
 ) -> float:
-    """Share of the generated positions of `text` where the draft's likeliest token is the target's."""
+    """Share of the generated positions of `text` where the draft's likeliest token is the target's.
+
+    Positions behind a story's end do not count: a target that goes on there repeats itself, and is easy.
+    """
     with torch.autocast(text.device.type, torch.bfloat16):
         ours = draft(text)[:, prompt_len - 1 : -1].argmax(-1)
         theirs = target(text)[:, prompt_len - 1 : -1].argmax(-1)
-    return (ours == theirs).float().mean().item()
+    ended = text[:, prompt_len:] == END_OF_TEXT
+    alive = ended.cumsum(1) - ended.long() == 0
+    return (ours == theirs)[alive].float().mean().item()

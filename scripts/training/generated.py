@@ -9,20 +9,19 @@ import numpy as np
 from minillm import LLM, SamplingParams
 from training.data import Tokens
 
-_STORIES = 2000
 _LENGTH = 200
 
 
-def generated_documents(target: Path, openings: list[Tokens], work: Path) -> list[Tokens]:
-    """The target's continuations of the first 4 to 16 tokens of training stories; cached in `work`."""
-    cache = work / "generated.npz"
+def generated_documents(
+    target: Path, openings: list[Tokens], work: Path, count: int, seed: int
+) -> list[Tokens]:
+    """The target's continuations of the first 4 to 16 tokens of `count` training stories; kept in `work`."""
+    cache = work / f"generated-{count}.npz"
     if not cache.is_file():
-        rng = np.random.default_rng(7)
-        chosen = rng.choice(len(openings), _STORIES, replace=False)
+        rng = np.random.default_rng(seed)
+        chosen = rng.choice(len(openings), count, replace=False)
         prompts = [openings[i][: rng.integers(4, 17)].tolist() for i in chosen]
-        params = [
-            SamplingParams(max_tokens=_LENGTH, temperature=0.8 * (i % 2), seed=i) for i in range(_STORIES)
-        ]
+        params = [SamplingParams(max_tokens=_LENGTH, temperature=0.8 * (i % 2), seed=i) for i in range(count)]
         outputs = LLM(target, max_num_seqs=128).generate(prompts, params, progress=True)
         docs = [o.prompt_token_ids + o.token_ids for o in outputs]
         np.savez(cache, ids=np.concatenate(docs).astype(np.uint16), lens=np.array([len(d) for d in docs]))

@@ -60,10 +60,16 @@ class Trainer:
     """One model in training; `run` takes it to a number of steps, from wherever it stands."""
 
     def __init__(
-        self, model: LanguageModel, mixture: Mixture, checkpoint: Path, loss: Loss, windows: Windows
+        self,
+        model: LanguageModel,
+        mixture: Mixture,
+        checkpoint: Path,
+        loss: Loss,
+        windows: Windows,
+        peak: float = 1.0,
     ) -> None:
         self.model, self._mixture, self._checkpoint = model, mixture, checkpoint
-        self._loss, self._windows = loss, windows
+        self._loss, self._windows, self._peak = loss, windows, peak
         self.step = 0
         named = list(model.named_parameters())
         hidden = [p for name, p in named if p.ndim == 2 and "embed" not in name]
@@ -80,7 +86,7 @@ class Trainer:
         while self.step < steps:
             length = self._windows(self.step, steps)
             batch = self._mixture.batch(self.step, TOKENS_PER_STEP // length, length)
-            rate = learning_rate(self.step, steps)
+            rate = self._peak * learning_rate(self.step, steps)
             self._set_rate(rate)
             with torch.autocast(device.type, torch.bfloat16):
                 loss = self._loss(compiled, torch.from_numpy(batch).to(device))
