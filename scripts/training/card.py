@@ -100,8 +100,8 @@ def write_cards(
             heads=shape.num_attention_heads,
             kv_heads=shape.num_key_value_heads,
             extra_data=(
-                "\nOf all windows 40 % (of the last 260 steps 85 %) are stories that storyteller-6m made itself;"
-                "\nthe shares above are of the rest. The loss is the cross-entropy against storyteller-6m's "
+                "\nOf all windows 40 % (of the last 260 steps 85 %) are stories that storyteller-6m made "
+                "itself; the\nshares above are of the rest. The loss is the cross-entropy against storyteller-6m's "
                 "distribution.\n"
                 if is_draft
                 else ""
