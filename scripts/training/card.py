@@ -101,7 +101,7 @@ def write_cards(
             kv_heads=shape.num_key_value_heads,
             extra_data=(
                 "\nOf all windows 40 % (of the last 260 steps 85 %) are stories that storyteller-6m made "
-                "itself; the\nshares above are of the rest. The loss is the cross-entropy against storyteller-6m's "
+                "itself; the\nshares above are of the rest. The loss is the cross-entropy against its "
                 "distribution.\n"
                 if is_draft
                 else ""
