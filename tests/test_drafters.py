@@ -150,6 +150,19 @@ def test_it_comes_back_when_drafts_stand_again() -> None:
     assert sum(depth >= 4 for (depth,) in chosen[1000:]) > 400
 
 
+def test_a_pause_ends_with_the_crowd_it_was_for() -> None:
+    """Many rows cost arithmetic, one is bound by memory: what rests for 32 goes on for one."""
+
+    def both(rows: int) -> float:
+        return max(1e-3, 1e-4 * rows)
+
+    crowd, controller = [Sequence(0.8) for _ in range(32)], Controller(5)
+    _, chosen = simulate(controller, crowd, 3000, both, lambda paths: 1e-4)
+    assert sum(map(any, chosen[1000:])) < 10
+    _, chosen = simulate(controller, crowd[:1], 40, both, lambda paths: 1e-4)
+    assert sum(depth > 2 for (depth,) in chosen) > 30
+
+
 def test_who_is_seldom_right_gets_shorter_drafts() -> None:
     sequences = [Sequence(0.95), Sequence(0.95), Sequence(0.05)]
     _, chosen = simulate(Controller(6), sequences, 600, memory_bound, lambda paths: 1e-5)

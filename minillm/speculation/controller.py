@@ -106,6 +106,7 @@ class Controller:
         self._own: WeakKeyDictionary[DraftSequence, Acceptance] = WeakKeyDictionary()
         self._all = Acceptance()
         self._pause, self._next_pause, self._is_probe_due = 0, FIRST_PAUSE, False
+        self._crowd = 0  # how many sequences drafting did not pay for
         self._since_plain = 0
 
     # What is measured -----------------------------------------------------------------------
@@ -131,6 +132,9 @@ class Controller:
         count = len(sequences)
         if not self._adaptive:
             return [self._depth] * count
+        if 2 * count <= self._crowd:  # few are another question
+            self._pause = self._crowd = 0
+            self._next_pause, self._is_probe_due = FIRST_PAUSE, False
         if self._pause:
             self._pause -= 1
             return [0] * count
@@ -152,7 +156,7 @@ class Controller:
         if self._is_probe_due:
             self._is_probe_due = False
             return [min(PROBE, self._depth)] * count
-        self._pause, self._is_probe_due = self._next_pause, True
+        self._pause, self._is_probe_due, self._crowd = self._next_pause, True, count
         self._next_pause = min(2 * self._next_pause, LONGEST_PAUSE)
         return [0] * count
 
