@@ -41,6 +41,7 @@ from minillm.model.runner import SequenceRows
 from minillm.observe.metrics import summarize
 from minillm.speculation.scripted import ScriptedDrafter
 
+LOOKED_UP = 8  # tokens at most of a draft by prompt lookup
 LENGTHS = (1, 2, 3, 5, 8)
 STEPS = 5  # acceptances between 0 and 1
 ROWS = (1, 2, 4, 8, 16, 32, 64)
@@ -205,8 +206,11 @@ def loses_from(rows: Sequence[dict[str, Any]], name: str) -> int | None:
 
 
 def ngram(bench: Bench) -> list[dict[str, Any]]:
-    """Prompt lookup on a text that goes on as it began, and on stories that do not; the usual engine."""
-    llm, rows = bench.load(draft_model="ngram"), []
+    """Prompt lookup on a text that goes on as it began, and on stories that do not.
+
+    Up to `LOOKED_UP` tokens at a time: a lookup costs nothing, the rows of the target alone do.
+    """
+    llm, rows = bench.load(draft_model="ngram", num_draft_tokens=LOOKED_UP), []
     for what, work in (("copying", Work([COPY], 2 * bench.tokens)), ("free text", bench.stories)):
         faster = speed_up(bench.plain, llm, work, bench.runs)
         found = summarize(work.events(llm)).speculation

@@ -71,7 +71,7 @@ def _batches(report: dict[str, Any]) -> Table:
 
 def _ngram(report: dict[str, Any]) -> Table:
     table = _table(
-        "prompt lookup (ngram)",
+        "prompt lookup (ngram) · up to 8 tokens",
         ["text", "speed-up", "low to high", "drafted", "stood", "tokens a drafting step"],
     )
     for row in report["ngram"]:

@@ -31,6 +31,7 @@ PLAIN_SAMPLES = 2  # steps without drafts that must have been timed before one w
 PLAIN_EVERY = 128  # drafting steps after which one without is timed again
 FIRST_PAUSE, LONGEST_PAUSE = 16, 2048  # steps without a draft before one is tried again
 PROBE = 2  # tokens drafted then
+REVIEW_EVERY = 4  # drafting steps between two searches for the best length
 WORTHWHILE = 1.02  # times as fast as without drafts; less is within what can be measured
 MEMORY = 32.0  # drafted tokens after which acceptance seen before counts 1 / e
 PRIOR, PRIOR_WEIGHT = 0.7, 2.0  # acceptance assumed of who has not been seen
@@ -60,6 +61,7 @@ class Times:
         self._points: dict[int, tuple[float, float]] = {}  # class -> (rows, seconds)
         self._samples: dict[int, int] = {}
         self._rows, self._seconds = [0.0], [0.0]  # of all points, by rows
+        self._is_stale = False  # points have come since
 
     def add(self, rows: int, seconds: float) -> None:
         """One measurement. One that is far off (a machine that did something else) counts little."""
@@ -68,7 +70,10 @@ class Times:
         seconds = known + 0.2 * (min(seconds, 2 * known) - known)
         self._points[size] = known_rows + 0.2 * (rows - known_rows), seconds
         self._samples[size] = self._samples.get(size, 0) + 1
-        points = sorted(self._points.values())
+        self._is_stale = True
+
+    def _refresh(self) -> None:
+        points, self._is_stale = sorted(self._points.values()), False
         # More rows never take less: where they seem to, the fewer were measured in a bad moment.
         self._rows = [x for x, _ in points]
         self._seconds = [*accumulate((y for _, y in reversed(points)), min)][::-1]
@@ -79,6 +84,8 @@ class Times:
 
     def of(self, rows: float) -> float:
         """Seconds for `rows` rows; beyond what was measured those of the nearest that was, 0 without any."""
+        if self._is_stale:
+            self._refresh()
         place = bisect.bisect_left(self._rows, rows)
         if place == 0 or place == len(self._rows):
             return self._seconds[min(place, len(self._rows) - 1)]
@@ -88,6 +95,8 @@ class Times:
 
     def in_proportion(self, rows: int) -> float:
         """As `of`; but beyond what was measured in proportion to the nearest that was."""
+        if self._is_stale:
+            self._refresh()
         nearest = min(max(rows, self._rows[0]), self._rows[-1])
         return self.of(nearest) * rows / nearest if nearest else 0.0
 
@@ -108,6 +117,7 @@ class Controller:
         self._pause, self._next_pause, self._is_probe_due = 0, FIRST_PAUSE, False
         self._crowd = 0  # how many sequences drafting did not pay for
         self._since_plain = 0
+        self._settled, self._best, self._worth = 0, 0, 0.0  # for so many sequences, until the next review
 
     # What is measured -----------------------------------------------------------------------
 
@@ -143,19 +153,24 @@ class Controller:
             return [0] * count
         prior = self._all.rate(PRIOR)
         rates = [self._own[s].rate(prior) if s in self._own else prior for s in sequences]
+        if self._settled == count and self._since_plain % REVIEW_EVERY:
+            self._since_plain += 1
+            return [min(self._best, self._own_depth(a, self._worth)) for a in rates]
+        self._settled = 0
         best = max(range(self._depth + 1), key=lambda k: self._speed(rates, k))
         if self._speed(rates, best) < WORTHWHILE * self._speed(rates, 0):
             return self._rest(count)
         self._next_pause, self._is_probe_due = FIRST_PAUSE, False
         self._since_plain += 1
-        worth = self._speed(rates, best) * self._row_seconds(count, best)
-        return [min(best, self._own_depth(a, worth)) for a in rates]
+        self._settled, self._best = count, best
+        self._worth = self._speed(rates, best) * self._row_seconds(count, best)
+        return [min(best, self._own_depth(a, self._worth)) for a in rates]
 
     def _rest(self, count: int) -> list[int]:
-        """No draft pays: pause, then probe, then pause twice as long."""
+        """No draft pays: pause, then probe with one sequence, then pause twice as long."""
         if self._is_probe_due:
             self._is_probe_due = False
-            return [min(PROBE, self._depth)] * count
+            return [min(PROBE, self._depth)] + [0] * (count - 1)
         self._pause, self._is_probe_due, self._crowd = self._next_pause, True, count
         self._next_pause = min(2 * self._next_pause, LONGEST_PAUSE)
         return [0] * count
