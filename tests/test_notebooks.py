@@ -16,7 +16,7 @@ build_notebooks = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(build_notebooks)
 
 SOURCES = build_notebooks.sources()
-MAX_SECONDS = 60
+MAX_SECONDS = 240  # that nothing hangs; how long a lecture waits is measured when a notebook is built
 
 # What a student might write: (check of the exercise, a solution, a wrong one).
 EXERCISES = {
