@@ -156,7 +156,11 @@ def test_chat_without_a_template_says_so(cli, monkeypatch):
 def start(folder, *args, **options):
     command = [*RUN, "generate", "--model", str(folder), *args]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0}
-    return subprocess.Popen(command, **pipes, **options)
+
+    def listen() -> None:  # a test run that was started in the background ignores Ctrl-C, and hands that down
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(command, **pipes, preexec_fn=listen, **options)
 
 
 def test_ctrl_c_keeps_the_text_so_far(tmp_path):

@@ -29,11 +29,11 @@ from minillm.speculation.drafts import DraftSequence
 
 PLAIN_SAMPLES = 2  # steps without drafts that must have been timed before one with drafts is judged
 PLAIN_EVERY = 128  # drafting steps after which one without is timed again
-FIRST_PAUSE, LONGEST_PAUSE = 16, 2048  # steps without a draft before one is tried again
+FIRST_PAUSE, LONGEST_PAUSE = 4, 2048  # steps without a draft before one is tried again
 PROBE = 2  # tokens drafted then
 REVIEW_EVERY = 4  # drafting steps between two searches for the best length
 WORTHWHILE = 1.02  # times as fast as without drafts; less is within what can be measured
-MEMORY = 32.0  # drafted tokens after which acceptance seen before counts 1 / e
+MEMORY = 128.0  # drafted tokens after which acceptance seen before counts 1 / e
 PRIOR, PRIOR_WEIGHT = 0.7, 2.0  # acceptance assumed of who has not been seen
 
 
