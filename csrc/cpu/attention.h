@@ -11,7 +11,7 @@
 // Contract C2: the tiles start at multiples of 64 of the logical position, and a row walks them in
 // order. Keys a row must not see score -inf and add exactly zero, so a row's bits are the same whether
 // it is decoded alone, or prefilled among others, in one chunk or in many. (An infinity in a V row that
-// only later rows see would turn that zero into NaN; a model that has one is beyond help.)
+// only later rows see would turn that zero into NaN: engine/verdicts.py says what becomes of a draft that has one.)
 //
 // A task is one kv head of one sequence and up to `kTaskRows` query rows that read it: rows = tokens x
 // query heads of the group, so a group shares each packed tile, and in prefill many tokens do. Bytes: K

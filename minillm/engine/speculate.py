@@ -13,6 +13,7 @@
     table   [ full ][ full ][ t t t n ][ 1 2 3 - ]        n newest, 1 accepted, 2 and 3 rejected:
                                        [ 1 x x - ]        x are never read (kv_len ends before them), never
                                                           published, and overwritten by what comes next
+
 Look-ahead takes nothing from anybody: where blocks or budget are short it shrinks, to nothing if need be.
 So with and without speculation the same requests are admitted, refused, capped (contract C7).
 

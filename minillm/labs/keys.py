@@ -98,11 +98,6 @@ ENCODE_MISTAKES = (
 # --- 6.2 the digest -----------------------------------------------------------------------------------
 
 
-def same_bytes(data: bytes) -> bytes:
-    """A hash function that hashes nothing, so that what it was given can be seen."""
-    return data
-
-
 def digest_case(cache_class: Any) -> list[str]:
     """Which one changes leave a block's digest as it was."""
     cache = cache_class(BlockPool(8, 4))

@@ -261,6 +261,14 @@ def keep_top(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     return torch.empty_like(logits).index_copy_(0, ids, ordered)
 
 
+def finite_rows(logits: Tensor) -> Tensor:
+    """Whether each row of `logits` [num_rows, vocab_size] is free of NaN and infinity: bool [num_rows].
+
+    Only the largest magnitude of a row is asked; NaN is larger than anything.
+    """
+    return logits.abs().amax(dim=-1).isfinite()
+
+
 def token_logprobs(logits: Tensor, token_ids: Tensor, tops: Sequence[int]) -> list[dict[int, float]]:
     """Log-probabilities under the raw logits: each row's sampled id, then its likeliest ids.
 
