@@ -173,8 +173,7 @@ TileRows<T> rows_of(const AttentionArgs& a, const Task& task, const Span& span, 
   return TileRows<T>(a, task.seq, task.kv_head, base, smaller(kKeyTile, span.end - base), zeros);
 }
 
-// `tile`: in, the rows of the task's first tile; out, of the next task's. Rows are asked for when they are found,
-// a tile before they are read.
+// `tile`: in, the rows of the task's first tile; out, of the next task's. Packing a tile asks for the rows of the next.
 template <class M, class T>
 void attend(const AttentionArgs& a, Space<M, T>& s, const Task& task, const Task* next_task, TileRows<T>& tile) {
   int64_t dim = a.heads.head_dim, group = a.heads.num_heads / a.heads.num_kv_heads, width = s.width;
@@ -197,8 +196,8 @@ void attend(const AttentionArgs& a, Space<M, T>& s, const Task& task, const Task
       Span next(a, *next_task);
       tile = rows_of(a, *next_task, next, next.begin, s.zeros.data);
     }
-    pack_keys(now, dim, s.keys.data);
-    pack_values(now, dim, s.values.data);
+    pack_keys(now, tile, dim, s.keys.data);
+    pack_values(now, tile, dim, s.values.data);
     for (int64_t r = 0; r < rows; r += kMaxRows) meet(a, s, span, base, r, smaller(kMaxRows, rows - r));
   }
 

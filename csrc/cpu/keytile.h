@@ -64,20 +64,23 @@ struct TileRows {
       if (++inside == block_size) block++, inside = 0;
     }
     for (int64_t i = larger(count, 0); i < kKeyTile; i++) k[i] = v[i] = zeros;
-    // Short pieces, far apart: the processor does not guess them, so they are asked for a tile early.
-    for (int64_t i = 0; i < count; i++)
-      for (int64_t byte = 0; byte < dim * int64_t{sizeof(T)}; byte += 64) {
-        __builtin_prefetch(reinterpret_cast<const char*>(k[i]) + byte, 0, 2);
-        __builtin_prefetch(reinterpret_cast<const char*>(v[i]) + byte, 0, 2);
-      }
   }
 };
 
+// Asks for a row of the tile to come. Rows are short pieces, far apart, which the processor does not guess; and
+// few loads can be under way at once, so they are asked for one by one while the tile before is packed.
+template <class T>
+INLINE void fetch(const T* row, int64_t dim) {
+  for (int64_t byte = 0; byte < dim * int64_t{sizeof(T)}; byte += 64)
+    __builtin_prefetch(reinterpret_cast<const char*>(row) + byte, 0, 2);  // into the second cache
+}
+
 // ---- bf16: pairs -------------------------------------------------------------------------------
 
-INLINE void pack_keys(const TileRows<bf16>& rows, int64_t dim, bf16* packed) {
+INLINE void pack_keys(const TileRows<bf16>& rows, const TileRows<bf16>& next, int64_t dim, bf16* packed) {
   int64_t pairs = dim / 2;
   for (int64_t b = 0; b < kKeyTile / 16; b++) {
+    for (int i = 0; i < 16; i++) fetch(next.k[16 * b + i], dim);
     uint32_t* to = reinterpret_cast<uint32_t*>(packed + b * 16 * dim);
     int64_t p = 0;
     for (; p + 16 <= pairs; p += 16) {
@@ -98,9 +101,10 @@ INLINE vh load_bits(const bf16* p, int64_t n) {
   return bits;
 }
 
-INLINE void pack_values(const TileRows<bf16>& rows, int64_t dim, bf16* packed) {
+INLINE void pack_values(const TileRows<bf16>& rows, const TileRows<bf16>& next, int64_t dim, bf16* packed) {
   for (int64_t d = 0; d < dim; d += 16)
-    for (int64_t pair = 0; pair < kKeyTile / 2; pair++)
+    for (int64_t pair = 0; pair < kKeyTile / 2; pair++) {
+      if (!d) fetch(next.v[2 * pair], dim), fetch(next.v[2 * pair + 1], dim);
       for (int64_t i = 0; i < 16; i += VL) {
         // Two rows of 16-bit numbers interleaved: one number in the low, one in the high half.
         int64_t n = larger(0, dim - d - i);
@@ -108,13 +112,15 @@ INLINE void pack_values(const TileRows<bf16>& rows, int64_t dim, bf16* packed) {
         vu both = __builtin_convertvector(low, vu) | (__builtin_convertvector(high, vu) << 16);
         memcpy(packed + ((d / 16 * kKeyTile / 2 + pair) * 16 + i) * 2, &both, sizeof(both));
       }
+    }
 }
 
 // ---- fp32 and fp16: singles, as fp32 -----------------------------------------------------------
 
 template <class T>
-INLINE void pack_keys(const TileRows<T>& rows, int64_t dim, float* packed) {
-  for (int64_t b = 0; b < kKeyTile / 16; b++)
+INLINE void pack_keys(const TileRows<T>& rows, const TileRows<T>& next, int64_t dim, float* packed) {
+  for (int64_t b = 0; b < kKeyTile / 16; b++) {
+    for (int i = 0; i < 16; i++) fetch(next.k[16 * b + i], dim);
     for (int64_t d = 0; d < dim; d += 16) {
       alignas(64) float wide[16][16], turned[16][16];
       const uint32_t* from[16];
@@ -126,15 +132,18 @@ INLINE void pack_keys(const TileRows<T>& rows, int64_t dim, float* packed) {
       transpose16(from, reinterpret_cast<uint32_t*>(turned[0]));
       memcpy(packed + (b * dim + d) * 16, turned, smaller(16, dim - d) * 16 * sizeof(float));
     }
+  }
 }
 
 template <class T>
-INLINE void pack_values(const TileRows<T>& rows, int64_t dim, float* packed) {
+INLINE void pack_values(const TileRows<T>& rows, const TileRows<T>& next, int64_t dim, float* packed) {
   for (int64_t d = 0; d < dim; d += 16)
-    for (int64_t key = 0; key < kKeyTile; key++)
+    for (int64_t key = 0; key < kKeyTile; key++) {
+      if (!d) fetch(next.v[key], dim);
       for (int64_t i = 0; i < 16; i += VL)
         store(packed + (d / 16 * kKeyTile + key) * 16 + i,
               d + i < dim ? load_n(rows.v[key] + d + i, dim - d - i) : vf{});
+    }
 }
 
 }  // namespace
