@@ -1,6 +1,7 @@
-"""Several decode steps in one call, and the look for broken logits: the same as one op at a time.
+"""Whole passes in one call, several decode steps too, and the look for broken logits: the same as op by op.
 
-`decode_ahead` is held against the loop it replaces, `forward`, `logits` and `sample`, bit for bit.
+`last_logits`, `decode_step` and `decode_ahead` are held against the ops they replace, `forward`, `logits`,
+`finite_rows` and `sample`, bit for bit.
 """
 
 from __future__ import annotations
@@ -62,6 +63,12 @@ def sequences(count: int) -> tuple[list[SequenceRows], list[int]]:
     return rows, depths
 
 
+def last_rows(runner: ModelRunner, batch: list[SequenceRows]) -> torch.Tensor:
+    """Logits behind each sequence's last row, out of a pass that computes every row to its end."""
+    hidden, ends = runner.forward(batch), torch.tensor([len(rows.token_ids) for rows in batch]).cumsum(0)
+    return runner.decoder.logits(hidden[ends - 1])
+
+
 def one_by_one(
     runner: ModelRunner, rows: list[SequenceRows], depths: list[int], keys: list[list[int]], params: Any
 ) -> list[list[int]]:
@@ -69,7 +76,7 @@ def one_by_one(
     drawn = [list[int]() for _ in rows]
     batch = rows
     for level in range(max(depths)):
-        logits = runner.last_logits(batch)
+        logits = last_rows(runner, batch)
         alive = [i for i, depth in enumerate(depths) if depth > level]
         own = [keys[i][level] for i in alive]
         sampling = SamplingBatch([params[i] for i in alive], own, [()] * len(alive), 300)
@@ -96,12 +103,63 @@ def test_the_tokens_are_those_of_one_step_at_a_time(
     sampling = SamplingBatch(params, [0] * count, [()] * count, 300)
     assert ahead.decode_ahead(rows, depths, keys, sampling) == expected
     assert [len(tokens) for tokens in expected] == depths
-    written = [(looped.cache.k, ahead.cache.k), (looped.cache.v, ahead.cache.v)]
-    for ours, theirs in written:  # keys and values, NaN where nothing was written, are the same bits too
-        assert all(
-            torch.equal(a.view(-1).nan_to_num(9.0), b.view(-1).nan_to_num(9.0))
-            for a, b in zip(ours, theirs, strict=True)
-        )
+    assert same_cache(looped, ahead)
+
+
+def same_cache(a: ModelRunner, b: ModelRunner) -> bool:
+    """Whether the bits of all keys and values are the same, NaN where nothing was written."""
+    pairs = zip([*a.cache.k, *a.cache.v], [*b.cache.k, *b.cache.v], strict=True)
+    return all(torch.equal(x.view(-1).nan_to_num(9.0), y.view(-1).nan_to_num(9.0)) for x, y in pairs)
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_pass_that_drops_rows_gives_the_same_logits(
+    native_ops: NativeOps, tmp_path: Path, shape: str, dtype: str, count: int
+) -> None:
+    folder = tiny.make_folder(tmp_path / "model", SHAPES[shape], tensors=weights(SHAPES[shape]))
+    rows, _ = sequences(count)
+    whole, dropping = runner_of(folder, dtype), runner_of(folder, dtype)
+    for batch in (rows, [SequenceRows([i + 3], r.end, r.block_ids) for i, r in enumerate(rows)]):
+        expected = last_rows(whole, batch)
+        assert torch.equal(dropping.last_logits(batch), expected)
+        assert expected.isfinite().all()
+    assert same_cache(whole, dropping)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_in_one_call_is_the_pass_the_look_and_the_draws(
+    native_ops: NativeOps, tmp_path: Path, dtype: str
+) -> None:
+    folder = tiny.make_folder(tmp_path / "model", SHAPES["llama"], tensors=weights(SHAPES["llama"]))
+    (rows, _), count, broken = sequences(9), 9, 4
+    kinds = [*KINDS, {"temperature": 1.3, "repetition_penalty": 1.7}]
+    params = [SamplingParams(**kinds[i % 4]) for i in range(count)]
+    seen = [[5 * i, 5 * i + 1, 5 * i] for i in range(count)]
+    stepped, looped = runner_of(folder, dtype), runner_of(folder, dtype)
+    for runner in (stepped, looped):
+        runner.forward(rows)
+        runner.cache.v[1][rows[broken].block_ids[0], 0] = float("nan")
+    for step in range(3):
+        batch = [SequenceRows([7 * i + step], r.end + step, r.block_ids) for i, r in enumerate(rows)]
+        sampling = SamplingBatch(params, [noise_key(i, 0, step) for i in range(count)], seen, 300)
+        expected = last_rows(looped, batch)
+        tokens, finite, logits = stepped.decode_step(batch, sampling)
+        assert torch.equal(logits.nan_to_num(9.0), expected.nan_to_num(9.0))
+        assert (~finite).nonzero().tolist() == [[broken]]
+        drawn = native_ops.sample(expected.nan_to_num(0.0), sampling)
+        assert torch.equal(tokens[finite], drawn[finite])
+    alone = stepped.decode_step(batch[:1], sampling.rows([0]))  # company changes nothing
+    assert torch.equal(alone[2], logits[:1])
+    assert torch.equal(alone[0], tokens[:1])
+
+
+def test_a_pass_needs_a_row_of_every_sequence(folder: Path) -> None:
+    runner = tiny.load(folder, backend="native").engine.runner
+    batch = [SequenceRows([5], 0, [0]), SequenceRows([], 3, [1])]
+    with pytest.raises(RuntimeError, match="last_logits: sequence 1 has no rows"):
+        runner.last_logits(batch)
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,9 @@ def opcheck_calls() -> dict[str, tuple[object, ...]]:
     layer += [torch.ones(16), packed(48, 16), none, packed(16, 24), none, torch.ones(16)]
     number = native.bind_layers(layer, [k], [v], [0], 4, 16, 24)
     ints, uniforms = torch.tensor([1, 2]), torch.full((2, 2), 0.5, dtype=torch.float64)
+    ends = packed(17, 16), packed(17, 16), torch.ones(16), 17, table, table.clone()
+    whole_pass = torch.arange(4), number, *ends, *index, *sequences, 1e-5, 0.5
+    filters = torch.ones(2, 4).double(), torch.zeros(2).long()
     return {
         "pack": (random(17, 5),),
         "pack_": (random(32, 6),),
@@ -177,20 +180,9 @@ def opcheck_calls() -> dict[str, tuple[object, ...]]:
             ints.new_zeros(4),
             16,
         ),
-        "decode_ahead": (
-            *(
-                torch.arange(4),
-                number,
-                packed(17, 16),
-                packed(17, 16),
-                torch.ones(16),
-                17,
-                table,
-                table.clone(),
-            ),
-            *(*index, *sequences, 1e-5, 0.5, torch.tensor([1, 1]), torch.zeros(1, 2).long()),
-            *(torch.ones(2, 4).double(), torch.zeros(2).long(), 17),
-        ),
+        "last_logits": whole_pass,
+        "decode_step": (*whole_pass, torch.arange(2), *filters, ints, ints.new_zeros(2), 17),
+        "decode_ahead": (*whole_pass, torch.tensor([1, 1]), torch.zeros(1, 2).long(), *filters, 17),
         "finite_rows": (x,),
         "token_logprobs": (x, torch.arange(4), 3),
         "verify_coupled": (ints, ints.clone(), torch.tensor([-1, 0]), torch.tensor([0, 2])),

@@ -1,17 +1,16 @@
-// Several decode steps without coming back: what a draft model does between two passes of its target.
+// Passes over a whole model: one, one with a draw, and several decode steps without coming back, which is what a
+// draft model does between two passes of its target.
 //
 //     level 0    the given rows, several a sequence -> layers -> last row -> head -> draw
 //     level 1    one row each: the token just drawn, at the next position    -> head -> draw
 //     level 2    ...                                sequences that want no more drop out at the end
 //
-// It computes nothing itself: each level is the kernels that `embedding`, `rms_norm`, `layers`, `linear` and
-// `sample` run, on the same rounded numbers, so the tokens are those of the loop in Python (a test compares
-// them). What it saves is that loop: for a model that lies in the caches it costs more than the model.
+// Each level is a pass (pass.h) and a draw, so the tokens are those of the loop in Python (a test compares them).
+// What it saves is that loop: for a model that lies in the caches it costs more than the model.
 
-#include <cstring>
 #include <vector>
 
-#include "buffer.h"
+#include "pass.h"
 
 namespace minillm {
 namespace {
@@ -19,31 +18,28 @@ namespace {
 class Ahead {
  public:
   Ahead(const Kernels& kernels, const AheadArgs& args)
-      : kernels_(kernels),
-        a_(args),
-        width_(width_of(args.dtype)),
-        residual_(args.layers.batch.num_tokens, args.layers.hidden, width_),
-        x_(args.layers.batch.num_tokens, args.layers.hidden, width_),
-        logits_(args.layers.batch.num_seqs, args.vocab, width_) {}
+      : a_(args),
+        first_(args.first.layers.batch),
+        pass_(kernels, args.first),
+        logits_(first_.num_seqs, args.first.vocab, width_of(args.first.dtype)),
+        finite_(first_.num_seqs, 1, sizeof(bool)) {}
 
   void run() {
-    const Batch& first = a_.layers.batch;
-    int64_t count = first.num_seqs;
+    int64_t count = first_.num_seqs;
     std::vector<int64_t> drawn(count), positions(count), slots(count), no_seen(count);
     std::vector<int32_t> starts(count + 1), lengths(count);
     for (int64_t s = 0; s <= count; s++) starts[s] = static_cast<int32_t>(s);
-    forward(first, a_.ids);
-    gather_last(first);
+    pass_.run(first_, a_.first.ids, logits_.get());
     for (int64_t level = 0, alive; (alive = count_alive(level)); level++) {
       if (level) {
         for (int64_t s = 0; s < alive; s++) {
-          positions[s] = first.kv_len[s] + level - 1;
-          slots[s] = slot_of(first, s, positions[s]);
+          positions[s] = first_.kv_len[s] + level - 1;
+          slots[s] = slot_of(s, positions[s]);
           lengths[s] = static_cast<int32_t>(positions[s] + 1);
         }
-        forward({positions.data(), slots.data(), first.block_table, first.table_stride, starts.data(), lengths.data(),
-                 alive, alive},
-                drawn.data());
+        pass_.run({positions.data(), slots.data(), first_.block_table, first_.table_stride, starts.data(),
+                   lengths.data(), alive, alive},
+                  drawn.data(), logits_.get());
       }
       draw(level, alive, no_seen.data(), drawn.data());
       for (int64_t s = 0; s < alive; s++) a_.tokens[s * a_.count + level] = drawn[s];
@@ -54,56 +50,53 @@ class Ahead {
   // Sequences, of which the first have the most to draw, that draw at this level.
   int64_t count_alive(int64_t level) const {
     int64_t alive = 0;
-    while (alive < a_.layers.batch.num_seqs && a_.depths[alive] > level) alive++;
+    while (alive < first_.num_seqs && a_.depths[alive] > level) alive++;
     return alive;
   }
 
-  int64_t slot_of(const Batch& batch, int64_t sequence, int64_t position) const {
-    int64_t size = a_.layers.heads.block_size;
-    return batch.block_table[sequence * batch.table_stride + position / size] * size + position % size;
-  }
-
-  // The last hidden state of each row of the batch, into x_.
-  void forward(const Batch& batch, const int64_t* ids) {
-    int64_t rows = batch.num_tokens, hidden = a_.layers.hidden;
-    kernels_.embedding({ids, rows, a_.embedding, hidden, residual_.get(), a_.dtype});
-    kernels_.norm({residual_.get(), nullptr, a_.first_norm, nullptr, x_.get(), rows, 1, hidden, hidden, hidden,
-                   a_.layers.eps, a_.dtype});
-    LayersArgs layers = a_.layers;
-    layers.batch = batch;
-    layers.residual = residual_.get();
-    layers.x = x_.get();
-    run_layers(kernels_, layers);
-  }
-
-  // Of each sequence its last row alone; who comes first has its place no later than its row, so nothing is lost.
-  void gather_last(const Batch& batch) {
-    int64_t size = a_.layers.hidden * width_;
-    for (int64_t s = 0; s < batch.num_seqs; s++) {
-      char *x = static_cast<char*>(x_.get()), *from = x + (batch.query_start[s + 1] - 1) * size;
-      memmove(x + s * size, from, size);
-    }
+  int64_t slot_of(int64_t sequence, int64_t position) const {
+    int64_t size = a_.first.layers.heads.block_size;
+    return first_.block_table[sequence * first_.table_stride + position / size] * size + position % size;
   }
 
   void draw(int64_t level, int64_t alive, const int64_t* no_seen, int64_t* drawn) {
-    kernels_.linear({x_.get(), a_.layers.hidden, a_.head, nullptr, logits_.get(), alive, a_.vocab, a_.layers.hidden,
-                     a_.dtype, nullptr});
-    sample(kernels_, {logits_.get(), a_.dtype, alive, a_.vocab, a_.num_token_ids,
-                      a_.keys + level * a_.layers.batch.num_seqs, a_.numbers, a_.top_k, nullptr, no_seen, drawn});
+    pass_.draw({logits_.get(), a_.first.dtype, alive, a_.first.vocab, a_.num_token_ids,
+                a_.keys + level * first_.num_seqs, a_.numbers, a_.top_k, nullptr, no_seen, nullptr, drawn},
+               static_cast<bool*>(finite_.get()));
   }
 
-  const Kernels& kernels_;
   const AheadArgs& a_;
-  const int64_t width_;
-  const Buffer residual_, x_, logits_;
+  const Batch& first_;
+  const Pass pass_;
+  const Buffer logits_, finite_;
 };
+
+template <class Body>
+void in_team(const Body& body) {
+  with_team([](void* context) { (*static_cast<const Body*>(context))(); }, const_cast<Body*>(&body));
+}
 
 }  // namespace
 
-void decode_ahead(const Kernels& kernels, const AheadArgs& args) {
+void last_logits(const Kernels& kernels, const PassArgs& args, void* logits) {
   if (!args.layers.batch.num_seqs) return;
+  Pass pass(kernels, args);
+  in_team([&] { pass.run(args.layers.batch, args.ids, logits); });
+}
+
+void decode_step(const Kernels& kernels, const PassArgs& args, const SampleArgs& draws, void* logits, bool* finite) {
+  if (!args.layers.batch.num_seqs) return;
+  Pass pass(kernels, args);
+  in_team([&] {
+    pass.run(args.layers.batch, args.ids, logits);
+    pass.draw(draws, finite);
+  });
+}
+
+void decode_ahead(const Kernels& kernels, const AheadArgs& args) {
+  if (!args.first.layers.batch.num_seqs) return;
   Ahead ahead(kernels, args);
-  with_team([](void* context) { static_cast<Ahead*>(context)->run(); }, &ahead);
+  in_team([&] { ahead.run(); });
 }
 
 }  // namespace minillm

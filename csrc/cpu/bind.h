@@ -93,6 +93,10 @@ std::shared_ptr<const BoundLayers> find_layers(const char* op, int64_t number);
 // All of a pass over the layers but where its rows begin and end.
 LayersArgs layers_of(const BoundLayers& bound, const Batch& batch, const Tensor& cos, const Tensor& sin, double eps,
                      double scale);
+// What `sample` is told of `rows` rows of logits, checked; where they lie and where the tokens go is left open.
+SampleArgs read_sampling(const char* op, int64_t rows, int64_t vocab, DType dtype, const Tensor& keys,
+                         const Tensor& numbers, const Tensor& top_k, const Tensor& seen, const Tensor& seen_end,
+                         int64_t num_token_ids);
 void check_packed(const char* op, const Tensor& packed, int64_t out, int64_t in, DType dtype);
 
 }  // namespace minillm

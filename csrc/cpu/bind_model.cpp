@@ -131,31 +131,44 @@ Tensor layers(const Tensor& residual, const Tensor& x, int64_t number, const Ten
 
 // ---- sampling ---------------------------------------------------------------------------------
 
-Tensor draw(const Tensor& logits, const Tensor& keys, const Tensor& numbers, const Tensor& top_k, const Tensor& seen,
-            const Tensor& seen_end, int64_t num_token_ids) {
-  const char* op = "sample";
-  check(op, "logits", logits, 2, logits.scalar_type());
+}  // namespace
+
+SampleArgs read_sampling(const char* op, int64_t rows, int64_t vocab, DType dtype, const Tensor& keys,
+                         const Tensor& numbers, const Tensor& top_k, const Tensor& seen, const Tensor& seen_end,
+                         int64_t num_token_ids) {
   check(op, "keys", keys, 1, ScalarType::Long);
   check(op, "numbers", numbers, 2, ScalarType::Double);
   check(op, "top_k", top_k, 1, ScalarType::Long);
   check(op, "seen", seen, 1, ScalarType::Long);
   check(op, "seen_end", seen_end, 1, ScalarType::Long);
-  int64_t rows = logits.size(0), end = 0;
+  int64_t end = 0;
   check_size(op, "the number of keys", keys.size(0), rows);
   check_size(op, "numbers' length", numbers.numel(), 4 * rows);
   check_size(op, "top_k's length", top_k.size(0), rows);
   check_size(op, "seen_end's length", seen_end.size(0), rows);
-  STD_TORCH_CHECK(num_token_ids > 0 && logits.size(1) > 0, op, ": there are no token ids");
+  STD_TORCH_CHECK(num_token_ids > 0 && vocab > 0, op, ": there are no token ids");
   for (int64_t r = 0; r < rows; r++) {
     STD_TORCH_CHECK(data<int64_t>(seen_end)[r] >= end, op, ": seen_end falls at row ", r);
     end = data<int64_t>(seen_end)[r];
   }
   STD_TORCH_CHECK(end <= seen.size(0), op, ": seen_end is ", end, ", seen has ", seen.size(0));
   check_range(op, "seen id", data<int64_t>(seen), end, INT64_MAX);
-  Tensor tokens = like(keys, {rows});
-  sample(kernels(), {data<void>(logits), dtype_of(op, logits), rows, logits.size(1), num_token_ids, data<int64_t>(keys),
-          data<double>(numbers), data<int64_t>(top_k), data<int64_t>(seen), data<int64_t>(seen_end),
-          static_cast<int64_t*>(tokens.mutable_data_ptr())});
+  return {nullptr, dtype, rows, vocab, num_token_ids, data<int64_t>(keys), data<double>(numbers), data<int64_t>(top_k),
+          data<int64_t>(seen), data<int64_t>(seen_end), nullptr, nullptr};
+}
+
+namespace {
+
+Tensor draw(const Tensor& logits, const Tensor& keys, const Tensor& numbers, const Tensor& top_k, const Tensor& seen,
+            const Tensor& seen_end, int64_t num_token_ids) {
+  const char* op = "sample";
+  check(op, "logits", logits, 2, logits.scalar_type());
+  SampleArgs args = read_sampling(op, logits.size(0), logits.size(1), dtype_of(op, logits), keys, numbers, top_k, seen,
+                                  seen_end, num_token_ids);
+  Tensor tokens = like(keys, {logits.size(0)});
+  args.logits = data<void>(logits);
+  args.tokens = static_cast<int64_t*>(tokens.mutable_data_ptr());
+  sample(kernels(), args);
   return tokens;
 }
 

@@ -154,6 +154,17 @@ struct LayersArgs {
   float eps, scale;
   void* residual;  // [num_tokens, hidden]: changed
   void* x;         // [num_tokens, hidden]: in, the first layer's normed input; out, the last norm's output
+  bool last_only;  // of each sequence, which then has one, the last row alone: x out is [num_seqs, hidden]
+};
+
+// A whole model, once.
+struct PassArgs {
+  LayersArgs layers;  // residual, x and last_only are not looked at
+  DType dtype;
+  const int64_t* ids;             // [num_tokens]
+  const void *embedding, *head;   // packed [vocab, hidden]
+  const void* first_norm;         // [hidden]
+  int64_t vocab;
 };
 
 struct SampleArgs {
@@ -165,17 +176,14 @@ struct SampleArgs {
   const int64_t* top_k;    // [rows]
   const int64_t* seen;     // ids the penalty looks at, each once, row after row
   const int64_t* seen_end; // [rows]: where each row's ids end in `seen`
+  const bool* finite;      // [rows]: a row that is not is left out, and gets token 0; null: all are
   int64_t* tokens;         // [rows]
 };
 
 // Several decode steps of a whole model. Sequences with the most to draw come first.
 struct AheadArgs {
-  LayersArgs layers;  // with the batch of the first step; residual and x are not looked at
-  DType dtype;
-  const int64_t* ids;  // [num_tokens]
-  const void *embedding, *head;  // packed [vocab, hidden]
-  const void* first_norm;        // [hidden]
-  int64_t vocab, num_token_ids;
+  PassArgs first;
+  int64_t num_token_ids;
   const int64_t* depths;  // [num_seqs]: tokens to draw for each, falling
   int64_t count;          // the most
   const int64_t* keys;    // [count, num_seqs]
@@ -223,6 +231,9 @@ void run_layers(const Kernels& kernels, const LayersArgs& args);
 void sample(const Kernels& kernels, const SampleArgs& args);
 void token_logprobs(const Kernels& kernels, const LogprobsArgs& args);
 void finite_rows(const FiniteArgs& args);
+void last_logits(const Kernels& kernels, const PassArgs& args, void* logits);  // [num_seqs, vocab]
+// One pass and a draw from each of its rows of logits; `draws` says where both go, and `finite` which are.
+void decode_step(const Kernels& kernels, const PassArgs& args, const SampleArgs& draws, void* logits, bool* finite);
 void decode_ahead(const Kernels& kernels, const AheadArgs& args);
 void verify_coupled(const CoupledArgs& args);
 void verify_draft(const DraftArgs& args);  // a row of zeros, which has no token, gives -1

@@ -152,6 +152,7 @@ int64_t draw(std::vector<float>& values, int64_t favourite, uint64_t key, double
 }
 
 int64_t sample_row(const Kernels& kernels, const SampleArgs& a, int64_t row) {
+  if (a.finite && !a.finite[row]) return 0;
   const double* n = a.numbers + 4 * row;
   int64_t seen_begin = row ? a.seen_end[row - 1] : 0;
   Row read(kernels, a.logits, a.dtype, row, a.vocab, std::min(a.vocab, a.num_token_ids));

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from minillm.engine.request import Request
 from minillm.model.runner import ModelRunner, SequenceRows
+from minillm.ops.sampling import SamplingBatch
 
 
 def decode(runner: ModelRunner, requests: Sequence[Request]) -> Tensor:
@@ -31,12 +32,37 @@ def decode(runner: ModelRunner, requests: Sequence[Request]) -> Tensor:
     Raises:
         OutOfBlocks: the pool cannot hold the token; that request's table is unchanged.
     """
+    logits = runner.last_logits(_newest_rows(requests))
+    _count_as_computed(requests)
+    return logits
+
+
+def decode_and_draw(
+    runner: ModelRunner, requests: Sequence[Request], sampling: SamplingBatch
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`decode`, a look for broken logits and the draws, in one call of a backend that has it, to the bit.
+
+    Returns:
+        Token ids [len(requests)]; whether the logits they were drawn from are finite [len(requests)]; and
+        the logits.
+
+    Raises:
+        OutOfBlocks: as `decode`.
+    """
+    found = runner.decode_step(_newest_rows(requests), sampling)
+    _count_as_computed(requests)
+    return found
+
+
+def _newest_rows(requests: Sequence[Request]) -> list[SequenceRows]:
     batch = []
     for request in requests:
         position = request.num_computed_tokens
         request.block_table.grow(position + 1)
         batch.append(SequenceRows(request.output_token_ids[-1:], position, request.block_table.block_ids))
-    logits = runner.last_logits(batch)
+    return batch
+
+
+def _count_as_computed(requests: Sequence[Request]) -> None:
     for request in requests:
         request.num_computed_tokens += 1
-    return logits

@@ -17,6 +17,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from minillm.engine.decode import decode, decode_and_draw
 from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.parts import Parts
 from minillm.engine.prefill import Chunk
@@ -99,9 +100,19 @@ class Executor:
     def _run_decode(self, requests: list[Request]) -> list[Request]:
         """One token for each sequence."""
         started = time.perf_counter()
-        logits = self.parts.decode_loop(self._runner, requests)
-        self._events.emit("decode_step", rows=len(requests))
-        self._sample(requests, logits)
+        own_parts = self.parts.decode_loop is decode and self.parts.sampler is sample
+        if own_parts and self._model.decoder.is_fused:
+            tokens, finite, logits = decode_and_draw(self._runner, requests, self._sampling(requests))
+            self._events.emit("decode_step", rows=len(requests))
+            alive = self._fail_broken(requests, finite)
+            if len(alive) < len(requests):
+                tokens, logits = tokens[alive], logits[alive]
+            self._take([requests[i] for i in alive], tokens, logits)
+        else:
+            logits = self.parts.decode_loop(self._runner, requests)
+            self._events.emit("decode_step", rows=len(requests))
+            alive = self._fail_broken(requests, self._model.decoder.ops.finite_rows(logits))
+            self._draw([requests[i] for i in alive], logits if len(alive) == len(requests) else logits[alive])
         if self._speculation:
             self._speculation.saw_plain_step(len(requests), time.perf_counter() - started)
         return requests
@@ -193,32 +204,37 @@ class Executor:
         self._scheduler.fork(source, fork)
         return fork
 
-    def _sample(self, requests: list[Request], logits: Tensor) -> None:
-        """Give each request its next token; one whose logits are NaN or infinite ends with an error."""
-        healthy = self._model.decoder.ops.finite_rows(logits).tolist()
-        for request, ok in zip(requests, healthy, strict=True):
-            if not ok:
-                self._fail(request)
-        if not all(healthy):
-            logits = logits[[i for i, ok in enumerate(healthy) if ok]]
-        alive = [request for request, ok in zip(requests, healthy, strict=True) if ok]
-        if alive:
-            self._draw(alive, logits)
+    def _fail_broken(self, requests: list[Request], finite: Tensor) -> list[int]:
+        """End the requests whose logits are NaN or infinite with an error; the places of the others."""
+        alive = []
+        for i, ok in enumerate(finite.tolist()):
+            if ok:
+                alive.append(i)
+            else:
+                self._fail(requests[i])
+        return alive
 
-    def _draw(self, requests: list[Request], logits: Tensor) -> None:
-        batch = SamplingBatch(
+    def _sampling(self, requests: list[Request]) -> SamplingBatch:
+        return SamplingBatch(
             params=[r.params for r in requests],
             keys=[r.noise_key for r in requests],
             seen=[r.seen_token_ids for r in requests],
             num_token_ids=self._model.num_token_ids,
         )
-        ops = self._model.decoder.ops
-        own = self.parts.sampler is sample
-        tokens = ops.sample(logits, batch) if own else self.parts.sampler(logits, batch)
+
+    def _draw(self, requests: list[Request], logits: Tensor) -> None:
+        """Give each request its next token."""
+        if requests:
+            own = self.parts.sampler is sample
+            draw = self._model.decoder.ops.sample if own else self.parts.sampler
+            self._take(requests, draw(logits, self._sampling(requests)), logits)
+
+    def _take(self, requests: list[Request], tokens: Tensor, logits: Tensor) -> None:
+        """Append what was drawn."""
         wanted = [i for i, r in enumerate(requests) if r.params.logprobs is not None]
         if wanted:
             tops = [requests[i].params.logprobs or 0 for i in wanted]
-            found = ops.token_logprobs(logits[wanted], tokens[wanted], tops)
+            found = self._model.decoder.ops.token_logprobs(logits[wanted], tokens[wanted], tops)
             for i, logprobs in zip(wanted, found, strict=True):
                 requests[i].logprobs.append(logprobs)
         drawn, now = tokens.tolist(), time.perf_counter()

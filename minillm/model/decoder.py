@@ -145,6 +145,7 @@ class Decoder(nn.Module):
         self.lm_head = None if tied else _empty(config.vocab_size, config.hidden_size)
         self._fusion: LayerFusion | None = None
         self._stack: LayerStack | None = None
+        self._ends: Ends | None = None
 
     @classmethod
     def build(
@@ -171,7 +172,7 @@ class Decoder(nn.Module):
         _prepare(self.ops, self, "embed_tokens")
         _prepare(self.ops, self, "lm_head")
         if isinstance(self.ops, LayerFusion):
-            self._fusion, self._stack = self.ops, self._layer_stack()
+            self._fusion, self._stack, self._ends = self.ops, self._layer_stack(), self._find_ends()
 
     def forward(
         self, ids: Tensor, k_cache: list[Tensor], v_cache: list[Tensor], meta: AttentionMetadata
@@ -202,10 +203,34 @@ class Decoder(nn.Module):
         """Scores of every token id: hidden [num_rows, hidden_size] -> [num_rows, vocab_size]."""
         return self.ops.linear(hidden, self.embed_tokens if self.lm_head is None else self.lm_head)
 
+    def last_logits(
+        self, ids: Tensor, k_cache: list[Tensor], v_cache: list[Tensor], meta: AttentionMetadata
+    ) -> Tensor:
+        """`forward`, then the logits behind each sequence's last row only: [num_seqs, vocab_size].
+
+        The head is the largest matrix of a small model; a prompt needs it once, not per token.
+        """
+        if self._fusion and self._stack and self._ends:  # the lines below in one call, bit for bit
+            return self._fusion.last_logits(self._stack, self._ends, ids, k_cache, v_cache, meta)
+        hidden = self.forward(ids, k_cache, v_cache, meta)
+        return self.logits(hidden if len(hidden) == len(meta.kv_len) else hidden[meta.query_start[1:] - 1])
+
     @property
-    def looks_ahead(self) -> bool:
-        """Whether this backend has `decode_ahead`."""
-        return self._fusion is not None
+    def is_fused(self) -> bool:
+        """Whether this backend runs whole passes: `decode_step` and `decode_ahead`."""
+        return self._ends is not None
+
+    def decode_step(
+        self,
+        ids: Tensor,
+        k_cache: list[Tensor],
+        v_cache: list[Tensor],
+        meta: AttentionMetadata,
+        batch: SamplingBatch,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`last_logits` and a draw from each row: `LayerFusion.decode_step`."""
+        fusion, stack, ends = self._fused()
+        return fusion.decode_step(stack, ends, ids, k_cache, v_cache, meta, batch)
 
     def decode_ahead(
         self,
@@ -218,16 +243,24 @@ class Decoder(nn.Module):
         batch: SamplingBatch,
     ) -> list[list[int]]:
         """`forward`, `logits` and a draw, several times over: `LayerFusion.decode_ahead`."""
-        if not (self._fusion and self._stack and isinstance(self.embed_tokens, PackedWeight)):
-            raise TypeError("this backend runs one step at a time")
-        head = self.embed_tokens if self.lm_head is None else self.lm_head
-        first_norm = self._layers[0].input_layernorm.weight.detach()
-        ends = Ends(self.embed_tokens, head, first_norm, self.cos, self.sin)  # type: ignore[arg-type]
-        return self._fusion.decode_ahead(self._stack, ends, ids, k_cache, v_cache, meta, depths, keys, batch)
+        fusion, stack, ends = self._fused()
+        return fusion.decode_ahead(stack, ends, ids, k_cache, v_cache, meta, depths, keys, batch)
+
+    def _fused(self) -> tuple[LayerFusion, LayerStack, Ends]:
+        if not (self._fusion and self._stack and self._ends):
+            raise TypeError("this backend runs one op at a time")
+        return self._fusion, self._stack, self._ends
 
     def _norm_after(self, i: int) -> Norm:
         """The norm behind layer i: the next layer's first, or the last of all."""
         return self._layers[i + 1].input_layernorm if i + 1 < len(self._layers) else self.norm
+
+    def _find_ends(self) -> Ends | None:
+        """What is around the layers, where the backend has packed it."""
+        embedding, head = self.embed_tokens, self.embed_tokens if self.lm_head is None else self.lm_head
+        if not (isinstance(embedding, PackedWeight) and isinstance(head, PackedWeight)):
+            return None
+        return Ends(embedding, head, self._layers[0].input_layernorm.weight.detach(), self.cos, self.sin)
 
     def _layer_stack(self) -> LayerStack:
         c, tensors = self.config, list[Tensor]()

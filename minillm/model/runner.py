@@ -58,19 +58,17 @@ class ModelRunner:
         Returns:
             Hidden states [num_tokens, hidden_size], sequences end to end in the order given.
         """
-        ids = [token for rows in batch for token in rows.token_ids]
-        return self.decoder.forward(self._tensor(ids), self.cache.k, self.cache.v, self.metadata(batch))
+        return self.decoder.forward(*self._pass(batch))
 
     def last_logits(self, batch: Sequence[SequenceRows]) -> Tensor:
-        """`forward`, then the logits of each sequence's last row only: [len(batch), vocab_size].
+        """One pass, and the logits of each sequence's last row only: [len(batch), vocab_size]."""
+        return self.decoder.last_logits(*self._pass(batch))
 
-        The head is the largest matrix of a small model; a prompt needs it once, not per token.
-        """
-        hidden, last, end = self.forward(batch), [], 0
-        for rows in batch:
-            end += len(rows.token_ids)
-            last.append(end - 1)
-        return self.decoder.logits(hidden if end == len(batch) else hidden[self._tensor(last)])
+    def decode_step(
+        self, batch: Sequence[SequenceRows], sampling: SamplingBatch
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`last_logits` and a draw from each row, where `decoder.is_fused`: (tokens, finite, logits)."""
+        return self.decoder.decode_step(*self._pass(batch), sampling)
 
     def all_logits(self, batch: Sequence[SequenceRows]) -> Tensor:
         """`forward`, then the logits of every row: [num_tokens, vocab_size]."""
@@ -78,7 +76,7 @@ class ModelRunner:
 
     def step_logits(self, ids: Tensor, meta: AttentionMetadata) -> Tensor:
         """Logits [num_seqs, vocab_size] behind one token `ids` [num_seqs] of each, from `step_metadata`."""
-        return self.decoder.logits(self.decoder.forward(ids, self.cache.k, self.cache.v, meta))
+        return self.decoder.last_logits(ids, self.cache.k, self.cache.v, meta)
 
     def decode_ahead(
         self,
@@ -87,13 +85,11 @@ class ModelRunner:
         keys: Sequence[Sequence[int]],
         sampling: SamplingBatch,
     ) -> list[list[int]]:
-        """The next `depths[i]` tokens of each sequence in one call, where `decoder.looks_ahead`.
+        """The next `depths[i]` tokens of each sequence in one call, where `decoder.is_fused`.
 
         Sequences with the most to draw come first; `keys[i]` are the noise keys of sequence i's tokens.
         """
-        ids = self._tensor([token for rows in batch for token in rows.token_ids])
-        caches = self.cache.k, self.cache.v
-        return self.decoder.decode_ahead(ids, *caches, self.metadata(batch), depths, keys, sampling)
+        return self.decoder.decode_ahead(*self._pass(batch), depths, keys, sampling)
 
     def copy_blocks(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
         """Copy each source block to its destination, in all layers."""
@@ -147,6 +143,13 @@ class ModelRunner:
         ]
         alive = [sum(n > step for _, _, n in rows) for step in range(count)]
         return [meta.first(n) if n < width else meta for n, meta in zip(alive, steps, strict=True)]
+
+    def _pass(
+        self, batch: Sequence[SequenceRows]
+    ) -> tuple[Tensor, list[Tensor], list[Tensor], AttentionMetadata]:
+        """What the decoder is given: ids, caches, and whose row is whose."""
+        ids = self._tensor([token for rows in batch for token in rows.token_ids])
+        return ids, self.cache.k, self.cache.v, self.metadata(batch)
 
     def _table(self, block_ids: Sequence[Sequence[int]]) -> Tensor:
         """Block tables [num_seqs, widest], padded with 0."""

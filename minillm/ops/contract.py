@@ -199,7 +199,7 @@ class Ends:
 
 
 class LayerFusion(ABC):
-    """A backend that can also run all layers of the decoder in one call, and several decode steps in one.
+    """A backend that can also run all layers of the decoder, a whole pass, or several decode steps in one call.
 
     A base class, not a protocol: an object that wraps a backend to watch or replace single ops is none,
     so the decoder walks its loop for it, op by op.
@@ -221,6 +221,34 @@ class LayerFusion(ABC):
 
         `residual` is the running sum and `x` its norm, both [num_tokens, hidden] and left alone; caches
         are one tensor a layer. Returns the last norm's output [num_tokens, hidden].
+        """
+
+    @abstractmethod
+    def last_logits(
+        self,
+        stack: LayerStack,
+        ends: Ends,
+        ids: Tensor,
+        k_cache: list[Tensor],
+        v_cache: list[Tensor],
+        meta: AttentionMetadata,
+    ) -> Tensor:
+        """What `Decoder.last_logits` does op by op, to the bit: [num_seqs, vocab_size]."""
+
+    @abstractmethod
+    def decode_step(
+        self,
+        stack: LayerStack,
+        ends: Ends,
+        ids: Tensor,
+        k_cache: list[Tensor],
+        v_cache: list[Tensor],
+        meta: AttentionMetadata,
+        batch: SamplingBatch,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`last_logits`, `finite_rows` and `sample` in one call: (tokens, finite, logits) of each sequence.
+
+        Where logits are not finite the token says nothing.
         """
 
     @abstractmethod

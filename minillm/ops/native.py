@@ -31,8 +31,10 @@ _OPS = (
     "add_rms_norm",
     "copy_blocks",
     "decode_ahead",
+    "decode_step",
     "embedding",
     "finite_rows",
+    "last_logits",
     "layers",
     "linear",
     "pack",
@@ -179,6 +181,32 @@ class NativeOps(LayerFusion):
         )
         return result
 
+    def last_logits(
+        self,
+        stack: LayerStack,
+        ends: Ends,
+        ids: Tensor,
+        k_cache: list[Tensor],
+        v_cache: list[Tensor],
+        meta: AttentionMetadata,
+    ) -> Tensor:
+        result: Tensor = self._ops.last_logits(*self._pass(stack, ends, ids, k_cache, v_cache, meta))
+        return result
+
+    def decode_step(
+        self,
+        stack: LayerStack,
+        ends: Ends,
+        ids: Tensor,
+        k_cache: list[Tensor],
+        v_cache: list[Tensor],
+        meta: AttentionMetadata,
+        batch: SamplingBatch,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        told = self._pass(stack, ends, ids, k_cache, v_cache, meta)
+        tokens, finite, logits = self._ops.decode_step(*told, *batch.tensors(), batch.num_token_ids)
+        return tokens, finite, logits
+
     def decode_ahead(
         self,
         stack: LayerStack,
@@ -191,24 +219,9 @@ class NativeOps(LayerFusion):
         keys: Sequence[Sequence[int]],
         batch: SamplingBatch,
     ) -> list[list[int]]:
-        vocab_size, hidden = ends.embedding.shape
         by_step = (own[step] if step < len(own) else 0 for step in range(depths[0]) for own in keys)
         tokens: Tensor = self._ops.decode_ahead(
-            ids,
-            self._bind(stack, hidden, k_cache, v_cache),
-            ends.embedding.data,
-            ends.head.data,
-            ends.first_norm,
-            vocab_size,
-            ends.cos,
-            ends.sin,
-            meta.positions,
-            meta.slot_mapping,
-            meta.block_table,
-            meta.query_start,
-            meta.kv_len,
-            stack.eps,
-            stack.scale,
+            *self._pass(stack, ends, ids, k_cache, v_cache, meta),
             column(depths),
             column(map(as_int64, by_step)).view(depths[0], len(depths)),
             *batch.filters(),
@@ -251,6 +264,35 @@ class NativeOps(LayerFusion):
         rest = target_probs.contiguous(), uniforms.contiguous()
         tokens, accepted = self._ops.verify_draft(draft.contiguous(), q, *rest)
         return tokens, accepted
+
+    def _pass(
+        self,
+        stack: LayerStack,
+        ends: Ends,
+        ids: Tensor,
+        k_cache: list[Tensor],
+        v_cache: list[Tensor],
+        meta: AttentionMetadata,
+    ) -> tuple[object, ...]:
+        """What the ops over a whole model are told of it and of its rows."""
+        vocab_size, hidden = ends.embedding.shape
+        return (
+            ids,
+            self._bind(stack, hidden, k_cache, v_cache),
+            ends.embedding.data,
+            ends.head.data,
+            ends.first_norm,
+            vocab_size,
+            ends.cos,
+            ends.sin,
+            meta.positions,
+            meta.slot_mapping,
+            meta.block_table,
+            meta.query_start,
+            meta.kv_len,
+            stack.eps,
+            stack.scale,
+        )
 
     def _bind(self, stack: LayerStack, hidden: int, k_cache: list[Tensor], v_cache: list[Tensor]) -> int:
         """The number by which the kernels know these layers and caches."""

@@ -129,6 +129,18 @@ def _verified(draft: Tensor, *others: object) -> tuple[Tensor, Tensor]:
     return draft.new_empty([draft.shape[0], draft.shape[1] + 1]), draft.new_empty([draft.shape[0]])
 
 
+def _last_logits(ids: Tensor, *others: Any) -> Tensor:
+    first_norm, vocab_size, kv_len = others[3], others[4], others[11]
+    logits: Tensor = first_norm.new_empty([kv_len.shape[0], vocab_size])
+    return logits
+
+
+def _step(ids: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    logits = _last_logits(ids, *others)
+    rows = logits.shape[:1]
+    return ids.new_empty(rows), ids.new_empty(rows, dtype=torch.bool), logits
+
+
 def _ahead(ids: Tensor, *others: Any) -> Tensor:
     depths, keys = others[14], others[15]
     return ids.new_empty([depths.shape[0], keys.shape[0]])
@@ -146,6 +158,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "paged_attention": lambda q, *others: q.new_empty(q.shape),
     "copy_blocks": lambda caches, source, destination: None,
     "layers": lambda residual, x, *others: torch.empty_like(x),
+    "last_logits": _last_logits,
+    "decode_step": _step,
     "decode_ahead": _ahead,
     "finite_rows": lambda logits: logits.new_empty([logits.shape[0]], dtype=torch.bool),
     "sample": lambda logits, keys, *others: keys.new_empty([logits.shape[0]]),
