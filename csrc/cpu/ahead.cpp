@@ -66,7 +66,7 @@ class Ahead {
   // The last hidden state of each row of the batch, into x_.
   void forward(const Batch& batch, const int64_t* ids) {
     int64_t rows = batch.num_tokens, hidden = a_.layers.hidden;
-    kernels_.embedding({ids, rows, a_.embedding, hidden, residual_.get(), a_.dtype});
+    kernels_.embedding({ids, rows, a_.embedding.packed, hidden, residual_.get(), a_.dtype, a_.embedding.dtype});
     kernels_.norm({residual_.get(), nullptr, a_.first_norm, nullptr, x_.get(), rows, 1, hidden, hidden, hidden,
                    a_.layers.eps, a_.dtype});
     LayersArgs layers = a_.layers;
@@ -86,8 +86,8 @@ class Ahead {
   }
 
   void draw(int64_t level, int64_t alive, const int64_t* no_seen, int64_t* drawn) {
-    kernels_.linear({x_.get(), a_.layers.hidden, a_.head, nullptr, logits_.get(), alive, a_.vocab, a_.layers.hidden,
-                     a_.dtype, nullptr});
+    kernels_.linear({x_.get(), a_.layers.hidden, a_.head.packed, nullptr, logits_.get(), alive, a_.vocab,
+                     a_.layers.hidden, a_.dtype, a_.head.dtype, nullptr});
     sample(kernels_, {logits_.get(), a_.dtype, alive, a_.vocab, a_.num_token_ids,
                       a_.keys + level * a_.layers.batch.num_seqs, a_.numbers, a_.top_k, nullptr, no_seen, drawn});
   }

@@ -34,6 +34,11 @@ inline DType dtype_of(const char* op, const Tensor& t) {
   }
 }
 
+// Whether a matrix [out, in] in `dtype` may stand for one in `wide`: a padded pair would add a zero too many.
+inline bool narrower(DType dtype, DType wide, int64_t in) {
+  return dtype == DType::bf16 && wide == DType::f32 && in % 2 == 0;
+}
+
 // A dense tensor of `dim` dimensions of the given type.
 inline void check(const char* op, const char* name, const Tensor& t, int64_t dim, ScalarType type) {
   STD_TORCH_CHECK(t.scalar_type() == type, op, ": ", name, " has another dtype than it should");
@@ -93,6 +98,8 @@ std::shared_ptr<const BoundLayers> find_layers(const char* op, int64_t number);
 // All of a pass over the layers but where its rows begin and end.
 LayersArgs layers_of(const BoundLayers& bound, const Batch& batch, const Tensor& cos, const Tensor& sin, double eps,
                      double scale);
-void check_packed(const char* op, const Tensor& packed, int64_t out, int64_t in, DType dtype);
+
+// A packed matrix [out, in] that x of the given dtype can be multiplied with.
+Matrix matrix_of(const char* op, const Tensor& packed, int64_t out, int64_t in, DType dtype);
 
 }  // namespace minillm

@@ -41,10 +41,6 @@ Tensor ahead(const Tensor& ids, int64_t number, const Tensor& embedding, const T
   check(op, "top_k", top_k, 1, ScalarType::Long);
   check(op, "first_norm", first_norm, 1, cache.scalar_type());
   check_size(op, "first_norm's length", first_norm.size(0), bound->hidden);
-  for (const Tensor* matrix : {&embedding, &head}) {
-    check_packed(op, *matrix, vocab, bound->hidden, bound->dtype);
-    STD_TORCH_CHECK(matrix->scalar_type() == cache.scalar_type(), op, ": a matrix has another dtype than the layers");
-  }
   int64_t tokens = ids.size(0), sequences = depths.size(0);
   check_range(op, "id", data<int64_t>(ids), tokens, vocab);
   STD_TORCH_CHECK(num_token_ids > 0 && num_token_ids <= vocab, op, ": num_token_ids is ", num_token_ids,
@@ -64,8 +60,9 @@ Tensor ahead(const Tensor& ids, int64_t number, const Tensor& embedding, const T
   Tensor drawn = like(ids, {sequences, count});
   std::fill_n(static_cast<int64_t*>(drawn.mutable_data_ptr()), sequences * count, -1);
   decode_ahead(kernels(), {layers_of(*bound, batch, cos, sin, eps, scale), bound->dtype, data<int64_t>(ids),
-                           data<void>(embedding), data<void>(head), data<void>(first_norm), vocab, num_token_ids,
-                           data<int64_t>(depths), count, data<int64_t>(keys), data<double>(numbers),
+                           matrix_of(op, embedding, vocab, bound->hidden, bound->dtype),
+                           matrix_of(op, head, vocab, bound->hidden, bound->dtype), data<void>(first_norm), vocab,
+                           num_token_ids, data<int64_t>(depths), count, data<int64_t>(keys), data<double>(numbers),
                            data<int64_t>(top_k), static_cast<int64_t*>(drawn.mutable_data_ptr())});
   return drawn;
 }
