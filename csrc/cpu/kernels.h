@@ -9,7 +9,8 @@
 //     fp16, fp32   [out / 16][in][16]           16 outputs x one step along `in`
 //
 // both rounded up and padded with zeros. A float32 model's matrix whose numbers all fit into bf16 is kept as
-// bf16 (minillm/ops/native.py), so a matrix has a dtype of its own beside that of the activations. Source: KERNELS.md section 5 of the project's measurements.
+// bf16 (minillm/ops/native.py), so a matrix has a dtype of its own beside that of the activations. Source:
+// KERNELS.md section 5 of the project's measurements.
 
 #pragma once
 

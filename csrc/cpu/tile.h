@@ -134,8 +134,8 @@ constexpr int columns_for(int rows) {
 constexpr int kMaxRows = VL == 16 ? 12 : VL == 8 ? 6 : 3;
 constexpr int kMaxColumns = 8;
 
-// Rows of the tallest tile of a machine. With AVX2, a mask and two rounds' weights leave no room for six: an
-// accumulator that goes through memory at every step halves the speed.
+// Rows of the tallest tile of a machine. With AVX2 and rounds, six would take all 16 registers: 12 accumulators,
+// 2 of weights, x and the mask. A compiler then keeps an accumulator in memory, and that halves the speed.
 template <class M>
 constexpr int kRows = VL == 8 && M::kRounds == 2 ? 5 : kMaxRows;
 
