@@ -31,7 +31,8 @@ GREEDY = SamplingParams(max_tokens=5, temperature=0.0, ignore_eos=True, logprobs
 SAMPLED = SamplingParams(
     max_tokens=5, temperature=1.5, top_p=0.95, seed=7, ignore_eos=True, logprobs=tiny.VOCAB_SIZE
 )
-DTYPES = ["float32", "bfloat16"]
+SHORT = "float32 in 16 bits"  # the checkpoint is stored in bfloat16, and its matrices are kept so
+DTYPES = ["float32", SHORT, "bfloat16"]
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +40,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     base = tmp_path_factory.mktemp("invariance")
     llama = tiny.config(**SHAPE)
     mistral = tiny.mistral_config(window=40, **SHAPE)
-    return {
-        name: tiny.make_folder(base / name, cfg, tensors=tiny.weights(cfg, scale=0.1))
-        for name, cfg in (("llama", llama), ("mistral", mistral))
-    }
+    made = {}
+    for name, cfg in (("llama", llama), ("mistral", mistral)):
+        tensors = tiny.weights(cfg, scale=0.1)
+        made[name] = tiny.make_folder(base / name, cfg, tensors=tensors)
+        tiny.make_folder(base / name / "short", cfg, tensors={k: t.bfloat16() for k, t in tensors.items()})
+    return made
 
 
 @pytest.fixture
@@ -52,7 +55,13 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def stored(folder: Path, dtype: str) -> tuple[Path, str]:
+    """The folder to load for one of `DTYPES`, and the dtype to ask for."""
+    return (folder / "short", "float32") if dtype == SHORT else (folder, dtype)
+
+
 def load(folder: Path, dtype: str, **options: Any) -> LLM:
+    folder, dtype = stored(folder, dtype)
     return tiny.load(folder, **({"backend": "native", "kv_memory": "64MiB", "dtype": dtype} | options))
 
 
@@ -166,8 +175,11 @@ def test_layers_in_one_call_or_op_by_op(
     folders: dict[str, Path], cpu_path: str, model: str, dtype: str
 ) -> None:
     results, watched = [], OneByOne()
+    folder, asked = stored(folders[model], dtype)
     for ops in (NativeOps(), watched):
-        loaded = load_model(folders[model], EngineConfig(dtype=dtype, device="cpu"), ops)
+        loaded = load_model(folder, EngineConfig(dtype=asked, device="cpu"), ops)
+        kept = {m.data.dtype for m in loaded.decoder.matrices}
+        assert kept == {torch.float32 if dtype == "float32" else torch.bfloat16}
         cache = KVCache.allocate(loaded.config, 20, 16, loaded.dtype, loaded.device)
         runner = ModelRunner(loaded.decoder, cache, 16)
         first = runner.forward(

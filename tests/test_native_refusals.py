@@ -72,7 +72,8 @@ def test_what_would_leave_a_tensor_is_refused(native_ops: NativeOps) -> None:
     case = Case([(3, 9)], heads=4, kv_heads=2, dim=8)
     q, k, v, meta, _ = case.build(torch.float32)
     new, table = random(3, 2, 8), torch.ones(16, 4)
-    packed = native_ops.prepare_weight(random(16, 8))
+    packed, native = native_ops.prepare_weight(random(16, 8)), torch.ops.minillm
+    odd = native.pack(random(16, 7).bfloat16())
 
     def attention(**changes: Tensor):
         return lambda: native_ops.paged_attention(q, k, v, AttentionMetadata(**(vars(meta) | changes)), 1.0)
@@ -106,6 +107,20 @@ def test_what_would_leave_a_tensor_is_refused(native_ops: NativeOps) -> None:
             lambda: native_ops.copy_blocks([k], torch.tensor([0]), torch.tensor([-1])),
         ),
         ("linear: x has another dtype", lambda: native_ops.linear(torch.ones(1, 8).half(), packed)),
+        ("linear: x has another dtype", lambda: native_ops.linear(torch.ones(1, 8).bfloat16(), packed)),
+        ("linear: x has another dtype", lambda: native.linear(torch.ones(1, 7), odd, None, 16)),
+        (
+            "linear: bias has another dtype",
+            lambda: native_ops.linear(torch.ones(1, 8), packed, torch.ones(16).bfloat16()),
+        ),
+        (
+            "embedding: x has another dtype",
+            lambda: native.embedding(torch.tensor([0]), packed.data, 16, 8, torch.bfloat16),
+        ),
+        (
+            "embedding: x has another dtype",
+            lambda: native.embedding(torch.tensor([0]), odd, 16, 7, torch.float32),
+        ),
         (
             "float32, bfloat16 or float16 only",
             lambda: native_ops.silu_mul(torch.ones(1, 8).double()),
@@ -135,6 +150,40 @@ def test_layers_are_refused_unless_they_are_bound_and_fit() -> None:
         native.bind_layers([torch.ones(1)] * 12, [cache], [cache], [0], 4, 16, 24)
 
 
+def test_layers_take_matrices_of_their_dtype_and_bfloat16_beside_float32() -> None:
+    native, norms = torch.ops.minillm, (6, 11)
+
+    def bind(place: int, dtype: torch.dtype, others: torch.dtype = torch.float32, inner: int = 24) -> int:
+        """A layer with one weight in `dtype`."""
+        matrices = {0: (64, 16), 4: (16, 32), 7: (2 * inner, 16), 9: (16, inner)}
+        weights = [torch.empty(0)] * 12
+        for i in (*matrices, *norms):
+            own = dtype if i == place else others
+            weights[i] = (
+                native.pack(random(*matrices[i]).to(own)) if i in matrices else torch.ones(16).to(own)
+            )
+        caches = [torch.zeros(4, 16, 2, 8, dtype=others)]
+        return native.bind_layers(weights, caches, caches, [0], 4, 16, inner)
+
+    for place in (0, 4, 7, 9):
+        native.unbind_layers(bind(place, torch.bfloat16))
+        for dtype, others in (
+            (torch.float16, torch.float32),
+            (torch.float32, torch.bfloat16),
+            (torch.bfloat16, torch.float16),
+        ):
+            with pytest.raises(
+                RuntimeError, match=f"bind_layers: weight {place} of layer 0 has another dtype"
+            ):
+                bind(place, dtype, others)
+    for place in norms:
+        with pytest.raises(RuntimeError, match=f"bind_layers: weight {place} of layer 0 has another dtype"):
+            bind(place, torch.bfloat16)
+    native.unbind_layers(bind(9, torch.float32, inner=23))  # the control
+    with pytest.raises(RuntimeError, match="bind_layers: weight 9 of layer 0 has 384 elements, not 368"):
+        bind(9, torch.bfloat16, inner=23)
+
+
 # ---- as torch sees them ---------------------------------------------------------------------------
 
 
@@ -162,7 +211,7 @@ def opcheck_calls() -> dict[str, tuple[object, ...]]:
     return {
         "pack": (random(17, 5),),
         "pack_": (random(32, 6),),
-        "embedding": (ints, packed(17, 5), 17, 5),
+        "embedding": (ints, packed(17, 5), 17, 5, torch.float32),
         "linear": (x, packed(17, 16), random(17), 17),
         "rms_norm": (x, torch.ones(16), 1e-5),
         "add_rms_norm": (x, x.clone(), torch.ones(16), 1e-5),

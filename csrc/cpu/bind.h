@@ -34,6 +34,11 @@ inline DType dtype_of(const char* op, const Tensor& t) {
   }
 }
 
+// Whether a matrix [out, in] in `dtype` may stand for one in `wide`: a padded pair would add a zero too many.
+inline bool narrower(DType dtype, DType wide, int64_t in) {
+  return dtype == DType::bf16 && wide == DType::f32 && in % 2 == 0;
+}
+
 // A dense tensor of `dim` dimensions of the given type.
 inline void check(const char* op, const char* name, const Tensor& t, int64_t dim, ScalarType type) {
   STD_TORCH_CHECK(t.scalar_type() == type, op, ": ", name, " has another dtype than it should");
@@ -97,6 +102,8 @@ LayersArgs layers_of(const BoundLayers& bound, const Batch& batch, const Tensor&
 SampleArgs read_sampling(const char* op, int64_t rows, int64_t vocab, DType dtype, const Tensor& keys,
                          const Tensor& numbers, const Tensor& top_k, const Tensor& seen, const Tensor& seen_end,
                          int64_t num_token_ids);
-void check_packed(const char* op, const Tensor& packed, int64_t out, int64_t in, DType dtype);
+
+// A packed matrix [out, in] that x of the given dtype can be multiplied with.
+Matrix matrix_of(const char* op, const Tensor& packed, int64_t out, int64_t in, DType dtype);
 
 }  // namespace minillm

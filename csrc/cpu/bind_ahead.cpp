@@ -21,10 +21,8 @@ PassArgs read_pass(const char* op, const BoundLayers& bound, const PassTensors& 
   check(op, "ids", t.ids, 1, ScalarType::Long);
   check(op, "first_norm", t.first_norm, 1, cache.scalar_type());
   check_size(op, "first_norm's length", t.first_norm.size(0), bound.hidden);
-  for (const Tensor* matrix : {&t.embedding, &t.head}) {
-    check_packed(op, *matrix, t.vocab, bound.hidden, bound.dtype);
-    STD_TORCH_CHECK(matrix->scalar_type() == cache.scalar_type(), op, ": a matrix has another dtype than the layers");
-  }
+  Matrix embedding = matrix_of(op, t.embedding, t.vocab, bound.hidden, bound.dtype);
+  Matrix head = matrix_of(op, t.head, t.vocab, bound.hidden, bound.dtype);
   int64_t tokens = t.ids.size(0);
   check_range(op, "id", data<int64_t>(t.ids), tokens, t.vocab);
   Batch batch = read_slots(op, t.positions, t.slot_mapping, tokens, t.cos, t.sin, cache);
@@ -32,7 +30,7 @@ PassArgs read_pass(const char* op, const BoundLayers& bound, const PassTensors& 
   for (int64_t s = 0; s < batch.num_seqs; s++)
     STD_TORCH_CHECK(batch.query_start[s + 1] > batch.query_start[s], op, ": sequence ", s, " has no rows");
   return {layers_of(bound, batch, t.cos, t.sin, t.eps, t.scale), bound.dtype, data<int64_t>(t.ids),
-          data<void>(t.embedding), data<void>(t.head), data<void>(t.first_norm), t.vocab};
+          embedding, head, data<void>(t.first_norm), t.vocab};
 }
 
 Tensor logits(const Tensor& ids, int64_t number, const Tensor& embedding, const Tensor& head, const Tensor& first_norm,

@@ -13,18 +13,12 @@ namespace {
 // Pointers of layer `i`'s weights; a tensor without elements stands for a weight the model lacks.
 LayerWeights layer_weights(const std::vector<Tensor>& weights, const Tensor& k_cache, const Tensor& v_cache,
                            int64_t window, int64_t i) {
-  LayerWeights layer = {};
-  const void** fields[kTensorsPerLayer] = {&layer.qkv,     &layer.qkv_bias,     &layer.q_norm, &layer.k_norm,
-                                           &layer.o,       &layer.o_bias,       &layer.post_norm, &layer.gate_up,
-                                           &layer.gate_up_bias, &layer.down,    &layer.down_bias, &layer.next_norm};
-  for (int64_t n = 0; n < kTensorsPerLayer; n++) {
-    const Tensor& t = weights[i * kTensorsPerLayer + n];
-    *fields[n] = t.numel() ? data<void>(t) : nullptr;
-  }
-  layer.k_cache = k_cache.mutable_data_ptr();
-  layer.v_cache = v_cache.mutable_data_ptr();
-  layer.window = window;
-  return layer;
+  const Tensor* own = &weights[i * kTensorsPerLayer];
+  auto vector = [&](int n) { return own[n].numel() ? data<void>(own[n]) : nullptr; };
+  auto matrix = [&](int n) { return Matrix{data<void>(own[n]), dtype_of("bind_layers", own[n])}; };
+  return {matrix(0), vector(1), vector(2), vector(3), matrix(4),  vector(5), vector(6),
+          matrix(7), vector(8), matrix(9), vector(10), vector(11), k_cache.mutable_data_ptr(),
+          v_cache.mutable_data_ptr(), window};
 }
 
 // Every weight has the size its place asks for, or none where the model may lack it.
@@ -32,6 +26,7 @@ void check_weights(const char* op, const std::vector<Tensor>& weights, int64_t l
                    int64_t intermediate, const Heads& heads) {
   int64_t q = heads.num_heads * heads.head_dim, kv = heads.num_kv_heads * heads.head_dim, dim = heads.head_dim;
   auto packed = [&](int64_t out, int64_t in) { return packed_blocks(out) * packed_block_size(in, heads.dtype); };
+  const int64_t inputs[kTensorsPerLayer] = {hidden, 0, 0, 0, q, 0, 0, hidden, 0, intermediate, 0, 0};  // of matrices
   const int64_t sizes[kTensorsPerLayer] = {packed(q + 2 * kv, hidden), q + 2 * kv, dim, dim, packed(hidden, q), hidden,
                                            hidden, packed(2 * intermediate, hidden), 2 * intermediate,
                                            packed(hidden, intermediate), hidden, hidden};
@@ -40,8 +35,9 @@ void check_weights(const char* op, const std::vector<Tensor>& weights, int64_t l
     const Tensor& t = weights[layer * kTensorsPerLayer + n];
     STD_TORCH_CHECK((t.numel() == sizes[n] || (may_lack[n] && !t.numel())) && t.is_contiguous(), op, ": weight ", n,
                     " of layer ", layer, " has ", t.numel(), " elements, not ", sizes[n]);
-    STD_TORCH_CHECK(!t.numel() || dtype_of(op, t) == heads.dtype, op, ": weight ", n, " of layer ", layer,
-                    " has another dtype than x");
+    STD_TORCH_CHECK(!t.numel() || dtype_of(op, t) == heads.dtype ||
+                        (inputs[n] && narrower(dtype_of(op, t), heads.dtype, inputs[n])),
+                    op, ": weight ", n, " of layer ", layer, " has another dtype than x");
   }
 }
 

@@ -33,35 +33,40 @@ void pack_in_place(const Tensor& weight) {
 
 }  // namespace
 
-void check_packed(const char* op, const Tensor& packed, int64_t out, int64_t in, DType dtype) {
+Matrix matrix_of(const char* op, const Tensor& packed, int64_t out, int64_t in, DType dtype) {
+  Matrix matrix = {data<void>(packed), dtype_of(op, packed)};
+  STD_TORCH_CHECK(matrix.dtype == dtype || narrower(matrix.dtype, dtype, in), op,
+                  ": x has another dtype than the packed weight");
   STD_TORCH_CHECK(packed.is_contiguous(), op, ": the packed weight is not contiguous");
-  check_size(op, "the packed weight's size", packed.numel(), packed_blocks(out) * packed_block_size(in, dtype));
+  check_size(op, "the packed weight's size", packed.numel(), packed_blocks(out) * packed_block_size(in, matrix.dtype));
+  return matrix;
 }
 
 namespace {
 
-Tensor embedding(const Tensor& ids, const Tensor& packed, int64_t vocab, int64_t in) {
-  DType dtype = dtype_of("embedding", packed);
+Tensor embedding(const Tensor& ids, const Tensor& packed, int64_t vocab, int64_t in, ScalarType type) {
   check("embedding", "ids", ids, 1, ScalarType::Long);
-  check_packed("embedding", packed, vocab, in, dtype);
+  Tensor y = torch::stable::new_empty(packed, {ids.size(0), in}, type);
+  DType dtype = dtype_of("embedding", y);
+  Matrix matrix = matrix_of("embedding", packed, vocab, in, dtype);
   check_range("embedding", "id", data<int64_t>(ids), ids.size(0), vocab);
-  Tensor y = like(packed, {ids.size(0), in});
-  kernels().embedding({data<int64_t>(ids), ids.size(0), data<void>(packed), in, y.mutable_data_ptr(), dtype});
+  kernels().embedding(
+      {data<int64_t>(ids), ids.size(0), matrix.packed, in, y.mutable_data_ptr(), dtype, matrix.dtype});
   return y;
 }
 
 Tensor linear(const Tensor& x, const Tensor& packed, const Optional& bias, int64_t out) {
   DType dtype = dtype_of("linear", x);
-  check("linear", "x", x, 2, packed.scalar_type());
+  check("linear", "x", x, 2, x.scalar_type());
   int64_t rows = x.size(0), in = x.size(1);
-  check_packed("linear", packed, out, in, dtype);
+  Matrix matrix = matrix_of("linear", packed, out, in, dtype);
   if (bias) {
     check("linear", "bias", *bias, 1, x.scalar_type());
     check_size("linear", "bias's length", bias->size(0), out);
   }
   Tensor y = like(x, {rows, out});
-  kernels().linear({data<void>(x), in, data<void>(packed), bias ? data<void>(*bias) : nullptr, y.mutable_data_ptr(),
-                    rows, out, in, dtype, nullptr});
+  kernels().linear({data<void>(x), in, matrix.packed, bias ? data<void>(*bias) : nullptr, y.mutable_data_ptr(), rows,
+                    out, in, dtype, matrix.dtype, nullptr});
   return y;
 }
 
@@ -164,7 +169,7 @@ void copy_blocks(const std::vector<Tensor>& caches, const Tensor& source, const 
 STABLE_TORCH_LIBRARY_FRAGMENT(minillm, m) {
   m.def("pack(Tensor weight) -> Tensor");
   m.def("pack_(Tensor(a!) weight) -> ()");
-  m.def("embedding(Tensor ids, Tensor packed, int vocab_size, int hidden_size) -> Tensor");
+  m.def("embedding(Tensor ids, Tensor packed, int vocab_size, int hidden_size, ScalarType dtype) -> Tensor");
   m.def("linear(Tensor x, Tensor packed, Tensor? bias, int out_features) -> Tensor");
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
   m.def("add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps) -> (Tensor, Tensor)");

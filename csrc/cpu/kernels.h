@@ -8,7 +8,9 @@
 //     bf16         [out / 16][in / 2][16][2]    one 64-byte load: 16 outputs x a pair along `in`
 //     fp16, fp32   [out / 16][in][16]           16 outputs x one step along `in`
 //
-// both rounded up and padded with zeros. Source: KERNELS.md section 5 of the project's measurements.
+// both rounded up and padded with zeros. A float32 model's matrix whose numbers all fit into bf16 is kept as
+// bf16 (minillm/ops/native.py), so a matrix has a dtype of its own beside that of the activations. Source:
+// KERNELS.md section 5 of the project's measurements.
 
 #pragma once
 
@@ -39,6 +41,12 @@ bool in_team();
 extern void (*pool_ranges)(int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context);
 extern int64_t (*thread_count)();
 
+// A packed matrix, in the activations' dtype, or bf16 beside float32.
+struct Matrix {
+  const void* packed;
+  DType dtype;
+};
+
 struct PackArgs {
   const void* source;  // [out, in]
   void* packed;        // may be `source` where the layout needs no padding
@@ -52,7 +60,7 @@ struct EmbeddingArgs {
   const void* packed;  // [vocab, in]
   int64_t in;
   void* y;  // [num_tokens, in]
-  DType dtype;
+  DType dtype, packed_dtype;
 };
 
 struct LinearArgs {
@@ -62,7 +70,7 @@ struct LinearArgs {
   const void* bias;    // [out] or null
   void* y;             // [rows, out]
   int64_t rows, out, in;
-  DType dtype;
+  DType dtype, packed_dtype;
   const void* then;  // packed weights that will be wanted next, or null
 };
 
@@ -138,8 +146,14 @@ struct Kernels {
 
 // One layer's weights; a bias or a q / k norm that the model does not have is null.
 struct LayerWeights {
-  const void *qkv, *qkv_bias, *q_norm, *k_norm, *o, *o_bias, *post_norm;
-  const void *gate_up, *gate_up_bias, *down, *down_bias, *next_norm;
+  Matrix qkv;
+  const void *qkv_bias, *q_norm, *k_norm;
+  Matrix o;
+  const void *o_bias, *post_norm;
+  Matrix gate_up;
+  const void* gate_up_bias;
+  Matrix down;
+  const void *down_bias, *next_norm;
   void *k_cache, *v_cache;
   int64_t window;
 };
@@ -162,7 +176,7 @@ struct PassArgs {
   LayersArgs layers;  // residual, x and last_only are not looked at
   DType dtype;
   const int64_t* ids;             // [num_tokens]
-  const void *embedding, *head;   // packed [vocab, hidden]
+  Matrix embedding, head;         // [vocab, hidden]
   const void* first_norm;         // [hidden]
   int64_t vocab;
 };

@@ -47,7 +47,7 @@ class Layers {
              layer.down);
       kernels_.silu_mul({gate_up_.get(), gated_.get(), rows_, a_.intermediate, a_.heads.dtype});
       linear(gated_.get(), layer.down, layer.down_bias, added_.get(), a_.hidden, a_.intermediate,
-             i + 1 < a_.num_layers ? a_.layers[i + 1].qkv : nullptr);
+             i + 1 < a_.num_layers ? a_.layers[i + 1].qkv : Matrix{});
       add_norm(layer.next_norm);
     }
   }
@@ -55,9 +55,8 @@ class Layers {
  private:
   void* column(int64_t first) const { return static_cast<char*>(qkv_.get()) + first * width_; }
 
-  void linear(const void* x, const void* packed, const void* bias, void* y, int64_t out, int64_t in,
-              const void* then) const {
-    kernels_.linear({x, in, packed, bias, y, rows_, out, in, a_.heads.dtype, then});
+  void linear(const void* x, Matrix w, const void* bias, void* y, int64_t out, int64_t in, Matrix then) const {
+    kernels_.linear({x, in, w.packed, bias, y, rows_, out, in, a_.heads.dtype, w.dtype, then.packed});
   }
 
   // a_.x = norm(added + residual), the sum becoming the residual.

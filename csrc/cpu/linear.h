@@ -46,17 +46,25 @@ void pack_as(const PackArgs& a) {
   });
 }
 
+INLINE void put(float from, float* to) { *to = from; }
+INLINE void put(bf16 from, bf16* to) { *to = from; }
+INLINE void put(fp16 from, fp16* to) { *to = from; }
+INLINE void put(bf16 from, float* to) {
+  uint32_t bits = uint32_t{from.bits} << 16;
+  memcpy(to, &bits, sizeof(bits));
+}
+
 // Row `id` of a packed matrix, back in order: the embedding lookup of a tied model.
-template <class T>
+template <class W, class T>
 void embedding_as(const EmbeddingArgs& a) {
-  constexpr int64_t step = __is_same(T, bf16) ? 2 : 1;
-  int64_t block_size = packed_block_size(a.in, a.dtype);
+  constexpr int64_t step = __is_same(W, bf16) ? 2 : 1;
+  int64_t block_size = packed_block_size(a.in, a.packed_dtype);
   in_ranges(a.num_tokens, 64, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; t++) {
       int64_t id = a.ids[t];
-      const T* from = static_cast<const T*>(a.packed) + id / 16 * block_size + id % 16 * step;
+      const W* from = static_cast<const W*>(a.packed) + id / 16 * block_size + id % 16 * step;
       T* to = static_cast<T*>(a.y) + t * a.in;
-      for (int64_t k = 0; k < a.in; k++) to[k] = from[k / step * 16 * step + k % step];
+      for (int64_t k = 0; k < a.in; k++) put(from[k / step * 16 * step + k % step], to + k);
     }
   });
 }
@@ -84,10 +92,10 @@ void linear_strip(const LinearArgs& a, const typename M::X* x, int64_t x_stride,
                   int64_t ahead) {
   constexpr int64_t tile_stride = kMaxColumns * 16;
   alignas(64) float tile[kMaxRows * tile_stride];
-  int64_t block_size = packed_block_size(a.in, a.dtype), steps = (a.in + M::kStep - 1) / M::kStep;
+  int64_t block_size = packed_block_size(a.in, a.packed_dtype), steps = (a.in + M::kStep - 1) / M::kStep;
   const typename M::W* w = static_cast<const typename M::W*>(a.packed) + begin * block_size;
-  for (int64_t r = 0; r < a.rows; r += kMaxRows) {
-    int rows = smaller(kMaxRows, a.rows - r);
+  for (int64_t r = 0; r < a.rows; r += kRows<M>) {
+    int rows = smaller(kRows<M>, a.rows - r);
     pick_tile<M>(rows, width)(x + r * x_stride, x_stride, w, block_size, steps, tile, tile_stride, false,
                               r ? 0 : ahead);
     emit<T>(a, tile, tile_stride, r, rows, begin * 16, smaller(width * 16, a.out - begin * 16));
@@ -97,8 +105,8 @@ void linear_strip(const LinearArgs& a, const typename M::X* x, int64_t x_stride,
 template <class M, class T>
 void linear_over(const LinearArgs& a, const typename M::X* x, int64_t x_stride) {
   using W = typename M::W;
-  int64_t blocks = packed_blocks(a.out), block_size = packed_block_size(a.in, a.dtype);
-  int64_t width = columns_for(smaller(a.rows, kMaxRows)), strip = width * block_size;
+  int64_t blocks = packed_blocks(a.out), block_size = packed_block_size(a.in, a.packed_dtype);
+  int64_t width = columns_for(smaller(a.rows, kRows<M>)), strip = width * block_size;
   hand_out((blocks + width - 1) / width, [&](Tasks& tasks) {
     for (; tasks.left(); tasks.advance()) {
       int64_t ahead = (tasks.next - tasks.now) * strip;
@@ -139,15 +147,17 @@ void pack(const PackArgs& a) {
 
 void embedding(const EmbeddingArgs& a) {
   switch (a.dtype) {
-    case DType::f32: return embedding_as<float>(a);
-    case DType::bf16: return embedding_as<bf16>(a);
-    case DType::f16: return embedding_as<fp16>(a);
+    case DType::f32:
+      return a.packed_dtype == DType::bf16 ? embedding_as<bf16, float>(a) : embedding_as<float, float>(a);
+    case DType::bf16: return embedding_as<bf16, bf16>(a);
+    case DType::f16: return embedding_as<fp16, fp16>(a);
   }
 }
 
 void linear(const LinearArgs& a) {
   switch (a.dtype) {
-    case DType::f32: return linear_as<Singles<float>, float>(a);
+    case DType::f32:
+      return a.packed_dtype == DType::bf16 ? linear_as<PairsWithFloat, float>(a) : linear_as<Singles<float>, float>(a);
     case DType::bf16: return linear_as<PairsBf16, bf16>(a);
     case DType::f16: return linear_as<Singles<fp16>, fp16>(a);
   }

@@ -24,7 +24,7 @@ class Pass {
 
   void run(const Batch& batch, const int64_t* ids, void* logits) const {
     int64_t rows = batch.num_tokens, hidden = a_.layers.hidden;
-    kernels_.embedding({ids, rows, a_.embedding, hidden, residual_.get(), a_.dtype});
+    kernels_.embedding({ids, rows, a_.embedding.packed, hidden, residual_.get(), a_.dtype, a_.embedding.dtype});
     kernels_.norm({residual_.get(), nullptr, a_.first_norm, nullptr, x_.get(), rows, 1, hidden, hidden, hidden,
                    a_.layers.eps, a_.dtype});
     LayersArgs layers = a_.layers;
@@ -33,7 +33,8 @@ class Pass {
     layers.x = x_.get();
     layers.last_only = true;
     run_layers(kernels_, layers);
-    kernels_.linear({x_.get(), hidden, a_.head, nullptr, logits, batch.num_seqs, a_.vocab, hidden, a_.dtype, nullptr});
+    kernels_.linear({x_.get(), hidden, a_.head.packed, nullptr, logits, batch.num_seqs, a_.vocab, hidden, a_.dtype,
+                     a_.head.dtype, nullptr});
   }
 
   // A token from each row of logits that is finite.

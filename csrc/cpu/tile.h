@@ -12,7 +12,15 @@
 // by reading W (many columns keep several streams going), many rows by arithmetic (many rows reuse
 // each loaded W). Limits: registers - 32 with AVX-512, 16 elsewhere, with accumulators, W and x in them.
 //
-// bf16 goes in pairs: vdpbf16ps multiplies two neighbours along k and adds both to the accumulator.
+// bf16 goes in pairs: vdpbf16ps multiplies two neighbours along k and adds both to the accumulator. Where x is
+// fp32, a register of pairs is taken in two rounds, first all its even numbers, then all its odd ones:
+//
+//    packed     o3 e3 o2 e2 o1 e1 o0 e0        16 bits each; a bf16 is the upper half of the float it stands for
+//    round 0    e3 0  e2 0  e1 0  e0 0         shifted: 16 floats, multiplied with x[k]
+//    round 1    o3 0  o2 0  o1 0  o0 0         masked:  16 floats, multiplied with x[k + 1]
+//
+// These are the numbers of fp32 weights, in their order, one fma each: so the bits are those too, for half the
+// bytes.
 
 #pragma once
 
@@ -24,11 +32,12 @@ namespace {
 
 constexpr int kParts = 16 / VL;  // registers per 16 outputs
 
-// How each weight type is read and multiplied. `X` is how activations are stored for it.
+// How each weight type is read and multiplied. `X` is how activations are stored for it. A register of weights
+// holds `kStep` steps along k, and is multiplied in `kRounds` rounds.
 struct PairsBf16 {
   using W = bf16;
   using X = bf16;
-  static constexpr int kStep = 2;
+  static constexpr int kStep = 2, kRounds = 1;
 #if defined(MINILLM_PATH_AVX512)
   using Reg = __m512bh;
   static INLINE Reg weights(const W* w) { return load_as<Reg>(w); }
@@ -41,14 +50,31 @@ struct PairsBf16 {
   static INLINE Reg broadcast(const X* x) { return split(vu{} + load_as<uint32_t>(x)); }
   static INLINE vf mac(vf acc, Reg w, Reg x) { return fma(w.odd, x.odd, fma(w.even, x.even, acc)); }
 #endif
+  static INLINE Reg round(Reg w, int) { return w; }
+};
+
+struct PairsWithFloat {
+  using W = bf16;
+  using X = float;
+  static constexpr int kStep = 2, kRounds = 2;
+  // Where they lie: each round loads them anew, as kept pairs would take the registers of accumulators.
+  static INLINE const W* weights(const W* w) { return w; }
+  static INLINE vf round(const W* w, int i) {
+    asm volatile("" : "+r"(w));  // else the compiler keeps them all the same
+    vu pairs = load_as<vu>(w);
+    return (vf)(i ? pairs & 0xffff0000u : pairs << 16);
+  }
+  static INLINE vf broadcast(const X* x) { return all(*x); }
+  static INLINE vf mac(vf acc, vf w, vf x) { return fma(w, x, acc); }
 };
 
 template <class Storage>
 struct Singles {
   using W = Storage;
   using X = float;
-  static constexpr int kStep = 1;
+  static constexpr int kStep = 1, kRounds = 1;
   static INLINE vf weights(const W* w) { return load(w); }
+  static INLINE vf round(vf w, int) { return w; }
   static INLINE vf broadcast(const X* x) { return all(*x); }
   static INLINE vf mac(vf acc, vf w, vf x) { return fma(w, x, acc); }
 };
@@ -76,11 +102,17 @@ void tile(const typename M::X* x, int64_t x_stride, const typename M::W* w, int6
       __builtin_prefetch(at + ahead, 0, 2);  // for reading, into the second cache
       reg[p] = M::weights(at);
     }
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++) {
-      auto value = M::broadcast(x + r * x_stride + k * M::kStep);
+#pragma GCC unroll 2
+    for (int i = 0; i < M::kRounds; i++) {
+      decltype(M::round(reg[0], 0)) factor[P];
 #pragma GCC unroll 32
-      for (int p = 0; p < P; p++) acc[r][p] = M::mac(acc[r][p], reg[p], value);
+      for (int p = 0; p < P; p++) factor[p] = M::round(reg[p], i);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) {
+        auto value = M::broadcast(x + r * x_stride + k * M::kStep + i);
+#pragma GCC unroll 32
+        for (int p = 0; p < P; p++) acc[r][p] = M::mac(acc[r][p], factor[p], value);
+      }
     }
   }
 #pragma GCC unroll 16
@@ -102,6 +134,11 @@ constexpr int columns_for(int rows) {
 }
 constexpr int kMaxRows = VL == 16 ? 8 : VL == 8 ? 6 : 3;
 constexpr int kMaxColumns = 8;
+
+// Rows of the tallest tile of a machine. With AVX2 and rounds, six would take all 16 registers: 12 accumulators,
+// 2 of weights, x and the mask. A compiler then keeps an accumulator in memory, and that halves the speed.
+template <class M>
+constexpr int kRows = VL == 8 && M::kRounds == 2 ? 5 : kMaxRows;
 
 template <class M, int R, int C>
 constexpr TileFn<M> tile_or_null() {

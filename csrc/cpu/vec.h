@@ -52,7 +52,16 @@ INLINE V load_as(const P* p) {
   return v;
 }
 
-INLINE vf all(float x) { return vf{} + x; }
+// Written out: `vf{} + x` would be an addition for the machine too, as it makes +0.0 of -0.0.
+INLINE vf all(float x) {
+#if defined(MINILLM_PATH_AVX512)
+  return _mm512_set1_ps(x);
+#elif defined(MINILLM_PATH_AVX2)
+  return _mm256_set1_ps(x);
+#else
+  return vf{x, x, x, x};
+#endif
+}
 
 INLINE vf fma(vf a, vf b, vf c) {
 #if defined(MINILLM_PATH_AVX512)

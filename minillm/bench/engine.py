@@ -1,7 +1,8 @@
 """How fast the engine is on this machine, beside what the machine can do, measured in one run.
 
 Decode reads every weight once a step, so its limit is memory bandwidth: the bench measures that too, in
-turns with decoding, and says which share of it decoding reached. Figures are medians of several runs with
+turns with decoding, and says which share of it decoding reached. Weights count as they are kept, which for
+float32 can be half of what the dtype says (minillm/ops/native.py). Figures are medians of several runs with
 their spread; on a shared machine only ratios taken in one run mean anything.
 """
 
@@ -22,7 +23,8 @@ from minillm.bench.machine import (
 )
 from minillm.config import SamplingParams
 from minillm.llm import LLM
-from minillm.model.costs import decode_bytes
+from minillm.model.costs import kv_bytes_read
+from minillm.ops.contract import PackedWeight
 
 _PROMPT = 32
 
@@ -53,7 +55,8 @@ def run_bench(
 ) -> dict[str, Any]:
     """All figures, with the machine they belong to. Rates are per second."""
     model, config = llm.engine.model, llm.engine.model.config
-    width = model.dtype.itemsize
+    kept = model.decoder.matrices
+    weights = model.decoder.step_bytes()
     on_cpu = model.device.type == "cpu"
     read = [bandwidth_reader()] if on_cpu else []
     prefill = measure(lambda: prefill_rate(llm, prompt_len), runs)
@@ -65,8 +68,7 @@ def run_bench(
         row: dict[str, Any] = {"what": f"decode, batch {batch}", "tokens_per_s": asdict(figure)}
         # Weights are read once a step for the whole batch, each sequence's keys and values by itself.
         context = _PROMPT + num_tokens // 2
-        weights = decode_bytes(config, 0, width, width)
-        own = decode_bytes(config, context, width, width) - weights
+        own = kv_bytes_read(config, context, model.dtype.itemsize)
         per_token = (weights + batch * own) / batch
         row["bytes_per_s"] = per_token * figure.median
         for found in beside:  # the bandwidth, each time measured next to a rate
@@ -78,6 +80,11 @@ def run_bench(
         "model": model.folder.name,
         "parameters": config.num_parameters,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "weights": {
+            "bytes_per_step": weights,
+            "matrices": len(kept),
+            "kept_narrow": sum(isinstance(matrix, PackedWeight) and matrix.narrow for matrix in kept),
+        },
         "backend": model.decoder.ops.name,
         "machine": describe(),
         "read_bandwidth": asdict(summarise(bandwidths)) if bandwidths else None,

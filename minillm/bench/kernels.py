@@ -6,7 +6,8 @@
     the rest     a call's own cost           a call's own cost       reading and writing activations
 
 Weights are taken in turn from copies that no cache holds together, as the layers of a model come round;
-activations stay in the caches, as they do in a model. Bytes are what an op has to move at least.
+activations stay in the caches, as they do in a model. Bytes are what an op has to move at least. Weights are
+random in all bits of the dtype, so float32 ones are not kept in 16 bits, as those of most checkpoints are.
 """
 
 from __future__ import annotations

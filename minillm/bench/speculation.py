@@ -36,7 +36,6 @@ from minillm.bench.turns import (
 )
 from minillm.llm import LLM
 from minillm.memory.block_table import BlockTable
-from minillm.model.costs import decode_bytes
 from minillm.model.runner import SequenceRows
 from minillm.observe.metrics import summarize
 from minillm.speculation.scripted import ScriptedDrafter
@@ -137,7 +136,6 @@ def acceptance(bench: Bench) -> list[dict[str, Any]]:
 def floor(bench: Bench) -> dict[str, Any]:
     """Seconds of a pass by its rows, beside reading the weights once; how many rows are nearly free."""
     engine, model = bench.plain.engine, bench.plain.engine.model
-    width = model.dtype.itemsize
     context = min(64, model.max_model_len - max(ROWS))
     table = BlockTable(engine.pool)
     table.grow(context + max(ROWS))
@@ -146,7 +144,7 @@ def floor(bench: Bench) -> dict[str, Any]:
     finally:
         table.release()
     on_cpu = model.device.type == "cpu"
-    weights = decode_bytes(model.config, 0, width, width)
+    weights = model.decoder.step_bytes()
     return {
         "weight_bytes": weights,
         "read_weights_s": weights / read_bandwidth(bench.runs).median if on_cpu else None,

@@ -150,7 +150,11 @@ def _print(report: dict[str, Any]) -> None:
         console.print(_peer_table(report["peer"]))
     if bandwidth:
         console.print(f"read bandwidth measured in this run: {bandwidth['median'] / 1e9:.1f} GB/s")
-    machine = report["machine"]
+    machine, weights = report["machine"], report["weights"]
+    console.print(f"a step reads {format_bytes(weights['bytes_per_step'])} of weights")
+    if weights["kept_narrow"]:
+        share = f"{weights['kept_narrow']} of {weights['matrices']}"
+        console.print(f"{share} matrices fit in bfloat16 and are kept so: the same numbers in half the bytes")
     console.print(f"peak memory {format_bytes(report['peak_memory_bytes'])} · {machine['system']}")
     console.print(f"torch {machine['torch']}, {machine['threads']} threads")
 

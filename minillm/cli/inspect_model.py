@@ -108,6 +108,8 @@ def _print(name: str, report: dict[str, Any]) -> None:
     console.print(
         f"{report['parameters']:,} parameters, {format_bytes(report['weight_bytes'])} in {report['dtype']}"
     )
+    if report["dtype"] == "float32":
+        console.print("at most: the CPU kernels keep, and read, a matrix as bfloat16 if all its numbers fit")
     fits = f"{format_bytes(report['memory'])} of KV memory holds {report['tokens_that_fit']:,} tokens"
     console.print(f"{format_bytes(report['kv_bytes_per_token'])} of KV cache per token; {fits}")
     costs = Table("tokens", "KV cache", "prefill", "read per decoded token", "sequences that fit")

@@ -39,9 +39,12 @@ def decode_bytes(config: ModelConfig, context: int, weight_bytes: int, kv_bytes:
 
     `weight_bytes` and `kv_bytes` are the sizes of one number.
     """
-    return matmul_weights(config) * weight_bytes + 2 * config.kv_size * kv_bytes * visible_keys(
-        config, context
-    )
+    return matmul_weights(config) * weight_bytes + kv_bytes_read(config, context, kv_bytes)
+
+
+def kv_bytes_read(config: ModelConfig, context: int, kv_bytes: int) -> int:
+    """Of those the part that is read for each sequence by itself: every visible key and value."""
+    return 2 * config.kv_size * kv_bytes * visible_keys(config, context)
 
 
 def _causal_pairs(num_tokens: int, window: int) -> int:

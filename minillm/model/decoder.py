@@ -25,7 +25,7 @@ Papers: Vaswani et al. 1706.03762; Zhang & Sennrich 1910.07467 (RMSNorm); Shazee
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -164,15 +164,21 @@ class Decoder(nn.Module):
 
     def prepare(self) -> None:
         """Give every matrix the form the backend reads, in place of the checkpoint's. Once, after loading."""
-        for layer in self._layers:
-            for linear in (layer.self_attn.qkv_proj, layer.self_attn.o_proj):
-                _prepare(self.ops, linear, "weight")
-            for linear in (layer.mlp.gate_up_proj, layer.mlp.down_proj):
-                _prepare(self.ops, linear, "weight")
-        _prepare(self.ops, self, "embed_tokens")
-        _prepare(self.ops, self, "lm_head")
+        for owner, name in self._places():
+            _prepare(self.ops, owner, name)
         if isinstance(self.ops, LayerFusion):
             self._fusion, self._stack, self._ends = self.ops, self._layer_stack(), self._find_ends()
+
+    @property
+    def matrices(self) -> list[Weight]:
+        """All of them, in the form they are kept in."""
+        return [getattr(owner, name) for owner, name in self._places()]
+
+    def step_bytes(self) -> int:
+        """Bytes of weights that every step reads: all but the embedding, unless that is the head as well."""
+        own_table = 0 if self.lm_head is None else self.embed_tokens.nbytes
+        vectors = sum(p.nbytes for p in self.parameters() if p.dim() == 1)
+        return sum(matrix.nbytes for matrix in self.matrices) - own_table + vectors
 
     def forward(
         self, ids: Tensor, k_cache: list[Tensor], v_cache: list[Tensor], meta: AttentionMetadata
@@ -261,6 +267,16 @@ class Decoder(nn.Module):
         if not (isinstance(embedding, PackedWeight) and isinstance(head, PackedWeight)):
             return None
         return Ends(embedding, head, self._layers[0].input_layernorm.weight.detach(), self.cos, self.sin)
+
+    def _places(self) -> Iterator[tuple[nn.Module, str]]:
+        """Where each matrix is: its owner and its name there."""
+        for layer in self._layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            for linear in (attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj):
+                yield linear, "weight"
+        yield self, "embed_tokens"
+        if self.lm_head is not None:
+            yield self, "lm_head"
 
     def _layer_stack(self) -> LayerStack:
         c, tensors = self.config, list[Tensor]()

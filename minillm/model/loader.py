@@ -251,6 +251,7 @@ def _require_memory(
             f"{format_bytes(free_memory(device))} are free",
             "set max_model_len to what is needed",
         )
+    # While loading; afterwards a float32 model may need only half of it (minillm/ops/native.py).
     needed, free = config.num_parameters * dtype.itemsize, free_memory(device)
     if needed > free:
         fits = [name for name, t in DTYPES.items() if config.num_parameters * t.itemsize <= free]

@@ -56,11 +56,16 @@ class AttentionMetadata:
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A matrix [out, in] in the order a backend reads it; `data` is that backend's own business."""
+    """A matrix [out, in] in the order a backend reads it; `data` is that backend's own business.
+
+    `dtype` is that of the matrix's numbers, and of what is multiplied with them; a backend may keep them in
+    fewer bits if all of them fit.
+    """
 
     data: Tensor
     out_features: int
     in_features: int
+    dtype: torch.dtype
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -71,6 +76,16 @@ class PackedWeight:
     def device(self) -> torch.device:
         """Where it lies."""
         return self.data.device
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory, and what reading all of it moves."""
+        return self.data.nbytes
+
+    @property
+    def narrow(self) -> bool:
+        """Whether its numbers are kept in fewer bits than their dtype has."""
+        return self.data.dtype.itemsize < self.dtype.itemsize
 
 
 Weight = Tensor | PackedWeight

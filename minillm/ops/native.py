@@ -4,6 +4,17 @@ Matrices are kept packed (csrc/cpu/kernels.h draws the layout) in place of the [
 has, mostly in the very same memory, so weights exist once. A plain matrix is taken too, and packed for
 the one call.
 
+A float32 matrix may be kept as bfloat16. Most checkpoints are stored so, and a bfloat16 number is the upper
+half of the float32 it stands for:
+
+    float32     s eeeeeeee mmmmmmm 0000000000000000    the lower half is zero in all of the matrix:
+    bfloat16    s eeeeeeee mmmmmmm                     half the bytes, and still the same numbers
+
+The kernels widen them again in registers and multiply in float32, in the same order, so nothing differs but
+the bytes: half the memory, and half of what a decode step reads. One number that needs more keeps its matrix
+wide. So does an odd number of inputs: bfloat16 lies in pairs, and what fills up the last one would be
+multiplied and added as well, which turns a sum of -0.0 into +0.0.
+
 Mistakes in shapes are told by name before an op is asked (`ops/shapes.py`); the ops themselves refuse
 whatever would read or write outside a tensor.
 """
@@ -48,6 +59,7 @@ _OPS = (
     "verify_coupled",
     "verify_draft",
 )
+_LOOKED_AT = 1 << 20  # numbers at a time: most matrices that need float32 show it in the first few
 
 
 class BoundLayers:
@@ -83,23 +95,25 @@ class NativeOps(LayerFusion):
         return f"{loaded_library()}/{current_path()}"
 
     def prepare_weight(self, weight: Tensor) -> Weight:
-        weight = weight.detach()
+        weight, dtype = weight.detach(), weight.dtype
+        if fits_bfloat16(weight):
+            weight = _upper_halves(weight)
         shape = packed_shape(weight.shape[0], weight.shape[1], weight.dtype)
         if math.prod(shape) == weight.numel() and weight.is_contiguous():  # no padding: it fits its own place
             self._ops.pack_(weight)
-            return PackedWeight(weight.view(shape), weight.shape[0], weight.shape[1])
-        return self._packed(weight)
+            return PackedWeight(weight.view(shape), weight.shape[0], weight.shape[1], dtype)
+        return self._packed(weight, dtype)
 
     def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
         shapes.check_embedding(ids, weight)
         if not isinstance(weight, PackedWeight):
             return F.embedding(ids, weight)  # a lookup: nothing is computed, and nothing need be packed
-        result: Tensor = self._ops.embedding(ids, weight.data, *weight.shape)
+        result: Tensor = self._ops.embedding(ids, weight.data, *weight.shape, weight.dtype)
         return result
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         shapes.check_linear(x, weight, bias)
-        packed = self._packed(weight)
+        packed = weight if isinstance(weight, PackedWeight) else self._packed(weight, weight.dtype)
         result: Tensor = self._ops.linear(x.contiguous(), packed.data, bias, packed.shape[0])
         return result
 
@@ -301,7 +315,21 @@ class NativeOps(LayerFusion):
             bound = self._bound[stack] = BoundLayers(stack, hidden, k_cache, v_cache)
         return bound.number
 
-    def _packed(self, weight: Weight) -> PackedWeight:
-        if isinstance(weight, PackedWeight):
-            return weight
-        return PackedWeight(self._ops.pack(weight.detach().contiguous()), weight.shape[0], weight.shape[1])
+    def _packed(self, weight: Tensor, dtype: torch.dtype) -> PackedWeight:
+        packed = self._ops.pack(weight.detach().contiguous())
+        return PackedWeight(packed, weight.shape[0], weight.shape[1], dtype)
+
+
+def fits_bfloat16(weight: Tensor) -> bool:
+    """Whether a float32 matrix [out, in] can be kept as bfloat16 without changing a bit of any result.
+
+    It is the bits that are looked at, so that NaN and -0.0 are kept as they are or not at all.
+    """
+    if weight.dtype != torch.float32 or weight.shape[1] % 2 or not weight.is_contiguous():
+        return False
+    lower = weight.view(torch.int16).view(-1, 2)[:, 0]
+    return not any(bool(part.any()) for part in lower.split(_LOOKED_AT))
+
+
+def _upper_halves(weight: Tensor) -> Tensor:
+    return weight.view(torch.int16)[:, 1::2].contiguous().view(torch.bfloat16)

@@ -115,6 +115,10 @@ def _register_fakes() -> None:
         register_fake(f"minillm::{name}")(fake)
 
 
+def _rows(ids: Tensor, packed: Tensor, vocab_size: int, hidden_size: int, dtype: torch.dtype) -> Tensor:
+    return packed.new_empty([ids.shape[0], hidden_size], dtype=dtype)
+
+
 def _two_like(x: Tensor, *others: object) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(x)
 
@@ -149,7 +153,7 @@ def _ahead(ids: Tensor, *others: Any) -> Tensor:
 _FAKES: dict[str, Callable[..., Any]] = {
     "pack": lambda weight: weight.new_empty(packed_shape(weight.shape[0], weight.shape[1], weight.dtype)),
     "pack_": lambda weight: None,
-    "embedding": lambda ids, packed, vocab_size, hidden_size: packed.new_empty([ids.shape[0], hidden_size]),
+    "embedding": _rows,
     "linear": lambda x, packed, bias, out_features: x.new_empty([x.shape[0], out_features]),
     "rms_norm": lambda x, weight, eps: torch.empty_like(x),
     "add_rms_norm": _two_like,
