@@ -142,6 +142,7 @@ struct Kernels {
   void (*rope_and_cache)(const RopeArgs&);
   void (*attention)(const AttentionArgs&);
   float (*widen)(const void* x, int64_t size, float* y, DType dtype);  // y = x in float; returns the highest
+  int64_t (*first_highest)(const void* x, int64_t size, DType dtype);  // where the highest is first; 0 among NaN
 };
 
 // One layer's weights; a bias or a q / k norm that the model does not have is null.

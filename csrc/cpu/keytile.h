@@ -109,7 +109,7 @@ INLINE void pack_values(const TileRows<bf16>& rows, const TileRows<bf16>& next, 
         // Two rows of 16-bit numbers interleaved: one number in the low, one in the high half.
         int64_t n = larger(0, dim - d - i);
         vh low = load_bits(rows.v[2 * pair] + d + i, n), high = load_bits(rows.v[2 * pair + 1] + d + i, n);
-        vu both = __builtin_convertvector(low, vu) | (__builtin_convertvector(high, vu) << 16);
+        vu both = widen_bits(low) | (widen_bits(high) << 16);
         memcpy(packed + ((d / 16 * kKeyTile / 2 + pair) * 16 + i) * 2, &both, sizeof(both));
       }
     }

@@ -20,6 +20,6 @@ namespace minillm {
 #endif
 
 extern const Kernels TABLE;
-const Kernels TABLE = {NAME, pack, embedding, linear, norm, silu_mul, rope_and_cache, attention, widen};
+const Kernels TABLE = {NAME, pack, embedding, linear, norm, silu_mul, rope_and_cache, attention, widen, first_highest};
 
 }  // namespace minillm

@@ -122,6 +122,43 @@ float widen(const void* x, int64_t size, float* y, DType dtype) {
   }
 }
 
+template <class T>
+float highest_of(const T* x, int64_t size) {
+  vf highest[4] = {all(-__builtin_inff()), highest[0], highest[0], highest[0]};  // four, as each waits for itself
+  int64_t whole = size / (4 * VL) * (4 * VL);
+  for (int64_t i = 0; i < whole; i += 4 * VL)
+    for (int j = 0; j < 4; j++) highest[j] = vmax(highest[j], load(x + i + j * VL));
+  float result = max_lanes(vmax(vmax(highest[0], highest[1]), vmax(highest[2], highest[3])));
+  for (int64_t i = whole; i < size; i++) {
+    float value = load_n(x + i, 1)[0];
+    result = result > value ? result : value;
+  }
+  return result;
+}
+
+// Where the highest number is first, or 0 where NaN hides it. A greedy draw looks at numbers as they are stored and
+// writes nothing down: once for the highest, and a second time piece by piece up to the one that has it.
+template <class T>
+int64_t first_highest_as(const T* x, int64_t size) {
+  constexpr int64_t piece = 16 * VL;
+  float best = highest_of(x, size);
+  for (int64_t begin = 0; begin < size; begin += piece) {
+    int64_t end = smaller(begin + piece, size);
+    if (highest_of(x + begin, end - begin) != best) continue;
+    for (int64_t i = begin; i < end; i++)
+      if (load_n(x + i, 1)[0] == best) return i;
+  }
+  return 0;
+}
+
+int64_t first_highest(const void* x, int64_t size, DType dtype) {
+  switch (dtype) {
+    case DType::bf16: return first_highest_as(static_cast<const bf16*>(x), size);
+    case DType::f16: return first_highest_as(static_cast<const fp16*>(x), size);
+    default: return first_highest_as(static_cast<const float*>(x), size);
+  }
+}
+
 void norm(const NormArgs& a) {
   switch (a.dtype) {
     case DType::f32: return norm_as<float>(a);

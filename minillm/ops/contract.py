@@ -214,7 +214,7 @@ class Ends:
 
 
 class LayerFusion(ABC):
-    """A backend that can also run all layers of the decoder, a whole pass, or several decode steps in one call.
+    """A backend that also runs all layers of the decoder, a whole pass or several decode steps in one call.
 
     A base class, not a protocol: an object that wraps a backend to watch or replace single ops is none,
     so the decoder walks its loop for it, op by op.
