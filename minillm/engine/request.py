@@ -93,7 +93,9 @@ class Request:
 
     @property
     def noise_key(self) -> int:
-        """Key of the next token's noise: (seed, sample index, output position)."""
+        """Key of the next token's noise: (seed, sample index, output position); 0 where nothing is drawn."""
+        if self.params.temperature == 0:
+            return 0
         return noise_key(self.seed, self.index, len(self.output_token_ids))
 
     def noise_keys(self, count: int, purpose: int = DRAW) -> list[int]:
