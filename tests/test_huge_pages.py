@@ -6,9 +6,11 @@ import gc
 import mmap
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from torch import Tensor
 
@@ -19,37 +21,36 @@ from minillm.ops.native import NativeOps
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone can be asked for huge pages")
 
 
-def matrix(*shape: int) -> Tensor:
-    return torch.randn(shape)
+@ON_LINUX
+def test_tensors_lie_end_to_end() -> None:
+    pages, shapes = HugePages(), [(300, 151), (400, 100), (7, 70000)]
+    tensors = [pages.empty(shape, torch.float32) for shape in shapes]
+    assert [tuple(t.shape) for t in tensors] == shapes
+    assert all(t.is_contiguous() and t.data_ptr() % 64 == 0 for t in tensors)
+    ends = [-(-t.nbytes // 64) * 64 + t.data_ptr() for t in tensors]
+    assert [t.data_ptr() for t in tensors[1:]] == ends[:-1]
 
 
 @ON_LINUX
-def test_matrices_lie_end_to_end_and_are_the_same_numbers() -> None:
-    pages, sources = HugePages(), [matrix(300, 151), matrix(151, 300).t(), matrix(400, 100)]
-    placed = [pages.place(source) for source in sources]
-    assert all(torch.equal(a, b) and a.is_contiguous() for a, b in zip(placed, sources, strict=True))
-    assert all(a.data_ptr() % 64 == 0 for a in placed)
-    ends = [-(-a.nbytes // 64) * 64 + a.data_ptr() for a in placed]
-    assert [a.data_ptr() for a in placed[1:]] == ends[:-1]
-
-
-@ON_LINUX
-def test_what_was_placed_outlives_who_placed_it() -> None:
+def test_a_tensor_outlives_who_gave_it() -> None:
     pages = HugePages()
-    first, source = pages.place(matrix(512, 512)), matrix(4096, 4096)  # the second takes a piece of its own
-    second = pages.place(source)
-    expected = first.clone()
+    first = pages.empty((512, 512), torch.float32).fill_(1.5)
+    second = pages.empty((4096, 4096), torch.float32).fill_(2.5)  # takes a piece of its own
     del pages
     gc.collect()
     noise = [torch.full((1 << 20,), float("nan")) for _ in range(8)]
-    assert torch.equal(first, expected)
-    assert torch.equal(second, source)
+    assert torch.equal(first, torch.full((512, 512), 1.5))
+    assert torch.equal(second, torch.full((4096, 4096), 2.5))
     assert len(noise) == 8
 
 
-def test_what_is_small_stays_where_it_is() -> None:
-    small = matrix(16, 16)
-    assert HugePages().place(small) is small
+@ON_LINUX
+def test_what_is_small_is_left_to_torch() -> None:
+    pages = HugePages()
+    first = pages.empty((512, 512), torch.float32)
+    small = pages.empty((16, 16), torch.bfloat16)
+    assert tuple(small.shape) == (16, 16) and small.dtype == torch.bfloat16
+    assert not first.data_ptr() <= small.data_ptr() < first.data_ptr() + (32 << 20)
 
 
 @ON_LINUX
@@ -75,8 +76,7 @@ def huge_bytes(tensor: Tensor) -> int:
 
 def test_nobody_to_ask_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huge_pages, "_ADVICE", None)
-    source = matrix(512, 512)
-    assert HugePages().place(source) is source
+    assert HugePages().empty((512, 512), torch.float16).fill_(1).sum() == 512 * 512
     assert len(empty_bytes(12345).fill_(7)) == 12345
 
 
@@ -90,16 +90,18 @@ def test_a_kernel_without_them_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
             raise OSError(22, "Invalid argument")
 
     monkeypatch.setattr(huge_pages.mmap, "mmap", Refusing)
-    source = matrix(512, 512)
-    assert torch.equal(HugePages().place(source), source)
+    assert HugePages().empty((512, 512), torch.float32).fill_(1).sum() == 512 * 512
     assert refused
 
 
 @ON_LINUX
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_packed_weights_lie_there_one_behind_the_other(dtype: torch.dtype) -> None:
-    ops, (first, second) = NativeOps(), (matrix(512, 256).to(dtype), matrix(256, 512).to(dtype))
-    packed = [ops.prepare_weight(weight.clone()) for weight in (first, second)]
-    assert packed[1].data.data_ptr() == packed[0].data.data_ptr() + packed[0].data.nbytes
-    for weight, kept in zip((first, second), packed, strict=True):
-        assert torch.equal(ops.embedding(torch.arange(len(weight)), kept), weight)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_models_matrices_lie_there(native_ops: NativeOps, tmp_path: Path, dtype: str) -> None:
+    config = tiny.config(hidden_size=256, intermediate_size=512, num_hidden_layers=3)
+    llm = tiny.load(tiny.make_folder(tmp_path, config), backend="native", dtype=dtype)
+    matrices = llm.engine.model.decoder.matrices
+    large = [m.data for m in matrices if m.nbytes >= 128 << 10]
+    assert len(large) >= 3 * 3
+    places = sorted((m.data_ptr(), m.nbytes) for m in large)
+    gaps = [after - before - size for (before, size), (after, _) in pairwise(places)]
+    assert gaps == [0] * len(gaps), "one behind the other"

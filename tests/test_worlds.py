@@ -18,7 +18,8 @@ from typing import NamedTuple
 import pytest
 import tiny
 import torch
-from test_invariance import DTYPES, SHAPE
+from company import DTYPES
+from test_invariance import SHAPE
 from torch import Tensor
 
 from minillm import LLM, SamplingParams

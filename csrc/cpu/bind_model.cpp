@@ -125,9 +125,9 @@ Tensor layers(const Tensor& residual, const Tensor& x, int64_t number, const Ten
   return y;
 }
 
-// ---- sampling ---------------------------------------------------------------------------------
-
 }  // namespace
+
+// ---- sampling ---------------------------------------------------------------------------------
 
 SampleArgs read_sampling(const char* op, int64_t rows, int64_t vocab, DType dtype, const Tensor& keys,
                          const Tensor& numbers, const Tensor& top_k, const Tensor& seen, const Tensor& seen_end,

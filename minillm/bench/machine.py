@@ -67,7 +67,7 @@ def read_bandwidth(runs: int) -> Figure:
 
 
 def bandwidth_reader() -> Callable[[], float]:
-    """One measurement for each call: bytes a second summing 512 MiB of float32, on pages like the weights'."""
+    """One measurement for each call, in bytes a second: a sum over 512 MiB, on pages like the weights'."""
     data = empty_bytes(_BANDWIDTH_BYTES).view(torch.float32).fill_(1)
 
     def once() -> float:

@@ -11,6 +11,7 @@ the arithmetic idles. Batching is what fills it: the weights are read once for a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor
 
@@ -32,37 +33,40 @@ def decode(runner: ModelRunner, requests: Sequence[Request]) -> Tensor:
     Raises:
         OutOfBlocks: the pool cannot hold the token; that request's table is unchanged.
     """
-    logits = runner.last_logits(_newest_rows(requests))
-    _count_as_computed(requests)
+    batch = []
+    for request in requests:
+        position = request.num_computed_tokens
+        request.block_table.grow(position + 1)
+        batch.append(SequenceRows(request.output_token_ids[-1:], position, request.block_table.block_ids))
+    logits = runner.last_logits(batch)
+    for request in requests:
+        request.num_computed_tokens += 1
     return logits
 
 
 def decode_and_draw(
     runner: ModelRunner, requests: Sequence[Request], sampling: SamplingBatch
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`decode`, a look for broken logits and the draws, in one call of a backend that has it, to the bit.
+    """`decode`, a look for broken logits and the draws, where a backend does all of it in one call.
 
     Returns:
         Token ids [len(requests)]; whether the logits they were drawn from are finite [len(requests)]; and
-        the logits.
-
-    Raises:
-        OutOfBlocks: as `decode`.
+        the logits, all the same to the bit as one after the other.
     """
-    found = runner.decode_step(_newest_rows(requests), sampling)
-    _count_as_computed(requests)
-    return found
+    drawing = _Drawing(runner, sampling)
+    logits = decode(cast(ModelRunner, drawing), requests)
+    return drawing.tokens, drawing.finite, logits
 
 
-def _newest_rows(requests: Sequence[Request]) -> list[SequenceRows]:
-    batch = []
-    for request in requests:
-        position = request.num_computed_tokens
-        request.block_table.grow(position + 1)
-        batch.append(SequenceRows(request.output_token_ids[-1:], position, request.block_table.block_ids))
-    return batch
+class _Drawing:
+    """A runner whose pass draws as well; it keeps what it drew."""
 
+    tokens: Tensor
+    finite: Tensor
 
-def _count_as_computed(requests: Sequence[Request]) -> None:
-    for request in requests:
-        request.num_computed_tokens += 1
+    def __init__(self, runner: ModelRunner, sampling: SamplingBatch) -> None:
+        self._runner, self._sampling = runner, sampling
+
+    def last_logits(self, batch: Sequence[SequenceRows]) -> Tensor:
+        self.tokens, self.finite, logits = self._runner.decode_step(batch, self._sampling)
+        return logits

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from minillm.config import ModelConfig
 from minillm.model.rope import rope_tables
 from minillm.ops.contract import AttentionMetadata, Ends, LayerFusion, LayerStack, Ops, PackedWeight, Weight
+from minillm.ops.huge_pages import HugePages
 from minillm.ops.sampling import SamplingBatch
 
 
@@ -157,7 +158,12 @@ class Decoder(nn.Module):
         """
         with torch.device("meta"):
             decoder = cls(config, ops)
-        decoder.to(dtype).to_empty(device=device)
+        decoder.to(dtype)
+        if device.type != "cpu" or dtype == torch.float32:  # whose matrices mostly move on (ops/native.py)
+            decoder.to_empty(device=device)
+        else:
+            pages = HugePages()
+            decoder._apply(lambda weight: pages.empty(weight.shape, dtype))  # type: ignore[no-untyped-call]
         cos, sin = rope_tables(config.rope, config.head_dim, max_positions)
         decoder.cos, decoder.sin = cos.to(device), sin.to(device)
         return decoder

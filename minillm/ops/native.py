@@ -1,8 +1,8 @@
 """`Ops` on the kernels of csrc/cpu: at the memory's limit, and the same bits in any company (contract C2).
 
 Matrices are kept packed (csrc/cpu/kernels.h draws the layout) in place of the [out, in] the checkpoint
-has and on huge pages (`ops/huge_pages.py`), one matrix after the other, so weights exist once. A plain
-matrix is taken too, and packed for the one call.
+has, mostly in the very same memory, so weights exist once. A plain matrix is taken too, and packed for
+the one call.
 
 A float32 matrix may be kept as bfloat16. Most checkpoints are stored so, and a bfloat16 number is the upper
 half of the float32 it stands for:
@@ -35,7 +35,6 @@ from torch import Tensor
 from minillm.ops import shapes
 from minillm.ops.columns import column
 from minillm.ops.contract import AttentionMetadata, Ends, LayerFusion, LayerStack, PackedWeight, Weight
-from minillm.ops.huge_pages import HugePages
 from minillm.ops.registered import current_path, load_native, loaded_library, packed_shape
 from minillm.ops.sampling import SamplingBatch, as_int64
 
@@ -89,7 +88,6 @@ class NativeOps(LayerFusion):
         # The overloads themselves: looking one up by name costs as much as a small kernel.
         self._ops = SimpleNamespace(**{name: getattr(torch.ops.minillm, name).default for name in _OPS})
         self._bound: WeakKeyDictionary[LayerStack, BoundLayers] = WeakKeyDictionary()
-        self._pages = HugePages()
 
     @property
     def kernel_set(self) -> str:
@@ -98,7 +96,8 @@ class NativeOps(LayerFusion):
 
     def prepare_weight(self, weight: Tensor) -> Weight:
         weight, dtype = weight.detach(), weight.dtype
-        weight = self._pages.place(_upper_halves(weight) if fits_bfloat16(weight) else weight)
+        if fits_bfloat16(weight):
+            weight = _upper_halves(weight)
         shape = packed_shape(weight.shape[0], weight.shape[1], weight.dtype)
         if math.prod(shape) == weight.numel() and weight.is_contiguous():  # no padding: it fits its own place
             self._ops.pack_(weight)
@@ -333,4 +332,4 @@ def fits_bfloat16(weight: Tensor) -> bool:
 
 
 def _upper_halves(weight: Tensor) -> Tensor:
-    return weight.view(torch.int16)[:, 1::2].view(torch.bfloat16)
+    return weight.view(torch.int16)[:, 1::2].contiguous().view(torch.bfloat16)
