@@ -25,16 +25,24 @@ Papers: Vaswani et al. 1706.03762; Zhang & Sennrich 1910.07467 (RMSNorm); Shazee
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from minillm.config import ModelConfig
 from minillm.model.rope import rope_tables
-from minillm.ops.contract import AttentionMetadata, Ends, LayerFusion, LayerStack, Ops, PackedWeight, Weight
+from minillm.ops.contract import (
+    AttentionMetadata,
+    Ends,
+    LayerFusion,
+    LayerStack,
+    Ops,
+    PackedWeight,
+    Pass,
+    Weight,
+)
 from minillm.ops.huge_pages import HugePages
-from minillm.ops.sampling import SamplingBatch
 
 
 def _empty(*shape: int) -> nn.Parameter:
@@ -222,46 +230,24 @@ class Decoder(nn.Module):
 
         The head is the largest matrix of a small model; a prompt needs it once, not per token.
         """
-        if self._fusion and self._stack and self._ends:  # the lines below in one call, bit for bit
-            return self._fusion.last_logits(self._stack, self._ends, ids, k_cache, v_cache, meta)
+        if found := self.whole_pass(ids, k_cache, v_cache, meta):  # the lines below in one call, bit for bit
+            fusion, whole = found
+            return fusion.last_logits(whole)
         hidden = self.forward(ids, k_cache, v_cache, meta)
         return self.logits(hidden if len(hidden) == len(meta.kv_len) else hidden[meta.query_start[1:] - 1])
 
     @property
     def is_fused(self) -> bool:
-        """Whether this backend runs whole passes: `decode_step` and `decode_ahead`."""
+        """Whether this backend runs a pass in one call."""
         return self._ends is not None
 
-    def decode_step(
-        self,
-        ids: Tensor,
-        k_cache: list[Tensor],
-        v_cache: list[Tensor],
-        meta: AttentionMetadata,
-        batch: SamplingBatch,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`last_logits` and a draw from each row: `LayerFusion.decode_step`."""
-        fusion, stack, ends = self._fused()
-        return fusion.decode_step(stack, ends, ids, k_cache, v_cache, meta, batch)
-
-    def decode_ahead(
-        self,
-        ids: Tensor,
-        k_cache: list[Tensor],
-        v_cache: list[Tensor],
-        meta: AttentionMetadata,
-        depths: Sequence[int],
-        keys: Sequence[Sequence[int]],
-        batch: SamplingBatch,
-    ) -> list[list[int]]:
-        """`forward`, `logits` and a draw, several times over: `LayerFusion.decode_ahead`."""
-        fusion, stack, ends = self._fused()
-        return fusion.decode_ahead(stack, ends, ids, k_cache, v_cache, meta, depths, keys, batch)
-
-    def _fused(self) -> tuple[LayerFusion, LayerStack, Ends]:
+    def whole_pass(
+        self, ids: Tensor, k_cache: list[Tensor], v_cache: list[Tensor], meta: AttentionMetadata
+    ) -> tuple[LayerFusion, Pass] | None:
+        """Who runs a pass in one call, and what to tell them; None where the backend runs op by op."""
         if not (self._fusion and self._stack and self._ends):
-            raise TypeError("this backend runs one op at a time")
-        return self._fusion, self._stack, self._ends
+            return None
+        return self._fusion, Pass(self._stack, self._ends, ids, k_cache, v_cache, meta)
 
     def _norm_after(self, i: int) -> Norm:
         """The norm behind layer i: the next layer's first, or the last of all."""

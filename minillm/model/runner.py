@@ -22,7 +22,7 @@ from minillm.memory.block_table import slot_mapping
 from minillm.memory.kv_cache import KVCache
 from minillm.model.decoder import Decoder
 from minillm.ops.columns import column
-from minillm.ops.contract import AttentionMetadata
+from minillm.ops.contract import AttentionMetadata, LayerFusion, Pass
 from minillm.ops.sampling import SamplingBatch
 
 SlotMapping = Callable[[Sequence[int], Sequence[int], int], list[int]]
@@ -68,7 +68,8 @@ class ModelRunner:
         self, batch: Sequence[SequenceRows], sampling: SamplingBatch
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`last_logits` and a draw from each row, where `decoder.is_fused`: (tokens, finite, logits)."""
-        return self.decoder.decode_step(*self._pass(batch), sampling)
+        fusion, whole = self._whole(batch)
+        return fusion.decode_step(whole, sampling)
 
     def all_logits(self, batch: Sequence[SequenceRows]) -> Tensor:
         """`forward`, then the logits of every row: [num_tokens, vocab_size]."""
@@ -89,7 +90,8 @@ class ModelRunner:
 
         Sequences with the most to draw come first; `keys[i]` are the noise keys of sequence i's tokens.
         """
-        return self.decoder.decode_ahead(*self._pass(batch), depths, keys, sampling)
+        fusion, whole = self._whole(batch)
+        return fusion.decode_ahead(whole, depths, keys, sampling)
 
     def copy_blocks(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
         """Copy each source block to its destination, in all layers."""
@@ -150,6 +152,13 @@ class ModelRunner:
         """What the decoder is given: ids, caches, and whose row is whose."""
         ids = self._tensor([token for rows in batch for token in rows.token_ids])
         return ids, self.cache.k, self.cache.v, self.metadata(batch)
+
+    def _whole(self, batch: Sequence[SequenceRows]) -> tuple[LayerFusion, Pass]:
+        """The same for a backend that runs the pass in one call, and that backend."""
+        found = self.decoder.whole_pass(*self._pass(batch))
+        if found is None:
+            raise TypeError("this backend runs one op at a time")
+        return found
 
     def _table(self, block_ids: Sequence[Sequence[int]]) -> Tensor:
         """Block tables [num_seqs, widest], padded with 0."""

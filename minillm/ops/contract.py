@@ -18,7 +18,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -213,6 +213,17 @@ class Ends:
     sin: Tensor
 
 
+class Pass(NamedTuple):
+    """A whole model, and the rows it is to run on: `ids` as `meta` says, keys and values into the caches."""
+
+    stack: LayerStack
+    ends: Ends
+    ids: Tensor
+    k_cache: list[Tensor]
+    v_cache: list[Tensor]
+    meta: AttentionMetadata
+
+
 class LayerFusion(ABC):
     """A backend that also runs all layers of the decoder, a whole pass or several decode steps in one call.
 
@@ -239,28 +250,11 @@ class LayerFusion(ABC):
         """
 
     @abstractmethod
-    def last_logits(
-        self,
-        stack: LayerStack,
-        ends: Ends,
-        ids: Tensor,
-        k_cache: list[Tensor],
-        v_cache: list[Tensor],
-        meta: AttentionMetadata,
-    ) -> Tensor:
+    def last_logits(self, whole: Pass) -> Tensor:
         """What `Decoder.last_logits` does op by op, to the bit: [num_seqs, vocab_size]."""
 
     @abstractmethod
-    def decode_step(
-        self,
-        stack: LayerStack,
-        ends: Ends,
-        ids: Tensor,
-        k_cache: list[Tensor],
-        v_cache: list[Tensor],
-        meta: AttentionMetadata,
-        batch: SamplingBatch,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def decode_step(self, whole: Pass, batch: SamplingBatch) -> tuple[Tensor, Tensor, Tensor]:
         """`last_logits`, `finite_rows` and `sample` in one call: (tokens, finite, logits) of each sequence.
 
         Where logits are not finite the token says nothing.
@@ -269,12 +263,7 @@ class LayerFusion(ABC):
     @abstractmethod
     def decode_ahead(
         self,
-        stack: LayerStack,
-        ends: Ends,
-        ids: Tensor,
-        k_cache: list[Tensor],
-        v_cache: list[Tensor],
-        meta: AttentionMetadata,
+        whole: Pass,
         depths: Sequence[int],
         keys: Sequence[Sequence[int]],
         batch: SamplingBatch,

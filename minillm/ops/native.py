@@ -34,7 +34,7 @@ from torch import Tensor
 
 from minillm.ops import shapes
 from minillm.ops.columns import column
-from minillm.ops.contract import AttentionMetadata, Ends, LayerFusion, LayerStack, PackedWeight, Weight
+from minillm.ops.contract import AttentionMetadata, LayerFusion, LayerStack, PackedWeight, Pass, Weight
 from minillm.ops.registered import current_path, load_native, loaded_library, packed_shape
 from minillm.ops.sampling import SamplingBatch, as_int64
 
@@ -195,47 +195,25 @@ class NativeOps(LayerFusion):
         )
         return result
 
-    def last_logits(
-        self,
-        stack: LayerStack,
-        ends: Ends,
-        ids: Tensor,
-        k_cache: list[Tensor],
-        v_cache: list[Tensor],
-        meta: AttentionMetadata,
-    ) -> Tensor:
-        result: Tensor = self._ops.last_logits(*self._pass(stack, ends, ids, k_cache, v_cache, meta))
+    def last_logits(self, whole: Pass) -> Tensor:
+        result: Tensor = self._ops.last_logits(*self._told(whole))
         return result
 
-    def decode_step(
-        self,
-        stack: LayerStack,
-        ends: Ends,
-        ids: Tensor,
-        k_cache: list[Tensor],
-        v_cache: list[Tensor],
-        meta: AttentionMetadata,
-        batch: SamplingBatch,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        told = self._pass(stack, ends, ids, k_cache, v_cache, meta)
-        tokens, finite, logits = self._ops.decode_step(*told, *batch.tensors(), batch.num_token_ids)
+    def decode_step(self, whole: Pass, batch: SamplingBatch) -> tuple[Tensor, Tensor, Tensor]:
+        told = *self._told(whole), *batch.tensors(), batch.num_token_ids
+        tokens, finite, logits = self._ops.decode_step(*told)
         return tokens, finite, logits
 
     def decode_ahead(
         self,
-        stack: LayerStack,
-        ends: Ends,
-        ids: Tensor,
-        k_cache: list[Tensor],
-        v_cache: list[Tensor],
-        meta: AttentionMetadata,
+        whole: Pass,
         depths: Sequence[int],
         keys: Sequence[Sequence[int]],
         batch: SamplingBatch,
     ) -> list[list[int]]:
         by_step = (own[step] if step < len(own) else 0 for step in range(depths[0]) for own in keys)
         tokens: Tensor = self._ops.decode_ahead(
-            *self._pass(stack, ends, ids, k_cache, v_cache, meta),
+            *self._told(whole),
             column(depths),
             column(map(as_int64, by_step)).view(depths[0], len(depths)),
             *batch.filters(),
@@ -279,16 +257,9 @@ class NativeOps(LayerFusion):
         tokens, accepted = self._ops.verify_draft(draft.contiguous(), q, *rest)
         return tokens, accepted
 
-    def _pass(
-        self,
-        stack: LayerStack,
-        ends: Ends,
-        ids: Tensor,
-        k_cache: list[Tensor],
-        v_cache: list[Tensor],
-        meta: AttentionMetadata,
-    ) -> tuple[object, ...]:
+    def _told(self, whole: Pass) -> tuple[object, ...]:
         """What the ops over a whole model are told of it and of its rows."""
+        stack, ends, ids, k_cache, v_cache, meta = whole
         vocab_size, hidden = ends.embedding.shape
         return (
             ids,
