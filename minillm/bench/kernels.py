@@ -6,8 +6,9 @@
     the rest     a call's own cost           a call's own cost       reading and writing activations
 
 Weights are taken in turn from copies that no cache holds together, as the layers of a model come round;
-activations stay in the caches, as they do in a model. Bytes are what an op has to move at least. Weights are
-random in all bits of the dtype, so float32 ones are not kept in 16 bits, as those of most checkpoints are.
+activations stay in the caches, as they do in a model. Weights, and what the bandwidth is measured on, lie on
+huge pages. Bytes are what an op has to move at least. Weights are random in all bits of the dtype, so float32
+ones are not kept in 16 bits, as those of most checkpoints are.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from minillm.bench.machine import describe, peak_flops, read_bandwidth
 from minillm.config import ModelConfig, SamplingParams
 from minillm.model.rope import rope_tables
 from minillm.ops.contract import AttentionMetadata, Ops
+from minillm.ops.huge_pages import HugePages
 from minillm.ops.reference import ReferenceOps
 from minillm.ops.sampling import SamplingBatch
 
@@ -132,7 +134,9 @@ def _linear_job(name: str, n: int, size: int, out: int, dtype: torch.dtype) -> J
     copies = max(1, _COLD_BYTES // (size * out * dtype.itemsize))
 
     def make(ops: Ops) -> Iterator[Callable[[], object]]:
-        weights = [ops.prepare_weight(torch.randn(out, size).to(dtype)) for _ in range(copies)]
+        pages = HugePages()
+        own = (pages.empty((out, size), dtype).copy_(torch.randn(out, size)) for _ in range(copies))
+        weights = [ops.prepare_weight(weight) for weight in own]
         return cycle([lambda w=w: ops.linear(x, w) for w in weights])
 
     moved = (size * out + n * (size + out)) * dtype.itemsize
