@@ -72,7 +72,7 @@ class Ahead {
 };
 
 template <class Body>
-void in_team(const Body& body) {
+void as_team(const Body& body) {
   with_team([](void* context) { (*static_cast<const Body*>(context))(); }, const_cast<Body*>(&body));
 }
 
@@ -81,13 +81,13 @@ void in_team(const Body& body) {
 void last_logits(const Kernels& kernels, const PassArgs& args, void* logits) {
   if (!args.layers.batch.num_seqs) return;
   Pass pass(kernels, args);
-  in_team([&] { pass.run(args.layers.batch, args.ids, logits); });
+  as_team([&] { pass.run(args.layers.batch, args.ids, logits); });
 }
 
 void decode_step(const Kernels& kernels, const PassArgs& args, const SampleArgs& draws, void* logits, bool* finite) {
   if (!args.layers.batch.num_seqs) return;
   Pass pass(kernels, args);
-  in_team([&] {
+  as_team([&] {
     pass.run(args.layers.batch, args.ids, logits);
     pass.draw(draws, finite);
   });
@@ -96,7 +96,7 @@ void decode_step(const Kernels& kernels, const PassArgs& args, const SampleArgs&
 void decode_ahead(const Kernels& kernels, const AheadArgs& args) {
   if (!args.first.layers.batch.num_seqs) return;
   Ahead ahead(kernels, args);
-  in_team([&] { ahead.run(); });
+  as_team([&] { ahead.run(); });
 }
 
 }  // namespace minillm

@@ -156,7 +156,8 @@ int64_t sample_row(const Kernels& kernels, const SampleArgs& a, int64_t row) {
   const double* n = a.numbers + 4 * row;
   int64_t valid = std::min(a.vocab, a.num_token_ids);
   if (n[0] <= 0 && n[3] == 1.0)
-    return kernels.first_highest(static_cast<const char*>(a.logits) + row * a.vocab * width_of(a.dtype), valid, a.dtype);
+    return kernels.first_highest(static_cast<const char*>(a.logits) + row * a.vocab * width_of(a.dtype), valid,
+                                 a.dtype);
   int64_t seen_begin = row ? a.seen_end[row - 1] : 0;
   Row read(kernels, a.logits, a.dtype, row, a.vocab, valid);
   std::vector<float>& values = read.values;
