@@ -4,8 +4,8 @@
 //
 // It computes nothing itself: these are the kernels that the ops of the same names run, on the same rounded
 // numbers, so the bits are those of minillm/model/decoder.py (a test compares them). What it saves is a dozen
-// ways in and out of Python: to a model that lies in the caches they are half a step, and behind a large one,
-// whose weights have swept the caches, each costs three times as much.
+// ways in and out of Python: to a model that lies in the caches they are a good part of a step, and behind a large
+// one, whose weights have swept the caches, each costs three times as much.
 
 #pragma once
 

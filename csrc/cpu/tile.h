@@ -84,7 +84,7 @@ struct Singles {
 // Memory answers after a hundred nanoseconds, and a core keeps it busy only with a few dozen loads under way. So each
 // stream of weights is asked for some steps before it is read; the last steps of a tile ask for the first ones of the
 // next, whose weights lie `ahead` elements on. Measured from 4 to 48 steps and for the whole tile: with 1 to 4 rows
-// 16 to 32 steps are best, 5 to 9 % faster at 1 row than what the processor guesses by itself; with more rows, which
+// 16 to 32 steps are best, 2 to 9 % faster at 1 row than what the processor guesses by itself; with more rows, which
 // compute longer between two loads, the whole tile.
 constexpr int64_t kAhead = 24;
 

@@ -94,9 +94,7 @@ class Request:
     @property
     def noise_key(self) -> int:
         """Key of the next token's noise: (seed, sample index, output position); 0 where nothing is drawn."""
-        if self.params.temperature == 0:
-            return 0
-        return noise_key(self.seed, self.index, len(self.output_token_ids))
+        return self.noise_keys(1)[0]
 
     def noise_keys(self, count: int, purpose: int = DRAW) -> list[int]:
         """Keys of the next `count` output positions; all 0, and no work, where nothing is drawn."""

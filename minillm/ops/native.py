@@ -183,15 +183,7 @@ class NativeOps(LayerFusion):
             residual,
             x,
             self._bind(stack, x.shape[-1], k_cache, v_cache),
-            cos,
-            sin,
-            meta.positions,
-            meta.slot_mapping,
-            meta.block_table,
-            meta.query_start,
-            meta.kv_len,
-            stack.eps,
-            stack.scale,
+            *_over_rows(stack, cos, sin, meta),
         )
         return result
 
@@ -268,15 +260,7 @@ class NativeOps(LayerFusion):
             ends.head.data,
             ends.first_norm,
             vocab_size,
-            ends.cos,
-            ends.sin,
-            meta.positions,
-            meta.slot_mapping,
-            meta.block_table,
-            meta.query_start,
-            meta.kv_len,
-            stack.eps,
-            stack.scale,
+            *_over_rows(stack, ends.cos, ends.sin, meta),
         )
 
     def _bind(self, stack: LayerStack, hidden: int, k_cache: list[Tensor], v_cache: list[Tensor]) -> int:
@@ -289,6 +273,12 @@ class NativeOps(LayerFusion):
     def _packed(self, weight: Tensor, dtype: torch.dtype) -> PackedWeight:
         packed = self._ops.pack(weight.detach().contiguous())
         return PackedWeight(packed, weight.shape[0], weight.shape[1], dtype)
+
+
+def _over_rows(stack: LayerStack, cos: Tensor, sin: Tensor, meta: AttentionMetadata) -> tuple[object, ...]:
+    """What every op over the layers is told of the rows."""
+    rows = meta.positions, meta.slot_mapping, meta.block_table, meta.query_start, meta.kv_len
+    return cos, sin, *rows, stack.eps, stack.scale
 
 
 def fits_bfloat16(weight: Tensor) -> bool:
