@@ -29,7 +29,7 @@ from minillm.model.runner import SequenceRows
 from minillm.ops.swapped import SwappedOps
 from minillm.progress import Bar
 from minillm.speculation.pairing import load_draft
-from minillm.tokenizer import Message, check_messages
+from minillm.text.tokenizer import Message, check_messages
 
 MAX_LOGITS_BYTES = 1 << 30
 Prompt = str | Sequence[int]

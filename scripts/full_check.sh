@@ -17,7 +17,7 @@ printf '\n== native kernels under ASan and UBSan\n'
 bash "$repo/scripts/sanitize.sh" || status=1
 
 printf '\n== CUDA kernels under ASan and UBSan, in the simulator\n'
-bash "$repo/scripts/sanitize.sh" tests/test_cuda_kernels.py tests/test_simt_engine.py || status=1
+bash "$repo/scripts/sanitize.sh" tests/cuda/test_cuda_kernels.py tests/cuda/test_simt_engine.py || status=1
 
 [ "$status" = 0 ] && printf '\nfull_check.sh: all passed\n' || printf '\nfull_check.sh: FAILED\n'
 exit "$status"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up (once), then lint, format, types and tests: all of them run, and any failure is the exit code.
-# Arguments go to pytest, with paths relative to the repository: bash scripts/test.sh tests/test_doctor.py -x
+# Arguments go to pytest, with paths relative to the repository: bash scripts/test.sh tests/cli/test_doctor.py -x
 set -u
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 minillm_setup test

@@ -19,13 +19,13 @@ from pathlib import Path
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
-from training.card import write_cards
-from training.data import MIX, Mixture, Source, load_tokens, train_tokenizer
-from training.evaluate import bits_per_byte
-from training.export import export
-from training.generated import generated_documents
-from training.loop import Loss, Trainer, distillation_loss, long_in_turns, long_last, next_token_loss
-from training.model import SHAPES, LanguageModel
+from train.card import write_cards
+from train.data import MIX, Mixture, Source, load_tokens, train_tokenizer
+from train.evaluate import bits_per_byte
+from train.export import export
+from train.generated import generated_documents
+from train.loop import Loss, Trainer, distillation_loss, long_in_turns, long_last, next_token_loss
+from train.model import SHAPES, LanguageModel
 
 ZOO = Path(__file__).resolve().parent.parent / "minillm" / "zoo"
 FOLDERS = {"target": ZOO / "storyteller-6m", "draft": ZOO / "storyteller-1m"}

@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minillm.config import EngineConfig, SamplingParams
-from minillm.detokenizer import NullDetokenizer
 from minillm.engine.admission import capped_max_tokens, check_request, derived_seed
 from minillm.engine.drafting import make_speculation
 from minillm.engine.envelope import make_envelope
@@ -34,6 +33,7 @@ from minillm.memory.kv_cache import KVCache
 from minillm.model.loader import LoadedModel
 from minillm.model.runner import ModelRunner
 from minillm.observe.events import Events
+from minillm.text.detokenizer import NullDetokenizer
 
 
 class Engine:

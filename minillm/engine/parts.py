@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from minillm.detokenizer import Detokenizer
 from minillm.engine.decode import decode
 from minillm.engine.prefill import prefill
 from minillm.engine.scheduler import Scheduler
@@ -20,6 +19,7 @@ from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import slot_mapping
 from minillm.memory.prefix_cache import PrefixCache
 from minillm.ops.sampling import sample
+from minillm.text.detokenizer import Detokenizer
 
 
 @dataclass(frozen=True)

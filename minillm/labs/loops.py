@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from minillm.config import SamplingParams
-from minillm.detokenizer import NullDetokenizer
 from minillm.engine.decode import decode
 from minillm.engine.prefill import Chunk, prefill
 from minillm.engine.request import Request
@@ -17,6 +16,7 @@ from minillm.labs.lab import Case, Mistake
 from minillm.labs.tiny import tiny_llm
 from minillm.memory.block_table import BlockTable
 from minillm.model.runner import ModelRunner, SequenceRows
+from minillm.text.detokenizer import NullDetokenizer
 
 PROMPTS = ([11, 25, 38, 4, 57, 60, 7, 83, 9, 10, 31], [90, 1, 72, 3, 54, 25, 16])
 NEXT = ([5, 40], [33, 8], [61, 61], [2, 17], [80, 12])  # output tokens, chosen by nobody

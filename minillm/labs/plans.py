@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from minillm.config import EngineConfig, SamplingParams
-from minillm.detokenizer import NullDetokenizer
 from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.prefill import Chunk
 from minillm.engine.request import Request, RequestGroup
@@ -16,6 +15,7 @@ from minillm.labs.serving import BLOCK_SIZE, SIZES, Ask, Step, name, serve
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import BlockTable, blocks_for
 from minillm.observe.events import Events
+from minillm.text.detokenizer import NullDetokenizer
 
 
 def waiting_request(number: int, priority: int = 0, arrival: float = 0.0) -> Request:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from minillm.detokenizer import Detokenizer, StopMatcher
 from minillm.labs.lab import Case, Mistake
 from minillm.labs.tiny import byte_order, byte_tokenizer
+from minillm.text.detokenizer import Detokenizer, StopMatcher
 
 
 def stop_case(name: str, stops: list[str], pieces: list[str]) -> Case:

@@ -22,8 +22,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from minillm import LLM
-from minillm.detokenizer import byte_alphabet
 from minillm.engine.engine import Engine
+from minillm.text.detokenizer import byte_alphabet
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, MLP = 32, 2, 4, 2, 8, 48
 VOCAB_SIZE, CONTEXT = 128, 96

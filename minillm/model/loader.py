@@ -24,7 +24,7 @@ from minillm.ops.contract import DTYPES, Ops
 from minillm.ops.cuda import CudaOps
 from minillm.ops.native import NativeOps
 from minillm.ops.reference import ReferenceOps
-from minillm.tokenizer import Tokenizer, read_json
+from minillm.text.tokenizer import Tokenizer, read_json
 
 _GENERATION_CONFIG = "generation_config.json"
 

@@ -16,7 +16,7 @@ from minillm.model.families import load_model_config
 from minillm.model.loader import LoadedModel, load_model
 from minillm.model.locate import find_draft
 from minillm.model.weights import Progress
-from minillm.tokenizer import Tokenizer
+from minillm.text.tokenizer import Tokenizer
 
 NGRAM = "ngram"
 

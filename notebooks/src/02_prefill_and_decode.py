@@ -696,7 +696,8 @@ def attempt(check):
 #
 # **2 (think).** A chat server mixes prefills of 2,000 tokens with decodes of 30 sequences. What happens
 # to those who are waiting for their next token when a prompt is computed in one pass, and what do chunks
-# of 256 change? What do they cost? (`prefill_chunk` in `minillm/config.py`, `minillm/engine/scheduler.py`.)
+# of 256 change? What do they cost? (`prefill_chunk` in
+# `minillm/config/engine.py`, `minillm/engine/scheduler.py`.)
 #
 # **3 (code).** Address translation. The check plugs your function into a running engine: `parts=` replaces
 # a part of minillm by yours.

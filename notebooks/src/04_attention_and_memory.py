@@ -343,4 +343,5 @@ attempt(check_transpose)
 # * **Tensor cores, asynchronous copies, Hopper's copy engine**: later rungs of the ladder, same bytes.
 #
 # **Next.** `minillm bench kernels --backend simt` prints the ladder's traffic for any length. Then open
-# `csrc/cuda/attention_v2.cu`, take out a barrier, and let `tests/test_cuda_mutants.py` tell you what happens.
+# `csrc/cuda/attention_v2.cu`, take out a barrier, and let `tests/cuda/test_cuda_mutants.py` tell you what
+# happens.

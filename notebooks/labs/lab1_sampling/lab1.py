@@ -23,7 +23,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.decoders import DecodeStream
 
 from minillm.config import SamplingParams
-from minillm.detokenizer import CONTEXT_SIZES, token_bytes
+from minillm.text.detokenizer import CONTEXT_SIZES, token_bytes
 from minillm.ops.sampling import NEG_INF, SamplingBatch, gumbel_noise
 
 

@@ -1,0 +1,29 @@
+"""Three frozen records: what a model is, how an engine is set up, how a request is sampled. No torch here."""
+
+from minillm.config.checks import require_int, require_number
+from minillm.config.engine import (
+    BACKENDS,
+    DEVICES,
+    DTYPES,
+    MAX_PATHS,
+    EngineConfig,
+    EngineOptions,
+    engine_config,
+)
+from minillm.config.model import ModelConfig, RopeConfig
+from minillm.config.sampling import SamplingParams
+
+__all__ = [
+    "BACKENDS",
+    "DEVICES",
+    "DTYPES",
+    "MAX_PATHS",
+    "EngineConfig",
+    "EngineOptions",
+    "ModelConfig",
+    "RopeConfig",
+    "SamplingParams",
+    "engine_config",
+    "require_int",
+    "require_number",
+]

@@ -1,0 +1,148 @@
+"""How an engine is set up: `EngineConfig`, and the options of `LLM` that make one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+from minillm.config.checks import require_int
+from minillm.errors import UsageError
+
+BACKENDS = ("auto", "reference", "native", "simt")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda")
+VERIFICATIONS = ("coupled", "rejection")
+MAX_PATHS = 64  # of a draft tree
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How an engine is set up; every size is per engine, every limit is hard.
+
+    `kv_memory` is in bytes, "256MiB"-like text, or "auto". `prefill_chunk` is the most prompt tokens
+    of one request that enter a step, `max_num_batched_tokens` the most tokens of a whole step.
+
+    `draft_model` is a folder, a hub id, "auto" (the draft that ships) or "ngram"; None does not speculate.
+    A step drafts at most `num_draft_tokens` tokens for each sequence, fewer where they do not pay unless
+    `adaptive_draft` is off. `draft_tree` (3, 1) drafts paths instead, here of two tokens: three candidates
+    for the first, one behind each. `draft_verification` is "coupled" or "rejection".
+    """
+
+    dtype: str = "auto"
+    device: str = "auto"
+    backend: str = "auto"
+    kv_memory: int | str = "auto"
+    block_size: int = 16
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    prefill_chunk: int = 512
+    max_queued_requests: int = 1024
+    max_queued_tokens: int = 1 << 20
+    prefix_caching: bool = True
+    draft_model: str | Path | None = None
+    num_draft_tokens: int = 5
+    draft_verification: str = "coupled"
+    draft_tree: Sequence[int] | None = None
+    adaptive_draft: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        choices = {"dtype": DTYPES, "device": DEVICES, "backend": BACKENDS}
+        choices["draft_verification"] = VERIFICATIONS
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise UsageError(f"{name}={value!r} is not known", f"use one of {', '.join(allowed)}")
+        for name in (
+            "block_size",
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "prefill_chunk",
+            "max_queued_requests",
+            "max_queued_tokens",
+        ):
+            require_int(name, getattr(self, name), minimum=1)
+        if self.max_model_len is not None:
+            require_int("max_model_len", self.max_model_len, minimum=1)
+        require_int("seed", self.seed)
+        for name in ("prefix_caching", "adaptive_draft"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name} must be True or False, not {getattr(self, name)!r}")
+        self._check_draft()
+
+    def _check_draft(self) -> None:
+        if self.draft_model is not None and not isinstance(self.draft_model, str | Path):
+            raise UsageError(
+                f"draft_model must be a folder, a hub id, ngram, auto or None, not {self.draft_model!r}"
+            )
+        require_int("num_draft_tokens", self.num_draft_tokens, minimum=1)
+        tree = self.draft_tree
+        if tree is None:
+            return
+        if not isinstance(tree, list | tuple) or not tree or not all(type(n) is int and n > 0 for n in tree):
+            raise UsageError(
+                f"draft_tree={tree!r} is not known", "give the number of candidates at each depth, as (3, 1)"
+            )
+        if self.draft_verification == "rejection":
+            raise UsageError("rejection sampling verifies chains, not trees", "leave draft_tree out")
+        if math.prod(tree) > MAX_PATHS:
+            raise UsageError(f"draft_tree={tree!r} has {math.prod(tree)} paths, more than {MAX_PATHS}")
+
+    @property
+    def draft_shape(self) -> tuple[int, ...]:
+        """Candidates at each depth of a draft; a chain has one at each."""
+        return (1,) * self.num_draft_tokens if self.draft_tree is None else tuple(self.draft_tree)
+
+
+class EngineOptions(TypedDict, total=False):
+    """The options `LLM` takes, with `EngineConfig`'s meaning and defaults.
+
+    The last two belong to features of the public surface that this version does not have yet.
+    """
+
+    dtype: str
+    device: str
+    backend: str
+    kv_memory: int | str
+    block_size: int
+    max_model_len: int | None
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    prefill_chunk: int
+    max_queued_requests: int
+    max_queued_tokens: int
+    prefix_caching: bool
+    seed: int
+    draft_model: str | Path | None
+    num_draft_tokens: int
+    draft_verification: str
+    draft_tree: Sequence[int] | None
+    adaptive_draft: bool
+    public_prefixes: Sequence[str]
+    tenant_limits: Mapping[str, Any] | None
+
+
+# Accepted at the values that ask for nothing this version cannot do.
+_LATER: Mapping[str, tuple[Any, ...]] = {
+    "public_prefixes": ((), []),
+    "tenant_limits": (None,),
+}
+
+
+def engine_config(options: EngineOptions) -> EngineConfig:
+    """An `EngineConfig` of `LLM`'s keyword options.
+
+    Raises:
+        UsageError: an unknown option, or a value out of range.
+    """
+    for name, value in options.items():
+        if name in _LATER and value not in _LATER[name]:
+            raise UsageError(f"{name}={value!r} is not part of this version", f"leave {name} out")
+        if name not in _LATER and name not in EngineConfig.__dataclass_fields__:
+            known = ", ".join(EngineConfig.__dataclass_fields__)
+            raise UsageError(f"LLM has no option {name}", f"options: {known}")
+    return EngineConfig(**{name: value for name, value in options.items() if name not in _LATER})  # type: ignore[arg-type]

@@ -1,0 +1,215 @@
+"""Writes tests/model/families: tiny random checkpoints with the logits transformers gives them.
+
+Contract C1 says our fp32 logits equal transformers'. The tests must run without transformers, so its
+answers are computed here, once, and stored beside the checkpoints:
+
+    tests/model/families/<variant>/
+        config.json        as transformers 5 saves it: `rope_parameters`, `dtype`
+        config_old.json    the same model as transformers 4 described it: `rope_theta`, `rope_scaling`, ...
+        model.safetensors  fp32 (or model-0000i-of-0000n.safetensors and an index)
+        reference.npz      token_ids [n], logits [n, vocab], control [n, vocab] (fp16 is enough), control_name
+
+Checked while writing: both configs give the same logits, the logits are far more exact than the
+tolerance (fp32 against fp64), and every control moves them by more than 100 tolerances. A variant that
+cannot fail is an error here. Variants and controls: `family_variants.py`.
+
+Needs what the package itself does not: `pip install transformers`. Written with transformers 5.23.
+Run: python scripts/dev/make_family_checkpoints.py [variant ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from family_variants import VARIANTS, Config, Control, Variant, Weights
+from safetensors.torch import save_file
+
+TOLERANCE = 2e-4  # of the logits' scale: contract C1
+SENSITIVITY = 100  # a control must move the logits by this many tolerances
+HEADROOM = 20  # fp32 rounding must stay this far below the tolerance, or the test measures rounding
+OUTPUT = Path(__file__).resolve().parents[2] / "tests" / "model" / "families"
+
+
+# ---- configs --------------------------------------------------------------------------------------
+
+
+def new_config(family: str, keys: Config) -> Config:
+    """The config.json of transformers 5: what its own `save_pretrained` would write."""
+    config = transformers.AutoConfig.for_model(family, **json.loads(json.dumps(keys)), dtype="float32")
+    written = json.loads(json.dumps(config.to_diff_dict()))
+    return {"architectures": [f"{family.capitalize()}ForCausalLM"]} | written
+
+
+def old_config(variant: Variant, new: Config) -> Config:
+    """The same model in the words of transformers 4."""
+    old = {key: value for key, value in new.items() if key not in ("rope_parameters", "dtype")}
+    scaling = dict(new["rope_parameters"])
+    old |= {"torch_dtype": "float32", "transformers_version": "4.44.0"}
+    old["rope_theta"] = scaling.pop("rope_theta")
+    rope_type = scaling.pop("rope_type")
+    spelled = dict.fromkeys(variant.rope_type_keys, rope_type)
+    old["rope_scaling"] = None if rope_type == "default" else spelled | scaling
+    if not variant.config.get("layer_types"):
+        old.pop("layer_types", None)  # derived, and not written before 4.53
+    return {key: value for key, value in (old | variant.old).items() if value is not ...}
+
+
+# ---- weights --------------------------------------------------------------------------------------
+
+
+def random_weights(variant: Variant, config: Config) -> Weights:
+    """Random weights under which everything matters: peaked attention, large biases, uneven norms."""
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**config))
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if config["tie_word_embeddings"]:
+        del shapes["lm_head.weight"]
+    generator = torch.Generator().manual_seed(zlib.crc32(variant.name.encode()))
+    return {name: random_tensor(name, shape, generator) for name, shape in shapes.items()}
+
+
+def random_tensor(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+    """One tensor. Queries and keys are scaled so that attention is far from uniform."""
+    if name.endswith(("q_norm.weight", "k_norm.weight")):
+        return torch.rand(shape, generator=generator) * 1.6 + 0.8
+    if name.endswith("norm.weight"):
+        return torch.rand(shape, generator=generator) + 0.5
+    noise = torch.randn(shape, generator=generator)
+    if name.endswith(("embed_tokens.weight", ".bias")):
+        return noise
+    attention = 1.6 if name.endswith(("q_proj.weight", "k_proj.weight")) else 1.0
+    return noise * attention / shape[-1] ** 0.5
+
+
+def write_weights(folder: Path, weights: Weights, shards: int) -> None:
+    """One file, or `shards` files with the index that says which tensor is where."""
+    if shards == 1:
+        return save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    where: dict[str, str] = {}
+    for shard in range(shards):
+        names = sorted(weights)[shard::shards]
+        file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
+        save_file({name: weights[name] for name in names}, folder / file, metadata={"format": "pt"})
+        where |= dict.fromkeys(names, file)
+    metadata = {"total_size": sum(tensor.nbytes for tensor in weights.values())}
+    write_json(folder / "model.safetensors.index.json", {"metadata": metadata, "weight_map": where})
+
+
+def write_json(path: Path, content: Config) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+# ---- what transformers says -----------------------------------------------------------------------
+
+
+def folder_logits(folder: Path, token_ids: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Logits `[num_tokens, vocab]` of the checkpoint in `folder`, from one uncached eager forward pass."""
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", dtype=dtype, output_loading_info=True
+    )
+    problems = {key: value for key, value in report.items() if value}
+    if problems:
+        raise ValueError(f"{folder.name}: {problems}")
+    with torch.inference_mode():
+        return model.eval()(token_ids[None], use_cache=False).logits[0]
+
+
+def logits_of(config: Config, weights: Weights, token_ids: torch.Tensor) -> torch.Tensor:
+    """The same for a checkpoint that only lives as long as the question."""
+    with tempfile.TemporaryDirectory() as name:
+        write_json(Path(name) / "config.json", config)
+        write_weights(Path(name), weights, shards=1)
+        return folder_logits(Path(name), token_ids)
+
+
+def distance(logits: torch.Tensor, reference: torch.Tensor) -> float:
+    """Largest difference, in tolerances of contract C1."""
+    scale = reference.abs().max()
+    return float((logits - reference).abs().max() / (TOLERANCE * scale))
+
+
+def control_logits(
+    variant: Variant, control: Control, weights: Weights, token_ids: torch.Tensor
+) -> torch.Tensor:
+    """What transformers says when the variant is got wrong in the way `control` describes."""
+    config = new_config(variant.family, variant.config | control.config)
+    edited = control.edit(weights, config) if control.edit else weights
+    return logits_of(config, edited, token_ids)
+
+
+class BadVariant(Exception):
+    """A checkpoint that transformers reads in two ways, or that could not tell right from wrong."""
+
+
+def check(condition: bool, complaint: str) -> None:
+    if not condition:
+        raise BadVariant(complaint)
+
+
+# ---- one variant ----------------------------------------------------------------------------------
+
+
+def build(variant: Variant, folder: Path) -> str:
+    """Writes one folder and returns the line of the report."""
+    new = new_config(variant.family, variant.config)
+    old = old_config(variant, new)
+    weights = random_weights(variant, new)
+    token_ids = torch.from_numpy(np.random.default_rng(7).integers(0, new["vocab_size"], variant.length))
+
+    folder.mkdir(parents=True)
+    write_json(folder / "config.json", new)
+    write_json(folder / "config_old.json", old)
+    write_weights(folder, weights, variant.shards)
+
+    logits = folder_logits(folder, token_ids)
+    check(torch.equal(logits, logits_of(old, weights, token_ids)), f"{variant.name}: the generations differ")
+    noise = distance(folder_logits(folder, token_ids, torch.float64), logits)
+    check(noise < 1 / HEADROOM, f"{variant.name}: rounding is {noise:.3f} tolerances")
+
+    controls = {c.name: control_logits(variant, c, weights, token_ids) for c in variant.controls}
+    moved = {name: distance(control, logits) for name, control in controls.items()}
+    nearest = min(moved, key=moved.__getitem__)
+    weakest = f"'{nearest}' moves the logits by only {moved[nearest]:.0f} tolerances"
+    check(moved[nearest] > SENSITIVITY, f"{variant.name}: {weakest}")
+    np.savez_compressed(
+        folder / "reference.npz", token_ids=token_ids.numpy(), logits=logits.numpy(),
+        control=controls[nearest].half().numpy(), control_name=np.array(nearest),
+    )  # fmt: skip
+    return f"{variant.name:32} rounding {noise:.4f}  nearest control {moved[nearest]:6.0f}  ({nearest})"
+
+
+def report(variant: Variant, output: Path) -> bool:
+    """Builds one variant from a clean folder, says how it went, and removes what is unusable."""
+    shutil.rmtree(output / variant.name, ignore_errors=True)
+    try:
+        print(build(variant, output / variant.name), flush=True)
+    except BadVariant as error:
+        shutil.rmtree(output / variant.name)
+        print(f"UNUSABLE {error}", flush=True)
+        return False
+    return True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="variants to build (default: all)")
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    wanted = [v for v in VARIANTS if not arguments.names or v.name in arguments.names]
+    failures = [variant.name for variant in wanted if not report(variant, arguments.output)]
+    raise SystemExit(f"unusable: {', '.join(failures)}" if failures else 0)
+
+
+if __name__ == "__main__":
+    main()

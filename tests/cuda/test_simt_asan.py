@@ -1,0 +1,125 @@
+"""The `asan` flavour: what kernels do outside of any memory, found by somebody who is not the simulator.
+
+Its process is prepared beforehand (minillm/ops/sanitizer.py) and ends at the first mistake, so one
+such process is started here, which runs each kernel of bugs.cu in a copy of itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bugs import ALWAYS, ASAN, FILE, RIGHT
+
+from minillm.errors import UsageError
+from minillm.ops.sanitizer import environment, preload
+from minillm.ops.simt import flavour, flavours
+
+if not preload():
+    pytest.skip("the compiler has no shared AddressSanitizer", allow_module_level=True)
+
+REPO = Path(__file__).resolve().parents[2]
+RUN_EACH = """
+import json, os, sys, tempfile
+import torch
+from minillm.errors import MinillmError
+from minillm.ops.simt import compile_kernels, flavour, profile, schedule
+
+def attempt(name):
+    try:
+        with flavour("asan"), schedule(seed=5 if name.startswith("right") else 0):
+            library.run("run_" + name, x=torch.arange(64.0), y=torch.zeros(256))
+    except MinillmError as error:
+        print(error, file=sys.stderr)
+
+def in_a_copy(run, *arguments):
+    with tempfile.TemporaryFile("w+") as said:
+        child = os.fork()
+        if not child:
+            os.dup2(said.fileno(), 2)
+            run(*arguments)
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        said.seek(0)
+        return [status, said.read()]
+
+def counted():
+    with profile():
+        pass
+
+library = compile_kernels(sys.argv[1])
+found = {name: in_a_copy(attempt, name) for name in sys.argv[2:]}
+for _ in range(3):  # one process, kernels that are given up half-way: their frames are forgotten
+    attempt("barrier_in_a_branch")
+    attempt("right_local_arrays")
+try:
+    counted()
+except MinillmError as error:
+    found["profile"] = [0, str(error)]
+print(json.dumps(found))
+"""
+
+
+OUTSIDE = {
+    "one_too_far": "heap-buffer-overflow",
+    "before_the_start": "heap-buffer-overflow",
+    "a_row_too_many": "index 2 out of bounds",
+    "past_a_shared_array": "use-after-poison",
+    "misaligned": "misaligned address",
+}
+LINES = {name: line for name, (_, line) in (ALWAYS | ASAN).items()}
+SAYS = OUTSIDE | {name: what for name, (what, _) in ASAN.items()}
+BY_THE_MACHINE = ["barrier_in_a_branch", "shuffle_in_a_branch", "warps_at_two_barriers", "too_much_shared"]
+
+
+@pytest.fixture(scope="module")
+def reports() -> dict[str, tuple[int, str]]:
+    """For each kernel the status it ended with and what was said on stderr."""
+    command = [sys.executable, "-P", "-c", RUN_EACH, str(FILE), *SAYS, *BY_THE_MACHINE, *RIGHT]
+    here = os.environ | environment() | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=here, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {name: (status, said) for name, (status, said) in json.loads(done.stdout).items()}
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_what_lies_outside_ends_the_process_with_its_line(reports, name):
+    status, said = reports[name]
+    assert status != 0
+    assert SAYS[name] in said
+    places = re.findall(r"bugs\.cu:(\d+)", said)
+    assert places and int(places[0]) == LINES[name], said[:2000]
+
+
+@pytest.mark.parametrize("name", BY_THE_MACHINE)
+def test_what_the_machine_sees_it_sees_here_too(reports, name):
+    status, said = reports[name]
+    assert status == 0
+    assert f"{name}, block" in said and f"bugs.cu:{LINES[name]}" in said
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_kernels_may_use_their_stacks(reports, name):
+    assert reports[name] == (0, "")
+
+
+def test_nothing_is_counted_and_profile_says_so(reports):
+    assert "counts nothing" in reports["profile"][1]
+
+
+def test_a_process_that_is_not_prepared_says_what_to_do(monkeypatch):
+    assert flavours() == ("fast", "check")
+    with pytest.raises(UsageError, match="cannot run in this process"), flavour("asan"):
+        pass
+    monkeypatch.setenv("MINILLM_SANITIZE", "1")
+    with pytest.raises(UsageError, match="cannot run in this process"), flavour("check"):
+        pass
+    code = "from minillm.ops.simt.machine import machine; machine()"
+    here = os.environ | {"PYTHONPATH": str(REPO)}
+    done = subprocess.run([sys.executable, "-c", code], env=here, capture_output=True, text=True)
+    assert "UsageError" in done.stderr and "scripts/sanitize.sh" in done.stderr

@@ -1,0 +1,189 @@
+"""Contract C6, the other half: what goes wrong in one place stays there, and nothing is lost.
+
+Broken weights, parts that raise, Ctrl-C, threads, and a pool with no room left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from minillm import MinillmError, SamplingParams
+from minillm.engine.decode import decode
+from minillm.errors import OutOfBlocks
+from minillm.text.detokenizer import Detokenizer
+
+PROMPT = list(range(20, 37))
+
+
+def greedy(tokens: int, **params: Any) -> SamplingParams:
+    return SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True, **params)
+
+
+# ---- one bad request, and bad parts ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_logits_end_one_request_only(tmp_path: Path, value: float) -> None:
+    """One row of the embedding is broken: who meets it ends with an error, and nobody else notices."""
+    tensors = tiny.weights(tiny.config())
+    good = tiny.load(tiny.make_folder(tmp_path / "good", tensors=tensors))
+    tensors["model.embed_tokens.weight"][200, 0] = value
+    llm = tiny.load(tiny.make_folder(tmp_path / "bad", tensors=tensors))
+    prompts = [[5, 6], [7, 200, 8], PROMPT]
+    params = greedy(6, n=2)
+    outputs = llm.generate(prompts, params)
+    assert [c.finish_reason for c in outputs[1].outputs] == ["error"] * 2
+    assert isinstance(outputs[1].error, MinillmError) and "NaN" in str(outputs[1].error)
+    for i in (0, 2):
+        assert outputs[i].error is None
+        assert outputs[i].token_ids == good.generate(prompts[i], params)[0].token_ids
+    assert tiny.all_free(llm)
+    assert llm.generate([5, 6], params)[0].token_ids == outputs[0].token_ids, "its blocks are clean again"
+
+
+@pytest.mark.parametrize("failing", ["sampler", "decode_loop", "prefill_loop", "detokenizer"])
+def test_a_part_that_raises_loses_no_blocks(folder: Path, failing: str) -> None:
+    """The exception comes through; the engine is whole afterwards."""
+    llm = tiny.load(folder)
+    own, broken = llm.engine.parts, threading.Event()
+
+    class Failing(Detokenizer):
+        def push(self, token_id: int) -> str:
+            if broken.is_set():
+                raise ZeroDivisionError
+            return super().push(token_id)
+
+        def finish(self) -> str:
+            if broken.is_set():
+                raise ZeroDivisionError
+            return super().finish()
+
+    def call(*args: Any) -> Any:
+        if broken.is_set():
+            raise ZeroDivisionError
+        return getattr(own, failing)(*args)
+
+    part = Failing if failing == "detokenizer" else call
+    llm.engine.parts = llm.engine.executor.parts = dataclasses.replace(own, **{failing: part})
+    expected = llm.generate([PROMPT, [5]], greedy(4, n=2))
+    stream = llm.stream([6], greedy(50))
+    next(stream)
+    broken.set()
+    with pytest.raises(ZeroDivisionError):
+        llm.generate([PROMPT, [5]], greedy(4, n=2))
+    broken.clear()
+    with pytest.raises(ZeroDivisionError):
+        list(stream)  # it took part in the step that failed, so its state is unknown: it has ended
+    assert stream.output.finish_reason == "error" and isinstance(stream.output.error, ZeroDivisionError)
+    assert tiny.all_free(llm)
+    assert [o.token_ids for o in llm.generate([PROMPT, [5]], greedy(4, n=2))] == [
+        o.token_ids for o in expected
+    ]
+
+
+def test_infinite_logits_end_one_request_only(folder: Path) -> None:
+    """float16 overflows to inf, and inf - inf is NaN: a draw from it would be any token at all."""
+
+    def overflowing(runner: Any, requests: Any) -> torch.Tensor:
+        logits = decode(runner, requests).clone()
+        for row, request in enumerate(requests):
+            if request.prompt_token_ids == [5, 6]:
+                logits[row, 3] = float("inf")
+        return logits
+
+    llm = tiny.load(folder, parts={"decode_loop": overflowing})
+    bad, good = llm.generate([[5, 6], PROMPT], greedy(6))
+    assert bad.finish_reason == "error" and len(bad.token_ids) == 1
+    assert good.token_ids == tiny.load(folder).generate(PROMPT, greedy(6))[0].token_ids
+    pieces, stream = [], llm.stream([5, 6], greedy(6))
+    with pytest.raises(MinillmError, match="NaN or infinite"):
+        pieces += stream
+    assert "".join(pieces) == bad.text  # first the text, then the error
+
+
+def test_ctrl_c_frees_everything(folder: Path) -> None:
+    steps = 0
+
+    def interrupted(runner: Any, requests: Any) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            raise KeyboardInterrupt
+        return decode(runner, requests)
+
+    llm = tiny.load(folder, parts={"decode_loop": interrupted}, max_queued_requests=2)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate([PROMPT] * 5, greedy(9))
+    assert tiny.all_free(llm)
+    assert len(llm.generate([PROMPT] * 5, greedy(9))) == 5
+
+
+def test_add_and_abort_from_many_threads(folder: Path) -> None:
+    llm = tiny.load(folder, max_queued_requests=10_000)
+    ids: list[str] = []
+    errors: list[BaseException] = []
+
+    def submit(worker: int) -> None:
+        try:
+            for i in range(25):
+                ids.append(llm.engine.add_request([5 + worker, 5 + i], greedy(1 + i % 4)))
+                llm.engine.stats()
+                if i % 5 == 0:
+                    llm.engine.abort_request(ids[-1])
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=submit, args=(w,)) for w in range(8)]
+    for thread in threads:
+        thread.start()
+    finished: dict[str, Any] = {}
+    while any(t.is_alive() for t in threads) or llm.engine.has_unfinished_requests():
+        finished |= {o.request_id: o for o in llm.engine.step() if o.finished}
+    assert not errors and len(set(ids)) == 200 and set(finished) == set(ids)
+    assert {o.finish_reason for o in finished.values()} <= {"length", "cancelled"}
+    assert tiny.all_free(llm)
+
+
+def test_the_live_requests_are_walked_under_the_lock(llm: Any) -> None:
+    """`add_request` grows that dict from other threads; a walk without the lock fails now and then."""
+    lock = llm.engine._lock
+
+    class Watched(dict):
+        def items(self) -> Any:
+            assert lock.locked()
+            return super().items()
+
+        def values(self) -> Any:
+            assert lock.locked()
+            return super().values()
+
+        def __iter__(self) -> Any:
+            assert lock.locked()
+            return super().__iter__()
+
+    llm.engine._live = Watched()
+    assert len(llm.generate([PROMPT, [5]], greedy(3))) == 2
+    llm.engine.stats()
+
+
+def test_logits_on_a_full_pool(folder: Path) -> None:
+    llm = tiny.load(folder, kv_memory=tiny.blocks(4))
+    request_id = llm.engine.add_request(PROMPT, greedy(30))
+    llm.engine.step()
+    before = llm.engine.stats()
+    with pytest.raises(OutOfBlocks):
+        llm.logits([5] * 40)
+    assert llm.engine.stats() == before
+    assert llm.logits([5] * 16).shape == (16, tiny.VOCAB_SIZE) and llm.engine.stats() == before
+    expected = tiny.load(folder).generate(PROMPT, greedy(30))[0].token_ids
+    finished = {}
+    while llm.engine.has_unfinished_requests():
+        finished |= {o.request_id: o for o in llm.engine.step() if o.finished}
+    assert finished[request_id].token_ids == expected, "the running request was not disturbed"

@@ -1,0 +1,409 @@
+"""The scheduler: who runs, who waits, who gives way; nothing is lost and everybody ends (C4, C6).
+
+The scheduler runs here over the real memory and a model of nothing: tokens are counted, not computed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+import tiny
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from minillm import LLM, SamplingParams
+from minillm.config import EngineConfig
+from minillm.engine.kv_manager import KVCacheManager
+from minillm.engine.request import Request, RequestGroup
+from minillm.engine.scheduler import AGING_SECONDS, Scheduler, StepPlan
+from minillm.errors import OutOfBlocks, QueueFull
+from minillm.memory.block_pool import BlockPool
+from minillm.memory.block_table import BlockTable
+from minillm.observe.events import Event, Events
+from minillm.text.detokenizer import NullDetokenizer
+
+SIZE = 4
+
+
+class Toy:
+    """Scheduler, pool and cache of an engine whose model computes nothing."""
+
+    scheduler_class = Scheduler
+
+    def __init__(
+        self, num_blocks: int, prefix_caching: bool = True, headroom: int = 32, **config: Any
+    ) -> None:
+        self.config = EngineConfig(block_size=SIZE, **config)
+        self.events, self.trace = Events(), list[Event]()
+        self.events.listeners.append(self.trace.append)
+        self.pool = BlockPool(num_blocks, SIZE)
+        self.memory = KVCacheManager(self.pool, "envelope", self.events, prefix_caching)
+        self.scheduler = self.scheduler_class(self.config, self.memory, self.events)
+        self.scheduler.headroom_tokens = headroom
+        self.live: list[Request] = []
+        self.now, self.count = 0.0, 0
+
+    def add(self, prompt: list[int], max_tokens: int, n: int = 1, priority: int = 0) -> Request:
+        params = SamplingParams(max_tokens=max_tokens, n=n, priority=priority)
+        requests = [
+            Request(
+                f"r{self.count}",
+                i,
+                prompt,
+                params,
+                seed=0,
+                max_tokens=max_tokens,
+                block_table=BlockTable(self.pool),
+                detokenizer=NullDetokenizer(),
+                arrival=self.now,
+                order=self.count,
+            )
+            for i in range(n)
+        ]
+        self.count += 1
+        requests[0].num_forks = n - 1
+        requests[0].forks = requests[1:]  # type: ignore[attr-defined]
+        self.live.append(requests[0])
+        self.scheduler.add(RequestGroup(requests[0].group_id, requests))
+        return requests[0]
+
+    def step(self) -> StepPlan:
+        """What the engine does with a plan, less the arithmetic."""
+        self.now += 1.0
+        plan = self.scheduler.schedule(self.now)
+        self.memory.make_room(plan.num_blocks)
+        for chunk in plan.prefill:
+            assert chunk.start == chunk.request.num_computed_tokens < chunk.end <= chunk.request.num_tokens
+            chunk.request.block_table.grow(chunk.end)
+            chunk.request.num_computed_tokens = chunk.end
+        for request in plan.decode:
+            request.block_table.grow(request.num_computed_tokens + 1)
+            request.num_computed_tokens += 1
+        for request in [c.request for c in plan.prefill] + plan.decode:
+            if request.num_computed_tokens == request.num_tokens:
+                for sample in [request, *self._begin_forks(request)]:
+                    sample.append(len(sample.output_token_ids), (), self.now)
+        for request in plan.blocks:
+            self.memory.publish(request)
+        for request in [r for r in self.live if r.finish_reason]:
+            self.cancel(request)
+        return plan
+
+    def cancel(self, request: Request) -> None:
+        self.live.remove(request)
+        self.scheduler.remove(request)
+
+    def run(self, most: int = 2000) -> list[StepPlan]:
+        plans = []
+        while self.live:
+            plans.append(self.step())
+            assert len(plans) < most, "somebody never ends"
+        return plans
+
+    def of(self, kind: str) -> list[str]:
+        return [event.request_id for event in self.trace if event.kind == kind]
+
+    def _begin_forks(self, request: Request) -> list[Request]:
+        forks: list[Request] = request.forks if request.num_forks else []  # type: ignore[attr-defined]
+        request.num_forks = 0
+        for fork in forks:
+            fork.block_table, _ = request.block_table.fork(request.num_computed_tokens)
+            fork.num_computed_tokens = request.num_computed_tokens
+            fork.published, fork.num_published = request.published, request.num_published
+            self.scheduler.fork(request, fork)
+            self.live.append(fork)
+        return forks
+
+
+def prompt(length: int, salt: int = 0) -> list[int]:
+    return [salt * 1000 + i for i in range(length)]
+
+
+# ---- policy ---------------------------------------------------------------------------------------
+
+
+def test_decode_comes_first_and_chunks_fill_the_budget() -> None:
+    toy = Toy(64, max_num_batched_tokens=16, prefill_chunk=10)
+    toy.add(prompt(3), 50)
+    toy.step()
+    toy.add(prompt(24, 1), 5)
+    toy.add(prompt(24, 2), 5)
+    plans = [toy.step() for _ in range(4)]
+    sizes = [[(c.request.group_id, c.start, c.end) for c in p.prefill] for p in plans]
+    assert [len(p.decode) for p in plans] == [1, 1, 1, 2]
+    assert sizes == [
+        [("r1", 0, 10), ("r2", 0, 5)],
+        [("r1", 10, 20), ("r2", 5, 10)],
+        [("r1", 20, 24), ("r2", 10, 20)],
+        [("r2", 20, 24)],
+    ]
+
+
+def test_the_newest_gives_way_and_comes_back() -> None:
+    toy = Toy(6, prefix_caching=False, headroom=0)
+    first, second = toy.add(prompt(6), 12), toy.add(prompt(6, 1), 12)
+    toy.run()
+    assert set(toy.of("preempt")) == {"r1"} == set(toy.of("resume"))
+    assert len(first.output_token_ids) == len(second.output_token_ids) == 12
+    assert first.token_times[-1] < second.token_times[-1] and toy.pool.num_used == 0
+
+
+def test_a_preempted_request_finds_its_own_blocks() -> None:
+    """What it published and nobody needed is still there: little is computed twice."""
+    toy = Toy(6, headroom=0)
+    toy.add(prompt(6), 12)
+    toy.add(prompt(6, 1), 12)
+    toy.run()
+    resumed = [event for event in toy.trace if event.kind == "resume"]
+    assert resumed and all(event["cached_tokens"] > 0 for event in resumed)
+
+
+def test_headroom_keeps_preemption_rare() -> None:
+    """Ten requests, room for about four: control without headroom preempts several times as often."""
+
+    def preemptions(headroom: int) -> int:
+        toy = Toy(24, prefix_caching=False, headroom=headroom)
+        for i in range(10):
+            toy.add(prompt(8, i), 16)
+        toy.run()
+        return len(toy.of("preempt"))
+
+    assert preemptions(32) == 0 < preemptions(0)
+
+
+def test_priorities_with_aging() -> None:
+    toy = Toy(64, max_num_seqs=1)
+    toy.add(prompt(2), 2)
+    toy.step()
+    for priority in (5, 0, 5, -1):
+        toy.add(prompt(2), 2, priority=priority)
+    toy.run()
+    assert toy.of("admit") == ["r0", "r4", "r2", "r1", "r3"], "smallest first, then in order"
+
+    patient = Toy(64, max_num_seqs=1)
+    patient.add(prompt(2), 2, priority=2)
+    while "r0" not in patient.of("admit"):
+        patient.add(prompt(2), 2, priority=0)
+        patient.step()
+    # Served at two steps each: those that came in the first 2 * AGING_SECONDS, and nobody after them.
+    assert 2 * AGING_SECONDS < patient.now <= 2 * (2 * AGING_SECONDS + 1)
+
+
+class FrozenRanks(Scheduler):
+    """Ranks stay what they were at admission."""
+
+    def _order_running(self, now: float) -> None:
+        pass
+
+
+@pytest.mark.parametrize("scheduler", [Scheduler, FrozenRanks])
+def test_age_does_not_reverse_who_is_newest(scheduler: type[Scheduler]) -> None:
+    """The third waits past an age, then runs beside the second; control: by frozen ranks it is the elder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Toy, "scheduler_class", scheduler)
+        toy = Toy(9, prefix_caching=False, headroom=0, max_num_seqs=2)
+    for i, (length, max_tokens) in enumerate(((2, 12), (4, 28), (8, 12))):
+        toy.add(prompt(length, i), max_tokens)
+    toy.run()
+    assert toy.of("preempt")[0] == ("r2" if scheduler is Scheduler else "r1")
+
+
+def test_samples_count_as_sequences() -> None:
+    toy = Toy(64, max_num_seqs=4)
+    toy.add(prompt(5), 6, n=3)
+    toy.add(prompt(5, 1), 6, n=2)
+    toy.add(prompt(5, 2), 6)
+    plans = toy.run()
+    assert max(len(p.decode) for p in plans) == 3, "the second needs two places, and is not overtaken"
+    assert toy.of("admit") == ["r0", "r1", "r2"]
+
+
+# ---- machine --------------------------------------------------------------------------------------
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Requests arrive, run, are cancelled; the pool is small, prompts share their beginnings."""
+
+    toy_class = Toy
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.toy = self.toy_class(10, headroom=2, max_num_seqs=5, max_num_batched_tokens=12, prefill_chunk=6)
+        self.idle = 0
+
+    @rule(
+        length=st.integers(1, 20),
+        salt=st.integers(0, 1),
+        max_tokens=st.integers(1, 12),
+        n=st.integers(1, 3),
+        priority=st.integers(-1, 1),
+    )
+    def add(self, length: int, salt: int, max_tokens: int, n: int, priority: int) -> None:
+        if length // SIZE + n * (-(-(length + max_tokens) // SIZE) - length // SIZE) <= 10:
+            self.toy.add(prompt(length, salt), max_tokens, n, priority)
+
+    @precondition(lambda self: self.toy.live)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        self.toy.cancel(self.toy.live[data.draw(st.integers(0, len(self.toy.live) - 1))])
+
+    @rule(steps=st.integers(1, 4))
+    def step(self, steps: int) -> None:
+        for _ in range(steps):
+            plan, live = self.toy.step(), len(self.toy.live)
+            rows = len(plan.decode) + sum(c.end - c.start for c in plan.prefill)
+            assert rows <= 12 and len(self.toy.scheduler.running) <= 5
+            assert not live or rows or plan.preempted, "a step with requests does something"
+
+    @invariant()
+    def blocks_are_counted(self) -> None:
+        toy, cache = self.toy, self.toy.memory.cache
+        assert cache is not None
+        owners = [0] * toy.pool.num_blocks
+        for request in toy.live:
+            for block in request.block_table.block_ids:
+                owners[block] += 1
+        cached = set(cache._by_block)
+        counts = [toy.pool.ref_count(i) for i in range(toy.pool.num_blocks)]
+        assert counts == [owners[i] + (i in cached) for i in range(toy.pool.num_blocks)]
+        assert toy.pool.num_free == counts.count(0)
+        assert toy.memory.available == owners.count(0)
+
+    @invariant()
+    def waste_is_less_than_a_block(self) -> None:
+        for request in self.toy.live:
+            assert 0 <= len(request.block_table.block_ids) * SIZE - request.num_computed_tokens < SIZE
+
+    def teardown(self) -> None:
+        self.toy.run()
+        assert self.toy.memory.available == self.toy.pool.num_blocks
+        assert not self.toy.scheduler.running and not len(self.toy.scheduler.waiting)
+
+
+SchedulerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestSchedulerMachine = SchedulerMachine.TestCase
+
+
+@pytest.mark.slow
+def test_the_machine_for_long() -> None:
+    """100,000 operations."""
+    run_state_machine_as_test(
+        SchedulerMachine, settings=settings(max_examples=1000, stateful_step_count=100, deadline=None)
+    )
+
+
+class KeepsBlocks(Scheduler):
+    """A preempted sequence keeps its blocks."""
+
+    def _preempt(self, plan: StepPlan, request: Request) -> None:
+        plan.drop(request)
+        plan.preempted.append(request)
+        self.running.remove(request)
+        self.waiting.add(request)
+
+
+class ForgetsForks(Scheduler):
+    """The copies of a prompt's last block are not planned."""
+
+    def _copies(self, request: Request) -> int:
+        return 0
+
+
+class PreemptsNobody(Scheduler):
+    """A sequence without a block just waits."""
+
+    def _fits(self, plan: StepPlan, request: Request, num_tokens: int, forks: int = 0) -> bool:
+        needed = self._memory.shortage(request, num_tokens) + forks
+        if plan.num_blocks + needed > self._memory.available:
+            return False
+        plan.take(request, needed)
+        return True
+
+
+@pytest.mark.parametrize("broken", [KeepsBlocks, ForgetsForks, PreemptsNobody])
+def test_the_machine_catches(broken: type[Scheduler]) -> None:
+    class BrokenToy(Toy):
+        scheduler_class = broken
+
+    class Machine(SchedulerMachine):
+        toy_class = BrokenToy
+
+    with pytest.raises((AssertionError, OutOfBlocks)):
+        run_state_machine_as_test(
+            Machine,
+            settings=settings(
+                max_examples=300, stateful_step_count=30, deadline=None, phases=[Phase.generate]
+            ),
+        )
+
+
+# ---- the engine's queue under many threads ----------------------------------------------------------
+
+
+def test_many_threads_one_small_queue(tmp_path: Any) -> None:
+    """64 threads, 1,000 submissions, at most 8 waiting: never exceeded, and every one answered."""
+    llm = tiny.load(tiny.make_folder(tmp_path), max_queued_requests=8, max_num_seqs=16)
+    engine, accepted, refused = llm.engine, list[str](), list[int]()
+    numbers, most = iter(range(1000)), 0
+    lock = threading.Lock()
+
+    def submit() -> None:
+        while True:
+            with lock:
+                number = next(numbers, None)
+            if number is None:
+                return
+            while True:
+                try:
+                    request_id = engine.add_request(
+                        [number % 200, 5], SamplingParams(max_tokens=2, ignore_eos=True)
+                    )
+                    with lock:
+                        accepted.append(request_id)
+                    break
+                except QueueFull:
+                    refused.append(number)
+                    time.sleep(0.001)
+
+    threads = [threading.Thread(target=submit) for _ in range(64)]
+    for thread in threads:
+        thread.start()
+    answers: list[str] = []
+    while any(t.is_alive() for t in threads) or engine.has_unfinished_requests():
+        most = max(most, engine.stats()["waiting"])
+        answers += [o.request_id for o in engine.step() if o.finished]
+    assert len(accepted) == len(set(accepted)) == 1000 and sorted(answers) == sorted(accepted)
+    assert most <= 8 and refused, "the queue was full at times, and never more than full"
+    assert tiny.all_free(llm)
+
+
+def test_bad_requests_leave_good_streams_alone(tmp_path: Any) -> None:
+    """Eight streams run; bad input of every kind arrives meanwhile; their logprobs stay what they were."""
+    folder = tiny.make_folder(tmp_path)
+    params = [SamplingParams(max_tokens=12, seed=i, logprobs=1, ignore_eos=True) for i in range(8)]
+    prompts = [[i, 7, 30 + i] for i in range(8)]
+
+    def run(llm: LLM, disturb: bool) -> dict[str, Any]:
+        ids = [llm.engine.add_request(p, s) for p, s in zip(prompts, params, strict=True)]
+        done = {}
+        while llm.engine.has_unfinished_requests():
+            for bad in ([], [10**6], "x" * 10_000, None, [1.5], [True]) if disturb else ():
+                with pytest.raises((ValueError, TypeError)):
+                    llm.engine.add_request(bad, params[0])
+            if disturb:
+                llm.engine.abort_request(llm.engine.add_request([9] * 20, params[0]))
+            done |= {o.request_id: o for o in llm.engine.step() if o.finished}
+        return {request_id: done[request_id].logprobs for request_id in ids}
+
+    calm, disturbed = run(tiny.load(folder), False), run(tiny.load(folder), True)
+    assert list(calm.values()) == list(disturbed.values())

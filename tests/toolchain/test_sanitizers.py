@@ -1,0 +1,73 @@
+"""scripts/sanitize.sh proves something only if the sanitizers speak up: kernels with one mistake each."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minillm.ops.sanitizer import environment, preload
+
+REPO = Path(__file__).resolve().parents[2]
+MISTAKES = {
+    "the last row reads beyond its end": (
+        "vec.h",
+        "  memcpy(padded, p, n * sizeof(T));\n  return load(padded);",
+        "  memcpy(padded, p, (n + 1) * sizeof(T));\n  return load(padded);",
+        "heap-buffer-overflow",
+    ),
+    "a slot computed in 32 bits": (
+        "keytile.h",
+        "int64_t slot = table[block] * block_size + inside;",
+        "int64_t slot = (table[0] + 1) * (1 << 30) * 4;",
+        "signed integer overflow",
+    ),
+}
+CALL = """
+import torch
+from native import Case
+from minillm.ops.native import NativeOps
+ops = NativeOps()
+ops.rms_norm(torch.ones(1, 17), torch.ones(17), 1e-5)
+q, k, v, meta, _ = Case([(1, 40)], heads=1, kv_heads=1, dim=16, block_size=4).build(torch.float32)
+ops.paged_attention(q, k, v, meta, 1.0)
+print("nothing noticed")
+"""
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_has_its_place(name: str) -> None:
+    """That nobody has rewritten the line, which the long test below would be the only one to notice."""
+    file, right, _, _ = MISTAKES[name]
+    assert (REPO / "csrc" / "cpu" / file).read_text().count(right) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not preload(), reason="the compiler has no sanitizers")
+@pytest.mark.parametrize("name", [None, *MISTAKES])
+def test_a_mistake_is_noticed(tmp_path: Path, name: str | None) -> None:
+    shutil.copytree(REPO / "minillm", tmp_path / "minillm", ignore=shutil.ignore_patterns("zoo", "kernels"))
+    shutil.copytree(REPO / "csrc" / "cpu", tmp_path / "csrc" / "cpu")
+    says = ""
+    if name is not None:
+        file, right, wrong, says = MISTAKES[name]
+        source = tmp_path / "csrc" / "cpu" / file
+        source.write_text(source.read_text().replace(right, wrong))
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", CALL],
+        env=os.environ
+        | environment()
+        | {
+            "PYTHONPATH": f"{tmp_path}:{REPO / 'tests' / 'helpers'}",
+            "MINILLM_CACHE": str(tmp_path / "cache"),
+            "MINILLM_CPU_PATH": "generic",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout == "nothing noticed\n") == (name is None), done.stderr[-2000:]
+    assert says in done.stderr
