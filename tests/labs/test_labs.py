@@ -18,7 +18,7 @@ from minillm.labs.lab import all_labs, find_lab, find_task
 from minillm.labs.sections import CudaLab
 from minillm.labs.skeleton import skeleton, solution
 from minillm.labs.tiny import tiny_llm
-from minillm.ops.building import find_compiler
+from minillm.toolchain.compiler import find_compiler
 
 # Labs in CUDA need a compiler for the simulator.
 LABS = [lab for lab in all_labs() if find_compiler() or not isinstance(lab, CudaLab)]
