@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minillm.memory.kv_cache import KVCache
 from minillm.model.decoder import Decoder
-from minillm.ops.contract import AttentionMetadata
+from minillm.ops.contract import AttentionMetadata, FusedModel, FusedOps, PackedWeight
 
 
 class Pass(Protocol):
@@ -47,18 +47,15 @@ class OpByOp:
         return self._decoder.logits(hidden)
 
 
-class FusedModel:
-    def __init__(self, d, c): self.d, self.c = d, c
-    def hidden(self, ids, meta): return self.d.forward(ids, self.c.k, self.c.v, meta)
-    def last_logits(self, ids, meta): return self.d.last_logits(ids, self.c.k, self.c.v, meta)
-    def decode_step(self, ids, meta, b):
-        f, w = self.d.whole_pass(ids, self.c.k, self.c.v, meta)
-        return f.decode_step(w, b)
-    def decode_ahead(self, ids, meta, depths, keys, b):
-        f, w = self.d.whole_pass(ids, self.c.k, self.c.v, meta)
-        return f.decode_ahead(w, depths, keys, b)
-def choose_pass(decoder, cache):
-    if decoder.is_fused:
-        f = FusedModel(decoder, cache)
-        return f, f
-    return OpByOp(decoder, cache), None
+def bind_fused(decoder: Decoder, cache: KVCache) -> FusedModel | None:
+    """The decoder over these caches in one call, where its backend can and all its matrices are packed."""
+    ops = decoder.ops
+    if not isinstance(ops, FusedOps) or not all(isinstance(m, PackedWeight) for m in decoder.matrices):
+        return None
+    return ops.bind(decoder.weights(), cache.k, cache.v)
+
+
+def choose_pass(decoder: Decoder, cache: KVCache) -> tuple[Pass, FusedModel | None]:
+    """How passes run on this decoder; the second is the same object where it is a fused one."""
+    fused = bind_fused(decoder, cache)
+    return (OpByOp(decoder, cache), None) if fused is None else (fused, fused)
