@@ -23,7 +23,7 @@ from minillm.engine.parts import Parts
 from minillm.errors import MinillmError, PromptTooLong, QueueFull, UsageError
 from minillm.memory.block_table import BlockTable, blocks_for
 from minillm.memory.budget import format_bytes
-from minillm.model.loader import load_model, make_ops
+from minillm.model.loader import load_model
 from minillm.model.locate import find_model
 from minillm.model.runner import SequenceRows
 from minillm.ops.swapped import SwappedOps
@@ -59,12 +59,12 @@ class LLM:
     ) -> None:
         self.config = engine_config(options)
         seams = Parts.of(parts)
-        ops = make_ops(self.config.backend, self.config.device)
-        if seams.rope or seams.attention or seams.linear:
-            ops = SwappedOps(ops, seams.rope, seams.attention, seams.linear)
         folder = find_model(model)
         with Bar("loading weights", in_bytes=True) as bar:
-            loaded = load_model(folder, self.config, ops, bar)
+            loaded = load_model(folder, self.config, progress=bar)
+        if seams.rope or seams.attention or seams.linear:
+            ops = SwappedOps(loaded.decoder.ops, seams.rope, seams.attention, seams.linear)
+            loaded = replace(loaded, decoder=loaded.decoder.with_ops(ops))
         with Bar("loading draft", in_bytes=True) as bar:
             draft = None if seams.drafter else load_draft(loaded, self.config, bar)
         self.engine = Engine(loaded, self.config, parts, draft)

@@ -104,7 +104,7 @@ class Executor:
         """One token for each sequence."""
         started = time.perf_counter()
         own_parts = self.parts.decode_loop is decode and self.parts.sampler is sample
-        if own_parts and self._model.decoder.is_fused:
+        if own_parts and self._runner.is_fused:
             tokens, finite, logits = decode_and_draw(self._runner, requests, self._sampling(requests))
             self._events.emit("decode_step", rows=len(requests))
             alive = self._fail_broken(requests, finite)

@@ -22,7 +22,7 @@ from minillm.memory.block_table import slot_mapping
 from minillm.memory.kv_cache import KVCache
 from minillm.model.decoder import Decoder
 from minillm.ops.columns import column
-from minillm.ops.contract import AttentionMetadata, LayerFusion, Pass
+from minillm.ops.contract import AttentionMetadata, FusedModel, FusedOps
 from minillm.ops.sampling import SamplingBatch
 
 SlotMapping = Callable[[Sequence[int], Sequence[int], int], list[int]]
@@ -51,6 +51,15 @@ class ModelRunner:
         self.decoder, self.cache, self.block_size = decoder, cache, block_size
         self.device = decoder.embed_tokens.device
         self._slots = slots
+        self._fused: FusedModel | None = None  # where the backend runs a whole pass in one call
+        weights = decoder.weights()
+        if isinstance(decoder.ops, FusedOps) and weights.is_packed:
+            self._fused = decoder.ops.bind(weights, cache.k, cache.v)
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether `decode_step` and `decode_ahead` can be called."""
+        return self._fused is not None
 
     def forward(self, batch: Sequence[SequenceRows]) -> Tensor:
         """Run all rows of `batch` in one pass and write their keys and values to the cache.
@@ -58,26 +67,35 @@ class ModelRunner:
         Returns:
             Hidden states [num_tokens, hidden_size], sequences end to end in the order given.
         """
-        return self.decoder.forward(*self._pass(batch))
+        ids, meta = self._pass(batch)
+        if self._fused:
+            return self._fused.hidden(ids, meta)
+        return self.decoder.forward(ids, self.cache.k, self.cache.v, meta)
 
     def last_logits(self, batch: Sequence[SequenceRows]) -> Tensor:
         """One pass, and the logits of each sequence's last row only: [len(batch), vocab_size]."""
-        return self.decoder.last_logits(*self._pass(batch))
+        return self.step_logits(*self._pass(batch))
 
     def decode_step(
         self, batch: Sequence[SequenceRows], sampling: SamplingBatch
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`last_logits` and a draw from each row, where `decoder.is_fused`: (tokens, finite, logits)."""
-        fusion, whole = self._whole(batch)
-        return fusion.decode_step(whole, sampling)
+        """`last_logits` and a draw from each row, where `is_fused`: (tokens, finite, logits)."""
+        return self._require_fused().decode_step(*self._pass(batch), sampling)
 
     def all_logits(self, batch: Sequence[SequenceRows]) -> Tensor:
         """`forward`, then the logits of every row: [num_tokens, vocab_size]."""
         return self.decoder.logits(self.forward(batch))
 
     def step_logits(self, ids: Tensor, meta: AttentionMetadata) -> Tensor:
-        """Logits [num_seqs, vocab_size] behind one token `ids` [num_seqs] of each, from `step_metadata`."""
-        return self.decoder.last_logits(ids, self.cache.k, self.cache.v, meta)
+        """Logits [num_seqs, vocab_size] behind each sequence's last row of `ids` [num_tokens].
+
+        The head is the largest matrix of a small model; a prompt needs it once, not per token.
+        """
+        if self._fused:
+            return self._fused.last_logits(ids, meta)
+        hidden = self.decoder.forward(ids, self.cache.k, self.cache.v, meta)
+        last = hidden if len(hidden) == len(meta.kv_len) else hidden[meta.query_start[1:] - 1]
+        return self.decoder.logits(last)
 
     def decode_ahead(
         self,
@@ -86,12 +104,11 @@ class ModelRunner:
         keys: Sequence[Sequence[int]],
         sampling: SamplingBatch,
     ) -> list[list[int]]:
-        """The next `depths[i]` tokens of each sequence in one call, where `decoder.is_fused`.
+        """The next `depths[i]` tokens of each sequence in one call, where `is_fused`.
 
         Sequences with the most to draw come first; `keys[i]` are the noise keys of sequence i's tokens.
         """
-        fusion, whole = self._whole(batch)
-        return fusion.decode_ahead(whole, depths, keys, sampling)
+        return self._require_fused().decode_ahead(*self._pass(batch), depths, keys, sampling)
 
     def copy_blocks(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
         """Copy each source block to its destination, in all layers."""
@@ -146,19 +163,14 @@ class ModelRunner:
         alive = [sum(n > step for _, _, n in rows) for step in range(count)]
         return [meta.first(n) if n < width else meta for n, meta in zip(alive, steps, strict=True)]
 
-    def _pass(
-        self, batch: Sequence[SequenceRows]
-    ) -> tuple[Tensor, list[Tensor], list[Tensor], AttentionMetadata]:
-        """What the decoder is given: ids, caches, and whose row is whose."""
-        ids = self._tensor([token for rows in batch for token in rows.token_ids])
-        return ids, self.cache.k, self.cache.v, self.metadata(batch)
+    def _pass(self, batch: Sequence[SequenceRows]) -> tuple[Tensor, AttentionMetadata]:
+        """What a pass is given: ids, and whose row is whose."""
+        return self._tensor([token for rows in batch for token in rows.token_ids]), self.metadata(batch)
 
-    def _whole(self, batch: Sequence[SequenceRows]) -> tuple[LayerFusion, Pass]:
-        """The same for a backend that runs the pass in one call, and that backend."""
-        found = self.decoder.whole_pass(*self._pass(batch))
-        if found is None:
+    def _require_fused(self) -> FusedModel:
+        if self._fused is None:
             raise TypeError("this backend runs one op at a time")
-        return found
+        return self._fused
 
     def _table(self, block_ids: Sequence[Sequence[int]]) -> Tensor:
         """Block tables [num_seqs, widest], padded with 0."""

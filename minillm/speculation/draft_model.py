@@ -74,7 +74,7 @@ class DraftModel:
         caught = sorted(self._catch_up(lookaheads), key=lambda c: -c.depth)
         if not caught:
             return [NO_DRAFT] * len(lookaheads)
-        if self.runner.decoder.is_fused and all(map(self._is_plain, caught)):
+        if self.runner.is_fused and all(map(self._is_plain, caught)):
             drafts = self._draft_at_once(caught)
         else:
             drafts = self._draft_by_levels(caught)
