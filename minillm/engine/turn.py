@@ -61,7 +61,7 @@ class Turn:
                 self._holder = None
 
     def _is_inside(self) -> bool:
-        """Whether the holder is still on this thread's stack. An interrupt may have kept it from letting go."""
+        """Whether the holder is still on this thread's stack: an interrupt may keep it from letting go."""
         frame = sys._getframe() if self._holder else None
         while frame is not None and frame is not self._holder:
             frame = frame.f_back

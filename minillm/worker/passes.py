@@ -10,14 +10,13 @@ Left out: passes captured as CUDA graphs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
 
 from minillm.memory.kv_cache import KVCache
 from minillm.model.decoder import Decoder
-from minillm.ops.contract import AttentionMetadata, FusedModel, FusedOps, PackedWeight
+from minillm.ops.contract import AttentionMetadata, FusedModel, FusedOps
 
 
 class Pass(Protocol):
@@ -47,15 +46,14 @@ class OpByOp:
         return self._decoder.logits(hidden)
 
 
-def bind_fused(decoder: Decoder, cache: KVCache) -> FusedModel | None:
-    """The decoder over these caches in one call, where its backend can and all its matrices are packed."""
-    ops = decoder.ops
-    if not isinstance(ops, FusedOps) or not all(isinstance(m, PackedWeight) for m in decoder.matrices):
-        return None
-    return ops.bind(decoder.weights(), cache.k, cache.v)
-
-
 def choose_pass(decoder: Decoder, cache: KVCache) -> tuple[Pass, FusedModel | None]:
-    """How passes run on this decoder; the second is the same object where it is a fused one."""
-    fused = bind_fused(decoder, cache)
-    return (OpByOp(decoder, cache), None) if fused is None else (fused, fused)
+    """How passes run on this decoder: fused where its backend can and has packed every matrix.
+
+    Returns:
+        The pass; and the same object again where it is a fused one, which can do more than a pass.
+    """
+    ops, weights = decoder.ops, decoder.weights()
+    if not (isinstance(ops, FusedOps) and weights.is_packed):
+        return OpByOp(decoder, cache), None
+    fused = ops.bind(weights, cache.k, cache.v)
+    return fused, fused

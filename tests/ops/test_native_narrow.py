@@ -104,6 +104,7 @@ def test_numbers_of_every_kind(native_ops: NativeOps) -> None:
     narrow, wide = both(native_ops, weight)
     ids = torch.arange(20)
     assert torch.equal(bits(native_ops.embedding(ids, narrow)), bits(weight))
+    assert all(torch.equal(bits(native_ops.unpack_weight(m)), bits(weight)) for m in (narrow, wide))
     for prepared in (narrow, wide):  # one number a row is looked at, which zeros beside it must not touch
         finite = weight.isfinite()
         only = PackedWeight(prepared.data.nan_to_num(0.0, 0.0, 0.0), *prepared.shape, torch.float32)
