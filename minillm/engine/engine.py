@@ -65,9 +65,8 @@ class Engine:
             self._make_pool(),
             self.envelope["kv"],
             self.events,
-            (lambda pool: require_methods("prefix_cache", self.parts.prefix_cache(pool)))
-            if config.prefix_caching
-            else None,
+            config.prefix_caching,
+            lambda pool: require_methods("prefix_cache", self.parts.prefix_cache(pool)),
             make_envelope(draft, config)["kv"] if draft else None,
         )
         self.scheduler = self._make_scheduler()

@@ -38,12 +38,13 @@ class KVCacheManager:
         pool: BlockPool,
         envelope: str,
         events: Events,
-        make_cache: MakeCache | None = PrefixCache,
+        prefix_caching: bool = True,
+        make_cache: MakeCache = PrefixCache,
         draft: str | None = None,
     ) -> None:
         self.pool, self.envelope, self._events, self._draft = pool, envelope, events, draft
         self._make_cache = make_cache
-        self.cache = make_cache(pool) if make_cache else None
+        self.cache = make_cache(pool) if prefix_caching else None
 
     # What there is --------------------------------------------------------------------------
 
@@ -204,7 +205,7 @@ class KVCacheManager:
             _forget(sequence)
             if held:
                 self._events.emit("free", sequence.request_id, blocks=held)
-        self.cache = self._make_cache(pool) if self._make_cache else None
+        self.cache = self._make_cache(pool) if self.cache else None
         self.pool = pool
         if cached:
             self._events.emit("evict", blocks=cached)

@@ -166,7 +166,7 @@ def test_logits_limits(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     assert llm.logits([5] * 256).shape[0] == 256
     with pytest.raises(PromptTooLong):
         llm.logits([5] * 257)
-    monkeypatch.setattr("minillm.llm.MAX_LOGITS_BYTES", 10 * 4 * tiny.VOCAB_SIZE)
+    monkeypatch.setattr("minillm.engine.logits.MAX_LOGITS_BYTES", 10 * 4 * tiny.VOCAB_SIZE)
     assert len(llm.logits([5] * 10)) == 10
     with pytest.raises(UsageError, match="logits would take"):
         llm.logits([5] * 11)
