@@ -23,8 +23,8 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.decoders import DecodeStream
 
 from minillm.config import SamplingParams
-from minillm.text.detokenizer import CONTEXT_SIZES, token_bytes
 from minillm.ops.sampling import NEG_INF, SamplingBatch, gumbel_noise
+from minillm.text.detokenizer import CONTEXT_SIZES, token_bytes
 
 
 def penalise_repetition(logits: Tensor, seen: Sequence[int], penalty: float) -> Tensor:

@@ -1,0 +1,67 @@
+"""Lab 3: the paged cache and the two loops. Address translation, block tables, prefill, decode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minillm.config import SamplingParams
+from minillm.labs.grader.lab import Case, Lab, Part, Task
+from minillm.labs.grader.tiny_model import tiny_llm
+from minillm.labs.lab3_cache.address_cases import COUNT_CASES, COUNT_MISTAKES, SLOT_CASES, SLOT_MISTAKES
+from minillm.labs.lab3_cache.block_table_cases import FORK_CASES, FORK_MISTAKES, GROW_CASES, GROW_MISTAKES
+from minillm.labs.lab3_cache.loop_cases import DECODE_CASES, DECODE_MISTAKES, PREFILL_CASES, PREFILL_MISTAKES
+
+TABLE = "minillm.memory.block_table"
+
+
+def in_engine(parts: Any) -> list[Any]:
+    """Tokens of ragged requests, one of them forked, made with the file's loops, slots and tables."""
+
+    def prefill_loop(runner: Any, chunks: Any) -> Any:
+        for chunk in chunks:  # block tables have no seam of their own: swap them before their first use
+            if chunk.start == 0:
+                chunk.request.block_table = parts.BlockTable(llm.engine.pool)
+        return parts.prefill(runner, chunks)
+
+    loops = {"prefill_loop": prefill_loop, "decode_loop": parts.decode, "slot_mapping": parts.slot_mapping}
+    llm = tiny_llm(parts=loops)
+    prompts = ["A", "Once upon", "There was a small town by the sea"]
+    params = [SamplingParams(max_tokens=size, seed=size, n=n) for size, n in ((9, 1), (14, 3), (20, 1))]
+    outputs = llm.generate(prompts, params)
+    return [[[c.token_ids for c in output.outputs] for output in outputs], llm.engine.stats()["used_blocks"]]
+
+
+LAB = Lab(
+    3,
+    "cache",
+    "The paged cache and the two loops",
+    (
+        Task("3.1", "blocks for so many tokens", 5, Part(TABLE, "blocks_for"), COUNT_CASES, COUNT_MISTAKES),
+        Task("3.2", "position to slot", 15, Part(TABLE, "slot_mapping"), SLOT_CASES, SLOT_MISTAKES),
+        Task("3.3", "own enough blocks", 15, Part(TABLE, "BlockTable", ("grow",)), GROW_CASES, GROW_MISTAKES),
+        Task("3.4", "share a prompt", 15, Part(TABLE, "BlockTable", ("fork",)), FORK_CASES, FORK_MISTAKES),
+        Task(
+            "3.5",
+            "many known tokens in one pass",
+            20,
+            Part("minillm.engine.prefill", "prefill"),
+            PREFILL_CASES,
+            PREFILL_MISTAKES,
+        ),
+        Task(
+            "3.6",
+            "one token for every request",
+            20,
+            Part("minillm.engine.decode", "decode"),
+            DECODE_CASES,
+            DECODE_MISTAKES,
+        ),
+        Task(
+            "3.7",
+            "your cache and loops in the running engine",
+            10,
+            None,
+            (Case("five completions of three prompts", in_engine),),
+        ),
+    ),
+)
