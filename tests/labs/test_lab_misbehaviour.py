@@ -18,7 +18,7 @@ def slot_mapping(block_table, positions, block_size):
 def prefill(runner, chunks):
     return bytearray(1 << 40)
 
-def decode(runner, requests):
+def decode(runner, rows):
     while True:
         pass
 """

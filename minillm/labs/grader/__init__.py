@@ -4,6 +4,7 @@ what a lab is        lab.py            lab, task, part, case, mistake
                      registry.py       finds the labs
 what is handed out   skeleton.py       the engine's source -> skeleton
                      workspace.py      the student's folder
+                     earlier.py        files written for an earlier version of a lab
 judging              judge.py          one task: cases, differences, diagnosis
                      compare.py        where two answers part
                      result.py         a task's result
@@ -17,4 +18,5 @@ labs in CUDA         cuda_text.py      the sections of a .cu file
 what cases use       tiny_model.py     a model made on the fly
                      serving.py        the engine, watched step by step
                      memory_state.py   block tables and their pool as a value
+                     student_tables.py an engine whose sequences have the file's block tables
 """

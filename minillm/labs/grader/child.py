@@ -13,7 +13,7 @@ import os
 import resource
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +24,7 @@ import torch
 
 from minillm.labs.grader.cuda_judge import judge_section, load_source
 from minillm.labs.grader.cuda_lab import CudaLab
+from minillm.labs.grader.earlier import earlier_version
 from minillm.labs.grader.judge import first_line, judge
 from minillm.labs.grader.lab import Lab, Part, Task
 from minillm.labs.grader.registry import find_lab
@@ -48,17 +49,25 @@ def main() -> None:
         machine()  # compiled on first use, which takes longer than a task may
     set_limits(int(memory), int(cpu))
     report("ready")
-    try:
-        module = load(Path(file))
-    except BaseException as error:
-        report("unloadable", message=_load_error(error, Path(file)))
-    else:
-        report("loaded")
-        for task in lab.tasks[int(first) :]:
-            report("result", result=asdict(judge_file(lab, task, module, Path(file))))
+    _check(lab, Path(file), int(first), report)
     with suppress(Exception):  # the file may have closed or replaced it
         sys.stdout.flush()
     os._exit(0)  # the student's atexit handlers and threads have no say
+
+
+def _check(lab: Lab, file: Path, first: int, report: Callable[..., None]) -> None:
+    """Load the file and report on its tasks from number `first` on; or why that cannot be."""
+    try:
+        if message := earlier_version(lab, file.read_text(encoding="utf-8", errors="replace")):
+            report("earlier", message=message)
+            return
+        module = load(file)
+    except BaseException as error:
+        report("unloadable", message=_load_error(error, file))
+        return
+    report("loaded")
+    for task in lab.tasks[first:]:
+        report("result", result=asdict(judge_file(lab, task, module, file)))
 
 
 def set_limits(memory: int, cpu: int) -> None:

@@ -79,6 +79,19 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Change:
+    """What a lab asks for since its latest change, and how a file written before is known.
+
+    `old_names` only an earlier file has. Each is an imported module or name ("minillm.engine.prefill"), an
+    attribute (".num_computed_tokens", ".block_table.grow"), a parameter ("decode(requests)") or a definition
+    ("def group_blocks").
+    """
+
+    old_names: tuple[str, ...]
+    now: str
+
+
+@dataclass(frozen=True)
 class Lab:
     """A lab: `lab3_cache` is its package here and the student's folder, `lab3.py` the student's file."""
 
@@ -86,6 +99,7 @@ class Lab:
     name: str
     title: str
     tasks: tuple[Task, ...]
+    change: Change | None = None
 
     @property
     def folder(self) -> str:

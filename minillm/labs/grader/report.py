@@ -24,6 +24,7 @@ STATUS_WORDS: dict[Status, tuple[str, str]] = {
     "crash": ("ends the process", "red"),
     "missing": ("not in the file", "red"),
     "unloadable": ("file does not load", "red"),
+    "earlier": ("for an earlier version", "yellow"),
 }
 
 

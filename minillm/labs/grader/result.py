@@ -7,7 +7,9 @@ from typing import Literal
 
 from minillm.labs.grader.lab import Task
 
-Status = Literal["ok", "todo", "wrong", "error", "timeout", "memory", "crash", "missing", "unloadable"]
+Status = Literal[
+    "ok", "todo", "wrong", "error", "timeout", "memory", "crash", "missing", "unloadable", "earlier"
+]
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """The engine served a few requests and watched step by step: what labs 4 to 6 compare.
 
-A *dry* run has no model in it: its loops keep the books (blocks, progress) and give equal logits, so
-the scheduler, the pool and the prefix cache meet a whole day's traffic in milliseconds.
+A *dry* run has no model in it: its loops give equal logits, so the scheduler, the pool and the prefix
+cache meet a whole day's traffic in milliseconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from minillm.config import EngineConfig, SamplingParams
-from minillm.engine.decode import decode
 from minillm.engine.engine import Engine
 from minillm.engine.outputs import RequestOutput
-from minillm.engine.prefill import Chunk, prefill
-from minillm.engine.request import Request
+from minillm.engine.scheduler import Scheduler, StepPlan
+from minillm.engine.sequence import Sequence as EngineSequence
 from minillm.errors import MinillmError
 from minillm.labs.grader.tiny_model import VOCAB_SIZE, fill, tiny_llm
 from minillm.model.loader import LoadedModel
-from minillm.model.runner import ModelRunner
 from minillm.observe.events import Event
+from minillm.worker.runner import ModelRunner
+from minillm.worker.step import DecodeRow, PrefillChunk
 
 BLOCK_SIZE = 4
 SIZES: Mapping[str, Any] = {"prefill_chunk": 8, "max_num_batched_tokens": 12}
@@ -61,25 +61,30 @@ def serve(
 
     Ends early, and says so, where a step raises a typed error or does nothing though requests wait.
     """
-    said: list[str] = []
-    engine = _engine({**_watched_loops(said, dry), **parts}, num_blocks, config)
-    engine.events.listeners.append(lambda event: said.extend(_words(event)))
+    planned: list[str] = []
+    happened: list[str] = []
+    scheduler = _telling(parts.get("scheduler", Scheduler), planned)
+    loops = {"prefill_loop": _even_logits, "decode_loop": _even_logits} if dry else {}
+    engine = _engine({**loops, **parts, "scheduler": scheduler}, num_blocks, config)
+    engine.events.listeners.append(lambda event: happened.extend(_words(event)))
     steps: list[Any] = []
     outputs: dict[str, RequestOutput] = {}
     for number in range(MAX_STEPS):
         for i, ask in enumerate(asks):
             if ask.at == number:
                 engine.add_request(_prompt(ask, i), _params(ask, i, dry), ask.tenant)
+        planned.clear()
+        happened.clear()
         try:
             outputs |= {output.request_id: output for output in engine.step()}
         except MinillmError as error:
-            steps.append(Step(", ".join([*said, type(error).__name__])))
+            steps.append(Step(", ".join([*happened, *planned, type(error).__name__])))
             break
+        said = [*happened, *planned]
         is_waiting = engine.has_unfinished_requests()
         steps.append(Step(f"{', '.join(said) or 'nothing'}: {engine.stats()['free_blocks']} blocks free"))
         if (is_waiting and not said) or not (is_waiting or any(ask.at > number for ask in asks)):
             break
-        said.clear()
     answers = [[c.token_ids for c in output.outputs] for _, output in sorted(outputs.items())]
     return steps if dry else [steps, answers]
 
@@ -116,33 +121,33 @@ def _params(ask: Ask, number: int, dry: bool) -> SamplingParams:
 # --- what happens, in words ---------------------------------------------------------------------------
 
 
-def _watched_loops(said: list[str], dry: bool) -> dict[str, Any]:
-    """The two loops, noting what they are given; in a dry run without a model."""
+def _telling(make_scheduler: Callable[..., Any], planned: list[str]) -> Callable[..., Any]:
+    """The scheduler, noting each plan that it makes."""
 
-    def prefill_loop(runner: ModelRunner, chunks: Sequence[Chunk]) -> Tensor:
-        said.extend(f"prefill {name(c.request)} {c.start}-{c.end}" for c in chunks)
-        if not dry:
-            return prefill(runner, chunks)
-        for chunk in chunks:
-            chunk.request.block_table.grow(chunk.end)
-            chunk.request.num_computed_tokens = chunk.end
-        return torch.zeros(len(chunks), VOCAB_SIZE)
+    def make(*arguments: Any) -> Any:
+        scheduler = make_scheduler(*arguments)
+        schedule = scheduler.schedule
 
-    def decode_loop(runner: ModelRunner, requests: Sequence[Request]) -> Tensor:
-        said.append(f"decode {' '.join(map(name, requests))}")
-        if not dry:
-            return decode(runner, requests)
-        for request in requests:
-            request.block_table.grow(request.num_computed_tokens + 1)
-            request.num_computed_tokens += 1
-        return torch.zeros(len(requests), VOCAB_SIZE)
+        def schedule_and_tell(now: float) -> StepPlan:
+            plan: StepPlan = schedule(now)
+            planned.extend(f"prefill {name(c.sequence)} {c.start}-{c.end}" for c in plan.prefill)
+            planned.extend(["decode " + " ".join(map(name, plan.decode))] if plan.decode else [])
+            return plan
 
-    return {"prefill_loop": prefill_loop, "decode_loop": decode_loop}
+        scheduler.schedule = schedule_and_tell
+        return scheduler
+
+    return make
 
 
-def name(request: Request) -> str:
-    """`a`; its other samples are `a1`, `a2`."""
-    return _letter(request.group_id) + (str(request.index) if request.index else "")
+def _even_logits(runner: ModelRunner, rows: Sequence[PrefillChunk | DecodeRow]) -> Tensor:
+    """A loop without a model."""
+    return torch.zeros(len(rows), VOCAB_SIZE)
+
+
+def name(sequence: EngineSequence) -> str:
+    """`a`; the other samples of its request are `a1`, `a2`."""
+    return _letter(sequence.request_id) + (str(sequence.index) if sequence.index else "")
 
 
 def _letter(request_id: str) -> str:

@@ -73,6 +73,8 @@ def _results(child: _Child, tasks: Sequence[Task], limits: Limits) -> list[TaskR
     if _next(child, START_SECONDS).get("event") != "ready":
         return [failed(task, "crash", f"the check could not start: {_last_words(child)}") for task in tasks]
     loaded = _next(child, limits.seconds)
+    if loaded.get("event") == "earlier":
+        return [failed(task, "earlier", str(loaded.get("message"))) for task in tasks]
     if loaded.get("event") != "loaded":
         why = str(loaded.get("message") or _end(child, limits)[1])
         return [failed(task, "unloadable", f"the file cannot be loaded: {why}") for task in tasks]

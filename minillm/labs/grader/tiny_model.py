@@ -47,7 +47,8 @@ def tiny_llm(window: int | None = None, **options: Any) -> LLM:
 
 def fill(engine: Engine) -> None:
     """Make cache memory that was never written read the same in every run: wrong answers can be named."""
-    for tensor in (*engine.runner.cache.k, *engine.runner.cache.v):
+    cache = engine.worker.runner.cache
+    for tensor in (*cache.k, *cache.v):
         tensor.copy_(random_tensor(7, *tensor.shape))
 
 

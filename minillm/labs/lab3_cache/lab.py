@@ -5,26 +5,40 @@ from __future__ import annotations
 from typing import Any
 
 from minillm.config import SamplingParams
-from minillm.labs.grader.lab import Case, Lab, Part, Task
+from minillm.labs.grader.lab import Case, Change, Lab, Part, Task
+from minillm.labs.grader.student_tables import scheduler_with
 from minillm.labs.grader.tiny_model import tiny_llm
 from minillm.labs.lab3_cache.address_cases import COUNT_CASES, COUNT_MISTAKES, SLOT_CASES, SLOT_MISTAKES
 from minillm.labs.lab3_cache.block_table_cases import FORK_CASES, FORK_MISTAKES, GROW_CASES, GROW_MISTAKES
-from minillm.labs.lab3_cache.loop_cases import DECODE_CASES, DECODE_MISTAKES, PREFILL_CASES, PREFILL_MISTAKES
+from minillm.labs.lab3_cache.decode_cases import DECODE_CASES, DECODE_MISTAKES
+from minillm.labs.lab3_cache.prefill_cases import PREFILL_CASES, PREFILL_MISTAKES
 
 TABLE = "minillm.memory.block_table"
+CHANGE = Change(
+    (
+        "minillm.engine.prefill",
+        "minillm.engine.decode",
+        "minillm.model.runner",
+        "minillm.engine.request.Request",
+        "decode(requests)",
+        ".block_table.grow",
+        ".num_computed_tokens",
+        ".output_token_ids",
+    ),
+    "prefill now gets PrefillChunk(token_ids, start, block_table) and decode DecodeRow(token_id, position, "
+    "block_table), with tables already grown",
+)
 
 
 def in_engine(parts: Any) -> list[Any]:
     """Tokens of ragged requests, one of them forked, made with the file's loops, slots and tables."""
-
-    def prefill_loop(runner: Any, chunks: Any) -> Any:
-        for chunk in chunks:  # block tables have no seam of their own: swap them before their first use
-            if chunk.start == 0:
-                chunk.request.block_table = parts.BlockTable(llm.engine.pool)
-        return parts.prefill(runner, chunks)
-
-    loops = {"prefill_loop": prefill_loop, "decode_loop": parts.decode, "slot_mapping": parts.slot_mapping}
-    llm = tiny_llm(parts=loops)
+    seams = {
+        "prefill_loop": parts.prefill,
+        "decode_loop": parts.decode,
+        "slot_mapping": parts.slot_mapping,
+        "scheduler": scheduler_with(parts.BlockTable),
+    }
+    llm = tiny_llm(parts=seams)
     prompts = ["A", "Once upon", "There was a small town by the sea"]
     params = [SamplingParams(max_tokens=size, seed=size, n=n) for size, n in ((9, 1), (14, 3), (20, 1))]
     outputs = llm.generate(prompts, params)
@@ -38,21 +52,21 @@ LAB = Lab(
     (
         Task("3.1", "blocks for so many tokens", 5, Part(TABLE, "blocks_for"), COUNT_CASES, COUNT_MISTAKES),
         Task("3.2", "position to slot", 15, Part(TABLE, "slot_mapping"), SLOT_CASES, SLOT_MISTAKES),
-        Task("3.3", "own enough blocks", 15, Part(TABLE, "BlockTable", ("grow",)), GROW_CASES, GROW_MISTAKES),
-        Task("3.4", "share a prompt", 15, Part(TABLE, "BlockTable", ("fork",)), FORK_CASES, FORK_MISTAKES),
+        Task("3.3", "own enough blocks", 20, Part(TABLE, "BlockTable", ("grow",)), GROW_CASES, GROW_MISTAKES),
+        Task("3.4", "share a prompt", 20, Part(TABLE, "BlockTable", ("fork",)), FORK_CASES, FORK_MISTAKES),
         Task(
             "3.5",
             "many known tokens in one pass",
-            20,
-            Part("minillm.engine.prefill", "prefill"),
+            15,
+            Part("minillm.worker.prefill", "prefill"),
             PREFILL_CASES,
             PREFILL_MISTAKES,
         ),
         Task(
             "3.6",
-            "one token for every request",
-            20,
-            Part("minillm.engine.decode", "decode"),
+            "one token for every sequence",
+            15,
+            Part("minillm.worker.decode", "decode"),
             DECODE_CASES,
             DECODE_MISTAKES,
         ),
@@ -64,4 +78,5 @@ LAB = Lab(
             (Case("five completions of three prompts", in_engine),),
         ),
     ),
+    CHANGE,
 )

@@ -1,52 +1,95 @@
-"""Tasks 3.5 and 3.6, the loops over the tiny model: cases and known mistakes of prefill and decode."""
+"""What the cases of tasks 3.5 and 3.6 give a loop: the tiny model, two prompts, block tables with room.
+
+    what a loop may do       write keys and values to the cache, in one pass of the model for all sequences
+    what an answer holds     its logits; how many passes over how many rows; the tables, which must not change
+
+The next logits show whether the cache was written right.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from minillm.config import SamplingParams
-from minillm.engine.decode import decode
-from minillm.engine.prefill import Chunk, prefill
-from minillm.engine.request import Request
-from minillm.labs.grader.lab import Case, Mistake
+from minillm.labs.grader.lab import Case
 from minillm.labs.grader.tiny_model import tiny_llm
 from minillm.memory.block_table import BlockTable
-from minillm.model.runner import ModelRunner, SequenceRows
-from minillm.text.detokenizer import NullDetokenizer
+from minillm.worker.prefill import prefill
+from minillm.worker.runner import ModelRunner
+from minillm.worker.step import DecodeRow, PrefillChunk, SequenceRows
 
-PROMPTS = ([11, 25, 38, 4, 57, 60, 7, 83, 9, 10, 31], [90, 1, 72, 3, 54, 25, 16])
+PROMPTS = ([11, 25, 38, 4, 57, 60, 7, 83, 9, 10, 31, 2, 44, 70], [90, 1, 72, 3, 54, 25, 16])
 NEXT = ([5, 40], [33, 8], [61, 61], [2, 17], [80, 12])  # output tokens, chosen by nobody
+BLOCK_SIZE = 4
+
+Loop = Callable[[ModelRunner, Sequence[Any]], Tensor]
 
 
-def setting(answer: Sequence[int] = ()) -> tuple[ModelRunner, list[Request]]:
-    """A runner and two requests whose blocks will not be neighbours; the first has an `answer` so far."""
-    engine = tiny_llm().engine
-    requests = [
-        Request("lab", i, list(prompt), SamplingParams(), 0, 8, BlockTable(engine.pool), NullDetokenizer())
-        for i, prompt in enumerate(PROMPTS)
-    ]
-    requests[0].output_token_ids += answer
-    return engine.runner, requests
+class WatchedRunner(ModelRunner):
+    """The same runner, noting how many rows each pass over the model has."""
+
+    def __init__(self, runner: ModelRunner) -> None:
+        vars(self).update(vars(runner))
+        self.passes: list[int] = []
+
+    def forward(self, batch: Sequence[SequenceRows]) -> Tensor:
+        self.passes.append(sum(len(rows.token_ids) for rows in batch))
+        return super().forward(batch)
+
+    def last_logits(self, batch: Sequence[SequenceRows]) -> Tensor:
+        self.passes.append(sum(len(rows.token_ids) for rows in batch))
+        return super().last_logits(batch)
 
 
-def progress(requests: Sequence[Request]) -> list[Any]:
-    """What a loop leaves in the requests."""
-    return [[r.num_computed_tokens, list(r.block_table.block_ids)] for r in requests]
+@dataclass(frozen=True)
+class Passes:
+    """What was run, in words: compared and shown as a whole."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+class Setting:
+    """A runner and two sequences whose blocks are not neighbours."""
+
+    def __init__(self) -> None:
+        engine = tiny_llm().engine
+        self.runner = WatchedRunner(engine.worker.runner)
+        self.tables = [BlockTable(engine.memory.pool) for _ in PROMPTS]
+
+    def grow(self, index: int, num_tokens: int) -> list[int]:
+        """The block table of sequence `index`, with room for so many tokens."""
+        self.tables[index].grow(num_tokens)
+        return self.tables[index].block_ids
+
+    def run(self, loop: Loop, work: Sequence[Any]) -> list[Any]:
+        """What the loop returns, what it ran, and the block tables it leaves."""
+        self.runner.passes.clear()
+        logits = loop(self.runner, work)
+        passes = self.runner.passes
+        shown = Passes(f"{len(passes)} {'pass' if len(passes) == 1 else 'passes'} over {sum(passes)} rows")
+        return [logits, shown, [list(table.block_ids) for table in self.tables]]
 
 
 def prefill_case(name: str, *steps: Sequence[tuple[int, int, int]], answer: Sequence[int] = ()) -> Case:
-    """Prefill in steps; a step is a list of (request, start, end)."""
+    """Prefill in steps, lists of (sequence, start, end). The first prompt has an `answer` behind it."""
 
-    def run(loop: Callable[..., Tensor]) -> list[Any]:
-        runner, requests = setting(answer)
+    def run(loop: Loop) -> list[Any]:
+        setting = Setting()
+        tokens = [[*PROMPTS[0], *answer], PROMPTS[1]]
         seen: list[Any] = []
         for step in steps:
-            logits = loop(runner, [Chunk(requests[i], start, end) for i, start, end in step])
-            seen.append([logits, progress(requests)])
+            tables = [setting.grow(i, end) for i, _, end in step]
+            chunks = [
+                PrefillChunk(tokens[i][start:end], start, table)
+                for (i, start, end), table in zip(step, tables, strict=True)
+            ]
+            seen.append(setting.run(loop, chunks))
         return seen
 
     return Case(name, run)
@@ -55,145 +98,16 @@ def prefill_case(name: str, *steps: Sequence[tuple[int, int, int]], answer: Sequ
 def decode_case(name: str, batch: Sequence[int], steps: int) -> Case:
     """Decode after an engine's prefill; tokens are given, as only the logits are in question."""
 
-    def run(loop: Callable[..., Tensor]) -> list[Any]:
-        runner, requests = setting()
-        prefill(runner, [Chunk(r, 0, len(r.prompt_token_ids)) for r in requests])
+    def run(loop: Loop) -> list[Any]:
+        setting = Setting()
+        tables = [setting.grow(i, len(prompt)) for i, prompt in enumerate(PROMPTS)]
+        chunks = [PrefillChunk(prompt, 0, table) for prompt, table in zip(PROMPTS, tables, strict=True)]
+        prefill(setting.runner, chunks)
         seen: list[Any] = []
-        for tokens in NEXT[:steps]:
-            running = [requests[i] for i in batch]
-            for i in batch:
-                requests[i].output_token_ids.append(tokens[i])
-            seen.append([loop(runner, running), progress(requests)])
+        for step, tokens in enumerate(NEXT[:steps]):
+            at = [len(prompt) + step for prompt in PROMPTS]
+            rows = [DecodeRow(tokens[i], at[i], setting.grow(i, at[i] + 1)) for i in batch]
+            seen.append(setting.run(loop, rows))
         return seen
 
     return Case(name, run)
-
-
-def prefill_with(
-    rows: Callable[[Chunk], tuple[list[int], int]] | None = None,
-    grow_to: Callable[[Chunk], int] = lambda chunk: chunk.end,
-    computed: Callable[[Chunk], int] = lambda chunk: chunk.end,
-) -> Callable[..., Tensor]:
-    """Prefill with one idea exchanged: (tokens, first position), blocks taken, progress noted."""
-
-    def loop(runner: ModelRunner, chunks: Sequence[Chunk]) -> Tensor:
-        batch = []
-        for chunk in chunks:
-            request = chunk.request
-            request.block_table.grow(grow_to(chunk))
-            tokens = request.tokens(chunk.start, chunk.end)
-            tokens, start = rows(chunk) if rows else (tokens, chunk.start)
-            batch.append(SequenceRows(tokens, start, request.block_table.block_ids))
-        logits = runner.last_logits(batch)
-        for chunk in chunks:
-            chunk.request.num_computed_tokens = computed(chunk)
-        return logits
-
-    return loop
-
-
-def prefill_one_by_one(runner: ModelRunner, chunks: Sequence[Chunk]) -> Tensor:
-    """A list of results, one for each chunk, in the order of the prompts' lengths."""
-    ordered = sorted(chunks, key=lambda chunk: len(chunk.request.prompt_token_ids))
-    return torch.cat([prefill(runner, [chunk]) for chunk in ordered])
-
-
-def decode_with(
-    token: Callable[[Request], int] = lambda request: request.output_token_ids[-1],
-    position: Callable[[Request], int] = lambda request: request.num_computed_tokens,
-    step: int = 1,
-    grows: bool = True,
-) -> Callable[..., Tensor]:
-    """Decode with one idea exchanged: the token, its position, the progress, the growth."""
-
-    def loop(runner: ModelRunner, requests: Sequence[Request]) -> Tensor:
-        batch = []
-        for request in requests:
-            at = position(request)
-            if grows:
-                request.block_table.grow(at + 1)
-            batch.append(SequenceRows([token(request)], at, request.block_table.block_ids))
-        logits = runner.last_logits(batch)
-        for request in requests:
-            request.num_computed_tokens += step
-        return logits
-
-    return loop
-
-
-def decode_reversed(runner: ModelRunner, requests: Sequence[Request]) -> Tensor:
-    """Rows in the order of the requests turned round."""
-    return decode(runner, requests[::-1])
-
-
-PREFILL_CASES = (
-    prefill_case("a whole prompt", [(0, 0, 11)]),
-    prefill_case("one prompt in two chunks", [(1, 0, 4)], [(1, 4, 7)]),
-    prefill_case(
-        "two prompts in chunks, side by side", [(0, 0, 5), (1, 0, 5)], [(0, 5, 10), (1, 5, 7)], [(0, 10, 11)]
-    ),
-    prefill_case("a preempted request, with its answer so far", [(0, 0, 9)], [(0, 9, 14)], answer=(5, 33, 2)),
-)
-PREFILL_MISTAKES = (
-    Mistake(
-        "positions restart at 0 in the second chunk: a chunk begins at chunk.start",
-        prefill_with(lambda c: (c.request.tokens(c.start, c.end), 0)),
-    ),
-    Mistake(
-        "the second chunk reads the prompt from its beginning: take tokens start to end",
-        prefill_with(lambda c: (c.request.tokens(0, c.end - c.start), c.start)),
-    ),
-    Mistake(
-        "only the prompt is read: a preempted request computes its answer so far again, too",
-        prefill_with(lambda c: (c.request.prompt_token_ids[c.start : c.end], c.start)),
-    ),
-    Mistake(
-        "blocks are taken for the chunk alone: the table must hold everything up to chunk.end",
-        prefill_with(grow_to=lambda c: c.end - c.start),
-    ),
-    Mistake(
-        "blocks are taken for the whole prompt at once: only up to chunk.end",
-        prefill_with(grow_to=lambda c: len(c.request.prompt_token_ids)),
-    ),
-    Mistake(
-        "num_computed_tokens stays where it was: the scheduler would plan the same chunk again",
-        prefill_with(computed=lambda c: c.request.num_computed_tokens),
-    ),
-    Mistake(
-        "num_computed_tokens is the size of the last chunk: it counts from the start of the prompt",
-        prefill_with(computed=lambda c: c.end - c.start),
-    ),
-    Mistake("the rows of the logits are not in the order of the chunks", prefill_one_by_one),
-)
-DECODE_CASES = (
-    decode_case("one request, three tokens", [0], 3),
-    decode_case("two requests, five tokens, over the edge of a block", [0, 1], 5),
-)
-DECODE_MISTAKES = (
-    Mistake(
-        "the position is one too high: the newest token's own key is not in the cache yet",
-        decode_with(position=lambda r: r.num_computed_tokens + 1),
-    ),
-    Mistake(
-        "the position is one too low: it overwrites the key of the token before",
-        decode_with(position=lambda r: r.num_computed_tokens - 1),
-    ),
-    Mistake(
-        "the position counts output tokens only: the prompt comes before them",
-        decode_with(position=lambda r: len(r.output_token_ids) - 1),
-    ),
-    Mistake(
-        "the prompt's last token is run again; run the newest output token",
-        decode_with(lambda r: r.prompt_token_ids[-1]),
-    ),
-    Mistake(
-        "the first output token is run at every step; run the newest",
-        decode_with(lambda r: r.output_token_ids[0]),
-    ),
-    Mistake(
-        "the table does not grow: the new token's slot may lie in a block that is not there yet",
-        decode_with(grows=False),
-    ),
-    Mistake("num_computed_tokens does not grow, so every token goes to the same slot", decode_with(step=0)),
-    Mistake("the rows of the logits are not in the order of the requests", decode_reversed),
-)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from minillm.labs.grader.lab import Case, Lab, Part, Task
+from minillm.labs.grader.lab import Case, Change, Lab, Part, Task
 from minillm.labs.grader.serving import Ask, serve
 from minillm.labs.lab5_scheduler.admission_cases import ADMISSION_CASES, ADMISSION_MISTAKES
 from minillm.labs.lab5_scheduler.chunk_cases import CHUNK_CASES, CHUNK_MISTAKES
@@ -15,6 +15,18 @@ from minillm.labs.lab5_scheduler.rank_cases import FIRST_CASES, FIRST_MISTAKES, 
 from minillm.labs.lab5_scheduler.schedule_cases import STEP_CASES, STEP_MISTAKES
 
 SCHEDULER = "minillm.engine.scheduler"
+CHANGE = Change(
+    (
+        "minillm.engine.prefill",
+        "minillm.engine.prefill.Chunk",
+        "minillm.engine.request.RequestGroup",
+        "add(group)",
+        ".request",
+        "._memory.release",
+    ),
+    "what runs is now a Sequence (minillm.engine.sequence), a Request holds the sequences of one prompt, a "
+    "Chunk has a `sequence`, and `schedule` begins with `_order_running(now)`",
+)
 
 
 def in_engine(asks: Sequence[Ask], num_blocks: int, parts: Any, **config: Any) -> list[Any]:
@@ -76,8 +88,9 @@ LAB = Lab(
             None,
             (
                 Case("seven completions, plenty of memory", partial(in_engine, RAGGED, 99)),
-                Case("so little memory that requests are preempted", partial(in_engine, RAGGED, 20)),
+                Case("so little memory that sequences are preempted", partial(in_engine, RAGGED, 20)),
             ),
         ),
     ),
+    CHANGE,
 )

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from minillm.engine.request import Request
 from minillm.engine.scheduler import AGING_SECONDS, WaitingLine, rank
+from minillm.engine.sequence import Sequence
 from minillm.labs.grader.lab import Case, Mistake
 from minillm.labs.grader.serving import name
-from minillm.labs.lab5_scheduler.plan_cases import waiting_request
+from minillm.labs.lab5_scheduler.plan_cases import waiting_sequence
 
 Turn = tuple[int, float]  # priority, arrival
 
 
-def waiting_requests(*turns: Turn) -> list[Request]:
-    """Requests with these priorities and arrivals, submitted in this order."""
-    return [waiting_request(i, *turn) for i, turn in enumerate(turns)]
+def waiting_sequences(*turns: Turn) -> list[Sequence]:
+    """Sequences with these priorities and arrivals, submitted in this order."""
+    return [waiting_sequence(i, *turn) for i, turn in enumerate(turns)]
 
 
-def _shown(turns: Sequence[Turn]) -> str:
+def _shown(turns: Iterable[Turn]) -> str:
     return ", ".join(f"{'abcdefgh'[i]} of priority {p} since {t:g} s" for i, (p, t) in enumerate(turns))
 
 
@@ -28,12 +28,12 @@ def _shown(turns: Sequence[Turn]) -> str:
 
 
 def rank_case(title: str, now: float, *turns: Turn) -> Case:
-    """The order of the requests by their ranks; the second of two samples comes after the first."""
+    """The order of the sequences by their ranks; the second of two samples comes after the first."""
 
     def run(rank_of: Callable[..., Any]) -> list[str]:
-        requests = waiting_requests(*turns)
-        requests.insert(0, replace(requests[0], index=1))
-        return [name(r) for r in sorted(requests, key=lambda r: rank_of(r, now))]
+        sequences = waiting_sequences(*turns)
+        sequences.insert(0, replace(sequences[0], index=1))
+        return [name(r) for r in sorted(sequences, key=lambda r: rank_of(r, now))]
 
     return Case(f"{title}: {_shown(turns)} at {now:g} s", run)
 
@@ -41,9 +41,9 @@ def rank_case(title: str, now: float, *turns: Turn) -> Case:
 def rank_with(age: Callable[[float], Any], sign: int = 1) -> Callable[..., Any]:
     """`rank` with another idea of age (in agings), or of which priority is high."""
 
-    def wrong(request: Request, now: float) -> tuple[Any, int, int]:
-        aged = age((now - request.arrival) / AGING_SECONDS)
-        return sign * request.params.priority - aged, request.order, request.index
+    def wrong(sequence: Sequence, now: float) -> tuple[Any, int, int]:
+        aged = age((now - sequence.arrival) / AGING_SECONDS)
+        return sign * sequence.params.priority - aged, sequence.order, sequence.index
 
     return wrong
 
@@ -58,7 +58,7 @@ RANK_MISTAKES = (
     Mistake("priorities are ignored", lambda r, now: (r.order, r.index)),
     Mistake("a larger priority goes first here; the smaller one does", rank_with(int, sign=-1)),
     Mistake("waiting does not age: a low priority can wait for ever", rank_with(lambda age: 0)),
-    Mistake("waiting makes a request later: take the age off its priority", rank_with(lambda age: -int(age))),
+    Mistake("waiting makes it go later: take the age off its priority", rank_with(lambda age: -int(age))),
     Mistake("age counts in whole priorities: a part of AGING_SECONDS is worth nothing", rank_with(float)),
     Mistake(
         "samples of one request are not told apart: the sample index comes last",
@@ -75,12 +75,12 @@ def first_case(title: str, now: float, *turns: Turn) -> Case:
 
     def run(line_class: Any) -> list[Any]:
         line, called = line_class(), list[Any]()
-        for request in waiting_requests(*turns):
-            line.add(request)
-        while (request := line.first(now)) is not None and len(called) < len(turns):
-            called.append(name(request))
-            line.remove(request)
-        return [called, request]
+        for sequence in waiting_sequences(*turns):
+            line.add(sequence)
+        while (sequence := line.first(now)) is not None and len(called) < len(turns):
+            called.append(name(sequence))
+            line.remove(sequence)
+        return [called, sequence]
 
     return Case(f"{title}: {_shown(turns)} at {now:g} s", run)
 
@@ -88,35 +88,35 @@ def first_case(title: str, now: float, *turns: Turn) -> Case:
 class CallsTheOldest(WaitingLine):
     """Of all that wait, the first submitted."""
 
-    def first(self, now: float) -> Request | None:
+    def first(self, now: float) -> Sequence | None:
         return min((line[0] for line in self._lines.values()), key=lambda r: r.order, default=None)
 
 
 class CallsTheFirstLine(WaitingLine):
     """The best priority always goes first, however long others have waited."""
 
-    def first(self, now: float) -> Request | None:
+    def first(self, now: float) -> Sequence | None:
         return self._lines[min(self._lines)][0] if self._lines else None
 
 
 class CallsTheNewest(WaitingLine):
     """Looks at the wrong end of every line."""
 
-    def first(self, now: float) -> Request | None:
+    def first(self, now: float) -> Sequence | None:
         return min((line[-1] for line in self._lines.values()), key=lambda r: rank(r, now), default=None)
 
 
 class CallsByOldRank(WaitingLine):
-    """By the rank that a request is given when it is admitted."""
+    """By the rank that a sequence is given when it is admitted."""
 
-    def first(self, now: float) -> Request | None:
+    def first(self, now: float) -> Sequence | None:
         return min((line[0] for line in self._lines.values()), key=lambda r: r.rank, default=None)
 
 
 class ExpectsSomebody(WaitingLine):
     """Fails where nobody waits."""
 
-    def first(self, now: float) -> Request | None:
+    def first(self, now: float) -> Sequence | None:
         return min((line[0] for line in self._lines.values()), key=lambda r: rank(r, now))
 
 
@@ -129,10 +129,10 @@ FIRST_CASES = (
 FIRST_MISTAKES = (
     Mistake("the first submitted is called, whatever its priority", CallsTheOldest),
     Mistake(
-        "a line of low priority is never called while others have requests: compare ranks at `now`",
+        "a line of low priority is never called while others have sequences: compare ranks at `now`",
         CallsTheFirstLine,
     ),
     Mistake("the newest of a line is called: a line is in order of submission", CallsTheNewest),
-    Mistake("`request.rank` is from its last admission; ask `rank(request, now)`", CallsByOldRank),
+    Mistake("`sequence.rank` is as of an earlier step; ask `rank(sequence, now)`", CallsByOldRank),
     Mistake("nobody may be waiting: None is the answer then", ExpectsSomebody),
 )

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
-from minillm.engine.request import Request
 from minillm.engine.scheduler import Scheduler, StepPlan
+from minillm.engine.sequence import Sequence
 from minillm.labs.grader.lab import Mistake
 from minillm.labs.grader.serving import Ask
-from minillm.labs.lab5_scheduler.plan_cases import RequestState, serving_case, step_case
+from minillm.labs.lab5_scheduler.plan_cases import SequenceState, serving_case, step_case
 
 
 class Steps(Scheduler):
     """Pieces of `schedule`, for schedulers that put them together differently."""
 
-    def _plan_decode(self, plan: StepPlan, requests: Sequence[Request] | None = None) -> int:
-        for request in requests or [r for r in self.running if not r.is_prefilling]:
-            if request in self.running and self._fits(plan, request, request.num_computed_tokens + 1):
-                plan.decode.append(request)
+    def _begin(self, now: float) -> StepPlan:
+        self._order_running(now)
+        return StepPlan()
+
+    def _plan_decode(self, plan: StepPlan, sequences: Iterable[Sequence] | None = None) -> int:
+        for sequence in sequences or [r for r in self.running if not r.is_prefilling]:
+            if sequence in self.running and self._fits(plan, sequence, sequence.num_computed_tokens + 1):
+                plan.decode.append(sequence)
         return self._config.max_num_batched_tokens - len(plan.decode)
 
     def _plan_prefill(self, plan: StepPlan, budget: int) -> int:
-        for request in [r for r in self.running if r.is_prefilling]:
-            if budget > 0 and request in self.running:
-                budget -= self._prefill(plan, request, budget)
+        for sequence in [r for r in self.running if r.is_prefilling]:
+            if budget > 0 and sequence in self.running:
+                budget -= self._prefill(plan, sequence, budget)
         return budget
 
 
@@ -31,7 +35,7 @@ class PrefillFirst(Steps):
     """Prompts first, answers with what is left of the budget."""
 
     def schedule(self, now: float) -> StepPlan:
-        plan = StepPlan()
+        plan = self._begin(now)
         decoding = [r for r in self.running if not r.is_prefilling]
         budget = self._plan_prefill(plan, self._config.max_num_batched_tokens)
         if decoding[:budget]:
@@ -44,7 +48,7 @@ class OneOrTheOther(Steps):
     """Answers wait while a prompt is prefilled."""
 
     def schedule(self, now: float) -> StepPlan:
-        plan = StepPlan()
+        plan = self._begin(now)
         budget = self._plan_prefill(plan, self._config.max_num_batched_tokens)
         self._admit(plan, budget, now)
         if not plan.prefill:
@@ -56,14 +60,14 @@ class AdmitsFirst(Steps):
     """New prompts before those that have begun."""
 
     def schedule(self, now: float) -> StepPlan:
-        plan = StepPlan()
+        plan = self._begin(now)
         budget = self._plan_decode(plan)
         begun = [r for r in self.running if r.is_prefilling]
         self._admit(plan, budget, now)
         budget -= sum(chunk.end - chunk.start for chunk in plan.prefill)
-        for request in begun:
-            if budget > 0 and request in self.running:
-                budget -= self._prefill(plan, request, budget)
+        for sequence in begun:
+            if budget > 0 and sequence in self.running:
+                budget -= self._prefill(plan, sequence, budget)
         return plan
 
 
@@ -71,7 +75,7 @@ class StaticBatches(Steps):
     """Nobody is let in before everybody has finished."""
 
     def schedule(self, now: float) -> StepPlan:
-        plan = StepPlan()
+        plan = self._begin(now)
         was_idle = not self.running
         budget = self._plan_prefill(plan, self._plan_decode(plan))
         if was_idle:
@@ -83,22 +87,31 @@ class DecodeIsFree(Steps):
     """Answers cost nothing of the budget."""
 
     def schedule(self, now: float) -> StepPlan:
-        plan = StepPlan()
+        plan = self._begin(now)
         self._plan_decode(plan)
         self._admit(plan, self._plan_prefill(plan, self._config.max_num_batched_tokens), now)
         return plan
 
 
 class RunsThePreempted(Steps):
-    """Goes on with a request that an older one has preempted in this very step."""
+    """Goes on with a sequence that an older one has preempted in this very step."""
+
+    def schedule(self, now: float) -> StepPlan:
+        plan = self._begin(now)
+        for sequence in [r for r in self.running if not r.is_prefilling]:
+            if self._fits(plan, sequence, sequence.num_computed_tokens + 1):
+                plan.decode.append(sequence)
+        budget = self._config.max_num_batched_tokens - len(plan.decode)
+        self._admit(plan, self._plan_prefill(plan, budget), now)
+        return plan
+
+
+class RanksOfLongAgo(Steps):
+    """In the order in which the sequences were let in."""
 
     def schedule(self, now: float) -> StepPlan:
         plan = StepPlan()
-        for request in [r for r in self.running if not r.is_prefilling]:
-            if self._fits(plan, request, request.num_computed_tokens + 1):
-                plan.decode.append(request)
-        budget = self._config.max_num_batched_tokens - len(plan.decode)
-        self._admit(plan, self._plan_prefill(plan, budget), now)
+        self._admit(plan, self._plan_prefill(plan, self._plan_decode(plan)), now)
         return plan
 
 
@@ -109,16 +122,24 @@ STEP_CASES = (
     step_case(
         "three answers, one of them has a full block",
         0,
-        RequestState(8, 8, 1),
-        RequestState(6, 6, 1),
-        RequestState(6, 6, 1),
+        SequenceState(8, 8, 1),
+        SequenceState(6, 6, 1),
+        SequenceState(6, 6, 1),
+    ),
+    step_case(
+        "a low priority has aged since it was let in",
+        0,
+        SequenceState(6, 6, 1, priority=1),
+        SequenceState(6, 6, 1, arrival=5),
+        now=12,
     ),
 )
 STEP_MISTAKES = (
     Mistake("prompts go before answers: who is being answered stutters", PrefillFirst),
     Mistake("a step does both: answers need not wait while a prompt is prefilled", OneOrTheOther),
-    Mistake("new requests are let in before the begun ones have had their chunk", AdmitsFirst),
-    Mistake("this is static batching: let new requests in at every step", StaticBatches),
+    Mistake("new sequences are let in before the begun ones have had their chunk", AdmitsFirst),
+    Mistake("this is static batching: let new sequences in at every step", StaticBatches),
     Mistake("the answers' tokens are not taken off the budget", DecodeIsFree),
-    Mistake("a request is planned that an older one has preempted in this step", RunsThePreempted),
+    Mistake("a sequence is planned that an older one has preempted in this step", RunsThePreempted),
+    Mistake("ranks are as of admission: `_order_running(now)` comes first", RanksOfLongAgo),
 )

@@ -68,18 +68,18 @@ class Walk:
         tokens, nodes = torch.full_like(sampled, -1), torch.full_like(sampled, -1)
         for begin, end in pairwise(node_start.tolist()):
             s, d, p = (column[begin:end].tolist() for column in (sampled, drafted, parents))
-            path, found = list[int](), [0]
-            while found and len(path) <= self.most:
-                path.append(found[self.chosen])
-                at = path[-1]
+            walked, found = list[int](), [0]
+            while found and len(walked) <= self.most:
+                walked.append(found[self.chosen])
+                at = walked[-1]
                 found = [
                     n
                     for n in range(at + 1, end - begin)
                     if self.is_child(n, at, p) and self.fits(n, at, d, s)
                 ]
-            path = path if self.with_last else path[:-1]
-            tokens[begin : begin + len(path)] = torch.tensor([s[n] for n in path], dtype=torch.int64)
-            nodes[begin : begin + len(path)] = torch.tensor(path, dtype=torch.int64)
+            walked = walked if self.with_last else walked[:-1]
+            tokens[begin : begin + len(walked)] = torch.tensor([s[n] for n in walked], dtype=torch.int64)
+            nodes[begin : begin + len(walked)] = torch.tensor(walked, dtype=torch.int64)
         return tokens, nodes
 
 
@@ -98,12 +98,12 @@ def counts_matches(
     """Every token that fits stands, whatever became of those before it."""
     tokens, nodes = torch.full_like(sampled, -1), torch.full_like(sampled, -1)
     for begin, end in pairwise(node_start.tolist()):
-        path = [0] if begin < end else []
-        path += [
+        walked = [0] if begin < end else []
+        walked += [
             n for n in range(1, end - begin) if drafted[begin + n] == sampled[begin + int(parents[begin + n])]
         ]
-        tokens[begin : begin + len(path)] = sampled[[begin + n for n in path]]
-        nodes[begin : begin + len(path)] = torch.tensor(path, dtype=torch.int64)
+        tokens[begin : begin + len(walked)] = sampled[[begin + n for n in walked]]
+        nodes[begin : begin + len(walked)] = torch.tensor(walked, dtype=torch.int64)
     return tokens, nodes
 
 
@@ -154,7 +154,7 @@ WALK_MISTAKES = (
         Walk(is_child=lambda n, at, parents: n == at + 1),
     ),
     Mistake(
-        "any node behind may follow: of the nodes that fit, only children of this one continue its path",
+        "any node behind may follow: of the nodes that fit, only children of this one continue its branch",
         Walk(is_child=lambda n, at, parents: True),
     ),
     Mistake("of two children that fit, the first is to be taken", Walk(chosen=-1)),

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from minillm import LLM, SamplingParams
-from minillm.engine.prefill import prefill
+from minillm.labs.grader.student_tables import scheduler_with
 from minillm.labs.grader.tiny_model import VOCAB_SIZE, tiny_llm, tiny_model
-from minillm.speculation.drafts import Draft, DraftSequence, Lookahead
+from minillm.speculation.proposal import DraftSequence, Lookahead, Proposal
 from minillm.speculation.scripted import ScriptedDrafter
 
 WINDOW = 24  # of the draft model, otherwise the target itself: they differ on longer texts
@@ -25,31 +25,25 @@ class Lookups:
     def __init__(self, index_class: Callable[[], Any]) -> None:
         self._make_index, self._indices = index_class, dict[DraftSequence, Any]()
 
-    def propose(self, lookaheads: Sequence[Lookahead]) -> list[Draft]:
+    def propose(self, lookaheads: Sequence[Lookahead]) -> list[Proposal]:
         """What the file's index finds for each sequence."""
         return [self._propose(lookahead) for lookahead in lookaheads]
 
-    def settle(self, lookahead: Lookahead, draft: Draft, lane: int, kept: int) -> None:
+    def settle(self, lookahead: Lookahead, proposal: Proposal, branch: int, kept: int) -> None:
         """Nothing to keep."""
 
-    def _propose(self, lookahead: Lookahead) -> Draft:
+    def _propose(self, lookahead: Lookahead) -> Proposal:
         sequence = lookahead.sequence
         index = self._indices.setdefault(sequence, self._make_index())
         index.extend(sequence.tokens(len(index.tokens), sequence.num_tokens))
-        return Draft(index.continuations(lookahead.depth, len(lookahead.lanes)))
+        return Proposal(index.continuations(lookahead.depth, len(lookahead.block_tables)))
 
 
 def speculating(parts: Any, seams: dict[str, Any], **options: Any) -> LLM:
     """The tiny engine with the file's walk and block tables, which have no seams of their own."""
-
-    def prefill_loop(runner: Any, chunks: Any) -> Any:
-        for chunk in chunks:
-            if chunk.start == 0:
-                chunk.request.block_table = parts.BlockTable(llm.engine.pool)
-        return prefill(runner, chunks)
-
-    llm = tiny_llm(parts={"prefill_loop": prefill_loop, **seams}, adaptive_draft=False, **options)
-    vars(llm.engine.model.decoder.ops)["verify_coupled"] = parts.verify_coupled
+    scheduler = scheduler_with(parts.BlockTable)
+    llm = tiny_llm(parts={"scheduler": scheduler, **seams}, adaptive_draft=False, **options)
+    vars(llm.engine.worker.runner.decoder.ops)["verify_coupled"] = parts.verify_coupled
     return llm
 
 
@@ -69,7 +63,7 @@ def looking_up(parts: Any) -> list[Any]:
 
 
 def in_trees(parts: Any) -> list[Any]:
-    """Three paths, of which the last is mostly right: the sequence goes on in another lane's blocks."""
+    """Three branches, of which the last is mostly right: the sequence goes on in another branch's blocks."""
     answers = {
         (tuple(output.prompt_token_ids), i): completion.token_ids
         for output in tiny_llm().generate(list(PROMPTS), list(PARAMS))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minillm.labs.grader.lab import Case, Lab, Part, Task
+from minillm.labs.grader.lab import Case, Change, Lab, Part, Task
 from minillm.labs.lab9_speculation.coupled_cases import WALK_CASES, WALK_MISTAKES
 from minillm.labs.lab9_speculation.distribution_cases import DISTRIBUTION_CASES
 from minillm.labs.lab9_speculation.engine_cases import in_trees, looking_up, rejecting
@@ -18,6 +18,10 @@ from minillm.labs.lab9_speculation.rollback_cases import (
 
 VERIFICATION = "minillm.ops.verification"
 TABLE = "minillm.memory.block_table"
+CHANGE = Change(
+    ("minillm.speculation.drafts", "minillm.engine.speculate", "minillm.engine.verdicts", ".lanes"),
+    "a Draft is now a Proposal (minillm.speculation.proposal) with `branches`, lanes are `block_tables`",
+)
 LAB = Lab(
     9,
     "speculation",
@@ -78,9 +82,10 @@ LAB = Lab(
             None,
             (
                 Case("drafts that are looked up", looking_up),
-                Case("trees of three paths", in_trees),
+                Case("trees of three branches", in_trees),
                 Case("a draft model, with rejection sampling", rejecting),
             ),
         ),
     ),
+    CHANGE,
 )

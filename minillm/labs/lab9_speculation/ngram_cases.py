@@ -11,7 +11,7 @@ from minillm.speculation.ngram import LONGEST, PLACES, SHORTEST, NgramIndex
 
 
 def lookup_case(name: str, *pieces: str, length: int = 4, count: int = 1) -> Case:
-    """Extend by each piece (a letter is a token); the paths after each."""
+    """Extend by each piece (a letter is a token); the branches after each."""
 
     def run(index_class: Callable[[], Any]) -> list[Any]:
         index, seen = index_class(), list[Any]()
@@ -32,9 +32,9 @@ LOOKUP_CASES = (
     lookup_case("the longest n-gram", "abcdxxbcdyyabcd"),
     lookup_case("a copy that reaches the end", "xyzxyz", length=7),
     lookup_case("a repeated token", "aaaa", length=5),
-    lookup_case("three paths", "abxxabyyabzzab", count=3),
+    lookup_case("three branches", "abxxabyyabzzab", count=3),
     lookup_case("no two that begin alike", "abxpabxqabyrab", count=3),
-    lookup_case("more paths from shorter n-grams", "bcq.abcz.abc", count=3),
+    lookup_case("more branches from shorter n-grams", "bcq.abcz.abc", count=3),
 )
 
 
@@ -47,18 +47,18 @@ class Lookup(NgramIndex):
     def _places(self, n: int) -> Sequence[int]:
         return list(self._next.get(tuple(self.tokens[-n:]), ()))[::-1]
 
-    def _path(self, start: int, length: int) -> list[int]:
+    def _branch(self, start: int, length: int) -> list[int]:
         period = len(self.tokens) - start
         return [self.tokens[start + i % period] for i in range(length)]
 
     def continuations(self, length: int, count: int) -> list[list[int]]:
-        paths: dict[int, list[int]] = {}
+        branches: dict[int, list[int]] = {}
         for n in self._sizes():
             for start in self._places(n):
-                path = self._path(start, length)
-                if len(paths) < count:
-                    paths.setdefault(path[0], path)
-        return list(paths.values())
+                branch = self._branch(start, length)
+                if len(branches) < count:
+                    branches.setdefault(branch[0], branch)
+        return list(branches.values())
 
 
 class ShortestFirst(Lookup):
@@ -99,28 +99,28 @@ class EarliestFirst(Lookup):
 class StopsAtTheEnd(Lookup):
     """Copies no further than the text goes."""
 
-    def _path(self, start: int, length: int) -> list[int]:
+    def _branch(self, start: int, length: int) -> list[int]:
         return self.tokens[start : start + length]
 
 
 class BeginsWithTheMatch(Lookup):
     """Drafts what is there already."""
 
-    def _path(self, start: int, length: int) -> list[int]:
+    def _branch(self, start: int, length: int) -> list[int]:
         n = next(n for n in self._sizes() if start in self._places(n))
-        return super()._path(start - n, length)
+        return super()._branch(start - n, length)
 
 
 class Twins(Lookup):
-    """Two paths may begin with one token."""
+    """Two branches may begin with one token."""
 
     def continuations(self, length: int, count: int) -> list[list[int]]:
         starts = list(dict.fromkeys(start for n in self._sizes() for start in self._places(n)))
-        return [self._path(start, length) for start in starts[:count]]
+        return [self._branch(start, length) for start in starts[:count]]
 
 
-class AllPaths(Lookup):
-    """More paths than asked for."""
+class AllBranches(Lookup):
+    """More branches than asked for."""
 
     def continuations(self, length: int, count: int) -> list[list[int]]:
         return super().continuations(length, count + 1)
@@ -156,11 +156,11 @@ LOOKUP_MISTAKES = (
         StopsAtTheEnd,
     ),
     Mistake("the draft begins with the n-gram itself: it is what followed it", BeginsWithTheMatch),
-    Mistake("two paths begin with the same token: only the first of them can be walked", Twins),
-    Mistake("more paths than `count`: there is a lane for each and no more", AllPaths),
+    Mistake("two branches begin with the same token: only the first of them can be walked", Twins),
+    Mistake("more branches than `count`: there is a block table for each and no more", AllBranches),
     Mistake(
         "n-grams across two calls of `extend` are not found: it comes token by token while an answer grows",
         ForgetsTheSeam,
     ),
-    Mistake("other places of an n-gram are forgotten: they are the other paths", OnePlace),
+    Mistake("other places of an n-gram are forgotten: they are the other branches", OnePlace),
 )

@@ -5,20 +5,20 @@ from wrong.slips import Slip
 SLIPS = [
     Slip(
         "a larger priority first",
-        "        request.params.priority - int(",
-        "        -request.params.priority - int(",
+        "        sequence.params.priority - int(",
+        "        -sequence.params.priority - int(",
         {"5.1": "a larger priority goes first"},
     ),
     Slip(
         "no aging",
-        "int((now - request.arrival) / AGING_SECONDS)",
+        "int((now - sequence.arrival) / AGING_SECONDS)",
         "0",
         {"5.1": "waiting does not age"},
     ),
     Slip(
         "fractions of an age",
-        "int((now - request.arrival) / AGING_SECONDS)",
-        "(now - request.arrival) / AGING_SECONDS",
+        "int((now - sequence.arrival) / AGING_SECONDS)",
+        "(now - sequence.arrival) / AGING_SECONDS",
         {"5.1": "age counts in whole priorities"},
     ),
     Slip(
@@ -32,7 +32,7 @@ SLIPS = [
         "by the rank of long ago",
         "key=lambda r: rank(r, now)",
         "key=lambda r: r.rank",
-        {"5.2": "from its last admission"},
+        {"5.2": "as of an earlier step"},
     ),
     Slip(
         "no chunks",
@@ -42,8 +42,8 @@ SLIPS = [
     ),
     Slip(
         "the prompt alone",
-        "start, total = request.num_computed_tokens, request.num_tokens",
-        "start, total = request.num_computed_tokens, len(request.prompt_token_ids)",
+        "start, total = sequence.num_computed_tokens, sequence.num_tokens",
+        "start, total = sequence.num_computed_tokens, len(sequence.prompt_token_ids)",
         {"5.3": "computes its answer so far again"},
     ),
     Slip(
@@ -54,7 +54,7 @@ SLIPS = [
     ),
     Slip(
         "no blocks for the copies",
-        "self._copies(request) if is_last else 0",
+        "self._copies(sequence) if is_last else 0",
         "0",
         {"5.3": "blocks for the copies of the other samples"},
     ),
@@ -72,7 +72,7 @@ SLIPS = [
     ),
     Slip(
         "no waiting",
-        "if newest is request and request.is_prefilling and len(self.running) > 1:",
+        "if newest is sequence and sequence.is_prefilling and len(self.running) > 1:",
         "if False:",
         {"5.4": "it can wait and keep"},
     ),
@@ -96,7 +96,7 @@ SLIPS = [
     ),
     Slip(
         "the preempted runs on",
-        "            if request not in plan.preempted and self._fits(",
+        "            if sequence not in plan.preempted and self._fits(",
         "            if self._fits(",
         {"5.5": "that an older one has preempted"},
     ),
@@ -105,6 +105,12 @@ SLIPS = [
         "        self._admit(plan, budget, now)\n",
         "        if not self.running:\n            self._admit(plan, budget, now)\n",
         {"5.5": "this is static batching"},
+    ),
+    Slip(
+        "ranks of long ago",
+        "        self._order_running(now)\n",
+        "",
+        {"5.5": "ranks are as of admission"},
     ),
     Slip(
         "no headroom",
@@ -126,7 +132,7 @@ SLIPS = [
     ),
     Slip(
         "found and not taken",
-        "        self._memory.start_from(request, found)\n",
+        "        self._memory.start_from(sequence, found)\n",
         "",
         {"5.6": "the found blocks are not taken"},
     ),

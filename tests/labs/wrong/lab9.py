@@ -167,15 +167,15 @@ SLIPS = [
     ),
     Slip(
         "twins",
-        "paths.setdefault(self.tokens[start], self._copy(start, length))",
-        "paths.setdefault(start, self._copy(start, length))",
-        {"9.4": "two paths begin with the same token"},
+        "branches.setdefault(self.tokens[start], self._copy(start, length))",
+        "branches.setdefault(start, self._copy(start, length))",
+        {"9.4": "two branches begin with the same token"},
     ),
     Slip(
-        "a path too many",
-        "if len(paths) == count:",
-        "if len(paths) > count:",
-        {"9.4": "more paths than `count`"},
+        "a branch too many",
+        "if len(branches) == count:",
+        "if len(branches) > count:",
+        {"9.4": "more branches than `count`"},
     ),
     Slip(
         "the partly full block given back",
