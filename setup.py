@@ -6,7 +6,6 @@
 This file must not need torch at import: pip reads it in an environment without one. `-e` works as well.
 """
 
-import importlib.util
 import os
 import shutil
 import sys
@@ -20,14 +19,6 @@ ROOT = Path(__file__).resolve().parent
 PREBUILD = os.environ.get("MINILLM_PREBUILD") == "1"
 
 
-def load_building():
-    """minillm/ops/building.py by itself: importing the package would import torch and all the rest."""
-    spec = importlib.util.spec_from_file_location("building", ROOT / "minillm" / "ops" / "building.py")
-    module = sys.modules["building"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 class BuildPy(build_py):
     """Python files, then csrc as minillm/csrc, then minillm/kernels."""
 
@@ -37,9 +28,11 @@ class BuildPy(build_py):
         if not self.editable_mode:
             shutil.copytree(ROOT / "csrc", package / "csrc", dirs_exist_ok=True)
         if PREBUILD:
-            building = load_building()
+            sys.path.insert(0, str(ROOT))  # pip does not
+            from minillm.toolchain.cpu import cpu_library  # needs torch, and nothing else that minillm needs
+
             (package / "kernels").mkdir(exist_ok=True)
-            building.compile_into(package / "kernels", building.library_name(), building.require_compiler())
+            cpu_library().compile_into(package / "kernels")
 
 
 class BdistWheel(bdist_wheel):

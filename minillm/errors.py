@@ -79,3 +79,23 @@ class BackendError(MinillmError):
     """The requested backend or device is not available here."""
 
     exit_code = 2
+
+
+class EngineBusy(MinillmError):
+    """The engine is in the middle of a step: of another thread, or of the caller itself (a part or a listener)."""
+
+
+class ForkedEngine(MinillmError):
+    """The engine was made before this process was forked; its threads and locks did not come along."""
+
+
+class StepInterrupted(MinillmError):
+    """A step was interrupted while it was changing this request, whose state is unknown: it has ended."""
+
+
+class PartError(MinillmError):
+    """A replaced part of the engine returned something that cannot be used."""
+
+
+class WireError(MinillmError):
+    """Bytes that should hold a step do not."""

@@ -1,19 +1,21 @@
 """`LLM`: the offline face of the engine. Text in, text out.
 
 Everything here is a loop around `Engine.add_request` and `Engine.step`; nothing is decided here
-that the engine does not decide for every other caller. One LLM is to be used from one thread.
+that the engine does not decide for every other caller. Several threads may use one LLM: their requests
+share its steps.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, NoReturn, Unpack
 from weakref import WeakValueDictionary
 
-import torch
 from torch import Tensor
 
 from minillm.config import EngineOptions, SamplingParams, engine_config, require_int
@@ -21,17 +23,12 @@ from minillm.engine.engine import Engine
 from minillm.engine.outputs import RequestOutput
 from minillm.engine.parts import Parts
 from minillm.errors import MinillmError, PromptTooLong, QueueFull, UsageError
-from minillm.memory.block_table import BlockTable, blocks_for
-from minillm.memory.budget import format_bytes
-from minillm.model.loader import load_model, make_ops
+from minillm.model.loader import load_model
 from minillm.model.locate import find_model
-from minillm.model.runner import SequenceRows
-from minillm.ops.swapped import SwappedOps
 from minillm.progress import Bar
 from minillm.speculation.pairing import load_draft
 from minillm.text.tokenizer import Message, check_messages
 
-MAX_LOGITS_BYTES = 1 << 30
 Prompt = str | Sequence[int]
 
 
@@ -58,17 +55,17 @@ class LLM:
         **options: Unpack[EngineOptions],
     ) -> None:
         self.config = engine_config(options)
-        seams = Parts.of(parts)
-        ops = make_ops(self.config.backend, self.config.device)
-        if seams.rope or seams.attention or seams.linear:
-            ops = SwappedOps(ops, seams.rope, seams.attention, seams.linear)
+        has_drafter = Parts.of(parts).drafter is not None
         folder = find_model(model)
         with Bar("loading weights", in_bytes=True) as bar:
-            loaded = load_model(folder, self.config, ops, bar)
+            loaded = load_model(folder, self.config, progress=bar)
         with Bar("loading draft", in_bytes=True) as bar:
-            draft = None if seams.drafter else load_draft(loaded, self.config, bar)
+            draft = None if has_drafter else load_draft(loaded, self.config, bar)
         self.engine = Engine(loaded, self.config, parts, draft)
+        self._lock = threading.RLock()  # held for a step: outputs find their way before the next one
         self._streams: WeakValueDictionary[str, TextIterator] = WeakValueDictionary()
+        self._wanted: set[str] = set()  # requests of `generate` calls that are under way
+        self._mailbox: dict[str, RequestOutput] = {}
 
     @property
     def default_params(self) -> SamplingParams:
@@ -159,11 +156,11 @@ class LLM:
         params = self.default_params if sampling_params is None else sampling_params
         if isinstance(params, SamplingParams) and params.n != 1:
             raise UsageError(f"stream gives one completion, not n={params.n}", "use generate")
-        stream = TextIterator(self.engine, self.engine.add_request(prompt, params, tenant), self._step)
-        self._streams[stream.request_id] = stream
+        with self._lock:  # no step may end the request before the stream is known
+            stream = TextIterator(self.engine, self.engine.add_request(prompt, params, tenant), self._advance)
+            self._streams[stream.request_id] = stream
         return stream
 
-    @torch.inference_mode()
     def logits(self, token_ids: Sequence[int]) -> Tensor:
         """Raw scores after each token, through the paged prefill path.
 
@@ -177,80 +174,87 @@ class LLM:
             UsageError: a bad id, or a result above 1 GiB.
             PromptTooLong, OutOfBlocks: more tokens than the context, or than the free blocks hold.
         """
-        model, chunk = self.engine.model, self.config.prefill_chunk
-        try:
-            ids = model.token_ids(list(token_ids))
-        except TypeError:
-            kind = type(token_ids).__name__
-            raise UsageError(f"token_ids must be a list of token ids, not {kind}") from None
-        if len(ids) > model.max_model_len:
-            raise PromptTooLong(f"{len(ids)} tokens are more than the context of {model.max_model_len}")
-        nbytes = 4 * len(ids) * model.config.vocab_size
-        if nbytes > MAX_LOGITS_BYTES:
-            raise UsageError(
-                f"the logits would take {format_bytes(nbytes)}, more than {format_bytes(MAX_LOGITS_BYTES)}",
-                "ask for fewer tokens at a time",
-            )
-        table = BlockTable(self.engine.pool)
-        self.engine.memory.make_room(blocks_for(len(ids), self.config.block_size))
-        table.grow(len(ids))
-        try:
-            hidden = [
-                self.engine.runner.forward([SequenceRows(ids[i : i + chunk], i, table.block_ids)])
-                for i in range(0, len(ids), chunk)
-            ]
-            return model.decoder.logits(torch.cat(hidden)).float().cpu()
-        finally:
-            table.release()
+        return self.engine.logits(token_ids)
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise UsageError("an LLM cannot be copied or pickled", "make one in each process, from the same folder")
 
     def _run(
         self, prompts: list[list[int]], params: list[SamplingParams], tenant: str | None, progress: bool
     ) -> list[RequestOutput]:
-        answers: dict[str, RequestOutput | None] = {}  # in the order of the prompts submitted so far
-        num_done = 0
+        ids: list[str] = []  # in the order of the prompts submitted so far
         try:
             with Bar("requests", len(prompts), enabled=progress) as bar:
-                while num_done < len(prompts):
-                    self._feed(prompts, params, tenant, answers)
-                    for output in self._step():
-                        if output.finished and output.request_id in answers:
-                            answers[output.request_id] = output
-                            num_done += 1
+                while (num_done := self._num_finished(ids)) < len(prompts):
                     bar.update(num_done)
+                    self._feed(prompts, params, tenant, ids)
+                    self._advance(lambda: self._num_finished(ids) > num_done)
+                bar.update(num_done)
+            return [self._mailbox[request_id] for request_id in ids]
         except BaseException:
-            self._abandon(answers)
+            self._abandon(ids)
             raise
-        return [answer for answer in answers.values() if answer]
+        finally:
+            self._forget(ids)
+
+    def _num_finished(self, ids: Iterable[str]) -> int:
+        return sum(self._mailbox[i].finished for i in ids if i in self._mailbox)
 
     def _feed(
-        self,
-        prompts: list[list[int]],
-        params: list[SamplingParams],
-        tenant: str | None,
-        answers: dict[str, RequestOutput | None],
+        self, prompts: list[list[int]], params: list[SamplingParams], tenant: str | None, ids: list[str]
     ) -> None:
         """Submit prompts from the first that is not yet submitted, until the queue is full."""
-        while len(answers) < len(prompts):
-            number = len(answers)
+        while len(ids) < len(prompts):
+            number = len(ids)
             try:
-                answers[self.engine.add_request(prompts[number], params[number], tenant)] = None
+                with self._lock:  # no step may end the request before its id is written down
+                    ids.append(self.engine.add_request(prompts[number], params[number], tenant))
+                    self._wanted.add(ids[-1])
             except QueueFull:
                 return
 
-    def _abandon(self, request_ids: Iterable[str]) -> None:
+    def _abandon(self, ids: Iterable[str]) -> None:
         """End what is still running, so that its blocks are free for the next call."""
-        for request_id in request_ids:
+        for request_id in ids:
             self.engine.abort_request(request_id)
-        self._step()
+        with suppress(Exception):  # the first exception is the one to report
+            self._step()
 
-    def _step(self) -> list[RequestOutput]:
-        """One engine step; every open stream learns of its request, whoever asked for the step."""
-        outputs = self.engine.step()
-        for output in outputs:
-            stream = self._streams.get(output.request_id)
+    def _forget(self, ids: Iterable[str]) -> None:
+        for request_id in ids:
+            self._wanted.discard(request_id)
+            self._mailbox.pop(request_id, None)
+
+    def _advance(self, is_enough: Callable[[], bool]) -> None:
+        """One engine step, unless another thread's step has already brought enough.
+
+        Raises:
+            MinillmError: the engine has nothing to do, so what is waited for has ended unseen.
+        """
+        with self._lock:
+            if is_enough():
+                return
+            if not self.engine.has_unfinished_requests():
+                raise MinillmError("a request ended unseen", "use the LLM, or step its engine, but not both at once")
+            self._step()
+
+    def _step(self) -> None:
+        """One engine step; outputs go to whoever waits for them, whichever thread asked for the step."""
+        self.engine.require_own_process()
+        with self._lock:
+            try:
+                self.engine.step_into(self._mailbox)
+            finally:
+                self._sort()
+
+    def _sort(self) -> None:
+        """Give open streams their outputs; forget those that nobody waits for."""
+        for request_id, output in list(self._mailbox.items()):
+            stream = self._streams.get(request_id)
             if stream is not None:
                 stream.output = output
-        return outputs
+            if request_id not in self._wanted:
+                del self._mailbox[request_id]
 
 
 class TextIterator(Iterator[str]):
@@ -259,9 +263,9 @@ class TextIterator(Iterator[str]):
     A request that ends with an error gives its text first; then the iteration raises that error.
     """
 
-    def __init__(self, engine: Engine, request_id: str, step: Callable[[], list[RequestOutput]]) -> None:
+    def __init__(self, engine: Engine, request_id: str, advance: Callable[[Callable[[], bool]], None]) -> None:
         self.request_id = request_id
-        self._engine, self._step = engine, step
+        self._engine, self._advance = engine, advance
         self._given = 0
         self.output: RequestOutput | None = None
 
@@ -269,14 +273,14 @@ class TextIterator(Iterator[str]):
         while not (piece := self._take()):
             if self.output is not None and self.output.finished:
                 raise self.output.error or StopIteration
-            self._advance()
+            self._wait()
         return piece
 
     @property
     def result(self) -> RequestOutput:
         """The finished answer; runs the request to its end if it is not there yet."""
         while self.output is None or not self.output.finished:
-            self._advance()
+            self._wait()
         return self.output
 
     def close(self) -> str:
@@ -290,13 +294,13 @@ class TextIterator(Iterator[str]):
         piece, self._given = text[self._given :], len(text)
         return piece
 
-    def _advance(self) -> None:
-        if not self._engine.has_unfinished_requests():
-            raise MinillmError(f"{self.request_id} ended unseen", "only one loop may step an engine")
-        self._step()
+    def _wait(self) -> None:
+        """Until there is a newer output than this one."""
+        seen = self.output
+        self._advance(lambda: self.output is not seen)
 
     def __del__(self) -> None:
-        self._engine.abort_request(self.request_id)
+        self._engine.abort_request(self.request_id)  # takes no lock
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -46,8 +46,8 @@ def llm(folder):
 @pytest.fixture(params=["avx512_bf16", "avx2", "generic"])
 def cpu_path(request):
     """Each code path of the native kernels in turn, where kernels and processor have it."""
-    from minillm.ops.building import BuildFailed, find_compiler
     from minillm.ops.registered import available_paths, load_native, use_path
+    from minillm.toolchain.compiler import BuildFailed, find_compiler
 
     try:
         load_native()

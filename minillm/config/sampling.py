@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from minillm.config.checks import require_int, require_number
 from minillm.errors import UsageError
+
+
+MAX_TOP_K = 1 << 31  # more than any vocabulary has
+
+
+class SamplingFilters(NamedTuple):
+    """The numbers that decide how a row of logits is drawn from."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,12 @@ class SamplingParams:
             raise UsageError(f"ignore_eos must be True or False, not {self.ignore_eos!r}")
         object.__setattr__(self, "stop", _stop_strings(self.stop))
         object.__setattr__(self, "stop_token_ids", _token_ids(self.stop_token_ids))
+
+    @property
+    def filters(self) -> SamplingFilters:
+        """What the sampler needs of them. A `top_k` beyond any vocabulary keeps all of it."""
+        top_k = min(self.top_k, MAX_TOP_K)
+        return SamplingFilters(self.temperature, top_k, self.top_p, self.min_p, self.repetition_penalty)
 
     def to_dict(self) -> dict[str, Any]:
         """The parameters as plain values, for `--json` and for the envelope."""

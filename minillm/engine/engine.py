@@ -1,85 +1,96 @@
 """The engine: takes requests, runs steps, hands out answers.
 
-    add_request --> incoming --> scheduler --> StepPlan --+--> prefill_loop --+--> sampler --> append
-    (any thread)    (a lock)     (one thread calls step)  +--> decode_loop ---+
+    add_request --> incoming --> scheduler --> StepPlan --> StepInput --> worker --> StepOutput --> commit
+    (any thread)    (a lock)     (one step at a time)       plain data               plain data
     abort_request ---^
 
 `add_request` checks everything that can be known about a request, so that what enters the queue
-will be served. `step` is the whole engine: apply cancellations, plan, run the two loops, sample, and
-publish what was written.
+will be served. `step` is the whole engine: apply cancellations, then schedule, reserve, run, commit (`stepping.py`).
+
+Foreign code (parts, listeners) never runs while the lock is held, and events are delivered when a step is over.
+A step that is torn, by an exception or by Ctrl-C, is mended before the engine does anything else (`recovery.py`).
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as List
+from typing import Any, NoReturn
+
+from torch import Tensor
 
 from minillm.config import EngineConfig, SamplingParams
-from minillm.engine.admission import capped_max_tokens, check_request, derived_seed
-from minillm.engine.drafting import make_speculation
+from minillm.engine.admission import check_request, make_request
+from minillm.engine.assembly import assemble
+from minillm.engine.commit import Commit
 from minillm.engine.envelope import make_envelope
-from minillm.engine.executor import Executor
 from minillm.engine.kv_manager import KVCacheManager
+from minillm.engine.logits import check_logits, compute_logits
 from minillm.engine.outputs import RequestOutput, snapshot
-from minillm.engine.parts import Parts
-from minillm.engine.request import FinishReason, Request, RequestGroup, TextStream
-from minillm.engine.scheduler import StepPlan
+from minillm.engine.parts import Parts, require_methods
+from minillm.engine.recovery import give_up, put_back, start_again
+from minillm.engine.request import Request
+from minillm.engine.scheduler import Scheduler
+from minillm.engine.sequence import FinishReason, Sequence
+from minillm.engine.stepping import Stepper
+from minillm.engine.turn import Turn
 from minillm.errors import MinillmError, QueueFull, UsageError
-from minillm.memory.block_table import BlockTable
-from minillm.memory.budget import num_blocks_for
-from minillm.memory.kv_cache import KVCache
+from minillm.memory.block_pool import BlockPool
 from minillm.model.loader import LoadedModel
-from minillm.model.runner import ModelRunner
 from minillm.observe.events import Events
-from minillm.text.detokenizer import NullDetokenizer
 
 
 class Engine:
-    """Serves one model from one pool of KV blocks."""
+    """Serves one model from one pool of KV blocks. `add_request` and `abort_request` may be called by any thread."""
 
     def __init__(
         self,
         model: LoadedModel,
         config: EngineConfig,
-        parts: Mapping[str, Any] | None = None,
+        parts: Mapping[str, Callable[..., Any]] | None = None,
         draft: LoadedModel | None = None,
     ) -> None:
-        self.model, self.config, self.parts = model, config, Parts.of(parts)
-        dtype, device, block_size = model.dtype, model.device, config.block_size
-        token_bytes = sum(m.config.kv_bytes_per_token(m.dtype.itemsize) for m in (model, draft) if m)
-        num_blocks = num_blocks_for(token_bytes, config, device, model.max_model_len)
-        cache = KVCache.allocate(model.config, num_blocks, block_size, dtype, device)
-        self.runner = ModelRunner(model.decoder, cache, block_size, self.parts.slot_mapping)
-        self.pool = self.parts.block_pool(num_blocks, block_size)
-        self.envelope = make_envelope(model, config, draft)
+        self.config, self.parts = config, Parts.of(parts)
+        machinery = assemble(model, draft, config, self.parts)
+        self.model, self.worker, self.speculation = machinery.model, machinery.worker, machinery.speculation
+        self._num_blocks = machinery.num_blocks
+        self.envelope = make_envelope(self.model, config, draft)
         self.events = Events()
         self.memory = KVCacheManager(
-            self.pool,
+            self._make_pool(),
             self.envelope["kv"],
             self.events,
-            config.prefix_caching,
-            self.parts.prefix_cache,
+            (lambda pool: require_methods("prefix_cache", self.parts.prefix_cache(pool)))
+            if config.prefix_caching
+            else None,
             make_envelope(draft, config)["kv"] if draft else None,
         )
-        self.scheduler = self.parts.scheduler(config, self.memory, self.events)
-        self._live: dict[str, RequestGroup] = {}
-        speculation = make_speculation(model, draft, config, self.parts, self.runner, self.memory)
-        self.executor = Executor(
-            model, self.parts, self.runner, self.memory, self.scheduler, self.events, self._live, speculation
-        )
+        self.scheduler = self._make_scheduler()
+        commit = Commit(self.memory, self.events, self.model.eos_token_ids)
+        self._stepper = Stepper(machinery, self.memory, commit)
+        self._turn = Turn()
         self._lock = threading.Lock()
-        self._incoming: list[RequestGroup] = []
-        self._aborted: set[str] = set()
-        self._late: list[RequestOutput] = []  # not yet handed out: a step failed after making them
+        self._live: dict[str, Request] = {}
+        self._incoming: list[Request] = []
+        self._aborted: deque[str] = deque()
+        self._outbox: dict[str, RequestOutput] = {}  # made, and not yet handed out
+        self._unread: dict[str, RequestOutput] = {}
         self._submitted = 0
+        self._is_torn = False  # a step has begun, and neither ended nor been mended
+
+    @property
+    def pool(self) -> BlockPool:
+        """The blocks of the KV cache."""
+        return self.memory.pool
 
     # Any thread -----------------------------------------------------------------------------
 
     def add_request(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | List[int],
         params: SamplingParams | None = None,
         tenant: str | None = None,
     ) -> str:
@@ -93,182 +104,259 @@ class Engine:
         Raises:
             UsageError, PromptTooLong, KVCapacityError: it could never be served; nothing is queued.
             QueueFull: try again once requests have finished.
+            ForkedEngine: this is a child of the process that made the engine.
         """
+        self._turn.require_own_process()
         params = self.model.default_params if params is None else params
         try:
             ids = self.check_request(prompt, params, tenant)
+            request = make_request(ids, params, tenant, self.model, self.parts, self.pool)
             with self._lock:
                 self._require_queue_room(len(ids))
-                group = self._make_group(ids, params, tenant)
-                self._live[group.request_id] = group
-                self._incoming.append(group)
+                request.submit(self._submitted, self.config.seed)
+                self._submitted += 1
+                self._live[request.request_id] = request
+                self._incoming.append(request)
+                at, n = request.arrival, params.n
+                self.events.emit("queue", request.request_id, at=at, prompt_tokens=len(ids), n=n)
         except MinillmError as error:
             self.events.emit("refuse", reason=type(error).__name__)
             raise
-        return group.request_id
+        finally:
+            self.events.deliver()
+        return request.request_id
 
     def abort_request(self, request_id: str) -> None:
-        """End a request at the next step, keeping its text. Unknown or finished ids are ignored."""
-        with self._lock:
-            if request_id in self._live:
-                self._aborted.add(request_id)
+        """End a request at the next step, keeping its text. Unknown or finished ids are ignored.
+
+        Takes no lock: a destructor may call it at any line of any thread.
+        """
+        self._aborted.append(request_id)
+
+    def require_own_process(self) -> None:
+        """Raises ForkedEngine in a child of the process that made the engine."""
+        self._turn.require_own_process()
 
     def has_unfinished_requests(self) -> bool:
         """Whether `step` has anything to do."""
+        self._turn.require_own_process()
         with self._lock:
-            return bool(self._live or self._late)
+            return bool(self._live or self._outbox or self._unread)
 
     def stats(self) -> dict[str, int]:
         """Requests waiting to start, and started (preempted ones too); blocks in all, used, and free.
 
         `cached_blocks` of the free ones hold content that the prefix cache can find.
         """
+        self._turn.require_own_process()
         with self._lock:
             waiting = len(self._waiting())
-            return {
-                "waiting": waiting,
-                "running": len(self._live) - waiting,
-                "num_blocks": self.pool.num_blocks,
-                "used_blocks": self.pool.num_blocks - self.memory.available,
-                "free_blocks": self.memory.available,
-                "cached_blocks": self.memory.num_unused,
-            }
+            running = len(self._live) - waiting
+        available = self.memory.available
+        return {
+            "waiting": waiting,
+            "running": running,
+            "num_blocks": self.pool.num_blocks,
+            "used_blocks": self.pool.num_blocks - available,
+            "free_blocks": available,
+            "cached_blocks": self.memory.num_unused,
+        }
 
     def check_request(
-        self, prompt: str | Sequence[int], params: SamplingParams, tenant: str | None = None
+        self, prompt: str | List[int], params: SamplingParams, tenant: str | None = None
     ) -> list[int]:
         """The prompt's token ids; raises what `add_request` would, except `QueueFull`."""
-        if tenant is not None and not isinstance(tenant, str):
-            raise UsageError(f"tenant must be text or None, not {tenant!r}")
-        return check_request(self.model, self.config, self.pool.num_blocks, prompt, params)
+        return check_request(self.model, self.config, self.pool.num_blocks, prompt, params, tenant)
 
-    # One thread -----------------------------------------------------------------------------
+    # One thread at a time -------------------------------------------------------------------
 
     def step(self) -> list[RequestOutput]:
         """Run one step; return the state of every request that got a token or ended in it.
 
-        An exception out of a part ends the requests of this step, whose state is then unknown, with
-        an error and goes on to the caller; their outputs come with the next step.
+        An exception out of a part ends the requests it concerns with that error and goes on to the caller; an
+        interrupt leaves every request as it was. Outputs that were ready come with the next step.
+
+        Raises:
+            EngineBusy: called by a part or a listener, in the middle of a step.
+            ForkedEngine: this is a child of the process that made the engine.
         """
+        self.step_into(self._unread)
+        return list(map(self._unread.pop, list(self._unread)))  # in one call: an interrupt loses none
+
+    def step_into(self, mailbox: dict[str, RequestOutput]) -> None:
+        """As `step`, but outputs are put into `mailbox` by request id: none is lost, whatever interrupts the caller."""
+        self._turn.run(self._step)
+        mailbox.update(self._outbox)
+        self._outbox.clear()
+
+    def logits(self, token_ids: List[int]) -> Tensor:
+        """Raw scores after each token, through the paged prefill path; no cached prefix is used.
+
+        Args:
+            token_ids: taken as they are; no BOS is added.
+
+        Returns:
+            float32 [len(token_ids), vocab_size] on the CPU; row i scores the token that follows token i.
+
+        Raises:
+            UsageError: a bad id, or a result above 1 GiB.
+            PromptTooLong, OutOfBlocks: more tokens than the context, or than the free blocks hold.
+        """
+        ids = check_logits(self.model, token_ids)
+        try:
+            return self._turn.run(lambda: self._compute_logits(ids))
+        finally:
+            self.events.deliver()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise UsageError("an engine cannot be copied or pickled", "make one in each process")
+
+    def _step(self) -> None:
+        try:
+            self._mend_if_torn()
+            self._is_torn = True
+            self._advance()
+            self._is_torn = False
+        except BaseException as error:
+            self._mend(error)
+            raise
+        finally:
+            self.events.deliver()
+        if raised := self._stepper.take_raised():
+            raise raised
+
+    def _advance(self) -> None:
         self.events.step += 1
         started = time.perf_counter()
+        self._stepper.begin()
         if ended := self._take_incoming():
-            self._late += self._collect({request.group_id for request in ended})
-        plan = self.scheduler.schedule(started)
-        try:
-            changed = self.executor.execute(plan)
-        except Exception as error:
-            self._late += self._give_up(plan, error)
-            raise
-        outputs, self._late = self._late + self._collect({request.group_id for request in changed}), []
-        self._report(plan, started)
-        return outputs
+            self._collect(ended)
+        changed = self._stepper.run(self.scheduler, started)
+        self._collect({sequence.request_id for sequence in changed})
+        self._report(started)
 
-    def _give_up(self, plan: StepPlan, error: Exception) -> list[RequestOutput]:
-        """End every request of a step that failed; the detokenizer, perhaps the culprit, is not asked."""
-        planned = {r.group_id for r in (*plan.decode, *(chunk.request for chunk in plan.prefill))}
-        for request_id in planned:
-            group = self._live[request_id]
-            group.error = error
-            for request in group.requests:
-                request.finish_reason = request.finish_reason or "error"
-        return self._collect(planned)
-
-    def _take_incoming(self) -> list[Request]:
-        """Hand new requests to the scheduler; end aborted and overdue ones, and return those."""
-        now, ended = time.perf_counter(), list[Request]()
+    def _take_incoming(self) -> set[str]:
+        """Hand new requests to the scheduler; end aborted and overdue ones, and return their ids."""
+        now = time.perf_counter()
         with self._lock:
-            for group in self._incoming:
-                self.scheduler.add(group)
-            self._incoming = []
-            for request_id, group in self._live.items():
-                overdue = group.deadline is not None and now > group.deadline
-                if request_id in self._aborted or overdue:
-                    reason: FinishReason = "cancelled" if request_id in self._aborted else "deadline"
-                    self.events.emit("cancel", request_id, reason=reason)
-                    group.finish(reason)
-                    ended += group.requests
-            self._aborted = set()
+            incoming, live = list(self._incoming), list(self._live.values())
+        for request in incoming:
+            self.memory.open(request.sequences)
+            self.scheduler.add(request)
+        with self._lock:
+            del self._incoming[: len(incoming)]
+        count, ended = len(self._aborted), set[str]()
+        aborted = {self._aborted[i] for i in range(count)}
+        for request in live:
+            is_overdue = request.deadline is not None and now > request.deadline
+            if is_overdue or request.request_id in aborted:
+                ended.add(self._end(request, "cancelled" if request.request_id in aborted else "deadline"))
+        for _ in range(count):
+            self._aborted.popleft()
         return ended
 
-    def _collect(self, changed: set[str]) -> list[RequestOutput]:
-        """Snapshots of the changed requests; finished ones give their blocks back and are forgotten."""
-        now, outputs = time.perf_counter(), []
+    def _end(self, request: Request, reason: FinishReason) -> str:
+        self.events.emit("cancel", request.request_id, reason=reason)
+        self._stepper.raised = request.finish(reason) or self._stepper.raised
+        return request.request_id
+
+    def _collect(self, request_ids: set[str]) -> None:
+        """Outputs of the changed requests; finished ones give their blocks back and are forgotten."""
+        now = time.perf_counter()
         with self._lock:  # add_request may be adding to the dict we walk
-            groups = [group for request_id, group in self._live.items() if request_id in changed]
-        for group in groups:
-            for request in group.requests:
-                if request.finish_reason and not request.is_released:
-                    request.is_released = True
-                    self.scheduler.remove(request)
-                    self.events.emit("finish", group.request_id, reason=request.finish_reason)
-            if group.is_finished:
+            requests = [request for request_id, request in self._live.items() if request_id in request_ids]
+        for request in requests:
+            for sequence in request.sequences:
+                if sequence.finish_reason and not sequence.is_released:
+                    self.scheduler.remove(sequence)
+                    sequence.is_released = True
+                    self.events.emit("finish", request.request_id, reason=sequence.finish_reason)
+            self._outbox[request.request_id] = snapshot(request, self.envelope, now)
+            if request.is_finished:
                 with self._lock:
-                    del self._live[group.request_id]
-            outputs.append(snapshot(group, self.envelope, now))
-        return outputs
+                    self._live.pop(request.request_id, None)
 
-    def _report(self, plan: StepPlan, started: float) -> None:
+    def _report(self, started: float) -> None:
         """The event that ends a step."""
-        if self.events.listeners:
-            stats, running = self.stats(), self.scheduler.running
-            slots = sum(len(r.block_table.block_ids) * self.config.block_size for r in running)
-            self.events.emit(
-                "step",
-                seconds=time.perf_counter() - started,
-                prefill_tokens=sum(chunk.end - chunk.start for chunk in plan.prefill),
-                decode_rows=len(plan.decode),
-                waiting=stats["waiting"],
-                running=len(running),
-                used=stats["used_blocks"],
-                cached=stats["cached_blocks"],
-                free=stats["free_blocks"] - stats["cached_blocks"],
-                waste=slots - sum(r.num_computed_tokens for r in running),
-            )
+        if not self.events.listeners:
+            return
+        stats, running, plan = self.stats(), self.scheduler.running, self._stepper.step.plan
+        slots = sum(len(s.block_table.block_ids) * self.config.block_size for s in running)
+        self.events.emit(
+            "step",
+            seconds=time.perf_counter() - started,
+            prefill_tokens=plan.num_rows - len(plan.decode),
+            decode_rows=len(plan.decode),
+            waiting=stats["waiting"],
+            running=len(running),
+            used=stats["used_blocks"],
+            cached=stats["cached_blocks"],
+            free=stats["free_blocks"] - stats["cached_blocks"],
+            waste=slots - sum(s.num_computed_tokens for s in running),
+        )
 
-    # Building requests; the lock is held ------------------------------------------------------
+    def _compute_logits(self, ids: list[int]) -> Tensor:
+        self._mend_if_torn()
+        self._is_torn = True
+        try:
+            result = compute_logits(self.worker, self.memory, self.events, ids, self.config.prefill_chunk)
+        except Exception:
+            self._is_torn = False
+            raise
+        self._is_torn = False
+        return result
 
-    def _waiting(self) -> list[RequestGroup]:
-        return [group for group in self._live.values() if group.admitted is None]
+    # A torn step ----------------------------------------------------------------------------
+
+    def _mend_if_torn(self) -> None:
+        """An interrupt came while an earlier step was being mended, or in the middle of `logits`."""
+        if self._is_torn:
+            self._start_again([], None)
+            self._is_torn = False
+
+    def _mend(self, error: BaseException) -> None:
+        """Make the engine whole after `error` has torn a step."""
+        if not self._is_torn:
+            return
+        with self._lock:
+            live = list(self._live.values())
+        blamed = self._stepper.blamed(error, self.scheduler, [s for r in live for s in r.open_sequences()])
+        if self._stepper.phase != "run":
+            self._start_again(blamed, error)
+        elif isinstance(error, Exception):
+            give_up(live, blamed, error)
+            self._collect({s.request_id for s in blamed})
+        else:
+            put_back(self._stepper.step, self.scheduler, self.memory, self.events)
+        self._is_torn = False
+
+    def _start_again(self, blamed: List[Sequence], error: BaseException | None) -> None:
+        with self._lock:
+            live, self._incoming = list(self._live.values()), []
+        self.scheduler = start_again(live, blamed, error, self.memory, self._make_pool(), self._make_scheduler)
+        self._collect({r.request_id for r in live if any(s.finish_reason for s in r.sequences)})
+
+    def _make_pool(self) -> BlockPool:
+        made: BlockPool = require_methods(
+            "block_pool", self.parts.block_pool(self._num_blocks, self.config.block_size)
+        )
+        return made
+
+    def _make_scheduler(self) -> Scheduler:
+        made: Scheduler = require_methods(
+            "scheduler", self.parts.scheduler(self.config, self.memory, self.events)
+        )
+        return made
+
+    # The queue; the lock is held --------------------------------------------------------------
+
+    def _waiting(self) -> list[Request]:
+        return [request for request in self._live.values() if request.admitted is None]
 
     def _require_queue_room(self, num_tokens: int) -> None:
         waiting = self._waiting()
-        queued = sum(len(group.requests[0].prompt_token_ids) for group in waiting)
+        queued = sum(len(request.sequences[0].prompt_token_ids) for request in waiting)
         if len(waiting) >= self.config.max_queued_requests:
             raise QueueFull(f"{len(waiting)} requests are waiting, the limit", "try again later")
         if queued + num_tokens > self.config.max_queued_tokens and waiting:
             raise QueueFull(f"{queued} prompt tokens are waiting, near the limit", "try again later")
-
-    def _make_group(self, ids: list[int], params: SamplingParams, tenant: str | None) -> RequestGroup:
-        number, self._submitted = self._submitted, self._submitted + 1
-        request_id = f"req-{number}"
-        seed = derived_seed(self.config.seed, number) if params.seed is None else params.seed
-        max_tokens = capped_max_tokens(
-            len(ids), params, self.model.max_model_len, self.pool.num_blocks, self.config.block_size
-        )
-        arrival = time.perf_counter()
-        requests = [
-            Request(
-                request_id,
-                i,
-                ids,
-                params,
-                seed,
-                max_tokens,
-                BlockTable(self.pool),
-                self._text_stream(ids, params),
-                arrival=arrival,
-                tenant=tenant,
-                order=number,
-            )
-            for i in range(params.n)
-        ]
-        requests[0].num_forks = params.n - 1
-        self.events.emit("queue", request_id, at=arrival, prompt_tokens=len(ids), n=params.n)
-        return RequestGroup(request_id, requests)
-
-    def _text_stream(self, ids: list[int], params: SamplingParams) -> TextStream:
-        if self.model.tokenizer is None:
-            return NullDetokenizer()
-        stream: TextStream = self.parts.detokenizer(self.model.tokenizer.rust, params.stop, ids)
-        return stream

@@ -1,14 +1,18 @@
-"""The KV memory as the scheduler sees it: what can be had, who gets it, what is found again.
+"""The one door to the KV memory: who gets blocks, what can be had, what is found again.
 
     num_blocks = used by sequences | unused, but findable (prefix cache) | free
                                      `------------ available -----------'
 
-One object over the pool and the prefix cache, so that "is there room" has one answer. Taking blocks
-is left to the sequences' tables (`BlockTable.grow`, in the two loops); `make_room` is called before a
-step and turns unused blocks into free ones, so that what was planned cannot fail.
+Only this object changes a sequence's block table or a block's state, and only it emits the events about them. So
+"is there room" has one answer, every change can be followed, and a change that fails undoes itself.
 
-A draft model keeps its keys and values under the same block ids, and may be behind: a request's
-`num_draft_computed_tokens` says how far it is written, `CachedBlock.draft` whether a cached block has any.
+    start_from       a new sequence begins with blocks that the prefix cache has
+    allocate_slots   room for more tokens of a sequence          allocate_branches   for several futures of it
+    fork             another sequence over the same tokens       rollback            back to the tokens that stand
+    publish          full, computed blocks become findable       free                everything given back
+
+A draft model keeps its keys and values under the same block ids, and may be behind: `sequence.draft` says how far
+they are written, `CachedBlock.draft` whether a cached block has any.
 """
 
 from __future__ import annotations
@@ -16,27 +20,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from itertools import takewhile
 
-from minillm.engine.request import Request
+from minillm.engine.sequence import Sequence
 from minillm.memory.block_pool import BlockPool
-from minillm.memory.block_table import blocks_for
+from minillm.memory.block_table import BlockTable, blocks_for
 from minillm.memory.prefix_cache import CachedBlock, PrefixCache, Scope
 from minillm.observe.events import Events
 
+MakeCache = Callable[[BlockPool], PrefixCache]
+
 
 class KVCacheManager:
-    """Blocks for requests. `cache` is None where prefix caching is off."""
+    """Blocks for sequences. `cache` is None where prefix caching is off; `draft` names the draft model."""
 
     def __init__(
         self,
         pool: BlockPool,
         envelope: str,
         events: Events,
-        prefix_caching: bool = True,
-        make_cache: Callable[[BlockPool], PrefixCache] = PrefixCache,
+        make_cache: MakeCache | None = PrefixCache,
         draft: str | None = None,
     ) -> None:
         self.pool, self.envelope, self._events, self._draft = pool, envelope, events, draft
-        self.cache = make_cache(pool) if prefix_caching else None
+        self._make_cache = make_cache
+        self.cache = make_cache(pool) if make_cache else None
+
+    # What there is --------------------------------------------------------------------------
 
     @property
     def num_unused(self) -> int:
@@ -48,108 +56,225 @@ class KVCacheManager:
         """Blocks that can be had: free ones, and findable ones that nobody uses."""
         return self.pool.num_free + self.num_unused
 
-    def shortage(self, request: Request, num_tokens: int) -> int:
-        """Blocks the request must still get to hold `num_tokens` tokens."""
-        return max(0, blocks_for(num_tokens, self.pool.block_size) - len(request.block_table.block_ids))
+    def shortage(self, sequence: Sequence, num_tokens: int) -> int:
+        """Blocks the sequence must still get to hold `num_tokens` tokens."""
+        return max(0, blocks_for(num_tokens, self.pool.block_size) - len(sequence.block_table.block_ids))
 
-    def match(self, request: Request) -> list[CachedBlock]:
-        """Cached blocks the request could start from. At least one token is left to compute."""
+    def match(self, sequence: Sequence) -> list[CachedBlock]:
+        """Cached blocks the sequence could start from. At least one token is left to compute."""
         if self.cache is None:
             return []
         size = self.pool.block_size
-        full = (request.num_tokens - 1) // size
-        self._extend_digests(request, full)
-        blocks = ((request.block_digests[i], request.tokens(i * size, (i + 1) * size)) for i in range(full))
-        return self.cache.match(self._scope(request), blocks)
+        full = (sequence.num_tokens - 1) // size
+        self._extend_digests(sequence, full)
+        digests = sequence.cached.digests
+        blocks = ((digests[i], sequence.tokens(i * size, (i + 1) * size)) for i in range(full))
+        return self.cache.match(self._scope(sequence), blocks)
 
     def available_without(self, blocks: Iterable[CachedBlock]) -> int:
         """What could be had besides these blocks, once they are taken."""
         cache = self.cache
         return self.available - (sum(cache.is_unused(block) for block in blocks) if cache else 0)
 
-    def start_from(self, request: Request, blocks: list[CachedBlock]) -> None:
-        """Let a request without blocks begin with `blocks`, as if it had computed them."""
+    # Taking ---------------------------------------------------------------------------------
+
+    def open(self, sequences: Iterable[Sequence]) -> None:
+        """Give new sequences an empty table each, of the pool there is now."""
+        for sequence in sequences:
+            sequence.block_table = BlockTable(self.pool)
+
+    def start_from(self, sequence: Sequence, blocks: list[CachedBlock]) -> None:
+        """Let a sequence without blocks begin with `blocks`, as if it had computed them."""
         if not blocks or self.cache is None:
             return
-        request.block_table.block_ids = self.cache.acquire(blocks)
-        request.num_computed_tokens = len(blocks) * self.pool.block_size
-        request.published, request.num_published = blocks[-1], len(blocks)
-        request.num_draft_published = len(list(takewhile(self._has_draft, blocks)))
-        request.num_draft_computed_tokens = request.num_draft_published * self.pool.block_size
-        self._events.emit("share", request.group_id, blocks=len(blocks))
+        sequence.block_table.block_ids = self.cache.acquire(blocks)
+        sequence.num_computed_tokens = len(blocks) * self.pool.block_size
+        sequence.cached.last, sequence.cached.num_blocks = blocks[-1], len(blocks)
+        draft = sequence.draft
+        draft.num_published = len(list(takewhile(self._has_draft, blocks)))
+        draft.num_computed_tokens = draft.num_published * self.pool.block_size
+        self._events.emit("share", sequence.request_id, blocks=len(blocks))
 
     def make_room(self, count: int) -> None:
         """Have `count` blocks free, taking unused ones from the prefix cache where needed."""
         missing = count - self.pool.num_free
-        if missing > 0 and self.cache:
-            self._events.emit("evict", blocks=self.cache.evict(missing))
+        if missing > 0 and self.cache and (evicted := self.cache.evict(missing)):
+            self._events.emit("evict", blocks=evicted)
 
-    def publish(self, request: Request) -> None:
-        """Make the request's full, computed blocks findable; the step that wrote them is over.
+    def allocate_slots(self, sequence: Sequence, num_tokens: int) -> None:
+        """Give the sequence room for `num_tokens` tokens in all.
+
+        Raises:
+            OutOfBlocks: the pool cannot give what is missing; nothing has changed.
+        """
+        missing = self.shortage(sequence, num_tokens)
+        if missing:
+            self.make_room(missing)
+            sequence.block_table.grow(num_tokens)
+            self._events.emit("alloc", sequence.request_id, blocks=missing)
+
+    def allocate_branches(self, sequence: Sequence, num_tokens: int, count: int) -> list[list[int]]:
+        """Give the sequence room for `count` futures, each of `num_tokens` tokens in all.
+
+            table     [ 5 ][ 2 ][ 7 ][ 9 ]        the newest token lies in block 7: the branch has its own
+            branch    [ 5 ][ 2 ][ 4 ][ 1 ]        from there on (4 must be given what 7 holds so far)
+
+        Returns:
+            A block table for each branch; the first is the sequence's own.
+
+        Raises:
+            OutOfBlocks: the pool cannot give what is missing; nothing has changed.
+        """
+        self.allocate_slots(sequence, num_tokens)
+        if count == 1:
+            return [sequence.block_table.block_ids]
+        table, start, branches = sequence.block_table, sequence.num_computed_tokens, sequence.draft.branch_blocks
+        shared = table.block_ids[: start // self.pool.block_size]
+        try:
+            for _ in range(count - 1):
+                branches.append(table.branch(start, num_tokens))
+        except Exception:
+            self._free_branches(sequence)
+            raise
+        self._events.emit("alloc", sequence.request_id, blocks=sum(map(len, branches)))
+        return [table.block_ids, *(shared + blocks for blocks in branches)]
+
+    def fork(self, source: Sequence, child: Sequence, num_tokens: int) -> tuple[int, int] | None:
+        """Let `child`, which has no blocks, begin with the first `num_tokens` tokens of `source`.
+
+        Full blocks are shared; a last block that is partly full will be written by both.
+
+        Returns:
+            (source block, child's block) to copy once the tokens are computed, or None.
+
+        Raises:
+            OutOfBlocks: no block for the copy; nothing has changed.
+        """
+        if num_tokens % self.pool.block_size:
+            self.make_room(1)
+        child.block_table, copy = source.block_table.fork(num_tokens)
+        child.num_computed_tokens = num_tokens
+        child.cached.last, child.cached.num_blocks = source.cached.last, source.cached.num_blocks
+        full = num_tokens // self.pool.block_size * self.pool.block_size
+        child.draft.num_published = source.draft.num_published
+        child.draft.num_computed_tokens = min(source.draft.num_computed_tokens, full)  # not of the copy
+        self._events.emit("alloc", child.request_id, blocks=len(child.block_table.block_ids))
+        if copy:
+            self._events.emit("copy_on_write", child.request_id, blocks=1)
+        return copy
+
+    # Giving back ----------------------------------------------------------------------------
+
+    def rollback(self, sequence: Sequence, num_tokens: int, branch: int = 0) -> None:
+        """Keep the first `num_tokens` tokens of one branch; everything behind them and beside it is free again."""
+        table, draft = sequence.block_table, sequence.draft
+        if branch:
+            winner = draft.branch_blocks[branch - 1]
+            draft.branch_blocks[branch - 1] = table.adopt(sequence.num_computed_tokens, winner)
+        freed = self._free_branches(sequence) + table.truncate(num_tokens)
+        if freed:
+            self._events.emit("free", sequence.request_id, blocks=freed)
+
+    def free(self, sequence: Sequence) -> None:
+        """Give all of the sequence's blocks back. What it has computed must be found, or computed again."""
+        freed, ids = self._free_branches(sequence), sequence.block_table.block_ids
+        if ids:
+            sequence.block_table.release()
+            if self.cache:
+                self.cache.released(ids)
+        if freed or ids:
+            self._events.emit("free", sequence.request_id, blocks=freed + len(ids))
+        _forget(sequence)
+
+    def reset(self, pool: BlockPool, sequences: Iterable[Sequence]) -> None:
+        """Start again with an empty pool and an empty prefix cache; these sequences lose all their blocks.
+
+        For the engine whose step was torn in the middle of a change: nothing of the old pool is relied upon.
+        """
+        cached = self.cache.num_blocks if self.cache else 0
+        for sequence in sequences:
+            held = len(sequence.block_table.block_ids) + sum(map(len, sequence.draft.branch_blocks))
+            sequence.block_table = BlockTable(pool)
+            sequence.draft.branch_blocks = []
+            _forget(sequence)
+            if held:
+                self._events.emit("free", sequence.request_id, blocks=held)
+        self.cache = self._make_cache(pool) if self._make_cache else None
+        self.pool = pool
+        if cached:
+            self._events.emit("evict", blocks=cached)
+
+    def _free_branches(self, sequence: Sequence) -> int:
+        """Free the blocks of all branches but the sequence's own table; returns how many."""
+        branches, sequence.draft.branch_blocks = sequence.draft.branch_blocks, []
+        for blocks in branches:
+            self.pool.free(blocks)
+        return sum(map(len, branches))
+
+    # Making findable ------------------------------------------------------------------------
+
+    def publish(self, sequence: Sequence) -> None:
+        """Make the sequence's full, computed blocks findable; the step that wrote them is over.
 
         Where another sequence has published the same content first, its block replaces this one's.
         """
         if self.cache is None:
             return
-        full = request.num_computed_tokens // self.pool.block_size
-        if full > request.num_published:
-            self._publish(self.cache, request, full)
+        full = sequence.num_computed_tokens // self.pool.block_size
+        if full > sequence.cached.num_blocks:
+            self._publish(self.cache, sequence, full)
         if self._draft is not None:
-            self._publish_draft(request)
+            self._publish_draft(sequence)
 
-    def _publish(self, cache: PrefixCache, request: Request, full: int) -> None:
-        self._extend_digests(request, full)
-        first, table, size = request.num_published, request.block_table, self.pool.block_size
+    def _publish(self, cache: PrefixCache, sequence: Sequence, full: int) -> None:
+        self._extend_digests(sequence, full)
+        cached, table, size = sequence.cached, sequence.block_table, self.pool.block_size
+        first = cached.num_blocks
         for i in range(first, full):
-            ids, mine = request.tokens(i * size, (i + 1) * size), table.block_ids[i]
-            block = cache.publish(
-                self._scope(request), request.published, ids, request.block_digests[i], mine
-            )
+            ids, mine = sequence.tokens(i * size, (i + 1) * size), table.block_ids[i]
+            block = cache.publish(self._scope(sequence), cached.last, ids, cached.digests[i], mine)
             if block.block_id != mine:
                 table.block_ids[i] = cache.acquire([block])[0]
                 self.pool.free([mine])
                 if not self._has_draft(block):
-                    request.num_draft_computed_tokens = min(request.num_draft_computed_tokens, i * size)
-            request.published = block
-        request.num_published = full
-        self._events.emit("publish", request.group_id, blocks=full - first)
+                    draft = sequence.draft
+                    draft.num_computed_tokens = min(draft.num_computed_tokens, i * size)
+            cached.last, cached.num_blocks = block, i + 1
+        self._events.emit("publish", sequence.request_id, blocks=full - first)
 
-    def _publish_draft(self, request: Request) -> None:
-        """Note in the request's cached blocks how far the draft model has written them."""
-        written = min(request.num_published, request.num_draft_computed_tokens // self.pool.block_size)
-        if written <= request.num_draft_published:
+    def _publish_draft(self, sequence: Sequence) -> None:
+        """Note in the sequence's cached blocks how far the draft model has written them."""
+        cached, draft = sequence.cached, sequence.draft
+        written = min(cached.num_blocks, draft.num_computed_tokens // self.pool.block_size)
+        if written <= draft.num_published:
             return
-        block, index = request.published, request.num_published
-        while block is not None and index > request.num_draft_published:
+        block, index = cached.last, cached.num_blocks
+        while block is not None and index > draft.num_published:
             if index <= written:
                 block.draft = self._draft
             block, index = block.parent, index - 1
-        request.num_draft_published = written
+        draft.num_published = written
 
     def _has_draft(self, block: CachedBlock) -> bool:
         return self._draft is not None and block.draft == self._draft
 
-    def release(self, request: Request) -> None:
-        """Give the request's blocks back. What it has computed must be found, or computed again."""
-        ids = request.block_table.block_ids
-        if not ids:
-            return
-        request.block_table.release()
-        if self.cache:
-            self.cache.released(ids)
-        self._events.emit("free", request.group_id, blocks=len(ids))
-        request.num_computed_tokens = request.num_published = 0
-        request.num_draft_computed_tokens = request.num_draft_published = 0
-        request.published = None
+    def _scope(self, sequence: Sequence) -> Scope:
+        return Scope(self.envelope, sequence.tenant)
 
-    def _scope(self, request: Request) -> Scope:
-        return Scope(self.envelope, request.tenant)
-
-    def _extend_digests(self, request: Request, full: int) -> None:
-        """Digests of the request's first `full` blocks, each made once."""
-        digests, size = request.block_digests, self.pool.block_size
+    def _extend_digests(self, sequence: Sequence, full: int) -> None:
+        """Digests of the sequence's first `full` blocks, each made once."""
+        digests, size = sequence.cached.digests, self.pool.block_size
         if self.cache is None:
             return
         for i in range(len(digests), full):
-            ids = request.tokens(i * size, (i + 1) * size)
-            digests.append(self.cache.digest(self._scope(request), digests[-1] if digests else None, ids))
+            ids = sequence.tokens(i * size, (i + 1) * size)
+            digests.append(self.cache.digest(self._scope(sequence), digests[-1] if digests else None, ids))
+
+
+def _forget(sequence: Sequence) -> None:
+    """A sequence without blocks has nothing computed."""
+    sequence.num_computed_tokens = 0
+    sequence.cached.forget_blocks()
+    sequence.draft.forget_blocks()
+
+

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from minillm.config import SamplingParams
-from minillm.engine.request import FinishReason, Request, RequestGroup
+from minillm.engine.request import Request
+from minillm.engine.sequence import FinishReason, Sequence
 
 
 @dataclass(frozen=True)
@@ -75,38 +75,39 @@ class RequestOutput:
         return self.outputs[0].logprobs
 
 
-def snapshot(group: RequestGroup, envelope: Mapping[str, Any], now: float) -> RequestOutput:
-    """The group's answer at time `now`."""
+def snapshot(request: Request, envelope: Mapping[str, Any], now: float) -> RequestOutput:
+    """The request's answer at time `now`."""
     return RequestOutput(
-        request_id=group.request_id,
-        prompt_token_ids=list(group.requests[0].prompt_token_ids),
-        outputs=[_completion(request, group.params) for request in group.requests],
-        metrics=_metrics(group, now),
+        request_id=request.request_id,
+        prompt_token_ids=list(request.sequences[0].prompt_token_ids),
+        outputs=[_completion(sequence) for sequence in request.sequences],
+        metrics=_metrics(request, now),
         envelope=envelope,
-        finished=group.is_finished,
-        error=group.error,
+        finished=request.is_finished,
+        error=request.error,
     )
 
 
-def _completion(request: Request, params: SamplingParams) -> Completion:
+def _completion(sequence: Sequence) -> Completion:
     return Completion(
-        text=request.text,
-        token_ids=list(request.output_token_ids),
-        seed=request.seed,
-        finish_reason=request.finish_reason,
-        logprobs=None if params.logprobs is None else list(request.logprobs),
+        text=sequence.text,
+        token_ids=list(sequence.output_token_ids),
+        seed=sequence.seed,
+        finish_reason=sequence.finish_reason,
+        logprobs=None if sequence.params.logprobs is None else list(sequence.logprobs),
     )
 
 
-def _metrics(group: RequestGroup, now: float) -> RequestMetrics:
-    times = group.requests[0].token_times
+def _metrics(request: Request, now: float) -> RequestMetrics:
+    first = request.sequences[0]
+    times = first.token_times
     return RequestMetrics(
-        queue=(group.admitted or now) - group.arrival,
-        ttft=times[0] - group.arrival if times else None,
+        queue=(request.admitted or now) - request.arrival,
+        ttft=times[0] - request.arrival if times else None,
         tpot=(times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None,
-        itl=[later - earlier for earlier, later in pairwise(times)] if group.is_finished else [],
-        e2e=now - group.arrival,
-        cached_tokens=group.requests[0].num_cached_tokens,
-        drafted=sum(request.num_drafted for request in group.requests),
-        accepted=sum(request.num_accepted for request in group.requests),
+        itl=[later - earlier for earlier, later in pairwise(times)] if request.is_finished else [],
+        e2e=now - request.arrival,
+        cached_tokens=first.num_cached_tokens,
+        drafted=sum(s.draft.num_drafted for s in request.sequences),
+        accepted=sum(s.draft.num_accepted for s in request.sequences),
     )

@@ -1,79 +1,231 @@
 """The seams: the parts of a running engine that a reader can swap for their own.
 
-    LLM(parts={"sampler": my_sampler, "slot_mapping": my_slots})
+    LLM(parts={"sampler": my_sampler, "slot_mapping": my_slots})        Engine(model, config, parts=...) as well
 
-Each name stands for one function (or factory) with the signature of the engine's own, given here.
+Each name stands for one function (or factory) with the signature of the engine's own, written down here as a
+protocol. Parts are checked and resolved once, when the engine is built: a name that is no seam, a part that cannot
+be called with the seam's arguments, or an object without the methods that will be asked of it is an error then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
-from minillm.engine.decode import decode
-from minillm.engine.prefill import prefill
+from torch import Tensor
+
+from minillm.config import EngineConfig
+from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.scheduler import Scheduler
+from minillm.engine.sequence import TextStream
 from minillm.errors import UsageError
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import slot_mapping
 from minillm.memory.prefix_cache import PrefixCache
-from minillm.ops.sampling import sample
+from minillm.observe.events import Events
+from minillm.ops.contract import AttentionMetadata
+from minillm.ops.sampling import SamplingBatch, sample
+from minillm.speculation.proposal import Drafter
 from minillm.text.detokenizer import Detokenizer
+from minillm.worker.decode import decode
+from minillm.worker.prefill import prefill
+from minillm.worker.runner import ModelRunner
+from minillm.worker.step import DecodeRow, PrefillChunk
+
+if TYPE_CHECKING:
+    from minillm.model.loader import LoadedModel
+
+
+class Sampler(Protocol):
+    """Draws one token id for each row of logits [rows, vocab_size]: int64 [rows]."""
+
+    def __call__(self, logits: Tensor, batch: SamplingBatch, /) -> Tensor: ...
+
+
+class MakeTextStream(Protocol):
+    """Makes the streaming detokenizer of one completion: (tokenizers.Tokenizer, stop strings, prompt ids)."""
+
+    def __call__(self, tokenizer: Any, stops: Sequence[str], prompt_token_ids: Sequence[int], /) -> TextStream: ...
+
+
+class SlotMapping(Protocol):
+    """Cache slots of logical positions of one sequence."""
+
+    def __call__(self, block_table: Sequence[int], positions: Sequence[int], block_size: int, /) -> list[int]: ...
+
+
+class PrefillLoop(Protocol):
+    """Computes chunks whose tables have room; logits of each chunk's last token [chunks, vocab_size]."""
+
+    def __call__(self, runner: ModelRunner, chunks: Sequence[PrefillChunk], /) -> Tensor: ...
+
+
+class DecodeLoop(Protocol):
+    """Computes one row of each sequence; logits of each next token [rows, vocab_size]."""
+
+    def __call__(self, runner: ModelRunner, rows: Sequence[DecodeRow], /) -> Tensor: ...
+
+
+class MakeBlockPool(Protocol):
+    """Makes an object with `BlockPool`'s methods."""
+
+    def __call__(self, num_blocks: int, block_size: int, /) -> BlockPool: ...
+
+
+class MakeScheduler(Protocol):
+    """Makes an object with `Scheduler`'s methods, `waiting` and `running`."""
+
+    def __call__(self, config: EngineConfig, memory: KVCacheManager, events: Events, /) -> Scheduler: ...
+
+
+class MakePrefixCache(Protocol):
+    """Makes an object with `PrefixCache`'s methods; not asked where prefix caching is off."""
+
+    def __call__(self, pool: BlockPool, /) -> PrefixCache: ...
+
+
+class MakeDrafter(Protocol):
+    """Makes an object with `Drafter`'s methods."""
+
+    def __call__(self, model: LoadedModel, config: EngineConfig, /) -> Drafter: ...
+
+
+class VerifyDraft(Protocol):
+    """The rule of rejection sampling: `Ops.verify_draft`'s arguments and result."""
+
+    def __call__(
+        self, draft: Tensor, draft_probs: Tensor | None, target_probs: Tensor, uniforms: Tensor, /
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+class Rope(Protocol):
+    """Rotates x [tokens, heads, head_dim] by cos and sin [tokens, head_dim / 2]."""
+
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, /) -> Tensor: ...
+
+
+class Attention(Protocol):
+    """Paged attention: `Ops.paged_attention`'s arguments; [tokens, heads, head_dim]."""
+
+    def __call__(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        meta: AttentionMetadata,
+        scale: float,
+        window: int | None,
+        /,
+    ) -> Tensor: ...
+
+
+class LinearOp(Protocol):
+    """x [tokens, in] times weight [out, in] transposed, plus bias [out] or None."""
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Parts:
     """One implementation for every seam; the defaults are the engine's own.
 
-    sampler        (logits [rows, vocab], SamplingBatch) -> int64 [rows]
-    detokenizer    (tokenizers.Tokenizer, stop strings, prompt ids) -> object with push, finish, stopped
-    slot_mapping   (block ids, positions, block_size) -> slots
-    prefill_loop   (ModelRunner, [Chunk]) -> logits [chunks, vocab]
-    decode_loop    (ModelRunner, [Request]) -> logits [requests, vocab]
-    block_pool     (num_blocks, block_size) -> object with BlockPool's methods
-    scheduler      (EngineConfig, KVCacheManager, Events) -> object with Scheduler's methods, `waiting`
-                   and `running`
-    prefix_cache   (block pool) -> object with PrefixCache's methods; not asked where prefix caching is off
-    drafter        (LoadedModel, EngineConfig) -> object with Drafter's methods; None is what draft_model says
-    verify_draft   Ops.verify_draft's arguments -> (tokens, accepted); asked when draft_verification is
-                   "rejection"
-    rope           (x [tokens, heads, head_dim], cos, sin [tokens, head_dim / 2]) -> like x
-    attention      Ops.paged_attention's arguments -> [tokens, heads, head_dim]
-    linear         (x [tokens, in], weight [out, in], bias or None) -> [tokens, out]
-
-    None for the last four means the backend's own.
+    `drafter` None is what `draft_model` names; it is asked as soon as one is given. `verify_draft` is asked when
+    `draft_verification` is "rejection". None for the last four means the backend's own.
     """
 
-    sampler: Callable[..., Any] = sample
-    detokenizer: Callable[..., Any] = Detokenizer
-    slot_mapping: Callable[..., Any] = slot_mapping
-    prefill_loop: Callable[..., Any] = prefill
-    decode_loop: Callable[..., Any] = decode
-    block_pool: Callable[..., Any] = BlockPool
-    scheduler: Callable[..., Any] = Scheduler
-    prefix_cache: Callable[..., Any] = PrefixCache
-    drafter: Callable[..., Any] | None = None
-    verify_draft: Callable[..., Any] | None = None
-    rope: Callable[..., Any] | None = None
-    attention: Callable[..., Any] | None = None
-    linear: Callable[..., Any] | None = None
+    sampler: Sampler = sample
+    detokenizer: MakeTextStream = Detokenizer
+    slot_mapping: SlotMapping = slot_mapping
+    prefill_loop: PrefillLoop = prefill
+    decode_loop: DecodeLoop = decode
+    block_pool: MakeBlockPool = BlockPool
+    scheduler: MakeScheduler = Scheduler
+    prefix_cache: MakePrefixCache = PrefixCache
+    drafter: MakeDrafter | None = None
+    verify_draft: VerifyDraft | None = None
+    rope: Rope | None = None
+    attention: Attention | None = None
+    linear: LinearOp | None = None
 
     @classmethod
-    def of(cls, given: Mapping[str, Any] | None) -> Parts:
+    def of(cls, given: Mapping[str, Callable[..., Any]] | None) -> Parts:
         """The engine's parts with those in `given` replaced.
 
         Raises:
-            UsageError: a name that is no seam, or a value that cannot be called.
+            UsageError: a name that is no seam, or a part that does not take the seam's arguments.
         """
-        names = [f.name for f in fields(cls)]
         try:
             mine = dict(given or {})
         except (TypeError, ValueError):
             raise UsageError(f"parts must map names to parts, not {given!r}") from None
         for name, part in mine.items():
-            if name not in names:
-                raise UsageError(f"there is no part {name!r}", f"parts: {', '.join(names)}")
-            if not callable(part):
-                raise UsageError(f"part {name!r} must be callable, not {part!r}")
+            if name not in _ARGUMENTS:
+                raise UsageError(f"there is no part {name!r}", f"parts: {', '.join(_ARGUMENTS)}")
+            _require_callable(name, part)
         return cls(**mine)
+
+    @property
+    def replaces_ops(self) -> bool:
+        """Whether an operation of the backend is replaced."""
+        return any(part is not None for part in (self.rope, self.attention, self.linear))
+
+
+# What each part is called with, in words; by number for the check.
+_ARGUMENTS = {
+    "sampler": "logits, batch",
+    "detokenizer": "tokenizer, stop strings, prompt ids",
+    "slot_mapping": "block_table, positions, block_size",
+    "prefill_loop": "runner, chunks",
+    "decode_loop": "runner, rows",
+    "block_pool": "num_blocks, block_size",
+    "scheduler": "config, memory, events",
+    "prefix_cache": "pool",
+    "drafter": "model, config",
+    "verify_draft": "draft, draft_probs, target_probs, uniforms",
+    "rope": "x, cos, sin",
+    "attention": "q, k_cache, v_cache, meta, scale, window",
+    "linear": "x, weight, bias",
+}
+
+# What is asked of the objects that factories make.
+_METHODS = {
+    "detokenizer": "push finish stopped",
+    "block_pool": "num_blocks block_size num_free allocate share free ref_count",
+    "scheduler": "add fork remove requeue schedule waiting running",
+    "prefix_cache": "digest match acquire publish released evict is_unused num_unused num_blocks",
+    "drafter": "propose settle",
+}
+
+
+def _require_callable(name: str, part: object) -> None:
+    if not callable(part):
+        raise UsageError(f"part {name!r} must be callable, not {part!r}")
+    arguments = _ARGUMENTS[name].split(", ")
+    try:
+        signature = inspect.signature(part)
+    except (TypeError, ValueError):
+        return  # some built-in functions have none: the first call tells
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise UsageError(
+            f"part {name!r} cannot be called with its {len(arguments)} arguments: {error}",
+            f"it gets ({', '.join(arguments)})",
+        ) from None
+
+
+def require_methods(name: str, made: Any) -> Any:
+    """What a factory part made, if it has everything that will be asked of it.
+
+    Raises:
+        UsageError: it lacks a method or an attribute; the message names it.
+    """
+    missing = [method for method in _METHODS[name].split() if not hasattr(made, method)]
+    if missing:
+        raise UsageError(
+            f"part {name!r} made {type(made).__name__}, which has no {', '.join(missing)}",
+            "give it the methods of the engine's own",
+        )
+    return made

@@ -13,7 +13,7 @@ Memory is promised to nobody in advance: a sequence takes a block when its last 
 is none, the newest running sequence is preempted: it loses its blocks, keeps its tokens, and computes
 them again later (recompute costs arithmetic, of which decode has too much; swapping would cost the
 bandwidth it lacks). The oldest is never preempted for a newer one, and alone it fits (admission.py), so
-it always finishes: nothing can get stuck. Headroom keeps preemption rare: a request is let in only when
+it always finishes: nothing can get stuck. Headroom keeps preemption rare: a sequence is let in only when
 what the running ones will take in their next `headroom_tokens` tokens is left for them.
 
 A smaller `priority` goes first. Waiting ages: every `AGING_SECONDS` count as one priority, so who came
@@ -30,38 +30,53 @@ from dataclasses import dataclass, field
 
 from minillm.config import EngineConfig
 from minillm.engine.kv_manager import KVCacheManager
-from minillm.engine.prefill import Chunk
-from minillm.engine.request import Request, RequestGroup
+from minillm.engine.request import Request
+from minillm.engine.sequence import Sequence
 from minillm.memory.block_table import blocks_for
 from minillm.observe.events import Events
 
 AGING_SECONDS = 10.0
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens `start` to `end` of a sequence, to be computed in one step."""
+
+    sequence: Sequence
+    start: int
+    end: int
+
+
 @dataclass
 class StepPlan:
-    """What one step does: a prefill batch, a decode batch, or both.
-
-    `lookahead` is added to the scheduler's plan by speculation (lookahead.py), from what is left over.
-    """
+    """What one step does: a prefill batch, a decode batch, or both. Blocks are counted here and taken later."""
 
     prefill: list[Chunk] = field(default_factory=list)
-    decode: list[Request] = field(default_factory=list)
-    blocks: dict[Request, int] = field(default_factory=dict)  # what each will take from the pool
+    decode: list[Sequence] = field(default_factory=list)
+    blocks: dict[Sequence, int] = field(default_factory=dict)  # what each will take from the pool
     num_blocks: int = 0  # and all together
-    preempted: list[Request] = field(default_factory=list)
-    lookahead: dict[Request, tuple[int, int]] = field(default_factory=dict)  # (tokens, paths) to draft
+    preempted: list[Sequence] = field(default_factory=list)
 
-    def take(self, request: Request, blocks: int) -> None:
-        """Count `blocks` for a request."""
-        self.blocks[request] = blocks
+    @property
+    def num_rows(self) -> int:
+        """Tokens that go through the model."""
+        return len(self.decode) + sum(chunk.end - chunk.start for chunk in self.prefill)
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """All that take part."""
+        return [*self.decode, *(chunk.sequence for chunk in self.prefill)]
+
+    def take(self, sequence: Sequence, blocks: int) -> None:
+        """Count `blocks` for a sequence."""
+        self.blocks[sequence] = blocks
         self.num_blocks += blocks
 
-    def drop(self, request: Request) -> None:
-        """Leave a request out after all."""
-        self.num_blocks -= self.blocks.pop(request, 0)
-        self.decode = [r for r in self.decode if r is not request]
-        self.prefill = [chunk for chunk in self.prefill if chunk.request is not request]
+    def drop(self, sequence: Sequence) -> None:
+        """Leave a sequence out after all."""
+        self.num_blocks -= self.blocks.pop(sequence, 0)
+        self.decode = [r for r in self.decode if r is not sequence]
+        self.prefill = [chunk for chunk in self.prefill if chunk.sequence is not sequence]
 
 
 def max_running(config: EngineConfig) -> int:
@@ -73,36 +88,36 @@ class WaitingLine:
     """Requests by priority, then by submission; a preempted one stands where it stood before."""
 
     def __init__(self) -> None:
-        self._lines: dict[int, list[Request]] = {}
+        self._lines: dict[int, list[Sequence]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._lines.values()))
 
-    def add(self, request: Request) -> None:
-        """Queue `request` in its place."""
-        line = self._lines.setdefault(request.params.priority, [])
-        bisect.insort(line, request, key=lambda r: (r.order, r.index))
+    def add(self, sequence: Sequence) -> None:
+        """Queue `sequence` in its place."""
+        line = self._lines.setdefault(sequence.params.priority, [])
+        bisect.insort(line, sequence, key=lambda r: (r.order, r.index))
 
-    def remove(self, request: Request) -> None:
-        """Forget a request, if it waits here."""
-        line = self._lines.get(request.params.priority, [])
-        if request in line:
-            line.remove(request)
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence, if it waits here."""
+        line = self._lines.get(sequence.params.priority, [])
+        if sequence in line:
+            line.remove(sequence)
         if not line:
-            self._lines.pop(request.params.priority, None)
+            self._lines.pop(sequence.params.priority, None)
 
-    def first(self, now: float) -> Request | None:
+    def first(self, now: float) -> Sequence | None:
         """The next in turn at time `now`."""
         heads = [line[0] for line in self._lines.values()]
         return min(heads, key=lambda r: rank(r, now), default=None)
 
 
-def rank(request: Request, now: float) -> tuple[int, int, int]:
+def rank(sequence: Sequence, now: float) -> tuple[int, int, int]:
     """Who goes first, smallest first: priority less its age, then submission, then sample index."""
     return (
-        request.params.priority - int((now - request.arrival) / AGING_SECONDS),
-        request.order,
-        request.index,
+        sequence.params.priority - int((now - sequence.arrival) / AGING_SECONDS),
+        sequence.order,
+        sequence.index,
     )
 
 
@@ -114,119 +129,128 @@ class Scheduler:
     def __init__(self, config: EngineConfig, memory: KVCacheManager, events: Events) -> None:
         self._config, self._memory, self._events = config, memory, events
         self.waiting = WaitingLine()
-        self.running: list[Request] = []  # by rank
+        self.running: list[Sequence] = []  # by rank
+        self.current: Sequence | None = None  # being admitted: an exception meanwhile is about it alone
 
-    def add(self, group: RequestGroup) -> None:
-        """Queue a request that is known to fit the whole pool; its first sample stands for all."""
-        self.waiting.add(group.requests[0])
+    def add(self, request: Request) -> None:
+        """Queue a request that is known to fit the whole pool; its first sequence stands for all."""
+        self.waiting.add(request.sequences[0])
 
-    def fork(self, source: Request, child: Request) -> None:
+    def fork(self, source: Sequence, child: Sequence) -> None:
         """A sample that begins where `source` stands; its place was kept when `source` was admitted."""
         child.rank = (*source.rank[:2], child.index)
         bisect.insort(self.running, child, key=lambda r: r.rank)
 
-    def remove(self, request: Request) -> None:
-        """Forget a request, wherever it is, and give its blocks back."""
-        if request in self.running:
-            self.running.remove(request)
+    def requeue(self, sequence: Sequence) -> None:
+        """Queue a sequence that has lost its blocks, in its old place; it will compute its tokens again."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+        self.waiting.remove(sequence)
+        self.waiting.add(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence, wherever it is, and give its blocks back."""
+        if sequence in self.running:
+            self.running.remove(sequence)
         else:
-            self.waiting.remove(request)
-        self._memory.release(request)
+            self.waiting.remove(sequence)
+        self._memory.free(sequence)
 
     def schedule(self, now: float) -> StepPlan:
         """Plan one step, preempting and admitting as memory asks. An idle engine gets an empty plan."""
-        plan = StepPlan()
+        plan, self.current = StepPlan(), None
         self._order_running(now)
-        prefilling, decoding = list[Request](), list[Request]()
-        for request in self.running:
-            (prefilling if request.is_prefilling else decoding).append(request)
-        for request in decoding:
-            if request not in plan.preempted and self._fits(plan, request, request.num_computed_tokens + 1):
-                plan.decode.append(request)
+        prefilling, decoding = list[Sequence](), list[Sequence]()
+        for sequence in self.running:
+            (prefilling if sequence.is_prefilling else decoding).append(sequence)
+        for sequence in decoding:
+            if sequence not in plan.preempted and self._fits(plan, sequence, sequence.num_computed_tokens + 1):
+                plan.decode.append(sequence)
         budget = self._config.max_num_batched_tokens - len(plan.decode)
-        for request in prefilling:
-            if budget > 0 and request not in plan.preempted:
-                budget -= self._prefill(plan, request, budget)
+        for sequence in prefilling:
+            if budget > 0 and sequence not in plan.preempted:
+                budget -= self._prefill(plan, sequence, budget)
         self._admit(plan, budget, now)
+        self.current = None
         return plan
 
     def _order_running(self, now: float) -> None:
         """Ranks as of now: with those of different times, an aged newcomer could outrank its elders."""
-        for request in self.running:
-            request.rank = rank(request, now)
+        for sequence in self.running:
+            sequence.rank = rank(sequence, now)
         self.running.sort(key=lambda r: r.rank)
 
     # Memory ---------------------------------------------------------------------------------
 
-    def _fits(self, plan: StepPlan, request: Request, num_tokens: int, forks: int = 0) -> bool:
+    def _fits(self, plan: StepPlan, sequence: Sequence, num_tokens: int, forks: int = 0) -> bool:
         """Count the blocks for `num_tokens` into the plan, preempting newer sequences for them.
 
-        False when the request is itself the newest and has been preempted, or has to wait.
+        False when the sequence is itself the newest and has been preempted, or has to wait.
         """
-        needed = self._memory.shortage(request, num_tokens) + forks
+        needed = self._memory.shortage(sequence, num_tokens) + forks
         while needed and plan.num_blocks + needed > self._memory.available:
             newest = self.running[-1]
-            if newest is request and request.is_prefilling and len(self.running) > 1:
+            if newest is sequence and sequence.is_prefilling and len(self.running) > 1:
                 return False  # it keeps what it has computed, until somebody older needs the blocks
             self._preempt(plan, newest)
-            if newest is request:
+            if newest is sequence:
                 return False
-        plan.take(request, needed)
+        plan.take(sequence, needed)
         return True
 
-    def _preempt(self, plan: StepPlan, request: Request) -> None:
-        self._events.emit("preempt", request.group_id, tokens=request.num_computed_tokens)
-        plan.drop(request)
-        plan.preempted.append(request)
-        request.num_preemptions += 1
-        self.running.remove(request)
-        self._memory.release(request)
-        self.waiting.add(request)
+    def _preempt(self, plan: StepPlan, sequence: Sequence) -> None:
+        self._events.emit("preempt", sequence.request_id, tokens=sequence.num_computed_tokens)
+        plan.drop(sequence)
+        plan.preempted.append(sequence)
+        sequence.num_preemptions += 1
+        self._memory.free(sequence)
+        self.requeue(sequence)
 
     # Prefill --------------------------------------------------------------------------------
 
-    def _prefill(self, plan: StepPlan, request: Request, budget: int) -> int:
-        """Plan the request's next chunk; returns its tokens, 0 if there is no memory for one."""
-        start, total = request.num_computed_tokens, request.num_tokens
+    def _prefill(self, plan: StepPlan, sequence: Sequence, budget: int) -> int:
+        """Plan the sequence's next chunk; returns its tokens, 0 if there is no memory for one."""
+        start, total = sequence.num_computed_tokens, sequence.num_tokens
         size = min(self._config.prefill_chunk, budget, total - start)
         block_size = self._memory.pool.block_size
-        owned = len(request.block_table.block_ids)
+        owned = len(sequence.block_table.block_ids)
         room = (owned + self._memory.available - plan.num_blocks) * block_size - start
         if room < size:  # a shorter chunk needs nobody else's blocks, or one of them
             size = room if room > 0 else min(size, block_size)
         is_last = start + size == total
-        if not self._fits(plan, request, start + size, self._copies(request) if is_last else 0):
+        if not self._fits(plan, sequence, start + size, self._copies(sequence) if is_last else 0):
             return 0
-        plan.prefill.append(Chunk(request, start, start + size))
+        plan.prefill.append(Chunk(sequence, start, start + size))
         return size
 
-    def _copies(self, request: Request) -> int:
+    def _copies(self, sequence: Sequence) -> int:
         """Blocks that its other samples copy when they part: each its own partly filled last one."""
-        is_partial = request.num_tokens % self._memory.pool.block_size > 0
-        return request.num_forks if is_partial else 0
+        is_partial = sequence.num_tokens % self._memory.pool.block_size > 0
+        return sequence.num_forks if is_partial else 0
 
     # Admission ------------------------------------------------------------------------------
 
     def _admit(self, plan: StepPlan, budget: int, now: float) -> None:
-        while not plan.preempted and budget > 0 and (request := self.waiting.first(now)) is not None:
-            places = sum(1 + r.num_forks for r in self.running) + 1 + request.num_forks
-            if places > max_running(self._config) or not self._start(plan, request):
+        while not plan.preempted and budget > 0 and (sequence := self.waiting.first(now)) is not None:
+            self.current = sequence
+            places = sum(1 + r.num_forks for r in self.running) + 1 + sequence.num_forks
+            if places > max_running(self._config) or not self._start(plan, sequence):
                 return
-            self.waiting.remove(request)
-            request.rank = rank(request, now)
-            bisect.insort(self.running, request, key=lambda r: r.rank)
-            self._announce(request, now)
-            budget -= self._prefill(plan, request, budget)
+            self.waiting.remove(sequence)
+            sequence.rank = rank(sequence, now)
+            bisect.insort(self.running, sequence, key=lambda r: r.rank)
+            self._announce(sequence, now)
+            budget -= self._prefill(plan, sequence, budget)
 
-    def _start(self, plan: StepPlan, request: Request) -> bool:
-        """Give the request what the prefix cache has of it, if the rest of it has room."""
-        found = self._memory.match(request)
+    def _start(self, plan: StepPlan, sequence: Sequence) -> bool:
+        """Give the sequence what the prefix cache has of it, if the rest of it has room."""
+        found = self._memory.match(sequence)
         size = self._memory.pool.block_size
-        needed = blocks_for(request.num_tokens + 1, size) - len(found) + self._copies(request)
+        needed = blocks_for(sequence.num_tokens + 1, size) - len(found) + self._copies(sequence)
         left = self._memory.available_without(found) - plan.num_blocks - needed
         if left < self._headroom() and (self.running or left < 0):
             return False
-        self._memory.start_from(request, found)
+        self._memory.start_from(sequence, found)
         return True
 
     def _headroom(self) -> int:
@@ -238,10 +262,10 @@ class Scheduler:
             blocks += max(0, blocks_for(soon, size) - len(r.block_table.block_ids))
         return blocks
 
-    def _announce(self, request: Request, now: float) -> None:
-        cached = request.num_computed_tokens
-        if request.num_preemptions:
-            self._events.emit("resume", request.group_id, cached_tokens=cached)
+    def _announce(self, sequence: Sequence, now: float) -> None:
+        cached = sequence.num_computed_tokens
+        if sequence.num_preemptions:
+            self._events.emit("resume", sequence.request_id, cached_tokens=cached)
         else:
-            request.admitted, request.num_cached_tokens = now, cached
-            self._events.emit("admit", request.group_id, cached_tokens=cached, waited=now - request.arrival)
+            sequence.admitted, sequence.num_cached_tokens = now, cached
+            self._events.emit("admit", sequence.request_id, cached_tokens=cached, waited=now - sequence.arrival)

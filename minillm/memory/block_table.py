@@ -54,7 +54,11 @@ class BlockTable:
         num_full, rest = divmod(num_tokens, self._pool.block_size)
         child = BlockTable(self._pool)
         own = self._pool.allocate(1) if rest else []
-        self._pool.share(self.block_ids[:num_full])
+        try:
+            self._pool.share(self.block_ids[:num_full])
+        except Exception:
+            self._pool.free(own)
+            raise
         child.block_ids = self.block_ids[:num_full] + own
         return child, ((self.block_ids[num_full], own[0]) if own else None)
 

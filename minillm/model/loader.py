@@ -19,12 +19,12 @@ from minillm.model.config_reader import ConfigReader
 from minillm.model.decoder import Decoder
 from minillm.model.families import load_model_config
 from minillm.model.weights import Progress, load_weights
-from minillm.ops.building import BuildFailed
 from minillm.ops.contract import DTYPES, Ops
 from minillm.ops.cuda import CudaOps
 from minillm.ops.native import NativeOps
 from minillm.ops.reference import ReferenceOps
 from minillm.text.tokenizer import Tokenizer, read_json
+from minillm.toolchain.compiler import BuildFailed
 
 _GENERATION_CONFIG = "generation_config.json"
 

@@ -1,6 +1,6 @@
 """Every decision of the engine, as it is made.
 
-    engine, scheduler, cache --emit--> Events --> each listener (a trace, the metrics, a plot)
+    engine, scheduler, KV manager --emit--> queue --deliver--> each listener (a trace, the metrics, a plot)
 
 Listeners read; the engine never does, so what is observed cannot change what happens. Nobody listening
 costs one test of an empty list. An event holds numbers and request ids: no text, no token id, no tenant.
@@ -14,7 +14,8 @@ costs one test of an empty list. An event holds numbers and request ids: no text
     sample         requests                          each of these requests got a token, at this time
     speculate      requests, outcomes, rows,         drafts verified: of each sequence (drafted, depth of the
                    draft_seconds, verify_seconds     longest path, accepted) tokens, over `rows` in all
-    alloc, free    blocks                            block references taken and given back by one sequence
+    alloc, free    blocks                            block references taken and given back by one sequence; what
+                                                     it took (alloc, share) and gave back (free) is equal in the end
     copy_on_write  blocks                            blocks copied when a prompt's samples part ways
     publish        blocks                            full blocks made findable
     evict          blocks                            blocks the prefix cache gave up
@@ -29,11 +30,16 @@ costs one test of an empty list. An event holds numbers and request ids: no text
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,26 +60,53 @@ Listener = Callable[[Event], None]
 
 
 class Events:
-    """Where an engine's events go. Listeners are called in the thread that made the event."""
+    """Where an engine's events go.
+
+    An event is queued where it happens and handed to the listeners by `deliver`, which the engine calls when no lock
+    is held and no change of state is under way. So a listener may ask the engine for anything but another step,
+    and one that raises harms nobody: what it raised is logged, once.
+    """
 
     def __init__(self) -> None:
         self.listeners: list[Listener] = []
         self.step = 0
+        self._queue: deque[Event] = deque()
+        self._delivering = threading.Lock()
+        self._reported: list[Listener] = []
 
     def emit(self, kind: str, request_id: str = "", at: float | None = None, **data: Any) -> None:
-        """Tell every listener; `at` is for what has a time of its own."""
+        """Queue an event for the listeners; `at` is for what has a time of its own."""
         if self.listeners:
             event = Event(kind, self.step, time.perf_counter() if at is None else at, request_id, data)
-            for listener in self.listeners:
+            self._queue.append(event)
+
+    def deliver(self) -> None:
+        """Hand what is queued to the listeners, in order. Only one thread does so at a time; others return at once."""
+        while self._queue and self._delivering.acquire(blocking=False):
+            try:
+                while self._queue:
+                    self._tell(self._queue.popleft())
+            finally:
+                self._delivering.release()
+
+    def _tell(self, event: Event) -> None:
+        for listener in list(self.listeners):
+            try:
                 listener(event)
+            except Exception as error:
+                if not any(listener is known for known in self._reported):
+                    self._reported.append(listener)
+                    _log.error("a listener raised %s at an event of kind %s", type(error).__name__, event.kind)
 
     @contextmanager
     def record(self) -> Iterator[list[Event]]:
         """Collect all events for as long as the `with` block lasts."""
         trace: list[Event] = []
+        self.deliver()  # what happened before belongs to others
         self.listeners.append(trace.append)
         try:
             yield trace
         finally:
+            self.deliver()
             # By identity: two traces that are both empty are equal.
             self.listeners = [x for x in self.listeners if getattr(x, "__self__", None) is not trace]

@@ -20,9 +20,9 @@ from torch.library import register_fake
 from minillm.config import ModelConfig
 from minillm.errors import UnsupportedModel
 from minillm.ops import sampling, shapes
-from minillm.ops.building import BuildFailed
 from minillm.ops.contract import AttentionMetadata, Weight, plain
-from minillm.ops.cuda_build import cuda_library
+from minillm.toolchain.compiler import BuildFailed
+from minillm.toolchain.cuda import cuda_library
 
 HEAD_DIMS = (32, 64, 96, 128)
 

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.library import register_fake
 
-from minillm.ops.building import BuildFailed, build_library, cache_folder, find_library, require_compiler
-from minillm.progress import Bar
+from minillm.toolchain.cache import cache_folder, release, remove
+from minillm.toolchain.compiler import BuildFailed, require_compiler
+from minillm.toolchain.cpu import cpu_library
 
 _lock = threading.Lock()
 _state: list[str] = []  # empty until the library is loaded, then [its name]
@@ -50,10 +51,10 @@ def loaded_library() -> str:
 
 
 def _load() -> None:
-    path = find_library()
-    if path is None or not _open(path):  # a file that does not load, whatever damaged it, is made anew
+    path = cpu_library().find()
+    if path is None or not _open(path):  # a file that does not load is made anew
         if path is not None and path.parent == cache_folder():
-            path.unlink(missing_ok=True)
+            remove(path)
         path = _compile()
     _register_fakes()
     wanted = os.environ.get("MINILLM_CPU_PATH", "")
@@ -66,14 +67,12 @@ def _load() -> None:
 def _compile() -> Path:
     require_compiler()  # before anything is announced
     print(f"minillm: compiling the CPU kernels, once (kept in {cache_folder()})", file=sys.stderr)
-    with Bar("compiling kernels") as bar:
-        path, temporary = build_library(bar)
+    path = cpu_library().build()
     try:
         if not _open(path):
             raise BuildFailed(f"{path.name} was compiled but cannot be loaded: is this torch complete?")
     finally:
-        if temporary is not None:
-            temporary.cleanup()
+        release(path)
     return path
 
 

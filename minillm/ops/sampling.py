@@ -19,12 +19,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.config import SamplingParams
 from minillm.ops.columns import column
 
 # What a draw is for. Rejection sampling needs more than the one of coupled sampling.
@@ -82,6 +82,30 @@ def gumbel_noise(keys: Sequence[int], vocab_size: int, device: torch.device | No
     return -torch.log(-torch.log(uniforms(keys, vocab_size, device)))
 
 
+class Filters(Protocol):
+    """How one row is drawn from: `SamplingParams`, or the `SamplingFilters` that the engine makes of them."""
+
+    @property
+    def temperature(self) -> float:
+        """0 is greedy."""
+
+    @property
+    def top_k(self) -> int:
+        """0 keeps all ids."""
+
+    @property
+    def top_p(self) -> float:
+        """1 keeps all ids."""
+
+    @property
+    def min_p(self) -> float:
+        """0 keeps all ids."""
+
+    @property
+    def repetition_penalty(self) -> float:
+        """1 changes nothing."""
+
+
 @dataclass(frozen=True)
 class SamplingBatch:
     """What the sampler needs beside the logits, one entry per row.
@@ -90,7 +114,7 @@ class SamplingBatch:
     looks at, empty where it is off. Ids at or above `num_token_ids` do not exist in the tokenizer.
     """
 
-    params: Sequence[SamplingParams]
+    params: Sequence[Filters]
     keys: Sequence[int]
     seen: Sequence[Sequence[int]]
     num_token_ids: int
@@ -216,7 +240,7 @@ def _moderate(divisor: float) -> float:
     return min(max(divisor, 1e-20), 1e20)
 
 
-def filter_logits(logits: Tensor, params: SamplingParams) -> Tensor:
+def filter_logits(logits: Tensor, params: Filters) -> Tensor:
     """Temperature, then top-k, top-p and min-p: excluded ids become -inf.
 
     Args:

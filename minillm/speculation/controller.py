@@ -23,9 +23,9 @@ import bisect
 import math
 from collections.abc import Sequence
 from itertools import accumulate
-from weakref import WeakKeyDictionary
 
-from minillm.speculation.drafts import DraftSequence
+from minillm.speculation.proposal import DraftSequence
+from minillm.speculation.state import Acceptance
 
 PLAIN_SAMPLES = 2  # steps without drafts that must have been timed before one with drafts is judged
 PLAIN_EVERY = 128  # drafting steps after which one without is timed again
@@ -33,28 +33,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 4, 2048  # steps without a draft before one is trie
 PROBE = 2  # tokens drafted then
 REVIEW_EVERY = 4  # drafting steps between two searches for the best length
 WORTHWHILE = 1.02  # times as fast as without drafts; less is within what can be measured
-MEMORY = 128.0  # drafted tokens after which acceptance seen before counts 1 / e
-PRIOR, PRIOR_WEIGHT = 0.7, 2.0  # acceptance assumed of who has not been seen
+PRIOR = 0.7  # acceptance assumed of a sequence that has not been seen
 
 
-class Acceptance:
-    """The share of drafted tokens that stood, of those that were looked at; old ones fade."""
-
-    def __init__(self) -> None:
-        self._stood = self._seen = 0.0
-
-    def add(self, stood: int, seen: int) -> None:
-        """`seen` more tokens were compared, of which `stood` were right."""
-        fade = math.exp(-seen / MEMORY)
-        self._stood, self._seen = self._stood * fade + stood, self._seen * fade + seen
-
-    def rate(self, prior: float) -> float:
-        """Between 0 and 1, never quite; `prior` where nothing is known."""
-        rate = (self._stood + PRIOR_WEIGHT * prior) / (self._seen + PRIOR_WEIGHT)
-        return min(max(rate, 0.001), 0.999)
-
-
-class Times:
+class PassTimes:
     """Seconds by number of rows: moving averages in four classes to the octave, and lines between them."""
 
     def __init__(self) -> None:
@@ -106,13 +88,12 @@ def _size_class(rows: int) -> int:
 
 
 class Controller:
-    """Draft lengths for the sequences of a step: at most `depth`, on `paths` paths."""
+    """Draft lengths for the sequences of a step: at most `depth`, on `branches` branches."""
 
-    def __init__(self, depth: int, paths: int = 1, adaptive: bool = True) -> None:
-        self._depth, self._paths, self._adaptive = depth, paths, adaptive
-        self._target = Times()
-        self._draft: dict[int, Times] = {}  # size class of paths -> by levels
-        self._own: WeakKeyDictionary[DraftSequence, Acceptance] = WeakKeyDictionary()
+    def __init__(self, depth: int, branches: int = 1, adaptive: bool = True) -> None:
+        self._depth, self._branches, self._adaptive = depth, branches, adaptive
+        self._target = PassTimes()
+        self._draft: dict[int, PassTimes] = {}  # size class of branches -> by levels
         self._all = Acceptance()
         self._pause, self._next_pause, self._is_probe_due = 0, FIRST_PAUSE, False
         self._crowd = 0  # how many sequences drafting did not pay for
@@ -126,13 +107,13 @@ class Controller:
         self._target.add(rows, seconds)
 
     def saw_draft(self, rows: int, levels: int, seconds: float) -> None:
-        """Drafting `levels` tokens for `rows` paths took so long."""
-        self._draft.setdefault(_size_class(rows), Times()).add(levels, seconds)
+        """Drafting `levels` tokens for `rows` branches took so long."""
+        self._draft.setdefault(_size_class(rows), PassTimes()).add(levels, seconds)
 
-    def saw_verdict(self, sequence: DraftSequence, drafted: int, stood: int) -> None:
-        """Of a path of `drafted` tokens the first `stood` were right, and the next, if any, was wrong."""
+    def saw_result(self, sequence: DraftSequence, drafted: int, stood: int) -> None:
+        """Of a branch of `drafted` tokens the first `stood` were right, and the next, if any, was wrong."""
         seen = min(drafted, stood + 1)
-        self._own.setdefault(sequence, Acceptance()).add(stood, seen)
+        sequence.draft.acceptance.add(stood, seen)
         self._all.add(stood, seen)
 
     # What follows from it -------------------------------------------------------------------
@@ -152,7 +133,7 @@ class Controller:
             self._since_plain = 0
             return [0] * count
         prior = self._all.rate(PRIOR)
-        rates = [self._own[s].rate(prior) if s in self._own else prior for s in sequences]
+        rates = [s.draft.acceptance.rate(prior) for s in sequences]
         if self._settled == count and self._since_plain % REVIEW_EVERY:
             self._since_plain += 1
             return [min(self._best, self._own_depth(a, self._worth)) for a in rates]
@@ -183,19 +164,19 @@ class Controller:
     def _seconds(self, count: int, k: int) -> float:
         if k == 0:
             return self._target.of(count)
-        paths = count * self._paths
-        return self._target.of(paths * (1 + k)) + self._draft_seconds(paths, k)
+        branches = count * self._branches
+        return self._target.of(branches * (1 + k)) + self._draft_seconds(branches, k)
 
-    def _draft_seconds(self, paths: int, levels: int) -> float:
-        """By levels: the first costs more than the others. Of the nearest number of paths that was seen."""
+    def _draft_seconds(self, branches: int, levels: int) -> float:
+        """By levels: the first costs more than the others. Of the nearest number of branches that was seen."""
         if not self._draft:
             return 0.0
-        size = _size_class(paths)
+        size = _size_class(branches)
         return self._draft[min(self._draft, key=lambda known: abs(known - size))].in_proportion(levels)
 
     def _row_seconds(self, count: int, k: int) -> float:
         """What one drafted row of one sequence adds to the target's pass. (The others pay for the levels.)"""
-        drafted = count * (self._paths * (1 + k) - 1)
+        drafted = count * (self._branches * (1 + k) - 1)
         return (self._target.of(count + drafted) - self._target.of(count)) / drafted
 
     def _own_depth(self, rate: float, worth: float) -> int:

@@ -1,7 +1,7 @@
 """Drafting level by level, for what one call of `decode_ahead` cannot do: trees, distributions, penalties.
 
-    level 0    logits of the newest tokens    -> candidates -> each path takes the one of its rank
-    level 1    one row for each path          -> candidates -> ...
+    level 0    logits of the newest tokens    -> candidates -> each branch takes the one of its rank
+    level 1    one row for each branch          -> candidates -> ...
 
 Where every row goes is known before the first, so the tensors that say so are made once for all levels.
 """
@@ -15,18 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.model.runner import ModelRunner
+from minillm.worker.runner import ModelRunner
 from minillm.ops.sampling import SamplingBatch, best_tokens, probabilities
-from minillm.speculation.drafts import DraftSequence
+from minillm.speculation.proposal import DraftSequence
 
 
 @dataclass
-class Path:
-    """A path being drafted: whose it is, where, and which candidate it takes at each level."""
+class Branch:
+    """A branch being drafted: its sequence, its blocks, and which candidate it takes at each level."""
 
     sequence: DraftSequence
     row: int  # of the logits of level 0
-    lane: Sequence[int]
+    table: Sequence[int]
     ranks: Sequence[int]
     depth: int
     keys: Sequence[int]
@@ -34,46 +34,46 @@ class Path:
 
 
 def draw_levels(
-    runner: ModelRunner, paths: list[Path], logits: Tensor, num_token_ids: int, vocab_size: int = 0
+    runner: ModelRunner, branches: list[Branch], logits: Tensor, num_token_ids: int, vocab_size: int = 0
 ) -> list[Tensor]:
-    """Give every path its tokens.
+    """Give every branch its tokens.
 
     Args:
-        paths: the deepest first.
+        branches: the deepest first.
         logits: [rows, draft vocabulary] of the newest tokens.
         vocab_size: above 0, the distributions are wanted, so wide.
 
     Returns:
-        Of each level the distribution its paths were drawn from, float32 [paths, vocab_size], where wanted.
+        Of each level the distribution its branches were drawn from, float32 [branches, vocab_size], where wanted.
     """
-    steps = runner.step_metadata([(p.sequence.num_tokens, p.lane, p.depth - 1) for p in paths])
-    logits, probs, ids = logits[[path.row for path in paths]], list[Tensor](), torch.empty(0)
-    for level in range(paths[0].depth):
-        paths = [path for path in paths if path.depth > level]
+    steps = runner.step_metadata([(p.sequence.num_tokens, p.table, p.depth - 1) for p in branches])
+    logits, probs, ids = logits[[branch.row for branch in branches]], list[Tensor](), torch.empty(0)
+    for level in range(branches[0].depth):
+        branches = [branch for branch in branches if branch.depth > level]
         if level:
-            logits = runner.step_logits(ids[: len(paths)], steps[level - 1])
+            logits = runner.step_logits(ids[: len(branches)], steps[level - 1])
         batch = SamplingBatch(
-            params=[path.sequence.params for path in paths],
-            keys=[path.keys[level] for path in paths],
-            seen=[_seen(path) for path in paths],
+            params=[branch.sequence.filters for branch in branches],
+            keys=[branch.keys[level] for branch in branches],
+            seen=[_seen(branch) for branch in branches],
             num_token_ids=num_token_ids,
         )
-        ids = _choose(runner, logits, batch, [path.ranks[level] for path in paths])
+        ids = _choose(runner, logits, batch, [branch.ranks[level] for branch in branches])
         if vocab_size:
             wide = probabilities(logits, batch)
             probs.append(F.pad(wide, (0, vocab_size - wide.shape[1])))  # both end in what is never drawn
-        for path, token_id in zip(paths, ids.tolist(), strict=True):
-            path.tokens.append(token_id)
+        for branch, token_id in zip(branches, ids.tolist(), strict=True):
+            branch.tokens.append(token_id)
     return probs
 
 
-def _seen(path: Path) -> list[int]:
-    seen = path.sequence.seen_token_ids
-    return seen + path.tokens if seen else seen
+def _seen(branch: Branch) -> list[int]:
+    seen = branch.sequence.seen_token_ids
+    return seen + branch.tokens if seen else seen
 
 
 def _choose(runner: ModelRunner, logits: Tensor, batch: SamplingBatch, ranks: list[int]) -> Tensor:
-    """The candidate of each row that its path takes: int64 [rows]."""
+    """The candidate of each row that its branch takes: int64 [rows]."""
     most = max(ranks)
     if most == 0:
         return runner.decoder.ops.sample(logits, batch)

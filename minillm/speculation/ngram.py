@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
-from minillm.speculation.drafts import NO_DRAFT, Draft, DraftSequence, Lookahead
+from minillm.speculation.proposal import NO_PROPOSAL, Proposal, DraftSequence, Lookahead
 
 LONGEST, SHORTEST = 4, 2
 PLACES = 8  # that are kept of each n-gram, the latest
@@ -30,21 +30,21 @@ class NgramDrafter:
     def __init__(self) -> None:
         self._indices: WeakKeyDictionary[DraftSequence, NgramIndex] = WeakKeyDictionary()
 
-    def propose(self, lookaheads: Sequence[Lookahead]) -> list[Draft]:
+    def propose(self, lookaheads: Sequence[Lookahead]) -> list[Proposal]:
         """For each sequence the continuations of its last tokens' earlier occurrences, the latest first."""
         return [self._propose(lookahead) for lookahead in lookaheads]
 
-    def settle(self, lookahead: Lookahead, draft: Draft, lane: int, kept: int) -> None:
+    def settle(self, lookahead: Lookahead, proposal: Proposal, branch: int, kept: int) -> None:
         """Nothing to keep: the index reads the sequence's own tokens."""
 
-    def _propose(self, lookahead: Lookahead) -> Draft:
+    def _propose(self, lookahead: Lookahead) -> Proposal:
         sequence = lookahead.sequence
         index = self._indices.get(sequence)
         if index is None:
             index = self._indices[sequence] = NgramIndex()
         index.extend(sequence.tokens(len(index.tokens), sequence.num_tokens))
-        paths = index.continuations(lookahead.depth, len(lookahead.lanes))
-        return Draft(paths) if paths else NO_DRAFT
+        branches = index.continuations(lookahead.depth, len(lookahead.block_tables))
+        return Proposal(branches) if branches else NO_PROPOSAL
 
 
 class NgramIndex:
@@ -63,14 +63,14 @@ class NgramIndex:
             self.tokens.append(token)
 
     def continuations(self, length: int, count: int) -> list[list[int]]:
-        """At most `count` paths of `length` tokens, no two with the same first token."""
-        paths: dict[int, list[int]] = {}
+        """At most `count` branches of `length` tokens, no two with the same first token."""
+        branches: dict[int, list[int]] = {}
         for n in range(min(LONGEST, len(self.tokens)), SHORTEST - 1, -1):
             for start in reversed(self._next.get(tuple(self.tokens[-n:]), ())):
-                if len(paths) == count:
-                    return list(paths.values())
-                paths.setdefault(self.tokens[start], self._copy(start, length))
-        return list(paths.values())
+                if len(branches) == count:
+                    return list(branches.values())
+                branches.setdefault(self.tokens[start], self._copy(start, length))
+        return list(branches.values())
 
     def _copy(self, start: int, length: int) -> list[int]:
         """`length` tokens from `start` on; past the end of the text the copy repeats itself."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from minillm.speculation.drafts import NO_DRAFT, Draft, DraftSequence, Lookahead
+from minillm.speculation.proposal import NO_PROPOSAL, Proposal, DraftSequence, Lookahead
 
 Answer = Callable[[DraftSequence], Sequence[int]]
 
@@ -25,20 +25,20 @@ class ScriptedDrafter:
         self._answer, self._vocab_size, self._acceptance = answer, vocab_size, acceptance
         self._random = random.Random(seed)
 
-    def propose(self, lookaheads: Sequence[Lookahead]) -> list[Draft]:
-        """The answer's next tokens, some of them spoilt; the last lane has the best path, others nonsense."""
+    def propose(self, lookaheads: Sequence[Lookahead]) -> list[Proposal]:
+        """The answer's next tokens, some of them spoilt; the last branch is the best one, the others are nonsense."""
         return [self._propose(lookahead) for lookahead in lookaheads]
 
-    def settle(self, lookahead: Lookahead, draft: Draft, lane: int, kept: int) -> None:
+    def settle(self, lookahead: Lookahead, proposal: Proposal, branch: int, kept: int) -> None:
         """Nothing to keep."""
 
-    def _propose(self, lookahead: Lookahead) -> Draft:
+    def _propose(self, lookahead: Lookahead) -> Proposal:
         at = len(lookahead.sequence.output_token_ids)
         right = self._answer(lookahead.sequence)[at : at + lookahead.depth]
         if not right:
-            return NO_DRAFT
-        paths = [[self._wrong(token) for token in right] for _ in lookahead.lanes[1:]]
-        return Draft([*paths, [self._maybe(token) for token in right]])
+            return NO_PROPOSAL
+        branches = [[self._wrong(token) for token in right] for _ in lookahead.block_tables[1:]]
+        return Proposal([*branches, [self._maybe(token) for token in right]])
 
     def _maybe(self, token: int) -> int:
         return token if self._random.random() < self._acceptance else self._wrong(token)
@@ -53,12 +53,12 @@ class RandomDrafter:
     def __init__(self, vocab_size: int, seed: int = 0) -> None:
         self._vocab_size, self._random = vocab_size, random.Random(seed)
 
-    def propose(self, lookaheads: Sequence[Lookahead]) -> list[Draft]:
-        """Random tokens, as many as allowed, in every lane."""
-        return [Draft([self._path(x.depth) for _ in x.lanes]) for x in lookaheads]
+    def propose(self, lookaheads: Sequence[Lookahead]) -> list[Proposal]:
+        """Random tokens, as many as allowed, in every branch."""
+        return [Proposal([self._branch(x.depth) for _ in x.block_tables]) for x in lookaheads]
 
-    def settle(self, lookahead: Lookahead, draft: Draft, lane: int, kept: int) -> None:
+    def settle(self, lookahead: Lookahead, proposal: Proposal, branch: int, kept: int) -> None:
         """Nothing to keep."""
 
-    def _path(self, depth: int) -> list[int]:
+    def _branch(self, depth: int) -> list[int]:
         return [self._random.randrange(self._vocab_size) for _ in range(depth)]

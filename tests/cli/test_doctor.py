@@ -11,7 +11,8 @@ import pytest
 from minillm.cli import doctor
 from minillm.cli.doctor import machine, parts, python, toolchains
 from minillm.cli.doctor.check import Check
-from minillm.ops import building, cuda_toolkit
+from minillm.toolchain import cache, cuda_toolkit, library, simt
+from minillm.toolchain.cpu import cpu_library
 
 
 def fake_torch(version: str, cuda: str | None = None) -> ModuleType:
@@ -137,9 +138,28 @@ def test_nvcc_wrapper_is_not_believed(tmp_path, monkeypatch):
     assert cuda_toolkit.find_cuda() == toolkit
 
 
-def test_no_compiler_is_missing_and_not_a_problem(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
+def use_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler that says its version, and compiles nothing."""
+    compiler = folder / "a compiler"
+    compiler.write_text("#!/bin/sh\necho 1.0\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+
+
+def hide_compilers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(folder))
     monkeypatch.delenv("CXX", raising=False)
+
+
+def install(path: Path) -> None:
+    """Something that passes for a compiled library, in its place."""
+    built = path.with_name("built")
+    built.touch()
+    cache.install(built, path)
+
+
+def test_no_compiler_is_missing_and_not_a_problem(tmp_path, monkeypatch):
+    hide_compilers(tmp_path, monkeypatch)
     assert toolchains.check_compiler().status == "missing"
 
 
@@ -147,7 +167,7 @@ def test_the_cuda_kernels_line_says_what_would_be_compiled_for_whom(tmp_path, mo
     import torch
 
     monkeypatch.setenv("MINILLM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(building, "find_compiler", lambda: building.Compiler("/usr/bin/c++", "1.0"))
+    use_compiler(tmp_path, monkeypatch)
     monkeypatch.setenv("CUDA_HOME", str(make_toolkit(tmp_path / "cuda")))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     said = toolchains.check_cuda_kernels(torch)
@@ -167,22 +187,20 @@ def test_the_cuda_kernels_line_says_what_would_be_compiled_for_whom(tmp_path, mo
 def test_the_simulator_line_says_whether_it_is_built_and_its_flavours(tmp_path, monkeypatch):
     import torch
 
-    from minillm.ops.simt import build
-
     monkeypatch.setenv("MINILLM_CACHE", str(tmp_path))
-    monkeypatch.setattr(building, "find_compiler", lambda: building.Compiler("/usr/bin/c++", "1.0"))
+    use_compiler(tmp_path, monkeypatch)
     monkeypatch.setattr(toolchains.sanitizer, "preload", lambda: "libasan.so")
     said = toolchains.check_simulator(torch)
     assert said.status == "ok"
     assert said.value.startswith(f"compiled on first use, into {tmp_path};")
     assert said.value.endswith("flavours fast, check, asan (scripts/sanitize.sh)")
     monkeypatch.setattr(toolchains.sanitizer, "preload", lambda: "")
-    for library in (build.machine_library(), build.ops_library()):
+    for described in (simt.machine_library(), simt.ops_library()):
         assert toolchains.check_simulator(torch).value.startswith("compiled on first use")
-        library.path().touch()
+        install(described.path())
     said = toolchains.check_simulator(torch)
     assert said.value.startswith("compiled: ") and "no asan" in said.value
-    monkeypatch.setattr(building, "find_compiler", lambda: None)
+    hide_compilers(tmp_path, monkeypatch)
     assert toolchains.check_simulator(torch).status == "missing"
     assert toolchains.check_simulator(None).advice == "repair torch first"
 
@@ -191,16 +209,16 @@ def test_the_backend_line_says_what_auto_will_take(tmp_path, monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(building, "PREBUILT", tmp_path / "kernels")
+    monkeypatch.setattr(library, "PREBUILT", tmp_path / "kernels")
     monkeypatch.setenv("MINILLM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(building, "find_compiler", lambda: building.Compiler("/usr/bin/c++", "1.0"))
+    use_compiler(tmp_path, monkeypatch)
     said = parts.check_backend(torch)
     assert said.status == "ok" and "first use" in said.value and str(tmp_path / "cache") in said.value
     (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / building.library_name()).write_bytes(b"")
+    install(cpu_library().path())
     assert parts.check_backend(torch).value.startswith("native (CPU kernels compiled: ")
     monkeypatch.setenv("MINILLM_CACHE", str(tmp_path / "other"))
-    monkeypatch.setattr(building, "find_compiler", lambda: None)
+    hide_compilers(tmp_path, monkeypatch)
     said = parts.check_backend(torch)
     assert (said.status, said.value) == ("missing", "reference (PyTorch): there is no C++ compiler")
     assert said.advice

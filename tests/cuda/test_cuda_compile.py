@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from minillm.labs.grader.registry import find_lab
-from minillm.ops.cuda_build import ARCHITECTURES, compile_command
-from minillm.ops.cuda_toolkit import find_cuda, nvcc_version
-from minillm.ops.linking import csrc
+from minillm.toolchain.cuda import ARCHITECTURES, compile_command
+from minillm.toolchain.cuda_toolkit import find_cuda, nvcc_version
+from minillm.toolchain.sources import csrc
 
 CUDA = find_cuda()
 if CUDA is None:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from minillm import SamplingParams
 from minillm.errors import UnsupportedModel
-from minillm.ops.building import BuildFailed, find_compiler
 from minillm.ops.sampling import SamplingBatch, noise_key
 from minillm.ops.simt import SimtOps, flavour, flavours, schedule
 from minillm.ops.simt.ops import load_ops
+from minillm.toolchain.compiler import BuildFailed, find_compiler
 
 try:
     load_ops()

@@ -21,12 +21,12 @@ from torch import Tensor
 from verifying import make_drafts, random_tree, walk_trees
 
 from minillm import SamplingParams
-from minillm.ops.building import BuildFailed, find_compiler
-from minillm.ops.linking import csrc
 from minillm.ops.reference import ReferenceOps
 from minillm.ops.sampling import SamplingBatch, noise_key
 from minillm.ops.simt import KernelLibrary, SimtError, compile_kernels, flavour, profile
 from minillm.ops.simt.machine import machine
+from minillm.toolchain.compiler import BuildFailed, find_compiler
+from minillm.toolchain.sources import csrc
 
 try:
     machine()

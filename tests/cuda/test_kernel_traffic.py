@@ -9,8 +9,8 @@ import torch
 
 from minillm.bench.traffic import FORMULAS, Shape, minimum, naive, run_rung, tiled
 from minillm.cli.main import main
-from minillm.ops.building import BuildFailed, find_compiler
 from minillm.ops.simt.ops import load_ops
+from minillm.toolchain.compiler import BuildFailed, find_compiler
 
 try:
     load_ops()

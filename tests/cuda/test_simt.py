@@ -7,9 +7,9 @@ import torch
 from bugs import ALWAYS, ASAN, CHECKED, OTHER, RIGHT
 
 from minillm.errors import UsageError
-from minillm.ops.building import BuildFailed, find_compiler
 from minillm.ops.simt import SimtError, compile_kernels, flavour, profile, schedule
 from minillm.ops.simt.machine import machine
+from minillm.toolchain.compiler import BuildFailed, find_compiler
 
 try:
     machine()

@@ -1,6 +1,6 @@
 """The `asan` flavour: what kernels do outside of any memory, found by somebody who is not the simulator.
 
-Its process is prepared beforehand (minillm/ops/sanitizer.py) and ends at the first mistake, so one
+Its process is prepared beforehand (minillm/toolchain/sanitizer.py) and ends at the first mistake, so one
 such process is started here, which runs each kernel of bugs.cu in a copy of itself.
 """
 
@@ -17,8 +17,8 @@ import pytest
 from bugs import ALWAYS, ASAN, FILE, RIGHT
 
 from minillm.errors import UsageError
-from minillm.ops.sanitizer import environment, preload
 from minillm.ops.simt import flavour, flavours
+from minillm.toolchain.sanitizer import environment, preload
 
 if not preload():
     pytest.skip("the compiler has no shared AddressSanitizer", allow_module_level=True)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from minillm import LLM, SamplingParams
 from minillm.errors import BackendError, UnsupportedModel
-from minillm.ops.building import BuildFailed, find_compiler
 from minillm.ops.simt import SimtOps, flavour, flavours, profile
 from minillm.ops.simt.ops import load_ops
+from minillm.toolchain.compiler import BuildFailed, find_compiler
 
 try:
     load_ops()

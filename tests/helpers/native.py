@@ -6,8 +6,8 @@ A module that imports this is skipped, with the reason, where the kernels cannot
 import pytest
 from cases import DTYPES, REFERENCE, Case, check, make_meta, random
 
-from minillm.ops.building import BuildFailed, find_compiler
 from minillm.ops.registered import load_native
+from minillm.toolchain.compiler import BuildFailed, find_compiler
 
 __all__ = ["DTYPES", "REFERENCE", "Case", "check", "make_meta", "random"]
 

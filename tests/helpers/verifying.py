@@ -18,9 +18,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from minillm.ops.building import BuildFailed, find_compiler
 from minillm.ops.reference import ReferenceOps
 from minillm.ops.registered import available_paths, load_native, use_path
+from minillm.toolchain.compiler import BuildFailed, find_compiler
 
 BACKENDS = [
     "reference",

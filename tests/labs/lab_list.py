@@ -4,7 +4,7 @@ import pytest
 
 from minillm.labs.grader.cuda_lab import CudaLab
 from minillm.labs.grader.registry import all_labs
-from minillm.ops.building import find_compiler
+from minillm.toolchain.compiler import find_compiler
 
 # Labs in CUDA need a compiler for the simulator.
 LABS = [lab for lab in all_labs() if find_compiler() or not isinstance(lab, CudaLab)]

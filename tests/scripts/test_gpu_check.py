@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from minillm.ops.building import find_compiler
-from minillm.ops.linking import csrc
+from minillm.toolchain.compiler import find_compiler
+from minillm.toolchain.sources import csrc
 
 REPO = Path(__file__).resolve().parents[2]
 SCRIPTS = REPO / "scripts"

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from minillm import LLM, SamplingParams
-from minillm.ops.building import find_compiler
 from minillm.ops.native import NativeOps
 from minillm.ops.sampling import (
     ACCEPT,
@@ -31,6 +30,7 @@ from minillm.ops.sampling import (
     uniforms,
 )
 from minillm.ops.verification import verify_draft
+from minillm.toolchain.compiler import find_compiler
 
 stats = pytest.importorskip("scipy.stats")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from minillm.ops.sanitizer import environment, preload
+from minillm.toolchain.sanitizer import environment, preload
 
 REPO = Path(__file__).resolve().parents[2]
 MISTAKES = {

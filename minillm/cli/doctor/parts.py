@@ -9,6 +9,9 @@ from types import ModuleType
 
 from minillm.cli.doctor.check import Check
 from minillm.cli.doctor.python import package_dir
+from minillm.toolchain.cache import cache_folder
+from minillm.toolchain.compiler import BuildFailed, find_compiler
+from minillm.toolchain.cpu import cpu_library
 
 ZOO_MODELS = ("storyteller-6m", "storyteller-1m")
 OPTIONAL_PACKAGES = {
@@ -33,11 +36,9 @@ def check_backend(torch: ModuleType | None) -> Check:
     if torch.cuda.is_available():
         advice = 'backend="native" takes the CUDA kernels, which no GPU has tried yet'
         return Check("backend", "ok", "reference (PyTorch) on the GPU", advice)
-    from minillm.ops import building
-
     try:
-        library, compiler = building.find_library(), building.find_compiler()
-    except (building.BuildFailed, OSError) as error:
+        library, compiler = cpu_library().find(), find_compiler()
+    except (BuildFailed, OSError) as error:
         return Check("backend", "missing", f"reference (PyTorch): {error}", "reinstall minillm")
     if library is not None:
         path = os.environ.get("MINILLM_CPU_PATH") or "the best code path this processor has"
@@ -45,8 +46,7 @@ def check_backend(torch: ModuleType | None) -> Check:
     if compiler is None:
         advice = "with a C++ compiler the kernels are compiled on first use"
         return Check("backend", "missing", "reference (PyTorch): there is no C++ compiler", advice)
-    where = building.cache_folder()
-    return Check("backend", "ok", f"native: the CPU kernels are compiled on first use, into {where}")
+    return Check("backend", "ok", f"native: the CPU kernels are compiled on first use, into {cache_folder()}")
 
 
 def check_package(name: str, purpose: str) -> Check:

@@ -9,14 +9,16 @@ from pathlib import Path
 from types import ModuleType
 
 from minillm.cli.doctor.check import Check
-from minillm.ops import building, cuda_toolkit, sanitizer
+from minillm.toolchain import cuda, cuda_toolkit, sanitizer, simt
+from minillm.toolchain.cache import is_whole
+from minillm.toolchain.compiler import BuildFailed, find_compiler
 
 GET_COMPILER = "Debian, Ubuntu: apt install g++; macOS: xcode-select --install"
 
 
 def check_compiler() -> Check:
     """The first C++ compiler that runs, as the kernels' builder finds it."""
-    compiler = building.find_compiler()
+    compiler = find_compiler()
     if compiler is None:
         return Check("c++ compiler", "missing", "none", GET_COMPILER)
     return Check("c++ compiler", "ok", f"{compiler.path}: {compiler.version}")
@@ -24,10 +26,10 @@ def check_compiler() -> Check:
 
 def check_nvcc() -> Check:
     """The CUDA compiler, believed only where its headers are."""
-    cuda = cuda_toolkit.find_cuda()
-    if cuda is None:
+    toolkit = cuda_toolkit.find_cuda()
+    if toolkit is None:
         return Check("nvcc", "info", "none", "only for building CUDA kernels: install the CUDA toolkit")
-    return Check("nvcc", "ok", f"{cuda / 'bin' / 'nvcc'}: release {cuda_toolkit.nvcc_version(cuda)}")
+    return Check("nvcc", "ok", f"{toolkit / 'bin' / 'nvcc'}: release {cuda_toolkit.nvcc_version(toolkit)}")
 
 
 def check_cuda_kernels(torch: ModuleType | None) -> Check:
@@ -41,12 +43,10 @@ def check_cuda_kernels(torch: ModuleType | None) -> Check:
         return Check(
             name, "missing" if has_gpu else "info", "not compiled: no nvcc", advice if has_gpu else ""
         )
-    from minillm.ops import cuda_build
-
-    targets = " ".join(f"sm_{arch}" for arch in cuda_build.wanted_architectures())
+    targets = " ".join(f"sm_{arch}" for arch in cuda.wanted_architectures())
     try:
-        where = _built_or_not(cuda_build.cuda_library().path())
-    except (building.BuildFailed, OSError) as error:
+        where = _built_or_not(cuda.cuda_library().path())
+    except (BuildFailed, OSError) as error:
         return Check(name, "missing", f"not compiled: {error}", GET_COMPILER)
     if not has_gpu:
         return Check(name, "info", f"{where}, for {targets}; no GPU here to run them")
@@ -57,17 +57,14 @@ def check_simulator(torch: ModuleType | None) -> Check:
     """csrc/cuda on the CPU: whether it can be had, and in which flavours."""
     if torch is None:
         return Check("simulator", "missing", "unknown", "repair torch first")
-    from minillm.ops.simt import build
-
     try:
-        machine, kernels = build.machine_library().path(), build.ops_library().path()
-    except (building.BuildFailed, OSError) as error:
+        machine, kernels = simt.machine_library().path(), simt.ops_library().path()
+    except (BuildFailed, OSError) as error:
         return Check("simulator", "missing", f"not compiled: {error}", GET_COMPILER)
-    where = _built_or_not(kernels if machine.is_file() else machine)
+    where = _built_or_not(kernels if is_whole(machine) else machine)
     asan = "asan (scripts/sanitize.sh)" if sanitizer.preload() else "no asan (that needs g++ and libasan)"
     return Check("simulator", "ok", f"{where}; flavours fast, check, {asan}")
 
 
 def _built_or_not(library: Path) -> str:
-    done = library.is_file()
-    return f"compiled: {library}" if done else f"compiled on first use, into {library.parent}"
+    return f"compiled: {library}" if is_whole(library) else f"compiled on first use, into {library.parent}"

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from minillm.config import SamplingParams
+from minillm.config.sampling import SamplingFilters
 from minillm.labs.grader.lab import Case, Mistake
 from minillm.labs.grader.tiny_model import random_tensor
 from minillm.ops.sampling import (
     NEG_INF,
+    Filters,
     SamplingBatch,
     filter_logits,
     gumbel_noise,
@@ -42,11 +44,16 @@ def tie_case(draw: Callable[..., Tensor]) -> Tensor:
     return draw(torch.tensor([[0.0, 3.0, 1.0, 3.0]]), SamplingBatch([GREEDY], [1], [()], 4))
 
 
+def at_temperature(temperature: float, params: Filters) -> SamplingFilters:
+    """The filters at another temperature."""
+    return SamplingFilters(temperature, params.top_k, params.top_p, params.min_p, params.repetition_penalty)
+
+
 def drawn_with(noise: Callable[[Sequence[int], int], Tensor]) -> Callable[..., Tensor]:
     """The sampler with other noise."""
 
     def draw(logits: Tensor, batch: SamplingBatch) -> Tensor:
-        tokens = sample(logits, replace(batch, params=[replace(p, temperature=0.0) for p in batch.params]))
+        tokens = sample(logits, replace(batch, params=[at_temperature(0.0, p) for p in batch.params]))
         for row, params in enumerate(batch.params):
             if params.temperature > 0:
                 masked = logits[row].clone()
@@ -84,7 +91,7 @@ DRAW_MISTAKES = (
     Mistake(
         "noise is added at temperature 0 too; greedy is the plain argmax",
         lambda x, batch: sample(
-            x, replace(batch, params=[replace(p, temperature=p.temperature or 1.0) for p in batch.params])
+            x, replace(batch, params=[at_temperature(p.temperature or 1.0, p) for p in batch.params])
         ),
     ),
     Mistake(

@@ -17,9 +17,9 @@ from pathlib import Path
 from torch import Tensor
 
 from minillm.errors import UsageError
-from minillm.ops.building import BuildFailed
-from minillm.ops.simt.build import build_kernels
 from minillm.ops.simt.machine import machine, raise_error
+from minillm.toolchain.compiler import BuildFailed
+from minillm.toolchain.simt import build_kernels
 
 Argument = Tensor | int | float
 

@@ -7,7 +7,7 @@ p["attention_v2"].global_read_bytes; p.shared_wavefronts
 
 with schedule(reverse=True): ...  # blocks, warps and lanes in another order
 
-A third flavour, "asan", needs a process of its own (sanitizer.py): there is no other in it, and no profile.
+A third flavour, "asan", needs a process of its own (toolchain/sanitizer.py); it has no profile.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from minillm.errors import MinillmError, UsageError
-from minillm.ops.building import sanitizing
-from minillm.ops.sanitizer import require_preloaded
-from minillm.ops.simt.build import machine_library
+from minillm.toolchain.sanitizer import require_preloaded, sanitizing
+from minillm.toolchain.simt import machine_library
 
 FLAVOURS = ("fast", "check", "asan")
 # Frames that are never the culprit: the words of the dialect themselves.

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from minillm.ops.cuda import CudaOps, register_fakes
-from minillm.ops.simt.build import ops_library
 from minillm.ops.simt.machine import machine, raise_error
+from minillm.toolchain.simt import ops_library
 
 
 class SimtOps(CudaOps):

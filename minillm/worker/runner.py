@@ -1,4 +1,4 @@
-"""One forward pass: from "these tokens of these sequences" to hidden states.
+"""From "these tokens of these sequences" to a pass over the model.
 
 The runner owns the decoder and the cache tensors, and is the only place where Python lists become
 index tensors. Prefill and decode differ in what they ask for, not in how it is run: both hand over
@@ -13,7 +13,6 @@ a list of `SequenceRows`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,24 +21,12 @@ from minillm.memory.block_table import slot_mapping
 from minillm.memory.kv_cache import KVCache
 from minillm.model.decoder import Decoder
 from minillm.ops.columns import column
-from minillm.ops.contract import AttentionMetadata, LayerFusion, Pass
+from minillm.ops.contract import AttentionMetadata
 from minillm.ops.sampling import SamplingBatch
+from minillm.worker.passes import FusedModel, choose_pass
+from minillm.worker.step import Copy, SequenceRows
 
 SlotMapping = Callable[[Sequence[int], Sequence[int], int], list[int]]
-
-
-@dataclass(frozen=True)
-class SequenceRows:
-    """The new tokens of one sequence: `token_ids` from position `start` on, and its block table."""
-
-    token_ids: Sequence[int]
-    start: int
-    block_ids: Sequence[int]
-
-    @property
-    def end(self) -> int:
-        """Tokens of the sequence in the cache once these are written."""
-        return self.start + len(self.token_ids)
 
 
 class ModelRunner:
@@ -51,6 +38,12 @@ class ModelRunner:
         self.decoder, self.cache, self.block_size = decoder, cache, block_size
         self.device = decoder.embed_tokens.device
         self._slots = slots
+        self._pass, self._fused = choose_pass(decoder, cache)
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether `decode_step` and `decode_ahead` can be used: the backend runs them in one call."""
+        return self._fused is not None
 
     def forward(self, batch: Sequence[SequenceRows]) -> Tensor:
         """Run all rows of `batch` in one pass and write their keys and values to the cache.
@@ -58,18 +51,11 @@ class ModelRunner:
         Returns:
             Hidden states [num_tokens, hidden_size], sequences end to end in the order given.
         """
-        return self.decoder.forward(*self._pass(batch))
+        return self._pass.hidden(*self._inputs(batch))
 
     def last_logits(self, batch: Sequence[SequenceRows]) -> Tensor:
         """One pass, and the logits of each sequence's last row only: [len(batch), vocab_size]."""
-        return self.decoder.last_logits(*self._pass(batch))
-
-    def decode_step(
-        self, batch: Sequence[SequenceRows], sampling: SamplingBatch
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`last_logits` and a draw from each row, where `decoder.is_fused`: (tokens, finite, logits)."""
-        fusion, whole = self._whole(batch)
-        return fusion.decode_step(whole, sampling)
+        return self._pass.last_logits(*self._inputs(batch))
 
     def all_logits(self, batch: Sequence[SequenceRows]) -> Tensor:
         """`forward`, then the logits of every row: [num_tokens, vocab_size]."""
@@ -77,7 +63,16 @@ class ModelRunner:
 
     def step_logits(self, ids: Tensor, meta: AttentionMetadata) -> Tensor:
         """Logits [num_seqs, vocab_size] behind one token `ids` [num_seqs] of each, from `step_metadata`."""
-        return self.decoder.last_logits(ids, self.cache.k, self.cache.v, meta)
+        return self._pass.last_logits(ids, meta)
+
+    def decode_step(
+        self, batch: Sequence[SequenceRows], sampling: SamplingBatch
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`last_logits` and a draw from each row in one call, where `is_fused`: (tokens, finite, logits).
+
+        Where logits are not finite the token says nothing.
+        """
+        return self._require_fused().decode_step(*self._inputs(batch), sampling)
 
     def decode_ahead(
         self,
@@ -86,32 +81,32 @@ class ModelRunner:
         keys: Sequence[Sequence[int]],
         sampling: SamplingBatch,
     ) -> list[list[int]]:
-        """The next `depths[i]` tokens of each sequence in one call, where `decoder.is_fused`.
+        """The next `depths[i]` tokens of each sequence in one call, where `is_fused`.
 
         Sequences with the most to draw come first; `keys[i]` are the noise keys of sequence i's tokens.
         """
-        fusion, whole = self._whole(batch)
-        return fusion.decode_ahead(whole, depths, keys, sampling)
+        return self._require_fused().decode_ahead(*self._inputs(batch), depths, keys, sampling)
 
-    def copy_blocks(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
-        """Copy each source block to its destination, in all layers."""
-        index = self._tensor(sources), self._tensor(destinations)
-        self.decoder.ops.copy_blocks([*self.cache.k, *self.cache.v], *index)
+    def copy_blocks(self, copies: Sequence[Copy]) -> None:
+        """Copy each (source, destination) pair of blocks, in all layers."""
+        if copies:
+            index = (self._tensor(blocks) for blocks in zip(*copies, strict=True))
+            self.decoder.ops.copy_blocks([*self.cache.k, *self.cache.v], *index)
 
     def metadata(self, batch: Sequence[SequenceRows]) -> AttentionMetadata:
-        """Whose row is whose, as tensors: what attention and the cache's writes go by."""
+        """Which row belongs to which sequence, position and slot, as attention and the cache writes need it."""
         positions: list[int] = []
         slots: list[int] = []
         query_start = [0]
         for rows in batch:
             new = range(rows.start, rows.end)
             positions += new
-            slots += self._slots(rows.block_ids, new, self.block_size)
+            slots += self._slots(rows.block_table, new, self.block_size)
             query_start.append(len(positions))
         return AttentionMetadata(
             positions=self._tensor(positions),
             slot_mapping=self._tensor(slots),
-            block_table=self._table([rows.block_ids for rows in batch]),
+            block_table=self._table([rows.block_table for rows in batch]),
             query_start=self._tensor(query_start, torch.int32),
             kv_len=self._tensor([rows.end for rows in batch], torch.int32),
         )
@@ -120,14 +115,14 @@ class ModelRunner:
         """Metadata of several decode steps to come, made at once.
 
         Args:
-            rows: (next position, block ids, number of steps) of each sequence, the most steps first.
+            rows: (next position, block table, number of steps) of each sequence, the most steps first.
 
         Returns:
             One for each step; step i holds the first sequences, those that have more than i steps.
         """
         count, width, size = rows[0][2], len(rows), self.block_size
         positions = [at + step for step in range(count) for at, _, _ in rows]
-        slots = [self._slots(ids, range(at, at + n), size) + [0] * (count - n) for at, ids, n in rows]
+        slots = [self._slots(table, range(at, at + n), size) + [0] * (count - n) for at, table, n in rows]
         by_step = [slot for step in zip(*slots, strict=True) for slot in step]
         fields = (  # [count, width] each; its rows all at once, which is cheaper than one by one
             self._tensor(values, dtype).view(count, width).unbind()
@@ -137,34 +132,29 @@ class ModelRunner:
                 ([position + 1 for position in positions], torch.int32),
             )
         )
-        table = self._table([ids for _, ids, _ in rows])
+        tables = self._table([table for _, table, _ in rows])
         query_start = self._tensor(range(width + 1), torch.int32)
         steps = [
-            AttentionMetadata(at, slot, table, query_start, kv_len)
+            AttentionMetadata(at, slot, tables, query_start, kv_len)
             for at, slot, kv_len in zip(*fields, strict=True)
         ]
         alive = [sum(n > step for _, _, n in rows) for step in range(count)]
         return [meta.first(n) if n < width else meta for n, meta in zip(alive, steps, strict=True)]
 
-    def _pass(
-        self, batch: Sequence[SequenceRows]
-    ) -> tuple[Tensor, list[Tensor], list[Tensor], AttentionMetadata]:
-        """What the decoder is given: ids, caches, and whose row is whose."""
+    def _inputs(self, batch: Sequence[SequenceRows]) -> tuple[Tensor, AttentionMetadata]:
         ids = self._tensor([token for rows in batch for token in rows.token_ids])
-        return ids, self.cache.k, self.cache.v, self.metadata(batch)
+        return ids, self.metadata(batch)
 
-    def _whole(self, batch: Sequence[SequenceRows]) -> tuple[LayerFusion, Pass]:
-        """The same for a backend that runs the pass in one call, and that backend."""
-        found = self.decoder.whole_pass(*self._pass(batch))
-        if found is None:
+    def _require_fused(self) -> FusedModel:
+        if self._fused is None:
             raise TypeError("this backend runs one op at a time")
-        return found
+        return self._fused
 
-    def _table(self, block_ids: Sequence[Sequence[int]]) -> Tensor:
+    def _table(self, tables: Sequence[Sequence[int]]) -> Tensor:
         """Block tables [num_seqs, widest], padded with 0."""
-        widest = max(map(len, block_ids), default=0)
-        table = [block for ids in block_ids for block in (*ids, *[0] * (widest - len(ids)))]
-        return self._tensor(table, torch.int32).view(len(block_ids), widest)
+        widest = max(map(len, tables), default=0)
+        padded = [block for table in tables for block in (*table, *[0] * (widest - len(table)))]
+        return self._tensor(padded, torch.int32).view(len(tables), widest)
 
     def _tensor(self, values: Iterable[int], dtype: torch.dtype = torch.int64) -> Tensor:
         return column(values, dtype, self.device)

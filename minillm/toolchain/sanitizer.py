@@ -13,13 +13,20 @@ loads of structs pass.
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 from pathlib import Path
 
 from minillm.errors import UsageError
-from minillm.ops.building import find_compiler, sanitizing
+from minillm.toolchain.compiler import find_compiler
 
+SANITIZE = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined".split()
 LIBRARIES = ("libasan.so", "libubsan.so", "libstdc++.so")
+
+
+def sanitizing() -> bool:
+    """Whether kernels are to be compiled with sanitizers: MINILLM_SANITIZE=1."""
+    return os.environ.get("MINILLM_SANITIZE") == "1"
 
 
 def preload() -> str:

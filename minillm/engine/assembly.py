@@ -1,0 +1,117 @@
+"""An engine put together: from a model, its configuration and parts to objects that work together.
+
+    Parts --> ops --> decoder --> runner (cache tensors) --> worker
+    config --> pool --> KV manager --> scheduler             speculation (drafter, controller) --> verification
+
+draft_model  a folder, "auto"    DraftModel over KV tensors of its own, under the target's block ids
+             "ngram"             NgramDrafter
+parts        drafter             anybody's
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from minillm.config import EngineConfig
+from minillm.engine.parts import Parts, Sampler, require_methods
+from minillm.errors import UsageError
+from minillm.memory.budget import num_blocks_for
+from minillm.memory.kv_cache import KVCache
+from minillm.model.loader import LoadedModel
+from minillm.ops.sampling import sample
+from minillm.ops.swapped import SwappedOps
+from minillm.speculation.controller import Controller
+from minillm.speculation.draft_model import DraftModel
+from minillm.speculation.lookahead import Speculation
+from minillm.speculation.ngram import NgramDrafter
+from minillm.speculation.pairing import NGRAM
+from minillm.speculation.proposal import Drafter
+from minillm.speculation.verification import Verifier
+from minillm.worker.runner import ModelRunner
+from minillm.worker.worker import Worker, WorkerParts
+
+
+@dataclass(frozen=True)
+class Machinery:
+    """What runs the model: the worker, what drafts for it, and how many blocks its cache has."""
+
+    model: LoadedModel
+    worker: Worker
+    speculation: Speculation | None
+    num_blocks: int
+    rejects: bool
+
+
+def assemble(model: LoadedModel, draft: LoadedModel | None, config: EngineConfig, parts: Parts) -> Machinery:
+    """Everything below the engine, with `parts` in their places.
+
+    Raises:
+        KVCapacityError: the memory does not hold one block.
+        UsageError: drafts longer than the context, or a part that would never be asked.
+    """
+    if parts.replaces_ops:
+        ops = SwappedOps(model.decoder.ops, parts.rope, parts.attention, parts.linear)
+        model = replace(model, decoder=model.decoder.with_ops(ops))
+    rejects = config.draft_verification == "rejection"
+    if parts.verify_draft and not rejects:
+        raise UsageError(
+            "part 'verify_draft' is asked in rejection sampling only", 'set draft_verification="rejection"'
+        )
+    token_bytes = sum(m.config.kv_bytes_per_token(m.dtype.itemsize) for m in (model, draft) if m)
+    num_blocks = num_blocks_for(token_bytes, config, model.device, model.max_model_len)
+    cache = KVCache.allocate(model.config, num_blocks, config.block_size, model.dtype, model.device)
+    runner = ModelRunner(model.decoder, cache, config.block_size, parts.slot_mapping)
+    own_sampler = parts.sampler is sample
+    sampler: Sampler = model.decoder.ops.sample if own_sampler else parts.sampler
+    speculation = _make_speculation(model, draft, config, parts, num_blocks)
+    verify_draft = (parts.verify_draft or model.decoder.ops.verify_draft) if rejects else None
+    worker_parts = WorkerParts(
+        parts.prefill_loop,
+        parts.decode_loop,
+        None if own_sampler else sampler,
+        Verifier(model.decoder.ops, sampler, verify_draft) if speculation else None,
+    )
+    return Machinery(model, Worker(runner, worker_parts), speculation, num_blocks, rejects)
+
+
+def _make_speculation(
+    model: LoadedModel, draft: LoadedModel | None, config: EngineConfig, parts: Parts, num_blocks: int
+) -> Speculation | None:
+    """What adds drafts to the engine's decode steps; None where nothing drafts."""
+    drafter = _make_drafter(model, draft, config, parts, num_blocks)
+    if drafter is None:
+        return None
+    shape = config.draft_shape
+    if len(shape) + 2 > model.max_model_len:
+        raise UsageError(
+            f"drafts of {len(shape)} tokens do not fit a context of {model.max_model_len}",
+            "lower num_draft_tokens",
+        )
+    branches = math.prod(shape)
+    controller = Controller(len(shape), branches, config.adaptive_draft)
+    return Speculation(
+        drafter, controller, branches, config.max_num_batched_tokens, model.config.vocab_size
+    )
+
+
+def _make_drafter(
+    model: LoadedModel, draft: LoadedModel | None, config: EngineConfig, parts: Parts, num_blocks: int
+) -> Drafter | None:
+    if parts.drafter:
+        drafter: Drafter = require_methods("drafter", parts.drafter(model, config))
+        return drafter
+    if config.draft_model == NGRAM:
+        return NgramDrafter()
+    if draft is None:
+        return None
+    cache = KVCache.allocate(draft.config, num_blocks, config.block_size, draft.dtype, draft.device)
+    return DraftModel(
+        ModelRunner(draft.decoder, cache, config.block_size),
+        num_token_ids=model.num_token_ids,
+        vocab_size=model.config.vocab_size,
+        max_model_len=draft.max_model_len,
+        chunk=config.prefill_chunk,
+        tree=config.draft_shape,
+        with_probs=config.draft_verification == "rejection",
+    )

@@ -1,0 +1,149 @@
+"""What a step gave, taken over by its sequences: tokens appended, drafts rolled back, full blocks published.
+
+    StepOutput --> num_computed_tokens --> append --> roll back --> publish
+                        (per sequence: each change is whole, or the sequence ends with an error)
+
+Nothing is computed here. A sequence whose logits were NaN or infinite, or whose detokenizer raises, ends with an
+error; the others take their tokens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from minillm.engine.batch import PlannedStep
+from minillm.engine.kv_manager import KVCacheManager
+from minillm.engine.scheduler import Scheduler
+from minillm.engine.sequence import Sequence
+from minillm.errors import MinillmError
+from minillm.observe.events import Events
+from minillm.speculation.lookahead import Outcome, outcome
+from minillm.worker.step import Drawn, StepOutput, VerifyResult
+
+
+class Commit:
+    """Applies step outputs. `raised` is the first exception of a detokenizer in the step at hand."""
+
+    def __init__(self, memory: KVCacheManager, events: Events, eos_token_ids: tuple[int, ...]) -> None:
+        self._memory, self._events, self._eos_token_ids = memory, events, eos_token_ids
+        self._sampled: list[tuple[str, int]] = []
+        self.raised: Exception | None = None
+
+    def apply(self, step: PlannedStep, output: StepOutput, scheduler: Scheduler) -> list[Sequence]:
+        """Take over what the step gave; returns the sequences that got a token or failed."""
+        self.raised, changed = None, list[Sequence]()
+        if output.prefill:
+            changed += self._take_prefill(step, output.prefill, scheduler)
+        if output.verify:
+            self._take_verified(step, output)
+        elif output.decode:
+            self._take_decoded(step.plan.decode, output.decode)
+        changed += step.plan.decode
+        for sequence in step.plan.sequences:
+            if sequence.finish_reason != "error":
+                self._memory.publish(sequence)
+        return changed
+
+    def _take_prefill(self, step: PlannedStep, drawn: Drawn, scheduler: Scheduler) -> list[Sequence]:
+        """Count the chunks as computed; the sequences whose prefill has ended, and their samples, begin."""
+        failed = list[Sequence]()
+        for chunk, is_finite in zip(step.plan.prefill, drawn.finite, strict=True):
+            sequence = chunk.sequence
+            self._events.emit(
+                "prefill_chunk", sequence.request_id, start=chunk.start, end=chunk.end, tokens=sequence.num_tokens
+            )
+            sequence.num_computed_tokens = chunk.end
+            if not is_finite:
+                failed += self._fail_broken(sequence)
+        for sequence in step.starting:
+            for fork in sequence.forks if not sequence.finish_reason else ():
+                scheduler.fork(sequence, fork)
+            if not sequence.finish_reason:
+                sequence.forks = []
+        self._take_tokens(step.starting, drawn)
+        return failed + [s for s in step.starting if s not in failed]
+
+    def _take_decoded(self, sequences: list[Sequence], drawn: Drawn) -> None:
+        """One token for each sequence."""
+        self._events.emit("decode_step", rows=len(sequences))
+        for sequence, is_finite in zip(sequences, drawn.finite, strict=True):
+            sequence.num_computed_tokens += 1
+            if not is_finite:
+                self._fail_broken(sequence)
+        self._take_tokens(sequences, drawn)
+
+    def _take_tokens(self, sequences: Iterable[Sequence], drawn: Drawn) -> None:
+        now = time.perf_counter()
+        try:
+            for sequence, token, logprobs in zip(sequences, drawn.tokens, drawn.logprobs, strict=True):
+                if not sequence.finish_reason:
+                    self._append(sequence, token, logprobs, now)
+        finally:
+            self._report_sampled(now)
+
+    def _take_verified(self, step: PlannedStep, output: StepOutput) -> None:
+        """One token for each sequence, and those drafted ones that stand; the rest is rolled back."""
+        self._events.emit("decode_step", rows=len(step.plan.decode))
+        now, outcomes = time.perf_counter(), list[Outcome]()
+        try:
+            for sequence, proposal, result in zip(step.plan.decode, step.proposals, output.verify, strict=True):
+                appended = self._append_all(sequence, result, now)
+                is_broken = not result.tokens and not proposal.branches
+                computed = sequence.num_computed_tokens + appended + is_broken
+                self._memory.rollback(sequence, computed, result.branch)
+                sequence.num_computed_tokens = computed
+                if is_broken:
+                    self._fail_broken(sequence)
+                outcomes.append(outcome(proposal, result, appended))
+                sequence.draft.num_drafted += outcomes[-1].drafted
+                sequence.draft.num_accepted += outcomes[-1].accepted
+        finally:
+            self._report_sampled(now)
+        if self._events.listeners:
+            self._events.emit(
+                "speculate",
+                requests=[(s.request_id, s.index) for s in step.plan.decode],
+                outcomes=outcomes,
+                rows=output.num_rows,
+                draft_seconds=step.draft_seconds,
+                verify_seconds=output.decode_seconds,
+            )
+
+    def _append_all(self, sequence: Sequence, result: VerifyResult, now: float) -> int:
+        """Append tokens until one ends the sequence; returns how many."""
+        for count, token in enumerate(result.tokens):
+            self._append(sequence, token, result.logprobs[count] if result.logprobs else None, now)
+            if sequence.finish_reason:
+                return count + 1
+        return len(result.tokens)
+
+    def _append(self, sequence: Sequence, token: int, logprobs: dict[int, float] | None, now: float) -> None:
+        if self._events.listeners:
+            self._sampled.append((sequence.request_id, sequence.index))
+        try:
+            sequence.append(token, self._eos_token_ids, now, logprobs)
+        except Exception as error:
+            sequence.fail(error)
+            self.raised = self.raised or error
+
+    def _report_sampled(self, now: float) -> None:
+        """Also when the step is torn: every token that was appended is in the trace."""
+        sampled, self._sampled = self._sampled, []
+        if sampled:
+            self._events.emit("sample", at=now, requests=sampled)
+
+    def _fail_broken(self, sequence: Sequence) -> list[Sequence]:
+        """End a sequence whose logits are NaN or infinite; its samples cannot begin either. Returns those ended."""
+        ended = [sequence, *sequence.forks]
+        for failed in ended:
+            error = MinillmError(
+                f"the model's logits are NaN or infinite after {sequence.num_computed_tokens} tokens",
+                "the weights may be damaged, or overflow in this dtype: try float32",
+            )
+            failed.error = error
+            try:
+                failed.finish("error")
+            except Exception:
+                failed.fail(error)
+        return ended

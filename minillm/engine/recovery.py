@@ -1,0 +1,81 @@
+"""What happens to the requests of a step that was torn: put back, given up, or everything started again.
+
+    interrupted while the worker ran     put_back      the step's sequences wait again, their tokens kept
+    a part raised while the worker ran   give_up       the step's requests end with the error
+    torn while tables were changing      start_again   an empty pool; all wait again, the blamed end with an error
+
+A sequence that waits again computes its tokens again, with the same bits (contract C2), and draws the same token
+(contract C3). What is lost is time, and after `start_again` the cached prefixes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as List
+
+from minillm.engine.batch import PlannedStep
+from minillm.engine.kv_manager import KVCacheManager
+from minillm.engine.request import Request
+from minillm.engine.scheduler import Scheduler
+from minillm.engine.sequence import Sequence
+from minillm.errors import StepInterrupted
+from minillm.memory.block_pool import BlockPool
+from minillm.observe.events import Events
+
+
+def put_back(step: PlannedStep, scheduler: Scheduler, memory: KVCacheManager, events: Events) -> None:
+    """Preempt every sequence of the step. Samples that were about to begin wait for their prompt as before."""
+    for fork in step.forks:
+        memory.free(fork)
+    for sequence in step.plan.sequences:
+        events.emit("preempt", sequence.request_id, tokens=sequence.num_computed_tokens)
+        sequence.num_preemptions += 1
+        memory.free(sequence)
+        scheduler.requeue(sequence)
+
+
+def give_up(live: List[Request], blamed: List[Sequence], error: Exception) -> None:
+    """End the requests of the blamed sequences with `error`."""
+    ids = {sequence.request_id for sequence in blamed}
+    for request in live:
+        if request.request_id in ids:
+            request.fail(error)
+
+
+def start_again(
+    live: List[Request],
+    blamed: List[Sequence],
+    error: BaseException | None,
+    memory: KVCacheManager,
+    pool: BlockPool,
+    make_scheduler: Callable[[], Scheduler],
+) -> Scheduler:
+    """Let every live sequence begin again in an empty pool; returns the scheduler they wait in.
+
+    With an `Exception` the requests of the blamed sequences end with it; after an interrupt only the sequences whose
+    own change was cut in two end, with `StepInterrupted`.
+    """
+    sequences = [sequence for request in live for sequence in request.sequences]
+    started = [s for s in sequences if s.block_table.block_ids and (s.admitted is not None or s.index)]
+    memory.reset(pool, sequences)
+    for sequence in sequences:
+        if sequence.is_changing:
+            sequence.fail(_interrupted(error))
+    if isinstance(error, Exception):
+        give_up(live, blamed, error)
+    scheduler = make_scheduler()
+    for request in live:
+        waiting_forks = request.sequences[0].forks
+        for sequence in request.open_sequences():
+            sequence.num_preemptions += sequence in started
+            if sequence not in waiting_forks:
+                scheduler.requeue(sequence)
+    return scheduler
+
+
+def _interrupted(error: BaseException | None) -> Exception:
+    if isinstance(error, Exception):
+        return error
+    return StepInterrupted(
+        "the step was interrupted while it changed this request", "the text so far is kept; ask again for the rest"
+    )

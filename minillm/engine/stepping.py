@@ -1,0 +1,108 @@
+"""One step of the engine, in four phases, and what happens when one of them is torn.
+
+    schedule   the plan: who runs, who waits, who gives way          (tables change: preemption, prefix hits)
+    reserve    every block of the step is taken                      (tables change)
+    run        drafts are proposed, the worker executes, drafts are verified
+    commit     tokens are appended, drafts rolled back, blocks published    (everything changes)
+
+A step is all or nothing (contract C6). What can be torn is an exception of a part, or an interrupt (Ctrl-C) at any
+line. In phase `run` no state of the engine has changed: after an exception the planned sequences end with it; after
+an interrupt they lose their blocks, keep their tokens and compute them again, with the same bits (contract C2). In
+any other phase tables may be half changed, so nothing of the KV memory is relied upon: pool, prefix cache and
+scheduler are made anew, every sequence goes back to waiting, and those whose own change was cut in two end with an
+error. That costs time and the cached prefixes, never an answer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Literal
+
+from minillm.engine.assembly import Machinery
+from minillm.engine.batch import PlannedStep, make_input, reserve
+from minillm.engine.commit import Commit
+from minillm.engine.kv_manager import KVCacheManager
+from minillm.engine.scheduler import Scheduler, StepPlan
+from minillm.engine.sequence import Sequence
+from minillm.speculation.lookahead import Leave
+from minillm.worker.step import StepOutput
+
+Phase = Literal["idle", "schedule", "reserve", "run", "commit"]
+
+
+class Stepper:
+    """Carries out steps. `phase` says how far the step at hand has come."""
+
+    def __init__(self, machinery: Machinery, memory: KVCacheManager, commit: Commit) -> None:
+        self._worker, self._speculation = machinery.worker, machinery.speculation
+        self._num_token_ids, self._rejects = machinery.model.num_token_ids, machinery.rejects
+        self._memory, self._commit = memory, commit
+        self.phase: Phase = "idle"
+        self.step = PlannedStep(StepPlan())
+        self.raised: Exception | None = None  # by a detokenizer whose request was ended
+
+    def begin(self) -> None:
+        """Nothing is planned yet."""
+        self.step, self.phase = PlannedStep(StepPlan()), "idle"
+
+    def run(self, scheduler: Scheduler, now: float) -> list[Sequence]:
+        """One step; returns the sequences that got a token or failed.
+
+        Raises:
+            Exception: what a part raises; `phase` and `step` say what it was doing.
+        """
+        self.phase = "schedule"
+        self.step.plan = scheduler.schedule(now)
+        self.phase = "reserve"
+        reserve(self.step, self._memory, self._plan_lookahead(self.step.plan))
+        self.phase = "run"
+        output = self._execute(self.step)
+        self.phase = "commit"
+        changed = self._commit.apply(self.step, output, scheduler)
+        self.raised = self.raised or self._commit.raised
+        return changed
+
+    def take_raised(self) -> Exception | None:
+        """What a detokenizer raised since this was last asked; its request has ended with it."""
+        raised, self.raised = self.raised, None
+        return raised
+
+    def _plan_lookahead(self, plan: StepPlan) -> list[Leave]:
+        """Leave to look ahead for the plan's decoding sequences; empty where nobody has any."""
+        if self._speculation is None or not plan.decode:
+            return []
+        owned = [len(s.block_table.block_ids) + plan.blocks.get(s, 0) for s in plan.decode]
+        room = self._memory.available - plan.num_blocks
+        return self._speculation.plan(plan.decode, owned, plan.num_rows, room, self._memory.pool.block_size)
+
+    def _execute(self, step: PlannedStep) -> StepOutput:
+        if step.lookaheads and self._speculation:
+            step.proposals, step.draft_seconds = self._speculation.propose(step.lookaheads)
+            if not step.is_speculative:
+                self._give_back_room(step)
+        size = self._memory.pool.block_size
+        output = self._worker.execute(make_input(step, size, self._num_token_ids, self._rejects))
+        if self._speculation and step.plan.decode:
+            self._speculation.saw_target(output.num_rows, output.decode_seconds)
+            if output.verify:
+                self._speculation.learn(step.lookaheads, step.proposals, output.verify, step.draft_seconds)
+        return output
+
+    def _give_back_room(self, step: PlannedStep) -> None:
+        """Nobody had a guess: a plain step, without the room for guesses."""
+        self.phase = "reserve"
+        for sequence in step.plan.decode:
+            self._memory.rollback(sequence, sequence.num_tokens)
+        self.phase = "run"
+
+    # A torn step ----------------------------------------------------------------------------
+
+    def blamed(self, error: BaseException, scheduler: Scheduler, live: Iterable[Sequence]) -> list[Sequence]:
+        """The sequences that must end with an error, because of what tore the step."""
+        torn = [s for s in live if s.is_changing]
+        if not isinstance(error, Exception):
+            return torn
+        if self.phase == "schedule":
+            return [scheduler.current] if scheduler.current else list(live)
+        return [*torn, *self.step.plan.sequences]

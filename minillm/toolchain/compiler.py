@@ -1,0 +1,74 @@
+"""The C++ compiler: which one, and how it is run."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+# For all host code but csrc/cpu, which is compiled for speed.
+COMMON = (
+    "-std=c++20 -g -fPIC -Wall -Wextra -ffp-contract=off -fno-strict-aliasing -fno-threadsafe-statics".split()
+)
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class BuildFailed(Exception):
+    """The kernels cannot be compiled here; the message says why, with the compiler's own words."""
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A compiler that runs, and what it says of its version."""
+
+    path: str
+    version: str
+
+
+def find_compiler() -> Compiler | None:
+    """The first of $CXX, c++, g++ and clang++ that runs."""
+    for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
+        path = shutil.which(name) if name else None
+        if not path:
+            continue
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30, check=True)
+            return Compiler(path, said.stdout.partition("\n")[0].strip())
+    return None
+
+
+def require_compiler() -> Compiler:
+    """`find_compiler`, or BuildFailed."""
+    compiler = find_compiler()
+    if compiler is None or sys.platform == "win32":
+        raise BuildFailed("there is no C++ compiler")
+    return compiler
+
+
+def run_compiler(command: list[str]) -> None:
+    """Run a compiler.
+
+    Raises:
+        BuildFailed: it fails; with its first complaints.
+        OSError: it fails because the disk is full.
+    """
+    english = os.environ | {"LC_ALL": "C"}  # the messages are searched below
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=english)
+    if not done.returncode:
+        return
+    for number in _DISK_IS_FULL:
+        if os.strerror(number) in done.stderr:
+            raise OSError(number, os.strerror(number))
+    complaint = [line for line in done.stderr.splitlines() if "error" in line.lower()] or ["no message"]
+    raise BuildFailed(f"{Path(command[0]).name} failed: " + "; ".join(complaint[:3]))
+
+
+def num_jobs() -> int:
+    """How many compilers to run at once."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(cores or 1, 8))

@@ -1,0 +1,59 @@
+"""csrc/cpu: the native kernels, one library for every processor.
+
+    path.cpp  -- once for each instruction set --+
+    other *.cpp ---------------------------------+--> cpu-<key>-<key>.so, torch.ops.minillm
+
+No flag names this processor: the library carries the kernels for each instruction set and chooses when it
+is loaded, so a cache on a shared home directory serves every machine. Without a compiler the reference
+backend runs, and says so once.
+"""
+
+from __future__ import annotations
+
+import platform
+
+from minillm.toolchain.library import Library, Unit
+from minillm.toolchain.sanitizer import SANITIZE, sanitizing
+from minillm.toolchain.sources import csrc, find_sources, include_flags
+from minillm.toolchain.torch_files import LINK, STABLE, torch_includes, torch_library_folder, torch_version
+
+FLAGS = (
+    "-O3 -std=c++20 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -fno-strict-aliasing "
+    "-Wall -Wextra -Wno-psabi -Wno-uninitialized"
+).split()
+# This file is compiled once for each instruction set; the last set is for every machine.
+PER_ISA = "path.cpp"
+ISAS = {
+    "avx512": ["-DMINILLM_PATH_AVX512", *(f"-mavx512{x}" for x in ("f", "bw", "vl", "dq", "bf16")), "-mfma"],
+    "avx2": ["-DMINILLM_PATH_AVX2", "-mavx2", "-mfma", "-mf16c"],
+    "generic": [],
+}
+
+
+def cpu_library() -> Library:
+    """The kernels and their torch binding for CPU tensors.
+
+    Raises:
+        BuildFailed: the sources are not there.
+    """
+    folder = csrc() / "cpu"
+    observer = SANITIZE if sanitizing() else []
+    flags = [*FLAGS, *STABLE, *observer]
+    named = f"-ffile-prefix-map={folder}=csrc/cpu"  # messages name files as the reader knows them
+    places = [named, *include_flags("cpu"), *torch_includes()]
+    sources = find_sources("cpu", ".cpp")
+    per_isa = [source for source in sources if source.name == PER_ISA]
+    units = [Unit(source, [*flags, *isa], places) for source in per_isa for isa in _isas().values()]
+    units += [Unit(source, flags, places) for source in sources if source not in per_isa]
+    return Library(
+        "cpu",
+        units,
+        libraries=[*LINK, *observer],
+        places=[torch_library_folder()],
+        headers=[folder],
+        versions=[torch_version()],
+    )
+
+
+def _isas() -> dict[str, list[str]]:
+    return ISAS if platform.machine() in ("x86_64", "AMD64") else {"generic": []}

@@ -1,0 +1,76 @@
+"""csrc/cuda for a real GPU: nvcc for the kernels, the C++ compiler for the binding, one library.
+
+    *.cu -- nvcc --> objects for each architecture --+
+    bind.cpp -- c++ ---------------------------------+--> cuda-<key>-<key>.so, torch.ops.minillm_cuda
+
+Compiling needs no GPU and no CUDA build of torch; running needs both. The CUDA runtime is linked in, so
+the library loads where there is no driver and fails at the first launch instead.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from minillm.toolchain.compiler import COMMON, BuildFailed, Compiler
+from minillm.toolchain.cuda_toolkit import find_cuda, headers, nvcc_version, runtime_folder
+from minillm.toolchain.library import Library, Unit
+from minillm.toolchain.sources import csrc, find_sources, include_flags
+from minillm.toolchain.torch_files import LINK, STABLE, torch_includes, torch_library_folder, torch_version
+
+ARCHITECTURES = ("75", "80", "90")
+# -fmad=false: what is to be fused is written fmaf (csrc/cuda/dialect.h says why).
+FLAGS = ["-x", "cu", "-std=c++17", "-O3", "-fmad=false", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC"]
+RUNTIME = ["-lcudart_static", "-lrt", "-ldl", "-lpthread"]
+
+
+def wanted_architectures() -> list[str]:
+    """Those of TORCH_CUDA_ARCH_LIST, else of the GPU that is there, else all we test."""
+    import torch
+
+    named = re.findall(r"(\d+)\.(\d+)", os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
+    if named:
+        return [major + minor for major, minor in named]
+    if torch.cuda.is_available():
+        return ["{}{}".format(*torch.cuda.get_device_capability())]
+    return list(ARCHITECTURES)
+
+
+def cuda_library() -> Library:
+    """The kernels and their torch binding for CUDA tensors.
+
+    Raises:
+        BuildFailed: there is no nvcc, or no sources.
+    """
+    cuda = find_cuda()
+    if cuda is None:
+        raise BuildFailed("there is no CUDA toolkit (nvcc and its headers)")
+    bound, includes = [*COMMON, "-O2", *STABLE], include_flags("cuda")
+    places = [*includes, *torch_includes(), "-isystem", str(headers(cuda))]
+    nvcc, code = _nvcc(cuda), _code(wanted_architectures())
+    units = [Unit(path, bound, places) for path in find_sources("cuda", ".cpp")]
+    units += [Unit(path, [*FLAGS, *code], includes, nvcc) for path in find_sources("cuda", ".cu")]
+    return Library(
+        "cuda",
+        units,
+        libraries=[*LINK, *RUNTIME],
+        places=[torch_library_folder(), f"-L{runtime_folder(cuda)}"],
+        headers=[csrc() / "cuda", csrc() / "simt"],
+        versions=[torch_version()],
+    )
+
+
+def compile_command(cuda: Path, source: Path, target: Path, architectures: Sequence[str]) -> list[str]:
+    """The call of nvcc that makes an object file with SASS for each architecture."""
+    unit = Unit(source, [*FLAGS, *_code(architectures)], include_flags("cuda"))
+    return [_nvcc(cuda).path, *unit.arguments(target)]
+
+
+def _nvcc(cuda: Path) -> Compiler:
+    return Compiler(str(cuda / "bin" / "nvcc"), f"nvcc {nvcc_version(cuda)}")
+
+
+def _code(architectures: Sequence[str]) -> list[str]:
+    return [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in architectures]

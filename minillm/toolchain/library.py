@@ -1,0 +1,213 @@
+"""The pipeline: a few sources of csrc to one shared library, once.
+
+    Unit: source, flags -- compile --> object --+
+    Unit: source, flags -- compile --> object --+-- link --> <name>-<source key>-<compiler key>.so
+
+    source key     what the units include and are compiled with, torch where they use it, the platform
+    compiler key   the C++ compiler's version
+
+    looked for in   minillm/kernels (put there by setup.py, when asked)
+                    the cache (cache.py)
+    else compiled   into the cache, or for this process alone where the cache cannot be written
+
+Where a file lies is no part of a key: two checkouts with the same sources share their libraries, and what
+setup.py compiled is found where pip has put it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from minillm.toolchain.cache import (
+    cache_folder,
+    clear_leftovers,
+    install,
+    is_whole,
+    locked_cache,
+    temporary_folder,
+)
+from minillm.toolchain.compiler import (
+    BuildFailed,
+    Compiler,
+    find_compiler,
+    num_jobs,
+    require_compiler,
+    run_compiler,
+)
+from minillm.toolchain.sources import PACKAGE
+
+PREBUILT = PACKAGE / "kernels"
+HEADERS = (".h", ".cuh")
+SOURCES = (*HEADERS, ".cpp", ".cu")
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One source file and how it is compiled: by the C++ compiler, if no other is named.
+
+    `places` are flags that name folders of this machine (-I, -isystem). They are no part of the key; what
+    lies in those folders is, by way of `Library.headers` and `Library.versions`.
+    """
+
+    source: Path
+    flags: Sequence[str]
+    places: Sequence[str] = ()
+    compiler: Compiler | None = None
+
+    def arguments(self, target: Path) -> list[str]:
+        """The compiler's arguments, to make the object file `target`."""
+        return [*self.flags, *self.places, "-c", str(self.source), "-o", str(target)]
+
+
+@dataclass(frozen=True)
+class Library:
+    """One shared library.
+
+    Attributes:
+        name: how its file's name begins.
+        units: what it is made of.
+        libraries: flags to link with.
+        places: flags to link with that name folders of this machine (-L): no part of the key.
+        headers: folders whose headers, at any depth, the units include; their neighbours count anyway.
+        versions: what else the result depends on.
+        folder: where it is kept instead of in the cache.
+    """
+
+    name: str
+    units: Sequence[Unit]
+    libraries: Sequence[str] = ()
+    places: Sequence[str] = ()
+    headers: Sequence[Path] = ()
+    versions: Sequence[str] = ()
+    folder: Path | None = None
+
+    def path(self) -> Path:
+        """Where it is, or will be once it is built.
+
+        Raises:
+            BuildFailed: there is no compiler.
+        """
+        return self._folder() / self._file_name(require_compiler())
+
+    def find(self) -> Path | None:
+        """The library, if it is compiled already. Without a compiler any compiler's work will do."""
+        compiler, key = find_compiler(), self._source_key()
+        any_compiler = f"{glob.escape(self.name)}-{key}-*.so"
+        cached = glob.escape(self._file_name(compiler)) if compiler else any_compiler
+        for folder, pattern in ((PREBUILT, any_compiler), (self._folder(), cached)):
+            with contextlib.suppress(OSError):
+                for path in sorted(folder.glob(pattern)):
+                    if is_whole(path):
+                        return path
+        return None
+
+    def build(self) -> Path:
+        """Compile the units and link them, unless that is done already.
+
+        Raises:
+            BuildFailed: no compiler, its complaint, or nowhere to write.
+        """
+        target = self.path()
+        if is_whole(target):
+            return target
+        try:
+            with locked_cache(target.parent) as folder:
+                if not is_whole(target):  # nobody else has built it while we waited
+                    clear_leftovers(folder)
+                    self._compile_with_bar(folder)
+            return target
+        except OSError as error:
+            return self._build_for_this_process(target, error)
+
+    def compile_into(self, folder: Path, progress: Progress | None = None) -> Path:
+        """Compile and link into `folder`, in which the library appears whole or not at all.
+
+        Args:
+            folder: it exists.
+            progress: called with (units compiled, units in all).
+
+        Raises:
+            BuildFailed: no compiler, or its complaint.
+            OSError: the folder cannot be written, or is full.
+        """
+        compiler = require_compiler()
+        target = folder / self._file_name(compiler)
+        with tempfile.TemporaryDirectory(prefix="build-", dir=folder) as scratch:
+            objects = [Path(scratch) / f"{i}.o" for i in range(len(self.units))]
+            commands = [
+                [(unit.compiler or compiler).path, *unit.arguments(out)]
+                for unit, out in zip(self.units, objects, strict=True)
+            ]
+            _run_all(commands, progress)
+            built = Path(scratch) / target.name
+            run_compiler(self._link_command(compiler, objects, built))
+            install(built, target)
+        return target
+
+    def _build_for_this_process(self, target: Path, reason: OSError) -> Path:
+        cache, why = target.parent, reason.strerror or str(reason)
+        try:
+            folder = temporary_folder(target.name)
+            if not is_whole(folder / target.name):
+                print(f"minillm: {cache}: {why}: compiling for this process alone", file=sys.stderr)
+                self._compile_with_bar(folder)
+            return folder / target.name
+        except OSError as error:
+            why = f"{why}; nor can a temporary folder: {error.strerror or error}"
+            raise BuildFailed(f"{cache} cannot be written: {why}") from None
+
+    def _compile_with_bar(self, folder: Path) -> None:
+        from minillm.progress import Bar  # late: setup.py may run where rich is not installed
+
+        with Bar(f"compiling {self.name}") as bar:
+            self.compile_into(folder, bar)
+
+    def _link_command(self, compiler: Compiler, objects: Sequence[Path], target: Path) -> list[str]:
+        # What the simulator and torch define is found when the library is loaded.
+        shared = ["-dynamiclib", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
+        files = [*map(str, objects), "-o", str(target)]
+        return [compiler.path, *shared, *files, *self.places, *self.libraries]
+
+    def _folder(self) -> Path:
+        return self.folder or cache_folder()
+
+    def _file_name(self, compiler: Compiler) -> str:
+        compiler_key = hashlib.sha256(compiler.version.encode()).hexdigest()[:8]
+        return f"{self.name}-{self._source_key()}-{compiler_key}.so"
+
+    def _source_key(self) -> str:
+        digest = hashlib.sha256()
+        for name, content in sorted((path.name, path.read_bytes()) for path in self._files()):
+            digest.update(f"{name}\0".encode() + content)
+        units = [
+            (unit.source.name, list(unit.flags), unit.compiler and unit.compiler.version)
+            for unit in self.units
+        ]
+        settings = [units, list(self.libraries), list(self.versions), sys.platform, platform.machine()]
+        digest.update(repr(settings).encode())
+        return digest.hexdigest()[:20]
+
+    def _files(self) -> set[Path]:
+        """The units, what lies beside them, and all headers: whatever could be included."""
+        beside = {path for unit in self.units for path in unit.source.parent.iterdir()}
+        below = {path for folder in self.headers for path in folder.rglob("*") if path.suffix in HEADERS}
+        return {path for path in beside | below if path.suffix in SOURCES and path.is_file()}
+
+
+def _run_all(commands: Sequence[list[str]], progress: Progress | None) -> None:
+    with ThreadPoolExecutor(num_jobs()) as pool:
+        jobs = [pool.submit(run_compiler, command) for command in commands]
+        for done, job in enumerate(as_completed(jobs), start=1):
+            job.result()
+            if progress:
+                progress(done, len(jobs))

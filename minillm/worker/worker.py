@@ -1,0 +1,188 @@
+"""The worker: carries out a step on one device. `StepInput -> Worker.execute -> StepOutput`.
+
+    prefill pass --> finite? --> fork copies --> draws
+    decode pass  --> finite? --> draws                     or, in a step in which anything was drafted,
+    branch copies --> verifying pass --> verification
+
+Logits are checked before they are used. A row that holds NaN or infinity is never drawn from, and its neighbours
+are not affected: rows of a batch share no arithmetic.
+
+The loops, the sampler and the verification are given to the worker, so a reader's own take their place here. What
+they return is checked before anything relies on it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from minillm.errors import PartError
+from minillm.ops.contract import Ops
+from minillm.ops.sampling import SamplingBatch
+from minillm.worker.decode import decode
+from minillm.worker.prefill import prefill
+from minillm.worker.runner import ModelRunner
+from minillm.worker.step import (
+    DecodeRow,
+    DraftRows,
+    Drawn,
+    Draws,
+    PrefillChunk,
+    SequenceRows,
+    StepInput,
+    StepOutput,
+    VerifyResult,
+)
+
+Sampler = Callable[[Tensor, SamplingBatch], Tensor]
+PrefillLoop = Callable[[ModelRunner, Sequence[PrefillChunk]], Tensor]
+DecodeLoop = Callable[[ModelRunner, Sequence[DecodeRow]], Tensor]
+
+
+class Verification(Protocol):
+    """Decides which drafted tokens stand (`minillm/speculation/verification.py`)."""
+
+    def verify(
+        self, rows: Sequence[DraftRows], logits: Tensor, num_token_ids: int
+    ) -> list[VerifyResult]:
+        """A result for each sequence; `logits` [num_rows, vocab_size] has all its branches' rows, end to end."""
+
+
+@dataclass(frozen=True)
+class WorkerParts:
+    """What a worker runs. `sampler` None is the backend's own."""
+
+    prefill_loop: PrefillLoop = prefill
+    decode_loop: DecodeLoop = decode
+    sampler: Sampler | None = None
+    verification: Verification | None = None
+
+
+class Worker:
+    """Carries out steps over the model and the cache of `runner`."""
+
+    def __init__(self, runner: ModelRunner, parts: WorkerParts | None = None) -> None:
+        parts = parts or WorkerParts()
+        self.runner, self._ops = runner, runner.decoder.ops
+        self._prefill_loop, self._decode_loop = parts.prefill_loop, parts.decode_loop
+        self._verification = parts.verification
+        self._sample: Sampler = parts.sampler or self._ops.sample
+        # One call for the pass and the draws, where both are the engine's own and the backend can.
+        self._draws_in_pass = runner.is_fused and parts.sampler is None and parts.decode_loop is decode
+
+    @property
+    def ops(self) -> Ops:
+        """The backend."""
+        return self._ops
+
+    @torch.inference_mode()  # once for the step: entering it for every pass adds up
+    def execute(self, step: StepInput) -> StepOutput:
+        """Carry out a step.
+
+        Raises:
+            PartError: a replaced loop or sampler returned something that cannot be used.
+            Exception: whatever a part raises. Nothing but cache slots of this step has been written.
+        """
+        output = StepOutput()
+        if step.prefill:
+            output.prefill = self._run_prefill(step)
+        started = time.perf_counter()
+        if step.verify:
+            output.verify = self._run_verify(step)
+            output.num_rows = sum(len(row) + 1 for seq in step.verify for row in seq.branches or [[]])
+        elif step.decode and step.decode_draws:
+            output.decode = self._run_decode(step.decode, step.decode_draws)
+            output.num_rows = len(step.decode)
+        output.decode_seconds = time.perf_counter() - started
+        return output
+
+    @torch.inference_mode()
+    def logits(self, rows: SequenceRows) -> Tensor:
+        """Compute a chunk; the logits behind each of its tokens: float32 [num_tokens, vocab_size] on the CPU."""
+        return self.runner.all_logits([rows]).float().cpu()
+
+    def _run_prefill(self, step: StepInput) -> Drawn:
+        """Compute the chunks; those that hold their sequence's newest token give it (or its samples) the next."""
+        logits = _checked("prefill_loop", self._prefill_loop(self.runner, step.prefill), len(step.prefill))
+        finite = self._ops.finite_rows(logits).tolist()
+        self.runner.copy_blocks(step.fork_copies)
+        return self._draw(logits, step.prefill_draws, finite)
+
+    def _run_decode(self, rows: list[DecodeRow], draws: Draws) -> Drawn:
+        """One token for each sequence."""
+        if self._draws_in_pass:
+            batch = [SequenceRows((row.token_id,), row.position, row.block_table) for row in rows]
+            tokens, finite, logits = self.runner.decode_step(batch, draws.batch)
+            return self._report(logits, draws, finite.tolist(), tokens)
+        logits = _checked("decode_loop", self._decode_loop(self.runner, rows), len(rows))
+        return self._draw(logits, draws, self._ops.finite_rows(logits).tolist())
+
+    def _run_verify(self, step: StepInput) -> list[VerifyResult]:
+        """One token for each sequence, and those drafted ones that stand."""
+        if self._verification is None:
+            raise PartError("this worker has nothing to verify drafts with", "give it a verification")
+        self.runner.copy_blocks(step.branch_copies)
+        logits = self.runner.all_logits([rows for seq in step.verify for rows in _branch_rows(seq)])
+        return self._verification.verify(step.verify, logits, step.num_token_ids)
+
+    def _draw(self, logits: Tensor, draws: Draws | None, finite: list[bool]) -> Drawn:
+        """Draw from the rows that can be drawn from; -1 for the others."""
+        if draws is None:
+            return Drawn(finite, [], [])
+        alive = [i for i, row in enumerate(draws.rows) if finite[row]]
+        if not alive:
+            return Drawn(finite, [-1] * len(draws.rows), [None] * len(draws.rows))
+        if len(alive) == len(draws.rows):
+            picked = logits if draws.rows == list(range(len(logits))) else logits[draws.rows]
+            tokens = self._sampled(picked, draws.batch)
+            return self._report(picked, draws, finite, tokens)
+        rows = [draws.rows[i] for i in alive]
+        some = Draws(rows, draws.batch.rows(alive), [draws.tops[i] for i in alive])
+        found = self._report(logits[rows], some, finite, self._sampled(logits[rows], some.batch))
+        all_tokens = [-1] * len(draws.rows)
+        all_logprobs: list[dict[int, float] | None] = [None] * len(draws.rows)
+        for i, token, logprobs in zip(alive, found.tokens, found.logprobs, strict=True):
+            all_tokens[i], all_logprobs[i] = token, logprobs
+        return Drawn(finite, all_tokens, all_logprobs)
+
+    def _sampled(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
+        tokens = self._sample(logits, batch)
+        if not isinstance(tokens, Tensor) or tokens.shape != (len(logits),):
+            raise PartError(
+                f"part 'sampler' returned {_shape(tokens)} for {len(logits)} rows", "return one id for each row"
+            )
+        return tokens
+
+    def _report(self, logits: Tensor, draws: Draws, finite: list[bool], tokens: Tensor) -> Drawn:
+        """The drawn tokens as numbers, with log-probabilities where they are wanted."""
+        logprobs: list[dict[int, float] | None] = [None] * len(draws.tops)
+        wanted = [i for i, top in enumerate(draws.tops) if top is not None and finite[draws.rows[i]]]
+        if wanted:
+            tops = [draws.tops[i] or 0 for i in wanted]
+            for i, row in zip(wanted, self._ops.token_logprobs(logits[wanted], tokens[wanted], tops), strict=True):
+                logprobs[i] = row
+        return Drawn(finite, tokens.tolist(), logprobs)
+
+
+def _branch_rows(sequence: DraftRows) -> list[SequenceRows]:
+    """The newest token and a draft, for every branch; the newest alone without a draft."""
+    tables = zip(sequence.branches or [[]], sequence.block_tables, strict=False)
+    return [SequenceRows([sequence.token_id, *drafted], sequence.position, table) for drafted, table in tables]
+
+
+def _checked(part: str, logits: Tensor, count: int) -> Tensor:
+    """What a loop returned, if it has a row for each sequence."""
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != count:
+        raise PartError(
+            f"part {part!r} returned {_shape(logits)} for {count} sequences", "return one row of logits for each"
+        )
+    return logits
+
+
+def _shape(value: object) -> str:
+    return f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"

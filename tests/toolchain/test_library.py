@@ -1,0 +1,230 @@
+"""The pipeline: killed half-way, twice at once, nowhere to write, damaged files, odd paths, no compiler.
+
+Each test builds a library of two small sources, in processes of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+COMPILER = shutil.which(os.environ.get("CXX", "c++"))
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
+
+BUILD = """
+import ctypes, sys
+from pathlib import Path
+from minillm.toolchain.cache import release
+from minillm.toolchain.library import Library, Unit
+sources, *flags = sys.argv[1:]
+include = Path(sources) / "include"
+units = [Unit(path, ["-fPIC", *flags], ["-I", str(include)]) for path in Path(sources).glob("*.cpp")]
+library = Library("answer", units, headers=[include])
+path = library.find() or library.build()
+answer = ctypes.CDLL(str(path)).answer
+release(path)
+print(path, answer())
+"""
+# Says that the disk is full when it is to write into a folder of this name.
+FULL = """for last; do :; done
+case "$*" in *" {folder}"*) echo "as: $last: No space left on device" >&2; exit 1;; esac
+exec "{compiler}" "$@"
+"""
+
+
+class Builder:
+    """A small library, a cache, and a compiler that writes down what it is asked."""
+
+    def __init__(self, folder: Path) -> None:
+        self.sources, self.cache, self.log = folder / "so urces", folder / "a cache", folder / "log"
+        self.header = self.sources / "include" / "deep" / "number.h"
+        self.header.parent.mkdir(parents=True)
+        self.header.write_text("enum { kNumber = 42 };\n")
+        (self.sources / "answer.cpp").write_text(
+            'extern "C" int number(); extern "C" int answer() { return number(); }\n'
+        )
+        (self.sources / "number.cpp").write_text(
+            '#include "deep/number.h"\nextern "C" int number() { return kNumber; }\n'
+        )
+        self.compiler = folder / "c++ wrapper"
+        self.write_compiler(f'exec "{COMPILER}" "$@"')
+
+    def write_compiler(self, script: str) -> None:
+        self.compiler.write_text(f'#!/bin/sh\necho "$*" >>"{self.log}"\n{script}\n')
+        self.compiler.chmod(0o755)
+
+    @property
+    def num_compiled(self) -> int:
+        """Sources compiled so far."""
+        return sum(" -c " in line for line in self.log.read_text().splitlines()) if self.log.exists() else 0
+
+    def in_cache(self) -> list[str]:
+        return sorted(path.name for path in self.cache.iterdir())
+
+    def start(self, *flags: str, **environment: str) -> subprocess.Popen[str]:
+        own = {"CXX": str(self.compiler), "MINILLM_CACHE": str(self.cache), "PYTHONPATH": str(REPO)}
+        return subprocess.Popen(
+            [sys.executable, "-P", "-c", BUILD, str(self.sources), *flags],
+            env=os.environ | own | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *flags: str, **environment: str) -> tuple[Path, str]:
+        """The library, and what was said."""
+        out, said = self.start(*flags, **environment).communicate(timeout=120)
+        assert out.endswith(" 42\n"), said
+        return Path(out.removesuffix(" 42\n")), said
+
+    def build(self, *flags: str, **environment: str) -> Path:
+        """The library, built or found without a word."""
+        library, said = self.run(*flags, **environment)
+        assert said == ""
+        return library
+
+
+@pytest.fixture
+def builder(tmp_path: Path) -> Builder:
+    return Builder(tmp_path)
+
+
+def kept(library: Path) -> list[str]:
+    """What a cache holds that has compiled this library alone."""
+    return [library.name, f"{library.name}.sha256", "lock"]
+
+
+def test_built_once_and_found_again_in_a_path_with_spaces(builder: Builder) -> None:
+    first = builder.build()
+    assert first.parent == builder.cache
+    assert builder.num_compiled == 2
+    assert builder.build() == first
+    assert builder.num_compiled == 2
+    assert builder.in_cache() == kept(first)
+
+
+def test_another_source_header_flag_or_compiler_is_another_library(builder: Builder) -> None:
+    names = {builder.build()}
+    for path in (builder.sources / "answer.cpp", builder.header):
+        path.write_text(path.read_text() + "// changed\n")
+        names.add(builder.build())
+    names.add(builder.build("-DANY"))
+    builder.write_compiler(f'[ "$1" = --version ] && echo newer && exit; exec "{COMPILER}" "$@"')
+    names.add(builder.build())
+    assert len(names) == 5
+
+
+def test_the_same_sources_elsewhere_are_the_same_library(builder: Builder, tmp_path: Path) -> None:
+    first = builder.build()
+    builder.sources = builder.sources.rename(tmp_path / "moved")
+    assert builder.build() == first
+    assert builder.num_compiled == 2
+
+
+def test_without_a_compiler_the_library_is_still_found(builder: Builder) -> None:
+    assert builder.build() == builder.build(CXX="", PATH="/nonexistent")
+
+
+def test_killed_half_way(builder: Builder) -> None:
+    """The lock dies with its process, and what it left is neither used nor kept."""
+    builder.write_compiler(f'[ "$1" = --version ] && exec "{COMPILER}" "$@"; sleep 600')
+    victim = builder.start()
+    while builder.num_compiled == 0:
+        assert victim.poll() is None
+        time.sleep(0.01)
+    assert list(builder.cache.glob("build-*")), "control: it was killed while it was building"
+    os.killpg(victim.pid, signal.SIGKILL)
+    victim.communicate()
+    builder.write_compiler(f'exec "{COMPILER}" "$@"')
+    library = builder.build()
+    assert builder.in_cache() == kept(library)
+
+
+def test_started_twice_at_once(builder: Builder) -> None:
+    """One compiles, the other waits for it."""
+    builder.write_compiler(f'[ "$1" = --version ] || sleep 0.5; exec "{COMPILER}" "$@"')
+    both = [builder.start() for _ in range(2)]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
+    assert outputs[0] == outputs[1] and outputs[0].endswith(" 42\n")
+    assert builder.num_compiled == 2
+
+
+def truncate(library: Path) -> None:
+    os.truncate(library, library.stat().st_size // 2)  # loaded, it would end the process with SIGBUS
+
+
+def flip(library: Path) -> None:
+    content = bytearray(library.read_bytes())
+    content[len(content) // 2] ^= 1
+    library.write_bytes(content)
+
+
+def forget(library: Path) -> None:
+    library.with_name(f"{library.name}.sha256").unlink()
+
+
+def spoil(library: Path) -> None:
+    library.with_name(f"{library.name}.sha256").write_bytes(b"\xff\0")
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, forget, spoil, Path.unlink])
+def test_a_damaged_library_is_compiled_again(builder: Builder, damage: Callable[[Path], None]) -> None:
+    library = builder.build()
+    content = library.read_bytes()
+    damage(library)
+    assert builder.build() == library
+    assert (library.read_bytes(), builder.in_cache()) == (content, kept(library))
+    assert builder.num_compiled == 4
+
+
+def test_a_cache_that_cannot_be_written(builder: Builder, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for cache in (tmp_path / "file" / "cache", Path("/proc/minillm")):
+        library, said = builder.run(MINILLM_CACHE=str(cache))
+        assert said.startswith(f"minillm: {cache}: ") and said.count("\n") == 1
+        assert said.endswith(": compiling for this process alone\n")
+        assert not library.parent.exists(), "a library for one process is removed with it"
+    if os.getuid():  # root writes everywhere
+        builder.cache.mkdir(mode=0o500)
+        assert builder.run()[0].parent != builder.cache
+
+
+def test_a_cache_that_is_full(builder: Builder) -> None:
+    builder.write_compiler(FULL.format(folder=builder.cache, compiler=COMPILER))
+    library, said = builder.run()
+    assert said == f"minillm: {builder.cache}: No space left on device: compiling for this process alone\n"
+    assert library.parent != builder.cache and builder.in_cache() == ["lock"]
+
+
+def test_no_room_anywhere_is_a_build_that_failed(builder: Builder) -> None:
+    builder.write_compiler(FULL.format(folder="/", compiler=COMPILER))
+    last = builder.start().communicate(timeout=120)[1].splitlines()[-1]
+    full = "No space left on device"
+    assert last.endswith(
+        f"BuildFailed: {builder.cache} cannot be written: {full}; nor can a temporary folder: {full}"
+    )
+
+
+def test_a_read_only_cache_serves_what_it_has(builder: Builder) -> None:
+    library = builder.build()
+    (builder.cache / "lock").unlink()
+    (builder.cache / "lock").mkdir()  # nobody can hold it, not even root
+    assert builder.build() == library
+
+
+def test_a_compiler_that_fails_is_quoted(builder: Builder) -> None:
+    (builder.sources / "answer.cpp").write_text("int answer( { }\n")
+    complaint = builder.start(LC_ALL="de_DE.UTF-8").communicate(timeout=120)[1]
+    assert "BuildFailed" in complaint and "answer.cpp" in complaint and "error" in complaint
+    assert builder.in_cache() == ["lock"]
