@@ -82,7 +82,7 @@ class BackendError(MinillmError):
 
 
 class EngineBusy(MinillmError):
-    """The engine is in the middle of a step: of another thread, or of the caller itself (a part or a listener)."""
+    """A step was asked for in the middle of a step, by a part or a listener."""
 
 
 class ForkedEngine(MinillmError):

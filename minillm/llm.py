@@ -22,7 +22,7 @@ from minillm.config import EngineOptions, SamplingParams, engine_config, require
 from minillm.engine.engine import Engine
 from minillm.engine.outputs import RequestOutput
 from minillm.engine.parts import Parts
-from minillm.errors import MinillmError, PromptTooLong, QueueFull, UsageError
+from minillm.errors import MinillmError, QueueFull, UsageError
 from minillm.model.loader import load_model
 from minillm.model.locate import find_model
 from minillm.progress import Bar
@@ -177,7 +177,9 @@ class LLM:
         return self.engine.logits(token_ids)
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise UsageError("an LLM cannot be copied or pickled", "make one in each process, from the same folder")
+        raise UsageError(
+            "an LLM cannot be copied or pickled", "make one in each process, from the same folder"
+        )
 
     def _run(
         self, prompts: list[list[int]], params: list[SamplingParams], tenant: str | None, progress: bool
@@ -235,7 +237,9 @@ class LLM:
             if is_enough():
                 return
             if not self.engine.has_unfinished_requests():
-                raise MinillmError("a request ended unseen", "use the LLM, or step its engine, but not both at once")
+                raise MinillmError(
+                    "a request ended unseen", "use the LLM, or step its engine, but not both at once"
+                )
             self._step()
 
     def _step(self) -> None:
@@ -263,7 +267,9 @@ class TextIterator(Iterator[str]):
     A request that ends with an error gives its text first; then the iteration raises that error.
     """
 
-    def __init__(self, engine: Engine, request_id: str, advance: Callable[[Callable[[], bool]], None]) -> None:
+    def __init__(
+        self, engine: Engine, request_id: str, advance: Callable[[Callable[[], bool]], None]
+    ) -> None:
         self.request_id = request_id
         self._engine, self._advance = engine, advance
         self._given = 0

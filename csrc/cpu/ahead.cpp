@@ -17,11 +17,12 @@ namespace {
 
 class Ahead {
  public:
-  Ahead(const Kernels& kernels, const AheadArgs& args)
-      : a_(args),
-        first_(args.first.layers.batch),
-        pass_(kernels, args.first),
-        logits_(first_.num_seqs, args.first.vocab, width_of(args.first.dtype)),
+  Ahead(const Kernels& kernels, const Model& model, const AheadArgs& args)
+      : m_(model),
+        a_(args),
+        first_(args.first.batch),
+        pass_(kernels, model, first_.num_tokens),
+        logits_(first_.num_seqs, model.vocab, width_of(model.heads.dtype)),
         finite_(first_.num_seqs, 1, sizeof(bool)) {}
 
   void run() {
@@ -29,7 +30,7 @@ class Ahead {
     std::vector<int64_t> drawn(count), positions(count), slots(count), no_seen(count);
     std::vector<int32_t> starts(count + 1), lengths(count);
     for (int64_t s = 0; s <= count; s++) starts[s] = static_cast<int32_t>(s);
-    pass_.run(first_, a_.first.ids, logits_.get());
+    pass_.logits(a_.first, logits_.get());
     for (int64_t level = 0, alive; (alive = count_alive(level)); level++) {
       if (level) {
         for (int64_t s = 0; s < alive; s++) {
@@ -37,9 +38,9 @@ class Ahead {
           slots[s] = slot_of(s, positions[s]);
           lengths[s] = static_cast<int32_t>(positions[s] + 1);
         }
-        pass_.run({positions.data(), slots.data(), first_.block_table, first_.table_stride, starts.data(),
-                   lengths.data(), alive, alive},
-                  drawn.data(), logits_.get());
+        Batch batch = {positions.data(), slots.data(), first_.block_table, first_.table_stride,
+                       starts.data(),    lengths.data(), alive,            alive};
+        pass_.logits({batch, drawn.data()}, logits_.get());
       }
       draw(level, alive, no_seen.data(), drawn.data());
       for (int64_t s = 0; s < alive; s++) a_.tokens[s * a_.count + level] = drawn[s];
@@ -55,16 +56,17 @@ class Ahead {
   }
 
   int64_t slot_of(int64_t sequence, int64_t position) const {
-    int64_t size = a_.first.layers.heads.block_size;
+    int64_t size = m_.heads.block_size;
     return first_.block_table[sequence * first_.table_stride + position / size] * size + position % size;
   }
 
   void draw(int64_t level, int64_t alive, const int64_t* no_seen, int64_t* drawn) {
-    pass_.draw({logits_.get(), a_.first.dtype, alive, a_.first.vocab, a_.num_token_ids,
-                a_.keys + level * first_.num_seqs, a_.numbers, a_.top_k, nullptr, no_seen, nullptr, drawn},
+    pass_.draw({logits_.get(), m_.heads.dtype, alive, m_.vocab, a_.num_token_ids, a_.keys + level * first_.num_seqs,
+                a_.numbers, a_.top_k, nullptr, no_seen, nullptr, drawn},
                static_cast<bool*>(finite_.get()));
   }
 
+  const Model& m_;
   const AheadArgs& a_;
   const Batch& first_;
   const Pass pass_;
@@ -78,24 +80,31 @@ void as_team(const Body& body) {
 
 }  // namespace
 
-void last_logits(const Kernels& kernels, const PassArgs& args, void* logits) {
-  if (!args.layers.batch.num_seqs) return;
-  Pass pass(kernels, args);
-  as_team([&] { pass.run(args.layers.batch, args.ids, logits); });
+void hidden_states(const Kernels& kernels, const Model& model, const PassArgs& args, void* x) {
+  if (!args.batch.num_tokens) return;
+  Pass pass(kernels, model, args.batch.num_tokens);
+  as_team([&] { pass.hidden(args, x, false); });
 }
 
-void decode_step(const Kernels& kernels, const PassArgs& args, const SampleArgs& draws, void* logits, bool* finite) {
-  if (!args.layers.batch.num_seqs) return;
-  Pass pass(kernels, args);
+void last_logits(const Kernels& kernels, const Model& model, const PassArgs& args, void* logits) {
+  if (!args.batch.num_seqs) return;
+  Pass pass(kernels, model, args.batch.num_tokens);
+  as_team([&] { pass.logits(args, logits); });
+}
+
+void decode_step(const Kernels& kernels, const Model& model, const PassArgs& args, const SampleArgs& draws,
+                 void* logits, bool* finite) {
+  if (!args.batch.num_seqs) return;
+  Pass pass(kernels, model, args.batch.num_tokens);
   as_team([&] {
-    pass.run(args.layers.batch, args.ids, logits);
+    pass.logits(args, logits);
     pass.draw(draws, finite);
   });
 }
 
-void decode_ahead(const Kernels& kernels, const AheadArgs& args) {
-  if (!args.first.layers.batch.num_seqs) return;
-  Ahead ahead(kernels, args);
+void decode_ahead(const Kernels& kernels, const Model& model, const AheadArgs& args) {
+  if (!args.first.batch.num_seqs) return;
+  Ahead ahead(kernels, model, args);
   as_team([&] { ahead.run(); });
 }
 

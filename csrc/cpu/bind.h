@@ -77,31 +77,40 @@ inline void check_range(const char* op, const char* name, const int64_t* values,
 
 inline Tensor like(const Tensor& t, std::vector<int64_t> shape) { return torch::stable::new_empty(t, shape); }
 
-// The index tensors of a step, checked against the cache and the rope tables.
+inline void check_rope(const char* op, const Tensor& cos, const Tensor& sin, int64_t head_dim) {
+  check(op, "cos", cos, 2, ScalarType::Float);
+  check(op, "sin", sin, 2, ScalarType::Float);
+  check_size(op, "cos's width", cos.size(1), head_dim / 2);
+  check_size(op, "sin's width", sin.size(1), cos.size(1));
+  check_size(op, "sin's length", sin.size(0), cos.size(0));
+}
+
+// The index tensors of a step, checked against the cache and the number of positions. `read_sequences` adds to
+// what `read_slots` has read.
 Batch read_slots(const char* op, const Tensor& positions, const Tensor& slot_mapping, int64_t num_tokens,
-                 const Tensor& cos, const Tensor& sin, const Tensor& cache);
+                 int64_t max_positions, const Tensor& cache);
 void read_sequences(const char* op, Batch& batch, const Tensor& block_table, const Tensor& query_start,
-                    const Tensor& kv_len, int64_t num_tokens, const Tensor& cache);
+                    const Tensor& kv_len, const Tensor& cache);
 Heads heads_of(const Tensor& cache, int64_t num_heads, DType dtype);
 
-// The tensors of a decoder's layers, checked once and kept: a step then hands over a number instead of hundreds
-// of tensors, whose way through torch's dispatcher costs as much as a tenth of the weights.
-struct BoundLayers {
+// A model's weights and caches, checked once and kept (bind_weights.cpp): a step then passes a number instead of
+// hundreds of tensors, whose way through torch's dispatcher costs as much as a tenth of the weights.
+struct BoundModel {
+  Model model;
+  std::vector<Layer> layers;
   std::vector<Tensor> kept;  // what the pointers point into
-  std::vector<LayerWeights> layers;
-  Tensor cache;  // the first, for the shape they all have
-  int64_t num_heads, hidden, intermediate;
-  DType dtype;
+  std::optional<Tensor> cache;  // the first layer's keys, for the shape that all caches have
+  int64_t max_positions;
 };
-std::shared_ptr<const BoundLayers> find_layers(const char* op, int64_t number);
+std::shared_ptr<const BoundModel> find_model(const char* op, int64_t number);
 
-// All of a pass over the layers but where its rows begin and end.
-LayersArgs layers_of(const BoundLayers& bound, const Batch& batch, const Tensor& cos, const Tensor& sin, double eps,
-                     double scale);
-// What `sample` is told of `rows` rows of logits, checked; where they lie and where the tokens go is left open.
-SampleArgs read_sampling(const char* op, int64_t rows, int64_t vocab, DType dtype, const Tensor& keys,
-                         const Tensor& numbers, const Tensor& top_k, const Tensor& seen, const Tensor& seen_end,
-                         int64_t num_token_ids);
+// How to draw from each row of logits: minillm/ops/sampling.py, `SamplingBatch.tensors`.
+struct SamplingTensors {
+  const Tensor &keys, &numbers, &top_k, &seen, &seen_end;
+  int64_t num_token_ids;
+};
+// The same, checked for `rows` rows of logits; where logits lie and where tokens go is left open.
+SampleArgs read_sampling(const char* op, int64_t rows, int64_t vocab, DType dtype, const SamplingTensors& t);
 
 // A packed matrix [out, in] that x of the given dtype can be multiplied with.
 Matrix matrix_of(const char* op, const Tensor& packed, int64_t out, int64_t in, DType dtype);

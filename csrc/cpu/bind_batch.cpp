@@ -60,32 +60,26 @@ Heads heads_of(const Tensor& cache, int64_t num_heads, DType dtype) {
 }
 
 Batch read_slots(const char* op, const Tensor& positions, const Tensor& slot_mapping, int64_t num_tokens,
-                 const Tensor& cos, const Tensor& sin, const Tensor& cache) {
+                 int64_t max_positions, const Tensor& cache) {
   check(op, "positions", positions, 1, ScalarType::Long);
   check(op, "slot_mapping", slot_mapping, 1, ScalarType::Long);
-  check(op, "cos", cos, 2, ScalarType::Float);
-  check(op, "sin", sin, 2, ScalarType::Float);
   check_size(op, "the number of positions", positions.size(0), num_tokens);
   check_size(op, "the number of slots", slot_mapping.size(0), num_tokens);
-  check_size(op, "cos's width", cos.size(1), cache.size(3) / 2);
-  check_size(op, "sin's width", sin.size(1), cos.size(1));
-  check_size(op, "sin's length", sin.size(0), cos.size(0));
   Batch batch = {};
   batch.positions = data<int64_t>(positions);
   batch.slot_mapping = data<int64_t>(slot_mapping);
   batch.num_tokens = num_tokens;
-  check_range(op, "position", batch.positions, num_tokens, cos.size(0));
+  check_range(op, "position", batch.positions, num_tokens, max_positions);
   check_range(op, "slot", batch.slot_mapping, num_tokens, cache.size(0) * cache.size(1));
   return batch;
 }
 
 void read_sequences(const char* op, Batch& batch, const Tensor& block_table, const Tensor& query_start,
-                    const Tensor& kv_len, int64_t num_tokens, const Tensor& cache) {
+                    const Tensor& kv_len, const Tensor& cache) {
   check(op, "block_table", block_table, 2, ScalarType::Int);
   check(op, "query_start", query_start, 1, ScalarType::Int);
   check(op, "kv_len", kv_len, 1, ScalarType::Int);
   batch.num_seqs = kv_len.size(0);
-  batch.num_tokens = num_tokens;
   batch.table_stride = block_table.size(1);
   batch.block_table = data<int32_t>(block_table);
   batch.query_start = data<int32_t>(query_start);
@@ -93,7 +87,7 @@ void read_sequences(const char* op, Batch& batch, const Tensor& block_table, con
   check_size(op, "query_start's length", query_start.size(0), batch.num_seqs + 1);
   check_size(op, "block_table's length", block_table.size(0), batch.num_seqs);
   check_size(op, "query_start's first entry", batch.query_start[0], 0);
-  check_size(op, "query_start's last entry", batch.query_start[batch.num_seqs], num_tokens);
+  check_size(op, "query_start's last entry", batch.query_start[batch.num_seqs], batch.num_tokens);
   int64_t block_size = cache.size(1), num_blocks = cache.size(0);
   for (int64_t s = 0; s < batch.num_seqs; s++) {
     int64_t rows = batch.query_start[s + 1] - batch.query_start[s], keys = batch.kv_len[s];

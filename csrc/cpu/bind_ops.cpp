@@ -34,7 +34,7 @@ void pack_in_place(const Tensor& weight) {
 }  // namespace
 
 Matrix matrix_of(const char* op, const Tensor& packed, int64_t out, int64_t in, DType dtype) {
-  Matrix matrix = {data<void>(packed), dtype_of(op, packed)};
+  Matrix matrix = {data<void>(packed), dtype_of(op, packed), nullptr};
   STD_TORCH_CHECK(matrix.dtype == dtype || narrower(matrix.dtype, dtype, in), op,
                   ": x has another dtype than the packed weight");
   STD_TORCH_CHECK(packed.is_contiguous(), op, ": the packed weight is not contiguous");
@@ -50,8 +50,7 @@ Tensor embedding(const Tensor& ids, const Tensor& packed, int64_t vocab, int64_t
   DType dtype = dtype_of("embedding", y);
   Matrix matrix = matrix_of("embedding", packed, vocab, in, dtype);
   check_range("embedding", "id", data<int64_t>(ids), ids.size(0), vocab);
-  kernels().embedding(
-      {data<int64_t>(ids), ids.size(0), matrix.packed, in, y.mutable_data_ptr(), dtype, matrix.dtype});
+  kernels().embedding({data<int64_t>(ids), ids.size(0), matrix, in, y.mutable_data_ptr(), dtype});
   return y;
 }
 
@@ -63,10 +62,10 @@ Tensor linear(const Tensor& x, const Tensor& packed, const Optional& bias, int64
   if (bias) {
     check("linear", "bias", *bias, 1, x.scalar_type());
     check_size("linear", "bias's length", bias->size(0), out);
+    matrix.bias = data<void>(*bias);
   }
   Tensor y = like(x, {rows, out});
-  kernels().linear({data<void>(x), in, matrix.packed, bias ? data<void>(*bias) : nullptr, y.mutable_data_ptr(), rows,
-                    out, in, dtype, matrix.dtype, nullptr});
+  kernels().linear({data<void>(x), in, matrix, y.mutable_data_ptr(), rows, out, in, dtype, nullptr});
   return y;
 }
 
@@ -124,7 +123,8 @@ Tensor rope_and_cache(const Tensor& q, const Tensor& k, const Tensor& v, const T
     check_size(op, "k's or v's number of heads", t->size(1), k_cache.size(2));
     check_size(op, "k's or v's number of tokens", t->size(0), tokens);
   }
-  Batch batch = read_slots(op, positions, slot_mapping, tokens, cos, sin, k_cache);
+  check_rope(op, cos, sin, k_cache.size(3));
+  Batch batch = read_slots(op, positions, slot_mapping, tokens, cos.size(0), k_cache);
   Tensor out = like(q, {tokens, q.size(1), q.size(2)});
   kernels().rope_and_cache({data<void>(q), data<void>(k), data<void>(v), q.stride(0), k.stride(0), v.stride(0),
                             data<float>(cos), data<float>(sin), k_cache.mutable_data_ptr(), v_cache.mutable_data_ptr(),
@@ -140,7 +140,8 @@ Tensor paged_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_c
   check_heads(op, "q", q, k_cache);
   STD_TORCH_CHECK(q.size(1) % k_cache.size(2) == 0, op, ": ", q.size(1), " heads over ", k_cache.size(2), " kv heads");
   Batch batch = {};
-  read_sequences(op, batch, block_table, query_start, kv_len, q.size(0), k_cache);
+  batch.num_tokens = q.size(0);
+  read_sequences(op, batch, block_table, query_start, kv_len, k_cache);
   Tensor out = like(q, {q.size(0), q.size(1), q.size(2)});
   kernels().attention({data<void>(q), q.stride(0), data<void>(k_cache), data<void>(v_cache), out.mutable_data_ptr(),
                        batch, heads_of(k_cache, q.size(1), dtype_of(op, q)), static_cast<float>(scale), window});

@@ -41,10 +41,11 @@ bool in_team();
 extern void (*pool_ranges)(int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context);
 extern int64_t (*thread_count)();
 
-// A packed matrix, in the activations' dtype, or bf16 beside float32.
+// A packed matrix, in the activations' dtype or in bf16 beside float32, and its bias.
 struct Matrix {
   const void* packed;
   DType dtype;
+  const void* bias;  // [out], or null
 };
 
 struct PackArgs {
@@ -57,20 +58,19 @@ struct PackArgs {
 struct EmbeddingArgs {
   const int64_t* ids;
   int64_t num_tokens;
-  const void* packed;  // [vocab, in]
+  Matrix weight;  // [vocab, in]
   int64_t in;
   void* y;  // [num_tokens, in]
-  DType dtype, packed_dtype;
+  DType dtype;
 };
 
 struct LinearArgs {
   const void* x;  // [rows, in]
   int64_t x_stride;
-  const void* packed;  // [out, in]
-  const void* bias;    // [out] or null
-  void* y;             // [rows, out]
+  Matrix weight;  // [out, in]
+  void* y;        // [rows, out]
   int64_t rows, out, in;
-  DType dtype, packed_dtype;
+  DType dtype;
   const void* then;  // packed weights that will be wanted next, or null
 };
 
@@ -145,41 +145,53 @@ struct Kernels {
   int64_t (*first_highest)(const void* x, int64_t size, DType dtype);  // where the highest is first; 0 among NaN
 };
 
-// One layer's weights; a bias or a q / k norm that the model does not have is null.
+// One layer's weights. Their names and sizes are in bind_weights.cpp.
 struct LayerWeights {
+  const void* input_norm;  // [hidden]
   Matrix qkv;
-  const void *qkv_bias, *q_norm, *k_norm;
+  const void *q_norm, *k_norm;  // [head_dim], or null
   Matrix o;
-  const void *o_bias, *post_norm;
-  Matrix gate_up;
-  const void* gate_up_bias;
-  Matrix down;
-  const void *down_bias, *next_norm;
-  void *k_cache, *v_cache;
-  int64_t window;
+  const void* post_attention_norm;  // [hidden]
+  Matrix gate_up, down;
 };
-constexpr int kTensorsPerLayer = 12;  // the const ones, in this order
 
-struct LayersArgs {
-  const LayerWeights* layers;
-  int64_t num_layers, hidden, intermediate;
+struct RopeTables {
+  const float *cos, *sin;  // [max_positions, head_dim / 2]
+};
+
+struct LayerCache {
+  void *k, *v;  // [num_blocks, block_size, num_kv_heads, head_dim]
+};
+
+struct Layer {
+  LayerWeights weights;
+  LayerCache cache;
+  int64_t window;  // keys a row sees at most, itself included; 0 for all
+  float scale;     // of attention scores
+};
+
+struct Model {
+  const Layer* layers;
+  int64_t num_layers, hidden, intermediate, vocab;
   Heads heads;
+  RopeTables rope;
+  Matrix embedding, head;  // [vocab, hidden]
+  const void* final_norm;  // [hidden]
+  float eps;
+};
+
+// The rows of a pass through all layers.
+struct LayersArgs {
   Batch batch;
-  const float *cos, *sin;
-  float eps, scale;
   void* residual;  // [num_tokens, hidden]: changed
   void* x;         // [num_tokens, hidden]: in, the first layer's normed input; out, the last norm's output
   bool last_only;  // of each sequence, which then has one, the last row alone: x out is [num_seqs, hidden]
 };
 
-// A whole model, once.
+// The rows of a pass through a whole model.
 struct PassArgs {
-  LayersArgs layers;  // residual, x and last_only are not looked at
-  DType dtype;
-  const int64_t* ids;             // [num_tokens]
-  Matrix embedding, head;         // [vocab, hidden]
-  const void* first_norm;         // [hidden]
-  int64_t vocab;
+  Batch batch;
+  const int64_t* ids;  // [num_tokens]
 };
 
 struct SampleArgs {
@@ -197,7 +209,7 @@ struct SampleArgs {
 
 // Several decode steps of a whole model. Sequences with the most to draw come first.
 struct AheadArgs {
-  PassArgs first;
+  PassArgs first;  // the first step; the others have one row a sequence
   int64_t num_token_ids;
   const int64_t* depths;  // [num_seqs]: tokens to draw for each, falling
   int64_t count;          // the most
@@ -242,14 +254,16 @@ struct DraftArgs {
 };
 
 // The same on every path: compiled once, without any vector instruction of its own.
-void run_layers(const Kernels& kernels, const LayersArgs& args);
+void run_layers(const Kernels& kernels, const Model& model, const LayersArgs& args);
 void sample(const Kernels& kernels, const SampleArgs& args);
 void token_logprobs(const Kernels& kernels, const LogprobsArgs& args);
 void finite_rows(const FiniteArgs& args);
-void last_logits(const Kernels& kernels, const PassArgs& args, void* logits);  // [num_seqs, vocab]
-// One pass and a draw from each of its rows of logits; `draws` says where both go, and `finite` which are.
-void decode_step(const Kernels& kernels, const PassArgs& args, const SampleArgs& draws, void* logits, bool* finite);
-void decode_ahead(const Kernels& kernels, const AheadArgs& args);
+void hidden_states(const Kernels& kernels, const Model& model, const PassArgs& args, void* x);  // [num_tokens, hidden]
+void last_logits(const Kernels& kernels, const Model& model, const PassArgs& args, void* logits);  // [num_seqs, vocab]
+// One pass and a draw from each of its rows of logits; `finite` says of which the logits are finite.
+void decode_step(const Kernels& kernels, const Model& model, const PassArgs& args, const SampleArgs& draws,
+                 void* logits, bool* finite);
+void decode_ahead(const Kernels& kernels, const Model& model, const AheadArgs& args);
 void verify_coupled(const CoupledArgs& args);
 void verify_draft(const DraftArgs& args);  // a row of zeros, which has no token, gives -1
 

@@ -58,11 +58,11 @@ INLINE void put(bf16 from, float* to) {
 template <class W, class T>
 void embedding_as(const EmbeddingArgs& a) {
   constexpr int64_t step = __is_same(W, bf16) ? 2 : 1;
-  int64_t block_size = packed_block_size(a.in, a.packed_dtype);
+  int64_t block_size = packed_block_size(a.in, a.weight.dtype);
   in_ranges(a.num_tokens, 64, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; t++) {
       int64_t id = a.ids[t];
-      const W* from = static_cast<const W*>(a.packed) + id / 16 * block_size + id % 16 * step;
+      const W* from = static_cast<const W*>(a.weight.packed) + id / 16 * block_size + id % 16 * step;
       T* to = static_cast<T*>(a.y) + t * a.in;
       for (int64_t k = 0; k < a.in; k++) put(from[k / step * 16 * step + k % step], to + k);
     }
@@ -79,7 +79,7 @@ void emit(const LinearArgs& a, const float* tile, int64_t tile_stride, int64_t r
     T* y = static_cast<T*>(a.y) + (row + r) * a.out + column;
     for (int64_t c = 0; c < columns; c += VL) {
       vf value = load(tile + r * tile_stride + c);
-      if (a.bias) value = value + load_n(static_cast<const T*>(a.bias) + column + c, columns - c);
+      if (a.weight.bias) value = value + load_n(static_cast<const T*>(a.weight.bias) + column + c, columns - c);
       store_n(y + c, value, columns - c);
     }
   }
@@ -92,8 +92,8 @@ void linear_strip(const LinearArgs& a, const typename M::X* x, int64_t x_stride,
                   int64_t ahead) {
   constexpr int64_t tile_stride = kMaxColumns * 16;
   alignas(64) float tile[kMaxRows * tile_stride];
-  int64_t block_size = packed_block_size(a.in, a.packed_dtype), steps = (a.in + M::kStep - 1) / M::kStep;
-  const typename M::W* w = static_cast<const typename M::W*>(a.packed) + begin * block_size;
+  int64_t block_size = packed_block_size(a.in, a.weight.dtype), steps = (a.in + M::kStep - 1) / M::kStep;
+  const typename M::W* w = static_cast<const typename M::W*>(a.weight.packed) + begin * block_size;
   for (int64_t r = 0; r < a.rows; r += kRows<M>) {
     int rows = smaller(kRows<M>, a.rows - r);
     pick_tile<M>(rows, width)(x + r * x_stride, x_stride, w, block_size, steps, tile, tile_stride, false,
@@ -105,13 +105,13 @@ void linear_strip(const LinearArgs& a, const typename M::X* x, int64_t x_stride,
 template <class M, class T>
 void linear_over(const LinearArgs& a, const typename M::X* x, int64_t x_stride) {
   using W = typename M::W;
-  int64_t blocks = packed_blocks(a.out), block_size = packed_block_size(a.in, a.packed_dtype);
+  int64_t blocks = packed_blocks(a.out), block_size = packed_block_size(a.in, a.weight.dtype);
   int64_t width = columns_for(smaller(a.rows, kRows<M>)), strip = width * block_size;
   hand_out((blocks + width - 1) / width, [&](Tasks& tasks) {
     for (; tasks.left(); tasks.advance()) {
       int64_t ahead = (tasks.next - tasks.now) * strip;
       if (tasks.last())  // the next matrix, where this thread will begin
-        ahead = a.then ? static_cast<const W*>(a.then) - static_cast<const W*>(a.packed) + (tasks.rank - tasks.now) * strip
+        ahead = a.then ? static_cast<const W*>(a.then) - static_cast<const W*>(a.weight.packed) + (tasks.rank - tasks.now) * strip
                        : 0;
       linear_strip<M, T>(a, x, x_stride, tasks.now * width, smaller(width, blocks - tasks.now * width), ahead);
     }
@@ -148,7 +148,7 @@ void pack(const PackArgs& a) {
 void embedding(const EmbeddingArgs& a) {
   switch (a.dtype) {
     case DType::f32:
-      return a.packed_dtype == DType::bf16 ? embedding_as<bf16, float>(a) : embedding_as<float, float>(a);
+      return a.weight.dtype == DType::bf16 ? embedding_as<bf16, float>(a) : embedding_as<float, float>(a);
     case DType::bf16: return embedding_as<bf16, bf16>(a);
     case DType::f16: return embedding_as<fp16, fp16>(a);
   }
@@ -157,7 +157,7 @@ void embedding(const EmbeddingArgs& a) {
 void linear(const LinearArgs& a) {
   switch (a.dtype) {
     case DType::f32:
-      return a.packed_dtype == DType::bf16 ? linear_as<PairsWithFloat, float>(a) : linear_as<Singles<float>, float>(a);
+      return a.weight.dtype == DType::bf16 ? linear_as<PairsWithFloat, float>(a) : linear_as<Singles<float>, float>(a);
     case DType::bf16: return linear_as<PairsBf16, bf16>(a);
     case DType::f16: return linear_as<Singles<fp16>, fp16>(a);
   }

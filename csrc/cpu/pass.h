@@ -15,26 +15,27 @@ namespace minillm {
 
 class Pass {
  public:
-  // `args` has the batch with the most rows that `run` will be given.
-  Pass(const Kernels& kernels, const PassArgs& args)
+  // For batches of up to `rows` rows.
+  Pass(const Kernels& kernels, const Model& model, int64_t rows)
       : kernels_(kernels),
-        a_(args),
-        residual_(args.layers.batch.num_tokens, args.layers.hidden, width_of(args.dtype)),
-        x_(args.layers.batch.num_tokens, args.layers.hidden, width_of(args.dtype)) {}
+        m_(model),
+        residual_(rows, model.hidden, width_of(model.heads.dtype)),
+        x_(rows, model.hidden, width_of(model.heads.dtype)) {}
 
-  void run(const Batch& batch, const int64_t* ids, void* logits) const {
-    int64_t rows = batch.num_tokens, hidden = a_.layers.hidden;
-    kernels_.embedding({ids, rows, a_.embedding.packed, hidden, residual_.get(), a_.dtype, a_.embedding.dtype});
-    kernels_.norm({residual_.get(), nullptr, a_.first_norm, nullptr, x_.get(), rows, 1, hidden, hidden, hidden,
-                   a_.layers.eps, a_.dtype});
-    LayersArgs layers = a_.layers;
-    layers.batch = batch;
-    layers.residual = residual_.get();
-    layers.x = x_.get();
-    layers.last_only = true;
-    run_layers(kernels_, layers);
-    kernels_.linear({x_.get(), hidden, a_.head.packed, nullptr, logits, batch.num_seqs, a_.vocab, hidden, a_.dtype,
-                     a_.head.dtype, nullptr});
+  // From ids to the last norm's output, of every row or of each sequence's last.
+  void hidden(const PassArgs& args, void* x, bool last_only) const {
+    const DType dtype = m_.heads.dtype;
+    int64_t rows = args.batch.num_tokens;
+    kernels_.embedding({args.ids, rows, m_.embedding, m_.hidden, residual_.get(), dtype});
+    kernels_.norm({residual_.get(), nullptr, m_.layers[0].weights.input_norm, nullptr, x, rows, 1, m_.hidden,
+                   m_.hidden, m_.hidden, m_.eps, dtype});
+    run_layers(kernels_, m_, {args.batch, residual_.get(), x, last_only});
+  }
+
+  void logits(const PassArgs& args, void* logits) const {
+    hidden(args, x_.get(), true);
+    kernels_.linear({x_.get(), m_.hidden, m_.head, logits, args.batch.num_seqs, m_.vocab, m_.hidden, m_.heads.dtype,
+                     nullptr});
   }
 
   // A token from each row of logits that is finite.
@@ -47,7 +48,7 @@ class Pass {
 
  private:
   const Kernels& kernels_;
-  const PassArgs& a_;
+  const Model& m_;
   const Buffer residual_, x_;
 };
 

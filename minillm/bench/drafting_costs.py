@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from minillm.bench.turns import STORIES, Bench, Work, script_of, speed_up
-from minillm.engine.decode import decode
 from minillm.observe.events import Event
 from minillm.observe.metrics import summarize
-from minillm.speculation.drafts import Drafter
+from minillm.speculation.proposal import Drafter
 from minillm.speculation.scripted import RandomDrafter, ScriptedDrafter
+from minillm.worker.step import StepInput, StepOutput
 
 LONG = 8  # times the usual length: answers in which being switched off must not be felt
 
@@ -54,21 +53,16 @@ def outside_seconds(events: Sequence[Event]) -> list[tuple[float, float]]:
 
 
 def _plain_outside(bench: Bench) -> list[tuple[float, float]]:
-    """The same of an engine without drafts: seconds outside the decode loop and the draws."""
-    spent = [0.0]
+    """The same of an engine without drafts: seconds outside the decode pass and its draws."""
+    llm, spent, found = bench.load(), [0.0], list[tuple[float, float]]()
+    execute = llm.engine.worker.execute
 
-    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(*arguments: Any) -> Any:
-            start = time.perf_counter()
-            result = call(*arguments)
-            spent[0] += time.perf_counter() - start
-            return result
+    def timed(step: StepInput) -> StepOutput:
+        output = execute(step)
+        spent[0] += output.decode_seconds
+        return output
 
-        return wrapper
-
-    llm, found = bench.load(parts={"decode_loop": timed(decode)}), list[tuple[float, float]]()
-    ops = llm.engine.model.decoder.ops
-    ops.sample = timed(ops.sample)  # type: ignore[method-assign]
+    llm.engine.worker.execute = timed  # type: ignore[method-assign]
     bench.stories.run(llm)
 
     def listen(event: Event) -> None:

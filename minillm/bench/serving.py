@@ -180,7 +180,7 @@ def overhead(load: Load) -> dict[str, Any]:
         return wrapper
 
     engine.scheduler.schedule = timed("schedule", engine.scheduler.schedule)
-    engine.runner.metadata = timed("build", engine.runner.metadata)  # type: ignore[method-assign]
+    engine.worker.runner.metadata = timed("build", engine.worker.runner.metadata)  # type: ignore[method-assign]
     steps = 100
     total = sum(_timed(engine.step) for _ in range(steps))
     return {

@@ -34,11 +34,11 @@ from minillm.bench.turns import (
     speed_up,
     token_acceptance,
 )
+from minillm.engine.logits import borrowed_blocks
 from minillm.llm import LLM
-from minillm.memory.block_table import BlockTable
-from minillm.model.runner import SequenceRows
 from minillm.observe.metrics import summarize
 from minillm.speculation.scripted import ScriptedDrafter
+from minillm.worker.step import SequenceRows
 
 LOOKED_UP = 8  # tokens at most of a draft by prompt lookup
 LENGTHS = (1, 2, 3, 5, 8)
@@ -137,12 +137,8 @@ def floor(bench: Bench) -> dict[str, Any]:
     """Seconds of a pass by its rows, beside reading the weights once; how many rows are nearly free."""
     engine, model = bench.plain.engine, bench.plain.engine.model
     context = min(64, model.max_model_len - max(ROWS))
-    table = BlockTable(engine.pool)
-    table.grow(context + max(ROWS))
-    try:
-        seconds = {n: _pass_seconds(bench, table, context, n) for n in ROWS}
-    finally:
-        table.release()
+    with borrowed_blocks(engine.memory, context + max(ROWS)) as block_table:
+        seconds = {n: _pass_seconds(bench, block_table, context, n) for n in ROWS}
     on_cpu = model.device.type == "cpu"
     weights = model.decoder.step_bytes()
     return {
@@ -153,13 +149,14 @@ def floor(bench: Bench) -> dict[str, Any]:
     }
 
 
-def _pass_seconds(bench: Bench, table: BlockTable, context: int, count: int) -> float:
+def _pass_seconds(bench: Bench, block_table: list[int], context: int, count: int) -> float:
     """The median time of a pass of the target over `count` rows of one sequence, logits of all included."""
-    rows = [SequenceRows([1] * count, context, table.block_ids)]
+    rows = [SequenceRows([1] * count, context, block_table)]
+    runner = bench.plain.engine.worker.runner
 
     def once() -> float:
         start = time.perf_counter()
-        bench.plain.engine.runner.all_logits(rows)[0, 0].item()  # waits for it, where that takes waiting
+        runner.all_logits(rows)[0, 0].item()  # waits for it, where that takes waiting
         return time.perf_counter() - start
 
     return measure(once, 10 * bench.runs).median

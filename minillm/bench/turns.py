@@ -17,7 +17,7 @@ from minillm.bench.machine import Figure
 from minillm.config import SamplingParams
 from minillm.llm import LLM, Prompt
 from minillm.observe.events import Event
-from minillm.speculation.drafts import Drafter, DraftSequence
+from minillm.speculation.proposal import Drafter, DraftSequence
 
 Load = Callable[..., LLM]
 

@@ -88,8 +88,10 @@ def collect(config: ModelConfig, dtype: str, memory: str, lengths: list[int] | N
 
 def _fields(config: ModelConfig) -> list[dict[str, Any]]:
     """Each field of the config: name, value, and where the value came from."""
-    fields = []
-    for name, value in asdict(config).items():
+    fields, values = [], asdict(config)
+    values["layer_windows"] = [layer.window for layer in config.layers]
+    del values["layers"]
+    for name, value in values.items():
         if name == "sources":
             continue
         source = config.sources.get(name) or config.sources.get(_DECIDED_BY.get(name, ""), "family")

@@ -10,7 +10,7 @@ from minillm.config.engine import (
     EngineOptions,
     engine_config,
 )
-from minillm.config.model import ModelConfig, RopeConfig
+from minillm.config.model import LayerSpec, ModelConfig, RopeConfig
 from minillm.config.sampling import SamplingParams
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "MAX_PATHS",
     "EngineConfig",
     "EngineOptions",
+    "LayerSpec",
     "ModelConfig",
     "RopeConfig",
     "SamplingParams",

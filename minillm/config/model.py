@@ -30,11 +30,28 @@ class RopeConfig:
 
 
 @dataclass(frozen=True)
+class LayerSpec:
+    """What one layer does differently from others.
+
+    window        its sliding window in tokens (the token itself included), or None for full attention
+    rope          whether queries and keys are rotated to their positions
+    scale         of attention scores
+    norm          where the norms stand: "pre" is before attention and before the MLP
+    quantization  scheme by matrix name ("qkv", "o", "gate_up", "down"), or None
+    """
+
+    window: int | None
+    scale: float
+    rope: bool = True
+    norm: str = "pre"
+    quantization: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A decoder Transformer, family differences resolved into plain fields.
 
-    `layer_windows[i]` is layer i's sliding window in tokens (the token itself included), or None
-    for full attention. `sources` maps each field to the config key it came from, or "default".
+    `layers` has one entry a layer. `sources` maps each field to the config key it came from, or "default".
     """
 
     family: str
@@ -53,7 +70,7 @@ class ModelConfig:
     o_bias: bool
     mlp_bias: bool
     qk_norm: bool
-    layer_windows: tuple[int | None, ...]
+    layers: tuple[LayerSpec, ...]
     dtype: str | None = None
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from minillm.config.checks import require_int, require_number
 from minillm.errors import UsageError
 
-
 MAX_TOP_K = 1 << 31  # more than any vocabulary has
 
 

@@ -15,9 +15,9 @@ from minillm.engine.request import Request, request_blocks
 from minillm.engine.scheduler import max_running
 from minillm.engine.sequence import Sequence, TextStream
 from minillm.errors import KVCapacityError, PromptTooLong, UsageError
-from minillm.model.loader import LoadedModel
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import BlockTable
+from minillm.model.loader import LoadedModel
 from minillm.text.detokenizer import NullDetokenizer
 
 
@@ -67,7 +67,9 @@ def _check_tenant(tenant: str | None) -> None:
     try:
         tenant.encode()
     except UnicodeEncodeError:
-        raise UsageError("tenant is not valid Unicode", "decode it from UTF-8 without surrogateescape") from None
+        raise UsageError(
+            "tenant is not valid Unicode", "decode it from UTF-8 without surrogateescape"
+        ) from None
 
 
 def capped_max_tokens(
@@ -111,5 +113,7 @@ def make_request(
 def _text_stream(ids: list[int], params: SamplingParams, model: LoadedModel, parts: Parts) -> TextStream:
     if model.tokenizer is None:
         return NullDetokenizer()
-    made: TextStream = require_methods("detokenizer", parts.detokenizer(model.tokenizer.rust, params.stop, ids))
+    made: TextStream = require_methods(
+        "detokenizer", parts.detokenizer(model.tokenizer.rust, params.stop, ids)
+    )
     return made

@@ -1,7 +1,8 @@
 """An engine put together: from a model, its configuration and parts to objects that work together.
 
     Parts --> ops --> decoder --> runner (cache tensors) --> worker
-    config --> pool --> KV manager --> scheduler             speculation (drafter, controller) --> verification
+    config --> pool --> KV manager --> scheduler             speculation (drafter, controller) -->
+    verification
 
 draft_model  a folder, "auto"    DraftModel over KV tensors of its own, under the target's block ids
              "ngram"             NgramDrafter
@@ -90,9 +91,7 @@ def _make_speculation(
         )
     branches = math.prod(shape)
     controller = Controller(len(shape), branches, config.adaptive_draft)
-    return Speculation(
-        drafter, controller, branches, config.max_num_batched_tokens, model.config.vocab_size
-    )
+    return Speculation(drafter, controller, branches, config.max_num_batched_tokens, model.config.vocab_size)
 
 
 def _make_drafter(

@@ -2,8 +2,8 @@
 
     StepPlan --reserve--> tables with room --propose--> drafts --make_input--> StepInput
 
-Every change of a block table happens in `reserve`, before anything is computed. What was planned fits, so a failure
-here is a fault of the scheduler or of a replaced part, not of a request.
+Every change of a block table happens in `reserve`, before anything is computed. What was planned fits, so a
+failure here is a fault of the scheduler or of a replaced part, not of a request.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from minillm.worker.step import Copy, DecodeRow, DraftRows, Draws, PrefillChunk,
 class PlannedStep:
     """A plan on its way through the engine.
 
-    `starting` are the sequences that get their first token: those whose prefill ends, each followed by its samples.
-    `lookaheads` and `proposals` have an entry for each decoding sequence, or none where nobody looks ahead.
+    `starting` are the sequences that get their first token: those whose prefill ends, each followed by its
+    samples. `lookaheads` and `proposals` have an entry for each decoding sequence, or none where nobody looks
+    ahead.
     """
 
     plan: StepPlan
@@ -88,7 +89,8 @@ def make_input(step: PlannedStep, block_size: int, num_token_ids: int, rejects: 
         made.branch_copies = _branch_copies(made.verify, block_size)
     elif plan.decode:
         made.decode = [
-            DecodeRow(s.output_token_ids[-1], s.num_computed_tokens, s.block_table.block_ids) for s in plan.decode
+            DecodeRow(s.output_token_ids[-1], s.num_computed_tokens, s.block_table.block_ids)
+            for s in plan.decode
         ]
         made.decode_draws = _draws(plan.decode, list(range(len(plan.decode))), num_token_ids)
     return made

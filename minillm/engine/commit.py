@@ -3,8 +3,8 @@
     StepOutput --> num_computed_tokens --> append --> roll back --> publish
                         (per sequence: each change is whole, or the sequence ends with an error)
 
-Nothing is computed here. A sequence whose logits were NaN or infinite, or whose detokenizer raises, ends with an
-error; the others take their tokens.
+Nothing is computed here. A sequence whose logits were NaN or infinite, or whose detokenizer raises, ends with
+an error; the others take their tokens.
 """
 
 from __future__ import annotations
@@ -51,7 +51,11 @@ class Commit:
         for chunk, is_finite in zip(step.plan.prefill, drawn.finite, strict=True):
             sequence = chunk.sequence
             self._events.emit(
-                "prefill_chunk", sequence.request_id, start=chunk.start, end=chunk.end, tokens=sequence.num_tokens
+                "prefill_chunk",
+                sequence.request_id,
+                start=chunk.start,
+                end=chunk.end,
+                tokens=sequence.num_tokens,
             )
             sequence.num_computed_tokens = chunk.end
             if not is_finite:
@@ -87,7 +91,9 @@ class Commit:
         self._events.emit("decode_step", rows=len(step.plan.decode))
         now, outcomes = time.perf_counter(), list[Outcome]()
         try:
-            for sequence, proposal, result in zip(step.plan.decode, step.proposals, output.verify, strict=True):
+            for sequence, proposal, result in zip(
+                step.plan.decode, step.proposals, output.verify, strict=True
+            ):
                 appended = self._append_all(sequence, result, now)
                 is_broken = not result.tokens and not proposal.branches
                 computed = sequence.num_computed_tokens + appended + is_broken
@@ -134,7 +140,7 @@ class Commit:
             self._events.emit("sample", at=now, requests=sampled)
 
     def _fail_broken(self, sequence: Sequence) -> list[Sequence]:
-        """End a sequence whose logits are NaN or infinite; its samples cannot begin either. Returns those ended."""
+        """End a sequence whose logits are NaN or infinite; its samples cannot begin either."""
         ended = [sequence, *sequence.forks]
         for failed in ended:
             error = MinillmError(

@@ -5,10 +5,12 @@
     abort_request ---^
 
 `add_request` checks everything that can be known about a request, so that what enters the queue
-will be served. `step` is the whole engine: apply cancellations, then schedule, reserve, run, commit (`stepping.py`).
+will be served. `step` is the whole engine: apply cancellations, then schedule, reserve, run, commit
+(`stepping.py`).
 
-Foreign code (parts, listeners) never runs while the lock is held, and events are delivered when a step is over.
-A step that is torn, by an exception or by Ctrl-C, is mended before the engine does anything else (`recovery.py`).
+Foreign code (parts, listeners) never runs while the lock is held, and events are delivered when a step is
+over. A step that is torn, by an exception or by Ctrl-C, is mended before the engine does anything else
+(`recovery.py`).
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from minillm.observe.events import Events
 
 
 class Engine:
-    """Serves one model from one pool of KV blocks. `add_request` and `abort_request` may be called by any thread."""
+    """Serves one model from one pool of KV blocks."""
 
     def __init__(
         self,
@@ -184,7 +186,7 @@ class Engine:
         return list(map(self._unread.pop, list(self._unread)))  # in one call: an interrupt loses none
 
     def step_into(self, mailbox: dict[str, RequestOutput]) -> None:
-        """As `step`, but outputs are put into `mailbox` by request id: none is lost, whatever interrupts the caller."""
+        """As `step`; outputs are put into `mailbox` by request id, so that an interrupt loses none."""
         self._turn.run(self._step)
         mailbox.update(self._outbox)
         self._outbox.clear()
@@ -333,7 +335,9 @@ class Engine:
     def _start_again(self, blamed: List[Sequence], error: BaseException | None) -> None:
         with self._lock:
             live, self._incoming = list(self._live.values()), []
-        self.scheduler = start_again(live, blamed, error, self.memory, self._make_pool(), self._make_scheduler)
+        self.scheduler = start_again(
+            live, blamed, error, self.memory, self._make_pool(), self._make_scheduler
+        )
         self._collect({r.request_id for r in live if any(s.finish_reason for s in r.sequences)})
 
     def _make_pool(self) -> BlockPool:

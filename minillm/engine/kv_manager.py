@@ -3,16 +3,17 @@
     num_blocks = used by sequences | unused, but findable (prefix cache) | free
                                      `------------ available -----------'
 
-Only this object changes a sequence's block table or a block's state, and only it emits the events about them. So
-"is there room" has one answer, every change can be followed, and a change that fails undoes itself.
+Only this object changes a sequence's block table or a block's state, and only it emits the events about them.
+So "is there room" has one answer, every change can be followed, and a change that fails undoes itself.
 
     start_from       a new sequence begins with blocks that the prefix cache has
     allocate_slots   room for more tokens of a sequence          allocate_branches   for several futures of it
-    fork             another sequence over the same tokens       rollback            back to the tokens that stand
+    fork             another sequence over the same tokens       rollback            back to the tokens that
+    stand
     publish          full, computed blocks become findable       free                everything given back
 
-A draft model keeps its keys and values under the same block ids, and may be behind: `sequence.draft` says how far
-they are written, `CachedBlock.draft` whether a cached block has any.
+A draft model keeps its keys and values under the same block ids, and may be behind: `sequence.draft` says how
+far they are written, `CachedBlock.draft` whether a cached block has any.
 """
 
 from __future__ import annotations
@@ -128,7 +129,11 @@ class KVCacheManager:
         self.allocate_slots(sequence, num_tokens)
         if count == 1:
             return [sequence.block_table.block_ids]
-        table, start, branches = sequence.block_table, sequence.num_computed_tokens, sequence.draft.branch_blocks
+        table, start, branches = (
+            sequence.block_table,
+            sequence.num_computed_tokens,
+            sequence.draft.branch_blocks,
+        )
         shared = table.block_ids[: start // self.pool.block_size]
         try:
             for _ in range(count - 1):
@@ -166,7 +171,7 @@ class KVCacheManager:
     # Giving back ----------------------------------------------------------------------------
 
     def rollback(self, sequence: Sequence, num_tokens: int, branch: int = 0) -> None:
-        """Keep the first `num_tokens` tokens of one branch; everything behind them and beside it is free again."""
+        """Keep the first `num_tokens` tokens of one branch; all blocks beyond them are free again."""
         table, draft = sequence.block_table, sequence.draft
         if branch:
             winner = draft.branch_blocks[branch - 1]
@@ -276,5 +281,3 @@ def _forget(sequence: Sequence) -> None:
     sequence.num_computed_tokens = 0
     sequence.cached.forget_blocks()
     sequence.draft.forget_blocks()
-
-

@@ -1,11 +1,14 @@
 """Raw logits of a whole list of tokens, through the paged prefill path, beside whatever else is running.
 
-A sequence of its own takes blocks by the same door as every other, computes chunk by chunk, and gives them back.
+A sequence of its own takes blocks by the same door as every other, computes chunk by chunk, and gives them
+back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as List
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -23,6 +26,7 @@ from minillm.worker.step import SequenceRows
 from minillm.worker.worker import Worker
 
 MAX_LOGITS_BYTES = 1 << 30
+NAME = "logits"  # its request id in events
 
 
 def check_logits(model: LoadedModel, token_ids: List[int]) -> list[int]:
@@ -56,15 +60,27 @@ def compute_logits(
     Raises:
         OutOfBlocks: the free blocks do not hold them; nothing has changed.
     """
-    sequence = Sequence("logits", 0, ids, SamplingParams(), 0, 0, BlockTable(memory.pool), NullDetokenizer())
-    memory.allocate_slots(sequence, len(ids))
-    try:
+    with borrowed_blocks(memory, len(ids)) as block_table:
         parts = []
         for start in range(0, len(ids), chunk):
             end = min(start + chunk, len(ids))
-            events.emit("prefill_chunk", "logits", start=start, end=end, tokens=len(ids))
-            rows = SequenceRows(ids[start:end], start, sequence.block_table.block_ids)
-            parts.append(worker.logits(rows))
+            events.emit("prefill_chunk", NAME, start=start, end=end, tokens=len(ids))
+            parts.append(worker.logits(SequenceRows(ids[start:end], start, block_table)))
         return torch.cat(parts)
+
+
+@contextmanager
+def borrowed_blocks(memory: KVCacheManager, num_tokens: int) -> Iterator[list[int]]:
+    """The block table of a sequence that no request has, with room for `num_tokens` tokens; given back at the
+    end.
+
+    Raises:
+        OutOfBlocks: the free blocks do not hold them; nothing has changed.
+    """
+    table = BlockTable(memory.pool)
+    sequence = Sequence(NAME, 0, [], SamplingParams(), 0, 0, table, NullDetokenizer())
+    memory.allocate_slots(sequence, num_tokens)
+    try:
+        yield table.block_ids
     finally:
         memory.free(sequence)

@@ -1,10 +1,12 @@
 """The seams: the parts of a running engine that a reader can swap for their own.
 
-    LLM(parts={"sampler": my_sampler, "slot_mapping": my_slots})        Engine(model, config, parts=...) as well
+    LLM(parts={"sampler": my_sampler, "slot_mapping": my_slots})        Engine(model, config, parts=...) as
+    well
 
 Each name stands for one function (or factory) with the signature of the engine's own, written down here as a
-protocol. Parts are checked and resolved once, when the engine is built: a name that is no seam, a part that cannot
-be called with the seam's arguments, or an object without the methods that will be asked of it is an error then.
+protocol. Parts are checked and resolved once, when the engine is built: a name that is no seam, a part that
+cannot be called with the seam's arguments, or an object without the methods that will be asked of it is an
+error then.
 """
 
 from __future__ import annotations
@@ -47,13 +49,17 @@ class Sampler(Protocol):
 class MakeTextStream(Protocol):
     """Makes the streaming detokenizer of one completion: (tokenizers.Tokenizer, stop strings, prompt ids)."""
 
-    def __call__(self, tokenizer: Any, stops: Sequence[str], prompt_token_ids: Sequence[int], /) -> TextStream: ...
+    def __call__(
+        self, tokenizer: Any, stops: Sequence[str], prompt_token_ids: Sequence[int], /
+    ) -> TextStream: ...
 
 
 class SlotMapping(Protocol):
     """Cache slots of logical positions of one sequence."""
 
-    def __call__(self, block_table: Sequence[int], positions: Sequence[int], block_size: int, /) -> list[int]: ...
+    def __call__(
+        self, block_table: Sequence[int], positions: Sequence[int], block_size: int, /
+    ) -> list[int]: ...
 
 
 class PrefillLoop(Protocol):
@@ -131,8 +137,8 @@ class LinearOp(Protocol):
 class Parts:
     """One implementation for every seam; the defaults are the engine's own.
 
-    `drafter` None is what `draft_model` names; it is asked as soon as one is given. `verify_draft` is asked when
-    `draft_verification` is "rejection". None for the last four means the backend's own.
+    `drafter` None is what `draft_model` names; it is asked as soon as one is given. `verify_draft` is asked
+    when `draft_verification` is "rejection". None for the last four means the backend's own.
     """
 
     sampler: Sampler = sample

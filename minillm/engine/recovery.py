@@ -2,10 +2,11 @@
 
     interrupted while the worker ran     put_back      the step's sequences wait again, their tokens kept
     a part raised while the worker ran   give_up       the step's requests end with the error
-    torn while tables were changing      start_again   an empty pool; all wait again, the blamed end with an error
+    torn while tables were changing      start_again   an empty pool; all wait again, the blamed end with an
+    error
 
-A sequence that waits again computes its tokens again, with the same bits (contract C2), and draws the same token
-(contract C3). What is lost is time, and after `start_again` the cached prefixes.
+A sequence that waits again computes its tokens again, with the same bits (contract C2), and draws the same
+token (contract C3). What is lost is time, and after `start_again` the cached prefixes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from minillm.observe.events import Events
 
 
 def put_back(step: PlannedStep, scheduler: Scheduler, memory: KVCacheManager, events: Events) -> None:
-    """Preempt every sequence of the step. Samples that were about to begin wait for their prompt as before."""
+    """Preempt every sequence of the step. Samples that had not begun wait for their prompt."""
     for fork in step.forks:
         memory.free(fork)
     for sequence in step.plan.sequences:
@@ -52,8 +53,8 @@ def start_again(
 ) -> Scheduler:
     """Let every live sequence begin again in an empty pool; returns the scheduler they wait in.
 
-    With an `Exception` the requests of the blamed sequences end with it; after an interrupt only the sequences whose
-    own change was cut in two end, with `StepInterrupted`.
+    With an `Exception` the requests of the blamed sequences end with it; after an interrupt only the
+    sequences whose own change was cut in two end, with `StepInterrupted`.
     """
     sequences = [sequence for request in live for sequence in request.sequences]
     started = [s for s in sequences if s.block_table.block_ids and (s.admitted is not None or s.index)]
@@ -77,5 +78,6 @@ def _interrupted(error: BaseException | None) -> Exception:
     if isinstance(error, Exception):
         return error
     return StepInterrupted(
-        "the step was interrupted while it changed this request", "the text so far is kept; ask again for the rest"
+        "the step was interrupted while it changed this request",
+        "the text so far is kept; ask again for the rest",
     )

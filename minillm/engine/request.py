@@ -1,8 +1,8 @@
 """A submitted request: n completions of one prompt.
 
-    request   prompt [ t0 t1 .. tn ]     sequence 0 is prefilled; the others fork from it where the prompt
-              +-- sequence 0  ...        ends and share the prompt's full blocks
-              +-- sequence 1  ...
+request   prompt [ t0 t1 .. tn ]     sequence 0 is prefilled; the others fork from it where the prompt
+          +-- sequence 0  ...        ends and share the prompt's full blocks
+          +-- sequence 1  ...
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Request:
         return None if self.params.deadline is None else self.arrival + self.params.deadline
 
     def submit(self, number: int, engine_seed: int) -> None:
-        """Enter the queue as the engine's request `number`: that decides its id, its place and a seed it lacks."""
+        """Enter the queue as request `number`, which decides its id, its place and a seed it lacks."""
         self.request_id, arrival = f"req-{number}", time.perf_counter()
         seed = derived_seed(engine_seed, number) if self.params.seed is None else self.params.seed
         for sequence in self.sequences:

@@ -49,7 +49,7 @@ class Chunk:
 
 @dataclass
 class StepPlan:
-    """What one step does: a prefill batch, a decode batch, or both. Blocks are counted here and taken later."""
+    """What one step does: a prefill batch, a decode batch, or both. Blocks are counted, not yet taken."""
 
     prefill: list[Chunk] = field(default_factory=list)
     decode: list[Sequence] = field(default_factory=list)
@@ -164,7 +164,9 @@ class Scheduler:
         for sequence in self.running:
             (prefilling if sequence.is_prefilling else decoding).append(sequence)
         for sequence in decoding:
-            if sequence not in plan.preempted and self._fits(plan, sequence, sequence.num_computed_tokens + 1):
+            if sequence not in plan.preempted and self._fits(
+                plan, sequence, sequence.num_computed_tokens + 1
+            ):
                 plan.decode.append(sequence)
         budget = self._config.max_num_batched_tokens - len(plan.decode)
         for sequence in prefilling:
@@ -268,4 +270,6 @@ class Scheduler:
             self._events.emit("resume", sequence.request_id, cached_tokens=cached)
         else:
             sequence.admitted, sequence.num_cached_tokens = now, cached
-            self._events.emit("admit", sequence.request_id, cached_tokens=cached, waited=now - sequence.arrival)
+            self._events.emit(
+                "admit", sequence.request_id, cached_tokens=cached, waited=now - sequence.arrival
+            )

@@ -77,7 +77,9 @@ class Sequence:
     tenant: str | None = None
     order: int = 0  # of submission
     rank: tuple[int, int, int] = (0, 0, 0)  # its place among the running, as of this step
-    forks: list[Sequence] = field(default_factory=list)  # samples that will begin where this one's prefill ends
+    forks: list[Sequence] = field(
+        default_factory=list
+    )  # samples that will begin where this one's prefill ends
     num_cached_tokens: int = 0  # found in the prefix cache at its first admission
     num_preemptions: int = 0
     cached: CachedPrefix = field(default_factory=CachedPrefix)
@@ -147,7 +149,8 @@ class Sequence:
         """Take a token sampled at time `now`: extend the text, and finish if it ends the completion.
 
         Raises:
-            Exception: what the detokenizer raises; the token is kept, its text is not, `is_changing` stays set.
+            Exception: what the detokenizer raises; the token is kept, its text is not, `is_changing` stays
+            set.
         """
         self.is_changing = True
         if logprobs is not None:

@@ -5,17 +5,16 @@
     run        drafts are proposed, the worker executes, drafts are verified
     commit     tokens are appended, drafts rolled back, blocks published    (everything changes)
 
-A step is all or nothing (contract C6). What can be torn is an exception of a part, or an interrupt (Ctrl-C) at any
-line. In phase `run` no state of the engine has changed: after an exception the planned sequences end with it; after
-an interrupt they lose their blocks, keep their tokens and compute them again, with the same bits (contract C2). In
-any other phase tables may be half changed, so nothing of the KV memory is relied upon: pool, prefix cache and
-scheduler are made anew, every sequence goes back to waiting, and those whose own change was cut in two end with an
-error. That costs time and the cached prefixes, never an answer.
+A step is all or nothing (contract C6). What can be torn is an exception of a part, or an interrupt (Ctrl-C)
+at any line. In phase `run` no state of the engine has changed: after an exception the planned sequences end
+with it; after an interrupt they lose their blocks, keep their tokens and compute them again, with the same
+bits (contract C2). In any other phase tables may be half changed, so nothing of the KV memory is relied upon:
+pool, prefix cache and scheduler are made anew, every sequence goes back to waiting, and those whose own
+change was cut in two end with an error. That costs time and the cached prefixes, never an answer.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from typing import Literal
 

@@ -18,7 +18,6 @@ from typing import TypeVar
 
 from minillm.errors import EngineBusy, ForkedEngine
 
-
 T = TypeVar("T")
 
 
@@ -52,7 +51,8 @@ class Turn:
         with self._lock:
             if self._is_inside():
                 raise EngineBusy(
-                    "a step was asked for in the middle of a step", "parts and listeners must not step the engine"
+                    "a step was asked for in the middle of a step",
+                    "do not step it from a part or a listener",
                 )
             try:
                 self._holder = sys._getframe()
@@ -61,7 +61,7 @@ class Turn:
                 self._holder = None
 
     def _is_inside(self) -> bool:
-        """Whether the holder is still on this thread's stack. An interrupt may have kept it from letting go."""
+        """Whether the holder is still on this thread's stack: an interrupt may keep it from letting go."""
         frame = sys._getframe() if self._holder else None
         while frame is not None and frame is not self._holder:
             frame = frame.f_back

@@ -17,7 +17,7 @@ def matmul_weights(config: ModelConfig) -> int:
 
 def visible_keys(config: ModelConfig, context: int) -> int:
     """Keys the last of `context` tokens attends to, summed over the layers (windows honoured)."""
-    return sum(min(context, window or context) for window in config.layer_windows)
+    return sum(min(context, layer.window or context) for layer in config.layers)
 
 
 def decode_flops(config: ModelConfig, context: int) -> int:
@@ -30,7 +30,7 @@ def prefill_flops(config: ModelConfig, num_tokens: int) -> int:
     """FLOPs of a prompt of `num_tokens` tokens; the head runs for its last token only."""
     head = config.vocab_size * config.hidden_size
     layers = 2 * (matmul_weights(config) - head) * num_tokens
-    pairs = sum(_causal_pairs(num_tokens, window or num_tokens) for window in config.layer_windows)
+    pairs = sum(_causal_pairs(num_tokens, layer.window or num_tokens) for layer in config.layers)
     return layers + 4 * config.q_size * pairs + 2 * head
 
 

@@ -25,21 +25,24 @@ Papers: Vaswani et al. 1706.03762; Zhang & Sennrich 1910.07467 (RMSNorm); Shazee
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from minillm.config import ModelConfig
+from minillm.config import LayerSpec, ModelConfig
+from minillm.errors import UnsupportedModel
 from minillm.model.rope import rope_tables
 from minillm.ops.contract import (
     AttentionMetadata,
-    Ends,
-    LayerFusion,
-    LayerStack,
+    LayerCache,
+    LayerWeights,
+    Matrix,
+    ModelWeights,
     Ops,
     PackedWeight,
-    Pass,
+    RopeTables,
     Weight,
 )
 from minillm.ops.huge_pages import HugePages
@@ -64,6 +67,14 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.ops.linear(x, self.weight, self.bias)
 
+    @property
+    def matrix(self) -> Matrix:
+        """What it multiplies with and adds."""
+        weight, bias = self.weight, self.bias
+        return Matrix(
+            weight.detach() if isinstance(weight, Tensor) else weight, None if bias is None else bias.detach()
+        )
+
 
 class Norm(nn.Module):
     """Root-mean-square norm over the last dimension."""
@@ -84,11 +95,9 @@ class Norm(nn.Module):
 class Attention(nn.Module):
     """Grouped-query attention over the paged cache."""
 
-    def __init__(self, config: ModelConfig, ops: Ops, layer: int) -> None:
+    def __init__(self, config: ModelConfig, ops: Ops, spec: LayerSpec) -> None:
         super().__init__()
-        self.ops, self.config = ops, config
-        self.scale = config.head_dim**-0.5
-        self.window = config.layer_windows[layer]
+        self.ops, self.config, self.spec = ops, config, spec
         qkv_size = config.q_size + 2 * config.kv_size
         self.qkv_proj = Linear(ops, config.hidden_size, qkv_size, config.qkv_bias)
         self.o_proj = Linear(ops, config.q_size, config.hidden_size, config.o_bias)
@@ -96,9 +105,7 @@ class Attention(nn.Module):
             self.q_norm = Norm(ops, config.head_dim, config.rms_norm_eps)
             self.k_norm = Norm(ops, config.head_dim, config.rms_norm_eps)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata
-    ) -> Tensor:
+    def forward(self, x: Tensor, rope: RopeTables, cache: LayerCache, meta: AttentionMetadata) -> Tensor:
         c = self.config
         q, k, v = torch.split(self.qkv_proj.forward(x), [c.q_size, c.kv_size, c.kv_size], dim=-1)
         q = q.view(-1, c.num_attention_heads, c.head_dim)
@@ -106,8 +113,8 @@ class Attention(nn.Module):
         v = v.view(-1, c.num_key_value_heads, c.head_dim)
         if c.qk_norm:
             q, k = self.q_norm.forward(q), self.k_norm.forward(k)
-        q = self.ops.rope_and_cache(q, k, v, cos, sin, k_cache, v_cache, meta)
-        out = self.ops.paged_attention(q, k_cache, v_cache, meta, self.scale, self.window)
+        q = self.ops.rope_and_cache(q, k, v, *rope, *cache, meta)
+        out = self.ops.paged_attention(q, *cache, meta, self.spec.scale, self.spec.window)
         return self.o_proj.forward(out.flatten(1))
 
 
@@ -127,34 +134,47 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """Attention, then MLP, each on the normed running sum (`residual`) and added back to it."""
 
-    def __init__(self, config: ModelConfig, ops: Ops, layer: int) -> None:
+    def __init__(self, config: ModelConfig, ops: Ops, spec: LayerSpec) -> None:
         super().__init__()
         self.input_layernorm = Norm(ops, config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, ops, layer)
+        self.self_attn = Attention(config, ops, spec)
         self.post_attention_layernorm = Norm(ops, config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config, ops)
+
+    def weights(self) -> LayerWeights:
+        """Its weights by name; no tensor is copied."""
+        attention, mlp = self.self_attn, self.mlp
+        has_norm = attention.config.qk_norm
+        return LayerWeights(
+            input_norm=self.input_layernorm.weight.detach(),
+            qkv=attention.qkv_proj.matrix,
+            q_norm=attention.q_norm.weight.detach() if has_norm else None,
+            k_norm=attention.k_norm.weight.detach() if has_norm else None,
+            o=attention.o_proj.matrix,
+            post_attention_norm=self.post_attention_layernorm.weight.detach(),
+            gate_up=mlp.gate_up_proj.matrix,
+            down=mlp.down_proj.matrix,
+        )
 
 
 class Decoder(nn.Module):
     """The whole model. Parameters carry Hugging Face's names, fused ones apart."""
 
-    cos: Tensor
-    sin: Tensor
+    rope: RopeTables
     embed_tokens: Weight
     lm_head: Weight | None
 
     def __init__(self, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
+        for i, spec in enumerate(config.layers):
+            _require_runnable(i, spec)
         self.config, self.ops = config, ops
         self.embed_tokens = _empty(config.vocab_size, config.hidden_size)
-        self._layers = [Layer(config, ops, i) for i in range(config.num_hidden_layers)]
+        self._layers = [Layer(config, ops, spec) for spec in config.layers]
         self.layers = nn.ModuleList(self._layers)  # the same layers, registered as submodules
         self.norm = Norm(ops, config.hidden_size, config.rms_norm_eps)
         tied = config.tie_word_embeddings
         self.lm_head = None if tied else _empty(config.vocab_size, config.hidden_size)
-        self._fusion: LayerFusion | None = None
-        self._stack: LayerStack | None = None
-        self._ends: Ends | None = None
 
     @classmethod
     def build(
@@ -173,15 +193,37 @@ class Decoder(nn.Module):
             pages = HugePages()
             decoder._apply(lambda weight: pages.empty(weight.shape, dtype))  # type: ignore[no-untyped-call]
         cos, sin = rope_tables(config.rope, config.head_dim, max_positions)
-        decoder.cos, decoder.sin = cos.to(device), sin.to(device)
+        decoder.rope = RopeTables(cos.to(device), sin.to(device))
         return decoder
 
     def prepare(self) -> None:
         """Give every matrix the form the backend reads, in place of the checkpoint's. Once, after loading."""
         for owner, name in self._places():
             _prepare(self.ops, owner, name)
-        if isinstance(self.ops, LayerFusion):
-            self._fusion, self._stack, self._ends = self.ops, self._layer_stack(), self._find_ends()
+
+    def with_ops(self, ops: Ops) -> Decoder:
+        """The same model over other ops. Tensors are shared, not copied.
+
+        Only where `ops` takes no packed matrices (a replaced `linear` does not), the result has unpacked
+        ones of its own.
+        """
+        shared = [*self.parameters(), *self.matrices, *self.rope, self.config]
+        other = copy.deepcopy(self, {id(x): x for x in shared} | {id(self.ops): ops})
+        if not ops.packs:
+            for owner, name in other._places():
+                setattr(owner, name, self.ops.unpack_weight(getattr(owner, name)))
+        return other
+
+    def weights(self) -> ModelWeights:
+        """All weights by name, for a backend that runs the whole model; no tensor is copied."""
+        return ModelWeights(
+            config=self.config,
+            layers=tuple(layer.weights() for layer in self._layers),
+            embedding=self.embed_tokens,
+            head=self._head,
+            final_norm=self.norm.weight.detach(),
+            rope=self.rope,
+        )
 
     @property
     def matrices(self) -> list[Weight]:
@@ -209,56 +251,23 @@ class Decoder(nn.Module):
         """
         residual = self.ops.embedding(ids, self.embed_tokens)
         x = self._layers[0].input_layernorm.forward(residual)
-        if self._fusion and self._stack:  # the loop below in one call, bit for bit
-            return self._fusion.run_layers(
-                self._stack, residual, x, self.cos, self.sin, k_cache, v_cache, meta
-            )
         for i, layer in enumerate(self._layers):
-            attended = layer.self_attn.forward(x, self.cos, self.sin, k_cache[i], v_cache[i], meta)
+            attended = layer.self_attn.forward(x, self.rope, LayerCache(k_cache[i], v_cache[i]), meta)
             x, residual = layer.post_attention_layernorm.add(attended, residual)
             x, residual = self._norm_after(i).add(layer.mlp.forward(x), residual)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token id: hidden [num_rows, hidden_size] -> [num_rows, vocab_size]."""
-        return self.ops.linear(hidden, self.embed_tokens if self.lm_head is None else self.lm_head)
-
-    def last_logits(
-        self, ids: Tensor, k_cache: list[Tensor], v_cache: list[Tensor], meta: AttentionMetadata
-    ) -> Tensor:
-        """`forward`, then the logits behind each sequence's last row only: [num_seqs, vocab_size].
-
-        The head is the largest matrix of a small model; a prompt needs it once, not per token.
-        """
-        if found := self.whole_pass(ids, k_cache, v_cache, meta):  # the lines below in one call, bit for bit
-            fusion, whole = found
-            return fusion.last_logits(whole)
-        hidden = self.forward(ids, k_cache, v_cache, meta)
-        return self.logits(hidden if len(hidden) == len(meta.kv_len) else hidden[meta.query_start[1:] - 1])
+        return self.ops.linear(hidden, self._head)
 
     @property
-    def is_fused(self) -> bool:
-        """Whether this backend runs a pass in one call."""
-        return self._ends is not None
-
-    def whole_pass(
-        self, ids: Tensor, k_cache: list[Tensor], v_cache: list[Tensor], meta: AttentionMetadata
-    ) -> tuple[LayerFusion, Pass] | None:
-        """Who runs a pass in one call, and what to tell them; None where the backend runs op by op."""
-        if not (self._fusion and self._stack and self._ends):
-            return None
-        return self._fusion, Pass(self._stack, self._ends, ids, k_cache, v_cache, meta)
+    def _head(self) -> Weight:
+        return self.embed_tokens if self.lm_head is None else self.lm_head
 
     def _norm_after(self, i: int) -> Norm:
         """The norm behind layer i: the next layer's first, or the last of all."""
         return self._layers[i + 1].input_layernorm if i + 1 < len(self._layers) else self.norm
-
-    def _find_ends(self) -> Ends | None:
-        """What is around the layers, where the backend has packed it."""
-        embedding, head = self.embed_tokens, self.embed_tokens if self.lm_head is None else self.lm_head
-        if not (isinstance(embedding, PackedWeight) and isinstance(head, PackedWeight)):
-            return None
-        return Ends(embedding, head, self._layers[0].input_layernorm.weight.detach(), self.cos, self.sin)
 
     def _places(self) -> Iterator[tuple[nn.Module, str]]:
         """Where each matrix is: its owner and its name there."""
@@ -270,24 +279,16 @@ class Decoder(nn.Module):
         if self.lm_head is not None:
             yield self, "lm_head"
 
-    def _layer_stack(self) -> LayerStack:
-        c, tensors = self.config, list[Tensor]()
-        none = torch.empty(0)
-        for i, layer in enumerate(self._layers):
-            attention, mlp = layer.self_attn, layer.mlp
-            norms = [attention.q_norm.weight, attention.k_norm.weight] if c.qk_norm else [none, none]
-            tensors += [*_parts(attention.qkv_proj), *norms, *_parts(attention.o_proj)]
-            tensors += [layer.post_attention_layernorm.weight, *_parts(mlp.gate_up_proj)]
-            tensors += [*_parts(mlp.down_proj), self._norm_after(i).weight]
-        windows = [window or 0 for window in c.layer_windows]
-        return LayerStack(
-            [t.detach() for t in tensors],
-            windows,
-            c.num_attention_heads,
-            c.intermediate_size,
-            c.rms_norm_eps,
-            c.head_dim**-0.5,
-        )
+
+def _require_runnable(layer: int, spec: LayerSpec) -> None:
+    """Refuse what a config may say of a layer and this decoder does not do."""
+    for what, value, only in (
+        ("rope", spec.rope, True),
+        ("norm", spec.norm, "pre"),
+        ("quantization", spec.quantization, None),
+    ):
+        if value != only:
+            raise UnsupportedModel(f"layer {layer}: {what}={value!r} is not supported", f"only {only!r} is")
 
 
 def _prepare(ops: Ops, owner: nn.Module, name: str) -> None:
@@ -299,9 +300,3 @@ def _prepare(ops: Ops, owner: nn.Module, name: str) -> None:
     if isinstance(prepared, PackedWeight):
         delattr(owner, name)  # a registered parameter's name takes nothing but parameters
         setattr(owner, name, prepared)
-
-
-def _parts(linear: Linear) -> list[Tensor]:
-    """Packed weight and bias, the bias without elements where there is none."""
-    weight = linear.weight.data
-    return [weight, torch.empty(0) if linear.bias is None else linear.bias]

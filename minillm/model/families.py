@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minillm.config import ModelConfig
+from minillm.config import LayerSpec, ModelConfig
 from minillm.errors import ModelNotFound, UnsupportedModel
 from minillm.model.config_reader import ConfigReader
 from minillm.model.rope_config import ROPE_KEYS, read_rope
@@ -171,7 +171,7 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
         o_bias=_bias(cfg, "o_bias", family.o_bias),
         mlp_bias=cfg.boolean("mlp_bias", False) if "mlp_bias" in family.reads else False,
         qk_norm=family.qk_norm,
-        layer_windows=_layer_windows(cfg, name, layers),
+        layers=tuple(LayerSpec(window, scale=head_dim**-0.5) for window in _layer_windows(cfg, name, layers)),
         dtype=_dtype(cfg),
         eos_token_ids=cfg.token_ids("eos_token_id"),
         bos_token_id=(cfg.token_ids("bos_token_id") or (None,))[0],

@@ -14,8 +14,10 @@ costs one test of an empty list. An event holds numbers and request ids: no text
     sample         requests                          each of these requests got a token, at this time
     speculate      requests, outcomes, rows,         drafts verified: of each sequence (drafted, depth of the
                    draft_seconds, verify_seconds     longest path, accepted) tokens, over `rows` in all
-    alloc, free    blocks                            block references taken and given back by one sequence; what
-                                                     it took (alloc, share) and gave back (free) is equal in the end
+    alloc, free    blocks                            block references taken and given back by one sequence;
+    what
+                                                     it took (alloc, share) and gave back (free) is equal in
+                                                     the end
     copy_on_write  blocks                            blocks copied when a prompt's samples part ways
     publish        blocks                            full blocks made findable
     evict          blocks                            blocks the prefix cache gave up
@@ -62,9 +64,9 @@ Listener = Callable[[Event], None]
 class Events:
     """Where an engine's events go.
 
-    An event is queued where it happens and handed to the listeners by `deliver`, which the engine calls when no lock
-    is held and no change of state is under way. So a listener may ask the engine for anything but another step,
-    and one that raises harms nobody: what it raised is logged, once.
+    An event is queued where it happens and handed to the listeners by `deliver`, which the engine calls when
+    no lock is held and no change of state is under way. So a listener may ask the engine for anything but
+    another step, and one that raises harms nobody: what it raised is logged, once.
     """
 
     def __init__(self) -> None:
@@ -81,7 +83,7 @@ class Events:
             self._queue.append(event)
 
     def deliver(self) -> None:
-        """Hand what is queued to the listeners, in order. Only one thread does so at a time; others return at once."""
+        """Hand what is queued to the listeners, in order. While one thread does so, others return at once."""
         while self._queue and self._delivering.acquire(blocking=False):
             try:
                 while self._queue:
@@ -96,7 +98,9 @@ class Events:
             except Exception as error:
                 if not any(listener is known for known in self._reported):
                     self._reported.append(listener)
-                    _log.error("a listener raised %s at an event of kind %s", type(error).__name__, event.kind)
+                    _log.error(
+                        "a listener raised %s at an event of kind %s", type(error).__name__, event.kind
+                    )
 
     @contextmanager
     def record(self) -> Iterator[list[Event]]:

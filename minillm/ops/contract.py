@@ -16,13 +16,15 @@ attention they are one and the same function.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from minillm.config import ModelConfig
 from minillm.ops.sampling import SamplingBatch
 
 
@@ -91,22 +93,18 @@ class PackedWeight:
 Weight = Tensor | PackedWeight
 
 
-@dataclass(frozen=True, eq=False)  # each is its own: a backend keeps what it made of one
-class LayerStack:
-    """All layers of a decoder, laid out for a backend that runs them in one call.
+class RopeTables(NamedTuple):
+    """Rotary angles: `cos` and `sin`, float32 [max_positions, head_dim / 2]."""
 
-    `tensors` holds for each layer, in this order: qkv weight, qkv bias, q norm, k norm, o weight, o
-    bias, post-attention norm, gate-up weight, gate-up bias, down weight, down bias, and the norm that
-    follows (the next layer's first, or the last). Matrices are packed; what a model lacks is a tensor
-    without elements. `windows` has 0 for full attention.
-    """
+    cos: Tensor
+    sin: Tensor
 
-    tensors: list[Tensor]
-    windows: list[int]
-    num_heads: int
-    intermediate_size: int
-    eps: float
-    scale: float
+
+class LayerCache(NamedTuple):
+    """One layer's keys and values: each [num_blocks, block_size, num_kv_heads, head_dim]."""
+
+    k: Tensor
+    v: Tensor
 
 
 class Ops(Protocol):
@@ -122,11 +120,18 @@ class Ops(Protocol):
     def kernel_set(self) -> str:
         """Which arithmetic runs; part of the KV envelope."""
 
+    @property
+    def packs(self) -> bool:
+        """Whether `prepare_weight` packs, and packed weights are taken."""
+
     def prepare_weight(self, weight: Tensor) -> Weight:
         """The form this machine reads a matrix [out, in] in; asked once per matrix, after loading.
 
         The matrix is given away: its memory may be reused for the result.
         """
+
+    def unpack_weight(self, weight: Weight) -> Tensor:
+        """The matrix [out, in] that `prepare_weight` was given, bit for bit."""
 
     def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
         """Rows `ids` [num_tokens] of `weight` [vocab_size, hidden] -> [num_tokens, hidden]."""
@@ -202,59 +207,78 @@ class Ops(Protocol):
         """Rejection sampling, (tokens, number accepted): `verification.verify_draft`."""
 
 
-@dataclass(frozen=True)
-class Ends:
-    """What a decoder has around its layers: matrices [vocab_size, hidden], the first norm, rope tables."""
+class Matrix(NamedTuple):
+    """A projection: its weight [out, in], and its bias [out] if it has one."""
 
-    embedding: PackedWeight
-    head: PackedWeight
-    first_norm: Tensor
-    cos: Tensor
-    sin: Tensor
+    weight: Weight
+    bias: Tensor | None = None
 
 
-class Pass(NamedTuple):
-    """A whole model, and the rows it is to run on: `ids` as `meta` says, keys and values into the caches."""
+@dataclass(frozen=True, eq=False)
+class LayerWeights:
+    """The weights of one layer. `q_norm` and `k_norm` [head_dim] are None where the model has none.
 
-    stack: LayerStack
-    ends: Ends
-    ids: Tensor
-    k_cache: list[Tensor]
-    v_cache: list[Tensor]
-    meta: AttentionMetadata
+    `qkv` and `gate_up` are fused projections, see `model/decoder.py`. The C++ side has the same members
+    under the same names (csrc/cpu/bind_weights.cpp).
+    """
+
+    input_norm: Tensor
+    qkv: Matrix
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    o: Matrix
+    post_attention_norm: Tensor
+    gate_up: Matrix
+    down: Matrix
+
+    def named(self) -> Iterator[tuple[str, Weight]]:
+        """Every weight there is, by name: "input_norm", "qkv.weight", "qkv.bias", ..."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            parts = value._asdict() if isinstance(value, Matrix) else {"": value}
+            for part, weight in parts.items():
+                if weight is not None:
+                    yield f"{field.name}.{part}".rstrip("."), weight
 
 
-class LayerFusion(ABC):
-    """A backend that also runs all layers of the decoder, a whole pass or several decode steps in one call.
+@dataclass(frozen=True, eq=False)
+class ModelWeights:
+    """All weights of a decoder, and its shape. `head` is `embedding` itself in a tied model."""
 
-    A base class, not a protocol: an object that wraps a backend to watch or replace single ops is none,
-    so the decoder walks its loop for it, op by op.
+    config: ModelConfig
+    layers: tuple[LayerWeights, ...]
+    embedding: Weight
+    head: Weight
+    final_norm: Tensor
+    rope: RopeTables
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether every matrix is in a backend's own form."""
+        named = chain.from_iterable(layer.named() for layer in self.layers)
+        matrices = [self.embedding, self.head, *(w for name, w in named if name.endswith(".weight"))]
+        return all(isinstance(matrix, PackedWeight) for matrix in matrices)
+
+
+class FusedModel(ABC):
+    """A whole model and its cache, bound to a backend that runs a pass, or several, in one call.
+
+    Everywhere `ids` are int64 [num_tokens], and `meta` says where they belong; keys and values go into the
+    caches it was bound to. Every bit is that of the decoder's walk, op by op.
     """
 
     @abstractmethod
-    def run_layers(
-        self,
-        stack: LayerStack,
-        residual: Tensor,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        k_cache: list[Tensor],
-        v_cache: list[Tensor],
-        meta: AttentionMetadata,
-    ) -> Tensor:
-        """What the decoder's loop over its layers does, to the bit.
-
-        `residual` is the running sum and `x` its norm, both [num_tokens, hidden] and left alone; caches
-        are one tensor a layer. Returns the last norm's output [num_tokens, hidden].
-        """
+    def hidden(self, ids: Tensor, meta: AttentionMetadata) -> Tensor:
+        """`Decoder.forward`: the last norm's output [num_tokens, hidden_size]."""
 
     @abstractmethod
-    def last_logits(self, whole: Pass) -> Tensor:
-        """What `Decoder.last_logits` does op by op, to the bit: [num_seqs, vocab_size]."""
+    def last_logits(self, ids: Tensor, meta: AttentionMetadata) -> Tensor:
+        """The logits behind each sequence's last row only: [num_seqs, vocab_size]."""
 
     @abstractmethod
-    def decode_step(self, whole: Pass, batch: SamplingBatch) -> tuple[Tensor, Tensor, Tensor]:
+    def decode_step(
+        self, ids: Tensor, meta: AttentionMetadata, batch: SamplingBatch
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """`last_logits`, `finite_rows` and `sample` in one call: (tokens, finite, logits) of each sequence.
 
         Where logits are not finite the token says nothing.
@@ -263,7 +287,8 @@ class LayerFusion(ABC):
     @abstractmethod
     def decode_ahead(
         self,
-        whole: Pass,
+        ids: Tensor,
+        meta: AttentionMetadata,
         depths: Sequence[int],
         keys: Sequence[Sequence[int]],
         batch: SamplingBatch,
@@ -273,6 +298,22 @@ class LayerFusion(ABC):
         The first step runs `ids` as `meta` says, one or several rows of each sequence; sequences with the
         most to draw come first. `keys[i]` are the noise keys of sequence i's tokens; `batch`, a row for
         each sequence, has the rest, and no repetition penalty. Block tables cover all that is fed back.
+        """
+
+
+class FusedOps(ABC):
+    """A backend that also runs a whole model in one call.
+
+    A base class, not a protocol: an object that wraps a backend to watch or replace single ops is none,
+    so the decoder walks op by op for it.
+    """
+
+    @abstractmethod
+    def bind(self, weights: ModelWeights, k_cache: list[Tensor], v_cache: list[Tensor]) -> FusedModel:
+        """The model over these weights and caches, one cache tensor a layer.
+
+        `weights.is_packed` must hold, with matrices that this backend packed. Caches and weights stay
+        alive as long as the result.
         """
 
 

@@ -36,6 +36,7 @@ class CudaOps:
 
     name = "native"
     namespace = "minillm_cuda"
+    packs = False
 
     def __init__(self) -> None:
         self.library = self._load()
@@ -60,6 +61,9 @@ class CudaOps:
 
     def prepare_weight(self, weight: Tensor) -> Weight:
         return weight
+
+    def unpack_weight(self, weight: Weight) -> Tensor:
+        return plain(weight)
 
     def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
         shapes.check_embedding(ids, weight)

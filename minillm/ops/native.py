@@ -22,31 +22,31 @@ whatever would read or write outside a tensor.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
-from itertools import chain
 from types import SimpleNamespace
-from weakref import WeakKeyDictionary, finalize
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.ops import shapes
-from minillm.ops.columns import column
-from minillm.ops.contract import AttentionMetadata, LayerFusion, LayerStack, PackedWeight, Pass, Weight
+from minillm.ops.contract import (
+    AttentionMetadata,
+    FusedModel,
+    FusedOps,
+    ModelWeights,
+    PackedWeight,
+    Weight,
+)
+from minillm.ops.cpu_model import CpuModel
 from minillm.ops.registered import current_path, load_native, loaded_library, packed_shape
-from minillm.ops.sampling import SamplingBatch, as_int64
+from minillm.ops.sampling import SamplingBatch
 
 _OPS = (
     "add_rms_norm",
     "copy_blocks",
-    "decode_ahead",
-    "decode_step",
     "embedding",
     "finite_rows",
-    "last_logits",
-    "layers",
     "linear",
     "pack",
     "pack_",
@@ -62,32 +62,16 @@ _OPS = (
 _LOOKED_AT = 1 << 20  # numbers at a time: most matrices that need float32 show it in the first few
 
 
-class BoundLayers:
-    """Weights and caches that the kernels have checked and keep hold of, until this object goes."""
-
-    def __init__(self, stack: LayerStack, hidden: int, k_cache: list[Tensor], v_cache: list[Tensor]) -> None:
-        sizes = stack.num_heads, hidden, stack.intermediate_size
-        self.number: int = torch.ops.minillm.bind_layers(
-            stack.tensors, k_cache, v_cache, stack.windows, *sizes
-        )
-        self._caches = [*k_cache, *v_cache]
-        finalize(self, torch.ops.minillm.unbind_layers, self.number)
-
-    def holds(self, k_cache: list[Tensor], v_cache: list[Tensor]) -> bool:
-        """Whether these very caches are the bound ones."""
-        return all(map(operator.is_, self._caches, chain(k_cache, v_cache)))
-
-
-class NativeOps(LayerFusion):
+class NativeOps(FusedOps):
     """The contract in C++, for tensors on the CPU; the contract's docstrings say what each method does."""
 
     name = "native"
+    packs = True
 
     def __init__(self) -> None:
         load_native()
         # The overloads themselves: looking one up by name costs as much as a small kernel.
         self._ops = SimpleNamespace(**{name: getattr(torch.ops.minillm, name).default for name in _OPS})
-        self._bound: WeakKeyDictionary[LayerStack, BoundLayers] = WeakKeyDictionary()
 
     @property
     def kernel_set(self) -> str:
@@ -103,6 +87,13 @@ class NativeOps(LayerFusion):
             self._ops.pack_(weight)
             return PackedWeight(weight.view(shape), weight.shape[0], weight.shape[1], dtype)
         return self._packed(weight, dtype)
+
+    def unpack_weight(self, weight: Weight) -> Tensor:
+        if not isinstance(weight, PackedWeight):
+            return weight
+        out, size = weight.shape
+        matrix = weight.data.transpose(1, 2).flatten(2).flatten(0, 1)[:out, :size].contiguous()
+        return _with_lower_halves(matrix) if weight.narrow else matrix
 
     def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
         shapes.check_embedding(ids, weight)
@@ -168,50 +159,8 @@ class NativeOps(LayerFusion):
         shapes.check_copy(caches, source, destination)
         self._ops.copy_blocks(caches, source, destination)
 
-    def run_layers(
-        self,
-        stack: LayerStack,
-        residual: Tensor,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        k_cache: list[Tensor],
-        v_cache: list[Tensor],
-        meta: AttentionMetadata,
-    ) -> Tensor:
-        result: Tensor = self._ops.layers(
-            residual,
-            x,
-            self._bind(stack, x.shape[-1], k_cache, v_cache),
-            *_over_rows(stack, cos, sin, meta),
-        )
-        return result
-
-    def last_logits(self, whole: Pass) -> Tensor:
-        result: Tensor = self._ops.last_logits(*self._told(whole))
-        return result
-
-    def decode_step(self, whole: Pass, batch: SamplingBatch) -> tuple[Tensor, Tensor, Tensor]:
-        told = *self._told(whole), *batch.tensors(), batch.num_token_ids
-        tokens, finite, logits = self._ops.decode_step(*told)
-        return tokens, finite, logits
-
-    def decode_ahead(
-        self,
-        whole: Pass,
-        depths: Sequence[int],
-        keys: Sequence[Sequence[int]],
-        batch: SamplingBatch,
-    ) -> list[list[int]]:
-        by_step = (own[step] if step < len(own) else 0 for step in range(depths[0]) for own in keys)
-        tokens: Tensor = self._ops.decode_ahead(
-            *self._told(whole),
-            column(depths),
-            column(map(as_int64, by_step)).view(depths[0], len(depths)),
-            *batch.filters(),
-            batch.num_token_ids,
-        )
-        return [row[:depth] for row, depth in zip(tokens.tolist(), depths, strict=True)]
+    def bind(self, weights: ModelWeights, k_cache: list[Tensor], v_cache: list[Tensor]) -> FusedModel:
+        return CpuModel(weights, k_cache, v_cache)
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         tokens: Tensor = self._ops.sample(logits.contiguous(), *batch.tensors(), batch.num_token_ids)
@@ -249,36 +198,9 @@ class NativeOps(LayerFusion):
         tokens, accepted = self._ops.verify_draft(draft.contiguous(), q, *rest)
         return tokens, accepted
 
-    def _told(self, whole: Pass) -> tuple[object, ...]:
-        """What the ops over a whole model are told of it and of its rows."""
-        stack, ends, ids, k_cache, v_cache, meta = whole
-        vocab_size, hidden = ends.embedding.shape
-        return (
-            ids,
-            self._bind(stack, hidden, k_cache, v_cache),
-            ends.embedding.data,
-            ends.head.data,
-            ends.first_norm,
-            vocab_size,
-            *_over_rows(stack, ends.cos, ends.sin, meta),
-        )
-
-    def _bind(self, stack: LayerStack, hidden: int, k_cache: list[Tensor], v_cache: list[Tensor]) -> int:
-        """The number by which the kernels know these layers and caches."""
-        bound = self._bound.get(stack)
-        if bound is None or not bound.holds(k_cache, v_cache):
-            bound = self._bound[stack] = BoundLayers(stack, hidden, k_cache, v_cache)
-        return bound.number
-
     def _packed(self, weight: Tensor, dtype: torch.dtype) -> PackedWeight:
         packed = self._ops.pack(weight.detach().contiguous())
         return PackedWeight(packed, weight.shape[0], weight.shape[1], dtype)
-
-
-def _over_rows(stack: LayerStack, cos: Tensor, sin: Tensor, meta: AttentionMetadata) -> tuple[object, ...]:
-    """What every op over the layers is told of the rows."""
-    rows = meta.positions, meta.slot_mapping, meta.block_table, meta.query_start, meta.kv_len
-    return cos, sin, *rows, stack.eps, stack.scale
 
 
 def fits_bfloat16(weight: Tensor) -> bool:
@@ -294,3 +216,9 @@ def fits_bfloat16(weight: Tensor) -> bool:
 
 def _upper_halves(weight: Tensor) -> Tensor:
     return weight.view(torch.int16)[:, 1::2].contiguous().view(torch.bfloat16)
+
+
+def _with_lower_halves(upper: Tensor) -> Tensor:
+    halves = torch.zeros(*upper.shape, 2, dtype=torch.int16)
+    halves[..., 1] = upper.view(torch.int16)
+    return halves.view(torch.float32).squeeze(-1)

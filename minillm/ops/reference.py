@@ -126,9 +126,13 @@ class ReferenceOps:
 
     name = "reference"
     kernel_set = "torch"
+    packs = False
 
     def prepare_weight(self, weight: Tensor) -> Weight:
         return weight
+
+    def unpack_weight(self, weight: Weight) -> Tensor:
+        return plain(weight)
 
     def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
         shapes.check_embedding(ids, weight)

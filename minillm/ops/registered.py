@@ -12,7 +12,8 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -25,6 +26,15 @@ from minillm.toolchain.cpu import cpu_library
 _lock = threading.Lock()
 _state: list[str] = []  # empty until the library is loaded, then [its name]
 _failure: list[BuildFailed] = []  # why it could not be: asked again, the answer is the same
+bound_models: WeakValueDictionary[int, BoundModel] = WeakValueDictionary()  # by number, for the fakes
+
+
+class BoundModel(Protocol):
+    """What the fakes look up of a model that the ops know by its number."""
+
+    vocab_size: int
+    hidden_size: int
+    dtype: torch.dtype
 
 
 def load_native() -> None:
@@ -132,20 +142,23 @@ def _verified(draft: Tensor, *others: object) -> tuple[Tensor, Tensor]:
     return draft.new_empty([draft.shape[0], draft.shape[1] + 1]), draft.new_empty([draft.shape[0]])
 
 
-def _last_logits(ids: Tensor, *others: Any) -> Tensor:
-    first_norm, vocab_size, kv_len = others[3], others[4], others[11]
-    logits: Tensor = first_norm.new_empty([kv_len.shape[0], vocab_size])
-    return logits
+def _hidden(model: int, ids: Tensor, rows: list[Tensor]) -> Tensor:
+    bound = bound_models[model]
+    return ids.new_empty([ids.shape[0], bound.hidden_size], dtype=bound.dtype)
 
 
-def _step(ids: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    logits = _last_logits(ids, *others)
-    rows = logits.shape[:1]
-    return ids.new_empty(rows), ids.new_empty(rows, dtype=torch.bool), logits
+def _last_logits(model: int, ids: Tensor, rows: list[Tensor], *others: object) -> Tensor:
+    bound, kv_len = bound_models[model], rows[4]
+    return ids.new_empty([kv_len.shape[0], bound.vocab_size], dtype=bound.dtype)
 
 
-def _ahead(ids: Tensor, *others: Any) -> Tensor:
-    depths, keys = others[14], others[15]
+def _step(model: int, ids: Tensor, rows: list[Tensor], *others: object) -> tuple[Tensor, Tensor, Tensor]:
+    logits = _last_logits(model, ids, rows)
+    count = logits.shape[:1]
+    return ids.new_empty(count), ids.new_empty(count, dtype=torch.bool), logits
+
+
+def _ahead(model: int, ids: Tensor, rows: object, depths: Tensor, keys: Tensor, *others: object) -> Tensor:
     return ids.new_empty([depths.shape[0], keys.shape[0]])
 
 
@@ -160,7 +173,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "rope_and_cache": lambda q, *others: q.new_empty(q.shape),
     "paged_attention": lambda q, *others: q.new_empty(q.shape),
     "copy_blocks": lambda caches, source, destination: None,
-    "layers": lambda residual, x, *others: torch.empty_like(x),
+    "hidden": _hidden,
     "last_logits": _last_logits,
     "decode_step": _step,
     "decode_ahead": _ahead,

@@ -16,8 +16,8 @@ class SwappedOps:
     """`Ops` that asks its replaced functions first and `inner` for the rest.
 
     A replaced `rope` makes `rope_and_cache` a composition: rotate with it, then write the cache. With
-    any of them replaced the layers run one op at a time, and a replaced `linear` is given plain
-    matrices [out, in].
+    any of them replaced the layers run one op at a time. A replaced `linear` is given plain matrices
+    [out, in]: `Decoder.with_ops` unpacks them.
     """
 
     def __init__(
@@ -35,11 +35,7 @@ class SwappedOps:
             self.paged_attention = attention
         if linear is not None:
             self.linear = linear
-            self.prepare_weight = _as_it_is
+            self.packs = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
-
-
-def _as_it_is(weight: Tensor) -> Tensor:
-    return weight

@@ -168,7 +168,7 @@ class Controller:
         return self._target.of(branches * (1 + k)) + self._draft_seconds(branches, k)
 
     def _draft_seconds(self, branches: int, levels: int) -> float:
-        """By levels: the first costs more than the others. Of the nearest number of branches that was seen."""
+        """By levels: the first costs more than the others. Uses the nearest number of branches seen."""
         if not self._draft:
             return 0.0
         size = _size_class(branches)

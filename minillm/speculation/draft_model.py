@@ -26,11 +26,11 @@ from itertools import product
 
 import torch
 
+from minillm.ops.sampling import DRAFT, DRAW, SamplingBatch
+from minillm.speculation.levels import Branch, draw_levels
+from minillm.speculation.proposal import NO_PROPOSAL, Lookahead, Proposal
 from minillm.worker.runner import ModelRunner
 from minillm.worker.step import Copy, SequenceRows
-from minillm.ops.sampling import DRAFT, DRAW, SamplingBatch
-from minillm.speculation.proposal import NO_PROPOSAL, Proposal, Lookahead
-from minillm.speculation.levels import Branch, draw_levels
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,9 @@ class DraftModel:
         )
         keys, depths = [self._keys(c) for c in caught], [c.depth for c in caught]
         tokens = self.runner.decode_ahead([c.rows for c in caught], depths, keys, batch)
-        return {id(c.lookahead): Proposal([branch]) for c, branch in zip(caught, tokens, strict=True) if branch}
+        return {
+            id(c.lookahead): Proposal([branch]) for c, branch in zip(caught, tokens, strict=True) if branch
+        }
 
     # Anything, level by level ---------------------------------------------------------------
 

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.worker.runner import ModelRunner
 from minillm.ops.sampling import SamplingBatch, best_tokens, probabilities
 from minillm.speculation.proposal import DraftSequence
+from minillm.worker.runner import ModelRunner
 
 
 @dataclass
@@ -44,7 +44,8 @@ def draw_levels(
         vocab_size: above 0, the distributions are wanted, so wide.
 
     Returns:
-        Of each level the distribution its branches were drawn from, float32 [branches, vocab_size], where wanted.
+        Of each level the distribution its branches were drawn from, float32 [branches, vocab_size], where
+        wanted.
     """
     steps = runner.step_metadata([(p.sequence.num_tokens, p.table, p.depth - 1) for p in branches])
     logits, probs, ids = logits[[branch.row for branch in branches]], list[Tensor](), torch.empty(0)

@@ -45,7 +45,7 @@ NO_LEAVE = Leave(0, 1, 0)
 
 
 class Outcome(NamedTuple):
-    """Of one sequence in one step: tokens drafted in all branches, tokens of the longest, and how many stand."""
+    """Of one sequence in one step: tokens drafted in all, tokens of the longest branch, tokens that stand."""
 
     drafted: int
     depth: int
@@ -86,7 +86,7 @@ class Speculation:
         return given
 
     def _fit(self, num_tokens: int, owned: int, most: Leave, size: int) -> Leave:
-        """The longest draft, then the most branches, that fit; `most` holds the depth, rows and blocks there are."""
+        """The longest draft, then the most branches, that fit; `most`: the depth, rows and blocks left."""
         depth, rows, blocks = most
         while depth and (taken := blocks_for(num_tokens + depth, size) - owned) > blocks:
             depth -= 1
@@ -112,7 +112,8 @@ class Speculation:
             )
         answers = iter(found)
         return [
-            self._checked(lookahead, next(answers)) if lookahead.depth else NO_PROPOSAL for lookahead in lookaheads
+            self._checked(lookahead, next(answers)) if lookahead.depth else NO_PROPOSAL
+            for lookahead in lookaheads
         ], seconds
 
     def _checked(self, lookahead: Lookahead, proposal: Proposal) -> Proposal:
@@ -120,8 +121,8 @@ class Speculation:
         branches, depth = proposal.branches, lookahead.depth
         if len(branches) > len(lookahead.block_tables) or any(len(branch) > depth for branch in branches):
             raise PartError(
-                f"the drafter gave {len(branches)} branches of up to {max(map(len, branches))} tokens, asked for "
-                f"{len(lookahead.block_tables)} of {depth}",
+                f"the drafter gave {len(branches)} branches of up to {max(map(len, branches))} tokens, "
+                f"asked for {len(lookahead.block_tables)} of {depth}",
                 "Lookahead says how much may be drafted",
             )
         for token_id in (token_id for branch in branches for token_id in branch):
@@ -139,7 +140,11 @@ class Speculation:
         self.controller.saw_target(rows, seconds)
 
     def learn(
-        self, lookaheads: Sequence[Lookahead], proposals: Sequence[Proposal], results: Sequence[VerifyResult], seconds: float
+        self,
+        lookaheads: Sequence[Lookahead],
+        proposals: Sequence[Proposal],
+        results: Sequence[VerifyResult],
+        seconds: float,
     ) -> None:
         """Show drafter and controller what became of the proposals, which took `seconds` to make."""
         levels = branches = 0

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
-from minillm.speculation.proposal import NO_PROPOSAL, Proposal, DraftSequence, Lookahead
+from minillm.speculation.proposal import NO_PROPOSAL, DraftSequence, Lookahead, Proposal
 
 LONGEST, SHORTEST = 4, 2
 PLACES = 8  # that are kept of each n-gram, the latest

@@ -6,8 +6,8 @@
 A proposal is a few *branches*, each a guess at the next tokens; several branches are a tree, cut up.
 Each branch is verified as a sequence of its own whose block table shares every full block and parts from the
 others at the newest token (`BlockTable.branch`): keys lie at their logical positions, so a drafted token's
-arithmetic is that of any other token (contract C2), and no attention kernel needs a tree mask. The price: tokens
-that several branches have in common are computed once for each.
+arithmetic is that of any other token (contract C2), and no attention kernel needs a tree mask. The price:
+tokens that several branches have in common are computed once for each.
 
 The draft model's keys and values lie under the same block ids, in tensors of its own, so whatever happens
 to a sequence's blocks happens to both.

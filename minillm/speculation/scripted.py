@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from minillm.speculation.proposal import NO_PROPOSAL, Proposal, DraftSequence, Lookahead
+from minillm.speculation.proposal import NO_PROPOSAL, DraftSequence, Lookahead, Proposal
 
 Answer = Callable[[DraftSequence], Sequence[int]]
 
@@ -26,7 +26,7 @@ class ScriptedDrafter:
         self._random = random.Random(seed)
 
     def propose(self, lookaheads: Sequence[Lookahead]) -> list[Proposal]:
-        """The answer's next tokens, some of them spoilt; the last branch is the best one, the others are nonsense."""
+        """The answer's next tokens, some of them wrong, in the last branch; only wrong ones in the others."""
         return [self._propose(lookahead) for lookahead in lookaheads]
 
     def settle(self, lookahead: Lookahead, proposal: Proposal, branch: int, kept: int) -> None:

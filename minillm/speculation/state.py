@@ -30,9 +30,10 @@ class Acceptance:
 class DraftState:
     """What speculation knows of one sequence.
 
-    `num_computed_tokens` is how many of its first tokens the draft model has keys and values of, `num_published` how
-    many of its cached blocks. `branch_blocks` are the blocks of every branch but its own table, while a step that
-    looks ahead is running. Once an overflow in a drafted token has reached its own row it `is_excluded` from drafting.
+    `num_computed_tokens` is how many of its first tokens the draft model has keys and values of,
+    `num_published` how many of its cached blocks. `branch_blocks` are the blocks of every branch but its own
+    table, while a step that looks ahead is running. Once an overflow in a drafted token has reached its own
+    row it `is_excluded` from drafting.
     """
 
     num_computed_tokens: int = 0

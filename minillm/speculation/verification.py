@@ -43,7 +43,7 @@ class Verifier:
         self._ops, self._sampler, self._verify_draft = ops, sampler, verify_draft
 
     def verify(self, rows: Sequence[DraftRows], logits: Tensor, num_token_ids: int) -> list[VerifyResult]:
-        """A result for each sequence; `logits` [num_rows, vocab_size] has all its branches' rows, end to end."""
+        """A result for each sequence; `logits` [num_rows, vocab_size] are all branches' rows, end to end."""
         healthy = self._ops.finite_rows(logits).tolist()
         if not all(healthy):
             logits = torch.where(torch.tensor(healthy, device=logits.device).unsqueeze(1), logits, 0.0)
@@ -80,7 +80,9 @@ class Verifier:
             return {}
         rows = [tree.start for tree in trees]
         sampled = self._sampler(logits[rows], batch.rows(rows))
-        return {tree.start: tree.walk([token], [0]) for tree, token in zip(trees, sampled.tolist(), strict=True)}
+        return {
+            tree.start: tree.walk([token], [0]) for tree, token in zip(trees, sampled.tolist(), strict=True)
+        }
 
     def _results(self, walks: list[Walk], logits: Tensor) -> list[VerifyResult]:
         """Add the log-probabilities of the tokens whose sequences want them."""
@@ -164,7 +166,7 @@ def _sampling_batch(trees: Sequence[Tree], num_token_ids: int) -> SamplingBatch:
 
 
 def _rejection(trees: list[Tree], probs: Tensor, verify_draft: VerifyDraft) -> dict[int, Walk]:
-    """Walks by first rows. `probs` [num_rows, vocab_size] is padded here to as many rows for each sequence."""
+    """Walks by first rows. `probs` [num_rows, vocab_size] is padded to as many rows for each sequence."""
     if not trees:
         return {}
     longest = max(len(tree.chain) for tree in trees)

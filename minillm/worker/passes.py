@@ -10,14 +10,13 @@ Left out: passes captured as CUDA graphs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
 
 from minillm.memory.kv_cache import KVCache
 from minillm.model.decoder import Decoder
-from minillm.ops.contract import AttentionMetadata
+from minillm.ops.contract import AttentionMetadata, FusedModel, FusedOps
 
 
 class Pass(Protocol):
@@ -47,18 +46,14 @@ class OpByOp:
         return self._decoder.logits(hidden)
 
 
-class FusedModel:
-    def __init__(self, d, c): self.d, self.c = d, c
-    def hidden(self, ids, meta): return self.d.forward(ids, self.c.k, self.c.v, meta)
-    def last_logits(self, ids, meta): return self.d.last_logits(ids, self.c.k, self.c.v, meta)
-    def decode_step(self, ids, meta, b):
-        f, w = self.d.whole_pass(ids, self.c.k, self.c.v, meta)
-        return f.decode_step(w, b)
-    def decode_ahead(self, ids, meta, depths, keys, b):
-        f, w = self.d.whole_pass(ids, self.c.k, self.c.v, meta)
-        return f.decode_ahead(w, depths, keys, b)
-def choose_pass(decoder, cache):
-    if decoder.is_fused:
-        f = FusedModel(decoder, cache)
-        return f, f
-    return OpByOp(decoder, cache), None
+def choose_pass(decoder: Decoder, cache: KVCache) -> tuple[Pass, FusedModel | None]:
+    """How passes run on this decoder: fused where its backend can and has packed every matrix.
+
+    Returns:
+        The pass; and the same object again where it is a fused one, which can do more than a pass.
+    """
+    ops, weights = decoder.ops, decoder.weights()
+    if not (isinstance(ops, FusedOps) and weights.is_packed):
+        return OpByOp(decoder, cache), None
+    fused = ops.bind(weights, cache.k, cache.v)
+    return fused, fused

@@ -21,9 +21,9 @@ from minillm.memory.block_table import slot_mapping
 from minillm.memory.kv_cache import KVCache
 from minillm.model.decoder import Decoder
 from minillm.ops.columns import column
-from minillm.ops.contract import AttentionMetadata
+from minillm.ops.contract import AttentionMetadata, FusedModel
 from minillm.ops.sampling import SamplingBatch
-from minillm.worker.passes import FusedModel, choose_pass
+from minillm.worker.passes import choose_pass
 from minillm.worker.step import Copy, SequenceRows
 
 SlotMapping = Callable[[Sequence[int], Sequence[int], int], list[int]]
@@ -94,7 +94,7 @@ class ModelRunner:
             self.decoder.ops.copy_blocks([*self.cache.k, *self.cache.v], *index)
 
     def metadata(self, batch: Sequence[SequenceRows]) -> AttentionMetadata:
-        """Which row belongs to which sequence, position and slot, as attention and the cache writes need it."""
+        """Which row belongs to which sequence, position and slot, as tensors for the ops."""
         positions: list[int] = []
         slots: list[int] = []
         query_start = [0]

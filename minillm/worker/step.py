@@ -3,15 +3,16 @@
     engine   StepPlan --> StepInput --+                +--> StepOutput --> append, roll back, publish
     worker                            +--> execute() --+
 
-A step has up to two passes over the model: the prefill chunks, then one decode pass, in which every sequence has
-one row, or one row and its drafted tokens in each branch:
+A step has up to two passes over the model: the prefill chunks, then one decode pass, in which every sequence
+has one row, or one row and its drafted tokens in each branch:
 
     prefill   [ t0 t1 t2 t3 ] [ u0 u1 ]     chunks; the logits of each chunk's last token
     decode    [ n ] [ m ]                   newest tokens; the logits of each
     verify    [ n a1 a2 ] [ n b1 ] [ m ]    newest tokens and drafts; the logits of every row
 
-Nothing here refers to a request, a block pool or a tokenizer: ids, positions, block tables, columns of sampling
-parameters. So a step can be written to bytes and carried out in another process (`wire.py`), replayed, or captured.
+Nothing here refers to a request, a block pool or a tokenizer: ids, positions, block tables, columns of
+sampling parameters. So a step can be written to bytes and carried out in another process (`wire.py`),
+replayed, or captured.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ class DecodeRow:
 class Draws:
     """Tokens to draw from a pass.
 
-    Draw i reads row `rows[i]` of the pass's logits (a prompt's samples all read the same row). `tops[i]` is how many
-    of the likeliest tokens it reports with log-probabilities; None reports nothing.
+    Draw i reads row `rows[i]` of the pass's logits (a prompt's samples all read the same row). `tops[i]` is
+    how many of the likeliest tokens it reports with log-probabilities; None reports nothing.
     """
 
     rows: list[int]
@@ -90,10 +91,11 @@ class Drawn:
 class DraftRows:
     """One sequence in a verifying pass: its newest token, and the drafted tokens of each branch.
 
-    `block_tables[i]` belongs to branch i; the first is the sequence's own. A sequence without a draft has no branch
-    and one table. `keys` are the noise keys of the next output positions, one more than the longest branch has tokens.
-    `probs` float32 [len(branches[0]), vocab_size] is what the tokens of the only branch were drawn from, and
-    `accept_keys` and `replace_key` are the noise keys of rejection sampling; they are absent under coupled verification.
+    `block_tables[i]` belongs to branch i; the first is the sequence's own. A sequence without a draft has no
+    branch and one table. `keys` are the noise keys of the next output positions, one more than the longest
+    branch has tokens. `probs` float32 [len(branches[0]), vocab_size] is what the tokens of the only branch
+    were drawn from, and `accept_keys` and `replace_key` are the noise keys of rejection sampling; they are
+    absent under coupled verification.
     """
 
     token_id: int
@@ -133,8 +135,9 @@ Copy = tuple[int, int]  # block to copy from, block to copy to
 class StepInput:
     """One step. `verify` replaces `decode` in a step in which anything was drafted.
 
-    `branch_copies` are made before the verifying pass: each further branch gets its own copy of the block that the
-    sequence fills at present. `fork_copies` are made after the prefill pass, for samples that part from their prompt.
+    `branch_copies` are made before the verifying pass: each further branch gets its own copy of the block
+    that the sequence fills at present. `fork_copies` are made after the prefill pass, for samples that part
+    from their prompt.
     """
 
     prefill: list[PrefillChunk] = field(default_factory=list)

@@ -2,8 +2,9 @@
 
     8 bytes: length of the JSON | JSON | tensor | tensor | ...
 
-No pickle: bytes that come from elsewhere must not be able to run anything. What does not have the expected form is a
-typed error. JSON keeps integers of 64 bits and, as Python writes it, the exact float64 (infinity included).
+No pickle: bytes that come from elsewhere must not be able to run anything. What does not have the expected
+form is a typed error. JSON keeps integers of 64 bits and, as Python writes it, the exact float64 (infinity
+included).
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ def from_bytes(data: bytes) -> StepInput | StepOutput:
         reader = _Reader(data, start)
         step = reader.read(json.loads(data[_LENGTH.size : start]))
     except (struct.error, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise WireError(f"not a step: {type(error).__name__}", "both sides must run the same minillm") from None
+        raise WireError(
+            f"not a step: {type(error).__name__}", "both sides must run the same minillm"
+        ) from None
     if not isinstance(step, StepInput | StepOutput) or reader.at != len(data):
         raise WireError("not a step: it has another type or length", "both sides must run the same minillm")
     return step

@@ -4,11 +4,11 @@
     decode pass  --> finite? --> draws                     or, in a step in which anything was drafted,
     branch copies --> verifying pass --> verification
 
-Logits are checked before they are used. A row that holds NaN or infinity is never drawn from, and its neighbours
-are not affected: rows of a batch share no arithmetic.
+Logits are checked before they are used. A row that holds NaN or infinity is never drawn from, and its
+neighbours are not affected: rows of a batch share no arithmetic.
 
-The loops, the sampler and the verification are given to the worker, so a reader's own take their place here. What
-they return is checked before anything relies on it.
+The loops, the sampler and the verification are given to the worker, so a reader's own take their place here.
+What they return is checked before anything relies on it.
 """
 
 from __future__ import annotations
@@ -47,10 +47,8 @@ DecodeLoop = Callable[[ModelRunner, Sequence[DecodeRow]], Tensor]
 class Verification(Protocol):
     """Decides which drafted tokens stand (`minillm/speculation/verification.py`)."""
 
-    def verify(
-        self, rows: Sequence[DraftRows], logits: Tensor, num_token_ids: int
-    ) -> list[VerifyResult]:
-        """A result for each sequence; `logits` [num_rows, vocab_size] has all its branches' rows, end to end."""
+    def verify(self, rows: Sequence[DraftRows], logits: Tensor, num_token_ids: int) -> list[VerifyResult]:
+        """A result for each sequence; `logits` [num_rows, vocab_size] are all branches' rows, end to end."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +101,11 @@ class Worker:
 
     @torch.inference_mode()
     def logits(self, rows: SequenceRows) -> Tensor:
-        """Compute a chunk; the logits behind each of its tokens: float32 [num_tokens, vocab_size] on the CPU."""
+        """Compute a chunk; logits behind each of its tokens: float32 [num_tokens, vocab_size] on the CPU."""
         return self.runner.all_logits([rows]).float().cpu()
 
     def _run_prefill(self, step: StepInput) -> Drawn:
-        """Compute the chunks; those that hold their sequence's newest token give it (or its samples) the next."""
+        """Compute the chunks; a chunk with its sequence's newest token gives the next, to each sample."""
         logits = _checked("prefill_loop", self._prefill_loop(self.runner, step.prefill), len(step.prefill))
         finite = self._ops.finite_rows(logits).tolist()
         self.runner.copy_blocks(step.fork_copies)
@@ -154,7 +152,8 @@ class Worker:
         tokens = self._sample(logits, batch)
         if not isinstance(tokens, Tensor) or tokens.shape != (len(logits),):
             raise PartError(
-                f"part 'sampler' returned {_shape(tokens)} for {len(logits)} rows", "return one id for each row"
+                f"part 'sampler' returned {_shape(tokens)} for {len(logits)} rows",
+                "return one id for each row",
             )
         return tokens
 
@@ -164,7 +163,9 @@ class Worker:
         wanted = [i for i, top in enumerate(draws.tops) if top is not None and finite[draws.rows[i]]]
         if wanted:
             tops = [draws.tops[i] or 0 for i in wanted]
-            for i, row in zip(wanted, self._ops.token_logprobs(logits[wanted], tokens[wanted], tops), strict=True):
+            for i, row in zip(
+                wanted, self._ops.token_logprobs(logits[wanted], tokens[wanted], tops), strict=True
+            ):
                 logprobs[i] = row
         return Drawn(finite, tokens.tolist(), logprobs)
 
@@ -172,14 +173,17 @@ class Worker:
 def _branch_rows(sequence: DraftRows) -> list[SequenceRows]:
     """The newest token and a draft, for every branch; the newest alone without a draft."""
     tables = zip(sequence.branches or [[]], sequence.block_tables, strict=False)
-    return [SequenceRows([sequence.token_id, *drafted], sequence.position, table) for drafted, table in tables]
+    return [
+        SequenceRows([sequence.token_id, *drafted], sequence.position, table) for drafted, table in tables
+    ]
 
 
 def _checked(part: str, logits: Tensor, count: int) -> Tensor:
     """What a loop returned, if it has a row for each sequence."""
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != count:
         raise PartError(
-            f"part {part!r} returned {_shape(logits)} for {count} sequences", "return one row of logits for each"
+            f"part {part!r} returned {_shape(logits)} for {count} sequences",
+            "return one row of logits for each",
         )
     return logits
 

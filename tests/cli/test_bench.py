@@ -54,7 +54,7 @@ def test_every_op_of_the_contract_is_measured(capsys: Any, folder: Path) -> None
     report, _ = bench(capsys, folder, "kernels")
     measured = {row["op"].split()[0] for row in report["rows"]}
     contract = {name for name in vars(Ops) if not name.startswith("_")}
-    assert contract - measured == {"kernel_set", "prepare_weight", "token_logprobs"}
+    assert contract - measured == {"kernel_set", "packs", "prepare_weight", "unpack_weight", "token_logprobs"}
     linear = next(row for row in report["rows"] if row["op"] == "linear qkv")
     assert linear["size"] == "1x32x64"
     assert linear["flops"] == 2 * 32 * 64

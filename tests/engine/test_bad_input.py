@@ -6,6 +6,7 @@ The table is run twice: here, and in one subprocess without assertions (`python 
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -138,7 +139,9 @@ def test_bad_input_is_a_typed_error(folder: Path) -> None:
 
 def test_the_same_without_assertions(folder: Path) -> None:
     command = [sys.executable, "-O", __file__, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    helpers = os.pathsep.join(filter(None, [str(Path(tiny.__file__).parent), os.environ.get("PYTHONPATH")]))
+    env = os.environ | {"PYTHONPATH": helpers}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
     assert done.stdout.splitlines() == ["assertions are off"], done.stdout + done.stderr
     assert done.returncode == 0
 

@@ -31,7 +31,7 @@ def greedy(tokens: int = 8, **params: Any) -> SamplingParams:
 
 def poison(llm: LLM) -> LLM:
     """NaN in every cache slot: whoever reads one before it is written shows it."""
-    for tensor in (*llm.engine.runner.cache.k, *llm.engine.runner.cache.v):
+    for tensor in (*llm.engine.worker.runner.cache.k, *llm.engine.worker.runner.cache.v):
         tensor.fill_(float("nan"))
     return llm
 
@@ -164,16 +164,16 @@ def test_samples_are_forks_of_one_prompt(folder: Path, prompt_len: int) -> None:
     prompt = list(range(30, 30 + prompt_len))
     request_id = llm.engine.add_request(prompt, SamplingParams(n=4, seed=11, **SAMPLED))
     llm.engine.step()
-    group = llm.engine._live[request_id].requests
+    group = llm.engine._live[request_id].sequences
     full = prompt_len // 16
     for block in range(full):
         assert {r.block_table.block_ids[block] for r in group} == {group[0].block_table.block_ids[block]}
         assert llm.engine.pool.ref_count(group[0].block_table.block_ids[block]) == 5  # the cache too
     shared = {b for r in group for b in r.block_table.block_ids[:full]}
-    before = [llm.engine.runner.cache.k[0][b].clone() for b in sorted(shared)]
+    before = [llm.engine.worker.runner.cache.k[0][b].clone() for b in sorted(shared)]
     while llm.engine.has_unfinished_requests():
         output = llm.engine.step()[-1]
-        after = [llm.engine.runner.cache.k[0][b] for b in sorted(shared)]
+        after = [llm.engine.worker.runner.cache.k[0][b] for b in sorted(shared)]
         assert all(map(torch.equal, before, after)), "shared blocks are read-only"
     assert tiny.all_free(llm)
     assert len({tuple(c.token_ids) for c in output.outputs}) == 4, "every sample draws for itself"

@@ -5,7 +5,6 @@ Broken weights, parts that raise, Ctrl-C, threads, and a pool with no room left.
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ import tiny
 import torch
 
 from minillm import MinillmError, SamplingParams
-from minillm.engine.decode import decode
+from minillm.engine.parts import Parts
 from minillm.errors import OutOfBlocks
 from minillm.text.detokenizer import Detokenizer
+from minillm.worker.decode import decode
 
 PROMPT = list(range(20, 37))
 
@@ -51,8 +51,7 @@ def test_broken_logits_end_one_request_only(tmp_path: Path, value: float) -> Non
 @pytest.mark.parametrize("failing", ["sampler", "decode_loop", "prefill_loop", "detokenizer"])
 def test_a_part_that_raises_loses_no_blocks(folder: Path, failing: str) -> None:
     """The exception comes through; the engine is whole afterwards."""
-    llm = tiny.load(folder)
-    own, broken = llm.engine.parts, threading.Event()
+    own, broken = Parts(), threading.Event()
 
     class Failing(Detokenizer):
         def push(self, token_id: int) -> str:
@@ -71,7 +70,7 @@ def test_a_part_that_raises_loses_no_blocks(folder: Path, failing: str) -> None:
         return getattr(own, failing)(*args)
 
     part = Failing if failing == "detokenizer" else call
-    llm.engine.parts = llm.engine.executor.parts = dataclasses.replace(own, **{failing: part})
+    llm = tiny.load(folder, parts={failing: part})
     expected = llm.generate([PROMPT, [5]], greedy(4, n=2))
     stream = llm.stream([6], greedy(50))
     next(stream)
@@ -94,7 +93,7 @@ def test_infinite_logits_end_one_request_only(folder: Path) -> None:
     def overflowing(runner: Any, requests: Any) -> torch.Tensor:
         logits = decode(runner, requests).clone()
         for row, request in enumerate(requests):
-            if request.prompt_token_ids == [5, 6]:
+            if request.position == 2:  # of the two tokens of the prompt [5, 6]
                 logits[row, 3] = float("inf")
         return logits
 

@@ -22,8 +22,9 @@ from minillm import LLM, SamplingParams
 from minillm.config import EngineConfig
 from minillm.memory.kv_cache import KVCache
 from minillm.model.loader import load_model
-from minillm.model.runner import ModelRunner, SequenceRows
 from minillm.ops.native import NativeOps
+from minillm.worker.runner import ModelRunner
+from minillm.worker.step import SequenceRows
 
 LENGTHS = [1, 5, 16, 63, 64, 65, 130, 37, 12, 2, 200, 33, 90]
 PROMPTS = [[(i * 7919 + j * 104_729) % 300 for j in range(length)] for i, length in enumerate(LENGTHS)]

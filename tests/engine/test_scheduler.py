@@ -24,8 +24,9 @@ from hypothesis.stateful import (
 from minillm import LLM, SamplingParams
 from minillm.config import EngineConfig
 from minillm.engine.kv_manager import KVCacheManager
-from minillm.engine.request import Request, RequestGroup
+from minillm.engine.request import Request
 from minillm.engine.scheduler import AGING_SECONDS, Scheduler, StepPlan
+from minillm.engine.sequence import Sequence
 from minillm.errors import OutOfBlocks, QueueFull
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import BlockTable
@@ -50,13 +51,13 @@ class Toy:
         self.memory = KVCacheManager(self.pool, "envelope", self.events, prefix_caching)
         self.scheduler = self.scheduler_class(self.config, self.memory, self.events)
         self.scheduler.headroom_tokens = headroom
-        self.live: list[Request] = []
+        self.live: list[Sequence] = []
         self.now, self.count = 0.0, 0
 
-    def add(self, prompt: list[int], max_tokens: int, n: int = 1, priority: int = 0) -> Request:
+    def add(self, prompt: list[int], max_tokens: int, n: int = 1, priority: int = 0) -> Sequence:
         params = SamplingParams(max_tokens=max_tokens, n=n, priority=priority)
         requests = [
-            Request(
+            Sequence(
                 f"r{self.count}",
                 i,
                 prompt,
@@ -71,10 +72,9 @@ class Toy:
             for i in range(n)
         ]
         self.count += 1
-        requests[0].num_forks = n - 1
-        requests[0].forks = requests[1:]  # type: ignore[attr-defined]
+        requests[0].forks = requests[1:]
         self.live.append(requests[0])
-        self.scheduler.add(RequestGroup(requests[0].group_id, requests))
+        self.scheduler.add(Request(requests[0].request_id, requests))
         return requests[0]
 
     def step(self) -> StepPlan:
@@ -83,13 +83,13 @@ class Toy:
         plan = self.scheduler.schedule(self.now)
         self.memory.make_room(plan.num_blocks)
         for chunk in plan.prefill:
-            assert chunk.start == chunk.request.num_computed_tokens < chunk.end <= chunk.request.num_tokens
-            chunk.request.block_table.grow(chunk.end)
-            chunk.request.num_computed_tokens = chunk.end
+            assert chunk.start == chunk.sequence.num_computed_tokens < chunk.end <= chunk.sequence.num_tokens
+            self.memory.allocate_slots(chunk.sequence, chunk.end)
+            chunk.sequence.num_computed_tokens = chunk.end
         for request in plan.decode:
-            request.block_table.grow(request.num_computed_tokens + 1)
+            self.memory.allocate_slots(request, request.num_computed_tokens + 1)
             request.num_computed_tokens += 1
-        for request in [c.request for c in plan.prefill] + plan.decode:
+        for request in [c.sequence for c in plan.prefill] + plan.decode:
             if request.num_computed_tokens == request.num_tokens:
                 for sample in [request, *self._begin_forks(request)]:
                     sample.append(len(sample.output_token_ids), (), self.now)
@@ -99,7 +99,7 @@ class Toy:
             self.cancel(request)
         return plan
 
-    def cancel(self, request: Request) -> None:
+    def cancel(self, request: Sequence) -> None:
         self.live.remove(request)
         self.scheduler.remove(request)
 
@@ -113,13 +113,10 @@ class Toy:
     def of(self, kind: str) -> list[str]:
         return [event.request_id for event in self.trace if event.kind == kind]
 
-    def _begin_forks(self, request: Request) -> list[Request]:
-        forks: list[Request] = request.forks if request.num_forks else []  # type: ignore[attr-defined]
-        request.num_forks = 0
+    def _begin_forks(self, request: Sequence) -> list[Sequence]:
+        forks, request.forks = request.forks, []
         for fork in forks:
-            fork.block_table, _ = request.block_table.fork(request.num_computed_tokens)
-            fork.num_computed_tokens = request.num_computed_tokens
-            fork.published, fork.num_published = request.published, request.num_published
+            self.memory.fork(request, fork, request.num_computed_tokens)
             self.scheduler.fork(request, fork)
             self.live.append(fork)
         return forks
@@ -305,7 +302,7 @@ def test_the_machine_for_long() -> None:
 class KeepsBlocks(Scheduler):
     """A preempted sequence keeps its blocks."""
 
-    def _preempt(self, plan: StepPlan, request: Request) -> None:
+    def _preempt(self, plan: StepPlan, request: Sequence) -> None:
         plan.drop(request)
         plan.preempted.append(request)
         self.running.remove(request)
@@ -315,14 +312,14 @@ class KeepsBlocks(Scheduler):
 class ForgetsForks(Scheduler):
     """The copies of a prompt's last block are not planned."""
 
-    def _copies(self, request: Request) -> int:
+    def _copies(self, request: Sequence) -> int:
         return 0
 
 
 class PreemptsNobody(Scheduler):
     """A sequence without a block just waits."""
 
-    def _fits(self, plan: StepPlan, request: Request, num_tokens: int, forks: int = 0) -> bool:
+    def _fits(self, plan: StepPlan, request: Sequence, num_tokens: int, forks: int = 0) -> bool:
         needed = self._memory.shortage(request, num_tokens) + forks
         if plan.num_blocks + needed > self._memory.available:
             return False

@@ -102,7 +102,7 @@ def load(folder: Path, dtype: str, world: World, backend: str = "native") -> LLM
         prefill_chunk=world.chunk or 512,
         max_num_seqs=world.company,
     )
-    for tensor in (*llm.engine.runner.cache.k, *llm.engine.runner.cache.v):
+    for tensor in (*llm.engine.worker.runner.cache.k, *llm.engine.worker.runner.cache.v):
         tensor.fill_(float("nan"))
     if world.tight:
         llm.engine.scheduler.headroom_tokens = 0

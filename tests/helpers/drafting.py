@@ -13,7 +13,7 @@ from company import WIDE
 from minillm import LLM, SamplingParams
 from minillm.engine.outputs import RequestOutput
 from minillm.speculation.draft_model import DraftModel
-from minillm.speculation.drafts import DraftSequence
+from minillm.speculation.proposal import DraftSequence
 from minillm.speculation.scripted import RandomDrafter, ScriptedDrafter
 
 CONFIG = tiny.config(**WIDE, max_position_embeddings=512)
@@ -43,17 +43,17 @@ def load(target: Path, **options: Any) -> LLM:
 
 
 def drafter_of(llm: LLM) -> Any:
-    speculation = llm.engine.executor._speculation
+    speculation = llm.engine.speculation
     assert speculation is not None
-    return speculation._drafter
+    return speculation.drafter
 
 
 def all_caches(llm: LLM) -> list[torch.Tensor]:
     """Cache tensors of the target, and of the draft model where there is one."""
-    caches = [llm.engine.runner.cache]
-    speculation = llm.engine.executor._speculation
-    if speculation is not None and isinstance(speculation._drafter, DraftModel):
-        caches.append(speculation._drafter.runner.cache)
+    caches = [llm.engine.worker.runner.cache]
+    speculation = llm.engine.speculation
+    if speculation is not None and isinstance(speculation.drafter, DraftModel):
+        caches.append(speculation.drafter.runner.cache)
     return [tensor for cache in caches for tensor in (*cache.k, *cache.v)]
 
 
@@ -104,12 +104,12 @@ def poison(llm: LLM) -> None:
     engine = llm.engine
     pool, size = engine.pool, engine.config.block_size
     free = [i for i in range(pool.num_blocks) if pool.ref_count(i) == 0]
-    target = engine.runner.cache
+    target = engine.worker.runner.cache
     for tensor in all_caches(llm):
         tensor[free] = float("nan")
         of_target = any(tensor is own for own in (*target.k, *target.v))
         for request in engine.scheduler.running:
-            written = request.num_computed_tokens if of_target else request.num_draft_computed_tokens
+            written = request.num_computed_tokens if of_target else request.draft.num_computed_tokens
             # A block may be shared by others who are further: only its sole owner may spoil it.
             for index, block in enumerate(request.block_table.block_ids):
                 if pool.ref_count(block) == 1 and written < (index + 1) * size:

@@ -230,7 +230,7 @@ GREEDY = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True, logprobs
 
 def poisoned(llm: LLM) -> LLM:
     """Every slot NaN: what is read before it is written ends a request."""
-    for tensor in (*llm.engine.runner.cache.k, *llm.engine.runner.cache.v):
+    for tensor in (*llm.engine.worker.runner.cache.k, *llm.engine.worker.runner.cache.v):
         tensor.fill_(float("nan"))
     return llm
 

@@ -233,7 +233,7 @@ def test_kv_memory_is_never_exceeded(folder: Path, count: int) -> None:
     for spare in (0, 1, 16 * tiny.BLOCK_BYTES - 1):
         llm = tiny.load(folder, kv_memory=tiny.blocks(count) + spare)
         assert llm.engine.pool.num_blocks == count
-        assert llm.engine.runner.cache.nbytes == tiny.blocks(count)
+        assert llm.engine.worker.runner.cache.nbytes == tiny.blocks(count)
 
 
 @pytest.mark.parametrize(

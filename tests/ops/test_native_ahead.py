@@ -14,10 +14,11 @@ import tiny
 import torch
 
 from minillm import SamplingParams
-from minillm.model.runner import ModelRunner, SequenceRows
 from minillm.ops.native import NativeOps
 from minillm.ops.reference import ReferenceOps
 from minillm.ops.sampling import SamplingBatch, noise_key
+from minillm.worker.runner import ModelRunner
+from minillm.worker.step import SequenceRows
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": tiny.config(num_hidden_layers=3),
@@ -44,7 +45,7 @@ def weights(config: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def runner_of(folder: Path, dtype: str) -> ModelRunner:
-    runner = tiny.load(folder, backend="native", dtype=dtype).engine.runner
+    runner = tiny.load(folder, backend="native", dtype=dtype).engine.worker.runner
     for tensor in (*runner.cache.k, *runner.cache.v):
         tensor.fill_(float("nan"))
     return runner
@@ -160,7 +161,7 @@ def test_a_step_in_one_call_is_the_pass_the_look_and_the_draws(
 
 
 def test_a_pass_needs_a_row_of_every_sequence(folder: Path) -> None:
-    runner = tiny.load(folder, backend="native").engine.runner
+    runner = tiny.load(folder, backend="native").engine.worker.runner
     batch = [SequenceRows([5], 0, [0]), SequenceRows([], 3, [1])]
     with pytest.raises(RuntimeError, match="last_logits: sequence 1 has no rows"):
         runner.last_logits(batch)
@@ -189,7 +190,7 @@ def test_what_would_read_or_write_elsewhere_is_refused(
     params = [SamplingParams(repetition_penalty=changes.get("penalty", 1.0))] * 2
     batch = SamplingBatch(params, [0, 0], [(), ()], changes.get("num_token_ids", 300))
     with pytest.raises(RuntimeError, match=says):
-        llm.engine.runner.decode_ahead(rows, depths, [[1] * depth for depth in depths], batch)
+        llm.engine.worker.runner.decode_ahead(rows, depths, [[1] * depth for depth in depths], batch)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

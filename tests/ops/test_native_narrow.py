@@ -21,11 +21,11 @@ from torch import Tensor
 from minillm import LLM, SamplingParams
 from minillm.bench import machine
 from minillm.cli.main import main
-from minillm.model.runner import SequenceRows
 from minillm.ops import native
 from minillm.ops.contract import PackedWeight
 from minillm.ops.native import NativeOps, fits_bfloat16
 from minillm.ops.sampling import SamplingBatch, noise_key
+from minillm.worker.step import SequenceRows
 
 PROMPTS = [[(i * 7919 + j * 104_729) % 300 for j in range(length)] for i, length in enumerate([1, 40, 7, 90])]
 SAMPLED = SamplingParams(max_tokens=6, temperature=1.2, seed=3, ignore_eos=True, logprobs=tiny.VOCAB_SIZE)
@@ -104,6 +104,7 @@ def test_numbers_of_every_kind(native_ops: NativeOps) -> None:
     narrow, wide = both(native_ops, weight)
     ids = torch.arange(20)
     assert torch.equal(bits(native_ops.embedding(ids, narrow)), bits(weight))
+    assert all(torch.equal(bits(native_ops.unpack_weight(m)), bits(weight)) for m in (narrow, wide))
     for prepared in (narrow, wide):  # one number a row is looked at, which zeros beside it must not touch
         finite = weight.isfinite()
         only = PackedWeight(prepared.data.nan_to_num(0.0, 0.0, 0.0), *prepared.shape, torch.float32)
@@ -213,7 +214,7 @@ def test_steps_ahead_give_the_same_tokens_keys_and_values(
     keys = [[noise_key(i, 0, level) for level in range(5)] for i in range(2)]
     results = []
     for llm in (tiny.load(stored_short, backend="native"), load_wide(stored_short, monkeypatch)):
-        runner = llm.engine.runner
+        runner = llm.engine.worker.runner
         for tensor in (*runner.cache.k, *runner.cache.v):
             tensor.zero_()
         rows = [SequenceRows(PROMPTS[1], 0, [0, 1, 2]), SequenceRows(PROMPTS[2], 0, [3, 4])]

@@ -67,6 +67,18 @@ def test_packing_in_place_takes_no_memory(native_ops: NativeOps, dtype: torch.dt
     assert not torch.equal(weight, expected), "control: the matrix has really been reordered"
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("out", "size"), [(1, 1), (17, 33), (32, 64), (257, 6)])
+def test_unpacking_gives_the_matrix_back(
+    native_ops: NativeOps, dtype: torch.dtype, out: int, size: int
+) -> None:
+    weight = random(out, size, dtype=dtype)
+    unpacked = native_ops.unpack_weight(native_ops.prepare_weight(weight.clone()))
+    assert torch.equal(unpacked, weight) and unpacked.is_contiguous()
+    assert native_ops.unpack_weight(weight) is weight
+    assert REFERENCE.unpack_weight(REFERENCE.prepare_weight(weight)) is weight
+
+
 # ---- row by row -----------------------------------------------------------------------------------
 
 

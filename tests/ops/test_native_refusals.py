@@ -10,6 +10,7 @@ import pytest
 import torch
 from native import Case, random
 from torch import Tensor
+from weights import one_layer
 
 from minillm import SamplingParams
 from minillm.ops.contract import AttentionMetadata
@@ -136,55 +137,11 @@ def test_what_would_leave_a_tensor_is_refused(native_ops: NativeOps) -> None:
         assert says in str(caught.value)
 
 
-def test_layers_are_refused_unless_they_are_bound_and_fit() -> None:
-    native, arguments = torch.ops.minillm, opcheck_calls()["layers"]
-    number = arguments[2]
-    assert native.layers(*arguments).isfinite().all()  # the control
-    with pytest.raises(RuntimeError, match="x's width is 8, not 16"):
-        native.layers(random(4, 8), random(4, 8), *arguments[2:])
-    native.unbind_layers(number)
-    with pytest.raises(RuntimeError, match=f"no layers are bound as {number}"):
-        native.layers(*arguments)
-    cache = torch.zeros(4, 16, 2, 8)
-    with pytest.raises(RuntimeError, match="weight 0 of layer 0 has 1 elements"):
-        native.bind_layers([torch.ones(1)] * 12, [cache], [cache], [0], 4, 16, 24)
-
-
-def test_layers_take_matrices_of_their_dtype_and_bfloat16_beside_float32() -> None:
-    native, norms = torch.ops.minillm, (6, 11)
-
-    def bind(place: int, dtype: torch.dtype, others: torch.dtype = torch.float32, inner: int = 24) -> int:
-        """A layer with one weight in `dtype`."""
-        matrices = {0: (64, 16), 4: (16, 32), 7: (2 * inner, 16), 9: (16, inner)}
-        weights = [torch.empty(0)] * 12
-        for i in (*matrices, *norms):
-            own = dtype if i == place else others
-            weights[i] = (
-                native.pack(random(*matrices[i]).to(own)) if i in matrices else torch.ones(16).to(own)
-            )
-        caches = [torch.zeros(4, 16, 2, 8, dtype=others)]
-        return native.bind_layers(weights, caches, caches, [0], 4, 16, inner)
-
-    for place in (0, 4, 7, 9):
-        native.unbind_layers(bind(place, torch.bfloat16))
-        for dtype, others in (
-            (torch.float16, torch.float32),
-            (torch.float32, torch.bfloat16),
-            (torch.bfloat16, torch.float16),
-        ):
-            with pytest.raises(
-                RuntimeError, match=f"bind_layers: weight {place} of layer 0 has another dtype"
-            ):
-                bind(place, dtype, others)
-    for place in norms:
-        with pytest.raises(RuntimeError, match=f"bind_layers: weight {place} of layer 0 has another dtype"):
-            bind(place, torch.bfloat16)
-    native.unbind_layers(bind(9, torch.float32, inner=23))  # the control
-    with pytest.raises(RuntimeError, match="bind_layers: weight 9 of layer 0 has 384 elements, not 368"):
-        bind(9, torch.bfloat16, inner=23)
-
-
 # ---- as torch sees them ---------------------------------------------------------------------------
+
+
+BINDING = ("bind_model", "bind_layer", "bind_rope", "bind_weight", "finish_model", "unbind_model")
+KEPT: list[object] = []  # what the calls below refer to by number
 
 
 def opcheck_calls() -> dict[str, tuple[object, ...]]:
@@ -200,13 +157,10 @@ def opcheck_calls() -> dict[str, tuple[object, ...]]:
 
     index = meta.positions, meta.slot_mapping
     sequences = meta.block_table, meta.query_start, meta.kv_len
-    none = torch.empty(0)
-    layer = [packed(64, 16), none, none, none, packed(16, 32), none]
-    layer += [torch.ones(16), packed(48, 16), none, packed(16, 24), none, torch.ones(16)]
-    number = native.bind_layers(layer, [k], [v], [0], 4, 16, 24)
+    bound = NativeOps().bind(one_layer(), [k], [v])
+    KEPT.append(bound)
     ints, uniforms = torch.tensor([1, 2]), torch.full((2, 2), 0.5, dtype=torch.float64)
-    ends = packed(17, 16), packed(17, 16), torch.ones(16), 17, table, table.clone()
-    whole_pass = torch.arange(4), number, *ends, *index, *sequences, 1e-5, 0.5
+    whole_pass = bound.number, torch.arange(4), [*index, *sequences]
     filters = torch.ones(2, 4).double(), torch.zeros(2).long()
     return {
         "pack": (random(17, 5),),
@@ -219,7 +173,7 @@ def opcheck_calls() -> dict[str, tuple[object, ...]]:
         "rope_and_cache": (q, new, new.clone(), table, table.clone(), k, v, *index),
         "paged_attention": (q, k, v, *sequences, 0.5, 0),
         "copy_blocks": ([k, v], ints, torch.tensor([0, 3])),
-        "layers": (x, x.clone(), number, table, table.clone(), *index, *sequences, 1e-5, 0.5),
+        "hidden": whole_pass,
         "sample": (
             x,
             torch.arange(4),
@@ -230,8 +184,8 @@ def opcheck_calls() -> dict[str, tuple[object, ...]]:
             16,
         ),
         "last_logits": whole_pass,
-        "decode_step": (*whole_pass, torch.arange(2), *filters, ints, ints.new_zeros(2), 17),
-        "decode_ahead": (*whole_pass, torch.tensor([1, 1]), torch.zeros(1, 2).long(), *filters, 17),
+        "decode_step": (*whole_pass, [torch.arange(2), *filters, ints, ints.new_zeros(2)], 17),
+        "decode_ahead": (*whole_pass, torch.tensor([1, 1]), torch.zeros(1, 2).long(), [*filters], 17),
         "finite_rows": (x,),
         "token_logprobs": (x, torch.arange(4), 3),
         "verify_coupled": (ints, ints.clone(), torch.tensor([-1, 0]), torch.tensor([0, 2])),
@@ -246,7 +200,7 @@ def test_opcheck(name: str) -> None:
 
 def test_every_op_is_checked() -> None:
     names = {name for name in dir(torch.ops.minillm) if not name.startswith("_")} - {"name"}
-    assert names <= {*opcheck_calls(), "use_path", "paths", "bind_layers", "unbind_layers"}
+    assert names <= {*opcheck_calls(), "use_path", "paths", *BINDING}
 
 
 def test_the_environment_chooses_the_path() -> None:

@@ -21,6 +21,7 @@ from minillm.errors import KVCapacityError, MinillmError, OutOfMemory, Tokenizer
 from minillm.model import loader
 from minillm.speculation.controller import PLAIN_SAMPLES, PROBE, Controller
 from minillm.speculation.ngram import NgramIndex
+from minillm.speculation.state import DraftState
 
 # ---- n-grams --------------------------------------------------------------------------------------
 
@@ -66,10 +67,11 @@ def test_an_index_grows_with_its_text() -> None:
 
 
 class Sequence:
-    """Stands for a request: the controller knows it by identity only."""
+    """Stands for a sequence: the controller looks at what its drafts did, and at nothing else."""
 
     def __init__(self, acceptance: float) -> None:
         self.acceptance = acceptance
+        self.draft = DraftState()
 
 
 def simulate(
@@ -101,7 +103,7 @@ def simulate(
             while stood < depth and rng.random() < sequence.acceptance:
                 stood += 1
             if depth:
-                controller.saw_verdict(sequence, depth, stood)  # type: ignore[arg-type]
+                controller.saw_result(sequence, depth, stood)  # type: ignore[arg-type]
             tokens += 1 + stood
         seconds += step
         chosen.append(depths)

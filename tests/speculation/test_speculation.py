@@ -24,7 +24,7 @@ from minillm.engine.outputs import RequestOutput
 from minillm.errors import MinillmError
 from minillm.memory.block_table import blocks_for
 from minillm.observe.metrics import summarize
-from minillm.speculation.drafts import Draft
+from minillm.speculation.proposal import Proposal
 from minillm.speculation.scripted import ScriptedDrafter
 
 DRAFTERS = ("model", "ngram", "oracle", "random", "adversary", "model tree", "ngram tree", "random tree")
@@ -296,7 +296,7 @@ def test_control_a_poisoned_slot_that_counts_is_noticed(pair: tuple[Path, Path])
     for _ in range(3):
         engine.step()
     request = engine.scheduler.running[0]
-    engine.runner.cache.v[0][request.block_table.block_ids[0], 0] = float("nan")
+    engine.worker.runner.cache.v[0][request.block_table.block_ids[0], 0] = float("nan")
     outputs = [*engine.step(), *engine.step()]  # the first may blame the draft, and goes on without
     assert outputs[-1].finish_reason == "error" and "NaN" in str(outputs[-1].error)
 
@@ -408,7 +408,7 @@ def test_broken_logits_inside_a_path_end_the_request_where_decode_would(tmp_path
     ("paths", "message"),
     [
         ([[1] * 9], "asked for 1 of 5"),
-        ([[1], [2]], "2 paths"),
+        ([[1], [2]], "2 branches"),
         ([[5000]], "token id 5000"),
         ([[-1]], "token id -1"),
     ],
@@ -417,8 +417,8 @@ def test_a_drafter_that_does_not_keep_to_its_word(
     pair: tuple[Path, Path], paths: list[list[int]], message: str
 ) -> None:
     class Wrong(ScriptedDrafter):
-        def propose(self, lookaheads: Any) -> list[Draft]:
-            return [Draft(paths) for _ in lookaheads]
+        def propose(self, lookaheads: Any) -> list[Proposal]:
+            return [Proposal(paths) for _ in lookaheads]
 
     llm = load(pair[0], parts={"drafter": lambda model, config: Wrong(lambda s: [], 9)})
     with pytest.raises(MinillmError, match=message):

@@ -1,0 +1,104 @@
+"""A whole model on the kernels of csrc/cpu: bound once by the names of its weights, then run in one call.
+
+What a step passes to the kernels is a number, the token ids and five index tensors. Weights and caches were
+checked when they were bound; csrc/cpu keeps hold of them until this object goes. Its own table of names is
+csrc/cpu/bind_weights.cpp: a name that one side lacks is refused when the model is bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from weakref import finalize
+
+import torch
+from torch import Tensor
+
+from minillm.ops.columns import column
+from minillm.ops.contract import AttentionMetadata, FusedModel, ModelWeights, PackedWeight, Weight
+from minillm.ops.registered import bound_models
+from minillm.ops.sampling import SamplingBatch, as_int64
+
+_OWN = -1  # in place of a layer's number: the model's own weights
+
+
+class CpuModel(FusedModel):
+    """The contract in C++; the contract's docstrings say what each method does.
+
+    Raises:
+        RuntimeError: a weight or a cache that does not fit the others, is missing or has an unknown name.
+    """
+
+    def __init__(self, weights: ModelWeights, k_cache: list[Tensor], v_cache: list[Tensor]) -> None:
+        ops = torch.ops.minillm
+        c = weights.config
+        self.vocab_size, self.hidden_size, self.dtype = c.vocab_size, c.hidden_size, weights.final_norm.dtype
+        sizes = c.num_attention_heads, c.hidden_size, c.intermediate_size, c.vocab_size
+        self.number: int = ops.bind_model(*sizes, c.rms_norm_eps)
+        finalize(self, ops.unbind_model, self.number)
+        self._bind(weights, k_cache, v_cache)
+        bound_models[self.number] = self
+        # The overloads themselves: looking one up by name costs as much as a small kernel.
+        self._hidden = ops.hidden.default
+        self._last_logits = ops.last_logits.default
+        self._decode_step = ops.decode_step.default
+        self._decode_ahead = ops.decode_ahead.default
+
+    def hidden(self, ids: Tensor, meta: AttentionMetadata) -> Tensor:
+        result: Tensor = self._hidden(self.number, ids, _rows(meta))
+        return result
+
+    def last_logits(self, ids: Tensor, meta: AttentionMetadata) -> Tensor:
+        result: Tensor = self._last_logits(self.number, ids, _rows(meta))
+        return result
+
+    def decode_step(
+        self, ids: Tensor, meta: AttentionMetadata, batch: SamplingBatch
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        sampling = batch.tensors(), batch.num_token_ids
+        tokens, finite, logits = self._decode_step(self.number, ids, _rows(meta), *sampling)
+        return tokens, finite, logits
+
+    def decode_ahead(
+        self,
+        ids: Tensor,
+        meta: AttentionMetadata,
+        depths: Sequence[int],
+        keys: Sequence[Sequence[int]],
+        batch: SamplingBatch,
+    ) -> list[list[int]]:
+        by_step = (own[step] if step < len(own) else 0 for step in range(depths[0]) for own in keys)
+        tokens: Tensor = self._decode_ahead(
+            self.number,
+            ids,
+            _rows(meta),
+            column(depths),
+            column(map(as_int64, by_step)).view(depths[0], len(depths)),
+            batch.filters(),
+            batch.num_token_ids,
+        )
+        return [row[:depth] for row, depth in zip(tokens.tolist(), depths, strict=True)]
+
+    def _bind(self, weights: ModelWeights, k_cache: list[Tensor], v_cache: list[Tensor]) -> None:
+        ops, number = torch.ops.minillm, self.number
+        for spec, k, v in zip(weights.config.layers, k_cache, v_cache, strict=True):
+            ops.bind_layer(number, k, v, spec.window or 0, spec.scale)
+        ops.bind_rope(number, *weights.rope)
+        own: dict[str, Weight] = {
+            "embedding.weight": weights.embedding,
+            "head.weight": weights.head,
+            "final_norm": weights.final_norm,
+        }
+        for name, weight in own.items():
+            ops.bind_weight(number, _OWN, name, _data(weight))
+        for i, layer in enumerate(weights.layers):
+            for name, weight in layer.named():
+                ops.bind_weight(number, i, name, _data(weight))
+        ops.finish_model(number)
+
+
+def _data(weight: Weight) -> Tensor:
+    return weight.data if isinstance(weight, PackedWeight) else weight
+
+
+def _rows(meta: AttentionMetadata) -> tuple[Tensor, ...]:
+    return meta.positions, meta.slot_mapping, meta.block_table, meta.query_start, meta.kv_len
