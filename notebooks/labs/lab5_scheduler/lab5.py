@@ -167,4 +167,6 @@ class Scheduler:
             self._events.emit("resume", sequence.request_id, cached_tokens=cached)
         else:
             sequence.admitted, sequence.num_cached_tokens = now, cached
-            self._events.emit("admit", sequence.request_id, cached_tokens=cached, waited=now - sequence.arrival)
+            self._events.emit(
+                "admit", sequence.request_id, cached_tokens=cached, waited=now - sequence.arrival
+            )
