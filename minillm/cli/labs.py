@@ -17,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from minillm.errors import UsageError
-from minillm.labs import supervise, workspace
-from minillm.labs.lab import all_labs, find_lab, find_task
-from minillm.labs.table import as_json, print_report
+from minillm.labs.grader import supervise, workspace
+from minillm.labs.grader.registry import all_labs, find_lab, find_task
+from minillm.labs.grader.report import as_json, print_report
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:

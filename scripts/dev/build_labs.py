@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from minillm.labs.lab import all_labs
-from minillm.labs.skeleton import skeleton
+from minillm.labs.grader.registry import all_labs
+from minillm.labs.grader.skeleton import skeleton
 
 LABS = Path(__file__).resolve().parents[2] / "notebooks" / "labs"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import minillm.labs as handouts
+from minillm.labs.grader.registry import find_lab
 from minillm.toolchain.cuda import ARCHITECTURES, compile_command
 from minillm.toolchain.cuda_toolkit import find_cuda, nvcc_version
 from minillm.toolchain.sources import csrc
@@ -28,7 +28,7 @@ if CUDA is None:
 RECORD = Path(__file__).parent / "cuda_registers.json"
 SOURCES = sorted((csrc() / "cuda").glob("*.cu"))
 OTHERS = [Path(__file__).parent / "kernels" / name for name in ("counted.cu", "bugs.cu")]
-OTHERS += [Path(handouts.__file__).parent / "handouts" / name for name in ("lab7.cu", "lab8.cu")]
+OTHERS += [find_lab(number).package / f"lab{number}.cu" for number in ("7", "8")]
 FUNCTION = re.compile(
     r"Compiling entry function '(\S+)' for '(\S+)'.*?"
     r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",

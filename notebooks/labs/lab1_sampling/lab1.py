@@ -22,9 +22,8 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.decoders import DecodeStream
 
-from minillm.config import SamplingParams
+from minillm.ops.sampling import NEG_INF, Filters, SamplingBatch, gumbel_noise
 from minillm.text.detokenizer import CONTEXT_SIZES, token_bytes
-from minillm.ops.sampling import NEG_INF, SamplingBatch, gumbel_noise
 
 
 def penalise_repetition(logits: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
@@ -58,7 +57,7 @@ def keep_top(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     raise NotImplementedError("Lab 1.2 keep_top; hint: minillm labs hint 1.2")
 
 
-def filter_logits(logits: Tensor, params: SamplingParams) -> Tensor:
+def filter_logits(logits: Tensor, params: Filters) -> Tensor:
     """Temperature, then top-k, top-p and min-p: excluded ids become -inf.
 
     Args:

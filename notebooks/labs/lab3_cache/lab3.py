@@ -16,10 +16,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from minillm.engine.prefill import Chunk
-from minillm.engine.request import Request
 from minillm.memory.block_pool import BlockPool
-from minillm.model.runner import ModelRunner, SequenceRows
+from minillm.worker.runner import ModelRunner
+from minillm.worker.step import DecodeRow, PrefillChunk, SequenceRows
 
 
 def blocks_for(num_tokens: int, block_size: int) -> int:
@@ -97,36 +96,30 @@ class BlockTable:
         self.block_ids = []
 
 
-def prefill(runner: ModelRunner, chunks: Sequence[Chunk]) -> Tensor:
-    """Compute one chunk of each request and write its keys and values to the cache.
+def prefill(runner: ModelRunner, chunks: Sequence[PrefillChunk]) -> Tensor:
+    """Compute one chunk of each sequence and write its keys and values to the cache.
 
     Args:
         runner: runs the model over the paged cache.
-        chunks: at most one for each request; `start` is the request's `num_computed_tokens`.
+        chunks: at most one for each sequence.
 
     Returns:
         Logits of each chunk's last token [len(chunks), vocab_size]: for a chunk that holds the newest
         token, the scores of the next.
-
-    Raises:
-        OutOfBlocks: the pool cannot hold the chunk; that request's table is unchanged.
     """
     # Stuck? minillm labs hint 3.5
     raise NotImplementedError("Lab 3.5 prefill; hint: minillm labs hint 3.5")
 
 
-def decode(runner: ModelRunner, requests: Sequence[Request]) -> Tensor:
-    """Run each request's newest token, whose key and value are not in the cache yet.
+def decode(runner: ModelRunner, rows: Sequence[DecodeRow]) -> Tensor:
+    """Run each sequence's newest token and write its key and value to the cache.
 
     Args:
         runner: runs the model over the paged cache.
-        requests: past their prefill, each with at least one output token.
+        rows: one for each sequence; its block table has room for the token.
 
     Returns:
-        Logits of the next token of each request [len(requests), vocab_size].
-
-    Raises:
-        OutOfBlocks: the pool cannot hold the token; that request's table is unchanged.
+        Logits of the next token of each sequence [len(rows), vocab_size].
     """
     # Stuck? minillm labs hint 3.6
     raise NotImplementedError("Lab 3.6 decode; hint: minillm labs hint 3.6")

@@ -16,14 +16,14 @@ import bisect
 
 from minillm.config import EngineConfig
 from minillm.engine.kv_manager import KVCacheManager
-from minillm.engine.prefill import Chunk
-from minillm.engine.request import Request, RequestGroup
-from minillm.engine.scheduler import AGING_SECONDS, StepPlan, max_running
+from minillm.engine.request import Request
+from minillm.engine.scheduler import AGING_SECONDS, Chunk, StepPlan, max_running
+from minillm.engine.sequence import Sequence
 from minillm.memory.block_table import blocks_for
 from minillm.observe.events import Events
 
 
-def rank(request: Request, now: float) -> tuple[int, int, int]:
+def rank(sequence: Sequence, now: float) -> tuple[int, int, int]:
     """Who goes first, smallest first: priority less its age, then submission, then sample index."""
     # Stuck? minillm labs hint 5.1
     raise NotImplementedError("Lab 5.1 rank; hint: minillm labs hint 5.1")
@@ -33,25 +33,25 @@ class WaitingLine:
     """Requests by priority, then by submission; a preempted one stands where it stood before."""
 
     def __init__(self) -> None:
-        self._lines: dict[int, list[Request]] = {}
+        self._lines: dict[int, list[Sequence]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._lines.values()))
 
-    def add(self, request: Request) -> None:
-        """Queue `request` in its place."""
-        line = self._lines.setdefault(request.params.priority, [])
-        bisect.insort(line, request, key=lambda r: (r.order, r.index))
+    def add(self, sequence: Sequence) -> None:
+        """Queue `sequence` in its place."""
+        line = self._lines.setdefault(sequence.params.priority, [])
+        bisect.insort(line, sequence, key=lambda r: (r.order, r.index))
 
-    def remove(self, request: Request) -> None:
-        """Forget a request, if it waits here."""
-        line = self._lines.get(request.params.priority, [])
-        if request in line:
-            line.remove(request)
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence, if it waits here."""
+        line = self._lines.get(sequence.params.priority, [])
+        if sequence in line:
+            line.remove(sequence)
         if not line:
-            self._lines.pop(request.params.priority, None)
+            self._lines.pop(sequence.params.priority, None)
 
-    def first(self, now: float) -> Request | None:
+    def first(self, now: float) -> Sequence | None:
         """The next in turn at time `now`."""
         # Stuck? minillm labs hint 5.2
         raise NotImplementedError("Lab 5.2 WaitingLine.first; hint: minillm labs hint 5.2")
@@ -65,24 +65,32 @@ class Scheduler:
     def __init__(self, config: EngineConfig, memory: KVCacheManager, events: Events) -> None:
         self._config, self._memory, self._events = config, memory, events
         self.waiting = WaitingLine()
-        self.running: list[Request] = []  # by rank
+        self.running: list[Sequence] = []  # by rank
+        self.current: Sequence | None = None  # being admitted: an exception meanwhile is about it alone
 
-    def add(self, group: RequestGroup) -> None:
-        """Queue a request that is known to fit the whole pool; its first sample stands for all."""
-        self.waiting.add(group.requests[0])
+    def add(self, request: Request) -> None:
+        """Queue a request that is known to fit the whole pool; its first sequence stands for all."""
+        self.waiting.add(request.sequences[0])
 
-    def fork(self, source: Request, child: Request) -> None:
+    def fork(self, source: Sequence, child: Sequence) -> None:
         """A sample that begins where `source` stands; its place was kept when `source` was admitted."""
         child.rank = (*source.rank[:2], child.index)
         bisect.insort(self.running, child, key=lambda r: r.rank)
 
-    def remove(self, request: Request) -> None:
-        """Forget a request, wherever it is, and give its blocks back."""
-        if request in self.running:
-            self.running.remove(request)
+    def requeue(self, sequence: Sequence) -> None:
+        """Queue a sequence that has lost its blocks, in its old place; it will compute its tokens again."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+        self.waiting.remove(sequence)
+        self.waiting.add(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence, wherever it is, and give its blocks back."""
+        if sequence in self.running:
+            self.running.remove(sequence)
         else:
-            self.waiting.remove(request)
-        self._memory.release(request)
+            self.waiting.remove(sequence)
+        self._memory.free(sequence)
 
     def schedule(self, now: float) -> StepPlan:
         """Plan one step, preempting and admitting as memory asks. An idle engine gets an empty plan."""
@@ -91,56 +99,56 @@ class Scheduler:
 
     def _order_running(self, now: float) -> None:
         """Ranks as of now: with those of different times, an aged newcomer could outrank its elders."""
-        for request in self.running:
-            request.rank = rank(request, now)
+        for sequence in self.running:
+            sequence.rank = rank(sequence, now)
         self.running.sort(key=lambda r: r.rank)
 
     # Memory ---------------------------------------------------------------------------------
 
-    def _fits(self, plan: StepPlan, request: Request, num_tokens: int, forks: int = 0) -> bool:
+    def _fits(self, plan: StepPlan, sequence: Sequence, num_tokens: int, forks: int = 0) -> bool:
         """Count the blocks for `num_tokens` into the plan, preempting newer sequences for them.
 
-        False when the request is itself the newest and has been preempted, or has to wait.
+        False when the sequence is itself the newest and has been preempted, or has to wait.
         """
         # Stuck? minillm labs hint 5.4
         raise NotImplementedError("Lab 5.4 Scheduler._fits; hint: minillm labs hint 5.4")
 
-    def _preempt(self, plan: StepPlan, request: Request) -> None:
-        self._events.emit("preempt", request.group_id, tokens=request.num_computed_tokens)
-        plan.drop(request)
-        plan.preempted.append(request)
-        request.num_preemptions += 1
-        self.running.remove(request)
-        self._memory.release(request)
-        self.waiting.add(request)
+    def _preempt(self, plan: StepPlan, sequence: Sequence) -> None:
+        self._events.emit("preempt", sequence.request_id, tokens=sequence.num_computed_tokens)
+        plan.drop(sequence)
+        plan.preempted.append(sequence)
+        sequence.num_preemptions += 1
+        self._memory.free(sequence)
+        self.requeue(sequence)
 
     # Prefill --------------------------------------------------------------------------------
 
-    def _prefill(self, plan: StepPlan, request: Request, budget: int) -> int:
-        """Plan the request's next chunk; returns its tokens, 0 if there is no memory for one."""
+    def _prefill(self, plan: StepPlan, sequence: Sequence, budget: int) -> int:
+        """Plan the sequence's next chunk; returns its tokens, 0 if there is no memory for one."""
         # Stuck? minillm labs hint 5.3
         raise NotImplementedError("Lab 5.3 Scheduler._prefill; hint: minillm labs hint 5.3")
 
-    def _copies(self, request: Request) -> int:
+    def _copies(self, sequence: Sequence) -> int:
         """Blocks that its other samples copy when they part: each its own partly filled last one."""
-        is_partial = request.num_tokens % self._memory.pool.block_size > 0
-        return request.num_forks if is_partial else 0
+        is_partial = sequence.num_tokens % self._memory.pool.block_size > 0
+        return sequence.num_forks if is_partial else 0
 
     # Admission ------------------------------------------------------------------------------
 
     def _admit(self, plan: StepPlan, budget: int, now: float) -> None:
-        while not plan.preempted and budget > 0 and (request := self.waiting.first(now)) is not None:
-            places = sum(1 + r.num_forks for r in self.running) + 1 + request.num_forks
-            if places > max_running(self._config) or not self._start(plan, request):
+        while not plan.preempted and budget > 0 and (sequence := self.waiting.first(now)) is not None:
+            self.current = sequence
+            places = sum(1 + r.num_forks for r in self.running) + 1 + sequence.num_forks
+            if places > max_running(self._config) or not self._start(plan, sequence):
                 return
-            self.waiting.remove(request)
-            request.rank = rank(request, now)
-            bisect.insort(self.running, request, key=lambda r: r.rank)
-            self._announce(request, now)
-            budget -= self._prefill(plan, request, budget)
+            self.waiting.remove(sequence)
+            sequence.rank = rank(sequence, now)
+            bisect.insort(self.running, sequence, key=lambda r: r.rank)
+            self._announce(sequence, now)
+            budget -= self._prefill(plan, sequence, budget)
 
-    def _start(self, plan: StepPlan, request: Request) -> bool:
-        """Give the request what the prefix cache has of it, if the rest of it has room."""
+    def _start(self, plan: StepPlan, sequence: Sequence) -> bool:
+        """Give the sequence what the prefix cache has of it, if the rest of it has room."""
         # Stuck? minillm labs hint 5.6
         raise NotImplementedError("Lab 5.6 Scheduler._start; hint: minillm labs hint 5.6")
 
@@ -153,10 +161,12 @@ class Scheduler:
             blocks += max(0, blocks_for(soon, size) - len(r.block_table.block_ids))
         return blocks
 
-    def _announce(self, request: Request, now: float) -> None:
-        cached = request.num_computed_tokens
-        if request.num_preemptions:
-            self._events.emit("resume", request.group_id, cached_tokens=cached)
+    def _announce(self, sequence: Sequence, now: float) -> None:
+        cached = sequence.num_computed_tokens
+        if sequence.num_preemptions:
+            self._events.emit("resume", sequence.request_id, cached_tokens=cached)
         else:
-            request.admitted, request.num_cached_tokens = now, cached
-            self._events.emit("admit", request.group_id, cached_tokens=cached, waited=now - request.arrival)
+            sequence.admitted, sequence.num_cached_tokens = now, cached
+            self._events.emit(
+                "admit", sequence.request_id, cached_tokens=cached, waited=now - sequence.arrival
+            )

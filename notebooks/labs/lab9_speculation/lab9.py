@@ -101,7 +101,7 @@ class NgramIndex:
         )
 
     def continuations(self, length: int, count: int) -> list[list[int]]:
-        """At most `count` paths of `length` tokens, no two with the same first token."""
+        """At most `count` branches of `length` tokens, no two with the same first token."""
         # Stuck? minillm labs hint 9.4
         raise NotImplementedError(
             "Lab 9.4 NgramIndex.extend, NgramIndex.continuations; hint: minillm labs hint 9.4"
@@ -137,7 +137,11 @@ class BlockTable:
         num_full, rest = divmod(num_tokens, self._pool.block_size)
         child = BlockTable(self._pool)
         own = self._pool.allocate(1) if rest else []
-        self._pool.share(self.block_ids[:num_full])
+        try:
+            self._pool.share(self.block_ids[:num_full])
+        except Exception:
+            self._pool.free(own)
+            raise
         child.block_ids = self.block_ids[:num_full] + own
         return child, ((self.block_ids[num_full], own[0]) if own else None)
 

@@ -1,0 +1,38 @@
+"""The text of a CUDA lab's file: sections to fill in, marked by comments.
+
+lab7.cu                  // begin 7.2          the finished file; a skeleton is the same without what
+                         ...                   stands between the two lines
+                         // end 7.2
+lab7_check.cu                                  kernels around single functions, for the checks only
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+STUB = "NOT_WRITTEN();"
+
+
+def sections(text: str) -> dict[str, tuple[int, str]]:
+    """{task number: (line after its `// begin`, the lines up to `// end`)}."""
+    found = re.finditer(r"^ *// begin (\S+)[^\n]*\n(.*?)^ *// end \1 *$", text, re.MULTILINE | re.DOTALL)
+    return {m[1]: (text.count("\n", 0, m.start(2)) + 1, m[2]) for m in found}
+
+
+def replaced(text: str, number: str, body: str) -> str:
+    """`text` with another section `number`."""
+    pattern = rf"(^ *// begin {re.escape(number)}\b[^\n]*\n).*?(^ *// end {re.escape(number)} *$)"
+    return re.sub(pattern, lambda m: m[1] + body + m[2], text, count=1, flags=re.MULTILINE | re.DOTALL)
+
+
+def emptied(text: str) -> str:
+    """`text` with a stub in every section."""
+    for number in sections(text):
+        text = replaced(text, number, f"  {STUB}  // stuck? minillm labs hint {number}\n")
+    return text
+
+
+def check_kernels(file: Path) -> str:
+    """The text of the kernels that the checks put behind the finished `file`."""
+    return file.with_name(f"{file.stem}_check.cu").read_text(encoding="utf-8")

@@ -1,0 +1,152 @@
+"""What a lab is: tasks over parts of the engine, each with cases and known mistakes.
+
+A new lab is one folder `minillm/labs/labN_name/`: `lab.py` with a `LAB`, modules with the cases and known
+mistakes of its tasks, and `handout.md`. `registry.py` finds it there.
+
+    Lab -> Task -> Part       the function or methods of the engine that the student writes
+                -> Case       run(implementation) -> something to compare; run on both
+                -> Mistake    an implementation that is wrong in one known way, and what to say of it
+
+A task without a part is about the whole file: its cases get the student's module, and put its
+functions into the running engine through `LLM(parts=...)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Part:
+    """A function of the engine, or `methods` of a class.
+
+    `helpers` are functions of its module, or methods of the class, that a skeleton leaves out.
+    """
+
+    module: str
+    name: str
+    methods: tuple[str, ...] = ()
+    helpers: tuple[str, ...] = ()
+
+    @property
+    def own(self) -> Any:
+        """The engine's own function or class."""
+        return getattr(importlib.import_module(self.module), self.name)
+
+    @property
+    def label(self) -> str:
+        """What the task calls it: `keep_top`, `StopMatcher.push`."""
+        return ", ".join(f"{self.name}.{method}" for method in self.methods) or self.name
+
+
+@dataclass(frozen=True)
+class Case:
+    """One try: makes its own inputs, so that an implementation that changes them harms nobody else."""
+
+    name: str
+    run: Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A diagnosis, and the implementation it is right for."""
+
+    diagnosis: str
+    wrong: Any
+
+
+@dataclass(frozen=True)
+class Task:
+    """A row of the table: `number` is "3.2"."""
+
+    number: str
+    title: str
+    points: int
+    part: Part | None
+    cases: tuple[Case, ...]
+    mistakes: tuple[Mistake, ...] = ()
+
+    @property
+    def what(self) -> str:
+        """What is to be written, and the idea in it."""
+        return f"{self.part.label}: {self.title}" if self.part else self.title
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a lab asks for since its latest change, and how a file written before is known.
+
+    `old_names` only an earlier file has. Each is an imported module or name ("minillm.engine.prefill"), an
+    attribute (".num_computed_tokens", ".block_table.grow"), a parameter ("decode(requests)") or a definition
+    ("def group_blocks").
+    """
+
+    old_names: tuple[str, ...]
+    now: str
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A lab: `lab3_cache` is its package here and the student's folder, `lab3.py` the student's file."""
+
+    number: int
+    name: str
+    title: str
+    tasks: tuple[Task, ...]
+    change: Change | None = None
+
+    @property
+    def folder(self) -> str:
+        """Name of the lab's package, and of the folder that `start` makes."""
+        return f"lab{self.number}_{self.name}"
+
+    @property
+    def package(self) -> Path:
+        """Where the lab's own files are."""
+        return Path(__file__).parents[1] / self.folder
+
+    @property
+    def file(self) -> str:
+        """Name of the student's file."""
+        return f"lab{self.number}.py"
+
+    @property
+    def points(self) -> int:
+        """Points of all tasks."""
+        return sum(task.points for task in self.tasks)
+
+    @property
+    def parts(self) -> list[Part]:
+        """The parts the student writes, each once (several tasks may look at one part)."""
+        return list(dict.fromkeys(task.part for task in self.tasks if task.part))
+
+    def tasks_of(self, part: Part) -> list[Task]:
+        """The tasks that look at `part`."""
+        return [task for task in self.tasks if task.part == part]
+
+    def own(self) -> SimpleNamespace:
+        """The engine's own parts under their names: what a finished file offers."""
+        return SimpleNamespace(**{part.name: part.own for part in self.parts})
+
+    def handout(self) -> str:
+        """The one-page handout in markdown, with the table of tasks filled in."""
+        rows = [f"| {t.number} | {t.what} | {t.points} |" for t in self.tasks]
+        table = "\n".join(["| task | what | points |", "| --- | --- | --- |", *rows])
+        return self._texts()[0].replace("{tasks}", table)
+
+    def hints(self, number: str) -> list[str]:
+        """The hints of a task, mildest first."""
+        sections = re.split(r"^### (\S+)\n", self._texts()[1], flags=re.MULTILINE)
+        texts = dict(zip(sections[1::2], sections[2::2], strict=True))
+        return [hint.strip() for hint in texts.get(number, "").split("\n---\n") if hint.strip()]
+
+    def _texts(self) -> tuple[str, str]:
+        text = (self.package / "handout.md").read_text(encoding="utf-8")
+        page, _, hints = text.partition("<!-- hints -->\n")
+        return page.rstrip() + "\n", hints

@@ -1,0 +1,104 @@
+"""A check's results for people (a table, and under it what went wrong) and for programs (one object)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from minillm.labs.grader.lab import Lab
+from minillm.labs.grader.result import Status, TaskResult
+
+STATUS_WORDS: dict[Status, tuple[str, str]] = {
+    "ok": ("ok", "green"),
+    "todo": ("not written yet", "yellow"),
+    "wrong": ("wrong answer", "red"),
+    "error": ("raises an error", "red"),
+    "timeout": ("takes too long", "red"),
+    "memory": ("takes too much memory", "red"),
+    "crash": ("ends the process", "red"),
+    "missing": ("not in the file", "red"),
+    "unloadable": ("file does not load", "red"),
+    "earlier": ("for an earlier version", "yellow"),
+}
+
+
+@dataclass
+class Report:
+    """All results of a lab, and the beginning of what the file printed."""
+
+    results: list[TaskResult]
+    output: str
+
+    @property
+    def earned(self) -> int:
+        """Points in all."""
+        return sum(result.earned for result in self.results)
+
+
+def as_json(lab: Lab, file: Path, report: Report) -> dict[str, Any]:
+    """The report as plain values."""
+    return {
+        "lab": lab.number,
+        "title": lab.title,
+        "file": str(file),
+        "points": lab.points,
+        "earned": report.earned,
+        "ok": report.earned == lab.points,
+        "tasks": [asdict(result) for result in report.results],
+        "output": report.output,
+    }
+
+
+def print_report(console: Console, lab: Lab, file: Path, report: Report) -> None:
+    """The table of tasks, then each failure with its place, a corner of both answers and the diagnosis."""
+    table = Table(
+        "task", "what", "points", "result", title=f"Lab {lab.number}: {lab.title}", title_justify="left"
+    )
+    for result in report.results:
+        word, style = STATUS_WORDS[result.status]
+        points = f"{result.earned} / {result.points}"
+        table.add_row(
+            Text(result.task), Text(result.title), Text(points, justify="right"), Text(word, style=style)
+        )
+    console.print(table)
+    for result in _told_once(report.results):
+        console.print(_failure(result))
+    if report.output:
+        console.print(Text("What the file printed (the beginning):", style="dim"))
+        console.print(Padding(Text(report.output.rstrip()), (0, 0, 0, 2)))
+    console.print(Text(f"{report.earned} of {lab.points} points ({file})", style="bold"))
+
+
+def _told_once(results: list[TaskResult]) -> list[TaskResult]:
+    """The results that need words; of those with the same words (the file does not load) only the first."""
+    told: dict[tuple[str, str], TaskResult] = {}
+    for result in results:
+        if result.status not in ("ok", "todo"):
+            told.setdefault((result.message, result.diagnosis), result)
+    return list(told.values())
+
+
+def _failure(result: TaskResult) -> Text:
+    """What is known of one failed task."""
+    text = Text()
+    text.append(f"{result.task} ", style="bold").append(result.message).append("\n")
+    if result.expected or result.actual:
+        text.append(f"    first difference{' at ' + result.where if result.where else ''}\n", style="dim")
+        text.append(_block("expected", result.expected)).append(_block("actual", result.actual))
+    if result.diagnosis:
+        text.append("    diagnosis  ", style="dim").append(result.diagnosis + "\n", style="bold yellow")
+    elif result.status in ("wrong", "error"):
+        text.append(f"    hint       minillm labs hint {result.task}\n", style="dim")
+    return text
+
+
+def _block(name: str, lines: str) -> str:
+    """`lines` behind a name, later lines under the first."""
+    first, *rest = lines.splitlines() or [""]
+    return "\n".join([f"    {name:<10} {first}", *(" " * 15 + line for line in rest)]) + "\n"

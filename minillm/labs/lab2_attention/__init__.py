@@ -1,0 +1,6 @@
+"""Lab 2, rotary positions and grouped-query attention.
+
+lab.py                  the tasks, and the file's parts in the engine
+rope_cases.py           2.1 frequencies, 2.2 rotation
+attention_cases.py      2.3 to 2.6 attention
+"""

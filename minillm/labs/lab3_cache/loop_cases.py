@@ -1,0 +1,113 @@
+"""What the cases of tasks 3.5 and 3.6 give a loop: the tiny model, two prompts, block tables with room.
+
+    what a loop may do       write keys and values to the cache, in one pass of the model for all sequences
+    what an answer holds     its logits; how many passes over how many rows; the tables, which must not change
+
+The next logits show whether the cache was written right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from minillm.labs.grader.lab import Case
+from minillm.labs.grader.tiny_model import tiny_llm
+from minillm.memory.block_table import BlockTable
+from minillm.worker.prefill import prefill
+from minillm.worker.runner import ModelRunner
+from minillm.worker.step import DecodeRow, PrefillChunk, SequenceRows
+
+PROMPTS = ([11, 25, 38, 4, 57, 60, 7, 83, 9, 10, 31, 2, 44, 70], [90, 1, 72, 3, 54, 25, 16])
+NEXT = ([5, 40], [33, 8], [61, 61], [2, 17], [80, 12])  # output tokens, chosen by nobody
+BLOCK_SIZE = 4
+
+Loop = Callable[[ModelRunner, Sequence[Any]], Tensor]
+
+
+class WatchedRunner(ModelRunner):
+    """The same runner, noting how many rows each pass over the model has."""
+
+    def __init__(self, runner: ModelRunner) -> None:
+        vars(self).update(vars(runner))
+        self.passes: list[int] = []
+
+    def forward(self, batch: Sequence[SequenceRows]) -> Tensor:
+        self.passes.append(sum(len(rows.token_ids) for rows in batch))
+        return super().forward(batch)
+
+    def last_logits(self, batch: Sequence[SequenceRows]) -> Tensor:
+        self.passes.append(sum(len(rows.token_ids) for rows in batch))
+        return super().last_logits(batch)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What was run, in words: compared and shown as a whole."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+class Setting:
+    """A runner and two sequences whose blocks are not neighbours."""
+
+    def __init__(self) -> None:
+        engine = tiny_llm().engine
+        self.runner = WatchedRunner(engine.worker.runner)
+        self.tables = [BlockTable(engine.memory.pool) for _ in PROMPTS]
+
+    def grow(self, index: int, num_tokens: int) -> list[int]:
+        """The block table of sequence `index`, with room for so many tokens."""
+        self.tables[index].grow(num_tokens)
+        return self.tables[index].block_ids
+
+    def run(self, loop: Loop, work: Sequence[Any]) -> list[Any]:
+        """What the loop returns, what it ran, and the block tables it leaves."""
+        self.runner.passes.clear()
+        logits = loop(self.runner, work)
+        passes = self.runner.passes
+        shown = Passes(f"{len(passes)} {'pass' if len(passes) == 1 else 'passes'} over {sum(passes)} rows")
+        return [logits, shown, [list(table.block_ids) for table in self.tables]]
+
+
+def prefill_case(name: str, *steps: Sequence[tuple[int, int, int]], answer: Sequence[int] = ()) -> Case:
+    """Prefill in steps, lists of (sequence, start, end). The first prompt has an `answer` behind it."""
+
+    def run(loop: Loop) -> list[Any]:
+        setting = Setting()
+        tokens = [[*PROMPTS[0], *answer], PROMPTS[1]]
+        seen: list[Any] = []
+        for step in steps:
+            tables = [setting.grow(i, end) for i, _, end in step]
+            chunks = [
+                PrefillChunk(tokens[i][start:end], start, table)
+                for (i, start, end), table in zip(step, tables, strict=True)
+            ]
+            seen.append(setting.run(loop, chunks))
+        return seen
+
+    return Case(name, run)
+
+
+def decode_case(name: str, batch: Sequence[int], steps: int) -> Case:
+    """Decode after an engine's prefill; tokens are given, as only the logits are in question."""
+
+    def run(loop: Loop) -> list[Any]:
+        setting = Setting()
+        tables = [setting.grow(i, len(prompt)) for i, prompt in enumerate(PROMPTS)]
+        chunks = [PrefillChunk(prompt, 0, table) for prompt, table in zip(PROMPTS, tables, strict=True)]
+        prefill(setting.runner, chunks)
+        seen: list[Any] = []
+        for step, tokens in enumerate(NEXT[:steps]):
+            at = [len(prompt) + step for prompt in PROMPTS]
+            rows = [DecodeRow(tokens[i], at[i], setting.grow(i, at[i] + 1)) for i in batch]
+            seen.append(setting.run(loop, rows))
+        return seen
+
+    return Case(name, run)

@@ -1,0 +1,86 @@
+"""Lab 4: the block pool. Who owns which block, and how many the samples of a prompt need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from minillm.labs.grader.lab import Case, Change, Lab, Part, Task
+from minillm.labs.grader.serving import Ask, serve
+from minillm.labs.lab4_pool.allocate_cases import (
+    ALLOCATE_CASES,
+    ALLOCATE_MISTAKES,
+    SHARE_CASES,
+    SHARE_MISTAKES,
+)
+from minillm.labs.lab4_pool.free_cases import CHECK_CASES, CHECK_MISTAKES, FREE_CASES, FREE_MISTAKES
+from minillm.labs.lab4_pool.sample_cases import GROUP_CASES, GROUP_MISTAKES
+
+POOL = "minillm.memory.block_pool"
+CHANGE = Change(("def group_blocks",), "`group_blocks` is now called `request_blocks`")
+
+
+def serving_case(name: str, num_blocks: int, asks: Sequence[Ask], **config: Any) -> Case:
+    """Serve `asks` with the file's pool: every step, the answers, and who owns the blocks at the end."""
+
+    def run(parts: Any) -> list[Any]:
+        pools = list[Any]()
+
+        def make_pool(*size: int) -> Any:
+            pools.append(parts.BlockPool(*size))
+            return pools[0]
+
+        served = serve({"block_pool": make_pool}, asks, num_blocks, **config)
+        return [*served, [pools[0].ref_count(block) for block in range(num_blocks)], pools[0].num_free]
+
+    return Case(name, run)
+
+
+RAGGED = (Ask(10, 9), Ask(3, 20), Ask(17, 6, n=3), Ask(13, 5, at=3, n=2), Ask(17, 12, at=4, story=2))
+LAB = Lab(
+    4,
+    "pool",
+    "The block pool",
+    (
+        Task(
+            "4.1",
+            "all or nothing",
+            20,
+            Part(POOL, "BlockPool", ("allocate",)),
+            ALLOCATE_CASES,
+            ALLOCATE_MISTAKES,
+        ),
+        Task("4.2", "one more owner", 10, Part(POOL, "BlockPool", ("share",)), SHARE_CASES, SHARE_MISTAKES),
+        Task(
+            "4.3", "the last owner frees", 25, Part(POOL, "BlockPool", ("free",)), FREE_CASES, FREE_MISTAKES
+        ),
+        Task(
+            "4.4",
+            "refuse before anything changes",
+            15,
+            Part(POOL, "BlockPool", ("_require_owners",)),
+            CHECK_CASES,
+            CHECK_MISTAKES,
+        ),
+        Task(
+            "4.5",
+            "what n samples of a prompt need",
+            15,
+            Part("minillm.engine.request", "request_blocks"),
+            GROUP_CASES,
+            GROUP_MISTAKES,
+        ),
+        Task(
+            "4.6",
+            "your pool in the running engine",
+            15,
+            None,
+            (
+                serving_case("eight completions of five prompts", 60, RAGGED),
+                serving_case("in a pool so small that blocks are evicted and requests preempted", 12, RAGGED),
+                serving_case("without a prefix cache", 13, RAGGED, prefix_caching=False),
+            ),
+        ),
+    ),
+    CHANGE,
+)

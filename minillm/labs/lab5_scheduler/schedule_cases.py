@@ -1,0 +1,145 @@
+"""Task 5.5, the plan of a whole step: cases and known mistakes of `schedule`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from minillm.engine.scheduler import Scheduler, StepPlan
+from minillm.engine.sequence import Sequence
+from minillm.labs.grader.lab import Mistake
+from minillm.labs.grader.serving import Ask
+from minillm.labs.lab5_scheduler.plan_cases import SequenceState, serving_case, step_case
+
+
+class Steps(Scheduler):
+    """Pieces of `schedule`, for schedulers that put them together differently."""
+
+    def _begin(self, now: float) -> StepPlan:
+        self._order_running(now)
+        return StepPlan()
+
+    def _plan_decode(self, plan: StepPlan, sequences: Iterable[Sequence] | None = None) -> int:
+        for sequence in sequences or [r for r in self.running if not r.is_prefilling]:
+            if sequence in self.running and self._fits(plan, sequence, sequence.num_computed_tokens + 1):
+                plan.decode.append(sequence)
+        return self._config.max_num_batched_tokens - len(plan.decode)
+
+    def _plan_prefill(self, plan: StepPlan, budget: int) -> int:
+        for sequence in [r for r in self.running if r.is_prefilling]:
+            if budget > 0 and sequence in self.running:
+                budget -= self._prefill(plan, sequence, budget)
+        return budget
+
+
+class PrefillFirst(Steps):
+    """Prompts first, answers with what is left of the budget."""
+
+    def schedule(self, now: float) -> StepPlan:
+        plan = self._begin(now)
+        decoding = [r for r in self.running if not r.is_prefilling]
+        budget = self._plan_prefill(plan, self._config.max_num_batched_tokens)
+        if decoding[:budget]:
+            self._plan_decode(plan, decoding[:budget])
+        self._admit(plan, budget - len(plan.decode), now)
+        return plan
+
+
+class OneOrTheOther(Steps):
+    """Answers wait while a prompt is prefilled."""
+
+    def schedule(self, now: float) -> StepPlan:
+        plan = self._begin(now)
+        budget = self._plan_prefill(plan, self._config.max_num_batched_tokens)
+        self._admit(plan, budget, now)
+        if not plan.prefill:
+            self._plan_decode(plan)
+        return plan
+
+
+class AdmitsFirst(Steps):
+    """New prompts before those that have begun."""
+
+    def schedule(self, now: float) -> StepPlan:
+        plan = self._begin(now)
+        budget = self._plan_decode(plan)
+        begun = [r for r in self.running if r.is_prefilling]
+        self._admit(plan, budget, now)
+        budget -= sum(chunk.end - chunk.start for chunk in plan.prefill)
+        for sequence in begun:
+            if budget > 0 and sequence in self.running:
+                budget -= self._prefill(plan, sequence, budget)
+        return plan
+
+
+class StaticBatches(Steps):
+    """Nobody is let in before everybody has finished."""
+
+    def schedule(self, now: float) -> StepPlan:
+        plan = self._begin(now)
+        was_idle = not self.running
+        budget = self._plan_prefill(plan, self._plan_decode(plan))
+        if was_idle:
+            self._admit(plan, budget, now)
+        return plan
+
+
+class DecodeIsFree(Steps):
+    """Answers cost nothing of the budget."""
+
+    def schedule(self, now: float) -> StepPlan:
+        plan = self._begin(now)
+        self._plan_decode(plan)
+        self._admit(plan, self._plan_prefill(plan, self._config.max_num_batched_tokens), now)
+        return plan
+
+
+class RunsThePreempted(Steps):
+    """Goes on with a sequence that an older one has preempted in this very step."""
+
+    def schedule(self, now: float) -> StepPlan:
+        plan = self._begin(now)
+        for sequence in [r for r in self.running if not r.is_prefilling]:
+            if self._fits(plan, sequence, sequence.num_computed_tokens + 1):
+                plan.decode.append(sequence)
+        budget = self._config.max_num_batched_tokens - len(plan.decode)
+        self._admit(plan, self._plan_prefill(plan, budget), now)
+        return plan
+
+
+class RanksOfLongAgo(Steps):
+    """In the order in which the sequences were let in."""
+
+    def schedule(self, now: float) -> StepPlan:
+        plan = StepPlan()
+        self._admit(plan, self._plan_prefill(plan, self._plan_decode(plan)), now)
+        return plan
+
+
+STEP_CASES = (
+    serving_case("a long prompt comes while another answers", 40, Ask(3, 9), Ask(30, 3, at=2)),
+    serving_case("prompts one after the other", 60, *[Ask(9, 3, at=i) for i in range(6)], Ask(20, 2, at=1)),
+    serving_case("twelve answers at once", 60, *[Ask(4, 9) for _ in range(10)], Ask(20, 2, at=3)),
+    step_case(
+        "three answers, one of them has a full block",
+        0,
+        SequenceState(8, 8, 1),
+        SequenceState(6, 6, 1),
+        SequenceState(6, 6, 1),
+    ),
+    step_case(
+        "a low priority has aged since it was let in",
+        0,
+        SequenceState(6, 6, 1, priority=1),
+        SequenceState(6, 6, 1, arrival=5),
+        now=12,
+    ),
+)
+STEP_MISTAKES = (
+    Mistake("prompts go before answers: who is being answered stutters", PrefillFirst),
+    Mistake("a step does both: answers need not wait while a prompt is prefilled", OneOrTheOther),
+    Mistake("new sequences are let in before the begun ones have had their chunk", AdmitsFirst),
+    Mistake("this is static batching: let new sequences in at every step", StaticBatches),
+    Mistake("the answers' tokens are not taken off the budget", DecodeIsFree),
+    Mistake("a sequence is planned that an older one has preempted in this step", RunsThePreempted),
+    Mistake("ranks are as of admission: `_order_running(now)` comes first", RanksOfLongAgo),
+)

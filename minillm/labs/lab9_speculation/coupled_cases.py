@@ -1,0 +1,166 @@
+"""Task 9.1, down a tree of drafts: cases and known mistakes of `verify_coupled`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from minillm.labs.grader.lab import Case, Mistake
+from minillm.ops.verification import verify_coupled
+
+Tree = tuple[Sequence[int], Sequence[int], Sequence[int]]  # sampled, drafted, parents of one request
+
+
+def walk_case(name: str, *trees: Tree) -> Case:
+    """Tokens and nodes of one or several requests."""
+
+    def run(verify: Callable[..., tuple[Tensor, Tensor]]) -> list[Tensor]:
+        starts = [0]
+        for sampled, _, _ in trees:
+            starts.append(starts[-1] + len(sampled))
+        columns = ([x for tree in trees for x in tree[i]] for i in range(3))
+        return list(verify(*map(torch.tensor, columns), torch.tensor(starts)))
+
+    return Case(name, run)
+
+
+def chain(sampled: Sequence[int], drafted: Sequence[int]) -> Tree:
+    """A chain of drafts behind the newest token; `sampled` is one longer than `drafted`."""
+    return sampled, [0, *drafted], range(-1, len(drafted))
+
+
+# The picture in `verify_coupled`, with 1 once, 2 upon, 3 there, 4 was, 9 a.
+PICTURE: Tree = ([3, 2, 7, 4, 9], [0, 1, 2, 3, 4], [-1, 0, 1, 0, 3])
+WALK_CASES = (
+    walk_case("a chain of which two stand", chain([5, 6, 9, 8], [5, 6, 7])),
+    walk_case("a chain that stands to its end", chain([5, 6, 7, 8], [5, 6, 7])),
+    walk_case("the first is refused, though the next would fit", chain([4, 6, 7, 8], [5, 6, 7])),
+    walk_case("nothing was drafted", chain([4], [])),
+    walk_case("a token drafted twice over", chain([5, 5, 5, 4], [5, 5, 5])),
+    walk_case("the tree of the picture", PICTURE),
+    walk_case("a tree whose first branch stands", ([1, 2, 7, 4, 9], *PICTURE[1:])),
+    walk_case("a child of another node fits", ([3, 4, 7, 2, 9], *PICTURE[1:])),
+    walk_case("a later child of another node fits", ([3, 9, 2, 8, 7], [0, 1, 3, 2, 4], [-1, 0, 0, 1, 2])),
+    walk_case("two children that both fit", ([1, 5, 6], [0, 1, 1], [-1, 0, 0])),
+    walk_case(
+        "three requests, one of them without drafts", chain([5, 7, 9], [5, 6]), chain([4], []), PICTURE
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Walk:
+    """`verify_coupled` with one idea exchanged. Nodes count from 0 in their request."""
+
+    is_child: Callable[[int, int, Sequence[int]], bool] = lambda n, at, parents: parents[n] == at
+    fits: Callable[[int, int, Sequence[int], Sequence[int]], bool] = lambda n, at, d, s: d[n] == s[at]
+    chosen: int = 0  # of the children that fit
+    most: int = 99  # levels
+    with_last: bool = True  # the token behind the last draft that stands
+
+    def __call__(
+        self, sampled: Tensor, drafted: Tensor, parents: Tensor, node_start: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        tokens, nodes = torch.full_like(sampled, -1), torch.full_like(sampled, -1)
+        for begin, end in pairwise(node_start.tolist()):
+            s, d, p = (column[begin:end].tolist() for column in (sampled, drafted, parents))
+            walked, found = list[int](), [0]
+            while found and len(walked) <= self.most:
+                walked.append(found[self.chosen])
+                at = walked[-1]
+                found = [
+                    n
+                    for n in range(at + 1, end - begin)
+                    if self.is_child(n, at, p) and self.fits(n, at, d, s)
+                ]
+            walked = walked if self.with_last else walked[:-1]
+            tokens[begin : begin + len(walked)] = torch.tensor([s[n] for n in walked], dtype=torch.int64)
+            nodes[begin : begin + len(walked)] = torch.tensor(walked, dtype=torch.int64)
+        return tokens, nodes
+
+
+def emits_drafts(*columns: Tensor) -> tuple[Tensor, Tensor]:
+    """The token at each node instead of the one drawn behind it."""
+    tokens, nodes = verify_coupled(*columns)
+    for begin, end in pairwise(columns[3].tolist()):
+        count = int((nodes[begin:end] >= 0).sum())
+        tokens[begin : begin + count] = columns[1][begin + nodes[begin : begin + count]]
+    return tokens, nodes
+
+
+def counts_matches(
+    sampled: Tensor, drafted: Tensor, parents: Tensor, node_start: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Every token that fits stands, whatever became of those before it."""
+    tokens, nodes = torch.full_like(sampled, -1), torch.full_like(sampled, -1)
+    for begin, end in pairwise(node_start.tolist()):
+        walked = [0] if begin < end else []
+        walked += [
+            n for n in range(1, end - begin) if drafted[begin + n] == sampled[begin + int(parents[begin + n])]
+        ]
+        tokens[begin : begin + len(walked)] = sampled[[begin + n for n in walked]]
+        nodes[begin : begin + len(walked)] = torch.tensor(walked, dtype=torch.int64)
+    return tokens, nodes
+
+
+def absolute_nodes(*columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Nodes counted over all requests."""
+    tokens, nodes = verify_coupled(*columns)
+    for begin, end in pairwise(columns[3].tolist()):
+        nodes[begin:end] += begin * (nodes[begin:end] >= 0)
+    return tokens, nodes
+
+
+def packed(*columns: Tensor) -> tuple[Tensor, Tensor]:
+    """All requests' tokens one behind the other, the padding at the end of everything."""
+    tokens, nodes = verify_coupled(*columns)
+    order = (nodes < 0).sort(stable=True).indices
+    return tokens[order], nodes[order]
+
+
+def absolute_parents(
+    sampled: Tensor, drafted: Tensor, parents: Tensor, node_start: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Parents taken as indices over all requests."""
+    shifted = parents.clone()
+    for begin, end in pairwise(node_start.tolist()):
+        shifted[begin:end] -= begin
+    return verify_coupled(sampled, drafted, shifted, node_start)
+
+
+WALK_MISTAKES = (
+    Mistake(
+        "the token behind the last draft that stands is missing: its row was computed too, and each "
+        "request gets one token more than drafts were accepted",
+        Walk(with_last=False),
+    ),
+    Mistake("the drafted tokens are emitted: emit what the target drew behind each node", emits_drafts),
+    Mistake("the walk ends after one accepted draft: go on from the child", Walk(most=1)),
+    Mistake(
+        "drafts stand behind one that was refused: the target has not seen what the answer will hold there",
+        counts_matches,
+    ),
+    Mistake(
+        "a draft is compared with what the target drew behind it: the token it must equal was drawn "
+        "behind its parent",
+        Walk(fits=lambda n, at, d, s: d[n] == s[n]),
+    ),
+    Mistake(
+        "the next node is taken for a child: siblings and their children lie between, look at `parents`",
+        Walk(is_child=lambda n, at, parents: n == at + 1),
+    ),
+    Mistake(
+        "any node behind may follow: of the nodes that fit, only children of this one continue its branch",
+        Walk(is_child=lambda n, at, parents: True),
+    ),
+    Mistake("of two children that fit, the first is to be taken", Walk(chosen=-1)),
+    Mistake("parents count from their request's first node, not over all requests", absolute_parents),
+    Mistake(
+        "the nodes returned count from their request's first node, not over all requests", absolute_nodes
+    ),
+    Mistake("a request's tokens begin at its node_start: leave the padding where it is", packed),
+)

@@ -1,0 +1,61 @@
+"""Task 9.3, how often each token comes: a few thousand draws with fixed noise against the target."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minillm.labs.grader.lab import Case
+from minillm.labs.grader.tiny_model import random_tensor
+from minillm.labs.lab9_speculation.rejection_cases import Verify
+from minillm.ops.sampling import noise_key, uniforms
+
+VOCAB, DRAWS = 8, 1500
+LIMIT = 30.0  # chi-squared with 7 degrees of freedom is above it once in 10,000 times
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well counts fit, in words: compared and shown as a whole."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def fit(name: str, tokens: Tensor, p: Tensor) -> Fit:
+    """Compare how often each token came, where one came at all (-1 is padding), with p."""
+    came = tokens[tokens >= 0].bincount(minlength=VOCAB)[:VOCAB].double()
+    if came.sum() == 0:
+        return Fit(f"{name}: none came")
+    wanted = p.double() * came.sum()
+    parts = ((came - wanted).square() / wanted).nan_to_num(nan=0.0, posinf=math.inf)
+    if parts.sum() < LIMIT:
+        return Fit(f"{name}: as the target")
+    worst = int(parts.argmax())
+    return Fit(f"{name}: id {worst} came {came[worst]:.0f} times, expected about {wanted[worst]:.0f}")
+
+
+def distribution_case(name: str, sharpness: float) -> Case:
+    """Two tokens drafted from q, many times over: does each position come out as p has it?"""
+    q, p = (random_tensor(seed, VOCAB).mul(sharpness).softmax(0) for seed in (3, 4))
+
+    def run(verify: Verify) -> list[Fit]:
+        draft = torch.multinomial(
+            q, 2 * DRAWS, replacement=True, generator=torch.Generator().manual_seed(5)
+        ).view(DRAWS, 2)
+        noise = uniforms([noise_key(6, 0, i) for i in range(DRAWS)], 3)
+        tokens, _ = verify(draft, q.expand(DRAWS, 2, VOCAB), p.expand(DRAWS, 3, VOCAB), noise)
+        return [fit(f"token {i + 1}", tokens[:, i], p) for i in range(3)]
+
+    return Case(name, run)
+
+
+DISTRIBUTION_CASES = (
+    distribution_case(f"{DRAWS} drafts from a q near p", 0.5),
+    distribution_case(f"{DRAWS} drafts from a q far from p", 1.5),
+)

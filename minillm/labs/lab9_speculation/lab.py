@@ -1,0 +1,91 @@
+"""Lab 9: speculative decoding. Which guesses stand, what comes behind them, and what becomes of memory."""
+
+from __future__ import annotations
+
+from minillm.labs.grader.lab import Case, Change, Lab, Part, Task
+from minillm.labs.lab9_speculation.coupled_cases import WALK_CASES, WALK_MISTAKES
+from minillm.labs.lab9_speculation.distribution_cases import DISTRIBUTION_CASES
+from minillm.labs.lab9_speculation.engine_cases import in_trees, looking_up, rejecting
+from minillm.labs.lab9_speculation.leftover_cases import LEFT_CASES, LEFT_MISTAKES
+from minillm.labs.lab9_speculation.ngram_cases import LOOKUP_CASES, LOOKUP_MISTAKES
+from minillm.labs.lab9_speculation.rejection_cases import ACCEPT_CASES, ACCEPT_MISTAKES
+from minillm.labs.lab9_speculation.rollback_cases import (
+    BRANCH_CASES,
+    BRANCH_MISTAKES,
+    TRUNCATE_CASES,
+    TRUNCATE_MISTAKES,
+)
+
+VERIFICATION = "minillm.ops.verification"
+TABLE = "minillm.memory.block_table"
+CHANGE = Change(
+    ("minillm.speculation.drafts", "minillm.engine.speculate", "minillm.engine.verdicts", ".lanes"),
+    "a Draft is now a Proposal (minillm.speculation.proposal) with `branches`, lanes are `block_tables`",
+)
+LAB = Lab(
+    9,
+    "speculation",
+    "Speculative decoding: verify, keep, roll back",
+    (
+        Task(
+            "9.1",
+            "down the tree of drafts",
+            20,
+            Part(VERIFICATION, "verify_coupled"),
+            WALK_CASES,
+            WALK_MISTAKES,
+        ),
+        Task(
+            "9.2",
+            "the draw behind the drafts",
+            15,
+            Part(VERIFICATION, "draw_leftover"),
+            LEFT_CASES,
+            LEFT_MISTAKES,
+        ),
+        Task(
+            "9.3",
+            "rejection sampling, exact",
+            20,
+            Part(VERIFICATION, "verify_draft"),
+            ACCEPT_CASES + DISTRIBUTION_CASES,
+            ACCEPT_MISTAKES,
+        ),
+        Task(
+            "9.4",
+            "drafts without a model",
+            15,
+            Part("minillm.speculation.ngram", "NgramIndex", ("extend", "continuations"), ("_copy",)),
+            LOOKUP_CASES,
+            LOOKUP_MISTAKES,
+        ),
+        Task(
+            "9.5",
+            "roll back",
+            10,
+            Part(TABLE, "BlockTable", ("truncate",)),
+            TRUNCATE_CASES,
+            TRUNCATE_MISTAKES,
+        ),
+        Task(
+            "9.6",
+            "two futures of one sequence",
+            10,
+            Part(TABLE, "BlockTable", ("branch", "adopt")),
+            BRANCH_CASES,
+            BRANCH_MISTAKES,
+        ),
+        Task(
+            "9.7",
+            "your speculation in the running engine",
+            10,
+            None,
+            (
+                Case("drafts that are looked up", looking_up),
+                Case("trees of three branches", in_trees),
+                Case("a draft model, with rejection sampling", rejecting),
+            ),
+        ),
+    ),
+    CHANGE,
+)

@@ -1,0 +1,50 @@
+"""What the labs' tests use: a file checked in child processes, one judged here, and the command line."""
+
+import sys
+
+import pytest
+
+from minillm.cli.main import main
+from minillm.labs.grader import supervise
+from minillm.labs.grader.child import judge_file, load
+from minillm.labs.grader.registry import find_lab
+
+
+@pytest.fixture
+def check(tmp_path):
+    """Check a text in child processes with small limits: rows by task, and the report."""
+
+    def run(text, lab=3, seconds=5.0, memory=1 << 30):
+        file = tmp_path / f"lab{lab}.py"
+        file.write_text(text)
+        report = supervise.check(find_lab(str(lab)), file, supervise.Limits(seconds, memory))
+        assert [row.task for row in report.results] == [task.number for task in find_lab(str(lab)).tasks]
+        return {row.task: row for row in report.results}, report
+
+    return run
+
+
+@pytest.fixture
+def graded(tmp_path, monkeypatch):
+    """Judge a text in this process: the rows by task."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "student_lab", raising=False)
+
+    def run(lab, text):
+        file = tmp_path / lab.file
+        file.write_text(text)
+        module = load(file)
+        monkeypatch.delitem(sys.modules, "student_lab")
+        return {task.number: judge_file(lab, task, module, file) for task in lab.tasks}
+
+    return run
+
+
+@pytest.fixture
+def cli(capsys):
+    def run(*args):
+        code = main(["labs", *map(str, args)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

@@ -1,0 +1,62 @@
+"""What the grader says of mistakes: the known ones, wrong files, differences and errors."""
+
+import importlib
+
+import pytest
+from lab_list import LABS, each_lab
+from wrong.slips import wrong_files
+
+from minillm.labs.grader.judge import judge
+from minillm.labs.grader.registry import find_lab
+from minillm.labs.grader.skeleton import solution
+
+MISTAKES = [
+    pytest.param(task, mistake, id=f"{task.number}-{i}")
+    for lab in LABS
+    for task in lab.tasks
+    for i, mistake in enumerate(task.mistakes)
+]
+
+
+@pytest.mark.parametrize(("task", "mistake"), MISTAKES)
+def test_a_known_mistake_is_wrong_and_gets_its_own_diagnosis(task, mistake):
+    row = judge(task, mistake.wrong, task.part.own)
+    assert (row.earned, row.diagnosis) == (0, mistake.diagnosis)
+
+
+@each_lab
+def test_a_wrong_solution_gets_its_own_diagnosis_and_no_other_task_is_blamed(graded, lab):
+    told = []
+    all_slips = importlib.import_module(f"wrong.lab{lab.number}").SLIPS
+    for text, slips in wrong_files(lab, all_slips):
+        rows = graded(lab, text)
+        says = {number: (slip.name, text) for slip in slips for number, text in slip.says.items()}
+        for task in lab.tasks:
+            row = rows[task.number]
+            if task.number in says:
+                name, text = says[task.number]
+                assert row.earned == 0 and text in row.diagnosis, f"{name}: {row}"
+                told.append(name)
+            elif task.part:
+                assert row.status == "ok", f"{[slip.name for slip in slips]}: {row}"
+            else:  # the whole file in the engine: it may fail, but names no mistake
+                assert row.diagnosis == ""
+    assert set(told) == {slip.name for slip in all_slips}
+
+
+def test_a_difference_shows_a_corner_of_both(graded):
+    lab = find_lab("3")
+    rows = graded(
+        lab, solution(lab) + "\n\ndef slot_mapping(table, positions, size):\n    return [*positions]\n"
+    )
+    row = rows["3.2"]
+    assert (row.where, row.expected[:7], row.actual[:5]) == ("[0]", "[20, 21", "[0, 1")
+
+
+def test_an_error_names_its_line_and_torch_s_own_not_implemented_is_no_open_task(graded):
+    lab = find_lab("3")
+    broken = "\n\ndef blocks_for(tokens, size):\n    raise NotImplementedError('no kernel for this dtype')\n"
+    text = solution(lab) + broken
+    row = graded(lab, text)["3.1"]
+    assert row.status == "error" and "no kernel for this dtype" in row.message
+    assert f"(line {len(text.splitlines())})" in row.message

@@ -1,0 +1,74 @@
+"""Files that misbehave: they cost their own tasks, and nothing else."""
+
+import pytest
+
+from minillm.labs.grader import supervise
+from minillm.labs.grader.registry import find_lab
+from minillm.labs.grader.skeleton import solution
+
+BODIES = """
+import os, sys
+
+def blocks_for(num_tokens, block_size):
+    sys.exit(3)
+
+def slot_mapping(block_table, positions, block_size):
+    os._exit(7)
+
+def prefill(runner, chunks):
+    return bytearray(1 << 40)
+
+def decode(runner, rows):
+    while True:
+        pass
+"""
+
+
+def test_misbehaviour_costs_its_own_task_only(check):
+    flood = "\nprint('begin')\nprint('x' * 5_000_000)\n"
+    rows, report = check(solution(find_lab("3")) + flood + BODIES, seconds=2.0)
+    told = {number: row.status for number, row in rows.items()}
+    assert told == {
+        **{"3.1": "error", "3.2": "crash", "3.3": "ok", "3.4": "ok", "3.5": "memory", "3.6": "timeout"},
+        "3.7": told["3.7"],
+    }
+    assert told["3.7"] != "ok"
+    assert "SystemExit" in rows["3.1"].message and "exit code 7" in rows["3.2"].message
+    assert "endless loop" in rows["3.6"].message
+    assert report.output.startswith("begin\nxxx") and len(report.output) <= supervise.KEPT_OUTPUT
+
+
+def test_torch_memory_and_a_signal(check):
+    text = """
+import os, signal, torch
+
+def base_frequencies(theta, head_dim):
+    return torch.ones(1 << 34)
+
+def apply_rope(x, cos, sin):
+    os.kill(os.getpid(), signal.SIGSEGV)
+"""
+    rows, _ = check(solution(find_lab("2")) + text, lab=2)
+    assert rows["2.1"].status == "memory"
+    assert rows["2.2"].status == "crash" and "SIGSEGV" in rows["2.2"].message
+    assert [rows[f"2.{i}"].status for i in (3, 4, 5, 6)] == ["ok"] * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("def blocks_for(:\n", "SyntaxError in line 1"),
+        ("import os\nimport no_such_module\n", "ModuleNotFoundError in line 2"),
+        ("raise SystemExit(0)\n", "SystemExit in line 1"),
+        ("import os\nos._exit(0)\n", "exit code 0"),
+        ("while True: pass\n", "endless loop"),
+        (
+            "import os\nfor fd in range(3, 20):\n  try: os.write(fd, b'{}\\n')\n  except OSError: pass\n",
+            "contact",
+        ),
+    ],
+)
+def test_a_file_that_does_not_load_says_why_once(check, text, says):
+    rows, _ = check(text, seconds=2.0)
+    assert {row.status for row in rows.values()} == {"unloadable"}
+    assert all(says in row.message for row in rows.values())
