@@ -11,7 +11,7 @@ from collections.abc import Sequence as List
 
 from minillm.config import EngineConfig, SamplingParams
 from minillm.engine.parts import Parts, require_methods
-from minillm.engine.request import Request, request_blocks
+from minillm.engine.request import Request, group_blocks
 from minillm.engine.scheduler import max_running
 from minillm.engine.sequence import Sequence, TextStream
 from minillm.errors import KVCapacityError, PromptTooLong, UsageError
@@ -49,7 +49,7 @@ def check_request(
         )
     if params.n > max_running(config):
         raise UsageError(f"n={params.n} is more than the {max_running(config)} sequences that run at once")
-    needed = request_blocks(len(ids), len(ids) + 1, params.n, config.block_size)
+    needed = group_blocks(len(ids), len(ids) + 1, params.n, config.block_size)
     if needed > num_blocks:
         raise KVCapacityError(
             f"prompt and one token need {needed} KV blocks, the whole pool has {num_blocks}",

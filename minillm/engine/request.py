@@ -89,7 +89,7 @@ def derived_seed(engine_seed: int, submission: int) -> int:
     return mix64((mix64(engine_seed & _MASK) + submission + 1) & _MASK) >> 32
 
 
-def request_blocks(prompt_len: int, total_len: int, n: int, block_size: int) -> int:
+def group_blocks(prompt_len: int, total_len: int, n: int, block_size: int) -> int:
     """Blocks of n sequences of `total_len` tokens that share the full blocks of their prompt."""
     shared = prompt_len // block_size
     return shared + n * (blocks_for(total_len, block_size) - shared)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from minillm.labs.grader.lab import Case, Change, Lab, Part, Task
+from minillm.labs.grader.lab import Case, Lab, Part, Task
 from minillm.labs.grader.serving import Ask, serve
 from minillm.labs.lab4_pool.allocate_cases import (
     ALLOCATE_CASES,
@@ -17,7 +17,6 @@ from minillm.labs.lab4_pool.free_cases import CHECK_CASES, CHECK_MISTAKES, FREE_
 from minillm.labs.lab4_pool.sample_cases import GROUP_CASES, GROUP_MISTAKES
 
 POOL = "minillm.memory.block_pool"
-CHANGE = Change(("def group_blocks",), "`group_blocks` is now called `request_blocks`")
 
 
 def serving_case(name: str, num_blocks: int, asks: Sequence[Ask], **config: Any) -> Case:
@@ -66,7 +65,7 @@ LAB = Lab(
             "4.5",
             "what n samples of a prompt need",
             15,
-            Part("minillm.engine.request", "request_blocks"),
+            Part("minillm.engine.request", "group_blocks"),
             GROUP_CASES,
             GROUP_MISTAKES,
         ),
@@ -82,5 +81,4 @@ LAB = Lab(
             ),
         ),
     ),
-    CHANGE,
 )

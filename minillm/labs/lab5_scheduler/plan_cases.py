@@ -56,7 +56,7 @@ def step_case(title: str, num_free: int, *states: SequenceState, now: float = 0.
     def run(scheduler_class: Any) -> Step:
         used = sum(blocks_for(state.computed, BLOCK_SIZE) for state in states)
         pool, events = BlockPool(used + num_free, BLOCK_SIZE), Events()
-        memory = KVCacheManager(pool, "lab", events, make_cache=None)
+        memory = KVCacheManager(pool, "lab", events, prefix_caching=False)
         scheduler = scheduler_class(EngineConfig(block_size=BLOCK_SIZE, **SIZES), memory, events)
         sequences = [state.make(i, pool) for i, state in enumerate(states)]
         for state, sequence in zip(states, sequences, strict=True):

@@ -84,7 +84,7 @@ class BlockPool:
         raise NotImplementedError("Lab 4.4 BlockPool._require_owners; hint: minillm labs hint 4.4")
 
 
-def request_blocks(prompt_len: int, total_len: int, n: int, block_size: int) -> int:
+def group_blocks(prompt_len: int, total_len: int, n: int, block_size: int) -> int:
     """Blocks of n sequences of `total_len` tokens that share the full blocks of their prompt."""
     # Stuck? minillm labs hint 4.5
-    raise NotImplementedError("Lab 4.5 request_blocks; hint: minillm labs hint 4.5")
+    raise NotImplementedError("Lab 4.5 group_blocks; hint: minillm labs hint 4.5")

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from minillm.engine.prefill import Chunk
+from minillm.model.runner import ModelRunner, SequenceRows
 from torch import Tensor
 
-from minillm.engine.prefill import Chunk
 from minillm.engine.request import Request
 from minillm.memory.block_pool import BlockPool
-from minillm.model.runner import ModelRunner, SequenceRows
 
 
 def blocks_for(num_tokens: int, block_size: int) -> int:

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import bisect
 
+from minillm.engine.prefill import Chunk
+
 from minillm.config import EngineConfig
 from minillm.engine.kv_manager import KVCacheManager
-from minillm.engine.prefill import Chunk
 from minillm.engine.request import Request, RequestGroup
 from minillm.engine.scheduler import AGING_SECONDS, StepPlan, max_running
 from minillm.memory.block_table import blocks_for
