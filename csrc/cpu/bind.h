@@ -65,6 +65,10 @@ inline void check_caches(const char* op, const Tensor& k_cache, const Tensor& v_
   STD_TORCH_CHECK(k_cache.size(3) % 2 == 0, op, ": head_dim ", k_cache.size(3), " is odd");
 }
 
+inline LayerCache cache_of(const Tensor& k_cache, const Tensor& v_cache) {
+  return {k_cache.mutable_data_ptr(), v_cache.mutable_data_ptr()};
+}
+
 template <class T>
 const T* data(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());

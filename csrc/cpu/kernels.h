@@ -109,12 +109,20 @@ struct Heads {
   DType dtype;
 };
 
+struct RopeTables {
+  const float *cos, *sin;  // [max_positions, head_dim / 2]
+};
+
+struct LayerCache {
+  void *k, *v;  // [num_blocks, block_size, num_kv_heads, head_dim]
+};
+
 struct RopeArgs {
   const void *q, *k, *v;  // [num_tokens, heads, head_dim]
   int64_t q_stride, k_stride, v_stride;
-  const float *cos, *sin;    // [max_positions, head_dim / 2]
-  void *k_cache, *v_cache;   // [num_blocks, block_size, num_kv_heads, head_dim]
-  void* q_out;               // [num_tokens, num_heads, head_dim]; may be q itself
+  RopeTables rope;
+  LayerCache cache;
+  void* q_out;  // [num_tokens, num_heads, head_dim]; may be q itself
   int64_t q_out_stride;
   Batch batch;
   Heads heads;
@@ -153,14 +161,6 @@ struct LayerWeights {
   Matrix o;
   const void* post_attention_norm;  // [hidden]
   Matrix gate_up, down;
-};
-
-struct RopeTables {
-  const float *cos, *sin;  // [max_positions, head_dim / 2]
-};
-
-struct LayerCache {
-  void *k, *v;  // [num_blocks, block_size, num_kv_heads, head_dim]
 };
 
 struct Layer {

@@ -95,8 +95,8 @@ class Layers {
     void *q = column(0), *k = column(q_size_), *v = column(q_size_ + kv_size_);
     head_norm(q, layer.weights.q_norm, m_.heads.num_heads);
     head_norm(k, layer.weights.k_norm, m_.heads.num_kv_heads);
-    kernels_.rope_and_cache({q, k, v, qkv_size_, qkv_size_, qkv_size_, m_.rope.cos, m_.rope.sin, layer.cache.k,
-                             layer.cache.v, q, qkv_size_, batch_, m_.heads});
+    kernels_.rope_and_cache({q, k, v, qkv_size_, qkv_size_, qkv_size_, m_.rope, layer.cache, q, qkv_size_, batch_,
+                             m_.heads});
     if (last_rows) keep_last_rows();
     kernels_.attention({q, qkv_size_, layer.cache.k, layer.cache.v, attended_.get(), batch_, m_.heads, layer.scale,
                         layer.window});

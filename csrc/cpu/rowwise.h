@@ -82,13 +82,13 @@ void rope_and_cache_as(const RopeArgs& a) {
   in_ranges(a.batch.num_tokens, row_grain((a.heads.num_heads + 2 * a.heads.num_kv_heads) * dim),
             [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; t++) {
-      const float* cos = a.cos + a.batch.positions[t] * half;
-      const float* sin = a.sin + a.batch.positions[t] * half;
+      const float* cos = a.rope.cos + a.batch.positions[t] * half;
+      const float* sin = a.rope.sin + a.batch.positions[t] * half;
       const T* q = static_cast<const T*>(a.q) + t * a.q_stride;
       const T* k = static_cast<const T*>(a.k) + t * a.k_stride;
       T* q_out = static_cast<T*>(a.q_out) + t * a.q_out_stride;
-      T* k_out = static_cast<T*>(a.k_cache) + a.batch.slot_mapping[t] * kv_size;
-      T* v_out = static_cast<T*>(a.v_cache) + a.batch.slot_mapping[t] * kv_size;
+      T* k_out = static_cast<T*>(a.cache.k) + a.batch.slot_mapping[t] * kv_size;
+      T* v_out = static_cast<T*>(a.cache.v) + a.batch.slot_mapping[t] * kv_size;
       for (int64_t h = 0; h < a.heads.num_heads; h++) rotate_head(q + h * dim, cos, sin, q_out + h * dim, half);
       for (int64_t h = 0; h < a.heads.num_kv_heads; h++) rotate_head(k + h * dim, cos, sin, k_out + h * dim, half);
       memcpy(v_out, static_cast<const T*>(a.v) + t * a.v_stride, kv_size * sizeof(T));

@@ -34,8 +34,10 @@ from minillm.ops.contract import (
     AttentionMetadata,
     FusedModel,
     FusedOps,
+    LayerCache,
     ModelWeights,
     PackedWeight,
+    RopeTables,
     Weight,
 )
 from minillm.ops.cpu_model import CpuModel
@@ -124,20 +126,11 @@ class NativeOps(FusedOps):
         return result
 
     def rope_and_cache(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        meta: AttentionMetadata,
+        self, q: Tensor, k: Tensor, v: Tensor, rope: RopeTables, cache: LayerCache, meta: AttentionMetadata
     ) -> Tensor:
-        shapes.check_rope(q, k, v, cos, sin, k_cache, v_cache, meta)
-        result: Tensor = self._ops.rope_and_cache(
-            q, k, v, cos, sin, k_cache, v_cache, meta.positions, meta.slot_mapping
-        )
+        shapes.check_rope(q, k, v, rope, cache, meta)
+        places = meta.positions, meta.slot_mapping
+        result: Tensor = self._ops.rope_and_cache(q, k, v, *rope, *cache, *places)
         return result
 
     def paged_attention(

@@ -11,6 +11,7 @@ import torch
 from native import DTYPES, REFERENCE, Case, check, make_meta, random
 
 from minillm.memory.budget import free_memory
+from minillm.ops.contract import LayerCache, RopeTables
 from minillm.ops.native import NativeOps
 from minillm.ops.sampling import SamplingBatch
 
@@ -188,11 +189,11 @@ def test_rope_and_cache(native_ops: NativeOps, dtype: torch.dtype, dim: int) -> 
     before = [k_cache.clone(), v_cache.clone()]
     k, v = (random(23, 3, dim, dtype=dtype, seed=s)[:, 1:] for s in (7, 8))  # strided
     angles = random(64, dim // 2, scale=3)
-    cos, sin = angles.cos(), angles.sin()
-    found = native_ops.rope_and_cache(q, k, v, cos, sin, k_cache, v_cache, meta)
-    at = cos[meta.positions], sin[meta.positions]
+    rope = RopeTables(angles.cos(), angles.sin())
+    found = native_ops.rope_and_cache(q, k, v, rope, LayerCache(k_cache, v_cache), meta)
+    at = [table[meta.positions] for table in rope]
     references = [torch.empty_like(t) for t in before]
-    expected_q = REFERENCE.rope_and_cache(q, k, v, cos, sin, *references, meta)
+    expected_q = REFERENCE.rope_and_cache(q, k, v, rope, LayerCache(*references), meta)
     check(found, expected_q, oracle.rope(q, *at), "q")
     written = k_cache.flatten(0, 1)[meta.slot_mapping]
     check(written, references[0].flatten(0, 1)[meta.slot_mapping], oracle.rope(k, *at), "k")
@@ -227,8 +228,9 @@ def test_no_rows_at_all(native_ops: NativeOps) -> None:
         case = Case(seqs, heads=2, kv_heads=1, dim=8)
         q, k_cache, v_cache, meta, _ = case.build(torch.float32)
         assert native_ops.paged_attention(q, k_cache, v_cache, meta, 1.0).shape == (0, 2, 8)
-        kv, table = torch.empty(0, 1, 8), torch.ones(9, 4)
-        assert native_ops.rope_and_cache(q, kv, kv, table, table, k_cache, v_cache, meta).shape == (0, 2, 8)
+        kv, rope = torch.empty(0, 1, 8), RopeTables(*[torch.ones(9, 4)] * 2)
+        cache = LayerCache(k_cache, v_cache)
+        assert native_ops.rope_and_cache(q, kv, kv, rope, cache, meta).shape == (0, 2, 8)
     native_ops.copy_blocks([torch.ones(2, 3)], *[torch.empty(0, dtype=torch.int64)] * 2)
     batch = SamplingBatch(params=[], keys=[], seen=[], num_token_ids=5)
     assert native_ops.sample(torch.empty(0, 5), batch).shape == (0,)
@@ -254,7 +256,7 @@ def test_indices_beyond_two_to_the_31(native_ops: NativeOps) -> None:
         ((k_cache, v_cache), [num_blocks - 1, num_blocks - 3]),
     ):
         meta = make_meta([table], [20], [20], block_size)
-        turned = native_ops.rope_and_cache(q, k, v, cos, sin, *caches, meta)
+        turned = native_ops.rope_and_cache(q, k, v, RopeTables(cos, sin), LayerCache(*caches), meta)
         results.append(native_ops.paged_attention(turned, *caches, meta, 0.1))
     assert torch.equal(*results)
     native_ops.copy_blocks([k_cache], torch.tensor([num_blocks - 1]), torch.tensor([num_blocks - 2]))

@@ -13,7 +13,7 @@ from torch import Tensor
 from weights import one_layer
 
 from minillm import SamplingParams
-from minillm.ops.contract import AttentionMetadata
+from minillm.ops.contract import AttentionMetadata, LayerCache, RopeTables
 from minillm.ops.native import NativeOps
 from minillm.ops.reference import ReferenceOps
 from minillm.ops.registered import available_paths, current_path
@@ -29,7 +29,7 @@ def bad_calls(ops: NativeOps) -> list[tuple[str, object]]:
     new, table, one = random(3, 2, 8), torch.ones(16, 4), torch.ones(1, dtype=torch.int64)
 
     def rope(q=q, new=new, cos=table, sin=table, k=k, v=v, meta=meta):
-        return lambda: ops.rope_and_cache(q, new, new, cos, sin, k, v, meta)
+        return lambda: ops.rope_and_cache(q, new, new, RopeTables(cos, sin), LayerCache(k, v), meta)
 
     def attention(q=q, k=k, v=v, **changes: Tensor):
         changed = AttentionMetadata(**(vars(meta) | changes))
@@ -81,7 +81,9 @@ def test_what_would_leave_a_tensor_is_refused(native_ops: NativeOps) -> None:
 
     def rope(**changes: Tensor):
         changed = AttentionMetadata(**(vars(meta) | changes))
-        return lambda: native_ops.rope_and_cache(q, new, new, table, table, k, v, changed)
+        return lambda: native_ops.rope_and_cache(
+            q, new, new, RopeTables(table, table), LayerCache(k, v), changed
+        )
 
     def ints(*values: int) -> Tensor:
         return torch.tensor(values, dtype=torch.int32)
