@@ -4,7 +4,7 @@
 
 #include "bind.h"
 
-namespace minillm {
+namespace minillm::cpu {
 namespace {
 
 using Optional = std::optional<Tensor>;
@@ -196,4 +196,4 @@ STABLE_TORCH_LIBRARY_IMPL(minillm, CPU, m) {
   m.impl("copy_blocks", TORCH_BOX(&copy_blocks));
 }
 
-}  // namespace minillm
+}  // namespace minillm::cpu

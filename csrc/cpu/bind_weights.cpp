@@ -15,7 +15,7 @@
 
 #include "bind.h"
 
-namespace minillm {
+namespace minillm::cpu {
 namespace {
 
 template <class Owner>
@@ -230,4 +230,4 @@ STABLE_TORCH_LIBRARY_IMPL(minillm, CompositeExplicitAutograd, m) {
   m.impl("unbind_model", TORCH_BOX(&unbind_model));
 }
 
-}  // namespace minillm
+}  // namespace minillm::cpu

@@ -187,7 +187,7 @@ class Decoder(nn.Module):
         with torch.device("meta"):
             decoder = cls(config, ops)
         decoder.to(dtype)
-        if device.type != "cpu" or dtype == torch.float32:  # whose matrices mostly move on (ops/native.py)
+        if device.type != "cpu" or dtype == torch.float32:  # whose matrices mostly move on (ops/cpu.py)
             decoder.to_empty(device=device)
         else:
             pages = HugePages()

@@ -7,7 +7,7 @@
                     the cache: $MINILLM_CACHE, else $XDG_CACHE_HOME/minillm, else ~/.cache/minillm
     else compiled   into a folder of its own beside its place, then renamed into place
 
-No flag names this processor: the library carries a path for each and chooses when it is loaded, so a
+No flag names this processor: the library carries code for each and chooses when it is loaded, so a
 cache on a shared home directory serves every machine. A lock that the kernel holds for the process
 (`flock`) keeps two first uses from compiling twice, and vanishes with a process that is killed; the
 rename means that a file in the cache is always whole. A cache that cannot be written is no error: the
@@ -19,7 +19,7 @@ Standard library only, torch where it is needed: setup.py runs this file too.
     variable           value                        effect
     CXX                a program                    the compiler, instead of the first of c++, g++, clang++
     MINILLM_CACHE      a folder                     where compiled kernels are kept
-    MINILLM_CPU_PATH   avx512_bf16, avx2, generic   the code path to run, instead of the best one
+    MINILLM_CPU_PATH   avx512_bf16, avx2, generic   the instruction set to run on, instead of the best one
     MINILLM_PREBUILD   1                            setup.py compiles ahead of time, into minillm/kernels
     MINILLM_SANITIZE   1                            compile with ASan and UBSan: scripts/full_check.sh
 
@@ -49,10 +49,10 @@ FLAGS = (
     "-DTORCH_TARGET_VERSION=0x020a000000000000 -Wall -Wextra -Wno-psabi -Wno-uninitialized"
 ).split()
 SANITIZE = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined".split()
-# path.cpp is compiled once for each of these; the last one is for every machine.
-PATHS = {
-    "avx512": ["-DMINILLM_PATH_AVX512", *(f"-mavx512{x}" for x in ("f", "bw", "vl", "dq", "bf16")), "-mfma"],
-    "avx2": ["-DMINILLM_PATH_AVX2", "-mavx2", "-mfma", "-mf16c"],
+# isa.cpp is compiled once for each of these; the last one is for every machine.
+ISAS = {
+    "avx512": ["-DMINILLM_ISA_AVX512", *(f"-mavx512{x}" for x in ("f", "bw", "vl", "dq", "bf16")), "-mfma"],
+    "avx2": ["-DMINILLM_ISA_AVX2", "-mavx2", "-mfma", "-mf16c"],
     "generic": [],
 }
 Progress = Callable[[int, int], None]
@@ -73,7 +73,7 @@ class Compiler:
 def find_sources() -> Path:
     """csrc/cpu: beside the package in a checkout, inside it when installed."""
     for folder in (PACKAGE.parent / "csrc" / "cpu", PACKAGE / "csrc" / "cpu"):
-        if (folder / "path.cpp").is_file():
+        if (folder / "isa.cpp").is_file():
             return folder
     raise BuildFailed("the kernels' sources (csrc/cpu) are not there")
 
@@ -143,9 +143,9 @@ def compile_into(folder: Path, name: str, compiler: Compiler, progress: Progress
     """Compile every source and link `folder / name`, which appears whole or not at all."""
     sources = find_sources()
     with tempfile.TemporaryDirectory(prefix="build-", dir=folder) as scratch:
-        jobs = [(f"path-{path}", sources / "path.cpp", flags) for path, flags in _paths().items()]
+        jobs = [(f"isa-{isa}", sources / "isa.cpp", flags) for isa, flags in _isas().items()]
         jobs += [
-            (source.stem, source, []) for source in sorted(sources.glob("*.cpp")) if source.stem != "path"
+            (source.stem, source, []) for source in sorted(sources.glob("*.cpp")) if source.stem != "isa"
         ]
         objects = [Path(scratch) / f"{job}.o" for job, _, _ in jobs]
         with ThreadPoolExecutor(num_jobs()) as pool:
@@ -188,8 +188,8 @@ def sanitizing() -> bool:
     return os.environ.get("MINILLM_SANITIZE") == "1"
 
 
-def _paths() -> dict[str, list[str]]:
-    return PATHS if platform.machine() in ("x86_64", "AMD64") else {"generic": []}
+def _isas() -> dict[str, list[str]]:
+    return ISAS if platform.machine() in ("x86_64", "AMD64") else {"generic": []}
 
 
 def _flags() -> list[str]:
@@ -239,7 +239,7 @@ def _source_key() -> str:
     for path in sorted(sources.iterdir()):
         if path.suffix in (".h", ".cpp"):
             digest.update(f"{path.name}\0".encode() + path.read_bytes())
-    settings = [FLAGS, _paths(), SANITIZE if sanitizing() else [], torch.__version__, sys.platform]
+    settings = [FLAGS, _isas(), SANITIZE if sanitizing() else [], torch.__version__, sys.platform]
     digest.update(repr([*settings, platform.machine()]).encode())
     return digest.hexdigest()[:20]
 

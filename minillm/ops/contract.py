@@ -1,4 +1,4 @@
-"""What the model asks of a machine: one small interface, implemented once per backend.
+"""The operations a model is made of: one small interface, implemented once per backend.
 
 The decoder is written over `Ops` and knows nothing else of the hardware. `reference.py` implements
 it in readable PyTorch. A backend is passed to the model, so two engines in one process may differ.
@@ -125,7 +125,7 @@ class Ops(Protocol):
         """Whether `prepare_weight` packs, and packed weights are taken."""
 
     def prepare_weight(self, weight: Tensor) -> Weight:
-        """The form this machine reads a matrix [out, in] in; asked once per matrix, after loading.
+        """The form this machine reads a matrix [out, in] in; called once per matrix, after loading.
 
         The matrix is given away: its memory may be reused for the result.
         """

@@ -1,4 +1,4 @@
-"""Shape mistakes, told in words: the op, the argument, the numbers, and the config key where there is one.
+"""Mistakes in shapes, in words: the op, the argument, the numbers, and the config key if there is one.
 
 Each check looks at shapes only, so it costs a microsecond and works for every backend. What lies *in* an
 index tensor (an id beyond the vocabulary, a block that does not exist) is the backend's to refuse.

@@ -1,4 +1,4 @@
-"""The native kernels, op by op, on every code path: odd shapes against float64, hostile caches, bad input."""
+"""The native kernels, op by op, with every instruction set: odd shapes, hostile caches, bad input."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from native import DTYPES, REFERENCE, Case, check, make_meta, random
 
 from minillm.memory.budget import free_memory
 from minillm.ops.contract import LayerCache, RopeTables
-from minillm.ops.native import NativeOps
+from minillm.ops.cpu import CpuOps
 from minillm.ops.sampling import SamplingBatch
 
 ODD = [1, 17, 33, 257]
@@ -33,7 +33,7 @@ def test_control_the_rule_notices_small_mistakes(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_linear(native_ops: NativeOps, dtype: torch.dtype) -> None:
+def test_linear(native_ops: CpuOps, dtype: torch.dtype) -> None:
     """Every tile shape (rows 1 to 13, then tails), widths that are no multiple of 16, odd depths."""
     for n, (out, size) in enumerate(product([1, 16, 17, 33, 130, 257], [1, 2, 17, 33, 64, 257])):
         weight = random(out, size, dtype=dtype, seed=n)
@@ -49,7 +49,7 @@ def test_linear(native_ops: NativeOps, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("out", "size"), [(1, 1), (17, 33), (32, 64), (257, 6)])
 def test_embedding_reads_the_packed_layout(
-    native_ops: NativeOps, dtype: torch.dtype, out: int, size: int
+    native_ops: CpuOps, dtype: torch.dtype, out: int, size: int
 ) -> None:
     weight = random(out, size, dtype=dtype)
     ids = torch.tensor([0, out - 1, out // 2, 0])
@@ -58,7 +58,7 @@ def test_embedding_reads_the_packed_layout(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_packing_in_place_takes_no_memory(native_ops: NativeOps, dtype: torch.dtype) -> None:
+def test_packing_in_place_takes_no_memory(native_ops: CpuOps, dtype: torch.dtype) -> None:
     weight = random(48, 10, dtype=dtype)
     expected, place = weight.clone(), weight.data_ptr()
     packed = native_ops.prepare_weight(weight)
@@ -70,9 +70,7 @@ def test_packing_in_place_takes_no_memory(native_ops: NativeOps, dtype: torch.dt
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("out", "size"), [(1, 1), (17, 33), (32, 64), (257, 6)])
-def test_unpacking_gives_the_matrix_back(
-    native_ops: NativeOps, dtype: torch.dtype, out: int, size: int
-) -> None:
+def test_unpacking_gives_the_matrix_back(native_ops: CpuOps, dtype: torch.dtype, out: int, size: int) -> None:
     weight = random(out, size, dtype=dtype)
     unpacked = native_ops.unpack_weight(native_ops.prepare_weight(weight.clone()))
     assert torch.equal(unpacked, weight) and unpacked.is_contiguous()
@@ -85,7 +83,7 @@ def test_unpacking_gives_the_matrix_back(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [*ODD, 4, 16, 48])
-def test_norms(native_ops: NativeOps, dtype: torch.dtype, size: int) -> None:
+def test_norms(native_ops: CpuOps, dtype: torch.dtype, size: int) -> None:
     weight = random(size, dtype=dtype, seed=1)
     for rows in ODD:
         x, residual = random(rows, size, dtype=dtype, seed=2), random(rows, size, dtype=dtype, seed=3)
@@ -100,7 +98,7 @@ def test_norms(native_ops: NativeOps, dtype: torch.dtype, size: int) -> None:
     check(native_ops.rms_norm(heads, weight, 1e-5), REFERENCE.rms_norm(heads, weight, 1e-5), exact)
 
 
-def test_norm_of_zeros_and_of_large_numbers(native_ops: NativeOps) -> None:
+def test_norm_of_zeros_and_of_large_numbers(native_ops: CpuOps) -> None:
     assert torch.equal(native_ops.rms_norm(torch.zeros(2, 17), torch.ones(17), 1e-5), torch.zeros(2, 17))
     large = random(2, 17, scale=1e15)
     check(
@@ -110,13 +108,13 @@ def test_norm_of_zeros_and_of_large_numbers(native_ops: NativeOps) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", ODD)
-def test_silu_mul(native_ops: NativeOps, dtype: torch.dtype, size: int) -> None:
+def test_silu_mul(native_ops: CpuOps, dtype: torch.dtype, size: int) -> None:
     for rows in ODD:
         x = random(rows, 2 * size, dtype=dtype, scale=4)
         check(native_ops.silu_mul(x), REFERENCE.silu_mul(x), oracle.silu_mul(x), f"{rows} x {size}")
 
 
-def test_silu_at_the_ends(native_ops: NativeOps) -> None:
+def test_silu_at_the_ends(native_ops: CpuOps) -> None:
     gate = torch.tensor([[0.0, -0.0, 100.0, -100.0, 1e30, -1e30, math.inf, 88.0, -88.0]])
     exact = oracle.silu_mul(torch.cat([gate, torch.ones_like(gate)], -1))
     found = native_ops.silu_mul(torch.cat([gate, torch.ones_like(gate)], -1))
@@ -152,7 +150,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_paged_attention(native_ops: NativeOps, dtype: torch.dtype) -> None:
+def test_paged_attention(native_ops: CpuOps, dtype: torch.dtype) -> None:
     for case in CASES:
         q, k_cache, v_cache, meta, tables = case.build(dtype)
         found = native_ops.paged_attention(q, k_cache, v_cache, meta, case.dim**-0.5, case.window)
@@ -162,7 +160,7 @@ def test_paged_attention(native_ops: NativeOps, dtype: torch.dtype) -> None:
         check(found, reference, exact, case)
 
 
-def test_large_scores_do_not_overflow(native_ops: NativeOps) -> None:
+def test_large_scores_do_not_overflow(native_ops: CpuOps) -> None:
     case = Case([(70, 70)], heads=2, kv_heads=1, dim=16)
     q, k_cache, v_cache, meta, tables = case.build(torch.float32)
     exact = oracle.paged_attention(q, k_cache, v_cache, tables, [70], [70], 300.0, None)
@@ -173,7 +171,7 @@ def test_large_scores_do_not_overflow(native_ops: NativeOps) -> None:
 
 
 @pytest.mark.parametrize("slot", ["first", "later"])
-def test_control_a_nan_in_an_owned_slot_is_seen(native_ops: NativeOps, slot: str) -> None:
+def test_control_a_nan_in_an_owned_slot_is_seen(native_ops: CpuOps, slot: str) -> None:
     """The NaN-filled caches above prove something only if a NaN that is read shows."""
     case = Case([(2, 70)], heads=2, kv_heads=1, dim=16)
     q, k_cache, v_cache, meta, tables = case.build(torch.float32)
@@ -183,7 +181,7 @@ def test_control_a_nan_in_an_owned_slot_is_seen(native_ops: NativeOps, slot: str
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim", [2, 6, 16, 34, 64, 80, 128])
-def test_rope_and_cache(native_ops: NativeOps, dtype: torch.dtype, dim: int) -> None:
+def test_rope_and_cache(native_ops: CpuOps, dtype: torch.dtype, dim: int) -> None:
     case = Case([(5, 9), (1, 40), (0, 3), (17, 17)], heads=6, kv_heads=2, dim=dim)
     q, k_cache, v_cache, meta, _ = case.build(dtype)
     before = [k_cache.clone(), v_cache.clone()]
@@ -204,7 +202,7 @@ def test_rope_and_cache(native_ops: NativeOps, dtype: torch.dtype, dim: int) -> 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_copy_blocks(native_ops: NativeOps, dtype: torch.dtype) -> None:
+def test_copy_blocks(native_ops: CpuOps, dtype: torch.dtype) -> None:
     caches = [random(7, 3, 2, 5, dtype=dtype, seed=s) for s in range(3)]
     expected = [cache.clone() for cache in caches]
     source, destination = torch.tensor([6, 0, 2]), torch.tensor([1, 5, 2])
@@ -216,7 +214,7 @@ def test_copy_blocks(native_ops: NativeOps, dtype: torch.dtype) -> None:
 # ---- nothing, and very much -----------------------------------------------------------------------
 
 
-def test_no_rows_at_all(native_ops: NativeOps) -> None:
+def test_no_rows_at_all(native_ops: CpuOps) -> None:
     none = torch.empty(0, 32)
     packed = native_ops.prepare_weight(random(16, 32))
     assert native_ops.linear(none, packed).shape == (0, 16)
@@ -237,7 +235,7 @@ def test_no_rows_at_all(native_ops: NativeOps) -> None:
     assert native_ops.token_logprobs(torch.empty(0, 5), torch.empty(0, dtype=torch.int64), []) == []
 
 
-def test_indices_beyond_two_to_the_31(native_ops: NativeOps) -> None:
+def test_indices_beyond_two_to_the_31(native_ops: CpuOps) -> None:
     """Caches whose last blocks lie beyond 2^31 elements; the rest of them is never touched."""
     heads, dim, block_size = 8, 128, 16
     num_blocks = 2**31 // (block_size * heads * dim) + 8

@@ -42,7 +42,7 @@ class Builder:
     def __init__(self, folder: Path) -> None:
         self.sources, self.cache, self.log = folder / "so urces", folder / "a cache", folder / "log"
         self.sources.mkdir()
-        (self.sources / "path.cpp").write_text("")
+        (self.sources / "isa.cpp").write_text("")
         (self.sources / "answer.cpp").write_text(
             'extern "C" __attribute__((visibility("default"))) int answer() { return 42; }\n'
         )
@@ -55,7 +55,7 @@ class Builder:
 
     @property
     def num_compiled(self) -> int:
-        """Sources compiled so far, the paths of path.cpp counted apart."""
+        """Sources compiled so far, the instruction sets of isa.cpp counted apart."""
         return sum(" -c " in line for line in self.log.read_text().splitlines()) if self.log.exists() else 0
 
     def start(self, **environment: str) -> subprocess.Popen[str]:
@@ -219,7 +219,7 @@ def test_setup_compiles_ahead_of_time_only_when_asked(tmp_path: Path) -> None:
         return checkout / target / "minillm"
 
     plain = build("plain", PYTHONPATH=str(no_torch))
-    assert (plain / "csrc" / "cpu" / "path.cpp").is_file() and not (plain / "kernels").exists()
+    assert (plain / "csrc" / "cpu" / "isa.cpp").is_file() and not (plain / "kernels").exists()
     package = build("ahead", MINILLM_PREBUILD="1", CXX=str(quick))
     assert len(list((package / "kernels").glob("cpu-*.so"))) == 1
     done = load(

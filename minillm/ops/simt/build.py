@@ -68,7 +68,7 @@ def build_kernels(source: Path, flags: Sequence[str] = (), folder: Path | None =
 
 
 def _observer() -> list[str]:
-    """Flags for kernels: who is told of each access."""
+    """Flags for kernels: what observes each access."""
     if not sanitizing():
         return ["-fsanitize=thread"]
     return [*SANITIZE, "-fno-omit-frame-pointer", "-DSIMT_ASAN"]
