@@ -44,9 +44,9 @@ def llm(folder):
 
 
 @pytest.fixture(params=["avx512_bf16", "avx2", "generic"])
-def cpu_path(request):
-    """Each code path of the native kernels in turn, where kernels and processor have it."""
-    from minillm.ops.registered import available_paths, load_native, use_path
+def cpu_isa(request):
+    """Each instruction set of the native kernels in turn, where kernels and processor have it."""
+    from minillm.ops.registered import available_isas, load_native, use_isa
     from minillm.toolchain.compiler import BuildFailed, find_compiler
 
     try:
@@ -55,16 +55,16 @@ def cpu_path(request):
         if find_compiler():
             raise  # sources that do not compile are a failure, not a skip
         pytest.skip(f"native kernels: {reason}")
-    if request.param not in available_paths():
+    if request.param not in available_isas():
         pytest.skip(f"this processor has no {request.param}")
-    before = use_path(request.param)
+    before = use_isa(request.param)
     yield request.param
-    use_path(before)
+    use_isa(before)
 
 
 @pytest.fixture
-def native_ops(cpu_path):
-    """The native ops on each code path."""
-    from minillm.ops.native import NativeOps
+def native_ops(cpu_isa):
+    """The native ops on each instruction set."""
+    from minillm.ops.cpu import CpuOps
 
-    return NativeOps()
+    return CpuOps()

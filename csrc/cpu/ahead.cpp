@@ -6,13 +6,13 @@
 //     level 2    ...                                sequences that want no more drop out at the end
 //
 // Each level is a pass (pass.h) and a draw, so the tokens are those of the loop in Python (a test compares them).
-// What it saves is that loop: for a model that lies in the caches it costs more than the model.
+// It saves that loop: for a model that fits in the caches it costs more than the model.
 
 #include <vector>
 
 #include "pass.h"
 
-namespace minillm {
+namespace minillm::cpu {
 namespace {
 
 class Ahead {
@@ -74,8 +74,8 @@ class Ahead {
 };
 
 template <class Body>
-void as_team(const Body& body) {
-  with_team([](void* context) { (*static_cast<const Body*>(context))(); }, const_cast<Body*>(&body));
+void in_one_region(const Body& body) {
+  parallel_region([](void* context) { (*static_cast<const Body*>(context))(); }, const_cast<Body*>(&body));
 }
 
 }  // namespace
@@ -83,20 +83,20 @@ void as_team(const Body& body) {
 void hidden_states(const Kernels& kernels, const Model& model, const PassArgs& args, void* x) {
   if (!args.batch.num_tokens) return;
   Pass pass(kernels, model, args.batch.num_tokens);
-  as_team([&] { pass.hidden(args, x, false); });
+  in_one_region([&] { pass.hidden(args, x, false); });
 }
 
 void last_logits(const Kernels& kernels, const Model& model, const PassArgs& args, void* logits) {
   if (!args.batch.num_seqs) return;
   Pass pass(kernels, model, args.batch.num_tokens);
-  as_team([&] { pass.logits(args, logits); });
+  in_one_region([&] { pass.logits(args, logits); });
 }
 
 void decode_step(const Kernels& kernels, const Model& model, const PassArgs& args, const SampleArgs& draws,
                  void* logits, bool* finite) {
   if (!args.batch.num_seqs) return;
   Pass pass(kernels, model, args.batch.num_tokens);
-  as_team([&] {
+  in_one_region([&] {
     pass.logits(args, logits);
     pass.draw(draws, finite);
   });
@@ -105,7 +105,7 @@ void decode_step(const Kernels& kernels, const Model& model, const PassArgs& arg
 void decode_ahead(const Kernels& kernels, const Model& model, const AheadArgs& args) {
   if (!args.first.batch.num_seqs) return;
   Ahead ahead(kernels, model, args);
-  as_team([&] { ahead.run(); });
+  in_one_region([&] { ahead.run(); });
 }
 
-}  // namespace minillm
+}  // namespace minillm::cpu

@@ -24,7 +24,7 @@
 #include "threads.h"
 #include "tile.h"
 
-namespace minillm {
+namespace minillm::cpu {
 namespace {
 
 constexpr int64_t kTaskRows = 192;
@@ -72,7 +72,7 @@ struct TaskList {
 
 // Scores of one tile, scaled, keys outside [begin, end) at minus infinity; returns the highest.
 INLINE float mask_scores(const float* scores, int64_t begin, int64_t end, float scale, vf s[kKeyTile / VL]) {
-  vf highest = all(-__builtin_inff());
+  vf highest = splat(-__builtin_inff());
   vi lane;
   for (int i = 0; i < VL; i++) lane[i] = i;
   bool sees_all = begin <= 0 && end >= kKeyTile;
@@ -80,7 +80,7 @@ INLINE float mask_scores(const float* scores, int64_t begin, int64_t end, float 
   for (int p = 0; p < kKeyTile / VL; p++) {
     s[p] = load(scores + p * VL) * scale;
     vi key = lane + p * VL;
-    if (!sees_all) s[p] = ((key >= (int)begin) & (key < (int)end)) ? s[p] : all(-__builtin_inff());
+    if (!sees_all) s[p] = ((key >= (int)begin) & (key < (int)end)) ? s[p] : splat(-__builtin_inff());
     highest = vmax(highest, s[p]);
   }
   return max_lanes(highest);
@@ -95,7 +95,7 @@ INLINE float softmax_step(const float* scores, X* weights, int64_t begin, int64_
   float highest = mask_scores(scores, begin, end, scale, s);
   float correction = 1.0f;
   if (!(highest <= m)) {
-    correction = vexp(all(m - highest))[0];
+    correction = vexp(splat(m - highest))[0];
     m = highest;
   } else if (m == -__builtin_inff()) {  // nothing visible so far
     for (int p = 0; p < kKeyTile / VL; p++) store(weights + p * VL, vf{});
@@ -111,17 +111,17 @@ INLINE float softmax_step(const float* scores, X* weights, int64_t begin, int64_
   return correction;
 }
 
-// What a thread needs for a task of up to `rows` rows. Scores and weights are of one register tile's rows at a
+// A thread's memory for a task of up to `rows` rows. Scores and weights are of one register tile's rows at a
 // time: they never leave the first cache.
 template <class M, class T>
-struct Space {
+struct Workspace {
   int64_t width;
   Scratch<typename M::X> q, p;
   Scratch<float> scores, out, m, l;
   Scratch<typename M::W> keys, values;
   Scratch<T> zeros;
 
-  Space(int64_t rows, int64_t dim)
+  Workspace(int64_t rows, int64_t dim)
       : width((dim + 15) / 16 * 16),
         q(rows * dim + VL),
         p(kMaxRows * kKeyTile),
@@ -148,9 +148,9 @@ struct Span {
   }
 };
 
-// Rows [r, r + count) of a task meet the packed tile that begins at key `base`.
+// One step of the online softmax: rows [r, r + count) of a task over the packed tile that begins at key `base`.
 template <class M, class T>
-void meet(const AttentionArgs& a, Space<M, T>& s, const Span& span, int64_t base, int64_t r, int64_t count) {
+void attend_tile(const AttentionArgs& a, Workspace<M, T>& s, const Span& span, int64_t base, int64_t r, int64_t count) {
   int64_t dim = a.heads.head_dim, group = a.heads.num_heads / a.heads.num_kv_heads, width = s.width;
   product<M>(s.q.data + r * dim, dim, count, s.keys.data, 16 * dim, kKeyTile / 16, dim / M::kStep, s.scores.data,
              kKeyTile, false);
@@ -173,9 +173,9 @@ TileRows<T> rows_of(const AttentionArgs& a, const Task& task, const Span& span, 
   return TileRows<T>(a, task.seq, task.kv_head, base, smaller(kKeyTile, span.end - base), zeros);
 }
 
-// `tile`: in, the rows of the task's first tile; out, of the next task's. Packing a tile asks for the rows of the next.
+// `tile`: in, the rows of the task's first tile; out, of the next task's. Packing a tile prefetches the next one's rows.
 template <class M, class T>
-void attend(const AttentionArgs& a, Space<M, T>& s, const Task& task, const Task* next_task, TileRows<T>& tile) {
+void attend_task(const AttentionArgs& a, Workspace<M, T>& s, const Task& task, const Task* next_task, TileRows<T>& tile) {
   int64_t dim = a.heads.head_dim, group = a.heads.num_heads / a.heads.num_kv_heads, width = s.width;
   int64_t rows = (task.last_token - task.first_token) * group;
   Span span(a, task);
@@ -198,7 +198,7 @@ void attend(const AttentionArgs& a, Space<M, T>& s, const Task& task, const Task
     }
     pack_keys(now, tile, dim, s.keys.data);
     pack_values(now, tile, dim, s.values.data);
-    for (int64_t r = 0; r < rows; r += kMaxRows) meet(a, s, span, base, r, smaller(kMaxRows, rows - r));
+    for (int64_t r = 0; r < rows; r += kMaxRows) attend_tile(a, s, span, base, r, smaller(kMaxRows, rows - r));
   }
 
   for (int64_t r = 0; r < rows; r++) {
@@ -210,15 +210,15 @@ void attend(const AttentionArgs& a, Space<M, T>& s, const Task& task, const Task
 }
 
 template <class M, class T>
-void attend_all(const AttentionArgs& a, const TaskList& list) {
-  hand_out(list.total, [&](Tasks& tasks) {
-    Space<M, T> space(list.most_rows(), a.heads.head_dim);
+void attend_tasks(const AttentionArgs& a, const TaskList& list) {
+  parallel_tasks(list.total, [&](TaskQueue& tasks) {
+    Workspace<M, T> workspace(list.most_rows(), a.heads.head_dim);
     Task task = list.at(tasks.now), next;
     Span first(a, task);
-    TileRows<T> tile = rows_of(a, task, first, first.begin, space.zeros.data);
+    TileRows<T> tile = rows_of(a, task, first, first.begin, workspace.zeros.data);
     for (; tasks.left(); tasks.advance(), task = next) {
       if (!tasks.last()) next = list.at(tasks.next);
-      attend(a, space, task, tasks.last() ? nullptr : &next, tile);
+      attend_task(a, workspace, task, tasks.last() ? nullptr : &next, tile);
     }
   });
 }
@@ -226,11 +226,11 @@ void attend_all(const AttentionArgs& a, const TaskList& list) {
 void attention(const AttentionArgs& a) {
   TaskList tasks(a);
   switch (a.heads.dtype) {
-    case DType::f32: return attend_all<Singles<float>, float>(a, tasks);
-    case DType::bf16: return attend_all<PairsBf16, bf16>(a, tasks);
-    case DType::f16: return attend_all<Singles<float>, fp16>(a, tasks);
+    case DType::f32: return attend_tasks<Singles<float>, float>(a, tasks);
+    case DType::bf16: return attend_tasks<PairsBf16, bf16>(a, tasks);
+    case DType::f16: return attend_tasks<Singles<float>, fp16>(a, tasks);
   }
 }
 
 }  // namespace
-}  // namespace minillm
+}  // namespace minillm::cpu

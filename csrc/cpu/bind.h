@@ -1,7 +1,7 @@
 // Between torch and the kernels: tensors in, pointers out, everything checked once on the way.
 //
-// Shape mistakes of a caller are told by name in Python (ops/native.py); what is checked here is what
-// would otherwise read or write outside a tensor.
+// Python reports mistakes in shapes with the argument's name (ops/cpu.py). What is checked here is what would
+// otherwise read or write outside a tensor.
 
 #pragma once
 
@@ -18,12 +18,12 @@
 
 #include "kernels.h"
 
-namespace minillm {
+namespace minillm::cpu {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-const Kernels& kernels();  // of the path in use
+const Kernels& kernels();  // of the instruction set in use
 
 inline DType dtype_of(const char* op, const Tensor& t) {
   switch (t.scalar_type()) {
@@ -63,6 +63,10 @@ inline void check_caches(const char* op, const Tensor& k_cache, const Tensor& v_
   check(op, "v_cache", v_cache, 4, k_cache.scalar_type());
   for (int i = 0; i < 4; i++) check_size(op, "v_cache's shape", v_cache.size(i), k_cache.size(i));
   STD_TORCH_CHECK(k_cache.size(3) % 2 == 0, op, ": head_dim ", k_cache.size(3), " is odd");
+}
+
+inline LayerCache cache_of(const Tensor& k_cache, const Tensor& v_cache) {
+  return {k_cache.mutable_data_ptr(), v_cache.mutable_data_ptr()};
 }
 
 template <class T>
@@ -115,4 +119,4 @@ SampleArgs read_sampling(const char* op, int64_t rows, int64_t vocab, DType dtyp
 // A packed matrix [out, in] that x of the given dtype can be multiplied with.
 Matrix matrix_of(const char* op, const Tensor& packed, int64_t out, int64_t in, DType dtype);
 
-}  // namespace minillm
+}  // namespace minillm::cpu

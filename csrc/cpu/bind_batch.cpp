@@ -1,4 +1,4 @@
-// Reading and checking the index tensors of a step, and which path runs.
+// Reading and checking the index tensors of a step, and which instruction set runs.
 
 #include <cstdlib>
 #include <string>
@@ -9,7 +9,7 @@
 #define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
 #endif
 
-namespace minillm {
+namespace minillm::cpu {
 
 namespace {
 
@@ -23,28 +23,29 @@ int64_t torch_threads() {
   return count;
 }
 
-// The named path, or the best that runs here when the name is empty; null when it does not run here.
-const Kernels* find_path(const std::string& name) {
-  for (const Path* path = kPaths; path->kernels; path++)
-    if ((name.empty() || name == path->kernels->name) && path->runs_here()) return path->kernels;
+// The kernels for the named instruction set, or for the best that runs here when the name is empty; null when the
+// processor does not have it.
+const Kernels* find_isa(const std::string& name) {
+  for (const Isa* isa = kIsas; isa->kernels; isa++)
+    if ((name.empty() || name == isa->kernels->name) && isa->runs_here()) return isa->kernels;
   return nullptr;
 }
 
-const Kernels* current = find_path("");
+const Kernels* current = find_isa("");
 
-// Switches to the named path ("" is the best) and returns the name of the one before.
-std::string use_path(std::string name) {
-  const Kernels* found = find_path(name);
-  STD_TORCH_CHECK(found, "this processor cannot run the path '", name, "'");
+// Switches to the named instruction set ("" is the best) and returns the name of the one before.
+std::string use_isa(std::string name) {
+  const Kernels* found = find_isa(name);
+  STD_TORCH_CHECK(found, "this processor does not have the instruction set '", name, "'");
   std::string before = current->name;
   current = found;
   return before;
 }
 
-std::string paths() {
+std::string available_isas() {
   std::string names;
-  for (const Path* path = kPaths; path->kernels; path++)
-    if (path->runs_here()) names += std::string(names.empty() ? "" : " ") + path->kernels->name;
+  for (const Isa* isa = kIsas; isa->kernels; isa++)
+    if (isa->runs_here()) names += std::string(names.empty() ? "" : " ") + isa->kernels->name;
   return names;
 }
 
@@ -105,13 +106,13 @@ void read_sequences(const char* op, Batch& batch, const Tensor& block_table, con
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(minillm, m) {
-  m.def("use_path(str name) -> str");
-  m.def("paths() -> str");
+  m.def("use_isa(str name) -> str");
+  m.def("available_isas() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(minillm, CompositeExplicitAutograd, m) {
-  m.impl("use_path", TORCH_BOX(&use_path));
-  m.impl("paths", TORCH_BOX(&paths));
+  m.impl("use_isa", TORCH_BOX(&use_isa));
+  m.impl("available_isas", TORCH_BOX(&available_isas));
 }
 
-}  // namespace minillm
+}  // namespace minillm::cpu

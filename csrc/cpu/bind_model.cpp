@@ -8,7 +8,7 @@
 
 #include "bind.h"
 
-namespace minillm {
+namespace minillm::cpu {
 namespace {
 
 using Tensors = std::vector<Tensor>;
@@ -141,4 +141,4 @@ STABLE_TORCH_LIBRARY_IMPL(minillm, CPU, m) {
   m.impl("decode_ahead", TORCH_BOX(&ahead));
 }
 
-}  // namespace minillm
+}  // namespace minillm::cpu

@@ -4,7 +4,7 @@
 
 #include "bind.h"
 
-namespace minillm {
+namespace minillm::cpu {
 namespace {
 
 using Optional = std::optional<Tensor>;
@@ -127,8 +127,7 @@ Tensor rope_and_cache(const Tensor& q, const Tensor& k, const Tensor& v, const T
   Batch batch = read_slots(op, positions, slot_mapping, tokens, cos.size(0), k_cache);
   Tensor out = like(q, {tokens, q.size(1), q.size(2)});
   kernels().rope_and_cache({data<void>(q), data<void>(k), data<void>(v), q.stride(0), k.stride(0), v.stride(0),
-                            data<float>(cos), data<float>(sin), k_cache.mutable_data_ptr(), v_cache.mutable_data_ptr(),
-                            out.mutable_data_ptr(), q.size(1) * q.size(2), batch,
+                            {data<float>(cos), data<float>(sin)}, cache_of(k_cache, v_cache), out.mutable_data_ptr(), q.size(1) * q.size(2), batch,
                             heads_of(k_cache, q.size(1), dtype_of(op, q))});
   return out;
 }
@@ -197,4 +196,4 @@ STABLE_TORCH_LIBRARY_IMPL(minillm, CPU, m) {
   m.impl("copy_blocks", TORCH_BOX(&copy_blocks));
 }
 
-}  // namespace minillm
+}  // namespace minillm::cpu

@@ -2,7 +2,7 @@
 
 #include "bind.h"
 
-namespace minillm {
+namespace minillm::cpu {
 
 SampleArgs read_sampling(const char* op, int64_t rows, int64_t vocab, DType dtype, const SamplingTensors& t) {
   check(op, "keys", t.keys, 1, ScalarType::Long);
@@ -84,4 +84,4 @@ STABLE_TORCH_LIBRARY_IMPL(minillm, CPU, m) {
   m.impl("token_logprobs", TORCH_BOX(&logprobs));
 }
 
-}  // namespace minillm
+}  // namespace minillm::cpu

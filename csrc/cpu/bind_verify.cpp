@@ -2,7 +2,7 @@
 
 #include "bind.h"
 
-namespace minillm {
+namespace minillm::cpu {
 namespace {
 
 std::tuple<Tensor, Tensor> coupled(const Tensor& sampled, const Tensor& drafted, const Tensor& parents,
@@ -76,4 +76,4 @@ STABLE_TORCH_LIBRARY_IMPL(minillm, CPU, m) {
   m.impl("verify_draft", TORCH_BOX(&rejection));
 }
 
-}  // namespace minillm
+}  // namespace minillm::cpu

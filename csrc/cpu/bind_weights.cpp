@@ -15,7 +15,7 @@
 
 #include "bind.h"
 
-namespace minillm {
+namespace minillm::cpu {
 namespace {
 
 template <class Owner>
@@ -147,7 +147,7 @@ void bind_layer(int64_t number, const Tensor& k_cache, const Tensor& v_cache, in
   STD_TORCH_CHECK(k_cache.scalar_type() == bound.cache->scalar_type(), op, ": the caches differ in dtype");
   for (int d = 0; d < 4; d++) check_size(op, "a cache's shape", k_cache.size(d), bound.cache->size(d));
   bound.layers.push_back(
-      {{}, {k_cache.mutable_data_ptr(), v_cache.mutable_data_ptr()}, window, static_cast<float>(scale)});
+      {{}, cache_of(k_cache, v_cache), window, static_cast<float>(scale)});
   bound.kept.push_back(k_cache);
   bound.kept.push_back(v_cache);
 }
@@ -230,4 +230,4 @@ STABLE_TORCH_LIBRARY_IMPL(minillm, CompositeExplicitAutograd, m) {
   m.impl("unbind_model", TORCH_BOX(&unbind_model));
 }
 
-}  // namespace minillm
+}  // namespace minillm::cpu

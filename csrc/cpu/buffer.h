@@ -6,7 +6,7 @@
 
 #include "kernels.h"
 
-namespace minillm {
+namespace minillm::cpu {
 
 inline int64_t width_of(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 
@@ -23,4 +23,4 @@ class Buffer {
   void* memory_;
 };
 
-}  // namespace minillm
+}  // namespace minillm::cpu

@@ -1,4 +1,5 @@
-// What a path of csrc/cpu offers: plain functions over pointers and sizes, no torch in sight.
+// The kernels of csrc/cpu: plain functions over pointers and sizes, no torch in sight. Those in `Kernels` are compiled
+// once for each instruction set.
 //
 // Sizes and strides count elements, not bytes. Matrices are row-major unless a comment says
 // otherwise. Rows may be strided (`*_stride` is the distance of two rows), inner dimensions are dense.
@@ -9,14 +10,14 @@
 //     fp16, fp32   [out / 16][in][16]           16 outputs x one step along `in`
 //
 // both rounded up and padded with zeros. A float32 model's matrix whose numbers all fit into bf16 is kept as
-// bf16 (minillm/ops/native.py), so a matrix has a dtype of its own beside that of the activations. Source:
+// bf16 (minillm/ops/cpu.py), so a matrix has a dtype of its own beside that of the activations. Source:
 // KERNELS.md section 5 of the project's measurements.
 
 #pragma once
 
 #include <cstdint>
 
-namespace minillm {
+namespace minillm::cpu {
 
 enum class DType : int { f32, bf16, f16 };
 
@@ -30,14 +31,14 @@ inline int64_t packed_block_size(int64_t in, DType dtype) {
   return kPackLanes * (dtype == DType::bf16 ? (in + 1) / 2 * 2 : in);
 }
 
-// Runs `body(begin, end, context)` over disjoint ranges on several threads: on the team's inside `with_team`,
-// where that costs next to nothing, else on the pool's.
+// Runs `body(begin, end, context)` over disjoint ranges on several threads: inside `parallel_region` on those of the
+// region, which wait for work and start at once, else on torch's pool.
 using RangeBody = void (*)(int64_t begin, int64_t end, void* context);
 void parallel_ranges(int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context);
-void with_team(void (*work)(void* context), void* context);
-bool in_team();
+void parallel_region(void (*work)(void* context), void* context);
+bool in_parallel_region();
 
-// The pool, set by the binding.
+// Torch's pool, set by the binding.
 extern void (*pool_ranges)(int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context);
 extern int64_t (*thread_count)();
 
@@ -71,7 +72,7 @@ struct LinearArgs {
   void* y;        // [rows, out]
   int64_t rows, out, in;
   DType dtype;
-  const void* then;  // packed weights that will be wanted next, or null
+  const void* prefetch_next;  // packed weights that will be read next, or null
 };
 
 struct NormArgs {
@@ -109,12 +110,20 @@ struct Heads {
   DType dtype;
 };
 
+struct RopeTables {
+  const float *cos, *sin;  // [max_positions, head_dim / 2]
+};
+
+struct LayerCache {
+  void *k, *v;  // [num_blocks, block_size, num_kv_heads, head_dim]
+};
+
 struct RopeArgs {
   const void *q, *k, *v;  // [num_tokens, heads, head_dim]
   int64_t q_stride, k_stride, v_stride;
-  const float *cos, *sin;    // [max_positions, head_dim / 2]
-  void *k_cache, *v_cache;   // [num_blocks, block_size, num_kv_heads, head_dim]
-  void* q_out;               // [num_tokens, num_heads, head_dim]; may be q itself
+  RopeTables rope;
+  LayerCache cache;
+  void* q_out;  // [num_tokens, num_heads, head_dim]; may be q itself
   int64_t q_out_stride;
   Batch batch;
   Heads heads;
@@ -131,7 +140,7 @@ struct AttentionArgs {
   int64_t window;  // keys a row sees at most, itself included; 0 for all
 };
 
-// One path's functions.
+// The functions compiled for one instruction set.
 struct Kernels {
   const char* name;
   void (*pack)(const PackArgs&);
@@ -153,14 +162,6 @@ struct LayerWeights {
   Matrix o;
   const void* post_attention_norm;  // [hidden]
   Matrix gate_up, down;
-};
-
-struct RopeTables {
-  const float *cos, *sin;  // [max_positions, head_dim / 2]
-};
-
-struct LayerCache {
-  void *k, *v;  // [num_blocks, block_size, num_kv_heads, head_dim]
 };
 
 struct Layer {
@@ -253,7 +254,7 @@ struct DraftArgs {
   int64_t* accepted;  // [requests]
 };
 
-// The same on every path: compiled once, without any vector instruction of its own.
+// Compiled once, without vector instructions of their own: the same with every instruction set.
 void run_layers(const Kernels& kernels, const Model& model, const LayersArgs& args);
 void sample(const Kernels& kernels, const SampleArgs& args);
 void token_logprobs(const Kernels& kernels, const LogprobsArgs& args);
@@ -267,11 +268,11 @@ void decode_ahead(const Kernels& kernels, const Model& model, const AheadArgs& a
 void verify_coupled(const CoupledArgs& args);
 void verify_draft(const DraftArgs& args);  // a row of zeros, which has no token, gives -1
 
-// The paths this library was built with, best first, ended by null; `runs_here` asks the processor.
-struct Path {
+// The instruction sets this library was built for, best first, ended by null; `runs_here` looks at the processor.
+struct Isa {
   const Kernels* kernels;
   bool (*runs_here)();
 };
-extern const Path kPaths[];
+extern const Isa kIsas[];
 
-}  // namespace minillm
+}  // namespace minillm::cpu

@@ -1,4 +1,4 @@
-// One tile of 64 keys and values, fetched through the block table and packed like weights.
+// One tile of 64 keys and values, read through the block table and packed like weights.
 //
 //     pages of the sequence          keys   [64 / 16][head_dim / 2][16][2]    S = Q K^T: 16 keys a register
 //     slot slot slot slot ...  -->   values [head_dim / 16][64 / 2][16][2]    O += P V:  16 dims a register
@@ -14,12 +14,12 @@
 #include "kernels.h"
 #include "vec.h"
 
-namespace minillm {
+namespace minillm::cpu {
 namespace {
 
 // Columns of 32 bits to rows: to[16 i + j] = from[j][i], i, j < 16.
 INLINE void transpose16(const uint32_t* const from[16], uint32_t* to) {
-#if defined(MINILLM_PATH_AVX512)
+#if defined(MINILLM_ISA_AVX512)
   __m512i r[16], t[16];
   for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(from[i]);
   for (int i = 0; i < 16; i += 2) {
@@ -67,12 +67,12 @@ struct TileRows {
   }
 };
 
-// Asks for a row of the tile to come. Rows are short pieces, far apart, which the processor does not guess; and
-// few loads can be under way at once, so they are asked for one by one while the tile before is packed.
+// Prefetches one row of the next tile. Rows are short and far apart, so the hardware prefetcher does not find them;
+// and few loads can be under way at once, so they are prefetched one by one while the tile before is packed.
 template <class T>
-INLINE void fetch(const T* row, int64_t dim) {
+INLINE void prefetch(const T* row, int64_t dim) {
   for (int64_t byte = 0; byte < dim * int64_t{sizeof(T)}; byte += 64)
-    __builtin_prefetch(reinterpret_cast<const char*>(row) + byte, 0, 2);  // into the second cache
+    __builtin_prefetch(reinterpret_cast<const char*>(row) + byte, 0, 2);  // into L2
 }
 
 // ---- bf16: pairs -------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ INLINE void fetch(const T* row, int64_t dim) {
 INLINE void pack_keys(const TileRows<bf16>& rows, const TileRows<bf16>& next, int64_t dim, bf16* packed) {
   int64_t pairs = dim / 2;
   for (int64_t b = 0; b < kKeyTile / 16; b++) {
-    for (int i = 0; i < 16; i++) fetch(next.k[16 * b + i], dim);
+    for (int i = 0; i < 16; i++) prefetch(next.k[16 * b + i], dim);
     uint32_t* to = reinterpret_cast<uint32_t*>(packed + b * 16 * dim);
     int64_t p = 0;
     for (; p + 16 <= pairs; p += 16) {
@@ -104,7 +104,7 @@ INLINE vh load_bits(const bf16* p, int64_t n) {
 INLINE void pack_values(const TileRows<bf16>& rows, const TileRows<bf16>& next, int64_t dim, bf16* packed) {
   for (int64_t d = 0; d < dim; d += 16)
     for (int64_t pair = 0; pair < kKeyTile / 2; pair++) {
-      if (!d) fetch(next.v[2 * pair], dim), fetch(next.v[2 * pair + 1], dim);
+      if (!d) prefetch(next.v[2 * pair], dim), prefetch(next.v[2 * pair + 1], dim);
       for (int64_t i = 0; i < 16; i += VL) {
         // Two rows of 16-bit numbers interleaved: one number in the low, one in the high half.
         int64_t n = larger(0, dim - d - i);
@@ -120,7 +120,7 @@ INLINE void pack_values(const TileRows<bf16>& rows, const TileRows<bf16>& next, 
 template <class T>
 INLINE void pack_keys(const TileRows<T>& rows, const TileRows<T>& next, int64_t dim, float* packed) {
   for (int64_t b = 0; b < kKeyTile / 16; b++) {
-    for (int i = 0; i < 16; i++) fetch(next.k[16 * b + i], dim);
+    for (int i = 0; i < 16; i++) prefetch(next.k[16 * b + i], dim);
     for (int64_t d = 0; d < dim; d += 16) {
       alignas(64) float wide[16][16], turned[16][16];
       const uint32_t* from[16];
@@ -139,7 +139,7 @@ template <class T>
 INLINE void pack_values(const TileRows<T>& rows, const TileRows<T>& next, int64_t dim, float* packed) {
   for (int64_t d = 0; d < dim; d += 16)
     for (int64_t key = 0; key < kKeyTile; key++) {
-      if (!d) fetch(next.v[key], dim);
+      if (!d) prefetch(next.v[key], dim);
       for (int64_t i = 0; i < 16; i += VL)
         store(packed + (d / 16 * kKeyTile + key) * 16 + i,
               d + i < dim ? load_n(rows.v[key] + d + i, dim - d - i) : vf{});
@@ -147,4 +147,4 @@ INLINE void pack_values(const TileRows<T>& rows, const TileRows<T>& next, int64_
 }
 
 }  // namespace
-}  // namespace minillm
+}  // namespace minillm::cpu

@@ -7,15 +7,15 @@
 // compares them). What it saves is the way in and out, ten times a layer: with 30 layers that costs as
 // much as a fifth of the weights.
 //
-// Who wants logits needs each sequence's last row alone. Behind the last layer's attention, where rows no longer
-// meet, the others are dropped: of a long prompt a 30-layer model then computes 3 % less.
+// Logits need only each sequence's last row. After the last layer's attention no row reads another, so the others are
+// dropped: for a long prompt a 30-layer model then computes 3 % less.
 
 #include <cstring>
 #include <vector>
 
 #include "buffer.h"
 
-namespace minillm {
+namespace minillm::cpu {
 namespace {
 
 class Layers {
@@ -56,8 +56,8 @@ class Layers {
  private:
   void* column(int64_t first) const { return static_cast<char*>(qkv_.get()) + first * width_; }
 
-  void linear(const void* x, const Matrix& w, void* y, int64_t out, int64_t in, const Matrix& then) const {
-    kernels_.linear({x, in, w, y, rows_, out, in, m_.heads.dtype, then.packed});
+  void linear(const void* x, const Matrix& w, void* y, int64_t out, int64_t in, const Matrix& next) const {
+    kernels_.linear({x, in, w, y, rows_, out, in, m_.heads.dtype, next.packed});
   }
 
   // a_.x = norm(added + residual), the sum becoming the residual.
@@ -95,8 +95,8 @@ class Layers {
     void *q = column(0), *k = column(q_size_), *v = column(q_size_ + kv_size_);
     head_norm(q, layer.weights.q_norm, m_.heads.num_heads);
     head_norm(k, layer.weights.k_norm, m_.heads.num_kv_heads);
-    kernels_.rope_and_cache({q, k, v, qkv_size_, qkv_size_, qkv_size_, m_.rope.cos, m_.rope.sin, layer.cache.k,
-                             layer.cache.v, q, qkv_size_, batch_, m_.heads});
+    kernels_.rope_and_cache({q, k, v, qkv_size_, qkv_size_, qkv_size_, m_.rope, layer.cache, q, qkv_size_, batch_,
+                             m_.heads});
     if (last_rows) keep_last_rows();
     kernels_.attention({q, qkv_size_, layer.cache.k, layer.cache.v, attended_.get(), batch_, m_.heads, layer.scale,
                         layer.window});
@@ -118,7 +118,7 @@ class Layers {
 void run_layers(const Kernels& kernels, const Model& model, const LayersArgs& args) {
   if (!args.batch.num_tokens) return;
   Layers layers(kernels, model, args);
-  with_team([](void* context) { static_cast<Layers*>(context)->run(); }, &layers);
+  parallel_region([](void* context) { static_cast<Layers*>(context)->run(); }, &layers);
 }
 
-}  // namespace minillm
+}  // namespace minillm::cpu

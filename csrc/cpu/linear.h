@@ -16,7 +16,7 @@
 #include "tile.h"
 #include "vec.h"
 
-namespace minillm {
+namespace minillm::cpu {
 namespace {
 
 // ---- packing ----------------------------------------------------------------------------------
@@ -36,7 +36,7 @@ void pack_block(const T* rows, int64_t count, int64_t in, T* packed) {
 template <class T>
 void pack_as(const PackArgs& a) {
   int64_t block_size = packed_block_size(a.in, a.dtype);
-  in_ranges(packed_blocks(a.out), 4, [&](int64_t begin, int64_t end) {
+  parallel_for(packed_blocks(a.out), 4, [&](int64_t begin, int64_t end) {
     Scratch<T> rows(kPackLanes * a.in);
     for (int64_t b = begin; b < end; b++) {
       int64_t first = b * kPackLanes, count = smaller(kPackLanes, a.out - first);
@@ -59,7 +59,7 @@ template <class W, class T>
 void embedding_as(const EmbeddingArgs& a) {
   constexpr int64_t step = __is_same(W, bf16) ? 2 : 1;
   int64_t block_size = packed_block_size(a.in, a.weight.dtype);
-  in_ranges(a.num_tokens, 64, [&](int64_t begin, int64_t end) {
+  parallel_for(a.num_tokens, 64, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; t++) {
       int64_t id = a.ids[t];
       const W* from = static_cast<const W*>(a.weight.packed) + id / 16 * block_size + id % 16 * step;
@@ -73,7 +73,7 @@ void embedding_as(const EmbeddingArgs& a) {
 
 // One tile's fp32 results into y, bias added.
 template <class T>
-void emit(const LinearArgs& a, const float* tile, int64_t tile_stride, int64_t row, int64_t rows, int64_t column,
+void store_tile(const LinearArgs& a, const float* tile, int64_t tile_stride, int64_t row, int64_t rows, int64_t column,
           int64_t columns) {
   for (int64_t r = 0; r < rows; r++) {
     T* y = static_cast<T*>(a.y) + (row + r) * a.out + column;
@@ -85,11 +85,11 @@ void emit(const LinearArgs& a, const float* tile, int64_t tile_stride, int64_t r
   }
 }
 
-// Columns [begin, begin + width) in blocks, all rows. `ahead`: how far on the weights lie that this thread
-// will read next; the first rows fetch them.
+// Columns [begin, begin + width) in blocks, all rows. `next_offset`: how far on the weights lie that this thread
+// will read next; the first rows prefetch them.
 template <class M, class T>
 void linear_strip(const LinearArgs& a, const typename M::X* x, int64_t x_stride, int64_t begin, int64_t width,
-                  int64_t ahead) {
+                  int64_t next_offset) {
   constexpr int64_t tile_stride = kMaxColumns * 16;
   alignas(64) float tile[kMaxRows * tile_stride];
   int64_t block_size = packed_block_size(a.in, a.weight.dtype), steps = (a.in + M::kStep - 1) / M::kStep;
@@ -97,8 +97,8 @@ void linear_strip(const LinearArgs& a, const typename M::X* x, int64_t x_stride,
   for (int64_t r = 0; r < a.rows; r += kRows<M>) {
     int rows = smaller(kRows<M>, a.rows - r);
     pick_tile<M>(rows, width)(x + r * x_stride, x_stride, w, block_size, steps, tile, tile_stride, false,
-                              r ? 0 : ahead);
-    emit<T>(a, tile, tile_stride, r, rows, begin * 16, smaller(width * 16, a.out - begin * 16));
+                              r ? 0 : next_offset);
+    store_tile<T>(a, tile, tile_stride, r, rows, begin * 16, smaller(width * 16, a.out - begin * 16));
   }
 }
 
@@ -107,13 +107,14 @@ void linear_over(const LinearArgs& a, const typename M::X* x, int64_t x_stride) 
   using W = typename M::W;
   int64_t blocks = packed_blocks(a.out), block_size = packed_block_size(a.in, a.weight.dtype);
   int64_t width = columns_for(smaller(a.rows, kRows<M>)), strip = width * block_size;
-  hand_out((blocks + width - 1) / width, [&](Tasks& tasks) {
+  parallel_tasks((blocks + width - 1) / width, [&](TaskQueue& tasks) {
     for (; tasks.left(); tasks.advance()) {
-      int64_t ahead = (tasks.next - tasks.now) * strip;
-      if (tasks.last())  // the next matrix, where this thread will begin
-        ahead = a.then ? static_cast<const W*>(a.then) - static_cast<const W*>(a.weight.packed) + (tasks.rank - tasks.now) * strip
-                       : 0;
-      linear_strip<M, T>(a, x, x_stride, tasks.now * width, smaller(width, blocks - tasks.now * width), ahead);
+      int64_t offset = (tasks.next - tasks.now) * strip;
+      if (tasks.last()) {  // the next matrix, where this thread will begin
+        const W *own = static_cast<const W*>(a.weight.packed), *next = static_cast<const W*>(a.prefetch_next);
+        offset = next ? next - own + (tasks.rank - tasks.now) * strip : 0;
+      }
+      linear_strip<M, T>(a, x, x_stride, tasks.now * width, smaller(width, blocks - tasks.now * width), offset);
     }
   });
 }
@@ -164,4 +165,4 @@ void linear(const LinearArgs& a) {
 }
 
 }  // namespace
-}  // namespace minillm
+}  // namespace minillm::cpu

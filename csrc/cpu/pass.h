@@ -3,15 +3,15 @@
 //     ids -> embedding -> norm -> layers -> last rows -> head -> logits [num_seqs, vocab]
 //
 // It computes nothing itself: these are the kernels that the ops of the same names run, on the same rounded
-// numbers, so the bits are those of minillm/model/decoder.py (a test compares them). What it saves is a dozen
-// ways in and out of Python: to a model that lies in the caches they are a good part of a step, and behind a large
-// one, whose weights have swept the caches, each costs three times as much.
+// numbers, so the bits are those of minillm/model/decoder.py (a test compares them). It saves a dozen calls from
+// Python: for a model that fits in the caches they are a good part of a step, and after a large one, whose weights
+// have evicted everything else, each call costs three times as much.
 
 #pragma once
 
 #include "buffer.h"
 
-namespace minillm {
+namespace minillm::cpu {
 
 class Pass {
  public:
@@ -52,4 +52,4 @@ class Pass {
   const Buffer residual_, x_;
 };
 
-}  // namespace minillm
+}  // namespace minillm::cpu

@@ -10,11 +10,11 @@
 #include "threads.h"
 #include "vec.h"
 
-namespace minillm {
+namespace minillm::cpu {
 namespace {
 
-// Rows that are worth a second thread: more where it must be woken first.
-INLINE int64_t row_grain(int64_t row_size) { return larger(1, (in_team() ? 1 << 11 : 1 << 14) / larger(1, row_size)); }
+// Rows that are worth a second thread: more outside a parallel region, where it must be woken first.
+INLINE int64_t row_grain(int64_t row_size) { return larger(1, (in_parallel_region() ? 1 << 11 : 1 << 14) / larger(1, row_size)); }
 
 // x / rms(x) * weight. Source: Zhang & Sennrich, 1910.07467. In fp32, rounded once at the end.
 template <class T>
@@ -32,7 +32,7 @@ INLINE void norm_row(const T* x, const T* weight, T* y, int64_t size, float eps)
 template <class T>
 void norm_as(const NormArgs& a) {
   int64_t row_size = a.parts * a.size;
-  in_ranges(a.rows, row_grain(row_size), [&](int64_t begin, int64_t end) {
+  parallel_for(a.rows, row_grain(row_size), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; r++) {
       const T* x = static_cast<const T*>(a.x) + r * a.x_stride;
       T* y = static_cast<T*>(a.y) + r * a.y_stride;
@@ -52,7 +52,7 @@ void norm_as(const NormArgs& a) {
 // silu(gate) * up, silu(g) = g / (1 + e^-g). Source: Shazeer, 2002.05202.
 template <class T>
 void silu_mul_as(const SiluArgs& a) {
-  in_ranges(a.rows, row_grain(a.size), [&](int64_t begin, int64_t end) {
+  parallel_for(a.rows, row_grain(a.size), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; r++) {
       const T* gate = static_cast<const T*>(a.gate_up) + r * 2 * a.size;
       const T* up = gate + a.size;
@@ -79,16 +79,16 @@ INLINE void rotate_head(const T* x, const float* cos, const float* sin, T* y, in
 template <class T>
 void rope_and_cache_as(const RopeArgs& a) {
   int64_t dim = a.heads.head_dim, half = dim / 2, kv_size = a.heads.num_kv_heads * dim;
-  in_ranges(a.batch.num_tokens, row_grain((a.heads.num_heads + 2 * a.heads.num_kv_heads) * dim),
+  parallel_for(a.batch.num_tokens, row_grain((a.heads.num_heads + 2 * a.heads.num_kv_heads) * dim),
             [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; t++) {
-      const float* cos = a.cos + a.batch.positions[t] * half;
-      const float* sin = a.sin + a.batch.positions[t] * half;
+      const float* cos = a.rope.cos + a.batch.positions[t] * half;
+      const float* sin = a.rope.sin + a.batch.positions[t] * half;
       const T* q = static_cast<const T*>(a.q) + t * a.q_stride;
       const T* k = static_cast<const T*>(a.k) + t * a.k_stride;
       T* q_out = static_cast<T*>(a.q_out) + t * a.q_out_stride;
-      T* k_out = static_cast<T*>(a.k_cache) + a.batch.slot_mapping[t] * kv_size;
-      T* v_out = static_cast<T*>(a.v_cache) + a.batch.slot_mapping[t] * kv_size;
+      T* k_out = static_cast<T*>(a.cache.k) + a.batch.slot_mapping[t] * kv_size;
+      T* v_out = static_cast<T*>(a.cache.v) + a.batch.slot_mapping[t] * kv_size;
       for (int64_t h = 0; h < a.heads.num_heads; h++) rotate_head(q + h * dim, cos, sin, q_out + h * dim, half);
       for (int64_t h = 0; h < a.heads.num_kv_heads; h++) rotate_head(k + h * dim, cos, sin, k_out + h * dim, half);
       memcpy(v_out, static_cast<const T*>(a.v) + t * a.v_stride, kv_size * sizeof(T));
@@ -99,7 +99,7 @@ void rope_and_cache_as(const RopeArgs& a) {
 // One row as floats; returns the highest.
 template <class T>
 float widen_as(const T* x, int64_t size, float* y) {
-  vf highest = all(-__builtin_inff());
+  vf highest = splat(-__builtin_inff());
   int64_t i = 0;
   for (; i + VL <= size; i += VL) {
     vf value = load(x + i);
@@ -124,7 +124,7 @@ float widen(const void* x, int64_t size, float* y, DType dtype) {
 
 template <class T>
 float highest_of(const T* x, int64_t size) {
-  vf highest[4] = {all(-__builtin_inff()), highest[0], highest[0], highest[0]};  // four, as each waits for itself
+  vf highest[4] = {splat(-__builtin_inff()), highest[0], highest[0], highest[0]};  // four, as each waits for itself
   int64_t whole = size / (4 * VL) * (4 * VL);
   for (int64_t i = 0; i < whole; i += 4 * VL)
     for (int j = 0; j < 4; j++) highest[j] = vmax(highest[j], load(x + i + j * VL));
@@ -184,4 +184,4 @@ void rope_and_cache(const RopeArgs& a) {
 }
 
 }  // namespace
-}  // namespace minillm
+}  // namespace minillm::cpu

@@ -13,7 +13,7 @@
 
 #include "buffer.h"
 
-namespace minillm {
+namespace minillm::cpu {
 namespace {
 
 constexpr float kMinusInf = -__builtin_inff();
@@ -203,7 +203,7 @@ bool is_finite_row(const FiniteArgs& a, int64_t row) {
   }
 }
 
-// A thread is woken for about as much work as waking it costs: 65,536 numbers that are only looked at.
+// A second thread is worth waking for 65,536 numbers that are only read: waking it costs about as much.
 template <class Body>
 void over_rows(int64_t rows, int64_t cost_of_a_row, const Body& body) {
   parallel_ranges(
@@ -230,4 +230,4 @@ void finite_rows(const FiniteArgs& a) {
   over_rows(a.rows, a.vocab, [&](int64_t row) { a.finite[row] = is_finite_row(a, row); });
 }
 
-}  // namespace minillm
+}  // namespace minillm::cpu

@@ -1,8 +1,8 @@
-// Two ways to hand work to the threads, for code compiled once per path.
+// Two parallel loops, for code compiled once per instruction set.
 //
-// `in_ranges` gives each thread one contiguous range: for work of equal cost. `hand_out` lets each thread
-// take the next task when it is free, and know which one before it begins the last, so that its memory can be
-// asked for early. Neither can change a result, as no task reads what another writes.
+// `parallel_for` gives each thread one contiguous range: for iterations of equal cost. `parallel_tasks` lets each
+// thread take the next task when it is free. A thread knows its next task before it begins the present one, so that
+// it can prefetch the memory of the next. Neither can change a result, as no task reads what another writes.
 
 #pragma once
 
@@ -11,11 +11,12 @@
 #include "kernels.h"
 #include "vec.h"
 
-namespace minillm {
+namespace minillm::cpu {
 namespace {
 
+// body(begin, end) over ranges of 0 .. count; one thread for up to `grain` iterations.
 template <class Body>
-void in_ranges(int64_t count, int64_t grain, const Body& body) {
+void parallel_for(int64_t count, int64_t grain, const Body& body) {
   if (count <= grain) {
     if (count > 0) body(0, count);
     return;
@@ -26,10 +27,11 @@ void in_ranges(int64_t count, int64_t grain, const Body& body) {
       const_cast<Body*>(&body));
 }
 
-// The tasks of one thread: its own first one, then whichever nobody has taken.
-struct Tasks {
+// The tasks of one thread: first the one of its own rank, then whichever nobody has taken.
+struct TaskQueue {
   int64_t count, *untaken, rank, now, next;
-  Tasks(int64_t all, int64_t* shared, int64_t own) : count(all), untaken(shared), rank(own), now(own), next(take()) {}
+  TaskQueue(int64_t all, int64_t* shared, int64_t own)
+      : count(all), untaken(shared), rank(own), now(own), next(take()) {}
   bool left() const { return now < count; }
   bool last() const { return next >= count; }
   void advance() { now = next, next = left() ? take() : count; }
@@ -40,11 +42,11 @@ struct Tasks {
 
 // body(tasks) on each thread.
 template <class Body>
-void hand_out(int64_t count, const Body& body) {
+void parallel_tasks(int64_t count, const Body& body) {
   int64_t threads = smaller(count, thread_count()), untaken = threads;
-  in_ranges(threads, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t rank = begin; rank < end; rank++) {
-      Tasks tasks(count, &untaken, rank);
+      TaskQueue tasks(count, &untaken, rank);
       body(tasks);
     }
   });
@@ -62,4 +64,4 @@ struct Scratch {
 };
 
 }  // namespace
-}  // namespace minillm
+}  // namespace minillm::cpu

@@ -27,7 +27,7 @@
 #include "kernels.h"
 #include "vec.h"
 
-namespace minillm {
+namespace minillm::cpu {
 namespace {
 
 constexpr int kParts = 16 / VL;  // registers per 16 outputs
@@ -38,7 +38,7 @@ struct PairsBf16 {
   using W = bf16;
   using X = bf16;
   static constexpr int kStep = 2, kRounds = 1;
-#if defined(MINILLM_PATH_AVX512)
+#if defined(MINILLM_ISA_AVX512)
   using Reg = __m512bh;
   static INLINE Reg weights(const W* w) { return load_as<Reg>(w); }
   static INLINE Reg broadcast(const X* x) { return (Reg)_mm512_set1_epi32(load_as<int>(x)); }
@@ -57,14 +57,14 @@ struct PairsWithFloat {
   using W = bf16;
   using X = float;
   static constexpr int kStep = 2, kRounds = 2;
-  // Where they lie: each round loads them anew, as kept pairs would take the registers of accumulators.
+  // A pointer: each round loads the weights again, as keeping them would take the registers of accumulators.
   static INLINE const W* weights(const W* w) { return w; }
   static INLINE vf round(const W* w, int i) {
-    asm volatile("" : "+r"(w));  // else the compiler keeps them all the same
+    asm volatile("" : "+r"(w));  // or the compiler keeps them nevertheless
     vu pairs = load_as<vu>(w);
     return (vf)(i ? pairs & 0xffff0000u : pairs << 16);
   }
-  static INLINE vf broadcast(const X* x) { return all(*x); }
+  static INLINE vf broadcast(const X* x) { return splat(*x); }
   static INLINE vf mac(vf acc, vf w, vf x) { return fma(w, x, acc); }
 };
 
@@ -75,24 +75,24 @@ struct Singles {
   static constexpr int kStep = 1, kRounds = 1;
   static INLINE vf weights(const W* w) { return load(w); }
   static INLINE vf round(vf w, int) { return w; }
-  static INLINE vf broadcast(const X* x) { return all(*x); }
+  static INLINE vf broadcast(const X* x) { return splat(*x); }
   static INLINE vf mac(vf acc, vf w, vf x) { return fma(w, x, acc); }
 };
 
 // out[r][16 c ...] = or += x[r] . W[c], R rows by C blocks of 16 outputs.
 //
-// Memory answers after a hundred nanoseconds, and a core keeps it busy only with a few dozen loads under way. So each
-// stream of weights is asked for some steps before it is read; the last steps of a tile ask for the first ones of the
-// next, whose weights lie `ahead` elements on. Measured from 4 to 48 steps and for the whole tile: with 1 to 4 rows
-// 16 to 32 steps are best, 2 to 9 % faster at 1 row than what the processor guesses by itself; with more rows, which
-// compute longer between two loads, the whole tile.
-constexpr int64_t kAhead = 24;
+// A load from memory takes a hundred nanoseconds, and a core uses the bandwidth only with a few dozen loads under way.
+// So each stream of weights is prefetched some steps before it is read; the last steps of a tile prefetch the first
+// ones of the next, whose weights lie `next_offset` elements on. Measured from 4 to 48 steps and for the whole tile:
+// with 1 to 4 rows 16 to 32 steps are best, 2 to 9 % faster at 1 row than the hardware prefetcher alone; with more
+// rows, which compute longer between two loads, the whole tile.
+constexpr int64_t kPrefetchSteps = 24;
 
 template <class M, int R, int C>
 void tile(const typename M::X* x, int64_t x_stride, const typename M::W* w, int64_t block_size, int64_t steps,
-          float* out, int64_t out_stride, bool accumulate, int64_t ahead) {
+          float* out, int64_t out_stride, bool accumulate, int64_t next_offset) {
   constexpr int P = C * kParts;
-  const int64_t distance = R <= 4 ? kAhead : steps;
+  const int64_t distance = R <= 4 ? kPrefetchSteps : steps;
   vf acc[R][P];
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++)
@@ -102,11 +102,11 @@ void tile(const typename M::X* x, int64_t x_stride, const typename M::W* w, int6
   for (int64_t k = 0; k < steps; k++) {
     decltype(M::weights(w)) reg[P];
     bool inside = k + distance < steps;
-    int64_t soon = (inside ? distance : distance - steps) * 16 * M::kStep + (inside ? 0 : ahead);
+    int64_t offset = (inside ? distance : distance - steps) * 16 * M::kStep + (inside ? 0 : next_offset);
 #pragma GCC unroll 32
     for (int p = 0; p < P; p++) {
       const typename M::W* at = w + p / kParts * block_size + (k * 16 + p % kParts * VL) * M::kStep;
-      __builtin_prefetch(at + soon, 0, 2);  // for reading, into the second cache
+      __builtin_prefetch(at + offset, 0, 2);  // for reading, into L2
       reg[p] = M::weights(at);
     }
 #pragma GCC unroll 2
@@ -167,12 +167,12 @@ TileFn<M> pick_tile(int rows, int columns) {
     case 1: return pick_columns<M, 1>(columns);
     case 2: return pick_columns<M, 2>(columns);
     case 3: return pick_columns<M, 3>(columns);
-#if defined(MINILLM_PATH_AVX512) || defined(MINILLM_PATH_AVX2)
+#if defined(MINILLM_ISA_AVX512) || defined(MINILLM_ISA_AVX2)
     case 4: return pick_columns<M, 4>(columns);
     case 5: return pick_columns<M, 5>(columns);
     case 6: return pick_columns<M, 6>(columns);
 #endif
-#if defined(MINILLM_PATH_AVX512)
+#if defined(MINILLM_ISA_AVX512)
     case 7: return pick_columns<M, 7>(columns);
     case 8: return pick_columns<M, 8>(columns);
 #endif
@@ -197,4 +197,4 @@ void product(const typename M::X* x, int64_t x_stride, int64_t rows, const typen
 }
 
 }  // namespace
-}  // namespace minillm
+}  // namespace minillm::cpu

@@ -1,8 +1,8 @@
-// One vector type, three machines.
+// One vector type, three instruction sets.
 //
 // A `vf` is VL floats in one register: 16 with AVX-512, 8 with AVX2, 4 elsewhere (SSE2, NEON). The
-// kernels are written once over it; this file is compiled once for each path, with the flags of that
-// path, and is the only one that knows an instruction by name.
+// kernels are written once over it; this file is compiled once for each instruction set, with its flags,
+// and is the only one that knows an instruction by name.
 //
 // Everything here has internal linkage, and no std:: template is used: the linker keeps one copy of
 // an inline function, and it must not hand the AVX-512 copy to a machine without AVX-512.
@@ -16,18 +16,18 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(MINILLM_PATH_AVX512) || defined(MINILLM_PATH_AVX2)
+#if defined(MINILLM_ISA_AVX512) || defined(MINILLM_ISA_AVX2)
 #include <immintrin.h>
 #endif
 
 #define INLINE inline __attribute__((always_inline))
 
-namespace minillm {
+namespace minillm::cpu {
 namespace {
 
-#if defined(MINILLM_PATH_AVX512)
+#if defined(MINILLM_ISA_AVX512)
 constexpr int VL = 16;
-#elif defined(MINILLM_PATH_AVX2)
+#elif defined(MINILLM_ISA_AVX2)
 constexpr int VL = 8;
 #else
 constexpr int VL = 4;
@@ -52,11 +52,11 @@ INLINE V load_as(const P* p) {
   return v;
 }
 
-// Written out: `vf{} + x` would be an addition for the machine too, as it makes +0.0 of -0.0.
-INLINE vf all(float x) {
-#if defined(MINILLM_PATH_AVX512)
+// x in every lane. Written out: `vf{} + x` would compile to an addition, which makes +0.0 of -0.0.
+INLINE vf splat(float x) {
+#if defined(MINILLM_ISA_AVX512)
   return _mm512_set1_ps(x);
-#elif defined(MINILLM_PATH_AVX2)
+#elif defined(MINILLM_ISA_AVX2)
   return _mm256_set1_ps(x);
 #else
   return vf{x, x, x, x};
@@ -64,9 +64,9 @@ INLINE vf all(float x) {
 }
 
 INLINE vf fma(vf a, vf b, vf c) {
-#if defined(MINILLM_PATH_AVX512)
+#if defined(MINILLM_ISA_AVX512)
   return _mm512_fmadd_ps(a, b, c);
-#elif defined(MINILLM_PATH_AVX2)
+#elif defined(MINILLM_ISA_AVX2)
   return _mm256_fmadd_ps(a, b, c);
 #else
   return a * b + c;
@@ -80,9 +80,9 @@ INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
 
 // 16 bits to 32, zeros above. (g++ 12 makes six instructions of its own builtin.)
 INLINE vu widen_bits(vh h) {
-#if defined(MINILLM_PATH_AVX512)
+#if defined(MINILLM_ISA_AVX512)
   return (vu)_mm512_cvtepu16_epi32((__m256i)h);
-#elif defined(MINILLM_PATH_AVX2)
+#elif defined(MINILLM_ISA_AVX2)
   return (vu)_mm256_cvtepu16_epi32((__m128i)h);
 #else
   return __builtin_convertvector(h, vu);
@@ -92,7 +92,7 @@ INLINE vu widen_bits(vh h) {
 INLINE vf widen_bf16(vh h) { return (vf)(widen_bits(h) << 16); }
 
 INLINE vh narrow_bf16(vf x) {
-#if defined(MINILLM_PATH_AVX512)
+#if defined(MINILLM_ISA_AVX512)
   return (vh)_mm512_cvtneps_pbh(x);
 #else
   vu bits = (vu)x;
@@ -103,15 +103,15 @@ INLINE vh narrow_bf16(vf x) {
 }
 
 INLINE vf widen_fp16(vh h) {
-#if defined(MINILLM_PATH_AVX512)
+#if defined(MINILLM_ISA_AVX512)
   return _mm512_cvtph_ps((__m256i)h);
-#elif defined(MINILLM_PATH_AVX2)
+#elif defined(MINILLM_ISA_AVX2)
   return _mm256_cvtph_ps((__m128i)h);
 #else
   // Move the 15 bits into a float's place and scale by 2^112: exact, denormals included.
   vu wide = widen_bits(h);
   vu magnitude = (wide & 0x7fff) << 13;
-  vf value = (vf)magnitude * all(0x1p112f);
+  vf value = (vf)magnitude * splat(0x1p112f);
   vu special = magnitude | 0x7f800000;  // infinities and NaN keep their meaning
   vu bits = magnitude >= 0x0f800000 ? special : (vu)value;
   return (vf)(bits | ((wide & 0x8000) << 16));
@@ -119,16 +119,16 @@ INLINE vf widen_fp16(vh h) {
 }
 
 INLINE vh narrow_fp16(vf x) {
-#if defined(MINILLM_PATH_AVX512)
+#if defined(MINILLM_ISA_AVX512)
   return (vh)_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
-#elif defined(MINILLM_PATH_AVX2)
+#elif defined(MINILLM_ISA_AVX2)
   return (vh)_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
 #else
   vu bits = (vu)x, magnitude = bits & 0x7fffffff;
   // Normal results: rebias the exponent and round at bit 13. Small ones: adding 0.5 aligns them so
   // that the float addition itself rounds at the right bit.
   vu normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
-  vu small = (vu)((vf)magnitude + all(0.5f)) - 0x3f000000;
+  vu small = (vu)((vf)magnitude + splat(0.5f)) - 0x3f000000;
   vu half = magnitude < (113u << 23) ? small : normal;
   half = magnitude >= 0x477ff000 ? (vu{} + 0x7c00) : half;
   half = magnitude > 0x7f800000 ? (vu{} + 0x7e00) : half;
@@ -167,7 +167,7 @@ INLINE void store_n(T* p, vf x, int64_t n) {
 // ---- reductions across a register, in one fixed tree ------------------------------------------
 
 INLINE float sum_lanes(vf x) {
-#if defined(MINILLM_PATH_AVX512)
+#if defined(MINILLM_ISA_AVX512)
   return _mm512_reduce_add_ps(x);  // the tree below, in registers
 #endif
   float t[VL];
@@ -178,7 +178,7 @@ INLINE float sum_lanes(vf x) {
 }
 
 INLINE float max_lanes(vf x) {
-#if defined(MINILLM_PATH_AVX512)
+#if defined(MINILLM_ISA_AVX512)
   return _mm512_reduce_max_ps(x);
 #endif
   float t[VL];
@@ -191,36 +191,36 @@ INLINE float max_lanes(vf x) {
 // e^x within 1 ulp or so: x = n ln2 + r, |r| <= ln2 / 2, e^r by its series up to r^7. Exactly 1 at 0, exactly 0
 // at minus infinity, infinite above 88.8, NaN at NaN.
 INLINE vf vexp(vf x) {
-#if defined(MINILLM_PATH_AVX512)
-  vf clamped = _mm512_min_ps(all(89.0f), _mm512_max_ps(all(-104.0f), x));  // NaN in the second operand wins
+#if defined(MINILLM_ISA_AVX512)
+  vf clamped = _mm512_min_ps(splat(89.0f), _mm512_max_ps(splat(-104.0f), x));  // NaN in the second operand wins
   vf n = _mm512_roundscale_ps(clamped * 1.44269504f, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
-  const vf magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  vf clamped = vmax(all(-87.3f), x);
-  clamped = clamped > 88.3f ? all(88.3f) : clamped;
-  vf shifted = fma(clamped, all(1.44269504f), magic);
+  const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  vf clamped = vmax(splat(-87.3f), x);
+  clamped = clamped > 88.3f ? splat(88.3f) : clamped;
+  vf shifted = fma(clamped, splat(1.44269504f), magic);
   vf n = shifted - magic;
 #endif
-  vf r = fma(n, all(-0.693359375f), clamped);
-  r = fma(n, all(2.12194440e-4f), r);
-  vf p = all(1.0f / 5040);
-  p = fma(p, r, all(1.0f / 720));
-  p = fma(p, r, all(1.0f / 120));
-  p = fma(p, r, all(1.0f / 24));
-  p = fma(p, r, all(1.0f / 6));
-  p = fma(p, r, all(0.5f));
-  p = fma(p, r, all(1.0f));
-  p = fma(p, r, all(1.0f));
-#if defined(MINILLM_PATH_AVX512)
+  vf r = fma(n, splat(-0.693359375f), clamped);
+  r = fma(n, splat(2.12194440e-4f), r);
+  vf p = splat(1.0f / 5040);
+  p = fma(p, r, splat(1.0f / 720));
+  p = fma(p, r, splat(1.0f / 120));
+  p = fma(p, r, splat(1.0f / 24));
+  p = fma(p, r, splat(1.0f / 6));
+  p = fma(p, r, splat(0.5f));
+  p = fma(p, r, splat(1.0f));
+  p = fma(p, r, splat(1.0f));
+#if defined(MINILLM_ISA_AVX512)
   return _mm512_scalef_ps(p, n);  // p 2^n, with all that happens at the ends of the range
 #else
   vf power = (vf)(((vi)shifted - (vi)magic + 127) << 23);
   vf result = p * power;
   result = x < -87.3f ? vf{} : result;  // just inside where floats end
-  result = x > 88.3f ? all(__builtin_inff()) : result;
+  result = x > 88.3f ? splat(__builtin_inff()) : result;
   return x == x ? result : x;
 #endif
 }
 
 }  // namespace
-}  // namespace minillm
+}  // namespace minillm::cpu

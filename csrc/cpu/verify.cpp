@@ -15,7 +15,7 @@
 #include "kernels.h"
 #include "threads.h"
 
-namespace minillm {
+namespace minillm::cpu {
 namespace {
 
 // ---- coupled ----------------------------------------------------------------------------------
@@ -127,16 +127,16 @@ void accept_and_draw(const DraftArgs& a, int64_t request) {
 }  // namespace
 
 void verify_coupled(const CoupledArgs& a) {
-  in_ranges(a.requests, 64, [&](int64_t begin, int64_t end) {
+  parallel_for(a.requests, 64, [&](int64_t begin, int64_t end) {
     for (int64_t request = begin; request < end; request++) walk(a, request);
   });
 }
 
 void verify_draft(const DraftArgs& a) {
   int64_t grain = 1 + 16384 / a.vocab;  // a thread costs about as much as 16,384 ids
-  in_ranges(a.requests, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(a.requests, grain, [&](int64_t begin, int64_t end) {
     for (int64_t request = begin; request < end; request++) accept_and_draw(a, request);
   });
 }
 
-}  // namespace minillm
+}  // namespace minillm::cpu

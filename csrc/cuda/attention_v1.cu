@@ -1,4 +1,4 @@
-// Attention, rung 1: naive. Three kernels that follow the formula and meet in global memory.
+// Attention, rung 1: naive. Three kernels that follow the formula and pass results on in global memory.
 //
 //     scores = mask(q K^T * scale)      one thread per (row, key): writes N x N floats
 //     weights = exp(scores - max)       one warp per row: reads them twice, writes them once

@@ -5,7 +5,7 @@
 //     MINILLM_SIMT   namespace minillm_simt, key CPU     tensors are named to the simulator first
 //     else           namespace minillm_cuda, key CUDA    errors come from cudaGetLastError
 //
-// Shape mistakes of a caller are told by name in Python (ops/cuda.py); what is checked here is what would
+// Python reports mistakes in shapes with the argument's name (ops/cuda.py). What is checked here is what would
 // otherwise read or write outside a tensor.
 
 #pragma once

@@ -2,7 +2,7 @@
 
 Decode reads every weight once a step, so its limit is memory bandwidth: the bench measures that too, in
 turns with decoding, and says which share of it decoding reached. Weights count as they are kept, which for
-float32 can be half of what the dtype says (minillm/ops/native.py). Figures are medians of several runs with
+float32 can be half of what the dtype says (minillm/ops/cpu.py). Figures are medians of several runs with
 their spread; on a shared machine only ratios taken in one run mean anything.
 """
 

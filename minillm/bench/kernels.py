@@ -26,7 +26,7 @@ from torch import Tensor
 from minillm.bench.machine import describe, peak_flops, read_bandwidth
 from minillm.config import ModelConfig, SamplingParams
 from minillm.model.rope import rope_tables
-from minillm.ops.contract import AttentionMetadata, Ops
+from minillm.ops.contract import AttentionMetadata, LayerCache, Ops, RopeTables
 from minillm.ops.huge_pages import HugePages
 from minillm.ops.reference import ReferenceOps
 from minillm.ops.sampling import SamplingBatch
@@ -161,8 +161,8 @@ def _attention_jobs(config: ModelConfig, dtype: torch.dtype, n: int) -> Iterator
     heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     q, k, v = (torch.randn(n, count, dim).to(dtype) for count in (heads, kv_heads, kv_heads))
     k_cache, v_cache = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
-    cos, sin = rope_tables(config.rope, dim, kv_len)
-    rope = (q, k, v, cos, sin, k_cache, v_cache, meta)
+    tables = RopeTables(*rope_tables(config.rope, dim, kv_len))
+    rope = (q, k, v, tables, LayerCache(k_cache, v_cache), meta)
     moved = 2 * n * (config.q_size + 2 * config.kv_size) * dtype.itemsize
     turned = 3 * n * (config.q_size + config.kv_size)
     yield Job("rope_and_cache", f"{n}", moved, turned, lambda o: cycle([lambda: o.rope_and_cache(*rope)]))

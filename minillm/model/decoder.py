@@ -113,7 +113,7 @@ class Attention(nn.Module):
         v = v.view(-1, c.num_key_value_heads, c.head_dim)
         if c.qk_norm:
             q, k = self.q_norm.forward(q), self.k_norm.forward(k)
-        q = self.ops.rope_and_cache(q, k, v, *rope, *cache, meta)
+        q = self.ops.rope_and_cache(q, k, v, rope, cache, meta)
         out = self.ops.paged_attention(q, *cache, meta, self.spec.scale, self.spec.window)
         return self.o_proj.forward(out.flatten(1))
 
@@ -187,13 +187,13 @@ class Decoder(nn.Module):
         with torch.device("meta"):
             decoder = cls(config, ops)
         decoder.to(dtype)
-        if device.type != "cpu" or dtype == torch.float32:  # whose matrices mostly move on (ops/native.py)
+        if device.type != "cpu" or dtype == torch.float32:  # whose matrices mostly move on (ops/cpu.py)
             decoder.to_empty(device=device)
         else:
             pages = HugePages()
             decoder._apply(lambda weight: pages.empty(weight.shape, dtype))  # type: ignore[no-untyped-call]
-        cos, sin = rope_tables(config.rope, config.head_dim, max_positions)
-        decoder.rope = RopeTables(cos.to(device), sin.to(device))
+        tables = rope_tables(config.rope, config.head_dim, max_positions)
+        decoder.rope = RopeTables(*(table.to(device) for table in tables))
         return decoder
 
     def prepare(self) -> None:

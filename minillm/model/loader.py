@@ -20,8 +20,8 @@ from minillm.model.decoder import Decoder
 from minillm.model.families import load_model_config
 from minillm.model.weights import Progress, load_weights
 from minillm.ops.contract import DTYPES, Ops
+from minillm.ops.cpu import CpuOps
 from minillm.ops.cuda import CudaOps
-from minillm.ops.native import NativeOps
 from minillm.ops.reference import ReferenceOps
 from minillm.text.tokenizer import Tokenizer, read_json
 from minillm.toolchain.compiler import BuildFailed
@@ -139,7 +139,7 @@ def make_ops(backend: str, device: str = "auto") -> Ops:
     if backend == "reference" or (backend == "auto" and not on_cpu):
         return ReferenceOps()
     try:
-        return NativeOps() if on_cpu else CudaOps()
+        return CpuOps() if on_cpu else CudaOps()
     except BuildFailed as error:
         if backend == "native":
             raise BackendError(f"the native kernels are not available: {error}", _GET_A_COMPILER) from None
@@ -251,7 +251,7 @@ def _require_memory(
             f"{format_bytes(free_memory(device))} are free",
             "set max_model_len to what is needed",
         )
-    # While loading; afterwards a float32 model may need only half of it (minillm/ops/native.py).
+    # While loading; afterwards a float32 model may need only half of it (minillm/ops/cpu.py).
     needed, free = config.num_parameters * dtype.itemsize, free_memory(device)
     if needed > free:
         fits = [name for name, t in DTYPES.items() if config.num_parameters * t.itemsize <= free]

@@ -1,4 +1,4 @@
-"""What the model asks of a machine: one small interface, implemented once per backend.
+"""The operations a model is made of: one small interface, implemented once per backend.
 
 The decoder is written over `Ops` and knows nothing else of the hardware. `reference.py` implements
 it in readable PyTorch. A backend is passed to the model, so two engines in one process may differ.
@@ -125,7 +125,7 @@ class Ops(Protocol):
         """Whether `prepare_weight` packs, and packed weights are taken."""
 
     def prepare_weight(self, weight: Tensor) -> Weight:
-        """The form this machine reads a matrix [out, in] in; asked once per matrix, after loading.
+        """The form this machine reads a matrix [out, in] in; called once per matrix, after loading.
 
         The matrix is given away: its memory may be reused for the result.
         """
@@ -149,21 +149,12 @@ class Ops(Protocol):
         """silu(gate) * up of `gate_up` [num_tokens, 2 * n] -> [num_tokens, n]."""
 
     def rope_and_cache(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        meta: AttentionMetadata,
+        self, q: Tensor, k: Tensor, v: Tensor, rope: RopeTables, cache: LayerCache, meta: AttentionMetadata
     ) -> Tensor:
         """Rotate q and k to their positions and write k and v to their cache slots.
 
-        `q` [num_tokens, num_heads, head_dim], `k`, `v` [num_tokens, num_kv_heads, head_dim],
-        `cos`, `sin` float32 [max_positions, head_dim / 2], caches [num_blocks, block_size,
-        num_kv_heads, head_dim]. Returns the rotated q.
+        `q` [num_tokens, num_heads, head_dim], `k`, `v` [num_tokens, num_kv_heads, head_dim]. Returns
+        the rotated q.
         """
 
     def paged_attention(

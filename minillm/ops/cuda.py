@@ -20,7 +20,7 @@ from torch.library import register_fake
 from minillm.config import ModelConfig
 from minillm.errors import UnsupportedModel
 from minillm.ops import sampling, shapes
-from minillm.ops.contract import AttentionMetadata, Weight, plain
+from minillm.ops.contract import AttentionMetadata, LayerCache, RopeTables, Weight, plain
 from minillm.toolchain.compiler import BuildFailed
 from minillm.toolchain.cuda import cuda_library
 
@@ -91,19 +91,11 @@ class CudaOps:
         return result.view(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
 
     def rope_and_cache(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        meta: AttentionMetadata,
+        self, q: Tensor, k: Tensor, v: Tensor, rope: RopeTables, cache: LayerCache, meta: AttentionMetadata
     ) -> Tensor:
-        shapes.check_rope(q, k, v, cos, sin, k_cache, v_cache, meta)
+        shapes.check_rope(q, k, v, rope, cache, meta)
         places = meta.positions, meta.slot_mapping
-        result: Tensor = self._call("rope_and_cache", q, k, v, cos, sin, k_cache, v_cache, *places)
+        result: Tensor = self._call("rope_and_cache", q, k, v, *rope, *cache, *places)
         return result
 
     def paged_attention(

@@ -11,7 +11,7 @@ while it is fast.
 Matrices are smaller than a huge page or end in the middle of one, so they are laid end to end in large pieces
 of memory for which huge pages are asked; Linux alone can be asked. Where it gives none, or there is nobody to
 ask, everything works as before. Left out: pages reserved by an administrator (hugetlbfs); float32 weights,
-as what they leave behind when they move to half the space is best given to the next (`ops/native.py`).
+as what they leave behind when they move to half the space is best given to the next (`ops/cpu.py`).
 """
 
 from __future__ import annotations

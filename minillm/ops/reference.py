@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.ops import sampling, shapes, verification
-from minillm.ops.contract import AttentionMetadata, Weight, plain
+from minillm.ops.contract import AttentionMetadata, LayerCache, RopeTables, Weight, plain
 
 RopeFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 AttendFn = Callable[[Tensor, Tensor, Tensor, float, int | None], Tensor]
@@ -79,21 +79,19 @@ def grouped_query_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, windo
 
 
 def rotate_and_write(
-    rope: RopeFn,
+    rotate: RopeFn,
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    rope: RopeTables,
+    cache: LayerCache,
     meta: AttentionMetadata,
 ) -> Tensor:
     """`Ops.rope_and_cache` made of a rope function and two cache writes; returns the rotated q."""
-    cos, sin = cos[meta.positions], sin[meta.positions]
-    write_cache(k_cache, meta.slot_mapping, rope(k, cos, sin))
-    write_cache(v_cache, meta.slot_mapping, v)
-    return rope(q, cos, sin)
+    cos, sin = rope.cos[meta.positions], rope.sin[meta.positions]
+    write_cache(cache.k, meta.slot_mapping, rotate(k, cos, sin))
+    write_cache(cache.v, meta.slot_mapping, v)
+    return rotate(q, cos, sin)
 
 
 def attend_pages(
@@ -159,18 +157,10 @@ class ReferenceOps:
         return F.silu(gate) * up
 
     def rope_and_cache(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        meta: AttentionMetadata,
+        self, q: Tensor, k: Tensor, v: Tensor, rope: RopeTables, cache: LayerCache, meta: AttentionMetadata
     ) -> Tensor:
-        shapes.check_rope(q, k, v, cos, sin, k_cache, v_cache, meta)
-        return rotate_and_write(apply_rope, q, k, v, cos, sin, k_cache, v_cache, meta)
+        shapes.check_rope(q, k, v, rope, cache, meta)
+        return rotate_and_write(apply_rope, q, k, v, rope, cache, meta)
 
     def paged_attention(
         self,

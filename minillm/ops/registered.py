@@ -25,7 +25,7 @@ from minillm.toolchain.cpu import cpu_library
 
 _lock = threading.Lock()
 _state: list[str] = []  # empty until the library is loaded, then [its name]
-_failure: list[BuildFailed] = []  # why it could not be: asked again, the answer is the same
+_failure: list[BuildFailed] = []  # why it could not be loaded: raised again by later calls
 bound_models: WeakValueDictionary[int, BoundModel] = WeakValueDictionary()  # by number, for the fakes
 
 
@@ -68,9 +68,9 @@ def _load() -> None:
         path = _compile()
     _register_fakes()
     wanted = os.environ.get("MINILLM_CPU_PATH", "")
-    if wanted not in ("", *available_paths()):
-        raise BuildFailed(f"MINILLM_CPU_PATH={wanted}: this processor runs {', '.join(available_paths())}")
-    use_path(wanted)
+    if wanted not in ("", *available_isas()):
+        raise BuildFailed(f"MINILLM_CPU_PATH={wanted}: this processor runs {', '.join(available_isas())}")
+    use_isa(wanted)
     _state.append(path.stem)
 
 
@@ -94,22 +94,22 @@ def _open(path: Path) -> bool:
     return True
 
 
-def available_paths() -> list[str]:
-    """The code paths of the loaded library that this processor can run, best first."""
-    names: str = torch.ops.minillm.paths()
+def available_isas() -> list[str]:
+    """The instruction sets that the loaded library was built for and this processor has, best first."""
+    names: str = torch.ops.minillm.available_isas()
     return names.split()
 
 
-def use_path(name: str) -> str:
-    """Run the named path from now on ("" is the best); returns the name of the one before."""
-    before: str = torch.ops.minillm.use_path(name)
+def use_isa(name: str) -> str:
+    """Run on the named instruction set from now on ("" is the best); returns the name of the one before."""
+    before: str = torch.ops.minillm.use_isa(name)
     return before
 
 
-def current_path() -> str:
-    """The path that runs now."""
-    name = use_path("")
-    use_path(name)
+def current_isa() -> str:
+    """The instruction set that runs now."""
+    name = use_isa("")
+    use_isa(name)
     return name
 
 

@@ -1,4 +1,4 @@
-"""Shape mistakes, told in words: the op, the argument, the numbers, and the config key where there is one.
+"""Mistakes in shapes, in words: the op, the argument, the numbers, and the config key if there is one.
 
 Each check looks at shapes only, so it costs a microsecond and works for every backend. What lies *in* an
 index tensor (an id beyond the vocabulary, a block that does not exist) is the backend's to refuse.
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from minillm.ops.contract import AttentionMetadata, Weight
+from minillm.ops.contract import AttentionMetadata, LayerCache, RopeTables, Weight
 
 
 def check_embedding(ids: Tensor, weight: Weight) -> None:
@@ -45,19 +45,12 @@ def check_silu_mul(gate_up: Tensor) -> None:
 
 
 def check_rope(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    meta: AttentionMetadata,
+    q: Tensor, k: Tensor, v: Tensor, rope: RopeTables, cache: LayerCache, meta: AttentionMetadata
 ) -> None:
     """Shapes as in `Ops.rope_and_cache`."""
-    op = "rope_and_cache"
-    _check_caches(op, q, k_cache, v_cache)
-    num_tokens, (_, _, num_kv_heads, head_dim) = q.shape[0], k_cache.shape
+    op, (cos, sin) = "rope_and_cache", rope
+    _check_caches(op, q, cache.k, cache.v)
+    num_tokens, (_, _, num_kv_heads, head_dim) = q.shape[0], cache.k.shape
     for name, tensor in (("k", k), ("v", v)):
         if tuple(tensor.shape) != (num_tokens, num_kv_heads, head_dim):
             raise ValueError(

@@ -13,7 +13,7 @@ from minillm.ops.reference import RopeFn, rotate_and_write
 
 
 class SwappedOps:
-    """`Ops` that asks its replaced functions first and `inner` for the rest.
+    """`Ops` with some functions replaced; the rest are those of `inner`.
 
     A replaced `rope` makes `rope_and_cache` a composition: rotate with it, then write the cache. With
     any of them replaced the layers run one op at a time. A replaced `linear` is given plain matrices

@@ -1,6 +1,6 @@
 """csrc/cpu: the native kernels, one library for every processor.
 
-    path.cpp  -- once for each instruction set --+
+    isa.cpp  -- once for each instruction set --+
     other *.cpp ---------------------------------+--> cpu-<key>-<key>.so, torch.ops.minillm
 
 No flag names this processor: the library carries the kernels for each instruction set and chooses when it
@@ -22,10 +22,10 @@ FLAGS = (
     "-Wall -Wextra -Wno-psabi -Wno-uninitialized"
 ).split()
 # This file is compiled once for each instruction set; the last set is for every machine.
-PER_ISA = "path.cpp"
+PER_ISA = "isa.cpp"
 ISAS = {
-    "avx512": ["-DMINILLM_PATH_AVX512", *(f"-mavx512{x}" for x in ("f", "bw", "vl", "dq", "bf16")), "-mfma"],
-    "avx2": ["-DMINILLM_PATH_AVX2", "-mavx2", "-mfma", "-mf16c"],
+    "avx512": ["-DMINILLM_ISA_AVX512", *(f"-mavx512{x}" for x in ("f", "bw", "vl", "dq", "bf16")), "-mfma"],
+    "avx2": ["-DMINILLM_ISA_AVX2", "-mavx2", "-mfma", "-mf16c"],
     "generic": [],
 }
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minillm import LLM, SamplingParams
+from minillm.ops.contract import LayerCache, RopeTables
 from minillm.ops.cuda import CudaOps
 from minillm.ops.reference import ReferenceOps
 from minillm.ops.sampling import SamplingBatch
@@ -104,12 +105,12 @@ def _cache_and_sample(bench: Bench) -> None:
     tokens, vocab = (512, 32_000) if bench.full else (5, 70)
     p = paged(bench.random, 4, tokens // 4 or 1, tokens // 4 or 1, 4, 2, 64)
     k, v, angles = bench.random(len(p.q), 2, 64), bench.random(len(p.q), 2, 64), torch.ones(tokens, 32)
-    angles = angles.to(bench.device)
+    rope, cache = RopeTables(*[angles.to(bench.device)] * 2), LayerCache(p.k, p.v)
     logits = bench.random(8, vocab)
     params = SamplingParams(top_k=50, top_p=0.9)
     batch = SamplingBatch([params] * 8, list(range(8)), [[]] * 8, vocab)
     for name, ops in (("ours", bench.ops), ("torch", ReferenceOps())):
-        rotate = _rated(lambda o=ops: o.rope_and_cache(p.q, k, v, angles, angles, p.k, p.v, p.meta), {})
+        rotate = _rated(lambda o=ops: o.rope_and_cache(p.q, k, v, rope, cache, p.meta), {})
         bench.report.measure(f"rope_and_cache {len(p.q)} x (4 + 2 + 2) x 64", name, rotate)
         # Both make small tensors of the batch on the CPU: nothing a graph could record.
         draw = _rated(lambda o=ops: o.sample(logits, batch), {}, record=False)
@@ -226,7 +227,7 @@ def one_of_each(bench: Bench) -> None:
     ops.add_rms_norm(x, x.clone(), weight[0], 1e-5)
     ops.silu_mul(x)
     k, v, angles = bench.random(99, 2, 64), bench.random(99, 2, 64), torch.ones(80, 32).to(bench.device)
-    ops.rope_and_cache(p.q, k, v, angles, angles, p.k, p.v, p.meta)
+    ops.rope_and_cache(p.q, k, v, RopeTables(angles, angles), LayerCache(p.k, p.v), p.meta)
     zero, one = (torch.tensor([i]).to(bench.device) for i in range(2))
     ops.copy_blocks([p.k, p.v], zero, one)
     params = SamplingParams(top_k=5, top_p=0.9)

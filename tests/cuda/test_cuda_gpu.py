@@ -20,7 +20,7 @@ from company import PROMPTS, SHAPE, answers, same
 from torch import Tensor
 
 from minillm import SamplingParams
-from minillm.ops.contract import AttentionMetadata
+from minillm.ops.contract import AttentionMetadata, LayerCache, RopeTables
 from minillm.ops.cuda import CudaOps
 from minillm.ops.sampling import SamplingBatch, noise_key
 
@@ -100,10 +100,11 @@ def test_rope_and_cache_and_copies(ops, dtype):
     q, k_cache, v_cache, meta, _ = Case([(5, 9), (1, 40), (17, 17)], heads=6, kv_heads=2, dim=64).build(dtype)
     k, v = (random(23, 3, 64, dtype=dtype, seed=s)[:, 1:] for s in (7, 8))  # strided
     angles = random(64, 32, scale=3)
-    cos, sin, caches = angles.cos(), angles.sin(), [on_gpu(k_cache.clone()), on_gpu(v_cache.clone())]
-    found = ops.rope_and_cache(*map(on_gpu, (q, k, v, cos, sin)), *caches, on_gpu(meta)).cpu()
-    expected = REFERENCE.rope_and_cache(q, k, v, cos, sin, k_cache, v_cache, meta)
-    check(found, expected, oracle.rope(q, cos[meta.positions], sin[meta.positions]))
+    rope, caches = RopeTables(angles.cos(), angles.sin()), [on_gpu(k_cache.clone()), on_gpu(v_cache.clone())]
+    on_device = RopeTables(*map(on_gpu, rope)), LayerCache(*caches)
+    found = ops.rope_and_cache(*map(on_gpu, (q, k, v)), *on_device, on_gpu(meta)).cpu()
+    expected = REFERENCE.rope_and_cache(q, k, v, rope, LayerCache(k_cache, v_cache), meta)
+    check(found, expected, oracle.rope(q, *(table[meta.positions] for table in rope)))
     assert torch.equal(caches[1].cpu().nan_to_num(), v_cache.nan_to_num())
     ops.copy_blocks(caches, on_gpu(torch.tensor([0])), on_gpu(torch.tensor([1])))
     assert all(torch.equal(cache[0].nan_to_num(), cache[1].nan_to_num()) for cache in caches)
@@ -196,7 +197,7 @@ def test_a_cache_of_more_than_two_to_the_31_numbers(ops, rung):
     assert torch.equal(*found)
     slots = make_meta([[num_blocks - 1]], [2], [2], 16)
     k, angles = random(2, 8, 128, dtype=torch.bfloat16).to(DEVICE), torch.zeros(4, 64, device=DEVICE)
-    ops.rope_and_cache(q, k, k, angles + 1, angles, *large, on_gpu(slots))
+    ops.rope_and_cache(q, k, k, RopeTables(angles + 1, angles), LayerCache(*large), on_gpu(slots))
     assert torch.equal(large[0][-1, :2], k) and torch.equal(large[1][-1, :2], k)
 
 

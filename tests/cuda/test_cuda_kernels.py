@@ -15,6 +15,7 @@ from torch import Tensor
 
 from minillm import SamplingParams
 from minillm.errors import UnsupportedModel
+from minillm.ops.contract import LayerCache, RopeTables
 from minillm.ops.sampling import SamplingBatch, noise_key
 from minillm.ops.simt import SimtOps, flavour, flavours, schedule
 from minillm.ops.simt.ops import load_ops
@@ -92,11 +93,16 @@ def test_rope_and_cache(dtype, dim):
     before = [k_cache.clone(), v_cache.clone()]
     k, v = (random(23, 3, dim, dtype=dtype, seed=s)[:, 1:] for s in (7, 8))  # strided
     angles = random(64, dim // 2, scale=3)
-    cos, sin = angles.cos(), angles.sin()
-    found = OPS.rope_and_cache(q, k, v, cos, sin, k_cache, v_cache, meta)
-    at = cos[meta.positions], sin[meta.positions]
+    rope = RopeTables(angles.cos(), angles.sin())
+    found = OPS.rope_and_cache(q, k, v, rope, LayerCache(k_cache, v_cache), meta)
+    at = [table[meta.positions] for table in rope]
     references = [torch.empty_like(t) for t in before]
-    check(found, REFERENCE.rope_and_cache(q, k, v, cos, sin, *references, meta), oracle.rope(q, *at), "q")
+    check(
+        found,
+        REFERENCE.rope_and_cache(q, k, v, rope, LayerCache(*references), meta),
+        oracle.rope(q, *at),
+        "q",
+    )
     written = k_cache.flatten(0, 1)[meta.slot_mapping]
     check(written, references[0].flatten(0, 1)[meta.slot_mapping], oracle.rope(k, *at), "k")
     assert torch.equal(v_cache.flatten(0, 1)[meta.slot_mapping], v)
@@ -227,8 +233,9 @@ def test_no_rows_at_all():
         q, k_cache, v_cache, meta, _ = Case(seqs, heads=2, kv_heads=1, dim=32).build(torch.float32)
         for rung in (None, "v1", "v2", "d1"):
             assert OPS.paged_attention(q, k_cache, v_cache, meta, 1.0, rung=rung).shape == (0, 2, 32)
-        kv, table = torch.empty(0, 1, 32), torch.ones(9, 16)
-        assert OPS.rope_and_cache(q, kv, kv, table, table, k_cache, v_cache, meta).shape == (0, 2, 32)
+        kv, rope = torch.empty(0, 1, 32), RopeTables(*[torch.ones(9, 16)] * 2)
+        cache = LayerCache(k_cache, v_cache)
+        assert OPS.rope_and_cache(q, kv, kv, rope, cache, meta).shape == (0, 2, 32)
     OPS.copy_blocks([torch.ones(2, 3)], *[torch.empty(0, dtype=torch.int64)] * 2)
     assert OPS.sample(torch.empty(0, 5), SamplingBatch([], [], [], 5)).shape == (0,)
 

@@ -22,7 +22,7 @@ from minillm import LLM, SamplingParams
 from minillm.config import EngineConfig
 from minillm.memory.kv_cache import KVCache
 from minillm.model.loader import load_model
-from minillm.ops.native import NativeOps
+from minillm.ops.cpu import CpuOps
 from minillm.worker.runner import ModelRunner
 from minillm.worker.step import SequenceRows
 
@@ -100,7 +100,7 @@ COMPANY = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("model", ["llama", "mistral"])
 def test_alone_or_in_company(
-    folders: dict[str, Path], cpu_path: str, model: str, dtype: str, params: SamplingParams
+    folders: dict[str, Path], cpu_isa: str, model: str, dtype: str, params: SamplingParams
 ) -> None:
     expected = alone(load(folders[model], dtype), params)
     for name, options in COMPANY.items():
@@ -109,7 +109,7 @@ def test_alone_or_in_company(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_position_in_the_batch(folders: dict[str, Path], cpu_path: str, dtype: str) -> None:
+def test_position_in_the_batch(folders: dict[str, Path], cpu_isa: str, dtype: str) -> None:
     llm = load(folders["llama"], dtype)
     expected = answers(llm, PROMPTS, SAMPLED)
     assert differing(expected[::-1], answers(llm, PROMPTS[::-1], SAMPLED)) == []
@@ -120,7 +120,7 @@ def test_position_in_the_batch(folders: dict[str, Path], cpu_path: str, dtype: s
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_number_of_threads(folders: dict[str, Path], cpu_path: str, dtype: str, threads: None) -> None:
+def test_number_of_threads(folders: dict[str, Path], cpu_isa: str, dtype: str, threads: None) -> None:
     llm = load(folders["llama"], dtype)
     torch.set_num_threads(1)
     expected = answers(llm, PROMPTS, SAMPLED)
@@ -132,7 +132,7 @@ def test_number_of_threads(folders: dict[str, Path], cpu_path: str, dtype: str, 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_samples_of_one_prompt(folders: dict[str, Path], cpu_path: str, dtype: str) -> None:
+def test_samples_of_one_prompt(folders: dict[str, Path], cpu_isa: str, dtype: str) -> None:
     """Forked from one prefill, or asked for on its own, sample 0 is the same; greedy samples all are."""
     llm = load(folders["llama"], dtype)
     three = SamplingParams(**(GREEDY.to_dict() | {"n": 3}))
@@ -143,7 +143,7 @@ def test_samples_of_one_prompt(folders: dict[str, Path], cpu_path: str, dtype: s
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("model", ["llama", "mistral"])
-def test_decoded_or_prefilled(folders: dict[str, Path], cpu_path: str, model: str, dtype: str) -> None:
+def test_decoded_or_prefilled(folders: dict[str, Path], cpu_isa: str, model: str, dtype: str) -> None:
     """A decode step's logits are those of the same token inside a prompt, to the bit."""
     seen: list[Tensor] = []
 
@@ -163,7 +163,7 @@ class OneByOne:
     name = "native, op by op"
 
     def __init__(self) -> None:
-        self.inner, self.calls = NativeOps(), 0
+        self.inner, self.calls = CpuOps(), 0
 
     def __getattr__(self, op: str) -> Any:
         self.calls += op == "paged_attention"
@@ -173,11 +173,11 @@ class OneByOne:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("model", ["llama", "mistral"])
 def test_layers_in_one_call_or_op_by_op(
-    folders: dict[str, Path], cpu_path: str, model: str, dtype: str
+    folders: dict[str, Path], cpu_isa: str, model: str, dtype: str
 ) -> None:
     results, watched = [], OneByOne()
     folder, asked = stored(folders[model], dtype)
-    for ops in (NativeOps(), watched):
+    for ops in (CpuOps(), watched):
         loaded = load_model(folder, EngineConfig(dtype=asked, device="cpu"), ops)
         kept = {m.data.dtype for m in loaded.decoder.matrices}
         assert kept == {torch.float32 if dtype == "float32" else torch.bfloat16}

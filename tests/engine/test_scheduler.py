@@ -137,7 +137,7 @@ def test_decode_comes_first_and_chunks_fill_the_budget() -> None:
     toy.add(prompt(24, 1), 5)
     toy.add(prompt(24, 2), 5)
     plans = [toy.step() for _ in range(4)]
-    sizes = [[(c.sequence.group_id, c.start, c.end) for c in p.prefill] for p in plans]
+    sizes = [[(c.sequence.request_id, c.start, c.end) for c in p.prefill] for p in plans]
     assert [len(p.decode) for p in plans] == [1, 1, 1, 2]
     assert sizes == [
         [("r1", 0, 10), ("r2", 0, 5)],

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from minillm.ops.reference import ReferenceOps
-from minillm.ops.registered import available_paths, load_native, use_path
+from minillm.ops.registered import available_isas, load_native, use_isa
 from minillm.toolchain.compiler import BuildFailed, find_compiler
 
 BACKENDS = [
     "reference",
-    *(f"native-{path}" for path in ("avx512_bf16", "avx2", "generic")),
+    *(f"native-{isa}" for isa in ("avx512_bf16", "avx2", "generic")),
     "simt-fast",
     "simt-check",
     pytest.param("cuda", marks=pytest.mark.gpu),
@@ -66,17 +66,17 @@ def backend(name: str) -> Iterator[Any]:
         pytest.skip(f"{name}: {reason}")
 
 
-def _native(path: str) -> Iterator[Any]:
-    from minillm.ops.native import NativeOps
+def _native(isa: str) -> Iterator[Any]:
+    from minillm.ops.cpu import CpuOps
 
     load_native()
-    if path not in available_paths():
-        pytest.skip(f"this processor has no {path}")
-    before = use_path(path)
+    if isa not in available_isas():
+        pytest.skip(f"this processor has no {isa}")
+    before = use_isa(isa)
     try:
-        yield NativeOps()
+        yield CpuOps()
     finally:
-        use_path(before)
+        use_isa(before)
 
 
 def _simulated(variant: str) -> Iterator[Any]:

@@ -20,7 +20,7 @@ from minillm.model.decoder import Decoder
 from minillm.model.families import parse_config
 from minillm.model.loader import LoadedModel, load_model
 from minillm.ops.contract import PackedWeight
-from minillm.ops.native import NativeOps
+from minillm.ops.cpu import CpuOps
 from minillm.ops.reference import ReferenceOps
 from minillm.ops.swapped import SwappedOps
 
@@ -37,7 +37,7 @@ def model_folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 
 
 def load(folder: Path, dtype: str, ops: Any = None) -> LoadedModel:
-    return load_model(folder, EngineConfig(dtype=dtype, device="cpu"), ops or NativeOps())
+    return load_model(folder, EngineConfig(dtype=dtype, device="cpu"), ops or CpuOps())
 
 
 def pointers(decoder: Decoder) -> list[int]:
@@ -51,7 +51,7 @@ def test_other_ops_see_the_same_tensors(model_folder: Path, dtype: str) -> None:
     ops = SwappedOps(decoder.ops, attention=REFERENCE.paged_attention)
     other = decoder.with_ops(ops)
     assert other is not decoder and other.config is decoder.config
-    assert other.ops is ops and isinstance(decoder.ops, NativeOps)
+    assert other.ops is ops and isinstance(decoder.ops, CpuOps)
     assert {m.ops for m in other.modules() if hasattr(m, "ops")} == {ops}
     assert pointers(other) == pointers(decoder)
     assert all(isinstance(matrix, PackedWeight) for matrix in other.matrices)

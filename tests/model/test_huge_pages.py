@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from minillm.ops import huge_pages
+from minillm.ops.cpu import CpuOps
 from minillm.ops.huge_pages import HugePages, empty_bytes
-from minillm.ops.native import NativeOps
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone can be asked for huge pages")
 
@@ -96,7 +96,7 @@ def test_a_kernel_without_them_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @ON_LINUX
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_a_models_matrices_lie_there(native_ops: NativeOps, tmp_path: Path, dtype: str) -> None:
+def test_a_models_matrices_lie_there(native_ops: CpuOps, tmp_path: Path, dtype: str) -> None:
     config = tiny.config(hidden_size=256, intermediate_size=512, num_hidden_layers=3)
     llm = tiny.load(tiny.make_folder(tmp_path, config), backend="native", dtype=dtype)
     matrices = llm.engine.model.decoder.matrices

@@ -14,7 +14,7 @@ import tiny
 import torch
 
 from minillm import SamplingParams
-from minillm.ops.native import NativeOps
+from minillm.ops.cpu import CpuOps
 from minillm.ops.reference import ReferenceOps
 from minillm.ops.sampling import SamplingBatch, noise_key
 from minillm.worker.runner import ModelRunner
@@ -95,7 +95,7 @@ def one_by_one(
 )
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_tokens_are_those_of_one_step_at_a_time(
-    native_ops: NativeOps, tmp_path: Path, shape: str, dtype: str, stored: str, count: int
+    native_ops: CpuOps, tmp_path: Path, shape: str, dtype: str, stored: str, count: int
 ) -> None:
     """Stored in bfloat16 and asked for in float32, matrices are kept in 16 bits."""
     tensors = {name: t.to(getattr(torch, stored)) for name, t in weights(SHAPES[shape]).items()}
@@ -121,7 +121,7 @@ def same_cache(a: ModelRunner, b: ModelRunner) -> bool:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_pass_that_drops_rows_gives_the_same_logits(
-    native_ops: NativeOps, tmp_path: Path, shape: str, dtype: str, count: int
+    native_ops: CpuOps, tmp_path: Path, shape: str, dtype: str, count: int
 ) -> None:
     folder = tiny.make_folder(tmp_path / "model", SHAPES[shape], tensors=weights(SHAPES[shape]))
     rows, _ = sequences(count)
@@ -135,7 +135,7 @@ def test_a_pass_that_drops_rows_gives_the_same_logits(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_step_in_one_call_is_the_pass_the_look_and_the_draws(
-    native_ops: NativeOps, tmp_path: Path, dtype: str
+    native_ops: CpuOps, tmp_path: Path, dtype: str
 ) -> None:
     folder = tiny.make_folder(tmp_path / "model", SHAPES["llama"], tensors=weights(SHAPES["llama"]))
     (rows, _), count, broken = sequences(9), 9, 4
@@ -194,7 +194,7 @@ def test_what_would_read_or_write_elsewhere_is_refused(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_broken_rows_are_found(native_ops: NativeOps, dtype: torch.dtype) -> None:
+def test_broken_rows_are_found(native_ops: CpuOps, dtype: torch.dtype) -> None:
     for width in (1, 7, 64, 4097):
         logits = torch.randn(40, width).to(dtype) * 100
         logits[3] = torch.finfo(dtype).max

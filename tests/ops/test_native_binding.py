@@ -13,7 +13,7 @@ import torch
 from weights import HIDDEN, INPUTS, POSITIONS, VOCAB, caches, one_layer, packed
 
 from minillm.ops.contract import AttentionMetadata, FusedModel, Matrix, ModelWeights, PackedWeight
-from minillm.ops.native import NativeOps
+from minillm.ops.cpu import CpuOps
 
 ops = torch.ops.minillm
 META = AttentionMetadata(
@@ -28,7 +28,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def bind(weights: ModelWeights, dtype: torch.dtype = torch.float32) -> FusedModel:
-    return NativeOps().bind(weights, caches(dtype), caches(dtype))
+    return CpuOps().bind(weights, caches(dtype), caches(dtype))
 
 
 def test_a_bound_model_runs_and_an_unbound_one_is_refused() -> None:

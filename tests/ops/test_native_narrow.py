@@ -21,9 +21,9 @@ from torch import Tensor
 from minillm import LLM, SamplingParams
 from minillm.bench import machine
 from minillm.cli.main import main
-from minillm.ops import native
+from minillm.ops import cpu
 from minillm.ops.contract import PackedWeight
-from minillm.ops.native import NativeOps, fits_bfloat16
+from minillm.ops.cpu import CpuOps, fits_bfloat16
 from minillm.ops.sampling import SamplingBatch, noise_key
 from minillm.worker.step import SequenceRows
 
@@ -42,7 +42,7 @@ def bits(tensor: Tensor) -> Tensor:
     return tensor.view(torch.int32)
 
 
-def both(ops: NativeOps, weight: Tensor) -> tuple[PackedWeight, PackedWeight]:
+def both(ops: CpuOps, weight: Tensor) -> tuple[PackedWeight, PackedWeight]:
     """The matrix kept as bfloat16, and as float32."""
     narrow = ops.prepare_weight(weight.clone())
     assert isinstance(narrow, PackedWeight) and narrow.narrow
@@ -53,7 +53,7 @@ def both(ops: NativeOps, weight: Tensor) -> tuple[PackedWeight, PackedWeight]:
 # ---- op by op -------------------------------------------------------------------------------------
 
 
-def test_linear(native_ops: NativeOps) -> None:
+def test_linear(native_ops: CpuOps) -> None:
     """Every tile shape (rows 1 to 13, then tails), widths that are no multiple of 16."""
     for n, (out, size) in enumerate(product([1, 16, 17, 33, 130, 257], [2, 6, 34, 64, 258])):
         weight = short(out, size, seed=n)
@@ -68,19 +68,19 @@ def test_linear(native_ops: NativeOps) -> None:
 
 
 @pytest.mark.parametrize(("out", "size"), [(1, 2), (17, 34), (32, 64), (257, 6)])
-def test_embedding(native_ops: NativeOps, out: int, size: int) -> None:
+def test_embedding(native_ops: CpuOps, out: int, size: int) -> None:
     weight, ids = short(out, size), torch.tensor([0, out - 1, out // 2, 0])
     for prepared in both(native_ops, weight):
         assert torch.equal(native_ops.embedding(ids, prepared), weight[ids])
 
 
-def test_no_rows(native_ops: NativeOps) -> None:
+def test_no_rows(native_ops: CpuOps) -> None:
     narrow, _ = both(native_ops, short(16, 32))
     assert native_ops.linear(torch.empty(0, 32), narrow).shape == (0, 16)
     assert native_ops.embedding(torch.empty(0, dtype=torch.int64), narrow).shape == (0, 32)
 
 
-def test_numbers_of_every_kind(native_ops: NativeOps) -> None:
+def test_numbers_of_every_kind(native_ops: CpuOps) -> None:
     """Zeros, infinities, NaN with a payload, the smallest and the largest: kept bit for bit."""
     halves = [
         0x0000,
@@ -125,7 +125,7 @@ def test_numbers_of_every_kind(native_ops: NativeOps) -> None:
         torch.tensor(0x7F800001, dtype=torch.int32).view(torch.float32).item(),
     ],
 )
-def test_one_number_keeps_its_matrix_wide(native_ops: NativeOps, needs_more: float) -> None:
+def test_one_number_keeps_its_matrix_wide(native_ops: CpuOps, needs_more: float) -> None:
     weight = short(40, 34)
     assert fits_bfloat16(weight)
     for at in (0, 777, weight.numel() - 1):
@@ -137,17 +137,17 @@ def test_one_number_keeps_its_matrix_wide(native_ops: NativeOps, needs_more: flo
         assert torch.equal(bits(native_ops.embedding(torch.arange(40), packed)), bits(changed))
 
 
-def test_an_odd_number_of_inputs_stays_wide(native_ops: NativeOps, cpu_path: str) -> None:
+def test_an_odd_number_of_inputs_stays_wide(native_ops: CpuOps, cpu_isa: str) -> None:
     """A pair filled up with zeros would make +0.0 of a sum of -0.0, which only a fused multiply-add gives."""
     assert not fits_bfloat16(short(4, 5)) and fits_bfloat16(short(5, 4))
     least, zero = torch.tensor([[2.0**-126]]), torch.zeros(1, 1)
     y = native_ops.linear(least, native_ops.prepare_weight(-least))  # -2^-252, rounded
-    assert math.copysign(1, y.item()) == (1 if cpu_path == "generic" else -1)
+    assert math.copysign(1, y.item()) == (1 if cpu_isa == "generic" else -1)
     padded = native_ops.linear(torch.cat([least, zero], -1), torch.cat([-least, zero], -1))
     assert math.copysign(1, padded.item()) == 1, "control: filled up, it is another number"
 
 
-def test_other_dtypes_are_left_alone(native_ops: NativeOps) -> None:
+def test_other_dtypes_are_left_alone(native_ops: CpuOps) -> None:
     for dtype in (torch.bfloat16, torch.float16):
         packed = native_ops.prepare_weight(random(17, 6, dtype=dtype))
         assert isinstance(packed, PackedWeight)
@@ -175,7 +175,7 @@ def stored_short(tmp_path: Path) -> Path:
 
 def load_wide(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> LLM:
     with monkeypatch.context() as patch:
-        patch.setattr(native, "fits_bfloat16", lambda weight: False)
+        patch.setattr(cpu, "fits_bfloat16", lambda weight: False)
         return tiny.load(folder, backend="native", **options)
 
 
@@ -189,7 +189,7 @@ def answers(llm: LLM) -> list[Any]:
 
 @pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}, {"attention_bias": True}], ids=str)
 def test_an_engine_gives_the_same_bits(
-    cpu_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+    cpu_isa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
     config = tiny.config(**changes)
     tensors = rounded(config)
@@ -208,7 +208,7 @@ def test_an_engine_gives_the_same_bits(
 
 
 def test_steps_ahead_give_the_same_tokens_keys_and_values(
-    cpu_path: str, stored_short: Path, monkeypatch: pytest.MonkeyPatch
+    cpu_isa: str, stored_short: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = SamplingBatch([SamplingParams()] * 2, [0, 0], [(), ()], 300)
     keys = [[noise_key(i, 0, level) for level in range(5)] for i in range(2)]
@@ -224,7 +224,7 @@ def test_steps_ahead_give_the_same_tokens_keys_and_values(
     assert all(torch.equal(a, b) and a.any() for a, b in zip(caches, others, strict=True))
 
 
-def test_one_number_in_one_matrix(cpu_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_number_in_one_matrix(cpu_isa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It keeps that one wide, alone; cutting it off instead would show."""
     tensors = {name: t.float() for name, t in rounded(tiny.config()).items()}
     bits(tensors[ONE_NUMBER])[3, 5] |= 0x8000
@@ -232,7 +232,7 @@ def test_one_number_in_one_matrix(cpu_path: str, tmp_path: Path, monkeypatch: py
     kept, wide = tiny.load(folder, backend="native"), load_wide(folder, monkeypatch)
     assert narrow_ones(kept) == [i != 1 for i in range(MATRICES)]
     assert answers(kept) == answers(wide)
-    monkeypatch.setattr(native, "fits_bfloat16", lambda weight: True)
+    monkeypatch.setattr(cpu, "fits_bfloat16", lambda weight: True)
     cut = tiny.load(folder, backend="native")
     assert all(narrow_ones(cut))
     assert answers(cut) != answers(wide), "control: a bit in one number is seen"

@@ -1,4 +1,4 @@
-"""The native kernels, op by op, on every code path: odd shapes against float64, hostile caches, bad input."""
+"""The native kernels, op by op, with every instruction set: odd shapes, hostile caches, bad input."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from native import DTYPES, REFERENCE, Case, check, make_meta, random
 
 from minillm.memory.budget import free_memory
-from minillm.ops.native import NativeOps
+from minillm.ops.contract import LayerCache, RopeTables
+from minillm.ops.cpu import CpuOps
 from minillm.ops.sampling import SamplingBatch
 
 ODD = [1, 17, 33, 257]
@@ -32,7 +33,7 @@ def test_control_the_rule_notices_small_mistakes(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_linear(native_ops: NativeOps, dtype: torch.dtype) -> None:
+def test_linear(native_ops: CpuOps, dtype: torch.dtype) -> None:
     """Every tile shape (rows 1 to 13, then tails), widths that are no multiple of 16, odd depths."""
     for n, (out, size) in enumerate(product([1, 16, 17, 33, 130, 257], [1, 2, 17, 33, 64, 257])):
         weight = random(out, size, dtype=dtype, seed=n)
@@ -48,7 +49,7 @@ def test_linear(native_ops: NativeOps, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("out", "size"), [(1, 1), (17, 33), (32, 64), (257, 6)])
 def test_embedding_reads_the_packed_layout(
-    native_ops: NativeOps, dtype: torch.dtype, out: int, size: int
+    native_ops: CpuOps, dtype: torch.dtype, out: int, size: int
 ) -> None:
     weight = random(out, size, dtype=dtype)
     ids = torch.tensor([0, out - 1, out // 2, 0])
@@ -57,7 +58,7 @@ def test_embedding_reads_the_packed_layout(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_packing_in_place_takes_no_memory(native_ops: NativeOps, dtype: torch.dtype) -> None:
+def test_packing_in_place_takes_no_memory(native_ops: CpuOps, dtype: torch.dtype) -> None:
     weight = random(48, 10, dtype=dtype)
     expected, place = weight.clone(), weight.data_ptr()
     packed = native_ops.prepare_weight(weight)
@@ -69,9 +70,7 @@ def test_packing_in_place_takes_no_memory(native_ops: NativeOps, dtype: torch.dt
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("out", "size"), [(1, 1), (17, 33), (32, 64), (257, 6)])
-def test_unpacking_gives_the_matrix_back(
-    native_ops: NativeOps, dtype: torch.dtype, out: int, size: int
-) -> None:
+def test_unpacking_gives_the_matrix_back(native_ops: CpuOps, dtype: torch.dtype, out: int, size: int) -> None:
     weight = random(out, size, dtype=dtype)
     unpacked = native_ops.unpack_weight(native_ops.prepare_weight(weight.clone()))
     assert torch.equal(unpacked, weight) and unpacked.is_contiguous()
@@ -84,7 +83,7 @@ def test_unpacking_gives_the_matrix_back(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [*ODD, 4, 16, 48])
-def test_norms(native_ops: NativeOps, dtype: torch.dtype, size: int) -> None:
+def test_norms(native_ops: CpuOps, dtype: torch.dtype, size: int) -> None:
     weight = random(size, dtype=dtype, seed=1)
     for rows in ODD:
         x, residual = random(rows, size, dtype=dtype, seed=2), random(rows, size, dtype=dtype, seed=3)
@@ -99,7 +98,7 @@ def test_norms(native_ops: NativeOps, dtype: torch.dtype, size: int) -> None:
     check(native_ops.rms_norm(heads, weight, 1e-5), REFERENCE.rms_norm(heads, weight, 1e-5), exact)
 
 
-def test_norm_of_zeros_and_of_large_numbers(native_ops: NativeOps) -> None:
+def test_norm_of_zeros_and_of_large_numbers(native_ops: CpuOps) -> None:
     assert torch.equal(native_ops.rms_norm(torch.zeros(2, 17), torch.ones(17), 1e-5), torch.zeros(2, 17))
     large = random(2, 17, scale=1e15)
     check(
@@ -109,13 +108,13 @@ def test_norm_of_zeros_and_of_large_numbers(native_ops: NativeOps) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", ODD)
-def test_silu_mul(native_ops: NativeOps, dtype: torch.dtype, size: int) -> None:
+def test_silu_mul(native_ops: CpuOps, dtype: torch.dtype, size: int) -> None:
     for rows in ODD:
         x = random(rows, 2 * size, dtype=dtype, scale=4)
         check(native_ops.silu_mul(x), REFERENCE.silu_mul(x), oracle.silu_mul(x), f"{rows} x {size}")
 
 
-def test_silu_at_the_ends(native_ops: NativeOps) -> None:
+def test_silu_at_the_ends(native_ops: CpuOps) -> None:
     gate = torch.tensor([[0.0, -0.0, 100.0, -100.0, 1e30, -1e30, math.inf, 88.0, -88.0]])
     exact = oracle.silu_mul(torch.cat([gate, torch.ones_like(gate)], -1))
     found = native_ops.silu_mul(torch.cat([gate, torch.ones_like(gate)], -1))
@@ -151,7 +150,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_paged_attention(native_ops: NativeOps, dtype: torch.dtype) -> None:
+def test_paged_attention(native_ops: CpuOps, dtype: torch.dtype) -> None:
     for case in CASES:
         q, k_cache, v_cache, meta, tables = case.build(dtype)
         found = native_ops.paged_attention(q, k_cache, v_cache, meta, case.dim**-0.5, case.window)
@@ -161,7 +160,7 @@ def test_paged_attention(native_ops: NativeOps, dtype: torch.dtype) -> None:
         check(found, reference, exact, case)
 
 
-def test_large_scores_do_not_overflow(native_ops: NativeOps) -> None:
+def test_large_scores_do_not_overflow(native_ops: CpuOps) -> None:
     case = Case([(70, 70)], heads=2, kv_heads=1, dim=16)
     q, k_cache, v_cache, meta, tables = case.build(torch.float32)
     exact = oracle.paged_attention(q, k_cache, v_cache, tables, [70], [70], 300.0, None)
@@ -172,7 +171,7 @@ def test_large_scores_do_not_overflow(native_ops: NativeOps) -> None:
 
 
 @pytest.mark.parametrize("slot", ["first", "later"])
-def test_control_a_nan_in_an_owned_slot_is_seen(native_ops: NativeOps, slot: str) -> None:
+def test_control_a_nan_in_an_owned_slot_is_seen(native_ops: CpuOps, slot: str) -> None:
     """The NaN-filled caches above prove something only if a NaN that is read shows."""
     case = Case([(2, 70)], heads=2, kv_heads=1, dim=16)
     q, k_cache, v_cache, meta, tables = case.build(torch.float32)
@@ -182,17 +181,17 @@ def test_control_a_nan_in_an_owned_slot_is_seen(native_ops: NativeOps, slot: str
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("dim", [2, 6, 16, 34, 64, 80, 128])
-def test_rope_and_cache(native_ops: NativeOps, dtype: torch.dtype, dim: int) -> None:
+def test_rope_and_cache(native_ops: CpuOps, dtype: torch.dtype, dim: int) -> None:
     case = Case([(5, 9), (1, 40), (0, 3), (17, 17)], heads=6, kv_heads=2, dim=dim)
     q, k_cache, v_cache, meta, _ = case.build(dtype)
     before = [k_cache.clone(), v_cache.clone()]
     k, v = (random(23, 3, dim, dtype=dtype, seed=s)[:, 1:] for s in (7, 8))  # strided
     angles = random(64, dim // 2, scale=3)
-    cos, sin = angles.cos(), angles.sin()
-    found = native_ops.rope_and_cache(q, k, v, cos, sin, k_cache, v_cache, meta)
-    at = cos[meta.positions], sin[meta.positions]
+    rope = RopeTables(angles.cos(), angles.sin())
+    found = native_ops.rope_and_cache(q, k, v, rope, LayerCache(k_cache, v_cache), meta)
+    at = [table[meta.positions] for table in rope]
     references = [torch.empty_like(t) for t in before]
-    expected_q = REFERENCE.rope_and_cache(q, k, v, cos, sin, *references, meta)
+    expected_q = REFERENCE.rope_and_cache(q, k, v, rope, LayerCache(*references), meta)
     check(found, expected_q, oracle.rope(q, *at), "q")
     written = k_cache.flatten(0, 1)[meta.slot_mapping]
     check(written, references[0].flatten(0, 1)[meta.slot_mapping], oracle.rope(k, *at), "k")
@@ -203,7 +202,7 @@ def test_rope_and_cache(native_ops: NativeOps, dtype: torch.dtype, dim: int) -> 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_copy_blocks(native_ops: NativeOps, dtype: torch.dtype) -> None:
+def test_copy_blocks(native_ops: CpuOps, dtype: torch.dtype) -> None:
     caches = [random(7, 3, 2, 5, dtype=dtype, seed=s) for s in range(3)]
     expected = [cache.clone() for cache in caches]
     source, destination = torch.tensor([6, 0, 2]), torch.tensor([1, 5, 2])
@@ -215,7 +214,7 @@ def test_copy_blocks(native_ops: NativeOps, dtype: torch.dtype) -> None:
 # ---- nothing, and very much -----------------------------------------------------------------------
 
 
-def test_no_rows_at_all(native_ops: NativeOps) -> None:
+def test_no_rows_at_all(native_ops: CpuOps) -> None:
     none = torch.empty(0, 32)
     packed = native_ops.prepare_weight(random(16, 32))
     assert native_ops.linear(none, packed).shape == (0, 16)
@@ -227,15 +226,16 @@ def test_no_rows_at_all(native_ops: NativeOps) -> None:
         case = Case(seqs, heads=2, kv_heads=1, dim=8)
         q, k_cache, v_cache, meta, _ = case.build(torch.float32)
         assert native_ops.paged_attention(q, k_cache, v_cache, meta, 1.0).shape == (0, 2, 8)
-        kv, table = torch.empty(0, 1, 8), torch.ones(9, 4)
-        assert native_ops.rope_and_cache(q, kv, kv, table, table, k_cache, v_cache, meta).shape == (0, 2, 8)
+        kv, rope = torch.empty(0, 1, 8), RopeTables(*[torch.ones(9, 4)] * 2)
+        cache = LayerCache(k_cache, v_cache)
+        assert native_ops.rope_and_cache(q, kv, kv, rope, cache, meta).shape == (0, 2, 8)
     native_ops.copy_blocks([torch.ones(2, 3)], *[torch.empty(0, dtype=torch.int64)] * 2)
     batch = SamplingBatch(params=[], keys=[], seen=[], num_token_ids=5)
     assert native_ops.sample(torch.empty(0, 5), batch).shape == (0,)
     assert native_ops.token_logprobs(torch.empty(0, 5), torch.empty(0, dtype=torch.int64), []) == []
 
 
-def test_indices_beyond_two_to_the_31(native_ops: NativeOps) -> None:
+def test_indices_beyond_two_to_the_31(native_ops: CpuOps) -> None:
     """Caches whose last blocks lie beyond 2^31 elements; the rest of them is never touched."""
     heads, dim, block_size = 8, 128, 16
     num_blocks = 2**31 // (block_size * heads * dim) + 8
@@ -254,7 +254,7 @@ def test_indices_beyond_two_to_the_31(native_ops: NativeOps) -> None:
         ((k_cache, v_cache), [num_blocks - 1, num_blocks - 3]),
     ):
         meta = make_meta([table], [20], [20], block_size)
-        turned = native_ops.rope_and_cache(q, k, v, cos, sin, *caches, meta)
+        turned = native_ops.rope_and_cache(q, k, v, RopeTables(cos, sin), LayerCache(*caches), meta)
         results.append(native_ops.paged_attention(turned, *caches, meta, 0.1))
     assert torch.equal(*results)
     native_ops.copy_blocks([k_cache], torch.tensor([num_blocks - 1]), torch.tensor([num_blocks - 2]))

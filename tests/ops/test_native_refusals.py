@@ -1,4 +1,4 @@
-"""The native ops towards the outside: refusals in words, schemas and fakes that torch accepts, the path."""
+"""The native ops from outside: refusals in words, schemas and fakes that torch accepts, instruction sets."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from torch import Tensor
 from weights import one_layer
 
 from minillm import SamplingParams
-from minillm.ops.contract import AttentionMetadata
-from minillm.ops.native import NativeOps
+from minillm.ops.contract import AttentionMetadata, LayerCache, RopeTables
+from minillm.ops.cpu import CpuOps
 from minillm.ops.reference import ReferenceOps
-from minillm.ops.registered import available_paths, current_path
+from minillm.ops.registered import available_isas, current_isa
 from minillm.ops.sampling import SamplingBatch
 
 # ---- bad input ------------------------------------------------------------------------------------
 
 
-def bad_calls(ops: NativeOps) -> list[tuple[str, object]]:
+def bad_calls(ops: CpuOps) -> list[tuple[str, object]]:
     """(what the message must hold, a call): mistakes of shape, told before a kernel sees them."""
     case = Case([(3, 9)], heads=4, kv_heads=2, dim=8)
     q, k, v, meta, _ = case.build(torch.float32)
     new, table, one = random(3, 2, 8), torch.ones(16, 4), torch.ones(1, dtype=torch.int64)
 
     def rope(q=q, new=new, cos=table, sin=table, k=k, v=v, meta=meta):
-        return lambda: ops.rope_and_cache(q, new, new, cos, sin, k, v, meta)
+        return lambda: ops.rope_and_cache(q, new, new, RopeTables(cos, sin), LayerCache(k, v), meta)
 
     def attention(q=q, k=k, v=v, **changes: Tensor):
         changed = AttentionMetadata(**(vars(meta) | changes))
@@ -59,7 +59,7 @@ def bad_calls(ops: NativeOps) -> list[tuple[str, object]]:
 
 
 @pytest.mark.parametrize("number", range(16))
-@pytest.mark.parametrize("backend", [NativeOps, ReferenceOps])
+@pytest.mark.parametrize("backend", [CpuOps, ReferenceOps])
 def test_shape_errors_name_the_argument(backend: type, number: int) -> None:
     says, call = bad_calls(backend())[number]
     with pytest.raises(ValueError) as caught:
@@ -68,7 +68,7 @@ def test_shape_errors_name_the_argument(backend: type, number: int) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_what_would_leave_a_tensor_is_refused(native_ops: NativeOps) -> None:
+def test_what_would_leave_a_tensor_is_refused(native_ops: CpuOps) -> None:
     """Values inside index tensors, dtypes and layouts: refused by the op itself, with its name."""
     case = Case([(3, 9)], heads=4, kv_heads=2, dim=8)
     q, k, v, meta, _ = case.build(torch.float32)
@@ -81,7 +81,9 @@ def test_what_would_leave_a_tensor_is_refused(native_ops: NativeOps) -> None:
 
     def rope(**changes: Tensor):
         changed = AttentionMetadata(**(vars(meta) | changes))
-        return lambda: native_ops.rope_and_cache(q, new, new, table, table, k, v, changed)
+        return lambda: native_ops.rope_and_cache(
+            q, new, new, RopeTables(table, table), LayerCache(k, v), changed
+        )
 
     def ints(*values: int) -> Tensor:
         return torch.tensor(values, dtype=torch.int32)
@@ -157,7 +159,7 @@ def opcheck_calls() -> dict[str, tuple[object, ...]]:
 
     index = meta.positions, meta.slot_mapping
     sequences = meta.block_table, meta.query_start, meta.kv_len
-    bound = NativeOps().bind(one_layer(), [k], [v])
+    bound = CpuOps().bind(one_layer(), [k], [v])
     KEPT.append(bound)
     ints, uniforms = torch.tensor([1, 2]), torch.full((2, 2), 0.5, dtype=torch.float64)
     whole_pass = bound.number, torch.arange(4), [*index, *sequences]
@@ -200,18 +202,18 @@ def test_opcheck(name: str) -> None:
 
 def test_every_op_is_checked() -> None:
     names = {name for name in dir(torch.ops.minillm) if not name.startswith("_")} - {"name"}
-    assert names <= {*opcheck_calls(), "use_path", "paths", *BINDING}
+    assert names <= {*opcheck_calls(), "use_isa", "available_isas", *BINDING}
 
 
-def test_the_environment_chooses_the_path() -> None:
-    code = "from minillm.ops.native import NativeOps; print(NativeOps().kernel_set)"
+def test_the_environment_chooses_the_instruction_set() -> None:
+    code = "from minillm.ops.cpu import CpuOps; print(CpuOps().kernel_set)"
 
-    def run(path: str) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {"MINILLM_CPU_PATH": path}
+    def run(isa: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"MINILLM_CPU_PATH": isa}
         return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
 
-    for path in available_paths():
-        assert run(path).stdout.endswith(f"/{path}\n")
-    assert run("").stdout.endswith(f"/{available_paths()[0]}\n")
+    for isa in available_isas():
+        assert run(isa).stdout.endswith(f"/{isa}\n")
+    assert run("").stdout.endswith(f"/{available_isas()[0]}\n")
     assert "MINILLM_CPU_PATH=nonsense: this processor runs" in run("nonsense").stderr
-    assert current_path() in available_paths()
+    assert current_isa() in available_isas()

@@ -10,7 +10,7 @@ from native import DTYPES, REFERENCE, random
 from torch import Tensor
 
 from minillm import SamplingParams
-from minillm.ops.native import NativeOps
+from minillm.ops.cpu import CpuOps
 from minillm.ops.sampling import SamplingBatch, filter_logits, noise_key
 
 SETTINGS = [
@@ -46,7 +46,7 @@ def logits_of(kind: str, rows: int, vocab: int, dtype: torch.dtype) -> Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["plain", "ties", "equal", "masked"])
-def test_sample_draws_what_the_reference_draws(native_ops: NativeOps, kind: str, dtype: torch.dtype) -> None:
+def test_sample_draws_what_the_reference_draws(native_ops: CpuOps, kind: str, dtype: torch.dtype) -> None:
     for vocab, num_ids in [(1, 1), (17, 17), (1000, 990)]:
         params = [SamplingParams(**options) for options in SETTINGS for _ in range(20)]
         keys = [noise_key(seed, 0, 3) for seed in range(len(params))]
@@ -59,7 +59,7 @@ def test_sample_draws_what_the_reference_draws(native_ops: NativeOps, kind: str,
         assert native_ops.sample(logits, batch).tolist() == REFERENCE.sample(logits, batch).tolist()
 
 
-def test_sample_keeps_exactly_what_the_filters_keep(native_ops: NativeOps) -> None:
+def test_sample_keeps_exactly_what_the_filters_keep(native_ops: CpuOps) -> None:
     """Many draws from few ids: each survivor is drawn, nothing else ever is."""
     logits = random(1, 12, seed=5, scale=1.5)
     for options in ({"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.2}, {"top_k": 6, "top_p": 0.9, "min_p": 0.1}):
@@ -70,7 +70,7 @@ def test_sample_keeps_exactly_what_the_filters_keep(native_ops: NativeOps) -> No
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_token_logprobs(native_ops: NativeOps, dtype: torch.dtype) -> None:
+def test_token_logprobs(native_ops: CpuOps, dtype: torch.dtype) -> None:
     logits = torch.cat([logits_of(kind, 3, 257, dtype) for kind in ("plain", "ties", "masked")])
     tokens, tops = torch.arange(9) * 20, [0, 1, 5, 257, 2, 1000, 0, 3, 64]
     exact = logits.double().log_softmax(-1)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from minillm import LLM, SamplingParams
-from minillm.ops.native import NativeOps
+from minillm.ops.cpu import CpuOps
 from minillm.ops.sampling import (
     ACCEPT,
     DRAFT,
@@ -92,15 +92,15 @@ def distributions(setting: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def ops() -> NativeOps:
+def ops() -> CpuOps:
     """Verification is one code for all paths of the kernels."""
     if find_compiler() is None:
         pytest.skip("no compiler")
-    return NativeOps()
+    return CpuOps()
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
-def test_the_targets_distribution_under_every_option(ops: NativeOps, setting: dict[str, Any]) -> None:
+def test_the_targets_distribution_under_every_option(ops: CpuOps, setting: dict[str, Any]) -> None:
     p, q, drafted = distributions(setting)
     target = p.expand(DRAWS, 3, VOCAB)
     for probs in (q.expand(DRAWS, 2, VOCAB), None):
@@ -180,7 +180,7 @@ def test_draws_do_not_depend_on_the_company(pair: tuple[Path, Path]) -> None:
     )
 
 
-def test_the_definition_and_the_kernel_agree(ops: NativeOps) -> None:
+def test_the_definition_and_the_kernel_agree(ops: CpuOps) -> None:
     """What the engine asks on this machine is what the definition says, on the first thousand draws."""
     p, q, drafted = distributions(SETTINGS[-1])
     some = slice(0, 1000)

@@ -30,8 +30,8 @@ MISTAKES = {
 CALL = """
 import torch
 from native import Case
-from minillm.ops.native import NativeOps
-ops = NativeOps()
+from minillm.ops.cpu import CpuOps
+ops = CpuOps()
 ops.rms_norm(torch.ones(1, 17), torch.ones(17), 1e-5)
 q, k, v, meta, _ = Case([(1, 40)], heads=1, kv_heads=1, dim=16, block_size=4).build(torch.float32)
 ops.paged_attention(q, k, v, meta, 1.0)

@@ -1,4 +1,4 @@
-// Which paths this library has, and which of them this processor can run.
+// Which instruction sets this library was built for, and which of them this processor has.
 
 #include "kernels.h"
 
@@ -6,7 +6,7 @@
 #include <cpuid.h>
 #endif
 
-namespace minillm {
+namespace minillm::cpu {
 
 extern const Kernels kernels_generic;
 static bool always() { return true; }
@@ -24,10 +24,10 @@ static bool has_f16c() {
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx >> 29 & 1);
 }
 static bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }
-const Path kPaths[] = {
+const Isa kIsas[] = {
     {&kernels_avx512, has_avx512_bf16}, {&kernels_avx2, has_avx2}, {&kernels_generic, always}, {nullptr, nullptr}};
 #else
-const Path kPaths[] = {{&kernels_generic, always}, {nullptr, nullptr}};
+const Isa kIsas[] = {{&kernels_generic, always}, {nullptr, nullptr}};
 #endif
 
-}  // namespace minillm
+}  // namespace minillm::cpu

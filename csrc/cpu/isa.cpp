@@ -1,17 +1,17 @@
-// All kernels, compiled for one path. The build compiles this file once for each, with
-// -DMINILLM_PATH_AVX512, -DMINILLM_PATH_AVX2 or neither, and the instructions that go with it.
+// All kernels, compiled for one instruction set. The build compiles this file once for each, with
+// -DMINILLM_ISA_AVX512, -DMINILLM_ISA_AVX2 or neither, and the instructions that go with it.
 
 #include "attention.h"
 #include "kernels.h"
 #include "linear.h"
 #include "rowwise.h"
 
-namespace minillm {
+namespace minillm::cpu {
 
-#if defined(MINILLM_PATH_AVX512)
+#if defined(MINILLM_ISA_AVX512)
 #define TABLE kernels_avx512
 #define NAME "avx512_bf16"
-#elif defined(MINILLM_PATH_AVX2)
+#elif defined(MINILLM_ISA_AVX2)
 #define TABLE kernels_avx2
 #define NAME "avx2"
 #else
@@ -22,4 +22,4 @@ namespace minillm {
 extern const Kernels TABLE;
 const Kernels TABLE = {NAME, pack, embedding, linear, norm, silu_mul, rope_and_cache, attention, widen, first_highest};
 
-}  // namespace minillm
+}  // namespace minillm::cpu

@@ -11,11 +11,11 @@ half of the float32 it stands for:
     bfloat16    s eeeeeeee mmmmmmm                     half the bytes, and still the same numbers
 
 The kernels widen them again in registers and multiply in float32, in the same order, so nothing differs but
-the bytes: half the memory, and half of what a decode step reads. One number that needs more keeps its matrix
-wide. So does an odd number of inputs: bfloat16 lies in pairs, and what fills up the last one would be
-multiplied and added as well, which turns a sum of -0.0 into +0.0.
+the bytes: half the memory, and half of what a decode step reads. A matrix stays float32 if one of its numbers
+needs more bits, or if its number of inputs is odd: bfloat16 lies in pairs, and the padding of the last pair
+would be multiplied and added as well, which turns a sum of -0.0 into +0.0.
 
-Mistakes in shapes are told by name before an op is asked (`ops/shapes.py`); the ops themselves refuse
+Mistakes in shapes are reported before an op is called (`ops/shapes.py`); the ops themselves refuse
 whatever would read or write outside a tensor.
 """
 
@@ -34,12 +34,14 @@ from minillm.ops.contract import (
     AttentionMetadata,
     FusedModel,
     FusedOps,
+    LayerCache,
     ModelWeights,
     PackedWeight,
+    RopeTables,
     Weight,
 )
 from minillm.ops.cpu_model import CpuModel
-from minillm.ops.registered import current_path, load_native, loaded_library, packed_shape
+from minillm.ops.registered import current_isa, load_native, loaded_library, packed_shape
 from minillm.ops.sampling import SamplingBatch
 
 _OPS = (
@@ -62,8 +64,11 @@ _OPS = (
 _LOOKED_AT = 1 << 20  # numbers at a time: most matrices that need float32 show it in the first few
 
 
-class NativeOps(FusedOps):
-    """The contract in C++, for tensors on the CPU; the contract's docstrings say what each method does."""
+class CpuOps(FusedOps):
+    """The contract in C++, for tensors on the CPU; the contract's docstrings say what each method does.
+
+    Backend "native" on a CPU; `CudaOps` is the same on a GPU.
+    """
 
     name = "native"
     packs = True
@@ -75,8 +80,8 @@ class NativeOps(FusedOps):
 
     @property
     def kernel_set(self) -> str:
-        """Which arithmetic runs: the library, down to its compiler, and the code path in it."""
-        return f"{loaded_library()}/{current_path()}"
+        """Which arithmetic runs: the library, down to its compiler, and the instruction set."""
+        return f"{loaded_library()}/{current_isa()}"
 
     def prepare_weight(self, weight: Tensor) -> Weight:
         weight, dtype = weight.detach(), weight.dtype
@@ -124,20 +129,11 @@ class NativeOps(FusedOps):
         return result
 
     def rope_and_cache(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        meta: AttentionMetadata,
+        self, q: Tensor, k: Tensor, v: Tensor, rope: RopeTables, cache: LayerCache, meta: AttentionMetadata
     ) -> Tensor:
-        shapes.check_rope(q, k, v, cos, sin, k_cache, v_cache, meta)
-        result: Tensor = self._ops.rope_and_cache(
-            q, k, v, cos, sin, k_cache, v_cache, meta.positions, meta.slot_mapping
-        )
+        shapes.check_rope(q, k, v, rope, cache, meta)
+        places = meta.positions, meta.slot_mapping
+        result: Tensor = self._ops.rope_and_cache(q, k, v, *rope, *cache, *places)
         return result
 
     def paged_attention(
