@@ -215,7 +215,7 @@ plt.show()
 #     StepPlan    who takes part                      the scheduler's decision
 #        |        tables grow
 #     StepInput   ids, positions, block tables
-#        |        Worker.execute                      the model runs here, and nowhere else
+#        |        Worker.execute                      the model runs here
 #     StepOutput  token ids
 #        |        tokens are appended to their sequences
 #
