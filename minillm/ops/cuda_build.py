@@ -21,17 +21,26 @@ import torch
 
 from minillm.ops.building import BuildFailed, torch_folder
 from minillm.ops.cuda_toolkit import find_cuda, headers, runtime_folder
-from minillm.ops.linking import BINDING, COMMON, Library, Unit, csrc
+from minillm.ops.linking import BINDING, COMMON, Library, Unit, find_sources, include_flags
 
 ARCHITECTURES = ("75", "80", "90")
-# -fmad=false: what is to be fused is written fmaf (csrc/cuda/dialect.h says why).
+# -fmad=false: what is to be fused is written fmaf (csrc/cuda/common/dialect.h says why).
 FLAGS = ["-x", "cu", "-std=c++17", "-O3", "-fmad=false", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC"]
 
 
 def compile_command(cuda: Path, source: Path, target: Path, architectures: Sequence[str]) -> list[str]:
     """The call of nvcc that makes an object file with SASS for each architecture."""
     code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in architectures]
-    return [str(cuda / "bin" / "nvcc"), *FLAGS, *code, "-c", str(source), "-o", str(target)]
+    return [
+        str(cuda / "bin" / "nvcc"),
+        *FLAGS,
+        *include_flags("cuda"),
+        *code,
+        "-c",
+        str(source),
+        "-o",
+        str(target),
+    ]
 
 
 def wanted_architectures() -> list[str]:
@@ -53,12 +62,12 @@ def cuda_library() -> Library:
     cuda = find_cuda()
     if cuda is None:
         raise BuildFailed("there is no CUDA toolkit (nvcc and its headers)")
-    folder = csrc() / "cuda"
     nvcc = str(cuda / "bin" / "nvcc")
     code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in wanted_architectures()]
     includes = ["-isystem", str(torch_folder() / "include"), "-isystem", str(headers(cuda))]
-    units = [Unit(folder / "bind.cpp", [*COMMON, "-O2", *BINDING, *includes])]
-    units += [Unit(path, [*FLAGS, *code], nvcc) for path in sorted(folder.glob("*.cu"))]
+    own = include_flags("cuda")
+    units = [Unit(path, [*COMMON, "-O2", *BINDING, *own, *includes]) for path in find_sources("cuda", ".cpp")]
+    units += [Unit(path, [*FLAGS, *own, *code], nvcc) for path in find_sources("cuda", ".cu")]
     libraries = [
         "-L" + str(torch_folder() / "lib"),
         "-ltorch_cpu",

@@ -62,6 +62,17 @@ def csrc() -> Path:
     raise BuildFailed("the simulator's sources (csrc/simt) are not there")
 
 
+def find_sources(part: str, suffix: str) -> list[Path]:
+    """The files of csrc/<part> that end in `suffix`, its sub-folders included, in a fixed order."""
+    return sorted((csrc() / part).rglob(f"*{suffix}"))
+
+
+def include_flags(part: str) -> list[str]:
+    """-I for every folder of csrc/<part> with headers: a file includes them by their bare names."""
+    folders = sorted({header.parent for header in find_sources(part, ".h")})
+    return [word for folder in folders for word in ("-I", str(folder))]
+
+
 @dataclass(frozen=True)
 class Library:
     """One shared library: its units, and what to link them with. `folder` replaces the cache."""
@@ -120,7 +131,7 @@ def _key(units: Sequence[Unit], libraries: Sequence[str], compiler: Compiler) ->
     digest = hashlib.sha256()
     # Sources may include each other and the headers of csrc, but nothing from further away.
     neighbours = [path for folder in {unit.source.parent for unit in units} for path in folder.iterdir()]
-    headers = [path for folder in ("simt", "cuda") for path in (csrc() / folder).glob("*.h")]
+    headers = [*find_sources("simt", ".h"), *find_sources("cuda", ".h")]
     for path in sorted({path for path in [*neighbours, *headers] if path.suffix in _SOURCES}):
         digest.update(f"{path.name}\0".encode() + path.read_bytes())
     settings = [

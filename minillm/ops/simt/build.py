@@ -1,8 +1,8 @@
 """The simulator's libraries, compiled on first use.
 
     csrc/simt/*.cpp                 -> simt-<key>.so       the machine, a Python module
-    csrc/cuda/*.cu, bind.cpp        -> simt-ops-<key>.so   torch.ops.minillm_simt
-    any .cu file (+ csrc/cuda/*.h)  -> <name>-<key>.so     a lab's or a test's kernels
+    csrc/cuda/**/*.cu, bind.cpp     -> simt-ops-<key>.so   torch.ops.minillm_simt
+    any .cu file (+ their headers)  -> <name>-<key>.so     a lab's or a test's kernels
 
 Two kinds of flags, because the machine must not watch itself. Kernels are compiled with -O1, which
 leaves nearly every load and store where the source has it: what is counted is what is written there.
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minillm.ops.building import SANITIZE, BuildFailed, sanitizing, torch_folder
-from minillm.ops.linking import BINDING, COMMON, Library, Unit, csrc
+from minillm.ops.linking import BINDING, COMMON, Library, Unit, find_sources, include_flags
 
 MACHINE = [*COMMON, "-O2"]
 # DWARF 4: of clang's DWARF 5 binutils 2.40 reads no inlined functions, and so the wrong lines.
@@ -38,7 +38,7 @@ def machine_library() -> Library:
     """
     includes = ["-isystem", str(torch_folder() / "include"), "-isystem", sysconfig.get_paths()["include"]]
     flags = [*MACHINE, "-DMINILLM_MODULE=simt_machine", *includes]
-    return Library("simt", [Unit(path, flags) for path in sorted((csrc() / "simt").glob("*.cpp"))])
+    return Library("simt", [Unit(path, flags) for path in find_sources("simt", ".cpp")])
 
 
 def ops_library() -> Library:
@@ -47,10 +47,10 @@ def ops_library() -> Library:
     Raises:
         BuildFailed: the sources are not there.
     """
-    folder, torch_include = csrc() / "cuda", ["-isystem", str(torch_folder() / "include")]
-    bound = [*MACHINE, *BINDING, "-DMINILLM_SIMT", *torch_include]
-    units = [Unit(folder / "bind.cpp", bound)]
-    units += [Unit(path, [*KERNEL, *_observer()]) for path in sorted(folder.glob("*.cu"))]
+    includes, torch_include = include_flags("cuda"), ["-isystem", str(torch_folder() / "include")]
+    bound = [*MACHINE, *BINDING, "-DMINILLM_SIMT", *includes, *torch_include]
+    units = [Unit(path, bound) for path in find_sources("cuda", ".cpp")]
+    units += [Unit(path, [*KERNEL, *_observer(), *includes]) for path in find_sources("cuda", ".cu")]
     libraries = ["-L" + str(torch_folder() / "lib"), "-ltorch_cpu", *_runtime()]
     return Library("simt-ops", units, libraries)
 
@@ -63,7 +63,7 @@ def build_kernels(source: Path, flags: Sequence[str] = (), folder: Path | None =
     """
     if not source.is_file():
         raise BuildFailed(f"{source} is not a file")
-    unit = Unit(source.resolve(), [*KERNEL, *_observer(), "-I", str(csrc() / "cuda"), *flags])
+    unit = Unit(source.resolve(), [*KERNEL, *_observer(), *include_flags("cuda"), *flags])
     return Library(source.stem, [unit], _runtime(), folder).build()
 
 
