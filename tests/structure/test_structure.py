@@ -1,4 +1,4 @@
-"""What keeps the code readable, measured: short files, short functions, no long signature said again and again.
+"""What keeps the code readable, measured: short files, short functions, no long signature repeated.
 
 The floors, which import may go where, are contracts of import-linter in pyproject.toml.
 """
