@@ -156,9 +156,15 @@ class LLM:
         params = self.default_params if sampling_params is None else sampling_params
         if isinstance(params, SamplingParams) and params.n != 1:
             raise UsageError(f"stream gives one completion, not n={params.n}", "use generate")
+        self.engine.require_own_process()  # first: in a child the lock may be held for ever
+        stream = TextIterator(self.engine, self._advance)
         with self._lock:  # no step may end the request before the stream is known
-            stream = TextIterator(self.engine, self.engine.add_request(prompt, params, tenant), self._advance)
-            self._streams[stream.request_id] = stream
+            try:
+                stream.request_id = self.engine.add_request(prompt, params, tenant)
+                self._streams[stream.request_id] = stream
+            except BaseException:
+                stream.drop()
+                raise
         return stream
 
     def logits(self, token_ids: Sequence[int]) -> Tensor:
@@ -206,6 +212,7 @@ class LLM:
         self, prompts: list[list[int]], params: list[SamplingParams], tenant: str | None, ids: list[str]
     ) -> None:
         """Submit prompts from the first that is not yet submitted, until the queue is full."""
+        self.engine.require_own_process()
         while len(ids) < len(prompts):
             number = len(ids)
             try:
@@ -233,6 +240,7 @@ class LLM:
         Raises:
             MinillmError: the engine has nothing to do, so what is waited for has ended unseen.
         """
+        self.engine.require_own_process()
         with self._lock:
             if is_enough():
                 return
@@ -267,10 +275,9 @@ class TextIterator(Iterator[str]):
     A request that ends with an error gives its text first; then the iteration raises that error.
     """
 
-    def __init__(
-        self, engine: Engine, request_id: str, advance: Callable[[Callable[[], bool]], None]
-    ) -> None:
-        self.request_id = request_id
+    request_id = ""  # until it is submitted
+
+    def __init__(self, engine: Engine, advance: Callable[[Callable[[], bool]], None]) -> None:
         self._engine, self._advance = engine, advance
         self._given = 0
         self.output: RequestOutput | None = None
@@ -289,9 +296,13 @@ class TextIterator(Iterator[str]):
             self._wait()
         return self.output
 
+    def drop(self) -> None:
+        """End the request at the next step; nobody will ask for more of it."""
+        self._engine.abort_request(self.request_id)
+
     def close(self) -> str:
         """End the request now, if it is running; returns the text not yet given out."""
-        self._engine.abort_request(self.request_id)
+        self.drop()
         return self._take() if self.result else ""
 
     def _take(self) -> str:
@@ -305,8 +316,12 @@ class TextIterator(Iterator[str]):
         seen = self.output
         self._advance(lambda: self.output is not seen)
 
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise UsageError("a stream cannot be copied or pickled", "its text so far is in stream.output")
+
     def __del__(self) -> None:
-        self._engine.abort_request(self.request_id)  # takes no lock
+        if self.request_id:
+            self.drop()  # takes no lock
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

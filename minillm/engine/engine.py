@@ -75,12 +75,9 @@ class Engine:
         self._turn = Turn()
         self._lock = threading.Lock()
         self._live: dict[str, Request] = {}
-        self._incoming: list[Request] = []
         self._aborted: deque[str] = deque()
         self._outbox: dict[str, RequestOutput] = {}  # made, and not yet handed out
-        self._unread: dict[str, RequestOutput] = {}
         self._submitted = 0
-        self._is_torn = False  # a step has begun, and neither ended nor been mended
 
     @property
     def pool(self) -> BlockPool:
@@ -109,23 +106,31 @@ class Engine:
         """
         self._turn.require_own_process()
         params = self.model.default_params if params is None else params
+        request: Request | None = None
         try:
             ids = self.check_request(prompt, params, tenant)
             request = make_request(ids, params, tenant, self.model, self.parts, self.pool)
-            with self._lock:
-                self._require_queue_room(len(ids))
-                request.submit(self._submitted, self.config.seed)
-                self._submitted += 1
-                self._live[request.request_id] = request
-                self._incoming.append(request)
-                at, n = request.arrival, params.n
-                self.events.emit("queue", request.request_id, at=at, prompt_tokens=len(ids), n=n)
+            self._submit(request)
+            self.events.deliver()
         except MinillmError as error:
             self.events.emit("refuse", reason=type(error).__name__)
-            raise
-        finally:
             self.events.deliver()
+            raise
+        except BaseException:
+            if request is not None:  # nobody will know its id
+                self.abort_request(request.request_id)
+            raise
         return request.request_id
+
+    def _submit(self, request: Request) -> None:
+        num_tokens = len(request.sequences[0].prompt_token_ids)
+        with self._lock:
+            self._require_queue_room(num_tokens)
+            self._submitted += 1  # first: no id is given twice, not even after an interrupt
+            request.submit(self._submitted - 1, self.config.seed)
+            self._live[request.request_id] = request
+        n = len(request.sequences)
+        self.events.emit("queue", request.request_id, at=request.arrival, prompt_tokens=num_tokens, n=n)
 
     def abort_request(self, request_id: str) -> None:
         """End a request at the next step, keeping its text. Unknown or finished ids are ignored.
@@ -142,7 +147,7 @@ class Engine:
         """Whether `step` has anything to do."""
         self._turn.require_own_process()
         with self._lock:
-            return bool(self._live or self._outbox or self._unread)
+            return bool(self._live or self._outbox)
 
     def stats(self) -> dict[str, int]:
         """Requests waiting to start, and started (preempted ones too); blocks in all, used, and free.
@@ -181,14 +186,25 @@ class Engine:
             EngineBusy: called by a part or a listener, in the middle of a step.
             ForkedEngine: this is a child of the process that made the engine.
         """
-        self.step_into(self._unread)
-        return list(map(self._unread.pop, list(self._unread)))  # in one call: an interrupt loses none
+        mailbox: dict[str, RequestOutput] = {}
+        try:
+            self.step_into(mailbox)
+            ready = list(mailbox.values())
+        except BaseException:
+            for request_id, output in mailbox.items():  # for the next step, which may know better
+                self._outbox.setdefault(request_id, output)
+            raise
+        return ready
 
     def step_into(self, mailbox: dict[str, RequestOutput]) -> None:
         """As `step`; outputs are put into `mailbox` by request id, so that an interrupt loses none."""
-        self._turn.run(self._step)
-        mailbox.update(self._outbox)
-        self._outbox.clear()
+
+        def step_and_hand_out() -> None:
+            self._step()
+            mailbox.update(self._outbox)
+            self._outbox.clear()
+
+        self._turn.run(step_and_hand_out)
 
     def logits(self, token_ids: List[int]) -> Tensor:
         """Raw scores after each token, through the paged prefill path; no cached prefix is used.
@@ -215,9 +231,9 @@ class Engine:
     def _step(self) -> None:
         try:
             self._mend_if_torn()
-            self._is_torn = True
+            self._begin()
             self._advance()
-            self._is_torn = False
+            self.events.release()
         except BaseException as error:
             self._mend(error)
             raise
@@ -226,10 +242,18 @@ class Engine:
         if raised := self._stepper.take_raised():
             raise raised
 
+    def _begin(self) -> None:
+        """From here on, until `events.release`, the engine is torn."""
+        self._stepper.begin()
+        held = dict[str, int]()
+        with self._lock:
+            for request in self._live.values() if self.events.listeners else ():
+                held[request.request_id] = sum(s.num_block_references for s in request.sequences)
+        self.events.hold(held)
+
     def _advance(self) -> None:
         self.events.step += 1
         started = time.perf_counter()
-        self._stepper.begin()
         if ended := self._take_incoming():
             self._collect(ended)
         changed = self._stepper.run(self.scheduler, started)
@@ -240,12 +264,12 @@ class Engine:
         """Hand new requests to the scheduler; end aborted and overdue ones, and return their ids."""
         now = time.perf_counter()
         with self._lock:
-            incoming, live = list(self._incoming), list(self._live.values())
-        for request in incoming:
-            self.memory.open(request.sequences)
-            self.scheduler.add(request)
-        with self._lock:
-            del self._incoming[: len(incoming)]
+            live = list(self._live.values())
+        for request in live:
+            if not request.is_scheduled:
+                self.memory.open(request.sequences)
+                self.scheduler.add(request)
+                request.is_scheduled = True
         count, ended = len(self._aborted), set[str]()
         aborted = {self._aborted[i] for i in range(count)}
         for request in live:
@@ -298,26 +322,25 @@ class Engine:
 
     def _compute_logits(self, ids: list[int]) -> Tensor:
         self._mend_if_torn()
-        self._is_torn = True
+        self._begin()
+        available = self.memory.available
         try:
-            result = compute_logits(self.worker, self.memory, self.events, ids, self.config.prefill_chunk)
-        except Exception:
-            self._is_torn = False
-            raise
-        self._is_torn = False
-        return result
+            return compute_logits(self.worker, self.memory, self.events, ids, self.config.prefill_chunk)
+        finally:
+            if self.memory.available == available:  # every block has come back; otherwise the next step mends
+                self.events.release()
 
     # A torn step ----------------------------------------------------------------------------
 
     def _mend_if_torn(self) -> None:
         """An interrupt came while an earlier step was being mended, or in the middle of `logits`."""
-        if self._is_torn:
+        if self.events.is_holding:
             self._start_again([], None)
-            self._is_torn = False
+            self.events.release()
 
     def _mend(self, error: BaseException) -> None:
         """Make the engine whole after `error` has torn a step."""
-        if not self._is_torn:
+        if not self.events.is_holding:
             return
         with self._lock:
             live = list(self._live.values())
@@ -329,11 +352,11 @@ class Engine:
             self._collect({s.request_id for s in blamed})
         else:
             put_back(self._stepper.step, self.scheduler, self.memory, self.events)
-        self._is_torn = False
+        self.events.release()
 
     def _start_again(self, blamed: List[Sequence], error: BaseException | None) -> None:
         with self._lock:
-            live, self._incoming = list(self._live.values()), []
+            live = list(self._live.values())
         self.scheduler = start_again(
             live, blamed, error, self.memory, self._make_pool(), self._make_scheduler
         )

@@ -199,12 +199,11 @@ class KVCacheManager:
         """
         cached = self.cache.num_blocks if self.cache else 0
         for sequence in sequences:
-            held = len(sequence.block_table.block_ids) + sum(map(len, sequence.draft.branch_blocks))
             sequence.block_table = BlockTable(pool)
             sequence.draft.branch_blocks = []
             _forget(sequence)
-            if held:
-                self._events.emit("free", sequence.request_id, blocks=held)
+        for request_id, blocks in self._events.balance().items():
+            self._events.emit("free", request_id, blocks=blocks)
         self.cache = self._make_cache(pool) if self.cache else None
         self.pool = pool
         if cached:

@@ -66,6 +66,7 @@ def start_again(
         give_up(live, blamed, error)
     scheduler = make_scheduler()
     for request in live:
+        request.is_scheduled = True
         waiting_forks = request.sequences[0].forks
         for sequence in request.open_sequences():
             sequence.num_preemptions += sequence in started

@@ -24,6 +24,7 @@ class Request:
 
     request_id: str
     sequences: list[Sequence]
+    is_scheduled: bool = False  # the scheduler knows of it
 
     @property
     def params(self) -> SamplingParams:

@@ -109,6 +109,11 @@ class Sequence:
         return self.num_computed_tokens < max(len(self.prompt_token_ids), self.num_tokens - 1)
 
     @property
+    def num_block_references(self) -> int:
+        """Blocks of its table and of its branches."""
+        return len(self.block_table.block_ids) + sum(map(len, self.draft.branch_blocks))
+
+    @property
     def newest_token_id(self) -> int:
         """The last token, whose key and value decode computes."""
         return self.output_token_ids[-1]
@@ -155,8 +160,8 @@ class Sequence:
         self.is_changing = True
         if logprobs is not None:
             self.logprobs.append(logprobs)
-        self.output_token_ids.append(token_id)
         self.token_times.append(now)
+        self.output_token_ids.append(token_id)  # last: `fail` cuts the others to as many
         is_end = not self.params.ignore_eos and token_id in eos_token_ids
         if is_end or token_id in self.params.stop_token_ids:
             self.finish("stop")
@@ -184,4 +189,6 @@ class Sequence:
         """End the completion with an error; its detokenizer, perhaps the cause, is not asked."""
         if self.finish_reason is None:
             self.error, self.finish_reason = self.error or error, "error"
+        count = len(self.output_token_ids)
+        del self.logprobs[count:], self.token_times[count:]
         self.is_changing = False

@@ -33,15 +33,18 @@ costs one test of an empty list. An event holds numbers and request ids: no text
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 _log = logging.getLogger(__name__)
+_BLOCK_EVENTS = {"alloc": 1, "share": 1, "free": -1}
 
 
 @dataclass(frozen=True)
@@ -67,40 +70,74 @@ class Events:
     An event is queued where it happens and handed to the listeners by `deliver`, which the engine calls when
     no lock is held and no change of state is under way. So a listener may ask the engine for anything but
     another step, and one that raises harms nobody: what it raised is logged, once.
+
+    While a change of state is under way (a step, from `hold` to `release`) events only queue up. If the
+    change is interrupted, `balance` says which blocks the events have told of, wherever the interrupt came.
     """
 
     def __init__(self) -> None:
         self.listeners: list[Listener] = []
         self.step = 0
-        self._queue: deque[Event] = deque()
-        self._delivering = threading.Lock()
+        self._queue: deque[tuple[Listener, Event]] = deque()
+        self._held: Mapping[str, int] | None = None
+        self._lock = threading.Lock()  # never held while a listener runs
+        self._deliverer: FrameType | None = None
         self._reported: list[Listener] = []
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether a change of state is under way, or was cut off."""
+        return self._held is not None
+
+    def hold(self, blocks: Mapping[str, int]) -> None:
+        """Queue events until `release`; `blocks` are block references held by each request now."""
+        self._held = blocks
+
+    def release(self) -> None:
+        """The change is over, and `deliver` works again."""
+        self._held = None
+
+    def balance(self) -> dict[str, int]:
+        """Block references that each request holds, as told by `hold` and the events since then."""
+        found, last = Counter(self._held or {}), None
+        for _, event in list(self._queue):
+            sign = _BLOCK_EVENTS.get(event.kind, 0)
+            if sign and event is not last:  # several listeners get the same event
+                found[event.request_id] += sign * event["blocks"]
+            last = event
+        return {request_id: count for request_id, count in found.items() if count}
 
     def emit(self, kind: str, request_id: str = "", at: float | None = None, **data: Any) -> None:
         """Queue an event for the listeners; `at` is for what has a time of its own."""
         if self.listeners:
             event = Event(kind, self.step, time.perf_counter() if at is None else at, request_id, data)
-            self._queue.append(event)
+            self._queue.extend([(listener, event) for listener in self.listeners])
 
     def deliver(self) -> None:
         """Hand what is queued to the listeners, in order. While one thread does so, others return at once."""
-        while self._queue and self._delivering.acquire(blocking=False):
+        while self._queue and self._held is None:
+            with self._lock:
+                if self._deliverer is not None and _is_running(self._deliverer):
+                    return
+                self._deliverer = sys._getframe()  # one whose call is over was interrupted
             try:
-                while self._queue:
-                    self._tell(self._queue.popleft())
+                self._deliver_all()
             finally:
-                self._delivering.release()
+                self._deliverer = None
 
-    def _tell(self, event: Event) -> None:
-        for listener in list(self.listeners):
+    def _deliver_all(self) -> None:
+        while self._queue and self._held is None:
+            listener, event = self._queue[0]
             try:
+                del self._queue[0]  # no call until the listener's: an interrupt comes before both or behind
                 listener(event)
             except Exception as error:
-                if not any(listener is known for known in self._reported):
-                    self._reported.append(listener)
-                    _log.error(
-                        "a listener raised %s at an event of kind %s", type(error).__name__, event.kind
-                    )
+                self._report(listener, error, event)
+
+    def _report(self, listener: Listener, error: Exception, event: Event) -> None:
+        if not any(listener is known for known in self._reported):
+            self._reported.append(listener)
+            _log.error("a listener raised %s at an event of kind %s", type(error).__name__, event.kind)
 
     @contextmanager
     def record(self) -> Iterator[list[Event]]:
@@ -114,3 +151,14 @@ class Events:
             self.deliver()
             # By identity: two traces that are both empty are equal.
             self.listeners = [x for x in self.listeners if getattr(x, "__self__", None) is not trace]
+
+
+def _is_running(frame: FrameType) -> bool:
+    """Whether a function call is still on some thread's stack."""
+    for top in sys._current_frames().values():
+        at: FrameType | None = top
+        while at is not None and at is not frame:
+            at = at.f_back
+        if at is frame:
+            return True
+    return False

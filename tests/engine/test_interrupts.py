@@ -1,0 +1,216 @@
+"""Ctrl-C at any point of a step: contract C6, all or nothing.
+
+A step is interrupted at a line, or behind a call, inside the package; then the engine goes on. Every request
+must end, once, with the tokens and log-probabilities of the undisturbed run, or with a typed error; every
+block must come back; a fresh request must get the known answer; the events must say that what was taken was
+given back. The short form takes some of the points, always the same ones; the long form takes all.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from interrupts import Points
+from scenarios import LONG, SCENARIOS, Stage, drawn, greedy
+
+from minillm import SamplingParams
+from minillm.engine.engine import Engine
+from minillm.errors import StepInterrupted
+
+KINDS = ["lines", "calls"]
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
+    return Stage(tmp_path_factory.mktemp("stage") / "model")
+
+
+def count_points(stage: Stage, name: str, step: int, kind: str) -> int:
+    points = Points(kind=kind)
+    stage.run(name, step, lambda engine: points.around(engine.step)())
+    return points.count
+
+
+def disturb(stage: Stage, name: str, step: int, points: Points, *more: Points) -> list[str]:
+    """What is wrong after an interrupt at `points`, a second while it is mended, a third in the next step."""
+
+    def interrupted(engine: Engine) -> Any:
+        for method, others in zip(("_mend", "_mend_if_torn"), more, strict=False):
+            setattr(engine, method, others.around(getattr(engine, method)))
+        return points.around(engine.step)()
+
+    run = stage.run(name, step, interrupted)
+    told = "_deliver_all" not in f"{points.where} {[p.where for p in more]}"  # a listener was cut off
+    found = stage.faults(name, run, check_trace=told)
+    found += [f"raised {error!r}" for error in run.raised if not isinstance(error, KeyboardInterrupt)]
+    errors = [run.outputs[i].error for i in run.outputs]
+    found += [f"ended with {e!r}" for e in errors if e is not None and not isinstance(e, StepInterrupted)]
+    if points.where and not run.raised:
+        found.append("the interrupt was swallowed")
+    return [f"{name}, step {step}, {points.where} {[p.where for p in more]}: {fault}" for fault in found]
+
+
+def sweep(stage: Stage, name: str, kind: str, stride: int) -> list[str]:
+    found = []
+    for step in SCENARIOS[name].disturbed:
+        for target in range(step % stride, count_points(stage, name, step, kind), stride):
+            found += disturb(stage, name, step, Points(target, kind))
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_an_interrupt_at_some_points(stage: Stage, name: str, kind: str) -> None:
+    assert stage.faults(name, stage.run(name)) == [], "undisturbed"
+    assert sweep(stage, name, kind, stride=43) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_an_interrupt_at_every_point(stage: Stage, name: str, kind: str) -> None:
+    assert sweep(stage, name, kind, stride=1) == []
+
+
+@pytest.mark.parametrize("stride", [211, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_second_and_a_third_interrupt(stage: Stage, name: str, stride: int) -> None:
+    """While the first is being mended, and while the next step mends what is left."""
+    found = []
+    for step in SCENARIOS[name].disturbed:
+        for target in range(stride // 2, count_points(stage, name, step, "lines"), stride):
+            second, third = (target * 31) % 307, (target * 17) % 211
+            found += disturb(stage, name, step, Points(target), Points(second), Points(third))
+    assert found == []
+
+
+def test_the_scenarios_pass_through_every_phase(stage: Stage) -> None:
+    """What the sweeps interrupt is what their names say."""
+    kinds = {name: {event.kind for event in stage.run(name).trace} for name in SCENARIOS}
+    for name, kind in {
+        "prefix": "share",
+        "chain": "speculate",
+        "tree": "speculate",
+        "preempt": "preempt",
+        "fork": "copy_on_write",
+        "abort": "cancel",
+    }.items():
+        assert kind in kinds[name], name
+
+
+@pytest.mark.parametrize("broken", ["_mend", "put_back", "fail", "balance"])
+def test_a_broken_recovery_is_noticed(stage: Stage, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    """The control: without a part of the recovery some interrupts do harm."""
+    stage.expected("tree"), stage.fresh()
+    if broken == "_mend":
+        monkeypatch.setattr(Engine, "_mend", lambda self, error: self.events.release())
+    elif broken == "put_back":
+        monkeypatch.setattr("minillm.engine.engine.put_back", lambda *args: None)
+        monkeypatch.setattr("minillm.memory.block_table.BlockTable.truncate", lambda self, num_tokens: 0)
+    elif broken == "fail":
+        monkeypatch.setattr(
+            "minillm.engine.sequence.Sequence.is_changing",
+            property(lambda s: False, lambda s, v: None),
+            raising=False,
+        )
+    else:
+        monkeypatch.setattr("minillm.observe.events.Events.balance", lambda self: {})
+    assert sweep(stage, "tree", "lines", stride=61) != []
+
+
+# ---- the whole of generate, and real signals --------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(stage: Stage) -> Path:
+    return stage.folder
+
+
+def answer_of(output: Any) -> tuple[Any, ...]:
+    return output.token_ids, output.logprobs, output.finish_reason, output.text
+
+
+@pytest.mark.parametrize("stride", [331, pytest.param(5, marks=pytest.mark.slow)])
+def test_an_interrupt_anywhere_in_generate(folder: Path, stride: int) -> None:
+    """A stream that was open is right or ends with an error; nothing of the interrupted call is left."""
+    llm = tiny.load(folder, backend="native", kv_memory="1MiB")
+    one, many = drawn(8), [greedy(3, n=2), drawn(4)]
+    right = answer_of(llm.generate([5, 6], one)[0])
+    counted = Points()
+    expected = counted.around(lambda: list(map(answer_of, llm.generate([LONG, [7]], many))))()
+    for target in range(stride // 2, counted.count, stride):
+        stream = llm.stream([5, 6], one)
+        next(stream)
+        points = Points(target)
+        with pytest.raises(KeyboardInterrupt):
+            points.around(lambda: llm.generate([LONG, [7]], many))()
+        output = stream.result
+        assert answer_of(output) == right or isinstance(output.error, StepInterrupted), points.where
+        assert list(map(answer_of, llm.generate([LONG, [7]], many))) == expected, points.where
+        assert tiny.all_free(llm) and not llm._wanted and not llm._mailbox, points.where
+
+
+def test_an_interrupt_anywhere_in_add_request_and_stream(folder: Path) -> None:
+    """It is queued and known, or it is not, or it ends at the next step."""
+    llm = tiny.load(folder, backend="native", kv_memory="1MiB")
+    one = drawn(3)
+    right = answer_of(llm.generate([5, 6], one)[0])
+    counted = Points()
+    counted.around(lambda: llm.stream([5, 6], one))()
+    for target in range(0, counted.count, 3):
+        points = Points(target)
+        with pytest.raises(KeyboardInterrupt):
+            points.around(lambda: llm.stream([5, 6], one))()
+        for _ in range(2):  # what was queued and is not known ends, without having been computed
+            llm.engine.step() if llm.engine.has_unfinished_requests() else None
+        assert tiny.all_free(llm), points.where
+        assert answer_of(llm.generate([5, 6], one)[0]) == right, points.where
+
+
+@pytest.fixture
+def alarm() -> Iterator[None]:
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+# An interrupt in a destructor is lost: the interpreter reports it and goes on.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("rounds", [60, pytest.param(1500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("options", [{}, {"draft_model": "ngram", "adaptive_draft": False}])
+def test_real_signals(folder: Path, alarm: None, rounds: int, options: dict[str, Any]) -> None:
+    """SIGALRM with Ctrl-C's own handler, at any time of a generate call beside an open stream."""
+    llm = tiny.load(folder, backend="native", kv_memory="1MiB", **options)
+    chance, one = random.Random(3), drawn(12)
+    many = [SamplingParams(max_tokens=10, seed=i, ignore_eos=True) for i in range(6)]
+    prompts = [LONG[: 9 + i] for i in range(6)]
+    right = answer_of(llm.generate([5, 6], one)[0])
+    started = time.perf_counter()
+    expected = [o.token_ids for o in llm.generate(prompts, many)]
+    span = time.perf_counter() - started
+    interrupted = 0
+    with llm.engine.events.record():
+        for _ in range(rounds):
+            stream = llm.stream([5, 6], one)
+            next(stream)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0005, span))
+                llm.generate(prompts, many)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                interrupted += 1
+            output = stream.result
+            assert answer_of(output) == right or isinstance(output.error, StepInterrupted)
+            assert not torch.is_inference_mode_enabled()
+    assert interrupted > rounds / 4
+    assert [o.token_ids for o in llm.generate(prompts, many)] == expected
+    assert tiny.all_free(llm)
