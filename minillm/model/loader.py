@@ -14,7 +14,8 @@ import torch
 
 from minillm.config import EngineConfig, ModelConfig, SamplingParams, require_int
 from minillm.errors import BackendError, OutOfMemory, TokenizerError, UnsupportedModel, UsageError
-from minillm.memory.budget import format_bytes, free_memory
+from minillm.config.sizes import format_bytes
+from minillm.ops.device_memory import free_memory
 from minillm.model.config_reader import ConfigReader
 from minillm.model.decoder import Decoder
 from minillm.model.families import load_model_config

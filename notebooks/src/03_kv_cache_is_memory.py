@@ -35,7 +35,7 @@ from minillm import LLM, SamplingParams
 from minillm.errors import OutOfBlocks
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import BlockTable, blocks_for
-from minillm.memory.budget import format_bytes
+from minillm.config.sizes import format_bytes
 from minillm.model.families import parse_config
 
 torch.set_num_threads(1)

@@ -19,7 +19,7 @@ from minillm.errors import (
     UnsupportedModel,
     UsageError,
 )
-from minillm.memory.budget import format_bytes, parse_bytes
+from minillm.config.sizes import format_bytes, parse_bytes
 
 
 def refused(kind: type[MinillmError], exit_code: int, model: Any, **options: Any) -> str:
