@@ -32,10 +32,10 @@ import matplotlib.pyplot as plt
 import torch
 
 from minillm import LLM, SamplingParams
+from minillm.config.sizes import format_bytes
 from minillm.errors import OutOfBlocks
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import BlockTable, blocks_for
-from minillm.config.sizes import format_bytes
 from minillm.model.families import parse_config
 
 torch.set_num_threads(1)
