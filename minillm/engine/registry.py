@@ -3,8 +3,8 @@
     add_request --> submit --> live --> remove          a lock, held for a few lines of our own code only
     abort_request -> abort ----^                        no lock: a destructor may call it at any line
 
-A request gets its number when it is submitted. The number decides its id, its place in the queue and, where it
-names no seed, its seed.
+A request gets its number when it is submitted. The number decides its id, its place in the queue and, where
+it names no seed, its seed.
 """
 
 from __future__ import annotations
