@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as List
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from torch import Tensor
@@ -230,6 +231,10 @@ class Engine:
 
     def _step(self) -> None:
         try:
+            if not self._live and (self._outbox or self.events.is_holding):
+                with suppress(Exception):  # an earlier step raised, and a part may raise for ever
+                    self._mend_if_torn()
+                return
             self._mend_if_torn()
             self._begin()
             self._advance()
@@ -357,10 +362,23 @@ class Engine:
     def _start_again(self, blamed: List[Sequence], error: BaseException | None) -> None:
         with self._lock:
             live = list(self._live.values())
-        self.scheduler = start_again(
-            live, blamed, error, self.memory, self._make_pool(), self._make_scheduler
-        )
-        self._collect({r.request_id for r in live if any(s.finish_reason for s in r.sequences)})
+        try:
+            pool = self._make_pool()
+            self.scheduler = start_again(live, blamed, error, self.memory, pool, self._make_scheduler)
+            self._collect({r.request_id for r in live if any(s.finish_reason for s in r.sequences)})
+        except Exception as failure:  # a part's: nobody can be served until it does what it should
+            self._end_all(live, failure)
+            raise
+
+    def _end_all(self, live: List[Request], error: Exception) -> None:
+        """Everything ends with `error`; their blocks are those of a pool that is given up."""
+        now = time.perf_counter()
+        for request in live:
+            request.fail(error)
+            self._outbox[request.request_id] = snapshot(request, self.envelope, now)
+        with self._lock:
+            for request in live:
+                self._live.pop(request.request_id, None)
 
     def _make_pool(self) -> BlockPool:
         made: BlockPool = require_methods(
