@@ -7,18 +7,17 @@ share its steps.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn, Unpack
-from weakref import WeakValueDictionary
 
 from torch import Tensor
 
 from minillm.config import EngineOptions, SamplingParams, engine_config, require_int
+from minillm.engine.delivery import Delivery, Ticket
 from minillm.engine.engine import Engine
 from minillm.engine.outputs import RequestOutput
 from minillm.engine.parts import Parts
@@ -62,10 +61,7 @@ class LLM:
         with Bar("loading draft", in_bytes=True) as bar:
             draft = None if has_drafter else load_draft(loaded, self.config, bar)
         self.engine = Engine(loaded, self.config, parts, draft)
-        self._lock = threading.RLock()  # held for a step: outputs find their way before the next one
-        self._streams: WeakValueDictionary[str, TextIterator] = WeakValueDictionary()
-        self._wanted: set[str] = set()  # requests of `generate` calls that are under way
-        self._mailbox: dict[str, RequestOutput] = {}
+        self._delivery = Delivery(self.engine)
 
     @property
     def default_params(self) -> SamplingParams:
@@ -156,15 +152,13 @@ class LLM:
         params = self.default_params if sampling_params is None else sampling_params
         if isinstance(params, SamplingParams) and params.n != 1:
             raise UsageError(f"stream gives one completion, not n={params.n}", "use generate")
-        self.engine.require_own_process()  # first: in a child the lock may be held for ever
-        stream = TextIterator(self.engine, self._advance)
-        with self._lock:  # no step may end the request before the stream is known
-            try:
-                stream.request_id = self.engine.add_request(prompt, params, tenant)
-                self._streams[stream.request_id] = stream
-            except BaseException:
-                stream.drop()
-                raise
+        ticket = Ticket()
+        try:
+            self._delivery.submit(ticket, prompt, params, tenant)
+            stream = TextIterator(self._delivery, ticket)
+        except BaseException:
+            self._delivery.drop(ticket)
+            raise
         return stream
 
     def logits(self, token_ids: Sequence[int]) -> Tensor:
@@ -190,83 +184,31 @@ class LLM:
     def _run(
         self, prompts: list[list[int]], params: list[SamplingParams], tenant: str | None, progress: bool
     ) -> list[RequestOutput]:
-        ids: list[str] = []  # in the order of the prompts submitted so far
+        ticket = Ticket()
         try:
             with Bar("requests", len(prompts), enabled=progress) as bar:
-                while (num_done := self._num_finished(ids)) < len(prompts):
-                    bar.update(num_done)
-                    self._feed(prompts, params, tenant, ids)
-                    self._advance(lambda: self._num_finished(ids) > num_done)
-                bar.update(num_done)
-            return [self._mailbox[request_id] for request_id in ids]
+                while (num_done := len(ticket.finished)) < len(prompts):
+                    self._feed(ticket, prompts, params, tenant)
+                    self._delivery.advance(lambda: len(ticket.finished) > num_done)
+                    bar.update(len(ticket.finished))
         except BaseException:
-            self._abandon(ids)
+            self._abandon(ticket)
             raise
-        finally:
-            self._forget(ids)
-
-    def _num_finished(self, ids: Iterable[str]) -> int:
-        return sum(self._mailbox[i].finished for i in ids if i in self._mailbox)
+        return [ticket.outputs[request_id] for request_id in ticket.ids]
 
     def _feed(
-        self, prompts: list[list[int]], params: list[SamplingParams], tenant: str | None, ids: list[str]
+        self, ticket: Ticket, prompts: list[list[int]], params: list[SamplingParams], tenant: str | None
     ) -> None:
         """Submit prompts from the first that is not yet submitted, until the queue is full."""
-        self.engine.require_own_process()
-        while len(ids) < len(prompts):
-            number = len(ids)
-            try:
-                with self._lock:  # no step may end the request before its id is written down
-                    ids.append(self.engine.add_request(prompts[number], params[number], tenant))
-                    self._wanted.add(ids[-1])
-            except QueueFull:
-                return
+        with suppress(QueueFull):
+            while (number := len(ticket.ids)) < len(prompts):
+                self._delivery.submit(ticket, prompts[number], params[number], tenant)
 
-    def _abandon(self, ids: Iterable[str]) -> None:
+    def _abandon(self, ticket: Ticket) -> None:
         """End what is still running, so that its blocks are free for the next call."""
-        for request_id in ids:
-            self.engine.abort_request(request_id)
+        self._delivery.drop(ticket)
         with suppress(Exception):  # the first exception is the one to report
-            self._step()
-
-    def _forget(self, ids: Iterable[str]) -> None:
-        for request_id in ids:
-            self._wanted.discard(request_id)
-            self._mailbox.pop(request_id, None)
-
-    def _advance(self, is_enough: Callable[[], bool]) -> None:
-        """One engine step, unless another thread's step has already brought enough.
-
-        Raises:
-            MinillmError: the engine has nothing to do, so what is waited for has ended unseen.
-        """
-        self.engine.require_own_process()
-        with self._lock:
-            if is_enough():
-                return
-            if not self.engine.has_unfinished_requests():
-                raise MinillmError(
-                    "a request ended unseen", "use the LLM, or step its engine, but not both at once"
-                )
-            self._step()
-
-    def _step(self) -> None:
-        """One engine step; outputs go to whoever waits for them, whichever thread asked for the step."""
-        self.engine.require_own_process()
-        with self._lock:
-            try:
-                self.engine.step_into(self._mailbox)
-            finally:
-                self._sort()
-
-    def _sort(self) -> None:
-        """Give open streams their outputs; forget those that nobody waits for."""
-        for request_id, output in list(self._mailbox.items()):
-            stream = self._streams.get(request_id)
-            if stream is not None:
-                stream.output = output
-            if request_id not in self._wanted:
-                del self._mailbox[request_id]
+            self._delivery.step()
 
 
 class TextIterator(Iterator[str]):
@@ -275,53 +217,55 @@ class TextIterator(Iterator[str]):
     A request that ends with an error gives its text first; then the iteration raises that error.
     """
 
-    request_id = ""  # until it is submitted
-
-    def __init__(self, engine: Engine, advance: Callable[[Callable[[], bool]], None]) -> None:
-        self._engine, self._advance = engine, advance
+    def __init__(self, delivery: Delivery, ticket: Ticket) -> None:
+        self._delivery, self._ticket = delivery, ticket
         self._given = 0
-        self.output: RequestOutput | None = None
+
+    @property
+    def request_id(self) -> str:
+        """The engine's id of the request."""
+        return self._ticket.ids[0]
+
+    @property
+    def output(self) -> RequestOutput | None:
+        """The answer so far; None before the first step."""
+        return self._ticket.outputs.get(self.request_id)
 
     def __next__(self) -> str:
         while not (piece := self._take()):
-            if self.output is not None and self.output.finished:
-                raise self.output.error or StopIteration
+            if (output := self.output) is not None and output.finished:
+                raise output.error or StopIteration
             self._wait()
         return piece
 
     @property
     def result(self) -> RequestOutput:
         """The finished answer; runs the request to its end if it is not there yet."""
-        while self.output is None or not self.output.finished:
+        while (output := self.output) is None or not output.finished:
             self._wait()
-        return self.output
-
-    def drop(self) -> None:
-        """End the request at the next step; nobody will ask for more of it."""
-        self._engine.abort_request(self.request_id)
+        return output
 
     def close(self) -> str:
         """End the request now, if it is running; returns the text not yet given out."""
-        self.drop()
+        self._delivery.drop(self._ticket)
         return self._take() if self.result else ""
 
     def _take(self) -> str:
         """Text that has come since the last call."""
-        text = self.output.text if self.output else ""
+        text = output.text if (output := self.output) else ""
         piece, self._given = text[self._given :], len(text)
         return piece
 
     def _wait(self) -> None:
         """Until there is a newer output than this one."""
         seen = self.output
-        self._advance(lambda: self.output is not seen)
+        self._delivery.advance(lambda: self.output is not seen)
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise UsageError("a stream cannot be copied or pickled", "its text so far is in stream.output")
 
     def __del__(self) -> None:
-        if self.request_id:
-            self.drop()  # takes no lock
+        self._delivery.drop(self._ticket)  # takes no lock
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up (once), then lint, format, types and tests: all of them run, and any failure is the exit code.
+# Sets up (once), then lint, format, types, imports and tests: all of them run, and any failure is the exit code.
 # Arguments go to pytest, with paths relative to the repository: bash scripts/test.sh tests/cli/test_doctor.py -x
 set -u
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
@@ -18,6 +18,7 @@ check() { # check NAME COMMAND...
 check "ruff check" "$env_python" -m ruff check .
 check "ruff format" "$env_python" -m ruff format --check .
 check "mypy" "$env_python" -m mypy
+check "imports" "$env_dir/bin/lint-imports" --no-logo
 # All of it: a process per core, each with one thread, as threads that wait for each other's core are slow.
 if [ $# = 0 ]; then
     check "pytest" env OMP_NUM_THREADS=1 "$env_python" -m pytest -n auto --dist worksteal
@@ -29,4 +30,4 @@ if [ -n "$failed" ]; then
     printf '\ntest.sh: FAILED: %s\n' "${failed#, }"
     exit 1
 fi
-printf '\ntest.sh: all passed (ruff check, ruff format, mypy, pytest)\n'
+printf '\ntest.sh: all passed (ruff check, ruff format, mypy, imports, pytest)\n'

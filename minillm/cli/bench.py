@@ -127,7 +127,7 @@ def _traffic(args: argparse.Namespace) -> dict[str, Any]:
 def _print(report: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from minillm.memory.budget import format_bytes
+    from minillm.config.sizes import format_bytes
 
     console, bandwidth = Console(), report["read_bandwidth"]
     console.width = max(console.width, 100)  # a wrapped row of figures is hard to read

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 def collect(config: ModelConfig, dtype: str, memory: str, lengths: list[int] | None) -> dict[str, Any]:
     """Everything the report says, as plain values; sizes in bytes."""
-    from minillm.memory.budget import parse_bytes
+    from minillm.config.sizes import parse_bytes
     from minillm.model.costs import decode_bytes, prefill_flops
     from minillm.model.loader import pick_dtype
 
@@ -100,7 +100,7 @@ def _fields(config: ModelConfig) -> list[dict[str, Any]]:
 
 
 def _print(name: str, report: dict[str, Any]) -> None:
-    from minillm.memory.budget import format_bytes
+    from minillm.config.sizes import format_bytes
 
     console = Console()
     table = Table("key", "value", "source", title=f"{name}: resolved config")

@@ -15,7 +15,7 @@ BACKENDS = ("auto", "reference", "native", "simt")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 VERIFICATIONS = ("coupled", "rejection")
-MAX_PATHS = 64  # of a draft tree
+MAX_BRANCHES = 64  # of a draft tree
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class EngineConfig:
 
     `draft_model` is a folder, a hub id, "auto" (the draft that ships) or "ngram"; None does not speculate.
     A step drafts at most `num_draft_tokens` tokens for each sequence, fewer where they do not pay unless
-    `adaptive_draft` is off. `draft_tree` (3, 1) drafts paths instead, here of two tokens: three candidates
+    `adaptive_draft` is off. `draft_tree` (3, 1) drafts branches instead, here of two tokens: three candidates
     for the first, one behind each. `draft_verification` is "coupled" or "rejection".
     """
 
@@ -89,8 +89,8 @@ class EngineConfig:
             )
         if self.draft_verification == "rejection":
             raise UsageError("rejection sampling verifies chains, not trees", "leave draft_tree out")
-        if math.prod(tree) > MAX_PATHS:
-            raise UsageError(f"draft_tree={tree!r} has {math.prod(tree)} paths, more than {MAX_PATHS}")
+        if math.prod(tree) > MAX_BRANCHES:
+            raise UsageError(f"draft_tree={tree!r} has {math.prod(tree)} branches, more than {MAX_BRANCHES}")
 
     @property
     def draft_shape(self) -> tuple[int, ...]:

@@ -1,1 +1,1 @@
-"""Requests, the two loops, and the engine that steps them."""
+"""Requests in, answers out: scheduling over the KV memory, and a step in four phases."""

@@ -15,9 +15,7 @@ over. A step that is torn, by an exception or by Ctrl-C, is mended before the en
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as List
 from contextlib import suppress
@@ -35,12 +33,14 @@ from minillm.engine.logits import check_logits, compute_logits
 from minillm.engine.outputs import RequestOutput, snapshot
 from minillm.engine.parts import Parts, require_methods
 from minillm.engine.recovery import give_up, put_back, start_again
+from minillm.engine.registry import Registry
+from minillm.engine.report import step_fields
 from minillm.engine.request import Request
 from minillm.engine.scheduler import Scheduler
 from minillm.engine.sequence import FinishReason, Sequence
 from minillm.engine.stepping import Stepper
 from minillm.engine.turn import Turn
-from minillm.errors import MinillmError, QueueFull, UsageError
+from minillm.errors import MinillmError, UsageError
 from minillm.memory.block_pool import BlockPool
 from minillm.model.loader import LoadedModel
 from minillm.observe.events import Events
@@ -74,11 +74,8 @@ class Engine:
         commit = Commit(self.memory, self.events, self.model.eos_token_ids)
         self._stepper = Stepper(machinery, self.memory, commit)
         self._turn = Turn()
-        self._lock = threading.Lock()
-        self._live: dict[str, Request] = {}
-        self._aborted: deque[str] = deque()
+        self._registry = Registry(config, self.events)
         self._outbox: dict[str, RequestOutput] = {}  # made, and not yet handed out
-        self._submitted = 0
 
     @property
     def pool(self) -> BlockPool:
@@ -111,7 +108,7 @@ class Engine:
         try:
             ids = self.check_request(prompt, params, tenant)
             request = make_request(ids, params, tenant, self.model, self.parts, self.pool)
-            self._submit(request)
+            self._registry.submit(request)
             self.events.deliver()
         except MinillmError as error:
             self.events.emit("refuse", reason=type(error).__name__)
@@ -123,22 +120,12 @@ class Engine:
             raise
         return request.request_id
 
-    def _submit(self, request: Request) -> None:
-        num_tokens = len(request.sequences[0].prompt_token_ids)
-        with self._lock:
-            self._require_queue_room(num_tokens)
-            self._submitted += 1  # first: no id is given twice, not even after an interrupt
-            request.submit(self._submitted - 1, self.config.seed)
-            self._live[request.request_id] = request
-        n = len(request.sequences)
-        self.events.emit("queue", request.request_id, at=request.arrival, prompt_tokens=num_tokens, n=n)
-
     def abort_request(self, request_id: str) -> None:
         """End a request at the next step, keeping its text. Unknown or finished ids are ignored.
 
         Takes no lock: a destructor may call it at any line of any thread.
         """
-        self._aborted.append(request_id)
+        self._registry.abort(request_id)
 
     def require_own_process(self) -> None:
         """Raises ForkedEngine in a child of the process that made the engine."""
@@ -147,8 +134,7 @@ class Engine:
     def has_unfinished_requests(self) -> bool:
         """Whether `step` has anything to do."""
         self._turn.require_own_process()
-        with self._lock:
-            return bool(self._live or self._outbox)
+        return bool(self._registry.live or self._outbox)
 
     def stats(self) -> dict[str, int]:
         """Requests waiting to start, and started (preempted ones too); blocks in all, used, and free.
@@ -156,9 +142,7 @@ class Engine:
         `cached_blocks` of the free ones hold content that the prefix cache can find.
         """
         self._turn.require_own_process()
-        with self._lock:
-            waiting = len(self._waiting())
-            running = len(self._live) - waiting
+        waiting, running = self._registry.counts()
         available = self.memory.available
         return {
             "waiting": waiting,
@@ -231,7 +215,7 @@ class Engine:
 
     def _step(self) -> None:
         try:
-            if not self._live and (self._outbox or self.events.is_holding):
+            if not self._registry.live and (self._outbox or self.events.is_holding):
                 with suppress(Exception):  # an earlier step raised, and a part may raise for ever
                     self._mend_if_torn()
                 return
@@ -250,11 +234,8 @@ class Engine:
     def _begin(self) -> None:
         """From here on, until `events.release`, the engine is torn."""
         self._stepper.begin()
-        held = dict[str, int]()
-        with self._lock:
-            for request in self._live.values() if self.events.listeners else ():
-                held[request.request_id] = sum(s.num_block_references for s in request.sequences)
-        self.events.hold(held)
+        requests = self._registry.requests() if self.events.listeners else []
+        self.events.hold({r.request_id: sum(s.num_block_references for s in r.sequences) for r in requests})
 
     def _advance(self) -> None:
         self.events.step += 1
@@ -267,22 +248,18 @@ class Engine:
 
     def _take_incoming(self) -> set[str]:
         """Hand new requests to the scheduler; end aborted and overdue ones, and return their ids."""
-        now = time.perf_counter()
-        with self._lock:
-            live = list(self._live.values())
+        now, live, aborted = time.perf_counter(), self._registry.requests(), self._registry.aborted()
+        ended = set[str]()
         for request in live:
             if not request.is_scheduled:
                 self.memory.open(request.sequences)
                 self.scheduler.add(request)
                 request.is_scheduled = True
-        count, ended = len(self._aborted), set[str]()
-        aborted = {self._aborted[i] for i in range(count)}
-        for request in live:
-            is_overdue = request.deadline is not None and now > request.deadline
-            if is_overdue or request.request_id in aborted:
-                ended.add(self._end(request, "cancelled" if request.request_id in aborted else "deadline"))
-        for _ in range(count):
-            self._aborted.popleft()
+            if aborted and request.request_id in aborted:
+                ended.add(self._end(request, "cancelled"))
+            elif request.deadline is not None and now > request.deadline:
+                ended.add(self._end(request, "deadline"))
+        self._registry.forget_aborted(aborted)
         return ended
 
     def _end(self, request: Request, reason: FinishReason) -> str:
@@ -293,9 +270,7 @@ class Engine:
     def _collect(self, request_ids: set[str]) -> None:
         """Outputs of the changed requests; finished ones give their blocks back and are forgotten."""
         now = time.perf_counter()
-        with self._lock:  # add_request may be adding to the dict we walk
-            requests = [request for request_id, request in self._live.items() if request_id in request_ids]
-        for request in requests:
+        for request in self._registry.select(request_ids):
             for sequence in request.sequences:
                 if sequence.finish_reason and not sequence.is_released:
                     self.scheduler.remove(sequence)
@@ -303,27 +278,15 @@ class Engine:
                     self.events.emit("finish", request.request_id, reason=sequence.finish_reason)
             self._outbox[request.request_id] = snapshot(request, self.envelope, now)
             if request.is_finished:
-                with self._lock:
-                    self._live.pop(request.request_id, None)
+                self._registry.remove(request.request_id)
 
     def _report(self, started: float) -> None:
         """The event that ends a step."""
         if not self.events.listeners:
             return
-        stats, running, plan = self.stats(), self.scheduler.running, self._stepper.step.plan
-        slots = sum(len(s.block_table.block_ids) * self.config.block_size for s in running)
-        self.events.emit(
-            "step",
-            seconds=time.perf_counter() - started,
-            prefill_tokens=plan.num_rows - len(plan.decode),
-            decode_rows=len(plan.decode),
-            waiting=stats["waiting"],
-            running=len(running),
-            used=stats["used_blocks"],
-            cached=stats["cached_blocks"],
-            free=stats["free_blocks"] - stats["cached_blocks"],
-            waste=slots - sum(s.num_computed_tokens for s in running),
-        )
+        plan, running = self._stepper.step.plan, self.scheduler.running
+        fields = step_fields(plan, running, self.stats(), self.config.block_size)
+        self.events.emit("step", seconds=time.perf_counter() - started, **fields)
 
     def _compute_logits(self, ids: list[int]) -> Tensor:
         self._mend_if_torn()
@@ -347,8 +310,7 @@ class Engine:
         """Make the engine whole after `error` has torn a step."""
         if not self.events.is_holding:
             return
-        with self._lock:
-            live = list(self._live.values())
+        live = self._registry.requests()
         blamed = self._stepper.blamed(error, self.scheduler, [s for r in live for s in r.open_sequences()])
         if self._stepper.phase != "run":
             self._start_again(blamed, error)
@@ -360,8 +322,7 @@ class Engine:
         self.events.release()
 
     def _start_again(self, blamed: List[Sequence], error: BaseException | None) -> None:
-        with self._lock:
-            live = list(self._live.values())
+        live = self._registry.requests()
         try:
             pool = self._make_pool()
             self.scheduler = start_again(live, blamed, error, self.memory, pool, self._make_scheduler)
@@ -376,9 +337,7 @@ class Engine:
         for request in live:
             request.fail(error)
             self._outbox[request.request_id] = snapshot(request, self.envelope, now)
-        with self._lock:
-            for request in live:
-                self._live.pop(request.request_id, None)
+            self._registry.remove(request.request_id)
 
     def _make_pool(self) -> BlockPool:
         made: BlockPool = require_methods(
@@ -391,16 +350,3 @@ class Engine:
             "scheduler", self.parts.scheduler(self.config, self.memory, self.events)
         )
         return made
-
-    # The queue; the lock is held --------------------------------------------------------------
-
-    def _waiting(self) -> list[Request]:
-        return [request for request in self._live.values() if request.admitted is None]
-
-    def _require_queue_room(self, num_tokens: int) -> None:
-        waiting = self._waiting()
-        queued = sum(len(request.sequences[0].prompt_token_ids) for request in waiting)
-        if len(waiting) >= self.config.max_queued_requests:
-            raise QueueFull(f"{len(waiting)} requests are waiting, the limit", "try again later")
-        if queued + num_tokens > self.config.max_queued_tokens and waiting:
-            raise QueueFull(f"{queued} prompt tokens are waiting, near the limit", "try again later")

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from minillm.config import SamplingParams
+from minillm.config.sizes import format_bytes
 from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.sequence import Sequence
 from minillm.errors import PromptTooLong, UsageError
 from minillm.memory.block_table import BlockTable
-from minillm.memory.budget import format_bytes
 from minillm.model.loader import LoadedModel
 from minillm.observe.events import Events
 from minillm.text.detokenizer import NullDetokenizer

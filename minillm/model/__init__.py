@@ -1,1 +1,1 @@
-"""The program that runs on the KV cache: a decoder Transformer, its weights, its runner."""
+"""What a checkpoint means: configuration, weights, and the Transformer they make."""

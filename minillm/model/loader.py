@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from minillm.config import EngineConfig, ModelConfig, SamplingParams, require_int
+from minillm.config.sizes import format_bytes
 from minillm.errors import BackendError, OutOfMemory, TokenizerError, UnsupportedModel, UsageError
-from minillm.memory.budget import format_bytes, free_memory
 from minillm.model.config_reader import ConfigReader
 from minillm.model.decoder import Decoder
 from minillm.model.families import load_model_config
@@ -22,6 +22,7 @@ from minillm.model.weights import Progress, load_weights
 from minillm.ops.contract import DTYPES, Ops
 from minillm.ops.cpu import CpuOps
 from minillm.ops.cuda import CudaOps
+from minillm.ops.device_memory import free_memory
 from minillm.ops.reference import ReferenceOps
 from minillm.text.tokenizer import Tokenizer, read_json
 from minillm.toolchain.compiler import BuildFailed

@@ -13,11 +13,9 @@ costs one test of an empty list. An event holds numbers and request ids: no text
     decode_step    rows                              one token each of `rows` sequences computed
     sample         requests                          each of these requests got a token, at this time
     speculate      requests, outcomes, rows,         drafts verified: of each sequence (drafted, depth of the
-                   draft_seconds, verify_seconds     longest path, accepted) tokens, over `rows` in all
+                   draft_seconds, verify_seconds     longest branch, accepted) tokens, over `rows` in all
     alloc, free    blocks                            block references taken and given back by one sequence;
-    what
-                                                     it took (alloc, share) and gave back (free) is equal in
-                                                     the end
+                                                     in the end `alloc` and `share` add up to `free`
     copy_on_write  blocks                            blocks copied when a prompt's samples part ways
     publish        blocks                            full blocks made findable
     evict          blocks                            blocks the prefix cache gave up

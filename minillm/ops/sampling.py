@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -136,25 +137,36 @@ class SamplingBatch:
             penalty; top_k int64 [num_rows]; the seen ids of all rows, each once in its row, end to end;
             int64 [num_rows], where each row's seen ids end.
         """
-        seen: list[int] = []
-        ends: list[int] = []
-        for params, ids in zip(self.params, self.seen, strict=True):
-            seen += set(ids) if params.repetition_penalty != 1.0 else ()
-            ends.append(len(seen))
-        return (
-            column(map(as_int64, self.keys), torch.int64, device),
-            *self.filters(device),
-            column(seen, torch.int64, device),
-            column(ends, torch.int64, device),
-        )
+        keys = column(map(as_int64, self.keys), torch.int64, device)
+        return keys, *self.filters(device), *self._seen_columns(device)
 
     def filters(self, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
         """The second and third of `tensors`, which do not depend on the position."""
-        numbers = [x for p in self.params for x in (p.temperature, p.top_p, p.min_p, p.repetition_penalty)]
-        return (
-            column(numbers, torch.float64, device).view(-1, 4),
-            column([p.top_k for p in self.params], torch.int64, device),
-        )
+        return _filter_columns(tuple(self.params), device)
+
+    def _seen_columns(self, device: torch.device | None) -> tuple[Tensor, Tensor]:
+        if not any(self.seen):
+            return _nothing_seen(len(self.params), device)
+        seen, ends = list[int](), list[int]()
+        for params, ids in zip(self.params, self.seen, strict=True):
+            seen += set(ids) if params.repetition_penalty != 1.0 else ()
+            ends.append(len(seen))
+        return column(seen, torch.int64, device), column(ends, torch.int64, device)
+
+
+# The same sequences decode for many steps: what depends on their parameters alone is made once.
+@lru_cache(maxsize=64)
+def _filter_columns(params: tuple[Filters, ...], device: torch.device | None) -> tuple[Tensor, Tensor]:
+    numbers = [x for p in params for x in (p.temperature, p.top_p, p.min_p, p.repetition_penalty)]
+    return (
+        column(numbers, torch.float64, device).view(-1, 4),
+        column([p.top_k for p in params], torch.int64, device),
+    )
+
+
+@lru_cache(maxsize=64)
+def _nothing_seen(count: int, device: torch.device | None) -> tuple[Tensor, Tensor]:
+    return column([], torch.int64, device), column([0] * count, torch.int64, device)
 
 
 def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:

@@ -21,7 +21,7 @@ from minillm.toolchain.sources import csrc, find_sources, include_flags
 from minillm.toolchain.torch_files import LINK, STABLE, torch_includes, torch_library_folder, torch_version
 
 ARCHITECTURES = ("75", "80", "90")
-# -fmad=false: what is to be fused is written fmaf (csrc/cuda/dialect.h says why).
+# -fmad=false: what is to be fused is written fmaf (csrc/cuda/common/dialect.h says why).
 FLAGS = ["-x", "cu", "-std=c++17", "-O3", "-fmad=false", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC"]
 RUNTIME = ["-lcudart_static", "-lrt", "-ldl", "-lpthread"]
 

@@ -13,6 +13,7 @@ a list of `SequenceRows`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -107,8 +108,8 @@ class ModelRunner:
             positions=self._tensor(positions),
             slot_mapping=self._tensor(slots),
             block_table=self._table([rows.block_table for rows in batch]),
-            query_start=self._tensor(query_start, torch.int32),
-            kv_len=self._tensor([rows.end for rows in batch], torch.int32),
+            query_start=self._query_start(query_start),
+            kv_len=self._tensor([rows.start + len(rows.token_ids) for rows in batch], torch.int32),
         )
 
     def step_metadata(self, rows: Sequence[tuple[int, Sequence[int], int]]) -> list[AttentionMetadata]:
@@ -133,7 +134,7 @@ class ModelRunner:
             )
         )
         tables = self._table([table for _, table, _ in rows])
-        query_start = self._tensor(range(width + 1), torch.int32)
+        query_start = _counted(width + 1, self.device)
         steps = [
             AttentionMetadata(at, slot, tables, query_start, kv_len)
             for at, slot, kv_len in zip(*fields, strict=True)
@@ -156,5 +157,17 @@ class ModelRunner:
         padded = [block for table in tables for block in (*table, *[0] * (widest - len(table)))]
         return self._tensor(padded, torch.int32).view(len(tables), widest)
 
+    def _query_start(self, starts: list[int]) -> Tensor:
+        """Row ranges; those of a decode pass, a row for each sequence, are made once for each batch size."""
+        if starts == list(range(len(starts))):
+            return _counted(len(starts), self.device)
+        return self._tensor(starts, torch.int32)
+
     def _tensor(self, values: Iterable[int], dtype: torch.dtype = torch.int64) -> Tensor:
         return column(values, dtype, self.device)
+
+
+@lru_cache(maxsize=128)
+def _counted(count: int, device: torch.device) -> Tensor:
+    """int32 0, 1, .. count - 1."""
+    return column(range(count), torch.int32, device)

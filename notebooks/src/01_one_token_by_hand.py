@@ -15,7 +15,7 @@
 #
 # **You need** PyTorch and a rough memory of the Transformer diagram. No GPU, no download.
 #
-# **Read beside it** `minillm/model/decoder.py` (180 lines, the whole model) and
+# **Read beside it** `minillm/model/decoder.py` (300 lines, the whole model) and
 # `minillm/ops/reference.py` (the arithmetic it calls).
 
 # %%
@@ -31,9 +31,10 @@ from minillm.config import EngineConfig
 from minillm.memory.kv_cache import KVCache
 from minillm.model.loader import load_model
 from minillm.model.locate import find_model
-from minillm.model.runner import ModelRunner, SequenceRows
 from minillm.ops.reference import ReferenceOps
 from minillm.ops.sampling import filter_logits, gumbel_noise, noise_key, uniforms
+from minillm.worker.runner import ModelRunner
+from minillm.worker.step import SequenceRows
 
 torch.set_num_threads(1)  # a small model: a second thread costs more than it brings
 torch.set_grad_enabled(False)
@@ -122,7 +123,7 @@ cache = KVCache.allocate(model.config, num_blocks=4, block_size=16, dtype=torch.
 runner = ModelRunner(model.decoder, cache, block_size=16)
 
 recorder.calls.clear()  # loading asked for the form this backend wants its matrices in
-hidden = runner.forward([SequenceRows(ids.tolist(), start=0, block_ids=[0, 1, 2, 3])])
+hidden = runner.forward([SequenceRows(ids.tolist(), start=0, block_table=[0, 1, 2, 3])])
 model.decoder.logits(hidden)
 print(f"{len(recorder.calls)} calls, the first eleven:")
 print(*[op for op, _ in recorder.calls[:11]], sep="\n")

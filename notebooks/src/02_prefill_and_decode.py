@@ -8,14 +8,15 @@
 # **Goals.** Afterwards you can
 #
 # * drive both loops yourself, over a paged cache, and say what a block table and a slot are;
+# * say what a step of the engine is: plain data in, plain data out;
 # * show that any way of cutting a text into passes gives the same logits;
 # * compute FLOPs and bytes of a pass from the config, and place it under your machine's roofline;
 # * explain why batching helps decode, and what it does not help.
 #
 # **You need** notebook 1, or to know that attention reads the keys and values of all earlier tokens.
 #
-# **Read beside it** `minillm/engine/prefill.py`, `minillm/engine/decode.py` (50 lines each),
-# `minillm/model/runner.py` and `minillm/memory/block_table.py`.
+# **Read beside it** `minillm/worker/prefill.py`, `minillm/worker/decode.py` (40 lines each),
+# `minillm/worker/step.py`, `minillm/worker/runner.py` and `minillm/memory/block_table.py`.
 #
 # The times in this notebook were measured when it was last run, on some machine. Run it and **look at
 # your own figures**: the text speaks only of what should hold anywhere.
@@ -38,8 +39,10 @@ from minillm.memory.block_table import BlockTable, slot_mapping
 from minillm.memory.kv_cache import KVCache
 from minillm.model.loader import load_model, make_ops
 from minillm.model.locate import find_model
-from minillm.model.runner import ModelRunner, SequenceRows
 from minillm.ops.reference import ReferenceOps
+from minillm.worker.runner import ModelRunner
+from minillm.worker.step import SequenceRows
+from minillm.worker.wire import from_bytes, to_bytes
 
 torch.set_num_threads(1)  # one core against one core's bandwidth, and steadier times
 torch.set_grad_enabled(False)
@@ -128,7 +131,7 @@ for name, sequence in sequences.items():
 def prefill(batch):
     for sequence in batch:
         sequence.table.grow(len(sequence.ids))  # take blocks from the pool
-    rows = [SequenceRows(s.ids, start=0, block_ids=s.table.block_ids) for s in batch]
+    rows = [SequenceRows(s.ids, start=0, block_table=s.table.block_ids) for s in batch]
     logits = runner.last_logits(rows)  # [len(batch), vocab_size]
     for sequence, row in zip(batch, logits, strict=True):
         sequence.num_computed = len(sequence.ids)
@@ -150,7 +153,7 @@ for name, sequence in sequences.items():
 def decode(batch):
     for sequence in batch:
         sequence.table.grow(sequence.num_computed + 1)  # a new block every block_size steps
-    rows = [SequenceRows(s.ids[-1:], start=s.num_computed, block_ids=s.table.block_ids) for s in batch]
+    rows = [SequenceRows(s.ids[-1:], start=s.num_computed, block_table=s.table.block_ids) for s in batch]
     logits = runner.last_logits(rows)
     for sequence, row in zip(batch, logits, strict=True):
         sequence.num_computed += 1
@@ -205,15 +208,63 @@ plt.show()
 # Only the last block of a sequence has empty slots: at most `block_size - 1` per sequence are wasted.
 # Attention does not mind the order: it reads the keys of a sequence *through* its table.
 #
-# The engine's own loops are the same few lines (plus chunking of long prompts), and write the same
-# text:
+# The engine does the same, and divides each of our functions into three parts. First the tables grow
+# (`minillm/engine/batch.py`). Then the loop runs; it changes nothing but the cache. Last the new tokens are
+# appended (`minillm/engine/commit.py`). What passes between the parts is plain data:
+#
+#     StepPlan    who takes part                      the scheduler's decision
+#        |        tables grow
+#     StepInput   ids, positions, block tables
+#        |        Worker.execute                      the model runs here
+#     StepOutput  token ids
+#        |        tokens are appended to their sequences
+#
+# The worker knows no request, no pool and no tokenizer. It gets numbers and returns numbers. So a step can
+# be written to bytes, and the worker could be another process or another machine. We wrap
+# `worker.execute` and keep what goes in and what comes out. (We keep bytes, not the object: its block tables
+# are the sequences' own lists, and those grow.)
 
 # %%
 llm = LLM(dtype="float32", device="cpu", backend="reference", kv_memory="16MiB")
+worker, recorded = llm.engine.worker, []
+execute = worker.execute
+
+
+def record(step):
+    sent = to_bytes(step)
+    output = execute(step)
+    recorded.append((sent, to_bytes(output)))
+    return output
+
+
+worker.execute = record
 greedy = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
-for output, sequence in zip(llm.generate(list(prompts.values()), greedy), sequences.values(), strict=True):
+outputs = llm.generate(list(prompts.values()), greedy)
+worker.execute = execute
+
+for output, sequence in zip(outputs, sequences.values(), strict=True):
     assert output.prompt_token_ids + output.token_ids == sequence.ids
-print("the engine wrote the same tokens")
+print(f"the engine wrote the same tokens, in {len(recorded)} steps\n")
+
+for number, (sent, returned) in enumerate(recorded[:2]):
+    step, output = from_bytes(sent), from_bytes(returned)
+    print(f"step {number}: {len(sent)} bytes")
+    for row in [*step.prefill, *step.decode]:
+        print("  ", row)
+    print("   drawn:", (output.prefill or output.decode).tokens)
+
+# %% [markdown]
+# Step 0 is a prefill of both prompts, step 1 a decode of both sequences. The engine's blocks hold 16 tokens,
+# so one block for each is enough so far. (The bytes also hold the sampling parameters, not printed here. A
+# step can hold both kinds of work at once: notebook 5.)
+#
+# The bytes are all that the worker needs. Let it carry out step 1 once more, from the bytes alone. It writes
+# the same keys and values to the same slots and draws the same tokens:
+
+# %%
+again = worker.execute(from_bytes(recorded[1][0]))
+print("step 1 again, drawn:", again.decode.tokens)
+assert again.decode.tokens == from_bytes(recorded[1][1]).decode.tokens
 
 for sequence in sequences.values():
     sequence.table.release()

@@ -32,10 +32,10 @@ import matplotlib.pyplot as plt
 import torch
 
 from minillm import LLM, SamplingParams
+from minillm.config.sizes import format_bytes
 from minillm.errors import OutOfBlocks
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import BlockTable, blocks_for
-from minillm.memory.budget import format_bytes
 from minillm.model.families import parse_config
 
 torch.set_num_threads(1)
@@ -337,8 +337,8 @@ assert paged_waste[2] / (paged_waste[1] + paged_waste[2]) < 0.03
 # ## 3.4 The block map of a running engine
 #
 # Now the engine itself, with the model that ships. Its pool has 64 blocks, and two dozen requests of the same
-# list, scaled down further, want them. `engine.events` tells every decision; a listener hears them as
-# they are made. Ours looks at the block tables after each step. Sharing (notebook 6) is off.
+# list, scaled down further, want them. `engine.events` tells every decision; a listener hears those of a
+# step as soon as the step is over. Ours then looks at the block tables. Sharing (notebook 6) is off.
 
 # %%
 NUM_BLOCKS, BLOCK_SIZE = 64, 16
@@ -349,7 +349,9 @@ block_bytes = BLOCK_SIZE * config.kv_bytes_per_token(token_bytes)
 llm = LLM(device="cpu", block_size=BLOCK_SIZE, kv_memory=NUM_BLOCKS * block_bytes, prefix_caching=False)
 engine = llm.engine
 print("backend:", engine.model.decoder.ops.name)
-print(f"a block takes {format_bytes(block_bytes)}, the pool {format_bytes(engine.runner.cache.nbytes)}")
+print(
+    f"a block takes {format_bytes(block_bytes)}, the pool {format_bytes(engine.worker.runner.cache.nbytes)}"
+)
 assert engine.pool.num_blocks == NUM_BLOCKS
 
 # %%
@@ -366,9 +368,9 @@ frames = []  # after each step: the owner of each block, -1 for nobody
 def look(event):
     if event.kind == "step":
         frame = [-1] * NUM_BLOCKS
-        for request in engine.scheduler.running:
-            for block_id in request.block_table.block_ids:
-                frame[block_id] = int(request.group_id.removeprefix("req-"))
+        for sequence in engine.scheduler.running:
+            for block_id in sequence.block_table.block_ids:
+                frame[block_id] = int(sequence.request_id.removeprefix("req-"))
         frames.append(frame)
 
 

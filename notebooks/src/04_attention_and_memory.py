@@ -16,7 +16,7 @@
 #
 # **You need** notebook 2 (intensity and roofline) and a C++ compiler (`minillm doctor` looks for one).
 #
-# **Read beside it** `csrc/cuda/attention_v1.cu`, `attention_v2.cu`, and `csrc/simt/simt.h`.
+# **Read beside it** `csrc/cuda/attention/attention_v1.cu`, `attention_v2.cu`, and `csrc/simt/simt.h`.
 #
 # The simulator knows nothing of time. Everything here is counted, so your figures are the ones printed.
 
@@ -343,5 +343,5 @@ attempt(check_transpose)
 # * **Tensor cores, asynchronous copies, Hopper's copy engine**: later rungs of the ladder, same bytes.
 #
 # **Next.** `minillm bench kernels --backend simt` prints the ladder's traffic for any length. Then open
-# `csrc/cuda/attention_v2.cu`, take out a barrier, and let `tests/cuda/test_cuda_mutants.py` tell you what
-# happens.
+# `csrc/cuda/attention/attention_v2.cu`, take out a barrier, and let `tests/cuda/test_cuda_mutants.py` tell
+# you what happens.

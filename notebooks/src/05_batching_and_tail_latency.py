@@ -14,8 +14,8 @@
 #
 # **You need** notebook 2 (both loops, batching) and from notebook 3 the block map.
 #
-# **Read beside it** `minillm/engine/scheduler.py` (240 lines), `minillm/engine/executor.py`, and
-# `minillm/observe/metrics.py`, which makes such figures from events.
+# **Read beside it** `minillm/engine/scheduler.py` (280 lines), `minillm/engine/stepping.py`,
+# `minillm/worker/worker.py`, and `minillm/observe/metrics.py`, which makes such figures from events.
 #
 # Counts of steps, rows and tokens hold everywhere. Times were measured when this was last run, on some
 # machine: **look at your own**.
@@ -152,26 +152,26 @@ assert num_steps["continuous"] < 0.7 * num_steps["static, ragged"]
 
 
 # %%
-def lanes(trace):
-    """Bars (lane, first step, length): each request in the first lane that is free when it starts."""
+def bars(trace):
+    """(place, first step, length) of each request, in the first place that is free when it starts."""
     begin, end = {}, {}
     for event in trace:
         if event.kind == "sample":
             for request_id, _ in event["requests"]:
                 begin.setdefault(request_id, event.step - trace[-1].step)
                 end[request_id] = event.step - trace[-1].step + 1
-    free, bars, zero = [float("-inf")] * PLACES, [], min(begin.values())
+    free, found, zero = [float("-inf")] * PLACES, [], min(begin.values())
     for request_id in begin:
-        lane = next(i for i, until in enumerate(free) if until <= begin[request_id])
-        free[lane] = end[request_id]
-        bars.append((lane, begin[request_id] - zero, end[request_id] - begin[request_id]))
-    return bars
+        place = next(i for i, until in enumerate(free) if until <= begin[request_id])
+        free[place] = end[request_id]
+        found.append((place, begin[request_id] - zero, end[request_id] - begin[request_id]))
+    return found
 
 
 fig, axes = plt.subplots(2, 1, figsize=(9.5, 4.4), sharex=True, layout="constrained")
 for ax, name in zip(axes, ("static, ragged", "continuous"), strict=True):
-    for number, (lane, begin, length) in enumerate(lanes(runs[name][0])):
-        ax.barh(lane, length, left=begin, color=plt.get_cmap("tab20")(number % 20), edgecolor="white")
+    for number, (place, begin, length) in enumerate(bars(runs[name][0])):
+        ax.barh(place, length, left=begin, color=plt.get_cmap("tab20")(number % 20), edgecolor="white")
     ax.axvline(num_steps[name], color="black", linestyle=":")
     ax.set(ylabel="place", yticks=range(PLACES))
     ax.set_title(f"{name}: {num_steps[name]} steps", loc="left", fontsize=11)
@@ -388,6 +388,36 @@ while llm.engine.has_unfinished_requests():
 # Six people are reading answers as they are written. Then somebody submits a prompt of 800 tokens. If it
 # is prefilled in one step, six streams stand still for as long as that takes. `prefill_chunk` limits how many
 # tokens of a prompt enter one step: the prompt is read in pieces, and everyone gets a token in between.
+#
+# Look at the steps themselves first. The scheduler's plan becomes a `StepInput`, plain data, and the worker
+# carries it out (notebook 2, section 2.2). So we listen at `worker.execute`:
+
+# %%
+engine = new_engine(TINY, prefill_chunk=128).engine
+execute = engine.worker.execute
+
+
+def listen(step):
+    parts = [f"{len(chunk.token_ids)} prompt tokens from position {chunk.start}" for chunk in step.prefill]
+    parts += [f"{len(step.decode)} decode rows"] if step.decode else []
+    print("  ", ", ".join(parts))
+    return execute(step)
+
+
+engine.worker.execute = listen
+for i in range(3):
+    engine.add_request(text[: 20 + i], ask(6))
+engine.step()
+engine.step()
+print("a prompt of 300 tokens arrives")
+engine.add_request(text[:300], ask(2))
+while engine.has_unfinished_requests():
+    engine.step()
+
+# %% [markdown]
+# A step is up to two passes: the prefill chunks, then one decode row for each running stream. The newcomer's
+# chunks come beside the streams' rows, so no stream waits for the whole prompt. Now the times, with six
+# streams and 800 tokens.
 
 # %%
 STREAMS, LONG = 6, 800

@@ -34,7 +34,7 @@ from minillm import LLM, SamplingParams
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import BlockTable
 from minillm.memory.prefix_cache import PrefixCache, Scope, encode, sha256
-from minillm.model.runner import SequenceRows
+from minillm.worker.step import SequenceRows
 
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
@@ -82,8 +82,8 @@ def keys_of_last_block(ids):
     """Keys of every layer for the last 16 of `ids` [layer, token, kv head, head dim]."""
     table = BlockTable(engine.pool)
     table.grow(len(ids))
-    engine.runner.forward([SequenceRows(ids, 0, table.block_ids)])
-    keys = torch.stack([k[table.block_ids[-1]] for k in engine.runner.cache.k]).clone()
+    engine.worker.runner.forward([SequenceRows(ids, 0, table.block_ids)])
+    keys = torch.stack([k[table.block_ids[-1]] for k in engine.worker.runner.cache.k]).clone()
     table.release()
     return keys
 
@@ -166,7 +166,7 @@ class TokensOnly(PrefixCache):
 def with_cache(make):
     """An engine whose prefix cache is `make(pool)`, or none. NaN in its memory: a stray read would show."""
     other = new_engine(parts={"prefix_cache": make}) if make else new_engine(prefix_caching=False)
-    for tensor in (*other.engine.runner.cache.k, *other.engine.runner.cache.v):
+    for tensor in (*other.engine.worker.runner.cache.k, *other.engine.worker.runner.cache.v):
         tensor.fill_(float("nan"))
     return other
 

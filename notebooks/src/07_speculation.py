@@ -16,8 +16,8 @@
 #
 # **You need** notebook 2 (both loops, roofline) and notebook 3 (blocks).
 #
-# **Read beside it** `minillm/ops/verification.py` (100 lines), `minillm/engine/speculate.py`,
-# `minillm/speculation/controller.py`.
+# **Read beside it** `minillm/ops/verification.py` (130 lines); `lookahead.py`, `verification.py` and
+# `controller.py` in `minillm/speculation/`.
 #
 # Counts of tokens and steps hold everywhere, but for the last places of a sum where a machine's kernels
 # add in another order. Times were measured when this was last run: **look at your own**.
@@ -38,10 +38,11 @@ from safetensors.torch import load_file, save_file
 from minillm import LLM, SamplingParams
 from minillm.memory.block_table import BlockTable
 from minillm.model.locate import find_model
-from minillm.model.runner import SequenceRows
 from minillm.observe.speculation import summarize_speculation
 from minillm.ops.sampling import gumbel_noise, noise_key, uniforms
 from minillm.speculation.scripted import RandomDrafter, ScriptedDrafter
+from minillm.worker.step import SequenceRows
+from minillm.worker.wire import from_bytes, to_bytes
 
 torch.set_num_threads(1)  # steadier times
 torch.set_grad_enabled(False)
@@ -111,7 +112,8 @@ if backend == "native":
 # ## 7.1 What a row costs
 #
 # One pass over 1, 2, 4 ... 32 rows of one sequence, behind 100 tokens. The dashed line is the **memory
-# floor**: the bytes of the weights, divided by the speed at which this machine reads as many bytes.
+# floor**: the bytes of the weights, as the backend keeps them, divided by the speed at which this machine
+# reads as many bytes.
 #
 # **Predict:** how many times longer than a pass over one row will a pass over 8 rows take? Over 32?
 
@@ -131,7 +133,7 @@ def best(run, times):
 
 def pass_times(llm, times):
     """Milliseconds of a pass with logits for every row, by number of rows; and the memory floor."""
-    runner, table = llm.engine.runner, BlockTable(llm.engine.pool)
+    runner, table = llm.engine.worker.runner, BlockTable(llm.engine.pool)
     table.grow(100 + max(ROWS))
     ids = [300 + i for i in range(100 + max(ROWS))]
     runner.forward([SequenceRows(ids[:100], 0, table.block_ids)])
@@ -142,7 +144,7 @@ def pass_times(llm, times):
         for n in ROWS
     }
     table.release()
-    as_many_bytes = torch.ones(llm.engine.model.config.num_parameters)
+    as_many_bytes = torch.ones(llm.engine.model.decoder.step_bytes() // 4)
     return found, best(as_many_bytes.sum, times)
 
 
@@ -186,7 +188,7 @@ plt.show()
 
 # %%
 hand = new_engine(block_size=8)
-runner, pool = hand.engine.runner, hand.engine.pool
+runner, pool = hand.engine.worker.runner, hand.engine.pool
 
 
 def begin(text):
@@ -319,6 +321,41 @@ print(f"{len(plain)} rows: the same tokens")
 if backend == "native":
     assert torch.equal(speculated, plain)
     print("and the same logits, bit for bit")
+
+# %% [markdown]
+# In the engine such a step is a `StepInput` like any other (notebook 2, section 2.2): plain data for
+# `worker.execute`. Its field `verify` takes the place of `decode` as soon as anything was drafted. There each
+# sequence has its newest token, the drafted tokens (`branches`) and a block table for each branch. The
+# `StepOutput` says which tokens the sequence gets. We listen at the worker, and read each step back from its
+# bytes.
+
+
+# %%
+def verifying_steps(llm, prompt, tokens):
+    """(StepInput, StepOutput) of each step in which anything was drafted."""
+    worker, found = llm.engine.worker, []
+    execute = worker.execute
+
+    def listen(step):
+        sent = to_bytes(step)
+        output = execute(step)
+        if step.verify:
+            found.append((from_bytes(sent), output))
+        return output
+
+    worker.execute = listen
+    llm.generate([prompt], greedy(tokens))
+    worker.execute = execute
+    return found
+
+
+drafting = new_engine(draft_model="auto", num_draft_tokens=DEPTH, block_size=8, **fixed)
+step, output = verifying_steps(drafting, OPENING, 12)[0]
+(rows,), (result,) = step.verify, output.verify
+for name in ("token_id", "position", "branches", "block_tables"):
+    print(f"{name:13}", getattr(rows, name))
+print(f"{'result':13} {result.tokens}, {result.accepted} guesses stand")
+assert (rows.branches, result.tokens) == ([draft], kept), "the engine's first such step is ours"
 
 # %% [markdown]
 # ## 7.3 Acceptance, and what it is worth
@@ -839,42 +876,54 @@ plt.show()
 # Two guesses for the first token, and one behind each, are worth more than a longer chain where the draft
 # is in two minds. Many engines verify such a tree with a special attention mask. Here a branch is what a
 # fork of a sequence is: **a page table that shares the full blocks and parts at the newest token.** Every
-# path is then an ordinary sequence, with keys at their own positions.
+# branch is then an ordinary sequence, with keys at their own positions.
 
 # %%
 ids, table = begin(OPENING)
 start = len(ids) - 1
 table.grow(len(ids) + 2)
-first, second = small.engine.runner, tokenizer.encode(" dog")
 own = table.branch(start, len(ids) + 2)  # blocks for another future
 shared = table.block_ids[: start // 8]
-lane = shared + own
-runner.copy_blocks([table.block_ids[start // 8]], [own[0]])  # what the block holds up to the newest token
-print("lane 0:", table.block_ids)
-print("lane 1:", lane, f"  shares {shared}, has block {table.block_ids[start // 8]} copied to {own[0]}")
+other = shared + own
+runner.copy_blocks([(table.block_ids[start // 8], own[0])])  # what the block holds up to the newest token
+print("branch 0:", table.block_ids)
+print("branch 1:", other, f"  shares {shared}, has block {table.block_ids[start // 8]} copied to {own[0]}")
 
 guesses = [tokenizer.encode(" big dog")[1:3], kept[:2]]  # the second happens to be right
 rows = runner.all_logits(
     [
         SequenceRows([ids[-1], *guess], start, blocks)
-        for guess, blocks in zip(guesses, (table.block_ids, lane), strict=True)
+        for guess, blocks in zip(guesses, (table.block_ids, other), strict=True)
     ]
 )
 says = rows.argmax(-1).tolist()
 for number, guess in enumerate(guesses):
     told = says[3 * number : 3 * number + 3]
     stands = next((i for i in range(2) if guess[i] != told[i]), 2)
-    texts = [repr(tokenizer.decode(path)) for path in (guess, told)]
-    print(f"path {number}: {texts[0]:16} target says {texts[1]:24} {stands} stand")
-assert torch.equal(rows[0], rows[3]) or backend != "native", "the newest token's row, computed in both lanes"
+    texts = [repr(tokenizer.decode(tail)) for tail in (guess, told)]
+    print(f"branch {number}: {texts[0]:16} target says {texts[1]:24} {stands} stand")
+assert torch.equal(rows[0], rows[3]) or backend != "native", "the newest token's row, computed in both"
 
 used = pool.num_free
-losers = table.adopt(start, own)  # lane 1 is the sequence now
+losers = table.adopt(start, own)  # branch 1 is the sequence now
 pool.free(losers)
-print(f"lane 1 wins: the table is {table.block_ids}, {pool.num_free - used} blocks given back")
+print(f"branch 1 wins: the table is {table.block_ids}, {pool.num_free - used} blocks given back")
 
 # %% [markdown]
-# The price: tokens that several paths have in common are computed once for each path (the newest token here),
+# The engine's own step has the same parts: two branches, a block table for each, and one block to copy.
+
+# %%
+branching = new_engine(draft_model="auto", draft_tree=(2, 1), block_size=8, **fixed)
+step, output = verifying_steps(branching, OPENING, 12)[0]
+(rows,), (result,) = step.verify, output.verify
+for number, (branch, blocks) in enumerate(zip(rows.branches, rows.block_tables, strict=True)):
+    print(f"branch {number}: {tokenizer.decode(branch)!r:14} block table {blocks}")
+print("copies:", step.branch_copies)
+print(f"result: branch {result.branch}, {result.accepted} guesses stand")
+assert len(rows.branches) == 2 and result.tokens == kept[: len(result.tokens)]
+
+# %% [markdown]
+# The price: tokens that several branches have in common are computed once for each (the newest token here),
 # and rows are rows. Is it worth it? The shipped draft, with chains and trees of about as many rows:
 
 # %%
@@ -889,9 +938,9 @@ for name, shape in shapes.items():
     print(f"{name:16} {rows / summary.verifications:11.1f} {summary.tokens_per_step:14.2f}")
 
 # %% [markdown]
-# What to look for: a tree of two paths against a chain with as many rows. For this pair the longer chain is
-# the better use of them: its first guess is the right one, if any is. A tree pays where the second choice is
-# often right, and where what the paths have in common is not computed for each.
+# What to look for: a tree of two branches against a chain with as many rows. For this pair the longer chain
+# is the better use of them: its first guess is the right one, if any is. A tree pays where the second choice
+# is often right, and where what the branches have in common is not computed for each.
 #
 # ## Exercises
 
@@ -970,7 +1019,7 @@ attempt(check_length)
 
 # %% [markdown]
 # **5 (code).** From the events alone: how many rows did the target compute that gave no token? `speculate`
-# has `rows` and, for each sequence, `outcomes` (drafted, depth of the longest path, accepted).
+# has `rows` and, for each sequence, `outcomes` (drafted, depth of the longest branch, accepted).
 
 
 # %%

@@ -19,14 +19,14 @@ import torch
 from minillm.labs.grader.registry import find_lab
 from minillm.toolchain.cuda import ARCHITECTURES, compile_command
 from minillm.toolchain.cuda_toolkit import find_cuda, nvcc_version
-from minillm.toolchain.sources import csrc
+from minillm.toolchain.sources import find_sources
 
 CUDA = find_cuda()
 if CUDA is None:
     pytest.skip("no nvcc: the kernels are only simulated here", allow_module_level=True)
 
 RECORD = Path(__file__).parent / "cuda_registers.json"
-SOURCES = sorted((csrc() / "cuda").glob("*.cu"))
+SOURCES = find_sources("cuda", ".cu")
 OTHERS = [Path(__file__).parent / "kernels" / name for name in ("counted.cu", "bugs.cu")]
 OTHERS += [find_lab(number).package / f"lab{number}.cu" for number in ("7", "8")]
 FUNCTION = re.compile(
@@ -73,9 +73,10 @@ def test_kernels_compile_without_spills(source, tmp_path):
 
 def test_control_a_spill_is_seen(tmp_path):
     source = tmp_path / "spills.cu"
-    text = (csrc() / "cuda" / "decode_d1.cu").read_text()
+    (kernel,) = find_sources("cuda", "decode_d1.cu")
+    text = kernel.read_text()
     source.write_text(text.replace("__launch_bounds__(kThreads, 4)", "__launch_bounds__(kThreads, 8)"))
-    said = compile_all(source, tmp_path, "-Xptxas", "-v", "-I", str(csrc() / "cuda"))
+    said = compile_all(source, tmp_path, "-Xptxas", "-v")
     with pytest.raises(AssertionError, match="spills"):
         registers(source, said)
 
@@ -83,9 +84,9 @@ def test_control_a_spill_is_seen(tmp_path):
 @pytest.mark.parametrize("source", OTHERS, ids=lambda path: path.stem)
 def test_what_the_simulator_runs_in_tests_is_cuda(source, tmp_path):
     """The dialect means the same words to nvcc, and a student's finished file compiles unchanged."""
-    folder = ["-I", str(csrc() / "cuda"), "-diag-suppress", "177,128"]
+    quiet = ["-diag-suppress", "177,128"]
     command = compile_command(CUDA, source, tmp_path / "out.o", ARCHITECTURES)
-    done = subprocess.run([*command, *folder], capture_output=True, text=True)
+    done = subprocess.run([*command, *quiet], capture_output=True, text=True)
     if source.stem == "bugs":  # one of its bugs is more shared memory than nvcc will take
         assert done.returncode != 0
         assert "uses too much shared data" in done.stderr
@@ -99,7 +100,8 @@ def test_what_the_simulator_runs_in_tests_is_cuda(source, tmp_path):
 )
 def test_wide_loads_are_one_instruction(name, arch, instruction, tmp_path):
     target = tmp_path / "out.ptx"
-    command = compile_command(CUDA, csrc() / "cuda" / f"{name}.cu", target, [])
+    (source,) = find_sources("cuda", f"{name}.cu")
+    command = compile_command(CUDA, source, target, [])
     subprocess.run([*command, "-ptx", f"-arch=compute_{arch}"], check=True, capture_output=True)
     assert re.search(instruction, target.read_text())
 
@@ -109,8 +111,7 @@ def test_asynchronous_copies_exist_from_sm_80_on(tmp_path):
         target = tmp_path / f"{arch}.ptx"
         source = Path(__file__).parent / "kernels" / "counted.cu"
         command = compile_command(CUDA, source, target, [])
-        flags = ["-ptx", f"-arch=compute_{arch}", "-I", str(csrc() / "cuda")]
-        subprocess.run([*command, *flags], check=True, capture_output=True)
+        subprocess.run([*command, "-ptx", f"-arch=compute_{arch}"], check=True, capture_output=True)
         assert ("cp.async.ca" in target.read_text()) == there
 
 

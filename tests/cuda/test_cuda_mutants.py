@@ -26,7 +26,7 @@ from minillm.ops.sampling import SamplingBatch, noise_key
 from minillm.ops.simt import KernelLibrary, SimtError, compile_kernels, flavour, profile
 from minillm.ops.simt.machine import machine
 from minillm.toolchain.compiler import BuildFailed, find_compiler
-from minillm.toolchain.sources import csrc
+from minillm.toolchain.sources import find_sources
 
 try:
     machine()
@@ -308,7 +308,8 @@ RUNS = {
 def build(kernel: str, folder: Path, old: str = "", new: str = "") -> KernelLibrary:
     """The kernel with `old` replaced, for float32 and heads of 32 alone, which compiles in half a second."""
     for name in (f"{kernel}.cu", "paging.h", "dispatch.h"):
-        shutil.copy(csrc() / "cuda" / name, folder)
+        (source,) = find_sources("cuda", name)
+        shutil.copy(source, folder)
     shutil.copy(Path(__file__).parent / "kernels" / "harness.cu", folder)
     file, _, text = old.rpartition(": ") if old.startswith("paging.h: ") else (f"{kernel}.cu", "", old)
     source = (folder / file).read_text()
@@ -355,7 +356,7 @@ def right(tmp_path_factory):
 
 
 def test_every_kernel_has_mutants_and_every_barrier_one_of_its_own():
-    for path in sorted((csrc() / "cuda").glob("*.cu")):
+    for path in find_sources("cuda", ".cu"):
         changes = [(old, new) for kernel, _, old, new, _ in MUTANTS if kernel == path.stem]
         assert len(changes) >= 3, f"{path.name} has {len(changes)} mutants"
         dropped = {old for old, new in changes if BARRIER in old and BARRIER not in new}

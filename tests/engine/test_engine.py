@@ -164,7 +164,7 @@ def test_samples_are_forks_of_one_prompt(folder: Path, prompt_len: int) -> None:
     prompt = list(range(30, 30 + prompt_len))
     request_id = llm.engine.add_request(prompt, SamplingParams(n=4, seed=11, **SAMPLED))
     llm.engine.step()
-    group = llm.engine._live[request_id].sequences
+    group = llm.engine._registry.live[request_id].sequences
     full = prompt_len // 16
     for block in range(full):
         assert {r.block_table.block_ids[block] for r in group} == {group[0].block_table.block_ids[block]}

@@ -152,7 +152,7 @@ def test_add_and_abort_from_many_threads(folder: Path) -> None:
 
 def test_the_live_requests_are_walked_under_the_lock(llm: Any) -> None:
     """`add_request` grows that dict from other threads; a walk without the lock fails now and then."""
-    lock = llm.engine._lock
+    lock = llm.engine._registry.lock
 
     class Watched(dict):
         def items(self) -> Any:
@@ -167,7 +167,7 @@ def test_the_live_requests_are_walked_under_the_lock(llm: Any) -> None:
             assert lock.locked()
             return super().__iter__()
 
-    llm.engine._live = Watched()
+    llm.engine._registry.live = Watched()
     assert len(llm.generate([PROMPT, [5]], greedy(3))) == 2
     llm.engine.stats()
 

@@ -467,7 +467,7 @@ def test_parts_and_listeners_run_without_the_lock(stage: Stage) -> None:
     engines: list[Any] = []
 
     def look() -> None:
-        assert not engines or not engines[0]._lock.locked()
+        assert not engines or not engines[0]._registry.lock.locked()
 
     def looking(work: Callable[..., Any]) -> Callable[..., Any]:
         def looked(*args: Any) -> Any:

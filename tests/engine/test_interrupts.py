@@ -155,7 +155,7 @@ def test_an_interrupt_anywhere_in_generate(folder: Path, stride: int) -> None:
         output = stream.result
         assert answer_of(output) == right or isinstance(output.error, StepInterrupted), points.where
         assert list(map(answer_of, llm.generate([LONG, [7]], many))) == expected, points.where
-        assert tiny.all_free(llm) and not llm._wanted and not llm._mailbox, points.where
+        assert tiny.all_free(llm) and not llm._delivery._mailbox, points.where
 
 
 def test_an_interrupt_anywhere_in_add_request_and_stream(folder: Path) -> None:

@@ -11,6 +11,7 @@ import tiny
 import torch
 
 from minillm import SamplingParams
+from minillm.engine.engine import Engine
 from minillm.engine.parts import Parts
 from minillm.errors import UsageError
 from minillm.memory.prefix_cache import PrefixCache
@@ -87,6 +88,46 @@ def test_a_different_part_makes_a_difference(folder: Path, name: str, part: Any)
     expected = tiny.load(folder).generate(PROMPT, PARAMS)[0]
     found = tiny.load(folder, parts={name: part}).generate(PROMPT, PARAMS)[0]
     assert (found.token_ids, found.text) != (expected.token_ids, expected.text)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("name", ["rope", "attention", "linear", "sampler", "decode_loop"])
+def test_parts_work_from_the_engine_as_from_the_llm(folder: Path, name: str, backend: str) -> None:
+    """An engine over a loaded model, whose matrices may be packed, takes parts; the model is untouched."""
+    calls = []
+
+    def mine(*args: Any) -> Any:
+        calls.append(args)
+        return OWN[name](*args)
+
+    llm = tiny.load(folder, backend=backend)
+    expected = llm.generate(PROMPT, PARAMS)[0]
+    engine = Engine(llm.engine.model, llm.config, parts={name: mine})
+    request_id = engine.add_request(PROMPT, PARAMS)
+    outputs = {}
+    while engine.has_unfinished_requests():
+        outputs |= {output.request_id: output for output in engine.step()}
+    assert calls and outputs[request_id].token_ids == expected.token_ids
+    calls.clear()
+    assert llm.generate(PROMPT, PARAMS)[0].token_ids == expected.token_ids and not calls
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "message"),
+    [
+        ("sampler", lambda logits: logits.argmax(-1), "cannot be called with its 2 arguments"),
+        ("decode_loop", lambda: None, "it gets .runner, rows."),
+        ("scheduler", lambda config, memory, events: object(), "has no add, fork, remove"),
+        ("block_pool", lambda num_blocks, block_size: object(), "has no num_blocks"),
+        ("prefix_cache", lambda pool: object(), "has no digest"),
+        ("drafter", lambda model, config: object(), "has no propose, settle"),
+    ],
+)
+def test_parts_that_cannot_be_used_are_refused_when_the_engine_is_built(
+    folder: Path, name: str, part: Any, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        tiny.load(folder, parts={name: part})
 
 
 def test_a_prefix_cache_that_finds_nothing_saves_nothing(folder: Path) -> None:

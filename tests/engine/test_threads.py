@@ -287,7 +287,7 @@ def test_streams_collected_at_any_moment(folder: Path) -> None:
         return 1
 
     assert in_threads(work) == [1]
-    assert tiny.all_free(llm) and not llm._streams
+    assert tiny.all_free(llm) and not llm._delivery._tickets
 
 
 def test_short_streams_in_cycles(folder: Path) -> None:

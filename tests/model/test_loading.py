@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from minillm import LLM, MinillmError
+from minillm.config.sizes import format_bytes, parse_bytes
 from minillm.errors import (
     KVCapacityError,
     ModelNotFound,
@@ -19,7 +20,6 @@ from minillm.errors import (
     UnsupportedModel,
     UsageError,
 )
-from minillm.memory.budget import format_bytes, parse_bytes
 
 
 def refused(kind: type[MinillmError], exit_code: int, model: Any, **options: Any) -> str:

@@ -85,7 +85,7 @@ def one_by_one(
         for i, token in zip(alive, tokens, strict=True):
             drawn[i].append(token)
         going = [i for i, depth in enumerate(depths) if depth > level + 1]
-        batch = [SequenceRows(drawn[i][-1:], rows[i].end + level, rows[i].block_ids) for i in going]
+        batch = [SequenceRows(drawn[i][-1:], rows[i].end + level, rows[i].block_table) for i in going]
     return drawn
 
 
@@ -126,7 +126,7 @@ def test_a_pass_that_drops_rows_gives_the_same_logits(
     folder = tiny.make_folder(tmp_path / "model", SHAPES[shape], tensors=weights(SHAPES[shape]))
     rows, _ = sequences(count)
     whole, dropping = runner_of(folder, dtype), runner_of(folder, dtype)
-    for batch in (rows, [SequenceRows([i + 3], r.end, r.block_ids) for i, r in enumerate(rows)]):
+    for batch in (rows, [SequenceRows([i + 3], r.end, r.block_table) for i, r in enumerate(rows)]):
         expected = last_rows(whole, batch)
         assert torch.equal(dropping.last_logits(batch), expected)
         assert expected.isfinite().all()
@@ -145,9 +145,9 @@ def test_a_step_in_one_call_is_the_pass_the_look_and_the_draws(
     stepped, looped = runner_of(folder, dtype), runner_of(folder, dtype)
     for runner in (stepped, looped):
         runner.forward(rows)
-        runner.cache.v[1][rows[broken].block_ids[0], 0] = float("nan")
+        runner.cache.v[1][rows[broken].block_table[0], 0] = float("nan")
     for step in range(3):
-        batch = [SequenceRows([7 * i + step], r.end + step, r.block_ids) for i, r in enumerate(rows)]
+        batch = [SequenceRows([7 * i + step], r.end + step, r.block_table) for i, r in enumerate(rows)]
         sampling = SamplingBatch(params, [noise_key(i, 0, step) for i in range(count)], seen, 300)
         expected = last_rows(looped, batch)
         tokens, finite, logits = stepped.decode_step(batch, sampling)

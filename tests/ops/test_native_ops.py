@@ -10,9 +10,9 @@ import pytest
 import torch
 from native import DTYPES, REFERENCE, Case, check, make_meta, random
 
-from minillm.memory.budget import free_memory
 from minillm.ops.contract import LayerCache, RopeTables
 from minillm.ops.cpu import CpuOps
+from minillm.ops.device_memory import free_memory
 from minillm.ops.sampling import SamplingBatch
 
 ODD = [1, 17, 33, 257]

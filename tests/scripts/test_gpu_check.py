@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from minillm.toolchain.compiler import find_compiler
-from minillm.toolchain.sources import csrc
+from minillm.toolchain.sources import find_sources
 
 REPO = Path(__file__).resolve().parents[2]
 SCRIPTS = REPO / "scripts"
@@ -198,7 +198,7 @@ def test_one_of_each_is_one_of_each():
     bench = load_bench()
     with flavour("check"), profile() as p:
         assert bench.main(["--simulate", "--one-of-each"]) == 0
-    sources = "".join(path.read_text() for path in (csrc() / "cuda").glob("*.cu"))
+    sources = "".join(path.read_text() for path in find_sources("cuda", ".cu"))
     kernels = re.findall(r"__global__[^;{]*?(\w+)\(const __grid_constant__", sources)
     assert kernels and set(p.kernels) == {name.removesuffix("_kernel") for name in kernels}
 

@@ -16,7 +16,7 @@ import tiny
 
 from minillm import SamplingParams
 from minillm.cli.main import main
-from minillm.config import MAX_PATHS
+from minillm.config import MAX_BRANCHES
 from minillm.errors import KVCapacityError, MinillmError, OutOfMemory, TokenizerError, UsageError
 from minillm.model import loader
 from minillm.speculation.controller import PLAIN_SAMPLES, PROBE, Controller
@@ -48,7 +48,7 @@ def test_a_copy_goes_on_with_itself() -> None:
     assert continuations("aaa", 5) == ["aaaaa"]
 
 
-def test_paths_begin_with_different_tokens() -> None:
+def test_branches_begin_with_different_tokens() -> None:
     assert continuations("go1 go2 go2 go3 go", 2, 4) == ["3 ", "2 ", "1 "]
 
 
@@ -94,9 +94,9 @@ def simulate(
         step = target(rows)
         controller.saw_target(rows, step)
         if any(depths):
-            paths = sum(depth > 0 for depth in depths)
-            drafting = first + max(depths) * level(paths)
-            controller.saw_draft(paths, max(depths), drafting)
+            branches = sum(depth > 0 for depth in depths)
+            drafting = first + max(depths) * level(branches)
+            controller.saw_draft(branches, max(depths), drafting)
             step += drafting
         for sequence, depth in zip(sequences, depths, strict=True):
             stood = 0
@@ -127,7 +127,7 @@ def test_it_finds_nearly_the_best_length(acceptance: float, level: float, first:
     sequences = [Sequence(acceptance) for _ in range(count)]
 
     def speed(controller: Controller) -> float:
-        return simulate(controller, sequences, 2000, memory_bound, lambda paths: level, first=first)[0]
+        return simulate(controller, sequences, 2000, memory_bound, lambda branches: level, first=first)[0]
 
     fixed = [speed(Controller(k, adaptive=False)) for k in range(1, 9)]
     plain = count / memory_bound(count)
@@ -138,7 +138,7 @@ def test_it_turns_itself_off_where_drafts_do_not_pay() -> None:
     """Rows that cost as much as steps, and drafts that never stand: at most 2 % slower."""
     for target, acceptance in ((compute_bound, 0.6), (memory_bound, 0.02)):
         sequences = [Sequence(acceptance) for _ in range(4)]
-        speed, chosen = simulate(Controller(5), sequences, 4000, target, lambda paths: 3e-4)
+        speed, chosen = simulate(Controller(5), sequences, 4000, target, lambda branches: 3e-4)
         assert speed > 0.98 * 4 / target(4)
         assert sum(map(any, chosen[2000:])) < 10
         assert any(map(any, chosen[1000:])), "it goes on trying, now and then"
@@ -146,9 +146,9 @@ def test_it_turns_itself_off_where_drafts_do_not_pay() -> None:
 
 def test_it_comes_back_when_drafts_stand_again() -> None:
     sequence, controller = Sequence(0.0), Controller(5)
-    simulate(controller, [sequence], 200, memory_bound, lambda paths: 1e-4)
+    simulate(controller, [sequence], 200, memory_bound, lambda branches: 1e-4)
     sequence.acceptance = 0.95
-    _, chosen = simulate(controller, [sequence], 1500, memory_bound, lambda paths: 1e-4)
+    _, chosen = simulate(controller, [sequence], 1500, memory_bound, lambda branches: 1e-4)
     assert sum(depth >= 4 for (depth,) in chosen[1000:]) > 400
 
 
@@ -159,38 +159,38 @@ def test_a_pause_ends_with_the_crowd_it_was_for() -> None:
         return max(1e-3, 1e-4 * rows)
 
     crowd, controller = [Sequence(0.8) for _ in range(32)], Controller(5)
-    _, chosen = simulate(controller, crowd, 3000, both, lambda paths: 1e-4)
+    _, chosen = simulate(controller, crowd, 3000, both, lambda branches: 1e-4)
     assert sum(map(any, chosen[1000:])) < 10
-    _, chosen = simulate(controller, crowd[:1], 40, both, lambda paths: 1e-4)
+    _, chosen = simulate(controller, crowd[:1], 40, both, lambda branches: 1e-4)
     assert sum(depth > 2 for (depth,) in chosen) > 30
 
 
 def test_who_is_seldom_right_gets_shorter_drafts() -> None:
     sequences = [Sequence(0.95), Sequence(0.95), Sequence(0.05)]
-    _, chosen = simulate(Controller(6), sequences, 600, memory_bound, lambda paths: 1e-5)
+    _, chosen = simulate(Controller(6), sequences, 600, memory_bound, lambda branches: 1e-5)
     mean = [sum(depths[i] for depths in chosen[300:]) / 300 for i in range(3)]
     assert mean[0] > 4 and mean[1] > 4 and mean[2] < 2
 
 
 def test_it_times_steps_without_drafts_before_it_judges() -> None:
     controller, sequence = Controller(5), Sequence(0.9)
-    _, chosen = simulate(controller, [sequence], 400, memory_bound, lambda paths: 1e-5)
+    _, chosen = simulate(controller, [sequence], 400, memory_bound, lambda branches: 1e-5)
     assert chosen[:PLAIN_SAMPLES] == [[0]] * PLAIN_SAMPLES and chosen[PLAIN_SAMPLES] == [5]
     assert sum(depth == 0 for (depth,) in chosen) < 10
 
 
 def test_without_adaption_every_draft_is_as_long_as_it_may_be() -> None:
     controller = Controller(3, adaptive=False)
-    _, chosen = simulate(controller, [Sequence(0.0)], 50, compute_bound, lambda paths: 1.0)
+    _, chosen = simulate(controller, [Sequence(0.0)], 50, compute_bound, lambda branches: 1.0)
     assert chosen == [[3]] * 50
 
 
 def test_one_disturbed_measurement_changes_little() -> None:
     """A machine that does something else for a moment: no reason to stop."""
     controller, sequence = Controller(5), Sequence(0.9)
-    simulate(controller, [sequence], 100, memory_bound, lambda paths: 5e-5)
+    simulate(controller, [sequence], 100, memory_bound, lambda branches: 5e-5)
     controller.saw_target(6, 1.0)
-    _, chosen = simulate(controller, [sequence], 20, memory_bound, lambda paths: 5e-5)
+    _, chosen = simulate(controller, [sequence], 20, memory_bound, lambda branches: 5e-5)
     assert all(depth > PROBE for (depth,) in chosen)
 
 
@@ -202,7 +202,7 @@ def test_a_bad_moment_at_the_start_does_not_make_worthless_drafts_look_good(slow
     def target(rows: int) -> float:
         return memory_bound(rows) * (slow if next(calls) < PLAIN_SAMPLES else 1.0)
 
-    _, chosen = simulate(Controller(6), [Sequence(0.0)], 300, target, lambda paths: 2e-5)
+    _, chosen = simulate(Controller(6), [Sequence(0.0)], 300, target, lambda branches: 2e-5)
     assert sum(depth > 0 for (depth,) in chosen) < 30
 
 
@@ -236,7 +236,7 @@ def test_outputs_do_not_depend_on_the_controller(tmp_path: Path) -> None:
         ({"draft_tree": ()}, "candidates at each depth"),
         ({"draft_tree": (2, 0)}, "candidates at each depth"),
         ({"draft_tree": "2"}, "candidates at each depth"),
-        ({"draft_tree": (MAX_PATHS, 2)}, "paths"),
+        ({"draft_tree": (MAX_BRANCHES, 2)}, "branches"),
         ({"draft_tree": (2, 2), "draft_verification": "rejection"}, "chains"),
     ],
     ids=str,

@@ -90,7 +90,7 @@ def test_setup_compiles_ahead_of_time_only_when_asked(tmp_path: Path) -> None:
         return checkout / target / "minillm"
 
     plain = build("plain", PYTHONPATH=hide("torch"))
-    assert (plain / "csrc" / "cpu" / "path.cpp").is_file() and not (plain / "kernels").exists()
+    assert (plain / "csrc" / "cpu" / "isa.cpp").is_file() and not (plain / "kernels").exists()
     others = hide("rich", "tokenizers", "safetensors", "jinja2", "huggingface_hub")
     package = build("ahead", MINILLM_PREBUILD="1", CXX=str(quick), PYTHONPATH=others)
     assert len(list((package / "kernels").glob("cpu-*.so"))) == 1

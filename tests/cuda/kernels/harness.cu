@@ -3,7 +3,7 @@
 
 #include KERNEL
 
-using namespace minillm;
+using namespace minillm::cuda;
 
 #if defined(IS_ATTENTION)
 extern "C" void run(const float* q, const float* k_cache, const float* v_cache, float* out, const int* block_table,

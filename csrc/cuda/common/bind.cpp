@@ -5,7 +5,7 @@
 #include "bind.h"
 #include "bind_verify.h"
 
-namespace minillm {
+namespace minillm::cuda {
 namespace {
 
 using Optional = std::optional<Tensor>;
@@ -265,4 +265,4 @@ STABLE_TORCH_LIBRARY(minillm_cuda, m) { MINILLM_OPS(m); }
 STABLE_TORCH_LIBRARY_IMPL(minillm_cuda, CUDA, m) { MINILLM_KERNELS(m); }
 #endif
 
-}  // namespace minillm
+}  // namespace minillm::cuda

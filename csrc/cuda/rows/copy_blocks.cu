@@ -8,7 +8,7 @@
 
 #include "dispatch.h"
 
-namespace minillm {
+namespace minillm::cuda {
 namespace {
 
 constexpr int kThreads = 128;
@@ -35,4 +35,4 @@ void copy_blocks(const CopyBlocksArgs& p, Stream stream) {
     LAUNCH((copy_blocks_kernel<Vec<uint16_t, 1>>), dim3(per_pair, p.count), kThreads, 0, stream_of(stream), p);
 }
 
-}  // namespace minillm
+}  // namespace minillm::cuda

@@ -4,8 +4,8 @@
 //
 // Nothing is sorted. Each id has a *rank*: the bits of its value, mapped so that integers order as the
 // floats do, then the id reversed, so that among equals the lowest comes first. No two ranks are equal,
-// and both filters ask the same question: what is the highest rank t for which the ids at or above it
-// weigh enough?
+// and both filters are the same search: for the highest rank t for which the ids at or above it weigh
+// enough.
 //
 //     top-k    every id weighs 1           enough: k
 //     top-p    an id weighs e^x            enough: top_p times the weight of all that top-k kept
@@ -19,7 +19,7 @@
 
 #include "dispatch.h"
 
-namespace minillm {
+namespace minillm::cuda {
 namespace {
 
 constexpr int kThreads = 256;
@@ -115,7 +115,7 @@ __device__ __forceinline__ void read_logits(const SampleArgs& p, float* values, 
   __syncthreads();
   float factor = moderate(penalty);
   int64_t begin = row ? p.seen_end[row - 1] : 0, end = p.seen_end[row];
-  for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {  // each id once, so nobody meets
+  for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {  // each id once: no two threads write one value
     int64_t id = p.seen[i];
     if (id < p.num_token_ids) values[id] = values[id] > 0 ? values[id] / factor : values[id] * factor;
   }
@@ -176,4 +176,4 @@ void sample(const SampleArgs& given, Stream stream) {
   });
 }
 
-}  // namespace minillm
+}  // namespace minillm::cuda

@@ -6,7 +6,7 @@
 //
 // Rules: include this file and its neighbours only; no inline assembly outside dialect_cuda.h; 16-bit
 // numbers are loaded, stored and converted, arithmetic is float32; a multiply and an add that belong
-// together are written fmaf, since compilers are told to fuse nothing themselves (-fmad=false,
+// together are written fmaf, since compilers are set to fuse nothing themselves (-fmad=false,
 // -ffp-contract=off): otherwise two kernels with the same formula could round differently.
 
 #pragma once
@@ -14,7 +14,7 @@
 #ifdef __CUDACC__
 #include "dialect_cuda.h"
 #else
-#include "../simt/simt.h"
+#include "../../simt/simt.h"
 #endif
 
 #include "numbers.h"

@@ -12,7 +12,7 @@
 
 #include "paging.h"
 
-namespace minillm {
+namespace minillm::cuda {
 namespace {
 
 constexpr int kThreads = 128;
@@ -106,4 +106,4 @@ void attention_v1(const AttentionArgs& p, const NaiveScratch& scratch, Stream st
   });
 }
 
-}  // namespace minillm
+}  // namespace minillm::cuda

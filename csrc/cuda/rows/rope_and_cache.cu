@@ -10,7 +10,7 @@
 
 #include "dispatch.h"
 
-namespace minillm {
+namespace minillm::cuda {
 namespace {
 
 constexpr int kThreads = 128;
@@ -51,4 +51,4 @@ void rope_and_cache(const RopeArgs& p, Stream stream) {
   });
 }
 
-}  // namespace minillm
+}  // namespace minillm::cuda

@@ -13,7 +13,7 @@
 
 #include "dispatch.h"
 
-namespace minillm {
+namespace minillm::cuda {
 namespace {
 
 constexpr int kTile = 16;   // outputs per side
@@ -68,4 +68,4 @@ void linear(const LinearArgs& p, Stream stream) {
   });
 }
 
-}  // namespace minillm
+}  // namespace minillm::cuda

@@ -8,7 +8,7 @@
 #include "dialect.h"
 #include "kernels.h"
 
-namespace minillm {
+namespace minillm::cuda {
 
 template <class F>
 void with_number_type(DType dtype, F f) {
@@ -36,4 +36,4 @@ constexpr I ceil_div(I a, I b) {
   return (a + b - 1) / b;
 }
 
-}  // namespace minillm
+}  // namespace minillm::cuda

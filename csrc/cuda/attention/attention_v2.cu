@@ -22,7 +22,7 @@
 
 #include "paging.h"
 
-namespace minillm {
+namespace minillm::cuda {
 namespace {
 
 constexpr int kRows = 32;
@@ -171,4 +171,4 @@ void attention_v2(const AttentionArgs& p, Stream stream) {
   });
 }
 
-}  // namespace minillm
+}  // namespace minillm::cuda

@@ -4,7 +4,7 @@
 
 #include "bind.h"
 
-namespace minillm {
+namespace minillm::cuda {
 
 inline std::tuple<Tensor, Tensor> walk_drafts(const Tensor& sampled, const Tensor& drafted, const Tensor& parents,
                                               const Tensor& node_start, int64_t stream) {
@@ -59,4 +59,4 @@ inline std::tuple<Tensor, Tensor> accept_drafts(const Tensor& draft, const std::
   return {tokens, accepted};
 }
 
-}  // namespace minillm
+}  // namespace minillm::cuda

@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-namespace minillm {
+namespace minillm::cuda {
 
 enum class DType { f32, bf16, f16 };
 
@@ -121,4 +121,4 @@ void attention_v1(const AttentionArgs&, const NaiveScratch&, Stream);
 void attention_v2(const AttentionArgs&, Stream);
 void decode_d1(const AttentionArgs&, Stream);
 
-}  // namespace minillm
+}  // namespace minillm::cuda

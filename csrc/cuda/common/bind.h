@@ -22,12 +22,12 @@
 #include "kernels.h"
 
 #ifdef MINILLM_SIMT
-#include "../simt/machine.h"
+#include "../../simt/machine.h"
 #else
 #include <cuda_runtime_api.h>
 #endif
 
-namespace minillm {
+namespace minillm::cuda {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -112,4 +112,4 @@ class Call {
   const char* op_;
 };
 
-}  // namespace minillm
+}  // namespace minillm::cuda

@@ -3,7 +3,7 @@
 // Coupled: one warp walks one request's tree. Its lanes look at 32 nodes at once for the first child that
 // is the token the target drew; all lanes then stand on that child. Only integers, a few hundred bytes.
 //
-// Rejection: one block per request. Lane i asks whether drafted token i stands; the first that does not
+// Rejection: one block per request. Lane i tests whether drafted token i stands; the first that does not
 // ends it. Then one token is drawn from weights w = p or max(p - q, 0), by the inverse of the running sum,
 // without ever writing that sum down: each warp adds up one part of the ids, and the part in which
 // u * total is passed becomes the whole of the next round.
@@ -20,7 +20,7 @@
 
 #include "dispatch.h"
 
-namespace minillm {
+namespace minillm::cuda {
 namespace {
 
 constexpr int kMinWarps = 4, kMaxWarps = 32;
@@ -165,4 +165,4 @@ void verify_draft(const DraftArgs& p, Stream stream) {
   LAUNCH(verify_draft_kernel, p.requests, 32 * warps, 0, stream_of(stream), p);
 }
 
-}  // namespace minillm
+}  // namespace minillm::cuda

@@ -7,7 +7,7 @@
 
 #include "dispatch.h"
 
-namespace minillm {
+namespace minillm::cuda {
 namespace {
 
 constexpr int kThreads = 128;
@@ -40,4 +40,4 @@ void silu_mul(const SiluMulArgs& p, Stream stream) {
   });
 }
 
-}  // namespace minillm
+}  // namespace minillm::cuda

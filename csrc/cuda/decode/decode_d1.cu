@@ -15,7 +15,7 @@
 
 #include "paging.h"
 
-namespace minillm {
+namespace minillm::cuda {
 namespace {
 
 constexpr int kThreads = 128;
@@ -113,4 +113,4 @@ bool supports_head_dim(int head_dim) {
   return supported;
 }
 
-}  // namespace minillm
+}  // namespace minillm::cuda

@@ -13,7 +13,7 @@
 
 #include "dispatch.h"
 
-namespace minillm {
+namespace minillm::cuda {
 
 constexpr int kKeyTile = 32;
 
@@ -49,4 +49,4 @@ __device__ __forceinline__ float raise_max(Softmax& s, float tile_max) {
   return factor;
 }
 
-}  // namespace minillm
+}  // namespace minillm::cuda

@@ -10,7 +10,7 @@
 
 #include "dispatch.h"
 
-namespace minillm {
+namespace minillm::cuda {
 namespace {
 
 constexpr int kThreads = 128;
@@ -67,4 +67,4 @@ void rms_norm(const NormArgs& p, Stream stream) {
   });
 }
 
-}  // namespace minillm
+}  // namespace minillm::cuda

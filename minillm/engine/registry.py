@@ -1,0 +1,90 @@
+"""The requests that have not ended, by id. Any thread adds and aborts; the engine's step takes and removes.
+
+    add_request --> submit --> live --> remove          a lock, held for a few lines of our own code only
+    abort_request -> abort ----^                        no lock: a destructor may call it at any line
+
+A request gets its number when it is submitted. The number decides its id, its place in the queue and, where
+it names no seed, its seed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable
+
+from minillm.config import EngineConfig
+from minillm.engine.request import Request
+from minillm.errors import QueueFull
+from minillm.observe.events import Events
+
+
+class Registry:
+    """Live requests. `lock` is held by every walk over them."""
+
+    def __init__(self, config: EngineConfig, events: Events) -> None:
+        self._config, self._events = config, events
+        self.lock = threading.Lock()
+        self.live: dict[str, Request] = {}
+        self._aborted: deque[str] = deque()
+        self._submitted = 0
+
+    def submit(self, request: Request) -> None:
+        """Take a checked request in.
+
+        Raises:
+            QueueFull: as many requests, or prompt tokens, wait as may wait.
+        """
+        num_tokens = len(request.sequences[0].prompt_token_ids)
+        with self.lock:
+            self._require_room(num_tokens)
+            self._submitted += 1  # first: no id is given twice, not even after an interrupt
+            request.submit(self._submitted - 1, self._config.seed)
+            self.live[request.request_id] = request
+            n = len(request.sequences)
+            self._events.emit("queue", request.request_id, at=request.arrival, prompt_tokens=num_tokens, n=n)
+
+    def abort(self, request_id: str) -> None:
+        """Have a request ended at the next step. Takes no lock."""
+        self._aborted.append(request_id)
+
+    def requests(self) -> list[Request]:
+        """All that have not ended, in the order of submission."""
+        with self.lock:
+            return list(self.live.values())
+
+    def select(self, request_ids: set[str]) -> list[Request]:
+        """Those with these ids, in the order of submission."""
+        with self.lock:
+            return [request for request_id, request in self.live.items() if request_id in request_ids]
+
+    def remove(self, request_id: str) -> None:
+        """Forget a request that has ended."""
+        with self.lock:
+            self.live.pop(request_id, None)
+
+    def counts(self) -> tuple[int, int]:
+        """How many wait to start, and how many have started."""
+        with self.lock:
+            waiting = len(self._waiting())
+            return waiting, len(self.live) - waiting
+
+    def aborted(self) -> list[str]:
+        """Ids that `abort` was given; `forget_aborted` once they have been dealt with."""
+        return [self._aborted[i] for i in range(len(self._aborted))]
+
+    def forget_aborted(self, ids: Iterable[str]) -> None:
+        """These have been dealt with."""
+        for _ in ids:
+            self._aborted.popleft()
+
+    def _waiting(self) -> list[Request]:
+        return [request for request in self.live.values() if request.admitted is None]
+
+    def _require_room(self, num_tokens: int) -> None:
+        waiting, config = self._waiting(), self._config
+        queued = sum(len(request.sequences[0].prompt_token_ids) for request in waiting)
+        if len(waiting) >= config.max_queued_requests:
+            raise QueueFull(f"{len(waiting)} requests are waiting, the limit", "try again later")
+        if queued + num_tokens > config.max_queued_tokens and waiting:
+            raise QueueFull(f"{queued} prompt tokens are waiting, near the limit", "try again later")
