@@ -99,3 +99,14 @@ class PartError(MinillmError):
 
 class WireError(MinillmError):
     """Bytes that should hold a step do not."""
+
+
+def own_copy(error: Exception) -> Exception:
+    """The same error without traceback and cause: they refer to all that was at hand, of others too."""
+    try:
+        made = type(error).__new__(type(error), *error.args)
+        made.args = error.args
+        made.__dict__.update(error.__dict__)
+    except Exception:  # an error with a constructor of its own
+        return PartError(f"a part raised {type(error).__name__}")
+    return made

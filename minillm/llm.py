@@ -153,8 +153,13 @@ class LLM:
         if isinstance(params, SamplingParams) and params.n != 1:
             raise UsageError(f"stream gives one completion, not n={params.n}", "use generate")
         ticket = Ticket()
-        self._delivery.submit(ticket, prompt, params, tenant)
-        return TextIterator(self._delivery, ticket)
+        try:
+            self._delivery.submit(ticket, prompt, params, tenant)
+            stream = TextIterator(self._delivery, ticket)
+        except BaseException:
+            self._delivery.drop(ticket)
+            raise
+        return stream
 
     def logits(self, token_ids: Sequence[int]) -> Tensor:
         """Raw scores after each token, through the paged prefill path.

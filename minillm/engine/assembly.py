@@ -15,8 +15,17 @@ import math
 from dataclasses import dataclass, replace
 
 from minillm.config import EngineConfig
+from minillm.engine.checked import (
+    checked_attention,
+    checked_linear,
+    checked_rope,
+    checked_sampler,
+    checked_slots,
+    checked_verify,
+)
 from minillm.engine.parts import Parts, Sampler, require_methods
 from minillm.errors import UsageError
+from minillm.memory.block_table import slot_mapping
 from minillm.memory.budget import num_blocks_for
 from minillm.memory.kv_cache import KVCache
 from minillm.model.loader import LoadedModel
@@ -52,7 +61,12 @@ def assemble(model: LoadedModel, draft: LoadedModel | None, config: EngineConfig
         UsageError: drafts longer than the context, or a part that would never be asked.
     """
     if parts.replaces_ops:
-        ops = SwappedOps(model.decoder.ops, parts.rope, parts.attention, parts.linear)
+        ops = SwappedOps(
+            model.decoder.ops,
+            checked_rope(parts.rope),
+            checked_attention(parts.attention),
+            checked_linear(parts.linear),
+        )
         model = replace(model, decoder=model.decoder.with_ops(ops))
     rejects = config.draft_verification == "rejection"
     if parts.verify_draft and not rejects:
@@ -62,11 +76,14 @@ def assemble(model: LoadedModel, draft: LoadedModel | None, config: EngineConfig
     token_bytes = sum(m.config.kv_bytes_per_token(m.dtype.itemsize) for m in (model, draft) if m)
     num_blocks = num_blocks_for(token_bytes, config, model.device, model.max_model_len)
     cache = KVCache.allocate(model.config, num_blocks, config.block_size, model.dtype, model.device)
-    runner = ModelRunner(model.decoder, cache, config.block_size, parts.slot_mapping)
+    own_slots = parts.slot_mapping is slot_mapping
+    slots = slot_mapping if own_slots else checked_slots(parts.slot_mapping, num_blocks * config.block_size)
+    runner = ModelRunner(model.decoder, cache, config.block_size, slots)
     own_sampler = parts.sampler is sample
-    sampler: Sampler = model.decoder.ops.sample if own_sampler else parts.sampler
+    sampler: Sampler = model.decoder.ops.sample if own_sampler else checked_sampler(parts.sampler)
     speculation = _make_speculation(model, draft, config, parts, num_blocks)
-    verify_draft = (parts.verify_draft or model.decoder.ops.verify_draft) if rejects else None
+    own_rule = model.decoder.ops.verify_draft if rejects else None
+    verify_draft = checked_verify(parts.verify_draft) if parts.verify_draft else own_rule
     worker_parts = WorkerParts(
         parts.prefill_loop,
         parts.decode_loop,

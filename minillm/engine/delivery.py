@@ -77,6 +77,7 @@ class Delivery:
         """
         self._engine.require_own_process()
         with self._lock:
+            self._deliver()  # what an interrupt has left
             if is_enough():
                 return
             if not self._engine.has_unfinished_requests():

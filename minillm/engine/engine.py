@@ -18,6 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as List
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from torch import Tensor
@@ -33,6 +34,7 @@ from minillm.engine.outputs import RequestOutput, snapshot
 from minillm.engine.parts import Parts, require_methods
 from minillm.engine.recovery import give_up, put_back, start_again
 from minillm.engine.registry import Registry
+from minillm.engine.report import step_fields
 from minillm.engine.request import Request
 from minillm.engine.scheduler import Scheduler
 from minillm.engine.sequence import FinishReason, Sequence
@@ -213,6 +215,10 @@ class Engine:
 
     def _step(self) -> None:
         try:
+            if not self._registry.live and (self._outbox or self.events.is_holding):
+                with suppress(Exception):  # an earlier step raised, and a part may raise for ever
+                    self._mend_if_torn()
+                return
             self._mend_if_torn()
             self._begin()
             self._advance()
@@ -278,20 +284,9 @@ class Engine:
         """The event that ends a step."""
         if not self.events.listeners:
             return
-        stats, running, plan = self.stats(), self.scheduler.running, self._stepper.step.plan
-        slots = sum(len(s.block_table.block_ids) * self.config.block_size for s in running)
-        self.events.emit(
-            "step",
-            seconds=time.perf_counter() - started,
-            prefill_tokens=plan.num_rows - len(plan.decode),
-            decode_rows=len(plan.decode),
-            waiting=stats["waiting"],
-            running=len(running),
-            used=stats["used_blocks"],
-            cached=stats["cached_blocks"],
-            free=stats["free_blocks"] - stats["cached_blocks"],
-            waste=slots - sum(s.num_computed_tokens for s in running),
-        )
+        plan, running = self._stepper.step.plan, self.scheduler.running
+        fields = step_fields(plan, running, self.stats(), self.config.block_size)
+        self.events.emit("step", seconds=time.perf_counter() - started, **fields)
 
     def _compute_logits(self, ids: list[int]) -> Tensor:
         self._mend_if_torn()
@@ -328,10 +323,21 @@ class Engine:
 
     def _start_again(self, blamed: List[Sequence], error: BaseException | None) -> None:
         live = self._registry.requests()
-        self.scheduler = start_again(
-            live, blamed, error, self.memory, self._make_pool(), self._make_scheduler
-        )
-        self._collect({r.request_id for r in live if any(s.finish_reason for s in r.sequences)})
+        try:
+            pool = self._make_pool()
+            self.scheduler = start_again(live, blamed, error, self.memory, pool, self._make_scheduler)
+            self._collect({r.request_id for r in live if any(s.finish_reason for s in r.sequences)})
+        except Exception as failure:  # a part's: nobody can be served until it does what it should
+            self._end_all(live, failure)
+            raise
+
+    def _end_all(self, live: List[Request], error: Exception) -> None:
+        """Everything ends with `error`; their blocks are those of a pool that is given up."""
+        now = time.perf_counter()
+        for request in live:
+            request.fail(error)
+            self._outbox[request.request_id] = snapshot(request, self.envelope, now)
+            self._registry.remove(request.request_id)
 
     def _make_pool(self) -> BlockPool:
         made: BlockPool = require_methods(

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable
 from itertools import takewhile
 
 from minillm.engine.sequence import Sequence
+from minillm.errors import PartError
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import BlockTable, blocks_for
 from minillm.memory.prefix_cache import CachedBlock, PrefixCache, Scope
@@ -71,7 +72,9 @@ class KVCacheManager:
         self._extend_digests(sequence, full)
         digests = sequence.cached.digests
         blocks = ((digests[i], sequence.tokens(i * size, (i + 1) * size)) for i in range(full))
-        return self.cache.match(self._scope(sequence), blocks)
+        found = self.cache.match(self._scope(sequence), blocks)
+        _require(isinstance(found, list) and len(found) <= full, "match", "a list of cached blocks")
+        return found
 
     def available_without(self, blocks: Iterable[CachedBlock]) -> int:
         """What could be had besides these blocks, once they are taken."""
@@ -89,13 +92,21 @@ class KVCacheManager:
         """Let a sequence without blocks begin with `blocks`, as if it had computed them."""
         if not blocks or self.cache is None:
             return
-        sequence.block_table.block_ids = self.cache.acquire(blocks)
+        sequence.block_table.block_ids = self._acquire(self.cache, blocks)
         sequence.num_computed_tokens = len(blocks) * self.pool.block_size
         sequence.cached.last, sequence.cached.num_blocks = blocks[-1], len(blocks)
         draft = sequence.draft
         draft.num_published = len(list(takewhile(self._has_draft, blocks)))
         draft.num_computed_tokens = draft.num_published * self.pool.block_size
         self._events.emit("share", sequence.request_id, blocks=len(blocks))
+
+    def _acquire(self, cache: PrefixCache, blocks: list[CachedBlock]) -> list[int]:
+        """The blocks' ids, each with one owner more."""
+        ids = cache.acquire(blocks)
+        is_right = isinstance(ids, list) and len(ids) == len(blocks)
+        is_right = is_right and all(isinstance(i, int) and 0 <= i < self.pool.num_blocks for i in ids)
+        _require(is_right, "acquire", "the id of each block")
+        return ids
 
     def make_room(self, count: int) -> None:
         """Have `count` blocks free, taking unused ones from the prefix cache where needed."""
@@ -238,8 +249,9 @@ class KVCacheManager:
         for i in range(first, full):
             ids, mine = sequence.tokens(i * size, (i + 1) * size), table.block_ids[i]
             block = cache.publish(self._scope(sequence), cached.last, ids, cached.digests[i], mine)
+            _require(hasattr(block, "block_id"), "publish", "the cached block")
             if block.block_id != mine:
-                table.block_ids[i] = cache.acquire([block])[0]
+                table.block_ids[i] = self._acquire(cache, [block])[0]
                 self.pool.free([mine])
                 if not self._has_draft(block):
                     draft = sequence.draft
@@ -281,3 +293,8 @@ def _forget(sequence: Sequence) -> None:
     sequence.num_computed_tokens = 0
     sequence.cached.forget_blocks()
     sequence.draft.forget_blocks()
+
+
+def _require(is_right: bool, method: str, wanted: str) -> None:
+    if not is_right:
+        raise PartError(f"part 'prefix_cache' returned something else from {method}", f"return {wanted}")

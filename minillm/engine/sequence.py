@@ -18,6 +18,7 @@ from typing import Literal, Protocol
 
 from minillm.config import SamplingParams
 from minillm.config.sampling import SamplingFilters
+from minillm.errors import PartError, own_copy
 from minillm.memory.block_table import BlockTable
 from minillm.memory.prefix_cache import CachedBlock
 from minillm.ops.sampling import DRAW, noise_key
@@ -166,7 +167,7 @@ class Sequence:
         if is_end or token_id in self.params.stop_token_ids:
             self.finish("stop")
             return
-        self.text += self.detokenizer.push(token_id)
+        self.text += _text(self.detokenizer.push(token_id))
         if self.detokenizer.stopped:
             self.finish("stop")
         elif len(self.output_token_ids) >= self.max_tokens:
@@ -180,7 +181,7 @@ class Sequence:
             Exception: what the detokenizer raises; the text it held back is lost, `is_changing` stays set.
         """
         self.is_changing = True
-        self.text += self.detokenizer.finish()
+        self.text += _text(self.detokenizer.finish())
         stopped = reason == "length" and self.detokenizer.stopped
         self.finish_reason = "stop" if stopped else reason
         self.is_changing = False
@@ -188,7 +189,15 @@ class Sequence:
     def fail(self, error: Exception) -> None:
         """End the completion with an error; its detokenizer, perhaps the cause, is not asked."""
         if self.finish_reason is None:
-            self.error, self.finish_reason = self.error or error, "error"
+            self.error, self.finish_reason = self.error or own_copy(error), "error"
         count = len(self.output_token_ids)
         del self.logprobs[count:], self.token_times[count:]
         self.is_changing = False
+
+
+def _text(piece: object) -> str:
+    if not isinstance(piece, str):
+        raise PartError(
+            f"part 'detokenizer' returned {type(piece).__name__}", "push and finish should return text"
+        )
+    return piece

@@ -15,11 +15,12 @@ change was cut in two end with an error. That costs time and the cached prefixes
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence as List
 from typing import Literal
 
 from minillm.engine.assembly import Machinery
 from minillm.engine.batch import PlannedStep, make_input, reserve
+from minillm.engine.checked import check_plan
 from minillm.engine.commit import Commit
 from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.scheduler import Scheduler, StepPlan
@@ -52,7 +53,8 @@ class Stepper:
             Exception: what a part raises; `phase` and `step` say what it was doing.
         """
         self.phase = "schedule"
-        self.step.plan = scheduler.schedule(now)
+        plan = scheduler.schedule(now)
+        self.step.plan = plan if type(scheduler) is Scheduler else check_plan(plan)
         self.phase = "reserve"
         reserve(self.step, self._memory, self._plan_lookahead(self.step.plan))
         self.phase = "run"
@@ -97,11 +99,12 @@ class Stepper:
 
     # A torn step ----------------------------------------------------------------------------
 
-    def blamed(self, error: BaseException, scheduler: Scheduler, live: Iterable[Sequence]) -> list[Sequence]:
+    def blamed(self, error: BaseException, scheduler: Scheduler, live: List[Sequence]) -> list[Sequence]:
         """The sequences that must end with an error, because of what tore the step."""
         torn = [s for s in live if s.is_changing]
         if not isinstance(error, Exception):
             return torn
         if self.phase == "schedule":
-            return [scheduler.current] if scheduler.current else list(live)
+            current = getattr(scheduler, "current", None)  # a replaced scheduler need not say
+            return [s for s in live if s is current] or list(live)
         return [*torn, *self.step.plan.sequences]

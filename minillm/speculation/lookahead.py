@@ -26,6 +26,8 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from torch import Tensor
+
 from minillm.errors import PartError
 from minillm.memory.block_table import blocks_for
 from minillm.speculation.controller import Controller
@@ -106,9 +108,11 @@ class Speculation:
         started = time.perf_counter()
         found = self.drafter.propose(asked)
         seconds = time.perf_counter() - started
-        if len(found) != len(asked):
+        if not isinstance(found, list) or len(found) != len(asked):
+            number = len(found) if isinstance(found, list) else type(found).__name__
             raise PartError(
-                f"the drafter gave {len(found)} proposals for {len(asked)} sequences", "give one for each"
+                f"the drafter gave {number} for {len(asked)} sequences",
+                "give a list of Proposals, one for each",
             )
         answers = iter(found)
         return [
@@ -118,6 +122,11 @@ class Speculation:
 
     def _checked(self, lookahead: Lookahead, proposal: Proposal) -> Proposal:
         """The proposal, which may come from anybody's drafter, if it keeps to what was asked."""
+        if not _is_proposal(proposal):
+            raise PartError(
+                f"the drafter gave a {type(proposal).__name__} that is no Proposal of token ids",
+                "branches is a list of lists of int",
+            )
         branches, depth = proposal.branches, lookahead.depth
         if len(branches) > len(lookahead.block_tables) or any(len(branch) > depth for branch in branches):
             raise PartError(
@@ -131,6 +140,11 @@ class Speculation:
                     f"the drafter gave token id {token_id}, outside the vocabulary of {self._vocab_size}",
                     "the draft must share the target's tokenizer",
                 )
+        probs, wanted = proposal.probs, (len(branches[0]) if branches else 0, self._vocab_size)
+        if probs is not None and (not isinstance(probs, Tensor) or tuple(probs.shape) != wanted):
+            raise PartError(
+                f"the drafter gave probs that are not {list(wanted)}", "one row for each token of the branch"
+            )
         return proposal
 
     # What is learned ------------------------------------------------------------------------
@@ -168,3 +182,14 @@ def outcome(proposal: Proposal, result: VerifyResult, appended: int) -> Outcome:
     """A result in numbers; what stands behind the end of an answer is no token of it."""
     depth = max(map(len, proposal.branches), default=0)
     return Outcome(sum(map(len, proposal.branches)), depth, min(result.accepted, appended))
+
+
+def _is_proposal(proposal: object) -> bool:
+    return (
+        isinstance(proposal, Proposal)
+        and isinstance(proposal.branches, list)
+        and all(
+            isinstance(branch, list) and all(isinstance(token, int) for token in branch)
+            for branch in proposal.branches
+        )
+    )

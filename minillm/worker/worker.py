@@ -8,7 +8,7 @@ Logits are checked before they are used. A row that holds NaN or infinity is nev
 neighbours are not affected: rows of a batch share no arithmetic.
 
 The loops, the sampler and the verification are given to the worker, so a reader's own take their place here.
-What they return is checked before anything relies on it.
+What a loop returns is checked before anything relies on it; other parts come checked (`engine/checked.py`).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Worker:
         """Carry out a step.
 
         Raises:
-            PartError: a replaced loop or sampler returned something that cannot be used.
+            PartError: a replaced part returned something that cannot be used.
             Exception: whatever a part raises. Nothing but cache slots of this step has been written.
         """
         output = StepOutput()
@@ -106,7 +106,8 @@ class Worker:
 
     def _run_prefill(self, step: StepInput) -> Drawn:
         """Compute the chunks; a chunk with its sequence's newest token gives the next, to each sample."""
-        logits = _checked("prefill_loop", self._prefill_loop(self.runner, step.prefill), len(step.prefill))
+        logits = self._prefill_loop(self.runner, step.prefill)
+        self._check("prefill_loop", logits, len(step.prefill))
         finite = self._ops.finite_rows(logits).tolist()
         self.runner.copy_blocks(step.fork_copies)
         return self._draw(logits, step.prefill_draws, finite)
@@ -117,7 +118,8 @@ class Worker:
             batch = [SequenceRows((row.token_id,), row.position, row.block_table) for row in rows]
             tokens, finite, logits = self.runner.decode_step(batch, draws.batch)
             return self._report(logits, draws, finite.tolist(), tokens)
-        logits = _checked("decode_loop", self._decode_loop(self.runner, rows), len(rows))
+        logits = self._decode_loop(self.runner, rows)
+        self._check("decode_loop", logits, len(rows))
         return self._draw(logits, draws, self._ops.finite_rows(logits).tolist())
 
     def _run_verify(self, step: StepInput) -> list[VerifyResult]:
@@ -137,25 +139,24 @@ class Worker:
             return Drawn(finite, [-1] * len(draws.rows), [None] * len(draws.rows))
         if len(alive) == len(draws.rows):
             picked = logits if draws.rows == list(range(len(logits))) else logits[draws.rows]
-            tokens = self._sampled(picked, draws.batch)
+            tokens = self._sample(picked, draws.batch)
             return self._report(picked, draws, finite, tokens)
         rows = [draws.rows[i] for i in alive]
         some = Draws(rows, draws.batch.rows(alive), [draws.tops[i] for i in alive])
-        found = self._report(logits[rows], some, finite, self._sampled(logits[rows], some.batch))
+        found = self._report(logits[rows], some, finite, self._sample(logits[rows], some.batch))
         all_tokens = [-1] * len(draws.rows)
         all_logprobs: list[dict[int, float] | None] = [None] * len(draws.rows)
         for i, token, logprobs in zip(alive, found.tokens, found.logprobs, strict=True):
             all_tokens[i], all_logprobs[i] = token, logprobs
         return Drawn(finite, all_tokens, all_logprobs)
 
-    def _sampled(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
-        tokens = self._sample(logits, batch)
-        if not isinstance(tokens, Tensor) or tokens.shape != (len(logits),):
-            raise PartError(
-                f"part 'sampler' returned {_shape(tokens)} for {len(logits)} rows",
-                "return one id for each row",
-            )
-        return tokens
+    def _check(self, part: str, logits: Tensor, count: int) -> None:
+        """Refuse what a loop returned, if it is not a row of logits for each sequence."""
+        wanted = (count, self.runner.decoder.config.vocab_size)
+        if isinstance(logits, Tensor) and logits.is_floating_point() and tuple(logits.shape) == wanted:
+            return
+        shape = f"a tensor {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise PartError(f"part {part!r} returned {shape}", f"it should return logits {list(wanted)}")
 
     def _report(self, logits: Tensor, draws: Draws, finite: list[bool], tokens: Tensor) -> Drawn:
         """The drawn tokens as numbers, with log-probabilities where they are wanted."""
@@ -176,17 +177,3 @@ def _branch_rows(sequence: DraftRows) -> list[SequenceRows]:
     return [
         SequenceRows([sequence.token_id, *drafted], sequence.position, table) for drafted, table in tables
     ]
-
-
-def _checked(part: str, logits: Tensor, count: int) -> Tensor:
-    """What a loop returned, if it has a row for each sequence."""
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != count:
-        raise PartError(
-            f"part {part!r} returned {_shape(logits)} for {count} sequences",
-            "return one row of logits for each",
-        )
-    return logits
-
-
-def _shape(value: object) -> str:
-    return f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__}"

@@ -136,14 +136,16 @@ class Stage:
         self.model: LoadedModel = tiny.load(folder, backend="native").engine.model
         self._expected: dict[str, Run] = {}
 
-    def engine(self, scenario: Scenario, name: str, **parts: Any) -> Engine:
+    def engine(self, name: str, parts: Mapping[str, Any] = {}, scenario: Scenario | None = None) -> Engine:
+        """A fresh engine for the scenario, with some parts replaced."""
+        scenario = scenario or SCENARIOS[name]
         known = dict(scenario.parts)
         if scenario.scripted:
             known["drafter"] = self._scripted(name)
         options = dict(scenario.options)
         kv_memory = scenario.num_blocks * BLOCK * TOKEN_BYTES
         config = engine_config({"kv_memory": kv_memory, "block_size": BLOCK, "dtype": "float32", **options})
-        return Engine(self.model, config, known | parts)
+        return Engine(self.model, config, known | dict(parts))
 
     def _scripted(self, name: str) -> Callable[..., ScriptedDrafter]:
         """A drafter that mostly knows the answers, and of other prompts nothing."""
@@ -177,13 +179,13 @@ class Stage:
     ) -> Run:
         """The scenario to its end; step number `step` is taken by `around`, which may interrupt it."""
         scenario = scenario or SCENARIOS[name]
-        engine = engine or self.engine(scenario, name)
+        engine = engine or self.engine(name, scenario=scenario)
         run = Run(engine, [])
         engine.events.listeners.append(run.trace.append)
         for number in range(MAX_STEPS):
             for at, prompt, params in scenario.requests:
                 if at == number:
-                    run.ids.append(engine.add_request(prompt, params))
+                    run.ids.append(_submitted(run, prompt, params))
             if number in scenario.aborts:
                 engine.abort_request(run.ids[scenario.aborts[number]])
             if number > 3 and not engine.has_unfinished_requests():
@@ -198,13 +200,15 @@ class Stage:
                 run.finals[output.request_id] += output.finished
         return run
 
-    def faults(self, name: str, run: Run, check_trace: bool = True) -> list[str]:
+    def faults(
+        self, name: str, run: Run, check_trace: bool = True, error: type[Exception] = MinillmError
+    ) -> list[str]:
         """What is wrong with a disturbed run, in words; empty if nothing is."""
         expected = self.expected(name)
-        found = [f"{i} came {run.finals[i]} times" for i in run.ids if run.finals[i] != 1]
+        found = [f"{i} came {run.finals[i]} times" for i in run.ids if i and run.finals[i] != 1]
         for mine, theirs in zip(run.ids, expected.ids, strict=True):
             if mine in run.outputs:
-                found += _differences(run.outputs[mine], expected.outputs[theirs])
+                found += _differences(run.outputs[mine], expected.outputs[theirs], error)
         found += pool_faults(run.engine)
         if check_trace:
             found += trace_faults(run.trace)
@@ -217,11 +221,20 @@ class Stage:
     def fresh(self) -> tuple[list[int], Any]:
         """The answer to the request that is asked after each run."""
         if not hasattr(self, "_fresh"):
-            engine = self.engine(SCENARIOS["decode"], "decode")
+            engine = self.engine("decode")
             fresh = engine.add_request(LONG[:10], greedy(3))
             answer = finish(engine)[fresh]
             self._fresh = answer.token_ids, answer.logprobs
         return self._fresh
+
+
+def _submitted(run: Run, prompt: list[int], params: SamplingParams) -> str:
+    """The request's id; none if a part refused it."""
+    try:
+        return run.engine.add_request(prompt, params)
+    except (KeyboardInterrupt, Exception) as error:
+        run.raised.append(error)
+        return ""
 
 
 def finish(engine: Engine) -> dict[str, RequestOutput]:
@@ -234,7 +247,7 @@ def finish(engine: Engine) -> dict[str, RequestOutput]:
     return found
 
 
-def _differences(mine: RequestOutput, theirs: RequestOutput) -> list[str]:
+def _differences(mine: RequestOutput, theirs: RequestOutput, error: type[Exception]) -> list[str]:
     found = []
     for a, b in zip(mine.outputs, theirs.outputs, strict=True):
         count = len(a.token_ids)
@@ -242,7 +255,7 @@ def _differences(mine: RequestOutput, theirs: RequestOutput) -> list[str]:
         if not same:
             found.append(f"{mine.request_id} has other tokens or log-probabilities")
         elif a.finish_reason == "error":
-            if not isinstance(mine.error, MinillmError):
+            if not isinstance(mine.error, error):
                 found.append(f"{mine.request_id} ended with {mine.error!r}")
         elif a.finish_reason != b.finish_reason:
             found.append(f"{mine.request_id} ended with {a.finish_reason}, not {b.finish_reason}")

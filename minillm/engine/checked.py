@@ -1,0 +1,164 @@
+"""Replaced parts, each with a look at what it returns: nothing relies on a reader's part unseen.
+
+    part --> result --> of the right type, shape and range?  --no--> PartError, which names the part
+                                                             --yes-> the engine
+
+A row too few would be somebody else's row, an id out of range an address outside an array. What is right in
+form and wrong in content (another token, another number) is the part's own affair. The engine's own parts are
+not wrapped.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from torch import Tensor
+
+from minillm.engine.scheduler import StepPlan
+from minillm.engine.sequence import Sequence as EngineSequence
+from minillm.errors import PartError
+from minillm.ops.contract import AttentionMetadata
+from minillm.ops.sampling import SamplingBatch
+
+
+def checked_sampler(sample: Callable[..., Tensor]) -> Callable[[Tensor, SamplingBatch], Tensor]:
+    """One id of the tokenizer for each row."""
+
+    def checked(logits: Tensor, batch: SamplingBatch) -> Tensor:
+        tokens = sample(logits, batch)
+        if not _is_ids(tokens, (len(logits),), 0, batch.num_token_ids):
+            _refuse("sampler", tokens, f"one id below {batch.num_token_ids} for each of {len(logits)} rows")
+        return tokens.to(logits.device).long()
+
+    return checked
+
+
+def checked_slots(slots: Callable[..., Sequence[int]], num_slots: int) -> Callable[..., list[int]]:
+    """A slot of the cache for each position."""
+
+    def checked(block_table: Sequence[int], positions: Sequence[int], block_size: int) -> list[int]:
+        made = slots(block_table, positions, block_size)
+        try:
+            found = [operator.index(slot) for slot in made]
+        except TypeError:
+            found = []
+        if len(found) != len(positions) or not all(0 <= slot < num_slots for slot in found):
+            _refuse(
+                "slot_mapping", made, f"one slot below {num_slots} for each of {len(positions)} positions"
+            )
+        return found
+
+    return checked
+
+
+def checked_rope(rope: Callable[..., Tensor] | None) -> Callable[..., Tensor] | None:
+    """As many numbers as it was given."""
+    if rope is None:
+        return None
+
+    def checked(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return _like("rope", rope(x, cos, sin), x, x.shape)
+
+    return checked
+
+
+def checked_attention(attention: Callable[..., Tensor] | None) -> Callable[..., Tensor] | None:
+    """A result like q."""
+    if attention is None:
+        return None
+
+    def checked(q: Tensor, k: Tensor, v: Tensor, meta: AttentionMetadata, *rest: Any, **named: Any) -> Tensor:
+        return _like("attention", attention(q, k, v, meta, *rest, **named), q, q.shape)
+
+    return checked
+
+
+def checked_linear(linear: Callable[..., Tensor] | None) -> Callable[..., Tensor] | None:
+    """A row of outputs for each row of inputs."""
+    if linear is None:
+        return None
+
+    def checked(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return _like("linear", linear(x, weight, bias), x, (*x.shape[:-1], weight.shape[0]))
+
+    return checked
+
+
+def checked_verify(
+    verify: Callable[..., tuple[Tensor, Tensor]],
+) -> Callable[[Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Tokens [n, k + 1] and how many drafted ones of each row were accepted [n]."""
+
+    def checked(
+        draft: Tensor, draft_probs: Tensor | None, target_probs: Tensor, uniforms: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        made = verify(draft, draft_probs, target_probs, uniforms)
+        count, depth, vocab_size = len(draft), draft.shape[1], target_probs.shape[2]
+        drafted = (draft >= 0).sum(dim=1)
+        is_pair = isinstance(made, tuple | list) and len(made) == 2
+        if (
+            not is_pair
+            or not _is_ids(made[1], (count,), 0, depth + 1)
+            or bool((made[1] > drafted).any())
+            or not _is_ids(made[0], (count, depth + 1), -1, vocab_size)
+            or bool((made[0].gather(1, made[1].long().unsqueeze(1)) < 0).any())
+        ):
+            shown = made[0] if is_pair else made
+            _refuse("verify_draft", shown, f"ids [{count}, {depth + 1}] and numbers accepted [{count}]")
+        return made[0], made[1]
+
+    return checked
+
+
+def check_plan(plan: StepPlan) -> StepPlan:
+    """The plan of a replaced scheduler, if a step can be made of it."""
+    if not isinstance(plan, StepPlan):
+        _refuse("scheduler", plan, "a StepPlan from schedule")
+    known = set[EngineSequence]()
+    for sequence in plan.sequences:
+        if sequence in known or sequence.finish_reason:
+            _refuse_plan("plans a sequence twice, or one that has ended")
+        known.add(sequence)
+    if any(sequence.is_prefilling for sequence in plan.decode):
+        _refuse_plan("lets a sequence decode whose prefill is not over")
+    for chunk in plan.prefill:
+        if chunk.start != chunk.sequence.num_computed_tokens:
+            _refuse_plan("plans a chunk that does not begin where the computed tokens end")
+        if not chunk.start < chunk.end <= chunk.sequence.num_tokens:
+            _refuse_plan("plans a chunk without tokens, or beyond the sequence's")
+    return plan
+
+
+def _is_ids(tensor: object, shape: tuple[int, ...], low: int, high: int) -> bool:
+    """Whether these are integers of this shape, from `low` to below `high`."""
+    if not isinstance(tensor, Tensor) or tuple(tensor.shape) != shape:
+        return False
+    if tensor.is_floating_point() or tensor.is_complex():
+        return False
+    return tensor.numel() == 0 or bool(low <= tensor.min() and tensor.max() < high)
+
+
+def _like(part: str, found: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if not isinstance(found, Tensor) or tuple(found.shape) != tuple(shape) or found.dtype != x.dtype:
+        _refuse(part, found, f"{str(x.dtype).removeprefix('torch.')} {list(shape)}")
+    return found
+
+
+def _refuse(part: str, found: object, wanted: str) -> NoReturn:
+    raise PartError(f"part {part!r} returned {described(found)}", f"it should return {wanted}")
+
+
+def _refuse_plan(what: str) -> NoReturn:
+    raise PartError(f"part 'scheduler' {what}", "the engine's own Scheduler keeps these rules")
+
+
+def described(value: object) -> str:
+    """A value in a few words: no text and no numbers of somebody's request."""
+    if not isinstance(value, Tensor):
+        return (
+            f"a {type(value).__name__} of {len(value)}" if isinstance(value, list) else type(value).__name__
+        )
+    kind = str(value.dtype).removeprefix("torch.")
+    return f"a tensor {list(value.shape)} of {kind}, or with numbers out of range"

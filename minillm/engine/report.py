@@ -1,0 +1,26 @@
+"""What a step was, in numbers: the fields of the event that ends it (`observe/events.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as List
+
+from minillm.engine.scheduler import StepPlan
+from minillm.engine.sequence import Sequence
+
+
+def step_fields(
+    plan: StepPlan, running: List[Sequence], stats: Mapping[str, int], block_size: int
+) -> dict[str, int]:
+    """Rows of the step, and how the memory is used at its end; `stats` are the engine's."""
+    slots = sum(len(s.block_table.block_ids) * block_size for s in running)
+    return {
+        "prefill_tokens": plan.num_rows - len(plan.decode),
+        "decode_rows": len(plan.decode),
+        "waiting": stats["waiting"],
+        "running": len(running),
+        "used": stats["used_blocks"],
+        "cached": stats["cached_blocks"],
+        "free": stats["free_blocks"] - stats["cached_blocks"],
+        "waste": slots - sum(s.num_computed_tokens for s in running),
+    }
