@@ -24,12 +24,13 @@ from minillm.ops.sampling import SamplingBatch
 
 
 def checked_sampler(sample: Callable[..., Tensor]) -> Callable[[Tensor, SamplingBatch], Tensor]:
-    """One id of the tokenizer for each row."""
+    """One id of the vocabulary for each row."""
 
     def checked(logits: Tensor, batch: SamplingBatch) -> Tensor:
         tokens = sample(logits, batch)
-        if not _is_ids(tokens, (len(logits),), 0, batch.num_token_ids):
-            _refuse("sampler", tokens, f"one id below {batch.num_token_ids} for each of {len(logits)} rows")
+        rows, vocab_size = logits.shape
+        if not _is_ids(tokens, (rows,), 0, vocab_size):
+            _refuse("sampler", tokens, f"one id below {vocab_size} for each of {rows} rows")
         return tokens.to(logits.device).long()
 
     return checked
