@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as List
+from typing import Any
 
 from minillm.engine.scheduler import StepPlan
 from minillm.engine.sequence import Sequence
@@ -11,7 +12,7 @@ from minillm.engine.sequence import Sequence
 
 def step_fields(
     plan: StepPlan, running: List[Sequence], stats: Mapping[str, int], block_size: int
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Rows of the step, and how the memory is used at its end; `stats` are the engine's."""
     slots = sum(len(s.block_table.block_ids) * block_size for s in running)
     return {
