@@ -265,7 +265,8 @@ class TextIterator(Iterator[str]):
         raise UsageError("a stream cannot be copied or pickled", "its text so far is in stream.output")
 
     def __del__(self) -> None:
-        self._delivery.drop(self._ticket)  # takes no lock
+        if hasattr(self, "_ticket"):  # not where an interrupt came before it was made
+            self._delivery.drop(self._ticket)  # takes no lock
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -273,11 +273,10 @@ class Engine:
 
     def _report(self, started: float) -> None:
         """The event that ends a step."""
-        if not self.events.listeners:
-            return
-        plan, running = self._stepper.step.plan, self.scheduler.running
-        fields = step_fields(plan, running, self.stats(), self.config.block_size)
-        self.events.emit("step", seconds=time.perf_counter() - started, **fields)
+        if self.events.listeners:
+            plan, running = self._stepper.step.plan, self.scheduler.running
+            fields = step_fields(plan, running, self.stats(), self.config.block_size)
+            self.events.emit("step", seconds=time.perf_counter() - started, **fields)
 
     def _compute_logits(self, ids: list[int]) -> Tensor:
         self._recover_unfinished()
@@ -304,7 +303,7 @@ class Engine:
         if not self.events.is_holding:
             return
         live = self._registry.requests()
-        blamed = self._stepper.blamed(error, self.scheduler, [s for r in live for s in r.open_sequences()])
+        blamed = self._stepper.blamed(error, self.scheduler, live)
         if self._stepper.phase != "run":
             self._start_again(blamed, error)
         elif isinstance(error, Exception):
@@ -327,8 +326,7 @@ class Engine:
 
     def _end_all(self, live: List[Request], error: Exception) -> None:
         """Everything ends with `error`; their blocks are those of a pool that is given up."""
-        now = time.perf_counter()
         for request in live:
             request.fail(error)
-            self._outbox[request.request_id] = snapshot(request, self.envelope, now)
+            self._outbox[request.request_id] = snapshot(request, self.envelope, time.perf_counter())
             self._registry.remove(request.request_id)

@@ -23,6 +23,7 @@ from minillm.engine.batch import PlannedStep, make_input, reserve
 from minillm.engine.checked import check_plan
 from minillm.engine.commit import Commit
 from minillm.engine.kv_manager import KVCacheManager
+from minillm.engine.request import Request
 from minillm.engine.scheduler import Scheduler, StepPlan
 from minillm.engine.sequence import Sequence
 from minillm.speculation.lookahead import Leave
@@ -99,8 +100,9 @@ class Stepper:
 
     # A failed step ---------------------------------------------------------------------------
 
-    def blamed(self, error: BaseException, scheduler: Scheduler, live: List[Sequence]) -> list[Sequence]:
+    def blamed(self, error: BaseException, scheduler: Scheduler, requests: List[Request]) -> list[Sequence]:
         """The sequences that must end with an error, since the step failed with `error`."""
+        live = [s for request in requests for s in request.open_sequences()]
         half_changed = [s for s in live if s.is_changing]
         if not isinstance(error, Exception):
             return half_changed
