@@ -24,13 +24,13 @@ from minillm.ops.sampling import SamplingBatch
 
 
 def checked_sampler(sample: Callable[..., Tensor]) -> Callable[[Tensor, SamplingBatch], Tensor]:
-    """One id of the vocabulary for each row."""
+    """One id of the vocabulary for each row. Whether the tokenizer has that id is the part's affair."""
 
     def checked(logits: Tensor, batch: SamplingBatch) -> Tensor:
         tokens = sample(logits, batch)
-        rows, vocab_size = logits.shape
-        if not _is_ids(tokens, (rows,), 0, vocab_size):
-            _refuse("sampler", tokens, f"one id below {vocab_size} for each of {rows} rows")
+        count, vocab_size = logits.shape
+        if not _is_ids(tokens, (count,), 0, vocab_size):
+            _refuse("sampler", tokens, f"integers [{count}] from 0 to {vocab_size - 1}: an id for each row")
         return tokens.to(logits.device).long()
 
     return checked
@@ -46,9 +46,7 @@ def checked_slots(slots: Callable[..., Sequence[int]], num_slots: int) -> Callab
         except TypeError:
             found = []
         if len(found) != len(positions) or not all(0 <= slot < num_slots for slot in found):
-            _refuse(
-                "slot_mapping", made, f"one slot below {num_slots} for each of {len(positions)} positions"
-            )
+            _refuse("slot_mapping", made, f"{len(positions)} slots from 0 to {num_slots - 1}")
         return found
 
     return checked
@@ -107,7 +105,9 @@ def checked_verify(
             or bool((made[0].gather(1, made[1].long().unsqueeze(1)) < 0).any())
         ):
             shown = made[0] if is_pair else made
-            _refuse("verify_draft", shown, f"ids [{count}, {depth + 1}] and numbers accepted [{count}]")
+            _refuse(
+                "verify_draft", shown, f"ids [{count}, {depth + 1}], and [{count}] of 0 to {depth} accepted"
+            )
         return made[0], made[1]
 
     return checked
@@ -148,18 +148,18 @@ def _like(part: str, found: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor
 
 
 def _refuse(part: str, found: object, wanted: str) -> NoReturn:
-    raise PartError(f"part {part!r} returned {described(found)}", f"it should return {wanted}")
+    raise PartError(f"what part {part!r} returned cannot be used: {_described(found)}", f"return {wanted}")
 
 
 def _refuse_plan(what: str) -> NoReturn:
     raise PartError(f"part 'scheduler' {what}", "the engine's own Scheduler keeps these rules")
 
 
-def described(value: object) -> str:
+def _described(value: object) -> str:
     """A value in a few words: no text and no numbers of somebody's request."""
     if not isinstance(value, Tensor):
         return (
             f"a {type(value).__name__} of {len(value)}" if isinstance(value, list) else type(value).__name__
         )
     kind = str(value.dtype).removeprefix("torch.")
-    return f"a tensor {list(value.shape)} of {kind}, or with numbers out of range"
+    return f"a tensor {list(value.shape)} of {kind}"

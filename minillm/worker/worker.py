@@ -156,7 +156,9 @@ class Worker:
         if isinstance(logits, Tensor) and logits.is_floating_point() and tuple(logits.shape) == wanted:
             return
         shape = f"a tensor {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise PartError(f"part {part!r} returned {shape}", f"it should return logits {list(wanted)}")
+        raise PartError(
+            f"what part {part!r} returned cannot be used: {shape}", f"return logits {list(wanted)}"
+        )
 
     def _report(self, logits: Tensor, draws: Draws, finite: list[bool], tokens: Tensor) -> Drawn:
         """The drawn tokens as numbers, with log-probabilities where they are wanted."""

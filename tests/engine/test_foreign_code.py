@@ -230,7 +230,7 @@ TOKENS = [
     lambda logits, batch: torch.zeros(len(logits), 1, dtype=torch.int64),
     lambda logits, batch: torch.zeros(len(logits)),
     lambda logits, batch: torch.full((len(logits),), -1),
-    lambda logits, batch: torch.full((len(logits),), batch.num_token_ids),
+    lambda logits, batch: torch.full((len(logits),), V),
     lambda logits, batch: torch.full((len(logits),), 1 << 40),
 ]
 LOGITS = [
