@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import cast
 
 from minillm.config import EngineConfig
 from minillm.engine.checked import (
+    CheckedPool,
     checked_attention,
     checked_linear,
     checked_rope,
@@ -25,6 +27,7 @@ from minillm.engine.checked import (
 )
 from minillm.engine.parts import Parts, Sampler, require_methods
 from minillm.errors import UsageError
+from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import slot_mapping
 from minillm.memory.budget import num_blocks_for
 from minillm.memory.kv_cache import KVCache
@@ -91,6 +94,14 @@ def assemble(model: LoadedModel, draft: LoadedModel | None, config: EngineConfig
         Verifier(model.decoder.ops, sampler, verify_draft) if speculation else None,
     )
     return Machinery(model, Worker(runner, worker_parts), speculation, num_blocks, rejects)
+
+
+def make_pool(parts: Parts, num_blocks: int, block_size: int) -> BlockPool:
+    """An empty block pool."""
+    made: BlockPool = require_methods("block_pool", parts.block_pool(num_blocks, block_size))
+    if parts.block_pool is not BlockPool:
+        made = cast(BlockPool, CheckedPool(made))
+    return made
 
 
 def _make_speculation(

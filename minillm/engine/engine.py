@@ -25,7 +25,7 @@ from torch import Tensor
 
 from minillm.config import EngineConfig, SamplingParams
 from minillm.engine.admission import check_request, make_request
-from minillm.engine.assembly import assemble
+from minillm.engine.assembly import assemble, make_pool
 from minillm.engine.commit import Commit
 from minillm.engine.envelope import make_envelope
 from minillm.engine.kv_manager import KVCacheManager
@@ -338,10 +338,7 @@ class Engine:
             self._registry.remove(request.request_id)
 
     def _make_pool(self) -> BlockPool:
-        made: BlockPool = require_methods(
-            "block_pool", self.parts.block_pool(self._num_blocks, self.config.block_size)
-        )
-        return made
+        return make_pool(self.parts, self._num_blocks, self.config.block_size)
 
     def _make_scheduler(self) -> Scheduler:
         made: Scheduler = require_methods(
