@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import cast
 
 from minillm.config import EngineConfig
 from minillm.engine.checked import (
+    CheckedPool,
     checked_attention,
     checked_linear,
     checked_rope,
@@ -101,6 +103,8 @@ def assemble(model: LoadedModel, draft: LoadedModel | None, config: EngineConfig
 def make_pool(parts: Parts, num_blocks: int, block_size: int) -> BlockPool:
     """An empty pool, of the engine's kind or a reader's."""
     made: BlockPool = require_methods("block_pool", parts.block_pool(num_blocks, block_size))
+    if parts.block_pool is not BlockPool:
+        made = cast(BlockPool, CheckedPool(made))
     return made
 
 

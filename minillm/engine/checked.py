@@ -19,6 +19,7 @@ from torch import Tensor
 from minillm.engine.scheduler import StepPlan
 from minillm.engine.sequence import Sequence as EngineSequence
 from minillm.errors import PartError
+from minillm.memory.block_pool import BlockPool
 from minillm.ops.contract import AttentionMetadata
 from minillm.ops.sampling import SamplingBatch
 
@@ -50,6 +51,28 @@ def checked_slots(slots: Callable[..., Sequence[int]], num_slots: int) -> Callab
         return found
 
     return checked
+
+
+class CheckedPool:
+    """A replaced block pool. Blocks it allocates belong to nobody else: two owners would both write."""
+
+    def __init__(self, pool: BlockPool) -> None:
+        self._pool = pool
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def allocate(self, count: int = 1) -> list[int]:
+        """`count` different blocks with one owner each."""
+        pool = self._pool
+        made = pool.allocate(count)
+        if not (
+            isinstance(made, list)
+            and all(isinstance(i, int) and 0 <= i < pool.num_blocks and pool.ref_count(i) == 1 for i in made)
+            and len(made) == len(set(made)) == count
+        ):
+            _refuse("block_pool", made, f"from allocate the ids of {count} blocks that were free")
+        return made
 
 
 def checked_rope(rope: Callable[..., Tensor] | None) -> Callable[..., Tensor] | None:

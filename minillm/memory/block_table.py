@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minillm.errors import PartError
 from minillm.memory.block_pool import BlockPool
 
 
@@ -24,25 +23,6 @@ def slot_mapping(block_table: Sequence[int], positions: Sequence[int], block_siz
 def blocks_for(num_tokens: int, block_size: int) -> int:
     """How many blocks hold `num_tokens` tokens."""
     return -(-num_tokens // block_size)
-
-
-def take(pool: BlockPool, count: int) -> list[int]:
-    """`count` blocks that nobody else owns: two owners who do not know of each other would both write.
-
-    Raises:
-        OutOfBlocks: the pool cannot give them.
-        PartError: a replaced pool gave something else.
-    """
-    ids = pool.allocate(count)
-    if not (
-        isinstance(ids, list)
-        and all(isinstance(i, int) and 0 <= i < pool.num_blocks and pool.ref_count(i) == 1 for i in ids)
-        and len(ids) == len(set(ids)) == count
-    ):
-        raise PartError(
-            f"part 'block_pool' did not allocate {count} free blocks", "return a list of their ids"
-        )
-    return ids
 
 
 class BlockTable:
@@ -60,7 +40,7 @@ class BlockTable:
         """
         missing = blocks_for(num_tokens, self._pool.block_size) - len(self.block_ids)
         if missing > 0:
-            self.block_ids += take(self._pool, missing)
+            self.block_ids += self._pool.allocate(missing)
 
     def fork(self, num_tokens: int) -> tuple[BlockTable, tuple[int, int] | None]:
         """A second table over the same first `num_tokens` tokens.
@@ -73,7 +53,7 @@ class BlockTable:
         """
         num_full, rest = divmod(num_tokens, self._pool.block_size)
         child = BlockTable(self._pool)
-        own = take(self._pool, 1) if rest else []
+        own = self._pool.allocate(1) if rest else []
         try:
             self._pool.share(self.block_ids[:num_full])
         except Exception:
@@ -103,7 +83,7 @@ class BlockTable:
             OutOfBlocks: the pool cannot give them.
         """
         size = self._pool.block_size
-        return take(self._pool, blocks_for(num_tokens, size) - start // size)
+        return self._pool.allocate(blocks_for(num_tokens, size) - start // size)
 
     def adopt(self, start: int, own: list[int]) -> list[int]:
         """Let the branch that parts at `start` be the sequence; returns the blocks of the other future."""

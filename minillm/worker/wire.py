@@ -2,9 +2,10 @@
 
     8 bytes: length of the JSON | JSON | tensor | tensor | ...
 
-No pickle: bytes that come from elsewhere must not be able to run anything. What does not have the expected
-form is a typed error. JSON keeps integers of 64 bits and, as Python writes it, the exact float64 (infinity
-included).
+No pickle: bytes that come from elsewhere must not be able to run anything. The declared types of a step's
+fields decide how they are read, so what has another form is a typed error, not a step with a string for a
+table. Nothing larger than the bytes themselves is ever made of them. Whether a number is the right one, they
+cannot say. JSON keeps integers of 64 bits and, as Python writes it, the exact float64 (infinity included).
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ import json
 import math
 import struct
 from array import array
+from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from functools import cache
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
 from minillm.config.sampling import SamplingFilters
 from minillm.errors import WireError
-from minillm.ops.sampling import SamplingBatch
+from minillm.ops.sampling import Filters, SamplingBatch
 from minillm.worker.step import (
     DecodeRow,
     DraftRows,
@@ -68,13 +72,13 @@ def from_bytes(data: bytes) -> StepInput | StepOutput:
         (length,) = _LENGTH.unpack_from(data)
         start = _LENGTH.size + length
         reader = _Reader(data, start)
-        step = reader.read(json.loads(data[_LENGTH.size : start]))
-    except (struct.error, ValueError, KeyError, TypeError, RecursionError) as error:
+        step: StepInput | StepOutput = reader.step(json.loads(data[_LENGTH.size : start].decode()))
+    except (struct.error, ValueError, LookupError, TypeError, OverflowError, RuntimeError) as error:
         raise WireError(
             f"not a step: {type(error).__name__}", "both sides must run the same minillm"
         ) from None
-    if not isinstance(step, StepInput | StepOutput) or reader.at != len(data):
-        raise WireError("not a step: it has another type or length", "both sides must run the same minillm")
+    if reader.at != len(data):
+        raise WireError("not a step: it has another length", "both sides must run the same minillm")
     return step
 
 
@@ -97,31 +101,79 @@ def _plain(value: Any, tensors: list[Tensor]) -> Any:
     return [name, *(_plain(getattr(value, f.name), tensors) for f in fields(value))]
 
 
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The declared type of each field of a record."""
+    return get_type_hints(cls)
+
+
 class _Reader:
     """Turns the JSON back into records; `at` is where the next tensor begins."""
 
     def __init__(self, data: bytes, start: int) -> None:
         self._data, self.at = data, start
 
-    def read(self, plain: Any) -> Any:
-        """One value and everything in it."""
-        if not isinstance(plain, list):
-            return plain
-        name, *rest = plain
-        if name == "[]":
-            return [self.read(item) for item in rest]
-        if name == "{}":
-            return {key: self.read(item) for key, item in rest}
-        if name == "tensor":
-            return self._tensor(rest)
-        if name == "filters":
-            return SamplingFilters(*rest)
-        return _TYPES[name](*(self.read(item) for item in rest))
+    def step(self, plain: Any) -> Any:
+        """A whole step, input or output."""
+        return self._record(plain, StepInput if plain[0] == StepInput.__name__ else StepOutput)
 
-    def _tensor(self, shape: list[int]) -> Tensor:
+    def _read(self, plain: Any, kind: Any) -> Any:
+        """One value of the declared type, and everything in it."""
+        if kind is int or kind is float:
+            return _number(plain, kind)
+        if isinstance(kind, type) and kind.__name__ in _TYPES:
+            return self._record(plain, kind)
+        if kind is SamplingFilters or kind is Filters:
+            return _filters(plain)
+        if kind is Tensor:
+            return self._tensor(_items(plain, "tensor"))
+        origin, inner = get_origin(kind), get_args(kind)
+        if origin is UnionType:  # something, or None
+            return None if plain is None else self._read(plain, inner[0])
+        if origin is dict:
+            return {
+                self._read(key, inner[0]): self._read(value, inner[1]) for key, value in _items(plain, "{}")
+            }
+        if origin is tuple:
+            return tuple(self._read(x, each) for x, each in zip(_items(plain, "[]"), inner, strict=True))
+        if origin is list or origin is Sequence:
+            return [self._read(item, inner[0]) for item in _items(plain, "[]")]
+        if type(plain) is not kind:
+            raise TypeError(f"{plain!r} is no {kind}")
+        return plain
+
+    def _record(self, plain: Any, cls: type) -> Any:
+        values = zip(_items(plain, cls.__name__), _hints(cls).values(), strict=True)
+        return cls(*(self._read(value, kind) for value, kind in values))
+
+    def _tensor(self, shape: list[Any]) -> Tensor:
+        if any(_number(size, int) < 0 for size in shape):
+            raise ValueError("a tensor's shape is negative")
         count = math.prod(shape)
-        if count < 0 or self.at + 4 * count > len(self._data):
+        if self.at + 4 * count > len(self._data):
             raise ValueError("a tensor is cut short")
         numbers = array("f", self._data[self.at : self.at + 4 * count])
         self.at += 4 * count
         return torch.tensor(numbers, dtype=torch.float32).view(shape)
+
+
+def _items(plain: Any, name: str) -> list[Any]:
+    """What stands behind the name in a list that begins with it."""
+    if not isinstance(plain, list) or plain[:1] != [name]:
+        raise TypeError(f"no {name}")
+    return plain[1:]
+
+
+def _number(plain: Any, kind: type) -> Any:
+    """A number that fits 64 bits; a whole number may stand for a float."""
+    if type(plain) is not kind and not (kind is float and type(plain) is int):
+        raise TypeError(f"no {kind.__name__}")
+    if type(plain) is int and not -(1 << 63) <= plain < 1 << 64:
+        raise ValueError("a number of more than 64 bits")
+    return plain
+
+
+def _filters(plain: Any) -> SamplingFilters:
+    kinds = _hints(SamplingFilters).values()
+    values = zip(_items(plain, "filters"), kinds, strict=True)
+    return SamplingFilters(*(_number(value, kind) for value, kind in values))
