@@ -26,7 +26,7 @@ from minillm.model.loader import load_model
 from minillm.model.locate import find_model
 from minillm.progress import Bar
 from minillm.speculation.pairing import load_draft
-from minillm.text.tokenizer import Message, check_messages
+from minillm.text.chat_template import Message, check_messages
 
 Prompt = str | Sequence[int]
 

@@ -1,8 +1,8 @@
 """An engine put together: from a model, its configuration and parts to objects that work together.
 
     Parts --> ops --> decoder --> runner (cache tensors) --> worker
-    config --> pool --> KV manager --> scheduler             speculation (drafter, controller) -->
-    verification
+    config --> pool --> KV manager --> scheduler
+    drafter, controller --> speculation         sampler, rule --> verification (in the worker)
 
 draft_model  a folder, "auto"    DraftModel over KV tensors of its own, under the target's block ids
              "ngram"             NgramDrafter
@@ -25,13 +25,17 @@ from minillm.engine.checked import (
     checked_slots,
     checked_verify,
 )
+from minillm.engine.envelope import make_envelope
+from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.parts import Parts, Sampler, require_methods
+from minillm.engine.scheduler import Scheduler
 from minillm.errors import UsageError
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import slot_mapping
 from minillm.memory.budget import num_blocks_for
 from minillm.memory.kv_cache import KVCache
 from minillm.model.loader import LoadedModel
+from minillm.observe.events import Events
 from minillm.ops.sampling import sample
 from minillm.ops.swapped import SwappedOps
 from minillm.speculation.controller import Controller
@@ -97,11 +101,29 @@ def assemble(model: LoadedModel, draft: LoadedModel | None, config: EngineConfig
 
 
 def make_pool(parts: Parts, num_blocks: int, block_size: int) -> BlockPool:
-    """An empty block pool."""
+    """An empty pool, of the engine's kind or a reader's."""
     made: BlockPool = require_methods("block_pool", parts.block_pool(num_blocks, block_size))
-    if parts.block_pool is not BlockPool:
-        made = cast(BlockPool, CheckedPool(made))
+    return made if parts.block_pool is BlockPool else cast(BlockPool, CheckedPool(made))
+
+
+def make_scheduler(parts: Parts, config: EngineConfig, memory: KVCacheManager, events: Events) -> Scheduler:
+    """A scheduler with nothing to do, of the engine's kind or a reader's."""
+    made: Scheduler = require_methods("scheduler", parts.scheduler(config, memory, events))
     return made
+
+
+def make_memory(
+    machinery: Machinery, parts: Parts, config: EngineConfig, events: Events, draft: LoadedModel | None
+) -> KVCacheManager:
+    """The door to the KV memory, over an empty pool."""
+    return KVCacheManager(
+        make_pool(parts, machinery.num_blocks, config.block_size),
+        make_envelope(machinery.model, config, draft)["kv"],
+        events,
+        config.prefix_caching,
+        lambda pool: require_methods("prefix_cache", parts.prefix_cache(pool)),
+        make_envelope(draft, config)["kv"] if draft else None,
+    )
 
 
 def _make_speculation(

@@ -1,11 +1,11 @@
-"""Replaced parts, each with a look at what it returns: nothing relies on a reader's part unseen.
+"""Checks on what replaced parts return.
 
-    part --> result --> of the right type, shape and range?  --no--> PartError, which names the part
-                                                             --yes-> the engine
+    part --> result --> right type, shape and range?  --no--> PartError that names the part
+                                                      --yes-> the engine
 
-A row too few would be somebody else's row, an id out of range an address outside an array. What is right in
-form and wrong in content (another token, another number) is the part's own affair. The engine's own parts are
-not wrapped.
+A missing row would shift every row behind it to another sequence; an id out of range would be an address
+outside an array. The content of a result (another token, another number) is not checked. The engine's own
+parts are not wrapped.
 """
 
 from __future__ import annotations

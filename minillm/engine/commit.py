@@ -134,7 +134,7 @@ class Commit:
             self.raised = self.raised or error
 
     def _report_sampled(self, now: float) -> None:
-        """Also when the step is torn: every token that was appended is in the trace."""
+        """Also when the step fails: every token that was appended is in the trace."""
         sampled, self._sampled = self._sampled, []
         if sampled:
             self._events.emit("sample", at=now, requests=sampled)

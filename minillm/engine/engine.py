@@ -9,7 +9,7 @@ will be served. `step` is the whole engine: apply cancellations, then schedule, 
 (`stepping.py`).
 
 Foreign code (parts, listeners) never runs while the lock is held, and events are delivered when a step is
-over. A step that is torn, by an exception or by Ctrl-C, is mended before the engine does anything else
+over. A step that fails, by an exception or by Ctrl-C, is recovered from before the engine does anything else
 (`recovery.py`).
 """
 
@@ -19,24 +19,23 @@ import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as List
 from contextlib import suppress
+from functools import partial
 from typing import Any, NoReturn
 
 from torch import Tensor
 
 from minillm.config import EngineConfig, SamplingParams
 from minillm.engine.admission import check_request, make_request
-from minillm.engine.assembly import assemble, make_pool
+from minillm.engine.assembly import assemble, make_memory, make_pool, make_scheduler
 from minillm.engine.commit import Commit
 from minillm.engine.envelope import make_envelope
-from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.logits import check_logits, compute_logits
 from minillm.engine.outputs import RequestOutput, snapshot
-from minillm.engine.parts import Parts, require_methods
+from minillm.engine.parts import Parts
 from minillm.engine.recovery import give_up, put_back, start_again
 from minillm.engine.registry import Registry
 from minillm.engine.report import step_fields
 from minillm.engine.request import Request
-from minillm.engine.scheduler import Scheduler
 from minillm.engine.sequence import FinishReason, Sequence
 from minillm.engine.stepping import Stepper
 from minillm.engine.turn import Turn
@@ -59,18 +58,10 @@ class Engine:
         self.config, self.parts = config, Parts.of(parts)
         machinery = assemble(model, draft, config, self.parts)
         self.model, self.worker, self.speculation = machinery.model, machinery.worker, machinery.speculation
-        self._num_blocks = machinery.num_blocks
         self.envelope = make_envelope(self.model, config, draft)
         self.events = Events()
-        self.memory = KVCacheManager(
-            self._make_pool(),
-            self.envelope["kv"],
-            self.events,
-            config.prefix_caching,
-            lambda pool: require_methods("prefix_cache", self.parts.prefix_cache(pool)),
-            make_envelope(draft, config)["kv"] if draft else None,
-        )
-        self.scheduler = self._make_scheduler()
+        self.memory = make_memory(machinery, self.parts, config, self.events, draft)
+        self.scheduler = make_scheduler(self.parts, config, self.memory, self.events)
         commit = Commit(self.memory, self.events, self.model.eos_token_ids)
         self._stepper = Stepper(machinery, self.memory, commit)
         self._turn = Turn()
@@ -217,14 +208,14 @@ class Engine:
         try:
             if not self._registry.live and (self._outbox or self.events.is_holding):
                 with suppress(Exception):  # an earlier step raised, and a part may raise for ever
-                    self._mend_if_torn()
+                    self._recover_unfinished()
                 return
-            self._mend_if_torn()
+            self._recover_unfinished()
             self._begin()
             self._advance()
             self.events.release()
         except BaseException as error:
-            self._mend(error)
+            self._recover(error)
             raise
         finally:
             self.events.deliver()
@@ -232,7 +223,7 @@ class Engine:
             raise raised
 
     def _begin(self) -> None:
-        """From here on, until `events.release`, the engine is torn."""
+        """A step begins: until `events.release` it counts as unfinished."""
         self._stepper.begin()
         requests = self._registry.requests() if self.events.listeners else []
         self.events.hold({r.request_id: sum(s.num_block_references for s in r.sequences) for r in requests})
@@ -288,25 +279,27 @@ class Engine:
             self.events.emit("step", seconds=time.perf_counter() - started, **fields)
 
     def _compute_logits(self, ids: list[int]) -> Tensor:
-        self._mend_if_torn()
+        self._recover_unfinished()
         self._begin()
         available = self.memory.available
         try:
             return compute_logits(self.worker, self.memory, self.events, ids, self.config.prefill_chunk)
         finally:
-            if self.memory.available == available:  # every block has come back; otherwise the next step mends
+            if (
+                self.memory.available == available
+            ):  # every block has come back; otherwise the next step recovers
                 self.events.release()
 
-    # A torn step ----------------------------------------------------------------------------
+    # A failed step --------------------------------------------------------------------------
 
-    def _mend_if_torn(self) -> None:
-        """An interrupt came while an earlier step was being mended, or in the middle of `logits`."""
+    def _recover_unfinished(self) -> None:
+        """An interrupt cut off the recovery of an earlier step, or came in the middle of `logits`."""
         if self.events.is_holding:
             self._start_again([], None)
             self.events.release()
 
-    def _mend(self, error: BaseException) -> None:
-        """Make the engine whole after `error` has torn a step."""
+    def _recover(self, error: BaseException) -> None:
+        """Make the engine whole after a step has failed with `error`."""
         if not self.events.is_holding:
             return
         live = self._registry.requests()
@@ -323,8 +316,9 @@ class Engine:
     def _start_again(self, blamed: List[Sequence], error: BaseException | None) -> None:
         live = self._registry.requests()
         try:
-            pool = self._make_pool()
-            self.scheduler = start_again(live, blamed, error, self.memory, pool, self._make_scheduler)
+            pool = make_pool(self.parts, self.pool.num_blocks, self.config.block_size)
+            scheduler = partial(make_scheduler, self.parts, self.config, self.memory, self.events)
+            self.scheduler = start_again(live, blamed, error, self.memory, pool, scheduler)
             self._collect({r.request_id for r in live if any(s.finish_reason for s in r.sequences)})
         except Exception as failure:  # a part's: nobody can be served until it does what it should
             self._end_all(live, failure)
@@ -336,12 +330,3 @@ class Engine:
             request.fail(error)
             self._outbox[request.request_id] = snapshot(request, self.envelope, time.perf_counter())
             self._registry.remove(request.request_id)
-
-    def _make_pool(self) -> BlockPool:
-        return make_pool(self.parts, self._num_blocks, self.config.block_size)
-
-    def _make_scheduler(self) -> Scheduler:
-        made: Scheduler = require_methods(
-            "scheduler", self.parts.scheduler(self.config, self.memory, self.events)
-        )
-        return made

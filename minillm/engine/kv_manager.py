@@ -6,11 +6,13 @@
 Only this object changes a sequence's block table or a block's state, and only it emits the events about them.
 So "is there room" has one answer, every change can be followed, and a change that fails undoes itself.
 
-    start_from       a new sequence begins with blocks that the prefix cache has
-    allocate_slots   room for more tokens of a sequence          allocate_branches   for several futures of it
-    fork             another sequence over the same tokens       rollback            back to the tokens that
-    stand
-    publish          full, computed blocks become findable       free                everything given back
+    start_from          a new sequence begins with blocks that the prefix cache has
+    allocate_slots      room for more tokens of a sequence
+    allocate_branches   room for several futures of a sequence
+    fork                another sequence over the same tokens
+    rollback            back to the tokens that stand
+    publish             full, computed blocks become findable
+    free                everything is given back
 
 A draft model keeps its keys and values under the same block ids, and may be behind: `sequence.draft` says how
 far they are written, `CachedBlock.draft` whether a cached block has any.
@@ -206,15 +208,14 @@ class KVCacheManager:
     def reset(self, pool: BlockPool, sequences: Iterable[Sequence]) -> None:
         """Start again with an empty pool and an empty prefix cache; these sequences lose all their blocks.
 
-        For the engine whose step was torn in the middle of a change: nothing of the old pool is relied upon.
+        For an engine whose step failed in the middle of a change: nothing of the old pool is relied upon.
         """
         cached = self.cache.num_blocks if self.cache else 0
         for sequence in sequences:
             sequence.block_table = BlockTable(pool)
             sequence.draft.branch_blocks = []
             _forget(sequence)
-        for request_id, blocks in self._events.balance().items():
-            self._events.emit("free", request_id, blocks=blocks)
+        self._events.free_all()
         self.cache = self._make_cache(pool) if self.cache else None
         self.pool = pool
         if cached:

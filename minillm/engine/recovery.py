@@ -1,9 +1,9 @@
-"""What happens to the requests of a step that was torn: put back, given up, or everything started again.
+"""What happens to the requests of a step that failed, by an exception or by an interrupt.
 
-    interrupted while the worker ran     put_back      the step's sequences wait again, their tokens kept
-    a part raised while the worker ran   give_up       the step's requests end with the error
-    torn while tables were changing      start_again   an empty pool; all wait again, the blamed end with an
-    error
+    interrupted while the worker ran    put_back      the step's sequences wait again and keep their tokens
+    a part raised while the worker ran  give_up       the step's requests end with the error
+    failed while tables were changing   start_again   the pool is emptied and all wait again; those whose own
+                                                      change was cut in two, or caused it, end with an error
 
 A sequence that waits again computes its tokens again, with the same bits (contract C2), and draws the same
 token (contract C3). What is lost is time, and after `start_again` the cached prefixes.

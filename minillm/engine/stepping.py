@@ -1,16 +1,16 @@
-"""One step of the engine, in four phases, and what happens when one of them is torn.
+"""One step of the engine, in four phases, and which requests a failure concerns.
 
     schedule   the plan: who runs, who waits, who gives way          (tables change: preemption, prefix hits)
     reserve    every block of the step is taken                      (tables change)
     run        drafts are proposed, the worker executes, drafts are verified
     commit     tokens are appended, drafts rolled back, blocks published    (everything changes)
 
-A step is all or nothing (contract C6). What can be torn is an exception of a part, or an interrupt (Ctrl-C)
-at any line. In phase `run` no state of the engine has changed: after an exception the planned sequences end
-with it; after an interrupt they lose their blocks, keep their tokens and compute them again, with the same
-bits (contract C2). In any other phase tables may be half changed, so nothing of the KV memory is relied upon:
-pool, prefix cache and scheduler are made anew, every sequence goes back to waiting, and those whose own
-change was cut in two end with an error. That costs time and the cached prefixes, never an answer.
+A step is all or nothing (contract C6). A part may raise in it, and Ctrl-C may interrupt it at any line. In
+phase `run` the engine's state does not change. After an exception the planned sequences end with it. After an
+interrupt they lose their blocks, keep their tokens and compute them again, with the same bits (contract C2).
+In any other phase tables may be half changed, so nothing of the KV memory is relied upon: pool, prefix cache
+and scheduler are made anew, and every sequence goes back to waiting. A sequence whose own change was cut in
+two ends with an error. `recovery.py` does this. It costs time and the cached prefixes, never an answer.
 """
 
 from __future__ import annotations
@@ -98,15 +98,15 @@ class Stepper:
             self._memory.rollback(sequence, sequence.num_tokens)
         self.phase = "run"
 
-    # A torn step ----------------------------------------------------------------------------
+    # A failed step ---------------------------------------------------------------------------
 
     def blamed(self, error: BaseException, scheduler: Scheduler, requests: List[Request]) -> list[Sequence]:
-        """The sequences that must end with an error, because of what tore the step."""
+        """The sequences that must end with an error, since the step failed with `error`."""
         live = [s for request in requests for s in request.open_sequences()]
-        torn = [s for s in live if s.is_changing]
+        half_changed = [s for s in live if s.is_changing]
         if not isinstance(error, Exception):
-            return torn
+            return half_changed
         if self.phase == "schedule":
             current = getattr(scheduler, "current", None)  # a replaced scheduler need not say
             return [s for s in live if s is current] or list(live)
-        return [*torn, *self.step.plan.sequences]
+        return [*half_changed, *self.step.plan.sequences]

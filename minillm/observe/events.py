@@ -70,7 +70,8 @@ class Events:
     another step, and one that raises harms nobody: what it raised is logged, once.
 
     While a change of state is under way (a step, from `hold` to `release`) events only queue up. If the
-    change is interrupted, `balance` says which blocks the events have told of, wherever the interrupt came.
+    change is interrupted and every block is freed, `free_all` makes the trace say so, wherever the interrupt
+    came.
     """
 
     def __init__(self) -> None:
@@ -95,15 +96,17 @@ class Events:
         """The change is over, and `deliver` works again."""
         self._held = None
 
-    def balance(self) -> dict[str, int]:
-        """Block references that each request holds, as told by `hold` and the events since then."""
-        found, last = Counter(self._held or {}), None
+    def free_all(self) -> None:
+        """Emit `free` for every block reference that the trace has as taken and not yet given back."""
+        held, last = Counter(self._held or {}), None
         for _, event in list(self._queue):
             sign = _BLOCK_EVENTS.get(event.kind, 0)
             if sign and event is not last:  # several listeners get the same event
-                found[event.request_id] += sign * event["blocks"]
+                held[event.request_id] += sign * event["blocks"]
             last = event
-        return {request_id: count for request_id, count in found.items() if count}
+        for request_id, blocks in held.items():
+            if blocks:
+                self.emit("free", request_id, blocks=blocks)
 
     def emit(self, kind: str, request_id: str = "", at: float | None = None, **data: Any) -> None:
         """Queue an event for the listeners; `at` is for what has a time of its own."""

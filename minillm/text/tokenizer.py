@@ -1,26 +1,21 @@
-"""Text to token ids and back: tokenizer.json, the chat template, and what marks the end of text.
+"""Text to token ids and back: tokenizer.json, and what marks the beginning and the end of text.
 
-The Rust `tokenizers` library does the work; this file holds the rules around it. A chat template is
-a program that came with a download, so it runs in jinja2's immutable sandbox.
+The Rust `tokenizers` library does the work; this file holds the rules around it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as RustTokenizer
 
 from minillm.errors import TokenizerError, UsageError
-
-Message = Mapping[str, Any]
+from minillm.text.chat_template import Message, find_template, render
 
 
 class Tokenizer:
@@ -34,7 +29,7 @@ class Tokenizer:
                 f"{folder / 'tokenizer.json'} cannot be read: {error}", "download the model again"
             ) from None
         self.settings = read_json(folder / "tokenizer_config.json")
-        self.chat_template = _chat_template(folder, self.settings)
+        self.chat_template = find_template(folder, self.settings)
         self.bos_token_id = self._special_id("bos_token", config_bos)
         self.eos_token_id = self._special_id("eos_token", None)
 
@@ -82,22 +77,8 @@ class Tokenizer:
         Raises:
             UsageError: no template, a malformed message, or a template that refuses or fails.
         """
-        check_messages(messages)
-        if self.chat_template is None:
-            raise UsageError(
-                "this model has no chat template", "use generate, or add chat_template.jinja to its folder"
-            )
-        try:
-            template = _environment().from_string(self.chat_template)
-            return template.render(
-                messages=[dict(m) for m in messages],
-                add_generation_prompt=True,
-                bos_token=self._token_text("bos_token"),
-                eos_token=self._token_text("eos_token"),
-            )
-        except Exception as error:  # the template is a program: it can raise anything
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UsageError(f"the chat template failed: {reason}", "check the order of roles") from None
+        specials = {key: self._token_text(key) for key in ("bos_token", "eos_token")}
+        return render(self.chat_template, messages, specials)
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a chat; the template writes the special tokens itself."""
@@ -132,42 +113,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise TokenizerError(f"{path} is not a JSON object", "download the model again")
     return content
-
-
-def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise TokenizerError(f"{path} is not UTF-8: {error}", "download the model again") from None
-    template = settings.get("chat_template")
-    if isinstance(template, list):  # several named templates: the one called default
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """The functions published templates rely on, and nothing else."""
-    env = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    env.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-    env.globals["raise_exception"] = _raise_exception
-    env.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-    return env
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def check_messages(messages: Sequence[Message]) -> None:
-    """Raise UsageError unless `messages` is a list of objects with a text role and a text content."""
-    if not isinstance(messages, list | tuple) or not messages:
-        raise UsageError("messages must be a non-empty list of {'role': ..., 'content': ...}")
-    for i, message in enumerate(messages):
-        for key in ("role", "content"):
-            if not isinstance(message, Mapping) or not isinstance(message.get(key), str):
-                raise UsageError(f"message {i} has no text {key!r}", "each has a role and a content")

@@ -128,7 +128,7 @@ def faults_after(stage: Stage, name: str, part: str, method: str, fuse: Fuse) ->
     run = stage.run(name, engine=engine)
     fuse.at = None
     if fuse.for_ever:
-        engine.step()  # it could not be mended before
+        engine.step()  # the recovery failed before
     is_interrupt = isinstance(fuse.error, Stopped)
     expected = StepInterrupted if is_interrupt else Broken
     found = stage.faults(name, run, check_trace=not fuse.for_ever, error=expected)
@@ -191,9 +191,9 @@ def test_a_part_raises_for_ever(stage: Stage, part: str, method: str) -> None:
     assert found == []
 
 
-def test_a_part_that_cannot_be_mended_can_be_noticed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recovery_that_does_nothing_is_noticed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: without the recovery these parts do harm."""
-    monkeypatch.setattr("minillm.engine.engine.Engine._mend", lambda self, error: self.events.release())
+    monkeypatch.setattr("minillm.engine.engine.Engine._recover", lambda self, error: self.events.release())
     for part, method, is_interrupt in (("block_pool", "allocate", False), ("detokenizer", "push", True)):
         try:
             found = sweep(stage, part, method, is_interrupt, most=4)

@@ -40,10 +40,10 @@ def count_points(stage: Stage, name: str, step: int, kind: str) -> int:
 
 
 def disturb(stage: Stage, name: str, step: int, points: Points, *more: Points) -> list[str]:
-    """What is wrong after an interrupt at `points`, a second while it is mended, a third in the next step."""
+    """What is wrong after an interrupt at `points`, a second in the recovery, a third in the next step."""
 
     def interrupted(engine: Engine) -> Any:
-        for method, others in zip(("_mend", "_mend_if_torn"), more, strict=False):
+        for method, others in zip(("_recover", "_recover_unfinished"), more, strict=False):
             setattr(engine, method, others.around(getattr(engine, method)))
         return points.around(engine.step)()
 
@@ -83,7 +83,7 @@ def test_an_interrupt_at_every_point(stage: Stage, name: str, kind: str) -> None
 @pytest.mark.parametrize("stride", [211, pytest.param(7, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_second_and_a_third_interrupt(stage: Stage, name: str, stride: int) -> None:
-    """While the first is being mended, and while the next step mends what is left."""
+    """During the recovery from the first, and during that of the next step."""
     found = []
     for step in SCENARIOS[name].disturbed:
         for target in range(stride // 2, count_points(stage, name, step, "lines"), stride):
@@ -106,12 +106,12 @@ def test_the_scenarios_pass_through_every_phase(stage: Stage) -> None:
         assert kind in kinds[name], name
 
 
-@pytest.mark.parametrize("broken", ["_mend", "put_back", "fail", "balance"])
+@pytest.mark.parametrize("broken", ["_recover", "put_back", "fail", "free_all"])
 def test_a_broken_recovery_is_noticed(stage: Stage, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     """The control: without a part of the recovery some interrupts do harm."""
     stage.expected("tree"), stage.fresh()
-    if broken == "_mend":
-        monkeypatch.setattr(Engine, "_mend", lambda self, error: self.events.release())
+    if broken == "_recover":
+        monkeypatch.setattr(Engine, "_recover", lambda self, error: self.events.release())
     elif broken == "put_back":
         monkeypatch.setattr("minillm.engine.engine.put_back", lambda *args: None)
         monkeypatch.setattr("minillm.memory.block_table.BlockTable.truncate", lambda self, num_tokens: 0)
@@ -122,7 +122,7 @@ def test_a_broken_recovery_is_noticed(stage: Stage, monkeypatch: pytest.MonkeyPa
             raising=False,
         )
     else:
-        monkeypatch.setattr("minillm.observe.events.Events.balance", lambda self: {})
+        monkeypatch.setattr("minillm.observe.events.Events.free_all", lambda self: None)
     assert sweep(stage, "tree", "lines", stride=61) != []
 
 
