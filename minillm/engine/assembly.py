@@ -103,7 +103,9 @@ def assemble(model: LoadedModel, draft: LoadedModel | None, config: EngineConfig
 def make_pool(parts: Parts, num_blocks: int, block_size: int) -> BlockPool:
     """An empty pool, of the engine's kind or a reader's."""
     made: BlockPool = require_methods("block_pool", parts.block_pool(num_blocks, block_size))
-    return made if parts.block_pool is BlockPool else cast(BlockPool, CheckedPool(made))
+    if parts.block_pool is not BlockPool:
+        made = cast(BlockPool, CheckedPool(made))
+    return made
 
 
 def make_scheduler(parts: Parts, config: EngineConfig, memory: KVCacheManager, events: Events) -> Scheduler:

@@ -15,7 +15,7 @@ from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.scheduler import StepPlan
 from minillm.engine.sequence import Sequence
 from minillm.ops.sampling import ACCEPT, REPLACE, SamplingBatch
-from minillm.speculation.lookahead import NO_LEAVE, Leave
+from minillm.speculation.lookahead import Leave
 from minillm.speculation.proposal import Lookahead, Proposal
 from minillm.worker.step import Copy, DecodeRow, DraftRows, Draws, PrefillChunk, StepInput
 
@@ -55,11 +55,13 @@ def reserve(step: PlannedStep, memory: KVCacheManager, leaves: List[Leave]) -> N
         memory.allocate_slots(chunk.sequence, chunk.end)
         if chunk.end == chunk.sequence.num_tokens:
             _reserve_start(step, chunk.sequence, memory)
-    looks_ahead = any(leave.depth for leave in leaves)
-    for sequence, leave in zip(plan.decode, leaves or [NO_LEAVE] * len(plan.decode), strict=True):
-        tables = memory.allocate_branches(sequence, sequence.num_tokens + leave.depth, leave.branches)
-        if looks_ahead:
+    if any(leave.depth for leave in leaves):
+        for sequence, leave in zip(plan.decode, leaves, strict=True):
+            tables = memory.allocate_branches(sequence, sequence.num_tokens + leave.depth, leave.branches)
             step.lookaheads.append(Lookahead(sequence, leave.depth, tables))
+        return
+    for sequence in plan.decode:
+        memory.allocate_slots(sequence, sequence.num_tokens)
 
 
 def _reserve_start(step: PlannedStep, sequence: Sequence, memory: KVCacheManager) -> None:

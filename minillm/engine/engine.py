@@ -267,8 +267,8 @@ class Engine:
                     self.scheduler.remove(sequence)
                     sequence.is_released = True
                     self.events.emit("finish", request.request_id, reason=sequence.finish_reason)
-            self._outbox[request.request_id] = snapshot(request, self.envelope, now)
-            if request.is_finished:
+            output = self._outbox[request.request_id] = snapshot(request, self.envelope, now)
+            if output.finished:
                 self._registry.remove(request.request_id)
 
     def _report(self, started: float) -> None:

@@ -122,11 +122,12 @@ class KVCacheManager:
         Raises:
             OutOfBlocks: the pool cannot give what is missing; nothing has changed.
         """
+        if len(sequence.block_table.block_ids) * self.pool.block_size >= num_tokens:
+            return
         missing = self.shortage(sequence, num_tokens)
-        if missing:
-            self.make_room(missing)
-            sequence.block_table.grow(num_tokens)
-            self._events.emit("alloc", sequence.request_id, blocks=missing)
+        self.make_room(missing)
+        sequence.block_table.grow(num_tokens)
+        self._events.emit("alloc", sequence.request_id, blocks=missing)
 
     def allocate_branches(self, sequence: Sequence, num_tokens: int, count: int) -> list[list[int]]:
         """Give the sequence room for `count` futures, each of `num_tokens` tokens in all.

@@ -77,13 +77,14 @@ class RequestOutput:
 
 def snapshot(request: Request, envelope: Mapping[str, Any], now: float) -> RequestOutput:
     """The request's answer at time `now`."""
+    is_finished = request.is_finished
     return RequestOutput(
         request_id=request.request_id,
         prompt_token_ids=list(request.sequences[0].prompt_token_ids),
         outputs=[_completion(sequence) for sequence in request.sequences],
-        metrics=_metrics(request, now),
+        metrics=_metrics(request, now, is_finished),
         envelope=envelope,
-        finished=request.is_finished,
+        finished=is_finished,
         error=request.error,
     )
 
@@ -98,14 +99,14 @@ def _completion(sequence: Sequence) -> Completion:
     )
 
 
-def _metrics(request: Request, now: float) -> RequestMetrics:
+def _metrics(request: Request, now: float, is_finished: bool) -> RequestMetrics:
     first = request.sequences[0]
     times = first.token_times
     return RequestMetrics(
         queue=(request.admitted or now) - request.arrival,
         ttft=times[0] - request.arrival if times else None,
         tpot=(times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None,
-        itl=[later - earlier for earlier, later in pairwise(times)] if request.is_finished else [],
+        itl=[later - earlier for earlier, later in pairwise(times)] if is_finished else [],
         e2e=now - request.arrival,
         cached_tokens=first.num_cached_tokens,
         drafted=sum(s.draft.num_drafted for s in request.sequences),
