@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import drafting
@@ -16,6 +17,7 @@ from minillm.errors import BackendError, UnsupportedModel
 from minillm.ops.simt import SimtOps, flavour, flavours, profile
 from minillm.ops.simt.ops import load_ops
 from minillm.toolchain.compiler import BuildFailed, find_compiler
+from minillm.toolchain.sanitizer import sanitizing
 
 try:
     load_ops()
@@ -86,6 +88,11 @@ def test_a_whole_generation_under_check_is_clean_and_counted(folder):
     assert p["linear"].launches == (4 * layers + 1) * steps
 
 
+def counting():
+    """A profile; None under AddressSanitizer, where the simulator counts nothing."""
+    return nullcontext() if sanitizing() else profile()
+
+
 def test_drafts_are_verified_by_the_cuda_kernels(folder):
     """Contract C7 where several rows and one go to different kernels; verification is a kernel too."""
     params = [
@@ -95,17 +102,17 @@ def test_drafts_are_verified_by_the_cuda_kernels(folder):
     known = load(folder).generate(PROMPTS, params)
     for parts in (drafting.scripted(known), drafting.randomly()):
         llm = load(folder, parts=parts, num_draft_tokens=3, adaptive_draft=False)
-        with profile() as p:
+        with counting() as p:
             assert drafting.differing(llm.generate(PROMPTS, params), known) == []
-        assert p["verify_coupled"].launches > 0
+        assert p is None or p["verify_coupled"].launches > 0
     drafted = {"draft_model": folder, "num_draft_tokens": 3, "adaptive_draft": False}
     twin = load(folder, **drafted, draft_tree=(2, 1)).generate(PROMPTS, params)
     assert drafting.differing(twin, known) == []
     rejecting = load(folder, **drafted, draft_verification="rejection")
-    with profile() as p:
+    with counting() as p:
         found = rejecting.generate(PROMPTS, params)
     assert all(o.metrics.accepted == o.metrics.drafted for o in found), "p is q"
-    assert p["verify_draft"].launches > 0
+    assert p is None or p["verify_draft"].launches > 0
 
 
 def test_text_comes_out(folder):
