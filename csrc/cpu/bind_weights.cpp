@@ -113,7 +113,7 @@ std::map<int64_t, std::shared_ptr<BoundModel>> unfinished;
 std::map<int64_t, std::shared_ptr<const BoundModel>> finished;
 int64_t last_number = 0;
 
-// Whoever binds a model is the only one who has its number, so it may be changed without the lock.
+// Only the caller that is binding a model knows its number, so the model can be changed without the lock.
 BoundModel& find_unfinished(const char* op, int64_t number) {
   std::lock_guard lock(models_mutex);
   auto found = unfinished.find(number);

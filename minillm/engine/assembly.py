@@ -25,7 +25,6 @@ from minillm.engine.checked import (
     checked_slots,
     checked_verify,
 )
-from minillm.engine.envelope import make_envelope
 from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.parts import Parts, Sampler, require_methods
 from minillm.engine.scheduler import Scheduler
@@ -115,16 +114,16 @@ def make_scheduler(parts: Parts, config: EngineConfig, memory: KVCacheManager, e
 
 
 def make_memory(
-    machinery: Machinery, parts: Parts, config: EngineConfig, events: Events, draft: LoadedModel | None
+    num_blocks: int, parts: Parts, config: EngineConfig, events: Events, envelopes: tuple[str, str | None]
 ) -> KVCacheManager:
-    """The door to the KV memory, over an empty pool."""
+    """The KV manager over an empty pool. `envelopes`: KV digests of the model, and of the draft model."""
     return KVCacheManager(
-        make_pool(parts, machinery.num_blocks, config.block_size),
-        make_envelope(machinery.model, config, draft)["kv"],
+        make_pool(parts, num_blocks, config.block_size),
+        envelopes[0],
         events,
         config.prefix_caching,
         lambda pool: require_methods("prefix_cache", parts.prefix_cache(pool)),
-        make_envelope(draft, config)["kv"] if draft else None,
+        envelopes[1],
     )
 
 

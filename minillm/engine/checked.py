@@ -3,7 +3,7 @@
     part --> result --> right type, shape and range?  --no--> PartError that names the part
                                                       --yes-> the engine
 
-A missing row would shift every row behind it to another sequence; an id out of range would be an address
+If a row were missing, the rows after it would go to the wrong sequences. An id out of range would index
 outside an array. The content of a result (another token, another number) is not checked. The engine's own
 parts are not wrapped.
 """
@@ -25,7 +25,7 @@ from minillm.ops.sampling import SamplingBatch
 
 
 def checked_sampler(sample: Callable[..., Tensor]) -> Callable[[Tensor, SamplingBatch], Tensor]:
-    """One id of the vocabulary for each row. Whether the tokenizer has that id is the part's affair."""
+    """One id of the vocabulary for each row. Whether the tokenizer has that id is the part's decision."""
 
     def checked(logits: Tensor, batch: SamplingBatch) -> Tensor:
         tokens = sample(logits, batch)

@@ -60,7 +60,8 @@ class Engine:
         self.model, self.worker, self.speculation = machinery.model, machinery.worker, machinery.speculation
         self.envelope = make_envelope(self.model, config, draft)
         self.events = Events()
-        self.memory = make_memory(machinery, self.parts, config, self.events, draft)
+        envelopes = self.envelope["kv"], make_envelope(draft, config)["kv"] if draft else None
+        self.memory = make_memory(machinery.num_blocks, self.parts, config, self.events, envelopes)
         self.scheduler = make_scheduler(self.parts, config, self.memory, self.events)
         commit = Commit(self.memory, self.events, self.model.eos_token_ids)
         self._stepper = Stepper(machinery, self.memory, commit)

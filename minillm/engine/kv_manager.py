@@ -1,4 +1,4 @@
-"""The one door to the KV memory: who gets blocks, what can be had, what is found again.
+"""The one interface to the KV memory: blocks allocated, shared, rolled back, freed, published.
 
     num_blocks = used by sequences | unused, but findable (prefix cache) | free
                                      `------------ available -----------'

@@ -57,7 +57,7 @@ def start_again(
     sequences whose own change was cut in two end, with `StepInterrupted`.
     """
     sequences = [sequence for request in live for sequence in request.sequences]
-    started = [s for s in sequences if s.block_table.block_ids and (s.admitted is not None or s.index)]
+    started = {s for s in sequences if s.block_table.block_ids and (s.admitted is not None or s.index)}
     memory.reset(pool, sequences)
     for sequence in sequences:
         if sequence.is_changing:

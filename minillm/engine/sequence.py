@@ -78,9 +78,7 @@ class Sequence:
     tenant: str | None = None
     order: int = 0  # of submission
     rank: tuple[int, int, int] = (0, 0, 0)  # its place among the running, as of this step
-    forks: list[Sequence] = field(
-        default_factory=list
-    )  # samples that will begin where this one's prefill ends
+    forks: list[Sequence] = field(default_factory=list)  # samples that begin where its prefill ends
     num_cached_tokens: int = 0  # found in the prefix cache at its first admission
     num_preemptions: int = 0
     cached: CachedPrefix = field(default_factory=CachedPrefix)

@@ -1,6 +1,6 @@
 """One step of the engine, in four phases, and which requests a failure concerns.
 
-    schedule   the plan: who runs, who waits, who gives way          (tables change: preemption, prefix hits)
+    schedule   which sequences run, wait or are preempted            (tables change: preemption, prefix hits)
     reserve    every block of the step is taken                      (tables change)
     run        drafts are proposed, the worker executes, drafts are verified
     commit     tokens are appended, drafts rolled back, blocks published    (everything changes)

@@ -4,7 +4,8 @@
            <-- report pipe -- result, result, ...    a deadline for each; late: killed, result "timeout"
            <-- stdout/stderr - first few KiB kept    the rest is read and thrown away
 
-A child that ends before its last result costs the task it was at; the next child goes on behind it.
+If a child ends before its last result, the task it was running fails; the next child starts with the task
+after it.
 """
 
 from __future__ import annotations

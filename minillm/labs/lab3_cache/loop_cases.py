@@ -77,7 +77,7 @@ class Setting:
 
 
 def prefill_case(name: str, *steps: Sequence[tuple[int, int, int]], answer: Sequence[int] = ()) -> Case:
-    """Prefill in steps, lists of (sequence, start, end). The first prompt has an `answer` behind it."""
+    """Prefill in steps, lists of (sequence, start, end). `answer` is appended to the first prompt."""
 
     def run(loop: Loop) -> list[Any]:
         setting = Setting()
