@@ -26,7 +26,7 @@ from minillm.engine.checked import (
     checked_verify,
 )
 from minillm.engine.kv_manager import KVCacheManager
-from minillm.engine.parts import Parts, Sampler, require_methods
+from minillm.engine.parts import Parts, require_methods
 from minillm.engine.scheduler import Scheduler
 from minillm.errors import UsageError
 from minillm.memory.block_pool import BlockPool
@@ -45,7 +45,7 @@ from minillm.speculation.pairing import NGRAM
 from minillm.speculation.proposal import Drafter
 from minillm.speculation.verification import Verifier
 from minillm.worker.runner import ModelRunner
-from minillm.worker.worker import Worker, WorkerParts
+from minillm.worker.worker import Sampler, Worker, WorkerParts
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -26,24 +26,17 @@ from minillm.errors import UsageError
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import slot_mapping
 from minillm.memory.prefix_cache import PrefixCache
+from minillm.model.loader import LoadedModel
 from minillm.observe.events import Events
 from minillm.ops.contract import AttentionMetadata
-from minillm.ops.sampling import SamplingBatch, sample
+from minillm.ops.sampling import sample
 from minillm.speculation.proposal import Drafter
+from minillm.speculation.verification import VerifyDraft
 from minillm.text.detokenizer import Detokenizer
 from minillm.worker.decode import decode
 from minillm.worker.prefill import prefill
-from minillm.worker.runner import ModelRunner
-from minillm.worker.step import DecodeRow, PrefillChunk
-
-if TYPE_CHECKING:
-    from minillm.model.loader import LoadedModel
-
-
-class Sampler(Protocol):
-    """Draws one token id for each row of logits [rows, vocab_size]: int64 [rows]."""
-
-    def __call__(self, logits: Tensor, batch: SamplingBatch, /) -> Tensor: ...
+from minillm.worker.runner import SlotMapping
+from minillm.worker.worker import DecodeLoop, PrefillLoop, Sampler
 
 
 class MakeTextStream(Protocol):
@@ -52,26 +45,6 @@ class MakeTextStream(Protocol):
     def __call__(
         self, tokenizer: Any, stops: Sequence[str], prompt_token_ids: Sequence[int], /
     ) -> TextStream: ...
-
-
-class SlotMapping(Protocol):
-    """Cache slots of logical positions of one sequence."""
-
-    def __call__(
-        self, block_table: Sequence[int], positions: Sequence[int], block_size: int, /
-    ) -> list[int]: ...
-
-
-class PrefillLoop(Protocol):
-    """Computes chunks whose tables have room; logits of each chunk's last token [chunks, vocab_size]."""
-
-    def __call__(self, runner: ModelRunner, chunks: Sequence[PrefillChunk], /) -> Tensor: ...
-
-
-class DecodeLoop(Protocol):
-    """Computes one row of each sequence; logits of each next token [rows, vocab_size]."""
-
-    def __call__(self, runner: ModelRunner, rows: Sequence[DecodeRow], /) -> Tensor: ...
 
 
 class MakeBlockPool(Protocol):
@@ -96,14 +69,6 @@ class MakeDrafter(Protocol):
     """Makes an object with `Drafter`'s methods."""
 
     def __call__(self, model: LoadedModel, config: EngineConfig, /) -> Drafter: ...
-
-
-class VerifyDraft(Protocol):
-    """The rule of rejection sampling: `Ops.verify_draft`'s arguments and result."""
-
-    def __call__(
-        self, draft: Tensor, draft_probs: Tensor | None, target_probs: Tensor, uniforms: Tensor, /
-    ) -> tuple[Tensor, Tensor]: ...
 
 
 class Rope(Protocol):

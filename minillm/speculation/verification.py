@@ -14,9 +14,10 @@ masked place is NaN): nothing is emitted, and the sequence decodes without draft
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,10 +26,17 @@ from minillm.ops.columns import column
 from minillm.ops.contract import Ops
 from minillm.ops.sampling import Filters, SamplingBatch, probabilities, uniforms
 from minillm.worker.step import DraftRows, VerifyResult
+from minillm.worker.worker import Sampler
 
 NO_TOKEN = -1  # a drafted token that no draw equals, a parent that no node is
 
-VerifyDraft = Callable[[Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+class VerifyDraft(Protocol):
+    """The rule of rejection sampling: `Ops.verify_draft`'s arguments and result."""
+
+    def __call__(
+        self, draft: Tensor, draft_probs: Tensor | None, target_probs: Tensor, uniforms: Tensor, /
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 class Verifier:
@@ -37,7 +45,7 @@ class Verifier:
     def __init__(
         self,
         ops: Ops,
-        sampler: Callable[[Tensor, SamplingBatch], Tensor],
+        sampler: Sampler,
         verify_draft: VerifyDraft | None = None,
     ) -> None:
         self._ops, self._sampler, self._verify_draft = ops, sampler, verify_draft

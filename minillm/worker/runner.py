@@ -12,8 +12,9 @@ a list of `SequenceRows`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -27,7 +28,13 @@ from minillm.ops.sampling import SamplingBatch
 from minillm.worker.passes import choose_pass
 from minillm.worker.step import Copy, SequenceRows
 
-SlotMapping = Callable[[Sequence[int], Sequence[int], int], list[int]]
+
+class SlotMapping(Protocol):
+    """Cache slots of logical positions of one sequence."""
+
+    def __call__(
+        self, block_table: Sequence[int], positions: Sequence[int], block_size: int, /
+    ) -> list[int]: ...
 
 
 class ModelRunner:

@@ -2,10 +2,10 @@
 
     8 bytes: length of the JSON | JSON | tensor | tensor | ...
 
-No pickle: bytes that come from elsewhere must not be able to run anything. The declared types of a step's
-fields decide how they are read, so what has another form is a typed error, not a step with a string for a
-table. Nothing larger than the bytes themselves is ever made of them. Whether a number is the right one, they
-cannot say. JSON keeps integers of 64 bits and, as Python writes it, the exact float64 (infinity included).
+No pickle: bytes from elsewhere must not be able to run anything. Each value is read as the declared type of
+its field, and anything else is a `WireError`. Reading never allocates more than the bytes hold. Values are
+not checked: a wrong token id of the right type is accepted. JSON keeps 64-bit integers and, as Python writes
+it, the exact float64, infinity included.
 """
 
 from __future__ import annotations

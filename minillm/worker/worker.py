@@ -14,7 +14,7 @@ What a loop returns is checked before anything relies on it; other parts come ch
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,9 +39,23 @@ from minillm.worker.step import (
     VerifyResult,
 )
 
-Sampler = Callable[[Tensor, SamplingBatch], Tensor]
-PrefillLoop = Callable[[ModelRunner, Sequence[PrefillChunk]], Tensor]
-DecodeLoop = Callable[[ModelRunner, Sequence[DecodeRow]], Tensor]
+
+class Sampler(Protocol):
+    """Draws one token id for each row of logits [rows, vocab_size]: int64 [rows]."""
+
+    def __call__(self, logits: Tensor, batch: SamplingBatch, /) -> Tensor: ...
+
+
+class PrefillLoop(Protocol):
+    """Computes chunks whose tables have room; logits of each chunk's last token [chunks, vocab_size]."""
+
+    def __call__(self, runner: ModelRunner, chunks: Sequence[PrefillChunk], /) -> Tensor: ...
+
+
+class DecodeLoop(Protocol):
+    """Computes one row of each sequence; logits of each next token [rows, vocab_size]."""
+
+    def __call__(self, runner: ModelRunner, rows: Sequence[DecodeRow], /) -> Tensor: ...
 
 
 class Verification(Protocol):
