@@ -244,7 +244,8 @@ def _dtype(cfg: ConfigReader) -> str | None:
 
 def _layer_windows(cfg: ConfigReader, name: str, layers: int) -> tuple[int | None, ...]:
     """Sliding window of every layer, None for full attention."""
-    window = None if name == "llama" else cfg.optional_integer("sliding_window", 4096)
+    has_window = "sliding_window" in FAMILIES[name].reads
+    window = cfg.optional_integer("sliding_window", 4096) if has_window else None
     first = 0
     if "use_sliding_window" in FAMILIES[name].reads:
         if not cfg.boolean("use_sliding_window", False):

@@ -44,8 +44,14 @@ def logits(cfg: dict[str, Any], weights: dict[str, Tensor], ids: list[int]) -> T
     for i in range(cfg["num_hidden_layers"]):
         layer = {n.split(".", 3)[3]: t for n, t in w.items() if n.startswith(f"model.layers.{i}.")}
         y = norm(x, layer["input_layernorm.weight"], eps)
-        q, k, v = (y @ layer[f"self_attn.{name}_proj.weight"].T for name in "qkv")
-        q, k = (rotate(t.view(len(ids), n, -1)) for t, n in ((q, heads), (k, kv_heads)))
+        q, k, v = (
+            y @ layer[f"self_attn.{name}_proj.weight"].T + layer.get(f"self_attn.{name}_proj.bias", 0)
+            for name in "qkv"
+        )
+        q, k = (t.view(len(ids), n, -1) for t, n in ((q, heads), (k, kv_heads)))
+        if cfg.get("qk_norm", "self_attn.q_norm.weight" in layer):
+            q, k = (norm(t, layer[f"self_attn.{name}_norm.weight"], eps) for t, name in ((q, "q"), (k, "k")))
+        q, k = rotate(q), rotate(k)
         out = attend(q, k, v.view(len(ids), kv_heads, -1), cfg.get("sliding_window"))
         x = x + out.flatten(1) @ layer["self_attn.o_proj.weight"].T
         y = norm(x, layer["post_attention_layernorm.weight"], eps)

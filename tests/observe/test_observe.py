@@ -12,6 +12,7 @@ import tiny
 from minillm import LLM, SamplingParams
 from minillm.errors import MinillmError
 from minillm.observe import events as events_module
+from minillm.observe.events import Event
 from minillm.observe.metrics import percentile, summarize
 from minillm.speculation.scripted import RandomDrafter
 
@@ -37,6 +38,16 @@ def test_metrics_are_those_of_the_outputs(tight: LLM) -> None:
         assert times.cached_tokens == output.metrics.cached_tokens
     assert summary.output_tokens == sum(len(o.token_ids) for o in outputs) == 240
     assert summary.prompt_tokens == 2 * sum(map(len, PROMPTS))
+
+
+@pytest.mark.parametrize("kind", ["sample", "preempt", "queue"])
+def test_control_a_trace_that_lost_an_event_gives_other_figures(tight: LLM, kind: str) -> None:
+    with tight.engine.events.record() as trace:
+        tight.generate(PROMPTS, PARAMS)
+    lost = next(event for event in trace if event.kind == kind)
+    cut = [event for event in trace if event is not lost]
+    figures = [(s.output_tokens, s.preemptions, s.prompt_tokens) for s in map(summarize, (trace, cut))]
+    assert figures[0] != figures[1]
 
 
 def test_drafts_are_counted_as_in_the_outputs(tmp_path: Path) -> None:
@@ -112,15 +123,31 @@ def test_the_documented_events_are_the_ones_there_are(tight: LLM, tmp_path: Path
     assert {event.kind for event in (*trace, *drafted)} == listed
 
 
+REASONS = ("length", "stop", "cancelled", "deadline", "error")
+
+
+def private(trace: list[Event]) -> list[Event]:
+    """Events with a value that is no number, no list and none of the reasons."""
+    return [
+        event
+        for event in trace
+        if not all(isinstance(v, int | float | list) or v in REASONS for v in event.data.values())
+    ]
+
+
 def test_nothing_private_is_in_a_trace(tight: LLM) -> None:
     """No token, no text, no tenant: numbers and request ids only."""
     with tight.engine.events.record() as trace:
         tight.generate("a secret word", PARAMS, tenant="a secret tenant")
     assert "secret" not in repr(trace)
-    for event in trace:
-        assert all(isinstance(v, int | float | str | list) for v in event.data.values())
-        texts = [v for v in event.data.values() if isinstance(v, str)]
-        assert all(text in ("length", "stop", "cancelled", "deadline", "error") for text in texts)
+    assert trace and private(trace) == []
+
+
+def test_control_what_is_private_is_noticed(tight: LLM) -> None:
+    with tight.engine.events.record() as trace:
+        tight.engine.events.emit("queue", "id", prompt="a secret word")
+        tight.engine.events.deliver()
+    assert "secret" in repr(trace) and len(private(trace)) == 1
 
 
 def test_a_listener_stops_listening(tight: LLM) -> None:
