@@ -177,3 +177,38 @@ def test_a_page_s_environment_variables_are_read_somewhere() -> None:
     sources = [*ROOT.glob("minillm/**/*.py"), *ROOT.glob("scripts/*.sh"), ROOT / "setup.py"]
     read = "\n".join(path.read_text(encoding="utf-8") for path in sources)
     assert len(named) >= 8 and [name for name in named if name not in read] == []
+
+
+# ---- names ----------------------------------------------------------------------------------------
+
+
+def unknown_names(source: Page, known: set[str]) -> list[str]:
+    """Names in `backticks` of which a part occurs nowhere in the code: Class, Class.method, some_function."""
+    named = re.findall(r"`([A-Za-z_]\w*(?:\.\w+)*)`", source.prose)
+    looks_like_code = [name for name in named if re.search(r"[_.]|[a-z][A-Z]", name)]
+    return [name for name in looks_like_code if not set(name.split(".")) <= known]
+
+
+def words_of_the_code() -> set[str]:
+    paths = [
+        path
+        for folder in ("minillm", "csrc", "scripts", "tests/helpers")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".sh", ".cpp", ".h", ".cu")
+    ]
+    files = {part for path in paths for part in (path.stem, path.suffix[1:])}
+    paths.append(ROOT / "pyproject.toml")
+    return files.union(*(re.findall(r"\w+", path.read_text(encoding="utf-8")) for path in paths))
+
+
+def test_names_on_the_pages_are_names_of_the_code() -> None:
+    others = {"md", "ipynb", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "HTTPS_PROXY"}  # not ours
+    known = words_of_the_code() | others
+    own = [p for name, p in PAGES.items() if name.startswith("docs/") or "/" not in name]
+    found = {p.name: unknown_names(p, known) for p in own if p.name != "CHANGELOG.md"}
+    assert {name: names for name, names in found.items() if names} == {}
+
+
+def test_control_a_renamed_method_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text("`KVCacheManager.fork`, `KVCacheManager.frok`, `make_input`, `once`\n")
+    assert unknown_names(Page(tmp_path / "page.md"), words_of_the_code()) == ["KVCacheManager.frok"]
