@@ -175,24 +175,28 @@ def test_the_drafter_changes_no_bit() -> None:
 # ---- a lab ----------------------------------------------------------------------------------------
 
 CHECK_LAB = """
-import json, sys
 from pathlib import Path
 from minillm.cli.main import main
 from minillm.labs.grader.child import judge_file, load
 from minillm.labs.grader.registry import find_lab
 from minillm.labs.grader.skeleton import solution
 
-lab = find_lab("10")
+def check(what):
+    row = judge_file(lab, lab.tasks[0], load(file.resolve()), file)
+    print(f"{what}: {row.status}, {row.earned} of {row.points}, {row.diagnosis}")
+
 main(["labs", "list"])
 main(["labs", "start", "10"])
-file = Path("lab10_tail/lab10.py")
-print("skeleton", main(["labs", "check", "10"]))
-finished = solution(lab)
-file.write_text(finished)
-print("solution", main(["labs", "check", "10"]))
-file.write_text(finished.replace("math.ceil(share * len(values)) - 1", "int(share * len(values))"))
-print("diagnosis", judge_file(lab, lab.tasks[0], load(file.resolve()), file).diagnosis)
 main(["labs", "hint", "10.1"])
+lab, file = find_lab("10"), Path("lab10_tail/lab10.py")
+check("skeleton")
+file.write_text(solution(lab))
+check("solution")
+rank = "math.ceil(share * len(values)) - 1"
+file.write_text(solution(lab).replace(rank, "min(int(share * len(values)), len(values) - 1)"))
+check("rank too high")
+file.write_text(solution(lab).replace(rank, "round(share * len(values)) - 1"))
+check("rounded")
 """
 
 
@@ -200,10 +204,11 @@ def test_the_lab_is_found_and_judges(tmp_path: Path) -> None:
     root = copy_of_the_package(tmp_path)
     assert len(write_files("A lab", root)) == 3
     said = run_in(root, CHECK_LAB)
-    assert "lab 10" in said and "Tail latency" in said
-    assert "not written yet" in said and "skeleton 1" in said
-    assert "100 of 100 points" in said and "solution 0" in said
-    assert "Sort the values first." in said
+    assert "lab 10" in said and "Tail latency" in said and "Sort the values first." in said
+    assert "skeleton: todo, 0 of 100, \n" in said
+    assert "solution: ok, 100 of 100, \n" in said
+    assert "rank too high: wrong, 0 of 100, one rank too high: the smallest value has rank 1" in said
+    assert "rounded: wrong, 0 of 100, \n" in said  # a mistake that the lab does not know has no diagnosis
     handout = (root / "lab10_tail" / "README.md").read_text()
     assert "| 10.1 | percentile: the value that a share of all requests do not exceed | 100 |" in handout
 
