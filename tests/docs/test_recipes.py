@@ -92,7 +92,6 @@ def run_in(root: Path, program: str) -> str:
 def fable(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The names of the family's recipe, which registers a family for the time of a test."""
     monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
-    monkeypatch.setattr("minillm.model.families.FAMILIES", families.FAMILIES)
     return run_blocks("A model family")
 
 
