@@ -25,8 +25,8 @@ from minillm.toolchain.compiler import BuildFailed
 from minillm.toolchain.cuda import cuda_library
 
 HEAD_DIMS = (32, 64, 96, 128)
-# Of paged_attention: `rung` takes these names.
-RUNGS = ("v1", "v2", "d1")
+# What `rung` of paged_attention may be.
+ATTENTION_RUNGS = ("v1", "v2", "d1")
 
 
 class CudaOps:

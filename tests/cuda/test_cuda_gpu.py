@@ -21,7 +21,7 @@ from torch import Tensor
 
 from minillm import SamplingParams
 from minillm.ops.contract import AttentionMetadata, LayerCache, RopeTables
-from minillm.ops.cuda import RUNGS, CudaOps
+from minillm.ops.cuda import ATTENTION_RUNGS, CudaOps
 from minillm.ops.sampling import SamplingBatch, noise_key
 
 pytestmark = pytest.mark.gpu
@@ -111,7 +111,7 @@ def test_rope_and_cache_and_copies(ops, dtype):
 
 
 @each_dtype
-@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("rung", ATTENTION_RUNGS)
 def test_attention(ops, dtype, rung):
     for case in CASES:
         q, k_cache, v_cache, meta, tables = case.build(dtype)
@@ -146,7 +146,7 @@ def test_nothing_to_do_is_no_launch(ops):
     assert ops.silu_mul(none).shape == (0, 16)
     assert ops.sample(none, SamplingBatch([], [], [], 32)).shape == (0,)
     q, k_cache, v_cache, meta, _ = Case([(0, 5)], heads=2, kv_heads=1, dim=32).build(torch.float32)
-    for rung in (None, *RUNGS):
+    for rung in (None, *ATTENTION_RUNGS):
         assert run(ops, "paged_attention", q, k_cache, v_cache, meta, 1.0, rung=rung).shape == (0, 2, 32)
 
 
@@ -181,7 +181,7 @@ def test_kernels_can_be_recorded_in_a_graph(ops):
 
 
 @needs_chip
-@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("rung", ATTENTION_RUNGS)
 def test_a_cache_of_more_than_two_to_the_31_numbers(ops, rung):
     """Its last block, by the same numbers in a small cache: an offset in 32 bits would land elsewhere."""
     num_blocks = 2**31 // (16 * 8 * 128) + 2

@@ -16,7 +16,7 @@ from torch import Tensor
 from minillm import SamplingParams
 from minillm.errors import UnsupportedModel
 from minillm.ops.contract import LayerCache, RopeTables
-from minillm.ops.cuda import RUNGS
+from minillm.ops.cuda import ATTENTION_RUNGS
 from minillm.ops.sampling import SamplingBatch, noise_key
 from minillm.ops.simt import SimtOps, flavour, flavours, schedule
 from minillm.ops.simt.ops import load_ops
@@ -136,13 +136,13 @@ def attend(case: Case, dtype: torch.dtype, rung: str | None = None) -> tuple[Ten
     return found, reference, exact
 
 
-@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("rung", ATTENTION_RUNGS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_attention_in_float32(case, rung):
     check(*attend(case, torch.float32, rung), case)
 
 
-@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("rung", ATTENTION_RUNGS)
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=["bf16", "f16"])
 def test_attention_in_sixteen_bits(dtype, rung, simulated):
     for case in CASES[3:12:2] if simulated == "check" else CASES:
@@ -161,7 +161,7 @@ def test_control_the_naive_kernel_has_bits_of_its_own():
     assert not torch.equal(*found)
 
 
-@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("rung", ATTENTION_RUNGS)
 def test_large_scores_do_not_overflow(rung):
     case = Case([(40, 40)], heads=2, kv_heads=1, dim=32)
     q, k_cache, v_cache, meta, tables = case.build(torch.float32)
@@ -172,7 +172,7 @@ def test_large_scores_do_not_overflow(rung):
     )  # scores of 1,000 have errors of 1e-4, and e^x makes that relative
 
 
-@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("rung", ATTENTION_RUNGS)
 @pytest.mark.parametrize("slot", ["first", "later"])
 def test_control_a_nan_in_an_owned_slot_is_seen(rung, slot):
     case = Case([(2, 70)], heads=2, kv_heads=1, dim=32)
@@ -232,7 +232,7 @@ def test_no_rows_at_all():
     assert OPS.silu_mul(none).shape == (0, 16)
     for seqs in ([], [(0, 5), (0, 0)]):
         q, k_cache, v_cache, meta, _ = Case(seqs, heads=2, kv_heads=1, dim=32).build(torch.float32)
-        for rung in (None, *RUNGS):
+        for rung in (None, *ATTENTION_RUNGS):
             assert OPS.paged_attention(q, k_cache, v_cache, meta, 1.0, rung=rung).shape == (0, 2, 32)
         kv, rope = torch.empty(0, 1, 32), RopeTables(*[torch.ones(9, 16)] * 2)
         cache = LayerCache(k_cache, v_cache)

@@ -122,10 +122,10 @@ def test_without_its_entry_the_family_is_refused(
 COMPARE = """
 import oracle, torch
 from cases import CASES
-from minillm.ops.cuda import RUNGS
+from minillm.ops.cuda import ATTENTION_RUNGS
 from minillm.ops.simt import SimtOps, flavour
 ops = SimtOps()
-print(*RUNGS)
+print(*ATTENTION_RUNGS)
 for i, case in enumerate(CASES[::3]):
     with flavour("fast" if i else "check"):
         q, k, v, meta, tables = case.build(torch.float32)

@@ -98,7 +98,7 @@ class Counters:
 
 
 class Profile(Counters):
-    """The sum over all kernels; `profile["norm"]` is one kernel's, `kernels` all of them."""
+    """The sum over all kernels; `profile["rms_norm"]` is one kernel's, `kernels` all of them."""
 
     def __init__(self) -> None:
         super().__init__()
