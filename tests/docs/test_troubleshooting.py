@@ -21,7 +21,7 @@ def python_texts() -> Iterator[str]:
             if isinstance(node, ast.JoinedStr):
                 yield "".join(v.value if isinstance(v, ast.Constant) else "<>" for v in node.values)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                yield node.value
+                yield re.sub(r"%[sdr]", "<>", node.value)  # what logging fills in
 
 
 def shell_texts() -> Iterator[str]:
