@@ -109,7 +109,7 @@ def test_linear_on_tensor_cores(ops, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=["bf16", "f16"])
 def test_a_rows_bits_do_not_depend_on_the_batch_on_tensor_cores(ops, dtype):
-    """In float32, where a sum in another order shows; every shape of tile has a turn, 128 x 128 on a GPU alone."""
+    """In float32, where a sum in another order shows; every tile has a turn, 128 x 128 on a GPU alone."""
     rows, size, out = (512, 4096, 4096) if ON_GPU else (70, 136, 20)
     x, weight = random(rows, size, dtype=dtype), random(out, size, dtype=dtype, seed=1)
     whole = run(ops, "linear", x, weight, rung="mma", float_out=True)

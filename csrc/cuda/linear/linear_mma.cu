@@ -44,16 +44,26 @@ struct Shape {
 // rows: the same chunk of eight rows, which is what ldmatrix reads at once, then lies in all 32 banks.
 __device__ __forceinline__ int place(int row, int chunk) { return row * kDepth + (chunk ^ row % 8) * kWide; }
 
-// Rows `first`.. of a [rows, columns] matrix, columns `column`.., begin to be copied: zeros where there are none.
+// place(row + rows, chunk + chunks) from at = place(row, chunk), where neither addition carries into a bit that is
+// set: known numbers then cost one exclusive or, and what is left of them is part of the instruction.
+__device__ __forceinline__ int moved(int at, int rows, int chunks) {
+  return (at ^ (chunks ^ rows % 8) * kWide) + rows * kDepth;
+}
+
+// The part of a stage that is copied beside step `step`: rows `first`.. of a [rows, columns] matrix, columns
+// `column`... Zeros where there are none.
 template <int kRows, int kThreads, class T>
-__device__ __forceinline__ void copy_rows(T* tile, const T* matrix, int first, int rows, int column, int columns) {
-  int thread = threadIdx.x, chunk = thread % kChunks;
+__device__ __forceinline__ void copy_rows(T* tile, const T* matrix, int first, int rows, int column, int columns,
+                                          int step) {
+  constexpr int kCopies = kRows * kChunks / kThreads, kRowsApart = kThreads / kChunks;
+  int row = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks, at = place(row, chunk);
   bool inside = column + chunk * kWide < columns;
+  const T* from = matrix + static_cast<int64_t>(first + row) * columns + column + chunk * kWide;
   UNROLL
-  for (int i = 0; i < kRows * kChunks / kThreads; i++) {
-    int row = (i * kThreads + thread) / kChunks;
-    const T* from = matrix + static_cast<int64_t>(first + row) * columns + column + chunk * kWide;
-    copy_async_or_zero(tile + place(row, chunk), from, inside && first + row < rows);
+  for (int i = 0; i < kCopies; i++) {
+    if (i * kSteps / kCopies != step) continue;
+    copy_async_or_zero(tile + moved(at, i * kRowsApart, 0), from + static_cast<int64_t>(i * kRowsApart) * columns,
+                       inside && first + row + i * kRowsApart < rows);
   }
 }
 
@@ -64,22 +74,31 @@ struct Fragments {
   Vec<T, 4> x[S::kTokenTiles];
 };
 
-template <class T, class S>
-__device__ __forceinline__ void load_fragments(Fragments<T, S>& to, const T* stage, int step) {
+// Where this lane's rows begin in every stage; ldmatrix wants a place from each lane.
+struct Places {
+  int w, x;
+};
+
+template <class S>
+__device__ __forceinline__ Places own_places() {
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int w_row = warp / S::kWarpsTokens * S::kOutTiles * 16 + lane % 16;
+  int x_row = S::kOut + warp % S::kWarpsTokens * S::kTokenTiles * 8 + lane % 8;
+  if (S::kTokenTiles > 1) x_row += lane / 16 * 8;  // two tiles at a time: lanes 16.. point into the second
+  return {place(w_row, lane / 16), place(x_row, lane / 8 % 2)};
+}
+
+template <class T, class S>
+__device__ __forceinline__ void load_fragments(Fragments<T, S>& to, const T* stage, Places at, int step) {
   UNROLL
-  for (int i = 0; i < S::kOutTiles; i++)
-    load_matrices<4>(to.w[i].v, stage + place(w_row + 16 * i, 2 * step + lane / 16));
-  const T* x = stage + S::kOut * kDepth;
-  int x_row = warp % S::kWarpsTokens * S::kTokenTiles * 8 + lane % 8, x_chunk = 2 * step + lane / 8 % 2;
+  for (int i = 0; i < S::kOutTiles; i++) load_matrices<4>(to.w[i].v, stage + moved(at.w, 16 * i, 2 * step));
   if constexpr (S::kTokenTiles == 1) {
-    load_matrices<2>(to.x[0].v, x + place(x_row, x_chunk));
+    load_matrices<2>(to.x[0].v, stage + moved(at.x, 0, 2 * step));
   } else {
     UNROLL
-    for (int i = 0; i < S::kTokenTiles; i += 2) {  // two tiles at a time: lanes 16.. point into the second
+    for (int i = 0; i < S::kTokenTiles; i += 2) {
       Vec<T, 8> both;
-      load_matrices<4>(both.v, x + place(x_row + 8 * i + lane / 16 * 8, x_chunk));
+      load_matrices<4>(both.v, stage + moved(at.x, 8 * i, 2 * step));
       UNROLL
       for (int j = 0; j < 8; j++) to.x[i + j / 4].v[j % 4] = both.v[j];
     }
@@ -100,30 +119,42 @@ __device__ __forceinline__ void store(const LinearArgs& p, int token, int out, f
 template <class T, class S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks) linear_mma_kernel(const __grid_constant__ LinearArgs p) {
   DYNAMIC_SHARED(T, ring);
+  const T *w = static_cast<const T*>(p.weight), *x = static_cast<const T*>(p.x);
+  int rows = p.rows, in = p.in, out = p.out;  // in registers: after each copy the compiler would read p again
   int first_out = blockIdx.x * S::kOut, first_token = blockIdx.y * S::kTokens;
-  int stages = (p.in + kDepth - 1) / kDepth;
-  auto copy_stage = [&](int stage, int slot) {
+  int stages = (in + kDepth - 1) / kDepth;
+  auto copy_part = [&](int stage, int slot, int step) {
+    if (stage >= stages) return;
     T* to = ring + slot * S::kStageSize;
-    if (stage < stages) {
-      copy_rows<S::kOut, S::kThreads>(to, static_cast<const T*>(p.weight), first_out, p.out, stage * kDepth, p.in);
-      copy_rows<S::kTokens, S::kThreads>(to + S::kOut * kDepth, static_cast<const T*>(p.x), first_token, p.rows,
-                                         stage * kDepth, p.in);
-    }
-    commit_copies();  // also where nothing was copied: waiting counts groups
+    copy_rows<S::kOut, S::kThreads>(to, w, first_out, out, stage * kDepth, in, step);
+    copy_rows<S::kTokens, S::kThreads>(to + S::kOut * kDepth, x, first_token, rows, stage * kDepth, in, step);
   };
-  for (int stage = 0; stage < S::kStages - 1; stage++) copy_stage(stage, stage);
+  for (int stage = 0; stage < S::kStages - 1; stage++) {
+    UNROLL
+    for (int step = 0; step < kSteps; step++) copy_part(stage, stage, step);
+    commit_copies();  // also where nothing was copied: waiting counts groups
+  }
+  wait_copies<S::kStages - 2>();
+  __syncthreads();  // everybody's copies of the first stage have arrived
 
+  Places at = own_places<S>();
+  Fragments<T, S> fragments[2];  // of this step and of the next one
+  load_fragments(fragments[0], ring, at, 0);
   float sums[S::kOutTiles][S::kTokenTiles][4] = {};
   int slot = 0, free_slot = S::kStages - 1;
   for (int stage = 0; stage < stages; stage++) {
-    wait_copies<S::kStages - 2>();
-    __syncthreads();  // everybody's copies of this stage have arrived, and the stage before has been read
-    copy_stage(stage + S::kStages - 1, free_slot);
-    Fragments<T, S> fragments[2];
-    load_fragments(fragments[0], ring + slot * S::kStageSize, 0);
+    int next_slot = slot + 1 == S::kStages ? 0 : slot + 1;
     UNROLL
     for (int step = 0; step < kSteps; step++) {
-      if (step + 1 < kSteps) load_fragments(fragments[(step + 1) % 2], ring + slot * S::kStageSize, step + 1);
+      copy_part(stage + S::kStages - 1, free_slot, step);
+      if (step + 1 < kSteps) {
+        load_fragments(fragments[(step + 1) % 2], ring + slot * S::kStageSize, at, step + 1);
+      } else {
+        commit_copies();
+        wait_copies<S::kStages - 2>();
+        __syncthreads();  // the next stage has arrived, and this one has been read: its slot is free
+        if (stage + 1 < stages) load_fragments(fragments[0], ring + next_slot * S::kStageSize, at, 0);
+      }
       UNROLL
       for (int i = 0; i < S::kOutTiles; i++)
         UNROLL
@@ -131,18 +162,18 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) linear_mma_kernel(con
           mma_m16n8k16(sums[i][j], fragments[step % 2].w[i].v, fragments[step % 2].x[j].v);
     }
     free_slot = slot;
-    slot = slot + 1 == S::kStages ? 0 : slot + 1;
+    slot = next_slot;
   }
 
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  int out = first_out + warp / S::kWarpsTokens * S::kOutTiles * 16 + lane / 4;
-  int token = first_token + warp % S::kWarpsTokens * S::kTokenTiles * 8 + lane % 4 * 2;
+  int own_out = first_out + warp / S::kWarpsTokens * S::kOutTiles * 16 + lane / 4;
+  int own_token = first_token + warp % S::kWarpsTokens * S::kTokenTiles * 8 + lane % 4 * 2;
   UNROLL
   for (int i = 0; i < S::kOutTiles; i++)
     UNROLL
     for (int j = 0; j < S::kTokenTiles; j++)
       UNROLL
-      for (int n = 0; n < 4; n++) store<T>(p, token + 8 * j + n % 2, out + 16 * i + n / 2 * 8, sums[i][j][n]);
+      for (int n = 0; n < 4; n++) store<T>(p, own_token + 8 * j + n % 2, own_out + 16 * i + n / 2 * 8, sums[i][j][n]);
 }
 
 template <class T, class S>
