@@ -117,15 +117,23 @@ __device__ __forceinline__ void load_fragments(Fragments<T, S>& to, const T* sta
   }
 }
 
-template <class T>
-__device__ __forceinline__ void store(const LinearArgs& p, int token, int out, float sum) {
-  if (token >= p.rows || out >= p.out) return;
-  if (p.bias) sum += to_float(static_cast<const T*>(p.bias)[out]);
-  int64_t at = static_cast<int64_t>(token) * p.out + out;
-  if (p.float_out)
-    static_cast<float*>(p.y)[at] = sum;
-  else
-    static_cast<T*>(p.y)[at] = from_float<T>(sum);
+// A lane's sums to y, of type Out: `out` and `token` are its first ones.
+template <class T, class Out, class S>
+__device__ __forceinline__ void store(const LinearArgs& p, const float (&sums)[S::kOutTiles][S::kTokenTiles][4], int out,
+                                      int token) {
+  UNROLL
+  for (int i = 0; i < 2 * S::kOutTiles; i++) {
+    int row = out + 8 * i;  // of W
+    if (row >= p.out) return;
+    float bias = p.bias ? to_float(static_cast<const T*>(p.bias)[row]) : 0.0f;
+    Out* to = static_cast<Out*>(p.y) + static_cast<int64_t>(token) * p.out + row;
+    UNROLL
+    for (int j = 0; j < 2 * S::kTokenTiles; j++) {
+      int next = j / 2 * 8 + j % 2;
+      if (token + next < p.rows)
+        to[static_cast<int64_t>(next) * p.out] = from_float<Out>(sums[i / 2][j / 2][i % 2 * 2 + j % 2] + bias);
+    }
+  }
 }
 
 template <class T, class S>
@@ -180,12 +188,10 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) linear_mma_kernel(con
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int out = first_out + warp / S::kWarpsTokens * S::kOutTiles * 16 + lane / 4;
   int token = first_token + warp % S::kWarpsTokens * S::kTokenTiles * 8 + lane % 4 * 2;
-  UNROLL
-  for (int i = 0; i < S::kOutTiles; i++)
-    UNROLL
-    for (int j = 0; j < S::kTokenTiles; j++)
-      UNROLL
-      for (int n = 0; n < 4; n++) store<T>(p, token + 8 * j + n % 2, out + 16 * i + n / 2 * 8, sums[i][j][n]);
+  if (p.float_out)
+    store<T, float, S>(p, sums, out, token);
+  else
+    store<T, T, S>(p, sums, out, token);
 }
 
 template <class T, class S>
