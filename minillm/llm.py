@@ -27,6 +27,7 @@ from minillm.model.locate import find_model
 from minillm.progress import Bar
 from minillm.speculation.pairing import load_draft
 from minillm.text.chat_template import Message, check_messages
+from minillm.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
 
@@ -67,6 +68,19 @@ class LLM:
     def default_params(self) -> SamplingParams:
         """What `sampling_params=None` means: the model's generation_config.json."""
         return self.engine.model.default_params
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer: `encode`, `decode`, `apply_chat_template`, `eos_token_ids`.
+
+        Raises:
+            TokenizerError: the model's folder has none, so that only token ids can be used.
+        """
+        return self.engine.model.require_tokenizer()
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The same as `tokenizer`, by vLLM's name."""
+        return self.tokenizer
 
     def generate(
         self,
@@ -122,11 +136,11 @@ class LLM:
         """The token ids `chat` would use, and the indices of the messages it would leave out."""
         if on_overflow not in ("refuse", "drop_oldest"):
             raise UsageError(f"on_overflow={on_overflow!r} is not known", "use refuse or drop_oldest")
-        tokenizer = self.engine.model.require_tokenizer()
+        tokenizer = self.tokenizer
         check_messages(messages)
         kept = list(range(len(messages)))
         while True:
-            ids = tokenizer.encode_chat([messages[i] for i in kept])
+            ids = tokenizer.apply_chat_template([messages[i] for i in kept])
             droppable = [i for i in kept[:-1] if messages[i]["role"] != "system"]
             fits = len(ids) < self.engine.model.max_model_len
             if fits or on_overflow == "refuse" or not droppable:

@@ -102,8 +102,9 @@ def load_model(
     device = pick_device(engine.device)
     dtype = pick_dtype(engine.dtype, config)
     max_model_len = _max_model_len(engine, config)
-    tokenizer = _load_tokenizer(folder, config)
     generation = read_json(folder / _GENERATION_CONFIG)
+    eos_token_ids = _eos_token_ids(generation, config)
+    tokenizer = _load_tokenizer(folder, config, eos_token_ids)
     _require_memory(config, dtype, device, max_model_len)
     ops = ops or make_ops(engine.backend, engine.device)
     check_model = getattr(ops, "check_model", None)
@@ -120,7 +121,7 @@ def load_model(
         dtype=dtype,
         device=device,
         max_model_len=max_model_len,
-        eos_token_ids=_eos_token_ids(generation, config, tokenizer),
+        eos_token_ids=tokenizer.eos_token_ids if tokenizer else eos_token_ids,
         default_params=default_params(generation),
         weights_digest=digest,
         tokenizer_digest=_file_digest(folder / "tokenizer.json"),
@@ -219,10 +220,10 @@ def _max_model_len(engine: EngineConfig, config: ModelConfig) -> int:
     return wanted
 
 
-def _load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:
+def _load_tokenizer(folder: Path, config: ModelConfig, eos_token_ids: tuple[int, ...]) -> Tokenizer | None:
     if not (folder / "tokenizer.json").is_file():
         return None
-    tokenizer = Tokenizer(folder, config.bos_token_id)
+    tokenizer = Tokenizer(folder, config.bos_token_id, eos_token_ids)
     if tokenizer.num_token_ids > config.vocab_size:
         raise TokenizerError(
             f"the tokenizer has {tokenizer.num_token_ids} ids, the model's vocabulary {config.vocab_size}",
@@ -231,15 +232,9 @@ def _load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:
     return tokenizer
 
 
-def _eos_token_ids(
-    generation: dict[str, Any], config: ModelConfig, tokenizer: Tokenizer | None
-) -> tuple[int, ...]:
-    """From generation_config.json, else config.json, else the tokenizer's own."""
-    given = ConfigReader(generation, _GENERATION_CONFIG).token_ids("eos_token_id") or config.eos_token_ids
-    if given:
-        return given
-    own = tokenizer.eos_token_id if tokenizer else None
-    return () if own is None else (own,)
+def _eos_token_ids(generation: dict[str, Any], config: ModelConfig) -> tuple[int, ...]:
+    """From generation_config.json, else config.json; empty where neither has one."""
+    return ConfigReader(generation, _GENERATION_CONFIG).token_ids("eos_token_id") or config.eos_token_ids
 
 
 def _require_memory(
