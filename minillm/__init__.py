@@ -1,7 +1,7 @@
 """minillm: a from-scratch LLM inference engine; an operating system for the KV cache."""
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from minillm.config import SamplingParams
 from minillm.errors import MinillmError
@@ -12,13 +12,16 @@ if TYPE_CHECKING:
 # torch does not depend on NumPy and neither do we; where it is absent torch says so at its first import.
 warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
 
-__all__ = ["LLM", "MinillmError", "SamplingParams"]
+__all__ = ["LLM", "MinillmError", "SamplingParams", "__version__"]
 
+__version__ = "0.1.0"  # the package's metadata takes it from here, so that a checkout says the same
 
-def __getattr__(name: str) -> Any:
-    """Import torch with the first use of LLM: `minillm doctor` must run where torch does not."""
-    if name == "LLM":
-        from minillm.llm import LLM
+if not TYPE_CHECKING:  # a type checker must not see it: any name would pass as an attribute
 
-        return LLM
-    raise AttributeError(f"module 'minillm' has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        """Import torch with the first use of LLM: `minillm doctor` must run where torch does not."""
+        if name == "LLM":
+            from minillm.llm import LLM
+
+            return LLM
+        raise AttributeError(f"module 'minillm' has no attribute {name!r}")

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NoReturn, Unpack
+from typing import Any, Literal, NoReturn, Unpack
 
 from torch import Tensor
 
@@ -30,6 +30,7 @@ from minillm.text.chat_template import Message, check_messages
 from minillm.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
+Overflow = Literal["refuse", "drop_oldest"]
 
 
 class LLM:
@@ -116,7 +117,7 @@ class LLM:
         sampling_params: SamplingParams | None = None,
         *,
         tenant: str | None = None,
-        on_overflow: str = "refuse",
+        on_overflow: Overflow = "refuse",
     ) -> RequestOutput:
         """Answer a conversation, given as [{"role": ..., "content": ...}, ...].
 
@@ -131,7 +132,7 @@ class LLM:
         return replace(self.generate([ids], sampling_params, tenant=tenant)[0], dropped_messages=dropped)
 
     def chat_prompt(
-        self, messages: Sequence[Message], on_overflow: str = "refuse"
+        self, messages: Sequence[Message], on_overflow: Overflow = "refuse"
     ) -> tuple[list[int], list[int]]:
         """The token ids `chat` would use, and the indices of the messages it would leave out."""
         if on_overflow not in ("refuse", "drop_oldest"):

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from minillm.engine.envelope import package_version
+from minillm import __version__
 from minillm.ops.contract import Ops
 from minillm.ops.huge_pages import empty_bytes
 
@@ -105,7 +105,7 @@ def describe() -> dict[str, Any]:
         "gpu": gpu,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "minillm": package_version(),
+        "minillm": __version__,
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import sys
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from minillm.config import EngineConfig, ModelConfig, SamplingParams, require_int
+from minillm.config import Backend, Device, EngineConfig, ModelConfig, SamplingParams, require_int
 from minillm.config.sizes import format_bytes
 from minillm.errors import BackendError, OutOfMemory, TokenizerError, UnsupportedModel, UsageError
 from minillm.model.config_reader import ConfigReader
@@ -27,6 +27,7 @@ from minillm.ops.reference import ReferenceOps
 from minillm.text.tokenizer import Tokenizer, read_json
 from minillm.toolchain.compiler import BuildFailed
 
+_log = logging.getLogger(__name__)
 _GENERATION_CONFIG = "generation_config.json"
 
 
@@ -128,7 +129,7 @@ def load_model(
     )
 
 
-def make_ops(backend: str, device: str = "auto") -> Ops:
+def make_ops(backend: Backend, device: Device = "auto") -> Ops:
     """The named backend's ops for `device`; "auto": native on a CPU with a compiler, else the reference.
 
     Raises:
@@ -145,7 +146,7 @@ def make_ops(backend: str, device: str = "auto") -> Ops:
     except BuildFailed as error:
         if backend == "native":
             raise BackendError(f"the native kernels are not available: {error}", _GET_A_COMPILER) from None
-        _say_once(f"minillm: running on PyTorch (reference backend): {error}")
+        _warn_once(f"running on PyTorch (reference backend): {error}")
         return ReferenceOps()
 
 
@@ -165,8 +166,8 @@ _GET_A_COMPILER = 'install g++ or clang++, see `minillm doctor`; backend "refere
 
 
 @cache
-def _say_once(line: str) -> None:
-    print(line, file=sys.stderr)
+def _warn_once(message: str) -> None:
+    _log.warning(message)
 
 
 def pick_device(name: str) -> torch.device:

@@ -88,7 +88,7 @@ class Tokenizer:
         Raises:
             UsageError: an id that is not an integer, or is outside the vocabulary; the error names its index.
         """
-        if isinstance(token_ids, str) or not isinstance(token_ids, Sequence):
+        if not isinstance(token_ids, list | tuple):
             raise UsageError(f"decode takes a list of token ids, not {type(token_ids).__name__}")
         for index, token_id in enumerate(token_ids):
             if type(token_id) is not int or not 0 <= token_id < self.num_token_ids:

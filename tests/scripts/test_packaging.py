@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+import minillm
+
 REPO = Path(__file__).resolve().parents[2]
 # What a checkout collects and no archive may hold.
 LITTER = (
@@ -107,6 +109,13 @@ def test_a_wheel_from_the_sdist_is_whole(wheel: Path) -> None:
         found = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert found == wheel_files()
     assert {"minillm/py.typed", "minillm/csrc/cuda/linear/linear.cu", "minillm/csrc/simt/simt.h"} <= found
+
+
+def test_the_version_is_written_once(wheel: Path) -> None:
+    """The package's metadata has the version of the code."""
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        assert f"\nVersion: {minillm.__version__}\n" in archive.read(metadata).decode()
 
 
 def test_a_file_that_the_manifest_leaves_out_is_noticed(tmp_path: Path) -> None:
