@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from minillm.config import SamplingParams
 from minillm.errors import MinillmError
+from minillm.version import __version__
 
 if TYPE_CHECKING:
     from minillm.llm import LLM
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
 warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
 
 __all__ = ["LLM", "MinillmError", "SamplingParams", "__version__"]
-
-__version__ = "0.1.0"  # the package's metadata takes it from here, so that a checkout says the same
 
 if not TYPE_CHECKING:  # a type checker must not see it: any name would pass as an attribute
 

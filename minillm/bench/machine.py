@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from minillm import __version__
 from minillm.ops.contract import Ops
 from minillm.ops.huge_pages import empty_bytes
+from minillm.version import __version__
 
 _BANDWIDTH_BYTES = 512 << 20
 _PRODUCT = 768  # rows, inputs and outputs of the product that shows the peak: 1 MiB each in bf16

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from minillm import __version__
 from minillm.cli import bench, chat, doctor, generate, inspect_model, labs
 from minillm.errors import MinillmError
+from minillm.version import __version__
 
 COMMANDS = (generate, chat, inspect_model, bench, doctor, labs)
 INTERRUPTED = 130

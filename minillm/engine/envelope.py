@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from minillm import __version__
 from minillm.config import EngineConfig
 from minillm.model.loader import LoadedModel
+from minillm.version import __version__
 
 
 def digest(fields: Mapping[str, Any]) -> str:

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from minillm import __version__
 from minillm.cli.doctor.check import Check
+from minillm.version import __version__
 
 MIN_PYTHON = (3, 11)
 MIN_TORCH = (2, 10)
