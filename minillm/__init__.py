@@ -1,4 +1,9 @@
-"""minillm: a from-scratch LLM inference engine; an operating system for the KV cache."""
+"""minillm: a from-scratch LLM inference engine; an operating system for the KV cache.
+
+Status, such as the compilation of the kernels on first use, goes to the logger `minillm`. After
+`logging.basicConfig(level="INFO")` it shows, and progress bars with it where stderr is a terminal. Warnings
+show without that.
+"""
 
 import warnings
 from typing import TYPE_CHECKING
