@@ -1,10 +1,16 @@
-"""minillm: a from-scratch LLM inference engine; an operating system for the KV cache."""
+"""minillm: a from-scratch LLM inference engine; an operating system for the KV cache.
+
+Status, such as the compilation of the kernels on first use, goes to the logger `minillm`. After
+`logging.basicConfig(level="INFO")` it shows, and progress bars with it where stderr is a terminal. Warnings
+show without that.
+"""
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from minillm.config import SamplingParams
 from minillm.errors import MinillmError
+from minillm.version import __version__
 
 if TYPE_CHECKING:
     from minillm.llm import LLM
@@ -12,13 +18,14 @@ if TYPE_CHECKING:
 # torch does not depend on NumPy and neither do we; where it is absent torch says so at its first import.
 warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
 
-__all__ = ["LLM", "MinillmError", "SamplingParams"]
+__all__ = ["LLM", "MinillmError", "SamplingParams", "__version__"]
 
+if not TYPE_CHECKING:  # a type checker must not see it: any name would pass as an attribute
 
-def __getattr__(name: str) -> Any:
-    """Import torch with the first use of LLM: `minillm doctor` must run where torch does not."""
-    if name == "LLM":
-        from minillm.llm import LLM
+    def __getattr__(name: str) -> object:
+        """Import torch with the first use of LLM: `minillm doctor` must run where torch does not."""
+        if name == "LLM":
+            from minillm.llm import LLM
 
-        return LLM
-    raise AttributeError(f"module 'minillm' has no attribute {name!r}")
+            return LLM
+        raise AttributeError(f"module 'minillm' has no attribute {name!r}")

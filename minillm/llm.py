@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NoReturn, Unpack
+from typing import Any, Literal, NoReturn, Unpack
 
 from torch import Tensor
 
@@ -27,8 +27,10 @@ from minillm.model.locate import find_model
 from minillm.progress import Bar
 from minillm.speculation.pairing import load_draft
 from minillm.text.chat_template import Message, check_messages
+from minillm.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
+Overflow = Literal["refuse", "drop_oldest"]
 
 
 class LLM:
@@ -68,6 +70,19 @@ class LLM:
         """What `sampling_params=None` means: the model's generation_config.json."""
         return self.engine.model.default_params
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer: `encode`, `decode`, `apply_chat_template`, `eos_token_ids`.
+
+        Raises:
+            TokenizerError: the model's folder has none, so that only token ids can be used.
+        """
+        return self.engine.model.require_tokenizer()
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The same as `tokenizer`, by vLLM's name."""
+        return self.tokenizer
+
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -102,7 +117,7 @@ class LLM:
         sampling_params: SamplingParams | None = None,
         *,
         tenant: str | None = None,
-        on_overflow: str = "refuse",
+        on_overflow: Overflow = "refuse",
     ) -> RequestOutput:
         """Answer a conversation, given as [{"role": ..., "content": ...}, ...].
 
@@ -117,16 +132,16 @@ class LLM:
         return replace(self.generate([ids], sampling_params, tenant=tenant)[0], dropped_messages=dropped)
 
     def chat_prompt(
-        self, messages: Sequence[Message], on_overflow: str = "refuse"
+        self, messages: Sequence[Message], on_overflow: Overflow = "refuse"
     ) -> tuple[list[int], list[int]]:
         """The token ids `chat` would use, and the indices of the messages it would leave out."""
         if on_overflow not in ("refuse", "drop_oldest"):
             raise UsageError(f"on_overflow={on_overflow!r} is not known", "use refuse or drop_oldest")
-        tokenizer = self.engine.model.require_tokenizer()
+        tokenizer = self.tokenizer
         check_messages(messages)
         kept = list(range(len(messages)))
         while True:
-            ids = tokenizer.encode_chat([messages[i] for i in kept])
+            ids = tokenizer.apply_chat_template([messages[i] for i in kept])
             droppable = [i for i in kept[:-1] if messages[i]["role"] != "system"]
             fits = len(ids) < self.engine.model.max_model_len
             if fits or on_overflow == "refuse" or not droppable:

@@ -1,7 +1,13 @@
-"""Progress bars on stderr, drawn by rich, and only where a person is watching."""
+"""Progress bars on stderr, drawn by rich, and only where stderr is a terminal.
+
+A bar that nobody asked for (loading, compiling) is status, as is a log record of level INFO: it shows where
+the logger `minillm` does. So the library is silent unless logging is configured, and the command line,
+which configures it, shows bars unless `--quiet` is given.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
 from types import TracebackType
 
@@ -19,10 +25,15 @@ from rich.progress import (
 class Bar:
     """A bar that counts to `total`; silent when disabled or when stderr is no terminal.
 
-    It appears with the first update, so that what fails before shows nothing.
+    It appears with the first update, so that what fails before shows nothing. `enabled=None` enables it where
+    the logger `minillm` lets INFO through.
     """
 
-    def __init__(self, title: str, total: int = 0, enabled: bool = True, in_bytes: bool = False) -> None:
+    def __init__(
+        self, title: str, total: int = 0, enabled: bool | None = None, in_bytes: bool = False
+    ) -> None:
+        if enabled is None:
+            enabled = logging.getLogger("minillm").isEnabledFor(logging.INFO)
         self._title, self._total = title, total
         amount = DownloadColumn(binary_units=True) if in_bytes else MofNCompleteColumn()
         self._bar = Progress(

@@ -7,6 +7,8 @@
 #                     else the active virtual environment, else .venv made from python3.
 # Which torch:        one that is already there (2.10 or newer, CPU or CUDA) is kept, in the environment
 #                     or in the python that .venv is made from; otherwise exactly $TORCH_TO_INSTALL.
+#                     It comes from the index in MINILLM_TORCH_INDEX if that is set, else from pip's own.
+#                     The CPU build: MINILLM_TORCH_INDEX=https://download.pytorch.org/whl/cpu
 #
 # Files of its own, all in $env_dir:
 #   .minillm-made    we made this environment (and from which python), so we may rebuild it
@@ -14,6 +16,7 @@
 #   .minillm-stamp   what was installed, from which state of pyproject.toml and setup.py
 
 TORCH_TO_INSTALL="torch==2.13.0"
+CPU_INDEX=https://download.pytorch.org/whl/cpu
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 
 # Everything said goes to stderr: stdout belongs to the program that runs afterwards.
@@ -176,7 +179,24 @@ install_torch() {
             die "torch $found in $env_dir cannot be imported ($env_python -c 'import torch' says why): repair or remove it"
         say "torch $found is too old: replacing it"
     fi
-    step "installing $TORCH_TO_INSTALL (a large download)" pip_install "$TORCH_TO_INSTALL"
+    announce_download
+    # For torch alone: what minillm itself needs comes from pip's own index.
+    step "installing $TORCH_TO_INSTALL" \
+        pip_install ${MINILLM_TORCH_INDEX:+--index-url "$MINILLM_TORCH_INDEX"} "$TORCH_TO_INSTALL"
+}
+
+announce_download() { # how much is about to be downloaded, as far as that can be known before pip asks its index
+    if [ -n "${MINILLM_TORCH_INDEX:-}" ]; then
+        say "about to download $TORCH_TO_INSTALL from MINILLM_TORCH_INDEX=$MINILLM_TORCH_INDEX"
+        say "a CPU build is about 0.2 GB; a build with CUDA libraries takes several GB"
+    elif [ "$(uname -s)" = Linux ]; then
+        say "about to download $TORCH_TO_INSTALL from pip's own index"
+        say "if that is PyPI, CUDA libraries of about 5.5 GB come with it (its x86-64 build has them)"
+        nvidia-smi -L >/dev/null 2>&1 || say "no NVIDIA GPU was found here: the CPU build, about 0.2 GB, is enough"
+        say "for the CPU build stop this (Ctrl-C) and run it again with MINILLM_TORCH_INDEX=$CPU_INDEX"
+    else
+        say "about to download $TORCH_TO_INSTALL from pip's own index: about 0.2 GB if that is PyPI"
+    fi
 }
 
 pip_install() { # a user's own pip settings count, except the one that no virtual environment can follow

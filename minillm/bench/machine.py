@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from minillm.engine.envelope import package_version
 from minillm.ops.contract import Ops
 from minillm.ops.huge_pages import empty_bytes
+from minillm.version import __version__
 
 _BANDWIDTH_BYTES = 512 << 20
 _PRODUCT = 768  # rows, inputs and outputs of the product that shows the peak: 1 MiB each in bf16
@@ -105,7 +105,7 @@ def describe() -> dict[str, Any]:
         "gpu": gpu,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "minillm": package_version(),
+        "minillm": __version__,
     }
 
 

@@ -196,7 +196,7 @@ def overhead(load: Load) -> dict[str, Any]:
 
 def tales_with_questions(llm: LLM, data: Path) -> tuple[list[tuple[list[int], list[list[int]]]], int, int]:
     """([(tale, its questions)] as token ids, tales in all, tales longer than the context)."""
-    tokenizer = llm.engine.model.require_tokenizer()
+    tokenizer = llm.tokenizer
     try:
         text = (data / "fairytaleqa" / "stories.txt").read_text(encoding="utf-8")
         lines = (data / "fairytaleqa" / "qa.jsonl").read_text(encoding="utf-8").splitlines()

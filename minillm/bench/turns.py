@@ -84,7 +84,7 @@ class Bench:
 
 def script_of(plain: LLM, work: Work) -> Callable[[DraftSequence], list[int]]:
     """What `plain` answers, for drafters that know the answer."""
-    tokenizer = plain.engine.model.require_tokenizer()
+    tokenizer = plain.tokenizer
     prompts = [tuple(tokenizer.encode(p) if isinstance(p, str) else p) for p in work.prompts]
     answers = dict(zip(prompts, work.run(plain), strict=True))
     return lambda sequence: answers[tuple(sequence.prompt_token_ids)]

@@ -30,7 +30,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_sampling_options(parser)
     add_engine_options(parser)
     add_draft_options(parser)
-    parser.add_argument("--quiet", action="store_true", help="no prompt sign and no stats lines")
+    parser.add_argument(
+        "--quiet", action="store_true", help="no prompt sign, no stats lines, no progress, only warnings"
+    )
     parser.set_defaults(func=run)
 
 

@@ -41,7 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_engine_options(parser)
     add_draft_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    parser.add_argument("--quiet", action="store_true", help="no stats line")
+    parser.add_argument("--quiet", action="store_true", help="no stats line, no progress, only warnings")
     parser.set_defaults(func=run)
 
 

@@ -6,12 +6,15 @@ Sub-commands import what they need when they run, so `minillm --help` does not w
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from minillm.cli import bench, chat, doctor, generate, inspect_model, labs
 from minillm.errors import MinillmError
+from minillm.version import __version__
 
 COMMANDS = (generate, chat, inspect_model, bench, doctor, labs)
 INTERRUPTED = 130
@@ -21,6 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (see `errors.py`, and 130 for Ctrl-C)."""
     parser = _parser()
     args = parser.parse_args(argv)
+    with _status_on_stderr(quiet=getattr(args, "quiet", False)):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         code: int = args.func(args)
         sys.stdout.flush()
@@ -41,10 +49,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
 
 
+@contextmanager
+def _status_on_stderr(quiet: bool) -> Iterator[None]:
+    """Show what the logger `minillm` says, of level INFO, or of level WARNING with `quiet`."""
+    logger, handler = logging.getLogger("minillm"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("minillm: %(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="minillm", description="A from-scratch LLM inference engine to read, learn from and use."
     )
+    parser.add_argument("--version", action="version", version=f"minillm {__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks instead of one-line errors")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:

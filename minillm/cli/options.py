@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import secrets
 import sys
 from dataclasses import replace
@@ -109,5 +110,6 @@ def read_text(source: str) -> str:
 
 
 def dim(text: str) -> str:
-    """`text` in grey where stderr is a terminal."""
-    return f"\033[2m{text}\033[0m" if sys.stderr.isatty() else text
+    """`text` in grey where stderr is a terminal, unless the variable NO_COLOR is set (no-color.org)."""
+    in_grey = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    return f"\033[2m{text}\033[0m" if in_grey else text

@@ -6,15 +6,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 from minillm.config.checks import require_int
 from minillm.errors import UsageError
 
-BACKENDS = ("auto", "reference", "native", "simt")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-DEVICES = ("auto", "cpu", "cuda")
-VERIFICATIONS = ("coupled", "rejection")
+Backend = Literal["auto", "reference", "native", "simt"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda"]
+DraftVerification = Literal["coupled", "rejection"]
+# The same names, to check values that no type checker has seen.
+BACKENDS: tuple[str, ...] = get_args(Backend)
+DTYPES: tuple[str, ...] = get_args(Dtype)
+DEVICES: tuple[str, ...] = get_args(Device)
+VERIFICATIONS: tuple[str, ...] = get_args(DraftVerification)
 MAX_BRANCHES = 64  # of a draft tree
 
 
@@ -31,9 +36,9 @@ class EngineConfig:
     for the first, one behind each. `draft_verification` is "coupled" or "rejection".
     """
 
-    dtype: str = "auto"
-    device: str = "auto"
-    backend: str = "auto"
+    dtype: Dtype = "auto"
+    device: Device = "auto"
+    backend: Backend = "auto"
     kv_memory: int | str = "auto"
     block_size: int = 16
     max_model_len: int | None = None
@@ -45,7 +50,7 @@ class EngineConfig:
     prefix_caching: bool = True
     draft_model: str | Path | None = None
     num_draft_tokens: int = 5
-    draft_verification: str = "coupled"
+    draft_verification: DraftVerification = "coupled"
     draft_tree: Sequence[int] | None = None
     adaptive_draft: bool = True
     seed: int = 0
@@ -104,9 +109,9 @@ class EngineOptions(TypedDict, total=False):
     The last two belong to features of the public surface that this version does not have yet.
     """
 
-    dtype: str
-    device: str
-    backend: str
+    dtype: Dtype
+    device: Device
+    backend: Backend
     kv_memory: int | str
     block_size: int
     max_model_len: int | None
@@ -119,7 +124,7 @@ class EngineOptions(TypedDict, total=False):
     seed: int
     draft_model: str | Path | None
     num_draft_tokens: int
-    draft_verification: str
+    draft_verification: DraftVerification
     draft_tree: Sequence[int] | None
     adaptive_draft: bool
     public_prefixes: Sequence[str]

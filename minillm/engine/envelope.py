@@ -11,13 +11,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
 from minillm.config import EngineConfig
 from minillm.model.loader import LoadedModel
+from minillm.version import __version__
 
 
 def digest(fields: Mapping[str, Any]) -> str:
@@ -52,7 +52,7 @@ def make_envelope(
         "kv": kv,
         "tokenizer": model.tokenizer_digest,
         "seed": engine.seed,
-        "minillm": package_version(),
+        "minillm": __version__,
     }
     if engine.draft_verification == "rejection":
         execution["draft"] = {
@@ -60,12 +60,4 @@ def make_envelope(
             "shape": engine.draft_shape,
             "adaptive": engine.adaptive_draft,
         }
-    return {"kv": digest(kv), "execution": digest(execution), "minillm": package_version(), **readable}
-
-
-def package_version() -> str:
-    """The installed version of minillm."""
-    try:
-        return version("minillm")
-    except PackageNotFoundError:
-        return "not installed"
+    return {"kv": digest(kv), "execution": digest(execution), "minillm": __version__, **readable}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import sys
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from minillm.config import EngineConfig, ModelConfig, SamplingParams, require_int
+from minillm.config import Backend, Device, EngineConfig, ModelConfig, SamplingParams, require_int
 from minillm.config.sizes import format_bytes
 from minillm.errors import BackendError, OutOfMemory, TokenizerError, UnsupportedModel, UsageError
 from minillm.model.config_reader import ConfigReader
@@ -27,6 +27,7 @@ from minillm.ops.reference import ReferenceOps
 from minillm.text.tokenizer import Tokenizer, read_json
 from minillm.toolchain.compiler import BuildFailed
 
+_log = logging.getLogger(__name__)
 _GENERATION_CONFIG = "generation_config.json"
 
 
@@ -102,8 +103,9 @@ def load_model(
     device = pick_device(engine.device)
     dtype = pick_dtype(engine.dtype, config)
     max_model_len = _max_model_len(engine, config)
-    tokenizer = _load_tokenizer(folder, config)
     generation = read_json(folder / _GENERATION_CONFIG)
+    eos_token_ids = _eos_token_ids(generation, config)
+    tokenizer = _load_tokenizer(folder, config, eos_token_ids)
     _require_memory(config, dtype, device, max_model_len)
     ops = ops or make_ops(engine.backend, engine.device)
     check_model = getattr(ops, "check_model", None)
@@ -120,14 +122,14 @@ def load_model(
         dtype=dtype,
         device=device,
         max_model_len=max_model_len,
-        eos_token_ids=_eos_token_ids(generation, config, tokenizer),
+        eos_token_ids=tokenizer.eos_token_ids if tokenizer else eos_token_ids,
         default_params=default_params(generation),
         weights_digest=digest,
         tokenizer_digest=_file_digest(folder / "tokenizer.json"),
     )
 
 
-def make_ops(backend: str, device: str = "auto") -> Ops:
+def make_ops(backend: Backend, device: Device = "auto") -> Ops:
     """The named backend's ops for `device`; "auto": native on a CPU with a compiler, else the reference.
 
     Raises:
@@ -144,7 +146,7 @@ def make_ops(backend: str, device: str = "auto") -> Ops:
     except BuildFailed as error:
         if backend == "native":
             raise BackendError(f"the native kernels are not available: {error}", _GET_A_COMPILER) from None
-        _say_once(f"minillm: running on PyTorch (reference backend): {error}")
+        _warn_once(f"running on PyTorch (reference backend): {error}")
         return ReferenceOps()
 
 
@@ -164,8 +166,8 @@ _GET_A_COMPILER = 'install g++ or clang++, see `minillm doctor`; backend "refere
 
 
 @cache
-def _say_once(line: str) -> None:
-    print(line, file=sys.stderr)
+def _warn_once(message: str) -> None:
+    _log.warning(message)
 
 
 def pick_device(name: str) -> torch.device:
@@ -219,10 +221,10 @@ def _max_model_len(engine: EngineConfig, config: ModelConfig) -> int:
     return wanted
 
 
-def _load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:
+def _load_tokenizer(folder: Path, config: ModelConfig, eos_token_ids: tuple[int, ...]) -> Tokenizer | None:
     if not (folder / "tokenizer.json").is_file():
         return None
-    tokenizer = Tokenizer(folder, config.bos_token_id)
+    tokenizer = Tokenizer(folder, config.bos_token_id, eos_token_ids)
     if tokenizer.num_token_ids > config.vocab_size:
         raise TokenizerError(
             f"the tokenizer has {tokenizer.num_token_ids} ids, the model's vocabulary {config.vocab_size}",
@@ -231,15 +233,9 @@ def _load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer | None:
     return tokenizer
 
 
-def _eos_token_ids(
-    generation: dict[str, Any], config: ModelConfig, tokenizer: Tokenizer | None
-) -> tuple[int, ...]:
-    """From generation_config.json, else config.json, else the tokenizer's own."""
-    given = ConfigReader(generation, _GENERATION_CONFIG).token_ids("eos_token_id") or config.eos_token_ids
-    if given:
-        return given
-    own = tokenizer.eos_token_id if tokenizer else None
-    return () if own is None else (own,)
+def _eos_token_ids(generation: dict[str, Any], config: ModelConfig) -> tuple[int, ...]:
+    """From generation_config.json, else config.json; empty where neither has one."""
+    return ConfigReader(generation, _GENERATION_CONFIG).token_ids("eos_token_id") or config.eos_token_ids
 
 
 def _require_memory(

@@ -8,7 +8,6 @@ against the kernel.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.library import register_fake
 
 from minillm.toolchain.cache import cache_folder, release, remove
-from minillm.toolchain.compiler import BuildFailed, require_compiler
+from minillm.toolchain.compiler import BuildFailed
 from minillm.toolchain.cpu import cpu_library
 
 _lock = threading.Lock()
@@ -75,8 +74,6 @@ def _load() -> None:
 
 
 def _compile() -> Path:
-    require_compiler()  # before anything is announced
-    print(f"minillm: compiling the CPU kernels, once (kept in {cache_folder()})", file=sys.stderr)
     path = cpu_library().build()
     try:
         if not _open(path):

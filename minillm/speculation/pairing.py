@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
-from minillm.config import EngineConfig
+from minillm.config import Dtype, EngineConfig
 from minillm.errors import MinillmError, TokenizerError
 from minillm.model.families import load_model_config
 from minillm.model.loader import LoadedModel, load_model
@@ -39,7 +40,7 @@ def load_draft(
         folder = find_draft(config.draft_model)
         _require_same_vocabulary(folder, target)
         context = min(target.max_model_len, load_model_config(folder).context_limit)
-        dtype = str(target.dtype).removeprefix("torch.")
+        dtype = cast(Dtype, str(target.dtype).removeprefix("torch."))
         return load_model(folder, replace(config, dtype=dtype, max_model_len=context), progress=progress)
     except MinillmError as error:
         raise type(error)(f"draft model: {error.message}", error.hint) from None

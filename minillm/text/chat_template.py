@@ -38,11 +38,11 @@ def find_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def render(template: str | None, messages: Sequence[Message], specials: Mapping[str, str]) -> str:
-    """The prompt the template makes of `messages`, ready for the assistant's turn.
+def render(template: str | None, messages: Sequence[Message], variables: Mapping[str, str | bool]) -> str:
+    """The prompt the template makes of `messages`.
 
     Args:
-        specials: text of the special tokens, by the names that templates know them by.
+        variables: what else the template reads: `bos_token`, `eos_token`, `add_generation_prompt`.
 
     Raises:
         UsageError: no template, a malformed message, or a template that refuses or fails.
@@ -54,7 +54,7 @@ def render(template: str | None, messages: Sequence[Message], specials: Mapping[
         )
     try:
         program = _environment().from_string(template)
-        return program.render(messages=[dict(m) for m in messages], add_generation_prompt=True, **specials)
+        return program.render(messages=[dict(m) for m in messages], **variables)
     except Exception as error:  # the template is a program: it can raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(f"the chat template failed: {reason}", "check the order of roles") from None

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from tokenizers import Tokenizer as RustTokenizer
 
@@ -19,9 +19,21 @@ from minillm.text.chat_template import Message, find_template, render
 
 
 class Tokenizer:
-    """A model folder's tokenizer. `bos_token_id` and `eos_token_id` are None where it has none."""
+    """A model folder's tokenizer.
 
-    def __init__(self, folder: Path, config_bos: int | None = None) -> None:
+    Args:
+        config_bos: config.json's `bos_token_id`, for a tokenizer that names none.
+        eos_token_ids: the ids that end a text as the model's configuration gives them; the tokenizer's own
+            where that gives none.
+
+    Attributes:
+        bos_token_id: put before every text where the tokenizer asks for it; None where there is none.
+        eos_token_ids: each ends a text; empty where nothing does.
+    """
+
+    def __init__(
+        self, folder: Path, config_bos: int | None = None, eos_token_ids: tuple[int, ...] = ()
+    ) -> None:
         try:
             self.rust = RustTokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # the library raises plain Exception for every kind of damage
@@ -31,7 +43,8 @@ class Tokenizer:
         self.settings = read_json(folder / "tokenizer_config.json")
         self.chat_template = find_template(folder, self.settings)
         self.bos_token_id = self._special_id("bos_token", config_bos)
-        self.eos_token_id = self._special_id("eos_token", None)
+        own_eos = self._special_id("eos_token", None)
+        self.eos_token_ids = eos_token_ids or (() if own_eos is None else (own_eos,))
 
     @cached_property
     def num_token_ids(self) -> int:
@@ -48,7 +61,7 @@ class Tokenizer:
         """Token ids of `text`, with the tokenizer's own special tokens and never two BOS.
 
         Raises:
-            UsageError: `text` is not valid Unicode.
+            UsageError: `text` is not a string, or not valid Unicode.
         """
         ids = self._rust_ids(text, add_special_tokens)
         bos = self.bos_token_id
@@ -61,28 +74,63 @@ class Tokenizer:
         return ids[1:] if unwanted or ids[:2] == [bos, bos] else ids
 
     def _rust_ids(self, text: str, add_special_tokens: bool) -> list[int]:
+        if not isinstance(text, str):
+            raise UsageError(f"encode takes text, not {type(text).__name__}")
         try:
             text.encode()
         except UnicodeEncodeError:
             raise UsageError("the text is not valid Unicode", "it holds a lone surrogate") from None
         return list(self.rust.encode(text, add_special_tokens=add_special_tokens).ids)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, special tokens left out."""
-        return str(self.rust.decode(list(ids), skip_special_tokens=True))
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of `token_ids`; special tokens are left out, or written as the tokenizer names them.
 
-    def render_chat(self, messages: Sequence[Message]) -> str:
-        """The prompt the chat template makes of `messages`, ready for the assistant's turn.
+        Raises:
+            UsageError: an id that is not an integer, or is outside the vocabulary; the error names its index.
+        """
+        if not isinstance(token_ids, list | tuple):
+            raise UsageError(f"decode takes a list of token ids, not {type(token_ids).__name__}")
+        for index, token_id in enumerate(token_ids):
+            if type(token_id) is not int or not 0 <= token_id < self.num_token_ids:
+                raise UsageError(
+                    f"the token id at index {index} is not in the vocabulary",
+                    f"ids are integers from 0 to {self.num_token_ids - 1}",
+                )
+        return str(self.rust.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+
+    @overload
+    def apply_chat_template(
+        self,
+        messages: Sequence[Message],
+        *,
+        tokenize: Literal[True] = True,
+        add_generation_prompt: bool = True,
+    ) -> list[int]: ...
+
+    @overload
+    def apply_chat_template(
+        self, messages: Sequence[Message], *, tokenize: Literal[False], add_generation_prompt: bool = True
+    ) -> str: ...
+
+    def apply_chat_template(
+        self, messages: Sequence[Message], *, tokenize: bool = True, add_generation_prompt: bool = True
+    ) -> list[int] | str:
+        """The prompt that the model's chat template makes of `messages`; `LLM.chat` uses the same.
+
+        Args:
+            messages: [{"role": ..., "content": ...}, ...].
+            tokenize: False gives text. The template writes the special tokens itself, so that
+                `encode(text, add_special_tokens=False)` gives the token ids.
+            add_generation_prompt: end with the header of the assistant's turn.
 
         Raises:
             UsageError: no template, a malformed message, or a template that refuses or fails.
         """
-        specials = {key: self._token_text(key) for key in ("bos_token", "eos_token")}
-        return render(self.chat_template, messages, specials)
-
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a chat; the template writes the special tokens itself."""
-        return self.encode(self.render_chat(messages), add_special_tokens=False)
+        variables = {key: self._token_text(key) for key in ("bos_token", "eos_token")}
+        text = render(
+            self.chat_template, messages, {**variables, "add_generation_prompt": add_generation_prompt}
+        )
+        return self.encode(text, add_special_tokens=False) if tokenize else text
 
     def _token_text(self, key: str) -> str:
         token = self.settings.get(key)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
+import logging
 import platform
 import sys
 import tempfile
@@ -45,6 +46,7 @@ from minillm.toolchain.compiler import (
 )
 from minillm.toolchain.sources import PACKAGE
 
+_log = logging.getLogger(__name__)
 PREBUILT = PACKAGE / "kernels"
 HEADERS = (".h", ".cuh")
 SOURCES = (*HEADERS, ".cpp", ".cu")
@@ -124,6 +126,7 @@ class Library:
             with locked_cache(target.parent) as folder:
                 if not is_whole(target):  # nobody else has built it while we waited
                     clear_leftovers(folder)
+                    _log.info("compiling %s kernels (kept in %s)", self.name, folder)
                     self._compile_with_bar(folder)
             return target
         except OSError as error:
@@ -159,7 +162,9 @@ class Library:
         try:
             folder = temporary_folder(target.name)
             if not is_whole(folder / target.name):
-                print(f"minillm: {cache}: {why}: compiling for this process alone", file=sys.stderr)
+                _log.warning(
+                    "kernels cannot be kept in %s (%s): compiling for this process alone", cache, why
+                )
                 self._compile_with_bar(folder)
             return folder / target.name
         except OSError as error:

@@ -124,6 +124,51 @@ def test_without_torch_exactly_one_version_is_installed(tmp_path, checkout):
     assert calls(python)[1] == "-m pip install torch==2.13.0"
 
 
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+
+
+def said_before_installing(tmp_path: Path, checkout: Path, system: str, gpu: bool, **variables: str) -> str:
+    """What set-up says before it downloads torch, on such a machine."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name, line in (("uname", f"echo {system}"), ("nvidia-smi", f"exit {0 if gpu else 9}")):
+        (tools / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tools / name).chmod(0o755)
+    python = make_python(tmp_path / "py", None, pip_status=1)
+    path = f"{tools}:{os.environ['PATH']}"
+    before, started, _ = setup(checkout, PYTHON=str(python), PATH=path, **variables).stderr.partition(
+        "setup: installing torch"
+    )
+    assert started
+    return before
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_size_of_the_download_is_said_before_it_starts(tmp_path, checkout, gpu):
+    said = said_before_installing(tmp_path, checkout, "Linux", gpu)
+    assert "CUDA libraries of about 5.5 GB" in said and f"MINILLM_TORCH_INDEX={CPU_INDEX}" in said
+    assert ("no NVIDIA GPU was found" in said) is not gpu
+
+
+def test_no_cuda_libraries_are_announced_where_there_are_none(tmp_path, checkout):
+    said = said_before_installing(tmp_path, checkout, "Darwin", False)
+    assert "0.2 GB" in said and "CUDA" not in said
+
+
+def test_one_variable_names_the_index_of_torch_alone(tmp_path, checkout):
+    said = said_before_installing(tmp_path, checkout, "Linux", False, MINILLM_TORCH_INDEX=CPU_INDEX)
+    assert CPU_INDEX in said and "Ctrl-C" not in said
+    assert (
+        calls(tmp_path / "py" / "bin" / "python")[-1]
+        == f"-m pip install --index-url {CPU_INDEX} torch==2.13.0"
+    )
+    python = make_python(tmp_path / "active", "2.13.0")
+    done = setup(checkout, VIRTUAL_ENV=str(tmp_path / "active"), MINILLM_TORCH_INDEX=CPU_INDEX)
+    assert done.returncode == 0 and "download" not in done.stderr, "a torch that is there is kept"
+    (install,) = calls(python)
+    assert "--index-url" not in install
+
+
 def test_active_environment_is_used_and_its_torch_kept(tmp_path, checkout):
     python = make_python(tmp_path / "active", "2.10.0+cu126")
     done = setup(checkout, VIRTUAL_ENV=str(tmp_path / "active"))

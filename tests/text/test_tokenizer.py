@@ -52,7 +52,70 @@ def test_a_template_that_writes_bos(tmp_path: Path) -> None:
     made = tokenizer(
         tmp_path, bos=True, add_bos_token=True, chat_template="{{bos_token}}{{messages[0].content}}"
     )
-    assert made.encode_chat(HELLO).count(tiny.BOS) == 1
+    assert made.apply_chat_template(HELLO).count(tiny.BOS) == 1
+
+
+# ---- the public face ------------------------------------------------------------------------------
+
+CHAT = (
+    "{{bos_token}}{% for m in messages %}[{{m.role}}]{{m.content}}{% endfor %}"
+    "{% if add_generation_prompt %}>{% endif %}"
+)
+
+
+def test_the_tokenizer_of_an_llm(tmp_path: Path) -> None:
+    """What generate, chat and the stop at the end of text use, under one name and its alias."""
+    folder = tiny.make_folder(
+        tmp_path, settings=NAMED | {"chat_template": CHAT}, generation={"eos_token_id": [7, 8]}
+    )
+    llm = tiny.load(folder)
+    made = llm.tokenizer
+    assert llm.get_tokenizer() is made
+    assert made.eos_token_ids == (7, 8) == llm.engine.model.eos_token_ids
+    params = SamplingParams(max_tokens=3, temperature=0)
+    output = llm.generate("the cat", params)[0]
+    assert output.prompt_token_ids == made.encode("the cat")
+    assert made.decode(made.encode("the cat")) == "the cat"
+    assert llm.chat(HELLO, params).prompt_token_ids == made.apply_chat_template(HELLO)
+    text = made.apply_chat_template(HELLO, tokenize=False)
+    assert text == "<s>[user]the cat>"
+    assert made.encode(text, add_special_tokens=False) == made.apply_chat_template(HELLO)
+    assert made.apply_chat_template(HELLO, tokenize=False, add_generation_prompt=False) == "<s>[user]the cat"
+
+
+def test_special_tokens_are_left_out_of_decoded_text_unless_asked_for(tmp_path: Path) -> None:
+    made = tokenizer(tmp_path)
+    ids = [tiny.BOS, *made.encode("the cat"), tiny.EOS]
+    assert made.decode(ids) == "the cat"
+    assert made.decode(tuple(ids), skip_special_tokens=False) == "<s>the cat</s>"
+    assert made.decode([]) == ""
+
+
+@pytest.mark.parametrize("bad", [-1, "last", True, 1.0, None, "1"])
+def test_decode_refuses_what_is_no_token_id(tmp_path: Path, bad: Any) -> None:
+    made = tokenizer(tmp_path)
+    assert made.decode([made.num_token_ids - 1]) == made.rust.decode([made.num_token_ids - 1])
+    with pytest.raises(UsageError, match=f"index 1 .* to {made.num_token_ids - 1}"):
+        made.decode([5, made.num_token_ids if bad == "last" else bad])
+
+
+@pytest.mark.parametrize("bad", ["12", 5, None, {1}])
+def test_decode_takes_a_list(tmp_path: Path, bad: Any) -> None:
+    with pytest.raises(UsageError, match="list of token ids"):
+        tokenizer(tmp_path).decode(bad)
+
+
+@pytest.mark.parametrize("bad", [b"the cat", None, 5, ["the cat"]])
+def test_encode_takes_text(tmp_path: Path, bad: Any) -> None:
+    with pytest.raises(UsageError, match="takes text"):
+        tokenizer(tmp_path).encode(bad)
+
+
+def test_a_folder_without_a_tokenizer_has_none_to_give(tmp_path: Path) -> None:
+    folder = tiny.make_folder(tmp_path)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(TokenizerError, match="token ids"):
+        _ = tiny.load(folder).tokenizer
 
 
 # ---- end of text ----------------------------------------------------------------------------------
@@ -155,7 +218,7 @@ ESCAPES = [
 def test_templates_cannot_reach_out(tmp_path: Path, template: str) -> None:
     messages = [dict(HELLO[0])]
     with pytest.raises(UsageError, match="chat template"):
-        tokenizer(tmp_path, chat_template=template).render_chat(messages)
+        tokenizer(tmp_path, chat_template=template).apply_chat_template(messages, tokenize=False)
     assert messages == HELLO
 
 
@@ -177,7 +240,7 @@ def test_control_a_plain_environment_would_let_them() -> None:
 )
 def test_a_failing_template_is_one_line(tmp_path: Path, template: str) -> None:
     with pytest.raises(UsageError) as caught:
-        tokenizer(tmp_path, chat_template=template).render_chat(HELLO)
+        tokenizer(tmp_path, chat_template=template).apply_chat_template(HELLO, tokenize=False)
     assert "\n" not in str(caught.value) and caught.value.hint
     if "raise_exception" in template:
         assert "roles must alternate" in caught.value.message
@@ -186,11 +249,13 @@ def test_a_failing_template_is_one_line(tmp_path: Path, template: str) -> None:
 def test_where_a_template_comes_from(tmp_path: Path) -> None:
     assert tokenizer(tmp_path).chat_template is None
     with pytest.raises(UsageError, match="no chat template"):
-        tokenizer(tmp_path).render_chat(HELLO)
+        tokenizer(tmp_path).apply_chat_template(HELLO, tokenize=False)
     named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes"}]
-    assert tokenizer(tmp_path, chat_template=named).render_chat(HELLO) == "yes"
+    assert tokenizer(tmp_path, chat_template=named).apply_chat_template(HELLO, tokenize=False) == "yes"
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0]['content'] }}{{ eos_token }}")
-    assert tokenizer(tmp_path, chat_template="loses").render_chat(HELLO) == "the cat</s>"
+    assert (
+        tokenizer(tmp_path, chat_template="loses").apply_chat_template(HELLO, tokenize=False) == "the cat</s>"
+    )
 
 
 @pytest.mark.parametrize(

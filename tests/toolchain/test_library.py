@@ -192,8 +192,8 @@ def test_a_cache_that_cannot_be_written(builder: Builder, tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     for cache in (tmp_path / "file" / "cache", Path("/proc/minillm")):
         library, said = builder.run(MINILLM_CACHE=str(cache))
-        assert said.startswith(f"minillm: {cache}: ") and said.count("\n") == 1
-        assert said.endswith(": compiling for this process alone\n")
+        assert said.startswith(f"kernels cannot be kept in {cache} (") and said.count("\n") == 1
+        assert said.endswith("): compiling for this process alone\n")
         assert not library.parent.exists(), "a library for one process is removed with it"
     if os.getuid():  # root writes everywhere
         builder.cache.mkdir(mode=0o500)
@@ -203,7 +203,8 @@ def test_a_cache_that_cannot_be_written(builder: Builder, tmp_path: Path) -> Non
 def test_a_cache_that_is_full(builder: Builder) -> None:
     builder.write_compiler(FULL.format(folder=builder.cache, compiler=COMPILER))
     library, said = builder.run()
-    assert said == f"minillm: {builder.cache}: No space left on device: compiling for this process alone\n"
+    why = "No space left on device"
+    assert said == f"kernels cannot be kept in {builder.cache} ({why}): compiling for this process alone\n"
     assert library.parent != builder.cache and builder.in_cache() == ["lock"]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from minillm.cli.doctor.check import Check
+from minillm.version import __version__
 
 MIN_PYTHON = (3, 11)
 MIN_TORCH = (2, 10)
@@ -23,12 +24,13 @@ def check_python(version: tuple[int, int, int]) -> Check:
 
 
 def check_minillm() -> Check:
-    """The version pip knows, and the folder the code is really loaded from."""
+    """The version and the folder of the code that runs, and whether pip knows of it."""
     try:
-        version = importlib.metadata.version("minillm")
+        importlib.metadata.version("minillm")
     except importlib.metadata.PackageNotFoundError:
-        return Check("minillm", "info", f"not installed, run from {package_dir()}", "pip install -e .")
-    return Check("minillm", "ok", f"{version} ({package_dir()})")
+        value = f"{__version__}, not installed, run from {package_dir()}"
+        return Check("minillm", "info", value, "pip install -e .")
+    return Check("minillm", "ok", f"{__version__} ({package_dir()})")
 
 
 def package_dir() -> Path:

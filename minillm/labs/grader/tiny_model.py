@@ -12,12 +12,12 @@ import atexit
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
@@ -76,8 +76,23 @@ def tiny_model(window: int | None = None) -> Path:
         config["sliding_window"] = window
     (folder / "config.json").write_text(json.dumps(config))
     byte_tokenizer(NUM_PRINTABLE).save(str(folder / "tokenizer.json"))
-    save_file(_weights(), folder / "model.safetensors")
+    _save(_weights(), folder / "model.safetensors")
     return folder
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write float32 tensors as safetensors: length of the header, header, bytes.
+
+    Not `safetensors.torch.save_file`, which needs NumPy; minillm does not.
+    """
+    header, data = {}, bytearray()
+    for name, tensor in tensors.items():
+        start = len(data)
+        data += bytes(tensor.contiguous().view(torch.uint8).flatten().tolist())
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, len(data)]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors are aligned
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
 @cache
