@@ -187,25 +187,29 @@ __forceinline__ void wait_copies() {
 //     a   (g, t) (g, t + 1)   (g + 8, ..)   (g, t + 8 ..)   (g + 8, t + 8 ..)
 //     b   (t, g) (t + 1, g)   (t + 8, g) (t + 9, g)
 //     c   (g, t) (g, t + 1)   (g + 8, t) (g + 8, t + 1)
-// Each element of c is summed over k in order, which the hardware does not promise. PTX ISA: mma.m16n8k16.
+// Each element of c is summed as an H100 sums it (tensor_core.cpp). PTX ISA: mma.m16n8k16.
 namespace simt {
 template <class T>
 struct MmaOperands {
   float* c;
   const T *a, *b;
 };
+// c + a[0] * b[0] + ... + a[15] * b[15]; the factors are bf16 or fp16 numbers.
+float tensor_core_sum(const float (&a)[16], const float (&b)[16], float c);
+
 template <class T>
 void multiply_tiles(void* const* operands) {
   const MmaOperands<T>* const* lanes = reinterpret_cast<const MmaOperands<T>* const*>(operands);
   for (int row = 0; row < 16; row++)
     for (int col = 0; col < 8; col++) {
       float& c = lanes[row % 8 * 4 + col / 2]->c[row / 8 * 2 + col % 2];
+      float a[16], b[16];
       for (int k = 0; k < 16; k++) {
         int half = k / 8, pair = k % 8 / 2;
-        const T& a = lanes[row % 8 * 4 + pair]->a[half * 4 + row / 8 * 2 + k % 2];
-        const T& b = lanes[col * 4 + pair]->b[half * 2 + k % 2];
-        c = std::fma(to_float(a), to_float(b), c);
+        a[k] = to_float(lanes[row % 8 * 4 + pair]->a[half * 4 + row / 8 * 2 + k % 2]);
+        b[k] = to_float(lanes[col * 4 + pair]->b[half * 2 + k % 2]);
       }
+      c = tensor_core_sum(a, b, c);
     }
   count_mma();
 }

@@ -68,7 +68,8 @@ template <class T>
 __global__ void tensor_core(const float* x, const float* w, float* y) {
   int g = threadIdx.x / 4, t = threadIdx.x % 4 * 2;
   alignas(4) T a[8], b[4];
-  float c[4] = {};
+  float c[4];
+  for (int i = 0; i < 4; i++) c[i] = y[(g + i / 2 * 8) * 8 + t + i % 2];
   for (int i = 0; i < 8; i++) a[i] = from_float<T>(x[(g + i / 2 % 2 * 8) * 16 + t + i / 4 * 8 + i % 2]);
   for (int i = 0; i < 4; i++) b[i] = from_float<T>(w[(t + i / 2 * 8 + i % 2) * 8 + g]);
   mma_m16n8k16(c, a, b);
