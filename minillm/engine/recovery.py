@@ -1,12 +1,13 @@
 """What happens to the requests of a step that failed, by an exception or by an interrupt.
 
-    interrupted while the worker ran    put_back      the step's sequences wait again and keep their tokens
-    a part raised while the worker ran  give_up       the step's requests end with the error
-    failed while tables were changing   start_again   the pool is emptied and all wait again; those whose own
-                                                      change was cut in two, or caused it, end with an error
+    interrupt while the worker ran      put_back      the step's sequences wait again and keep their tokens
+    exception while the worker ran      give_up       the step's requests end with the error
+    failure while block tables changed  start_again   the pool is replaced and all sequences wait again; those
+                                                      that caused the failure, or whose own state is half
+                                                      changed, end with an error
 
-A sequence that waits again computes its tokens again, with the same bits (contract C2), and draws the same
-token (contract C3). What is lost is time, and after `start_again` the cached prefixes.
+A sequence that waits again recomputes its tokens, with the same bits (contract C2), and samples the same next
+token (contract C3). Only time is lost, and after `start_again` the cached prefixes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from minillm.observe.events import Events
 
 
 def put_back(step: PlannedStep, scheduler: Scheduler, memory: KVCacheManager, events: Events) -> None:
-    """Preempt every sequence of the step. Samples that had not begun wait for their prompt."""
+    """Preempt every sequence of the step. Forks that had not started wait for their prompt again."""
     for fork in step.forks:
         memory.free(fork)
     for sequence in step.plan.sequences:
@@ -51,10 +52,10 @@ def start_again(
     pool: BlockPool,
     make_scheduler: Callable[[], Scheduler],
 ) -> Scheduler:
-    """Let every live sequence begin again in an empty pool; returns the scheduler they wait in.
+    """Queue every live sequence again, over an empty pool; return the new scheduler.
 
-    With an `Exception` the requests of the blamed sequences end with it; after an interrupt only the
-    sequences whose own change was cut in two end, with `StepInterrupted`.
+    If `error` is an `Exception`, the requests of the blamed sequences end with it. After an interrupt only
+    the sequences whose state was half changed end, with `StepInterrupted`.
     """
     sequences = [sequence for request in live for sequence in request.sequences]
     started = {s for s in sequences if s.block_table.block_ids and (s.admitted is not None or s.index)}
@@ -80,5 +81,5 @@ def _interrupted(error: BaseException | None) -> Exception:
         return error
     return StepInterrupted(
         "the step was interrupted while it changed this request",
-        "the text so far is kept; ask again for the rest",
+        "the text so far is kept; send the request again for the rest",
     )
