@@ -9,14 +9,14 @@ from minillm.errors import MinillmError
 if TYPE_CHECKING:
     from minillm.llm import LLM
 
-# torch does not depend on NumPy and neither do we; where it is absent torch says so at its first import.
+# minillm does not need NumPy. Without it, torch prints this warning at its first import.
 warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
 
 __all__ = ["LLM", "MinillmError", "SamplingParams"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch with the first use of LLM: `minillm doctor` must run where torch does not."""
+    """Import torch at the first use of LLM, so that `minillm doctor` runs even if torch does not."""
     if name == "LLM":
         from minillm.llm import LLM
 

@@ -1,4 +1,4 @@
-"""Progress bars on stderr, drawn by rich, and only where a person is watching."""
+"""Progress bars on stderr, drawn by rich; shown only if stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from rich.progress import (
 
 
 class Bar:
-    """A bar that counts to `total`; silent when disabled or when stderr is no terminal.
+    """A bar that counts to `total`. It is not shown if it is disabled or stderr is not a terminal.
 
-    It appears with the first update, so that what fails before shows nothing.
+    It appears at the first update, so nothing is shown if the work fails before that.
     """
 
     def __init__(self, title: str, total: int = 0, enabled: bool = True, in_bytes: bool = False) -> None:
@@ -37,7 +37,7 @@ class Bar:
         self._task = self._bar.add_task(title, total=total or None)
 
     def update(self, done: int, total: int | None = None) -> None:
-        """Show `done` of the total."""
+        """Show that `done` of `total` units are done."""
         self._bar.start()
         self._bar.update(self._task, completed=done, total=total or self._total or None)
 
