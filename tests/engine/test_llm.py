@@ -1,4 +1,4 @@
-"""The offline face: generate, stream, logits; what an output carries besides its tokens."""
+"""The offline interface: generate, stream, logits, and the fields of an output."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_forgotten_stream_is_ended(llm: LLM) -> None:
 
 
 def test_streams_side_by_side_and_generate_in_between(llm: LLM) -> None:
-    """Whoever steps the engine, everyone gets the whole of his own answer."""
+    """Whichever call steps the engine, each call gets its own complete answer."""
     prompts = [PROMPT, [5, 6], [9] * 20]
     expected = [o.text for o in llm.generate(prompts, [greedy(n) for n in (30, 5, 60)])]
     streams = [llm.stream(p, greedy(n)) for p, n in zip(prompts, (30, 5, 60), strict=True)]
@@ -173,7 +173,7 @@ def test_logits_limits(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tiny.all_free(llm)
 
 
-# ---- what an output carries -----------------------------------------------------------------------
+# ---- the fields of an output ----------------------------------------------------------------------
 
 
 def test_metrics_are_sane(llm: LLM) -> None:
