@@ -178,12 +178,12 @@ class Engine:
     def step_into(self, mailbox: dict[str, RequestOutput]) -> None:
         """Run one step and put the outputs into `mailbox`, by request id, so that an interrupt loses none."""
 
-        def step_and_hand_out() -> None:
+        def step_and_return() -> None:
             self._step()
             mailbox.update(self._outbox)
             self._outbox.clear()
 
-        self._turn.run(step_and_hand_out)
+        self._turn.run(step_and_return)
 
     def logits(self, token_ids: List[int]) -> Tensor:
         """Compute the raw logits after each token, with the paged prefill path and without cached prefixes.
@@ -242,7 +242,7 @@ class Engine:
         self._report(started)
 
     def _take_incoming(self) -> set[str]:
-        """Give new requests to the scheduler. End aborted and overdue requests; return the ids of these."""
+        """Give new requests to the scheduler. End aborted and overdue requests and return their ids."""
         now, live, aborted = time.perf_counter(), self._registry.requests(), self._registry.aborted()
         ended = set[str]()
         for request in live:
@@ -305,22 +305,22 @@ class Engine:
         if not self.events.is_holding:
             return
         live = self._registry.requests()
-        blamed = self._stepper.blamed(error, self.scheduler, live)
+        affected = self._stepper.affected(error, self.scheduler, live)
         if self._stepper.phase != "run":
-            self._start_again(blamed, error)
+            self._start_again(affected, error)
         elif isinstance(error, Exception):
-            give_up(live, blamed, error)
-            self._collect({s.request_id for s in blamed})
+            give_up(live, affected, error)
+            self._collect({s.request_id for s in affected})
         else:
             put_back(self._stepper.step, self.scheduler, self.memory, self.events)
         self.events.release()
 
-    def _start_again(self, blamed: List[Sequence], error: BaseException | None) -> None:
+    def _start_again(self, affected: List[Sequence], error: BaseException | None) -> None:
         live = self._registry.requests()
         try:
             pool = make_pool(self.parts, self.pool.num_blocks, self.config.block_size)
             scheduler = partial(make_scheduler, self.parts, self.config, self.memory, self.events)
-            self.scheduler = start_again(live, blamed, error, self.memory, pool, scheduler)
+            self.scheduler = start_again(live, affected, error, self.memory, pool, scheduler)
             self._collect({r.request_id for r in live if any(s.finish_reason for s in r.sequences)})
         except Exception as failure:  # raised by a part: without it no request can be served
             self._end_all(live, failure)

@@ -4,7 +4,7 @@
                                      `---------- available ---------'
 
 Only this object changes a sequence's block table or a block's state, and only it emits the events about them.
-So "is there room" has one answer, every change is in the trace, and a failed change is undone in one place.
+So "is there room" has one answer, every change is in the trace, and a method that fails changes nothing.
 
     start_from          let a new sequence start with blocks from the prefix cache
     allocate_slots      make room for more tokens of a sequence
@@ -66,7 +66,7 @@ class KVCacheManager:
         return self.pool.num_free + self.num_unused
 
     def shortage(self, sequence: Sequence, num_tokens: int) -> int:
-        """Blocks that the sequence lacks to hold `num_tokens` tokens."""
+        """The number of blocks that the sequence still needs in order to hold `num_tokens` tokens."""
         return max(0, blocks_for(num_tokens, self.pool.block_size) - len(sequence.block_table.block_ids))
 
     def match(self, sequence: Sequence) -> list[CachedBlock]:

@@ -159,7 +159,7 @@ _ARGUMENTS = {
     "linear": "x, weight, bias",
 }
 
-# The methods and attributes that the engine uses of the objects that factories make.
+# The methods and attributes that an object made by a factory must have, because the engine uses them.
 _METHODS = {
     "detokenizer": "push finish stopped",
     "block_pool": "num_blocks block_size num_free allocate share free ref_count",

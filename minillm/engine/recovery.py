@@ -36,9 +36,9 @@ def put_back(step: PlannedStep, scheduler: Scheduler, memory: KVCacheManager, ev
         scheduler.requeue(sequence)
 
 
-def give_up(live: List[Request], blamed: List[Sequence], error: Exception) -> None:
-    """End the requests of the blamed sequences with `error`."""
-    ids = {sequence.request_id for sequence in blamed}
+def give_up(live: List[Request], affected: List[Sequence], error: Exception) -> None:
+    """End the requests of the affected sequences with `error`."""
+    ids = {sequence.request_id for sequence in affected}
     for request in live:
         if request.request_id in ids:
             request.fail(error)
@@ -46,7 +46,7 @@ def give_up(live: List[Request], blamed: List[Sequence], error: Exception) -> No
 
 def start_again(
     live: List[Request],
-    blamed: List[Sequence],
+    affected: List[Sequence],
     error: BaseException | None,
     memory: KVCacheManager,
     pool: BlockPool,
@@ -54,7 +54,7 @@ def start_again(
 ) -> Scheduler:
     """Queue every live sequence again, over an empty pool; return the new scheduler.
 
-    If `error` is an `Exception`, the requests of the blamed sequences end with it. After an interrupt only
+    If `error` is an `Exception`, the requests of the affected sequences end with it. After an interrupt only
     the sequences whose state was half changed end, with `StepInterrupted`.
     """
     sequences = [sequence for request in live for sequence in request.sequences]
@@ -64,7 +64,7 @@ def start_again(
         if sequence.is_changing:
             sequence.fail(_interrupted(error))
     if isinstance(error, Exception):
-        give_up(live, blamed, error)
+        give_up(live, affected, error)
     scheduler = make_scheduler()
     for request in live:
         request.is_scheduled = True

@@ -82,7 +82,7 @@ class Stepper:
         if step.lookaheads and self._speculation:
             step.proposals, step.draft_seconds = self._speculation.propose(step.lookaheads)
             if not step.is_speculative:
-                self._give_back_room(step)
+                self._free_lookahead(step)
         size = self._memory.pool.block_size
         output = self._worker.execute(make_input(step, size, self._num_token_ids, self._rejects))
         if self._speculation and step.plan.decode:
@@ -91,7 +91,7 @@ class Stepper:
                 self._speculation.learn(step.lookaheads, step.proposals, output.verify, step.draft_seconds)
         return output
 
-    def _give_back_room(self, step: PlannedStep) -> None:
+    def _free_lookahead(self, step: PlannedStep) -> None:
         """Free the look-ahead blocks: no sequence has a draft, so this is a plain decode step."""
         self.phase = "reserve"
         for sequence in step.plan.decode:
@@ -100,7 +100,7 @@ class Stepper:
 
     # A failed step ---------------------------------------------------------------------------
 
-    def blamed(self, error: BaseException, scheduler: Scheduler, requests: List[Request]) -> list[Sequence]:
+    def affected(self, error: BaseException, scheduler: Scheduler, requests: List[Request]) -> list[Sequence]:
         """The sequences that must end with an error because the step failed with `error`."""
         live = [s for request in requests for s in request.open_sequences()]
         half_changed = [s for s in live if s.is_changing]

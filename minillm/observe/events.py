@@ -12,8 +12,8 @@ event costs one test of an empty list. An event holds numbers and request ids: n
     prefill_chunk  start, end, tokens                tokens start to end of one sequence were computed
     decode_step    rows                              one token of each of `rows` sequences was computed
     sample         requests                          each of these sequences got a token at this time
-    speculate      requests, outcomes, rows,         drafts were verified; `outcomes` has for each sequence
-                   draft_seconds, verify_seconds     (tokens drafted, depth of the longest branch, accepted)
+    speculate      requests, outcomes, rows,         drafts were verified in `rows` rows; an outcome: (tokens
+                   draft_seconds, verify_seconds     drafted, depth of the longest branch, accepted)
     alloc, free    blocks                            a sequence gained or lost block references; when all have
                                                      ended, `alloc` and `share` add up to `free`
     copy_on_write  blocks                            a fork got a copy of a partly full block

@@ -82,7 +82,7 @@ class DraftModel:
         return [drafts.get(id(lookahead), NO_PROPOSAL) for lookahead in lookaheads]
 
     def settle(self, lookahead: Lookahead, proposal: Proposal, branch: int, kept: int) -> None:
-        """Count the accepted tokens whose keys and values the draft model has already computed."""
+        """Mark accepted tokens as computed by the draft model, if it was fed with them while drafting."""
         if proposal.branches:
             sequence = lookahead.sequence
             fed = len(proposal.branches[branch]) - 1  # the last draft token was never fed back

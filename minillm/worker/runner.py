@@ -1,7 +1,7 @@
 """The model runner: turns new tokens of several sequences into one pass over the model.
 
-The runner owns the decoder and the cache tensors. Only here Python lists become index tensors. Prefill and
-decode run in the same way: both pass a list of `SequenceRows`.
+The runner owns the decoder and the cache tensors. Python lists become index tensors here and nowhere else.
+Prefill and decode run in the same way: both pass a list of `SequenceRows`.
 
     rows  a: tokens 0..4 of 5      ids          a0 a1 a2 a3 a4 | b9 | c8 c9 ca
           b: token  9 of 10   ->   positions     0  1  2  3  4 |  9 |  8  9 10

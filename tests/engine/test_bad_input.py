@@ -125,7 +125,7 @@ def run_table(llm: LLM) -> list[str]:
         reason = why_not_typed(lambda call=call: call(llm))
         failures += [f"{name}: {reason}"] if reason else []
         if not tiny.all_free(llm):
-            failures.append(f"{name}: left something behind in the engine")
+            failures.append(f"{name}: a request is left in the engine")
     return failures
 
 

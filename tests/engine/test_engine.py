@@ -61,7 +61,7 @@ def assert_same(a: RequestOutput, b: RequestOutput) -> None:
 def test_greedy_equals_recomputation(llm: LLM, prompt: list[int]) -> None:
     output = poison(llm).generate(prompt, greedy(20))[0]
     assert len(output.token_ids) == 20 and output.finish_reason == "length"
-    assert len(set(output.token_ids)) > 3, "a model that repeats itself would prove little"
+    assert len(set(output.token_ids)) > 3, "equal tokens would prove little"
     assert_dense(output)
     assert tiny.all_free(llm)
 
@@ -73,7 +73,7 @@ def test_logits_equal_the_dense_pass(llm: LLM) -> None:
     assert found.dtype == torch.float32 and found.shape == (40, tiny.VOCAB_SIZE)
     assert float((found - expected).abs().max()) < 1e-4 * float(expected.abs().max())
     wrong = dense.logits(CONFIG | {"sliding_window": 39}, WEIGHTS, ids)
-    assert float((found - wrong).abs().max()) > 1e-3 * float(expected.abs().max()), "control: one key less"
+    assert float((found - wrong).abs().max()) > 1e-3 * float(expected.abs().max()), "control: one key fewer"
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 3, 5, 8, 16, 32])
@@ -177,9 +177,9 @@ def test_samples_are_forks_of_one_prompt(folder: Path, prompt_len: int) -> None:
         after = [llm.engine.worker.runner.cache.k[0][b] for b in sorted(shared)]
         assert all(map(torch.equal, before, after)), "shared blocks are read-only"
     assert tiny.all_free(llm)
-    assert len({tuple(c.token_ids) for c in output.outputs}) == 4, "every sample draws for itself"
+    assert len({tuple(c.token_ids) for c in output.outputs}) == 4, "every sample has its own noise"
     for index, completion in enumerate(output.outputs):
-        assert len(completion.token_ids) == SAMPLED["max_tokens"], "a fork that reads poison ends early"
+        assert len(completion.token_ids) == SAMPLED["max_tokens"], "a fork that reads NaN would end early"
         assert completion.token_ids == redraw(prompt, completion.token_ids, seed=11, index=index)
 
 
@@ -223,7 +223,7 @@ def test_ids_without_a_token_are_never_generated(tmp_path: Path) -> None:
         output = llm.generate([5, 6, 7], params)[0]
         assert max(output.token_ids) < NUM_IDS
         best = {max(row, key=row.__getitem__) for row in output.logprobs}
-        assert max(best) >= NUM_IDS, "control: unmasked (as logprobs are) they would have won"
+        assert max(best) >= NUM_IDS, "control: without the mask they would be chosen"
 
 
 def test_repetition_penalty_sees_prompt_and_output(llm: LLM) -> None:

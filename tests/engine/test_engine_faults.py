@@ -45,7 +45,7 @@ def test_broken_logits_end_one_request_only(tmp_path: Path, value: float) -> Non
         assert outputs[i].error is None
         assert outputs[i].token_ids == good.generate(prompts[i], params)[0].token_ids
     assert tiny.all_free(llm)
-    assert llm.generate([5, 6], params)[0].token_ids == outputs[0].token_ids, "its blocks are clean again"
+    assert llm.generate([5, 6], params)[0].token_ids == outputs[0].token_ids, "its blocks can be used again"
 
 
 @pytest.mark.parametrize("failing", ["sampler", "decode_loop", "prefill_loop", "detokenizer"])

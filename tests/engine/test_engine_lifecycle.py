@@ -43,7 +43,7 @@ def test_stop_token_ids_and_eos(tmp_path: Path, llm: LLM) -> None:
     expected = tokens[: tokens.index(marker) + 1]
     stopped = llm.generate(PROMPT, greedy(12, stop_token_ids=[marker], logprobs=0))[0]
     assert (stopped.token_ids, stopped.finish_reason) == (expected, "stop")
-    assert len(stopped.logprobs) == len(expected), "logprobs include the token that stops"
+    assert len(stopped.logprobs) == len(expected), "logprobs include the stop token"
     assert stopped.text == llm.generate(PROMPT, greedy(len(expected) - 1))[0].text, "text excludes it"
 
     folder = tiny.make_folder(tmp_path, generation={"eos_token_id": [3, marker]})
@@ -60,7 +60,7 @@ def test_stop_strings_in_the_engine(llm: LLM) -> None:
     stopped = llm.generate(PROMPT, greedy(30, stop=[stop, "never there"]))[0]
     assert stopped.finish_reason == "stop" and stopped.text == plain.text[: plain.text.index(stop)]
     assert stopped.token_ids == plain.token_ids[: len(stopped.token_ids)]
-    assert stop in llm.engine.model.tokenizer.decode(stopped.token_ids), "token_ids keep it"
+    assert stop in llm.engine.model.tokenizer.decode(stopped.token_ids), "token_ids include it"
 
 
 def test_a_stop_string_found_in_the_last_flush_is_a_stop(folder: Path) -> None:

@@ -136,7 +136,7 @@ def faults_after(stage: Stage, name: str, part: str, method: str, fuse: Fuse) ->
         if type(error) is not type(fuse.error):
             found.append(f"raised {error!r}")
     if fuse.blown and not run.raised:
-        found.append("swallowed")
+        found.append("the exception did not reach the caller")
     for output in run.outputs.values():
         if isinstance(output.error, Broken) and (
             output.error is fuse.error or output.error.__traceback__ or output.error.extra != "kept"
@@ -343,7 +343,7 @@ def test_rubbish_is_refused_by_the_name_of_its_part(stage: Stage, part: str, nam
     expected = stage.expected(name)
     for mine, theirs in zip(run.ids, expected.ids, strict=True):
         for a, b in zip(run.outputs[mine].outputs, expected.outputs[theirs].outputs, strict=True):
-            assert a.token_ids == b.token_ids[: len(a.token_ids)], "never silently wrong"
+            assert a.token_ids == b.token_ids[: len(a.token_ids)], "a wrong result must raise"
             assert a.finish_reason == "error" or a.token_ids == b.token_ids
 
 

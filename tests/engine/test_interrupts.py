@@ -56,7 +56,7 @@ def disturb(stage: Stage, name: str, step: int, points: Points, *more: Points) -
     errors = [run.outputs[i].error for i in run.outputs]
     found += [f"ended with {e!r}" for e in errors if e is not None and not isinstance(e, StepInterrupted)]
     if points.where and not run.raised:
-        found.append("the interrupt was swallowed")
+        found.append("the interrupt did not reach the caller")
     return [f"{name}, step {step}, {points.where} {[p.where for p in more]}: {fault}" for fault in found]
 
 
@@ -71,7 +71,7 @@ def sweep(stage: Stage, name: str, kind: str, stride: int) -> list[str]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_an_interrupt_at_some_points(stage: Stage, name: str, kind: str) -> None:
-    assert stage.faults(name, stage.run(name)) == [], "undisturbed"
+    assert stage.faults(name, stage.run(name)) == [], "control: without an interrupt"
     assert sweep(stage, name, kind, stride=43) == []
 
 

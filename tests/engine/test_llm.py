@@ -53,7 +53,7 @@ def test_a_bad_prompt_among_good_raises_before_any_starts(
     with pytest.raises(kind, match=r"prompt 2: "):
         llm.generate([[5], [6], bad, [7]], greedy())
     assert llm.engine.stats()["waiting"] == 0 and tiny.all_free(llm)
-    assert llm.generate([[5]], SamplingParams())[0].request_id == "req-0", "not one was submitted"
+    assert llm.generate([[5]], SamplingParams())[0].request_id == "req-0", "no request was submitted before"
 
 
 def test_parameters_for_each_prompt(llm: LLM) -> None:
@@ -146,7 +146,7 @@ def test_logits_take_the_ids_as_they_are(tmp_path: Path) -> None:
     )
     found = llm.logits([5, 6, 7])
     assert found.shape == (3, tiny.VOCAB_SIZE)
-    assert torch.allclose(llm.logits([5])[0], found[0], atol=1e-4), "causal, and nothing in front"
+    assert torch.allclose(llm.logits([5])[0], found[0], atol=1e-4), "causal, and no token is added"
     assert found[:, 310:].isfinite().all(), "unmasked"
     assert len(llm.generate("a", greedy(1))[0].prompt_token_ids) == 2, "control: text does get a BOS"
 

@@ -44,7 +44,7 @@ def test_every_part_is_called_and_can_be_the_engines_own(folder: Path, name: str
         options = {"draft_model": folder, "draft_verification": "rejection", "adaptive_draft": False}
     expected = tiny.load(folder, **options).generate([PROMPT, [5]], PARAMS)
     found = tiny.load(folder, parts={name: mine}, **options).generate([PROMPT, [5]], PARAMS)
-    assert calls, f"{name} was never asked"
+    assert calls, f"{name} was never called"
     for a, b in zip(found, expected, strict=True):
         assert [(c.token_ids, c.text) for c in a.outputs] == [(c.token_ids, c.text) for c in b.outputs]
 

@@ -108,7 +108,7 @@ class Toy:
         plans = []
         while self.live:
             plans.append(self.step())
-            assert len(plans) < most, "somebody never ends"
+            assert len(plans) < most, "a request never ends"
         return plans
 
     def of(self, kind: str) -> list[str]:
@@ -186,7 +186,7 @@ def test_priorities_with_aging() -> None:
     for priority in (5, 0, 5, -1):
         toy.add(prompt(2), 2, priority=priority)
     toy.run()
-    assert toy.of("admit") == ["r0", "r4", "r2", "r1", "r3"], "smallest first, then in order"
+    assert toy.of("admit") == ["r0", "r4", "r2", "r1", "r3"], "by priority, then by submission"
 
     patient = Toy(64, max_num_seqs=1)
     patient.add(prompt(2), 2, priority=2)
@@ -225,7 +225,7 @@ def test_samples_count_as_sequences() -> None:
     toy.add(prompt(5, 1), 6, n=2)
     toy.add(prompt(5, 2), 6)
     plans = toy.run()
-    assert max(len(p.decode) for p in plans) == 3, "the second needs two places, and is not overtaken"
+    assert max(len(p.decode) for p in plans) == 3, "the second needs two places and keeps its turn"
     assert toy.of("admit") == ["r0", "r1", "r2"]
 
 
@@ -264,7 +264,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             plan, live = self.toy.step(), len(self.toy.live)
             rows = len(plan.decode) + sum(c.end - c.start for c in plan.prefill)
             assert rows <= 12 and len(self.toy.scheduler.running) <= 5
-            assert not live or rows or plan.preempted, "a step with requests does something"
+            assert not live or rows or plan.preempted, "a step with requests must make progress"
 
     @invariant()
     def blocks_are_counted(self) -> None:
@@ -384,7 +384,7 @@ def test_many_threads_one_small_queue(tmp_path: Any) -> None:
         most = max(most, engine.stats()["waiting"])
         answers += [o.request_id for o in engine.step() if o.finished]
     assert len(accepted) == len(set(accepted)) == 1000 and sorted(answers) == sorted(accepted)
-    assert most <= 8 and refused, "the queue was full at times, and never more than full"
+    assert most <= 8 and refused, "the queue was sometimes full and never overfull"
     assert tiny.all_free(llm)
 
 

@@ -235,7 +235,7 @@ def test_a_forked_child_gets_a_typed_error(folder: Path, busy: bool) -> None:
     leave.set()
     if busy:
         other.join(60)
-    assert stream.result.finish_reason == "length", "the parent goes on"
+    assert stream.result.finish_reason == "length", "the parent continues"
 
 
 # ---- copies ----------------------------------------------------------------------------------------
@@ -250,9 +250,9 @@ def test_copies_are_refused_in_words(llm: LLM, take: Callable[[Any], Any]) -> No
             take(thing)
     with pytest.raises(UsageError, match="copied or pickled"):
         take([{"session": stream}]) if take is not copy.copy else take(stream)
-    assert stream.result.finish_reason == "length", "no copy has ended it"
+    assert stream.result.finish_reason == "length", "copying did not end it"
     answer = llm.generate([5], drawn(2))[0]
-    assert copy.deepcopy(answer) == answer, "answers are data"
+    assert copy.deepcopy(answer) == answer, "an output can be copied"
 
 
 # ---- destructors -----------------------------------------------------------------------------------

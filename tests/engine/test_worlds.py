@@ -157,7 +157,7 @@ def check_world(folder: Path, dtype: str, world: World) -> None:
         outputs = run(llm, world)
     assert differing(alone(folder, dtype), [bits(output) for output in outputs]) == []
     preempted = sum(event.kind == "preempt" for event in events)
-    assert (preempted > 0) == (world.tight and world.company > 1), "tight worlds are there to preempt"
+    assert (preempted > 0) == (world.tight and world.company > 1), "only small pools preempt"
     if world.warm and not world.tight:
         cached = [output.metrics.cached_tokens for output in outputs[: len(SHARED)]]
         assert all(tokens >= shared // 16 * 16 for tokens, shared in zip(cached, SHARED, strict=True))

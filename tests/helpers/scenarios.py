@@ -216,7 +216,7 @@ class Stage:
         fresh = run.engine.add_request(LONG[:10], greedy(3))
         answer = finish(run.engine).get(fresh)
         if answer is None or (answer.token_ids, answer.logprobs) != self.fresh():
-            found.append(f"a fresh request gets {answer and (answer.token_ids, answer.error)}")
+            found.append(f"a new request gets {answer and (answer.token_ids, answer.error)}")
         return found + pool_faults(run.engine)
 
     def fresh(self) -> tuple[list[int], Any]:
@@ -278,7 +278,7 @@ def pool_faults(engine: Engine) -> list[str]:
     if counts != Counter({0: pool.num_blocks - cached, 1: cached}) - Counter():
         found.append(f"owners: {dict(counts)}, cached {cached}")
     if engine.scheduler.running or len(engine.scheduler.waiting):
-        found.append("somebody is left in the scheduler")
+        found.append("a sequence is left in the scheduler")
     return found
 
 

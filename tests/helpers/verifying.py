@@ -208,7 +208,7 @@ def compare(found: tuple[Tensor, Tensor], drafts: Drafts) -> int:
     assert accepted.shape == tokens.shape[:1] and accepted.dtype == torch.int64
     for request, row in enumerate(tokens.tolist()):
         stand, weights = expected(drafts, request)
-        assert accepted[request] == len(stand), f"request {request}: {stand} stand"
+        assert accepted[request] == len(stand), f"request {request}: {stand} should be accepted"
         assert row[: len(stand)] == stand
         assert row[len(stand) + 1 :] == [-1] * (k - len(stand))
         token, uniform = row[len(stand)], float(drafts.uniforms[request, k])
@@ -217,6 +217,6 @@ def compare(found: tuple[Tensor, Tensor], drafts: Drafts) -> int:
         running /= running[-1]
         before = running[token - 1] if token else 0.0
         if not before <= uniform < running[token]:
-            assert before - 1e-6 < uniform < running[token] + 1e-6, f"request {request}: {token} was drawn"
+            assert before - 1e-6 < uniform < running[token] + 1e-6, f"request {request}: {token} was sampled"
             near += 1
     return near

@@ -151,7 +151,7 @@ def test_grow_owns_exactly_what_is_needed(sizes: list[int], block_size: int) -> 
         before = list(table.block_ids)
         table.grow(size)
         longest = max(longest, size)
-        assert table.block_ids[: len(before)] == before, "tokens written keep their place"
+        assert table.block_ids[: len(before)] == before, "written tokens stay in their blocks"
         assert len(table.block_ids) == blocks_for(longest, block_size) == pool.num_used
         assert len(table.block_ids) * block_size - longest < block_size, "at most block_size - 1 wasted"
     table.release()

@@ -171,7 +171,7 @@ class CacheMachine(RuleBasedStateMachine):
             return
         ids = self.cache.acquire(blocks)
         for i, block in enumerate(ids):
-            assert self.content[block] == chain[: i + 1], "a hit that is not a proof"
+            assert self.content[block] == chain[: i + 1], "a false hit"
         self.cache.evict(max(0, needed - self.pool.num_free))
         ids += self.pool.allocate(needed)
         parent = blocks[-1] if blocks else None
@@ -324,7 +324,7 @@ def test_cached_blocks_make_room(folder: Any) -> None:
     with llm.engine.events.record() as events:
         for i in range(6):
             assert llm.generate([i, *PROMPT], GREEDY)[0].error is None
-            assert llm.engine.stats()["free_blocks"] == 8, "what is only cached can be had"
+            assert llm.engine.stats()["free_blocks"] == 8, "cached blocks count as free"
         assert llm.engine.stats()["cached_blocks"] > 4
         assert sum(e["blocks"] for e in events if e.kind == "evict") > 0
         assert llm.logits(PROMPT).isfinite().all()  # needs five of the eight blocks, none of them free

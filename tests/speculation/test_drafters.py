@@ -40,7 +40,7 @@ def test_what_followed_before_is_drafted() -> None:
 
 def test_the_longest_and_then_the_latest_match_wins() -> None:
     assert continuations("xabcd1 yabcd2 zabcd", 1) == ["2"]
-    assert continuations("xabcd1 cd2 cd3 xabcd", 1) == ["1"], "four tokens say more than two"
+    assert continuations("xabcd1 cd2 cd3 xabcd", 1) == ["1"], "a match of four tokens wins over one of two"
 
 
 def test_a_copy_goes_on_with_itself() -> None:
@@ -141,7 +141,7 @@ def test_it_turns_itself_off_where_drafts_do_not_pay() -> None:
         speed, chosen = simulate(Controller(5), sequences, 4000, target, lambda branches: 3e-4)
         assert speed > 0.98 * 4 / target(4)
         assert sum(map(any, chosen[2000:])) < 10
-        assert any(map(any, chosen[1000:])), "it goes on trying, now and then"
+        assert any(map(any, chosen[1000:])), "it still tries sometimes"
 
 
 def test_it_comes_back_when_drafts_stand_again() -> None:

@@ -72,7 +72,7 @@ def p_values(tokens: Tensor, accepted: Tensor, target: Tensor) -> list[float]:
         drawn = tokens[accepted >= position, position]
         counts = torch.bincount(drawn, minlength=VOCAB).double()
         exact = target[position].double() / target[position].double().sum()
-        assert counts[exact == 0].sum() == 0, "a token of probability 0 was drawn"
+        assert counts[exact == 0].sum() == 0, "a token with probability 0 was sampled"
         alive = exact > 0
         if alive.sum() > 1 and len(drawn) > 1000:
             expected = exact[alive] * counts.sum()

@@ -211,7 +211,7 @@ def test_a_draft_that_is_the_target_is_always_right(twins: tuple[Path, Path], mo
             llm.generate(prompts(42), params)
         outcomes = [o for e in events if e.kind == "speculate" for o in e["outcomes"]]
         assert sum(o.accepted for o in outcomes) > 300
-        assert all(o.accepted == o.depth for o in outcomes), "one path of each draft is the answer"
+        assert all(o.accepted == o.depth for o in outcomes), "one branch of each draft is the answer"
         assert tiny.all_free(llm)
 
 
@@ -236,7 +236,7 @@ def test_blocks_written_while_drafting_was_off_are_caught_up_with(twins: tuple[P
         output = llm.generate(prompt, SamplingParams(max_tokens=20, temperature=0.0))
         drafts.runner.decode_ahead = own
         assert output[0].metrics.cached_tokens == 48
-        assert fed[0] == (48 if hit else 0), "the draft begins where its own keys end"
+        assert fed[0] == (48 if hit else 0), "the draft model starts after its last key"
         assert output[0].metrics.drafted == output[0].metrics.accepted > 0
         assert differing(output, known) == []
     assert all(b.draft for b in block.values())
@@ -311,7 +311,7 @@ def test_look_ahead_takes_nothing_from_anybody(pair: tuple[Path, Path]) -> None:
             assert differing(llm.generate(prompt, params), known) == []
         assert not any(event.kind in ("preempt", "refuse") for event in events)
         depths = [e["outcomes"][0].depth for e in events if e.kind == "speculate"]
-        assert max(depths) == len(shape) and min(depths) < len(shape), "it drafts, and it shrinks"
+        assert max(depths) == len(shape) and min(depths) < len(shape), "it drafts, and drafts get shorter"
 
 
 def test_look_ahead_keeps_to_the_token_budget(pair: tuple[Path, Path]) -> None:
@@ -349,7 +349,7 @@ def test_a_stop_inside_an_accepted_run(pair: tuple[Path, Path], place: int, how:
     if how == "stop":
         text = load(pair[0]).engine.model.require_tokenizer().rust.decode([token])
         ending: dict[str, Any] = {"stop": text}
-        assert text.isprintable() and text, "another seed, please"
+        assert text.isprintable() and text, "choose another seed"
     else:
         ending = {"stop_token_ids": [token]}
     params = SamplingParams(**(free.to_dict() | ending))
@@ -358,7 +358,7 @@ def test_a_stop_inside_an_accepted_run(pair: tuple[Path, Path], place: int, how:
     found = llm.generate([9] * 20, params)
     assert differing(found, known) == [] and found[0].finish_reason == "stop"
     assert tiny.all_free(llm)
-    assert llm.generate([9] * 20, params)[0].token_ids == known[0].token_ids, "nothing wrong was published"
+    assert llm.generate([9] * 20, params)[0].token_ids == known[0].token_ids, "no wrong block was published"
 
 
 def test_cancelled_and_overdue_in_the_middle(pair: tuple[Path, Path]) -> None:
