@@ -173,7 +173,7 @@ def _like(part: str, found: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor
 
 
 def _refuse(part: str, found: object, wanted: str) -> NoReturn:
-    raise PartError(f"what part {part!r} returned cannot be used: {_described(found)}", f"return {wanted}")
+    raise PartError(f"part {part!r} returned {_described(found)}, which cannot be used", f"return {wanted}")
 
 
 def _refuse_plan(what: str) -> NoReturn:

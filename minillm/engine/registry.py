@@ -85,6 +85,6 @@ class Registry:
         waiting, config = self._waiting(), self._config
         queued = sum(len(request.sequences[0].prompt_token_ids) for request in waiting)
         if len(waiting) >= config.max_queued_requests:
-            raise QueueFull(f"{len(waiting)} requests are waiting, the limit", "try again later")
+            raise QueueFull(f"the queue is full: {len(waiting)} requests are waiting", "try again later")
         if queued + num_tokens > config.max_queued_tokens and waiting:
-            raise QueueFull(f"{queued} prompt tokens are waiting, near the limit", "try again later")
+            raise QueueFull(f"the queue is full: {queued} prompt tokens are waiting", "try again later")

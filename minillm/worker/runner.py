@@ -160,7 +160,7 @@ class ModelRunner:
 
     def _require_fused(self) -> FusedModel:
         if self._fused is None:
-            raise TypeError("this backend runs one op at a time")
+            raise TypeError("this backend is not fused")
         return self._fused
 
     def _table(self, tables: Sequence[Sequence[int]]) -> Tensor:

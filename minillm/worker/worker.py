@@ -174,7 +174,7 @@ class Worker:
             return
         shape = f"a tensor {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise PartError(
-            f"what part {part!r} returned cannot be used: {shape}", f"return logits {list(wanted)}"
+            f"part {part!r} returned {shape}, which cannot be used", f"return logits {list(wanted)}"
         )
 
     def _report(self, logits: Tensor, draws: Draws, finite: list[bool], tokens: Tensor) -> Drawn:
