@@ -85,7 +85,7 @@ def max_running(config: EngineConfig) -> int:
 
 
 class WaitingLine:
-    """Waiting sequences by priority, then by submission. A preempted one gets its old place back."""
+    """Waiting sequences by priority, then by submission. A preempted sequence gets its old place back."""
 
     def __init__(self) -> None:
         self._lines: dict[int, list[Sequence]] = {}

@@ -176,7 +176,7 @@ class Controller:
     def _draft_seconds(self, branches: int, levels: int) -> float:
         """Drafting time of `levels` tokens, from measurements with the nearest number of branches.
 
-        It is measured by levels because the first level takes longer than the others.
+        Times are kept by number of levels, because the first level takes longer than the others.
         """
         if not self._draft:
             return 0.0

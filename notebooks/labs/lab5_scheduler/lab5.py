@@ -30,7 +30,7 @@ def rank(sequence: Sequence, now: float) -> tuple[int, int, int]:
 
 
 class WaitingLine:
-    """Waiting sequences by priority, then by submission. A preempted one gets its old place back."""
+    """Waiting sequences by priority, then by submission. A preempted sequence gets its old place back."""
 
     def __init__(self) -> None:
         self._lines: dict[int, list[Sequence]] = {}
