@@ -15,7 +15,7 @@ from minillm.version import __version__
 if TYPE_CHECKING:
     from minillm.llm import LLM
 
-# torch does not depend on NumPy and neither do we; where it is absent torch says so at its first import.
+# minillm does not need NumPy. Without it, torch prints this warning at its first import.
 warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
 
 __all__ = ["LLM", "MinillmError", "SamplingParams", "__version__"]
@@ -23,7 +23,7 @@ __all__ = ["LLM", "MinillmError", "SamplingParams", "__version__"]
 if not TYPE_CHECKING:  # a type checker must not see it: any name would pass as an attribute
 
     def __getattr__(name: str) -> object:
-        """Import torch with the first use of LLM: `minillm doctor` must run where torch does not."""
+        """Import torch at the first use of LLM, so that `minillm doctor` runs even if torch does not."""
         if name == "LLM":
             from minillm.llm import LLM
 

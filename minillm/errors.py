@@ -1,8 +1,8 @@
-"""Every error a user of minillm can meet.
+"""All errors that minillm raises for its users.
 
-An error is part of the interface: it has a type a program can catch, one line that says what is
-wrong, a hint that says what to do next, and the exit code the command line ends with. Input is
-checked with these and never with `assert`, so the checks survive `python -O`.
+An error is part of the interface. It has a type that a program can catch, one line that says what is
+wrong, a hint that says what to do next, and the exit code of the command line. Input is checked with
+these errors and never with `assert`, so `python -O` does not remove the checks.
 
     2 usage   3 not found   4 unsupported model   5 weights   6 tokenizer   7 memory
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 
 class MinillmError(Exception):
-    """Base of all typed errors: `message` (what is wrong) and `hint` (what to do next)."""
+    """Base class of all errors: `message` (what is wrong) and `hint` (what to do next)."""
 
     exit_code = 1
 
@@ -22,17 +22,17 @@ class MinillmError(Exception):
 
 
 class UsageError(MinillmError, ValueError):
-    """An argument, a sampling parameter or a request that can never be served as given."""
+    """An argument or a sampling parameter is wrong, or the request can never be served."""
 
     exit_code = 2
 
 
 class PromptTooLong(UsageError):
-    """The prompt plus one token does not fit the context."""
+    """The prompt and one more token do not fit the context."""
 
 
 class QueueFull(MinillmError):
-    """The engine's waiting queue is at its limit; try again when it has drained."""
+    """The engine's waiting queue is full; try again when requests have left it."""
 
     exit_code = 7
 
@@ -50,7 +50,7 @@ class UnsupportedModel(MinillmError):
 
 
 class WeightsError(MinillmError):
-    """The weight files are damaged, or do not hold exactly the tensors the config asks for."""
+    """The weight files are damaged, or do not contain exactly the tensors that the config requires."""
 
     exit_code = 5
 
@@ -62,17 +62,17 @@ class TokenizerError(MinillmError):
 
 
 class OutOfMemory(MinillmError):
-    """Base of the memory errors; the message holds the estimate and what would fit."""
+    """Base class of the memory errors; the message gives the estimate and what would fit."""
 
     exit_code = 7
 
 
 class KVCapacityError(OutOfMemory):
-    """A request, or the configuration, can never fit the KV memory."""
+    """A request or a configuration can never fit the KV memory."""
 
 
 class OutOfBlocks(OutOfMemory):
-    """The block pool has fewer free blocks than were asked for; nothing was allocated."""
+    """The block pool has fewer free blocks than requested; nothing was allocated."""
 
 
 class BackendError(MinillmError):
@@ -82,15 +82,15 @@ class BackendError(MinillmError):
 
 
 class EngineBusy(MinillmError):
-    """A step was asked for in the middle of a step, by a part or a listener."""
+    """A part or a listener called `step` in the middle of a step."""
 
 
 class ForkedEngine(MinillmError):
-    """The engine was made before this process was forked; its threads and locks did not come along."""
+    """The engine was made before this process was forked; its threads do not exist in this process."""
 
 
 class StepInterrupted(MinillmError):
-    """A step was interrupted while it was changing this request, whose state is unknown: it has ended."""
+    """A step was interrupted while it changed this request. The request ended: its state is unknown."""
 
 
 class PartError(MinillmError):
@@ -98,11 +98,11 @@ class PartError(MinillmError):
 
 
 class WireError(MinillmError):
-    """Bytes that should hold a step do not."""
+    """The bytes are not an encoded step."""
 
 
 def own_copy(error: Exception) -> Exception:
-    """The same error without traceback and cause: they refer to all that was at hand, of others too."""
+    """Copy an error without traceback and cause, which keep local variables and other requests alive."""
     try:
         made = type(error).__new__(type(error), *error.args)
         made.args = error.args

@@ -1,8 +1,7 @@
-"""`LLM`: the offline face of the engine. Text in, text out.
+"""`LLM`: the offline interface to the engine. Text in, text out.
 
-Everything here is a loop around `Engine.add_request` and `Engine.step`; nothing is decided here
-that the engine does not decide for every other caller. Several threads may use one LLM: their requests
-share its steps.
+Its methods call `Engine.add_request` and then `Engine.step` in a loop. The engine makes all decisions, as
+for any other caller. Several threads may use one LLM: their requests run in the same steps.
 """
 
 from __future__ import annotations
@@ -34,18 +33,18 @@ Overflow = Literal["refuse", "drop_oldest"]
 
 
 class LLM:
-    """A model and an engine.
+    """A model and an engine that runs it.
 
     Args:
-        model: a folder in Hugging Face layout or a hub id; None is the model that ships.
-        parts: parts of the engine to replace by name, see `engine/parts.py`.
+        model: a folder in Hugging Face layout or a hub id; None means the model that ships with minillm.
+        parts: replacements for parts of the engine, by name; see `engine/parts.py`.
         options: `dtype`, `device`, `backend`, `kv_memory`, `block_size`, `max_model_len`,
             `max_num_seqs`, `max_num_batched_tokens`, `prefill_chunk`, `max_queued_requests`,
             `max_queued_tokens`, `prefix_caching`, `draft_model`, `num_draft_tokens`,
             `draft_verification`, `draft_tree`, `adaptive_draft`, `seed`: see `EngineConfig`.
 
     Raises:
-        MinillmError: the typed errors of `errors.py`, before anything runs.
+        MinillmError: a typed error of `errors.py`, before any request runs.
     """
 
     def __init__(
@@ -91,19 +90,19 @@ class LLM:
         tenant: str | None = None,
         progress: bool = False,
     ) -> list[RequestOutput]:
-        """Complete one prompt or many; answers come in the order of the prompts.
+        """Complete one prompt or many; return the outputs in the order of the prompts.
 
-        All prompts are checked before any starts. More prompts than the queue holds are fed as it
-        drains. On Ctrl-C what is running is ended and the exception goes on.
+        All prompts are checked before any starts. If there are more prompts than the queue holds, the rest is
+        submitted as requests leave the queue. Ctrl-C ends the running requests and is then raised again.
 
         Args:
             prompts: text or token ids, or a list of either.
-            sampling_params: one for all, or one for each prompt; None for the model's own.
-            tenant: cached prefixes are shared with the same tenant only; None is a tenant too.
-            progress: show a bar on stderr.
+            sampling_params: one for all prompts, or one per prompt; None means the model's own.
+            tenant: cached prefixes are shared only within a tenant; None is a tenant too.
+            progress: show a progress bar on stderr.
 
         Raises:
-            UsageError, PromptTooLong, KVCapacityError: naming the index of the bad prompt.
+            UsageError, PromptTooLong, KVCapacityError: a prompt is wrong; the message gives its index.
         """
         prompt_list = _as_list(prompts)
         params = _params_for(prompt_list, sampling_params, self.default_params)
@@ -121,12 +120,12 @@ class LLM:
     ) -> RequestOutput:
         """Answer a conversation, given as [{"role": ..., "content": ...}, ...].
 
-        `on_overflow="drop_oldest"` leaves out the oldest messages (system messages stay) until the
-        rest fits the context; `dropped_messages` of the answer says which.
+        `on_overflow="drop_oldest"` drops the oldest messages, but no system messages, until the rest fits the
+        context. The output's `dropped_messages` lists their indices.
 
         Raises:
             UsageError: the model has no chat template, or a message is malformed.
-            PromptTooLong: the conversation does not fit.
+            PromptTooLong: the conversation does not fit the context.
         """
         ids, dropped = self.chat_prompt(messages, on_overflow)
         return replace(self.generate([ids], sampling_params, tenant=tenant)[0], dropped_messages=dropped)
@@ -134,7 +133,7 @@ class LLM:
     def chat_prompt(
         self, messages: Sequence[Message], on_overflow: Overflow = "refuse"
     ) -> tuple[list[int], list[int]]:
-        """The token ids `chat` would use, and the indices of the messages it would leave out."""
+        """The token ids `chat` would use, and the indices of the messages it would drop."""
         if on_overflow not in ("refuse", "drop_oldest"):
             raise UsageError(f"on_overflow={on_overflow!r} is not known", "use refuse or drop_oldest")
         tokenizer = self.tokenizer
@@ -147,7 +146,7 @@ class LLM:
             if fits or on_overflow == "refuse" or not droppable:
                 return ids, [i for i in range(len(messages)) if i not in kept]
             oldest, *later = droppable
-            # With its answers, so that what is left begins with the user: many templates insist on it.
+            # Drop its answers too: many templates require that a conversation starts with the user.
             answers = takewhile(lambda i: messages[i]["role"] != "user", later)
             for i in [oldest, *answers]:
                 kept.remove(i)
@@ -159,10 +158,10 @@ class LLM:
         *,
         tenant: str | None = None,
     ) -> TextIterator:
-        """Complete one prompt piece by piece; the pieces joined are the completion's text.
+        """Complete one prompt and return an iterator over pieces of its text.
 
         Raises:
-            UsageError, PromptTooLong, KVCapacityError: at once, before the first piece.
+            UsageError, PromptTooLong, KVCapacityError: raised by this call, not by the iterator.
         """
         params = self.default_params if sampling_params is None else sampling_params
         if isinstance(params, SamplingParams) and params.n != 1:
@@ -177,17 +176,18 @@ class LLM:
         return stream
 
     def logits(self, token_ids: Sequence[int]) -> Tensor:
-        """Raw scores after each token, through the paged prefill path.
+        """Compute the raw logits after each token, with the paged prefill path.
 
         Args:
-            token_ids: taken as they are; no BOS is added.
+            token_ids: used unchanged; no BOS is added.
 
         Returns:
-            float32 [len(token_ids), vocab_size]; row i scores the token that follows token i.
+            float32 [len(token_ids), vocab_size] on the CPU; row i scores the token that follows token i.
 
         Raises:
-            UsageError: a bad id, or a result above 1 GiB.
-            PromptTooLong, OutOfBlocks: more tokens than the context, or than the free blocks hold.
+            UsageError: an id is out of range, or the result would be larger than 1 GiB.
+            PromptTooLong: more tokens than the context holds.
+            OutOfBlocks: more tokens than the free blocks hold.
         """
         return self.engine.logits(token_ids)
 
@@ -214,22 +214,22 @@ class LLM:
     def _feed(
         self, ticket: Ticket, prompts: list[list[int]], params: list[SamplingParams], tenant: str | None
     ) -> None:
-        """Submit prompts from the first that is not yet submitted, until the queue is full."""
+        """Submit the prompts that are not yet submitted, until the queue is full."""
         with suppress(QueueFull):
             while (number := len(ticket.ids)) < len(prompts):
                 self._delivery.submit(ticket, prompts[number], params[number], tenant)
 
     def _abandon(self, ticket: Ticket) -> None:
-        """End what is still running, so that its blocks are free for the next call."""
+        """End the requests that still run, so that their blocks are free for the next call."""
         self._delivery.drop(ticket)
-        with suppress(Exception):  # the first exception is the one to report
+        with suppress(Exception):  # the caller gets the first exception
             self._delivery.step()
 
 
 class TextIterator(Iterator[str]):
-    """Pieces of one completion. Dropping it ends the request.
+    """Iterates over pieces of the text of one completion. Dropping the iterator ends the request.
 
-    A request that ends with an error gives its text first; then the iteration raises that error.
+    If the request ends with an error, the iterator yields the remaining text and then raises the error.
     """
 
     def __init__(self, delivery: Delivery, ticket: Ticket) -> None:
@@ -243,7 +243,7 @@ class TextIterator(Iterator[str]):
 
     @property
     def output(self) -> RequestOutput | None:
-        """The answer so far; None before the first step."""
+        """The output so far; None before the first step."""
         return self._ticket.outputs.get(self.request_id)
 
     def __next__(self) -> str:
@@ -255,37 +255,37 @@ class TextIterator(Iterator[str]):
 
     @property
     def result(self) -> RequestOutput:
-        """The finished answer; runs the request to its end if it is not there yet."""
+        """The finished output; this runs the request to its end if necessary."""
         while (output := self.output) is None or not output.finished:
             self._wait()
         return output
 
     def close(self) -> str:
-        """End the request now, if it is running; returns the text not yet given out."""
+        """End the request, if it is running; return the text that has not been yielded."""
         self._delivery.drop(self._ticket)
         return self._take() if self.result else ""
 
     def _take(self) -> str:
-        """Text that has come since the last call."""
+        """The new text since the last call."""
         text = output.text if (output := self.output) else ""
         piece, self._given = text[self._given :], len(text)
         return piece
 
     def _wait(self) -> None:
-        """Until there is a newer output than this one."""
+        """Wait for a newer output."""
         seen = self.output
         self._delivery.advance(lambda: self.output is not seen)
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise UsageError("a stream cannot be copied or pickled", "its text so far is in stream.output")
+        raise UsageError("a stream cannot be copied or pickled", "read its text so far from stream.output")
 
     def __del__(self) -> None:
-        if hasattr(self, "_ticket"):  # not where an interrupt came before it was made
+        if hasattr(self, "_ticket"):  # an interrupt may have come before __init__ set it
             self._delivery.drop(self._ticket)  # takes no lock
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt (text, or a list of ids) or a list of prompts, as a list of prompts."""
+    """Make a list of prompts from one prompt (text or a list of ids) or a list of prompts."""
     if isinstance(prompts, str):
         return [prompts]
     if not isinstance(prompts, list | tuple):
@@ -304,7 +304,7 @@ def _params_for(
         return [given or default] * len(prompts)
     if not isinstance(given, list | tuple) or len(given) != len(prompts):
         raise UsageError(
-            f"sampling_params must be one SamplingParams, or {len(prompts)}: one for each prompt"
+            f"sampling_params must be one SamplingParams or a list of {len(prompts)}, one for each prompt"
         )
     return list(given)
 
@@ -312,7 +312,7 @@ def _params_for(
 def _checked_ids(
     engine: Engine, index: int, prompt: Prompt, params: SamplingParams, tenant: str | None
 ) -> list[int]:
-    """Token ids of one prompt of many, checked; an error names its index."""
+    """Check prompt number `index` and return its token ids. An error message begins with the index."""
     try:
         return engine.check_request(prompt, params, tenant)
     except MinillmError as error:

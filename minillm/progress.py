@@ -1,8 +1,8 @@
-"""Progress bars on stderr, drawn by rich, and only where stderr is a terminal.
+"""Progress bars on stderr, drawn by rich; shown only if stderr is a terminal.
 
-A bar that nobody asked for (loading, compiling) is status, as is a log record of level INFO: it shows where
-the logger `minillm` does. So the library is silent unless logging is configured, and the command line,
-which configures it, shows bars unless `--quiet` is given.
+The bars for loading and compiling are status messages, like log records of level INFO: they are shown only if
+the logger `minillm` lets INFO through. So the library is silent unless the program configures logging. The
+command line configures it, so it shows bars unless `--quiet` is given.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from rich.progress import (
 
 
 class Bar:
-    """A bar that counts to `total`; silent when disabled or when stderr is no terminal.
+    """A bar that counts to `total`. It is not shown if it is disabled or stderr is not a terminal.
 
-    It appears with the first update, so that what fails before shows nothing. `enabled=None` enables it where
-    the logger `minillm` lets INFO through.
+    It appears at the first update, so nothing is shown if the work fails before that. `enabled=None` shows it
+    only if the logger `minillm` lets INFO through.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Bar:
         self._task = self._bar.add_task(title, total=total or None)
 
     def update(self, done: int, total: int | None = None) -> None:
-        """Show `done` of the total."""
+        """Show that `done` of `total` units are done."""
         self._bar.start()
         self._bar.update(self._task, completed=done, total=total or self._total or None)
 

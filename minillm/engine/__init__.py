@@ -1,1 +1,1 @@
-"""Requests in, answers out: scheduling over the KV memory, and a step in four phases."""
+"""The engine: it queues requests, schedules them over the KV memory, and runs steps of four phases."""

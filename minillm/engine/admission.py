@@ -1,8 +1,8 @@
-"""What can be known of a request before it runs: whether it can be served at all, and how far.
+"""The checks a request must pass before it is queued.
 
-A request that could never be served, even on an empty engine, is refused here with a typed error
-and never queued. Limits that only cut it short (context, pool) cap `max_tokens` instead. Neither
-looks at who else is running: an answer's length never depends on its neighbours.
+A request that does not fit even an empty engine is refused here with a typed error and is never queued.
+A request that fits but asks for too many tokens is accepted: the context and the pool size cap its
+`max_tokens`. Both checks ignore the other requests, so the length of an answer never depends on them.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def check_request(
     params: SamplingParams,
     tenant: str | None = None,
 ) -> list[int]:
-    """The prompt's token ids, if a request with `params` could be served on an empty engine.
+    """Return the prompt's token ids, if an empty engine could serve a request with `params`.
 
     Raises:
-        UsageError: empty, not text or ids, an id out of range, more samples than sequences,
-            a tenant that is no text.
-        PromptTooLong: no token fits behind it in the context.
-        KVCapacityError: prompt and one token (of each sample) are more than the whole pool.
+        UsageError: the prompt is empty or is neither text nor token ids, an id is out of range,
+            `n` is more than the sequences that can run at once, or the tenant is not text.
+        PromptTooLong: the prompt leaves no room in the context for one more token.
+        KVCapacityError: the prompt and one token per sample need more blocks than the whole pool has.
     """
     if not isinstance(params, SamplingParams):
         raise UsageError(f"sampling_params must be SamplingParams, not {params!r}")
@@ -44,7 +44,8 @@ def check_request(
     if len(ids) + 1 > model.max_model_len:
         full = model.max_model_len == model.config.context_limit
         raise PromptTooLong(
-            f"the prompt has {len(ids)} tokens; with one to generate the context holds {model.max_model_len}",
+            f"the prompt has {len(ids)} tokens and needs room for one more; "
+            f"the context holds {model.max_model_len}",
             "shorten the prompt" if full else "shorten the prompt or raise max_model_len",
         )
     if params.n > max_running(config):
@@ -59,7 +60,7 @@ def check_request(
 
 
 def _check_tenant(tenant: str | None) -> None:
-    """A tenant is part of the prefix cache's keys, so it must be text that can be encoded."""
+    """Check that the tenant can be encoded: it is part of the prefix cache's keys."""
     if tenant is None:
         return
     if not isinstance(tenant, str):
@@ -75,7 +76,7 @@ def _check_tenant(tenant: str | None) -> None:
 def capped_max_tokens(
     prompt_len: int, params: SamplingParams, max_model_len: int, num_blocks: int, block_size: int
 ) -> int:
-    """`max_tokens`, or as many as context and whole pool hold behind the prompt."""
+    """Return `max_tokens`, capped by what the context and the whole pool can hold after the prompt."""
     shared = prompt_len // block_size
     per_sample = (num_blocks - shared) // params.n
     pool_tokens = (shared + per_sample) * block_size
@@ -90,7 +91,10 @@ def make_request(
     parts: Parts,
     pool: BlockPool,
 ) -> Request:
-    """A checked request, not yet submitted. Asks the detokenizer part, so no lock may be held."""
+    """Make a request from checked arguments; it is not submitted yet.
+
+    Calls the `detokenizer` part, which is foreign code: the caller must not hold a lock.
+    """
     max_tokens = capped_max_tokens(len(ids), params, model.max_model_len, pool.num_blocks, pool.block_size)
     sequences = [
         Sequence(

@@ -1,12 +1,14 @@
-"""An engine put together: from a model, its configuration and parts to objects that work together.
+"""Builds the objects of an engine from a model, a configuration and the parts.
 
     Parts --> ops --> decoder --> runner (cache tensors) --> worker
     config --> pool --> KV manager --> scheduler
     drafter, controller --> speculation         sampler, rule --> verification (in the worker)
 
-draft_model  a folder, "auto"    DraftModel over KV tensors of its own, under the target's block ids
-             "ngram"             NgramDrafter
-parts        drafter             anybody's
+Where the drafter comes from:
+
+    draft_model=folder or "auto"     DraftModel; it has its own KV tensors, indexed by the target's block ids
+    draft_model="ngram"              NgramDrafter
+    parts={"drafter": ...}           the reader's own
 """
 
 from __future__ import annotations
@@ -50,7 +52,10 @@ from minillm.worker.worker import Sampler, Worker, WorkerParts
 
 @dataclass(frozen=True)
 class Machinery:
-    """What runs the model: the worker, what drafts for it, and how many blocks its cache has."""
+    """What runs the model: the worker, the speculation that drafts for it, and the size of the KV cache.
+
+    `rejects`: drafts are verified by rejection sampling.
+    """
 
     model: LoadedModel
     worker: Worker
@@ -60,11 +65,11 @@ class Machinery:
 
 
 def assemble(model: LoadedModel, draft: LoadedModel | None, config: EngineConfig, parts: Parts) -> Machinery:
-    """Everything below the engine, with `parts` in their places.
+    """Build everything below the engine, using `parts`.
 
     Raises:
-        KVCapacityError: the memory does not hold one block.
-        UsageError: drafts longer than the context, or a part that would never be asked.
+        KVCapacityError: `kv_memory` does not hold one block.
+        UsageError: drafts are longer than the context, or a part would never be used.
     """
     if parts.replaces_ops:
         ops = SwappedOps(
@@ -77,7 +82,7 @@ def assemble(model: LoadedModel, draft: LoadedModel | None, config: EngineConfig
     rejects = config.draft_verification == "rejection"
     if parts.verify_draft and not rejects:
         raise UsageError(
-            "part 'verify_draft' is asked in rejection sampling only", 'set draft_verification="rejection"'
+            "part 'verify_draft' is used only in rejection sampling", 'set draft_verification="rejection"'
         )
     token_bytes = sum(m.config.kv_bytes_per_token(m.dtype.itemsize) for m in (model, draft) if m)
     num_blocks = num_blocks_for(token_bytes, config, model.device, model.max_model_len)
@@ -100,7 +105,7 @@ def assemble(model: LoadedModel, draft: LoadedModel | None, config: EngineConfig
 
 
 def make_pool(parts: Parts, num_blocks: int, block_size: int) -> BlockPool:
-    """An empty pool, of the engine's kind or a reader's."""
+    """Make an empty pool with the `block_pool` part; a replaced part's pool is checked."""
     made: BlockPool = require_methods("block_pool", parts.block_pool(num_blocks, block_size))
     if parts.block_pool is not BlockPool:
         made = cast(BlockPool, CheckedPool(made))
@@ -108,7 +113,7 @@ def make_pool(parts: Parts, num_blocks: int, block_size: int) -> BlockPool:
 
 
 def make_scheduler(parts: Parts, config: EngineConfig, memory: KVCacheManager, events: Events) -> Scheduler:
-    """A scheduler with nothing to do, of the engine's kind or a reader's."""
+    """Make an empty scheduler with the `scheduler` part."""
     made: Scheduler = require_methods("scheduler", parts.scheduler(config, memory, events))
     return made
 
@@ -116,7 +121,7 @@ def make_scheduler(parts: Parts, config: EngineConfig, memory: KVCacheManager, e
 def make_memory(
     num_blocks: int, parts: Parts, config: EngineConfig, events: Events, envelopes: tuple[str, str | None]
 ) -> KVCacheManager:
-    """The KV manager over an empty pool. `envelopes`: KV digests of the model, and of the draft model."""
+    """Make the KV manager over an empty pool. `envelopes`: KV digests of the model and of the draft model."""
     return KVCacheManager(
         make_pool(parts, num_blocks, config.block_size),
         envelopes[0],
@@ -130,7 +135,7 @@ def make_memory(
 def _make_speculation(
     model: LoadedModel, draft: LoadedModel | None, config: EngineConfig, parts: Parts, num_blocks: int
 ) -> Speculation | None:
-    """What adds drafts to the engine's decode steps; None where nothing drafts."""
+    """Make the speculation of the decode steps, or None if there is no drafter."""
     drafter = _make_drafter(model, draft, config, parts, num_blocks)
     if drafter is None:
         return None

@@ -1,9 +1,9 @@
-"""From a plan to a step: blocks are taken, then everything the worker needs is written down as plain data.
+"""Turns a plan into the worker's input: allocates the blocks, then describes the step as plain data.
 
-    StepPlan --reserve--> tables with room --propose--> drafts --make_input--> StepInput
+    StepPlan --reserve--> block tables with room --propose--> drafts --make_input--> StepInput
 
-Every change of a block table happens in `reserve`, before anything is computed. What was planned fits, so a
-failure here is a fault of the scheduler or of a replaced part, not of a request.
+`reserve` makes every change to a block table before anything is computed. The scheduler has counted the
+blocks, so the plan fits. A failure here is a fault of the scheduler or of a replaced part, not of a request.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.scheduler import StepPlan
 from minillm.engine.sequence import Sequence
 from minillm.ops.sampling import ACCEPT, REPLACE, SamplingBatch
-from minillm.speculation.lookahead import Leave
+from minillm.speculation.lookahead import LookaheadBudget
 from minillm.speculation.proposal import Lookahead, Proposal
 from minillm.worker.step import Copy, DecodeRow, DraftRows, Draws, PrefillChunk, StepInput
 
 
 @dataclass
 class PlannedStep:
-    """A plan on its way through the engine.
+    """A plan and what has been prepared for it so far.
 
-    `starting` are the sequences that get their first token: those whose prefill ends, each followed by its
-    samples. `lookaheads` and `proposals` have an entry for each decoding sequence, or none where nobody looks
-    ahead.
+    `starting`: the sequences that get their first token in this step. These are the sequences whose prefill
+    ends, each followed by its forks. `lookaheads` and `proposals`: one entry per decoding sequence, or empty
+    if the step is not speculative.
     """
 
     plan: StepPlan
@@ -38,25 +38,25 @@ class PlannedStep:
 
     @property
     def is_speculative(self) -> bool:
-        """Whether anything was drafted."""
+        """Whether the step has at least one draft."""
         return any(proposal.branches for proposal in self.proposals)
 
     @property
     def forks(self) -> list[Sequence]:
-        """Samples that have been given blocks in this step."""
+        """The forks that got blocks in this step."""
         return [fork for sequence in self.starting for fork in sequence.forks]
 
 
-def reserve(step: PlannedStep, memory: KVCacheManager, leaves: List[Leave]) -> None:
-    """Take every block the step needs. `leaves` has an entry for each decoding sequence, or none."""
+def reserve(step: PlannedStep, memory: KVCacheManager, budgets: List[LookaheadBudget]) -> None:
+    """Allocate every block the step needs. `budgets`: one entry per decoding sequence, or empty."""
     plan = step.plan
-    memory.make_room(plan.num_blocks + sum(leave.blocks for leave in leaves))
+    memory.make_room(plan.num_blocks + sum(leave.blocks for leave in budgets))
     for chunk in plan.prefill:
         memory.allocate_slots(chunk.sequence, chunk.end)
         if chunk.end == chunk.sequence.num_tokens:
             _reserve_start(step, chunk.sequence, memory)
-    if any(leave.depth for leave in leaves):
-        for sequence, leave in zip(plan.decode, leaves, strict=True):
+    if any(leave.depth for leave in budgets):
+        for sequence, leave in zip(plan.decode, budgets, strict=True):
             tables = memory.allocate_branches(sequence, sequence.num_tokens + leave.depth, leave.branches)
             step.lookaheads.append(Lookahead(sequence, leave.depth, tables))
         return
@@ -74,10 +74,10 @@ def _reserve_start(step: PlannedStep, sequence: Sequence, memory: KVCacheManager
 
 
 def make_input(step: PlannedStep, block_size: int, num_token_ids: int, rejects: bool) -> StepInput:
-    """The step as plain data. With `rejects` drafts are verified by rejection sampling."""
+    """Describe the step as plain data. `rejects`: drafts are verified by rejection sampling."""
     plan = step.plan
     made = StepInput(fork_copies=step.fork_copies, num_token_ids=num_token_ids)
-    rows = list[int]()  # of the prefill pass's logits, for each draw
+    rows = list[int]()  # for each draw, its row in the logits of the prefill pass
     for i, chunk in enumerate(plan.prefill):
         tokens = chunk.sequence.tokens(chunk.start, chunk.end)
         made.prefill.append(PrefillChunk(tokens, chunk.start, chunk.sequence.block_table.block_ids))
@@ -129,7 +129,7 @@ def _draft_rows(sequence: Sequence, lookahead: Lookahead, proposal: Proposal, re
 
 
 def _branch_copies(verify: List[DraftRows], block_size: int) -> list[Copy]:
-    """Each further branch gets its own copy of the block that its sequence fills at present."""
+    """Copies of each sequence's last, partly full block: one for every branch after the first."""
     copies = list[Copy]()
     for rows in verify:
         own, *others = rows.block_tables

@@ -4,8 +4,8 @@
                                                       --yes-> the engine
 
 If a row were missing, the rows after it would go to the wrong sequences. An id out of range would index
-outside an array. The content of a result (another token, another number) is not checked. The engine's own
-parts are not wrapped.
+outside an array. The values themselves (a different token, a different number) are not checked. The engine's
+own parts are not wrapped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from minillm.ops.sampling import SamplingBatch
 
 
 def checked_sampler(sample: Callable[..., Tensor]) -> Callable[[Tensor, SamplingBatch], Tensor]:
-    """One id of the vocabulary for each row. Whether the tokenizer has that id is the part's decision."""
+    """Require one id of the vocabulary for each row. The part may return an id that the tokenizer lacks."""
 
     def checked(logits: Tensor, batch: SamplingBatch) -> Tensor:
         tokens = sample(logits, batch)
@@ -38,7 +38,7 @@ def checked_sampler(sample: Callable[..., Tensor]) -> Callable[[Tensor, Sampling
 
 
 def checked_slots(slots: Callable[..., Sequence[int]], num_slots: int) -> Callable[..., list[int]]:
-    """A slot of the cache for each position."""
+    """Require one slot of the cache for each position."""
 
     def checked(block_table: Sequence[int], positions: Sequence[int], block_size: int) -> list[int]:
         made = slots(block_table, positions, block_size)
@@ -54,7 +54,7 @@ def checked_slots(slots: Callable[..., Sequence[int]], num_slots: int) -> Callab
 
 
 class CheckedPool:
-    """A replaced block pool. Blocks it allocates belong to nobody else: two owners would both write."""
+    """A replaced block pool. Requires that allocated blocks were free: two owners would both write them."""
 
     def __init__(self, pool: BlockPool) -> None:
         self._pool = pool
@@ -63,7 +63,7 @@ class CheckedPool:
         return getattr(self._pool, name)
 
     def allocate(self, count: int = 1) -> list[int]:
-        """`count` different blocks with one owner each."""
+        """Allocate `count` different blocks, each with one owner."""
         pool = self._pool
         made = pool.allocate(count)
         if not (
@@ -71,12 +71,12 @@ class CheckedPool:
             and all(isinstance(i, int) and 0 <= i < pool.num_blocks and pool.ref_count(i) == 1 for i in made)
             and len(made) == len(set(made)) == count
         ):
-            _refuse("block_pool", made, f"from allocate the ids of {count} blocks that were free")
+            _refuse("block_pool", made, f"the ids of {count} free blocks from allocate")
         return made
 
 
 def checked_rope(rope: Callable[..., Tensor] | None) -> Callable[..., Tensor] | None:
-    """As many numbers as it was given."""
+    """Require a result with the shape and dtype of x."""
     if rope is None:
         return None
 
@@ -87,7 +87,7 @@ def checked_rope(rope: Callable[..., Tensor] | None) -> Callable[..., Tensor] | 
 
 
 def checked_attention(attention: Callable[..., Tensor] | None) -> Callable[..., Tensor] | None:
-    """A result like q."""
+    """Require a result with the shape and dtype of q."""
     if attention is None:
         return None
 
@@ -98,7 +98,7 @@ def checked_attention(attention: Callable[..., Tensor] | None) -> Callable[..., 
 
 
 def checked_linear(linear: Callable[..., Tensor] | None) -> Callable[..., Tensor] | None:
-    """A row of outputs for each row of inputs."""
+    """Require [..., out] in the dtype of x, for x [..., in] and weight [out, in]."""
     if linear is None:
         return None
 
@@ -111,7 +111,7 @@ def checked_linear(linear: Callable[..., Tensor] | None) -> Callable[..., Tensor
 def checked_verify(
     verify: Callable[..., tuple[Tensor, Tensor]],
 ) -> Callable[[Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Tokens [n, k + 1] and how many drafted ones of each row were accepted [n]."""
+    """Require token ids [n, k + 1] and the number of accepted draft tokens of each row [n]."""
 
     def checked(
         draft: Tensor, draft_probs: Tensor | None, target_probs: Tensor, uniforms: Tensor
@@ -129,7 +129,9 @@ def checked_verify(
         ):
             shown = made[0] if is_pair else made
             _refuse(
-                "verify_draft", shown, f"ids [{count}, {depth + 1}], and [{count}] of 0 to {depth} accepted"
+                "verify_draft",
+                shown,
+                f"ids [{count}, {depth + 1}] and the accepted counts [{count}], each 0 to {depth}",
             )
         return made[0], made[1]
 
@@ -137,7 +139,7 @@ def checked_verify(
 
 
 def check_plan(plan: StepPlan) -> StepPlan:
-    """The plan of a replaced scheduler, if a step can be made of it."""
+    """Return the plan of a replaced scheduler, if it can be executed."""
     if not isinstance(plan, StepPlan):
         _refuse("scheduler", plan, "a StepPlan from schedule")
     known = set[EngineSequence]()
@@ -146,17 +148,17 @@ def check_plan(plan: StepPlan) -> StepPlan:
             _refuse_plan("plans a sequence twice, or one that has ended")
         known.add(sequence)
     if any(sequence.is_prefilling for sequence in plan.decode):
-        _refuse_plan("lets a sequence decode whose prefill is not over")
+        _refuse_plan("decodes a sequence whose prefill is not finished")
     for chunk in plan.prefill:
         if chunk.start != chunk.sequence.num_computed_tokens:
-            _refuse_plan("plans a chunk that does not begin where the computed tokens end")
+            _refuse_plan("plans a chunk that does not start at the first token not yet computed")
         if not chunk.start < chunk.end <= chunk.sequence.num_tokens:
-            _refuse_plan("plans a chunk without tokens, or beyond the sequence's")
+            _refuse_plan("plans a chunk that is empty or goes past the sequence's last token")
     return plan
 
 
 def _is_ids(tensor: object, shape: tuple[int, ...], low: int, high: int) -> bool:
-    """Whether these are integers of this shape, from `low` to below `high`."""
+    """Whether `tensor` holds integers of this shape with `low` <= value < `high`."""
     if not isinstance(tensor, Tensor) or tuple(tensor.shape) != shape:
         return False
     if tensor.is_floating_point() or tensor.is_complex():
@@ -171,7 +173,7 @@ def _like(part: str, found: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor
 
 
 def _refuse(part: str, found: object, wanted: str) -> NoReturn:
-    raise PartError(f"what part {part!r} returned cannot be used: {_described(found)}", f"return {wanted}")
+    raise PartError(f"part {part!r} returned {_described(found)}, which cannot be used", f"return {wanted}")
 
 
 def _refuse_plan(what: str) -> NoReturn:
@@ -179,7 +181,7 @@ def _refuse_plan(what: str) -> NoReturn:
 
 
 def _described(value: object) -> str:
-    """A value in a few words: no text and no numbers of somebody's request."""
+    """Describe a value by type, shape and dtype only: its content may come from a request."""
     if not isinstance(value, Tensor):
         return (
             f"a {type(value).__name__} of {len(value)}" if isinstance(value, list) else type(value).__name__

@@ -1,10 +1,10 @@
-"""What a step gave, taken over by its sequences: tokens appended, drafts rolled back, full blocks published.
+"""Applies a step's output to its sequences: append tokens, roll back drafts, publish full blocks.
 
     StepOutput --> num_computed_tokens --> append --> roll back --> publish
-                        (per sequence: each change is whole, or the sequence ends with an error)
+                        (per sequence: each change completes, or the sequence ends with an error)
 
-Nothing is computed here. A sequence whose logits were NaN or infinite, or whose detokenizer raises, ends with
-an error; the others take their tokens.
+Nothing is computed here. A sequence ends with an error if its logits are NaN or infinite, or if its
+detokenizer raises. The other sequences get their tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from minillm.worker.step import Drawn, StepOutput, VerifyResult
 
 
 class Commit:
-    """Applies step outputs. `raised` is the first exception of a detokenizer in the step at hand."""
+    """Applies step outputs. `raised`: the first exception that a detokenizer raised in the current step."""
 
     def __init__(self, memory: KVCacheManager, events: Events, eos_token_ids: tuple[int, ...]) -> None:
         self._memory, self._events, self._eos_token_ids = memory, events, eos_token_ids
@@ -31,7 +31,7 @@ class Commit:
         self.raised: Exception | None = None
 
     def apply(self, step: PlannedStep, output: StepOutput, scheduler: Scheduler) -> list[Sequence]:
-        """Take over what the step gave; returns the sequences that got a token or failed."""
+        """Apply the step's output; return the sequences that got a token or failed."""
         self.raised, changed = None, list[Sequence]()
         if output.prefill:
             changed += self._take_prefill(step, output.prefill, scheduler)
@@ -46,7 +46,7 @@ class Commit:
         return changed
 
     def _take_prefill(self, step: PlannedStep, drawn: Drawn, scheduler: Scheduler) -> list[Sequence]:
-        """Count the chunks as computed; the sequences whose prefill has ended, and their samples, begin."""
+        """Mark the chunks as computed; start the sequences whose prefill has ended, and their forks."""
         failed = list[Sequence]()
         for chunk, is_finite in zip(step.plan.prefill, drawn.finite, strict=True):
             sequence = chunk.sequence
@@ -69,7 +69,7 @@ class Commit:
         return failed + [s for s in step.starting if s not in failed]
 
     def _take_decoded(self, sequences: list[Sequence], drawn: Drawn) -> None:
-        """One token for each sequence."""
+        """Append one token to each sequence."""
         self._events.emit("decode_step", rows=len(sequences))
         for sequence, is_finite in zip(sequences, drawn.finite, strict=True):
             sequence.num_computed_tokens += 1
@@ -87,7 +87,7 @@ class Commit:
             self._report_sampled(now)
 
     def _take_verified(self, step: PlannedStep, output: StepOutput) -> None:
-        """One token for each sequence, and those drafted ones that stand; the rest is rolled back."""
+        """Append each sequence's accepted draft tokens and one more token; roll back the rest."""
         self._events.emit("decode_step", rows=len(step.plan.decode))
         now, outcomes = time.perf_counter(), list[Outcome]()
         try:
@@ -117,7 +117,7 @@ class Commit:
             )
 
     def _append_all(self, sequence: Sequence, result: VerifyResult, now: float) -> int:
-        """Append tokens until one ends the sequence; returns how many."""
+        """Append tokens until one ends the sequence; return the number appended."""
         for count, token in enumerate(result.tokens):
             self._append(sequence, token, result.logprobs[count] if result.logprobs else None, now)
             if sequence.finish_reason:
@@ -134,13 +134,13 @@ class Commit:
             self.raised = self.raised or error
 
     def _report_sampled(self, now: float) -> None:
-        """Also when the step fails: every token that was appended is in the trace."""
+        """Emit the `sample` event. It is also emitted if the step fails, so the trace has every token."""
         sampled, self._sampled = self._sampled, []
         if sampled:
             self._events.emit("sample", at=now, requests=sampled)
 
     def _fail_broken(self, sequence: Sequence) -> list[Sequence]:
-        """End a sequence whose logits are NaN or infinite; its samples cannot begin either."""
+        """End a sequence whose logits are NaN or infinite, and its forks, which cannot start."""
         ended = [sequence, *sequence.forks]
         for failed in ended:
             error = MinillmError(

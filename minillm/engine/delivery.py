@@ -1,11 +1,12 @@
-"""From the steps of one engine to several callers: every output goes to the caller that waits for it.
+"""Lets several callers share one engine: each output is delivered to the caller that waits for it.
 
     thread 1   generate   ticket [ req-0 req-1 ]  <--+
-    thread 2   stream     ticket [ req-2 ]        <--+-- deliver <-- step     whoever needs an output asks for
-    thread 2   stream     ticket [ req-3 ]        <--+                        the next step, for all of them
+    thread 2   stream     ticket [ req-2 ]        <--+-- deliver <-- step     a caller that needs an output
+    thread 2   stream     ticket [ req-3 ]        <--+                        runs the next step, for all
 
-A ticket is known weakly: what nobody waits for any more is dropped. Delivering twice is harmless, so an
-output that an interrupt left in the mailbox is delivered with the next step's.
+Tickets are held by weak references: if a caller has dropped its ticket, its outputs are dropped too.
+Delivering an output twice is harmless, so an output that an interrupt left in the mailbox is delivered with
+the outputs of the next step.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ class Ticket:
         self.finished: set[str] = set()
 
     def put(self, output: RequestOutput) -> None:
-        """Take an output of one of its requests."""
+        """Store the newest output of one of the ticket's requests."""
         self.outputs[output.request_id] = output
         if output.finished:
             self.finished.add(output.request_id)
 
 
 class Delivery:
-    """Submits to `engine` and steps it, for any number of threads."""
+    """Submits requests to `engine` and runs its steps; any number of threads may call it."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -48,13 +49,13 @@ class Delivery:
     def submit(
         self, ticket: Ticket, prompt: str | List[int], params: SamplingParams, tenant: str | None
     ) -> None:
-        """Queue a request whose outputs `ticket` gets.
+        """Queue a request; its outputs will go to `ticket`.
 
         Raises:
-            MinillmError: what `Engine.add_request` raises.
+            MinillmError: as `Engine.add_request`.
         """
-        self._engine.require_own_process()  # first: in a child the lock may be held for ever
-        with self._lock:  # no step may end the request before its ticket is known
+        self._engine.require_own_process()  # before the lock: in a forked child it may never be released
+        with self._lock:  # no step may end the request before its ticket is registered
             request_id = ""
             try:
                 request_id = self._engine.add_request(prompt, params, tenant)
@@ -65,29 +66,30 @@ class Delivery:
                 raise
 
     def drop(self, ticket: Ticket) -> None:
-        """Have the ticket's requests ended at the next step. Takes no lock: a destructor may call it."""
+        """Abort the ticket's requests at the next step. Takes no lock: a destructor may call it."""
         for request_id in ticket.ids:
             self._engine.abort_request(request_id)
 
     def advance(self, is_enough: Callable[[], bool]) -> None:
-        """One engine step, unless another thread's step has already brought enough.
+        """Run one engine step, unless a step of another thread has already delivered enough.
 
         Raises:
-            MinillmError: the engine has nothing to do, so what is waited for has ended unseen.
+            MinillmError: the engine has no unfinished requests, so another caller has received the output.
         """
         self._engine.require_own_process()
         with self._lock:
-            self._deliver()  # what an interrupt has left
+            self._deliver()  # outputs that an interrupt left in the mailbox
             if is_enough():
                 return
             if not self._engine.has_unfinished_requests():
                 raise MinillmError(
-                    "a request ended unseen", "use the LLM, or step its engine, but not both at once"
+                    "another caller took the output of a request",
+                    "use the LLM or step its engine, but not both at once",
                 )
             self.step()
 
     def step(self) -> None:
-        """One engine step; its outputs are delivered, whichever thread asked for the step."""
+        """Run one engine step and deliver its outputs to all tickets."""
         self._engine.require_own_process()
         with self._lock:
             try:

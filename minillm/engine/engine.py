@@ -1,15 +1,14 @@
-"""The engine: takes requests, runs steps, hands out answers.
+"""The engine: takes requests, runs steps, returns outputs.
 
     add_request --> incoming --> scheduler --> StepPlan --> StepInput --> worker --> StepOutput --> commit
     (any thread)    (a lock)     (one step at a time)       plain data               plain data
     abort_request ---^
 
-`add_request` checks everything that can be known about a request, so that what enters the queue
-will be served. `step` is the whole engine: apply cancellations, then schedule, reserve, run, commit
-(`stepping.py`).
+`add_request` checks a request completely before it is queued, so every queued request can be served. `step`
+is the whole engine: end aborted and overdue requests, then schedule, reserve, run, commit (`stepping.py`).
 
-Foreign code (parts, listeners) never runs while the lock is held, and events are delivered when a step is
-over. A step that fails, by an exception or by Ctrl-C, is recovered from before the engine does anything else
+Foreign code (parts, listeners) never runs while the lock is held. Events are delivered at the end of a step.
+If a step fails, by an exception or by Ctrl-C, the engine recovers before it does anything else
 (`recovery.py`).
 """
 
@@ -67,7 +66,7 @@ class Engine:
         self._stepper = Stepper(machinery, self.memory, commit)
         self._turn = Turn()
         self._registry = Registry(config, self.events)
-        self._outbox: dict[str, RequestOutput] = {}  # made, and not yet handed out
+        self._outbox: dict[str, RequestOutput] = {}  # outputs that `step` has not returned yet
 
     @property
     def pool(self) -> BlockPool:
@@ -82,17 +81,17 @@ class Engine:
         params: SamplingParams | None = None,
         tenant: str | None = None,
     ) -> str:
-        """Queue a request; its id is what `step`'s outputs and `abort_request` name it by.
+        """Queue a request and return its id. Outputs carry the id, and `abort_request` takes it.
 
         Args:
-            prompt: text, or token ids taken as they are.
-            params: None takes the model's generation_config.json.
-            tenant: shares cached blocks with requests of the same tenant only; None is a tenant too.
+            prompt: text, or token ids, which are used unchanged.
+            params: None means the values of the model's generation_config.json.
+            tenant: cached blocks are shared only with requests of the same tenant; None is a tenant too.
 
         Raises:
-            UsageError, PromptTooLong, KVCapacityError: it could never be served; nothing is queued.
-            QueueFull: try again once requests have finished.
-            ForkedEngine: this is a child of the process that made the engine.
+            UsageError, PromptTooLong, KVCapacityError: the request could never be served; nothing is queued.
+            QueueFull: the queue is full; try again after requests have finished.
+            ForkedEngine: this process was forked from the process that made the engine.
         """
         self._turn.require_own_process()
         params = self.model.default_params if params is None else params
@@ -107,20 +106,20 @@ class Engine:
             self.events.deliver()
             raise
         except BaseException:
-            if request is not None:  # nobody will know its id
+            if request is not None:  # the caller never gets its id
                 self.abort_request(request.request_id)
             raise
         return request.request_id
 
     def abort_request(self, request_id: str) -> None:
-        """End a request at the next step, keeping its text. Unknown or finished ids are ignored.
+        """End a request at the next step and keep its text. Unknown and finished ids are ignored.
 
-        Takes no lock: a destructor may call it at any line of any thread.
+        Takes no lock: a destructor may call it, and may interrupt any thread at any line.
         """
         self._registry.abort(request_id)
 
     def require_own_process(self) -> None:
-        """Raises ForkedEngine in a child of the process that made the engine."""
+        """Raise ForkedEngine if this process was forked from the process that made the engine."""
         self._turn.require_own_process()
 
     def has_unfinished_requests(self) -> bool:
@@ -129,9 +128,11 @@ class Engine:
         return bool(self._registry.live or self._outbox)
 
     def stats(self) -> dict[str, int]:
-        """Requests waiting to start, and started (preempted ones too); blocks in all, used, and free.
+        """Count requests and blocks.
 
-        `cached_blocks` of the free ones hold content that the prefix cache can find.
+        `waiting`: requests that have not started. `running`: requests that have started, including preempted
+        ones. `num_blocks` = `used_blocks` + `free_blocks`. `cached_blocks`: the free blocks whose content the
+        prefix cache can still find.
         """
         self._turn.require_own_process()
         waiting, running = self._registry.counts()
@@ -148,53 +149,55 @@ class Engine:
     def check_request(
         self, prompt: str | List[int], params: SamplingParams, tenant: str | None = None
     ) -> list[int]:
-        """The prompt's token ids; raises what `add_request` would, except `QueueFull`."""
+        """Return the prompt's token ids. Raises the errors of `add_request`, except `QueueFull`."""
         return check_request(self.model, self.config, self.pool.num_blocks, prompt, params, tenant)
 
     # One thread at a time -------------------------------------------------------------------
 
     def step(self) -> list[RequestOutput]:
-        """Run one step; return the state of every request that got a token or ended in it.
+        """Run one step; return an output for every request that got a token or ended in this step.
 
-        An exception out of a part ends the requests it concerns with that error and goes on to the caller; an
-        interrupt leaves every request as it was. Outputs that were ready come with the next step.
+        If a part raises, the affected requests end with that error, and the exception is raised again here.
+        After an interrupt (Ctrl-C) every request continues as before. In both cases outputs that were ready
+        are returned by the next step.
 
         Raises:
-            EngineBusy: called by a part or a listener, in the middle of a step.
-            ForkedEngine: this is a child of the process that made the engine.
+            EngineBusy: a part or a listener called it in the middle of a step.
+            ForkedEngine: this process was forked from the process that made the engine.
         """
         mailbox: dict[str, RequestOutput] = {}
         try:
             self.step_into(mailbox)
             ready = list(mailbox.values())
         except BaseException:
-            for request_id, output in mailbox.items():  # for the next step, which may know better
-                self._outbox.setdefault(request_id, output)
+            for request_id, output in mailbox.items():
+                self._outbox.setdefault(request_id, output)  # an output already there is newer
             raise
         return ready
 
     def step_into(self, mailbox: dict[str, RequestOutput]) -> None:
-        """As `step`; outputs are put into `mailbox` by request id, so that an interrupt loses none."""
+        """Run one step and put the outputs into `mailbox`, by request id, so that an interrupt loses none."""
 
-        def step_and_hand_out() -> None:
+        def step_and_return() -> None:
             self._step()
             mailbox.update(self._outbox)
             self._outbox.clear()
 
-        self._turn.run(step_and_hand_out)
+        self._turn.run(step_and_return)
 
     def logits(self, token_ids: List[int]) -> Tensor:
-        """Raw scores after each token, through the paged prefill path; no cached prefix is used.
+        """Compute the raw logits after each token, with the paged prefill path and without cached prefixes.
 
         Args:
-            token_ids: taken as they are; no BOS is added.
+            token_ids: used unchanged; no BOS is added.
 
         Returns:
             float32 [len(token_ids), vocab_size] on the CPU; row i scores the token that follows token i.
 
         Raises:
-            UsageError: a bad id, or a result above 1 GiB.
-            PromptTooLong, OutOfBlocks: more tokens than the context, or than the free blocks hold.
+            UsageError: an id is out of range, or the result would be larger than 1 GiB.
+            PromptTooLong: more tokens than the context holds.
+            OutOfBlocks: more tokens than the free blocks hold.
         """
         ids = check_logits(self.model, token_ids)
         try:
@@ -208,7 +211,7 @@ class Engine:
     def _step(self) -> None:
         try:
             if not self._registry.live and (self._outbox or self.events.is_holding):
-                with suppress(Exception):  # an earlier step raised, and a part may raise for ever
+                with suppress(Exception):  # an earlier step has raised; a part may raise again every time
                     self._recover_unfinished()
                 return
             self._recover_unfinished()
@@ -224,7 +227,7 @@ class Engine:
             raise raised
 
     def _begin(self) -> None:
-        """A step begins: until `events.release` it counts as unfinished."""
+        """Begin a step. It counts as unfinished until `events.release` is called."""
         self._stepper.begin()
         requests = self._registry.requests() if self.events.listeners else []
         self.events.hold({r.request_id: sum(s.num_block_references for s in r.sequences) for r in requests})
@@ -239,7 +242,7 @@ class Engine:
         self._report(started)
 
     def _take_incoming(self) -> set[str]:
-        """Hand new requests to the scheduler; end aborted and overdue ones, and return their ids."""
+        """Give new requests to the scheduler. End aborted and overdue requests and return their ids."""
         now, live, aborted = time.perf_counter(), self._registry.requests(), self._registry.aborted()
         ended = set[str]()
         for request in live:
@@ -260,7 +263,7 @@ class Engine:
         return request.request_id
 
     def _collect(self, request_ids: set[str]) -> None:
-        """Outputs of the changed requests; finished ones give their blocks back and are forgotten."""
+        """Make outputs of the changed requests. Free the blocks of finished ones and remove them."""
         now = time.perf_counter()
         for request in self._registry.select(request_ids):
             for sequence in request.sequences:
@@ -273,7 +276,7 @@ class Engine:
                 self._registry.remove(request.request_id)
 
     def _report(self, started: float) -> None:
-        """The event that ends a step."""
+        """Emit the event that ends a step."""
         if self.events.listeners:
             plan, running = self._stepper.step.plan, self.scheduler.running
             fields = step_fields(plan, running, self.stats(), self.config.block_size)
@@ -286,47 +289,45 @@ class Engine:
         try:
             return compute_logits(self.worker, self.memory, self.events, ids, self.config.prefill_chunk)
         finally:
-            if (
-                self.memory.available == available
-            ):  # every block has come back; otherwise the next step recovers
+            if self.memory.available == available:  # all blocks are back; otherwise the next step recovers
                 self.events.release()
 
     # A failed step --------------------------------------------------------------------------
 
     def _recover_unfinished(self) -> None:
-        """An interrupt cut off the recovery of an earlier step, or came in the middle of `logits`."""
+        """Recover, if an interrupt came during an earlier recovery or during `logits`."""
         if self.events.is_holding:
             self._start_again([], None)
             self.events.release()
 
     def _recover(self, error: BaseException) -> None:
-        """Make the engine whole after a step has failed with `error`."""
+        """Bring the engine back to a consistent state after a step has failed with `error`."""
         if not self.events.is_holding:
             return
         live = self._registry.requests()
-        blamed = self._stepper.blamed(error, self.scheduler, live)
+        affected = self._stepper.affected(error, self.scheduler, live)
         if self._stepper.phase != "run":
-            self._start_again(blamed, error)
+            self._start_again(affected, error)
         elif isinstance(error, Exception):
-            give_up(live, blamed, error)
-            self._collect({s.request_id for s in blamed})
+            give_up(live, affected, error)
+            self._collect({s.request_id for s in affected})
         else:
             put_back(self._stepper.step, self.scheduler, self.memory, self.events)
         self.events.release()
 
-    def _start_again(self, blamed: List[Sequence], error: BaseException | None) -> None:
+    def _start_again(self, affected: List[Sequence], error: BaseException | None) -> None:
         live = self._registry.requests()
         try:
             pool = make_pool(self.parts, self.pool.num_blocks, self.config.block_size)
             scheduler = partial(make_scheduler, self.parts, self.config, self.memory, self.events)
-            self.scheduler = start_again(live, blamed, error, self.memory, pool, scheduler)
+            self.scheduler = start_again(live, affected, error, self.memory, pool, scheduler)
             self._collect({r.request_id for r in live if any(s.finish_reason for s in r.sequences)})
-        except Exception as failure:  # a part's: nobody can be served until it does what it should
+        except Exception as failure:  # raised by a part: without it no request can be served
             self._end_all(live, failure)
             raise
 
     def _end_all(self, live: List[Request], error: Exception) -> None:
-        """Everything ends with `error`; their blocks are those of a pool that is given up."""
+        """End all requests with `error`. Their blocks are not freed: the pool is no longer used."""
         for request in live:
             request.fail(error)
             self._outbox[request.request_id] = snapshot(request, self.envelope, time.perf_counter())

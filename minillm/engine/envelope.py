@@ -1,8 +1,8 @@
-"""What an output depends on, as digests: two equal envelopes and equal seeds mean equal tokens.
+"""Digests of everything an output depends on. Equal envelopes and equal seeds give equal tokens.
 
-The *KV envelope* is everything that decides the content of a cache block: weights, config, rope,
+The *KV envelope* covers everything that decides the content of a cache block: weights, config, rope,
 dtype, kernels, block layout. The *execution envelope* adds what turns logits into text: tokenizer,
-chat template, engine seed. (Sampling parameters travel with each output.)
+chat template, engine seed. Sampling parameters are not in it; they belong to the request.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from minillm.version import __version__
 
 
 def digest(fields: Mapping[str, Any]) -> str:
-    """SHA-256 of the fields, order-independent."""
+    """SHA-256 of the fields; their order does not matter."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def make_envelope(
     model: LoadedModel, engine: EngineConfig, draft: LoadedModel | None = None
 ) -> dict[str, str]:
-    """`{"kv": digest, "execution": digest, ...}` and, readable beside them, what most often differs.
+    """Return `{"kv": digest, "execution": digest, ...}` and the fields that differ most often as plain text.
 
-    A draft changes nothing under coupled verification; under rejection it decides which tokens are drawn.
+    The draft model is part of the envelope only under rejection sampling, where it decides which tokens are
+    drawn. Under coupled verification it does not change the output.
     """
     config = asdict(model.config)
-    del config["sources"]  # where a value was written down does not change what it does
+    del config["sources"]  # the file a value was read from has no effect
     readable = {
         "backend": model.decoder.ops.name,
         "kernels": model.decoder.ops.kernel_set,

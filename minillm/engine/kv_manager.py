@@ -1,21 +1,22 @@
-"""The one interface to the KV memory: blocks allocated, shared, rolled back, freed, published.
+"""The only interface to the KV memory: it allocates, shares, rolls back, frees and publishes blocks.
 
-    num_blocks = used by sequences | unused, but findable (prefix cache) | free
-                                     `------------ available -----------'
+    num_blocks = used by sequences | unused, but in the prefix cache | free
+                                     `---------- available ---------'
 
 Only this object changes a sequence's block table or a block's state, and only it emits the events about them.
-So "is there room" has one answer, every change can be followed, and a change that fails undoes itself.
+So "is there room" has one answer, every change is in the trace, and a method that fails changes nothing.
 
-    start_from          a new sequence begins with blocks that the prefix cache has
-    allocate_slots      room for more tokens of a sequence
-    allocate_branches   room for several futures of a sequence
-    fork                another sequence over the same tokens
-    rollback            back to the tokens that stand
-    publish             full, computed blocks become findable
-    free                everything is given back
+    start_from          let a new sequence start with blocks from the prefix cache
+    allocate_slots      make room for more tokens of a sequence
+    allocate_branches   make room for several draft branches of a sequence
+    fork                let another sequence share the same tokens
+    rollback            keep the accepted tokens, free the blocks after them
+    publish             put full, computed blocks into the prefix cache
+    free                free all blocks of a sequence
 
-A draft model keeps its keys and values under the same block ids, and may be behind: `sequence.draft` says how
-far they are written, `CachedBlock.draft` whether a cached block has any.
+A draft model stores its keys and values under the same block ids and may have computed fewer tokens than the
+target. `sequence.draft` counts the tokens it has computed. `CachedBlock.draft` says whether a cached block
+holds keys and values of the draft model.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ MakeCache = Callable[[BlockPool], PrefixCache]
 
 
 class KVCacheManager:
-    """Blocks for sequences. `cache` is None where prefix caching is off; `draft` names the draft model."""
+    """Manages the blocks of all sequences.
+
+    `cache` is None if prefix caching is off. `draft` is the KV envelope of the draft model, if there is one.
+    """
 
     def __init__(
         self,
@@ -49,24 +53,24 @@ class KVCacheManager:
         self._make_cache = make_cache
         self.cache = make_cache(pool) if prefix_caching else None
 
-    # What there is --------------------------------------------------------------------------
+    # Counting -------------------------------------------------------------------------------
 
     @property
     def num_unused(self) -> int:
-        """Blocks held by the prefix cache alone."""
+        """Blocks that only the prefix cache owns."""
         return self.cache.num_unused if self.cache else 0
 
     @property
     def available(self) -> int:
-        """Blocks that can be had: free ones, and findable ones that nobody uses."""
+        """Blocks that can be allocated: free ones, and cached ones that no sequence uses."""
         return self.pool.num_free + self.num_unused
 
     def shortage(self, sequence: Sequence, num_tokens: int) -> int:
-        """Blocks the sequence must still get to hold `num_tokens` tokens."""
+        """The number of blocks that the sequence still needs in order to hold `num_tokens` tokens."""
         return max(0, blocks_for(num_tokens, self.pool.block_size) - len(sequence.block_table.block_ids))
 
     def match(self, sequence: Sequence) -> list[CachedBlock]:
-        """Cached blocks the sequence could start from. At least one token is left to compute."""
+        """Find the cached blocks the sequence can start from. At least one token is left to compute."""
         if self.cache is None:
             return []
         size = self.pool.block_size
@@ -79,19 +83,19 @@ class KVCacheManager:
         return found
 
     def available_without(self, blocks: Iterable[CachedBlock]) -> int:
-        """What could be had besides these blocks, once they are taken."""
+        """Blocks that can still be allocated after these cached blocks have been acquired."""
         cache = self.cache
         return self.available - (sum(cache.is_unused(block) for block in blocks) if cache else 0)
 
-    # Taking ---------------------------------------------------------------------------------
+    # Allocating -----------------------------------------------------------------------------
 
     def open(self, sequences: Iterable[Sequence]) -> None:
-        """Give new sequences an empty table each, of the pool there is now."""
+        """Give each new sequence an empty table over the current pool."""
         for sequence in sequences:
             sequence.block_table = BlockTable(self.pool)
 
     def start_from(self, sequence: Sequence, blocks: list[CachedBlock]) -> None:
-        """Let a sequence without blocks begin with `blocks`, as if it had computed them."""
+        """Let a sequence without blocks start with the cached `blocks`, as if it had computed them."""
         if not blocks or self.cache is None:
             return
         sequence.block_table.block_ids = self._acquire(self.cache, blocks)
@@ -103,7 +107,7 @@ class KVCacheManager:
         self._events.emit("share", sequence.request_id, blocks=len(blocks))
 
     def _acquire(self, cache: PrefixCache, blocks: list[CachedBlock]) -> list[int]:
-        """The blocks' ids, each with one owner more."""
+        """Add one owner to each block; return the block ids."""
         ids = cache.acquire(blocks)
         is_right = isinstance(ids, list) and len(ids) == len(blocks)
         is_right = is_right and all(isinstance(i, int) and 0 <= i < self.pool.num_blocks for i in ids)
@@ -111,7 +115,7 @@ class KVCacheManager:
         return ids
 
     def make_room(self, count: int) -> None:
-        """Have `count` blocks free, taking unused ones from the prefix cache where needed."""
+        """Try to have `count` free blocks: if fewer are free, evict unused ones from the prefix cache."""
         missing = count - self.pool.num_free
         if missing > 0 and self.cache and (evicted := self.cache.evict(missing)):
             self._events.emit("evict", blocks=evicted)
@@ -120,7 +124,7 @@ class KVCacheManager:
         """Give the sequence room for `num_tokens` tokens in all.
 
         Raises:
-            OutOfBlocks: the pool cannot give what is missing; nothing has changed.
+            OutOfBlocks: the pool has too few free blocks; nothing has changed.
         """
         if len(sequence.block_table.block_ids) * self.pool.block_size >= num_tokens:
             return
@@ -130,16 +134,16 @@ class KVCacheManager:
         self._events.emit("alloc", sequence.request_id, blocks=missing)
 
     def allocate_branches(self, sequence: Sequence, num_tokens: int, count: int) -> list[list[int]]:
-        """Give the sequence room for `count` futures, each of `num_tokens` tokens in all.
+        """Give the sequence room for `count` draft branches, each of `num_tokens` tokens in all.
 
-            table     [ 5 ][ 2 ][ 7 ][ 9 ]        the newest token lies in block 7: the branch has its own
-            branch    [ 5 ][ 2 ][ 4 ][ 1 ]        from there on (4 must be given what 7 holds so far)
+            table     [ 5 ][ 2 ][ 7 ][ 9 ]        the newest token is in block 7: from there on the branch has
+            branch    [ 5 ][ 2 ][ 4 ][ 1 ]        its own blocks (the caller must copy block 7 to block 4)
 
         Returns:
-            A block table for each branch; the first is the sequence's own.
+            One block table per branch; the first is the sequence's own.
 
         Raises:
-            OutOfBlocks: the pool cannot give what is missing; nothing has changed.
+            OutOfBlocks: the pool has too few free blocks; nothing has changed.
         """
         self.allocate_slots(sequence, num_tokens)
         if count == 1:
@@ -160,15 +164,16 @@ class KVCacheManager:
         return [table.block_ids, *(shared + blocks for blocks in branches)]
 
     def fork(self, source: Sequence, child: Sequence, num_tokens: int) -> tuple[int, int] | None:
-        """Let `child`, which has no blocks, begin with the first `num_tokens` tokens of `source`.
+        """Let `child`, which has no blocks, start with the first `num_tokens` tokens of `source`.
 
-        Full blocks are shared; a last block that is partly full will be written by both.
+        Full blocks are shared. A partly full last block cannot be shared, because both sequences will write
+        to it; `child` gets a block for a copy.
 
         Returns:
-            (source block, child's block) to copy once the tokens are computed, or None.
+            (source block, child's block) to copy after the tokens have been computed, or None.
 
         Raises:
-            OutOfBlocks: no block for the copy; nothing has changed.
+            OutOfBlocks: no block is free for the copy; nothing has changed.
         """
         if num_tokens % self.pool.block_size:
             self.make_room(1)
@@ -177,16 +182,17 @@ class KVCacheManager:
         child.cached.last, child.cached.num_blocks = source.cached.last, source.cached.num_blocks
         full = num_tokens // self.pool.block_size * self.pool.block_size
         child.draft.num_published = source.draft.num_published
-        child.draft.num_computed_tokens = min(source.draft.num_computed_tokens, full)  # not of the copy
+        # The copied block lacks the draft model's keys and values: only full blocks count.
+        child.draft.num_computed_tokens = min(source.draft.num_computed_tokens, full)
         self._events.emit("alloc", child.request_id, blocks=len(child.block_table.block_ids))
         if copy:
             self._events.emit("copy_on_write", child.request_id, blocks=1)
         return copy
 
-    # Giving back ----------------------------------------------------------------------------
+    # Freeing --------------------------------------------------------------------------------
 
     def rollback(self, sequence: Sequence, num_tokens: int, branch: int = 0) -> None:
-        """Keep the first `num_tokens` tokens of one branch; all blocks beyond them are free again."""
+        """Keep the first `num_tokens` tokens of the branch with index `branch`; free all other blocks."""
         table, draft = sequence.block_table, sequence.draft
         if branch:
             winner = draft.branch_blocks[branch - 1]
@@ -196,7 +202,7 @@ class KVCacheManager:
             self._events.emit("free", sequence.request_id, blocks=freed)
 
     def free(self, sequence: Sequence) -> None:
-        """Give all of the sequence's blocks back. What it has computed must be found, or computed again."""
+        """Free all blocks of the sequence. Its tokens must be found in the cache or computed again."""
         freed, ids = self._free_branches(sequence), sequence.block_table.block_ids
         if ids:
             sequence.block_table.release()
@@ -207,9 +213,9 @@ class KVCacheManager:
         _forget(sequence)
 
     def reset(self, pool: BlockPool, sequences: Iterable[Sequence]) -> None:
-        """Start again with an empty pool and an empty prefix cache; these sequences lose all their blocks.
+        """Replace the pool and the prefix cache by empty ones; the sequences lose all their blocks.
 
-        For an engine whose step failed in the middle of a change: nothing of the old pool is relied upon.
+        Used when a step failed in the middle of a change: the state of the old pool may be wrong.
         """
         cached = self.cache.num_blocks if self.cache else 0
         for sequence in sequences:
@@ -223,18 +229,18 @@ class KVCacheManager:
             self._events.emit("evict", blocks=cached)
 
     def _free_branches(self, sequence: Sequence) -> int:
-        """Free the blocks of all branches but the sequence's own table; returns how many."""
+        """Free the blocks of all branches, not those of the sequence's table; return their number."""
         branches, sequence.draft.branch_blocks = sequence.draft.branch_blocks, []
         for blocks in branches:
             self.pool.free(blocks)
         return sum(map(len, branches))
 
-    # Making findable ------------------------------------------------------------------------
+    # Publishing -----------------------------------------------------------------------------
 
     def publish(self, sequence: Sequence) -> None:
-        """Make the sequence's full, computed blocks findable; the step that wrote them is over.
+        """Put the sequence's full blocks into the prefix cache, after the step that wrote them has finished.
 
-        Where another sequence has published the same content first, its block replaces this one's.
+        If another sequence has already published the same content, that block replaces this sequence's.
         """
         if self.cache is None:
             return
@@ -262,7 +268,7 @@ class KVCacheManager:
         self._events.emit("publish", sequence.request_id, blocks=full - first)
 
     def _publish_draft(self, sequence: Sequence) -> None:
-        """Note in the sequence's cached blocks how far the draft model has written them."""
+        """Mark the cached blocks of the sequence that the draft model has written too."""
         cached, draft = sequence.cached, sequence.draft
         written = min(cached.num_blocks, draft.num_computed_tokens // self.pool.block_size)
         if written <= draft.num_published:
@@ -281,7 +287,7 @@ class KVCacheManager:
         return Scope(self.envelope, sequence.tenant)
 
     def _extend_digests(self, sequence: Sequence, full: int) -> None:
-        """Digests of the sequence's first `full` blocks, each made once."""
+        """Compute the missing digests of the sequence's first `full` blocks."""
         digests, size = sequence.cached.digests, self.pool.block_size
         if self.cache is None:
             return
@@ -291,7 +297,7 @@ class KVCacheManager:
 
 
 def _forget(sequence: Sequence) -> None:
-    """A sequence without blocks has nothing computed."""
+    """Record that the sequence has no blocks and no computed tokens."""
     sequence.num_computed_tokens = 0
     sequence.cached.forget_blocks()
     sequence.draft.forget_blocks()
@@ -299,4 +305,4 @@ def _forget(sequence: Sequence) -> None:
 
 def _require(is_right: bool, method: str, wanted: str) -> None:
     if not is_right:
-        raise PartError(f"part 'prefix_cache' returned something else from {method}", f"return {wanted}")
+        raise PartError(f"part 'prefix_cache' returned a wrong value from {method}", f"return {wanted}")

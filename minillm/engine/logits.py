@@ -1,7 +1,7 @@
-"""Raw logits of a whole list of tokens, through the paged prefill path, beside whatever else is running.
+"""Raw logits of a whole list of tokens, computed with the paged prefill path while other requests run.
 
-A sequence of its own takes blocks by the same door as every other, computes chunk by chunk, and gives them
-back.
+A temporary sequence allocates blocks from the KV manager like any other, computes its tokens in chunks, and
+frees the blocks.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from minillm.worker.step import SequenceRows
 from minillm.worker.worker import Worker
 
 MAX_LOGITS_BYTES = 1 << 30
-NAME = "logits"  # its request id in events
+NAME = "logits"  # the request id in events
 
 
 def check_logits(model: LoadedModel, token_ids: List[int]) -> list[int]:
-    """The ids, if logits can be computed for all of them.
+    """Return the ids, if logits can be computed for all of them.
 
     Raises:
-        UsageError: a bad id, or a result above 1 GiB.
-        PromptTooLong: more tokens than the context.
+        UsageError: an id is out of range, or the result would be larger than 1 GiB.
+        PromptTooLong: more tokens than the context holds.
     """
     try:
         ids = model.token_ids(list(token_ids))
@@ -47,7 +47,7 @@ def check_logits(model: LoadedModel, token_ids: List[int]) -> list[int]:
     if nbytes > MAX_LOGITS_BYTES:
         raise UsageError(
             f"the logits would take {format_bytes(nbytes)}, more than {format_bytes(MAX_LOGITS_BYTES)}",
-            "ask for fewer tokens at a time",
+            "pass fewer tokens at a time",
         )
     return ids
 
@@ -55,10 +55,10 @@ def check_logits(model: LoadedModel, token_ids: List[int]) -> list[int]:
 def compute_logits(
     worker: Worker, memory: KVCacheManager, events: Events, ids: list[int], chunk: int
 ) -> Tensor:
-    """float32 [len(ids), vocab_size], at most `chunk` tokens in a pass.
+    """Compute logits, at most `chunk` tokens per pass; float32 [len(ids), vocab_size].
 
     Raises:
-        OutOfBlocks: the free blocks do not hold them; nothing has changed.
+        OutOfBlocks: the free blocks do not hold all tokens; nothing has changed.
     """
     with borrowed_blocks(memory, len(ids)) as block_table:
         parts = []
@@ -71,11 +71,10 @@ def compute_logits(
 
 @contextmanager
 def borrowed_blocks(memory: KVCacheManager, num_tokens: int) -> Iterator[list[int]]:
-    """The block table of a sequence that no request has, with room for `num_tokens` tokens; given back at the
-    end.
+    """Yield the block table of a temporary sequence with room for `num_tokens` tokens; free it at the end.
 
     Raises:
-        OutOfBlocks: the free blocks do not hold them; nothing has changed.
+        OutOfBlocks: the free blocks do not hold all tokens; nothing has changed.
     """
     table = BlockTable(memory.pool)
     sequence = Sequence(NAME, 0, [], SamplingParams(), 0, 0, table, NullDetokenizer())

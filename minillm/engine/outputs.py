@@ -1,4 +1,4 @@
-"""What a caller gets back: completions, their metrics, and the envelope they were made under."""
+"""What a caller gets back: the completions, the metrics, and the envelope of the engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from minillm.engine.sequence import FinishReason, Sequence
 
 @dataclass(frozen=True)
 class Completion:
-    """One of a request's n answers. `text` leaves out end-of-text and stop strings, `token_ids` do not."""
+    """One of a request's n answers. `token_ids` include EOS and stop strings; `text` does not."""
 
     text: str
     token_ids: list[int]
@@ -24,11 +24,12 @@ class Completion:
 
 @dataclass(frozen=True)
 class RequestMetrics:
-    """Seconds of a request's life, and what it was spared.
+    """Latencies of a request in seconds, and the work it saved.
 
-    `queue` waiting to start, `ttft` to the first token, `tpot` mean time per later token, `itl` the
-    gaps between tokens of the first completion (once it has ended), `e2e` in all. `drafted` tokens were
-    guessed for all n completions, `accepted` of them stood.
+    `queue`: time waiting to start. `ttft`: time to the first token. `tpot`: mean time per later token.
+    `itl`: inter-token latencies of the first completion, empty until the request has ended. `e2e`: all time.
+    `cached_tokens`: prompt tokens found in the prefix cache. `drafted`, `accepted`: draft tokens proposed and
+    accepted, over all n completions.
     """
 
     queue: float = 0.0
@@ -43,7 +44,7 @@ class RequestMetrics:
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """A request's answer so far; `finished` tells whether more will come."""
+    """A request's answer so far. If `finished` is true it is complete."""
 
     request_id: str
     prompt_token_ids: list[int]
@@ -76,7 +77,7 @@ class RequestOutput:
 
 
 def snapshot(request: Request, envelope: Mapping[str, Any], now: float) -> RequestOutput:
-    """The request's answer at time `now`."""
+    """Make the output of a request as it is at time `now`."""
     is_finished = request.is_finished
     return RequestOutput(
         request_id=request.request_id,

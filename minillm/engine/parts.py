@@ -1,12 +1,10 @@
-"""The seams: the parts of a running engine that a reader can swap for their own.
+"""The seams: the parts of a running engine that a reader can replace with their own.
 
-    LLM(parts={"sampler": my_sampler, "slot_mapping": my_slots})        Engine(model, config, parts=...) as
-    well
+    LLM(parts={"sampler": my_sampler, "slot_mapping": my_slots})        also: Engine(model, config, parts=...)
 
-Each name stands for one function (or factory) with the signature of the engine's own, written down here as a
-protocol. Parts are checked and resolved once, when the engine is built: a name that is no seam, a part that
-cannot be called with the seam's arguments, or an object without the methods that will be asked of it is an
-error then.
+Each name stands for one function or factory. A protocol in this file gives its signature. Parts are checked
+once, when the engine is built. Three things are errors: a name that is not a part, a part that cannot be
+called with the arguments of the protocol, and a factory whose object lacks a method the engine calls.
 """
 
 from __future__ import annotations
@@ -40,7 +38,7 @@ from minillm.worker.worker import DecodeLoop, PrefillLoop, Sampler
 
 
 class MakeTextStream(Protocol):
-    """Makes the streaming detokenizer of one completion: (tokenizers.Tokenizer, stop strings, prompt ids)."""
+    """Makes the streaming detokenizer of one completion. `tokenizer` is a `tokenizers.Tokenizer`."""
 
     def __call__(
         self, tokenizer: Any, stops: Sequence[str], prompt_token_ids: Sequence[int], /
@@ -60,7 +58,7 @@ class MakeScheduler(Protocol):
 
 
 class MakePrefixCache(Protocol):
-    """Makes an object with `PrefixCache`'s methods; not asked where prefix caching is off."""
+    """Makes an object with `PrefixCache`'s methods; not called if prefix caching is off."""
 
     def __call__(self, pool: BlockPool, /) -> PrefixCache: ...
 
@@ -78,7 +76,7 @@ class Rope(Protocol):
 
 
 class Attention(Protocol):
-    """Paged attention: `Ops.paged_attention`'s arguments; [tokens, heads, head_dim]."""
+    """Paged attention with the arguments of `Ops.paged_attention`; returns [tokens, heads, head_dim]."""
 
     def __call__(
         self,
@@ -93,7 +91,7 @@ class Attention(Protocol):
 
 
 class LinearOp(Protocol):
-    """x [tokens, in] times weight [out, in] transposed, plus bias [out] or None."""
+    """x [tokens, in] times the transpose of weight [out, in], plus bias [out] if it is not None."""
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, /) -> Tensor: ...
 
@@ -102,8 +100,9 @@ class LinearOp(Protocol):
 class Parts:
     """One implementation for every seam; the defaults are the engine's own.
 
-    `drafter` None is what `draft_model` names; it is asked as soon as one is given. `verify_draft` is asked
-    when `draft_verification` is "rejection". None for the last four means the backend's own.
+    `drafter`: None means the drafter that `draft_model` names; a given one is always used. `verify_draft`:
+    used only if `draft_verification` is "rejection". `verify_draft`, `rope`, `attention` and `linear`: None
+    means the backend's own.
     """
 
     sampler: Sampler = sample
@@ -122,10 +121,10 @@ class Parts:
 
     @classmethod
     def of(cls, given: Mapping[str, Callable[..., Any]] | None) -> Parts:
-        """The engine's parts with those in `given` replaced.
+        """Return the engine's parts with those in `given` replaced.
 
         Raises:
-            UsageError: a name that is no seam, or a part that does not take the seam's arguments.
+            UsageError: a name is not a part, or a part does not take the arguments of its protocol.
         """
         try:
             mine = dict(given or {})
@@ -143,7 +142,7 @@ class Parts:
         return any(part is not None for part in (self.rope, self.attention, self.linear))
 
 
-# What each part is called with, in words; by number for the check.
+# The arguments of each part. The check uses their number; the error message shows their names.
 _ARGUMENTS = {
     "sampler": "logits, batch",
     "detokenizer": "tokenizer, stop strings, prompt ids",
@@ -160,7 +159,7 @@ _ARGUMENTS = {
     "linear": "x, weight, bias",
 }
 
-# What is asked of the objects that factories make.
+# The methods and attributes that an object made by a factory must have, because the engine uses them.
 _METHODS = {
     "detokenizer": "push finish stopped",
     "block_pool": "num_blocks block_size num_free allocate share free ref_count",
@@ -177,7 +176,7 @@ def _require_callable(name: str, part: object) -> None:
     try:
         signature = inspect.signature(part)
     except (TypeError, ValueError):
-        return  # some built-in functions have none: the first call tells
+        return  # some built-in functions have no signature; a wrong one fails at its first call
     try:
         signature.bind(*arguments)
     except TypeError as error:
@@ -188,7 +187,7 @@ def _require_callable(name: str, part: object) -> None:
 
 
 def require_methods(name: str, made: Any) -> Any:
-    """What a factory part made, if it has everything that will be asked of it.
+    """Return `made`, the object of factory part `name`, if it has every method the engine calls.
 
     Raises:
         UsageError: it lacks a method or an attribute; the message names it.

@@ -1,12 +1,13 @@
 """What happens to the requests of a step that failed, by an exception or by an interrupt.
 
-    interrupted while the worker ran    put_back      the step's sequences wait again and keep their tokens
-    a part raised while the worker ran  give_up       the step's requests end with the error
-    failed while tables were changing   start_again   the pool is emptied and all wait again; those whose own
-                                                      change was cut in two, or caused it, end with an error
+    interrupt while the worker ran      put_back      the step's sequences wait again and keep their tokens
+    exception while the worker ran      give_up       the step's requests end with the error
+    failure while block tables changed  start_again   the pool is replaced and all sequences wait again; those
+                                                      that caused the failure, or whose own state is half
+                                                      changed, end with an error
 
-A sequence that waits again computes its tokens again, with the same bits (contract C2), and draws the same
-token (contract C3). What is lost is time, and after `start_again` the cached prefixes.
+A sequence that waits again recomputes its tokens, with the same bits (contract C2), and samples the same next
+token (contract C3). Only time is lost, and after `start_again` the cached prefixes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from minillm.observe.events import Events
 
 
 def put_back(step: PlannedStep, scheduler: Scheduler, memory: KVCacheManager, events: Events) -> None:
-    """Preempt every sequence of the step. Samples that had not begun wait for their prompt."""
+    """Preempt every sequence of the step. Forks that had not started wait for their prompt again."""
     for fork in step.forks:
         memory.free(fork)
     for sequence in step.plan.sequences:
@@ -35,9 +36,9 @@ def put_back(step: PlannedStep, scheduler: Scheduler, memory: KVCacheManager, ev
         scheduler.requeue(sequence)
 
 
-def give_up(live: List[Request], blamed: List[Sequence], error: Exception) -> None:
-    """End the requests of the blamed sequences with `error`."""
-    ids = {sequence.request_id for sequence in blamed}
+def give_up(live: List[Request], affected: List[Sequence], error: Exception) -> None:
+    """End the requests of the affected sequences with `error`."""
+    ids = {sequence.request_id for sequence in affected}
     for request in live:
         if request.request_id in ids:
             request.fail(error)
@@ -45,16 +46,16 @@ def give_up(live: List[Request], blamed: List[Sequence], error: Exception) -> No
 
 def start_again(
     live: List[Request],
-    blamed: List[Sequence],
+    affected: List[Sequence],
     error: BaseException | None,
     memory: KVCacheManager,
     pool: BlockPool,
     make_scheduler: Callable[[], Scheduler],
 ) -> Scheduler:
-    """Let every live sequence begin again in an empty pool; returns the scheduler they wait in.
+    """Queue every live sequence again, over an empty pool; return the new scheduler.
 
-    With an `Exception` the requests of the blamed sequences end with it; after an interrupt only the
-    sequences whose own change was cut in two end, with `StepInterrupted`.
+    If `error` is an `Exception`, the requests of the affected sequences end with it. After an interrupt only
+    the sequences whose state was half changed end, with `StepInterrupted`.
     """
     sequences = [sequence for request in live for sequence in request.sequences]
     started = {s for s in sequences if s.block_table.block_ids and (s.admitted is not None or s.index)}
@@ -63,7 +64,7 @@ def start_again(
         if sequence.is_changing:
             sequence.fail(_interrupted(error))
     if isinstance(error, Exception):
-        give_up(live, blamed, error)
+        give_up(live, affected, error)
     scheduler = make_scheduler()
     for request in live:
         request.is_scheduled = True
@@ -80,5 +81,5 @@ def _interrupted(error: BaseException | None) -> Exception:
         return error
     return StepInterrupted(
         "the step was interrupted while it changed this request",
-        "the text so far is kept; ask again for the rest",
+        "the text so far is kept; send the request again for the rest",
     )

@@ -1,10 +1,10 @@
-"""The requests that have not ended, by id. Any thread adds and aborts; the engine's step takes and removes.
+"""The requests that have not ended, by id. Any thread may add or abort one; the engine's step removes them.
 
-    add_request --> submit --> live --> remove          a lock, held for a few lines of our own code only
-    abort_request -> abort ----^                        no lock: a destructor may call it at any line
+    add_request --> submit --> live --> remove          under a lock; no foreign code runs while it is held
+    abort_request -> abort ----^                        without a lock: a destructor may call it at any line
 
-A request gets its number when it is submitted. The number decides its id, its place in the queue and, where
-it names no seed, its seed.
+A request gets its number when it is submitted. The number decides its id and its place in the queue. It also
+decides its seed if the request gives none.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from minillm.observe.events import Events
 
 
 class Registry:
-    """Live requests. `lock` is held by every walk over them."""
+    """The live requests. Every loop over them holds `lock`."""
 
     def __init__(self, config: EngineConfig, events: Events) -> None:
         self._config, self._events = config, events
@@ -30,51 +30,51 @@ class Registry:
         self._submitted = 0
 
     def submit(self, request: Request) -> None:
-        """Take a checked request in.
+        """Add a checked request.
 
         Raises:
-            QueueFull: as many requests, or prompt tokens, wait as may wait.
+            QueueFull: the limit of waiting requests or of waiting prompt tokens is reached.
         """
         num_tokens = len(request.sequences[0].prompt_token_ids)
         with self.lock:
             self._require_room(num_tokens)
-            self._submitted += 1  # first: no id is given twice, not even after an interrupt
+            self._submitted += 1  # first, so that no id is used twice, even after an interrupt
             request.submit(self._submitted - 1, self._config.seed)
             self.live[request.request_id] = request
             n = len(request.sequences)
             self._events.emit("queue", request.request_id, at=request.arrival, prompt_tokens=num_tokens, n=n)
 
     def abort(self, request_id: str) -> None:
-        """Have a request ended at the next step. Takes no lock."""
+        """End a request at the next step. Takes no lock."""
         self._aborted.append(request_id)
 
     def requests(self) -> list[Request]:
-        """All that have not ended, in the order of submission."""
+        """All live requests, in the order of submission."""
         with self.lock:
             return list(self.live.values())
 
     def select(self, request_ids: set[str]) -> list[Request]:
-        """Those with these ids, in the order of submission."""
+        """The live requests with these ids, in the order of submission."""
         with self.lock:
             return [request for request_id, request in self.live.items() if request_id in request_ids]
 
     def remove(self, request_id: str) -> None:
-        """Forget a request that has ended."""
+        """Remove a request that has ended."""
         with self.lock:
             self.live.pop(request_id, None)
 
     def counts(self) -> tuple[int, int]:
-        """How many wait to start, and how many have started."""
+        """The number of requests that wait to start, and of those that have started."""
         with self.lock:
             waiting = len(self._waiting())
             return waiting, len(self.live) - waiting
 
     def aborted(self) -> list[str]:
-        """Ids that `abort` was given; `forget_aborted` once they have been dealt with."""
+        """The ids passed to `abort` so far. Call `forget_aborted` after handling them."""
         return [self._aborted[i] for i in range(len(self._aborted))]
 
     def forget_aborted(self, ids: Iterable[str]) -> None:
-        """These have been dealt with."""
+        """Remove `ids`, the result of `aborted`, after they have been handled."""
         for _ in ids:
             self._aborted.popleft()
 
@@ -85,6 +85,6 @@ class Registry:
         waiting, config = self._waiting(), self._config
         queued = sum(len(request.sequences[0].prompt_token_ids) for request in waiting)
         if len(waiting) >= config.max_queued_requests:
-            raise QueueFull(f"{len(waiting)} requests are waiting, the limit", "try again later")
+            raise QueueFull(f"the queue is full: {len(waiting)} requests are waiting", "try again later")
         if queued + num_tokens > config.max_queued_tokens and waiting:
-            raise QueueFull(f"{queued} prompt tokens are waiting, near the limit", "try again later")
+            raise QueueFull(f"the queue is full: {queued} prompt tokens are waiting", "try again later")

@@ -1,4 +1,4 @@
-"""What a step was, in numbers: the fields of the event that ends it (`observe/events.py`)."""
+"""The numbers of a step: the fields of its `step` event (`observe/events.py`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from minillm.engine.sequence import Sequence
 def step_fields(
     plan: StepPlan, running: List[Sequence], stats: Mapping[str, int], block_size: int
 ) -> dict[str, Any]:
-    """Rows of the step, and how the memory is used at its end; `stats` are the engine's."""
+    """Count the rows of a step and the memory used at its end. `stats`: the result of `Engine.stats`."""
     slots = sum(len(s.block_table.block_ids) * block_size for s in running)
     return {
         "prefill_tokens": plan.num_rows - len(plan.decode),

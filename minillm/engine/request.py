@@ -1,7 +1,7 @@
 """A submitted request: n completions of one prompt.
 
-request   prompt [ t0 t1 .. tn ]     sequence 0 is prefilled; the others fork from it where the prompt
-          +-- sequence 0  ...        ends and share the prompt's full blocks
+request   prompt [ t0 t1 .. tn ]     sequence 0 is prefilled; the others fork from it at the end of the
+          +-- sequence 0  ...        prompt and share the prompt's full blocks
           +-- sequence 1  ...
 """
 
@@ -24,40 +24,40 @@ class Request:
 
     request_id: str
     sequences: list[Sequence]
-    is_scheduled: bool = False  # the scheduler knows of it
+    is_scheduled: bool = False  # it has been given to the scheduler
 
     @property
     def params(self) -> SamplingParams:
-        """The sampling parameters, alike for all n."""
+        """The sampling parameters, the same for all n sequences."""
         return self.sequences[0].params
 
     @property
     def arrival(self) -> float:
-        """When it was submitted."""
+        """The time it was submitted."""
         return self.sequences[0].arrival
 
     @property
     def admitted(self) -> float | None:
-        """When it first left the queue."""
+        """The time it first left the queue, or None."""
         return self.sequences[0].admitted
 
     @property
     def error(self) -> Exception | None:
-        """Why a completion ended with an error: the first that did."""
+        """The error of the first sequence that ended with one, or None."""
         return next((s.error for s in self.sequences if s.error is not None), None)
 
     @property
     def is_finished(self) -> bool:
-        """Whether every completion has ended."""
+        """Whether every sequence has ended."""
         return all(s.finish_reason for s in self.sequences)
 
     @property
     def deadline(self) -> float | None:
-        """The clock time after which the request is ended."""
+        """The time after which the engine ends the request, or None."""
         return None if self.params.deadline is None else self.arrival + self.params.deadline
 
     def submit(self, number: int, engine_seed: int) -> None:
-        """Enter the queue as request `number`, which decides its id, its place and a seed it lacks."""
+        """Enter the queue as request `number`. It decides the id, the place and, if not given, the seed."""
         self.request_id, arrival = f"req-{number}", time.perf_counter()
         seed = derived_seed(engine_seed, number) if self.params.seed is None else self.params.seed
         for sequence in self.sequences:
@@ -65,11 +65,11 @@ class Request:
             sequence.seed, sequence.arrival = seed, arrival
 
     def open_sequences(self) -> list[Sequence]:
-        """The completions that have not ended."""
+        """The sequences that have not ended."""
         return [s for s in self.sequences if not s.finish_reason]
 
     def finish(self, reason: FinishReason) -> Exception | None:
-        """End every completion that is still open; returns what a detokenizer raised, if one did."""
+        """End every open sequence with `reason`; return the first exception of a detokenizer, or None."""
         raised = None
         for sequence in self.open_sequences():
             try:
@@ -80,17 +80,17 @@ class Request:
         return raised
 
     def fail(self, error: Exception) -> None:
-        """End every completion that is still open with an error."""
+        """End every open sequence with `error`."""
         for sequence in self.open_sequences():
             sequence.fail(error)
 
 
 def derived_seed(engine_seed: int, submission: int) -> int:
-    """The seed of a request that names none: 32 bits, from the engine's seed and the request's number."""
+    """The seed of a request that gives none: 32 bits, from the engine's seed and the request's number."""
     return mix64((mix64(engine_seed & _MASK) + submission + 1) & _MASK) >> 32
 
 
 def group_blocks(prompt_len: int, total_len: int, n: int, block_size: int) -> int:
-    """Blocks of n sequences of `total_len` tokens that share the full blocks of their prompt."""
+    """Blocks for n sequences of `total_len` tokens each that share the full blocks of their prompt."""
     shared = prompt_len // block_size
     return shared + n * (blocks_for(total_len, block_size) - shared)

@@ -1,23 +1,23 @@
-"""Who runs in the next step: continuous batching over one scarce memory.
+"""The scheduler: which sequences run in the next step. Continuous batching over one scarce memory.
 
-    waiting   [ e d ]   one line for each priority       running   a  b  c   oldest first
+    waiting   [ e d ]   one queue per priority           running   a  b  c   oldest first
                  |                                                 |  |  |
-                 +--- room for its tokens, and for what ---------->+  |  +--- no block left: the newest
-                      the running ones grow into                      |       goes back to waiting,
-                                                                      |       its blocks to the others
+                 +--- admission: room for its tokens ------------->+  |  +--- preemption: no free block, so
+                      and headroom for the running ones               |       the newest sequence waits again
+                                                                      |       and the others get its blocks
     a step:   1. one token for every running sequence past its prefill      (decode)
               2. the rest of the token budget for prompts that have begun   (prefill, in chunks)
               3. and for new ones, while there is room                      (admission)
 
-Memory is promised to nobody in advance: a sequence takes a block when its last one is full. When there
-is none, the newest running sequence is preempted: it loses its blocks, keeps its tokens, and computes
-them again later (recompute costs arithmetic, of which decode has too much; swapping would cost the
-bandwidth it lacks). The oldest is never preempted for a newer one, and alone it fits (admission.py), so
-it always finishes: nothing can get stuck. Headroom keeps preemption rare: a sequence is let in only when
-what the running ones will take in their next `headroom_tokens` tokens is left for them.
+No memory is reserved in advance: a sequence allocates a block when its last one is full. If no block is free,
+the newest running sequence is preempted: its blocks are freed, its tokens are kept, and it recomputes them
+later. Recomputing costs arithmetic, which decode leaves idle; swapping would cost bandwidth, which limits
+decode. The oldest sequence is never preempted for a newer one, and alone it fits (`admission.py`), so it
+always finishes and the engine cannot get stuck. Headroom keeps preemption rare: a sequence is admitted only
+if the blocks that the running ones need for their next `headroom_tokens` tokens stay available.
 
-A smaller `priority` goes first. Waiting ages: every `AGING_SECONDS` count as one priority, so who came
-that much later cannot overtake, and nobody starves.
+A smaller `priority` goes first. Waiting improves the rank: every `AGING_SECONDS` of waiting count as one
+priority. So a much later request cannot overtake an earlier one, and none waits forever.
 
 Papers: Yu et al., "Orca" (OSDI 2022); Agrawal et al., "Sarathi-Serve" (arXiv 2403.02310). Left out:
 swapping blocks to slower memory, fairness between tenants.
@@ -40,7 +40,7 @@ AGING_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens `start` to `end` of a sequence, to be computed in one step."""
+    """Tokens `start` to `end` (exclusive) of a sequence, to be computed in one step."""
 
     sequence: Sequence
     start: int
@@ -49,43 +49,43 @@ class Chunk:
 
 @dataclass
 class StepPlan:
-    """What one step does: a prefill batch, a decode batch, or both. Blocks are counted, not yet taken."""
+    """What one step does: a prefill batch, a decode batch, or both. Its blocks are counted, not allocated."""
 
     prefill: list[Chunk] = field(default_factory=list)
     decode: list[Sequence] = field(default_factory=list)
-    blocks: dict[Sequence, int] = field(default_factory=dict)  # what each will take from the pool
-    num_blocks: int = 0  # and all together
+    blocks: dict[Sequence, int] = field(default_factory=dict)  # blocks each sequence will allocate
+    num_blocks: int = 0  # their sum
     preempted: list[Sequence] = field(default_factory=list)
 
     @property
     def num_rows(self) -> int:
-        """Tokens that go through the model."""
+        """Tokens that the model computes in the step."""
         return len(self.decode) + sum(chunk.end - chunk.start for chunk in self.prefill)
 
     @property
     def sequences(self) -> list[Sequence]:
-        """All that take part."""
+        """All sequences of the step."""
         return [*self.decode, *(chunk.sequence for chunk in self.prefill)]
 
     def take(self, sequence: Sequence, blocks: int) -> None:
-        """Count `blocks` for a sequence."""
+        """Count `blocks` blocks for a sequence."""
         self.blocks[sequence] = blocks
         self.num_blocks += blocks
 
     def drop(self, sequence: Sequence) -> None:
-        """Leave a sequence out after all."""
+        """Remove a sequence from the plan."""
         self.num_blocks -= self.blocks.pop(sequence, 0)
         self.decode = [r for r in self.decode if r is not sequence]
         self.prefill = [chunk for chunk in self.prefill if chunk.sequence is not sequence]
 
 
 def max_running(config: EngineConfig) -> int:
-    """Sequences that can run at once: each takes at least one token of a step's budget."""
+    """The number of sequences that can run at once: each needs at least one token of a step's budget."""
     return min(config.max_num_seqs, config.max_num_batched_tokens)
 
 
 class WaitingLine:
-    """Requests by priority, then by submission; a preempted one stands where it stood before."""
+    """Waiting sequences by priority, then by submission. A preempted sequence gets its old place back."""
 
     def __init__(self) -> None:
         self._lines: dict[int, list[Sequence]] = {}
@@ -94,12 +94,12 @@ class WaitingLine:
         return sum(map(len, self._lines.values()))
 
     def add(self, sequence: Sequence) -> None:
-        """Queue `sequence` in its place."""
+        """Insert `sequence` at its place."""
         line = self._lines.setdefault(sequence.params.priority, [])
         bisect.insort(line, sequence, key=lambda r: (r.order, r.index))
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence, if it waits here."""
+        """Remove a sequence, if it is waiting."""
         line = self._lines.get(sequence.params.priority, [])
         if sequence in line:
             line.remove(sequence)
@@ -107,13 +107,13 @@ class WaitingLine:
             self._lines.pop(sequence.params.priority, None)
 
     def first(self, now: float) -> Sequence | None:
-        """The next in turn at time `now`."""
+        """The sequence with the smallest rank at time `now`, or None."""
         heads = [line[0] for line in self._lines.values()]
         return min(heads, key=lambda r: rank(r, now), default=None)
 
 
 def rank(sequence: Sequence, now: float) -> tuple[int, int, int]:
-    """Who goes first, smallest first: priority less its age, then submission, then sample index."""
+    """The order of sequences, smallest first: priority minus age, then submission, then sample index."""
     return (
         sequence.params.priority - int((now - sequence.arrival) / AGING_SECONDS),
         sequence.order,
@@ -129,27 +129,27 @@ class Scheduler:
     def __init__(self, config: EngineConfig, memory: KVCacheManager, events: Events) -> None:
         self._config, self._memory, self._events = config, memory, events
         self.waiting = WaitingLine()
-        self.running: list[Sequence] = []  # by rank
-        self.current: Sequence | None = None  # being admitted: an exception meanwhile is about it alone
+        self.running: list[Sequence] = []  # sorted by rank
+        self.current: Sequence | None = None  # being admitted; an exception now ends this sequence only
 
     def add(self, request: Request) -> None:
-        """Queue a request that is known to fit the whole pool; its first sequence stands for all."""
+        """Queue a request that fits the whole pool. Its first sequence waits; the others fork from it."""
         self.waiting.add(request.sequences[0])
 
     def fork(self, source: Sequence, child: Sequence) -> None:
-        """A sample that begins where `source` stands; its place was kept when `source` was admitted."""
+        """Run `child`, a fork of `source`. Its place was reserved when `source` was admitted."""
         child.rank = (*source.rank[:2], child.index)
         bisect.insort(self.running, child, key=lambda r: r.rank)
 
     def requeue(self, sequence: Sequence) -> None:
-        """Queue a sequence that has lost its blocks, in its old place; it will compute its tokens again."""
+        """Queue a sequence that has lost its blocks at its old place; it will recompute its tokens."""
         if sequence in self.running:
             self.running.remove(sequence)
         self.waiting.remove(sequence)
         self.waiting.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence, wherever it is, and give its blocks back."""
+        """Remove a sequence, running or waiting, and free its blocks."""
         if sequence in self.running:
             self.running.remove(sequence)
         else:
@@ -157,7 +157,7 @@ class Scheduler:
         self._memory.free(sequence)
 
     def schedule(self, now: float) -> StepPlan:
-        """Plan one step, preempting and admitting as memory asks. An idle engine gets an empty plan."""
+        """Plan one step; preempt and admit sequences as memory allows. An idle engine gets an empty plan."""
         plan, self.current = StepPlan(), None
         self._order_running(now)
         prefilling, decoding = list[Sequence](), list[Sequence]()
@@ -177,7 +177,7 @@ class Scheduler:
         return plan
 
     def _order_running(self, now: float) -> None:
-        """Ranks as of now: with those of different times, an aged newcomer could outrank its elders."""
+        """Compute all ranks for the same time; otherwise a new sequence could outrank an older one."""
         for sequence in self.running:
             sequence.rank = rank(sequence, now)
         self.running.sort(key=lambda r: r.rank)
@@ -185,15 +185,16 @@ class Scheduler:
     # Memory ---------------------------------------------------------------------------------
 
     def _fits(self, plan: StepPlan, sequence: Sequence, num_tokens: int, forks: int = 0) -> bool:
-        """Count the blocks for `num_tokens` into the plan, preempting newer sequences for them.
+        """Count the blocks for `num_tokens` tokens in the plan; preempt newer sequences if they are missing.
 
-        False when the sequence is itself the newest and has been preempted, or has to wait.
+        Returns:
+            False if the sequence is the newest itself: it has been preempted or must wait.
         """
         needed = self._memory.shortage(sequence, num_tokens) + forks
         while needed and plan.num_blocks + needed > self._memory.available:
             newest = self.running[-1]
             if newest is sequence and sequence.is_prefilling and len(self.running) > 1:
-                return False  # it keeps what it has computed, until somebody older needs the blocks
+                return False  # it keeps its computed tokens until an older sequence needs the blocks
             self._preempt(plan, newest)
             if newest is sequence:
                 return False
@@ -211,13 +212,13 @@ class Scheduler:
     # Prefill --------------------------------------------------------------------------------
 
     def _prefill(self, plan: StepPlan, sequence: Sequence, budget: int) -> int:
-        """Plan the sequence's next chunk; returns its tokens, 0 if there is no memory for one."""
+        """Plan the sequence's next chunk; return its number of tokens, 0 if no memory is available."""
         start, total = sequence.num_computed_tokens, sequence.num_tokens
         size = min(self._config.prefill_chunk, budget, total - start)
         block_size = self._memory.pool.block_size
         owned = len(sequence.block_table.block_ids)
         room = (owned + self._memory.available - plan.num_blocks) * block_size - start
-        if room < size:  # a shorter chunk needs nobody else's blocks, or one of them
+        if room < size:  # a shorter chunk that preempts no other sequence, or as few as possible
             size = room if room > 0 else min(size, block_size)
         is_last = start + size == total
         if not self._fits(plan, sequence, start + size, self._copies(sequence) if is_last else 0):
@@ -226,7 +227,7 @@ class Scheduler:
         return size
 
     def _copies(self, sequence: Sequence) -> int:
-        """Blocks that its other samples copy when they part: each its own partly filled last one."""
+        """Blocks for the forks: each copies the partly filled last block."""
         is_partial = sequence.num_tokens % self._memory.pool.block_size > 0
         return sequence.num_forks if is_partial else 0
 
@@ -245,7 +246,7 @@ class Scheduler:
             budget -= self._prefill(plan, sequence, budget)
 
     def _start(self, plan: StepPlan, sequence: Sequence) -> bool:
-        """Give the sequence what the prefix cache has of it, if the rest of it has room."""
+        """Give the sequence its cached blocks, if there is room for the rest; return whether there is."""
         found = self._memory.match(sequence)
         size = self._memory.pool.block_size
         needed = blocks_for(sequence.num_tokens + 1, size) - len(found) + self._copies(sequence)
@@ -256,7 +257,7 @@ class Scheduler:
         return True
 
     def _headroom(self) -> int:
-        """Blocks the running sequences take in their next tokens."""
+        """Blocks that the running sequences need for their next `headroom_tokens` tokens."""
         size = self._memory.pool.block_size
         blocks = 0
         for r in self.running:

@@ -2,13 +2,13 @@
 
     submitted -> waiting -> prefill (chunk by chunk) -> decode (token by token) -> finished
                    ^                                      |
-                   +------------- preempted <-------------+    its tokens stay, its blocks go
+                   +------------- preempted <-------------+    keeps its tokens, loses its blocks
 
 `num_computed_tokens` says how many of its tokens (prompt and output) have keys and values in the cache.
-Prefill is whatever brings it to all but the newest token: a prompt, or after a preemption the prompt
-and the answer so far. One more row is then one more token: decode.
+Prefill computes the known tokens: the prompt, or after a preemption the prompt and the answer so far. Then
+only the newest token is not computed, and decode computes one row per new token.
 
-What it owns of the KV memory (`block_table`, `cached`, `draft`) is changed by the `KVCacheManager` alone.
+Only the `KVCacheManager` changes the sequence's KV memory (`block_table`, `cached`, `draft`).
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 
 
 class TextStream(Protocol):
-    """What the engine asks of a detokenizer (the seam `detokenizer` makes these)."""
+    """The methods of a streaming detokenizer (the part `detokenizer` makes one per completion)."""
 
     def push(self, token_id: int) -> str:
-        """Take a token, return the text that is certain."""
+        """Add a token; return the text that is now final."""
 
     def finish(self) -> str:
-        """Return the text still held back."""
+        """Return the text that was still held back."""
 
     @property
     def stopped(self) -> bool:
@@ -43,9 +43,9 @@ class TextStream(Protocol):
 
 @dataclass
 class CachedPrefix:
-    """What the prefix cache knows of a sequence: the last of its blocks that can be found, and how many can.
+    """A sequence's blocks in the prefix cache: the last one (`last`) and their number (`num_blocks`).
 
-    `digests` are those of its full blocks, each made once; they do not change when the blocks go.
+    `digests`: the digests of its full blocks. They are computed once and stay valid without the blocks.
     """
 
     digests: list[bytes] = field(default_factory=list)
@@ -53,13 +53,13 @@ class CachedPrefix:
     num_blocks: int = 0
 
     def forget_blocks(self) -> None:
-        """The sequence has no block any more."""
+        """Record that the sequence has lost its blocks."""
         self.last, self.num_blocks = None, 0
 
 
 @dataclass(eq=False)
 class Sequence:
-    """One completion being made. `index` is its sample index in its request."""
+    """One completion in progress. `index` is its sample index in its request."""
 
     request_id: str
     index: int
@@ -76,17 +76,17 @@ class Sequence:
     text: str = ""
     num_computed_tokens: int = 0
     tenant: str | None = None
-    order: int = 0  # of submission
-    rank: tuple[int, int, int] = (0, 0, 0)  # its place among the running, as of this step
-    forks: list[Sequence] = field(default_factory=list)  # samples that begin where its prefill ends
-    num_cached_tokens: int = 0  # found in the prefix cache at its first admission
+    order: int = 0  # the submission number of its request
+    rank: tuple[int, int, int] = (0, 0, 0)  # its rank among the running sequences in this step
+    forks: list[Sequence] = field(default_factory=list)  # samples that will fork from it after its prefill
+    num_cached_tokens: int = 0  # tokens found in the prefix cache at its first admission
     num_preemptions: int = 0
     cached: CachedPrefix = field(default_factory=CachedPrefix)
     draft: DraftState = field(default_factory=DraftState)
     finish_reason: FinishReason | None = None
     error: Exception | None = None
-    is_released: bool = False  # finished, and its blocks given back
-    is_changing: bool = False  # tokens, text and blocks do not belong together at this moment
+    is_released: bool = False  # finished, and its blocks have been freed
+    is_changing: bool = False  # in the middle of a change: tokens, text and blocks may not match
     token_times: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -94,7 +94,7 @@ class Sequence:
 
     @property
     def num_forks(self) -> int:
-        """Samples that will begin where its prefill ends."""
+        """The number of samples that will fork from it after its prefill."""
         return len(self.forks)
 
     @property
@@ -104,21 +104,21 @@ class Sequence:
 
     @property
     def is_prefilling(self) -> bool:
-        """Whether more than the newest token is not yet in the cache."""
+        """Whether tokens other than the newest are not yet in the cache."""
         return self.num_computed_tokens < max(len(self.prompt_token_ids), self.num_tokens - 1)
 
     @property
     def num_block_references(self) -> int:
-        """Blocks of its table and of its branches."""
+        """The number of blocks in its table and its branches."""
         return len(self.block_table.block_ids) + sum(map(len, self.draft.branch_blocks))
 
     @property
     def newest_token_id(self) -> int:
-        """The last token, whose key and value decode computes."""
+        """The last token; the next decode step computes its key and value."""
         return self.output_token_ids[-1]
 
     def tokens(self, start: int, end: int) -> list[int]:
-        """Tokens `start` to `end` of prompt and output together."""
+        """Tokens `start` to `end` (exclusive) of prompt and output together."""
         split = len(self.prompt_token_ids)
         if end <= split:
             return self.prompt_token_ids[start:end]
@@ -126,11 +126,11 @@ class Sequence:
 
     @property
     def noise_key(self) -> int:
-        """Key of the next token's noise: (seed, sample index, output position); 0 where nothing is drawn."""
+        """The noise key of the next token, from (seed, sample index, output position); 0 if greedy."""
         return self.noise_keys(1)[0]
 
     def noise_keys(self, count: int, purpose: int = DRAW) -> list[int]:
-        """Keys of the next `count` output positions; all 0, and no work, where nothing is drawn."""
+        """The noise keys of the next `count` output positions; all 0 if greedy."""
         if self.params.temperature == 0:
             return [0] * count
         first = len(self.output_token_ids)
@@ -138,7 +138,7 @@ class Sequence:
 
     @property
     def seen_token_ids(self) -> list[int]:
-        """The ids the repetition penalty looks at; empty where it is off."""
+        """The ids the repetition penalty applies to; empty if it is off."""
         if self.params.repetition_penalty == 1.0:
             return []
         return self.prompt_token_ids + self.output_token_ids
@@ -150,17 +150,17 @@ class Sequence:
         now: float,
         logprobs: dict[int, float] | None = None,
     ) -> None:
-        """Take a token sampled at time `now`: extend the text, and finish if it ends the completion.
+        """Append a token sampled at time `now`, extend the text, and finish if the token ends the completion.
 
         Raises:
-            Exception: what the detokenizer raises; the token is kept, its text is not, `is_changing` stays
-            set.
+            Exception: what the detokenizer raises. The token is kept, its text is lost, and `is_changing`
+            stays set.
         """
         self.is_changing = True
         if logprobs is not None:
             self.logprobs.append(logprobs)
         self.token_times.append(now)
-        self.output_token_ids.append(token_id)  # last: `fail` cuts the others to as many
+        self.output_token_ids.append(token_id)  # last: `fail` shortens the other lists to this length
         is_end = not self.params.ignore_eos and token_id in eos_token_ids
         if is_end or token_id in self.params.stop_token_ids:
             self.finish("stop")
@@ -173,10 +173,10 @@ class Sequence:
         self.is_changing = False
 
     def finish(self, reason: FinishReason) -> None:
-        """End the completion, keeping the text it has. A stop string in the last text still counts.
+        """End the completion and keep its text. A stop string in the last piece of text still counts.
 
         Raises:
-            Exception: what the detokenizer raises; the text it held back is lost, `is_changing` stays set.
+            Exception: what the detokenizer raises. The text it held back is lost; `is_changing` stays set.
         """
         self.is_changing = True
         self.text += _text(self.detokenizer.finish())
@@ -185,7 +185,7 @@ class Sequence:
         self.is_changing = False
 
     def fail(self, error: Exception) -> None:
-        """End the completion with an error; its detokenizer, perhaps the cause, is not asked."""
+        """End the completion with an error. Its detokenizer is not called: it may be the cause."""
         if self.finish_reason is None:
             self.error, self.finish_reason = self.error or own_copy(error), "error"
         count = len(self.output_token_ids)

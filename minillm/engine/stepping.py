@@ -1,16 +1,16 @@
-"""One step of the engine, in four phases, and which requests a failure concerns.
+"""One step of the engine in four phases, and which sequences a failure affects.
 
-    schedule   which sequences run, wait or are preempted            (tables change: preemption, prefix hits)
-    reserve    every block of the step is taken                      (tables change)
-    run        drafts are proposed, the worker executes, drafts are verified
-    commit     tokens are appended, drafts rolled back, blocks published    (everything changes)
+    schedule   decide which sequences run, wait or are preempted     (tables change: preemption, prefix hits)
+    reserve    allocate every block of the step                      (tables change)
+    run        propose drafts, execute the worker, verify drafts
+    commit     append tokens, roll back drafts, publish blocks       (everything changes)
 
-A step is all or nothing (contract C6). A part may raise in it, and Ctrl-C may interrupt it at any line. In
-phase `run` the engine's state does not change. After an exception the planned sequences end with it. After an
-interrupt they lose their blocks, keep their tokens and compute them again, with the same bits (contract C2).
-In any other phase tables may be half changed, so nothing of the KV memory is relied upon: pool, prefix cache
-and scheduler are made anew, and every sequence goes back to waiting. A sequence whose own change was cut in
-two ends with an error. `recovery.py` does this. It costs time and the cached prefixes, never an answer.
+A step is all or nothing (contract C6). A part may raise, and Ctrl-C may interrupt it at any line. In phase
+`run` the engine's state does not change. After an exception in it the planned sequences end with that error.
+After an interrupt they lose their blocks, keep their tokens and recompute them with the same bits (contract
+C2). In any other phase block tables may be half changed, so the KV memory is not trusted: the pool, the
+prefix cache and the scheduler are replaced, and every sequence waits again. A sequence whose own state is
+half changed ends with an error. `recovery.py` does this. Time and cached prefixes are lost, answers are not.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.request import Request
 from minillm.engine.scheduler import Scheduler, StepPlan
 from minillm.engine.sequence import Sequence
-from minillm.speculation.lookahead import Leave
+from minillm.speculation.lookahead import LookaheadBudget
 from minillm.worker.step import StepOutput
 
 Phase = Literal["idle", "schedule", "reserve", "run", "commit"]
 
 
 class Stepper:
-    """Carries out steps. `phase` says how far the step at hand has come."""
+    """Runs steps. `phase` is the phase of the current step."""
 
     def __init__(self, machinery: Machinery, memory: KVCacheManager, commit: Commit) -> None:
         self._worker, self._speculation = machinery.worker, machinery.speculation
@@ -41,17 +41,17 @@ class Stepper:
         self._memory, self._commit = memory, commit
         self.phase: Phase = "idle"
         self.step = PlannedStep(StepPlan())
-        self.raised: Exception | None = None  # by a detokenizer whose request was ended
+        self.raised: Exception | None = None  # raised by a detokenizer; its request has ended
 
     def begin(self) -> None:
-        """Nothing is planned yet."""
+        """Start a new step with an empty plan."""
         self.step, self.phase = PlannedStep(StepPlan()), "idle"
 
     def run(self, scheduler: Scheduler, now: float) -> list[Sequence]:
-        """One step; returns the sequences that got a token or failed.
+        """Run one step; return the sequences that got a token or failed.
 
         Raises:
-            Exception: what a part raises; `phase` and `step` say what it was doing.
+            Exception: what a part raises; `phase` and `step` say where.
         """
         self.phase = "schedule"
         plan = scheduler.schedule(now)
@@ -66,12 +66,12 @@ class Stepper:
         return changed
 
     def take_raised(self) -> Exception | None:
-        """What a detokenizer raised since this was last asked; its request has ended with it."""
+        """Return and clear the exception that a detokenizer raised, or None. It has ended its request."""
         raised, self.raised = self.raised, None
         return raised
 
-    def _plan_lookahead(self, plan: StepPlan) -> list[Leave]:
-        """Leave to look ahead for the plan's decoding sequences; empty where nobody has any."""
+    def _plan_lookahead(self, plan: StepPlan) -> list[LookaheadBudget]:
+        """The look-ahead budget of each decoding sequence; empty if the step does not speculate."""
         if self._speculation is None or not plan.decode:
             return []
         owned = [len(s.block_table.block_ids) + plan.blocks.get(s, 0) for s in plan.decode]
@@ -82,17 +82,17 @@ class Stepper:
         if step.lookaheads and self._speculation:
             step.proposals, step.draft_seconds = self._speculation.propose(step.lookaheads)
             if not step.is_speculative:
-                self._give_back_room(step)
+                self._free_lookahead(step)
         size = self._memory.pool.block_size
         output = self._worker.execute(make_input(step, size, self._num_token_ids, self._rejects))
         if self._speculation and step.plan.decode:
-            self._speculation.saw_target(output.num_rows, output.decode_seconds)
+            self._speculation.record_target(output.num_rows, output.decode_seconds)
             if output.verify:
                 self._speculation.learn(step.lookaheads, step.proposals, output.verify, step.draft_seconds)
         return output
 
-    def _give_back_room(self, step: PlannedStep) -> None:
-        """Nobody had a guess: a plain step, without the room for guesses."""
+    def _free_lookahead(self, step: PlannedStep) -> None:
+        """Free the look-ahead blocks: no sequence has a draft, so this is a plain decode step."""
         self.phase = "reserve"
         for sequence in step.plan.decode:
             self._memory.rollback(sequence, sequence.num_tokens)
@@ -100,13 +100,13 @@ class Stepper:
 
     # A failed step ---------------------------------------------------------------------------
 
-    def blamed(self, error: BaseException, scheduler: Scheduler, requests: List[Request]) -> list[Sequence]:
-        """The sequences that must end with an error, since the step failed with `error`."""
+    def affected(self, error: BaseException, scheduler: Scheduler, requests: List[Request]) -> list[Sequence]:
+        """The sequences that must end with an error because the step failed with `error`."""
         live = [s for request in requests for s in request.open_sequences()]
         half_changed = [s for s in live if s.is_changing]
         if not isinstance(error, Exception):
             return half_changed
         if self.phase == "schedule":
-            current = getattr(scheduler, "current", None)  # a replaced scheduler need not say
+            current = getattr(scheduler, "current", None)  # a replaced scheduler may not have it
             return [s for s in live if s is current] or list(live)
         return [*half_changed, *self.step.plan.sequences]

@@ -1,10 +1,10 @@
-"""One step at a time: the guard around everything that changes the engine.
+"""The guard that lets only one step run at a time.
 
-    another thread is in a step           it is waited for: steps of several threads come one after the other
-    a part or a listener asks for a step  EngineBusy: the step around it is not over
-    this process was forked from another  ForkedEngine: its threads and locks did not come along
+    another thread runs a step              wait: the steps of several threads run one after the other
+    a part or a listener calls step         EngineBusy: the current step is not finished
+    the engine was made before a fork       ForkedEngine: threads do not survive a fork
 
-The kernels' threads do not survive a fork, so a child that went on would wait for them for ever.
+After a fork the kernels' threads do not exist in the child, so the child would wait for them forever.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Turn:
-    """Held for the time of a step, by one thread, once."""
+    """A lock that one thread holds during a step. It cannot be taken twice, even by the same thread."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -30,29 +30,29 @@ class Turn:
         self._pid = os.getpid()
 
     def require_own_process(self) -> None:
-        """Refuse to work in a child process.
+        """Check that this process made the engine.
 
         Raises:
-            ForkedEngine: this process was forked from the engine's.
+            ForkedEngine: this process was forked from the process that made the engine.
         """
         if os.getpid() != self._pid:
             raise ForkedEngine(
-                "this engine belongs to the process that this one was forked from",
+                "the engine was made before this process was forked, and works only in its own process",
                 "make an LLM in each process, or start processes with spawn",
             )
 
     def run(self, work: Callable[[], T]) -> T:
-        """Wait for other threads, then do `work` alone.
+        """Wait for the steps of other threads, then call `work` and return its result.
 
         Raises:
-            EngineBusy: the caller is itself inside a step.
+            EngineBusy: the caller is already inside a step.
         """
         self.require_own_process()
         with self._lock:
             if self._is_inside():
                 raise EngineBusy(
-                    "a step was asked for in the middle of a step",
-                    "do not step it from a part or a listener",
+                    "a step was started in the middle of a step",
+                    "do not step the engine from a part or a listener",
                 )
             try:
                 self._holder = sys._getframe()
@@ -61,7 +61,7 @@ class Turn:
                 self._holder = None
 
     def _is_inside(self) -> bool:
-        """Whether the holder is still on this thread's stack: an interrupt may keep it from letting go."""
+        """Whether the holder is on this thread's stack. An interrupt may have prevented its reset to None."""
         frame = sys._getframe() if self._holder else None
         while frame is not None and frame is not self._holder:
             frame = frame.f_back

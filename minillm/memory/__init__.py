@@ -1,1 +1,1 @@
-"""The operating system of the KV cache: blocks, tables, tensors, budget."""
+"""The memory management of the KV cache: blocks, block tables, tensors, prefix cache, budget."""

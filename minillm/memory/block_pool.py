@@ -1,17 +1,17 @@
-"""Who owns which block of the KV cache.
+"""The block pool: it counts the owners of every block of the KV cache.
 
-The cache is cut into `num_blocks` blocks of `block_size` token slots, as physical memory is cut
-into page frames. This pool hands out block *ids*; it never touches a tensor.
+The cache is divided into `num_blocks` blocks of `block_size` token slots, as physical memory is divided
+into page frames. This pool allocates block *ids*; it never touches a tensor.
 
-    free list    [ 7 3 0 ]             a stack: the last block freed is the next handed out
+    free list    [ 7 3 0 ]             a stack: the block freed last is allocated first
     ref_count    0 1 2 0 1 1 1 0       block 2 has two owners (a shared prompt)
     block id     0 1 2 3 4 5 6 7       free + used = num_blocks, always
 
-Allocation and release are O(1) per block. An allocation that cannot be met in full changes
-nothing, so a caller never has to undo half of one.
+Allocating and freeing are O(1) per block. An allocation that cannot be satisfied completely changes
+nothing, so the caller has nothing to undo.
 
 Paper: Kwon et al., "Efficient Memory Management for LLM Serving with PagedAttention" (SOSP 2023).
-The prefix cache, which keeps blocks findable that no sequence owns, is one more owner (prefix_cache.py).
+The prefix cache owns blocks too: it keeps blocks that no sequence owns any more (`prefix_cache.py`).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class BlockPool:
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = require_int("num_blocks", num_blocks, minimum=0)
         self.block_size = require_int("block_size", block_size, minimum=1)
-        self._free = list(range(num_blocks - 1, -1, -1))  # its end is the top of the stack
+        self._free = list(range(num_blocks - 1, -1, -1))  # the end of the list is the top of the stack
         self._ref_count = [0] * num_blocks
 
     @property
     def num_free(self) -> int:
-        """Blocks nobody owns."""
+        """Blocks without an owner."""
         return len(self._free)
 
     @property
@@ -43,11 +43,14 @@ class BlockPool:
         return self.num_blocks - len(self._free)
 
     def ref_count(self, block_id: int) -> int:
-        """How many owners `block_id` has; 0 means free."""
+        """The number of owners of `block_id`; 0 means free."""
         return self._ref_count[self._checked(block_id)]
 
     def allocate(self, count: int = 1) -> list[int]:
-        """Take `count` free blocks, the last one freed first, each with one owner.
+        """Allocate `count` free blocks, the one freed last first; each gets one owner.
+
+        Returns:
+            The block ids.
 
         Raises:
             OutOfBlocks: fewer than `count` are free; nothing was allocated.
@@ -78,11 +81,11 @@ class BlockPool:
     def free(self, block_ids: Iterable[int]) -> None:
         """Remove one owner from each block; a block without owners becomes free.
 
-        Last block first, so that a stack of free blocks hands a sequence's blocks out again in
-        the order the sequence held them.
+        The last block is freed first. So the stack of free blocks returns the blocks of a sequence in the
+        order in which the sequence held them.
 
         Raises:
-            ValueError: one of them has no owner left to remove; nothing was changed.
+            ValueError: one of them has no owner to remove; nothing was changed.
         """
         ids = list(block_ids)
         self._require_owners(set(ids), times=Counter(ids))
@@ -97,7 +100,7 @@ class BlockPool:
         return block_id
 
     def _require_owners(self, ids: set[int], times: Mapping[int, int]) -> None:
-        """Each of `ids` has at least `times[id]` (or one) owners; checked before any is touched."""
+        """Require at least `times[id]` owners (default one) for each id; called before any count changes."""
         for block_id in ids:
             if self._ref_count[self._checked(block_id)] < times.get(block_id, 1):
                 raise ValueError(f"block {block_id} is not in use: double free, or never allocated")

@@ -1,11 +1,11 @@
-"""From a token's position in its sequence to its slot in the cache: address translation.
+"""Address translation: from a token's position in its sequence to its slot in the cache.
 
     sequence (block_size 4)    position   0 1 2 3 | 4 5 6 7 | 8 9
     block table                           [ 5     ,   2     ,  7 ]
     slot = table[pos // 4] * 4 + pos % 4  20 . . 23  8 . . 11 28 29
 
-A sequence's keys and values lie anywhere in the cache; the table is what makes them a sequence
-again. Only the last block can be partly empty, so at most block_size - 1 slots are wasted.
+The blocks of a sequence can lie anywhere in the cache; the block table gives their logical order.
+Only the last block can be partly empty, so at most block_size - 1 slots are wasted.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from minillm.memory.block_pool import BlockPool
 
 
 def slot_mapping(block_table: Sequence[int], positions: Sequence[int], block_size: int) -> list[int]:
-    """Slots of `positions` (logical token positions) of one sequence: `[len(positions)]`."""
+    """The cache slots of `positions` (logical token positions) of one sequence: `[len(positions)]`."""
     return [block_table[pos // block_size] * block_size + pos % block_size for pos in positions]
 
 
 def blocks_for(num_tokens: int, block_size: int) -> int:
-    """How many blocks hold `num_tokens` tokens."""
+    """The number of blocks that hold `num_tokens` tokens."""
     return -(-num_tokens // block_size)
 
 
@@ -33,23 +33,26 @@ class BlockTable:
         self.block_ids: list[int] = []
 
     def grow(self, num_tokens: int) -> None:
-        """Own enough blocks for `num_tokens` tokens in all.
+        """Allocate blocks until the table holds `num_tokens` tokens in all.
 
         Raises:
-            OutOfBlocks: the pool cannot give what is missing; the table is unchanged.
+            OutOfBlocks: the pool has too few free blocks; the table is unchanged.
         """
         missing = blocks_for(num_tokens, self._pool.block_size) - len(self.block_ids)
         if missing > 0:
             self.block_ids += self._pool.allocate(missing)
 
     def fork(self, num_tokens: int) -> tuple[BlockTable, tuple[int, int] | None]:
-        """A second table over the same first `num_tokens` tokens.
+        """Make a second table over the same first `num_tokens` tokens.
 
-        Full blocks are shared. A last block that is partly full will be written by both, so the
-        fork gets one of its own: returned as `(source, destination)` for the caller to copy.
+        Full blocks are shared. A partly full last block will be written by both sequences, so the fork
+        gets its own block, and the caller must copy the content.
+
+        Returns:
+            The fork, and `(source, destination)` of the block to copy, or None.
 
         Raises:
-            OutOfBlocks: no block for the copy; nothing was shared.
+            OutOfBlocks: no block is free for the copy; nothing was shared.
         """
         num_full, rest = divmod(num_tokens, self._pool.block_size)
         child = BlockTable(self._pool)
@@ -63,7 +66,7 @@ class BlockTable:
         return child, ((self.block_ids[num_full], own[0]) if own else None)
 
     def truncate(self, num_tokens: int) -> int:
-        """Give back the blocks behind the first `num_tokens` tokens; returns how many."""
+        """Free the blocks after the first `num_tokens` tokens; return their number."""
         keep = blocks_for(num_tokens, self._pool.block_size)
         behind = self.block_ids[keep:]
         self.block_ids = self.block_ids[:keep]
@@ -71,27 +74,27 @@ class BlockTable:
         return len(behind)
 
     def branch(self, start: int, num_tokens: int) -> list[int]:
-        """Blocks of another future of this sequence, which parts from it at position `start`.
+        """Allocate blocks for a branch: another continuation of this sequence from position `start` on.
 
-            table     [ 5 ][ 2 ][ 7 ][ 9 ]        start lies in block 7: the branch has its own from there
-            branch    [ 5 ][ 2 ][ 4 ][ 1 ]        on (4 must be given what 7 holds up to `start`)
+            table     [ 5 ][ 2 ][ 7 ][ 9 ]        `start` is in block 7: from there on the branch has its
+            branch    [ 5 ][ 2 ][ 4 ][ 1 ]        own blocks (the caller must copy block 7 to block 4)
 
         Returns:
-            Its own block ids, for tokens `start` to `num_tokens`; the table is unchanged.
+            The branch's own block ids, for tokens `start` to `num_tokens`; the table is unchanged.
 
         Raises:
-            OutOfBlocks: the pool cannot give them.
+            OutOfBlocks: the pool has too few free blocks.
         """
         size = self._pool.block_size
         return self._pool.allocate(blocks_for(num_tokens, size) - start // size)
 
     def adopt(self, start: int, own: list[int]) -> list[int]:
-        """Let the branch that parts at `start` be the sequence; returns the blocks of the other future."""
+        """Replace the blocks from position `start` on by a branch's `own` blocks; return the old ones."""
         shared = start // self._pool.block_size
         before, self.block_ids = self.block_ids[shared:], self.block_ids[:shared] + own
         return before
 
     def release(self) -> None:
-        """Give every block back to the pool."""
+        """Free every block."""
         self._pool.free(self.block_ids)
         self.block_ids = []

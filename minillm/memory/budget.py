@@ -1,8 +1,8 @@
-"""How much memory the KV cache may have, and how many blocks that is.
+"""The memory budget of the KV cache, and the number of blocks it holds.
 
-`kv_memory` is a hard limit: blocks are cut from it once, at start-up, and nothing is allocated
-later. "auto" takes what the engine could use at most (every sequence slot at full context), but
-never more than a quarter of the main memory, or nine tenths of the GPU memory, that is free now.
+`kv_memory` is a hard limit: it is divided into blocks once, when the engine starts, and nothing is allocated
+later. "auto" means the most the engine can use (`max_num_seqs` sequences at full context), but at most a
+quarter of the main memory, or nine tenths of the GPU memory, that is free now.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _AUTO_SHARE = {"cpu": 0.25, "cuda": 0.9}
 def num_blocks_for(
     bytes_per_token: int, engine: EngineConfig, device: torch.device, max_model_len: int
 ) -> int:
-    """Blocks that fit in the engine's `kv_memory`, with `bytes_per_token` for every token of a block.
+    """The number of blocks that fit in the engine's `kv_memory`, at `bytes_per_token` bytes per token slot.
 
     Raises:
-        KVCapacityError: not even one block fits, or `kv_memory` is more than is free now.
+        KVCapacityError: not even one block fits, or `kv_memory` is more than the free memory.
     """
     block_bytes = engine.block_size * bytes_per_token
     if engine.kv_memory == "auto":

@@ -30,7 +30,7 @@ class KVCache:
     def allocate(
         cls, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> KVCache:
-        """Reserve the memory. It is not cleared: nothing may read a slot before it is written."""
+        """Allocate the tensors. They are not cleared: no slot may be read before it is written."""
         shape = (num_blocks, block_size, config.num_key_value_heads, config.head_dim)
         layers = range(config.num_hidden_layers)
         return cls(
@@ -40,5 +40,5 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors together."""
+        """The size of all tensors together, in bytes."""
         return sum(t.nbytes for t in (*self.k, *self.v))

@@ -1,19 +1,19 @@
-r"""The prefix cache: a full block whose content is already known need not be computed again.
+r"""The prefix cache: a full block that has already been computed is not computed again.
 
-    prompt of a   [ t0 .. t15 ][ t16 .. t31 ][ t32 .. ]      a computed it and published two full blocks
-    prompt of b   [ t0 .. t15 ][ t16 .. t31 ][ u32 .. ]      b takes them as they are, computes from 32 on
+    prompt of a   [ t0 .. t15 ][ t16 .. t31 ][ t32 .. ]      a computed its prompt; two full blocks are cached
+    prompt of b   [ t0 .. t15 ][ t16 .. t31 ][ u32 .. ]      b shares these blocks and computes from 32 on
 
     root --- block 5 (t0..15) --- block 2 (t16..31) --- block 9 (t32..47)
                               \-- block 7 (v16..31)                          one tree for each scope
 
-A hit is a proof, not a guess (contract C5). A block's keys and values depend on everything before it
-and on what computed them, so its key is the whole chain: schema, KV envelope, tenant, conditioning,
-parent, token ids, under SHA-256. The digest only finds candidates: every field of the key is then
-compared, the parent by identity, so the cache is right even if the hash function is constant.
+A hit is a proof, not a guess (contract C5). The keys and values of a block depend on all tokens before it
+and on everything that computed them. So its key is the whole chain: schema, KV envelope, tenant,
+conditioning, parent, token ids, hashed with SHA-256. The digest only finds candidates. Then every field of
+the key is compared, the parent by identity. So the cache is correct even with a constant hash function.
 
-The cache is an owner of its blocks, like a sequence. A block that nobody else owns is *unused*: it
-stays findable until its memory is needed, least recently used first. Sequences give their blocks
-back last block first, so children always go before their parents.
+The cache owns its blocks, as a sequence does. A block that only the cache owns is *unused*: it can be found
+until its memory is needed. The least recently used block is evicted first. A sequence frees its last block
+first, so a child block is always evicted before its parent.
 
 Paper: Kwon et al. (SOSP 2023), section 4.4; Zheng et al., "SGLang" (arXiv 2312.07104), whose radix tree
 shares partial blocks too. Left out: that, and blocks that outlive the process.
@@ -34,7 +34,7 @@ HashFunction = Callable[[bytes], bytes]
 
 
 class Scope(NamedTuple):
-    """Who may share: equal in every field, or nothing is shared."""
+    """The part of the key that all blocks of one tree share. Blocks are shared only within equal scopes."""
 
     envelope: str
     tenant: str | None = None
@@ -45,7 +45,7 @@ class Scope(NamedTuple):
 class CachedBlock:
     """A full block and everything its content depends on. Compared by identity.
 
-    `draft` names the draft model whose keys and values it holds too; without one, none.
+    `draft`: the KV envelope of the draft model, if the block also holds that model's keys and values.
     """
 
     block_id: int
@@ -62,7 +62,7 @@ def sha256(data: bytes) -> bytes:
 
 
 def encode(*fields: str | bytes | int | Sequence[int] | None) -> bytes:
-    """Fields as bytes that no other fields have: each with its type and its length."""
+    """Encode fields as bytes, each with its type and its length, so that different fields never collide."""
     parts = []
     for field in fields:
         if field is None:
@@ -80,31 +80,31 @@ def encode(*fields: str | bytes | int | Sequence[int] | None) -> bytes:
 
 
 class PrefixCache:
-    """Full blocks by content. It owns one reference on each; `match` and `publish` are all it is for."""
+    """Full blocks by content; it owns one reference to each. `publish` adds a block, `match` finds blocks."""
 
     def __init__(self, pool: BlockPool, hash_function: HashFunction = sha256) -> None:
         self._pool, self._hash = pool, hash_function
         self._index: dict[bytes, list[CachedBlock]] = {}
         self._by_block: dict[int, CachedBlock] = {}
         self._unused: OrderedDict[int, CachedBlock] = OrderedDict()  # the least recently used first
-        self.false_matches = 0  # candidates with the right digest and another key
+        self.false_matches = 0  # candidates with the right digest but a different key
 
     @property
     def num_blocks(self) -> int:
-        """Blocks that can be found."""
+        """Blocks in the cache."""
         return len(self._by_block)
 
     @property
     def num_unused(self) -> int:
-        """Blocks that only the cache owns: they can be had."""
+        """Blocks that only the cache owns: they can be evicted."""
         return len(self._unused)
 
     def digest(self, scope: Scope, parent: bytes | None, token_ids: Sequence[int]) -> bytes:
-        """The digest of a block behind the block whose digest is `parent`."""
+        """The digest of the block with `token_ids` that follows the block with digest `parent`."""
         return self._hash(encode(SCHEMA, *scope, parent, token_ids))
 
     def match(self, scope: Scope, blocks: Iterable[tuple[bytes, Sequence[int]]]) -> list[CachedBlock]:
-        """The longest chain of cached blocks with these (digest, token ids). Nothing changes owner."""
+        """Find the longest chain of cached blocks with these (digest, token ids). No owner is added."""
         found: list[CachedBlock] = []
         for digest, token_ids in blocks:
             block = self._find(digest, scope, found[-1] if found else None, tuple(token_ids))
@@ -114,7 +114,7 @@ class PrefixCache:
         return found
 
     def acquire(self, blocks: Sequence[CachedBlock]) -> list[int]:
-        """Make the caller an owner of matched blocks; returns their ids."""
+        """Make the caller an owner of matched blocks; return their ids."""
         ids = [block.block_id for block in blocks]
         self._pool.share(ids)
         for block_id in ids:
@@ -122,17 +122,17 @@ class PrefixCache:
         return ids
 
     def is_unused(self, block: CachedBlock) -> bool:
-        """Whether only the cache owns it."""
+        """Whether only the cache owns the block."""
         return block.block_id in self._unused
 
     def publish(
         self, scope: Scope, parent: CachedBlock | None, token_ids: Sequence[int], digest: bytes, block_id: int
     ) -> CachedBlock:
-        """Make a written, full block findable.
+        """Add a written, full block to the cache.
 
         Returns:
-            The block to use from now on: where the same content is cached already that is the older
-            copy, and the caller should take it and give its own back.
+            The block the caller must use from now on. If the same content is already cached, this is the
+            older copy: the caller must acquire it and free its own.
         """
         known = self._find(digest, scope, parent, tuple(token_ids))
         if known is not None:
@@ -144,14 +144,14 @@ class PrefixCache:
         return block
 
     def released(self, block_ids: Sequence[int]) -> None:
-        """Told after a sequence has given back `block_ids`: those nobody else owns become unused."""
+        """Called after a sequence has freed `block_ids`: blocks that only the cache owns become unused."""
         for block_id in reversed(block_ids):
             block = self._by_block.get(block_id)
             if block is not None and self._pool.ref_count(block_id) == 1:
                 self._unused[block_id] = block
 
     def evict(self, count: int) -> int:
-        """Give back up to `count` unused blocks to the pool, the least recently used first."""
+        """Free up to `count` unused blocks, the least recently used first; return the number freed."""
         evicted = min(count, len(self._unused))
         for _ in range(evicted):
             block_id, block = self._unused.popitem(last=False)
@@ -166,7 +166,7 @@ class PrefixCache:
     def _find(
         self, digest: bytes, scope: Scope, parent: CachedBlock | None, token_ids: tuple[int, ...]
     ) -> CachedBlock | None:
-        """The block with exactly this key; every other one with its digest is a false match."""
+        """Find the block with exactly this key. Every other block with the same digest is a false match."""
         for block in self._index.get(digest, ()):
             if block.scope == scope and block.parent is parent and block.token_ids == token_ids:
                 return block

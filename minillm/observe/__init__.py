@@ -1,1 +1,1 @@
-"""What the engine did, told as events; metrics and plots are made from those alone."""
+"""The engine reports what it does as events. Metrics and plots are computed from events only."""

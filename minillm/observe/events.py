@@ -1,31 +1,32 @@
-"""Every decision of the engine, as it is made.
+"""Events: a record of every decision of the engine.
 
     engine, scheduler, KV manager --emit--> queue --deliver--> each listener (a trace, the metrics, a plot)
 
-Listeners read; the engine never does, so what is observed cannot change what happens. Nobody listening
-costs one test of an empty list. An event holds numbers and request ids: no text, no token id, no tenant.
+The engine writes events and never reads them, so listeners cannot change what it does. Without listeners an
+event costs one test of an empty list. An event holds numbers and request ids: no text, token id or tenant.
 
     queue          prompt_tokens, n                  a request entered the queue
     refuse         reason                            a request was refused; it has no id
-    admit          cached_tokens, waited             it left the queue for the first time
-    share          blocks                            blocks of the prefix cache found for it
-    prefill_chunk  start, end, tokens                tokens start to end of one sequence computed
-    decode_step    rows                              one token each of `rows` sequences computed
-    sample         requests                          each of these requests got a token, at this time
-    speculate      requests, outcomes, rows,         drafts verified: of each sequence (drafted, depth of the
-                   draft_seconds, verify_seconds     longest branch, accepted) tokens, over `rows` in all
-    alloc, free    blocks                            block references taken and given back by one sequence;
-                                                     in the end `alloc` and `share` add up to `free`
-    copy_on_write  blocks                            blocks copied when a prompt's samples part ways
-    publish        blocks                            full blocks made findable
-    evict          blocks                            blocks the prefix cache gave up
+    admit          cached_tokens, waited             a request left the queue for the first time
+    share          blocks                            a sequence starts with blocks from the prefix cache
+    prefill_chunk  start, end, tokens                tokens start to end of one sequence were computed
+    decode_step    rows                              one token of each of `rows` sequences was computed
+    sample         requests                          each of these sequences got a token at this time
+    speculate      requests, outcomes, rows,         drafts were verified in `rows` rows; an outcome: (tokens
+                   draft_seconds, verify_seconds     drafted, depth of the longest branch, accepted)
+    alloc, free    blocks                            a sequence gained or lost block references; when all have
+                                                     ended, `alloc` and `share` add up to `free`
+    copy_on_write  blocks                            a fork got a copy of a partly full block
+    publish        blocks                            full blocks were put into the prefix cache
+    evict          blocks                            blocks were removed from the prefix cache
     preempt        tokens                            a running sequence with `tokens` computed lost its blocks
     resume         cached_tokens                     a preempted sequence is running again
-    cancel         reason                            a request was ended from outside
+    cancel         reason                            a request was aborted or reached its deadline
     finish         reason                            a sequence ended
     step           seconds, prefill_tokens, decode_rows, waiting, running, used, cached, free, waste
 
-`waste` is slots allocated and not filled, exact, of all running sequences: shared blocks are full.
+`waste`: the number of allocated slots without a token, over all running sequences. It is exact, because only
+full blocks are shared.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _BLOCK_EVENTS = {"alloc": 1, "share": 1, "free": -1}
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened: `step` counts engine steps, `time` is `time.perf_counter()`."""
+    """One event. `step`: the number of the engine step. `time`: the value of `time.perf_counter()`."""
 
     kind: str
     step: int
@@ -63,15 +64,14 @@ Listener = Callable[[Event], None]
 
 
 class Events:
-    """Where an engine's events go.
+    """The event queue of an engine and its listeners.
 
-    An event is queued where it happens and handed to the listeners by `deliver`, which the engine calls when
-    no lock is held and no change of state is under way. So a listener may ask the engine for anything but
-    another step, and one that raises harms nobody: what it raised is logged, once.
+    `emit` puts an event into the queue. `deliver` passes the queued events to the listeners; the engine calls
+    it when no lock is held and no change of state is in progress. So a listener may call any method of the
+    engine except `step`. If a listener raises, the error is logged once and the engine continues.
 
-    While a change of state is under way (a step, from `hold` to `release`) events only queue up. If the
-    change is interrupted and every block is freed, `free_all` makes the trace say so, wherever the interrupt
-    came.
+    During a change of state (a step, from `hold` to `release`) events stay in the queue. If the change is
+    interrupted and every block is freed, `free_all` adds the missing `free` events to the trace.
     """
 
     def __init__(self) -> None:
@@ -85,19 +85,19 @@ class Events:
 
     @property
     def is_holding(self) -> bool:
-        """Whether a change of state is under way, or was cut off."""
+        """Whether a change of state is in progress or was interrupted."""
         return self._held is not None
 
     def hold(self, blocks: Mapping[str, int]) -> None:
-        """Queue events until `release`; `blocks` are block references held by each request now."""
+        """Keep events in the queue until `release`. `blocks`: the block references each request has now."""
         self._held = blocks
 
     def release(self) -> None:
-        """The change is over, and `deliver` works again."""
+        """End the change of state; `deliver` works again."""
         self._held = None
 
     def free_all(self) -> None:
-        """Emit `free` for every block reference that the trace has as taken and not yet given back."""
+        """Emit `free` for every block reference that is allocated or shared in the trace and not freed."""
         held, last = Counter(self._held or {}), None
         for _, event in list(self._queue):
             sign = _BLOCK_EVENTS.get(event.kind, 0)
@@ -109,18 +109,18 @@ class Events:
                 self.emit("free", request_id, blocks=blocks)
 
     def emit(self, kind: str, request_id: str = "", at: float | None = None, **data: Any) -> None:
-        """Queue an event for the listeners; `at` is for what has a time of its own."""
+        """Queue an event for the listeners. `at`: the time of the event, if it is not now."""
         if self.listeners:
             event = Event(kind, self.step, time.perf_counter() if at is None else at, request_id, data)
             self._queue.extend([(listener, event) for listener in self.listeners])
 
     def deliver(self) -> None:
-        """Hand what is queued to the listeners, in order. While one thread does so, others return at once."""
+        """Pass the queued events to the listeners, in order. Return at once if another thread is doing so."""
         while self._queue and self._held is None:
             with self._lock:
                 if self._deliverer is not None and _is_running(self._deliverer):
                     return
-                self._deliverer = sys._getframe()  # one whose call is over was interrupted
+                self._deliverer = sys._getframe()  # an old value is left only if its call was interrupted
             try:
                 self._deliver_all()
             finally:
@@ -130,7 +130,8 @@ class Events:
         while self._queue and self._held is None:
             listener, event = self._queue[0]
             try:
-                del self._queue[0]  # no call until the listener's: an interrupt comes before both or behind
+                # Python handles Ctrl-C only at calls and loop ends: never between these two lines.
+                del self._queue[0]
                 listener(event)
             except Exception as error:
                 self._report(listener, error, event)
@@ -142,15 +143,15 @@ class Events:
 
     @contextmanager
     def record(self) -> Iterator[list[Event]]:
-        """Collect all events for as long as the `with` block lasts."""
+        """Collect all events during the `with` block."""
         trace: list[Event] = []
-        self.deliver()  # what happened before belongs to others
+        self.deliver()  # earlier events do not belong to this trace
         self.listeners.append(trace.append)
         try:
             yield trace
         finally:
             self.deliver()
-            # By identity: two traces that are both empty are equal.
+            # Compare by identity: two empty traces are equal.
             self.listeners = [x for x in self.listeners if getattr(x, "__self__", None) is not trace]
 
 

@@ -1,12 +1,12 @@
-"""What the events of a run add up to: latencies as percentiles, hit rate, preemptions, fragmentation.
+"""Metrics of a run, computed from its events: latencies, hit rate, preemptions, fragmentation.
 
     submitted      admitted        first token   next      next
         | queue ----- | prefill ----- | --- itl --- | -- itl -- |
         | ttft ---------------------- |
 
-Everything here is computed from the trace alone (contract C8), and equals what the engine puts into
-`RequestOutput.metrics`: a test compares them. A mean hides what users feel, so latencies are given as
-percentiles: of 1,000 tokens, p99 says how long the ten slowest took.
+Only the trace is used (contract C8). The results equal the engine's own `RequestOutput.metrics`; a test
+compares them. Latencies are given as percentiles, because a mean hides the slow tokens that users notice:
+of 1,000 tokens, the ten slowest took at least as long as p99.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from minillm.observe.speculation import SpeculationSummary, summarize_speculatio
 
 @dataclass
 class RequestTimes:
-    """One request's clock times: submitted, admitted, and each token of each of its samples."""
+    """The clock times of one request: submitted, admitted, and each token of each of its samples."""
 
     submitted: float
     prompt_tokens: int
@@ -44,7 +44,7 @@ class RequestTimes:
 
 @dataclass
 class Summary:
-    """A run in figures; times in seconds."""
+    """The metrics of a run; times in seconds."""
 
     requests: dict[str, RequestTimes]
     refused: int
@@ -61,22 +61,22 @@ class Summary:
 
     @property
     def hit_rate(self) -> float:
-        """Share of the admitted prompts' tokens that the prefix cache had."""
+        """The share of the admitted prompt tokens that were found in the prefix cache."""
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
 
     @property
     def ttft(self) -> list[float]:
-        """Seconds to the first token, of every request that got one."""
+        """Seconds to the first token of every request that got one."""
         return [r.ttft for r in self.requests.values() if r.ttft is not None]
 
     @property
     def itl(self) -> list[float]:
-        """Seconds between tokens, all requests together."""
+        """Seconds between tokens, over all requests."""
         return [gap for r in self.requests.values() for gap in r.itl]
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` (0 to 1) of `values` do not exceed.
+    """The smallest of `values` such that at least `share` (0 to 1) of them are not larger.
 
     Raises:
         ValueError: there are no values.
@@ -87,7 +87,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def summarize(events: Iterable[Event]) -> Summary:
-    """The figures of a trace."""
+    """Compute the metrics of a trace."""
     requests: dict[str, RequestTimes] = {}
     total = defaultdict[str, int](int)
     events = list(events)

@@ -1,11 +1,11 @@
-"""What speculation did in a run, from its events: how much stood, how far, and where the time went.
+"""Metrics of speculation in a run, computed from its events: acceptance, by position, and times.
 
-    position      1     2     3     4          of the tokens drafted for each place behind the newest,
-    stood       86 %  74 %  63 %  55 %         how many stand: each needs all before it
+    position      1     2     3     4          the share of the tokens drafted at each position after the
+    accepted    86 %  74 %  63 %  55 %         newest that were accepted; each needs all before it
 
-A speculative step has three parts: the drafter's time, the target's (with the verification), and the rest,
-which is bookkeeping: planning, building batches, appending, giving back. Steps that also prefill are not
-counted for the times.
+The time of a speculative step has three parts: drafting, the target pass with verification, and bookkeeping
+(planning, building batches, appending tokens, freeing blocks). The times of steps that also prefill are not
+counted.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from minillm.observe.events import Event
 
 @dataclass
 class SpeculationSummary:
-    """Counts over all speculative steps; seconds over those without a prefill."""
+    """Counts over all speculative steps; times over those without prefill."""
 
     drafted: int = 0
     accepted: int = 0
-    verifications: int = 0  # sequences in steps: each got one token, and those of its draft that stood
-    drafted_at: Counter[int] = field(default_factory=Counter)  # by position, 1 is the first
+    verifications: int = 0  # verified sequences, summed over steps; each got one token more than accepted
+    drafted_at: Counter[int] = field(default_factory=Counter)  # by position; the first is 1
     accepted_at: Counter[int] = field(default_factory=Counter)
     seconds: float = 0.0
     draft_seconds: float = 0.0
@@ -32,27 +32,27 @@ class SpeculationSummary:
 
     @property
     def acceptance(self) -> float:
-        """The share of drafted tokens that stood."""
+        """The share of draft tokens that were accepted."""
         return self.accepted / self.drafted if self.drafted else 0.0
 
     @property
     def tokens_per_step(self) -> float:
-        """Tokens a sequence got from one pass of the target."""
+        """Mean number of tokens a sequence got from one pass of the target."""
         return 1 + self.accepted / self.verifications if self.verifications else 0.0
 
     @property
     def acceptance_by_position(self) -> list[float]:
-        """For each place of a draft the share of its tokens that stood."""
+        """For each position of a draft, the share of its tokens that were accepted."""
         return [self.accepted_at[i] / self.drafted_at[i] for i in sorted(self.drafted_at)]
 
     @property
     def bookkeeping_seconds(self) -> float:
-        """Time in neither of the two models."""
+        """Time spent in neither of the two models."""
         return self.seconds - self.draft_seconds - self.verify_seconds
 
 
 def summarize_speculation(events: Iterable[Event]) -> SpeculationSummary:
-    """The figures of a trace."""
+    """Compute the speculation metrics of a trace."""
     result, prefilled, current = SpeculationSummary(), False, None
     for event in events:
         if event.kind == "prefill_chunk":

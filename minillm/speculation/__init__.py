@@ -1,1 +1,1 @@
-"""Drafters, and how long a draft should be. Knows sequences and runners, never the engine."""
+"""Speculative decoding: drafters, draft lengths, verification. It never imports the engine."""

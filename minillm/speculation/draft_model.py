@@ -1,21 +1,21 @@
-"""A small model that guesses for a large one, over the same block ids.
+"""The draft model: a small model that drafts tokens for a large one, over the same block ids.
 
-    target KV   [block 5][block 2][block 7]        one page table for both: allocation, preemption, rollback
+    target KV   [block 5][block 2][block 7]        both use one block table: allocation, preemption, rollback
     draft KV    [block 5][block 2][block 7]        and prefix hits happen once, for both
-                 |--- written ----|                how far: `draft.num_computed_tokens`
+                 |--- written ----|                length: `draft.num_computed_tokens`
 
-    catch up    tokens the draft has not seen (after a prefill, a pause, a run of accepted tokens)
-    level 0     their last row's logits are the first guess
-    level 1..   each guess is fed back: one row for each branch
+    catch up    compute the tokens that the draft model lacks (after a prefill, a pause, accepted tokens)
+    level 0     the logits after the last of these rows give the first draft token
+    level 1..   each draft token is fed back: one row per branch
 
-A level of a small model is a few dozen microseconds of arithmetic, and a step of the engine ten times that.
-So the levels never leave the drafter, and where the backend can, and nothing but chains is drafted, all of
-them, the catching up included, are a single call (`decode_ahead`).
+One level of a small model takes a few dozen microseconds of arithmetic, and a step of the engine ten times as
+long. So the drafter runs all levels itself, without the engine. If the backend is fused and only chains are
+drafted, the catching up and all levels are a single call (`decode_ahead`).
 
-Guesses are drawn with the very noise the target will draw with (coupled sampling), or with noise of their
-own, reported with their distribution (rejection sampling).
+In coupled verification, draft tokens are sampled with the same noise that the target will use. In rejection
+sampling they are sampled with separate noise and reported with their distribution.
 
-Paper: Leviathan et al. (arXiv 2211.17192). Left out: drafts that stop when they become unsure.
+Paper: Leviathan et al. (arXiv 2211.17192). Left out: ending a draft early when the draft model is unsure.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from minillm.worker.step import Copy, SequenceRows
 
 @dataclass(frozen=True)
 class _CatchUp:
-    """One sequence's rows in this call, and how far to draft behind them: 0 if it is still behind."""
+    """The rows of one sequence in this call, and its draft length: 0 if more tokens are still missing."""
 
     lookahead: Lookahead
     rows: SequenceRows
@@ -43,16 +43,16 @@ class _CatchUp:
 
 
 class DraftModel:
-    """Drafts with `runner`'s model, whose cache has the target's block ids.
+    """Drafts with the model of `runner`, whose KV cache uses the target's block ids.
 
     Args:
-        runner: the draft model over its own tensors.
-        num_token_ids: ids the tokenizer has; others are never drafted.
-        vocab_size: of the target; what is reported of probabilities is that wide.
-        max_model_len: positions the draft model has; sequences beyond it are not drafted for.
-        chunk: the most tokens it catches up with in one call, beside what every step brings.
-        tree: candidates at each depth; of a chain one, and its length is the longest draft.
-        with_probs: draw with own noise, and report what was drawn from.
+        runner: the draft model over its own KV tensors.
+        num_token_ids: number of ids the tokenizer has; other ids are never drafted.
+        vocab_size: vocabulary size of the target, the width of reported distributions.
+        max_model_len: context length of the draft model; longer sequences get no draft.
+        chunk: the most missing tokens to compute in one call, besides the new tokens of every step.
+        tree: number of candidates at each depth (1 everywhere for a chain); its length is the longest draft.
+        with_probs: sample with separate noise and report the distributions (rejection sampling).
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class DraftModel:
         self.runner = runner
         self._num_token_ids, self._vocab_size, self._chunk = num_token_ids, vocab_size, chunk
         self._max_model_len, self._with_probs = max_model_len, with_probs
-        self._ranks = list(product(*map(range, tree)))  # which candidate each branch takes at each depth
+        self._ranks = list(product(*map(range, tree)))  # for each branch its candidate's rank at each depth
 
     def propose(self, lookaheads: Sequence[Lookahead]) -> list[Proposal]:
-        """A branch for each table; nothing for a sequence that is still being caught up with, or too long."""
+        """Draft one branch per table. A sequence that is too long, or not yet caught up, gets no draft."""
         caught = sorted(self._catch_up(lookaheads), key=lambda c: -c.depth)
         if not caught:
             return [NO_PROPOSAL] * len(lookaheads)
@@ -82,16 +82,17 @@ class DraftModel:
         return [drafts.get(id(lookahead), NO_PROPOSAL) for lookahead in lookaheads]
 
     def settle(self, lookahead: Lookahead, proposal: Proposal, branch: int, kept: int) -> None:
-        """The draft's keys are right up to the last token that stands, if it was fed to the draft at all."""
+        """Mark accepted tokens as computed by the draft model, if it was fed with them while drafting."""
         if proposal.branches:
             sequence = lookahead.sequence
-            fed = len(proposal.branches[branch]) - 1  # its last guess was never fed back
+            fed = len(proposal.branches[branch]) - 1  # the last draft token was never fed back
             sequence.draft.num_computed_tokens = sequence.num_tokens + min(fed, kept)
 
     def _catch_up(self, lookaheads: Sequence[Lookahead]) -> list[_CatchUp]:
-        """What is to be fed of each sequence; the newest token at least, if there is no more.
+        """Choose the missing tokens to compute for each sequence; at least the newest is always missing.
 
-        Who is nearly there goes first, and needs two tokens at most: a long prompt holds up nobody.
+        Sequences that lack the fewest tokens go first. In normal decoding a sequence lacks at most two, so a
+        long prompt does not delay the others.
         """
         budget, caught = self._chunk + 2 * len(lookaheads), list[_CatchUp]()
         for lookahead in sorted(lookaheads, key=_behind):
@@ -110,17 +111,17 @@ class DraftModel:
     def _keys(self, caught: _CatchUp) -> list[int]:
         return caught.lookahead.sequence.noise_keys(caught.depth, DRAFT if self._with_probs else DRAW)
 
-    # Chains, all levels in one call ---------------------------------------------------------
+    # Chains: all levels in one call ---------------------------------------------------------
 
     def _is_plain(self, caught: _CatchUp) -> bool:
-        """Whether one branch is drafted, and the sampler needs neither its tokens nor its distributions."""
+        """Whether `decode_ahead` can draft it: one branch, no repetition penalty, no distributions."""
         penalty = caught.lookahead.sequence.params.repetition_penalty
         return len(caught.lookahead.block_tables) == 1 and penalty == 1.0 and not self._with_probs
 
     def _draft_at_once(self, caught: list[_CatchUp]) -> dict[int, Proposal]:
         batch = SamplingBatch(
             params=[c.lookahead.sequence.filters for c in caught],
-            keys=[0] * len(caught),  # one for each level is given apart
+            keys=[0] * len(caught),  # unused: `decode_ahead` gets one key per level
             seen=[()] * len(caught),
             num_token_ids=self._num_token_ids,
         )
@@ -130,7 +131,7 @@ class DraftModel:
             id(c.lookahead): Proposal([branch]) for c, branch in zip(caught, tokens, strict=True) if branch
         }
 
-    # Anything, level by level ---------------------------------------------------------------
+    # Trees and distributions: level by level ------------------------------------------------
 
     def _draft_by_levels(self, caught: list[_CatchUp]) -> dict[int, Proposal]:
         logits = self.runner.last_logits([c.rows for c in caught])
@@ -154,7 +155,7 @@ class DraftModel:
         return [Branch(sequence, row, table, ranks, caught.depth, keys) for table, ranks in tables]
 
     def _copy_newest_block(self, ready: Sequence[_CatchUp]) -> None:
-        """Give every other branch the block that holds the newest token."""
+        """Copy the block that holds the newest token to every branch after the first."""
         copies, size = list[Copy](), self.runner.block_size
         for c in ready:
             block, tables = (c.lookahead.sequence.num_tokens - 1) // size, c.lookahead.block_tables
@@ -163,5 +164,5 @@ class DraftModel:
 
 
 def _behind(lookahead: Lookahead) -> int:
-    """Tokens the draft has not seen."""
+    """The number of tokens that the draft model lacks."""
     return lookahead.sequence.num_tokens - lookahead.sequence.draft.num_computed_tokens

@@ -1,9 +1,9 @@
-"""Drafting level by level, for what one call of `decode_ahead` cannot do: trees, distributions, penalties.
+"""Drafting level by level, for everything `decode_ahead` cannot do: trees, distributions, repetition penalty.
 
-    level 0    logits of the newest tokens    -> candidates -> each branch takes the one of its rank
-    level 1    one row for each branch          -> candidates -> ...
+    level 0    logits after the newest tokens -> candidates -> each branch takes the candidate of its rank
+    level 1    one row per branch               -> candidates -> ...
 
-Where every row goes is known before the first, so the tensors that say so are made once for all levels.
+The positions and slots of all rows are known at the start, so their tensors are made once for all levels.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from minillm.worker.runner import ModelRunner
 
 @dataclass
 class Branch:
-    """A branch being drafted: its sequence, its blocks, and which candidate it takes at each level."""
+    """A branch in progress: its sequence, its blocks, and the rank of its candidate at each level."""
 
     sequence: DraftSequence
-    row: int  # of the logits of level 0
+    row: int  # its row in the logits of level 0
     table: Sequence[int]
     ranks: Sequence[int]
     depth: int
@@ -36,16 +36,16 @@ class Branch:
 def draw_levels(
     runner: ModelRunner, branches: list[Branch], logits: Tensor, num_token_ids: int, vocab_size: int = 0
 ) -> list[Tensor]:
-    """Give every branch its tokens.
+    """Sample the tokens of every branch.
 
     Args:
-        branches: the deepest first.
-        logits: [rows, draft vocabulary] of the newest tokens.
-        vocab_size: above 0, the distributions are wanted, so wide.
+        branches: sorted by depth, the deepest first.
+        logits: [rows, draft vocabulary] after the newest tokens.
+        vocab_size: width of the distributions to return; 0 for none.
 
     Returns:
-        Of each level the distribution its branches were drawn from, float32 [branches, vocab_size], where
-        wanted.
+        For each level the distributions that its tokens were sampled from, float32 [branches, vocab_size];
+        an empty list if `vocab_size` is 0.
     """
     steps = runner.step_metadata([(p.sequence.num_tokens, p.table, p.depth - 1) for p in branches])
     logits, probs, ids = logits[[branch.row for branch in branches]], list[Tensor](), torch.empty(0)
@@ -62,7 +62,8 @@ def draw_levels(
         ids = _choose(runner, logits, batch, [branch.ranks[level] for branch in branches])
         if vocab_size:
             wide = probabilities(logits, batch)
-            probs.append(F.pad(wide, (0, vocab_size - wide.shape[1])))  # both end in what is never drawn
+            # The two models may pad the vocabulary differently. Padding ids have probability 0.
+            probs.append(F.pad(wide, (0, vocab_size - wide.shape[1])))
         for branch, token_id in zip(branches, ids.tolist(), strict=True):
             branch.tokens.append(token_id)
     return probs
@@ -74,7 +75,7 @@ def _seen(branch: Branch) -> list[int]:
 
 
 def _choose(runner: ModelRunner, logits: Tensor, batch: SamplingBatch, ranks: list[int]) -> Tensor:
-    """The candidate of each row that its branch takes: int64 [rows]."""
+    """Choose each branch's candidate from its row of logits: int64 [rows]."""
     most = max(ranks)
     if most == 0:
         return runner.decoder.ops.sample(logits, batch)

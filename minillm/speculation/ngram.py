@@ -1,13 +1,13 @@
-"""Prompt lookup: what followed the last few tokens when they occurred before will follow them again.
+"""Prompt lookup: if the last few tokens occurred before, draft the tokens that followed them then.
 
-    tokens   the cat sat on the mat . the cat |          the last 2 tokens stood at the beginning:
+    tokens   the cat sat on the mat . the cat |          the last 2 tokens also occur at the beginning:
                      ^ ^  ^                              draft "sat on the"
 
-No model, no memory traffic, a dictionary lookup for each token. Answers that copy from their prompt
-(summaries, edits, code) are drafted well; free text hardly ever matches and costs nothing.
+It needs no model and no memory traffic, only a dictionary lookup per token. It drafts well for answers that
+copy from their prompt (summaries, edits, code). Free text rarely matches, and then nothing is drafted.
 
-The longest n-gram that occurred before wins, at its latest place. A copy that reaches the end of the text
-goes on with what it has just copied, so a repeated phrase is drafted as far as it is asked for.
+The longest n-gram that occurred before is used, at its latest position. If the copy reaches the end of the
+text, it continues with the tokens it has just copied. So a repeated phrase is drafted to the full length.
 
 Source: Saxena, "Prompt Lookup Decoding" (2023). Left out: matching in other requests' texts.
 """
@@ -21,21 +21,21 @@ from weakref import WeakKeyDictionary
 from minillm.speculation.proposal import NO_PROPOSAL, DraftSequence, Lookahead, Proposal
 
 LONGEST, SHORTEST = 4, 2
-PLACES = 8  # that are kept of each n-gram, the latest
+PLACES = 8  # the number of latest positions kept for each n-gram
 
 
 class NgramDrafter:
-    """Drafts from the sequence's own text. One small index for each sequence, dropped with it."""
+    """Drafts from the sequence's own tokens. Each sequence has a small index, which is dropped with it."""
 
     def __init__(self) -> None:
         self._indices: WeakKeyDictionary[DraftSequence, NgramIndex] = WeakKeyDictionary()
 
     def propose(self, lookaheads: Sequence[Lookahead]) -> list[Proposal]:
-        """For each sequence the continuations of its last tokens' earlier occurrences, the latest first."""
+        """For each sequence: what followed the earlier occurrences of its last tokens, the latest first."""
         return [self._propose(lookahead) for lookahead in lookaheads]
 
     def settle(self, lookahead: Lookahead, proposal: Proposal, branch: int, kept: int) -> None:
-        """Nothing to keep: the index reads the sequence's own tokens."""
+        """Do nothing: the index reads the sequence's own tokens."""
 
     def _propose(self, lookahead: Lookahead) -> Proposal:
         sequence = lookahead.sequence
@@ -48,14 +48,14 @@ class NgramDrafter:
 
 
 class NgramIndex:
-    """Where each n-gram of a growing text went on."""
+    """For each n-gram of a growing text, the positions that followed it."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
-        self._next: dict[tuple[int, ...], deque[int]] = {}  # n-gram -> where it went on, latest last
+        self._next: dict[tuple[int, ...], deque[int]] = {}  # n-gram -> the positions after it, latest last
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Append tokens. An n-gram is known once a token has followed it."""
+        """Append tokens. An n-gram enters the index when a token has followed it."""
         for token in tokens:
             end = len(self.tokens)
             for n in range(SHORTEST, min(LONGEST, end) + 1):
@@ -63,7 +63,7 @@ class NgramIndex:
             self.tokens.append(token)
 
     def continuations(self, length: int, count: int) -> list[list[int]]:
-        """At most `count` branches of `length` tokens, no two with the same first token."""
+        """At most `count` branches of `length` tokens, all with different first tokens."""
         branches: dict[int, list[int]] = {}
         for n in range(min(LONGEST, len(self.tokens)), SHORTEST - 1, -1):
             for start in reversed(self._next.get(tuple(self.tokens[-n:]), ())):
@@ -73,6 +73,6 @@ class NgramIndex:
         return list(branches.values())
 
     def _copy(self, start: int, length: int) -> list[int]:
-        """`length` tokens from `start` on; past the end of the text the copy repeats itself."""
+        """Copy `length` tokens from `start` on; at the end of the text the copy repeats itself."""
         period = len(self.tokens) - start
         return [self.tokens[start + i % period] for i in range(length)]

@@ -1,8 +1,8 @@
-"""Which draft belongs to which target: found, checked, loaded.
+"""Finds, checks and loads the draft model of a target model.
 
-A drafted token is a number, so both models must mean the same by every number: the whole vocabularies are
-compared, by digest. Weights, sizes and the padding of the vocabulary may differ; so may the context, and
-sequences longer than the draft's are not drafted for.
+Both models must give every token id the same meaning, so their whole vocabularies are compared, by digest.
+Weights, sizes and the padding of the vocabulary may differ. The context lengths may differ too: a sequence
+longer than the draft model's context gets no draft.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ NGRAM = "ngram"
 def load_draft(
     target: LoadedModel, config: EngineConfig, progress: Progress | None = None
 ) -> LoadedModel | None:
-    """The draft model that `config.draft_model` names, on the target's device and in its dtype.
+    """Load the draft model that `config.draft_model` names, on the target's device and in its dtype.
 
     Returns:
-        None where no model drafts.
+        The model, or None if `config.draft_model` is None or "ngram".
 
     Raises:
         TokenizerError: its vocabulary is not the target's.
-        MinillmError: as for any model; the message says that it is about the draft.
+        MinillmError: as for any model; the message begins with "draft model".
     """
     if config.draft_model is None or config.draft_model == NGRAM:
         return None
@@ -54,11 +54,11 @@ def _require_same_vocabulary(folder: Path, target: LoadedModel) -> None:
     mine = target.tokenizer.vocabulary_digest if target.tokenizer else _ids(target.config.vocab_size)
     if theirs != mine:
         raise TokenizerError(
-            f"{folder.name} has another vocabulary than {target.folder.name}",
+            f"{folder.name} does not have the same vocabulary as {target.folder.name}",
             'use a draft with the same tokenizer, or draft_model "ngram", which needs none',
         )
 
 
 def _ids(vocab_size: int) -> str:
-    """Stands for the vocabulary of a model without a tokenizer: ids that mean nothing."""
+    """The vocabulary of a model without a tokenizer: only its size is known."""
     return f"{vocab_size} ids"

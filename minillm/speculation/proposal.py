@@ -1,16 +1,16 @@
-"""What a drafter is asked, and what it proposes.
+"""The interface of a drafter: the look-ahead it gets, and the proposal it returns.
 
     newest token --+-- branch 0:  once  upon   a        in the sequence's own blocks
-                   +-- branch 1:  there was             in blocks that part from them
+                   +-- branch 1:  there was             in separate blocks from the newest token on
 
-A proposal is a few *branches*, each a guess at the next tokens; several branches are a tree, cut up.
-Each branch is verified as a sequence of its own whose block table shares every full block and parts from the
-others at the newest token (`BlockTable.branch`): keys lie at their logical positions, so a drafted token's
-arithmetic is that of any other token (contract C2), and no attention kernel needs a tree mask. The price:
-tokens that several branches have in common are computed once for each.
+A proposal has one or several *branches*; each is a draft of the next tokens. Several branches form a tree.
+Each branch is verified like a separate sequence. Its block table shares all full blocks and has its own
+blocks from the newest token on (`BlockTable.branch`). Keys lie at their logical positions, so a draft token
+is computed like any other token (contract C2), and no attention kernel needs a tree mask. The cost: a token
+that several branches have in common is computed once per branch.
 
-The draft model's keys and values lie under the same block ids, in tensors of its own, so whatever happens
-to a sequence's blocks happens to both.
+The keys and values of the draft model lie under the same block ids, in separate tensors. So sharing, freeing
+and preempting a block affects both models.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from minillm.speculation.state import DraftState
 
 
 class DraftSequence(Protocol):
-    """A sequence as drafters see it: the engine's `Sequence`."""
+    """The fields of the engine's `Sequence` that a drafter may use."""
 
     index: int
     prompt_token_ids: list[int]
@@ -43,23 +43,23 @@ class DraftSequence(Protocol):
 
     @property
     def seen_token_ids(self) -> list[int]:
-        """The ids the repetition penalty looks at; empty where it is off."""
+        """The ids the repetition penalty applies to; empty if it is off."""
 
     def tokens(self, start: int, end: int) -> list[int]:
-        """Tokens `start` to `end` of prompt and output together."""
+        """Tokens `start` to `end` (exclusive) of prompt and output together."""
 
     def noise_keys(self, count: int, purpose: int = ...) -> list[int]:
-        """Keys of the noise at the next `count` output positions."""
+        """The noise keys of the next `count` output positions."""
 
     def __hash__(self) -> int:
-        """By identity: drafters may keep something for each sequence."""
+        """Hash by identity, so that a drafter can keep data for each sequence in a dict."""
 
 
 @dataclass(frozen=True)
 class Lookahead:
-    """Leave to draft for one sequence: at most `depth` tokens in each branch.
+    """The limits of a draft for one sequence: at most `depth` tokens per branch, one branch per block table.
 
-    A branch's block table has room for the newest token and `depth` more; the first is the sequence's own.
+    A block table has room for the newest token and `depth` more; the first table is the sequence's own.
     """
 
     sequence: DraftSequence
@@ -69,10 +69,10 @@ class Lookahead:
 
 @dataclass(frozen=True)
 class Proposal:
-    """Guesses at what follows the newest token: at most one branch for each block table, the likeliest first.
+    """Drafts of the tokens after the newest: at most one branch per block table, the likeliest first.
 
-    `probs` float32 [len(branches[0]), vocab_size] is the distribution each token of the only branch was drawn
-    from; None means that it could have been no other. Only rejection sampling looks at it.
+    `probs` float32 [len(branches[0]), vocab_size]: the distribution each token of the only branch was sampled
+    from. None means that the tokens were not sampled (probability 1). Only rejection sampling uses it.
     """
 
     branches: list[list[int]]
@@ -83,10 +83,10 @@ NO_PROPOSAL = Proposal([])
 
 
 class Drafter(Protocol):
-    """Anything that guesses. What it guesses changes the time an answer takes, never the answer."""
+    """Drafts tokens. Its drafts change the time an answer takes, never the answer."""
 
     def propose(self, lookaheads: Sequence[Lookahead]) -> list[Proposal]:
-        """A proposal for each sequence; `NO_PROPOSAL`, or a short one, where it has no guess."""
+        """Return a proposal for each look-ahead. It may be shorter than allowed, or `NO_PROPOSAL`."""
 
     def settle(self, lookahead: Lookahead, proposal: Proposal, branch: int, kept: int) -> None:
-        """After verification: `kept` tokens of `branch` stand. They are not appended to the sequence yet."""
+        """Called after verification, before tokens are appended: `kept` tokens of `branch` are accepted."""

@@ -1,7 +1,7 @@
-"""Drafters that know the answer: for tests, measurements and lessons.
+"""Drafters for tests, measurements and lessons, which know the answer in advance or draft random tokens.
 
-The gain of speculation depends on how often a draft is right. With an answer known in advance that share
-can be set: 1 is an oracle, 0 an adversary whose every token is wrong, and anything between is a dial.
+The gain of speculation depends on how often a draft token is right. If the answer is known in advance, this
+share can be set: 1 means that all draft tokens are right, 0 that all are wrong.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ Answer = Callable[[DraftSequence], Sequence[int]]
 
 
 class ScriptedDrafter:
-    """Drafts the known answer, each token right with probability `acceptance`, whatever came before.
+    """Drafts the known answer. Each token is right with probability `acceptance`, independent of the others.
 
-    `answer` gives a sequence's whole output; where that ends the draft ends. A wrong token is another id
-    of the `vocab_size`.
+    `answer` returns the whole output of a sequence; the draft ends where it ends. A wrong token is a
+    different id below `vocab_size`.
     """
 
     def __init__(self, answer: Answer, vocab_size: int, acceptance: float = 1.0, seed: int = 0) -> None:
@@ -26,11 +26,11 @@ class ScriptedDrafter:
         self._random = random.Random(seed)
 
     def propose(self, lookaheads: Sequence[Lookahead]) -> list[Proposal]:
-        """The answer's next tokens, some of them wrong, in the last branch; only wrong ones in the others."""
+        """Draft the answer's next tokens, some made wrong, in the last branch; wrong ones in the others."""
         return [self._propose(lookahead) for lookahead in lookaheads]
 
     def settle(self, lookahead: Lookahead, proposal: Proposal, branch: int, kept: int) -> None:
-        """Nothing to keep."""
+        """Do nothing."""
 
     def _propose(self, lookahead: Lookahead) -> Proposal:
         at = len(lookahead.sequence.output_token_ids)
@@ -48,17 +48,17 @@ class ScriptedDrafter:
 
 
 class RandomDrafter:
-    """Drafts any ids below `vocab_size`."""
+    """Drafts random ids below `vocab_size`."""
 
     def __init__(self, vocab_size: int, seed: int = 0) -> None:
         self._vocab_size, self._random = vocab_size, random.Random(seed)
 
     def propose(self, lookaheads: Sequence[Lookahead]) -> list[Proposal]:
-        """Random tokens, as many as allowed, in every branch."""
+        """Draft as many random tokens as allowed in every branch."""
         return [Proposal([self._branch(x.depth) for _ in x.block_tables]) for x in lookaheads]
 
     def settle(self, lookahead: Lookahead, proposal: Proposal, branch: int, kept: int) -> None:
-        """Nothing to keep."""
+        """Do nothing."""
 
     def _branch(self, depth: int) -> list[int]:
         return [self._random.randrange(self._vocab_size) for _ in range(depth)]

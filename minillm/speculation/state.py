@@ -1,39 +1,40 @@
-"""Everything speculation keeps of one sequence, in one object."""
+"""The speculation state of one sequence."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
 
-MEMORY = 128.0  # drafted tokens after which acceptance seen before counts 1 / e
-PRIOR_WEIGHT = 2.0  # drafted tokens that the prior counts for
+MEMORY = 128.0  # after this many draft tokens, the weight of older ones has fallen to 1 / e
+PRIOR_WEIGHT = 2.0  # the prior counts as this many draft tokens
 
 
 class Acceptance:
-    """The share of drafted tokens that stood, of those that were looked at; old ones fade."""
+    """The share of compared draft tokens that were accepted; the weight of old tokens decays."""
 
     def __init__(self) -> None:
-        self._stood = self._seen = 0.0
+        self._accepted = self._compared = 0.0
 
-    def add(self, stood: int, seen: int) -> None:
-        """`seen` more tokens were compared, of which `stood` were right."""
-        fade = math.exp(-seen / MEMORY)
-        self._stood, self._seen = self._stood * fade + stood, self._seen * fade + seen
+    def add(self, accepted: int, compared: int) -> None:
+        """Record that `compared` more draft tokens were compared and `accepted` of them were right."""
+        decay = math.exp(-compared / MEMORY)
+        self._accepted = self._accepted * decay + accepted
+        self._compared = self._compared * decay + compared
 
     def rate(self, prior: float) -> float:
-        """Between 0 and 1, never quite; `prior` where nothing is known."""
-        rate = (self._stood + PRIOR_WEIGHT * prior) / (self._seen + PRIOR_WEIGHT)
+        """The acceptance, strictly between 0 and 1; `prior` if nothing has been compared."""
+        rate = (self._accepted + PRIOR_WEIGHT * prior) / (self._compared + PRIOR_WEIGHT)
         return min(max(rate, 0.001), 0.999)
 
 
 @dataclass
 class DraftState:
-    """What speculation knows of one sequence.
+    """The speculation state of one sequence.
 
-    `num_computed_tokens` is how many of its first tokens the draft model has keys and values of,
-    `num_published` how many of its cached blocks. `branch_blocks` are the blocks of every branch but its own
-    table, while a step that looks ahead is running. Once an overflow in a drafted token has reached its own
-    row it `is_excluded` from drafting.
+    `num_computed_tokens`: the number of its first tokens whose keys and values the draft model has.
+    `num_published`: the number of its cached blocks that hold them. `branch_blocks`: during a speculative
+    step, the blocks of every branch after the first. `is_excluded`: it gets no more drafts, because a draft
+    token whose values overflow may have made the logits after its newest token NaN.
     """
 
     num_computed_tokens: int = 0
@@ -45,5 +46,5 @@ class DraftState:
     is_excluded: bool = False
 
     def forget_blocks(self) -> None:
-        """The sequence has no block any more."""
+        """Record that the sequence has lost its blocks."""
         self.num_computed_tokens = self.num_published = 0

@@ -1,15 +1,15 @@
-"""From the target's logits to a result for every sequence: which drafted tokens stand, and what follows them.
+"""Verification: decide which draft tokens the target accepts, and sample the token after them.
 
-    rows   n  a1 a2 a3 | n  b1 b2        two branches of one sequence: two rows of logits for n, alike
-    node   0  1  2  3    4  5  6         parents -1 0 1 2  -1 0 5: the second branch hangs on the first root
+    rows   n  a1 a2 a3 | n  b1 b2        two branches of one sequence; the two rows of n have the same logits
+    node   0  1  2  3    4  5  6         parents -1 0 1 2  -1 0 5: the parent of b1 is the first root, node 0
 
-Coupled, the default: every row draws as it would without a draft, and `verify_coupled` walks the tree.
+Coupled (default): a token is sampled from every row as without a draft, and `verify_coupled` walks the tree.
 Rejection: `verify_draft` accepts by probabilities; chains only.
 A sequence without a draft is sampled normally: its result must not depend on the others' drafts.
 
-A row whose logits are NaN or infinite is never drawn from. In the middle of a branch the branch ends before
-it. If it is the newest token's own, the cause may be a drafted token whose values overflow (0 x inf in a
-masked place is NaN): nothing is emitted, and the sequence decodes without drafts from then on.
+A row whose logits are NaN or infinite is never sampled from. A branch ends before such a row. If it is the
+row of the newest token, a draft token whose values overflow may be the cause (0 x inf at a masked position
+is NaN). Then the sequence gets no token in this step and is decoded without drafts from then on.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from minillm.ops.sampling import Filters, SamplingBatch, probabilities, uniforms
 from minillm.worker.step import DraftRows, VerifyResult
 from minillm.worker.worker import Sampler
 
-NO_TOKEN = -1  # a drafted token that no draw equals, a parent that no node is
+NO_TOKEN = -1  # as a draft token: equals no sampled token; as a parent: no node
 
 
 class VerifyDraft(Protocol):
-    """The rule of rejection sampling: `Ops.verify_draft`'s arguments and result."""
+    """The rule of rejection sampling, with the arguments and the result of `Ops.verify_draft`."""
 
     def __call__(
         self, draft: Tensor, draft_probs: Tensor | None, target_probs: Tensor, uniforms: Tensor, /
@@ -40,7 +40,7 @@ class VerifyDraft(Protocol):
 
 
 class Verifier:
-    """Verifies drafts. `verify_draft` None means coupled; otherwise it is the rule of rejection sampling."""
+    """Verifies drafts. `verify_draft`: the rule of rejection sampling; None means coupled verification."""
 
     def __init__(
         self,
@@ -51,7 +51,10 @@ class Verifier:
         self._ops, self._sampler, self._verify_draft = ops, sampler, verify_draft
 
     def verify(self, rows: Sequence[DraftRows], logits: Tensor, num_token_ids: int) -> list[VerifyResult]:
-        """A result for each sequence; `logits` [num_rows, vocab_size] are all branches' rows, end to end."""
+        """Return one result per sequence.
+
+        `logits` [num_rows, vocab_size]: the rows of all branches, one branch after the other.
+        """
         healthy = self._ops.finite_rows(logits).tolist()
         if not all(healthy):
             logits = torch.where(torch.tensor(healthy, device=logits.device).unsqueeze(1), logits, 0.0)
@@ -69,7 +72,7 @@ class Verifier:
         return self._results([walks[tree.start] for tree in trees], logits)
 
     def _coupled(self, trees: list[Tree], logits: Tensor, batch: SamplingBatch) -> dict[int, Walk]:
-        """Walks by their trees' first rows."""
+        """Verify all trees by coupled sampling; return each walk under the first row of its tree."""
         sampled = self._sampler(logits, batch)
         drafted = [token for tree in trees for token in tree.drafted]
         parents = [parent for tree in trees for parent in tree.parents]
@@ -83,7 +86,7 @@ class Verifier:
         return walks
 
     def _sampled(self, trees: list[Tree], logits: Tensor, batch: SamplingBatch) -> dict[int, Walk]:
-        """One token for each sequence without a draft, sampled as in a step without drafts."""
+        """Sample one token for each sequence without a draft, as in a step without drafts."""
         if not trees:
             return {}
         rows = [tree.start for tree in trees]
@@ -93,7 +96,7 @@ class Verifier:
         }
 
     def _results(self, walks: list[Walk], logits: Tensor) -> list[VerifyResult]:
-        """Add the log-probabilities of the tokens whose sequences want them."""
+        """Make the results, with log-probabilities for the sequences that want them."""
         wanted = [walk for walk in walks if walk.tokens and walk.tree.rows.top is not None]
         if wanted:
             rows = [row for walk in wanted for row in walk.rows]
@@ -107,7 +110,7 @@ class Verifier:
 
 @dataclass
 class Walk:
-    """The tokens a sequence gets, each drawn from the logits in its entry of `rows`."""
+    """The tokens a sequence gets. Token i was sampled from row `rows[i]` of the logits."""
 
     tree: Tree
     tokens: list[int]
@@ -118,18 +121,18 @@ class Walk:
 
 @dataclass(frozen=True)
 class Tree:
-    """A sequence's draft as nodes, one for each row from `start` on; arguments of `verify_coupled`."""
+    """The draft of a sequence as a tree, with one node per row from `start` on; see `verify_coupled`."""
 
     rows: DraftRows
     start: int
     branches: list[list[int]]
     drafted: list[int]
     parents: list[int]
-    is_healthy: bool  # the newest token's row
+    is_healthy: bool  # whether the newest token's row is finite
 
     @classmethod
     def of(cls, rows: DraftRows, start: int, healthy: Sequence[bool]) -> Tree:
-        """Nodes of all branches. A token that several branches begin with is reached in the first of them."""
+        """Make the nodes of all branches. Branches that begin alike share the nodes of the first of them."""
         branches = rows.branches or [[]]
         drafted, parents, known = list[int](), list[int](), dict[tuple[int, ...], int]()
         for branch in branches:
@@ -143,17 +146,17 @@ class Tree:
 
     @property
     def end(self) -> int:
-        """The row behind its last."""
+        """One past its last row."""
         return self.start + len(self.drafted)
 
     @property
     def chain(self) -> list[int]:
-        """The first branch, up to the first row that cannot be drawn from."""
+        """The tokens of the first branch, up to the first row that is not finite."""
         tokens = self.drafted[1 : len(self.branches[0]) + 1]
         return tokens[: tokens.index(NO_TOKEN)] if NO_TOKEN in tokens else tokens
 
     def walk(self, tokens: list[int], nodes: list[int]) -> Walk:
-        """The walk that emits `tokens`, drawn behind `nodes`."""
+        """Make the walk in which token i was sampled at node `nodes[i]`."""
         if not self.is_healthy:
             return Walk(self, [], [])
         ends = accumulate(len(branch) + 1 for branch in self.branches)
@@ -162,7 +165,7 @@ class Tree:
 
 
 def _sampling_batch(trees: Sequence[Tree], num_token_ids: int) -> SamplingBatch:
-    """Every row as it would be drawn without a draft: its own position's noise, its ancestors seen."""
+    """The sampling parameters of every row, as without a draft: its noise key, the tokens before it."""
     params, keys, seen = list[Filters](), list[int](), list[list[int]]()
     for tree in trees:
         own = tree.rows
@@ -174,7 +177,10 @@ def _sampling_batch(trees: Sequence[Tree], num_token_ids: int) -> SamplingBatch:
 
 
 def _rejection(trees: list[Tree], probs: Tensor, verify_draft: VerifyDraft) -> dict[int, Walk]:
-    """Walks by first rows. `probs` [num_rows, vocab_size] is padded to as many rows for each sequence."""
+    """Verify chains by rejection sampling; return each walk under the first row of its tree.
+
+    `probs` [num_rows, vocab_size]: the target's distributions. They are padded to equal lengths here.
+    """
     if not trees:
         return {}
     longest = max(len(tree.chain) for tree in trees)
@@ -197,7 +203,7 @@ def _rejection(trees: list[Tree], probs: Tensor, verify_draft: VerifyDraft) -> d
 
 
 def _drawn_from(trees: Sequence[Tree], like: Tensor) -> Tensor | None:
-    """The drafts' distributions [num_sequences, longest, vocab_size]; None where they are point masses."""
+    """The distributions of the drafts [num_sequences, longest, vocab_size]; None if all are point masses."""
     given = [(i, tree, tree.rows.probs) for i, tree in enumerate(trees) if tree.rows.probs is not None]
     if not given:
         return None

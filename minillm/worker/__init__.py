@@ -1,1 +1,1 @@
-"""One step of the model: plain data in, plain data out. Knows blocks by number and no request."""
+"""The worker runs one step of the model: plain data in, plain data out. It sees block ids, not requests."""

@@ -1,14 +1,14 @@
 """The decode loop: one new token for every running sequence.
 
-A token depends on the one before it, so a sequence can only advance by one row a step. The whole
-model is read for that row; with one sequence decode is bound by memory bandwidth, and nearly all of
-the arithmetic idles. Batching is what fills it: the weights are read once for all sequences.
+A token depends on the one before it, so a sequence advances by only one row per step. The whole model
+is read for that row. With one sequence, decode is bound by memory bandwidth, and most of the arithmetic
+units are idle. Batching uses them: the weights are read once for all sequences.
 
     sequence a  cache: 0 1 2 3 4 5 6     in: token 7   ->  logits for token 8
     sequence b  cache: 0 1 2             in: token 3   ->  logits for token 4
 
-With the default parts a fused backend runs the decode pass and the draws in one call instead
-(`worker.py`), with the same bits.
+With the default parts, a fused backend runs the decode pass, the finiteness check and sampling in one call
+instead (`worker.py`), with the same bits.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def decode(runner: ModelRunner, rows: Sequence[DecodeRow]) -> Tensor:
 
     Args:
         runner: runs the model over the paged cache.
-        rows: one for each sequence; its block table has room for the token.
+        rows: one per sequence; its block table has room for the token.
 
     Returns:
-        Logits of the next token of each sequence [len(rows), vocab_size].
+        The logits of each sequence's next token [len(rows), vocab_size].
     """
     batch = [SequenceRows([row.token_id], row.position, row.block_table) for row in rows]
     return runner.last_logits(batch)

@@ -1,11 +1,11 @@
-"""The forms of a pass over the model: op by op, or fused into one call. Chosen here and nowhere else.
+"""The two forms of a pass over the model: op by op, or fused into one call. This file chooses between them.
 
-    op by op   embedding -> layer 0 -> ... -> layer n -> norm -> head     a call of `Ops` for each operation
+    op by op   embedding -> layer 0 -> ... -> layer n -> norm -> head     one call of `Ops` per operation
     fused      the same operations in the same order                     one call of the backend, same bits
 
-The decode step of a small model takes less time than Python needs to name its operations, so a backend may
-bind the weights and the caches once and run a whole pass, or several decode steps, in one call (`FusedOps`).
-Left out: passes captured as CUDA graphs.
+In a small model the arithmetic of a decode step takes less time than the Python calls that start it. So a
+backend may bind the weights and the caches once, and then run a whole pass, or several decode steps, in one
+call (`FusedOps`). Left out: passes captured as CUDA graphs.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from minillm.ops.contract import AttentionMetadata, FusedModel, FusedOps
 
 
 class Pass(Protocol):
-    """Runs all layers over rows of token ids. `meta` says which row belongs to which sequence and slot."""
+    """Runs all layers over rows of token ids. `meta` gives the sequence and the slot of each row."""
 
     def hidden(self, ids: Tensor, meta: AttentionMetadata) -> Tensor:
-        """Final hidden states of every row: [num_tokens, hidden_size]."""
+        """The final hidden states of every row: [num_tokens, hidden_size]."""
 
     def last_logits(self, ids: Tensor, meta: AttentionMetadata) -> Tensor:
-        """Logits behind each sequence's last row only: [num_seqs, vocab_size]."""
+        """The logits after each sequence's last row: [num_seqs, vocab_size]."""
 
 
 class OpByOp:
-    """The decoder's own loop. Works with every backend and with replaced ops."""
+    """The loop over the decoder's layers. Works with every backend and with replaced ops."""
 
     def __init__(self, decoder: Decoder, cache: KVCache) -> None:
         self._decoder, self._cache = decoder, cache
@@ -39,7 +39,7 @@ class OpByOp:
         return self._decoder.forward(ids, self._cache.k, self._cache.v, meta)
 
     def last_logits(self, ids: Tensor, meta: AttentionMetadata) -> Tensor:
-        """The head is the largest matrix of a small model; a prompt needs it once, not for every token."""
+        """The head, the largest matrix of a small model, is computed only for each sequence's last row."""
         hidden = self.hidden(ids, meta)
         if len(hidden) != len(meta.kv_len):
             hidden = hidden[meta.query_start[1:] - 1]
@@ -47,10 +47,10 @@ class OpByOp:
 
 
 def choose_pass(decoder: Decoder, cache: KVCache) -> tuple[Pass, FusedModel | None]:
-    """How passes run on this decoder: fused where its backend can and has packed every matrix.
+    """Choose the pass for this decoder: fused if its backend supports it and has packed every matrix.
 
     Returns:
-        The pass; and the same object again where it is a fused one, which can do more than a pass.
+        The pass; and, if it is fused, the same object again as a `FusedModel`, which has more methods.
     """
     ops, weights = decoder.ops, decoder.weights()
     if not (isinstance(ops, FusedOps) and weights.is_packed):

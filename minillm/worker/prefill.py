@@ -1,17 +1,17 @@
-"""The prefill loop: read known tokens into the cache, many at a time.
+"""The prefill loop: compute keys and values of known tokens, many at a time.
 
-Every prompt token is known, so a whole chunk goes through the model in one pass: each weight is
-read once for hundreds of tokens. Prefill is bound by arithmetic, and its cost grows with the length
-of the prompt (attention: with its square).
+All prompt tokens are known, so a whole chunk goes through the model in one pass: each weight is read
+once for hundreds of tokens. Prefill is bound by arithmetic. Its cost grows with the length of the prompt
+(that of attention with the square of the length).
 
     prompt of request a      [ chunk 0 ][ chunk 1 ][ c2 ]      a step takes one chunk each of
-    prompt of request b      [ chunk 0 ][ c1 ]                 several requests, end to end
+    prompt of request b      [ chunk 0 ][ c1 ]                 several requests, one after the other
 
-Only the last chunk's last row predicts a token; the others exist to leave keys and values behind.
-A sequence that was preempted comes here again, with the tokens of its answer behind those of its prompt.
+Only the last row of a prompt's last chunk predicts a token; the other rows only write keys and values.
+A preempted sequence is prefilled again: its prompt and then the tokens of its answer.
 
-The block tables have room for the chunks before the loop runs, and the engine counts them as computed
-afterwards: the loop changes the cache and nothing else.
+The engine makes room in the block tables before the loop runs and counts the chunks as computed afterwards.
+The loop changes nothing but the cache.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def prefill(runner: ModelRunner, chunks: Sequence[PrefillChunk]) -> Tensor:
 
     Args:
         runner: runs the model over the paged cache.
-        chunks: at most one for each sequence.
+        chunks: at most one per sequence.
 
     Returns:
-        Logits of each chunk's last token [len(chunks), vocab_size]: for a chunk that holds the newest
-        token, the scores of the next.
+        The logits after each chunk's last token [len(chunks), vocab_size]. If a chunk ends with the newest
+        token of its sequence, these are the logits of the next token.
     """
     batch = [SequenceRows(chunk.token_ids, chunk.start, chunk.block_table) for chunk in chunks]
     return runner.last_logits(batch)

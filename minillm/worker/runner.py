@@ -1,8 +1,7 @@
-"""From "these tokens of these sequences" to a pass over the model.
+"""The model runner: turns new tokens of several sequences into one pass over the model.
 
-The runner owns the decoder and the cache tensors, and is the only place where Python lists become
-index tensors. Prefill and decode differ in what they ask for, not in how it is run: both hand over
-a list of `SequenceRows`.
+The runner owns the decoder and the cache tensors. Python lists become index tensors here and nowhere else.
+Prefill and decode run in the same way: both pass a list of `SequenceRows`.
 
     rows  a: tokens 0..4 of 5      ids          a0 a1 a2 a3 a4 | b9 | c8 c9 ca
           b: token  9 of 10   ->   positions     0  1  2  3  4 |  9 |  8  9 10
@@ -30,7 +29,7 @@ from minillm.worker.step import Copy, SequenceRows
 
 
 class SlotMapping(Protocol):
-    """Cache slots of logical positions of one sequence."""
+    """The cache slots of logical positions of one sequence."""
 
     def __call__(
         self, block_table: Sequence[int], positions: Sequence[int], block_size: int, /
@@ -50,35 +49,40 @@ class ModelRunner:
 
     @property
     def is_fused(self) -> bool:
-        """Whether `decode_step` and `decode_ahead` can be used: the backend runs them in one call."""
+        """Whether the backend supports `decode_step` and `decode_ahead`, which run in one call."""
         return self._fused is not None
 
     def forward(self, batch: Sequence[SequenceRows]) -> Tensor:
         """Run all rows of `batch` in one pass and write their keys and values to the cache.
 
         Returns:
-            Hidden states [num_tokens, hidden_size], sequences end to end in the order given.
+            Hidden states [num_tokens, hidden_size], sequence after sequence in the order of `batch`.
         """
         return self._pass.hidden(*self._inputs(batch))
 
     def last_logits(self, batch: Sequence[SequenceRows]) -> Tensor:
-        """One pass, and the logits of each sequence's last row only: [len(batch), vocab_size]."""
+        """Run one pass; return the logits after each sequence's last row: [len(batch), vocab_size]."""
         return self._pass.last_logits(*self._inputs(batch))
 
     def all_logits(self, batch: Sequence[SequenceRows]) -> Tensor:
-        """`forward`, then the logits of every row: [num_tokens, vocab_size]."""
+        """Run one pass; return the logits after every row: [num_tokens, vocab_size]."""
         return self.decoder.logits(self.forward(batch))
 
     def step_logits(self, ids: Tensor, meta: AttentionMetadata) -> Tensor:
-        """Logits [num_seqs, vocab_size] behind one token `ids` [num_seqs] of each, from `step_metadata`."""
+        """Run one token per sequence, `ids` [num_seqs], with metadata from `step_metadata`.
+
+        Returns:
+            Logits [num_seqs, vocab_size].
+        """
         return self._pass.last_logits(ids, meta)
 
     def decode_step(
         self, batch: Sequence[SequenceRows], sampling: SamplingBatch
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`last_logits` and a draw from each row in one call, where `is_fused`: (tokens, finite, logits).
+        """Run one pass and sample from each row in one call; requires `is_fused`.
 
-        Where logits are not finite the token says nothing.
+        Returns:
+            (tokens, finite, logits). If the logits of a row are not finite, its token has no meaning.
         """
         return self._require_fused().decode_step(*self._inputs(batch), sampling)
 
@@ -89,9 +93,9 @@ class ModelRunner:
         keys: Sequence[Sequence[int]],
         sampling: SamplingBatch,
     ) -> list[list[int]]:
-        """The next `depths[i]` tokens of each sequence in one call, where `is_fused`.
+        """Run `batch` and sample the next `depths[i]` tokens of sequence i in one call; requires `is_fused`.
 
-        Sequences with the most to draw come first; `keys[i]` are the noise keys of sequence i's tokens.
+        `batch` is sorted by depth, the deepest first. `keys[i]`: the noise keys of sequence i's tokens.
         """
         return self._require_fused().decode_ahead(*self._inputs(batch), depths, keys, sampling)
 
@@ -102,7 +106,7 @@ class ModelRunner:
             self.decoder.ops.copy_blocks([*self.cache.k, *self.cache.v], *index)
 
     def metadata(self, batch: Sequence[SequenceRows]) -> AttentionMetadata:
-        """Which row belongs to which sequence, position and slot, as tensors for the ops."""
+        """The sequence, position and slot of each row, as tensors for the ops."""
         positions: list[int] = []
         slots: list[int] = []
         query_start = [0]
@@ -120,19 +124,20 @@ class ModelRunner:
         )
 
     def step_metadata(self, rows: Sequence[tuple[int, Sequence[int], int]]) -> list[AttentionMetadata]:
-        """Metadata of several decode steps to come, made at once.
+        """Make the metadata of several future decode steps at once.
 
         Args:
             rows: (next position, block table, number of steps) of each sequence, the most steps first.
 
         Returns:
-            One for each step; step i holds the first sequences, those that have more than i steps.
+            One metadata object per step. Step i covers the sequences that have more than i steps; these are
+            the first ones of `rows`.
         """
         count, width, size = rows[0][2], len(rows), self.block_size
         positions = [at + step for step in range(count) for at, _, _ in rows]
         slots = [self._slots(table, range(at, at + n), size) + [0] * (count - n) for at, table, n in rows]
         by_step = [slot for step in zip(*slots, strict=True) for slot in step]
-        fields = (  # [count, width] each; its rows all at once, which is cheaper than one by one
+        fields = (  # each [count, width]; one tensor split into rows is cheaper than one tensor per row
             self._tensor(values, dtype).view(count, width).unbind()
             for values, dtype in (
                 (positions, torch.int64),
@@ -155,7 +160,7 @@ class ModelRunner:
 
     def _require_fused(self) -> FusedModel:
         if self._fused is None:
-            raise TypeError("this backend runs one op at a time")
+            raise TypeError("this backend is not fused")
         return self._fused
 
     def _table(self, tables: Sequence[Sequence[int]]) -> Tensor:
@@ -165,7 +170,7 @@ class ModelRunner:
         return self._tensor(padded, torch.int32).view(len(tables), widest)
 
     def _query_start(self, starts: list[int]) -> Tensor:
-        """Row ranges; those of a decode pass, a row for each sequence, are made once for each batch size."""
+        """Row ranges of the sequences. A decode pass has one row per sequence; its ranges are cached."""
         if starts == list(range(len(starts))):
             return _counted(len(starts), self.device)
         return self._tensor(starts, torch.int32)

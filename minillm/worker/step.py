@@ -1,18 +1,19 @@
-"""What goes into a step and what comes out of it, as plain data.
+"""The input and the output of a step, as plain data.
 
     engine   StepPlan --> StepInput --+                +--> StepOutput --> append, roll back, publish
     worker                            +--> execute() --+
 
-A step has up to two passes over the model: the prefill chunks, then one decode pass, in which every sequence
-has one row, or one row and its drafted tokens in each branch:
+A step has up to two passes over the model: first the prefill chunks, then one decode pass. In the decode pass
+every sequence has one row. If anything was drafted, a verification pass takes its place. There every branch
+has one row for the newest token and one for each draft token:
 
-    prefill   [ t0 t1 t2 t3 ] [ u0 u1 ]     chunks; the logits of each chunk's last token
-    decode    [ n ] [ m ]                   newest tokens; the logits of each
-    verify    [ n a1 a2 ] [ n b1 ] [ m ]    newest tokens and drafts; the logits of every row
+    prefill   [ t0 t1 t2 t3 ] [ u0 u1 ]     chunks; returns the logits after each chunk's last token
+    decode    [ n ] [ m ]                   newest tokens; returns the logits after each
+    verify    [ n a1 a2 ] [ n b1 ] [ m ]    newest tokens and drafts; returns the logits after every row
 
-Nothing here refers to a request, a block pool or a tokenizer: ids, positions, block tables, columns of
-sampling parameters. So a step can be written to bytes and carried out in another process (`wire.py`),
-replayed, or captured.
+The data are token ids, positions, block tables and sampling parameters. Nothing refers to a request, a block
+pool or a tokenizer. So a step can be written to bytes and run in another process (`wire.py`), replayed, or
+captured.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from minillm.ops.sampling import Filters, SamplingBatch
 
 @dataclass(slots=True)
 class SequenceRows:
-    """New tokens of one sequence in a pass: `token_ids` from position `start` on, and its block table."""
+    """The new tokens of one sequence in a pass: `token_ids` from position `start` on, and the block table."""
 
     token_ids: Sequence[int]
     start: int
@@ -35,7 +36,7 @@ class SequenceRows:
 
     @property
     def end(self) -> int:
-        """Tokens of the sequence in the cache once these are written."""
+        """The number of the sequence's tokens in the cache after this pass."""
         return self.start + len(self.token_ids)
 
 
@@ -49,13 +50,13 @@ class PrefillChunk:
 
     @property
     def end(self) -> int:
-        """Tokens of the sequence in the cache once the chunk is computed."""
+        """The number of the sequence's tokens in the cache after this pass."""
         return self.start + len(self.token_ids)
 
 
 @dataclass(slots=True)
 class DecodeRow:
-    """The newest token of one sequence, whose key and value are not in the cache yet."""
+    """The newest token of one sequence. Its key and value are not in the cache yet."""
 
     token_id: int
     position: int
@@ -64,10 +65,10 @@ class DecodeRow:
 
 @dataclass(slots=True)
 class Draws:
-    """Tokens to draw from a pass.
+    """The tokens to sample from the logits of a pass.
 
-    Draw i reads row `rows[i]` of the pass's logits (a prompt's samples all read the same row). `tops[i]` is
-    how many of the likeliest tokens it reports with log-probabilities; None reports nothing.
+    Draw i reads row `rows[i]` of the logits; all samples of a prompt read the same row. `tops[i]`: the number
+    of likeliest tokens to report with log-probabilities, or None for no report.
     """
 
     rows: list[int]
@@ -77,9 +78,9 @@ class Draws:
 
 @dataclass(slots=True)
 class Drawn:
-    """What a pass gave: which rows of its logits are finite, and each draw's token.
+    """The result of a pass: which rows of its logits are finite, and the token of each draw.
 
-    A draw from a row that is not finite has token -1. `logprobs[i]` is None where none were asked for.
+    A draw from a row that is not finite has token -1. `logprobs[i]` is None if draw i does not report any.
     """
 
     finite: list[bool]
@@ -89,13 +90,14 @@ class Drawn:
 
 @dataclass(slots=True)
 class DraftRows:
-    """One sequence in a verifying pass: its newest token, and the drafted tokens of each branch.
+    """One sequence in a verification pass: its newest token and the draft tokens of each branch.
 
     `block_tables[i]` belongs to branch i; the first is the sequence's own. A sequence without a draft has no
-    branch and one table. `keys` are the noise keys of the next output positions, one more than the longest
-    branch has tokens. `probs` float32 [len(branches[0]), vocab_size] is what the tokens of the only branch
-    were drawn from, and `accept_keys` and `replace_key` are the noise keys of rejection sampling; they are
-    absent under coupled verification.
+    branch and one table. `keys`: the noise keys of the next output positions, one more than the tokens of the
+    longest branch.
+
+    Only rejection sampling uses the last three fields. `probs` float32 [len(branches[0]), vocab_size]: the
+    distribution each token of the only branch was drawn from. `accept_keys`, `replace_key`: its noise keys.
     """
 
     token_id: int
@@ -113,9 +115,9 @@ class DraftRows:
 
 @dataclass(slots=True)
 class VerifyResult:
-    """What a sequence gets: `tokens`, of which all but the last were drafted in `branch`.
+    """The tokens a sequence gets. All but the last are accepted draft tokens of branch `branch`.
 
-    Without tokens the logits of the newest token's row were NaN or infinite.
+    No tokens mean that the logits after the newest token were NaN or infinite.
     """
 
     tokens: list[int]
@@ -124,20 +126,20 @@ class VerifyResult:
 
     @property
     def accepted(self) -> int:
-        """Drafted tokens that stand."""
+        """The number of accepted draft tokens."""
         return max(0, len(self.tokens) - 1)
 
 
-Copy = tuple[int, int]  # block to copy from, block to copy to
+Copy = tuple[int, int]  # source block, destination block
 
 
 @dataclass(slots=True)
 class StepInput:
-    """One step. `verify` replaces `decode` in a step in which anything was drafted.
+    """The input of one step. If anything was drafted, `verify` takes the place of `decode`.
 
-    `branch_copies` are made before the verifying pass: each further branch gets its own copy of the block
-    that the sequence fills at present. `fork_copies` are made after the prefill pass, for samples that part
-    from their prompt.
+    `branch_copies` are made before the verification pass: each branch after the first gets its own copy of
+    the sequence's last, partly full block. `fork_copies` are made after the prefill pass, for the forks of a
+    prompt.
     """
 
     prefill: list[PrefillChunk] = field(default_factory=list)
@@ -152,7 +154,10 @@ class StepInput:
 
 @dataclass(slots=True)
 class StepOutput:
-    """What a step gave. `decode_seconds` is the time of the decode or verifying pass, its draws included."""
+    """The output of one step.
+
+    `num_rows`: rows of the decode or verification pass. `decode_seconds`: its time, including sampling.
+    """
 
     prefill: Drawn | None = None
     decode: Drawn | None = None

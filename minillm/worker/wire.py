@@ -1,11 +1,11 @@
-"""A step as bytes, for a worker in another process: JSON for the structure, float32 behind it for tensors.
+"""A step as bytes, for a worker in another process: JSON for the structure, then float32 data of the tensors.
 
     8 bytes: length of the JSON | JSON | tensor | tensor | ...
 
-No pickle: bytes from elsewhere must not be able to run anything. Each value is read as the declared type of
-its field, and anything else is a `WireError`. Reading never allocates more than the bytes hold. Values are
+No pickle: bytes from another process must not be able to run code. Each value must have the declared type of
+its field; anything else is a `WireError`. Reading never allocates more memory than the bytes hold. Values are
 not checked: a wrong token id of the right type is accepted. JSON keeps 64-bit integers and, as Python writes
-it, the exact float64, infinity included.
+it, the exact float64 and infinity.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _TYPES = {
 
 
 def to_bytes(step: StepInput | StepOutput) -> bytes:
-    """A step's input or output as bytes that `from_bytes` reads back."""
+    """Encode a step's input or output as bytes for `from_bytes`."""
     tensors: list[Tensor] = []
     header = json.dumps(_plain(step, tensors)).encode()
     numbers = (array("f", t.detach().float().flatten().tolist()).tobytes() for t in tensors)
@@ -63,10 +63,10 @@ def to_bytes(step: StepInput | StepOutput) -> bytes:
 
 
 def from_bytes(data: bytes) -> StepInput | StepOutput:
-    """What `to_bytes` was given.
+    """Decode the bytes of `to_bytes`.
 
     Raises:
-        WireError: the bytes are cut short, or are something else.
+        WireError: the bytes are incomplete or are not a step.
     """
     try:
         (length,) = _LENGTH.unpack_from(data)
@@ -78,12 +78,12 @@ def from_bytes(data: bytes) -> StepInput | StepOutput:
             f"not a step: {type(error).__name__}", "both sides must run the same minillm"
         ) from None
     if reader.at != len(data):
-        raise WireError("not a step: it has another length", "both sides must run the same minillm")
+        raise WireError("not a step: the length is wrong", "both sides must run the same minillm")
     return step
 
 
 def _plain(value: Any, tensors: list[Tensor]) -> Any:
-    """`value` as JSON: a record is [name, field, ...], a mapping ["{}", [key, value], ...]."""
+    """Turn `value` into JSON data: a record becomes [name, field, ...], a dict ["{}", [key, value], ...]."""
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, Tensor):
@@ -108,17 +108,17 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 class _Reader:
-    """Turns the JSON back into records; `at` is where the next tensor begins."""
+    """Turns JSON data back into records. `at` is the offset of the next tensor in the bytes."""
 
     def __init__(self, data: bytes, start: int) -> None:
         self._data, self.at = data, start
 
     def step(self, plain: Any) -> Any:
-        """A whole step, input or output."""
+        """Read a whole step, input or output."""
         return self._record(plain, StepInput if plain[0] == StepInput.__name__ else StepOutput)
 
     def _read(self, plain: Any, kind: Any) -> Any:
-        """One value of the declared type, and everything in it."""
+        """Read one value of type `kind`, with everything in it."""
         if kind is int or kind is float:
             return _number(plain, kind)
         if isinstance(kind, type) and kind.__name__ in _TYPES:
@@ -128,7 +128,7 @@ class _Reader:
         if kind is Tensor:
             return self._tensor(_items(plain, "tensor"))
         origin, inner = get_origin(kind), get_args(kind)
-        if origin is UnionType:  # something, or None
+        if origin is UnionType:  # T | None
             return None if plain is None else self._read(plain, inner[0])
         if origin is dict:
             return {
@@ -139,7 +139,7 @@ class _Reader:
         if origin is list or origin is Sequence:
             return [self._read(item, inner[0]) for item in _items(plain, "[]")]
         if type(plain) is not kind:
-            raise TypeError(f"{plain!r} is no {kind}")
+            raise TypeError(f"{plain!r} is not a {kind}")
         return plain
 
     def _record(self, plain: Any, cls: type) -> Any:
@@ -148,26 +148,26 @@ class _Reader:
 
     def _tensor(self, shape: list[Any]) -> Tensor:
         if any(_number(size, int) < 0 for size in shape):
-            raise ValueError("a tensor's shape is negative")
+            raise ValueError("a tensor's shape has a negative size")
         count = math.prod(shape)
         if self.at + 4 * count > len(self._data):
-            raise ValueError("a tensor is cut short")
+            raise ValueError("a tensor is incomplete")
         numbers = array("f", self._data[self.at : self.at + 4 * count])
         self.at += 4 * count
         return torch.tensor(numbers, dtype=torch.float32).view(shape)
 
 
 def _items(plain: Any, name: str) -> list[Any]:
-    """What stands behind the name in a list that begins with it."""
+    """Return the items after the first of a list; the first must be `name`."""
     if not isinstance(plain, list) or plain[:1] != [name]:
-        raise TypeError(f"no {name}")
+        raise TypeError(f"not a {name}")
     return plain[1:]
 
 
 def _number(plain: Any, kind: type) -> Any:
-    """A number that fits 64 bits; a whole number may stand for a float."""
+    """Return a number that fits 64 bits. An int is accepted as a float."""
     if type(plain) is not kind and not (kind is float and type(plain) is int):
-        raise TypeError(f"no {kind.__name__}")
+        raise TypeError(f"not a {kind.__name__}")
     if type(plain) is int and not -(1 << 63) <= plain < 1 << 64:
         raise ValueError("a number of more than 64 bits")
     return plain

@@ -1,14 +1,14 @@
-"""The worker: carries out a step on one device. `StepInput -> Worker.execute -> StepOutput`.
+"""The worker: runs a step on one device. `StepInput -> Worker.execute -> StepOutput`.
 
-    prefill pass --> finite? --> fork copies --> draws
-    decode pass  --> finite? --> draws                     or, in a step in which anything was drafted,
-    branch copies --> verifying pass --> verification
+    prefill pass --> finite? --> fork copies --> sampling
+    decode pass  --> finite? --> sampling                  or, if anything was drafted in this step,
+    branch copies --> verification pass --> verification
 
-Logits are checked before they are used. A row that holds NaN or infinity is never drawn from, and its
-neighbours are not affected: rows of a batch share no arithmetic.
+Logits are checked before they are used. A row that holds NaN or infinity is never sampled from. The other
+rows are not affected: rows of a batch share no arithmetic.
 
-The loops, the sampler and the verification are given to the worker, so a reader's own take their place here.
-What a loop returns is checked before anything relies on it; other parts come checked (`engine/checked.py`).
+The worker gets the loops, the sampler and the verification as arguments, so a reader can replace them. The
+worker checks the result of a replaced loop. The other parts are already checked (`engine/checked.py`).
 """
 
 from __future__ import annotations
@@ -41,33 +41,36 @@ from minillm.worker.step import (
 
 
 class Sampler(Protocol):
-    """Draws one token id for each row of logits [rows, vocab_size]: int64 [rows]."""
+    """Samples one token id for each row of logits [rows, vocab_size]; returns int64 [rows]."""
 
     def __call__(self, logits: Tensor, batch: SamplingBatch, /) -> Tensor: ...
 
 
 class PrefillLoop(Protocol):
-    """Computes chunks whose tables have room; logits of each chunk's last token [chunks, vocab_size]."""
+    """Computes the chunks; returns the logits after each chunk's last token [chunks, vocab_size]."""
 
     def __call__(self, runner: ModelRunner, chunks: Sequence[PrefillChunk], /) -> Tensor: ...
 
 
 class DecodeLoop(Protocol):
-    """Computes one row of each sequence; logits of each next token [rows, vocab_size]."""
+    """Computes one row per sequence; returns the logits of each next token [rows, vocab_size]."""
 
     def __call__(self, runner: ModelRunner, rows: Sequence[DecodeRow], /) -> Tensor: ...
 
 
 class Verification(Protocol):
-    """Decides which drafted tokens stand (`minillm/speculation/verification.py`)."""
+    """Decides which draft tokens are accepted (`minillm/speculation/verification.py`)."""
 
     def verify(self, rows: Sequence[DraftRows], logits: Tensor, num_token_ids: int) -> list[VerifyResult]:
-        """A result for each sequence; `logits` [num_rows, vocab_size] are all branches' rows, end to end."""
+        """Return one result per sequence.
+
+        `logits` [num_rows, vocab_size]: the rows of all branches, one branch after the other.
+        """
 
 
 @dataclass(frozen=True)
 class WorkerParts:
-    """What a worker runs. `sampler` None is the backend's own."""
+    """The replaceable parts of a worker. `sampler`: None means the backend's own."""
 
     prefill_loop: PrefillLoop = prefill
     decode_loop: DecodeLoop = decode
@@ -76,7 +79,7 @@ class WorkerParts:
 
 
 class Worker:
-    """Carries out steps over the model and the cache of `runner`."""
+    """Runs steps with the model and the cache of `runner`."""
 
     def __init__(self, runner: ModelRunner, parts: WorkerParts | None = None) -> None:
         parts = parts or WorkerParts()
@@ -84,7 +87,7 @@ class Worker:
         self._prefill_loop, self._decode_loop = parts.prefill_loop, parts.decode_loop
         self._verification = parts.verification
         self._sample: Sampler = parts.sampler or self._ops.sample
-        # One call for the pass and the draws, where both are the engine's own and the backend can.
+        # With the default parts a fused backend runs decoding, the finiteness check and sampling in one call.
         self._draws_in_pass = runner.is_fused and parts.sampler is None and parts.decode_loop is decode
 
     @property
@@ -92,13 +95,13 @@ class Worker:
         """The backend."""
         return self._ops
 
-    @torch.inference_mode()  # once for the step: entering it for every pass adds up
+    @torch.inference_mode()  # once per step: entering it for every pass costs time
     def execute(self, step: StepInput) -> StepOutput:
-        """Carry out a step.
+        """Run a step.
 
         Raises:
             PartError: a replaced part returned something that cannot be used.
-            Exception: whatever a part raises. Nothing but cache slots of this step has been written.
+            Exception: what a part raises. Only cache slots of this step have been written.
         """
         output = StepOutput()
         if step.prefill:
@@ -115,11 +118,11 @@ class Worker:
 
     @torch.inference_mode()
     def logits(self, rows: SequenceRows) -> Tensor:
-        """Compute a chunk; logits behind each of its tokens: float32 [num_tokens, vocab_size] on the CPU."""
+        """Compute a chunk; return the logits after each token: float32 [num_tokens, vocab_size], on CPU."""
         return self.runner.all_logits([rows]).float().cpu()
 
     def _run_prefill(self, step: StepInput) -> Drawn:
-        """Compute the chunks; a chunk with its sequence's newest token gives the next, to each sample."""
+        """Compute the chunks, then sample the first tokens of the sequences whose prefill ends."""
         logits = self._prefill_loop(self.runner, step.prefill)
         self._check("prefill_loop", logits, len(step.prefill))
         finite = self._ops.finite_rows(logits).tolist()
@@ -127,7 +130,7 @@ class Worker:
         return self._draw(logits, step.prefill_draws, finite)
 
     def _run_decode(self, rows: list[DecodeRow], draws: Draws) -> Drawn:
-        """One token for each sequence."""
+        """Compute one row per sequence and sample its next token."""
         if self._draws_in_pass:
             batch = [SequenceRows((row.token_id,), row.position, row.block_table) for row in rows]
             tokens, finite, logits = self.runner.decode_step(batch, draws.batch)
@@ -137,15 +140,15 @@ class Worker:
         return self._draw(logits, draws, self._ops.finite_rows(logits).tolist())
 
     def _run_verify(self, step: StepInput) -> list[VerifyResult]:
-        """One token for each sequence, and those drafted ones that stand."""
+        """Compute all draft tokens and verify them."""
         if self._verification is None:
-            raise PartError("this worker has nothing to verify drafts with", "give it a verification")
+            raise PartError("this worker cannot verify drafts", "give it a verification")
         self.runner.copy_blocks(step.branch_copies)
         logits = self.runner.all_logits([rows for seq in step.verify for rows in _branch_rows(seq)])
         return self._verification.verify(step.verify, logits, step.num_token_ids)
 
     def _draw(self, logits: Tensor, draws: Draws | None, finite: list[bool]) -> Drawn:
-        """Draw from the rows that can be drawn from; -1 for the others."""
+        """Sample a token for each draw; -1 if its row is not finite."""
         if draws is None:
             return Drawn(finite, [], [])
         alive = [i for i, row in enumerate(draws.rows) if finite[row]]
@@ -165,17 +168,17 @@ class Worker:
         return Drawn(finite, all_tokens, all_logprobs)
 
     def _check(self, part: str, logits: Tensor, count: int) -> None:
-        """Refuse what a loop returned, if it is not a row of logits for each sequence."""
+        """Raise PartError if the result of a loop is not one row of logits per sequence."""
         wanted = (count, self.runner.decoder.config.vocab_size)
         if isinstance(logits, Tensor) and logits.is_floating_point() and tuple(logits.shape) == wanted:
             return
         shape = f"a tensor {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise PartError(
-            f"what part {part!r} returned cannot be used: {shape}", f"return logits {list(wanted)}"
+            f"part {part!r} returned {shape}, which cannot be used", f"return logits {list(wanted)}"
         )
 
     def _report(self, logits: Tensor, draws: Draws, finite: list[bool], tokens: Tensor) -> Drawn:
-        """The drawn tokens as numbers, with log-probabilities where they are wanted."""
+        """Return the sampled tokens as Python numbers, with the log-probabilities that are wanted."""
         logprobs: list[dict[int, float] | None] = [None] * len(draws.tops)
         wanted = [i for i, top in enumerate(draws.tops) if top is not None and finite[draws.rows[i]]]
         if wanted:
@@ -188,7 +191,7 @@ class Worker:
 
 
 def _branch_rows(sequence: DraftRows) -> list[SequenceRows]:
-    """The newest token and a draft, for every branch; the newest alone without a draft."""
+    """The rows of every branch: the newest token and its draft. Without a draft: the newest token."""
     tables = zip(sequence.branches or [[]], sequence.block_tables, strict=False)
     return [
         SequenceRows([sequence.token_id, *drafted], sequence.position, table) for drafted, table in tables

@@ -1,6 +1,6 @@
-"""Every bad parameter is a typed error with one line, and stays one under `python -O`.
+"""Every bad parameter raises a typed error of one line, also under `python -O`.
 
-The table is run twice: here, and in one subprocess without assertions (`python -O test_bad_input.py`).
+The tables run twice: here, and in a subprocess without assertions (`python -O test_bad_input.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from minillm import LLM, MinillmError, SamplingParams
 
 NAN, INF = math.nan, math.inf
 
-# parameter -> values that are refused when the record is made
+# parameter -> values that SamplingParams must refuse
 PARAMS: dict[str, list[Any]] = {
     "max_tokens": [0, -1, 1.0, 2.5, True, "16", None, NAN],
     "temperature": [-0.1, NAN, INF, -INF, "hot", None, True, [1.0]],
@@ -85,7 +85,7 @@ CALLS: dict[str, Callable[[LLM], Any]] = {
     "no such model": lambda llm: LLM("/no/such/model"),
 }
 
-# The control: the nearest good values are taken.
+# The control: the nearest valid values are accepted.
 GOOD: dict[str, list[Any]] = {
     "max_tokens": [1, 10**12],
     "temperature": [0, 0.0, 1e-320, 1e308],
@@ -104,7 +104,7 @@ GOOD: dict[str, list[Any]] = {
 
 
 def why_not_typed(call: Callable[[], Any]) -> str | None:
-    """None if `call` raises a MinillmError of one line; else what happened instead."""
+    """None if `call` raises a MinillmError of one line; otherwise a description of what happened."""
     try:
         call()
     except MinillmError as error:
@@ -115,7 +115,7 @@ def why_not_typed(call: Callable[[], Any]) -> str | None:
 
 
 def run_table(llm: LLM) -> list[str]:
-    """Everything in the tables that is not refused as it should be."""
+    """The entries of the tables that are not refused correctly."""
     failures = []
     for name, values in PARAMS.items():
         for value in values:
@@ -125,7 +125,7 @@ def run_table(llm: LLM) -> list[str]:
         reason = why_not_typed(lambda call=call: call(llm))
         failures += [f"{name}: {reason}"] if reason else []
         if not tiny.all_free(llm):
-            failures.append(f"{name}: left something behind in the engine")
+            failures.append(f"{name}: a request is left in the engine")
     return failures
 
 

@@ -1,7 +1,7 @@
-"""The right tokens through the paged cache, whatever the batch, the chunks and the blocks.
+"""The engine computes the right tokens with any batch, chunk size and block size.
 
-Every answer is compared with a dense recomputation (`dense.py`) that has no cache at all. The reference
-backend promises tolerance, not bits, so logprobs are compared within 1e-3 of a scale of about 10.
+Every answer is compared with a dense recomputation (`dense.py`) that uses no cache. The reference backend
+promises a tolerance, not equal bits, so logprobs (of scale 10) are compared with a tolerance of 1e-3.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def greedy(tokens: int = 8, **params: Any) -> SamplingParams:
 
 
 def poison(llm: LLM) -> LLM:
-    """NaN in every cache slot: whoever reads one before it is written shows it."""
+    """Write NaN to every cache slot: reading a slot before it is written then gives NaN."""
     for tensor in (*llm.engine.worker.runner.cache.k, *llm.engine.worker.runner.cache.v):
         tensor.fill_(float("nan"))
     return llm
 
 
 def assert_dense(output: RequestOutput, cfg: dict[str, Any] = CONFIG) -> None:
-    """Each token is the argmax, and each logprob the value, of a recomputation of the whole sequence."""
+    """Recompute the whole sequence: each token must be the argmax, and each logprob must be equal."""
     for completion in output.outputs:
         ids = output.prompt_token_ids + completion.token_ids
         expected = dense.logits(cfg, WEIGHTS, ids)[len(output.prompt_token_ids) - 1 : -1]
@@ -54,14 +54,14 @@ def assert_same(a: RequestOutput, b: RequestOutput) -> None:
         assert x.keys() == y.keys() and all(abs(x[i] - y[i]) < TOLERANCE for i in x)
 
 
-# ---- against no cache at all ----------------------------------------------------------------------
+# ---- compared with a computation without cache ----------------------------------------------------
 
 
 @pytest.mark.parametrize("prompt", [[7], list(range(20, 37)), [9] * 16], ids=len)
 def test_greedy_equals_recomputation(llm: LLM, prompt: list[int]) -> None:
     output = poison(llm).generate(prompt, greedy(20))[0]
     assert len(output.token_ids) == 20 and output.finish_reason == "length"
-    assert len(set(output.token_ids)) > 3, "a model that repeats itself would prove little"
+    assert len(set(output.token_ids)) > 3, "equal tokens would prove little"
     assert_dense(output)
     assert tiny.all_free(llm)
 
@@ -73,7 +73,7 @@ def test_logits_equal_the_dense_pass(llm: LLM) -> None:
     assert found.dtype == torch.float32 and found.shape == (40, tiny.VOCAB_SIZE)
     assert float((found - expected).abs().max()) < 1e-4 * float(expected.abs().max())
     wrong = dense.logits(CONFIG | {"sliding_window": 39}, WEIGHTS, ids)
-    assert float((found - wrong).abs().max()) > 1e-3 * float(expected.abs().max()), "control: one key less"
+    assert float((found - wrong).abs().max()) > 1e-3 * float(expected.abs().max()), "control: one key fewer"
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 3, 5, 8, 16, 32])
@@ -105,7 +105,7 @@ def test_reused_blocks_hold_nothing_of_their_last_owner(folder: Path) -> None:
 
 
 def test_control_reading_an_unwritten_slot_shows(folder: Path) -> None:
-    """The poison works: a slot mapping that skips one slot leaves NaN where attention reads."""
+    """The control: with a slot mapping that skips one slot, attention reads NaN."""
 
     def skipping(table: list[int], positions: list[int], size: int) -> list[int]:
         return [table[p // size] * size + (p + (p == 3)) % size for p in positions]
@@ -140,7 +140,7 @@ def test_ragged_batch_equals_one_by_one(folder: Path, options: dict[str, int]) -
 
 
 def test_requests_that_join_a_running_batch(folder: Path) -> None:
-    """Prefill and decode in the same steps, at other times than `generate` would."""
+    """Requests arrive later than in `generate`, so prefill and decode run in the same steps."""
     engine = poison(tiny.load(folder, prefill_chunk=5)).engine
     finished, waiting = {}, list(RAGGED)
     while waiting or engine.has_unfinished_requests():
@@ -159,7 +159,7 @@ SAMPLED = {"max_tokens": 12, "temperature": 2.0, "ignore_eos": True, "logprobs":
 
 @pytest.mark.parametrize("prompt_len", [1, 15, 16, 17, 32])
 def test_samples_are_forks_of_one_prompt(folder: Path, prompt_len: int) -> None:
-    """n samples equal n requests that draw with the same (seed, index), and share the full blocks."""
+    """The n samples share full blocks and equal n requests sampled with the same (seed, index)."""
     llm = poison(tiny.load(folder))
     prompt = list(range(30, 30 + prompt_len))
     request_id = llm.engine.add_request(prompt, SamplingParams(n=4, seed=11, **SAMPLED))
@@ -168,7 +168,8 @@ def test_samples_are_forks_of_one_prompt(folder: Path, prompt_len: int) -> None:
     full = prompt_len // 16
     for block in range(full):
         assert {r.block_table.block_ids[block] for r in group} == {group[0].block_table.block_ids[block]}
-        assert llm.engine.pool.ref_count(group[0].block_table.block_ids[block]) == 5  # the cache too
+        # Five owners: four sequences and the prefix cache.
+        assert llm.engine.pool.ref_count(group[0].block_table.block_ids[block]) == 5
     shared = {b for r in group for b in r.block_table.block_ids[:full]}
     before = [llm.engine.worker.runner.cache.k[0][b].clone() for b in sorted(shared)]
     while llm.engine.has_unfinished_requests():
@@ -176,14 +177,14 @@ def test_samples_are_forks_of_one_prompt(folder: Path, prompt_len: int) -> None:
         after = [llm.engine.worker.runner.cache.k[0][b] for b in sorted(shared)]
         assert all(map(torch.equal, before, after)), "shared blocks are read-only"
     assert tiny.all_free(llm)
-    assert len({tuple(c.token_ids) for c in output.outputs}) == 4, "every sample draws for itself"
+    assert len({tuple(c.token_ids) for c in output.outputs}) == 4, "every sample has its own noise"
     for index, completion in enumerate(output.outputs):
-        assert len(completion.token_ids) == SAMPLED["max_tokens"], "a fork that reads poison ends early"
+        assert len(completion.token_ids) == SAMPLED["max_tokens"], "a fork that reads NaN would end early"
         assert completion.token_ids == redraw(prompt, completion.token_ids, seed=11, index=index)
 
 
 def redraw(prompt: list[int], tokens: list[int], seed: int, index: int) -> list[int]:
-    """What Gumbel-max gives along `tokens`, from the dense logits and noise made here."""
+    """Sample again at each position of `tokens`: Gumbel-max over dense logits, with noise computed here."""
     from minillm.ops.sampling import gumbel_noise
 
     rows = dense.logits(CONFIG, WEIGHTS, prompt + tokens)[len(prompt) - 1 : -1, :NUM_IDS]
@@ -213,7 +214,7 @@ def test_derived_seeds_are_reported_and_reproduce(folder: Path) -> None:
 
 
 def test_ids_without_a_token_are_never_generated(tmp_path: Path) -> None:
-    """Rows beyond the tokenizer get the highest logits of all, and are never chosen."""
+    """Ids that the tokenizer lacks get the highest logits, and are still never sampled."""
     tensors = dict(WEIGHTS)
     tensors["lm_head.weight"] = WEIGHTS["lm_head.weight"].clone()
     tensors["lm_head.weight"][NUM_IDS:] *= 30
@@ -222,7 +223,7 @@ def test_ids_without_a_token_are_never_generated(tmp_path: Path) -> None:
         output = llm.generate([5, 6, 7], params)[0]
         assert max(output.token_ids) < NUM_IDS
         best = {max(row, key=row.__getitem__) for row in output.logprobs}
-        assert max(best) >= NUM_IDS, "control: unmasked (as logprobs are) they would have won"
+        assert max(best) >= NUM_IDS, "control: without the mask they would be chosen"
 
 
 def test_repetition_penalty_sees_prompt_and_output(llm: LLM) -> None:

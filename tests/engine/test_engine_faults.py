@@ -1,6 +1,6 @@
-"""Contract C6, the other half: what goes wrong in one place stays there, and nothing is lost.
+"""Contract C6: a fault in one request does not disturb the others, and no block is lost.
 
-Broken weights, parts that raise, Ctrl-C, threads, and a pool with no room left.
+The faults: broken weights, parts that raise, Ctrl-C, several threads, a full pool.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def greedy(tokens: int, **params: Any) -> SamplingParams:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_broken_logits_end_one_request_only(tmp_path: Path, value: float) -> None:
-    """One row of the embedding is broken: who meets it ends with an error, and nobody else notices."""
+    """One embedding row is broken: a request that uses it ends with an error; the others are not affected."""
     tensors = tiny.weights(tiny.config())
     good = tiny.load(tiny.make_folder(tmp_path / "good", tensors=tensors))
     tensors["model.embed_tokens.weight"][200, 0] = value
@@ -45,12 +45,12 @@ def test_broken_logits_end_one_request_only(tmp_path: Path, value: float) -> Non
         assert outputs[i].error is None
         assert outputs[i].token_ids == good.generate(prompts[i], params)[0].token_ids
     assert tiny.all_free(llm)
-    assert llm.generate([5, 6], params)[0].token_ids == outputs[0].token_ids, "its blocks are clean again"
+    assert llm.generate([5, 6], params)[0].token_ids == outputs[0].token_ids, "its blocks can be used again"
 
 
 @pytest.mark.parametrize("failing", ["sampler", "decode_loop", "prefill_loop", "detokenizer"])
 def test_a_part_that_raises_loses_no_blocks(folder: Path, failing: str) -> None:
-    """The exception comes through; the engine is whole afterwards."""
+    """The caller gets the exception; afterwards the engine works as before."""
     own, broken = Parts(), threading.Event()
 
     class Failing(Detokenizer):
@@ -79,7 +79,7 @@ def test_a_part_that_raises_loses_no_blocks(folder: Path, failing: str) -> None:
         llm.generate([PROMPT, [5]], greedy(4, n=2))
     broken.clear()
     with pytest.raises(ZeroDivisionError):
-        list(stream)  # it took part in the step that failed, so its state is unknown: it has ended
+        list(stream)  # it was part of the failed step, so it has ended with the error
     assert stream.output.finish_reason == "error" and isinstance(stream.output.error, ZeroDivisionError)
     assert tiny.all_free(llm)
     assert [o.token_ids for o in llm.generate([PROMPT, [5]], greedy(4, n=2))] == [
@@ -88,12 +88,12 @@ def test_a_part_that_raises_loses_no_blocks(folder: Path, failing: str) -> None:
 
 
 def test_infinite_logits_end_one_request_only(folder: Path) -> None:
-    """float16 overflows to inf, and inf - inf is NaN: a draw from it would be any token at all."""
+    """float16 overflows to inf, and inf - inf is NaN: a token sampled from NaN would be arbitrary."""
 
     def overflowing(runner: Any, requests: Any) -> torch.Tensor:
         logits = decode(runner, requests).clone()
         for row, request in enumerate(requests):
-            if request.position == 2:  # of the two tokens of the prompt [5, 6]
+            if request.position == 2:  # the first decode step after the prompt [5, 6]
                 logits[row, 3] = float("inf")
         return logits
 
@@ -151,7 +151,7 @@ def test_add_and_abort_from_many_threads(folder: Path) -> None:
 
 
 def test_the_live_requests_are_walked_under_the_lock(llm: Any) -> None:
-    """`add_request` grows that dict from other threads; a walk without the lock fails now and then."""
+    """Other threads add requests to the dict, so a loop over it without the lock sometimes fails."""
     lock = llm.engine._registry.lock
 
     class Watched(dict):

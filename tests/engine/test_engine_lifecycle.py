@@ -23,7 +23,7 @@ def greedy(tokens: int, **params: Any) -> SamplingParams:
 
 
 def drain(llm: LLM, limit: int = 2000) -> dict[str, Any]:
-    """Step until idle; a test that would hang fails instead."""
+    """Step until the engine is idle; after `limit` steps the test fails."""
     finished = {}
     for _ in range(limit):
         if not llm.engine.has_unfinished_requests():
@@ -43,7 +43,7 @@ def test_stop_token_ids_and_eos(tmp_path: Path, llm: LLM) -> None:
     expected = tokens[: tokens.index(marker) + 1]
     stopped = llm.generate(PROMPT, greedy(12, stop_token_ids=[marker], logprobs=0))[0]
     assert (stopped.token_ids, stopped.finish_reason) == (expected, "stop")
-    assert len(stopped.logprobs) == len(expected), "logprobs include the token that stops"
+    assert len(stopped.logprobs) == len(expected), "logprobs include the stop token"
     assert stopped.text == llm.generate(PROMPT, greedy(len(expected) - 1))[0].text, "text excludes it"
 
     folder = tiny.make_folder(tmp_path, generation={"eos_token_id": [3, marker]})
@@ -60,11 +60,11 @@ def test_stop_strings_in_the_engine(llm: LLM) -> None:
     stopped = llm.generate(PROMPT, greedy(30, stop=[stop, "never there"]))[0]
     assert stopped.finish_reason == "stop" and stopped.text == plain.text[: plain.text.index(stop)]
     assert stopped.token_ids == plain.token_ids[: len(stopped.token_ids)]
-    assert stop in llm.engine.model.tokenizer.decode(stopped.token_ids), "token_ids keep it"
+    assert stop in llm.engine.model.tokenizer.decode(stopped.token_ids), "token_ids include it"
 
 
 def test_a_stop_string_found_in_the_last_flush_is_a_stop(folder: Path) -> None:
-    """U+FFFD is held back until no more tokens come: then it counts, though max_tokens came first."""
+    """U+FFFD is held back until the last token. Then it counts as a stop string, not as max_tokens."""
     script = tiny.byte_level_tokenizer().encode("ab\ufffd").ids
 
     def scripted(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
@@ -89,7 +89,7 @@ def test_max_tokens_is_capped_by_the_context(llm: LLM) -> None:
 def test_max_tokens_is_capped_by_the_pool_and_not_by_neighbours(folder: Path, n: int) -> None:
     llm = tiny.load(folder, kv_memory=tiny.blocks(6), block_size=16)
     alone = llm.generate(PROMPT, greedy(500, n=n))[0]
-    # 17 prompt tokens: one full block shared, the other five dealt out evenly
+    # 17 prompt tokens: one full block is shared, the other five blocks are divided evenly
     expected = 16 + 16 * (5 // n) - 17
     assert [len(c.token_ids) for c in alone.outputs] == [expected] * n
     assert alone.finish_reason == "length"
@@ -149,7 +149,7 @@ def test_queue_full(folder: Path) -> None:
         llm.engine.add_request(PROMPT, LONG)
     assert caught.value.exit_code == 7 and caught.value.hint
     llm.engine.step()
-    llm.engine.add_request(PROMPT, LONG)  # those two run now, so there is room
+    llm.engine.add_request(PROMPT, LONG)  # the two waiting requests run now, so the queue has room
     few_tokens = tiny.load(folder, max_queued_tokens=20)
     few_tokens.engine.add_request(PROMPT, LONG)
     with pytest.raises(QueueFull, match="tokens"):
@@ -173,7 +173,7 @@ def test_abort_waiting_prefilling_and_decoding(folder: Path) -> None:
         decoding: "cancelled", prefilling: "cancelled", waiting: "cancelled", kept: "length"}  # fmt: skip
     assert len(outputs[decoding].token_ids) == 1 and outputs[waiting].token_ids == []
     assert outputs[waiting].metrics.ttft is None
-    llm.engine.abort_request(decoding)  # finished long ago: nothing happens
+    llm.engine.abort_request(decoding)  # it has finished: nothing happens
     assert llm.engine.step() == [] and tiny.all_free(llm)
 
 

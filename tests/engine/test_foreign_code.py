@@ -1,8 +1,8 @@
-"""Parts and listeners that misbehave: contract C6. What they break ends with an error, and nothing else does.
+"""Contract C6 with faulty parts and listeners: only the affected requests end with an error.
 
-A part raises at one of its calls, before or behind its work, or from then on for ever; or it returns rubbish.
-Then every request has ended, who was not concerned has the right bits, every block is back, and the engine
-serves on. A listener can do nothing to a step.
+A part raises at one of its calls, before or after its work, once or from then on always. Or it returns a
+wrong value. Then every request must have ended, the unaffected ones must have the right bits, every block
+must be free, and the engine must serve new requests. A listener cannot affect a step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from minillm.text.detokenizer import Detokenizer
 
 
 class Broken(Exception):
-    """What a part raises."""
+    """The exception that a part raises."""
 
     def __init__(self, code: int, *, extra: str) -> None:
         super().__init__(code)
@@ -38,7 +38,7 @@ class Broken(Exception):
 
 
 class Stopped(KeyboardInterrupt):
-    """What is no Exception."""
+    """A BaseException that is not an Exception."""
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
 
 
 class Fuse:
-    """Raises at call number `at` (and later ones with `for_ever`), before or behind the work."""
+    """Raises at call number `at` (with `for_ever` also at later ones), before or after the work."""
 
     def __init__(self, at: int | None, error: BaseException, behind: bool = False, for_ever: bool = False):
         self.at, self.error, self.behind, self.for_ever = at, error, behind, for_ever
@@ -71,7 +71,7 @@ class Fuse:
         raise self.error
 
     def methods(self, cls: type, *names: str) -> type:
-        """A subclass whose methods and properties of these names are guarded."""
+        """A subclass whose methods and properties with these names are wrapped in `fuse`."""
         guarded: dict[str, Any] = {}
         for name in names:
             own = cls.__dict__[name]
@@ -120,15 +120,15 @@ def fused_part(fuse: Fuse, part: str, method: str) -> Any:
 
 
 def faults_after(stage: Stage, name: str, part: str, method: str, fuse: Fuse) -> list[str]:
-    """What is wrong after a run of the scenario with the part; the fuse blows no more once it is over."""
+    """Run the scenario with the part and return what is wrong afterwards; then the fuse no longer raises."""
     try:
         engine = stage.engine(name, {part: fused_part(fuse, part, method)})
     except (Broken, Stopped):
-        return []  # it broke while the engine was put together, so there is none
+        return []  # it raised while the engine was built, so there is no engine
     run = stage.run(name, engine=engine)
     fuse.at = None
     if fuse.for_ever:
-        engine.step()  # the recovery failed before
+        engine.step()  # the earlier recovery failed
     is_interrupt = isinstance(fuse.error, Stopped)
     expected = StepInterrupted if is_interrupt else Broken
     found = stage.faults(name, run, check_trace=not fuse.for_ever, error=expected)
@@ -136,7 +136,7 @@ def faults_after(stage: Stage, name: str, part: str, method: str, fuse: Fuse) ->
         if type(error) is not type(fuse.error):
             found.append(f"raised {error!r}")
     if fuse.blown and not run.raised:
-        found.append("swallowed")
+        found.append("the exception did not reach the caller")
     for output in run.outputs.values():
         if isinstance(output.error, Broken) and (
             output.error is fuse.error or output.error.__traceback__ or output.error.extra != "kept"
@@ -182,7 +182,7 @@ def test_a_part_raises_once_at_many_calls(stage: Stage, part: str, method: str, 
 
 @pytest.mark.parametrize(("part", "method"), CASES)
 def test_a_part_raises_for_ever(stage: Stage, part: str, method: str) -> None:
-    """Every request ends all the same, and once the part is whole again the engine serves."""
+    """Every request still ends, and when the part works again, so does the engine."""
     found = []
     for name in SPECULATIVE if part == "drafter" else PLAIN:
         for at in (0, 3, 11):
@@ -192,17 +192,17 @@ def test_a_part_raises_for_ever(stage: Stage, part: str, method: str) -> None:
 
 
 def test_a_recovery_that_does_nothing_is_noticed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The control: without the recovery these parts do harm."""
+    """The control: without recovery these parts do harm."""
     monkeypatch.setattr("minillm.engine.engine.Engine._recover", lambda self, error: self.events.release())
     for part, method, is_interrupt in (("block_pool", "allocate", False), ("detokenizer", "push", True)):
         try:
             found = sweep(stage, part, method, is_interrupt, most=4)
-        except Exception as error:  # the broken engine may as well fall over
+        except Exception as error:  # the broken engine may also raise
             found = [repr(error)]
         assert found
 
 
-# ---- parts that return rubbish ----------------------------------------------------------------------
+# ---- parts that return wrong values -----------------------------------------------------------------
 
 
 def instead(result: Callable[..., Any]) -> Callable[..., Any]:
@@ -210,7 +210,7 @@ def instead(result: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def method(cls: type, name: str, result: Any) -> Callable[..., Any]:
-    """A factory of objects one of whose methods returns rubbish."""
+    """A factory of objects with one method that returns a wrong value."""
     made = type("Rubbish", (cls,), {name: result if isinstance(result, property) else instead(result)})
     return lambda *args: made(*args)
 
@@ -266,7 +266,7 @@ BLOCKS = [
     lambda self, count=1: [-1] * count,
     lambda self, count=1: [self.num_blocks] * count,
     lambda self, count=1: [None] * count,
-    lambda self, count=1: list(range(count)),  # which nobody has taken
+    lambda self, count=1: list(range(count)),  # blocks that were not allocated
 ]
 PROPOSALS = [
     *NOT_A_LIST,
@@ -343,7 +343,7 @@ def test_rubbish_is_refused_by_the_name_of_its_part(stage: Stage, part: str, nam
     expected = stage.expected(name)
     for mine, theirs in zip(run.ids, expected.ids, strict=True):
         for a, b in zip(run.outputs[mine].outputs, expected.outputs[theirs].outputs, strict=True):
-            assert a.token_ids == b.token_ids[: len(a.token_ids)], "never silently wrong"
+            assert a.token_ids == b.token_ids[: len(a.token_ids)], "a wrong result must raise"
             assert a.finish_reason == "error" or a.token_ids == b.token_ids
 
 
@@ -421,7 +421,7 @@ def logits(llm: LLM, event: Any) -> None:
 
 @pytest.mark.parametrize("listener", [raises, asks, adds, aborts_unknown, steps, generates, logits])
 def test_a_listener_harms_nobody(stage: Stage, listener: Callable[..., None]) -> None:
-    """It may ask, add and abort; a step is refused; what it raises is its own affair."""
+    """A listener may query, add and abort. Its `step` is refused. If it raises, nothing else happens."""
     llm, caught = tiny.load(stage.folder, backend="native"), list[BaseException]()
     expected = [
         o.token_ids for o in tiny.load(stage.folder, backend="native").generate([LONG, [5]], greedy(5))
@@ -448,7 +448,7 @@ def test_a_listener_harms_nobody(stage: Stage, listener: Callable[..., None]) ->
 
 
 def test_a_listener_that_stops_the_program_loses_nothing(stage: Stage) -> None:
-    """What is no Exception goes on to the caller, between steps; the answers come with the next."""
+    """A BaseException reaches the caller between steps; the next step returns the outputs."""
     engine = stage.engine("decode")
     due = [True]
 
@@ -463,7 +463,7 @@ def test_a_listener_that_stops_the_program_loses_nothing(stage: Stage) -> None:
 
 
 def test_parts_and_listeners_run_without_the_lock(stage: Stage) -> None:
-    """Whatever is called, another thread can add, abort and ask meanwhile."""
+    """While any part or listener runs, another thread can add, abort and query."""
     engines: list[Any] = []
 
     def look() -> None:
@@ -497,7 +497,7 @@ def test_parts_and_listeners_run_without_the_lock(stage: Stage) -> None:
 
 
 def test_an_error_is_told_to_each_by_itself(folder: Path) -> None:
-    """Two owners do not share the object: raising it would show one the other's frames."""
+    """Two requests do not share an error object: its traceback would show the frames of the other."""
 
     def broken(runner: Any, rows: Any) -> Any:
         raise Broken(5, extra="kept")

@@ -1,9 +1,9 @@
-"""Ctrl-C at any point of a step: contract C6, all or nothing.
+"""Contract C6 under Ctrl-C at any point of a step: a step is all or nothing.
 
-A step is interrupted at a line, or behind a call, inside the package; then the engine goes on. Every request
-must end, once, with the tokens and log-probabilities of the undisturbed run, or with a typed error; every
-block must come back; a fresh request must get the known answer; the events must say that what was taken was
-given back. The short form takes some of the points, always the same ones; the long form takes all.
+A step is interrupted at a line, or after a call, inside the package. Then the engine continues. Every request
+must end exactly once, with the tokens and log-probabilities of an undisturbed run or with a typed error.
+Every block must be free at the end. A new request must get the known answer. The events must show that every
+allocated block was freed. The short form tests a fixed selection of the points; the long form tests all.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def count_points(stage: Stage, name: str, step: int, kind: str) -> int:
 
 
 def disturb(stage: Stage, name: str, step: int, points: Points, *more: Points) -> list[str]:
-    """What is wrong after an interrupt at `points`, a second in the recovery, a third in the next step."""
+    """Interrupt at `points`, again in the recovery and in the next step (`more`); return what is wrong."""
 
     def interrupted(engine: Engine) -> Any:
         for method, others in zip(("_recover", "_recover_unfinished"), more, strict=False):
@@ -49,14 +49,14 @@ def disturb(stage: Stage, name: str, step: int, points: Points, *more: Points) -
 
     run = stage.run(name, step, interrupted)
     for others in more:
-        others.target = None  # what has not come by now does not come while the end is looked at
-    told = "_deliver_all" not in f"{points.where} {[p.where for p in more]}"  # a listener was cut off
+        others.target = None  # no more interrupts while the end is checked
+    told = "_deliver_all" not in f"{points.where} {[p.where for p in more]}"  # else the trace lacks an event
     found = stage.faults(name, run, check_trace=told)
     found += [f"raised {error!r}" for error in run.raised if not isinstance(error, KeyboardInterrupt)]
     errors = [run.outputs[i].error for i in run.outputs]
     found += [f"ended with {e!r}" for e in errors if e is not None and not isinstance(e, StepInterrupted)]
     if points.where and not run.raised:
-        found.append("the interrupt was swallowed")
+        found.append("the interrupt did not reach the caller")
     return [f"{name}, step {step}, {points.where} {[p.where for p in more]}: {fault}" for fault in found]
 
 
@@ -71,7 +71,7 @@ def sweep(stage: Stage, name: str, kind: str, stride: int) -> list[str]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_an_interrupt_at_some_points(stage: Stage, name: str, kind: str) -> None:
-    assert stage.faults(name, stage.run(name)) == [], "undisturbed"
+    assert stage.faults(name, stage.run(name)) == [], "control: without an interrupt"
     assert sweep(stage, name, kind, stride=43) == []
 
 
@@ -85,7 +85,7 @@ def test_an_interrupt_at_every_point(stage: Stage, name: str, kind: str) -> None
 @pytest.mark.parametrize("stride", [211, pytest.param(7, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_second_and_a_third_interrupt(stage: Stage, name: str, stride: int) -> None:
-    """During the recovery from the first, and during that of the next step."""
+    """The second interrupt comes during recovery, the third during recovery in the next step."""
     found = []
     for step in SCENARIOS[name].disturbed:
         for target in range(stride // 2, count_points(stage, name, step, "lines"), stride):
@@ -95,7 +95,7 @@ def test_a_second_and_a_third_interrupt(stage: Stage, name: str, stride: int) ->
 
 
 def test_the_scenarios_pass_through_every_phase(stage: Stage) -> None:
-    """What the sweeps interrupt is what their names say."""
+    """Each scenario runs the phases that its name promises."""
     kinds = {name: {event.kind for event in stage.run(name).trace} for name in SCENARIOS}
     for name, kind in {
         "prefix": "share",
@@ -110,7 +110,7 @@ def test_the_scenarios_pass_through_every_phase(stage: Stage) -> None:
 
 @pytest.mark.parametrize("broken", ["_recover", "put_back", "fail", "free_all"])
 def test_a_broken_recovery_is_noticed(stage: Stage, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
-    """The control: without a part of the recovery some interrupts do harm."""
+    """The control: if one function of the recovery is missing, some interrupts do harm."""
     stage.expected("tree"), stage.fresh()
     if broken == "_recover":
         monkeypatch.setattr(Engine, "_recover", lambda self, error: self.events.release())
@@ -142,7 +142,7 @@ def answer_of(output: Any) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("stride", [331, pytest.param(5, marks=pytest.mark.slow)])
 def test_an_interrupt_anywhere_in_generate(folder: Path, stride: int) -> None:
-    """A stream that was open is right or ends with an error; nothing of the interrupted call is left."""
+    """An open stream is right or ends with an error; no request of the interrupted call is left."""
     llm = tiny.load(folder, backend="native", kv_memory="1MiB")
     one, many = drawn(8), [greedy(3, n=2), drawn(4)]
     right = answer_of(llm.generate([5, 6], one)[0])
@@ -161,7 +161,7 @@ def test_an_interrupt_anywhere_in_generate(folder: Path, stride: int) -> None:
 
 
 def test_an_interrupt_anywhere_in_add_request_and_stream(folder: Path) -> None:
-    """It is queued and known, or it is not, or it ends at the next step."""
+    """The caller gets the request's id, or nothing is queued, or the request ends at the next step."""
     llm = tiny.load(folder, backend="native", kv_memory="1MiB")
     one = drawn(3)
     right = answer_of(llm.generate([5, 6], one)[0])
@@ -171,7 +171,7 @@ def test_an_interrupt_anywhere_in_add_request_and_stream(folder: Path) -> None:
         points = Points(target)
         with pytest.raises(KeyboardInterrupt):
             points.around(lambda: llm.stream([5, 6], one))()
-        for _ in range(2):  # what was queued and is not known ends, without having been computed
+        for _ in range(2):  # a queued request whose id was lost ends without being computed
             llm.engine.step() if llm.engine.has_unfinished_requests() else None
         assert tiny.all_free(llm), points.where
         assert answer_of(llm.generate([5, 6], one)[0]) == right, points.where
@@ -185,12 +185,12 @@ def alarm() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-# An interrupt in a destructor is lost: the interpreter reports it and goes on.
+# An interrupt in a destructor is lost: the interpreter reports it and continues.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("rounds", [60, pytest.param(1500, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("options", [{}, {"draft_model": "ngram", "adaptive_draft": False}])
 def test_real_signals(folder: Path, alarm: None, rounds: int, options: dict[str, Any]) -> None:
-    """SIGALRM with Ctrl-C's own handler, at any time of a generate call beside an open stream."""
+    """SIGALRM with the handler of Ctrl-C, at random times of a `generate` call while a stream is open."""
     llm = tiny.load(folder, backend="native", kv_memory="1MiB", **options)
     chance, one = random.Random(3), drawn(12)
     many = [SamplingParams(max_tokens=10, seed=i, ignore_eos=True) for i in range(6)]

@@ -1,9 +1,9 @@
-"""Contract C2: with the native kernels a token's logits are the same bits in any company.
+"""Contract C2: with the native kernels a token's logits have the same bits in any batch.
 
-Every comparison is `torch.equal` on the log-probabilities of the whole vocabulary: tokens of a small model
-would hide nearly everything. The model is wide enough, and its prompts long enough, for several strips of
-columns, several tiles of rows and several tiles of keys. The control is the reference backend, whose order
-of summation follows the number of rows.
+Every comparison uses `torch.equal` on the log-probabilities of the whole vocabulary: equal tokens of a small
+model prove almost nothing. The model is wide enough, and its prompts are long enough, for several strips of
+columns, several tiles of rows and several tiles of keys. The control is the reference backend: its order of
+summation depends on the number of rows.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ GREEDY = SamplingParams(max_tokens=5, temperature=0.0, ignore_eos=True, logprobs
 SAMPLED = SamplingParams(
     max_tokens=5, temperature=1.5, top_p=0.95, seed=7, ignore_eos=True, logprobs=tiny.VOCAB_SIZE
 )
-SHORT = "float32 in 16 bits"  # the checkpoint is stored in bfloat16, and its matrices are kept so
+SHORT = "float32 in 16 bits"  # computed in float32 from a bfloat16 checkpoint whose matrices stay in bfloat16
 DTYPES = ["float32", SHORT, "bfloat16"]
 
 
@@ -57,7 +57,7 @@ def threads() -> Iterator[None]:
 
 
 def stored(folder: Path, dtype: str) -> tuple[Path, str]:
-    """The folder to load for one of `DTYPES`, and the dtype to ask for."""
+    """The folder and the `dtype` option for one of `DTYPES`."""
     return (folder / "short", "float32") if dtype == SHORT else (folder, dtype)
 
 
@@ -67,7 +67,7 @@ def load(folder: Path, dtype: str, **options: Any) -> LLM:
 
 
 def answers(llm: LLM, prompts: list[list[int]], params: SamplingParams) -> list[tuple[list[int], Tensor]]:
-    """For each prompt its tokens and their log-probabilities [tokens, vocab_size], in order of ids."""
+    """For each prompt: its tokens and their log-probabilities [tokens, vocab_size], sorted by token id."""
     found = []
     for output in llm.generate(prompts, params):
         assert output.logprobs is not None
@@ -133,7 +133,7 @@ def test_number_of_threads(folders: dict[str, Path], cpu_isa: str, dtype: str, t
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_samples_of_one_prompt(folders: dict[str, Path], cpu_isa: str, dtype: str) -> None:
-    """Forked from one prefill, or asked for on its own, sample 0 is the same; greedy samples all are."""
+    """Sample 0 is the same with n=1 and with forks. Greedy samples are all the same."""
     llm = load(folders["llama"], dtype)
     three = SamplingParams(**(GREEDY.to_dict() | {"n": 3}))
     output = llm.generate(PROMPTS[6], three)[0]
@@ -144,7 +144,7 @@ def test_samples_of_one_prompt(folders: dict[str, Path], cpu_isa: str, dtype: st
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("model", ["llama", "mistral"])
 def test_decoded_or_prefilled(folders: dict[str, Path], cpu_isa: str, model: str, dtype: str) -> None:
-    """A decode step's logits are those of the same token inside a prompt, to the bit."""
+    """The logits of a token have the same bits in a decode step and inside a prompt."""
     seen: list[Tensor] = []
 
     def sampler(logits: Tensor, batch: Any) -> Tensor:
@@ -158,7 +158,7 @@ def test_decoded_or_prefilled(folders: dict[str, Path], cpu_isa: str, model: str
 
 
 class OneByOne:
-    """Native ops without the fused call: the decoder walks its loop."""
+    """Native ops without the fused call: the decoder loops over its layers."""
 
     name = "native, op by op"
 
@@ -193,7 +193,7 @@ def test_layers_in_one_call_or_op_by_op(
 
 
 def test_control_the_reference_differs(folders: dict[str, Path]) -> None:
-    """Without row-invariant kernels the same comparison fails: in float32, for most prompts."""
+    """Without row-invariant kernels the same comparison fails for most prompts, in float32."""
     llm = load(folders["llama"], "float32", backend="reference")
     different = differing(alone(llm, GREEDY), answers(llm, PROMPTS, GREEDY))
     assert len(different) > len(PROMPTS) // 2

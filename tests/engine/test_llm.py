@@ -1,4 +1,4 @@
-"""The offline face: generate, stream, logits; what an output carries besides its tokens."""
+"""The offline interface: generate, stream, logits, and the fields of an output."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_bad_prompt_among_good_raises_before_any_starts(
     with pytest.raises(kind, match=r"prompt 2: "):
         llm.generate([[5], [6], bad, [7]], greedy())
     assert llm.engine.stats()["waiting"] == 0 and tiny.all_free(llm)
-    assert llm.generate([[5]], SamplingParams())[0].request_id == "req-0", "not one was submitted"
+    assert llm.generate([[5]], SamplingParams())[0].request_id == "req-0", "no request was submitted before"
 
 
 def test_parameters_for_each_prompt(llm: LLM) -> None:
@@ -116,7 +116,7 @@ def test_a_forgotten_stream_is_ended(llm: LLM) -> None:
 
 
 def test_streams_side_by_side_and_generate_in_between(llm: LLM) -> None:
-    """Whoever steps the engine, everyone gets the whole of his own answer."""
+    """Whichever call steps the engine, each call gets its own complete answer."""
     prompts = [PROMPT, [5, 6], [9] * 20]
     expected = [o.text for o in llm.generate(prompts, [greedy(n) for n in (30, 5, 60)])]
     streams = [llm.stream(p, greedy(n)) for p, n in zip(prompts, (30, 5, 60), strict=True)]
@@ -146,7 +146,7 @@ def test_logits_take_the_ids_as_they_are(tmp_path: Path) -> None:
     )
     found = llm.logits([5, 6, 7])
     assert found.shape == (3, tiny.VOCAB_SIZE)
-    assert torch.allclose(llm.logits([5])[0], found[0], atol=1e-4), "causal, and nothing in front"
+    assert torch.allclose(llm.logits([5])[0], found[0], atol=1e-4), "causal, and no token is added"
     assert found[:, 310:].isfinite().all(), "unmasked"
     assert len(llm.generate("a", greedy(1))[0].prompt_token_ids) == 2, "control: text does get a BOS"
 
@@ -173,7 +173,7 @@ def test_logits_limits(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tiny.all_free(llm)
 
 
-# ---- what an output carries -----------------------------------------------------------------------
+# ---- the fields of an output ----------------------------------------------------------------------
 
 
 def test_metrics_are_sane(llm: LLM) -> None:

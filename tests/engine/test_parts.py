@@ -1,4 +1,4 @@
-"""The seams: every named part can be swapped for a reader's own, and the engine really calls it."""
+"""The seams: every named part can be replaced by a reader's own, and the engine really calls it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OWN = {
 
 @pytest.mark.parametrize("name", [f.name for f in fields(Parts)])
 def test_every_part_is_called_and_can_be_the_engines_own(folder: Path, name: str) -> None:
-    """Wrapped, the engine's own part gives the same tokens, and the wrapper was asked."""
+    """If the engine's own part is wrapped, the tokens are the same and the wrapper has been called."""
     calls = []
 
     def mine(*args: Any, **options: Any) -> Any:
@@ -44,13 +44,13 @@ def test_every_part_is_called_and_can_be_the_engines_own(folder: Path, name: str
         options = {"draft_model": folder, "draft_verification": "rejection", "adaptive_draft": False}
     expected = tiny.load(folder, **options).generate([PROMPT, [5]], PARAMS)
     found = tiny.load(folder, parts={name: mine}, **options).generate([PROMPT, [5]], PARAMS)
-    assert calls, f"{name} was never asked"
+    assert calls, f"{name} was never called"
     for a, b in zip(found, expected, strict=True):
         assert [(c.token_ids, c.text) for c in a.outputs] == [(c.token_ids, c.text) for c in b.outputs]
 
 
 class Loud:
-    """A detokenizer of a reader's own."""
+    """A reader's own detokenizer."""
 
     def __init__(self, tokenizer: Any, stops: Any, prompt_ids: Any) -> None:
         self.stopped = False
@@ -81,9 +81,9 @@ def interleaved(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
     ],
 )
 def test_a_different_part_makes_a_difference(folder: Path, name: str, part: Any) -> None:
-    """The control: were the wrapper's result ignored, the test above would pass as well.
+    """The control for the test above, which would also pass if the wrapper's result were ignored.
 
-    (For slot_mapping it is in test_engine: a wrong slot shows only in a cache without old content.)
+    (The control for `slot_mapping` is in test_engine.py: a wrong slot is visible only in an empty cache.)
     """
     expected = tiny.load(folder).generate(PROMPT, PARAMS)[0]
     found = tiny.load(folder, parts={name: part}).generate(PROMPT, PARAMS)[0]
@@ -93,7 +93,7 @@ def test_a_different_part_makes_a_difference(folder: Path, name: str, part: Any)
 @pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize("name", ["rope", "attention", "linear", "sampler", "decode_loop"])
 def test_parts_work_from_the_engine_as_from_the_llm(folder: Path, name: str, backend: str) -> None:
-    """An engine over a loaded model, whose matrices may be packed, takes parts; the model is untouched."""
+    """An engine over a loaded model takes parts, even with packed matrices; the model does not change."""
     calls = []
 
     def mine(*args: Any) -> Any:

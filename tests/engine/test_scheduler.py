@@ -1,6 +1,6 @@
-"""The scheduler: who runs, who waits, who gives way; nothing is lost and everybody ends (C4, C6).
+"""The scheduler: which sequences run, wait or are preempted; no block is lost, every request ends (C4, C6).
 
-The scheduler runs here over the real memory and a model of nothing: tokens are counted, not computed.
+The scheduler runs here over the real KV manager but without a model: tokens are counted, not computed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SIZE = 4
 
 
 class Toy:
-    """Scheduler, pool and cache of an engine whose model computes nothing."""
+    """Scheduler, pool and prefix cache of an engine without a model."""
 
     scheduler_class = Scheduler
 
@@ -78,7 +78,7 @@ class Toy:
         return requests[0]
 
     def step(self) -> StepPlan:
-        """What the engine does with a plan, less the arithmetic."""
+        """Do what the engine does with a plan, without computing anything."""
         self.now += 1.0
         plan = self.scheduler.schedule(self.now)
         self.memory.make_room(plan.num_blocks)
@@ -108,7 +108,7 @@ class Toy:
         plans = []
         while self.live:
             plans.append(self.step())
-            assert len(plans) < most, "somebody never ends"
+            assert len(plans) < most, "a request never ends"
         return plans
 
     def of(self, kind: str) -> list[str]:
@@ -157,7 +157,7 @@ def test_the_newest_gives_way_and_comes_back() -> None:
 
 
 def test_a_preempted_request_finds_its_own_blocks() -> None:
-    """What it published and nobody needed is still there: little is computed twice."""
+    """Its published blocks stay in the cache if no other needs them, so little is computed twice."""
     toy = Toy(6, headroom=0)
     toy.add(prompt(6), 12)
     toy.add(prompt(6, 1), 12)
@@ -167,7 +167,7 @@ def test_a_preempted_request_finds_its_own_blocks() -> None:
 
 
 def test_headroom_keeps_preemption_rare() -> None:
-    """Ten requests, room for about four: control without headroom preempts several times as often."""
+    """Ten requests with room for about four. The control without headroom preempts several times as often."""
 
     def preemptions(headroom: int) -> int:
         toy = Toy(24, prefix_caching=False, headroom=headroom)
@@ -186,19 +186,19 @@ def test_priorities_with_aging() -> None:
     for priority in (5, 0, 5, -1):
         toy.add(prompt(2), 2, priority=priority)
     toy.run()
-    assert toy.of("admit") == ["r0", "r4", "r2", "r1", "r3"], "smallest first, then in order"
+    assert toy.of("admit") == ["r0", "r4", "r2", "r1", "r3"], "by priority, then by submission"
 
     patient = Toy(64, max_num_seqs=1)
     patient.add(prompt(2), 2, priority=2)
     while "r0" not in patient.of("admit"):
         patient.add(prompt(2), 2, priority=0)
         patient.step()
-    # Served at two steps each: those that came in the first 2 * AGING_SECONDS, and nobody after them.
+    # A request takes two steps. Requests of the first 2 * AGING_SECONDS go before r0, later ones do not.
     assert 2 * AGING_SECONDS < patient.now <= 2 * (2 * AGING_SECONDS + 1)
 
 
 class FrozenRanks(Scheduler):
-    """Ranks stay what they were at admission."""
+    """Ranks keep their values from admission."""
 
     def _order_running(self, now: float) -> None:
         pass
@@ -206,7 +206,10 @@ class FrozenRanks(Scheduler):
 
 @pytest.mark.parametrize("scheduler", [Scheduler, FrozenRanks])
 def test_age_does_not_reverse_who_is_newest(scheduler: type[Scheduler]) -> None:
-    """The third waits past an age, then runs beside the second; control: by frozen ranks it is the elder."""
+    """The third request gains a priority by waiting, then runs with the second and is still the newer one.
+
+    Control: with frozen ranks it counts as the older one.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Toy, "scheduler_class", scheduler)
         toy = Toy(9, prefix_caching=False, headroom=0, max_num_seqs=2)
@@ -222,7 +225,7 @@ def test_samples_count_as_sequences() -> None:
     toy.add(prompt(5, 1), 6, n=2)
     toy.add(prompt(5, 2), 6)
     plans = toy.run()
-    assert max(len(p.decode) for p in plans) == 3, "the second needs two places, and is not overtaken"
+    assert max(len(p.decode) for p in plans) == 3, "the second needs two places and keeps its turn"
     assert toy.of("admit") == ["r0", "r1", "r2"]
 
 
@@ -230,7 +233,7 @@ def test_samples_count_as_sequences() -> None:
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Requests arrive, run, are cancelled; the pool is small, prompts share their beginnings."""
+    """Requests arrive, run and are cancelled. The pool is small, and prompts share prefixes."""
 
     toy_class = Toy
 
@@ -261,7 +264,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             plan, live = self.toy.step(), len(self.toy.live)
             rows = len(plan.decode) + sum(c.end - c.start for c in plan.prefill)
             assert rows <= 12 and len(self.toy.scheduler.running) <= 5
-            assert not live or rows or plan.preempted, "a step with requests does something"
+            assert not live or rows or plan.preempted, "a step with requests must make progress"
 
     @invariant()
     def blocks_are_counted(self) -> None:
@@ -301,7 +304,7 @@ def test_the_machine_for_long() -> None:
 
 
 class KeepsBlocks(Scheduler):
-    """A preempted sequence keeps its blocks."""
+    """The mistake: a preempted sequence keeps its blocks."""
 
     def _preempt(self, plan: StepPlan, request: Sequence) -> None:
         plan.drop(request)
@@ -311,14 +314,14 @@ class KeepsBlocks(Scheduler):
 
 
 class ForgetsForks(Scheduler):
-    """The copies of a prompt's last block are not planned."""
+    """The mistake: the forks' copies of a prompt's last block are not counted."""
 
     def _copies(self, request: Sequence) -> int:
         return 0
 
 
 class PreemptsNobody(Scheduler):
-    """A sequence without a block just waits."""
+    """The mistake: a sequence that lacks a block waits and preempts no other."""
 
     def _fits(self, plan: StepPlan, request: Sequence, num_tokens: int, forks: int = 0) -> bool:
         needed = self._memory.shortage(request, num_tokens) + forks
@@ -349,7 +352,7 @@ def test_the_machine_catches(broken: type[Scheduler]) -> None:
 
 
 def test_many_threads_one_small_queue(tmp_path: Any) -> None:
-    """64 threads, 1,000 submissions, at most 8 waiting: never exceeded, and every one answered."""
+    """64 threads submit 1,000 requests to a queue of 8: it never overflows, and every request is answered."""
     llm = tiny.load(tiny.make_folder(tmp_path), max_queued_requests=8, max_num_seqs=16)
     engine, accepted, refused = llm.engine, list[str](), list[int]()
     numbers, most = iter(range(1000)), 0
@@ -381,12 +384,12 @@ def test_many_threads_one_small_queue(tmp_path: Any) -> None:
         most = max(most, engine.stats()["waiting"])
         answers += [o.request_id for o in engine.step() if o.finished]
     assert len(accepted) == len(set(accepted)) == 1000 and sorted(answers) == sorted(accepted)
-    assert most <= 8 and refused, "the queue was full at times, and never more than full"
+    assert most <= 8 and refused, "the queue was sometimes full and never overfull"
     assert tiny.all_free(llm)
 
 
 def test_bad_requests_leave_good_streams_alone(tmp_path: Any) -> None:
-    """Eight streams run; bad input of every kind arrives meanwhile; their logprobs stay what they were."""
+    """Bad input of every kind arrives while eight streams run; their logprobs do not change."""
     folder = tiny.make_folder(tmp_path)
     params = [SamplingParams(max_tokens=12, seed=i, logprobs=1, ignore_eos=True) for i in range(8)]
     prompts = [[i, 7, 30 + i] for i in range(8)]

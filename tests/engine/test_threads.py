@@ -32,7 +32,7 @@ def drawn(tokens: int, seed: int = 1, **more: Any) -> SamplingParams:
 
 
 def in_threads(*works: Callable[[], Any], seconds: float = 60.0) -> list[Any]:
-    """What each returns or raises; fails where one does not come to an end."""
+    """What each call returns or raises; the test fails if one does not end."""
     results: list[Any] = [None] * len(works)
 
     def run(index: int) -> None:
@@ -53,7 +53,7 @@ def in_threads(*works: Callable[[], Any], seconds: float = 60.0) -> list[Any]:
 
 @pytest.fixture(autouse=True)
 def often() -> Any:
-    """Threads take turns far more often than usual."""
+    """Python switches between threads far more often than usual."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     yield
@@ -82,7 +82,7 @@ def test_generate_and_streams_from_several_threads(folder: Path) -> None:
 
 
 def test_steps_of_several_threads_lose_no_output(folder: Path) -> None:
-    """Each output goes to one of the threads that step, and to one only."""
+    """Each output is returned to exactly one of the stepping threads."""
     llm = tiny.load(folder, max_queued_requests=10_000)
     engine, submitting = llm.engine, threading.Event()
     finals: list[str] = []
@@ -103,7 +103,7 @@ def test_steps_of_several_threads_lose_no_output(folder: Path) -> None:
 
 
 def test_an_abort_storm(folder: Path) -> None:
-    """Aborts of anything at any time, many of each: every request ends once."""
+    """Many threads abort random requests, each many times: every request ends exactly once."""
     llm = tiny.load(folder, max_queued_requests=10_000)
     engine, ids, finals = llm.engine, list[str](), list[RequestOutput]()
     done = threading.Event()
@@ -173,7 +173,7 @@ def test_steps_inside_a_step_are_refused_and_others_wait(folder: Path) -> None:
 
 
 def in_child(work: Callable[[], Any], seconds: float = 20.0) -> str:
-    """The name of what `work` raises in a forked child; "hangs" if it does not come back."""
+    """The name of the exception that `work` raises in a forked child; "hangs" if it does not return."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -196,11 +196,11 @@ def in_child(work: Callable[[], Any], seconds: float = 20.0) -> str:
     return "hangs"
 
 
-# A child that has one thread of several is what this is about.
+# Python warns about forking a process with several threads; here this is intended.
 @pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "in a step of another thread"])
 def test_a_forked_child_gets_a_typed_error(folder: Path, busy: bool) -> None:
-    """Also where a thread that did not come along held every lock."""
+    """Also if a thread that does not exist in the child held every lock."""
     inside, leave = threading.Event(), threading.Event()
 
     def slow(runner: Any, rows: Any) -> Any:
@@ -235,7 +235,7 @@ def test_a_forked_child_gets_a_typed_error(folder: Path, busy: bool) -> None:
     leave.set()
     if busy:
         other.join(60)
-    assert stream.result.finish_reason == "length", "the parent goes on"
+    assert stream.result.finish_reason == "length", "the parent continues"
 
 
 # ---- copies ----------------------------------------------------------------------------------------
@@ -250,16 +250,16 @@ def test_copies_are_refused_in_words(llm: LLM, take: Callable[[Any], Any]) -> No
             take(thing)
     with pytest.raises(UsageError, match="copied or pickled"):
         take([{"session": stream}]) if take is not copy.copy else take(stream)
-    assert stream.result.finish_reason == "length", "no copy has ended it"
+    assert stream.result.finish_reason == "length", "copying did not end it"
     answer = llm.generate([5], drawn(2))[0]
-    assert copy.deepcopy(answer) == answer, "answers are data"
+    assert copy.deepcopy(answer) == answer, "an output can be copied"
 
 
 # ---- destructors -----------------------------------------------------------------------------------
 
 
 def test_streams_collected_at_any_moment(folder: Path) -> None:
-    """Dropped in reference cycles, and the collector runs inside add_request, steps and listeners."""
+    """Streams are dropped in reference cycles; the collector runs inside add_request, steps and listeners."""
 
     class Collecting(Detokenizer):
         def __init__(self, *args: Any) -> None:
@@ -291,7 +291,7 @@ def test_streams_collected_at_any_moment(folder: Path) -> None:
 
 
 def test_short_streams_in_cycles(folder: Path) -> None:
-    """shared/faults/20 in short: whenever the collector runs, it meets no lock."""
+    """The destructor takes no lock, so the collector may run at any time."""
     llm, chance, before = tiny.load(folder), random.Random(0), gc.get_threshold()
     expected = llm.generate([5], drawn(1))[0].text
 
@@ -316,7 +316,7 @@ def test_short_streams_in_cycles(folder: Path) -> None:
 
 
 def test_a_dropped_stream_ends_and_keeps_nothing_alive(llm: LLM) -> None:
-    """No cycle holds it: it goes with its last reference, not when the collector comes by."""
+    """It is not part of a cycle: it is freed with its last reference, not by the collector."""
     gc.collect()
     gc.disable()
     try:

@@ -1,10 +1,11 @@
-"""Contract C2 under load: an answer is the same bits alone and in every world the engine can put it in.
+"""Contract C2 under load: an answer has the same bits when it runs alone and under all engine conditions.
 
-A world is a company (how many run at once), a chunk size, a cold or a warm prefix cache, an ample pool or
-one so tight that it preempts, and an order of arrival. 64 ragged prompts, half greedy and half sampled, run
-through each world; log-probabilities of the whole vocabulary are compared with the run alone by
-`torch.equal`. A covering set (every pair of two settings of two dimensions occurs) is the normal test; the
-full product is marked slow. The control is the reference backend in float32, which differs.
+A *world* is one combination of conditions: the number of running requests, the chunk size, a cold or a warm
+prefix cache, a large pool or one so small that it preempts, and an order of arrival. 64 prompts of different
+lengths, half greedy and half sampled, run in each world. The log-probabilities of the whole vocabulary are
+compared by `torch.equal` with a run alone. The normal test uses a covering set of worlds, in which every pair
+of settings of two conditions occurs; the full product is marked slow. The control is the reference backend in
+float32, which differs.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from minillm.engine.outputs import RequestOutput
 
 SHARED = (0, 1, 15, 16, 17, 31, 32, 33, 255, 257)
 NEW_TOKENS = 10
-TIGHT_BLOCKS = 20  # what the longest prompt and its answer need
+TIGHT_BLOCKS = 20  # enough for the longest prompt and its answer
 
 
 class World(NamedTuple):
-    """One setting of every dimension; 0 as a chunk is the whole prompt."""
+    """One setting of every condition. Chunk size 0 means the whole prompt."""
 
     company: int
     chunk: int
@@ -48,7 +49,7 @@ def pairs(world: World) -> set[tuple[int, object, int, object]]:
 
 
 def covering(count: int) -> list[World]:
-    """Worlds in which every pair of settings occurs, then more until there are `count`."""
+    """At least `count` worlds in which every pair of settings occurs."""
     rest, chosen = PRODUCT[:], list[World]()
     missing = set[tuple[int, object, int, object]]().union(*map(pairs, PRODUCT))
     random.Random(0).shuffle(rest)
@@ -61,14 +62,15 @@ def covering(count: int) -> list[World]:
 
 
 def ragged_prompts() -> list[list[int]]:
-    """64 prompts of 1 to 300 tokens; the first ten begin with 0 to 257 tokens that others wrote before."""
+    """64 prompts of 1 to 300 tokens. The first ten begin with 0 to 257 tokens that a warm cache holds."""
     rng = random.Random(4)
     common = [rng.randrange(250) for _ in range(300)]
     shared = [
         [*common[:length], *(rng.randrange(250) for _ in range(1 + i))] for i, length in enumerate(SHARED)
     ]
     lengths = [2, 15, 16, 17, 3, 300, 1] + [rng.randrange(1, 120) for _ in range(32)]
-    lengths += [length for _ in range(5) for length in (300, 1, 2)]  # two that fit until one grows
+    # The small pool holds two of these until one of them grows.
+    lengths += [length for _ in range(5) for length in (300, 1, 2)]
     return shared + [[rng.randrange(250) for _ in range(length)] for length in lengths]
 
 
@@ -110,13 +112,13 @@ def load(folder: Path, dtype: str, world: World, backend: str = "native") -> LLM
 
 
 def bits(output: RequestOutput) -> tuple[list[int], Tensor]:
-    """Tokens, and their log-probabilities [tokens, vocab_size] in order of ids."""
+    """The tokens and their log-probabilities [tokens, vocab_size], sorted by token id."""
     assert output.logprobs is not None
     return output.token_ids, torch.tensor([[p for _, p in sorted(row.items())] for row in output.logprobs])
 
 
 def run(llm: LLM, world: World) -> list[RequestOutput]:
-    """All prompts through `llm`, in the world's order; answers in the prompts' own."""
+    """Run all prompts in the order of the world; return the answers in the order of the prompts."""
     order = list(range(len(PROMPTS)))
     if world.order == "shuffled":
         random.Random(9).shuffle(order)
@@ -132,7 +134,7 @@ def run(llm: LLM, world: World) -> list[RequestOutput]:
 
 @cache
 def alone(folder: Path, dtype: str, backend: str = "native") -> list[tuple[list[int], Tensor]]:
-    """The run everything is compared with: one at a time, whole prompts, an empty cache each time."""
+    """The run to compare with: one request at a time, unchunked, each with an empty cache."""
     llm = load(folder, dtype, World(1, 0, False, False, "given"), backend)
     found = []
     for prompt, params in zip(PROMPTS, PARAMS, strict=True):
@@ -155,7 +157,7 @@ def check_world(folder: Path, dtype: str, world: World) -> None:
         outputs = run(llm, world)
     assert differing(alone(folder, dtype), [bits(output) for output in outputs]) == []
     preempted = sum(event.kind == "preempt" for event in events)
-    assert (preempted > 0) == (world.tight and world.company > 1), "tight worlds are there to preempt"
+    assert (preempted > 0) == (world.tight and world.company > 1), "only small pools preempt"
     if world.warm and not world.tight:
         cached = [output.metrics.cached_tokens for output in outputs[: len(SHARED)]]
         assert all(tokens >= shared // 16 * 16 for tokens, shared in zip(cached, SHARED, strict=True))

@@ -1,4 +1,4 @@
-"""kernels/bugs.cu read from Python: which of its lines is wrong, and what is to be said of it."""
+"""Reads from kernels/bugs.cu which of its lines are wrong and what the simulator must report for them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 
 FILE = Path(__file__).parents[1] / "cuda" / "kernels" / "bugs.cu"
-# Those that look wrong and are right.
+# Kernels that look wrong but are right.
 RIGHT = ["right_barriers", "right_syncwarp", "right_sharing", "right_local_arrays", "right_early_return"]
 
 
 def marked(word: str) -> dict[str, tuple[str, int]]:
-    """{kernel: (what, line)} of the comments `// WORD what kernel`."""
+    """{kernel: (what, line)} from the comments `// WORD what kernel`."""
     found = {}
     for number, text in enumerate(FILE.read_text().splitlines(), start=1):
         match = re.search(rf"// {word} (?:(.+) )?(\w+)$", text)

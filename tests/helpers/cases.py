@@ -1,7 +1,7 @@
-"""What the tests of all kernels share: numbers, attention over hostile caches, and the rule for errors.
+"""Shared by the tests of all kernels: random numbers, attention cases, and the limit for errors.
 
-The rule: the error stays under a bound fixed for the dtype, and under twice that of the same computation
-in PyTorch in that dtype. Slots a sequence does not own hold NaN, so a kernel that reads one is caught.
+The error must be below a fixed bound for the dtype, and below twice the error of the same computation in
+PyTorch in that dtype. Slots that a sequence does not own hold NaN, so a kernel that reads one is caught.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ BOUND = {torch.float32: 2e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3}
 
 
 def check(found: Tensor, reference: Tensor, exact: Tensor, what: object = "") -> None:
-    """The rule above. The reference in float32 is allowed any error: its order of summation is its own."""
+    """Assert the limit above. In float32 only the fixed bound counts."""
     dtype = found.dtype
     mine, theirs = oracle.error(found, exact), oracle.error(reference, exact)
     assert mine <= BOUND[dtype], f"{what}: error {mine:.2e}"
-    # Rounding the exact result is the least error possible; a result of very few numbers can be lucky.
+    # Rounding the exact result gives the least possible error. With very few numbers PyTorch's can be smaller
+    # by chance, so small results are not compared with it.
     least = oracle.error(exact.to(dtype), exact)
     assert dtype == torch.float32 or mine <= 2 * max(theirs, least) + 1e-9 or exact.numel() < 64, (
         f"{what}: error {mine:.2e}, PyTorch's {theirs:.2e}"
@@ -40,7 +41,7 @@ def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, scale
 
 @dataclass
 class Case:
-    """Sequences of (new rows, keys in the cache with them)."""
+    """One (number of new rows, number of keys including them) per sequence."""
 
     seqs: list[tuple[int, int]]
     heads: int
@@ -50,7 +51,7 @@ class Case:
     window: int | None = None
 
     def build(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, AttentionMetadata, list[list[int]]]:
-        """q, caches with NaN in every slot that no sequence owns, metadata, block tables."""
+        """Make q, the caches (NaN in every slot that no sequence owns), the metadata and the block tables."""
         q_lens, kv_lens = [q for q, _ in self.seqs], [kv for _, kv in self.seqs]
         needed = [-(-kv // self.block_size) for kv in kv_lens]
         num_blocks = sum(needed) + 3
@@ -63,7 +64,7 @@ class Case:
                 rows = random(kv_len, self.kv_heads, self.dim, dtype=dtype, seed=seed + 10 * i)
                 for p in range(kv_len):
                     cache[table[p // self.block_size], p % self.block_size] = rows[p]
-        # Strided, as the rows of a fused projection are.
+        # Strided, like the rows of a fused projection.
         q = random(sum(q_lens), self.heads + 2, self.dim, dtype=dtype, seed=4)[:, : self.heads]
         meta = make_meta(tables, q_lens, kv_lens, self.block_size)
         return q, caches[0], caches[1], meta, tables
@@ -92,7 +93,7 @@ def make_meta(
     )
 
 
-# What attention and sampling are tried on where every thread is simulated, and on a GPU.
+# The attention cases for the simulator (every thread is simulated, so they are small) and for a GPU.
 CASES = [
     *(Case([(q, q)], heads=3, kv_heads=1, dim=64) for q in (1, 5, 37, 70)),
     *(Case([(1, kv)], heads=8, kv_heads=1, dim=32) for kv in (2, 31, 32, 33, 129, 257)),

@@ -1,4 +1,4 @@
-"""A tiny model for kernels that take heads of 32, and what to ask of it: the same bits in any company."""
+"""A tiny model with head_dim 32, and helpers that test whether a result has the same bits in any batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DTYPES = ["float32", "bfloat16"]
 
 
 def answers(llm: LLM, prompts: list[list[int]]) -> list[tuple[list[int], Tensor]]:
-    """For each prompt its tokens and their log-probabilities [tokens, vocab_size]."""
+    """For each prompt: its tokens and their log-probabilities [tokens, vocab_size]."""
     found = []
     for output in llm.generate(prompts, GREEDY):
         rows = [[value for _, value in sorted(row.items())] for row in output.logprobs]
@@ -29,5 +29,5 @@ def same(a: list[tuple[list[int], Tensor]], b: list[tuple[list[int], Tensor]]) -
 
 
 def prefilled(llm: LLM, ids: list[int]) -> Tensor:
-    """Log-probabilities after each token, all of them prefilled."""
+    """Log-probabilities after each token, computed by prefill only."""
     return llm.logits(ids).log_softmax(-1)

@@ -1,7 +1,7 @@
-"""A second opinion: the tiny model as one dense pass over a whole sequence, without cache or package.
+"""An independent computation of the tiny model: one dense pass over a whole sequence, without a cache.
 
-Attention is a loop over query heads and rows, so neither grouping, mask nor window is shared with the
-code under test.
+It uses no code of the package. Attention is a loop over query heads and rows, so grouping, mask and window
+are implemented separately from the code under test.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the tests of speculation share: a target and a weaker draft, drafters of every kind, a poisoner."""
+"""Shared by the tests of speculation: a target and a weaker draft model, all kinds of drafters, NaN slots."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from minillm.speculation.proposal import DraftSequence
 from minillm.speculation.scripted import RandomDrafter, ScriptedDrafter
 
 CONFIG = tiny.config(**WIDE, max_position_embeddings=512)
-# K and V x layers x kv heads x head_dim x float32, for one token of the target; the draft has as many.
+# K and V x layers x kv heads x head_dim x float32, for one token of the target; the same for the draft model.
 TOKEN_BYTES = 2 * 2 * 2 * 32 * 4
 
 
 def make_pair(folder: Path, noise: float = 0.05) -> tuple[Path, Path]:
-    """(target, draft): the draft's weights are the target's and noise, so that it is often right."""
+    """(target, draft): the draft's weights are the target's plus noise, so it is often right."""
     tensors = tiny.weights(CONFIG, scale=0.1)
     generator = torch.Generator().manual_seed(5)
     blurred = {
@@ -34,7 +34,7 @@ def make_pair(folder: Path, noise: float = 0.05) -> tuple[Path, Path]:
 
 
 def load(target: Path, **options: Any) -> LLM:
-    """The target on the native kernels, drafting always as far as it may; both caches full of NaN."""
+    """Load the target with native kernels, always the longest drafts, and both caches full of NaN."""
     defaults: dict[str, Any] = {"backend": "native", "kv_memory": "8MiB", "adaptive_draft": False}
     llm = tiny.load(target, **(defaults | options))
     for tensor in all_caches(llm):
@@ -49,7 +49,7 @@ def drafter_of(llm: LLM) -> Any:
 
 
 def all_caches(llm: LLM) -> list[torch.Tensor]:
-    """Cache tensors of the target, and of the draft model where there is one."""
+    """The cache tensors of the target and, if there is one, of the draft model."""
     caches = [llm.engine.worker.runner.cache]
     speculation = llm.engine.speculation
     if speculation is not None and isinstance(speculation.drafter, DraftModel):
@@ -58,7 +58,7 @@ def all_caches(llm: LLM) -> list[torch.Tensor]:
 
 
 def answers(outputs: Sequence[RequestOutput]) -> Callable[[DraftSequence], Sequence[int]]:
-    """An oracle's knowledge: the outputs of a run without speculation, by prompt and sample."""
+    """The outputs of a run without speculation, by prompt and sample, for `ScriptedDrafter`."""
     known = {(tuple(o.prompt_token_ids), i): c.token_ids for o in outputs for i, c in enumerate(o.outputs)}
     return lambda sequence: known[tuple(sequence.prompt_token_ids), sequence.index]
 
@@ -70,12 +70,12 @@ def scripted(outputs: Sequence[RequestOutput], acceptance: float = 1.0) -> dict[
 
 
 def randomly() -> dict[str, Any]:
-    """`parts` with a drafter that knows nothing."""
+    """`parts` with a drafter that drafts random tokens."""
     return {"drafter": lambda model, config: RandomDrafter(tiny.VOCAB_SIZE)}
 
 
 def differing(found: Sequence[RequestOutput], expected: Sequence[RequestOutput]) -> list[int]:
-    """Indices of outputs that are not the same to the bit: tokens, text, reasons, log-probabilities."""
+    """Indices of outputs that differ in any bit of tokens, text, finish reasons or log-probabilities."""
     return [i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if not _same(a, b)]
 
 
@@ -100,7 +100,7 @@ def _values(rows: list[dict[int, float]]) -> torch.Tensor:
 
 
 def poison(llm: LLM) -> None:
-    """NaN in every slot that holds nothing: free blocks, and what lies behind the computed tokens."""
+    """Write NaN to every unused slot: free blocks, and the slots after the computed tokens."""
     engine = llm.engine
     pool, size = engine.pool, engine.config.block_size
     free = [i for i in range(pool.num_blocks) if pool.ref_count(i) == 0]
@@ -110,14 +110,14 @@ def poison(llm: LLM) -> None:
         of_target = any(tensor is own for own in (*target.k, *target.v))
         for request in engine.scheduler.running:
             written = request.num_computed_tokens if of_target else request.draft.num_computed_tokens
-            # A block may be shared by others who are further: only its sole owner may spoil it.
+            # Only blocks with one owner: another owner of a shared block may have computed more tokens.
             for index, block in enumerate(request.block_table.block_ids):
                 if pool.ref_count(block) == 1 and written < (index + 1) * size:
                     tensor[block, max(0, written - index * size) :] = float("nan")
 
 
 def mixed_params(count: int, tokens: int, **more: Any) -> list[SamplingParams]:
-    """Greedy and sampled, temperature 0.3 to 1.5, every filter and the penalty, in turns."""
+    """A mix of greedy and sampled parameters: temperature 0.3 to 1.5, every filter, the penalty."""
     kinds: list[Mapping[str, Any]] = [
         {"temperature": 0.0},
         {"temperature": 0.3},

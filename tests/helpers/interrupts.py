@@ -1,11 +1,11 @@
-"""Ctrl-C at a chosen place: an exception raised at the n-th point that is reached inside the package.
+"""Ctrl-C at a chosen place: an exception raised at the n-th point reached inside the package.
 
     lines   the point is a line that is about to run                        (sys.settrace, event "line")
-    calls   the point is behind a call, before its result is stored         (event "opcode")
+    calls   the point is after a call, before its result is stored          (event "opcode")
 
-CPython handles a signal when a function is entered, at a jump backwards, and behind a call. Both kinds of
-points together stand for these. Two places are left out because no signal is handled there: the way out of a
-`with` block, between its last instruction and the call of `__exit__`, and a bare `return name`.
+CPython handles a signal at the start of a function, at a backward jump, and after a call. The two kinds of
+points together cover these. Two places are left out because no signal is handled there: the end of a `with`
+block, between its last instruction and the call of `__exit__`, and a bare `return name`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ PACKAGE = str(Path(minillm.__file__).parent)
 
 @cache
 def _no_points(code: CodeType) -> frozenset[int]:
-    """Offsets of instructions at which a line begins and no signal is handled."""
+    """Offsets of instructions that start a line but at which no signal is handled."""
     found, made = set(), list(dis.get_instructions(code))
     for i in range(len(made) - 2):
         if all(x.opname == "LOAD_CONST" and x.argval is None for x in made[i : i + 3]):
             found.add(made[i].offset)  # __exit__(None, None, None)
-            if made[i - 1].opname == "SWAP":  # and before it a result is put aside
+            if made[i - 1].opname == "SWAP":  # the instruction before it moves a result out of the way
                 found.add(made[i - 1].offset)
     for a, b in pairwise(made):
         if a.opname.startswith("LOAD_FAST") and b.opname == "RETURN_VALUE":
@@ -42,7 +42,7 @@ def _no_points(code: CodeType) -> frozenset[int]:
 
 @cache
 def _behind_calls(code: CodeType) -> frozenset[int]:
-    """Offsets of the instructions behind calls, where both are guarded by the same handlers."""
+    """Offsets of the instructions after calls, if both have the same exception handlers."""
     table = dis._parse_exception_table(code)  # type: ignore[attr-defined]
 
     def handlers(offset: int) -> list[tuple[int, int]]:
@@ -54,7 +54,7 @@ def _behind_calls(code: CodeType) -> frozenset[int]:
 
 
 class Points:
-    """Counts points, and raises at number `target`; `where` says in which line that was."""
+    """Counts points and raises at number `target`; `where` is the line of that point."""
 
     def __init__(self, target: int | None = None, kind: str = "lines") -> None:
         self.target, self.kind = target, kind
@@ -70,7 +70,7 @@ class Points:
             sys.settrace(None)
 
     def around(self, work: Callable[..., Any]) -> Callable[..., Any]:
-        """`work`, watched."""
+        """Wrap `work` so that its points are counted."""
 
         def watched(*args: Any) -> Any:
             with self.watching():

@@ -1,6 +1,6 @@
-"""What the tests of the native kernels share.
+"""Shared by the tests of the native kernels.
 
-A module that imports this is skipped, with the reason, where the kernels cannot be built.
+A test module that imports this is skipped, with a reason, if the kernels cannot be built.
 """
 
 import pytest

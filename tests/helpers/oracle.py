@@ -1,6 +1,6 @@
-"""The ops of a layer in float64, each straight from its formula: what kernels are measured against.
+"""The ops of a layer in float64, written directly from their formulas: kernels are compared with these.
 
-Nothing here is shared with the package. Attention is one row, one head, one key list at a time.
+They use no code of the package. Attention handles one row and one head at a time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [tokens, heads, dim]; cos, sin [tokens, dim / 2]: each pair as a complex number, turned."""
+    """Rotate each pair of x [tokens, heads, dim] as a complex number; cos, sin [tokens, dim / 2]."""
     a, b = x.double().chunk(2, -1)
     turned = torch.complex(a, b) * torch.complex(cos.double(), sin.double()).unsqueeze(1)
     return torch.cat([turned.real, turned.imag], -1)
@@ -60,7 +60,7 @@ def paged_attention(
 
 
 def error(found: Tensor, exact: Tensor) -> float:
-    """Relative Frobenius distance; infinite where there is a NaN, so that no comparison lets one pass."""
+    """Relative Frobenius distance; infinite if there is a NaN, so that every comparison fails."""
     if found.shape != exact.shape or found.isnan().any():
         return math.inf
     norm = float(exact.norm())

@@ -1,4 +1,4 @@
-"""A worker in a process of its own: frames of `StepInput` on stdin, frames of `StepOutput` on stdout.
+"""A worker in a separate process: `StepInput` frames on stdin, `StepOutput` frames on stdout.
 
 python remote_worker.py MODEL_FOLDER '{"draft_model": ...}'        a frame: 8 bytes of length | the bytes
 """

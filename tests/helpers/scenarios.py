@@ -1,4 +1,4 @@
-"""Runs of the engine that pass through every phase, to be disturbed at any point; and what must hold then."""
+"""Scenarios that run every phase of the engine and can be interrupted at any point, and checks afterwards."""
 
 from __future__ import annotations
 
@@ -37,16 +37,17 @@ def drawn(tokens: int, **more: Any) -> SamplingParams:
 
 
 class NoHeadroom(Scheduler):
-    """Admits as long as there is room, so that it must preempt."""
+    """Admits requests without headroom, so that it must preempt later."""
 
     headroom_tokens = 0
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Requests and the steps before which they come. `aborts`: numbers of requests, by the step before.
+    """A run of the engine.
 
-    `disturbed` are the steps that are to be interrupted.
+    `requests`: (step, prompt, parameters); a request is added before that step. `aborts`: step -> number of
+    the request to abort before it. `disturbed`: the steps to interrupt.
     """
 
     requests: Sequence[tuple[int, list[int], SamplingParams]]
@@ -117,7 +118,7 @@ SCENARIOS = {
 
 @dataclass
 class Run:
-    """What came of a scenario: final outputs by request id, how often each came, and the engine."""
+    """The result of a scenario: final outputs by request id, how often each came, and the engine."""
 
     engine: Engine
     trace: list[Event]
@@ -129,7 +130,7 @@ class Run:
 
 
 class Stage:
-    """A loaded model, and an engine over it for each run."""
+    """A loaded model, with a new engine for each run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = tiny.make_folder(folder, CONFIG, tensors=tiny.weights(CONFIG, scale=0.1))
@@ -137,7 +138,7 @@ class Stage:
         self._expected: dict[str, Run] = {}
 
     def engine(self, name: str, parts: Mapping[str, Any] = {}, scenario: Scenario | None = None) -> Engine:
-        """A fresh engine for the scenario, with some parts replaced."""
+        """A new engine for the scenario, with some parts replaced."""
         scenario = scenario or SCENARIOS[name]
         known = dict(scenario.parts)
         if scenario.scripted:
@@ -148,7 +149,7 @@ class Stage:
         return Engine(self.model, config, known | dict(parts))
 
     def _scripted(self, name: str) -> Callable[..., ScriptedDrafter]:
-        """A drafter that mostly knows the answers, and of other prompts nothing."""
+        """A drafter that mostly knows the answers of the scenario's prompts and drafts nothing for others."""
         answers = {
             (tuple(output.prompt_token_ids), i): completion.token_ids
             for output in self.expected(name).outputs.values()
@@ -161,7 +162,7 @@ class Stage:
         return lambda model, config: ScriptedDrafter(answer, tiny.VOCAB_SIZE, acceptance=0.7)
 
     def expected(self, name: str) -> Run:
-        """The undisturbed run, without speculation."""
+        """The outputs of an undisturbed run without speculation."""
         if name not in self._expected:
             scenario = SCENARIOS[name]
             options = {k: v for k, v in scenario.options.items() if "draft" not in k}
@@ -177,7 +178,7 @@ class Stage:
         scenario: Scenario | None = None,
         engine: Engine | None = None,
     ) -> Run:
-        """The scenario to its end; step number `step` is taken by `around`, which may interrupt it."""
+        """Run the scenario to its end. `around` runs step number `step` and may interrupt it."""
         scenario = scenario or SCENARIOS[name]
         engine = engine or self.engine(name, scenario=scenario)
         run = Run(engine, [])
@@ -203,7 +204,7 @@ class Stage:
     def faults(
         self, name: str, run: Run, check_trace: bool = True, error: type[Exception] = MinillmError
     ) -> list[str]:
-        """What is wrong with a disturbed run, in words; empty if nothing is."""
+        """Descriptions of what is wrong with a disturbed run; empty if all is right."""
         expected = self.expected(name)
         found = [f"{i} came {run.finals[i]} times" for i in run.ids if i and run.finals[i] != 1]
         for mine, theirs in zip(run.ids, expected.ids, strict=True):
@@ -215,11 +216,11 @@ class Stage:
         fresh = run.engine.add_request(LONG[:10], greedy(3))
         answer = finish(run.engine).get(fresh)
         if answer is None or (answer.token_ids, answer.logprobs) != self.fresh():
-            found.append(f"a fresh request gets {answer and (answer.token_ids, answer.error)}")
+            found.append(f"a new request gets {answer and (answer.token_ids, answer.error)}")
         return found + pool_faults(run.engine)
 
     def fresh(self) -> tuple[list[int], Any]:
-        """The answer to the request that is asked after each run."""
+        """The answer to the request that is sent after each run."""
         if not hasattr(self, "_fresh"):
             engine = self.engine("decode")
             fresh = engine.add_request(LONG[:10], greedy(3))
@@ -229,7 +230,7 @@ class Stage:
 
 
 def _submitted(run: Run, prompt: list[int], params: SamplingParams) -> str:
-    """The request's id; none if a part refused it."""
+    """Submit a request; return its id, or an empty string if a part raised."""
     try:
         return run.engine.add_request(prompt, params)
     except (KeyboardInterrupt, Exception) as error:
@@ -238,7 +239,7 @@ def _submitted(run: Run, prompt: list[int], params: SamplingParams) -> str:
 
 
 def finish(engine: Engine) -> dict[str, RequestOutput]:
-    """Step until nothing is left, for a while."""
+    """Step until no request is left, with a limit on the steps."""
     found: dict[str, RequestOutput] = {}
     for _ in range(MAX_STEPS):
         if not engine.has_unfinished_requests():
@@ -253,19 +254,19 @@ def _differences(mine: RequestOutput, theirs: RequestOutput, error: type[Excepti
         count = len(a.token_ids)
         same = (a.token_ids, a.logprobs) == (b.token_ids[:count], (b.logprobs or [])[:count])
         if not same:
-            found.append(f"{mine.request_id} has other tokens or log-probabilities")
+            found.append(f"{mine.request_id} has different tokens or log-probabilities")
         elif a.finish_reason == "error":
             if not isinstance(mine.error, error):
                 found.append(f"{mine.request_id} ended with {mine.error!r}")
         elif a.finish_reason != b.finish_reason:
             found.append(f"{mine.request_id} ended with {a.finish_reason}, not {b.finish_reason}")
         elif a.finish_reason in ("stop", "length") and (a.text, count) != (b.text, len(b.token_ids)):
-            found.append(f"{mine.request_id} has another text: {a.text!r}, not {b.text!r}")
+            found.append(f"{mine.request_id} has a different text: {a.text!r}, not {b.text!r}")
     return found
 
 
 def pool_faults(engine: Engine) -> list[str]:
-    """Blocks that are lost, or owned by nobody that is there."""
+    """Blocks that are lost or have owners that do not exist."""
     stats, pool, cache = engine.stats(), engine.pool, engine.memory.cache
     cached = cache.num_blocks if cache else 0
     counts = Counter(pool.ref_count(i) for i in range(pool.num_blocks))
@@ -277,12 +278,12 @@ def pool_faults(engine: Engine) -> list[str]:
     if counts != Counter({0: pool.num_blocks - cached, 1: cached}) - Counter():
         found.append(f"owners: {dict(counts)}, cached {cached}")
     if engine.scheduler.running or len(engine.scheduler.waiting):
-        found.append("somebody is left in the scheduler")
+        found.append("a sequence is left in the scheduler")
     return found
 
 
 def trace_faults(trace: Sequence[Event]) -> list[str]:
-    """Requests whose events do not say that they gave back what they took."""
+    """Requests whose events do not show that all allocated blocks were freed."""
     held: Counter[str] = Counter()
     for event in trace:
         if event.kind in ("alloc", "share"):

@@ -1,6 +1,6 @@
-"""Model folders in Hugging Face layout, made on the fly: random weights, a small tokenizer.
+"""Makes model folders in Hugging Face layout with random weights and a small tokenizer.
 
-The weights are large enough that logits are well apart, so greedy text is not decided by rounding.
+The weights are so large that logits differ clearly, so rounding does not decide greedy text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BLOCK_BYTES = 2 * 2 * 2 * 8 * 4  # K and V x layers x kv heads x head_dim x floa
 
 
 def byte_level_tokenizer(bos: bool = False) -> Tokenizer:
-    """Byte-level BPE with `<s>` (0) and `</s>` (1); with `bos` its post-processor writes `<s>`."""
+    """Byte-level BPE with `<s>` (0) and `</s>` (1). With `bos`, its post-processor adds `<s>`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -41,7 +41,7 @@ def byte_level_tokenizer(bos: bool = False) -> Tokenizer:
 
 
 def byte_fallback_tokenizer() -> Tokenizer:
-    """SentencePiece-like: words with `▁` for the space, `<0xE2>` for bytes of anything else."""
+    """Like SentencePiece: `▁` stands for the space, and `<0xE2>` for a byte of text without a token."""
     pieces = ["<s>", "</s>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
     pieces += ["▁", *"abcdefghijklmnopqrstuvwxyz", "é", "\ufffd"]
     merges = [("▁", letter) for letter in "abct"]
@@ -83,7 +83,7 @@ def mistral_config(window: int, **changes: Any) -> dict[str, Any]:
 
 
 def weights(cfg: dict[str, Any], seed: int = 0, scale: float = 0.5) -> dict[str, torch.Tensor]:
-    """Random tensors with the checkpoint's names; the scale keeps greedy choices well apart."""
+    """Random tensors with the names of a checkpoint; the scale makes logits differ clearly."""
     generator = torch.Generator().manual_seed(seed)
     hidden, inner = cfg["hidden_size"], cfg["intermediate_size"]
     head_dim = cfg.get("head_dim") or hidden // cfg["num_attention_heads"]
@@ -123,7 +123,7 @@ def make_folder(
     settings: dict[str, Any] | None = None,
     generation: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a whole model; `settings` is tokenizer_config.json, `generation` generation_config.json."""
+    """Write a whole model. `settings`: tokenizer_config.json. `generation`: generation_config.json."""
     cfg = cfg or config()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(cfg))
@@ -137,18 +137,18 @@ def make_folder(
 
 
 def load(folder: Path, **options: Any) -> LLM:
-    """An LLM with a small pool, so that tests are quick; native kernels where they can be built."""
+    """An LLM with a small pool, so that tests are fast; it uses native kernels if they can be built."""
     defaults = {"device": "cpu", "dtype": "float32", "kv_memory": "1MiB"}
     return LLM(folder, **(defaults | options))
 
 
 def blocks(count: int, block_size: int = 16) -> int:
-    """Bytes of `kv_memory` that make exactly `count` blocks of the tiny model in float32."""
+    """The `kv_memory` in bytes of exactly `count` blocks of the tiny model in float32."""
     return count * block_size * BLOCK_BYTES
 
 
 def all_free(llm: LLM) -> bool:
-    """Whether every block is back in the pool and nobody is left inside the engine."""
+    """Whether every block is free and no request is left in the engine."""
     stats = llm.engine.stats()
     idle = stats["waiting"] == stats["running"] == 0 and not llm.engine.has_unfinished_requests()
     return idle and stats["free_blocks"] == stats["num_blocks"] and stats["used_blocks"] == 0

@@ -1,7 +1,7 @@
-"""What the tests of verification share: the backends, hostile inputs, and the two rules written again.
+"""Shared by the tests of verification: the backends, hard inputs, and independent versions of both rules.
 
-Nothing of the rules is shared with the package: the tree is walked by recursion over lists of children, the
-draw inverts a running sum in extended precision, one request at a time.
+The rules use no code of the package. The tree is walked by recursion over lists of children. A draw inverts
+a running sum in extended precision, one request at a time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BACKENDS = [
 
 
 class OnGpu:
-    """The two ops of the CUDA backend, for tensors that are on the CPU."""
+    """The two ops of the CUDA backend, with arguments and results on the CPU."""
 
     def __init__(self) -> None:
         from minillm.ops.cuda import CudaOps
@@ -49,7 +49,7 @@ class OnGpu:
 
 @contextmanager
 def backend(name: str) -> Iterator[Any]:
-    """The named backend's ops; the test is skipped where they cannot be built."""
+    """The ops of the named backend; the test is skipped if they cannot be built."""
     kind, _, variant = name.partition("-")
     try:
         if kind == "reference":
@@ -94,7 +94,7 @@ Tree = tuple[list[int], list[int], list[int]]  # sampled, drafted, parents
 
 
 def random_tree(rng: random.Random, size: int, vocab_size: int, depth: int) -> Tree:
-    """Each node hangs on one of the `depth` before it: 1 is a chain."""
+    """A random tree. The parent of a node is one of the `depth` nodes before it; depth 1 gives a chain."""
     parents = [-1] + [max(0, node - rng.randint(1, depth)) for node in range(1, size)]
     sampled, drafted = ([rng.randrange(vocab_size) for _ in range(size)] for _ in range(2))
     for node in range(1, size):
@@ -106,7 +106,7 @@ def random_tree(rng: random.Random, size: int, vocab_size: int, depth: int) -> T
 def walk_trees(
     sampled: list[int], drafted: list[int], parents: list[int], starts: list[int]
 ) -> tuple[list[int], list[int]]:
-    """`verify_coupled`, by recursion: (tokens, nodes)."""
+    """`verify_coupled` by recursion; returns (tokens, nodes)."""
     tokens: list[int] = []
     nodes: list[int] = []
     for begin, end in pairwise(starts):
@@ -131,7 +131,7 @@ def walk_trees(
 
 @dataclass
 class Drafts:
-    """Arguments of `verify_draft`; what no kernel may look at holds NaN."""
+    """Arguments of `verify_draft`. Values that no kernel may read are NaN."""
 
     draft: Tensor
     draft_probs: Tensor | None
@@ -144,7 +144,7 @@ class Drafts:
 
 
 def probabilities(generator: torch.Generator, *shape: int) -> Tensor:
-    """Peaked rows, of which a third of the ids have probability 0, and some rows are one-hot."""
+    """Peaked random rows. A third of the ids have probability 0, and some rows are one-hot."""
     if 0 in shape:
         return torch.empty(shape)
     weights = torch.rand(shape, generator=generator, dtype=torch.float64).pow(6)
@@ -157,7 +157,7 @@ def probabilities(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def make_drafts(count: int, k: int, vocab_size: int, with_probs: bool, seed: int = 0) -> Drafts:
-    """Requests of 0 to k tokens, drawn from a draft that is half the target."""
+    """Requests with 0 to k draft tokens, sampled from the mean of the target and a random distribution."""
     generator = torch.Generator().manual_seed(seed)
     target = probabilities(generator, count, k + 1, vocab_size)
     probs = (target[:, :k] + probabilities(generator, count, k, vocab_size)) / 2
@@ -168,7 +168,7 @@ def make_drafts(count: int, k: int, vocab_size: int, with_probs: bool, seed: int
     lengths = torch.randint(k + 1, (count,), generator=generator) if k else [0] * count
     for i, length in enumerate(map(int, lengths)):
         if i % 3 == 0:
-            length = k  # a third in full
+            length = k  # a third have the full length
         draft[i, length:] = -1
         probs[i, length:] = torch.nan
         target[i, length + 1 :] = torch.nan
@@ -177,7 +177,7 @@ def make_drafts(count: int, k: int, vocab_size: int, with_probs: bool, seed: int
 
 
 def expected(drafts: Drafts, request: int) -> tuple[list[int], np.ndarray]:
-    """The tokens that stand, and the weights from which the next is drawn."""
+    """The accepted tokens, and the weights from which the next token is sampled."""
     p, uniforms = drafts.target_probs[request].double().numpy(), drafts.uniforms[request].tolist()
     accepted: list[int] = []
     for i, token in enumerate(drafts.draft[request].tolist()):
@@ -195,10 +195,12 @@ def expected(drafts: Drafts, request: int) -> tuple[list[int], np.ndarray]:
 
 
 def compare(found: tuple[Tensor, Tensor], drafts: Drafts) -> int:
-    """Assert that the tokens are those of the rule.
+    """Assert that the tokens follow the rule.
 
-    A neighbour of the drawn token passes where the uniform is within 1e-6 of the border between the two;
-    returns how many did.
+    If the uniform is within 1e-6 of the border between two tokens, both are accepted.
+
+    Returns:
+        The number of such cases.
     """
     tokens, accepted, near = *found, 0
     k = drafts.draft.shape[1]
@@ -206,7 +208,7 @@ def compare(found: tuple[Tensor, Tensor], drafts: Drafts) -> int:
     assert accepted.shape == tokens.shape[:1] and accepted.dtype == torch.int64
     for request, row in enumerate(tokens.tolist()):
         stand, weights = expected(drafts, request)
-        assert accepted[request] == len(stand), f"request {request}: {stand} stand"
+        assert accepted[request] == len(stand), f"request {request}: {stand} should be accepted"
         assert row[: len(stand)] == stand
         assert row[len(stand) + 1 :] == [-1] * (k - len(stand))
         token, uniform = row[len(stand)], float(drafts.uniforms[request, k])
@@ -215,6 +217,6 @@ def compare(found: tuple[Tensor, Tensor], drafts: Drafts) -> int:
         running /= running[-1]
         before = running[token - 1] if token else 0.0
         if not before <= uniform < running[token]:
-            assert before - 1e-6 < uniform < running[token] + 1e-6, f"request {request}: {token} was drawn"
+            assert before - 1e-6 < uniform < running[token] + 1e-6, f"request {request}: {token} was sampled"
             near += 1
     return near

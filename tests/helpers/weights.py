@@ -1,4 +1,4 @@
-"""A model of one layer as `ModelWeights`, made of random matrices: 4 heads of 8 over 2, hidden 16, 17 ids."""
+"""A one-layer model as `ModelWeights` with random matrices: 4 query heads, 2 KV heads, head_dim 8, 17 ids."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def config(**changes: Any) -> ModelConfig:
 def packed(
     out: int, size: int, kept: torch.dtype = torch.float32, dtype: torch.dtype | None = None
 ) -> PackedWeight:
-    """A random matrix, kept in one dtype and standing for numbers of another."""
+    """A random packed matrix, stored as `kept` and computed with as `dtype` (default: `kept`)."""
     weight = torch.randn(out, size, generator=torch.Generator().manual_seed(out)) / 4
     return PackedWeight(torch.ops.minillm.pack(weight.to(kept)), out, size, dtype or kept)
 
 
 def one_layer(dtype: torch.dtype = torch.float32, inner: int = INNER, **changes: Any) -> ModelWeights:
-    """`changes` replace members of the layer."""
+    """Make the model. `changes` replace fields of the layer."""
     ones = torch.ones(HIDDEN, dtype=dtype)
     shapes = {"qkv": (64, HIDDEN), "o": (HIDDEN, 32), "gate_up": (2 * inner, HIDDEN), "down": (HIDDEN, inner)}
     own: dict[str, Any] = {"input_norm": ones, "q_norm": None, "k_norm": None, "post_attention_norm": ones}
@@ -46,5 +46,5 @@ def one_layer(dtype: torch.dtype = torch.float32, inner: int = INNER, **changes:
 
 
 def caches(dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Keys or values of the layer."""
+    """The K or V cache of the layer."""
     return [torch.zeros(4, 16, 2, 8, dtype=dtype)]

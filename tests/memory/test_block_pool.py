@@ -1,7 +1,7 @@
-"""Contract C4: blocks are never lost and never shared wrongly; the pool against a plain dict.
+"""Contract C4: blocks are never lost and never shared wrongly. The pool is compared with a plain dict.
 
-The oracle is a dict from block to number of owners. Two mutants of the pool, one that forgets to count
-an owner and one that keeps part of a failed allocation, must be caught by the same machine.
+The dict maps each block to its number of owners. The same test machine must catch two faulty pools: one does
+not count an owner, the other keeps part of a failed allocation.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SETTINGS = settings(
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """Any order of allocate, share and free; `holdings` are lists of blocks with one owner each."""
+    """Calls allocate, share and free in any order. Each list in `holdings` is one owner's blocks."""
 
     pool_type: type[BlockPool] = BlockPool
     holdings = Bundle("holdings")
@@ -53,7 +53,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(target=holdings, blocks=holdings)
     def share(self, blocks: list[int]) -> list[int]:
-        if any(self.owners[block] == 0 for block in blocks):  # its other owner freed it meanwhile
+        if any(self.owners[block] == 0 for block in blocks):  # it has been freed by its other owner
             with pytest.raises(ValueError):
                 self.pool.share(blocks)
             return []
@@ -110,7 +110,7 @@ def test_failed_operations_change_nothing() -> None:
     for attempt in (
         lambda: pool.allocate(2),
         lambda: pool.free([a[0], a[0]]),  # twice in one call
-        lambda: pool.free([a[0], 2]),  # the second was never allocated: the first stays
+        lambda: pool.free([a[0], 2]),  # the second was never allocated, so the first must stay allocated
         lambda: pool.share([a[0], 2]),
         lambda: pool.free([99]),
         lambda: pool.free([-1]),
@@ -151,7 +151,7 @@ def test_grow_owns_exactly_what_is_needed(sizes: list[int], block_size: int) -> 
         before = list(table.block_ids)
         table.grow(size)
         longest = max(longest, size)
-        assert table.block_ids[: len(before)] == before, "tokens written keep their place"
+        assert table.block_ids[: len(before)] == before, "written tokens stay in their blocks"
         assert len(table.block_ids) == blocks_for(longest, block_size) == pool.num_used
         assert len(table.block_ids) * block_size - longest < block_size, "at most block_size - 1 wasted"
     table.release()
@@ -200,7 +200,7 @@ def test_fork_without_room_shares_nothing() -> None:
 
 @given(st.data(), st.integers(1, 9))
 def test_slot_mapping_is_address_translation(data: st.DataObject, block_size: int) -> None:
-    """Against the definition: lay the table's slots end to end, and read off the positions."""
+    """Compare with the definition: position i is element i of all slots of the table in order."""
     table = data.draw(st.lists(st.integers(0, 50), min_size=1, max_size=8, unique=True))
     slots = [block * block_size + offset for block in table for offset in range(block_size)]
     positions = data.draw(st.lists(st.integers(0, len(slots) - 1)))

@@ -1,4 +1,4 @@
-"""The prefix cache (contract C5): a hit is a proof, whatever the hash function; nothing cached is lost."""
+"""The prefix cache (contract C5): hits are correct with any hash function, and no block is lost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Chain = list[tuple[int, ...]]
 
 
 def constant(data: bytes) -> bytes:
-    """The worst hash function there is."""
+    """The worst possible hash function."""
     return b"same"
 
 
@@ -39,7 +39,7 @@ def digests(cache: PrefixCache, scope: Scope, chain: Chain) -> list[bytes]:
 
 
 def publish(cache: PrefixCache, pool: BlockPool, scope: Scope, chain: Chain) -> list[CachedBlock]:
-    """A sequence computes `chain`, publishes it and ends."""
+    """Publish `chain` as a sequence that computes it and ends."""
     ids, parent, blocks = pool.allocate(len(chain)), None, []
     for block_id, tokens, digest in zip(ids, chain, digests(cache, scope, chain), strict=True):
         parent = cache.publish(scope, parent, tokens, digest, block_id)
@@ -81,7 +81,7 @@ def test_equal_in_every_dimension_is_a_hit(hash_function: Any) -> None:
         (SCOPE._replace(tenant="other"), CHAIN),
         (SCOPE._replace(tenant=None), CHAIN),
         (SCOPE._replace(conditioning="other"), CHAIN),
-        # A value moved to another field: the same texts, in another order or cut elsewhere.
+        # The same text, but divided between the fields in another way or in another order.
         (Scope("tenant", "envelope", "conditioning"), CHAIN),
         (Scope("envelope", "conditioning", "tenant"), CHAIN),
         (Scope("envelopetenant", "", "conditioning"), CHAIN),
@@ -90,7 +90,7 @@ def test_equal_in_every_dimension_is_a_hit(hash_function: Any) -> None:
         (SCOPE, [(2, 1, 3, 4)]),
         (SCOPE, [(1, 2, 3)]),
         (SCOPE, [(1, 2, 3, 4, 5)]),
-        (SCOPE, [CHAIN[1]]),  # the same tokens, without what came before them
+        (SCOPE, [CHAIN[1]]),  # the same tokens, without the block before them
     ],
 )
 def test_a_change_in_any_dimension_is_no_hit(hash_function: Any, scope: Scope, chain: Chain) -> None:
@@ -111,7 +111,7 @@ def test_same_block_behind_another_parent_is_another_block(hash_function: Any) -
 
 
 def test_encodings_differ_wherever_fields_do() -> None:
-    """Type and length are part of the encoding, so no two lists of fields share their bytes."""
+    """Type and length are part of the encoding, so different fields never have equal bytes."""
     values: list[Any] = ["", "1", "12", b"", b"1", b"12", 1, 12, None, [], [1], [12], [1, 2], [2, 1]]
     fields = [(a, b) for a, b in itertools.product(values, values)] + [(a,) for a in values] + [()]
     assert len({encode(*f) for f in fields}) == len(fields)
@@ -130,7 +130,7 @@ def test_least_recently_used_goes_first_and_children_before_parents() -> None:
     cache, pool = make()
     a = publish(cache, pool, SCOPE, [(1, 1, 1, 1), (2, 2, 2, 2)])
     b = publish(cache, pool, SCOPE, [(3, 3, 3, 3)])
-    ids = cache.acquire(a)  # a is used again, and given back: now b is the older
+    ids = cache.acquire(a)  # a is used again and freed: now b is the least recently used
     assert cache.num_unused == 1
     pool.free(ids)
     cache.released(ids)
@@ -148,9 +148,9 @@ def pool_used(pool: BlockPool) -> list[int]:
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """Sequences over a few shared prefixes begin, publish and end, against a plain list of facts.
+    """Sequences with a few shared prefixes start, publish and end; the cache is compared with plain dicts.
 
-    The hash function is constant, so that every lookup has candidates to refuse.
+    The hash function is constant, so every lookup finds candidates that it must reject.
     """
 
     cache_class = PrefixCache
@@ -160,7 +160,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.pool = BlockPool(12, SIZE)
         self.cache = self.cache_class(self.pool, constant)
         self.sequences: list[tuple[Chain, list[int]]] = []
-        self.content: dict[int, Chain] = {}  # block -> the chain its content stands for
+        self.content: dict[int, Chain] = {}  # block -> the token chain that its content depends on
 
     @rule(chain=st.lists(st.sampled_from([(0,) * SIZE, (1,) * SIZE]), min_size=1, max_size=4))
     def begin(self, chain: Chain) -> None:
@@ -171,7 +171,7 @@ class CacheMachine(RuleBasedStateMachine):
             return
         ids = self.cache.acquire(blocks)
         for i, block in enumerate(ids):
-            assert self.content[block] == chain[: i + 1], "a hit that is not a proof"
+            assert self.content[block] == chain[: i + 1], "a false hit"
         self.cache.evict(max(0, needed - self.pool.num_free))
         ids += self.pool.allocate(needed)
         parent = blocks[-1] if blocks else None
@@ -229,7 +229,7 @@ GREEDY = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True, logprobs
 
 
 def poisoned(llm: LLM) -> LLM:
-    """Every slot NaN: what is read before it is written ends a request."""
+    """Write NaN to every slot: a request that reads a slot before it is written ends with an error."""
     for tensor in (*llm.engine.worker.runner.cache.k, *llm.engine.worker.runner.cache.v):
         tensor.fill_(float("nan"))
     return llm
@@ -259,11 +259,11 @@ def test_at_least_one_token_is_computed(folder: Any) -> None:
 
 
 def test_answers_are_cached_too(folder: Any) -> None:
-    """The next turn of a conversation begins with the answer of this one."""
+    """The prompt of a conversation's next turn contains the answer of this turn."""
     llm = poisoned(tiny.load(folder))
     first = llm.generate(PROMPT[:30], SamplingParams(max_tokens=20, temperature=0, ignore_eos=True))[0]
     second = llm.generate([*PROMPT[:30], *first.token_ids, 5], GREEDY)[0]
-    assert second.metrics.cached_tokens == 48  # 49 tokens were computed; the last one drawn was not
+    assert second.metrics.cached_tokens == 48  # 49 tokens were computed; the last sampled token was not
 
 
 def test_tenants_share_with_themselves_only(folder: Any) -> None:
@@ -288,7 +288,7 @@ def test_with_a_constant_hash_all_answers_are_right(folder: Any) -> None:
 
 
 def test_two_that_share_a_prefix_admitted_in_one_step(folder: Any) -> None:
-    """Neither may read what the other is still writing; afterwards one copy is kept."""
+    """Neither may read blocks that the other is still writing; afterwards one copy is kept."""
     llm = poisoned(tiny.load(folder))
     outputs = llm.generate([PROMPT, PROMPT], GREEDY)
     assert [o.metrics.cached_tokens for o in outputs] == [0, 0]
@@ -306,7 +306,7 @@ def test_samples_of_one_prompt_and_a_warm_prefix(folder: Any) -> None:
 
 
 def test_a_request_that_meets_nan_is_not_cached(tmp_path: Any) -> None:
-    """One token's embedding is broken: its blocks must not become anyone's prefix."""
+    """The embedding of one token is broken: its blocks must not be shared with other requests."""
     tensors = tiny.weights(tiny.config())
     tensors["model.embed_tokens.weight"][9] = float("nan")
     llm = tiny.load(tiny.make_folder(tmp_path, tensors=tensors), prefill_chunk=16)
@@ -319,12 +319,12 @@ def test_a_request_that_meets_nan_is_not_cached(tmp_path: Any) -> None:
 
 
 def test_cached_blocks_make_room(folder: Any) -> None:
-    """A full cache is not a full pool: the least recently used is given up for a new request."""
+    """Cached blocks do not block a new request: the least recently used ones are evicted for it."""
     llm = poisoned(tiny.load(folder, kv_memory=tiny.blocks(8)))
     with llm.engine.events.record() as events:
         for i in range(6):
             assert llm.generate([i, *PROMPT], GREEDY)[0].error is None
-            assert llm.engine.stats()["free_blocks"] == 8, "what is only cached can be had"
+            assert llm.engine.stats()["free_blocks"] == 8, "cached blocks count as free"
         assert llm.engine.stats()["cached_blocks"] > 4
         assert sum(e["blocks"] for e in events if e.kind == "evict") > 0
         assert llm.logits(PROMPT).isfinite().all()  # needs five of the eight blocks, none of them free
@@ -338,11 +338,11 @@ def test_off_means_off(folder: Any) -> None:
         tiny.load(folder, prefix_caching="yes")
 
 
-# ---- negative controls: the machine sees what it is there to see ------------------------------------
+# ---- negative controls: the machine catches faulty caches -------------------------------------------
 
 
 class ForgetsReference(PrefixCache):
-    """Publishes a block without becoming its owner."""
+    """The mistake: it publishes a block without becoming its owner."""
 
     def publish(self, *args: Any) -> CachedBlock:
         before = self.num_blocks
@@ -353,14 +353,14 @@ class ForgetsReference(PrefixCache):
 
 
 class TrustsTheDigest(PrefixCache):
-    """Takes the first candidate."""
+    """The mistake: it takes the first candidate without comparing the key."""
 
     def _find(self, digest: bytes, *rest: Any) -> CachedBlock | None:
         return next(iter(self._index.get(digest, ())), None)
 
 
 class ParentsFirst(PrefixCache):
-    """Blocks become unused in the order of the sequence."""
+    """The mistake: a sequence's first block becomes unused first, so a parent is evicted before its child."""
 
     def released(self, block_ids: Sequence[int]) -> None:
         super().released(block_ids[::-1])

@@ -1,4 +1,4 @@
-"""Events and metrics (contract C8): the trace tells everything, exactly, and nothing private."""
+"""Events and metrics (contract C8): the trace gives exact metrics and contains nothing private."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_control_a_trace_that_lost_an_event_gives_other_figures(tight: LLM, kind
 
 
 def test_drafts_are_counted_as_in_the_outputs(tmp_path: Path) -> None:
-    """Drafted, accepted, by position, tokens and times: from the trace alone."""
+    """Drafted and accepted tokens, in all and by position, and times are computed from the trace only."""
     llm = tiny.load(tiny.make_folder(tmp_path), draft_model="ngram", adaptive_draft=False, num_draft_tokens=3)
     prompts = [[5, 6, 7, 8, 9] * 4, [3, 4] * 8, [1, 2, 3]]
     with llm.engine.events.record() as trace:
@@ -70,7 +70,7 @@ def test_drafts_are_counted_as_in_the_outputs(tmp_path: Path) -> None:
 
 
 def test_blocks_can_be_followed(tight: LLM) -> None:
-    """Used, cached and free make the pool after every step; what was taken was given back."""
+    """used + cached + free = pool after every step, and every allocated block is freed in the end."""
     with tight.engine.events.record() as trace:
         tight.generate(PROMPTS, SamplingParams(max_tokens=12, seed=2, ignore_eos=True, n=2))
     for event in trace:
@@ -91,7 +91,7 @@ def test_waste_is_exact(tmp_path: Path) -> None:
     with llm.engine.events.record() as trace:
         llm.generate([1] * 5, SamplingParams(max_tokens=20, ignore_eos=True))
     waste = [event["waste"] for event in trace if event.kind == "step"]
-    # 5 tokens in a block of 16 waste 11; one less a step, until the block is full and the next begins.
+    # 5 tokens in a block of 16 waste 11 slots; each step wastes one less until the next block is allocated.
     assert waste == [11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 15, 14, 13, 12, 11, 10, 9, 0]
 
 
@@ -136,7 +136,7 @@ def private(trace: list[Event]) -> list[Event]:
 
 
 def test_nothing_private_is_in_a_trace(tight: LLM) -> None:
-    """No token, no text, no tenant: numbers and request ids only."""
+    """Only numbers and request ids: no token, no text, no tenant."""
     with tight.engine.events.record() as trace:
         tight.generate("a secret word", PARAMS, tenant="a secret tenant")
     assert "secret" not in repr(trace)

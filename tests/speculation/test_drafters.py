@@ -1,4 +1,4 @@
-"""Drafters, the controller, and what an engine refuses to draft with."""
+"""Drafters, the controller, and the drafts and options that an engine refuses."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_what_followed_before_is_drafted() -> None:
 
 def test_the_longest_and_then_the_latest_match_wins() -> None:
     assert continuations("xabcd1 yabcd2 zabcd", 1) == ["2"]
-    assert continuations("xabcd1 cd2 cd3 xabcd", 1) == ["1"], "four tokens say more than two"
+    assert continuations("xabcd1 cd2 cd3 xabcd", 1) == ["1"], "a match of four tokens wins over one of two"
 
 
 def test_a_copy_goes_on_with_itself() -> None:
@@ -67,7 +67,7 @@ def test_an_index_grows_with_its_text() -> None:
 
 
 class Sequence:
-    """Stands for a sequence: the controller looks at what its drafts did, and at nothing else."""
+    """A stand-in for a sequence: the controller uses only its draft state."""
 
     def __init__(self, acceptance: float) -> None:
         self.acceptance = acceptance
@@ -83,27 +83,27 @@ def simulate(
     seed: int = 0,
     first: float = 0.0,
 ) -> tuple[float, list[list[int]]]:
-    """Tokens per second of a clock that is made up, and the depths chosen at each step.
+    """Simulate steps with a simulated clock; return tokens per second and the depths chosen in each step.
 
-    Drafting takes `first` seconds and then those of each level.
+    Drafting takes `first` seconds plus a time per level.
     """
     rng, seconds, tokens, chosen = random.Random(seed), 0.0, 0, list[list[int]]()
     for _ in range(steps):
         depths = controller.choose(sequences)  # type: ignore[arg-type]
         rows = len(sequences) + sum(depths)
         step = target(rows)
-        controller.saw_target(rows, step)
+        controller.record_target(rows, step)
         if any(depths):
             branches = sum(depth > 0 for depth in depths)
             drafting = first + max(depths) * level(branches)
-            controller.saw_draft(branches, max(depths), drafting)
+            controller.record_draft(branches, max(depths), drafting)
             step += drafting
         for sequence, depth in zip(sequences, depths, strict=True):
             stood = 0
             while stood < depth and rng.random() < sequence.acceptance:
                 stood += 1
             if depth:
-                controller.saw_result(sequence, depth, stood)  # type: ignore[arg-type]
+                controller.record_result(sequence, depth, stood)  # type: ignore[arg-type]
             tokens += 1 + stood
         seconds += step
         chosen.append(depths)
@@ -111,7 +111,7 @@ def simulate(
 
 
 def memory_bound(rows: int) -> float:
-    """A pass that reads weights for 1 ms and computes 0.02 ms a row."""
+    """A pass that reads weights for 1 ms and computes each row in 0.02 ms."""
     return 1e-3 + 2e-5 * rows
 
 
@@ -135,13 +135,13 @@ def test_it_finds_nearly_the_best_length(acceptance: float, level: float, first:
 
 
 def test_it_turns_itself_off_where_drafts_do_not_pay() -> None:
-    """Rows that cost as much as steps, and drafts that never stand: at most 2 % slower."""
+    """If a row costs as much as a step, or drafts are never accepted, it is at most 2 % slower."""
     for target, acceptance in ((compute_bound, 0.6), (memory_bound, 0.02)):
         sequences = [Sequence(acceptance) for _ in range(4)]
         speed, chosen = simulate(Controller(5), sequences, 4000, target, lambda branches: 3e-4)
         assert speed > 0.98 * 4 / target(4)
         assert sum(map(any, chosen[2000:])) < 10
-        assert any(map(any, chosen[1000:])), "it goes on trying, now and then"
+        assert any(map(any, chosen[1000:])), "it still tries sometimes"
 
 
 def test_it_comes_back_when_drafts_stand_again() -> None:
@@ -153,7 +153,7 @@ def test_it_comes_back_when_drafts_stand_again() -> None:
 
 
 def test_a_pause_ends_with_the_crowd_it_was_for() -> None:
-    """Many rows cost arithmetic, one is bound by memory: what rests for 32 goes on for one."""
+    """32 sequences are bound by arithmetic, so drafting pauses. One is bound by memory: the pause ends."""
 
     def both(rows: int) -> float:
         return max(1e-3, 1e-4 * rows)
@@ -186,17 +186,17 @@ def test_without_adaption_every_draft_is_as_long_as_it_may_be() -> None:
 
 
 def test_one_disturbed_measurement_changes_little() -> None:
-    """A machine that does something else for a moment: no reason to stop."""
+    """One slow measurement, because the machine was busy, does not stop drafting."""
     controller, sequence = Controller(5), Sequence(0.9)
     simulate(controller, [sequence], 100, memory_bound, lambda branches: 5e-5)
-    controller.saw_target(6, 1.0)
+    controller.record_target(6, 1.0)
     _, chosen = simulate(controller, [sequence], 20, memory_bound, lambda branches: 5e-5)
     assert all(depth > PROBE for (depth,) in chosen)
 
 
 @pytest.mark.parametrize("slow", [1.0, 1.3, 3.0])
 def test_a_bad_moment_at_the_start_does_not_make_worthless_drafts_look_good(slow: float) -> None:
-    """The plain steps are timed first; drafts of which none stands must not win against slow ones."""
+    """The first plain steps are measured too slow; drafts that are never accepted must still not win."""
     calls = count()
 
     def target(rows: int) -> float:
@@ -248,12 +248,12 @@ def test_bad_options(folder: Path, options: dict[str, Any], message: str) -> Non
 
 
 def test_a_draft_with_another_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
-    """Even one that differs in a single word of the vocabulary, or in an added token."""
+    """Also if only one word of the vocabulary or one added token differs."""
     for i, change in enumerate((_rename_a_token, _add_a_token)):
         other = Path(shutil.copytree(folder, tmp_path / str(i)))
         file = other / "tokenizer.json"
         file.write_text(json.dumps(change(json.loads(file.read_text()))))
-        with pytest.raises(TokenizerError, match=r"draft model: .* another vocabulary") as caught:
+        with pytest.raises(TokenizerError, match=r"draft model: .* not have the same vocabulary") as caught:
             tiny.load(folder, draft_model=other)
         assert caught.value.exit_code == 6
     tiny.load(folder, draft_model=folder)
@@ -295,7 +295,7 @@ def test_a_missing_draft(folder: Path) -> None:
 
 
 def test_a_draft_larger_than_memory(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its weights do not fit; or they do, and its keys and values leave no block in the budget."""
+    """Its weights do not fit; or they fit, but with its keys and values no block fits the budget."""
     large = tiny.make_folder(tmp_path / "large", tiny.config(intermediate_size=4096))
     needed = 4 * loader.load_model_config(large).num_parameters
     with monkeypatch.context() as patch:

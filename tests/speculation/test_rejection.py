@@ -1,8 +1,8 @@
-"""Rejection sampling in the engine: the target's distribution exactly, under every sampling option.
+"""Rejection sampling in the engine gives exactly the target's distribution, under every sampling option.
 
-The op's own tests are in test_verify_ops.py. Here it gets what the engine gives it: the filtered
-distributions of target and draft, tokens drawn with the draft's noise, uniforms by key. The control accepts
-everything, and is noticed.
+The tests of the op alone are in test_verify_ops.py. Here the op gets the same inputs as in the engine: the
+filtered distributions of target and draft, tokens sampled with the draft's noise, uniforms from noise keys.
+The control accepts every draft token, and the test must notice it.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ def batch_of(params: SamplingParams, row_keys: list[int]) -> SamplingBatch:
 
 
 def p_values(tokens: Tensor, accepted: Tensor, target: Tensor) -> list[float]:
-    """Of each position: the tokens there, of the requests that got so far, against the target's row."""
+    """One p-value per position: the tokens of all requests that reach it, compared with the target's row."""
     found = []
     for position in range(3):
         drawn = tokens[accepted >= position, position]
         counts = torch.bincount(drawn, minlength=VOCAB).double()
         exact = target[position].double() / target[position].double().sum()
-        assert counts[exact == 0].sum() == 0, "a token of probability 0 was drawn"
+        assert counts[exact == 0].sum() == 0, "a token with probability 0 was sampled"
         alive = exact > 0
         if alive.sum() > 1 and len(drawn) > 1000:
             expected = exact[alive] * counts.sum()
@@ -81,19 +81,19 @@ def p_values(tokens: Tensor, accepted: Tensor, target: Tensor) -> list[float]:
 
 
 def distributions(setting: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """(target probabilities [3, VOCAB], the draft's [2, VOCAB], drafted tokens [DRAWS, 2])."""
+    """(target probabilities [3, VOCAB], draft probabilities [2, VOCAB], draft tokens [DRAWS, 2])."""
     params = SamplingParams(**{"temperature": 1.0, **setting})
     generator = torch.Generator().manual_seed(8)
     target, draft = torch.randn(3, VOCAB, generator=generator), torch.randn(2, VOCAB, generator=generator)
     p, q = probabilities(target, batch_of(params, [0] * 3)), probabilities(draft, batch_of(params, [0] * 2))
-    # What `sample` does with each of as many alike rows.
+    # The same as `sample` on DRAWS equal rows.
     columns = [q[i].double().log() + gumbel_noise(keys(DRAFT, i), VOCAB) for i in range(2)]
     return p, q, torch.stack([column.argmax(dim=1) for column in columns], dim=1)
 
 
 @pytest.fixture(scope="module")
 def ops() -> CpuOps:
-    """Verification is one code for all paths of the kernels."""
+    """One CPU path is enough: all of them share the verification code."""
     if find_compiler() is None:
         pytest.skip("no compiler")
     return CpuOps()
@@ -104,7 +104,7 @@ def test_the_targets_distribution_under_every_option(ops: CpuOps, setting: dict[
     p, q, drafted = distributions(setting)
     target = p.expand(DRAWS, 3, VOCAB)
     for probs in (q.expand(DRAWS, 2, VOCAB), None):
-        # Without probabilities anybody's guess will do, as long as it does not look at the uniforms.
+        # Without probabilities any draft is valid that does not depend on the uniforms.
         draft = drafted if probs is not None else torch.tensor([[4, 2]]).expand(DRAWS, 2)
         tokens, accepted = ops.verify_draft(draft, probs, target, drawn_uniforms())
         assert min(p_values(tokens, accepted, p), default=1.0) > BONFERRONI
@@ -126,7 +126,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def second_tokens(llm: LLM, count: int = 1200) -> Tensor:
-    """The second token of as many answers to one prompt, by seed: the first that can be drafted."""
+    """The second token of many answers to one prompt, by seed: it is the first that can be drafted."""
     params = [
         SamplingParams(max_tokens=3, temperature=1.0, top_k=6, seed=i, ignore_eos=True) for i in range(count)
     ]
@@ -135,7 +135,7 @@ def second_tokens(llm: LLM, count: int = 1200) -> Tensor:
 
 
 def same_distribution(a: Tensor, b: Tensor) -> float:
-    """The p-value of two counts being draws of one distribution; rare ids are put together."""
+    """The p-value for two sets of tokens from one distribution; rare ids are counted together."""
     common = a + b >= 20
     table = torch.stack([torch.cat([x[common], x[~common].sum().view(1)]) for x in (a, b)])
     return float(stats.chi2_contingency(table[:, table.sum(dim=0) > 0]).pvalue)
@@ -166,7 +166,7 @@ def test_greedy_is_the_case_of_one_possible_token(pair: tuple[Path, Path]) -> No
 
 
 def test_draws_do_not_depend_on_the_company(pair: tuple[Path, Path]) -> None:
-    """Alone, and among others whose drafts are longer or shorter: the same tokens."""
+    """The tokens are the same alone and among requests with longer or shorter drafts."""
     llm = drafting.load(pair[0], draft_model=pair[1], draft_verification="rejection", num_draft_tokens=4)
     prompts = [[5 + i, 7, 9] for i in range(12)]
     params = [
@@ -181,7 +181,7 @@ def test_draws_do_not_depend_on_the_company(pair: tuple[Path, Path]) -> None:
 
 
 def test_the_definition_and_the_kernel_agree(ops: CpuOps) -> None:
-    """What the engine asks on this machine is what the definition says, on the first thousand draws."""
+    """The backend of this machine equals the definition on the first thousand draws."""
     p, q, drafted = distributions(SETTINGS[-1])
     some = slice(0, 1000)
     arguments = (

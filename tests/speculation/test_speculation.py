@@ -1,9 +1,8 @@
 """Contract C7: speculation changes nothing but time.
 
-Every kind of drafter, draft lengths 1 to 8, chains and trees, in mixed batches, with preemption and prefix
-hits: tokens and log-probabilities are those of the engine without speculation, to the bit. The drafts
-themselves are checked with a draft model that is the target: then every token it drafts must stand, however
-its keys and values got there.
+The tests cover every kind of drafter, draft lengths 1 to 8, chains and trees, mixed batches, preemption and
+prefix hits. Tokens and log-probabilities must have the same bits as without speculation. The draft model's
+keys and values are tested with the target as its own draft model: then every draft token must be accepted.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def twins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A draft that is the target."""
+    """The target as its own draft model."""
     return drafting.make_pair(tmp_path_factory.mktemp("twins"), noise=0.0)
 
 
 def prompts(count: int) -> list[list[int]]:
-    """Ragged; a third begin with the same 48 tokens, a third repeat themselves."""
+    """Prompts of different lengths: a third begin with the same 48 tokens, a third repeat themselves."""
     rng = random.Random(3)
     common = [rng.randrange(2, 250) for _ in range(48)]
     found = []
@@ -74,7 +73,7 @@ def options(pair: tuple[Path, Path], drafter: str, length: int, known: list[Requ
 def check_exact(
     pair: tuple[Path, Path], drafter: str, length: int, count: int, tokens: int, tight: bool
 ) -> None:
-    """All prompts through an engine that drafts, twice, so that the second run hits the first's prefixes."""
+    """Run all prompts with speculation, twice, so that the second run hits the prefixes of the first."""
     known = expected(pair[0], count, tokens)
     more = options(pair, drafter, length, known)
     if tight:
@@ -117,7 +116,7 @@ def test_speculation_changes_no_bit_at_length(
 
 
 def test_control_the_reference_backend_differs(pair: tuple[Path, Path]) -> None:
-    """Its rows depend on how many there are, so the comparison above can fail."""
+    """Its rows depend on the number of rows, so the comparison above can fail."""
     work = prompts(42), mixed_params(42, 24, logprobs=8)
     plain = tiny.load(pair[0], backend="reference", kv_memory="8MiB").generate(*work)
     drafted = load(pair[0], backend="reference", parts=drafting.randomly()).generate(*work)
@@ -141,7 +140,7 @@ def test_control_accepting_everything_differs(pair: tuple[Path, Path]) -> None:
     assert differing(found, expected(pair[0], 42, 24)[:6])
 
 
-# ---- how much stands ------------------------------------------------------------------------------
+# ---- acceptance -----------------------------------------------------------------------------------
 
 
 def test_an_oracle_is_believed_and_noise_is_not(pair: tuple[Path, Path]) -> None:
@@ -156,7 +155,7 @@ def test_an_oracle_is_believed_and_noise_is_not(pair: tuple[Path, Path]) -> None
 
 @pytest.mark.parametrize("acceptance", [0.2, 0.5, 0.8])
 def test_tokens_per_verification_follow_the_formula(pair: tuple[Path, Path], acceptance: float) -> None:
-    """(1 - a^(k+1)) / (1 - a), within 2 % over 10,000 verifications."""
+    """The mean is (1 - a^(k+1)) / (1 - a) within 2 %, over 10,000 verifications."""
     k, count = 4, 96
     formula = (1 - acceptance ** (k + 1)) / (1 - acceptance)
     tokens = int(11_500 * formula / count)
@@ -204,7 +203,7 @@ def test_trees_stand_at_least_as_often_as_their_first_path(pair: tuple[Path, Pat
     ids=str,
 )
 def test_a_draft_that_is_the_target_is_always_right(twins: tuple[Path, Path], more: dict[str, Any]) -> None:
-    """Through prefix hits, forks, preemption and catching up: one wrong key of the draft, and one falls."""
+    """With prefix hits, forks, preemption and catching up: a wrong key in its cache would reject a token."""
     llm = load(twins[0], draft_model=twins[1], **more)
     params = mixed_params(21, 16, n=2, ignore_eos=True) + mixed_params(21, 16, ignore_eos=True)
     for _ in range(2):
@@ -212,16 +211,16 @@ def test_a_draft_that_is_the_target_is_always_right(twins: tuple[Path, Path], mo
             llm.generate(prompts(42), params)
         outcomes = [o for e in events if e.kind == "speculate" for o in e["outcomes"]]
         assert sum(o.accepted for o in outcomes) > 300
-        assert all(o.accepted == o.depth for o in outcomes), "one path of each draft is the answer"
+        assert all(o.accepted == o.depth for o in outcomes), "one branch of each draft is the answer"
         assert tiny.all_free(llm)
 
 
 def test_blocks_written_while_drafting_was_off_are_caught_up_with(twins: tuple[Path, Path]) -> None:
-    """A prefix hit on blocks without draft keys, then one on blocks with them."""
+    """First a prefix hit on blocks without keys of the draft model, then one on blocks with them."""
     llm = load(twins[0], draft_model=twins[1])
     prompt = prompts(1)[0]
     known = load(twins[0]).generate(prompt, SamplingParams(max_tokens=20, temperature=0.0))
-    llm.generate(prompt, SamplingParams(max_tokens=1, temperature=0.0))  # the prefill alone: no draft
+    llm.generate(prompt, SamplingParams(max_tokens=1, temperature=0.0))  # only prefill: nothing is drafted
     block = llm.engine.memory.cache._by_block  # type: ignore[union-attr]
     assert [b.draft for b in block.values()] == [None] * 3
     drafts = drafting.drafter_of(llm)
@@ -237,14 +236,14 @@ def test_blocks_written_while_drafting_was_off_are_caught_up_with(twins: tuple[P
         output = llm.generate(prompt, SamplingParams(max_tokens=20, temperature=0.0))
         drafts.runner.decode_ahead = own
         assert output[0].metrics.cached_tokens == 48
-        assert fed[0] == (48 if hit else 0), "the draft begins where its own keys end"
+        assert fed[0] == (48 if hit else 0), "the draft model starts after its last key"
         assert output[0].metrics.drafted == output[0].metrics.accepted > 0
         assert differing(output, known) == []
     assert all(b.draft for b in block.values())
 
 
 def test_a_draft_is_caught_up_with_in_chunks(twins: tuple[Path, Path]) -> None:
-    """A long prompt costs the draft no more than a chunk a step; meanwhile nothing is drafted."""
+    """The draft model computes a long prompt in chunks, one per step, and drafts nothing until it is done."""
     llm = load(twins[0], draft_model=twins[1], prefill_chunk=64)
     prompt = list(range(2, 232))
     with llm.engine.events.record() as events:
@@ -272,7 +271,7 @@ def test_a_draft_with_a_shorter_context_stops_there(pair: tuple[Path, Path], tmp
 
 @pytest.mark.parametrize("drafter", ["model", "oracle", "random tree", "model tree"])
 def test_rejected_slots_are_never_read(pair: tuple[Path, Path], drafter: str) -> None:
-    """Between steps every slot that holds nothing is NaN; and no sequence has a block too many."""
+    """NaN is written to every unused slot between steps. No sequence has more blocks than it needs."""
     known = expected(pair[0], 42, 24)
     llm = load(pair[0], **options(pair, drafter, 5, known))
     engine, size = llm.engine, llm.engine.config.block_size
@@ -297,22 +296,22 @@ def test_control_a_poisoned_slot_that_counts_is_noticed(pair: tuple[Path, Path])
         engine.step()
     request = engine.scheduler.running[0]
     engine.worker.runner.cache.v[0][request.block_table.block_ids[0], 0] = float("nan")
-    outputs = [*engine.step(), *engine.step()]  # the first may blame the draft, and goes on without
+    outputs = [*engine.step(), *engine.step()]  # the first step may stop drafting
     assert outputs[-1].finish_reason == "error" and "NaN" in str(outputs[-1].error)
 
 
 def test_look_ahead_takes_nothing_from_anybody(pair: tuple[Path, Path]) -> None:
-    """In a pool that only just holds a request it is served to its end, and drafts in what is left."""
+    """A request that just fills the pool is served to its end; look-ahead uses only the blocks left over."""
     prompt, params = [9] * 20, SamplingParams(max_tokens=44, temperature=0.0, ignore_eos=True, logprobs=3)
     known = load(pair[0]).generate(prompt, params)
-    pool = 4 * 16 * TOKEN_BYTES  # 64 tokens: prompt and answer, and not one more
+    pool = 4 * 16 * TOKEN_BYTES  # exactly 64 tokens: prompt and answer
     for shape in ((1,) * 8, (4, 2, 2)):
         llm = load(pair[0], kv_memory=pool, parts=drafting.randomly(), draft_tree=shape)
         with llm.engine.events.record() as events:
             assert differing(llm.generate(prompt, params), known) == []
         assert not any(event.kind in ("preempt", "refuse") for event in events)
         depths = [e["outcomes"][0].depth for e in events if e.kind == "speculate"]
-        assert max(depths) == len(shape) and min(depths) < len(shape), "it drafts, and it shrinks"
+        assert max(depths) == len(shape) and min(depths) < len(shape), "it drafts, and drafts get shorter"
 
 
 def test_look_ahead_keeps_to_the_token_budget(pair: tuple[Path, Path]) -> None:
@@ -350,7 +349,7 @@ def test_a_stop_inside_an_accepted_run(pair: tuple[Path, Path], place: int, how:
     if how == "stop":
         text = load(pair[0]).engine.model.require_tokenizer().rust.decode([token])
         ending: dict[str, Any] = {"stop": text}
-        assert text.isprintable() and text, "another seed, please"
+        assert text.isprintable() and text, "choose another seed"
     else:
         ending = {"stop_token_ids": [token]}
     params = SamplingParams(**(free.to_dict() | ending))
@@ -359,7 +358,7 @@ def test_a_stop_inside_an_accepted_run(pair: tuple[Path, Path], place: int, how:
     found = llm.generate([9] * 20, params)
     assert differing(found, known) == [] and found[0].finish_reason == "stop"
     assert tiny.all_free(llm)
-    assert llm.generate([9] * 20, params)[0].token_ids == known[0].token_ids, "nothing wrong was published"
+    assert llm.generate([9] * 20, params)[0].token_ids == known[0].token_ids, "no wrong block was published"
 
 
 def test_cancelled_and_overdue_in_the_middle(pair: tuple[Path, Path]) -> None:
@@ -384,11 +383,11 @@ def test_cancelled_and_overdue_in_the_middle(pair: tuple[Path, Path]) -> None:
     assert tiny.all_free(llm)
 
 
-# ---- what goes wrong ------------------------------------------------------------------------------
+# ---- faults ---------------------------------------------------------------------------------------
 
 
 def test_broken_logits_inside_a_path_end_the_request_where_decode_would(tmp_path: Path) -> None:
-    """Token 200 has a broken embedding: whoever meets it as newest token ends there, drafted or not."""
+    """Token 200 has a broken embedding: a sequence ends when it is its newest token, drafted or not."""
     tensors = tiny.weights(drafting.CONFIG, scale=0.1)
     plain = load(tiny.make_folder(tmp_path / "good", drafting.CONFIG, tensors=tensors))
     params = SamplingParams(max_tokens=30, temperature=1.0, seed=2, ignore_eos=True)
@@ -407,7 +406,7 @@ def test_broken_logits_inside_a_path_end_the_request_where_decode_would(tmp_path
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
-        ([[1] * 9], "asked for 1 of 5"),
+        ([[1] * 9], "allowed are 1 of 5"),
         ([[1], [2]], "2 branches"),
         ([[5000]], "token id 5000"),
         ([[-1]], "token id -1"),

@@ -1,4 +1,4 @@
-"""Steps as bytes: the steps of real generations, there and back, in another process, and damaged."""
+"""Steps as bytes: real steps are encoded and decoded, run in another process, and damaged."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def answers(llm: LLM) -> list[Any]:
 
 @contextmanager
 def captured(llm: LLM) -> Iterator[list[tuple[bytes, bytes]]]:
-    """(input, output) of every step as bytes, made before the step and behind it."""
+    """(input, output) of every step as bytes, encoded before and after the step."""
     frames, execute = list[tuple[bytes, bytes]](), llm.engine.worker.execute
 
     def capturing(step: StepInput) -> StepOutput:
@@ -92,7 +92,7 @@ def captured(llm: LLM) -> Iterator[list[tuple[bytes, bytes]]]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equal in every field, tensors to the bit, and of the same types (a list may stand for a sequence)."""
+    """Whether two values have the same types and equal fields; tensors must have equal bits."""
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     if dataclasses.is_dataclass(a):
@@ -105,7 +105,7 @@ def same(a: Any, b: Any) -> bool:
 
 @pytest.fixture(scope="module")
 def frames(pair: tuple[Path, Path]) -> dict[str, list[tuple[bytes, bytes]]]:
-    """The steps of a generation of each kind."""
+    """The encoded steps of one generation of each kind."""
     found = {}
     for name in NAMES:
         llm = tiny.load(pair[0], **options_of(name, pair[1]))
@@ -136,7 +136,7 @@ def test_bytes_go_there_and_back(frames: dict[str, list[tuple[bytes, bytes]]], n
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_generation_in_another_process(pair: tuple[Path, Path], name: str) -> None:
-    """The engine here, the worker there: the same tokens and log-probabilities, to the bit."""
+    """With the worker in another process, tokens and log-probabilities have the same bits."""
     options = options_of(name, pair[1])
     here = tiny.load(pair[0], **options)
     expected = answers(here)
@@ -157,7 +157,7 @@ def test_a_generation_in_another_process(pair: tuple[Path, Path], name: str) -> 
 
         llm = tiny.load(pair[0], **options)
         for tensor in (*llm.engine.worker.runner.cache.k, *llm.engine.worker.runner.cache.v):
-            tensor.fill_(float("nan"))  # nothing is computed here
+            tensor.fill_(float("nan"))  # this process must not compute anything
         llm.engine.worker.execute = execute  # type: ignore[method-assign]
         found = answers(llm)
         process.stdin.close()
@@ -167,7 +167,7 @@ def test_a_generation_in_another_process(pair: tuple[Path, Path], name: str) -> 
 
 
 def test_nothing_on_the_wire_can_run_anything() -> None:
-    """No pickle, no marshal, no eval: what is imported is what the module's opening names."""
+    """No pickle, marshal or eval: the module imports only what its docstring names."""
     tree = ast.parse(Path(wire.__file__).read_text(encoding="utf-8"))
     imported = {
         name.split(".")[0]
@@ -181,14 +181,14 @@ def test_nothing_on_the_wire_can_run_anything() -> None:
     called = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
     assert not called & {"eval", "exec", "__import__", "compile"}
     loads = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr.startswith("load")}
-    assert loads == {"loads"}, "that of json"
+    assert loads == {"loads"}, "only json.loads"
 
 
 # ---- damaged bytes ----------------------------------------------------------------------------------
 
 
 def is_step(data: bytes) -> bool:
-    """Whether the bytes are a step, and then one that is whole; otherwise it is a WireError and no other."""
+    """Whether the bytes decode to a complete step. Otherwise they must raise WireError and nothing else."""
     try:
         step = from_bytes(data)
     except WireError:
@@ -199,7 +199,7 @@ def is_step(data: bytes) -> bool:
 
 
 def assert_whole(step: Any) -> None:
-    """Types all the way down, so that it can be written again and read again."""
+    """Assert that every value has its declared type, so that the step can be encoded and decoded again."""
     again = from_bytes(to_bytes(step))
     assert repr(again) == repr(step)
     if isinstance(step, StepInput):
@@ -213,7 +213,7 @@ def assert_whole(step: Any) -> None:
 
 
 def examples(frames: dict[str, list[tuple[bytes, bytes]]]) -> list[bytes]:
-    """The shortest and a middle one of each kind of frame, so that every record is there."""
+    """The shortest and a middle frame of each kind; together they contain every record."""
     found = []
     for made in frames.values():
         for side in (0, 1):
@@ -238,11 +238,11 @@ def test_bytes_that_are_flipped(frames: dict[str, list[tuple[bytes, bytes]]]) ->
             for _ in range(chance.choice((1, 1, 1, 3))):
                 damaged[chance.randrange(min(len(data), 6000))] ^= 1 << chance.randrange(8)
             survivors += is_step(bytes(damaged))
-    assert survivors > 20, "a digit that is another digit is a step, and no harm to the reader"
+    assert survivors > 20, "a changed digit can give another valid step"
 
 
 def test_parts_that_change_places(frames: dict[str, list[tuple[bytes, bytes]]]) -> None:
-    """Any value of the JSON in the place of any other: the types decide."""
+    """Swap any two values of the JSON: the types decide whether the result is a step."""
     chance = random.Random(6)
     for data in examples(frames):
         (length,) = struct.unpack_from("<Q", data)

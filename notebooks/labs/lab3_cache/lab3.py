@@ -22,13 +22,13 @@ from minillm.worker.step import DecodeRow, PrefillChunk, SequenceRows
 
 
 def blocks_for(num_tokens: int, block_size: int) -> int:
-    """How many blocks hold `num_tokens` tokens."""
+    """The number of blocks that hold `num_tokens` tokens."""
     # Stuck? minillm labs hint 3.1
     raise NotImplementedError("Lab 3.1 blocks_for; hint: minillm labs hint 3.1")
 
 
 def slot_mapping(block_table: Sequence[int], positions: Sequence[int], block_size: int) -> list[int]:
-    """Slots of `positions` (logical token positions) of one sequence: `[len(positions)]`."""
+    """The cache slots of `positions` (logical token positions) of one sequence: `[len(positions)]`."""
     # Stuck? minillm labs hint 3.2
     raise NotImplementedError("Lab 3.2 slot_mapping; hint: minillm labs hint 3.2")
 
@@ -41,28 +41,31 @@ class BlockTable:
         self.block_ids: list[int] = []
 
     def grow(self, num_tokens: int) -> None:
-        """Own enough blocks for `num_tokens` tokens in all.
+        """Allocate blocks until the table holds `num_tokens` tokens in all.
 
         Raises:
-            OutOfBlocks: the pool cannot give what is missing; the table is unchanged.
+            OutOfBlocks: the pool has too few free blocks; the table is unchanged.
         """
         # Stuck? minillm labs hint 3.3
         raise NotImplementedError("Lab 3.3 BlockTable.grow; hint: minillm labs hint 3.3")
 
     def fork(self, num_tokens: int) -> tuple[BlockTable, tuple[int, int] | None]:
-        """A second table over the same first `num_tokens` tokens.
+        """Make a second table over the same first `num_tokens` tokens.
 
-        Full blocks are shared. A last block that is partly full will be written by both, so the
-        fork gets one of its own: returned as `(source, destination)` for the caller to copy.
+        Full blocks are shared. A partly full last block will be written by both sequences, so the fork
+        gets its own block, and the caller must copy the content.
+
+        Returns:
+            The fork, and `(source, destination)` of the block to copy, or None.
 
         Raises:
-            OutOfBlocks: no block for the copy; nothing was shared.
+            OutOfBlocks: no block is free for the copy; nothing was shared.
         """
         # Stuck? minillm labs hint 3.4
         raise NotImplementedError("Lab 3.4 BlockTable.fork; hint: minillm labs hint 3.4")
 
     def truncate(self, num_tokens: int) -> int:
-        """Give back the blocks behind the first `num_tokens` tokens; returns how many."""
+        """Free the blocks after the first `num_tokens` tokens; return their number."""
         keep = blocks_for(num_tokens, self._pool.block_size)
         behind = self.block_ids[keep:]
         self.block_ids = self.block_ids[:keep]
@@ -70,28 +73,28 @@ class BlockTable:
         return len(behind)
 
     def branch(self, start: int, num_tokens: int) -> list[int]:
-        """Blocks of another future of this sequence, which parts from it at position `start`.
+        """Allocate blocks for a branch: another continuation of this sequence from position `start` on.
 
-            table     [ 5 ][ 2 ][ 7 ][ 9 ]        start lies in block 7: the branch has its own from there
-            branch    [ 5 ][ 2 ][ 4 ][ 1 ]        on (4 must be given what 7 holds up to `start`)
+            table     [ 5 ][ 2 ][ 7 ][ 9 ]        `start` is in block 7: from there on the branch has its
+            branch    [ 5 ][ 2 ][ 4 ][ 1 ]        own blocks (the caller must copy block 7 to block 4)
 
         Returns:
-            Its own block ids, for tokens `start` to `num_tokens`; the table is unchanged.
+            The branch's own block ids, for tokens `start` to `num_tokens`; the table is unchanged.
 
         Raises:
-            OutOfBlocks: the pool cannot give them.
+            OutOfBlocks: the pool has too few free blocks.
         """
         size = self._pool.block_size
         return self._pool.allocate(blocks_for(num_tokens, size) - start // size)
 
     def adopt(self, start: int, own: list[int]) -> list[int]:
-        """Let the branch that parts at `start` be the sequence; returns the blocks of the other future."""
+        """Replace the blocks from position `start` on by a branch's `own` blocks; return the old ones."""
         shared = start // self._pool.block_size
         before, self.block_ids = self.block_ids[shared:], self.block_ids[:shared] + own
         return before
 
     def release(self) -> None:
-        """Give every block back to the pool."""
+        """Free every block."""
         self._pool.free(self.block_ids)
         self.block_ids = []
 
@@ -101,11 +104,11 @@ def prefill(runner: ModelRunner, chunks: Sequence[PrefillChunk]) -> Tensor:
 
     Args:
         runner: runs the model over the paged cache.
-        chunks: at most one for each sequence.
+        chunks: at most one per sequence.
 
     Returns:
-        Logits of each chunk's last token [len(chunks), vocab_size]: for a chunk that holds the newest
-        token, the scores of the next.
+        The logits after each chunk's last token [len(chunks), vocab_size]. If a chunk ends with the newest
+        token of its sequence, these are the logits of the next token.
     """
     # Stuck? minillm labs hint 3.5
     raise NotImplementedError("Lab 3.5 prefill; hint: minillm labs hint 3.5")
@@ -116,10 +119,10 @@ def decode(runner: ModelRunner, rows: Sequence[DecodeRow]) -> Tensor:
 
     Args:
         runner: runs the model over the paged cache.
-        rows: one for each sequence; its block table has room for the token.
+        rows: one per sequence; its block table has room for the token.
 
     Returns:
-        Logits of the next token of each sequence [len(rows), vocab_size].
+        The logits of each sequence's next token [len(rows), vocab_size].
     """
     # Stuck? minillm labs hint 3.6
     raise NotImplementedError("Lab 3.6 decode; hint: minillm labs hint 3.6")

@@ -26,12 +26,12 @@ class BlockPool:
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = require_int("num_blocks", num_blocks, minimum=0)
         self.block_size = require_int("block_size", block_size, minimum=1)
-        self._free = list(range(num_blocks - 1, -1, -1))  # its end is the top of the stack
+        self._free = list(range(num_blocks - 1, -1, -1))  # the end of the list is the top of the stack
         self._ref_count = [0] * num_blocks
 
     @property
     def num_free(self) -> int:
-        """Blocks nobody owns."""
+        """Blocks without an owner."""
         return len(self._free)
 
     @property
@@ -40,11 +40,14 @@ class BlockPool:
         return self.num_blocks - len(self._free)
 
     def ref_count(self, block_id: int) -> int:
-        """How many owners `block_id` has; 0 means free."""
+        """The number of owners of `block_id`; 0 means free."""
         return self._ref_count[self._checked(block_id)]
 
     def allocate(self, count: int = 1) -> list[int]:
-        """Take `count` free blocks, the last one freed first, each with one owner.
+        """Allocate `count` free blocks, the one freed last first; each gets one owner.
+
+        Returns:
+            The block ids.
 
         Raises:
             OutOfBlocks: fewer than `count` are free; nothing was allocated.
@@ -64,11 +67,11 @@ class BlockPool:
     def free(self, block_ids: Iterable[int]) -> None:
         """Remove one owner from each block; a block without owners becomes free.
 
-        Last block first, so that a stack of free blocks hands a sequence's blocks out again in
-        the order the sequence held them.
+        The last block is freed first. So the stack of free blocks returns the blocks of a sequence in the
+        order in which the sequence held them.
 
         Raises:
-            ValueError: one of them has no owner left to remove; nothing was changed.
+            ValueError: one of them has no owner to remove; nothing was changed.
         """
         # Stuck? minillm labs hint 4.3
         raise NotImplementedError("Lab 4.3 BlockPool.free; hint: minillm labs hint 4.3")
@@ -79,12 +82,12 @@ class BlockPool:
         return block_id
 
     def _require_owners(self, ids: set[int], times: Mapping[int, int]) -> None:
-        """Each of `ids` has at least `times[id]` (or one) owners; checked before any is touched."""
+        """Require at least `times[id]` owners (default one) for each id; called before any count changes."""
         # Stuck? minillm labs hint 4.4
         raise NotImplementedError("Lab 4.4 BlockPool._require_owners; hint: minillm labs hint 4.4")
 
 
 def group_blocks(prompt_len: int, total_len: int, n: int, block_size: int) -> int:
-    """Blocks of n sequences of `total_len` tokens that share the full blocks of their prompt."""
+    """Blocks for n sequences of `total_len` tokens each that share the full blocks of their prompt."""
     # Stuck? minillm labs hint 4.5
     raise NotImplementedError("Lab 4.5 group_blocks; hint: minillm labs hint 4.5")

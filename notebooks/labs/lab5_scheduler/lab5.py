@@ -24,13 +24,13 @@ from minillm.observe.events import Events
 
 
 def rank(sequence: Sequence, now: float) -> tuple[int, int, int]:
-    """Who goes first, smallest first: priority less its age, then submission, then sample index."""
+    """The order of sequences, smallest first: priority minus age, then submission, then sample index."""
     # Stuck? minillm labs hint 5.1
     raise NotImplementedError("Lab 5.1 rank; hint: minillm labs hint 5.1")
 
 
 class WaitingLine:
-    """Requests by priority, then by submission; a preempted one stands where it stood before."""
+    """Waiting sequences by priority, then by submission. A preempted sequence gets its old place back."""
 
     def __init__(self) -> None:
         self._lines: dict[int, list[Sequence]] = {}
@@ -39,12 +39,12 @@ class WaitingLine:
         return sum(map(len, self._lines.values()))
 
     def add(self, sequence: Sequence) -> None:
-        """Queue `sequence` in its place."""
+        """Insert `sequence` at its place."""
         line = self._lines.setdefault(sequence.params.priority, [])
         bisect.insort(line, sequence, key=lambda r: (r.order, r.index))
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence, if it waits here."""
+        """Remove a sequence, if it is waiting."""
         line = self._lines.get(sequence.params.priority, [])
         if sequence in line:
             line.remove(sequence)
@@ -52,7 +52,7 @@ class WaitingLine:
             self._lines.pop(sequence.params.priority, None)
 
     def first(self, now: float) -> Sequence | None:
-        """The next in turn at time `now`."""
+        """The sequence with the smallest rank at time `now`, or None."""
         # Stuck? minillm labs hint 5.2
         raise NotImplementedError("Lab 5.2 WaitingLine.first; hint: minillm labs hint 5.2")
 
@@ -65,27 +65,27 @@ class Scheduler:
     def __init__(self, config: EngineConfig, memory: KVCacheManager, events: Events) -> None:
         self._config, self._memory, self._events = config, memory, events
         self.waiting = WaitingLine()
-        self.running: list[Sequence] = []  # by rank
-        self.current: Sequence | None = None  # being admitted: an exception meanwhile is about it alone
+        self.running: list[Sequence] = []  # sorted by rank
+        self.current: Sequence | None = None  # being admitted; an exception now ends this sequence only
 
     def add(self, request: Request) -> None:
-        """Queue a request that is known to fit the whole pool; its first sequence stands for all."""
+        """Queue a request that fits the whole pool. Its first sequence waits; the others fork from it."""
         self.waiting.add(request.sequences[0])
 
     def fork(self, source: Sequence, child: Sequence) -> None:
-        """A sample that begins where `source` stands; its place was kept when `source` was admitted."""
+        """Run `child`, a fork of `source`. Its place was reserved when `source` was admitted."""
         child.rank = (*source.rank[:2], child.index)
         bisect.insort(self.running, child, key=lambda r: r.rank)
 
     def requeue(self, sequence: Sequence) -> None:
-        """Queue a sequence that has lost its blocks, in its old place; it will compute its tokens again."""
+        """Queue a sequence that has lost its blocks at its old place; it will recompute its tokens."""
         if sequence in self.running:
             self.running.remove(sequence)
         self.waiting.remove(sequence)
         self.waiting.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence, wherever it is, and give its blocks back."""
+        """Remove a sequence, running or waiting, and free its blocks."""
         if sequence in self.running:
             self.running.remove(sequence)
         else:
@@ -93,12 +93,12 @@ class Scheduler:
         self._memory.free(sequence)
 
     def schedule(self, now: float) -> StepPlan:
-        """Plan one step, preempting and admitting as memory asks. An idle engine gets an empty plan."""
+        """Plan one step; preempt and admit sequences as memory allows. An idle engine gets an empty plan."""
         # Stuck? minillm labs hint 5.5
         raise NotImplementedError("Lab 5.5 Scheduler.schedule; hint: minillm labs hint 5.5")
 
     def _order_running(self, now: float) -> None:
-        """Ranks as of now: with those of different times, an aged newcomer could outrank its elders."""
+        """Compute all ranks for the same time; otherwise a new sequence could outrank an older one."""
         for sequence in self.running:
             sequence.rank = rank(sequence, now)
         self.running.sort(key=lambda r: r.rank)
@@ -106,9 +106,10 @@ class Scheduler:
     # Memory ---------------------------------------------------------------------------------
 
     def _fits(self, plan: StepPlan, sequence: Sequence, num_tokens: int, forks: int = 0) -> bool:
-        """Count the blocks for `num_tokens` into the plan, preempting newer sequences for them.
+        """Count the blocks for `num_tokens` tokens in the plan; preempt newer sequences if they are missing.
 
-        False when the sequence is itself the newest and has been preempted, or has to wait.
+        Returns:
+            False if the sequence is the newest itself: it has been preempted or must wait.
         """
         # Stuck? minillm labs hint 5.4
         raise NotImplementedError("Lab 5.4 Scheduler._fits; hint: minillm labs hint 5.4")
@@ -124,12 +125,12 @@ class Scheduler:
     # Prefill --------------------------------------------------------------------------------
 
     def _prefill(self, plan: StepPlan, sequence: Sequence, budget: int) -> int:
-        """Plan the sequence's next chunk; returns its tokens, 0 if there is no memory for one."""
+        """Plan the sequence's next chunk; return its number of tokens, 0 if no memory is available."""
         # Stuck? minillm labs hint 5.3
         raise NotImplementedError("Lab 5.3 Scheduler._prefill; hint: minillm labs hint 5.3")
 
     def _copies(self, sequence: Sequence) -> int:
-        """Blocks that its other samples copy when they part: each its own partly filled last one."""
+        """Blocks for the forks: each copies the partly filled last block."""
         is_partial = sequence.num_tokens % self._memory.pool.block_size > 0
         return sequence.num_forks if is_partial else 0
 
@@ -148,12 +149,12 @@ class Scheduler:
             budget -= self._prefill(plan, sequence, budget)
 
     def _start(self, plan: StepPlan, sequence: Sequence) -> bool:
-        """Give the sequence what the prefix cache has of it, if the rest of it has room."""
+        """Give the sequence its cached blocks, if there is room for the rest; return whether there is."""
         # Stuck? minillm labs hint 5.6
         raise NotImplementedError("Lab 5.6 Scheduler._start; hint: minillm labs hint 5.6")
 
     def _headroom(self) -> int:
-        """Blocks the running sequences take in their next tokens."""
+        """Blocks that the running sequences need for their next `headroom_tokens` tokens."""
         size = self._memory.pool.block_size
         blocks = 0
         for r in self.running:

@@ -20,43 +20,43 @@ from minillm.memory.prefix_cache import SCHEMA, CachedBlock, HashFunction, Scope
 
 
 def encode(*fields: str | bytes | int | Sequence[int] | None) -> bytes:
-    """Fields as bytes that no other fields have: each with its type and its length."""
+    """Encode fields as bytes, each with its type and its length, so that different fields never collide."""
     # Stuck? minillm labs hint 6.1
     raise NotImplementedError("Lab 6.1 encode; hint: minillm labs hint 6.1")
 
 
 class PrefixCache:
-    """Full blocks by content. It owns one reference on each; `match` and `publish` are all it is for."""
+    """Full blocks by content; it owns one reference to each. `publish` adds a block, `match` finds blocks."""
 
     def __init__(self, pool: BlockPool, hash_function: HashFunction = sha256) -> None:
         self._pool, self._hash = pool, hash_function
         self._index: dict[bytes, list[CachedBlock]] = {}
         self._by_block: dict[int, CachedBlock] = {}
         self._unused: OrderedDict[int, CachedBlock] = OrderedDict()  # the least recently used first
-        self.false_matches = 0  # candidates with the right digest and another key
+        self.false_matches = 0  # candidates with the right digest but a different key
 
     @property
     def num_blocks(self) -> int:
-        """Blocks that can be found."""
+        """Blocks in the cache."""
         return len(self._by_block)
 
     @property
     def num_unused(self) -> int:
-        """Blocks that only the cache owns: they can be had."""
+        """Blocks that only the cache owns: they can be evicted."""
         return len(self._unused)
 
     def digest(self, scope: Scope, parent: bytes | None, token_ids: Sequence[int]) -> bytes:
-        """The digest of a block behind the block whose digest is `parent`."""
+        """The digest of the block with `token_ids` that follows the block with digest `parent`."""
         # Stuck? minillm labs hint 6.2
         raise NotImplementedError("Lab 6.2 PrefixCache.digest; hint: minillm labs hint 6.2")
 
     def match(self, scope: Scope, blocks: Iterable[tuple[bytes, Sequence[int]]]) -> list[CachedBlock]:
-        """The longest chain of cached blocks with these (digest, token ids). Nothing changes owner."""
+        """Find the longest chain of cached blocks with these (digest, token ids). No owner is added."""
         # Stuck? minillm labs hint 6.4
         raise NotImplementedError("Lab 6.4 PrefixCache.match; hint: minillm labs hint 6.4")
 
     def acquire(self, blocks: Sequence[CachedBlock]) -> list[int]:
-        """Make the caller an owner of matched blocks; returns their ids."""
+        """Make the caller an owner of matched blocks; return their ids."""
         ids = [block.block_id for block in blocks]
         self._pool.share(ids)
         for block_id in ids:
@@ -64,34 +64,34 @@ class PrefixCache:
         return ids
 
     def is_unused(self, block: CachedBlock) -> bool:
-        """Whether only the cache owns it."""
+        """Whether only the cache owns the block."""
         return block.block_id in self._unused
 
     def publish(
         self, scope: Scope, parent: CachedBlock | None, token_ids: Sequence[int], digest: bytes, block_id: int
     ) -> CachedBlock:
-        """Make a written, full block findable.
+        """Add a written, full block to the cache.
 
         Returns:
-            The block to use from now on: where the same content is cached already that is the older
-            copy, and the caller should take it and give its own back.
+            The block the caller must use from now on. If the same content is already cached, this is the
+            older copy: the caller must acquire it and free its own.
         """
         # Stuck? minillm labs hint 6.5
         raise NotImplementedError("Lab 6.5 PrefixCache.publish; hint: minillm labs hint 6.5")
 
     def released(self, block_ids: Sequence[int]) -> None:
-        """Told after a sequence has given back `block_ids`: those nobody else owns become unused."""
+        """Called after a sequence has freed `block_ids`: blocks that only the cache owns become unused."""
         # Stuck? minillm labs hint 6.6
         raise NotImplementedError("Lab 6.6 PrefixCache.released; hint: minillm labs hint 6.6")
 
     def evict(self, count: int) -> int:
-        """Give back up to `count` unused blocks to the pool, the least recently used first."""
+        """Free up to `count` unused blocks, the least recently used first; return the number freed."""
         # Stuck? minillm labs hint 6.7
         raise NotImplementedError("Lab 6.7 PrefixCache.evict; hint: minillm labs hint 6.7")
 
     def _find(
         self, digest: bytes, scope: Scope, parent: CachedBlock | None, token_ids: tuple[int, ...]
     ) -> CachedBlock | None:
-        """The block with exactly this key; every other one with its digest is a false match."""
+        """Find the block with exactly this key. Every other block with the same digest is a false match."""
         # Stuck? minillm labs hint 6.3
         raise NotImplementedError("Lab 6.3 PrefixCache._find; hint: minillm labs hint 6.3")

@@ -87,21 +87,21 @@ def verify_draft(
 
 
 class NgramIndex:
-    """Where each n-gram of a growing text went on."""
+    """For each n-gram of a growing text, the positions that followed it."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
-        self._next: dict[tuple[int, ...], deque[int]] = {}  # n-gram -> where it went on, latest last
+        self._next: dict[tuple[int, ...], deque[int]] = {}  # n-gram -> the positions after it, latest last
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Append tokens. An n-gram is known once a token has followed it."""
+        """Append tokens. An n-gram enters the index when a token has followed it."""
         # Stuck? minillm labs hint 9.4
         raise NotImplementedError(
             "Lab 9.4 NgramIndex.extend, NgramIndex.continuations; hint: minillm labs hint 9.4"
         )
 
     def continuations(self, length: int, count: int) -> list[list[int]]:
-        """At most `count` branches of `length` tokens, no two with the same first token."""
+        """At most `count` branches of `length` tokens, all with different first tokens."""
         # Stuck? minillm labs hint 9.4
         raise NotImplementedError(
             "Lab 9.4 NgramIndex.extend, NgramIndex.continuations; hint: minillm labs hint 9.4"
@@ -116,23 +116,26 @@ class BlockTable:
         self.block_ids: list[int] = []
 
     def grow(self, num_tokens: int) -> None:
-        """Own enough blocks for `num_tokens` tokens in all.
+        """Allocate blocks until the table holds `num_tokens` tokens in all.
 
         Raises:
-            OutOfBlocks: the pool cannot give what is missing; the table is unchanged.
+            OutOfBlocks: the pool has too few free blocks; the table is unchanged.
         """
         missing = blocks_for(num_tokens, self._pool.block_size) - len(self.block_ids)
         if missing > 0:
             self.block_ids += self._pool.allocate(missing)
 
     def fork(self, num_tokens: int) -> tuple[BlockTable, tuple[int, int] | None]:
-        """A second table over the same first `num_tokens` tokens.
+        """Make a second table over the same first `num_tokens` tokens.
 
-        Full blocks are shared. A last block that is partly full will be written by both, so the
-        fork gets one of its own: returned as `(source, destination)` for the caller to copy.
+        Full blocks are shared. A partly full last block will be written by both sequences, so the fork
+        gets its own block, and the caller must copy the content.
+
+        Returns:
+            The fork, and `(source, destination)` of the block to copy, or None.
 
         Raises:
-            OutOfBlocks: no block for the copy; nothing was shared.
+            OutOfBlocks: no block is free for the copy; nothing was shared.
         """
         num_full, rest = divmod(num_tokens, self._pool.block_size)
         child = BlockTable(self._pool)
@@ -146,31 +149,31 @@ class BlockTable:
         return child, ((self.block_ids[num_full], own[0]) if own else None)
 
     def truncate(self, num_tokens: int) -> int:
-        """Give back the blocks behind the first `num_tokens` tokens; returns how many."""
+        """Free the blocks after the first `num_tokens` tokens; return their number."""
         # Stuck? minillm labs hint 9.5
         raise NotImplementedError("Lab 9.5 BlockTable.truncate; hint: minillm labs hint 9.5")
 
     def branch(self, start: int, num_tokens: int) -> list[int]:
-        """Blocks of another future of this sequence, which parts from it at position `start`.
+        """Allocate blocks for a branch: another continuation of this sequence from position `start` on.
 
-            table     [ 5 ][ 2 ][ 7 ][ 9 ]        start lies in block 7: the branch has its own from there
-            branch    [ 5 ][ 2 ][ 4 ][ 1 ]        on (4 must be given what 7 holds up to `start`)
+            table     [ 5 ][ 2 ][ 7 ][ 9 ]        `start` is in block 7: from there on the branch has its
+            branch    [ 5 ][ 2 ][ 4 ][ 1 ]        own blocks (the caller must copy block 7 to block 4)
 
         Returns:
-            Its own block ids, for tokens `start` to `num_tokens`; the table is unchanged.
+            The branch's own block ids, for tokens `start` to `num_tokens`; the table is unchanged.
 
         Raises:
-            OutOfBlocks: the pool cannot give them.
+            OutOfBlocks: the pool has too few free blocks.
         """
         # Stuck? minillm labs hint 9.6
         raise NotImplementedError("Lab 9.6 BlockTable.branch, BlockTable.adopt; hint: minillm labs hint 9.6")
 
     def adopt(self, start: int, own: list[int]) -> list[int]:
-        """Let the branch that parts at `start` be the sequence; returns the blocks of the other future."""
+        """Replace the blocks from position `start` on by a branch's `own` blocks; return the old ones."""
         # Stuck? minillm labs hint 9.6
         raise NotImplementedError("Lab 9.6 BlockTable.branch, BlockTable.adopt; hint: minillm labs hint 9.6")
 
     def release(self) -> None:
-        """Give every block back to the pool."""
+        """Free every block."""
         self._pool.free(self.block_ids)
         self.block_ids = []
