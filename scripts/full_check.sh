@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that can be checked, the long forms included. Minutes, not seconds.
+# Runs all checks, the long forms of tests included. It takes much longer than test.sh.
 set -u
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
