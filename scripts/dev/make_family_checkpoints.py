@@ -66,7 +66,7 @@ def old_config(variant: Variant, new: Config) -> Config:
 
 
 def random_weights(variant: Variant, config: Config) -> Weights:
-    """Random weights that make every feature change the logits: peaked attention, large biases, uneven norms."""
+    """Random weights with which each feature changes the logits: peaked attention, large biases."""
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**config))
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}

@@ -1,9 +1,9 @@
 # ruff: noqa: E501 - a mutant is a line of the table
-"""Kernels made wrong by one line each: every one is caught, and by what is written down here.
+"""Kernels with one wrong line each (mutants): each is caught by the check that the table names.
 
-A mutant runs in `fast`, where wrong numbers and out-of-bounds accesses show; then in `check`; then its
-traffic is compared with the right kernel's, which is where a slow kernel or a needless read shows. What
-survives all three is a hole in the tests.
+A mutant runs in `fast`, which shows wrong numbers and accesses out of bounds, then in `check`. Then its
+traffic is compared with that of the right kernel, which shows a slow kernel or an unnecessary read. A
+mutant that survives all three shows a gap in the tests.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ except BuildFailed as reason:
 BARRIER = "__syncthreads();"
 WRONG, BYTES, WAVEFRONTS = "wrong numbers", "bytes", "wavefronts"
 
-# (kernel, what the mutant is, line or part of it, what stands there instead, what catches it). A text that
-# begins with "paging.h: " is changed in that file.
+# (kernel, name of the mutant, text, replacement, what catches it). A text that begins with "paging.h: " is
+# replaced in that file.
 MUTANTS = [
     ("attention_v2", "no barrier after slots", f"{BARRIER}  // slots are written, and the previous tile's V has been read", "", WRONG),
     ("attention_v2", "no barrier after K", f"{BARRIER}\n\n    float scores", "float scores", WRONG),
@@ -158,7 +158,7 @@ MUTANTS = [
 ]  # fmt: skip
 
 
-# ---- the right answer, and the run ----------------------------------------------------------------
+# ---- one run per kernel, and its exact result -----------------------------------------------------
 
 ATTENTION = Case([(1, 40), (35, 67), (2, 2), (3, 150)], heads=4, kv_heads=2, dim=32, block_size=4, window=50)
 
@@ -228,9 +228,9 @@ def sample(run):
     ]
     params = [SamplingParams(**options[i % 4]) for i in range(24)]
     keys, seen = [noise_key(i, 0, 0) for i in range(24)], [[0, 5, i % 300, 295] for i in range(24)]
-    batch = SamplingBatch(params, keys, seen, 290)  # of 300: the tokenizer lacks ten
+    batch = SamplingBatch(params, keys, seen, 290)  # of 300 ids: the tokenizer does not have the last ten
     logits = random(24, 300, scale=1.5).round()
-    logits[:, 5] = 6  # likely, if it had not been seen
+    logits[:, 5] = 6  # likely without the penalty
     names = ("keys", "numbers", "top_k", "seen", "seen_end")
     columns = dict(zip(names, batch.tensors(), strict=True))
     scratch, tokens = torch.zeros(24, 290), torch.zeros(24, dtype=torch.int64)
@@ -247,10 +247,11 @@ VERIFY_VOCAB = 301  # ten warps: parts of 31, 4 and 1
 
 
 def verify_requests(k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Random ones; then a draft whose u q is p, one where p is q, uniforms on a border and at both ends.
+    """Random requests; then a draft with u q = p, one with p = q, uniforms on a border and at both ends.
 
-    The last six end in zeros, and a uniform that rounding can leave unreached must not draw one of them (sums
-    of float32 numbers above 2^-29 are exact in float64: theirs are smaller).
+    The last six rows end in zeros. With the largest uniform rounding can keep the running sum below the
+    threshold; then none of these ids may be drawn. (Sums of float32 numbers above 2^-29 are exact in
+    float64; these are smaller.)
     """
     drafts = make_drafts(24, k, VERIFY_VOCAB, True, seed=7)
     draft, q, p, uniforms = (
@@ -306,7 +307,7 @@ RUNS = {
 
 
 def build(kernel: str, folder: Path, old: str = "", new: str = "") -> KernelLibrary:
-    """The kernel with `old` replaced, for float32 and heads of 32 alone, which compiles in half a second."""
+    """The kernel with `old` replaced; only float32 and head_dim 32, so that it compiles in half a second."""
     for name in (f"{kernel}.cu", "paging.h", "dispatch.h"):
         (source,) = find_sources("cuda", name)
         shutil.copy(source, folder)
@@ -325,7 +326,7 @@ def build(kernel: str, folder: Path, old: str = "", new: str = "") -> KernelLibr
 
 
 def verdict(kernel: str, library: KernelLibrary, right: KernelLibrary) -> str:
-    """What catches it, or "survived"."""
+    """The check that catches the mutant, or "survived"."""
     case = RUNS[kernel][0]
     for name in ("fast", "check"):
         try:
@@ -344,7 +345,7 @@ def verdict(kernel: str, library: KernelLibrary, right: KernelLibrary) -> str:
 
 @pytest.fixture(scope="module")
 def right(tmp_path_factory):
-    """The kernels as they are."""
+    """The unchanged kernels."""
     made = {}
 
     def get(kernel: str) -> KernelLibrary:
