@@ -1,13 +1,12 @@
-"""Train the models that ship with minillm. After an interruption, run the same command again to resume.
+"""Train the models that ship with minillm. Resumable: run the same command again after an interruption.
 
     python scripts/train.py target --data DATA --steps 1600      about an hour on two CPU cores
-    python scripts/train.py draft  --data DATA --steps 1000      trains the draft to imitate the target
-    python scripts/train.py polish --data DATA --steps 260       trains the draft further, mostly on stories
-                                                                 that the target has generated
-    python scripts/train.py export --data DATA                   measures both models and writes minillm/zoo/
+    python scripts/train.py draft  --data DATA --steps 1000      imitates the trained target
+    python scripts/train.py polish --data DATA --steps 260       the draft again, on the target's own stories
+    python scripts/train.py export --data DATA                   writes minillm/zoo/ and measures
 
-DATA contains corpus/ and fairytaleqa/ (described in the model cards). Work files (tokenizer, token caches,
-checkpoints) are written to --work. Needs numpy; a GPU is used if there is one.
+DATA holds corpus/ and fairytaleqa/ (see the model cards for what they are). Work files (tokenizer,
+token caches, checkpoints) go to --work. Needs numpy; a GPU is used if there is one.
 """
 
 from __future__ import annotations
@@ -36,15 +35,15 @@ _QUICK_DOCS = 100
 
 @dataclass(frozen=True)
 class Imitation:
-    """A stage of the draft's training on stories of the target, whose tokens the draft will have to guess."""
+    """A stage of the draft's training: it learns on the target's own stories, which it will have to guess."""
 
     stories: int
     seed: int
-    share: float  # share of the windows that come from these stories
-    peak: float  # peak learning rate, relative to the target's
+    share: float  # of the windows
+    peak: float  # of the learning rate
 
 
-# First mostly the corpus, to learn the language; then mostly stories of the target.
+# First mostly the corpus, for language; then mostly what the draft is for.
 IMITATIONS = {"draft": Imitation(2000, 7, 0.4, 1.0), "polish": Imitation(6000, 8, 0.85, 0.4)}
 
 
@@ -99,7 +98,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _with_generated(mixture: Mixture, imitation: Imitation, args: argparse.Namespace) -> Mixture:
-    """The corpus, with the stories that the target generated as another source."""
+    """The corpus with the target's own stories beside it."""
     openings = load_tokens(args.data, args.work, "stories")
     docs = generated_documents(FOLDERS["target"], openings, args.work, imitation.stories, imitation.seed)
     sources = {**mixture.sources, "generated": Source(docs, seed=len(MIX) + 1, in_pieces=False)}
@@ -116,7 +115,7 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _trained(name: str, work: Path) -> LanguageModel:
-    """The model of a finished stage, with weights rounded to bfloat16 as in the exported file."""
+    """The model of a finished stage, with its weights rounded to bfloat16 as they ship."""
     model = LanguageModel(SHAPES["target" if name == "target" else "draft"])
     state = torch.load(work / f"{name}.pt", weights_only=True)["model"]
     model.load_state_dict({key: value.bfloat16() for key, value in state.items()})

@@ -1,4 +1,4 @@
-"""The model cards: measurements of the exported weights, and ten samples that were not selected."""
+"""The model cards: what was measured on the exported weights, and ten samples nobody picked."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def write_cards(
 
 
 def _agreement(models: dict[str, LanguageModel], valid: list[Tokens]) -> float:
-    """Argmax agreement of draft and target on the target's greedy continuations of validation stories."""
+    """Argmax agreement of draft and target on the target's greedy continuations of validation openings."""
     device = next(models["target"].parameters()).device
     openings = np.stack([doc[:_PROMPT_TOKENS] for doc in valid[:_AGREEMENT_PROMPTS]]).astype(np.int64)
     text = greedy_text(models["target"].eval(), torch.from_numpy(openings).to(device), _AGREEMENT_LENGTH)
@@ -132,7 +132,7 @@ def _agreement(models: dict[str, LanguageModel], valid: list[Tokens]) -> float:
 
 @torch.no_grad()
 def _by_position(model: LanguageModel, valid: list[Tokens]) -> str:
-    """Nats per token by range of positions: about equal if the model has learned all positions."""
+    """Nats per token in ranges of positions: flat where positions are sound."""
     stream = np.concatenate(valid)[: _WINDOWS * 4096].astype(np.int64).reshape(_WINDOWS, 4096)
     losses = []
     for window in torch.from_numpy(stream).to(next(model.parameters()).device).split(2):

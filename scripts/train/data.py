@@ -1,10 +1,10 @@
-"""The corpus as streams of tokens: documents are shuffled in each epoch, joined, and cut into windows.
+"""The corpus as token streams: documents shuffled each epoch, end to end, cut into windows.
 
     <|endoftext|> story <|endoftext|> story <|endoftext|> ...
     [ window of length + 1 tokens ][ window ][ window ]    input: all but the last, target: all but the first
 
-Stories are shuffled as whole documents: an epoch reads each story once, in a new order. Books and tales are
-long, so they are shuffled in pieces; nearly all windows still contain consecutive text.
+Stories keep their documents whole (an epoch reads each once, in a new order). Books and tales are
+long, so they are shuffled in pieces; a window then still reads consecutive text nearly everywhere.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 END_OF_TEXT = "<|endoftext|>"
 VOCAB_SIZE = 4096
-# Share of the windows that come from each source. The models are made for stories; books and tales extend
-# their vocabulary and are the only long documents.
+# Share of the windows that come from each source. Stories are what the models are for; books and
+# tales widen their vocabulary and are the only long documents.
 MIX = {"stories": 0.72, "tales": 0.08, "books": 0.20}
 FILES = {
     "stories": "corpus/tinystories_train.txt",
@@ -38,7 +38,7 @@ def documents(path: Path) -> list[str]:
 
 
 def train_tokenizer(data: Path, path: Path) -> None:
-    """Train the byte-level BPE on stories, tales and the start of each book, so that no book dominates."""
+    """Train the byte-level BPE on stories, tales and the start of each book, so that no book rules it."""
     texts = documents(data / FILES["stories"]) + documents(data / FILES["tales"])
     texts += [book[:_BOOK_CHARS_FOR_BPE] for book in documents(data / FILES["books"])]
     tokenizer = Tokenizer(models.BPE())
@@ -60,7 +60,7 @@ def train_tokenizer(data: Path, path: Path) -> None:
 
 
 def load_tokens(data: Path, work: Path, name: str) -> list[Tokens]:
-    """Token ids of every document of source `name`, each after an end-of-text token; cached in `work`."""
+    """Token ids of every document of source `name`, each led by end-of-text; cached in `work`."""
     cache = work / f"{name}.npz"
     if not cache.is_file():
         tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
@@ -81,13 +81,13 @@ class Source:
         self.seek(0, 0)
 
     def seek(self, epoch: int, position: int) -> None:
-        """Go to a position in the token stream of an epoch."""
+        """Go to a position of an epoch's order."""
         self.epoch, self.position = epoch, position
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._docs))
         self._stream = np.concatenate([self._docs[i] for i in order])
 
     def take(self, count: int) -> Tokens:
-        """The next `count` tokens. The last one is only a target; it is also the first of the next window."""
+        """The next `count` tokens; the last is the first of the next window (it is only a target)."""
         if self.position + count > len(self._stream):
             self.seek(self.epoch + 1, 0)
         window = self._stream[self.position : self.position + count]
@@ -96,7 +96,7 @@ class Source:
 
 
 class Mixture:
-    """Batches of windows from several sources; the step number decides the sources."""
+    """Batches of windows drawn from several sources; which source is a function of the step."""
 
     def __init__(self, sources: dict[str, Source], shares: dict[str, float]) -> None:
         self.sources, self._shares = sources, shares
@@ -117,7 +117,7 @@ class Mixture:
         return np.stack([self.sources[name].take(length + 1) for name in names]).astype(np.int64)
 
     def state(self) -> dict[str, tuple[int, int]]:
-        """The position of every source."""
+        """Where every source stands."""
         return {name: (s.epoch, s.position) for name, s in self.sources.items()}
 
     def restore(self, state: dict[str, tuple[int, int]]) -> None:

@@ -1,4 +1,4 @@
-"""Bits per byte on held-out stories, and how often draft and target have the same most likely token."""
+"""Bits per byte on held-out stories, and how often the draft names the target's token."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ END_OF_TEXT = 0
 def bits_per_byte(model: LanguageModel, docs: Sequence[Tokens], tokenizer: Tokenizer) -> float:
     """Mean code length of the documents in bits per byte of their text.
 
-    Each document is scored separately, after one end-of-text token; its own end-of-text is not scored.
+    Each document is scored by itself, behind one end-of-text token; its own end is not scored.
     """
     model.eval()
     nats, num_bytes = 0.0, 0
@@ -43,7 +43,7 @@ def bits_per_byte(model: LanguageModel, docs: Sequence[Tokens], tokenizer: Token
 
 
 def _batches(docs: list[Tokens]) -> list[list[Tokens]]:
-    """Batches of documents of similar length, with at most `_BATCH_TOKENS` tokens including padding."""
+    """Documents of similar length together, at most `_BATCH_TOKENS` padded tokens in a batch."""
     batches: list[list[Tokens]] = [[]]
     for doc in sorted(docs, key=len):
         if (len(batches[-1]) + 1) * len(doc) > _BATCH_TOKENS and batches[-1]:
@@ -54,7 +54,7 @@ def _batches(docs: list[Tokens]) -> list[list[Tokens]]:
 
 @torch.no_grad()
 def greedy_text(model: LanguageModel, prompts: torch.Tensor, length: int) -> torch.Tensor:
-    """Greedy continuations of prompts of equal length [batch, n] -> [batch, n + length]; without a cache."""
+    """Greedy continuations of equally long prompts [batch, n] -> [batch, n + length]. No cache: small use."""
     ids = prompts
     for _ in range(length):
         with torch.autocast(ids.device.type, torch.bfloat16):
@@ -66,9 +66,9 @@ def greedy_text(model: LanguageModel, prompts: torch.Tensor, length: int) -> tor
 def argmax_agreement(
     target: LanguageModel, draft: LanguageModel, text: torch.Tensor, prompt_len: int
 ) -> float:
-    """Share of the generated positions of `text` where draft and target have the same most likely token.
+    """Share of the generated positions of `text` where the draft's likeliest token is the target's.
 
-    Positions after the end of a story do not count: there the target repeats itself and is easy to guess.
+    Positions behind a story's end do not count: a target that goes on there repeats itself, and is easy.
     """
     with torch.autocast(text.device.type, torch.bfloat16):
         ours = draft(text)[:, prompt_len - 1 : -1].argmax(-1)

@@ -1,4 +1,4 @@
-"""Stories that the target generates, as training data of the draft: half greedy, half sampled."""
+"""Stories the target tells, for the draft to learn from: half greedy, half sampled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LENGTH = 200
 def generated_documents(
     target: Path, openings: list[Tokens], work: Path, count: int, seed: int
 ) -> list[Tokens]:
-    """The target's continuations of the first 4 to 16 tokens of `count` stories; cached in `work`."""
+    """The target's continuations of the first 4 to 16 tokens of `count` training stories; kept in `work`."""
     cache = work / f"generated-{count}.npz"
     if not cache.is_file():
         rng = np.random.default_rng(seed)

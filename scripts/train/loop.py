@@ -1,16 +1,15 @@
-"""The training loop: Muon for the matrices, AdamW for the rest; the rate is constant, then decays.
+"""The training loop: Muon for the matrices, AdamW for the rest, a constant rate and a long decay.
 
     learning rate   /----------------\\              windows, target   256 | 512 | 4096
                    /                  \\______ 0       until            75 %  92 %  100 % of the steps
                                                     windows, draft    256 | 256 512 256 4096, in turns
                                                     until            40 %  100 %
 
-Matrices of hidden layers are trained with Muon (orthogonalised updates), embeddings and norms with AdamW.
-Most steps use short windows, since most stories are short. Some steps use long documents, so that the model
-learns positions up to 4,096. The target has its long windows at the end, which is cheapest. The single
-layer of the draft would forget short texts in such a phase (from 0.84 to 0.86 bits per byte on the same
-stories), so its long windows alternate with short ones. A checkpoint holds the whole state, so a killed run
-can be resumed.
+Matrices of hidden layers are trained with Muon (updates made orthogonal), embeddings and norms with
+AdamW. Most steps use short windows, as most stories are short; some use long documents, so that
+positions up to 4,096 are sound. The target meets them last, which is cheapest. The single layer of
+a draft forgets short texts in such a phase (from 0.84 to 0.86 bits per byte on the same stories), so
+its long windows come in turns with short ones. A checkpoint holds all state; a killed run goes on.
 
 Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024).
 """
@@ -42,23 +41,23 @@ Windows = Callable[[int, int], int]
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Factor of the learning rate at `step` of `steps`: warm-up, constant, linear decay to zero."""
+    """Share of the full rate at `step` of `steps`: warm-up, constant, linear decay to zero."""
     return min(1.0, (step + 1) / _WARM_UP_STEPS) * min(1.0, (steps - step) / (_DECAY_SHARE * steps))
 
 
 def long_last(step: int, steps: int) -> int:
-    """Tokens per window at `step` of the target's training."""
+    """Tokens of a window at `step` of the target's training."""
     done = step / steps
     return 256 if done < 0.75 else 512 if done < 0.92 else 4096
 
 
 def long_in_turns(step: int, steps: int) -> int:
-    """Tokens per window at `step` of the draft's training."""
+    """Tokens of a window at `step` of the draft's training."""
     return 256 if step < 0.4 * steps else (256, 512, 256, 4096)[step % 4]
 
 
 class Trainer:
-    """One model in training; `run` continues from the current step to a number of steps."""
+    """One model in training; `run` takes it to a number of steps, from wherever it stands."""
 
     def __init__(
         self,
@@ -81,7 +80,7 @@ class Trainer:
             self._restore(torch.load(checkpoint, weights_only=True))
 
     def run(self, steps: int, report: Report) -> None:
-        """Train until step `steps`; calls `report(step, loss, info)` after each step."""
+        """Train to `steps` in all; `report(step, loss, info)` after each."""
         device = next(self.model.parameters()).device
         compiled = torch.compile(self.model, dynamic=False)
         while self.step < steps:
@@ -107,7 +106,7 @@ class Trainer:
                 group["lr"] = rate * share
 
     def _save(self) -> None:
-        """Write to another file, then rename it: a run killed here does not damage the old checkpoint."""
+        """Write beside, then rename: a run killed here leaves the old checkpoint whole."""
         state = {
             "model": self.model.state_dict(),
             "muon": self._muon.state_dict(),
@@ -134,9 +133,9 @@ def next_token_loss(model: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
 
 
 def distillation_loss(target: LanguageModel) -> Loss:
-    """Mean cross-entropy of the draft's distribution and the target's: the draft imitates the target.
+    """Mean cross-entropy of the draft's distribution against the target's: imitate, not predict.
 
-    A good draft often proposes the token that the target samples, whether or not the text continues with it.
+    A draft is judged by how often it names the token the target would have drawn.
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531).
     """
     teacher = torch.compile(target.eval().requires_grad_(False), dynamic=False)

@@ -1,8 +1,8 @@
 """The Llama architecture for training: dense batches [batch, length] and autograd.
 
-The engine's decoder (`minillm/model/decoder.py`) computes the same function with a paged cache, one token
-dimension for all sequences, and fused projections. A test checks that both agree on the same weights.
-Parameters have Hugging Face's names, so a state dict is a checkpoint.
+The engine's decoder (`minillm/model/decoder.py`) computes the same function over a paged cache,
+one flat token dimension and fused projections; a test checks that the two agree on one set of
+weights. Parameters carry Hugging Face's names, so a state dict is a checkpoint.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention, then MLP; the result of each is added to its input."""
+    """Attention and MLP, each added to the running sum."""
 
     def __init__(self, s: Shape) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class _Body(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """ids [batch, length] -> logits [batch, length, vocab_size]; the head is tied to the embedding."""
+    """ids [batch, length] -> logits [batch, length, vocab_size], head tied to the embedding."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class LanguageModel(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02)
-            # A layer starts as the identity: attention and MLP return zero.
+            # Layers start as the identity: what they add to the sum is zero.
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 nn.init.zeros_(parameter)
 

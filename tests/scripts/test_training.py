@@ -1,4 +1,4 @@
-"""The training model and the engine's decoder compute the same function; learning rate and data are right."""
+"""The training model and the engine's decoder compute one function; the schedule and the data are sound."""
 
 import sys
 from itertools import pairwise
@@ -22,7 +22,7 @@ def scripts_on_path():
 
 @pytest.fixture
 def exported(tmp_path):
-    """A small training model with random weights, and its exported folder."""
+    """A small trained-shape model with random weights, and its exported folder."""
     from tokenizers import Tokenizer, models
     from train.export import export
     from train.model import LanguageModel, Shape
@@ -32,7 +32,7 @@ def exported(tmp_path):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-            parameter.copy_(parameter.bfloat16())  # rounded as by the export
+            parameter.copy_(parameter.bfloat16())  # what the export rounds to
     Tokenizer(models.BPE({"<|endoftext|>": 0}, [])).save(str(tmp_path / "tokenizer.json"))
     export(model, tmp_path / "tokenizer.json", tmp_path / "model")
     return model, tmp_path / "model"
