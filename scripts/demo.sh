@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up (once) and lets the shipped model continue a story. Arguments go to `minillm generate`:
+# Sets up the environment (once) and lets the shipped model continue a story. Arguments go to `minillm generate`:
 #   bash scripts/demo.sh -p "The dragon" --temperature 0.7
 set -u
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"

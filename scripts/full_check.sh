@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that can be checked, the long forms included: up to 90 minutes on two cores. Each part's time is
-# printed when it ends and again in the summary.
+# Runs all checks, the long forms of tests included: up to 90 minutes on two cores. Prints the time of each
+# part when it ends, and all of them at the end.
 set -u
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 minillm_setup test

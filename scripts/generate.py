@@ -1,4 +1,4 @@
-"""`minillm generate`, as a script of the checkout: python scripts/generate.py -p "Once upon a time"."""
+"""`minillm generate` as a script: python scripts/generate.py -p "Once upon a time"."""
 
 import sys
 

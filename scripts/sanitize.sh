@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The tests of the native kernels over a build of csrc/cpu with ASan and UBSan: reads and writes outside a
-# tensor, overflows, misaligned loads. Arguments replace the tests; those of the simulator then run its
+# Runs the tests of the native kernels with csrc/cpu compiled with ASan and UBSan, which find accesses outside a
+# tensor, overflows and misaligned loads. Arguments replace the list of tests. Tests of the simulator then run its
 # flavour asan: bash scripts/sanitize.sh tests/cuda/test_cuda_kernels.py
-# minillm/toolchain/sanitizer.py says what such a process needs.
+# minillm/toolchain/sanitizer.py describes the environment.
 set -u
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 minillm_setup test
@@ -11,7 +11,7 @@ cd "$repo" || exit 1
 settings=()
 while IFS= read -r setting; do settings+=("$setting"); done < <("$env_python" -m minillm.toolchain.sanitizer)
 [ ${#settings[@]} -gt 0 ] || { say "sanitize: the compiler has no sanitizers: skipped"; exit 0; }
-# The simulator has runs of its own; here it would be asked once more for verification.
+# "not simt": full_check.sh runs the simulator's tests separately.
 [ $# -gt 0 ] || set -- tests/ops/test_native_*.py tests/ops/test_verify_*.py tests/engine/test_invariance.py -k "not simt"
 
 exec env "${settings[@]}" "$env_python" -m pytest -q "$@"

@@ -1,12 +1,12 @@
-// Passes over a whole model: one, one with a draw, and several decode steps without coming back, which is what a
-// draft model does between two passes of its target.
+// Passes over a whole model: one pass, one pass with sampling, and several decode steps in one call. A draft model
+// uses the last one between two passes of its target.
 //
-//     level 0    the given rows, several a sequence -> layers -> last row -> head -> draw
-//     level 1    one row each: the token just drawn, at the next position    -> head -> draw
-//     level 2    ...                                sequences that want no more drop out at the end
+//     level 0    the given rows, several per sequence -> layers -> last row -> head -> sample
+//     level 1    one row per sequence: the token just sampled, at the next position -> head -> sample
+//     level 2    ...                    a sequence that has reached its depth is left out; these are the last ones
 //
-// Each level is a pass (pass.h) and a draw, so the tokens are those of the loop in Python (a test compares them).
-// It saves that loop: for a model that fits in the caches it costs more than the model.
+// Each level is a pass (pass.h) and a draw, so the tokens equal those of the same loop in Python (a test compares
+// them). The call saves the Python loop, which costs more than the model itself if the model fits in the caches.
 
 #include <vector>
 
@@ -48,7 +48,7 @@ class Ahead {
   }
 
  private:
-  // Sequences, of which the first have the most to draw, that draw at this level.
+  // The number of sequences that draw at this level. Depths fall, so these are the first ones.
   int64_t count_alive(int64_t level) const {
     int64_t alive = 0;
     while (alive < first_.num_seqs && a_.depths[alive] > level) alive++;

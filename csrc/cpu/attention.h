@@ -1,22 +1,22 @@
-// Paged attention: softmax(Q K^T scale) V over the pages of each sequence, without ever holding a row
-// of scores longer than 64.
+// Paged attention: softmax(Q K^T scale) V over the pages of each sequence. At any time only 64 scores of a row
+// are stored.
 //
-//   keys        | tile 0 (0..63) | tile 1 (64..127) | tile 2 ...        tiles at absolute positions
+//   keys        | tile 0 (0..63) | tile 1 (64..127) | tile 2 ...        tiles begin at multiples of 64
 //   row r       m, l, O  ------>   m, l, O  ------->   m, l, O          running maximum, sum, output
 //
 //   for each tile:  S = q K^T scale;  m' = max(m, S);  P = e^(S - m');  O = O e^(m - m') + P V;  l likewise
 //
 // Source: Milakov & Gimelshein 1805.02867 (online softmax); Dao et al. 2205.14135 (flash attention).
 //
-// Contract C2: the tiles start at multiples of 64 of the logical position, and a row walks them in
-// order. Keys a row must not see score -inf and add exactly zero, so a row's bits are the same whether
-// it is decoded alone, or prefilled among others, in one chunk or in many. (An infinity in a V row that
-// only later rows see would turn that zero into NaN: engine/verdicts.py says what becomes of a draft that has one.)
+// Contract C2: tiles start at multiples of 64 in the sequence, and a row processes them in order. A masked key has
+// the score -inf and adds exactly zero. So a row has the same bits in decode and in prefill, with other rows or
+// alone, in one chunk or in many. (If a V row that only later rows see holds an infinity, that zero becomes NaN:
+// engine/verdicts.py describes how such a draft is treated.)
 //
-// A task is one kv head of one sequence and up to `kTaskRows` query rows that read it: rows = tokens x
-// query heads of the group, so a group shares each packed tile, and in prefill many tokens do. Bytes: K
-// and V of the visible keys once per task. FLOPs: 4 head_dim for each (row, key). Limits: in decode reading
-// and packing the cache; in prefill the dot-product units, with the softmax about a third of the time.
+// A task is one kv head of one sequence and up to `kTaskRows` query rows that read it: rows = tokens x query heads
+// of the group. So the heads of a group share each packed tile, and in prefill many tokens share it. Bytes: K and V
+// of the visible keys, once per task. FLOPs: 4 head_dim for each (row, key). Limit: in decode, reading and packing
+// the cache; in prefill, the dot-product units, with about a third of the time in the softmax.
 
 #pragma once
 
@@ -34,8 +34,8 @@ struct Task {
   int64_t seq, kv_head, first_token, last_token;
 };
 
-// Numbers attention all tasks of a batch: sequence by sequence, heads outermost, so that the costly
-// late rows of a long prompt are spread over the counting.
+// Numbers all tasks of a batch: sequence by sequence, and within a sequence head by head. So the expensive late
+// rows of a long prompt are spread over the numbering.
 struct TaskList {
   const AttentionArgs& a;
   int64_t group, tokens_per_task, total = 0, longest = 0;
@@ -57,7 +57,7 @@ struct TaskList {
   int64_t most_rows() const { return smaller(longest, tokens_per_task) * group; }
   int64_t chunks(int64_t s) const { return (rows(s) + tokens_per_task - 1) / tokens_per_task; }
 
-  // Longest first: the last chunk of a prompt sees the most keys.
+  // Task `number`. Within a head the last chunk of a prompt comes first: it sees the most keys.
   Task at(int64_t number) const {
     int64_t low = 0, high = a.batch.num_seqs;
     while (high - low > 1) {
@@ -70,7 +70,7 @@ struct TaskList {
   }
 };
 
-// Scores of one tile, scaled, keys outside [begin, end) at minus infinity; returns the highest.
+// Scales the scores of one tile and sets those of keys outside [begin, end) to minus infinity; returns the highest.
 INLINE float mask_scores(const float* scores, int64_t begin, int64_t end, float scale, vf s[kKeyTile / VL]) {
   vf highest = splat(-__builtin_inff());
   vi lane;
@@ -86,8 +86,8 @@ INLINE float mask_scores(const float* scores, int64_t begin, int64_t end, float 
   return max_lanes(highest);
 }
 
-// Weights P = e^(S scale - m) of one tile. Updates m and l, returns what O must be multiplied with:
-// exactly 1 while the maximum stays, which is most of the time.
+// Weights P = e^(S scale - m) of one tile. Updates m and l. Returns the factor for O: exactly 1 if the maximum has
+// not changed, which is the usual case.
 template <class X>
 INLINE float softmax_step(const float* scores, X* weights, int64_t begin, int64_t end, float scale, float& m,
                           float& l) {
@@ -105,14 +105,14 @@ INLINE float softmax_step(const float* scores, X* weights, int64_t begin, int64_
 #pragma GCC unroll 16
   for (int p = 0; p < kKeyTile / VL; p++) {
     store(weights + p * VL, vexp(s[p] - m));
-    sum = sum + load(weights + p * VL);  // of the weights as they are stored: they then sum to one
+    sum = sum + load(weights + p * VL);  // sum of the rounded weights, as they are used: they then sum to one
   }
   l = l * correction + sum_lanes(sum);
   return correction;
 }
 
-// A thread's memory for a task of up to `rows` rows. Scores and weights are of one register tile's rows at a
-// time: they never leave the first cache.
+// A thread's memory for a task of up to `rows` rows. Scores and weights hold the rows of one register tile only, so
+// they stay in the L1 cache.
 template <class M, class T>
 struct Workspace {
   int64_t width;
@@ -136,7 +136,7 @@ struct Workspace {
   }
 };
 
-// A task's place: its rows' positions and the keys they see.
+// The positions of a task's rows and the range of keys they see.
 struct Span {
   int64_t row_begin, first_pos, begin, end;
 
@@ -148,7 +148,7 @@ struct Span {
   }
 };
 
-// One step of the online softmax: rows [r, r + count) of a task over the packed tile that begins at key `base`.
+// One step of the online softmax: rows [r, r + count) of a task and the packed tile that begins at key `base`.
 template <class M, class T>
 void attend_tile(const AttentionArgs& a, Workspace<M, T>& s, const Span& span, int64_t base, int64_t r, int64_t count) {
   int64_t dim = a.heads.head_dim, group = a.heads.num_heads / a.heads.num_kv_heads, width = s.width;
@@ -173,7 +173,8 @@ TileRows<T> rows_of(const AttentionArgs& a, const Task& task, const Span& span, 
   return TileRows<T>(a, task.seq, task.kv_head, base, smaller(kKeyTile, span.end - base), zeros);
 }
 
-// `tile`: in, the rows of the task's first tile; out, of the next task's. Packing a tile prefetches the next one's rows.
+// `tile`: on entry the rows of this task's first tile, on return those of the next task's. Packing a tile prefetches
+// the rows of the next one.
 template <class M, class T>
 void attend_task(const AttentionArgs& a, Workspace<M, T>& s, const Task& task, const Task* next_task, TileRows<T>& tile) {
   int64_t dim = a.heads.head_dim, group = a.heads.num_heads / a.heads.num_kv_heads, width = s.width;

@@ -1,7 +1,7 @@
-// Between torch and the kernels: tensors in, pointers out, everything checked once on the way.
+// Helpers of the torch binding: check the tensors of a call once and turn them into pointers.
 //
-// Python reports mistakes in shapes with the argument's name (ops/cpu.py). What is checked here is what would
-// otherwise read or write outside a tensor.
+// Python reports wrong shapes with the argument's name (ops/cpu.py). The checks here prevent reads and writes
+// outside a tensor.
 
 #pragma once
 
@@ -34,7 +34,8 @@ inline DType dtype_of(const char* op, const Tensor& t) {
   }
 }
 
-// Whether a matrix [out, in] in `dtype` may stand for one in `wide`: a padded pair would add a zero too many.
+// Whether a matrix [out, in] may be stored in `dtype` where activations are in `wide`. An odd `in` is refused: the
+// padding of the last pair would add one more product to each sum.
 inline bool narrower(DType dtype, DType wide, int64_t in) {
   return dtype == DType::bf16 && wide == DType::f32 && in % 2 == 0;
 }
@@ -50,7 +51,7 @@ inline void check_size(const char* op, const char* name, int64_t found, int64_t 
   STD_TORCH_CHECK(found == wanted, op, ": ", name, " is ", found, ", not ", wanted);
 }
 
-// Rows that may be strided: [tokens, heads, head_dim] with dense heads.
+// [tokens, heads, head_dim] with the cache's dtype and head_dim. Rows may be strided, heads are dense.
 inline void check_heads(const char* op, const char* name, const Tensor& t, const Tensor& cache) {
   STD_TORCH_CHECK(t.dim() == 3 && t.scalar_type() == cache.scalar_type() && t.size(2) == cache.size(3), op, ": ", name,
                   " does not fit the cache");
@@ -89,34 +90,34 @@ inline void check_rope(const char* op, const Tensor& cos, const Tensor& sin, int
   check_size(op, "sin's length", sin.size(0), cos.size(0));
 }
 
-// The index tensors of a step, checked against the cache and the number of positions. `read_sequences` adds to
-// what `read_slots` has read.
+// Read the index tensors of a step and check them against the cache and the number of positions. `read_slots` makes
+// a batch of the tensors per token; `read_sequences` adds the tensors per sequence.
 Batch read_slots(const char* op, const Tensor& positions, const Tensor& slot_mapping, int64_t num_tokens,
                  int64_t max_positions, const Tensor& cache);
 void read_sequences(const char* op, Batch& batch, const Tensor& block_table, const Tensor& query_start,
                     const Tensor& kv_len, const Tensor& cache);
 Heads heads_of(const Tensor& cache, int64_t num_heads, DType dtype);
 
-// A model's weights and caches, checked once and kept (bind_weights.cpp): a step then passes a number instead of
-// hundreds of tensors, whose way through torch's dispatcher costs as much as a tenth of the weights.
+// A model's weights and caches, checked once and kept (bind_weights.cpp). A step then passes one number instead of
+// hundreds of tensors: the dispatcher's work for those would take a tenth of the time that reading the weights takes.
 struct BoundModel {
   Model model;
   std::vector<Layer> layers;
-  std::vector<Tensor> kept;  // what the pointers point into
-  std::optional<Tensor> cache;  // the first layer's keys, for the shape that all caches have
+  std::vector<Tensor> kept;  // the owners of the memory behind the pointers
+  std::optional<Tensor> cache;  // the first layer's key cache; all caches have its shape
   int64_t max_positions;
 };
 std::shared_ptr<const BoundModel> find_model(const char* op, int64_t number);
 
-// How to draw from each row of logits: minillm/ops/sampling.py, `SamplingBatch.tensors`.
+// The sampling parameters of each row of logits: `SamplingBatch.tensors` in minillm/ops/sampling.py.
 struct SamplingTensors {
   const Tensor &keys, &numbers, &top_k, &seen, &seen_end;
   int64_t num_token_ids;
 };
-// The same, checked for `rows` rows of logits; where logits lie and where tokens go is left open.
+// The same, checked for `rows` rows of logits. The caller sets the pointers to the logits and the tokens.
 SampleArgs read_sampling(const char* op, int64_t rows, int64_t vocab, DType dtype, const SamplingTensors& t);
 
-// A packed matrix [out, in] that x of the given dtype can be multiplied with.
+// Checks a packed matrix [out, in] for a product with activations of `dtype`.
 Matrix matrix_of(const char* op, const Tensor& packed, int64_t out, int64_t in, DType dtype);
 
 }  // namespace minillm::cpu

@@ -1,4 +1,4 @@
-// Reading and checking the index tensors of a step, and which instruction set runs.
+// Reads and checks the index tensors of a step, and selects the instruction set.
 
 #include <cstdlib>
 #include <string>
@@ -23,8 +23,8 @@ int64_t torch_threads() {
   return count;
 }
 
-// The kernels for the named instruction set, or for the best that runs here when the name is empty; null when the
-// processor does not have it.
+// The kernels for the named instruction set, or for the best one of this CPU if the name is empty. Null if the CPU
+// does not have the instruction set.
 const Kernels* find_isa(const std::string& name) {
   for (const Isa* isa = kIsas; isa->kernels; isa++)
     if ((name.empty() || name == isa->kernels->name) && isa->runs_here()) return isa->kernels;
@@ -33,7 +33,7 @@ const Kernels* find_isa(const std::string& name) {
 
 const Kernels* current = find_isa("");
 
-// Switches to the named instruction set ("" is the best) and returns the name of the one before.
+// Switches to the named instruction set (the best one for "") and returns the name of the previous one.
 std::string use_isa(std::string name) {
   const Kernels* found = find_isa(name);
   STD_TORCH_CHECK(found, "this processor does not have the instruction set '", name, "'");

@@ -1,8 +1,8 @@
-// The ops over a whole model: `hidden` and `last_logits` one pass, `decode_step` a pass and its draws, `decode_ahead`
-// a pass for each token to draw.
+// The ops over a whole model. `hidden` and `last_logits` run one pass, `decode_step` runs one pass and draws tokens,
+// `decode_ahead` runs one pass per token to draw.
 //
-// `rows` of a pass are the tensors of AttentionMetadata (minillm/ops/contract.py), `sampling` and `filters` those of
-// SamplingBatch (minillm/ops/sampling.py), each in the order in which it lists them.
+// `rows` are the tensors of AttentionMetadata (minillm/ops/contract.py); `sampling` and `filters` are those of
+// SamplingBatch (minillm/ops/sampling.py). The order is that of the fields there.
 
 #include <algorithm>
 
@@ -22,7 +22,7 @@ PassArgs read_pass(const char* op, const BoundModel& bound, const Tensor& ids, c
   return {batch, data<int64_t>(ids)};
 }
 
-// For what each sequence gets one of.
+// For ops that return one result per sequence: no sequence may be empty.
 void require_rows(const char* op, const Batch& batch) {
   for (int64_t s = 0; s < batch.num_seqs; s++)
     STD_TORCH_CHECK(batch.query_start[s + 1] > batch.query_start[s], op, ": sequence ", s, " has no rows");
@@ -70,12 +70,12 @@ std::tuple<Tensor, Tensor, Tensor> step(int64_t number, const Tensor& ids, const
   return {tokens, finite, logits};
 }
 
-// Blocks and positions of every token that will be drawn, beside those of the first step.
+// Checks the blocks and positions of every token that will be drawn. Those of the first step are checked already.
 void check_ahead(const char* op, const BoundModel& bound, const Batch& batch, const int64_t* depths) {
   int64_t num_blocks = bound.cache->size(0), block_size = bound.cache->size(1);
   for (int64_t s = 0; s < batch.num_seqs; s++) {
     STD_TORCH_CHECK(depths[s] >= 0 && (!s || depths[s] <= depths[s - 1]), op, ": depths rise at sequence ", s);
-    int64_t end = batch.kv_len[s] + (depths[s] > 0 ? depths[s] - 1 : 0);  // the last draw is not fed back
+    int64_t end = batch.kv_len[s] + (depths[s] > 0 ? depths[s] - 1 : 0);  // the last drawn token is not an input
     STD_TORCH_CHECK(end <= bound.max_positions, op, ": sequence ", s, " would reach position ", end - 1, " of ",
                     bound.max_positions);
     int64_t used = (end + block_size - 1) / block_size;

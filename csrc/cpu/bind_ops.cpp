@@ -1,4 +1,4 @@
-// The ops of a layer, one by one: schemas and the functions behind them.
+// The torch ops of a layer: schemas, and the functions behind them.
 
 #include <cstring>
 
@@ -22,7 +22,7 @@ Tensor pack(const Tensor& weight) {
   return packed;
 }
 
-// The same over the matrix's own memory, for sizes that need no padding.
+// The same in place, for sizes that need no padding.
 void pack_in_place(const Tensor& weight) {
   DType dtype = dtype_of("pack_", weight);
   check("pack_", "weight", weight, 2, weight.scalar_type());

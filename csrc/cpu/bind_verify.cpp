@@ -1,4 +1,4 @@
-// The two ops of verification: schemas, and what is refused before a kernel runs.
+// The two verification ops: schemas, and the checks before a kernel runs.
 
 #include "bind.h"
 
@@ -27,7 +27,8 @@ std::tuple<Tensor, Tensor> coupled(const Tensor& sampled, const Tensor& drafted,
   return {tokens, nodes};
 }
 
-// A draw from a row that is all zeros has no answer: -1, which no caller could tell from padding.
+// A target row of zeros has no token to draw, and the kernel returns -1. A caller could not tell it from padding, so
+// it is an error.
 void refuse_empty_rows(const char* op, const int64_t* tokens, const int64_t* accepted, int64_t requests, int64_t k) {
   for (int64_t i = 0; i < requests; i++)
     STD_TORCH_CHECK(tokens[i * (k + 1) + accepted[i]] >= 0, op, ": target_probs of request ", i, ", row ", accepted[i],

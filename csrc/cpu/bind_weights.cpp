@@ -1,13 +1,13 @@
-// A model's weights, bound by name.
+// Binds a model's weights by name.
 //
-//     bind_model     sizes                          -> a number, by which the other ops know the model
-//     bind_layer     one layer's caches, window and scale; once a layer, in order
+//     bind_model     sizes                          -> a number that identifies the model in the other ops
+//     bind_layer     one layer's caches, window and scale; once per layer, in order
 //     bind_rope      the tables of angles
-//     bind_weight    one tensor: its layer (-1 for the model's own) and its name, "qkv.weight" or "q_norm"
-//     finish_model   nothing is missing: from now on the ops over a whole model take the number
+//     bind_weight    one tensor: its layer (-1: not part of a layer) and its name, "qkv.weight" or "q_norm"
+//     finish_model   checks that nothing is missing; from now on the ops over a whole model accept the number
 //
-// The tables below say which names there are. A new weight is one member of its struct in kernels.h and one line
-// here; what all matrices have (a bias, a scale) is one member of `Matrix` and one line of `put_matrix`.
+// The tables below list the names. A new weight is one member of its struct in kernels.h and one line here. A part
+// of every matrix (a bias, a scale) is one member of `Matrix` and one line of `put_matrix`.
 
 #include <map>
 #include <mutex>
@@ -65,7 +65,7 @@ const void* vector_of(const char* what, const Tensor& t, int64_t size, DType dty
   return data<void>(t);
 }
 
-// `part` of a matrix: its name behind the dot.
+// Puts one part of a matrix; `part` is the name after the dot, for example "weight". Returns false if unknown.
 template <class Owner>
 bool put_matrix(const char* what, const MatrixPlace<Owner>& place, Matrix& matrix, const std::string& part,
                 const Tensor& t, DType dtype) {
@@ -81,7 +81,7 @@ bool put_matrix(const char* what, const MatrixPlace<Owner>& place, Matrix& matri
   return true;
 }
 
-// Whether `owner` has a place of that name; the tensor is then checked and put there.
+// If `owner` has a place of that name, checks the tensor and puts it there. Returns whether there is such a place.
 template <class Owner>
 bool put(const char* what, const Places<Owner>& places, Owner& owner, const std::string& name, const Tensor& t,
          DType dtype) {
@@ -113,7 +113,7 @@ std::map<int64_t, std::shared_ptr<BoundModel>> unfinished;
 std::map<int64_t, std::shared_ptr<const BoundModel>> finished;
 int64_t last_number = 0;
 
-// Only the caller that is binding a model knows its number, so the model can be changed without the lock.
+// Only the thread that is binding a model knows its number, so the model is changed without the lock.
 BoundModel& find_unfinished(const char* op, int64_t number) {
   std::lock_guard lock(models_mutex);
   auto found = unfinished.find(number);

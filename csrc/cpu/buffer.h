@@ -1,4 +1,4 @@
-// Memory for rows of numbers between two kernels: [rows, size] of the storage type, aligned for whole registers.
+// Memory for activations between two kernels: [rows, size] of the storage type, aligned to 64 bytes.
 
 #pragma once
 

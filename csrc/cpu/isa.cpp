@@ -1,5 +1,5 @@
-// All kernels, compiled for one instruction set. The build compiles this file once for each, with
-// -DMINILLM_ISA_AVX512, -DMINILLM_ISA_AVX2 or neither, and the instructions that go with it.
+// All kernels, compiled for one instruction set. The build compiles this file once for each: with
+// -DMINILLM_ISA_AVX512, with -DMINILLM_ISA_AVX2 or with neither, and with the matching machine flags.
 
 #include "attention.h"
 #include "kernels.h"

@@ -1,4 +1,4 @@
-// Which instruction sets this library was built for, and which of them this processor has.
+// The instruction sets this library was built for, and the tests whether this CPU has them.
 
 #include "kernels.h"
 
@@ -18,7 +18,7 @@ static bool has_avx512_bf16() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512bf16");
 }
-// Leaf 1, bit 29 of ECX: clang 14 does not know it by name.
+// CPUID leaf 1, bit 29 of ECX: __builtin_cpu_supports of clang 14 has no name for it.
 static bool has_f16c() {
   unsigned eax, ebx, ecx, edx;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx >> 29 & 1);

@@ -1,17 +1,17 @@
-// The kernels of csrc/cpu: plain functions over pointers and sizes, no torch in sight. Those in `Kernels` are compiled
+// The kernels of csrc/cpu: plain functions over pointers and sizes, without torch. Those in `Kernels` are compiled
 // once for each instruction set.
 //
 // Sizes and strides count elements, not bytes. Matrices are row-major unless a comment says
-// otherwise. Rows may be strided (`*_stride` is the distance of two rows), inner dimensions are dense.
+// otherwise. Rows may be strided (`*_stride` is the distance between two rows); inner dimensions are dense.
 //
 // Packed weights, the layout of every matrix with `out` outputs and `in` inputs:
 //
 //     bf16         [out / 16][in / 2][16][2]    one 64-byte load: 16 outputs x a pair along `in`
 //     fp16, fp32   [out / 16][in][16]           16 outputs x one step along `in`
 //
-// both rounded up and padded with zeros. A float32 model's matrix whose numbers all fit into bf16 is kept as
-// bf16 (minillm/ops/cpu.py), so a matrix has a dtype of its own beside that of the activations. Source:
-// KERNELS.md section 5 of the project's measurements.
+// `out` is rounded up to 16 and `in` to whole pairs; the padding is zeros. If all numbers of a float32 model's
+// matrix are exact in bf16, the matrix is stored as bf16 (minillm/ops/cpu.py), so a matrix has its own dtype beside
+// that of the activations. Measurements: csrc/README.md, "CPU kernels".
 
 #pragma once
 
@@ -21,18 +21,18 @@ namespace minillm::cpu {
 
 enum class DType : int { f32, bf16, f16 };
 
-// Keys of one step of the online softmax. Absolute: tile i is keys 64 i .. 64 i + 63 of a sequence.
+// Keys per step of the online softmax. Tiles have absolute positions: tile i is keys 64 i .. 64 i + 63 of a sequence.
 constexpr int64_t kKeyTile = 64;
 constexpr int64_t kPackLanes = 16;
 
-// The shape of a packed matrix: block count, then elements of one block of 16 outputs.
+// The shape of a packed matrix: the number of blocks of 16 outputs, and the elements of one block.
 inline int64_t packed_blocks(int64_t out) { return (out + kPackLanes - 1) / kPackLanes; }
 inline int64_t packed_block_size(int64_t in, DType dtype) {
   return kPackLanes * (dtype == DType::bf16 ? (in + 1) / 2 * 2 : in);
 }
 
-// Runs `body(begin, end, context)` over disjoint ranges on several threads: inside `parallel_region` on those of the
-// region, which wait for work and start at once, else on torch's pool.
+// Runs `body(begin, end, context)` over disjoint ranges on several threads. Inside a `parallel_region` these are the
+// threads of the region, which spin and start at once; otherwise they are threads of torch's pool.
 using RangeBody = void (*)(int64_t begin, int64_t end, void* context);
 void parallel_ranges(int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context);
 void parallel_region(void (*work)(void* context), void* context);
@@ -42,7 +42,7 @@ bool in_parallel_region();
 extern void (*pool_ranges)(int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context);
 extern int64_t (*thread_count)();
 
-// A packed matrix, in the activations' dtype or in bf16 beside float32, and its bias.
+// A packed matrix and its bias. The dtype is that of the activations, or bf16 with float32 activations.
 struct Matrix {
   const void* packed;
   DType dtype;
@@ -51,7 +51,7 @@ struct Matrix {
 
 struct PackArgs {
   const void* source;  // [out, in]
-  void* packed;        // may be `source` where the layout needs no padding
+  void* packed;        // may equal `source` if the layout needs no padding
   int64_t out, in;
   DType dtype;
 };
@@ -72,17 +72,17 @@ struct LinearArgs {
   void* y;        // [rows, out]
   int64_t rows, out, in;
   DType dtype;
-  const void* prefetch_next;  // packed weights that will be read next, or null
+  const void* prefetch_next;  // the packed weights that the next kernel reads, or null
 };
 
 struct NormArgs {
   const void* x;         // [rows, parts, size]
-  const void* residual;  // [rows, parts, size] or null: then the norm is of x alone
+  const void* residual;  // [rows, parts, size], or null for the norm of x alone
   const void* weight;    // [size]
-  void* sum;             // [rows, parts, size]: x + residual, may be residual itself
-  void* y;               // [rows, parts, size], may be x itself
-  int64_t rows, parts, size;  // parts: the heads of a row, each normed by itself
-  int64_t x_stride, y_stride;  // of rows; residual and sum are dense
+  void* sum;             // [rows, parts, size]: x + residual; may equal `residual`
+  void* y;               // [rows, parts, size]; may equal `x`
+  int64_t rows, parts, size;  // parts: heads per row, each normalised separately
+  int64_t x_stride, y_stride;  // between rows; residual and sum are dense
   float eps;
   DType dtype;
 };
@@ -94,7 +94,7 @@ struct SiluArgs {
   DType dtype;
 };
 
-// Which rows belong to which sequence: minillm/ops/contract.py draws it.
+// Which rows belong to which sequence (pictured in minillm/ops/contract.py).
 struct Batch {
   const int64_t* positions;     // [num_tokens]
   const int64_t* slot_mapping;  // [num_tokens]
@@ -123,7 +123,7 @@ struct RopeArgs {
   int64_t q_stride, k_stride, v_stride;
   RopeTables rope;
   LayerCache cache;
-  void* q_out;  // [num_tokens, num_heads, head_dim]; may be q itself
+  void* q_out;  // [num_tokens, num_heads, head_dim]; may equal `q`
   int64_t q_out_stride;
   Batch batch;
   Heads heads;
@@ -137,7 +137,7 @@ struct AttentionArgs {
   Batch batch;
   Heads heads;
   float scale;
-  int64_t window;  // keys a row sees at most, itself included; 0 for all
+  int64_t window;  // most keys a row sees, its own included; 0: all
 };
 
 // The functions compiled for one instruction set.
@@ -150,8 +150,8 @@ struct Kernels {
   void (*silu_mul)(const SiluArgs&);
   void (*rope_and_cache)(const RopeArgs&);
   void (*attention)(const AttentionArgs&);
-  float (*widen)(const void* x, int64_t size, float* y, DType dtype);  // y = x in float; returns the highest
-  int64_t (*first_highest)(const void* x, int64_t size, DType dtype);  // where the highest is first; 0 among NaN
+  float (*widen)(const void* x, int64_t size, float* y, DType dtype);  // y = x as float; returns the maximum
+  int64_t (*first_highest)(const void* x, int64_t size, DType dtype);  // first index of the maximum; 0 if that is NaN
 };
 
 // One layer's weights. Their names and sizes are in bind_weights.cpp.
@@ -167,7 +167,7 @@ struct LayerWeights {
 struct Layer {
   LayerWeights weights;
   LayerCache cache;
-  int64_t window;  // keys a row sees at most, itself included; 0 for all
+  int64_t window;  // most keys a row sees, its own included; 0: all
   float scale;     // of attention scores
 };
 
@@ -184,12 +184,12 @@ struct Model {
 // The rows of a pass through all layers.
 struct LayersArgs {
   Batch batch;
-  void* residual;  // [num_tokens, hidden]: changed
-  void* x;         // [num_tokens, hidden]: in, the first layer's normed input; out, the last norm's output
-  bool last_only;  // of each sequence, which then has one, the last row alone: x out is [num_seqs, hidden]
+  void* residual;  // [num_tokens, hidden]: updated in place
+  void* x;         // [num_tokens, hidden]: on entry the first layer's normed input, on return the final norm's output
+  bool last_only;  // return only the last row of each sequence: x is then [num_seqs, hidden]; no sequence is empty
 };
 
-// The rows of a pass through a whole model.
+// The input of a pass through a whole model.
 struct PassArgs {
   Batch batch;
   const int64_t* ids;  // [num_tokens]
@@ -202,22 +202,22 @@ struct SampleArgs {
   const int64_t* keys;     // [rows]
   const double* numbers;   // [rows, 4]: temperature, top_p, min_p, repetition_penalty
   const int64_t* top_k;    // [rows]
-  const int64_t* seen;     // ids the penalty looks at, each once, row after row
-  const int64_t* seen_end; // [rows]: where each row's ids end in `seen`
-  const bool* finite;      // [rows]: a row that is not is left out, and gets token 0; null: all are
+  const int64_t* seen;     // ids that get the repetition penalty, row after row, each id once per row
+  const int64_t* seen_end; // [rows]: the end of each row's ids in `seen`
+  const bool* finite;      // [rows]: a row that is false is skipped and gets token 0; null: all rows are finite
   int64_t* tokens;         // [rows]
 };
 
-// Several decode steps of a whole model. Sequences with the most to draw come first.
+// Several decode steps of a whole model. Sequences are sorted by depth, the deepest first.
 struct AheadArgs {
-  PassArgs first;  // the first step; the others have one row a sequence
+  PassArgs first;  // the first step; the later steps have one row per sequence
   int64_t num_token_ids;
-  const int64_t* depths;  // [num_seqs]: tokens to draw for each, falling
-  int64_t count;          // the most
+  const int64_t* depths;  // [num_seqs]: tokens to draw for each sequence, in falling order
+  int64_t count;          // the largest depth
   const int64_t* keys;    // [count, num_seqs]
-  const double* numbers;  // [num_seqs, 4], as for `sample`, without a repetition penalty
+  const double* numbers;  // [num_seqs, 4], as for `sample`; the repetition penalty is 1
   const int64_t* top_k;   // [num_seqs]
-  int64_t* tokens;        // [num_seqs, count]: what is not drawn is left alone
+  int64_t* tokens;        // [num_seqs, count]; entries beyond a sequence's depth are not written
 };
 
 struct LogprobsArgs {
@@ -239,14 +239,14 @@ struct FiniteArgs {
 
 struct CoupledArgs {
   const int64_t *sampled, *drafted, *parents;  // [num_nodes]
-  const int64_t* node_start;                   // [requests + 1], rising
+  const int64_t* node_start;                   // [requests + 1], in rising order
   int64_t requests;
   int64_t *tokens, *nodes;  // [num_nodes]
 };
 
 struct DraftArgs {
-  const int64_t* draft;       // [requests, k], below vocab; negative ones are padding
-  const float* draft_probs;   // [requests, k, vocab], or null: each token was certain
+  const int64_t* draft;       // [requests, k], ids below vocab; a negative entry is padding
+  const float* draft_probs;   // [requests, k, vocab]; null: each drafted token had probability 1
   const float* target_probs;  // [requests, k + 1, vocab]
   const double* uniforms;     // [requests, k + 1]
   int64_t requests, k, vocab;
@@ -254,21 +254,21 @@ struct DraftArgs {
   int64_t* accepted;  // [requests]
 };
 
-// Compiled once, without vector instructions of their own: the same with every instruction set.
+// Compiled once, without vector instructions: the same code for every instruction set.
 void run_layers(const Kernels& kernels, const Model& model, const LayersArgs& args);
 void sample(const Kernels& kernels, const SampleArgs& args);
 void token_logprobs(const Kernels& kernels, const LogprobsArgs& args);
 void finite_rows(const FiniteArgs& args);
 void hidden_states(const Kernels& kernels, const Model& model, const PassArgs& args, void* x);  // [num_tokens, hidden]
 void last_logits(const Kernels& kernels, const Model& model, const PassArgs& args, void* logits);  // [num_seqs, vocab]
-// One pass and a draw from each of its rows of logits; `finite` says of which the logits are finite.
+// One pass and one draw per row of logits; finite[row] tells whether all logits of the row are finite.
 void decode_step(const Kernels& kernels, const Model& model, const PassArgs& args, const SampleArgs& draws,
                  void* logits, bool* finite);
 void decode_ahead(const Kernels& kernels, const Model& model, const AheadArgs& args);
 void verify_coupled(const CoupledArgs& args);
-void verify_draft(const DraftArgs& args);  // a row of zeros, which has no token, gives -1
+void verify_draft(const DraftArgs& args);  // a target row of zeros gives -1: no token can be drawn
 
-// The instruction sets this library was built for, best first, ended by null; `runs_here` looks at the processor.
+// The instruction sets this library was built for, best first; the last entry is null. `runs_here` checks the CPU.
 struct Isa {
   const Kernels* kernels;
   bool (*runs_here)();

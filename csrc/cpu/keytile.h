@@ -1,13 +1,13 @@
-// One tile of 64 keys and values, read through the block table and packed like weights.
+// One tile of 64 keys and values, read through the block table and packed in the layout of weights.
 //
 //     pages of the sequence          keys   [64 / 16][head_dim / 2][16][2]    S = Q K^T: 16 keys a register
 //     slot slot slot slot ...  -->   values [head_dim / 16][64 / 2][16][2]    O += P V:  16 dims a register
 //
-// (bf16; fp32 and fp16 go as fp32 without the pairs.) Packed this way the register tile of the weight
-// matrices does attention too. Bytes: the tile is read once for all rows of a task. Limits: the 16 x 16
-// transposition of keys; with one query row a quarter of the time, with many rows nothing.
+// (For bf16. fp32 and fp16 are packed as fp32, without pairs.) With this layout the register tile (tile.h) that
+// multiplies weights computes attention too. Bytes: the tile is read once for all rows of a task. Limit: the 16 x 16
+// transposition of keys takes a quarter of the time with one query row, and almost none with many rows.
 //
-// Slots the task's rows cannot see are packed as zeros and never touched: they may hold anything.
+// Slots that no row of the task sees are packed as zeros and never read: they may hold any bits.
 
 #pragma once
 
@@ -17,7 +17,7 @@
 namespace minillm::cpu {
 namespace {
 
-// Columns of 32 bits to rows: to[16 i + j] = from[j][i], i, j < 16.
+// Transposes 16 x 16 numbers of 32 bits: to[16 i + j] = from[j][i], i, j < 16.
 INLINE void transpose16(const uint32_t* const from[16], uint32_t* to) {
 #if defined(MINILLM_ISA_AVX512)
   __m512i r[16], t[16];
@@ -47,7 +47,7 @@ INLINE void transpose16(const uint32_t* const from[16], uint32_t* to) {
 #endif
 }
 
-// The 64 rows of a tile: pointers into K and V, absent keys at a row of zeros.
+// The 64 rows of a tile: pointers into K and V. An absent key points to a row of zeros.
 template <class T>
 struct TileRows {
   const T *k[kKeyTile], *v[kKeyTile];
@@ -67,8 +67,8 @@ struct TileRows {
   }
 };
 
-// Prefetches one row of the next tile. Rows are short and far apart, so the hardware prefetcher does not find them;
-// and few loads can be under way at once, so they are prefetched one by one while the tile before is packed.
+// Prefetches one row of the next tile. Rows are short and far apart, so the hardware prefetcher does not find them.
+// A core can have only a few loads in flight, so rows are prefetched one by one while the current tile is packed.
 template <class T>
 INLINE void prefetch(const T* row, int64_t dim) {
   for (int64_t byte = 0; byte < dim * int64_t{sizeof(T)}; byte += 64)
@@ -93,7 +93,7 @@ INLINE void pack_keys(const TileRows<bf16>& rows, const TileRows<bf16>& next, in
   }
 }
 
-// The first n numbers as they are stored, n <= VL; zeros behind them.
+// The bits of the first n numbers, n <= VL; the other lanes are zero.
 INLINE vh load_bits(const bf16* p, int64_t n) {
   if (n >= VL) return load_as<vh>(p);
   vh bits = {};
@@ -106,7 +106,7 @@ INLINE void pack_values(const TileRows<bf16>& rows, const TileRows<bf16>& next, 
     for (int64_t pair = 0; pair < kKeyTile / 2; pair++) {
       if (!d) prefetch(next.v[2 * pair], dim), prefetch(next.v[2 * pair + 1], dim);
       for (int64_t i = 0; i < 16; i += VL) {
-        // Two rows of 16-bit numbers interleaved: one number in the low, one in the high half.
+        // Interleaves two rows of 16-bit numbers: one in the low half of each 32 bits, one in the high half.
         int64_t n = larger(0, dim - d - i);
         vh low = load_bits(rows.v[2 * pair] + d + i, n), high = load_bits(rows.v[2 * pair + 1] + d + i, n);
         vu both = widen_bits(low) | (widen_bits(high) << 16);

@@ -1,13 +1,13 @@
-// y = x W^T + bias over packed weights, and the packing itself.
+// y = x W^T + bias with packed weights, and the packing.
 //
-// Bytes: W once (2 in out), which is all that matters for few rows. FLOPs: 2 rows in out. Limits: at 1
-// row memory bandwidth, from about 16 rows on the dot-product units.
+// Bytes: W once (2 in out for bf16); with few rows nothing else matters. FLOPs: 2 rows in out. Limit: memory
+// bandwidth at 1 row, the dot-product units from about 16 rows on.
 //
-//    columns of W  | strip | strip | strip | strip | ...     a thread takes a strip of columns when it is
-//    rows of x     | tile  | tile  | tile  | tile  |         free, and reads it from memory exactly once: the
-//                  | tile  | tile  | tile  | tile  |         strip stays in cache while all rows pass over it
+//    columns of W  | strip | strip | strip | strip | ...     a free thread takes the next strip of columns
+//    rows of x     | tile  | tile  | tile  | tile  |         and reads it from memory exactly once: the strip
+//                  | tile  | tile  | tile  | tile  |         stays in cache while all rows are multiplied with it
 //
-// Results are rounded once, from the fp32 accumulator (plus bias) to the storage type.
+// Each result is rounded once, from the fp32 accumulator plus bias to the storage type.
 
 #pragma once
 
@@ -21,7 +21,7 @@ namespace {
 
 // ---- packing ----------------------------------------------------------------------------------
 
-// One block of 16 outputs from its rows, [rows, in] one behind the other; absent rows become zeros.
+// Packs one block of 16 outputs from its `count` rows of `in` numbers; missing rows become zeros.
 template <class T>
 void pack_block(const T* rows, int64_t count, int64_t in, T* packed) {
   constexpr int64_t step = __is_same(T, bf16) ? 2 : 1;
@@ -31,8 +31,8 @@ void pack_block(const T* rows, int64_t count, int64_t in, T* packed) {
         packed[k * kPackLanes + lane * step + i] = lane < count && k + i < in ? rows[lane * in + k + i] : T{};
 }
 
-// A block's rows are set aside before the block is written, so `packed` may be the matrix's own memory:
-// without padding, 16 rows take the place of one block.
+// A block's rows are copied before the block is written, so `packed` may be the memory of `source`: without padding,
+// 16 rows take exactly the space of one block.
 template <class T>
 void pack_as(const PackArgs& a) {
   int64_t block_size = packed_block_size(a.in, a.dtype);
@@ -54,7 +54,7 @@ INLINE void put(bf16 from, float* to) {
   memcpy(to, &bits, sizeof(bits));
 }
 
-// Row `id` of a packed matrix, back in order: the embedding lookup of a tied model.
+// Unpacks row `id` of a packed matrix: the embedding lookup. A tied model needs no second copy of the matrix.
 template <class W, class T>
 void embedding_as(const EmbeddingArgs& a) {
   constexpr int64_t step = __is_same(W, bf16) ? 2 : 1;
@@ -71,7 +71,7 @@ void embedding_as(const EmbeddingArgs& a) {
 
 // ---- the product ------------------------------------------------------------------------------
 
-// One tile's fp32 results into y, bias added.
+// Adds the bias to one tile's fp32 results and stores them in y.
 template <class T>
 void store_tile(const LinearArgs& a, const float* tile, int64_t tile_stride, int64_t row, int64_t rows, int64_t column,
           int64_t columns) {
@@ -85,8 +85,8 @@ void store_tile(const LinearArgs& a, const float* tile, int64_t tile_stride, int
   }
 }
 
-// Columns [begin, begin + width) in blocks, all rows. `next_offset`: how far on the weights lie that this thread
-// will read next; the first rows prefetch them.
+// Blocks [begin, begin + width) of the columns, all rows. `next_offset`: distance in elements to the weights that
+// this thread reads next; the first rows prefetch them.
 template <class M, class T>
 void linear_strip(const LinearArgs& a, const typename M::X* x, int64_t x_stride, int64_t begin, int64_t width,
                   int64_t next_offset) {
@@ -110,7 +110,7 @@ void linear_over(const LinearArgs& a, const typename M::X* x, int64_t x_stride) 
   parallel_tasks((blocks + width - 1) / width, [&](TaskQueue& tasks) {
     for (; tasks.left(); tasks.advance()) {
       int64_t offset = (tasks.next - tasks.now) * strip;
-      if (tasks.last()) {  // the next matrix, where this thread will begin
+      if (tasks.last()) {  // prefetch the next matrix, at the strip with which this thread will begin
         const W *own = static_cast<const W*>(a.weight.packed), *next = static_cast<const W*>(a.prefetch_next);
         offset = next ? next - own + (tasks.rank - tasks.now) * strip : 0;
       }
@@ -119,8 +119,8 @@ void linear_over(const LinearArgs& a, const typename M::X* x, int64_t x_stride) 
   });
 }
 
-// Rows of x in the form the tiles read: bf16 as it is unless a pair would reach past the row's end,
-// the others as float.
+// Converts the rows of x to the form that the tiles read. bf16 rows are used as they are, unless the last pair would
+// reach past the row's end; other types are converted to float.
 template <class M, class T>
 void linear_as(const LinearArgs& a) {
   using X = typename M::X;

@@ -1,14 +1,14 @@
-// Parallel loops with threads that stay: one parallel region for many short loops.
+// A parallel region: threads that stay ready for many short parallel loops.
 //
-// A layer has nine kernels, most of them shorter than 50 us; waking torch's threads and joining them costs 2 us
-// and more each time. A region is entered once, on torch's pool, for a whole pass over the layers. Rank 0 runs the
-// pass and publishes each kernel's loop; the other ranks are workers, which spin until there is a loop:
+// A layer has nine kernels, and most take less than 50 us; waking torch's threads and joining them costs 2 us or more
+// each time. So a region is entered once, on torch's pool, for a whole pass over the layers. Rank 0 runs the pass and
+// publishes the loop of each kernel. The other ranks are workers: they spin until there is a loop.
 //
 //     rank 0   loop 1 | range 0 |  wait  | serial | loop 3 | range 0 ...
 //     worker   spin   | range 1 | spin .......... |        | range 1 ...
 //
-// No loop relies on a worker being there. A range that its owner has not begun is claimed by whoever is free, so
-// a thread that the system holds up, or a pool that has fewer threads than it says, costs time only.
+// No loop depends on a worker. A range that its owner has not begun is claimed by any free thread. So a thread that
+// the operating system delays, or a pool with fewer threads than it reports, costs only time.
 
 #include <atomic>
 #include <thread>
@@ -22,7 +22,7 @@ constexpr int64_t kMaxThreads = 64;
 constexpr uint64_t kStopped = ~uint64_t{0};
 
 void spin(int64_t& spins) {
-  if (++spins > 2000) return std::this_thread::yield();  // some 50 us: another program may need the core
+  if (++spins > 2000) return std::this_thread::yield();  // after about 50 us another program may need the core
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
@@ -32,19 +32,19 @@ void spin(int64_t& spins) {
 
 class Region {
  public:
-  // Rank 0: one loop, done on return.
+  // Called by rank 0: runs one loop, which is complete on return.
   void run(int64_t begin, int64_t end, int64_t parts, RangeBody body, void* context) {
     loop_ = {begin, end, (end - begin + parts - 1) / parts, body, context};
     uint64_t number = published_.load(std::memory_order_relaxed) + 1;
     published_.store(number);
     work(0, number);
-    // All ranges are begun. Closing the loop and waiting until no worker is inside makes them done: a worker enters
-    // first and looks second, so it either is seen here or sees that the loop is closed.
+    // All ranges are begun. They are complete once the loop is closed and no worker is inside. A worker first enters
+    // (inside_) and then reads published_: so either it is counted here, or it sees that the loop is closed.
     published_.store(number + 1);
     for (int64_t spins = 0; inside_.load();) spin(spins);
   }
 
-  // The other ranks, until `stop`.
+  // Called by the other ranks: runs ranges of loops until `stop`.
   void work_until_stopped(int64_t rank) {
     uint64_t seen = 0;
     for (int64_t spins = 0;;) {
@@ -71,7 +71,7 @@ class Region {
     void* context;
   };
 
-  // Own range first, then those whose owners are not here.
+  // The thread's own range first, then ranges that their owners have not begun.
   void work(int64_t rank, uint64_t number) {
     int64_t parts = (loop_.end - loop_.begin + loop_.share - 1) / loop_.share;
     for (int64_t i = 0; i < parts; i++) {
@@ -84,13 +84,13 @@ class Region {
   struct alignas(64) Claim {
     std::atomic<uint64_t> in_loop{0};
   };
-  alignas(64) std::atomic<uint64_t> published_{0};  // odd: that loop is open
+  alignas(64) std::atomic<uint64_t> published_{0};  // number of the loop; odd: the loop is open
   Loop loop_ = {};
   alignas(64) std::atomic<int64_t> inside_{0};
   Claim claimed_[kMaxThreads];
 };
 
-thread_local Region* current_region = nullptr;  // of which this thread is rank 0
+thread_local Region* current_region = nullptr;  // set on the thread that is rank 0 of a region
 
 struct Entry {
   Region region;

@@ -1,11 +1,11 @@
-// One pass over a whole model: from token ids to the logits behind each sequence's last row.
+// One pass over a whole model: from token ids to the logits of each sequence's last row.
 //
 //     ids -> embedding -> norm -> layers -> last rows -> head -> logits [num_seqs, vocab]
 //
-// It computes nothing itself: these are the kernels that the ops of the same names run, on the same rounded
-// numbers, so the bits are those of minillm/model/decoder.py (a test compares them). It saves a dozen calls from
-// Python: for a model that fits in the caches they are a good part of a step, and after a large one, whose weights
-// have evicted everything else, each call costs three times as much.
+// A pass only calls kernels: the same ones that the ops of the same names run, on the same rounded numbers. So the
+// bits equal those of minillm/model/decoder.py (a test compares them). It saves a dozen calls from Python. For a
+// model that fits in the caches they take a large part of a step. After a large model, whose weights have evicted
+// everything else from the caches, each call costs three times as much.
 
 #pragma once
 
@@ -22,7 +22,7 @@ class Pass {
         residual_(rows, model.hidden, width_of(model.heads.dtype)),
         x_(rows, model.hidden, width_of(model.heads.dtype)) {}
 
-  // From ids to the last norm's output, of every row or of each sequence's last.
+  // From ids to the final norm's output, for every row or only for the last row of each sequence.
   void hidden(const PassArgs& args, void* x, bool last_only) const {
     const DType dtype = m_.heads.dtype;
     int64_t rows = args.batch.num_tokens;
@@ -38,7 +38,7 @@ class Pass {
                      nullptr});
   }
 
-  // A token from each row of logits that is finite.
+  // Draws a token from each row of logits that is finite.
   void draw(const SampleArgs& args, bool* finite) const {
     finite_rows({args.logits, args.dtype, args.rows, args.vocab, finite});
     SampleArgs of_healthy = args;

@@ -1,8 +1,8 @@
-// What a layer does between its matrix products, one row at a time: norms, gate, rotation.
+// The operations of a layer between its matrix products, one row at a time: norms, gate, rotation.
 //
-// Bytes: each activation is read and written once or twice; FLOPs: a few per element. Limits: nothing
-// but the cost of starting them, so they are kept short and run on one thread when rows are few.
-// A row's result depends on that row alone: sums run over fixed lanes in a fixed order.
+// Bytes: each activation is read and written once or twice. FLOPs: a few per element. Limit: only the cost of
+// starting a kernel, so few rows run on one thread. A row's result depends on that row alone: sums run over fixed
+// lanes in a fixed order.
 
 #pragma once
 
@@ -13,10 +13,10 @@
 namespace minillm::cpu {
 namespace {
 
-// Rows that are worth a second thread: more outside a parallel region, where it must be woken first.
+// The fewest rows per thread. The number is larger outside a parallel region, where a thread must be woken first.
 INLINE int64_t row_grain(int64_t row_size) { return larger(1, (in_parallel_region() ? 1 << 11 : 1 << 14) / larger(1, row_size)); }
 
-// x / rms(x) * weight. Source: Zhang & Sennrich, 1910.07467. In fp32, rounded once at the end.
+// x / rms(x) * weight, computed in fp32 and rounded once. Source: Zhang & Sennrich, 1910.07467.
 template <class T>
 INLINE void norm_row(const T* x, const T* weight, T* y, int64_t size, float eps) {
   vf squares = {};
@@ -96,7 +96,7 @@ void rope_and_cache_as(const RopeArgs& a) {
   });
 }
 
-// One row as floats; returns the highest.
+// Writes one row as floats; returns the maximum.
 template <class T>
 float widen_as(const T* x, int64_t size, float* y) {
   vf highest = splat(-__builtin_inff());
@@ -124,7 +124,7 @@ float widen(const void* x, int64_t size, float* y, DType dtype) {
 
 template <class T>
 float highest_of(const T* x, int64_t size) {
-  vf highest[4] = {splat(-__builtin_inff()), highest[0], highest[0], highest[0]};  // four, as each waits for itself
+  vf highest[4] = {splat(-__builtin_inff()), highest[0], highest[0], highest[0]};  // four independent chains
   int64_t whole = size / (4 * VL) * (4 * VL);
   for (int64_t i = 0; i < whole; i += 4 * VL)
     for (int j = 0; j < 4; j++) highest[j] = vmax(highest[j], load(x + i + j * VL));
@@ -136,8 +136,8 @@ float highest_of(const T* x, int64_t size) {
   return result;
 }
 
-// Where the highest number is first, or 0 where NaN hides it. A greedy draw looks at numbers as they are stored and
-// writes nothing down: once for the highest, and a second time piece by piece up to the one that has it.
+// The first index of the maximum; 0 if a NaN makes the maximum NaN. A greedy draw reads the stored numbers and writes
+// nothing: it reads them once for the maximum, and again piece by piece until the first piece that contains it.
 template <class T>
 int64_t first_highest_as(const T* x, int64_t size) {
   constexpr int64_t piece = 16 * VL;

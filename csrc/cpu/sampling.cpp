@@ -1,11 +1,11 @@
-// From logits to a token: minillm/ops/sampling.py in C++, row by row, each row from its own numbers only.
+// From logits to a token: minillm/ops/sampling.py in C++. A row's result depends only on that row.
 //
-// Bytes: a row of logits, a few times over. FLOPs: without care two logarithms per id for the noise, a
-// millisecond for 50,000 ids. Care: noise above g is rarer than e^-g, and the leading one-bits of the
-// uniform bound it from above, so nearly every id is out of the race after one hash. What is left is
-// computed exactly as in Python, so the draw is the same.
+// Bytes: a row of logits, a few times. FLOPs: the noise naively takes two logarithms per id, a millisecond for 50,000
+// ids. A bound avoids most of them: the leading one-bits of an id's uniform number bound its noise from above, and
+// large noise is rare (noise above g has a probability below e^-g). So nearly every id is excluded after one hash. The
+// noise of the other ids is computed exactly as in Python, so the drawn token is the same.
 //
-// Sorting is replaced by selection: only the ids that top-k or top-p can keep are put in order.
+// Selection replaces sorting: only the ids that top-k or top-p can keep are sorted.
 
 #include <algorithm>
 #include <cmath>
@@ -18,7 +18,7 @@ namespace {
 
 constexpr float kMinusInf = -__builtin_inff();
 
-// Row `row` of logits as floats; ids from `valid` on, which the tokenizer lacks, are left out.
+// Row `row` of logits as floats. Ids from `valid` on are left out: the tokenizer does not have them.
 struct Row {
   std::vector<float> values;
   float highest;
@@ -30,19 +30,19 @@ struct Row {
   }
 };
 
-// Most likely first; among equals the lowest id.
+// Orders ids by falling value; of equal values the lower id comes first.
 struct Likelier {
   const std::vector<float>& values;
   bool operator()(int64_t a, int64_t b) const { return values[a] != values[b] ? values[a] > values[b] : a < b; }
 };
 
-// The first of the ids with the highest value; 0 where that is NaN, which equals nothing.
+// The first id with the value `highest`; 0 if `highest` is NaN, which equals no value.
 int64_t find_first(const std::vector<float>& values, float highest) {
   auto found = std::find(values.begin(), values.end(), highest);
   return found == values.end() ? 0 : found - values.begin();
 }
 
-// The `count` likeliest ids, in order.
+// Moves the `count` ids of highest value to the front, sorted.
 void order_first(std::vector<int64_t>& ids, int64_t count, const std::vector<float>& values) {
   Likelier likelier{values};
   if (count < static_cast<int64_t>(ids.size())) std::nth_element(ids.begin(), ids.begin() + count, ids.end(), likelier);
@@ -55,11 +55,11 @@ std::vector<int64_t> all_ids(int64_t count) {
   return ids;
 }
 
-// The fewest of the likeliest ids whose probability reaches top_p; `scaled`'s maximum is 0.
+// Keeps the smallest set of most likely ids whose total probability reaches top_p. The maximum of `scaled` is 0.
 void keep_nucleus(std::vector<int64_t>& ids, const std::vector<float>& scaled, double top_p) {
   double total = 0;
   for (int64_t id : ids) total += std::exp(static_cast<double>(scaled[id]));
-  // Ids below the cutoff, all together, weigh less than what top_p leaves out: none of them is needed.
+  // All ids below the cutoff together have less weight than top_p leaves out, so none of them is kept.
   float cutoff = static_cast<float>(std::log((1 - top_p) / static_cast<double>(ids.size()))) - 0.01f;
   std::erase_if(ids, [&](int64_t id) { return scaled[id] < cutoff; });
   int64_t size = ids.size(), kept = 0;
@@ -74,7 +74,7 @@ void keep_nucleus(std::vector<int64_t>& ids, const std::vector<float>& scaled, d
 
 // ---- noise ------------------------------------------------------------------------------------
 
-// SplitMix64's finaliser over key and id: the upper 52 bits are the uniform.
+// SplitMix64's finaliser of key and id: 52 bits for a uniform number.
 uint64_t uniform_bits(uint64_t key, int64_t id) {
   uint64_t x = key + (static_cast<uint64_t>(id) + 1) * 0x9e3779b97f4a7c15u;
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -87,14 +87,14 @@ double gumbel(uint64_t bits) {
   return -std::log(-std::log(uniform));
 }
 
-// At least gumbel(bits): -log u >= 1 - u, and 1 - u >= 2^-k for k counted in bits.
+// An upper bound of gumbel(bits): -log u >= 1 - u, and 1 - u >= 2^-k for k counted in bits.
 double gumbel_bound(uint64_t bits) {
   uint64_t rest = 0xfffffffffffffu - bits;
   int exponent = rest ? 63 - __builtin_clzll(rest) : -1;
   return (52 - exponent) * 0.6931471806 + 1e-9;
 }
 
-// The id with the highest score plus noise: a draw from the softmax of the scores.
+// The argmax of score plus noise: a draw from the softmax of the scores (the Gumbel-max trick).
 class Race {
  public:
   Race(const std::vector<float>& scaled, uint64_t key, int64_t favourite) : scaled_(scaled), key_(key), best_id_(favourite) {
@@ -133,7 +133,7 @@ int64_t draw(std::vector<float>& values, int64_t favourite, uint64_t key, double
   float highest = values[favourite], divisor = moderate(temperature);
   for (float& value : values) value = (value - highest) / divisor;
   Race race(values, key, favourite);
-  float lowest = min_p > 0 ? static_cast<float>(std::log(min_p)) : kMinusInf;  // min_p of the highest, e^0
+  float lowest = min_p > 0 ? static_cast<float>(std::log(min_p)) : kMinusInf;  // min_p times the highest weight, e^0
   auto survives = [&](int64_t id) { return values[id] >= lowest; };
   if (!top_k && top_p >= 1) {
     for (int64_t id = 0; id < valid; id++)
@@ -186,7 +186,7 @@ void logprobs_row(const Kernels& kernels, const LogprobsArgs& a, int64_t row) {
   }
 }
 
-// Whether no number of a row has all bits of its exponent set, as NaN and infinity do.
+// Whether all numbers are finite. NaN and infinity have all bits of the exponent set.
 template <class Bits>
 bool is_finite(const Bits* row, int64_t size, Bits exponent) {
   Bits broken = 0;
@@ -203,7 +203,7 @@ bool is_finite_row(const FiniteArgs& a, int64_t row) {
   }
 }
 
-// A second thread is worth waking for 65,536 numbers that are only read: waking it costs about as much.
+// Waking a second thread costs about as much as reading 65,536 numbers, so each thread gets at least that many.
 template <class Body>
 void over_rows(int64_t rows, int64_t cost_of_a_row, const Body& body) {
   parallel_ranges(
@@ -217,7 +217,7 @@ void over_rows(int64_t rows, int64_t cost_of_a_row, const Body& body) {
 }  // namespace
 
 void sample(const Kernels& kernels, const SampleArgs& a) {
-  bool draws = false;  // greedy rows are only looked at; noise is 16 times as dear
+  bool draws = false;  // a greedy row is only read; a row with noise costs 16 times as much
   for (int64_t row = 0; row < a.rows; row++) draws |= a.numbers[4 * row] > 0;
   over_rows(a.rows, a.vocab * (draws ? 16 : 1), [&](int64_t row) { a.tokens[row] = sample_row(kernels, a, row); });
 }

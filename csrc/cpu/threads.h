@@ -1,8 +1,8 @@
 // Two parallel loops, for code compiled once per instruction set.
 //
-// `parallel_for` gives each thread one contiguous range: for iterations of equal cost. `parallel_tasks` lets each
-// thread take the next task when it is free. A thread knows its next task before it begins the present one, so that
-// it can prefetch the memory of the next. Neither can change a result, as no task reads what another writes.
+// `parallel_for` gives each thread one contiguous range: for iterations of equal cost. In `parallel_tasks` each free
+// thread takes the next task. A thread reserves its next task before it begins the current one, so that it can
+// prefetch the next task's memory. Neither loop can change a result, since no task reads what another task writes.
 
 #pragma once
 
@@ -14,7 +14,7 @@
 namespace minillm::cpu {
 namespace {
 
-// body(begin, end) over ranges of 0 .. count; one thread for up to `grain` iterations.
+// Calls body(begin, end) for ranges of [0, count); up to `grain` iterations run on the calling thread.
 template <class Body>
 void parallel_for(int64_t count, int64_t grain, const Body& body) {
   if (count <= grain) {
@@ -27,7 +27,7 @@ void parallel_for(int64_t count, int64_t grain, const Body& body) {
       const_cast<Body*>(&body));
 }
 
-// The tasks of one thread: first the one of its own rank, then whichever nobody has taken.
+// The tasks of one thread: first the task with the number of its rank, then always the next task not yet taken.
 struct TaskQueue {
   int64_t count, *untaken, rank, now, next;
   TaskQueue(int64_t all, int64_t* shared, int64_t own)
@@ -40,7 +40,7 @@ struct TaskQueue {
   int64_t take() { return __atomic_fetch_add(untaken, 1, __ATOMIC_RELAXED); }
 };
 
-// body(tasks) on each thread.
+// Calls body(tasks) on each thread.
 template <class Body>
 void parallel_tasks(int64_t count, const Body& body) {
   int64_t threads = smaller(count, thread_count()), untaken = threads;
@@ -52,7 +52,7 @@ void parallel_tasks(int64_t count, const Body& body) {
   });
 }
 
-// Memory for the time of one kernel, aligned for whole registers.
+// Temporary memory of one kernel, aligned to 64 bytes.
 template <class T>
 struct Scratch {
   T* data;

@@ -1,4 +1,4 @@
-// The register tile: the one inner loop that all matrix products of this library run.
+// The register tile: the inner loop of all matrix products of this library.
 //
 //              16 outputs     16 outputs
 //             +----------+   +----------+        W: packed, one register = 16 outputs x one step
@@ -6,21 +6,21 @@
 //    x row 1  | acc 1,0  |   | acc 1,1  |
 //      ...                                       acc[r][c] += x[r][k] * W[c][k],  k = 0, 1, 2, ...
 //
-// Every output is one accumulator that walks k from first to last, whatever tile it is part of. So a
-// row's bits depend on neither how many rows there are nor where it stands: contract C2 costs
-// nothing. The tile's shape only decides how often a loaded register is used again: few rows are bound
-// by reading W (many columns keep several streams going), many rows by arithmetic (many rows reuse
-// each loaded W). Limits: registers - 32 with AVX-512, 16 elsewhere, with accumulators, W and x in them.
+// Each output has one accumulator, which goes over k from first to last in every shape of tile. So a row's bits do
+// not depend on the number of rows or on its place among them: contract C2 costs nothing. The shape of the tile only
+// decides how often a loaded register is reused. With few rows the limit is reading W: many columns give several
+// streams of loads. With many rows the limit is arithmetic: each loaded W is reused for many rows. Limit: registers
+// for the accumulators, W and x; there are 32 with AVX-512 and 16 otherwise.
 //
-// bf16 goes in pairs: vdpbf16ps multiplies two neighbours along k and adds both to the accumulator. Where x is
-// fp32, a register of pairs is taken in two rounds, first all its even numbers, then all its odd ones:
+// bf16 is processed in pairs: vdpbf16ps multiplies two neighbours along k and adds both products to the accumulator.
+// If x is fp32, a register of pairs is processed in two rounds, first its even numbers, then its odd numbers:
 //
 //    packed     o3 e3 o2 e2 o1 e1 o0 e0        16 bits each; a bf16 is the upper half of the float it stands for
 //    round 0    e3 0  e2 0  e1 0  e0 0         shifted: 16 floats, multiplied with x[k]
 //    round 1    o3 0  o2 0  o1 0  o0 0         masked:  16 floats, multiplied with x[k + 1]
 //
-// These are the numbers of fp32 weights, in their order, one fma each: so the bits are those too, for half the
-// bytes.
+// These are the values of the fp32 weights, in the same order, with one fma each. So the result has the same bits as
+// with fp32 weights, for half the bytes.
 
 #pragma once
 
@@ -32,8 +32,8 @@ namespace {
 
 constexpr int kParts = 16 / VL;  // registers per 16 outputs
 
-// How each weight type is read and multiplied. `X` is how activations are stored for it. A register of weights
-// holds `kStep` steps along k, and is multiplied in `kRounds` rounds.
+// How each type of weights is read and multiplied. `X` is the type of the activations. A register of weights holds
+// `kStep` steps along k and is multiplied in `kRounds` rounds.
 struct PairsBf16 {
   using W = bf16;
   using X = bf16;
@@ -57,10 +57,10 @@ struct PairsWithFloat {
   using W = bf16;
   using X = float;
   static constexpr int kStep = 2, kRounds = 2;
-  // A pointer: each round loads the weights again, as keeping them would take the registers of accumulators.
+  // Only a pointer: each round loads the weights again. Keeping them would take registers from the accumulators.
   static INLINE const W* weights(const W* w) { return w; }
   static INLINE vf round(const W* w, int i) {
-    asm volatile("" : "+r"(w));  // or the compiler keeps them nevertheless
+    asm volatile("" : "+r"(w));  // prevents the compiler from keeping them
     vu pairs = load_as<vu>(w);
     return (vf)(i ? pairs & 0xffff0000u : pairs << 16);
   }
@@ -79,13 +79,13 @@ struct Singles {
   static INLINE vf mac(vf acc, vf w, vf x) { return fma(w, x, acc); }
 };
 
-// out[r][16 c ...] = or += x[r] . W[c], R rows by C blocks of 16 outputs.
+// out[r][16 c ...] = x[r] . W[c], or += if `accumulate`, for R rows and C blocks of 16 outputs.
 //
-// A load from memory takes a hundred nanoseconds, and a core uses the bandwidth only with a few dozen loads under way.
-// So each stream of weights is prefetched some steps before it is read; the last steps of a tile prefetch the first
-// ones of the next, whose weights lie `next_offset` elements on. Measured from 4 to 48 steps and for the whole tile:
-// with 1 to 4 rows 16 to 32 steps are best, 2 to 9 % faster at 1 row than the hardware prefetcher alone; with more
-// rows, which compute longer between two loads, the whole tile.
+// A load from memory takes about 100 ns, and a core reaches the memory bandwidth only with a few dozen loads in
+// flight. So each stream of weights is prefetched some steps ahead. The last steps of a tile prefetch the first steps
+// of the next tile, whose weights begin `next_offset` elements later. Distances of 4 to 48 steps and of a whole tile
+// were measured. With 1 to 4 rows 16 to 32 steps are best: at 1 row 2 to 9 % faster than the hardware prefetcher
+// alone. With more rows there is more arithmetic between two loads, and a whole tile is best.
 constexpr int64_t kPrefetchSteps = 24;
 
 template <class M, int R, int C>
@@ -132,8 +132,9 @@ template <class M>
 using TileFn = void (*)(const typename M::X*, int64_t, const typename M::W*, int64_t, int64_t, float*, int64_t,
                         bool, int64_t);
 
-// Columns (in blocks of 16) that a tile of `rows` rows may have: what the registers hold. 8 x 3 with AVX-512 is the
-// fastest of those measured, 6 % above 12 x 2, which broadcasts more often for each multiplication.
+// The most columns (in blocks of 16) of a tile of `rows` rows: as many accumulators as the registers hold. With
+// AVX-512, 8 x 3 was the fastest shape measured: 6 % faster than 12 x 2, which needs more broadcasts per
+// multiplication.
 constexpr int columns_for(int rows) {
   if (VL == 16) return rows == 1 ? 8 : rows <= 6 ? 4 : 3;
   if (VL == 8) return rows == 1 ? 4 : rows <= 2 ? 2 : 1;
@@ -142,8 +143,9 @@ constexpr int columns_for(int rows) {
 constexpr int kMaxRows = VL == 16 ? 8 : VL == 8 ? 6 : 3;
 constexpr int kMaxColumns = 8;
 
-// Rows of the tallest tile of a machine. With AVX2 and rounds, six would take all 16 registers: 12 accumulators,
-// 2 of weights, x and the mask. A compiler then keeps an accumulator in memory, and that halves the speed.
+// The most rows of a tile for weights of type M. With AVX2 and two rounds, six rows would take all 16 registers: 12
+// accumulators, 2 of weights, x and the mask. The compiler then keeps an accumulator in memory, which halves the
+// speed.
 template <class M>
 constexpr int kRows = VL == 8 && M::kRounds == 2 ? 5 : kMaxRows;
 
@@ -180,8 +182,8 @@ TileFn<M> pick_tile(int rows, int columns) {
   }
 }
 
-// Tiles over all rows and columns, for weights that are in the cache already. Columns are shared out evenly: a tile
-// that is left a single block waits for its own sums.
+// Tiles over all rows and columns, for weights that are already in the cache. Columns are divided evenly: a tile of a
+// single block has few accumulators and would wait for the latency of its own sums.
 template <class M>
 void product(const typename M::X* x, int64_t x_stride, int64_t rows, const typename M::W* w, int64_t block_size,
              int64_t blocks, int64_t steps, float* out, int64_t out_stride, bool accumulate) {

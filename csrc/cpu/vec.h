@@ -1,15 +1,14 @@
 // One vector type, three instruction sets.
 //
-// A `vf` is VL floats in one register: 16 with AVX-512, 8 with AVX2, 4 elsewhere (SSE2, NEON). The
-// kernels are written once over it; this file is compiled once for each instruction set, with its flags,
-// and is the only one that knows an instruction by name.
+// A `vf` is VL floats in one register: 16 with AVX-512, 8 with AVX2, 4 elsewhere (SSE2, NEON). The kernels are
+// written once with this type and compiled once for each instruction set, with its compiler flags. Apart from the
+// product in tile.h and the transposition in keytile.h, only this file names instructions.
 //
-// Everything here has internal linkage, and no std:: template is used: the linker keeps one copy of
-// an inline function, and it must not hand the AVX-512 copy to a machine without AVX-512.
+// Everything here has internal linkage, and no std:: template is used. The linker keeps one copy of an inline
+// function; if that were the AVX-512 copy, it would crash a CPU without AVX-512.
 //
-// Arithmetic is written out: the build sets -ffp-contract=off, and a fused multiply-add happens only
-// where `fma` says so. Otherwise the compiler could fuse in one register tile and not in another, and
-// a row's bits would depend on its company.
+// The build sets -ffp-contract=off: a fused multiply-add happens only where `fma` is written. Otherwise the compiler
+// could fuse in one register tile and not in another, and a row's bits would depend on the number of rows.
 
 #pragma once
 
@@ -38,7 +37,7 @@ typedef int32_t vi __attribute__((vector_size(4 * VL)));
 typedef uint32_t vu __attribute__((vector_size(4 * VL)));
 typedef uint16_t vh __attribute__((vector_size(2 * VL)));
 
-// 16-bit floats are storage: loaded, converted and stored, never computed with.
+// 16-bit floats are storage types: they are loaded, converted and stored; arithmetic is fp32.
 struct bf16 { uint16_t bits; };
 struct fp16 { uint16_t bits; };
 
@@ -52,7 +51,7 @@ INLINE V load_as(const P* p) {
   return v;
 }
 
-// x in every lane. Written out: `vf{} + x` would compile to an addition, which makes +0.0 of -0.0.
+// x in every lane. `vf{} + x` would be an addition, which turns -0.0 into +0.0.
 INLINE vf splat(float x) {
 #if defined(MINILLM_ISA_AVX512)
   return _mm512_set1_ps(x);
@@ -73,12 +72,12 @@ INLINE vf fma(vf a, vf b, vf c) {
 #endif
 }
 
-// NaN in `b` wins, so a running maximum never hides one.
+// Returns `b` if either is NaN. So a NaN in a running maximum `a` is replaced; one in `b` is kept.
 INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
 
 // ---- 16-bit conversions, all rounding to nearest, ties to even -------------------------------
 
-// 16 bits to 32, zeros above. (g++ 12 makes six instructions of its own builtin.)
+// Zero-extends 16 bits to 32. (For the builtin g++ 12 emits six instructions.)
 INLINE vu widen_bits(vh h) {
 #if defined(MINILLM_ISA_AVX512)
   return (vu)_mm512_cvtepu16_epi32((__m256i)h);
@@ -108,11 +107,11 @@ INLINE vf widen_fp16(vh h) {
 #elif defined(MINILLM_ISA_AVX2)
   return _mm256_cvtph_ps((__m128i)h);
 #else
-  // Move the 15 bits into a float's place and scale by 2^112: exact, denormals included.
+  // Moves the 15 bits of the magnitude into a float's fields and multiplies by 2^112: exact, also for denormals.
   vu wide = widen_bits(h);
   vu magnitude = (wide & 0x7fff) << 13;
   vf value = (vf)magnitude * splat(0x1p112f);
-  vu special = magnitude | 0x7f800000;  // infinities and NaN keep their meaning
+  vu special = magnitude | 0x7f800000;  // infinities and NaN
   vu bits = magnitude >= 0x0f800000 ? special : (vu)value;
   return (vf)(bits | ((wide & 0x8000) << 16));
 #endif
@@ -125,8 +124,8 @@ INLINE vh narrow_fp16(vf x) {
   return (vh)_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
 #else
   vu bits = (vu)x, magnitude = bits & 0x7fffffff;
-  // Normal results: rebias the exponent and round at bit 13. Small ones: adding 0.5 aligns them so
-  // that the float addition itself rounds at the right bit.
+  // Normal results: change the exponent's bias and round at bit 13. Small results: adding 0.5 aligns the bits so that
+  // the float addition rounds at the right place.
   vu normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
   vu small = (vu)((vf)magnitude + splat(0.5f)) - 0x3f000000;
   vu half = magnitude < (113u << 23) ? small : normal;
@@ -146,8 +145,8 @@ INLINE void store(float* p, vf x) { memcpy(p, &x, sizeof(x)); }
 INLINE void store(bf16* p, vf x) { vh h = narrow_bf16(x); memcpy(p, &h, sizeof(h)); }
 INLINE void store(fp16* p, vf x) { vh h = narrow_fp16(x); memcpy(p, &h, sizeof(h)); }
 
-// The first n numbers, n <= VL; lanes beyond are zero. Tails go through the same vector arithmetic
-// as full vectors, so an element's bits do not depend on its place in the row.
+// The first n numbers, n <= VL; the other lanes are zero. The end of a row uses the same vector arithmetic as full
+// vectors, so an element's bits do not depend on its place in the row.
 template <class T>
 INLINE vf load_n(const T* p, int64_t n) {
   if (n >= VL) return load(p);
@@ -164,11 +163,11 @@ INLINE void store_n(T* p, vf x, int64_t n) {
   memcpy(p, padded, n * sizeof(T));
 }
 
-// ---- reductions across a register, in one fixed tree ------------------------------------------
+// ---- reductions over the lanes of a register, always in the same order ------------------------
 
 INLINE float sum_lanes(vf x) {
 #if defined(MINILLM_ISA_AVX512)
-  return _mm512_reduce_add_ps(x);  // the tree below, in registers
+  return _mm512_reduce_add_ps(x);  // the same order as below, in registers
 #endif
   float t[VL];
   store(t, x);
@@ -188,11 +187,11 @@ INLINE float max_lanes(vf x) {
   return t[0];
 }
 
-// e^x within 1 ulp or so: x = n ln2 + r, |r| <= ln2 / 2, e^r by its series up to r^7. Exactly 1 at 0, exactly 0
-// at minus infinity, infinite above 88.8, NaN at NaN.
+// e^x to about 1 ulp: x = n ln2 + r, |r| <= ln2 / 2, e^r by its series up to r^7. Exactly 1 at 0, exactly 0 at minus
+// infinity, infinite above 88.8, NaN for NaN.
 INLINE vf vexp(vf x) {
 #if defined(MINILLM_ISA_AVX512)
-  vf clamped = _mm512_min_ps(splat(89.0f), _mm512_max_ps(splat(-104.0f), x));  // NaN in the second operand wins
+  vf clamped = _mm512_min_ps(splat(89.0f), _mm512_max_ps(splat(-104.0f), x));  // NaN in the second operand is kept
   vf n = _mm512_roundscale_ps(clamped * 1.44269504f, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
   const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
@@ -212,11 +211,11 @@ INLINE vf vexp(vf x) {
   p = fma(p, r, splat(1.0f));
   p = fma(p, r, splat(1.0f));
 #if defined(MINILLM_ISA_AVX512)
-  return _mm512_scalef_ps(p, n);  // p 2^n, with all that happens at the ends of the range
+  return _mm512_scalef_ps(p, n);  // p 2^n, with overflow to infinity and underflow to denormals and 0
 #else
   vf power = (vf)(((vi)shifted - (vi)magic + 127) << 23);
   vf result = p * power;
-  result = x < -87.3f ? vf{} : result;  // just inside where floats end
+  result = x < -87.3f ? vf{} : result;  // just above the smallest normal float
   result = x > 88.3f ? splat(__builtin_inff()) : result;
   return x == x ? result : x;
 #endif

@@ -1,14 +1,14 @@
-// Which drafted tokens stand: minillm/ops/verification.py in C++ (what the two rules are, and why).
+// Which drafted tokens are accepted: minillm/ops/verification.py in C++ (the two rules and their reasons are there).
 //
-// verify_coupled compares integers, a few hundred of them. verify_draft accepts by two numbers a token, and
-// then draws one token behind the accepted ones, from weights w = p or max(p - q, 0):
+// verify_coupled compares a few hundred integers. verify_draft compares p and q of each drafted token. Then it draws
+// one token after the accepted ones, from weights w = p or max(p - q, 0):
 //
 //     ids      0 .. 255 | 256 .. 511 | 512 ..          1. the sum of each chunk
-//     sums       0.11   |    0.48    |  0.30           2. the chunk in which u * total is passed
+//     sums       0.11   |    0.48    |  0.30           2. the chunk in which the running sum exceeds u * total
 //     running    0.11   |  > 0.59 <  |  0.89           3. the id within the chunk
 //
-// Bytes: p and q are read once, and one chunk again. Limit: memory, on one core a request. Sums are float64 in
-// an order that only the vocabulary decides, so neither threads nor company can change a token.
+// Bytes: p and q are read once, and one chunk again. Limit: memory, with one core per request. Sums are float64, in
+// an order that depends only on the vocabulary size: neither threads nor other requests can change a token.
 
 #include <vector>
 
@@ -20,7 +20,7 @@ namespace {
 
 // ---- coupled ----------------------------------------------------------------------------------
 
-// The first child of node `at` that drafted what the target drew there; -1 if there is none.
+// The first child of node `at` whose drafted token equals the token sampled at `at`; -1 if there is none.
 int64_t matching_child(const CoupledArgs& a, int64_t begin, int64_t end, int64_t at) {
   for (int64_t n = at + 1; n < end; n++)
     if (a.parents[n] == at - begin && a.drafted[n] == a.sampled[at]) return n;
@@ -40,7 +40,7 @@ void walk(const CoupledArgs& a, int64_t request) {
 
 constexpr int64_t kChunk = 256, kLanes = 8;
 
-// Eight running sums side by side: one alone would wait for its own last addition at every id.
+// Eight independent running sums: a single one would wait for the latency of the previous addition at every id.
 template <class Weight>
 double sum_of(int64_t begin, int64_t end, const Weight& weight) {
   double lanes[kLanes] = {}, sum = 0;
@@ -52,8 +52,8 @@ double sum_of(int64_t begin, int64_t end, const Weight& weight) {
   return sum;
 }
 
-// The first of `count` terms with which the running sum exceeds `threshold`. Rounding can leave that
-// unreached: then the last term that is not 0. A term of 0 is never taken; -1 if all are 0.
+// The first of `count` terms at which the running sum exceeds `threshold`. If rounding keeps the sum below it: the
+// last term that is not 0. A term of 0 is never returned; -1 if all terms are 0.
 template <class Term>
 int64_t pass(int64_t count, double& running, double threshold, const Term& term) {
   int64_t last = -1;
@@ -84,7 +84,7 @@ int64_t draw(int64_t vocab, double uniform, const Weight& weight) {
   return first + pass(size, running, uniform * total, [&](int64_t i) { return weight(first + i); });
 }
 
-// From what p has more than q, whatever function of an id q is; from p if that is nothing.
+// Draws from max(p - q, 0), where q is a function of the id; from p if that is 0 everywhere.
 template <class Draft>
 int64_t draw_rest(const float* p, int64_t vocab, double uniform, const Draft& q) {
   auto rest = [&](int64_t id) {
@@ -133,7 +133,7 @@ void verify_coupled(const CoupledArgs& a) {
 }
 
 void verify_draft(const DraftArgs& a) {
-  int64_t grain = 1 + 16384 / a.vocab;  // a thread costs about as much as 16,384 ids
+  int64_t grain = 1 + 16384 / a.vocab;  // waking a thread costs about as much as 16,384 ids
   parallel_for(a.requests, grain, [&](int64_t begin, int64_t end) {
     for (int64_t request = begin; request < end; request++) accept_and_draw(a, request);
   });

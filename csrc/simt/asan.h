@@ -1,11 +1,11 @@
-// What AddressSanitizer must be told of fibers and shared memory, in the `asan` flavour.
+// The `asan` flavour: announces fibers and shared memory to AddressSanitizer.
 //
-// There kernels are compiled with -fsanitize=address,undefined and without the hooks (hooks.cpp): no
-// counters and no races, but every access is judged by somebody who knows nothing of our bookkeeping,
-// by the redzones around torch's own allocations and around each thread's local arrays.
+// In this flavour kernels are compiled with -fsanitize=address,undefined and without the hooks (hooks.cpp). There
+// are no counters and no race checks. Instead AddressSanitizer checks each access independently of the simulator:
+// with redzones around torch's allocations and around each thread's local arrays.
 //
-// Left alone it would take a switch of stacks for a wild jump, and the arena for one large array. Its
-// functions are weak: null where it is not loaded, and then nothing is called.
+// Without these calls it would take a switch of stacks for a wild jump, and the arena of shared memory for one
+// large array. The functions are weak symbols: null if AddressSanitizer is not loaded, and then not called.
 
 #pragma once
 
@@ -20,7 +20,7 @@ __attribute__((weak)) void __asan_unpoison_memory_region(const volatile void* ad
 
 namespace simt {
 
-// A stack as AddressSanitizer knows it. `fake` is its own, kept while another stack runs.
+// A stack as AddressSanitizer describes it. `fake` is a value of AddressSanitizer, kept while another stack runs.
 struct KnownStack {
   const void* bottom = nullptr;
   size_t bytes = 0;
@@ -31,7 +31,7 @@ inline void leave_for(const KnownStack& next, KnownStack& self) {
   if (__sanitizer_start_switch_fiber) __sanitizer_start_switch_fiber(&self.fake, next.bottom, next.bytes);
 }
 
-// Back on `self`; `before` is filled with the stack that was left.
+// To call after a switch to `self`. Fills `before` with the stack that was left.
 inline void arrive_on(const KnownStack& self, KnownStack& before) {
   if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(self.fake, &before.bottom, &before.bytes);
 }

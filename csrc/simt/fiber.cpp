@@ -1,4 +1,4 @@
-// Two ways to switch: seven instructions on x86-64, ucontext (which makes system calls) elsewhere.
+// Two ways to switch fibers: a few instructions on x86-64; ucontext elsewhere, which makes system calls.
 
 #include "fiber.h"
 
@@ -15,12 +15,12 @@
 namespace simt {
 namespace {
 
-// Stacks are never given back: the next block runs on the same ones.
+// Stacks are never freed: the next block uses them again.
 char* new_stack(size_t bytes) {
   size_t page = sysconf(_SC_PAGESIZE);
   void* memory = mmap(nullptr, bytes + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
-  mprotect(memory, page, PROT_NONE);  // a kernel that overruns its stack stops here, not in its neighbour's
+  mprotect(memory, page, PROT_NONE);  // guard page: a stack overflow stops here, not in another stack
   return static_cast<char*>(memory) + page;
 }
 
@@ -53,7 +53,7 @@ void Fiber::prepare(Entry entry) {
 
 #else
 
-// Push what a function must preserve, leave the stack pointer in *save, go on with the stack `load`.
+// Pushes the registers a function must preserve, stores the stack pointer in *save and continues on stack `load`.
 extern "C" void simt_switch(void** save, void* load) __asm__("simt_switch");
 __asm__(
     ".text\n.globl simt_switch\nsimt_switch:\n"
@@ -68,8 +68,8 @@ void* scheduler_context = nullptr;
 
 void Fiber::prepare(Entry entry) {
   begin(entry);
-  // What simt_switch will pop: six registers, then `enter` as the address to return to. The ABI wants
-  // the stack 8 bytes off a multiple of 16 when a function begins.
+  // simt_switch will pop six registers and then `enter` as the return address. The ABI requires that the stack
+  // pointer is 8 bytes off a multiple of 16 when a function begins.
   void** top = reinterpret_cast<void**>(stack_ + kStackBytes) - 2;
   *top = reinterpret_cast<void*>(enter);
   for (int i = 0; i < 6; i++) *--top = nullptr;
@@ -80,7 +80,7 @@ void Fiber::prepare(Entry entry) {
 
 void Fiber::begin(Entry entry) {
   if (!stack_) stack_ = new_stack(kStackBytes);
-  allow(stack_, kStackBytes);  // the frames of a kernel that never returned
+  allow(stack_, kStackBytes);  // a kernel that never returned left poisoned frames
   known_ = {stack_, kStackBytes};
   entry_ = entry;
 }
@@ -91,7 +91,7 @@ void Fiber::enter() {
 }
 
 void Fiber::resume() {
-  KnownStack before;  // this fiber's, known already
+  KnownStack before;  // this fiber's stack, not needed: known_ has it
   running = this;
   leave_for(known_, scheduler_stack);
   switch_to(&scheduler_context, context_);

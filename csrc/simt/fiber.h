@@ -1,9 +1,8 @@
-// A fiber: a stack of its own and a place in the code, switched to and from by hand.
+// A fiber: a stack and a position in the code, switched explicitly by the scheduler.
 //
-// A simulated GPU thread must stop in the middle of a kernel (at a barrier, at a shuffle) and go on
-// later. An operating-system thread could do that, at microseconds a switch; a fiber switch saves six
-// registers and takes nanoseconds, and which fiber runs next is ours to decide, so a run can be
-// repeated exactly.
+// A simulated GPU thread must stop in the middle of a kernel (at a barrier, at a shuffle) and continue later. An
+// operating-system thread could do that, but a switch takes microseconds. A fiber switch saves six registers and
+// takes nanoseconds. The scheduler chooses the next fiber, so a run can be repeated exactly.
 //
 //     scheduler            fiber 0              fiber 1
 //     resume() ----------> kernel ...
@@ -23,13 +22,13 @@ class Fiber {
  public:
   using Entry = void (*)();
 
-  // The next `resume` calls `entry` on an empty stack. `entry` ends by suspending for good.
+  // The next `resume` calls `entry` on an empty stack. `entry` must not return: it ends with a `suspend`.
   void prepare(Entry entry);
 
-  // Run this fiber until it suspends. Called by the scheduler, never by a fiber.
+  // Runs this fiber until it suspends. Called by the scheduler, never by a fiber.
   void resume();
 
-  // Go back to whoever resumed the running fiber.
+  // Returns from the running fiber to the scheduler, which called `resume`.
   static void suspend();
 
   bool owns(const void* address) const {
@@ -44,7 +43,7 @@ class Fiber {
   static void enter();
 
   void* context_ = nullptr;  // where it stopped: its stack pointer, or its ucontext_t
-  char* stack_ = nullptr;    // lowest byte; below it lies a page that may not be touched
+  char* stack_ = nullptr;    // lowest byte; the guard page lies below it
   KnownStack known_;
   Entry entry_ = nullptr;
 };

@@ -1,8 +1,8 @@
-// Every load and store of a kernel arrives here.
+// Every load and store of a kernel calls a function here.
 //
-// Kernels are compiled with -fsanitize=thread, which makes the compiler call __tsan_read4(p) before it
-// reads 4 bytes, and so on. That runtime is not linked; these functions take its place, and the address
-// they return to names the line of the kernel.
+// Kernels are compiled with -fsanitize=thread: the compiler then inserts a call of __tsan_read4(p) before each
+// read of 4 bytes, and so on. ThreadSanitizer's runtime is not linked; the functions below replace it. Their return
+// address gives the kernel's source line.
 
 #include <cstring>
 
@@ -13,8 +13,8 @@ namespace {
 
 constexpr uint32_t kSpinLimit = 1 << 20;
 
-// A thread that reads one place a million times waits for a value that nobody will write: threads run
-// until they wait at a barrier, blocks one after another.
+// Reports a thread that reads one address a million times in a row. It waits for a value that no other thread can
+// write: a thread runs until it waits at a barrier, and blocks run one after another.
 void notice_spinning(const void* address, const void* pc) {
   Thread& t = *machine().running;
   if (address != t.last_address) {
@@ -27,7 +27,7 @@ void notice_spinning(const void* address, const void* pc) {
 
 void access(bool write, const void* address, size_t bytes, bool aligned, const void* pc) {
   Machine& m = machine();
-  if (!m.running) return;  // launchers and warp operations: nobody's access
+  if (!m.running) return;  // an access by a launcher or a warp operation, not by a kernel thread
   Location at = locate(address, bytes, aligned, write ? "write" : "read", pc);
   if (at.space == Space::local) return;
   if (!write) notice_spinning(address, pc);
@@ -35,7 +35,7 @@ void access(bool write, const void* address, size_t bytes, bool aligned, const v
   count_access(at, write, address, bytes, pc);
 }
 
-// ---- asynchronous copies: they land as late as they may ---------------------------------------
+// ---- asynchronous copies: they are done as late as CUDA allows, so a missing wait shows -------
 
 void land(const PendingCopy& copy, const void* pc) {
   if (copy.from)
@@ -113,7 +113,7 @@ HOOK(__tsan_write2, true, 2, true)
 HOOK(__tsan_write4, true, 4, true)
 HOOK(__tsan_write8, true, 8, true)
 HOOK(__tsan_write16, true, 16, true)
-// Loads that the compiler knows to be unaligned: no GPU can make them in one piece.
+// Accesses that the compiler knows to be unaligned: no GPU can do them as one access, so alignment is required.
 HOOK(__tsan_unaligned_read2, false, 2, true)
 HOOK(__tsan_unaligned_read4, false, 4, true)
 HOOK(__tsan_unaligned_read8, false, 8, true)

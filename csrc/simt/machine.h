@@ -1,9 +1,9 @@
-// The machine behind simt.h: what is running, and the three observers that watch every access.
+// The simulator behind simt.h: its state, and the parts that check every access.
 //
-//     kernel --load, store--> hooks.cpp --> memory.cpp   is it inside something? is it aligned?
-//                                       --> race.cpp     (check only) is it ordered after the others'?
+//     kernel --load, store--> hooks.cpp --> memory.cpp   is the access in bounds? is it aligned?
+//                                       --> race.cpp     (check only) is it ordered after conflicting accesses?
 //                                       --> traffic.cpp  (while profiling) bytes, sectors, wavefronts
-//     kernel --barrier, shuffle-----------> schedule.cpp who runs, who waits, who never comes
+//     kernel --barrier, shuffle-----------> schedule.cpp which thread runs, which waits; deadlock, divergence
 //
 // One launch at a time, one block at a time, one thread at a time. Compiled without instrumentation.
 
@@ -19,8 +19,8 @@
 
 namespace simt {
 
-// Where in the source: known by name (barriers) or by an address in the kernel's code (accesses),
-// which Python turns into a line with the debug information.
+// A place in the source: file and line (of barriers), or an address in the kernel's code (of accesses), which
+// Python turns into a line with the debug information.
 struct Place {
   const char* file = nullptr;
   int line = 0;
@@ -31,7 +31,7 @@ struct Error {
   std::string kind, kernel, message;
   uint3 block{}, thread{};
   Place at;
-  std::string other;  // what `other_at` is: the second half of a race
+  std::string other;  // what happened at `other_at`, for example the second access of a race
   Place other_at;
 };
 
@@ -47,7 +47,7 @@ struct PendingCopy {
 struct Thread {
   Fiber fiber;
   uint3 index{};
-  int rank = 0;  // x first, then y, then z: 32 neighbours are a warp
+  int rank = 0;  // in the block: x first, then y, then z; each 32 consecutive ranks are a warp
   State state = State::done;
   const char* waits_for = nullptr;  // "__syncthreads"
   bool at_barrier = false;
@@ -55,7 +55,7 @@ struct Thread {
   void* operand = nullptr;
   std::vector<PendingCopy> copies;
   int copy_group = 0;
-  const void* last_address = nullptr;  // to notice a thread that waits for a value by reading it
+  const void* last_address = nullptr;  // with `repeats`: to detect a thread that spins on a value
   uint32_t repeats = 0;
 
   int warp() const { return rank / 32; }
@@ -66,7 +66,7 @@ struct Thread {
 
 struct Order {  // of blocks, warps and lanes
   bool reversed = false;
-  uint64_t seed = 0;  // not 0: shuffled
+  uint64_t seed = 0;  // 0: not shuffled
 };
 
 struct Machine {
@@ -84,19 +84,19 @@ struct Machine {
 
   // the block
   uint3 block{};
-  uint32_t block_serial = 0;          // 1, 2, ... in the order of running
-  uint32_t barriers = 0;              // passed in this block
-  std::vector<uint32_t> warp_syncs;   // of each warp, since its block began
+  uint32_t block_serial = 0;          // 1, 2, ... in the order in which blocks run
+  uint32_t barriers = 0;              // barriers passed in this block
+  std::vector<uint32_t> warp_syncs;   // per warp: __syncwarp calls passed in this block
   std::vector<Thread*> threads;
   Thread* running = nullptr;          // null in the scheduler and in warp operations
 
-  bool failed = false;  // like CUDA's error: stays until it is taken, launches do nothing meanwhile
+  bool failed = false;  // like a sticky CUDA error: launches do nothing until Python has read it
   Error error;
 };
 
 Machine& machine();
 
-// Note the error and leave the kernel: never returns to the thread that made it.
+// Records the error and stops the kernel: never returns to the thread that called it.
 [[noreturn]] void fail(const char* kind, const std::string& message, Place at, const std::string& other = "",
                        Place other_at = {});
 
@@ -112,7 +112,7 @@ struct Range {
   std::string name;
   char* base;
   size_t bytes;
-  Moved* moved = nullptr;  // while profiling: what the running kernel did to this tensor
+  Moved* moved = nullptr;  // while profiling: the running kernel's traffic of this tensor
 };
 
 struct Location {
@@ -126,7 +126,7 @@ std::vector<Range>& global_ranges();
 void begin_launch_memory();
 void begin_block_memory();
 
-// Which memory [address, address + bytes) lies in; fails if it is nobody's, or not aligned.
+// The memory that holds [address, address + bytes). Fails if it lies in none, or is not aligned.
 Location locate(const void* address, size_t bytes, bool aligned, const char* verb, const void* pc);
 std::string describe(const void* address);  // "`tile` + 128 bytes"
 size_t shared_offset(const void* address);
@@ -136,7 +136,7 @@ size_t shared_offset(const void* address);
 void begin_launch_races();
 void check_read(Space space, const void* address, size_t bytes, const void* pc);
 void check_write(Space space, const void* address, size_t bytes, const void* pc);
-void mark_copy(const void* to, size_t bytes, const void* pc);  // issued, not yet waited for
+void mark_copy(const void* to, size_t bytes, const void* pc);  // a copy was issued and not yet waited for
 void unmark_copy(const void* to, size_t bytes);
 
 // ---- traffic.cpp ------------------------------------------------------------------------------
@@ -148,14 +148,14 @@ struct Counters {
   uint64_t shared_read_bytes = 0, shared_write_bytes = 0;
   uint64_t shared_accesses = 0, shared_wavefronts = 0;
   uint64_t barriers = 0, warp_operations = 0, async_copy_bytes = 0, mma = 0;
-  std::map<std::string, Moved> tensors;  // global bytes again, by the name of the tensor
+  std::map<std::string, Moved> tensors;  // the global bytes by tensor name
 };
 
 void start_profile();
 std::vector<std::pair<std::string, Counters>> stop_profile();
 void count_launch(const std::string& kernel, uint64_t blocks, uint64_t threads);
-Counters* counters();  // of the running kernel; null when nobody profiles
+Counters* counters();  // of the running kernel; null without profiling
 void count_access(const Location& at, bool write, const void* address, size_t bytes, const void* pc);
-void flush_warp();  // its lanes have met: what they did so far was done side by side
+void flush_warp();  // the lanes of a warp have met: counts their accesses so far as the warp's accesses
 
 }  // namespace simt

@@ -1,12 +1,12 @@
-// Whose memory is this? Every access must lie inside a tensor, a shared array or the thread's own stack.
+// Bounds: every access must lie inside a tensor, a shared array or the thread's own stack.
 //
-//     global   the tensors the caller named before the launch        add_global("k_cache", ...)
-//     shared   one arena, laid out anew by each launch:              [tile | gap | row_max | gap ...]
+//     global   the tensors that the caller registered before the launch   add_global("k_cache", ...)
+//     shared   one arena, with a new layout for each launch               [tile | gap | row_max | gap ...]
 //     local    the fiber's stack, and the kernel's arguments
 //
-// Between two shared arrays lies a gap that belongs to nobody, so a row too many is noticed (in the
-// `asan` flavour all of the arena but the arrays is forbidden). Shared memory starts every block as NaN
-// (all bits set), as on a GPU it starts with whatever was there.
+// Between two shared arrays lies a gap, so that an access past the end of an array is found (in the `asan` flavour
+// the whole arena except the arrays is poisoned). Each block starts with NaN in shared memory (all bits set): on a
+// GPU the initial content is undefined.
 
 #include <algorithm>
 #include <cstring>
@@ -18,7 +18,7 @@ namespace simt {
 namespace {
 
 constexpr size_t kStaticLimit = 48 << 10;    // what a kernel may declare on any GPU since sm_20
-constexpr size_t kDynamicLimit = 227 << 10;  // what sm_90 gives a block; smaller chips refuse at launch
+constexpr size_t kDynamicLimit = 227 << 10;  // sm_90's limit for a block; older chips refuse such a launch
 constexpr size_t kGap = 128;                 // a multiple of 128, so that every array begins at bank 0
 constexpr size_t kArenaBytes = 1 << 20;
 
@@ -48,7 +48,7 @@ bool any_holds(const Ranges& ranges, const void* address, size_t bytes) {
 Range* find_global(const void* address, size_t bytes) {
   auto after = std::upper_bound(globals.begin(), globals.end(), number(address),
                                 [](uintptr_t a, const Range& r) { return a < number(r.base); });
-  // Views of one storage may be registered beside each other, so look at every range that begins before.
+  // Views of one storage may overlap, so check every range that begins at or before the address.
   while (after != globals.begin())
     if (holds(*--after, address, bytes)) return &*after;
   return nullptr;
@@ -64,7 +64,7 @@ size_t distance(const Range& r, const void* address) {
   return a < low ? low - a : a >= high ? a - high : 0;
 }
 
-// "4 bytes past the end of `x`", told of the nearest range.
+// "4 bytes past the end of `x`", relative to the nearest range.
 template <class Ranges>
 std::string beside(const Ranges& ranges, const void* address) {
   auto nearest = std::min_element(ranges.begin(), ranges.end(), [&](const Range& a, const Range& b) {

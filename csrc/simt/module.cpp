@@ -1,4 +1,4 @@
-// The simulator's controls for Python: which memory kernels may touch, how they run, what came out.
+// The simulator's interface for Python: the memory that kernels may access, the order of threads, errors, counters.
 
 #include <dlfcn.h>
 #include <pybind11/pybind11.h>
@@ -22,7 +22,7 @@ py::object where(const Place& place) {
   return py::make_tuple(info.dli_fname, -static_cast<int64_t>(offset));
 }
 
-// The error since the last call as a dict, or None; launches work again afterwards.
+// The error since the last call as a dict, or None. Launches work again afterwards.
 py::object take_error() {
   Machine& m = machine();
   if (!m.failed) return py::none();

@@ -1,16 +1,16 @@
-// Who touched this byte last, and is there a barrier between? Only with `check`: it costs a lookup a byte.
+// Race detection (only with `check`, since it costs a lookup for each byte).
 //
-// Two accesses to one byte, at least one a write, race unless something orders them:
+// Two accesses to one byte, at least one of them a write, race unless something orders them:
 //
 //     the same thread                      program order
-//     the same block, other warp           a __syncthreads between them      (Machine::barriers grew)
-//     the same warp                        or a __syncwarp between them      (Machine::warp_syncs grew)
-//     different blocks                     nothing ever does
+//     the same block, different warps      a __syncthreads between them      (Machine::barriers grew)
+//     the same warp                        the same, or a __syncwarp         (Machine::warp_syncs grew)
+//     different blocks                     nothing orders them
 //
-// So instead of a vector clock a cell needs only three counters. It remembers its last write, and of
-// the reads since the last barrier enough to know whether a writer was alone: the lanes of the latest
-// warp, and whether another warp or block read too. A race is found whatever order the threads ran in,
-// since the counters and not the order of events decide.
+// So a cell (one byte) needs only three counters instead of a vector clock. A cell stores its last write. Of the
+// reads since the last barrier it stores the lanes of the latest warp, and whether another warp or block read too:
+// enough to decide whether a write conflicts. The counters decide, not the order of events, so a race is found in
+// whatever order the threads ran.
 //
 // After Flanagan & Freund, "FastTrack" (PLDI 2009). Left out: atomics, which the dialect does not have.
 
@@ -24,9 +24,9 @@ namespace {
 
 struct Access {
   const void* pc = nullptr;
-  uint32_t block = 0;  // serial number; 0 is never
+  uint32_t block = 0;  // serial number; 0: no access yet
   uint32_t barriers = 0, warp_syncs = 0;
-  uint32_t lanes = 0;  // bit per lane
+  uint32_t lanes = 0;  // one bit per lane
   uint16_t warp = 0;
   bool other_warps = false, other_blocks = false;
 };
@@ -59,7 +59,7 @@ Access now(const void* pc) {
   return {pc, m.block_serial, m.barriers, m.warp_syncs[t.warp()], 1u << t.lane(), static_cast<uint16_t>(t.warp())};
 }
 
-// What an earlier block did to shared memory is none of this block's business.
+// An earlier block's accesses to shared memory do not count: shared memory begins anew with each block.
 bool is_live(const Access& a, Space space, const Access& here) {
   return a.block && (a.block == here.block || space == Space::global);
 }

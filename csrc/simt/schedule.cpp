@@ -1,10 +1,10 @@
-// Who runs next: blocks one after another, warps in turn, each lane until it has to wait.
+// The scheduler: blocks run one after another, warps in turn, each lane until it must wait.
 //
 //     block:  warp 0 runs until all its lanes wait or are done, then warp 1, ...
-//             all threads at the barrier?   -> everybody goes on
-//             nobody can go on otherwise?   -> divergence or deadlock: say who waits where
+//             all threads are at the barrier       -> all threads continue
+//             no thread can continue otherwise     -> divergence or deadlock: report which threads wait where
 //
-// Results of a right kernel do not depend on the order, so tests run it reversed and shuffled too.
+// The results of a correct kernel do not depend on the order, so tests also run kernels reversed and shuffled.
 
 #include <algorithm>
 #include <cstring>
@@ -35,7 +35,7 @@ uint64_t mix(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-// 0..count-1 in the order asked for; `salt` makes every block shuffle differently.
+// 0..count-1 in the order of the settings; `salt` gives every block a different shuffle.
 std::vector<unsigned> sequence(unsigned count, uint64_t salt) {
   const Order& order = machine().order;
   std::vector<unsigned> numbers(count);
@@ -86,7 +86,7 @@ bool run_warp(unsigned warp, const std::vector<unsigned>& lanes) {
   return moved;
 }
 
-// ---- who is stuck -----------------------------------------------------------------------------
+// ---- threads that cannot continue -------------------------------------------------------------
 
 std::string plural(size_t count, const char* what) {
   return std::to_string(count) + " " + what + (count == 1 ? "" : "s");
@@ -112,7 +112,7 @@ std::string who_waits_where() {
   return text;
 }
 
-// One warp's lanes at different places can never meet; whole warps at different places are a deadlock.
+// If the lanes of one warp wait at different places, the error is divergence; if whole warps do, it is a deadlock.
 bool some_warp_is_split() {
   const std::vector<Thread*>& threads = machine().threads;
   for (size_t first = 0; first < threads.size(); first += 32) {
@@ -163,7 +163,7 @@ void begin_block(uint3 block) {
   begin_block_memory();
   for (Thread* t : m.threads) {
     t->state = State::ready;
-    for (const PendingCopy& copy : t->copies) unmark_copy(copy.to, copy.bytes);  // an earlier block's
+    for (const PendingCopy& copy : t->copies) unmark_copy(copy.to, copy.bytes);  // copies of an earlier block
     t->copies.clear();
     t->copy_group = 0;
     t->last_address = nullptr;
@@ -191,7 +191,7 @@ void run_block(uint3 block) {
 }
 
 void make_threads(dim3 size) {
-  static std::vector<Thread*> pool;  // fibers keep their stacks from launch to launch
+  static std::vector<Thread*> pool;  // kept from launch to launch, with the fibers' stacks
   Machine& m = machine();
   unsigned count = size.x * size.y * size.z;
   while (pool.size() < count) pool.push_back(new Thread);
@@ -264,7 +264,7 @@ void launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, void
   }
 }
 
-// ---- what a kernel calls ----------------------------------------------------------------------
+// ---- called by kernels ------------------------------------------------------------------------
 
 uint3 thread_index() { return machine().running->index; }
 uint3 block_index() { return machine().block; }
@@ -292,10 +292,10 @@ void warp_operation(const char* name, void* operand, Combine combine, Where wher
   if (!complete) return Fiber::suspend();
   void* operands[32];
   for (int i = 0; i < 32; i++) operands[i] = warp[i]->operand, warp[i]->state = State::ready;
-  m.running = nullptr;  // the hooks look away: lanes read each other's registers here
+  m.running = nullptr;  // hooks ignore these accesses: `combine` reads the registers of all lanes
   combine(operands);
   m.running = &self;
-  // Only __syncwarp orders memory; a shuffle hands over registers and nothing else.
+  // Only __syncwarp orders memory; a shuffle exchanges registers and orders nothing.
   if (!strcmp(name, "__syncwarp")) m.warp_syncs[self.warp()]++;
   if (Counters* c = counters()) c->warp_operations++;
   flush_warp();

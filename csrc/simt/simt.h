@@ -1,18 +1,18 @@
-// What a CUDA kernel sees when it is compiled for the simulator: the words of CUDA, on a CPU.
+// CUDA's words for a kernel that is compiled for the simulator, which runs on a CPU.
 //
 // A GPU runs a *grid* of blocks. The threads of a block share fast memory and can wait for each other
-// (`__syncthreads`); every 32 of them are a *warp*, whose lanes can hand each other registers
-// (`__shfl_*_sync`). Blocks know nothing of each other: they may run in any order.
+// (`__syncthreads`). Each 32 consecutive threads are a *warp*; its lanes can exchange registers (`__shfl_*_sync`).
+// Blocks are independent: they may run in any order.
 //
-//     grid   block 0,0   block 1,0   ...      one after the other, each on the same shared memory
+//     grid   block 0,0   block 1,0   ...      one after another, all on the same shared memory
 //     block  warp 0 [lane 0 .. 31]  warp 1 [lane 0 .. 31] ...     one fiber per lane (fiber.h)
 //
-// Plain loads and stores need no wrapper: the kernel is compiled with -fsanitize=thread, and the calls
-// that the compiler then makes for each of them arrive in hooks.cpp. With -DSIMT_ASAN it is compiled with
-// AddressSanitizer instead, and plain C++ is what that can judge.
+// Plain loads and stores need no wrapper. The kernel is compiled with -fsanitize=thread, so the compiler inserts a
+// call for each access, and hooks.cpp implements these calls. With -DSIMT_ASAN the kernel is compiled with
+// AddressSanitizer instead, which checks plain C++ accesses.
 //
-// Narrower than CUDA on purpose: blocks of whole warps, warp operations of all 32 lanes, no atomics
-// (their order would decide bits), no waiting for another block.
+// Stricter than CUDA on purpose: a block is whole warps, a warp operation takes all 32 lanes, no block waits for
+// another, and there are no atomics (the order of atomic additions would change the bits of a sum).
 
 #pragma once
 
@@ -39,7 +39,7 @@ using cudaStream_t = void*;
 
 namespace simt {
 
-// The place of a call, as a default argument: std::source_location, which older compilers lack.
+// The place of a call, as a default argument. Replaces std::source_location, which older compilers do not have.
 struct Where {
   const char* file;
   int line;
@@ -53,7 +53,7 @@ dim3 grid_size();
 
 void barrier(const char* name, Where where);
 
-// All 32 lanes leave a pointer and wait; the last to arrive calls `combine` with the pointers of all.
+// Each of the 32 lanes stores a pointer and waits; the last lane to arrive calls `combine` with all pointers.
 using Combine = void (*)(void* const operands[32]);
 void warp_operation(const char* name, void* operand, Combine combine, Where where);
 void require_full_mask(unsigned mask, Where where);
@@ -62,7 +62,7 @@ void require_full_mask(unsigned mask, Where where);
 void* shared_array(const char* name, size_t bytes, Where where);
 void* dynamic_shared(Where where);
 
-// Accesses of several elements at once, which the hardware makes as one.
+// Accesses of several elements at once, which the hardware does as one access.
 void read_wide(void* to, const void* from, size_t bytes);
 void write_wide(void* to, const void* from, size_t bytes);
 
@@ -72,7 +72,7 @@ void wait_copies(int pending_groups);
 
 void count_mma();
 
-// Run `call(arguments)` once in every thread of the grid.
+// Runs `call(arguments)` once in every thread of the grid.
 void launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, void (*call)(const void*),
             const void* arguments, size_t arguments_bytes);
 
@@ -102,11 +102,11 @@ namespace simt {
 template <class T>
 struct Shuffle {
   T in, out;
-  int lane;  // to take from, or the mask to exchange with
+  int lane;  // the source lane, or the mask of __shfl_xor_sync
 };
 }  // namespace simt
 
-// Every lane gets the value of lane (its own number XOR lane_mask).
+// Lane i gets the value of lane i XOR lane_mask.
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int lane_mask, simt::Where where = simt::Where::current()) {
   simt::require_full_mask(mask, where);
@@ -138,7 +138,7 @@ T __shfl_sync(unsigned mask, T value, int lane, simt::Where where = simt::Where:
   name##_shared_type& name =              \
       *static_cast<name##_shared_type*>(simt::shared_array(#name, sizeof(name##_shared_type), simt::Where::current()))
 
-// DYNAMIC_SHARED(float, buffer);    as many bytes as the launch asked for
+// DYNAMIC_SHARED(float, buffer);    `shared_bytes` of the launch
 #define DYNAMIC_SHARED(type, name) type* name = static_cast<type*>(simt::dynamic_shared(simt::Where::current()))
 
 // LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...)
@@ -164,7 +164,7 @@ __forceinline__ void store_wide(void* to, V value) {
 #endif
 }
 
-// Copy to shared memory in the background; it has arrived only after a wait.
+// Starts a copy to shared memory; the data are there only after a wait.
 template <int kBytes>
 __forceinline__ void copy_async(void* to_shared, const void* from_global) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
@@ -182,7 +182,7 @@ __forceinline__ void wait_copies() {
 
 // ---- tensor cores -----------------------------------------------------------------------------
 
-// c [16, 8] += a [16, 16] * b [16, 8], the matrices spread over the warp's lanes. With g = lane / 4 and
+// c [16, 8] += a [16, 16] * b [16, 8]; the elements are distributed over the warp's lanes. With g = lane / 4 and
 // t = 2 * (lane % 4) a lane holds, in this order,
 //     a   (g, t) (g, t + 1)   (g + 8, ..)   (g, t + 8 ..)   (g + 8, t + 8 ..)
 //     b   (t, g) (t + 1, g)   (t + 8, g) (t + 9, g)

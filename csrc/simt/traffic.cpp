@@ -1,19 +1,19 @@
-// What the kernel moved, counted as the hardware would serve it: a warp's lanes together.
+// Memory traffic of a kernel, counted as the hardware serves it: per warp, not per lane.
 //
-// The n-th time that each lane of a warp executes one load, the 32 lanes make *one* access:
+// The n-th execution of one load instruction by the 32 lanes of a warp is *one* access:
 //
-//     global   bytes, each once however many of the lanes want it; and sectors of 32 bytes, the least
-//              that is fetched: neighbouring floats are 4 sectors, floats 32 apart are 32 sectors
-//     shared   in wavefronts: 32 banks, each 4 bytes wide, give one word each per wavefront
+//     global   bytes: a byte counts once, even if several lanes read it; and sectors of 32 bytes, the
+//              smallest unit fetched: 32 neighbouring floats are 4 sectors, floats 32 apart are 32 sectors
+//     shared   wavefronts: in one wavefront each of the 32 banks (4 bytes wide) delivers one word
 //
-//              word   0  1  2 .. 31 | 32 33 ..      lanes that want different words of one bank wait
-//              bank   0  1  2 .. 31 |  0  1 ..      for each other; the same word is given to all at once
+//              word   0  1  2 .. 31 | 32 33 ..      lanes that read different words of one bank need several
+//              bank   0  1  2 .. 31 |  0  1 ..      wavefronts; the same word goes to all lanes at once
 //
-// Lanes run one after the other here, so their accesses are collected under (instruction, how many
-// times the lane has been there) until the lanes meet. Where lanes take a loop a different number of
-// times this guesses that their first rounds belong together, as a compiler would arrange it.
+// The simulator runs lanes one after another. So accesses are collected by (instruction, number of earlier
+// executions by this lane) until the lanes meet. If lanes run a loop a different number of times, the counts assume
+// that their first iterations belong together, as in the code a compiler would generate.
 //
-// All of it is exact for the access pattern, and knows no cache.
+// The counts are exact for the access pattern. Caches are not modelled.
 
 #include <algorithm>
 #include <map>
@@ -38,13 +38,13 @@ struct WarpAccess {
 };
 
 struct Instruction {
-  size_t visits[32] = {};  // by each lane since the lanes last met
+  size_t visits[32] = {};  // executions by each lane since the lanes last met
   std::vector<WarpAccess> accesses;
 };
 
 std::unordered_map<uintptr_t, Instruction> instructions;
 
-// How many different pieces of memory, each of `granule` bytes, the lanes touch.
+// The number of different granules (pieces of `granule` bytes) that the lanes access.
 uint64_t different(const WarpAccess& a, uintptr_t granule) {
   std::vector<uintptr_t> touched;
   for (int lane = 0; lane < 32; lane++) {
@@ -56,7 +56,7 @@ uint64_t different(const WarpAccess& a, uintptr_t granule) {
   return std::unique(touched.begin(), touched.end()) - touched.begin();
 }
 
-// Of the lanes from `first` to `end`: the most different words any one bank has to give.
+// The most different words of a single bank that the lanes [first, end) access.
 uint64_t most_words_in_a_bank(const WarpAccess& a, int first, int end) {
   std::vector<uintptr_t> banks[32];
   size_t most = 0;
@@ -85,7 +85,7 @@ void settle(const WarpAccess& a) {
     current->shared_wavefronts += wavefronts(a);
     return;
   }
-  bool whole = (a.bytes & (a.bytes - 1)) == 0;  // 2, 4, 8 or 16 bytes, and aligned: they do not overlap in part
+  bool whole = (a.bytes & (a.bytes - 1)) == 0;  // 2, 4, 8 or 16 bytes, aligned: no two lanes overlap in part
   uint64_t bytes = whole ? different(a, a.bytes) * a.bytes : different(a, 1);
   (a.write ? current->global_write_bytes : current->global_read_bytes) += bytes;
   (a.write ? a.tensor->write_bytes : a.tensor->read_bytes) += bytes;

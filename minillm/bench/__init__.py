@@ -1,1 +1,1 @@
-"""Measurements: the engine, its kernels, a peer; always beside what the machine can do."""
+"""Benchmarks of the engine, its kernels and a peer, always beside the limits of the machine."""

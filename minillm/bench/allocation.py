@@ -1,10 +1,11 @@
-"""Paged against contiguous allocation on a trace of requests: memory only, no model.
+"""Paged and contiguous allocation on a trace of requests: memory only, without a model.
 
-    contiguous   [ prompt | answer ...........reserved to the longest............ ]   one piece each
-    paged        [ 16 ][ 16 ][ 16 ][ 7 ]                                              blocks as needed
+    contiguous   [ prompt | answer ........reserved for the longest request........ ]   one piece per request
+    paged        [ 16 ][ 16 ][ 16 ][ 7 ]                                                blocks as needed
 
-Contiguous allocation does not know how long an answer will be, so it must reserve the longest the
-context allows; paging wastes less than a block. Both are asked how many requests they hold at once.
+Contiguous allocation does not know the length of an answer, so it reserves the longest one of the trace.
+Paging wastes less than a block per request. The comparison counts how many requests each policy holds at
+once.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from pathlib import Path
 from minillm.errors import UsageError
 from minillm.memory.block_table import blocks_for
 
-LENGTH_DIVISOR = 4  # of the trace's lengths, to fit a context of 4,096
+LENGTH_DIVISOR = 4  # the trace's lengths are divided by it, to fit a context of 4,096
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """One policy over one trace: share of the allocated slots never filled, and requests held at once."""
+    """One policy on one trace: the share of allocated slots never filled, and requests held at once."""
 
     policy: str
     waste: float
@@ -32,18 +33,19 @@ def read_trace(path: Path) -> list[tuple[int, int]]:
     """(prompt, answer) lengths in tokens, divided by `LENGTH_DIVISOR`, of a trace in the Azure format.
 
     Raises:
-        UsageError: the file is not there, or has other columns.
+        UsageError: the file does not exist, or has other columns.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = [(int(r["ContextTokens"]), int(r["GeneratedTokens"])) for r in csv.DictReader(file)]
     except (OSError, KeyError, ValueError) as error:
-        raise UsageError(f"{path} is not a trace: {error}", "ContextTokens, GeneratedTokens wanted") from None
+        hint = "it needs the columns ContextTokens and GeneratedTokens"
+        raise UsageError(f"{path} is not a trace: {error}", hint) from None
     return [(prompt // LENGTH_DIVISOR, answer // LENGTH_DIVISOR) for prompt, answer in rows]
 
 
 def compare(trace: list[tuple[int, int]], block_size: int, slots: int) -> list[Allocation]:
-    """Both policies, at the requests' final lengths, in a memory of `slots` token slots."""
+    """Both policies for the requests' final lengths, with memory for `slots` tokens."""
     final = [prompt + answer for prompt, answer in trace]
     longest = max(final)
     paged = [blocks_for(length, block_size) * block_size for length in final]
@@ -59,7 +61,7 @@ def _allocation(policy: str, filled: list[int], allocated: list[int], slots: int
 
 
 def _held(sizes: list[int], slots: int) -> float:
-    """Requests that fit at once, in the trace's order: the mean over starting points."""
+    """Requests that fit at once, in the order of the trace: the mean over all starting points."""
     counts, end, used = [], 0, 0
     for start, size in enumerate(sizes):
         while end < len(sizes) and used + sizes[end] <= slots:

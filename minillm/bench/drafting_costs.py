@@ -1,4 +1,4 @@
-"""What speculation costs: time in neither model, and a drafter never right once it is switched off."""
+"""The costs of speculation: time outside both models, and a drafter that is always wrong."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from minillm.speculation.proposal import Drafter
 from minillm.speculation.scripted import RandomDrafter, ScriptedDrafter
 from minillm.worker.step import StepInput, StepOutput
 
-LONG = 8  # times the usual length: answers in which being switched off must not be felt
+LONG = 8  # times the usual length of answers, so that the phase before the switch-off counts little
 
 
 def costs(bench: Bench) -> dict[str, Any]:
-    """Time outside the models: of a step with drafts, and of a plain one, whose loop and draws are timed.
+    """Time outside the models in a step with drafts, and outside pass and sampling in a step without drafts.
 
-    Medians of steps: one that the machine held up says nothing about the others.
+    Medians over steps, so that a step that the machine delayed has no weight.
     """
     llm = bench.load(draft_model=bench.draft_model, adaptive_draft=False)
     bench.stories.run(llm)  # warms up
@@ -40,7 +40,7 @@ def costs(bench: Bench) -> dict[str, Any]:
 
 
 def outside_seconds(events: Sequence[Event]) -> list[tuple[float, float]]:
-    """(seconds in neither model, seconds) of each step that drafted and did not prefill."""
+    """(seconds outside both models, seconds) of each step that drafted and did not prefill."""
     found, models = list[tuple[float, float]](), 0.0
     for event in events:
         if event.kind == "speculate":
@@ -53,7 +53,7 @@ def outside_seconds(events: Sequence[Event]) -> list[tuple[float, float]]:
 
 
 def _plain_outside(bench: Bench) -> list[tuple[float, float]]:
-    """The same of an engine without drafts: seconds outside the decode pass and its draws."""
+    """The same for an engine without drafts: seconds outside the decode pass and its sampling."""
     llm, spent, found = bench.load(), [0.0], list[tuple[float, float]]()
     execute = llm.engine.worker.execute
 
@@ -81,7 +81,7 @@ def _medians(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def switched_off(bench: Bench) -> list[dict[str, Any]]:
-    """Long answers with drafters that are never right, once the controller knows: times faster, about 1."""
+    """Speed-up, about 1, of long answers with drafters that are always wrong and soon switched off."""
     work = Work(STORIES[:1], LONG * bench.tokens)
     script = script_of(bench.plain, work)
     drafters: dict[str, Callable[[int], Drafter]] = {

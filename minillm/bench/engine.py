@@ -1,9 +1,9 @@
-"""How fast the engine is on this machine, beside what the machine can do, measured in one run.
+"""The speed of the engine on this machine, beside the limit of the machine in the same run.
 
-Decode reads every weight once a step, so its limit is memory bandwidth: the bench measures that too, in
-turns with decoding, and says which share of it decoding reached. Weights count as they are kept, which for
-float32 can be half of what the dtype says (minillm/ops/cpu.py). Figures are medians of several runs with
-their spread; on a shared machine only ratios taken in one run mean anything.
+Decode reads every weight once per step, so its limit is memory bandwidth. The bench measures the bandwidth
+in turns with decoding and reports the share that decoding reached. Weights count with the bytes in which
+they are stored: a float32 model can take half of what its dtype suggests (minillm/ops/cpu.py). Figures are
+medians of several runs, with their spread. On a shared machine only ratios from one run are meaningful.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def prefill_rate(llm: LLM, prompt_len: int) -> float:
 
 
 def decode_rate(llm: LLM, batch: int, num_tokens: int) -> float:
-    """Tokens per second of `batch` requests decoding together, their prefill not counted."""
+    """Tokens per second of `batch` requests that decode together, without their prefill."""
     engine = llm.engine
     params = SamplingParams(max_tokens=num_tokens + 1, temperature=0, ignore_eos=True)
     for i in range(batch):
@@ -53,7 +53,7 @@ def decode_rate(llm: LLM, batch: int, num_tokens: int) -> float:
 def run_bench(
     llm: LLM, prompt_len: int, num_tokens: int, runs: int, batches: Sequence[int] = (1, 8)
 ) -> dict[str, Any]:
-    """All figures, with the machine they belong to. Rates are per second."""
+    """All figures, with a description of the machine. Rates are per second."""
     model, config = llm.engine.model, llm.engine.model.config
     kept = model.decoder.matrices
     weights = model.decoder.step_bytes()
@@ -66,12 +66,12 @@ def run_bench(
         rates, *beside = measure_in_turns([lambda b=batch: decode_rate(llm, b, num_tokens), *read], runs)  # type: ignore[misc]
         figure = summarise(rates)
         row: dict[str, Any] = {"what": f"decode, batch {batch}", "tokens_per_s": asdict(figure)}
-        # Weights are read once a step for the whole batch, each sequence's keys and values by itself.
+        # Weights are read once per step for the whole batch, keys and values once per sequence.
         context = _PROMPT + num_tokens // 2
         own = kv_bytes_read(config, context, model.dtype.itemsize)
         per_token = (weights + batch * own) / batch
         row["bytes_per_s"] = per_token * figure.median
-        for found in beside:  # the bandwidth, each time measured next to a rate
+        for found in beside:  # the bandwidths, each measured directly after a rate
             shares = [per_token * rate / limit for rate, limit in zip(rates, found, strict=True)]
             row["share_of_bandwidth"] = asdict(summarise(shares))
             bandwidths += found
@@ -99,6 +99,6 @@ def _all_decoding(llm: LLM, batch: int) -> bool:
 
 
 def make_prompt(llm: LLM, length: int, salt: int) -> list[int]:
-    """Token ids that differ from prompt to prompt; what they mean does not change the speed."""
+    """Token ids that differ between prompts; their meaning does not change the speed."""
     vocab = llm.engine.model.config.vocab_size
     return [(salt * 7919 + i * 104729 + 1) % vocab for i in range(length)]

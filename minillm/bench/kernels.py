@@ -1,14 +1,14 @@
-"""Each op by itself, at the sizes of one model: time, bytes, FLOPs, and the share of the roofline reached.
+"""Each op alone, at the sizes of one model: time, bytes, FLOPs, and the share of the roofline it reaches.
 
                  1 row (decode)              8 rows                  512 rows (prefill)
     linear       reading W: bandwidth        still reading W         arithmetic
     attention    reading K and V             the same                arithmetic and e^x
-    the rest     a call's own cost           a call's own cost       reading and writing activations
+    the rest     the cost of a call          the cost of a call      reading and writing activations
 
-Weights are taken in turn from copies that no cache holds together, as the layers of a model come round;
-activations stay in the caches, as they do in a model. Weights, and what the bandwidth is measured on, lie on
-huge pages. Bytes are what an op has to move at least. Weights are random in all bits of the dtype, so float32
-ones are not kept in 16 bits, as those of most checkpoints are.
+Weights are taken in turn from several copies that together exceed every cache, like the layers of a model.
+Activations stay in the caches, as in a model. Weights and the memory for the bandwidth test use huge pages.
+`bytes` is the least an op must move. Weights are random in all bits of the dtype, so float32 weights are
+not stored in 16 bits here, unlike those of most checkpoints.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from minillm.ops.sampling import SamplingBatch
 _CONTEXT = 512  # keys in the cache of each sequence
 _BLOCK_SIZE = 16
 _DRAFTED = 4  # tokens of each request, for verification
-_COLD_BYTES = 128 << 20  # weights taken in turn: several times a laptop's last cache
+_COLD_BYTES = 128 << 20  # weights taken in turn: several times the last-level cache of a laptop
 _SECONDS = 0.05  # one measurement lasts at least as long
 
 
 @dataclass(frozen=True)
 class Job:
-    """One op at one size. `make` gives its calls for a backend, endlessly, each ready to run."""
+    """One op at one size. `make` returns an endless iterator of calls, each ready to run, for a backend."""
 
     op: str
     size: str
@@ -52,7 +52,7 @@ class Job:
 def run_kernels(
     config: ModelConfig, ops: Ops, dtype: torch.dtype, runs: int, rows: tuple[int, ...] = (1, 8, 512)
 ) -> dict[str, Any]:
-    """Every op at the sizes of `config`, `ops` beside the reference. Times are in seconds."""
+    """Every op at the sizes of `config`, for `ops` and for the reference. Times are in seconds."""
     reference = ReferenceOps()
     bandwidth, peak = read_bandwidth(runs), peak_flops(ops, dtype, runs)
     found = []
@@ -103,7 +103,7 @@ def jobs(config: ModelConfig, dtype: torch.dtype, rows: tuple[int, ...]) -> Iter
             ("head", hidden, vocab),
         ):
             if name == "head" and n > 64:
-                continue  # a prompt needs the head for its last row only
+                continue  # in prefill the head runs only for the last row
             yield _linear_job(name, n, size, out, dtype)
         norm = random(hidden)
         yield simple("rms_norm", n, 2 * n * hidden, 4 * n * hidden, random(n, hidden), norm, 1e-5)
@@ -144,7 +144,7 @@ def _linear_job(name: str, n: int, size: int, out: int, dtype: torch.dtype) -> J
 
 
 def _attention_jobs(config: ModelConfig, dtype: torch.dtype, n: int) -> Iterator[Job]:
-    """Up to 64 rows: as many sequences decoding. More: one prompt."""
+    """Up to 64 rows are that many sequences that decode. More rows are one prompt."""
     decoding = n <= 64
     num_seqs, kv_len, q_len = (n, _CONTEXT, 1) if decoding else (1, n, n)
     blocks = -(-kv_len // _BLOCK_SIZE)
@@ -186,7 +186,7 @@ def _sample_job(n: int, vocab: int, dtype: torch.dtype) -> Job:
 
 
 def _verify_jobs(n: int, vocab: int) -> Iterator[Job]:
-    """Chains of `_DRAFTED` tokens: coupled, all of it stands; by rejection, the first is replaced."""
+    """Chains of `_DRAFTED` tokens: coupled, all are accepted; with rejection, the first one is replaced."""
     nodes = n * (_DRAFTED + 1)
     chain = torch.arange(-1, _DRAFTED).repeat(n)
     tree = torch.zeros(nodes, dtype=torch.int64), torch.zeros(nodes, dtype=torch.int64), chain
@@ -217,7 +217,7 @@ def _prepared(ops: Ops, weight: Tensor, call: Callable[[Any], object]) -> Iterat
 
 @torch.inference_mode()
 def _seconds(calls: Iterator[Callable[[], object]], runs: int) -> float:
-    """Median seconds of one call, over `runs` measurements of as many calls as fill `_SECONDS`."""
+    """Median seconds of one call, over `runs` measurements. Each measurement repeats it for `_SECONDS`."""
 
     def elapsed(count: int) -> float:
         start = time.perf_counter()

@@ -1,11 +1,11 @@
-"""What the machine itself can do, measured: the ceilings that every figure is held against.
+"""The limits of the machine, measured: every other figure is compared with them.
 
-    bytes per second    the cores reading from main memory, far more than any cache holds
-    FLOP per second     the best matrix product seen, ours or torch's, with everything in the caches
+    bytes per second    the cores read from main memory, far more than a cache holds
+    FLOP per second     the faster of our matrix product and torch's, with all data in the caches
 
-An operation that must move B bytes and do F FLOPs takes at least max(B / bandwidth, F / peak): the
-roofline (Williams et al., CACM 2009). On a shared machine both ceilings move, so they are measured in
-the run they are used in.
+An operation that must move B bytes and compute F FLOPs takes at least max(B / bandwidth, F / peak): the
+roofline (Williams et al., CACM 2009). On a shared machine both limits vary, so they are measured in the run
+that uses them.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from minillm.ops.huge_pages import empty_bytes
 from minillm.version import __version__
 
 _BANDWIDTH_BYTES = 512 << 20
-_PRODUCT = 768  # rows, inputs and outputs of the product that shows the peak: 1 MiB each in bf16
+_PRODUCT = 768  # rows, inputs and outputs of the product for the peak: about 1 MiB per matrix in bf16
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A rate: the median of `runs` measurements, with the lowest and the highest."""
+    """A rate: the median of `runs` measurements, and the lowest and highest one."""
 
     median: float
     low: float
@@ -40,7 +40,7 @@ class Figure:
 
 
 def summarise(rates: Sequence[float]) -> Figure:
-    """Their median and spread."""
+    """The median of `rates` and their spread."""
     return Figure(statistics.median(rates), min(rates), max(rates), len(rates))
 
 
@@ -51,9 +51,10 @@ def measure(rate: Callable[[], float], runs: int) -> Figure:
 
 
 def measure_in_turns(rates: Sequence[Callable[[], float]], runs: int) -> list[list[float]]:
-    """Call all of `rates` once to warm up, then in turns, `runs` times each; what each of them said.
+    """Call all of `rates` once to warm up, then in turns, `runs` times each. Returns the results of each.
 
-    A shared machine's speed moves from second to second: only neighbours in time can be divided.
+    The speed of a shared machine changes from second to second: only measurements close in time can be
+    compared.
     """
     for rate in rates:
         rate()
@@ -62,12 +63,12 @@ def measure_in_turns(rates: Sequence[Callable[[], float]], runs: int) -> list[li
 
 
 def read_bandwidth(runs: int) -> Figure:
-    """Bytes per second this machine's cores read from main memory, over `runs` measurements."""
+    """Bytes per second that this machine's cores read from main memory, over `runs` measurements."""
     return measure(bandwidth_reader(), runs)
 
 
 def bandwidth_reader() -> Callable[[], float]:
-    """One measurement for each call, in bytes a second: a sum over 512 MiB, on pages like the weights'."""
+    """A function that measures bytes per second: a sum over 512 MiB, on huge pages as the weights."""
     data = empty_bytes(_BANDWIDTH_BYTES).view(torch.float32).fill_(1)
 
     def once() -> float:
@@ -79,7 +80,7 @@ def bandwidth_reader() -> Callable[[], float]:
 
 
 def peak_flops(ops: Ops, dtype: torch.dtype, runs: int) -> Figure:
-    """FLOP per second of the faster of `ops` and torch at one large product in `dtype`."""
+    """FLOP per second of one large matrix product in `dtype`: the faster of `ops` and torch."""
     x, weight = (torch.randn(_PRODUCT, _PRODUCT).to(dtype) for _ in range(2))
     packed = ops.prepare_weight(weight.clone())
     products = [lambda: ops.linear(x, packed), lambda: torch.nn.functional.linear(x, weight)]
@@ -97,7 +98,7 @@ def peak_flops(ops: Ops, dtype: torch.dtype, runs: int) -> Figure:
 
 
 def describe() -> dict[str, Any]:
-    """The machine and the versions that figures belong to."""
+    """The machine and the versions, to report with the figures."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "system": f"{platform.system()} {platform.machine()}",
@@ -110,6 +111,6 @@ def describe() -> dict[str, Any]:
 
 
 def peak_memory() -> int:
-    """The most memory this process ever held, in bytes."""
+    """The peak memory of this process, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -1,7 +1,7 @@
-"""The same weights in another engine, in the same process, in turns: the only comparison that means much.
+"""A comparison with another engine: the same weights, in the same process, measured in turns.
 
-A machine's bandwidth and clock move from minute to minute, more so when it is shared. So minillm and the
-peer are measured one after the other, again and again, and what is reported is the ratio of each pair.
+A machine's bandwidth and clock change from minute to minute, even more on a shared machine. So minillm and
+the peer are measured in turns, several times, and the report has the ratio of each pair.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PROMPT = 32
 def run_peer(
     llm: LLM, name: str, prompt_len: int, num_tokens: int, runs: int, batches: tuple[int, ...]
 ) -> dict[str, Any] | None:
-    """Rates of both, in tokens per second, and their ratio; None where the peer is not installed."""
+    """Rates of both, in tokens per second, and their ratio; None if the peer is not installed."""
     if find_spec(name) is None:
         return None
     peer = Transformers(llm.engine.model.folder, llm.engine.model.dtype)
@@ -66,7 +66,7 @@ class Transformers:
         return len(prompt) / self._seconds([prompt], 1)
 
     def decode_rate(self, prompts: list[list[int]], num_tokens: int) -> float:
-        """Tokens per second of all prompts together, what the first token takes not counted."""
+        """Tokens per second of all prompts together, without the time of the first token."""
         seconds = self._seconds(prompts, num_tokens + 1) - self._seconds(prompts, 1)
         return len(prompts) * num_tokens / seconds
 
@@ -86,7 +86,7 @@ class Transformers:
 
 
 def _compare(what: str, mine: Callable[[], float], theirs: Callable[[], float], runs: int) -> dict[str, Any]:
-    """Medians of both and of their ratio, with the ratio's lowest and highest."""
+    """Medians of both rates and of their ratio, and the lowest and highest ratio."""
     own, other = measure_in_turns([mine, theirs], runs)
     return {
         "what": what,

@@ -1,14 +1,14 @@
-"""The engine under load: what continuous batching, chunking and sharing win here, side by side in one run.
+"""The engine under load: the gain from continuous batching, chunked prefill and the prefix cache, in one run.
 
-    batching    64 ragged requests, continuous against static batches padded to the longest
-    gaps        time between tokens of running streams while a long prompt comes in, in chunks and whole
-    overhead    share of a step that is planning and building the batch
-    sharing     many questions about one tale each, with and without the prefix cache; and its cost
-                where there is nothing to share
+    batching    64 requests of different lengths: continuous batches, and static batches padded to the longest
+    gaps        time between tokens of running streams while a long prompt is prefilled, in chunks or whole
+    overhead    the share of a step that is scheduling and building the batch
+    sharing     several questions about each tale, with and without the prefix cache; and the cost of the
+                cache when no prefix is shared
     allocation  paged and contiguous memory on a production trace (`bench/allocation.py`)
 
-`sharing` with the tales and `allocation` need data that is not part of the package (`--data`); without it
-they are left out. The ratios of `batching` and of nothing to share are of runs taken in turns.
+The tales of `sharing` and the trace of `allocation` are not part of the package (`--data`); without them
+these parts are left out. The ratios of `batching` and `nothing_to_share` come from runs taken in turns.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Load = Callable[..., LLM]
 
 
 def run_serving(load: Load, runs: int, data: Path | None) -> dict[str, Any]:
-    """All parts; `load(**options)` makes an engine with those options changed."""
+    """All parts. `load(**options)` makes an engine with these options changed."""
     report: dict[str, Any] = {
         "batching": batching(load, runs),
         "gaps": gaps(load, runs),
@@ -59,7 +59,7 @@ def run_serving(load: Load, runs: int, data: Path | None) -> dict[str, Any]:
 
 
 def ragged_work() -> list[tuple[int, int]]:
-    """(prompt, answer) lengths of 64 requests: most short, a few long, as in conversations."""
+    """(prompt, answer) lengths of 64 requests: most are short, a few long, as in conversations."""
     rng = random.Random(0)
     return [
         (max(4, int(rng.lognormvariate(3.6, 0.8))), min(300, max(4, int(rng.lognormvariate(3.6, 0.9)))))
@@ -68,7 +68,7 @@ def ragged_work() -> list[tuple[int, int]]:
 
 
 def batching(load: Load, runs: int) -> dict[str, Any]:
-    """Useful tokens per second of both, and the share of the machine's matmul rate continuous reaches."""
+    """Useful tokens per second of both, and the share of the peak matmul rate of continuous batching."""
     llm, work = load(max_num_seqs=BATCH, prefix_caching=False), ragged_work()
     useful = sum(answer for _, answer in work)
     flops = sum(prefill_flops(llm.engine.model.config, prompt + answer) for prompt, answer in work)
@@ -91,7 +91,7 @@ def batching(load: Load, runs: int) -> dict[str, Any]:
 
 
 def _padded(batch: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """What a static batch computes: every row as long as the longest."""
+    """The work of a static batch: every row is padded to the longest."""
     longest = max(prompt for prompt, _ in batch), max(answer for _, answer in batch)
     return [longest] * len(batch)
 
@@ -108,7 +108,7 @@ def _seconds(llm: LLM, work: list[tuple[int, int]]) -> float:
 
 
 def gaps(load: Load, runs: int) -> dict[str, Any]:
-    """p99 of the gap between a stream's tokens while a prompt of 20 chunks is prefilled, median of runs."""
+    """p99 of the gap between a stream's tokens while a prompt of 20 chunks is prefilled: median over runs."""
     chunked = load(prefill_chunk=CHUNK, prefix_caching=False)
     whole = load(prefill_chunk=CHUNK * LONG_PROMPT, max_num_batched_tokens=2 * CHUNK * LONG_PROMPT,
                  prefix_caching=False)  # fmt: skip
@@ -124,7 +124,7 @@ def gaps(load: Load, runs: int) -> dict[str, Any]:
 
 
 def _gaps(llm: LLM) -> tuple[float, float, float]:
-    """(p99 gap during the prefill, a quiet step, the slowest step that only prefills a chunk)."""
+    """(p99 gap during the prefill, a step without prefill, the slowest step that only prefills a chunk)."""
     engine = llm.engine
     forever = SamplingParams(max_tokens=400, temperature=0, ignore_eos=True)
     prompt = make_prompt(llm, CHUNK * LONG_PROMPT, STREAMS)
@@ -141,7 +141,7 @@ def _gaps(llm: LLM) -> tuple[float, float, float]:
 
 
 def _steps(llm: LLM, submit: Callable[[], str]) -> list[float]:
-    """Seconds of each step from a submission to that request's end: the gaps of all other streams."""
+    """Seconds of each step from submitting a request to its end: these are the gaps of all other streams."""
     request_id, seconds, finished = submit(), list[float](), set[str]()
     while request_id not in finished:
         start = time.perf_counter()
@@ -160,7 +160,7 @@ def _timed(call: Callable[[], Any]) -> float:
 
 
 def overhead(load: Load) -> dict[str, Any]:
-    """Seconds of planning and of building the batch in a decode step of 32 sequences, and their share."""
+    """Seconds of scheduling and of building the batch in a decode step of 32 sequences, and their share."""
     llm = load(max_num_seqs=BATCH, prefix_caching=True)
     engine = llm.engine
     for i in range(BATCH):
@@ -195,13 +195,13 @@ def overhead(load: Load) -> dict[str, Any]:
 
 
 def tales_with_questions(llm: LLM, data: Path) -> tuple[list[tuple[list[int], list[list[int]]]], int, int]:
-    """([(tale, its questions)] as token ids, tales in all, tales longer than the context)."""
+    """([(tale, its questions)] as token ids, number of tales, number of tales longer than the context)."""
     tokenizer = llm.tokenizer
     try:
         text = (data / "fairytaleqa" / "stories.txt").read_text(encoding="utf-8")
         lines = (data / "fairytaleqa" / "qa.jsonl").read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise UsageError(f"no tales: {error}", "--data wants a folder with fairytaleqa/ in it") from None
+        raise UsageError(f"no tales: {error}", "--data must be a folder that contains fairytaleqa/") from None
     tales = [tokenizer.encode(tale.strip()) for tale in text.split("<|endoftext|>") if tale.strip()]
     questions: dict[str, list[list[int]]] = {}
     for row in map(json.loads, lines):
@@ -239,7 +239,7 @@ def sharing(load: Load, data: Path) -> dict[str, Any]:
 
 
 def _converse(llm: LLM, work: list[list[list[int]]]) -> list[Event]:
-    """Several readers at once, each asking about one tale after the other, question by question."""
+    """Several readers at once. Each asks about one tale after another, one question at a time."""
     params = SamplingParams(max_tokens=ANSWER, temperature=0, ignore_eos=True)
     readers = [[q for tale in work[i::CONVERSATIONS] for q in tale] for i in range(CONVERSATIONS)]
     asking: dict[str, list[list[int]]] = {}
@@ -254,7 +254,7 @@ def _converse(llm: LLM, work: list[list[list[int]]]) -> list[Event]:
 
 
 def nothing_to_share(load: Load, runs: int) -> dict[str, Any]:
-    """Time with the cache over time without it, for prompts that have nothing in common."""
+    """Time with the prefix cache divided by time without it, for prompts that share no prefix."""
     llms = {True: load(prefix_caching=True), False: load(prefix_caching=False)}
     work = ragged_work()
     ratios = list[float]()
@@ -263,7 +263,7 @@ def nothing_to_share(load: Load, runs: int) -> dict[str, Any]:
         for cached in (True, False) if i % 2 else (False, True):
             memory = llms[cached].engine.memory
             if memory.cache:
-                memory.cache.evict(memory.num_unused)  # the prompts of the last round
+                memory.cache.evict(memory.num_unused)  # remove the prompts of the previous round
             seconds[cached] = _seconds(llms[cached], work)
         ratios.append(seconds[True] / seconds[False])
     ratios = ratios[1:]

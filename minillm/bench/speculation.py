@@ -1,15 +1,16 @@
-"""What speculation wins here, and what it costs: everything against the same engine without drafts.
+"""The gain and the costs of speculation on this machine, compared with the same engine without drafts.
 
-    pair         how often the draft model is right, what a draft takes, how much faster text comes, by K
-    acceptance   how much faster it would come from a drafter that is right so often (`ScriptedDrafter`)
-    floor        a pass over 1 to 64 rows, beside the time in which the weights can be read once: as long as
-                 reading is what takes the time, further rows are nearly free, and so are drafts
-    batches      more sequences fill those rows by themselves: from which batch on drafts lose
-    ngram        prompt lookup where the answer repeats the prompt, and where it does not
-    costs        time in neither model; and what a drafter that is never right costs once it is switched off
+    pair         acceptance of the draft model, time of a draft, and speed-up, for each draft length K
+    acceptance   speed-up with a drafter of a chosen acceptance that costs nothing (`ScriptedDrafter`)
+    floor        time of a pass over 1 to 64 rows, beside the time of reading the weights once: while reading
+                 takes most of the time, further rows are nearly free, and so are drafts
+    batches      the batch size from which on drafts lose: more sequences already fill those rows
+    ngram        prompt lookup when the answer repeats the prompt, and when it does not
+    costs        time outside both models; and the cost of a drafter that is always wrong, once switched off
 
-Text is greedy. Beside each speed-up stands what Leviathan et al. (arXiv 2211.17192) expect: the tokens of a
-step, (1 - a^(k+1)) / (1 - a) when each stands with probability a, over its cost in plain steps, as measured.
+Sampling is greedy. Beside each speed-up the report has the expectation of Leviathan et al. (arXiv
+2211.17192): the tokens per step, (1 - a^(k+1)) / (1 - a) if each token is accepted with probability a,
+divided by the measured cost of a step in plain steps.
 """
 
 from __future__ import annotations
@@ -40,20 +41,20 @@ from minillm.observe.metrics import summarize
 from minillm.speculation.scripted import ScriptedDrafter
 from minillm.worker.step import SequenceRows
 
-LOOKED_UP = 8  # tokens at most of a draft by prompt lookup
+LOOKED_UP = 8  # most tokens of a draft by prompt lookup
 LENGTHS = (1, 2, 3, 5, 8)
-STEPS = 5  # acceptances between 0 and 1
+STEPS = 5  # the acceptances are 0, 1 / STEPS, ..., 1
 ROWS = (1, 2, 4, 8, 16, 32, 64)
-FREE = 1.25  # a pass over so many times the time of one row is called nearly free
+FREE = 1.25  # rows are called nearly free if the pass takes at most this many times as long as with one row
 
 
 def run_speculation(
     load: Load, draft_model: str, tokens: int, runs: int, batches: Sequence[int]
 ) -> dict[str, Any]:
-    """All parts; `load(**options)` makes an engine with those options changed."""
+    """All parts. `load(**options)` makes an engine with these options changed."""
 
     def load_uncached(**changes: Any) -> LLM:
-        return load(prefix_caching=False, **changes)  # every run asks the same prompts again
+        return load(prefix_caching=False, **changes)  # every run has the same prompts
 
     bench = Bench(load_uncached, load_uncached(), draft_model, tokens, runs)
     model = bench.plain.engine.model
@@ -77,7 +78,7 @@ def run_speculation(
 
 
 def pair(bench: Bench) -> dict[str, Any]:
-    """Facts about the draft at the default length, and a row for each length and for the controller."""
+    """Figures of the draft model at the default length, a row per length, and the controller's speed-up."""
     step = decode_seconds(bench.stories.events(bench.plain))
     rows = [_pair_row(bench, step, k) for k in LENGTHS]
     adaptive = bench.load(draft_model=bench.draft_model)
@@ -104,7 +105,7 @@ def _pair_row(bench: Bench, plain_step: float, k: int) -> dict[str, Any]:
 
 
 def _facts(work: Work, llm: LLM, plain_step: float, k: int) -> dict[str, Any]:
-    """What the events of a run say: tokens and seconds of a step, its parts, the speed-up to be expected."""
+    """Figures from the events of a run: tokens and cost per step, its parts, the expected speed-up."""
     events = work.events(llm)
     found, stands = summarize(events).speculation, token_acceptance(events)
     cost, seconds = decode_seconds(events) / plain_step, found.seconds or 1.0
@@ -123,7 +124,7 @@ def _facts(work: Work, llm: LLM, plain_step: float, k: int) -> dict[str, Any]:
 
 
 def acceptance(bench: Bench) -> list[dict[str, Any]]:
-    """Speed-up of drafts that cost nothing, by how often a token is right."""
+    """Speed-up of drafts that cost nothing, for several acceptances."""
     work, script = bench.stories, script_of(bench.plain, bench.stories)
     step, rows = decode_seconds(work.events(bench.plain)), []
     for share in (i / STEPS for i in range(STEPS + 1)):
@@ -134,7 +135,7 @@ def acceptance(bench: Bench) -> list[dict[str, Any]]:
 
 
 def floor(bench: Bench) -> dict[str, Any]:
-    """Seconds of a pass by its rows, beside reading the weights once; how many rows are nearly free."""
+    """Seconds of a pass by number of rows, and of reading the weights once; how many rows are nearly free."""
     engine, model = bench.plain.engine, bench.plain.engine.model
     context = min(64, model.max_model_len - max(ROWS))
     with borrowed_blocks(engine.memory, context + max(ROWS)) as block_table:
@@ -150,13 +151,13 @@ def floor(bench: Bench) -> dict[str, Any]:
 
 
 def _pass_seconds(bench: Bench, block_table: list[int], context: int, count: int) -> float:
-    """The median time of a pass of the target over `count` rows of one sequence, logits of all included."""
+    """Median seconds of a pass of the target over `count` rows of one sequence, with all logits."""
     rows = [SequenceRows([1] * count, context, block_table)]
     runner = bench.plain.engine.worker.runner
 
     def once() -> float:
         start = time.perf_counter()
-        runner.all_logits(rows)[0, 0].item()  # waits for it, where that takes waiting
+        runner.all_logits(rows)[0, 0].item()  # waits until a GPU has finished
         return time.perf_counter() - start
 
     return measure(once, 10 * bench.runs).median
@@ -166,7 +167,7 @@ def _pass_seconds(bench: Bench, block_table: list[int], context: int, count: int
 
 
 def batched(bench: Bench, batches: Sequence[int]) -> dict[str, Any]:
-    """Speed-up by sequences at a time, with drafts of the default length and with the controller's."""
+    """Speed-up by batch size, with drafts of the default length and with the controller."""
     fixed = bench.load(draft_model=bench.draft_model, adaptive_draft=False)
     adaptive = bench.load(draft_model=bench.draft_model)
     rows = []
@@ -188,7 +189,7 @@ def batched(bench: Bench, batches: Sequence[int]) -> dict[str, Any]:
 
 
 def loses_from(rows: Sequence[dict[str, Any]], name: str) -> int | None:
-    """The batch from which on every speed-up is below 1; None if the largest still gains."""
+    """The batch size from which on every speed-up is below 1; None if the largest batch still gains."""
     losing = None
     for row in reversed(rows):
         if row[name]["median"] >= 1:
@@ -201,9 +202,10 @@ def loses_from(rows: Sequence[dict[str, Any]], name: str) -> int | None:
 
 
 def ngram(bench: Bench) -> list[dict[str, Any]]:
-    """Prompt lookup on a text that goes on as it began, and on stories that do not.
+    """Prompt lookup on a text that repeats itself, and on stories that do not.
 
-    Up to `LOOKED_UP` tokens at a time: a lookup costs nothing, the rows of the target alone do.
+    Drafts have up to `LOOKED_UP` tokens: a lookup costs almost nothing, only the rows of the target cost
+    time.
     """
     llm, rows = bench.load(draft_model="ngram", num_draft_tokens=LOOKED_UP), []
     for what, work in (("copying", Work([COPY], 2 * bench.tokens)), ("free text", bench.stories)):

@@ -1,13 +1,13 @@
-"""What each rung of the attention ladder moves, counted while the CUDA source runs, beside what it must move.
+"""The traffic of each attention rung, counted while the CUDA source runs, beside the least possible traffic.
 
-    minimum   read q, K and V once and write the output once: what no kernel can do without
-    v1        plus the score matrix, [rows, keys] for every head, written twice and read three times;
-              and K and V once for every row that sees them
-    v2        K and V once for every *tile* of 32 rows, no score matrix
-    d1        decode: K and V once per query head, and that is the minimum when a head has its own
+    minimum   read q, K and V once and write the output once: needed by every kernel
+    v1        plus the score matrix, [rows, keys] per head, written twice and read three times;
+              K and V are read once for every row that sees them
+    v2        K and V are read once for every *tile* of 32 rows; no score matrix
+    d1        decode: K and V are read once per query head: the minimum if each has its own kv head
 
-The formulas here are exact, tile by tile; tests hold them against the simulator's counters. Bytes are
-those that leave global memory (or the cache in front of it, which is not simulated).
+The formulas are exact, tile by tile; tests compare them with the simulator's counters. Bytes are those
+requested from global memory (a cache in front of it is not simulated).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from minillm.ops.contract import AttentionMetadata
 from minillm.ops.simt import Profile, SimtOps, profile
 
-ROWS = KEYS = WARP = 32  # of a tile of attention_v2, and lanes of a warp
+ROWS = KEYS = WARP = 32  # rows and keys of a tile of attention_v2, lanes of a warp
 Traffic = dict[str, tuple[int, int]]  # tensor -> bytes (read, written)
 
 
@@ -42,7 +42,7 @@ class Shape:
 
     @property
     def visible(self) -> list[int]:
-        """How many keys each row sees."""
+        """The number of keys that each row sees."""
         return [self.kv_len - self.q_len + r + 1 for r in range(self.q_len)]
 
 
@@ -53,11 +53,11 @@ def minimum(shape: Shape) -> int:
 
 
 def naive(shape: Shape) -> Traffic:
-    """attention_v1: every thread fetches for itself, and the scores go through memory."""
+    """attention_v1: every thread loads its own data, and the scores go through global memory."""
     heads, row = shape.num_heads, shape.row
     matrix = 4 * heads * shape.q_len * shape.kv_len
     visible = heads * sum(shape.visible)
-    # A warp of 32 keys reads the row's q together; each warp of 32 columns reads the weights again.
+    # A warp handles 32 keys and reads the row's q once; each warp of 32 columns reads the weights again.
     warps = sum(-(-keys // WARP) for keys in shape.visible)
     again = shape.head_dim // WARP * 4 * visible
     return {
@@ -70,7 +70,7 @@ def naive(shape: Shape) -> Traffic:
 
 
 def tiled(shape: Shape) -> Traffic:
-    """attention_v2: each tile of rows visits the tiles of keys up to its last row's."""
+    """attention_v2: each tile of rows reads the tiles of keys that its last row sees."""
     heads, row, keys = shape.num_heads, shape.row, 0
     for first in range(0, shape.q_len, ROWS):
         last_key = shape.visible[min(first + ROWS, shape.q_len) - 1] - 1
@@ -95,7 +95,7 @@ FORMULAS = {"v1": naive, "v2": tiled, "d1": one_by_one}
 
 
 def run_rung(rung: str, shape: Shape, block_size: int = 16) -> Profile:
-    """What the simulator counts while `rung` attends."""
+    """The simulator's counters for one run of `rung`."""
     generator = torch.Generator().manual_seed(0)
     num_blocks = -(-shape.kv_len // block_size)
 
@@ -117,7 +117,7 @@ def run_rung(rung: str, shape: Shape, block_size: int = 16) -> Profile:
 
 
 def run_traffic(length: int, dtype: torch.dtype) -> dict[str, Any]:
-    """A row per rung: a prompt of `length` tokens for v1 and v2, the token after it for d1. In bytes."""
+    """One row per rung, in bytes: a prompt of `length` tokens for v1 and v2, the token after it for d1."""
     rows = []
     for rung, q_len in (("v1", length), ("v2", length), ("d1", 1)):
         shape = Shape(q_len, length, dtype=dtype)

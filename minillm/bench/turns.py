@@ -1,8 +1,8 @@
-"""Engines with and without drafts on the same work, in turns: what speculation saves is a ratio.
+"""Engines with and without drafts on the same work, in turns: the speed-up is a ratio of neighbouring runs.
 
-Each round times an engine without drafts and one with them, one right after the other, and the next round
-the other way round; what is reported is the median of the rounds' ratios. The answers are compared as well:
-with the native kernels not one token may differ (contract C7), with the reference rounding may tip one over.
+Each round times an engine without drafts and one with drafts, directly after each other. The next round has
+the opposite order. The result is the median of the rounds' ratios. The answers are compared too: with the
+native kernels no token may differ (contract C7); with the reference backend rounding can change a token.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from minillm.speculation.proposal import Drafter, DraftSequence
 Load = Callable[..., LLM]
 
 
-DEPTH = 5  # of scripted drafts
+DEPTH = 5  # tokens of a scripted draft
 HEROES = ("little girl", "brave knight", "small bird", "old king", "red fox", "boy named Tim", "cat", "bear")
 OPENINGS = (
     "Once upon a time there was a",
@@ -36,7 +36,7 @@ COPY = "The wind blew and the kite went up and up. " * 16  # the model that ship
 
 @dataclass(frozen=True)
 class Work:
-    """Prompts to be answered greedily, `batch` at a time, in `tokens` tokens each."""
+    """Prompts to answer greedily with `tokens` tokens each, `batch` prompts at a time."""
 
     prompts: Sequence[Prompt]
     tokens: int
@@ -49,13 +49,13 @@ class Work:
         return [output.token_ids for batch in batches for output in llm.generate(list(batch), params)]
 
     def seconds(self, llm: LLM) -> tuple[float, list[list[int]]]:
-        """How long the answers took, and the answers."""
+        """The seconds that the answers took, and the answers."""
         start = time.perf_counter()
         answers = self.run(llm)
         return time.perf_counter() - start, answers
 
     def events(self, llm: LLM) -> list[Event]:
-        """What happened while the answers were made."""
+        """The events while the answers were generated."""
         with llm.engine.events.record() as events:
             self.run(llm)
         return events
@@ -63,7 +63,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Bench:
-    """`load(**options)` makes an engine; all are held against `plain`, which does not draft."""
+    """`load(**options)` makes an engine; each is compared with `plain`, which does not draft."""
 
     load: Load
     plain: LLM
@@ -73,17 +73,17 @@ class Bench:
 
     @property
     def stories(self) -> Work:
-        """A few beginnings, one after the other."""
+        """A few beginnings of stories, one after another."""
         return Work(STORIES[:4], self.tokens)
 
     def scripted(self, make: Callable[[int], Drafter], **options: Any) -> LLM:
-        """An engine with a drafter made from the vocabulary's size."""
+        """An engine with the drafter `make(vocab_size)`."""
         parts = {"drafter": lambda model, config: make(model.config.vocab_size)}
         return self.load(parts=parts, num_draft_tokens=DEPTH, **options)
 
 
 def script_of(plain: LLM, work: Work) -> Callable[[DraftSequence], list[int]]:
-    """What `plain` answers, for drafters that know the answer."""
+    """The answers of `plain`, as a script for drafters."""
     tokenizer = plain.tokenizer
     prompts = [tuple(tokenizer.encode(p) if isinstance(p, str) else p) for p in work.prompts]
     answers = dict(zip(prompts, work.run(plain), strict=True))
@@ -91,7 +91,7 @@ def script_of(plain: LLM, work: Work) -> Callable[[DraftSequence], list[int]]:
 
 
 def speed_up(plain: LLM, drafting: LLM, work: Work, runs: int) -> dict[str, Any]:
-    """Times faster with drafts, the median of `runs` rounds; and whether all answers were the same."""
+    """The speed-up with drafts, as the median of `runs` rounds; and whether all answers were the same."""
     ratios, is_same = list[float](), True
     for i in range(runs + 1):
         order = (plain, drafting) if i % 2 else (drafting, plain)
@@ -105,14 +105,14 @@ def speed_up(plain: LLM, drafting: LLM, work: Work, runs: int) -> dict[str, Any]
 
 
 def expected_tokens(acceptance: float, drafted: int) -> float:
-    """Tokens a step gives when each of `drafted` tokens stands so often (Leviathan et al., 2211.17192)."""
+    """Tokens per step if each of `drafted` tokens has this acceptance (Leviathan et al., 2211.17192)."""
     if acceptance >= 1:
         return drafted + 1.0
     return float((1 - acceptance ** (drafted + 1)) / (1 - acceptance))
 
 
 def decode_seconds(events: Sequence[Event]) -> float:
-    """The median step that only decoded, in seconds."""
+    """Median seconds of the steps that only decoded."""
     return statistics.median(
         float(e["seconds"])
         for e in events
@@ -121,7 +121,7 @@ def decode_seconds(events: Sequence[Event]) -> float:
 
 
 def level_seconds(events: Sequence[Event]) -> float:
-    """The median time of one level of a draft, in seconds; 0 where nothing was drafted."""
+    """Median seconds of one level of a draft; 0 if nothing was drafted."""
     levels = [
         event["draft_seconds"] / longest
         for event in events
@@ -131,7 +131,7 @@ def level_seconds(events: Sequence[Event]) -> float:
 
 
 def token_acceptance(events: Sequence[Event]) -> float:
-    """How often a drafted token stands if those before it do: the `acceptance` of `expected_tokens`."""
+    """How often a drafted token is accepted if all before it are: the `acceptance` of `expected_tokens`."""
     outcomes = [outcome for event in events if event.kind == "speculate" for outcome in event["outcomes"]]
     seen = sum(min(depth, accepted + 1) for _, depth, accepted in outcomes)
     return sum(accepted for _, _, accepted in outcomes) / seen if seen else 0.0

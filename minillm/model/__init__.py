@@ -1,1 +1,1 @@
-"""What a checkpoint means: configuration, weights, and the Transformer they make."""
+"""From a checkpoint to a model: configuration, weights, and the Transformer."""

@@ -1,6 +1,6 @@
-"""What a context costs, by arithmetic from the config: the numbers behind prefill and decode.
+"""The cost of prefill and decode in FLOPs and bytes, computed from the config.
 
-Multiply and add count as two FLOPs. Norms, rope and softmax are left out: they are small beside
+A multiply and an add count as two FLOPs. Norms, rope and softmax are left out: they are small compared with
 the matrix products. The embedding is a lookup; the head is a matrix product.
 """
 
@@ -10,24 +10,24 @@ from minillm.config import ModelConfig
 
 
 def matmul_weights(config: ModelConfig) -> int:
-    """Weights every decoded token is multiplied with: all but the embedding table, plus the head."""
+    """The number of weights in matrix products of one decoded token: all but the embedding, plus the head."""
     embedding = config.vocab_size * config.hidden_size
     return config.num_parameters - (0 if config.tie_word_embeddings else embedding)
 
 
 def visible_keys(config: ModelConfig, context: int) -> int:
-    """Keys the last of `context` tokens attends to, summed over the layers (windows honoured)."""
+    """Keys that the last of `context` tokens attends to, summed over the layers, with their windows."""
     return sum(min(context, layer.window or context) for layer in config.layers)
 
 
 def decode_flops(config: ModelConfig, context: int) -> int:
-    """FLOPs of one decoded token with `context` tokens in the cache, itself included."""
+    """FLOPs of one decoded token; `context` is the number of tokens in the cache, the new one included."""
     attention = 4 * config.q_size * visible_keys(config, context)
     return 2 * matmul_weights(config) + attention
 
 
 def prefill_flops(config: ModelConfig, num_tokens: int) -> int:
-    """FLOPs of a prompt of `num_tokens` tokens; the head runs for its last token only."""
+    """FLOPs of a prompt of `num_tokens` tokens; the head runs only for the last token."""
     head = config.vocab_size * config.hidden_size
     layers = 2 * (matmul_weights(config) - head) * num_tokens
     pairs = sum(_causal_pairs(num_tokens, layer.window or num_tokens) for layer in config.layers)
@@ -43,7 +43,7 @@ def decode_bytes(config: ModelConfig, context: int, weight_bytes: int, kv_bytes:
 
 
 def kv_bytes_read(config: ModelConfig, context: int, kv_bytes: int) -> int:
-    """Of those the part that is read for each sequence by itself: every visible key and value."""
+    """The part of `decode_bytes` that is read per sequence: every visible key and value."""
     return 2 * config.kv_size * kv_bytes * visible_keys(config, context)
 
 

@@ -1,23 +1,23 @@
-"""The Transformer, written out: from token ids to logits, one function a step of the paper.
+"""The Transformer, from token ids to logits, with one function for each step of the paper.
 
     ids -> embedding -> [ + attention(norm(x)) -> + mlp(norm(x)) ] x layers -> norm -> logits
 
                  x ------------------------------+
                  | rms_norm                      |
                  | qkv_proj -> q, k, v           |      k and v of the new tokens go into the
-                 | (qk norm), rope_and_cache ----|--->  paged cache; attention then reads every
-                 | paged_attention <-------------|----  key of the sequence back through it
+                 | (qk norm), rope_and_cache ----|--->  paged cache; attention then reads all
+                 | paged_attention <-------------|----  keys of the sequence from the cache
                  | o_proj                        |
                  +---------- add <---------------+
                  | rms_norm, gate_up_proj, silu_mul, down_proj, add
 
-Every arithmetic step is a call on `ops`, so the same file runs in PyTorch, in C++ and on the
-simulator. Tokens of all sequences lie in one flat dimension [num_tokens, ...]; which token belongs
-to whom is in `AttentionMetadata` alone.
+Every arithmetic step is a call of `ops`, so this file runs with PyTorch, with C++ and in the simulator. The
+tokens of all sequences lie in one dimension [num_tokens, ...]; `AttentionMetadata` tells which sequence
+each belongs to.
 
-Two projections are stored fused, rows one after the other: q, k and v as `qkv_proj`, gate and up as
-`gate_up_proj`. One pass over the input instead of three; `model/weights.py` puts the pieces of a
-checkpoint into their rows.
+Projections of the same input are stored fused, their rows one after another: q, k and v as `qkv_proj`, gate
+and up as `gate_up_proj`. So the input is read once instead of two or three times. `model/weights.py` loads
+the tensors of a checkpoint into their rows.
 
 Papers: Vaswani et al. 1706.03762; Zhang & Sennrich 1910.07467 (RMSNorm); Shazeer 2002.05202
 (SwiGLU); Ainslie et al. 2305.13245 (grouped-query attention). Left out: dropout, mixture of experts.
@@ -49,7 +49,7 @@ from minillm.ops.huge_pages import HugePages
 
 
 def _empty(*shape: int) -> nn.Parameter:
-    """A weight to be filled by the loader (or the trainer); never initialised here."""
+    """An uninitialised weight; the loader or the trainer fills it."""
     return nn.Parameter(torch.empty(*shape), requires_grad=False)
 
 
@@ -69,7 +69,7 @@ class Linear(nn.Module):
 
     @property
     def matrix(self) -> Matrix:
-        """What it multiplies with and adds."""
+        """The weight and the bias."""
         weight, bias = self.weight, self.bias
         return Matrix(
             weight.detach() if isinstance(weight, Tensor) else weight, None if bias is None else bias.detach()
@@ -88,7 +88,7 @@ class Norm(nn.Module):
         return self.ops.rms_norm(x, self.weight, self.eps)
 
     def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """(norm(x + residual), x + residual): the sum is read once for both."""
+        """(norm(x + residual), x + residual) in one op, which reads both inputs once."""
         return self.ops.add_rms_norm(x, residual, self.weight, self.eps)
 
 
@@ -132,7 +132,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention, then MLP, each on the normed running sum (`residual`) and added back to it."""
+    """Attention, then MLP. Each gets the normed `residual`, and its result is added to `residual`."""
 
     def __init__(self, config: ModelConfig, ops: Ops, spec: LayerSpec) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class Layer(nn.Module):
         self.mlp = MLP(config, ops)
 
     def weights(self) -> LayerWeights:
-        """Its weights by name; no tensor is copied."""
+        """The layer's weights by name; no tensor is copied."""
         attention, mlp = self.self_attn, self.mlp
         has_norm = attention.config.qk_norm
         return LayerWeights(
@@ -158,7 +158,7 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The whole model. Parameters carry Hugging Face's names, fused ones apart."""
+    """The whole model. Parameters have Hugging Face's names, except the fused ones."""
 
     rope: RopeTables
     embed_tokens: Weight
@@ -180,14 +180,16 @@ class Decoder(nn.Module):
     def build(
         cls, config: ModelConfig, ops: Ops, dtype: torch.dtype, device: torch.device, max_positions: int
     ) -> Decoder:
-        """A decoder whose weights are reserved in `dtype` on `device`, not yet filled.
+        """A decoder with uninitialised weights in `dtype` on `device`.
 
-        Built without memory first, so that no weight ever exists in a dtype nobody asked for.
+        It is first built without memory, on the meta device, so that no weight is ever allocated in another
+        dtype.
         """
         with torch.device("meta"):
             decoder = cls(config, ops)
         decoder.to(dtype)
-        if device.type != "cpu" or dtype == torch.float32:  # whose matrices mostly move on (ops/cpu.py)
+        if device.type != "cpu" or dtype == torch.float32:
+            # float32 matrices are usually repacked later (ops/cpu.py): huge pages would be wasted.
             decoder.to_empty(device=device)
         else:
             pages = HugePages()
@@ -197,15 +199,15 @@ class Decoder(nn.Module):
         return decoder
 
     def prepare(self) -> None:
-        """Give every matrix the form the backend reads, in place of the checkpoint's. Once, after loading."""
+        """Replace every matrix by the backend's packed form. Called once, after loading."""
         for owner, name in self._places():
             _prepare(self.ops, owner, name)
 
     def with_ops(self, ops: Ops) -> Decoder:
-        """The same model over other ops. Tensors are shared, not copied.
+        """The same model with other ops. Tensors are shared, not copied.
 
-        Only where `ops` takes no packed matrices (a replaced `linear` does not), the result has unpacked
-        ones of its own.
+        The exception: if `ops` does not accept packed matrices (a replaced `linear` does not), the result
+        has its own unpacked matrices.
         """
         shared = [*self.parameters(), *self.matrices, *self.rope, self.config]
         other = copy.deepcopy(self, {id(x): x for x in shared} | {id(self.ops): ops})
@@ -227,11 +229,11 @@ class Decoder(nn.Module):
 
     @property
     def matrices(self) -> list[Weight]:
-        """All of them, in the form they are kept in."""
+        """All matrices, packed or not, as they are stored."""
         return [getattr(owner, name) for owner, name in self._places()]
 
     def step_bytes(self) -> int:
-        """Bytes of weights that every step reads: all but the embedding, unless that is the head as well."""
+        """Bytes of weights that every step reads: all but the embedding table, unless it is also the head."""
         own_table = 0 if self.lm_head is None else self.embed_tokens.nbytes
         vectors = sum(p.nbytes for p in self.parameters() if p.dim() == 1)
         return sum(matrix.nbytes for matrix in self.matrices) - own_table + vectors
@@ -239,12 +241,12 @@ class Decoder(nn.Module):
     def forward(
         self, ids: Tensor, k_cache: list[Tensor], v_cache: list[Tensor], meta: AttentionMetadata
     ) -> Tensor:
-        """Run the new tokens through all layers, writing their keys and values to the cache.
+        """Run the new tokens through all layers and write their keys and values to the cache.
 
         Args:
             ids: int64 [num_tokens].
             k_cache, v_cache: per layer [num_blocks, block_size, num_kv_heads, head_dim].
-            meta: which row belongs to which sequence, position and slot.
+            meta: the sequence, position and slot of each row.
 
         Returns:
             The final hidden states [num_tokens, hidden_size]; see `logits`.
@@ -258,7 +260,7 @@ class Decoder(nn.Module):
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of every token id: hidden [num_rows, hidden_size] -> [num_rows, vocab_size]."""
+        """The logits: hidden [num_rows, hidden_size] -> [num_rows, vocab_size]."""
         return self.ops.linear(hidden, self._head)
 
     @property
@@ -266,11 +268,11 @@ class Decoder(nn.Module):
         return self.embed_tokens if self.lm_head is None else self.lm_head
 
     def _norm_after(self, i: int) -> Norm:
-        """The norm behind layer i: the next layer's first, or the last of all."""
+        """The norm after layer i: the first norm of the next layer, or the final norm."""
         return self._layers[i + 1].input_layernorm if i + 1 < len(self._layers) else self.norm
 
     def _places(self) -> Iterator[tuple[nn.Module, str]]:
-        """Where each matrix is: its owner and its name there."""
+        """(owner, attribute name) of each matrix."""
         for layer in self._layers:
             attention, mlp = layer.self_attn, layer.mlp
             for linear in (attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj):
@@ -281,7 +283,7 @@ class Decoder(nn.Module):
 
 
 def _require_runnable(layer: int, spec: LayerSpec) -> None:
-    """Refuse what a config may say of a layer and this decoder does not do."""
+    """Refuse a layer that a config can describe but this decoder does not support."""
     for what, value, only in (
         ("rope", spec.rope, True),
         ("norm", spec.norm, "pre"),
@@ -292,11 +294,11 @@ def _require_runnable(layer: int, spec: LayerSpec) -> None:
 
 
 def _prepare(ops: Ops, owner: nn.Module, name: str) -> None:
-    """Replace a matrix of `owner`; the old one is let go before the next is packed."""
+    """Replace a matrix of `owner` by its packed form; the old one is freed before the next is packed."""
     weight = getattr(owner, name)
     if not isinstance(weight, Tensor):
         return
     prepared = ops.prepare_weight(weight)
     if isinstance(prepared, PackedWeight):
-        delattr(owner, name)  # a registered parameter's name takes nothing but parameters
+        delattr(owner, name)  # the name of a registered parameter can hold only a parameter
         setattr(owner, name, prepared)

@@ -1,12 +1,12 @@
-"""From a Hugging Face config.json to a `ModelConfig`: which keys each family reads.
+"""From a Hugging Face config.json to a `ModelConfig`: the keys that each family reads.
 
-A config is a program in disguise: one unread key and the model runs, fluently and wrong. So every
-key is accounted for. It is read by its family (the table `FAMILIES`), or it is known not to change
-the forward pass (`INERT`), or it is known and harmless at one value (`ONLY_AT`), or it is refused
-by name.
+If a key is ignored that changes the forward pass, the model still writes fluent text, but wrong text. So
+every key is in one of four groups: its family reads it (the table `FAMILIES`); it does not change the
+forward pass (`INERT`); it changes nothing at one value and is refused at others (`ONLY_AT`); any other key
+is refused by name.
 
-Both generations of configs are read: `rope_theta` + `rope_scaling` + `torch_dtype`, and
-transformers 5's `rope_parameters` + `dtype`. Rope has a file of its own, `rope_config.py`.
+Both formats of configs are read: `rope_theta` + `rope_scaling` + `torch_dtype`, and `rope_parameters` +
+`dtype` of transformers 5. Rope is read in `rope_config.py`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _WINDOW_BY_LAYER = frozenset("use_sliding_window sliding_window max_window_layer
 
 @dataclass(frozen=True)
 class Family:
-    """What sets one family apart: the keys it reads beyond the common ones, and its defaults.
+    """One family: the keys it reads beyond the common ones, and its defaults.
 
-    `qkv_bias`, `o_bias`: True, False, or "attention_bias" where the config decides.
-    `default_kv_heads` None means as many as query heads; `default_head_dim` None means
-    hidden_size // num_attention_heads.
+    `qkv_bias`, `o_bias`: True, False, or "attention_bias" if that key of the config decides.
+    `default_kv_heads` None: as many as query heads. `default_head_dim` None: hidden_size //
+    num_attention_heads.
     """
 
     architecture: str
@@ -98,7 +98,7 @@ INERT = frozenset(
     "unsloth_version neftune_noise_alpha auto_map max_window_layers".split()
 )
 
-# Keys that would change the forward pass, and the one value at which they do not.
+# Keys that change the forward pass, and the only value at which they do not.
 ONLY_AT: Mapping[str, Any] = {
     "attention_bias": False,
     "mlp_bias": False,
@@ -121,7 +121,7 @@ def load_model_config(folder: Path) -> ModelConfig:
 
     Raises:
         ModelNotFound: there is no config.json.
-        UnsupportedModel: it is not JSON, or asks for something that is not implemented.
+        UnsupportedModel: it is not JSON, or needs something that is not implemented.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -136,10 +136,10 @@ def load_model_config(folder: Path) -> ModelConfig:
 
 
 def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
-    """Resolve a config.json's content; every key is read, inert, or refused by name.
+    """The model config of a config.json's content. Every key is read, inert, or refused by name.
 
     Raises:
-        UnsupportedModel: naming the architecture, key or value, and what is supported.
+        UnsupportedModel: the message names the architecture, key or value, and what is supported.
     """
     name, family = _family_of(raw)
     cfg = ConfigReader(raw)
@@ -213,7 +213,7 @@ def _refuse_unknown(raw: Mapping[str, Any], name: str, family: Family) -> None:
 
 
 def _default_kv_heads(raw: Mapping[str, Any], family: Family, heads: int) -> int:
-    """An explicit null means as many as query heads; an absent key the family's own default."""
+    """An explicit null means as many kv heads as query heads; a missing key means the family's default."""
     return heads if "num_key_value_heads" in raw else family.default_kv_heads or heads
 
 
@@ -237,7 +237,7 @@ def _bias(cfg: ConfigReader, field: str, rule: bool | str) -> bool:
 
 
 def _dtype(cfg: ConfigReader) -> str | None:
-    """`dtype`, or its older name `torch_dtype`; a "torch." in front is dropped."""
+    """`dtype`, or its older name `torch_dtype`, without the prefix "torch."."""
     value = cfg.optional_text("dtype") or cfg.optional_text("torch_dtype")
     return value.removeprefix("torch.") if value else None
 
@@ -258,7 +258,7 @@ def _layer_windows(cfg: ConfigReader, name: str, layers: int) -> tuple[int | Non
     if by_kind != by_depth and "use_sliding_window" not in FAMILIES[name].reads:
         raise UnsupportedModel(
             f"layer_types={cfg.raw['layer_types']!r} is not supported for {name}",
-            "its layers are all alike",
+            "all its layers must be of one kind",
         )
     return by_kind
 
@@ -273,7 +273,7 @@ def _windows_by_kind(kinds: Any, window: int | None, layers: int) -> tuple[int |
             )
     if window is None and "sliding_attention" in kinds:
         raise UnsupportedModel(
-            "layer_types asks for sliding_attention, but no sliding_window is on",
+            "layer_types has sliding_attention, but no sliding window is on",
             "set use_sliding_window and sliding_window",
         )
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)

@@ -1,17 +1,17 @@
-"""The angles of rotary position embedding, and the ways checkpoints stretch them.
+"""The angles of rotary position embedding (rope), and how checkpoints scale them for long contexts.
 
-Component pair i of a head is rotated by position * inv_freq[i]: fast pairs tell neighbours apart,
-slow pairs tell far from near. A model trained on L positions meets angles it has never seen beyond
-L; each scaled kind squeezes them back, differently:
+Component pair i of a head is rotated by position * inv_freq[i]. Fast pairs distinguish neighbouring
+positions, slow pairs distinguish near from far. A model trained on L positions has never seen the angles
+beyond L. Each kind of scaling maps them back into the trained range:
 
     default   inv_freq[i] = theta ** (-2 i / head_dim)
-    linear    every frequency divided by `factor` (position interpolation)
-    llama3    slow pairs divided by `factor`, fast pairs kept, a smooth step between
-    yarn      the same idea with a ramp over pair indices, and cos/sin scaled by an attention factor
-    dynamic   default up to the original length; beyond it keys would have to be rotated anew
-              whenever the sequence grows, which no KV cache can honour, so longer is refused
+    linear    every frequency is divided by `factor` (position interpolation)
+    llama3    slow pairs are divided by `factor`, fast pairs are kept, with a smooth step between
+    yarn      the same idea with a ramp over pair indices; cos and sin are scaled by an attention factor
+    dynamic   default up to the original length. Beyond it all keys would change whenever the sequence
+              grows, which is impossible with a KV cache, so longer sequences are refused
 
-The factor that yarn applies to cos and sin reaches q and k both, so scores grow by its square.
+yarn's attention factor applies to q and to k, so scores grow by its square.
 
 Sources: Su et al. 2104.09864; Chen et al. 2306.15595 (linear); Peng et al. 2309.00071 (YaRN);
 the Llama 3.1 release for `llama3`.
@@ -28,7 +28,7 @@ from minillm.config import RopeConfig
 
 
 def rope_tables(rope: RopeConfig, head_dim: int, num_positions: int) -> tuple[Tensor, Tensor]:
-    """cos and sin of every position's angles: two float32 [num_positions, head_dim / 2]."""
+    """cos and sin of the angles of every position: two float32 [num_positions, head_dim / 2]."""
     positions = torch.arange(num_positions, dtype=torch.float32)
     angles = torch.outer(positions, inverse_frequencies(rope, head_dim))
     return angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor
@@ -49,16 +49,17 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
 def base_frequencies(theta: float, head_dim: int) -> Tensor:
     """theta ** (-2 i / head_dim) for each component pair i: float32 [head_dim / 2].
 
-    Pair 0 turns one radian per position; each later pair turns slower by the same ratio.
+    Pair 0 turns by one radian per position; each next pair is slower by the same ratio.
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     return 1.0 / theta**exponents
 
 
 def _llama3(inv_freq: Tensor, rope: RopeConfig) -> Tensor:
-    """Blend by how many turns a pair makes over the original length.
+    """Blend by the number of turns that a pair makes over the original length.
 
-    At most `low_freq_factor` turns: interpolated; at least `high_freq_factor`: kept.
+    Pairs with at most `low_freq_factor` turns are interpolated, pairs with at least `high_freq_factor` are
+    kept.
     """
     turns = rope.original_max_position * inv_freq / (2 * math.pi)
     keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
@@ -78,7 +79,7 @@ def _yarn(inv_freq: Tensor, rope: RopeConfig, head_dim: int) -> Tensor:
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
-    width = high - low if high != low else 0.001  # as published: a step where the ramp has no width
+    width = high - low if high != low else 0.001  # as published: a step if the ramp would have no width
     interpolate = ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / width).clamp(0.0, 1.0)
     return interpolate * inv_freq / rope.factor + (1 - interpolate) * inv_freq
 
@@ -86,7 +87,7 @@ def _yarn(inv_freq: Tensor, rope: RopeConfig, head_dim: int) -> Tensor:
 def yarn_attention_factor(
     factor: float, mscale: float | None = None, mscale_all_dim: float | None = None
 ) -> float:
-    """The scale YaRN puts on cos and sin when the config gives none: 0.1 ln(factor) + 1."""
+    """YaRN's scale of cos and sin if the config gives none: 0.1 ln(factor) + 1."""
 
     def scale(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0

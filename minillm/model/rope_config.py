@@ -1,11 +1,11 @@
-"""The rope part of a config.json, in both generations.
+"""Reads the rope part of a config.json, in the older and the newer format.
 
     older:  "rope_theta": 1e6, "rope_scaling": {"type" or "rope_type": "yarn", "factor": 4.0, ...}
     newer:  "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, ...}
 
-Where a config carries both, `rope_scaling` replaces `rope_parameters`, and a `rope_theta` inside the
-chosen dict wins over one beside it: that is what transformers does, so that is what a checkpoint
-saved by it means.
+If a config has both, `rope_scaling` replaces `rope_parameters`. A `rope_theta` inside the chosen dict
+overrides the one at the top level. transformers reads configs this way, so checkpoints saved by it mean
+this.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def read_rope(cfg: ConfigReader, max_positions: int) -> RopeConfig:
     """The rope of a model with `max_position_embeddings` = `max_positions`.
 
     Raises:
-        UnsupportedModel: an unknown kind, a missing or an unknown parameter, by name.
+        UnsupportedModel: an unknown kind, or a missing or unknown parameter; the message names it.
     """
     source = "rope_scaling" if cfg.raw.get("rope_scaling") else "rope_parameters"
     params = cfg.raw.get(source) or {}
@@ -99,7 +99,7 @@ def _yarn(params: ConfigReader, theta: float, original: int, max_positions: int)
     factor = params.number("factor", max_positions / original)
     given = params.raw.get("attention_factor")
     if given is None:
-        # Published configs write 0 for "none".
+        # In published configs 0 means "none".
         mscale, all_dim = (params.raw.get(key) and params.number(key) for key in ("mscale", "mscale_all_dim"))
         attention = yarn_attention_factor(factor, mscale, all_dim)
     else:

@@ -1,16 +1,16 @@
-"""The operations a model is made of: one small interface, implemented once per backend.
+"""The operations of a model: one small interface, implemented once per backend.
 
-The decoder is written over `Ops` and knows nothing else of the hardware. `reference.py` implements
-it in readable PyTorch. A backend is passed to the model, so two engines in one process may differ.
+The decoder uses only `Ops`; it contains no other code for the hardware. `reference.py` implements `Ops` in
+readable PyTorch. A backend is passed to the model, so two engines in one process may use different backends.
 
-All sequences of a step lie end to end in one flat token dimension, without padding:
+All sequences of a step lie end to end in one token dimension, without padding:
 
     tokens       a a a a a | b | c c c        num_tokens = 9
-    query_start  0           5   6       9    [num_seqs + 1]: sequence i is rows start[i]..start[i+1]
-    kv_len       5           12  40           [num_seqs]: its tokens in the cache, new ones included
+    query_start  0           5   6       9    [num_seqs + 1]: sequence i has rows start[i] to start[i + 1]
+    kv_len       5           12  40           [num_seqs]: tokens in the cache, new ones included
 
-Sequence a is a whole prompt, b decodes one token, c is the last chunk of a longer prompt: to the
-attention they are one and the same function.
+Sequence a is a whole prompt, b decodes one token, c is the last chunk of a longer prompt. Attention treats
+all three with one function.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from minillm.ops.sampling import SamplingBatch
 
 @dataclass(frozen=True)
 class AttentionMetadata:
-    """Where the rows of a step belong. All on the model's device.
+    """The sequence, position and cache slot of each row of a step. All tensors are on the model's device.
 
-    positions     int64 [num_tokens]             logical position of each token in its sequence
-    slot_mapping  int64 [num_tokens]             cache slot each token's key and value go to
-    block_table   int32 [num_seqs, max_blocks]   block ids; rows padded with anything valid
+    positions     int64 [num_tokens]             position of each token in its sequence
+    slot_mapping  int64 [num_tokens]             cache slot of each token's key and value
+    block_table   int32 [num_seqs, max_blocks]   block ids; rows are padded with any valid id
     query_start   int32 [num_seqs + 1]           row ranges, as above
-    kv_len        int32 [num_seqs]               keys each sequence has, the new ones included
+    kv_len        int32 [num_seqs]               keys of each sequence, the new ones included
     """
 
     positions: Tensor
@@ -46,7 +46,7 @@ class AttentionMetadata:
     kv_len: Tensor
 
     def first(self, count: int) -> AttentionMetadata:
-        """Of a step with one token a sequence, the first `count` sequences."""
+        """The first `count` sequences of a step that has one token per sequence."""
         return AttentionMetadata(
             self.positions[:count],
             self.slot_mapping[:count],
@@ -58,10 +58,10 @@ class AttentionMetadata:
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A matrix [out, in] in the order a backend reads it; `data` is that backend's own business.
+    """A matrix [out, in] in a backend's own layout; only that backend reads `data`.
 
-    `dtype` is that of the matrix's numbers, and of what is multiplied with them; a backend may keep them in
-    fewer bits if all of them fit.
+    `dtype` is the dtype of the matrix and of the activations. A backend may store the numbers in fewer bits
+    if that changes none of them.
     """
 
     data: Tensor
@@ -71,22 +71,22 @@ class PackedWeight:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(out, in), as of the matrix itself."""
+        """(out, in), the shape of the matrix before packing."""
         return self.out_features, self.in_features
 
     @property
     def device(self) -> torch.device:
-        """Where it lies."""
+        """The device of `data`."""
         return self.data.device
 
     @property
     def nbytes(self) -> int:
-        """What it takes in memory, and what reading all of it moves."""
+        """Bytes of `data`: the memory it takes, and the traffic of reading it once."""
         return self.data.nbytes
 
     @property
     def narrow(self) -> bool:
-        """Whether its numbers are kept in fewer bits than their dtype has."""
+        """Whether the numbers are stored in fewer bits than `dtype` has."""
         return self.data.dtype.itemsize < self.dtype.itemsize
 
 
@@ -108,26 +108,26 @@ class LayerCache(NamedTuple):
 
 
 class Ops(Protocol):
-    """One machine's implementation of everything the decoder does to numbers.
+    """One backend's implementation of all the decoder's arithmetic.
 
-    `kernel_set` names the arithmetic: equal names, equal bits. Arguments whose shapes do not fit each
-    other raise ValueError, with the op, the argument and the numbers: `ops/shapes.py`.
+    `kernel_set` names the arithmetic: backends with equal names give equal bits. Arguments whose shapes do
+    not match raise ValueError with the op, the argument and the shapes (`ops/shapes.py`).
     """
 
     name: str
 
     @property
     def kernel_set(self) -> str:
-        """Which arithmetic runs; part of the KV envelope."""
+        """The name of the arithmetic; part of the KV envelope."""
 
     @property
     def packs(self) -> bool:
-        """Whether `prepare_weight` packs, and packed weights are taken."""
+        """Whether `prepare_weight` packs, and the ops accept packed weights."""
 
     def prepare_weight(self, weight: Tensor) -> Weight:
-        """The form this machine reads a matrix [out, in] in; called once per matrix, after loading.
+        """A matrix [out, in] in this backend's layout; called once per matrix, after loading.
 
-        The matrix is given away: its memory may be reused for the result.
+        The caller must not use `weight` afterwards: its memory may be reused for the result.
         """
 
     def unpack_weight(self, weight: Weight) -> Tensor:
@@ -151,7 +151,7 @@ class Ops(Protocol):
     def rope_and_cache(
         self, q: Tensor, k: Tensor, v: Tensor, rope: RopeTables, cache: LayerCache, meta: AttentionMetadata
     ) -> Tensor:
-        """Rotate q and k to their positions and write k and v to their cache slots.
+        """Rotate q and k by their positions and write k and v to their cache slots.
 
         `q` [num_tokens, num_heads, head_dim], `k`, `v` [num_tokens, num_kv_heads, head_dim]. Returns
         the rotated q.
@@ -168,9 +168,9 @@ class Ops(Protocol):
     ) -> Tensor:
         """Causal attention of the new rows over their sequence's cached keys and values.
 
-        The mask is aligned bottom-right: row r of a sequence with q_len new rows sees key c when
-        c <= r + kv_len - q_len, and with a window only the last `window` of those. `q` and the
-        result [num_tokens, num_heads, head_dim]; num_heads is a multiple of num_kv_heads.
+        The mask is aligned bottom-right: row r of a sequence with q_len new rows sees key c if
+        c <= r + kv_len - q_len; with a window, only the last `window` of those. `q` and the result are
+        [num_tokens, num_heads, head_dim]; num_heads is a multiple of num_kv_heads.
         """
 
     def copy_blocks(self, caches: list[Tensor], source: Tensor, destination: Tensor) -> None:
@@ -182,7 +182,7 @@ class Ops(Protocol):
     def token_logprobs(
         self, logits: Tensor, token_ids: Tensor, tops: Sequence[int]
     ) -> list[dict[int, float]]:
-        """Log-probabilities of each row's token and of its `tops[i]` likeliest: `sampling.token_logprobs`."""
+        """Log-probabilities of each row's token and of its `tops[i]` best: `sampling.token_logprobs`."""
 
     def finite_rows(self, logits: Tensor) -> Tensor:
         """Whether each row [num_rows, vocab_size] is free of NaN and infinity: bool [num_rows]."""
@@ -190,12 +190,12 @@ class Ops(Protocol):
     def verify_coupled(
         self, sampled: Tensor, drafted: Tensor, parents: Tensor, node_start: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Which drafted tokens are those the target drew, (tokens, nodes): `verification.verify_coupled`."""
+        """Coupled verification, (tokens, nodes): `verification.verify_coupled`."""
 
     def verify_draft(
         self, draft: Tensor, draft_probs: Tensor | None, target_probs: Tensor, uniforms: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Rejection sampling, (tokens, number accepted): `verification.verify_draft`."""
+        """Verification by rejection sampling, (tokens, number accepted): `verification.verify_draft`."""
 
 
 class Matrix(NamedTuple):
@@ -207,10 +207,10 @@ class Matrix(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LayerWeights:
-    """The weights of one layer. `q_norm` and `k_norm` [head_dim] are None where the model has none.
+    """The weights of one layer. `q_norm` and `k_norm` [head_dim] are None if the model has none.
 
-    `qkv` and `gate_up` are fused projections, see `model/decoder.py`. The C++ side has the same members
-    under the same names (csrc/cpu/bind_weights.cpp).
+    `qkv` and `gate_up` are fused projections, see `model/decoder.py`. The C++ struct has members of the same
+    names (csrc/cpu/bind_weights.cpp).
     """
 
     input_norm: Tensor
@@ -223,7 +223,7 @@ class LayerWeights:
     down: Matrix
 
     def named(self) -> Iterator[tuple[str, Weight]]:
-        """Every weight there is, by name: "input_norm", "qkv.weight", "qkv.bias", ..."""
+        """Every weight that is present, by name: "input_norm", "qkv.weight", "qkv.bias", ..."""
         for field in fields(self):
             value = getattr(self, field.name)
             parts = value._asdict() if isinstance(value, Matrix) else {"": value}
@@ -234,7 +234,7 @@ class LayerWeights:
 
 @dataclass(frozen=True, eq=False)
 class ModelWeights:
-    """All weights of a decoder, and its shape. `head` is `embedding` itself in a tied model."""
+    """All weights of a decoder, and its config. In a tied model `head` is the same object as `embedding`."""
 
     config: ModelConfig
     layers: tuple[LayerWeights, ...]
@@ -245,26 +245,26 @@ class ModelWeights:
 
     @property
     def is_packed(self) -> bool:
-        """Whether every matrix is in a backend's own form."""
+        """Whether every matrix is packed."""
         named = chain.from_iterable(layer.named() for layer in self.layers)
         matrices = [self.embedding, self.head, *(w for name, w in named if name.endswith(".weight"))]
         return all(isinstance(matrix, PackedWeight) for matrix in matrices)
 
 
 class FusedModel(ABC):
-    """A whole model and its cache, bound to a backend that runs a pass, or several, in one call.
+    """A whole model and its cache, bound to a backend that runs one or several passes in one call.
 
-    Everywhere `ids` are int64 [num_tokens], and `meta` says where they belong; keys and values go into the
-    caches it was bound to. Every bit is that of the decoder's walk, op by op.
+    In all methods `ids` are int64 [num_tokens] and `meta` describes their rows. Keys and values are written
+    to the bound caches. Results have the same bits as the decoder's loop over single ops.
     """
 
     @abstractmethod
     def hidden(self, ids: Tensor, meta: AttentionMetadata) -> Tensor:
-        """`Decoder.forward`: the last norm's output [num_tokens, hidden_size]."""
+        """`Decoder.forward`: the final norm's output [num_tokens, hidden_size]."""
 
     @abstractmethod
     def last_logits(self, ids: Tensor, meta: AttentionMetadata) -> Tensor:
-        """The logits behind each sequence's last row only: [num_seqs, vocab_size]."""
+        """The logits of each sequence's last row: [num_seqs, vocab_size]."""
 
     @abstractmethod
     def decode_step(
@@ -272,7 +272,7 @@ class FusedModel(ABC):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`last_logits`, `finite_rows` and `sample` in one call: (tokens, finite, logits) of each sequence.
 
-        Where logits are not finite the token says nothing.
+        If a row of logits is not finite, its token has no meaning.
         """
 
     @abstractmethod
@@ -284,32 +284,33 @@ class FusedModel(ABC):
         keys: Sequence[Sequence[int]],
         batch: SamplingBatch,
     ) -> list[list[int]]:
-        """The next `depths[i]` tokens of each sequence, every one drawn by `sample` and fed back.
+        """The next `depths[i]` tokens of each sequence, each drawn by `sample` and fed back.
 
-        The first step runs `ids` as `meta` says, one or several rows of each sequence; sequences with the
-        most to draw come first. `keys[i]` are the noise keys of sequence i's tokens; `batch`, a row for
-        each sequence, has the rest, and no repetition penalty. Block tables cover all that is fed back.
+        The first step runs `ids` with `meta`, one or several rows per sequence. Sequences are sorted by
+        depth, the deepest first. `keys[i]` are the noise keys of sequence i's tokens; the other sampling
+        parameters are in `batch`, one row per sequence, without a repetition penalty. Block tables must
+        cover all tokens fed back.
         """
 
 
 class FusedOps(ABC):
-    """A backend that also runs a whole model in one call.
+    """A backend that can also run a whole model in one call.
 
-    A base class, not a protocol: an object that wraps a backend to watch or replace single ops is none,
-    so the decoder walks op by op for it.
+    This is a base class, not a protocol. So an object that wraps a backend, to observe or replace single
+    ops, is not an instance, and the decoder runs its layers op by op.
     """
 
     @abstractmethod
     def bind(self, weights: ModelWeights, k_cache: list[Tensor], v_cache: list[Tensor]) -> FusedModel:
-        """The model over these weights and caches, one cache tensor a layer.
+        """The model with these weights and caches (one key and one value tensor per layer).
 
-        `weights.is_packed` must hold, with matrices that this backend packed. Caches and weights stay
-        alive as long as the result.
+        `weights.is_packed` must be true, and this backend must have packed the matrices. Caches and weights
+        stay alive as long as the result.
         """
 
 
 def plain(weight: Weight) -> Tensor:
-    """The matrix itself, for a backend that packs nothing."""
+    """`weight`, which must not be packed: for a backend without packing."""
     if isinstance(weight, PackedWeight):
         raise TypeError("this weight was packed for another backend")
     return weight

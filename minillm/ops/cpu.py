@@ -1,22 +1,21 @@
-"""`Ops` on the kernels of csrc/cpu: at the memory's limit, and the same bits in any company (contract C2).
+"""`Ops` on the kernels of csrc/cpu: as fast as memory allows, with the same bits in any batch (contract C2).
 
-Matrices are kept packed (csrc/cpu/kernels.h draws the layout) in place of the [out, in] the checkpoint
-has, mostly in the very same memory, so weights exist once. A plain matrix is taken too, and packed for
-the one call.
+Matrices are stored packed (layout: csrc/cpu/kernels.h) instead of [out, in] as in the checkpoint. Most are
+packed in place, so weights exist once. A plain matrix is accepted too; it is packed for that one call.
 
-A float32 matrix may be kept as bfloat16. Most checkpoints are stored so, and a bfloat16 number is the upper
-half of the float32 it stands for:
+A float32 matrix may be stored as bfloat16. Most checkpoints were saved in bfloat16, and a bfloat16 number
+is the upper half of the float32 with the same value:
 
-    float32     s eeeeeeee mmmmmmm 0000000000000000    the lower half is zero in all of the matrix:
-    bfloat16    s eeeeeeee mmmmmmm                     half the bytes, and still the same numbers
+    float32     s eeeeeeee mmmmmmm 0000000000000000    if the lower half of every number is zero,
+    bfloat16    s eeeeeeee mmmmmmm                     half the bytes hold the same numbers
 
-The kernels widen them again in registers and multiply in float32, in the same order, so nothing differs but
-the bytes: half the memory, and half of what a decode step reads. A matrix stays float32 if one of its numbers
-needs more bits, or if its number of inputs is odd: bfloat16 lies in pairs, and the padding of the last pair
-would be multiplied and added as well, which turns a sum of -0.0 into +0.0.
+The kernels widen the numbers in registers and multiply in float32, in the same order. So results are the
+same, with half the memory and half the bytes read by a decode step. A matrix stays float32 if one of its
+numbers needs more bits, or if its number of inputs is odd: bfloat16 is stored in pairs, the padding of the
+last pair would be multiplied and added too, and that turns a sum of -0.0 into +0.0.
 
-Mistakes in shapes are reported before an op is called (`ops/shapes.py`); the ops themselves refuse
-whatever would read or write outside a tensor.
+Wrong shapes are reported before an op is called (`ops/shapes.py`). The ops themselves refuse every access
+outside a tensor.
 """
 
 from __future__ import annotations
@@ -61,13 +60,13 @@ _OPS = (
     "verify_coupled",
     "verify_draft",
 )
-_LOOKED_AT = 1 << 20  # numbers at a time: most matrices that need float32 show it in the first few
+_LOOKED_AT = 1 << 20  # numbers checked at a time: most matrices that need float32 fail in the first part
 
 
 class CpuOps(FusedOps):
-    """The contract in C++, for tensors on the CPU; the contract's docstrings say what each method does.
+    """`Ops` in C++ for CPU tensors: backend "native" on a CPU. The methods are documented in `contract.py`.
 
-    Backend "native" on a CPU; `CudaOps` is the same on a GPU.
+    `CudaOps` is the counterpart on a GPU.
     """
 
     name = "native"
@@ -75,12 +74,12 @@ class CpuOps(FusedOps):
 
     def __init__(self) -> None:
         load_native()
-        # The overloads themselves: looking one up by name costs as much as a small kernel.
+        # The overloads are looked up once: a lookup by name costs as much as a small kernel.
         self._ops = SimpleNamespace(**{name: getattr(torch.ops.minillm, name).default for name in _OPS})
 
     @property
     def kernel_set(self) -> str:
-        """Which arithmetic runs: the library, down to its compiler, and the instruction set."""
+        """The name of the library (digests of sources and compiler) and the instruction set."""
         return f"{loaded_library()}/{current_isa()}"
 
     def prepare_weight(self, weight: Tensor) -> Weight:
@@ -88,7 +87,7 @@ class CpuOps(FusedOps):
         if fits_bfloat16(weight):
             weight = _upper_halves(weight)
         shape = packed_shape(weight.shape[0], weight.shape[1], weight.dtype)
-        if math.prod(shape) == weight.numel() and weight.is_contiguous():  # no padding: it fits its own place
+        if math.prod(shape) == weight.numel() and weight.is_contiguous():  # no padding: pack in place
             self._ops.pack_(weight)
             return PackedWeight(weight.view(shape), weight.shape[0], weight.shape[1], dtype)
         return self._packed(weight, dtype)
@@ -103,7 +102,7 @@ class CpuOps(FusedOps):
     def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
         shapes.check_embedding(ids, weight)
         if not isinstance(weight, PackedWeight):
-            return F.embedding(ids, weight)  # a lookup: nothing is computed, and nothing need be packed
+            return F.embedding(ids, weight)  # a lookup has no arithmetic, so the matrix need not be packed
         result: Tensor = self._ops.embedding(ids, weight.data, *weight.shape, weight.dtype)
         return result
 
@@ -200,9 +199,9 @@ class CpuOps(FusedOps):
 
 
 def fits_bfloat16(weight: Tensor) -> bool:
-    """Whether a float32 matrix [out, in] can be kept as bfloat16 without changing a bit of any result.
+    """Whether a float32 matrix [out, in] can be stored as bfloat16 without changing a bit of any result.
 
-    It is the bits that are looked at, so that NaN and -0.0 are kept as they are or not at all.
+    The bits are compared, not the values: so NaN and -0.0 are preserved too.
     """
     if weight.dtype != torch.float32 or weight.shape[1] % 2 or not weight.is_contiguous():
         return False

@@ -1,8 +1,8 @@
-"""A whole model on the kernels of csrc/cpu: bound once by the names of its weights, then run in one call.
+"""A whole model on the kernels of csrc/cpu: its weights are bound once by name, then a pass is one call.
 
-What a step passes to the kernels is a number, the token ids and five index tensors. Weights and caches were
-checked when they were bound; csrc/cpu keeps hold of them until this object goes. Its own table of names is
-csrc/cpu/bind_weights.cpp: a name that one side lacks is refused when the model is bound.
+A step passes the model's number, the token ids and five index tensors. Weights and caches are checked when
+they are bound; csrc/cpu holds references to them until this object is deleted. The table of names in C++ is
+csrc/cpu/bind_weights.cpp: a missing or unknown name is refused when the model is bound.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from minillm.ops.contract import AttentionMetadata, FusedModel, ModelWeights, Pa
 from minillm.ops.registered import bound_models
 from minillm.ops.sampling import SamplingBatch, as_int64
 
-_OWN = -1  # in place of a layer's number: the model's own weights
+_OWN = -1  # the layer number of weights that are not part of a layer
 
 
 class CpuModel(FusedModel):
-    """The contract in C++; the contract's docstrings say what each method does.
+    """`FusedModel` in C++. The methods are documented in `contract.py`.
 
     Raises:
-        RuntimeError: a weight or a cache that does not fit the others, is missing or has an unknown name.
+        RuntimeError: a weight or a cache is missing, has an unknown name, or does not fit the others.
     """
 
     def __init__(self, weights: ModelWeights, k_cache: list[Tensor], v_cache: list[Tensor]) -> None:
@@ -37,7 +37,7 @@ class CpuModel(FusedModel):
         finalize(self, ops.unbind_model, self.number)
         self._bind(weights, k_cache, v_cache)
         bound_models[self.number] = self
-        # The overloads themselves: looking one up by name costs as much as a small kernel.
+        # The overloads are looked up once: a lookup by name costs as much as a small kernel.
         self._hidden = ops.hidden.default
         self._last_logits = ops.last_logits.default
         self._decode_step = ops.decode_step.default

@@ -1,8 +1,8 @@
-"""`Ops` on the kernels of csrc/cuda. One arithmetic per token (contract C2), on a GPU or in the simulator.
+"""`Ops` on the kernels of csrc/cuda: a token has the same bits in any batch (contract C2).
 
-Prefill and decode go to different kernels, attention_v2 and decode_d1, which add the same numbers in
-the same order; which of the two runs is a question of speed alone. What computes nothing (a lookup) and
-what is not a layer's work (log-probabilities for the caller) is torch's.
+Prefill and decode use different kernels, attention_v2 and decode_d1. Both add the same numbers in the same
+order, so the choice affects only speed. PyTorch runs the embedding lookup, which has no arithmetic, and the
+log-probabilities, which are not part of a layer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LINEAR_RUNGS = ("tile", "mma")
 
 
 class CudaOps:
-    """The contract in CUDA; the contract's docstrings say what each method does.
+    """`Ops` in CUDA. The methods are documented in `contract.py`.
 
     Raises:
         BuildFailed: the kernels cannot be compiled or loaded here.
@@ -48,14 +48,14 @@ class CudaOps:
 
     @property
     def kernel_set(self) -> str:
-        """Which arithmetic runs: the library, which names sources and compilers, and the two rungs."""
+        """The name of the library (digests of sources and compilers) and the two attention rungs."""
         return f"{self.library}/v2+d1"
 
     def check_model(self, config: ModelConfig) -> None:
-        """Whether these kernels can run the model at all.
+        """Check that these kernels can run the model.
 
         Raises:
-            UnsupportedModel: no attention kernel for its head_dim.
+            UnsupportedModel: there is no attention kernel for its head_dim.
         """
         if config.head_dim not in HEAD_DIMS:
             raise UnsupportedModel(
@@ -135,13 +135,14 @@ class CudaOps:
         window: int | None = None,
         rung: str | None = None,
     ) -> Tensor:
-        """`Ops.paged_attention`; `rung` picks a kernel, "v1", "v2" or "d1", instead of the engine's own."""
+        """`Ops.paged_attention`; `rung` selects a kernel, "v1", "v2" or "d1", instead of the default."""
         shapes.check_attention(q, k_cache, v_cache, meta)
         if q.shape[2] not in HEAD_DIMS:
             raise UnsupportedModel(f"paged_attention: head_dim {q.shape[2]} is not 32, 64, 96 or 128")
         if rung is None:
             rung = "d1" if q.shape[0] == meta.kv_len.shape[0] else "v2"
-        # Only the naive rung needs to know it here: its score matrix is made before anything runs.
+        # Only v1 needs the longest kv_len here, to allocate its score matrix. It forces a GPU
+        # synchronisation.
         longest = int(meta.kv_len.max()) if rung == "v1" and len(meta.kv_len) else 0
         table, start, kv_len = meta.block_table, meta.query_start, meta.kv_len
         result: Tensor = self._call(
@@ -191,7 +192,7 @@ class CudaOps:
         first = arguments[0][0] if isinstance(arguments[0], list) else arguments[0]
         if not first.is_cuda:
             raise ValueError(f"{op}: tensors are on {first.device}, the kernels run on a GPU")
-        with torch.cuda.device(first.device):  # a launch goes to the current device, whoever owns the memory
+        with torch.cuda.device(first.device):  # a launch goes to the current device, not the tensors' device
             return getattr(self._ops, op).default(*arguments, torch.cuda.current_stream().cuda_stream)
 
 
@@ -210,7 +211,7 @@ def _no_mma(x: Tensor, weight: Tensor) -> str:
 
 @cache
 def load_library() -> Path:
-    """Compile the kernels for the GPU that is there, on first use, and register them.
+    """Compile the kernels for this machine's GPU on first use, and register them.
 
     Raises:
         BuildFailed: they cannot be compiled or loaded here.
@@ -219,13 +220,13 @@ def load_library() -> Path:
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
-        raise BuildFailed(f"{path} cannot be loaded: {error}; delete it to have it made anew") from None
+        raise BuildFailed(f"{path} cannot be loaded: {error}; delete it to have it compiled again") from None
     register_fakes(CudaOps.namespace)
     return path
 
 
 def register_fakes(namespace: str) -> None:
-    """What shapes come out, for tracing and for `opcheck`."""
+    """Register fake implementations (result shapes only) for tracing and for `opcheck`."""
     for name, fake in _FAKES.items():
         register_fake(f"{namespace}::{name}")(fake)
 

@@ -1,4 +1,4 @@
-"""How much memory a device has left."""
+"""The free memory of a device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _FALLBACK_FREE = 4 << 30
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes free on `device` now; a modest guess where the system does not say."""
+    """Bytes free on `device` now; 4 GiB if the system does not report it."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:

@@ -1,17 +1,18 @@
-"""Weights on huge pages: a decode step walks through all of them, and each page it enters must be translated.
+"""Weights on huge pages: a decode step reads all weights, and the CPU translates the address of each page.
 
-    4 KiB pages     135 M weights in bf16 are 65,700 pages; the processor remembers a few thousand
+    4 KiB pages     135 M weights in bf16 are 65,700 pages; the CPU caches a few thousand translations
     2 MiB pages     the same weights are 129 pages
 
-Each forgotten translation is a walk through the system's tables, in a virtual machine through two sets of
-them, and the processor's own prefetching stops at a page's end. Measured on two cores of a virtual machine,
-with the weights on either in turns: a decode step of the 135 M shape is 1 % shorter while memory is slow, 4 %
-while it is fast.
+A translation that is not cached is a walk through page tables, in a virtual machine through two levels of
+them. The hardware prefetcher also stops at the end of a page. Measured on two cores of a virtual machine,
+alternating between both kinds of pages: with huge pages a decode step of the 135 M shape is 1 % shorter
+when memory is slow and 4 % shorter when it is fast.
 
-Matrices are smaller than a huge page or end in the middle of one, so they are laid end to end in large pieces
-of memory for which huge pages are asked; Linux alone can be asked. Where it gives none, or there is nobody to
-ask, everything works as before. Left out: pages reserved by an administrator (hugetlbfs); float32 weights,
-as what they leave behind when they move to half the space is best given to the next (`ops/cpu.py`).
+A matrix is often smaller than a huge page, or ends in the middle of one. So matrices are placed end to end
+in large pieces of memory, and Linux is advised to use huge pages for them. Without huge pages, or on
+another system, everything works in the same way. Left out: pages reserved by an administrator (hugetlbfs);
+float32 weights, which are usually repacked later into half the space (`ops/cpu.py`): their memory is better
+freed for the next matrix.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ import torch
 from torch import Tensor
 
 _HUGE = 2 << 20  # bytes of a huge page
-_PIECE = 32 << 20  # asked for at once; pages that are not written to take no memory
-_WORTH_IT = 128 << 10  # bytes
+_PIECE = 32 << 20  # bytes mapped at once; a page that is never written takes no memory
+_WORTH_IT = 128 << 10  # bytes; torch allocates smaller tensors
 _LINE = 64  # bytes: kernels load whole registers
 _ADVICE: int | None = getattr(mmap, "MADV_HUGEPAGE", None)
 
 
 class HugePages:
-    """Hands out parts of large pieces of memory. A piece lives as long as any tensor in it."""
+    """Allocates tensors in large pieces of memory. A piece lives as long as any tensor in it."""
 
     def __init__(self) -> None:
         self._free = torch.empty(0, dtype=torch.uint8)
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A new tensor in the CPU's memory, behind the one before; small ones are left to torch."""
+        """A new CPU tensor, placed directly after the previous one; torch allocates small tensors."""
         nbytes = math.prod(shape) * dtype.itemsize
         if _ADVICE is None or nbytes < _WORTH_IT:
             return torch.empty(shape, dtype=dtype)
@@ -50,11 +51,11 @@ class HugePages:
 
 
 def empty_bytes(nbytes: int) -> Tensor:
-    """New memory, uint8 [nbytes], on huge pages where there are any."""
+    """New memory, uint8 [nbytes], on huge pages if the system has them."""
     if _ADVICE is None:
         return torch.empty(nbytes, dtype=torch.uint8)
     memory = mmap.mmap(-1, nbytes + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel that was built without them
+    with suppress(OSError):  # this Linux kernel was built without huge pages
         memory.madvise(_ADVICE)
     piece = torch.frombuffer(memory, dtype=torch.uint8)
     first = -piece.data_ptr() % _HUGE

@@ -1,9 +1,8 @@
-"""The contract in plain PyTorch: the definition the kernels are checked against.
+"""`Ops` in plain PyTorch: the definition that kernels are checked against.
 
-Written to be read. It runs on any device torch runs on, and is differentiable, so the shipped
-models are trained through these very functions. What it does not promise is one arithmetic per
-token (contract C2): torch chooses another order of summation when the number of rows changes, so
-the same token gets slightly different bits alone and in a batch.
+It is written to be read. It runs on every device of torch, and it is differentiable: the shipped models are
+trained through these functions. It does not keep contract C2. torch chooses the order of summation by the
+number of rows, so a token gets slightly different bits alone and in a batch.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def write_cache(cache: Tensor, slot_mapping: Tensor, rows: Tensor) -> None:
-    """Put `rows` [num_tokens, num_kv_heads, head_dim] at their slots of `cache`, in place."""
+    """Write `rows` [num_tokens, num_kv_heads, head_dim] to their slots of `cache`, in place."""
     cache.flatten(0, 1).index_copy_(0, slot_mapping, rows.to(cache.dtype))
 
 
@@ -51,15 +50,15 @@ def grouped_query_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, windo
     Query head h reads kv head h // (num_heads / num_kv_heads): with 6 heads over 2 kv heads, heads
     0-2 share the first and 3-5 the second. Scores and softmax are float32.
 
-        keys    0 1 2 3 4 5      q_len 2, kv_len 6: the new rows are the sequence's last, so
-        row 0   x x x x x .      the mask is aligned bottom-right; with window 3 row 1
-        row 1   x x x x x x      sees only keys 3 4 5
+        keys    0 1 2 3 4 5      q_len 2, kv_len 6: the new rows are the last of the sequence,
+        row 0   x x x x x .      so the mask is aligned bottom-right; with a window of 3,
+        row 1   x x x x x x      row 1 sees only keys 3 4 5
 
     Args:
         q: [q_len, num_heads, head_dim].
         k, v: [kv_len, num_kv_heads, head_dim].
         scale: usually head_dim ** -0.5.
-        window: how many of the last keys a row sees, itself included; None for all.
+        window: the number of last keys that a row sees, its own included; None for all.
 
     Returns:
         [q_len, num_heads, head_dim] in q's dtype.
@@ -87,7 +86,7 @@ def rotate_and_write(
     cache: LayerCache,
     meta: AttentionMetadata,
 ) -> Tensor:
-    """`Ops.rope_and_cache` made of a rope function and two cache writes; returns the rotated q."""
+    """`Ops.rope_and_cache`, composed of a rope function and two cache writes; returns the rotated q."""
     cos, sin = rope.cos[meta.positions], rope.sin[meta.positions]
     write_cache(cache.k, meta.slot_mapping, rotate(k, cos, sin))
     write_cache(cache.v, meta.slot_mapping, v)
@@ -103,7 +102,7 @@ def attend_pages(
     scale: float,
     window: int | None = None,
 ) -> Tensor:
-    """`Ops.paged_attention` made of a dense attention: gather each sequence's pages, then attend."""
+    """`Ops.paged_attention`, composed of a gather of each sequence's pages and a dense attention."""
     shapes.check_attention(q, k_cache, v_cache, meta)
     block_size = k_cache.shape[1]
     starts, kv_lens = meta.query_start.tolist(), meta.kv_len.tolist()
@@ -120,7 +119,7 @@ def attend_pages(
 
 
 class ReferenceOps:
-    """`Ops` in PyTorch; the contract's docstrings say what each method does."""
+    """`Ops` in PyTorch. The methods are documented in `contract.py`."""
 
     name = "reference"
     kernel_set = "torch"

@@ -1,8 +1,8 @@
-"""The native ops as torch sees them: loaded once, each with a fake implementation.
+"""Loads the native ops into torch, once, and registers a fake implementation for each.
 
-csrc/cpu registers schemas and CPU kernels in the namespace `minillm`. A fake implementation says what
-shape and dtype come out without computing anything; torch needs it to trace, and `opcheck` holds it
-against the kernel.
+csrc/cpu registers schemas and CPU kernels in the namespace `minillm`. A fake implementation returns the
+shape and dtype of the result without computing it. torch needs it for tracing, and `opcheck` compares it
+with the kernel.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from minillm.toolchain.cpu import cpu_library
 
 _lock = threading.Lock()
 _state: list[str] = []  # empty until the library is loaded, then [its name]
-_failure: list[BuildFailed] = []  # why it could not be loaded: raised again by later calls
+_failure: list[BuildFailed] = []  # the first failure to load, raised again by later calls
 bound_models: WeakValueDictionary[int, BoundModel] = WeakValueDictionary()  # by number, for the fakes
 
 
 class BoundModel(Protocol):
-    """What the fakes look up of a model that the ops know by its number."""
+    """The attributes of a bound model that the fake implementations read."""
 
     vocab_size: int
     hidden_size: int
@@ -55,13 +55,13 @@ def load_native() -> None:
 
 
 def loaded_library() -> str:
-    """The name of the loaded library: of its sources, flags, torch and compiler."""
+    """The name of the loaded library: digests of its sources, flags, torch and compiler."""
     return _state[0]
 
 
 def _load() -> None:
     path = cpu_library().find()
-    if path is None or not _open(path):  # a file that does not load is made anew
+    if path is None or not _open(path):  # a file that cannot be loaded is compiled again
         if path is not None and path.parent == cache_folder():
             remove(path)
         path = _compile()
@@ -92,26 +92,26 @@ def _open(path: Path) -> bool:
 
 
 def available_isas() -> list[str]:
-    """The instruction sets that the loaded library was built for and this processor has, best first."""
+    """The instruction sets of the loaded library that this processor has, best first."""
     names: str = torch.ops.minillm.available_isas()
     return names.split()
 
 
 def use_isa(name: str) -> str:
-    """Run on the named instruction set from now on ("" is the best); returns the name of the one before."""
+    """Switch to the named instruction set ("": the best one); returns the name of the previous one."""
     before: str = torch.ops.minillm.use_isa(name)
     return before
 
 
 def current_isa() -> str:
-    """The instruction set that runs now."""
+    """The instruction set in use."""
     name = use_isa("")
     use_isa(name)
     return name
 
 
 def packed_shape(out: int, size: int, dtype: torch.dtype) -> list[int]:
-    """Shape of a packed [out, size] matrix: csrc/cpu/kernels.h draws the layout."""
+    """Shape of a packed [out, size] matrix (layout: csrc/cpu/kernels.h)."""
     blocks = -(-out // 16)
     return [blocks, -(-size // 2), 16, 2] if dtype == torch.bfloat16 else [blocks, size, 16]
 

@@ -2,13 +2,12 @@
 
     id mask -> repetition penalty -> temperature -> top-k -> top-p -> min-p -> + Gumbel noise -> argmax
 
-Adding independent Gumbel noise to log-probabilities and taking the argmax draws from the softmax
-(the Gumbel-max trick). The noise of a token id is computed, not drawn: it is a hash of (request
-seed, sample index, output position, token id), so there is no generator whose state could depend
-on who else is in the batch (contract C3). Two samplers given the same key add the same noise,
-which is what coupled speculative decoding will rest on.
+The argmax of log-probabilities plus independent Gumbel noise is a draw from the softmax (the Gumbel-max
+trick). The noise of a token id is a hash of (request seed, sample index, output position, token id). There is
+no random generator whose state could depend on the other requests of the batch (contract C3). Two samplers
+with the same key add the same noise; coupled speculative decoding uses this (`verification.py`).
 
-Ties always go to the lowest id. Temperature 0 is the argmax after mask and penalty.
+Of equal scores the lowest id wins. Temperature 0 is the argmax after mask and penalty.
 
 Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011) for counter-based
 generators; the mixing function is SplitMix64's (Steele et al., OOPSLA 2014).
@@ -28,7 +27,8 @@ from torch import Tensor
 
 from minillm.ops.columns import column
 
-# What a draw is for. Rejection sampling needs more than the one of coupled sampling.
+# The purposes of a draw: each has its own noise. Coupled sampling uses only DRAW, rejection sampling all
+# four.
 DRAW, ACCEPT, REPLACE, DRAFT = range(4)
 
 _MASK = (1 << 64) - 1
@@ -48,7 +48,7 @@ def mix64(x: int) -> int:
 def noise_key(seed: int, index: int, position: int, purpose: int = 0) -> int:
     """The key of one draw: request seed, sample index (`n > 1`), output position, purpose.
 
-    Each field is mixed in before the next, so (1, 0) and (0, 1) have unrelated keys.
+    The fields are mixed in one after another, so (1, 0) and (0, 1) have unrelated keys.
     """
     key = 0
     for value in (seed, index, position, purpose):
@@ -57,7 +57,7 @@ def noise_key(seed: int, index: int, position: int, purpose: int = 0) -> int:
 
 
 def as_int64(x: int) -> int:
-    """The int64 with the bits of an unsigned 64-bit integer (torch multiplies int64, wrapping)."""
+    """The int64 with the bits of an unsigned 64-bit integer (torch multiplies int64 with wrap-around)."""
     return x - (1 << 64) if x >> 63 else x
 
 
@@ -67,14 +67,14 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
 
 
 def uniforms(keys: Sequence[int], count: int, device: torch.device | None = None) -> Tensor:
-    """`count` numbers in (0, 1) for each key: float64 [len(keys), count], element j hashed from j."""
+    """`count` numbers in (0, 1) for each key: float64 [len(keys), count]; number j is a hash of key and j."""
     base = torch.tensor([as_int64(k) for k in keys], dtype=torch.int64, device=device).unsqueeze(1)
     counter = torch.arange(1, count + 1, dtype=torch.int64, device=device) * as_int64(_GOLDEN)
     x = base + counter
     x = (x ^ _shift_right(x, 30)) * as_int64(_MUL_1)
     x = (x ^ _shift_right(x, 27)) * as_int64(_MUL_2)
     x = x ^ _shift_right(x, 31)
-    # 52 bits and the half fit a double exactly; one bit more would round the largest up to 1.
+    # 52 bits plus 0.5 are exact in a double. With 53 bits the largest number would be rounded to 1.
     return (_shift_right(x, 12).double() + 0.5) * 2.0**-52
 
 
@@ -84,7 +84,7 @@ def gumbel_noise(keys: Sequence[int], vocab_size: int, device: torch.device | No
 
 
 class Filters(Protocol):
-    """How one row is drawn from: `SamplingParams`, or the `SamplingFilters` that the engine makes of them."""
+    """The sampling parameters of one row: `SamplingParams`, or the engine's `SamplingFilters`."""
 
     @property
     def temperature(self) -> float:
@@ -109,10 +109,10 @@ class Filters(Protocol):
 
 @dataclass(frozen=True)
 class SamplingBatch:
-    """What the sampler needs beside the logits, one entry per row.
+    """The sampler's inputs beside the logits, one entry per row.
 
-    `keys` are `noise_key`s; `seen[i]` are the token ids (prompt and output) the repetition penalty
-    looks at, empty where it is off. Ids at or above `num_token_ids` do not exist in the tokenizer.
+    `keys` are `noise_key`s. `seen[i]` are the token ids of prompt and output, for the repetition penalty;
+    it is empty if the penalty is off. Ids from `num_token_ids` on do not exist in the tokenizer.
     """
 
     params: Sequence[Filters]
@@ -121,7 +121,7 @@ class SamplingBatch:
     num_token_ids: int
 
     def rows(self, rows: Sequence[int]) -> SamplingBatch:
-        """These rows alone."""
+        """The batch of these rows only."""
         return SamplingBatch(
             [self.params[row] for row in rows],
             [self.keys[row] for row in rows],
@@ -130,18 +130,18 @@ class SamplingBatch:
         )
 
     def tensors(self, device: torch.device | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The batch as kernels read it.
+        """The batch as the tensors that kernels read.
 
         Returns:
-            keys int64 [num_rows]; float64 [num_rows, 4] of temperature, top_p, min_p and repetition
-            penalty; top_k int64 [num_rows]; the seen ids of all rows, each once in its row, end to end;
-            int64 [num_rows], where each row's seen ids end.
+            keys, int64 [num_rows]; temperature, top_p, min_p and repetition penalty, float64 [num_rows, 4];
+            top_k, int64 [num_rows]; the seen ids of all rows, end to end, each id once per row; the end of
+            each row's seen ids, int64 [num_rows].
         """
         keys = column(map(as_int64, self.keys), torch.int64, device)
         return keys, *self.filters(device), *self._seen_columns(device)
 
     def filters(self, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-        """The second and third of `tensors`, which do not depend on the position."""
+        """The second and third tensor of `tensors`; they do not depend on the position."""
         return _filter_columns(tuple(self.params), device)
 
     def _seen_columns(self, device: torch.device | None) -> tuple[Tensor, Tensor]:
@@ -154,7 +154,7 @@ class SamplingBatch:
         return column(seen, torch.int64, device), column(ends, torch.int64, device)
 
 
-# The same sequences decode for many steps: what depends on their parameters alone is made once.
+# The same sequences decode for many steps, so tensors that depend only on their parameters are cached.
 @lru_cache(maxsize=64)
 def _filter_columns(params: tuple[Filters, ...], device: torch.device | None) -> tuple[Tensor, Tensor]:
     numbers = [x for p in params for x in (p.temperature, p.top_p, p.min_p, p.repetition_penalty)]
@@ -174,7 +174,7 @@ def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
 
     Args:
         logits: [num_rows, vocab_size], any float dtype; not changed.
-        batch: sampling parameters and noise keys, `num_rows` of each.
+        batch: sampling parameters and noise keys of the `num_rows` rows.
 
     Returns:
         int64 [num_rows].
@@ -183,17 +183,17 @@ def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
 
 
 def best_tokens(logits: Tensor, batch: SamplingBatch, count: int) -> Tensor:
-    """The `count` ids that come first under each row's own noise: int64 [num_rows, count].
+    """The `count` ids with the highest scores of each row, noise included: int64 [num_rows, count].
 
-    The first is what `sample` draws; the others are what a drafter offers beside it.
+    The first id is the one that `sample` draws; a drafter proposes the others as alternatives.
     """
     return scores(logits, batch).sort(dim=-1, descending=True, stable=True).indices[:, :count]
 
 
 def scores(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    """What the argmax is taken of: float64 [num_rows, vocab_size], filtered and with the row's noise.
+    """The scores whose argmax is the token: float64 [num_rows, vocab_size], filtered, with the row's noise.
 
-    Rows of temperature 0 have neither filters nor noise. Arguments as for `sample`.
+    A row of temperature 0 has neither filters nor noise. Arguments as in `sample`.
     """
     result = masked(logits, batch).double()
     drawn = [row for row, params in enumerate(batch.params) if params.temperature > 0]
@@ -205,9 +205,9 @@ def scores(logits: Tensor, batch: SamplingBatch) -> Tensor:
 
 
 def probabilities(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    """The distribution each row is drawn from: float32 [num_rows, vocab_size].
+    """The distribution that each row is drawn from: float32 [num_rows, vocab_size].
 
-    All on one id at temperature 0. Arguments as for `sample`; the keys are not looked at.
+    At temperature 0 one id has probability 1. Arguments as in `sample`; the keys are not used.
     """
     rows = []
     for row, params in zip(masked(logits, batch), batch.params, strict=True):
@@ -219,7 +219,7 @@ def probabilities(logits: Tensor, batch: SamplingBatch) -> Tensor:
 
 
 def masked(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    """Float32 [num_rows, vocab_size] with ids the tokenizer lacks at -inf, repeated ones penalised."""
+    """Logits after the penalty, -inf for ids the tokenizer does not have: float32 [num_rows, vocab_size]."""
     logits = logits.float().clone()
     logits[:, batch.num_token_ids :] = NEG_INF
     for row, (params, seen) in enumerate(zip(batch.params, batch.seen, strict=True)):
@@ -229,12 +229,12 @@ def masked(logits: Tensor, batch: SamplingBatch) -> Tensor:
 
 
 def penalise_repetition(logits: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
-    """Make ids already in prompt or output less likely: positive logits / penalty, negative * penalty.
+    """Penalise ids that occur in prompt or output: positive logits / penalty, negative logits * penalty.
 
     Args:
         logits: float32 [vocab_size].
-        seen: token ids that occurred; how often does not matter.
-        penalty: above 1 discourages, below 1 encourages.
+        seen: token ids that have occurred; their counts do not matter.
+        penalty: above 1 makes repetition less likely, below 1 more likely.
 
     Source: Keskar et al., "CTRL" (arXiv 1909.05858).
     """
@@ -245,9 +245,9 @@ def penalise_repetition(logits: Tensor, seen: Sequence[int], penalty: float) -> 
 
 
 def _moderate(divisor: float) -> float:
-    """`divisor` kept where float32 divides by it and multiplies with it without making 0 or inf of it.
+    """`divisor` clamped to a range in which float32 neither underflows to 0 nor overflows to inf.
 
-    A valid temperature of 1e-50 would be 0 in float32, and 0 / 0 is NaN.
+    For example, a valid temperature of 1e-50 would be 0 in float32, and 0 / 0 is NaN.
     """
     return min(max(divisor, 1e-20), 1e20)
 
@@ -262,12 +262,12 @@ def filter_logits(logits: Tensor, params: Filters) -> Tensor:
     Returns:
         float32 [vocab_size]; at least the most likely id survives.
     """
-    # Subtracting the maximum first keeps a tiny temperature from overflowing to inf - inf.
+    # The maximum is subtracted first: with a tiny temperature, logits could overflow to inf - inf.
     scaled = (logits - logits.max()) / _moderate(params.temperature)
     if params.top_k or params.top_p < 1.0:
         scaled = keep_top(scaled, params.top_k, params.top_p)
     if params.min_p > 0.0:
-        # p >= min_p * p_max, and the maximum is exp(0) / sum: the sum cancels, and no exp is needed.
+        # The rule is p >= min_p * p_max. p_max is exp(0) / sum, so the sum cancels and no exp is needed.
         scaled = torch.where(scaled >= torch.tensor(math.log(params.min_p)), scaled, NEG_INF)
     return scaled
 
@@ -278,19 +278,19 @@ def keep_top(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     Args:
         logits: float32 [vocab_size].
         top_k: 0 keeps all.
-        top_p: the nucleus, in (0, 1], of the probability that top-k has left.
+        top_p: in (0, 1], the share of the probability that top-k has kept.
 
     Returns:
-        float32 [vocab_size] with -inf at every id that is dropped.
+        float32 [vocab_size] with -inf for every dropped id.
 
     Source: Holtzman et al., "The Curious Case of Neural Text Degeneration" (arXiv 1904.09751).
     """
-    # Stable, so that among equal logits the lowest id comes first and is kept first.
+    # A stable sort: of equal logits the lowest id comes first and is kept first.
     ordered, ids = logits.sort(descending=True, stable=True)
     if top_k:
         ordered[top_k:] = NEG_INF
     if top_p < 1.0:
-        # Not normalised: then equal logits add up to whole numbers, and a tie at the border is exact.
+        # Not normalised: equal logits then add up to whole numbers, so a tie at the threshold is exact.
         mass = (ordered.double() - ordered[0]).exp()
         before = F.pad(mass.cumsum(dim=-1)[:-1], (1, 0))
         ordered[before >= top_p * mass.sum()] = NEG_INF
@@ -300,21 +300,22 @@ def keep_top(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 def finite_rows(logits: Tensor) -> Tensor:
     """Whether each row of `logits` [num_rows, vocab_size] is free of NaN and infinity: bool [num_rows].
 
-    Only the largest magnitude of a row is asked; NaN is larger than anything.
+    Only the largest magnitude of a row is tested: `amax` returns NaN if there is one.
     """
     return logits.abs().amax(dim=-1).isfinite()
 
 
 def token_logprobs(logits: Tensor, token_ids: Tensor, tops: Sequence[int]) -> list[dict[int, float]]:
-    """Log-probabilities under the raw logits: each row's sampled id, then its likeliest ids.
+    """Log-probabilities under the raw logits: of each row's sampled id, then of its most likely ids.
 
     Args:
-        logits: [num_rows, vocab_size], before any mask, penalty or temperature.
+        logits: [num_rows, vocab_size], before mask, penalty and temperature.
         token_ids: int64 [num_rows].
-        tops: how many of the likeliest ids each row reports.
+        tops: the number of most likely ids to report, per row.
 
     Returns:
-        One `{token id: log-probability}` per row, the sampled id first, then by likelihood.
+        One `{token id: log-probability}` per row: the sampled id first, then the most likely ids in falling
+        order.
     """
     logprobs = logits.float().log_softmax(dim=-1)
     best, best_ids = logprobs.sort(dim=-1, descending=True, stable=True)

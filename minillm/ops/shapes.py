@@ -1,7 +1,7 @@
-"""Mistakes in shapes, in words: the op, the argument, the numbers, and the config key if there is one.
+"""Errors for wrong shapes: they name the op, the argument, the shapes, and the config key if there is one.
 
-Each check looks at shapes only, so it costs a microsecond and works for every backend. What lies *in* an
-index tensor (an id beyond the vocabulary, a block that does not exist) is the backend's to refuse.
+The checks read shapes only, so each costs a microsecond and works for every backend. The backend itself
+checks the content of index tensors (an id beyond the vocabulary, a block that does not exist).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from minillm.ops.contract import AttentionMetadata, LayerCache, RopeTables, Weig
 
 
 def check_embedding(ids: Tensor, weight: Weight) -> None:
-    """`ids` [num_tokens], `weight` [vocab_size, hidden]; ValueError otherwise, as for all of these."""
+    """`ids` [num_tokens], `weight` [vocab_size, hidden]. This check and all others raise ValueError."""
     _need_dims("embedding", "ids", ids, 1)
     _need_dims("embedding", "weight", weight, 2)
 
@@ -32,10 +32,10 @@ def check_norm(op: str, x: Tensor, weight: Tensor, residual: Tensor | None = Non
     """`x` [..., n], `weight` [n], `residual` like `x`."""
     if x.dim() == 0 or tuple(weight.shape) != (x.shape[-1],):
         raise ValueError(
-            f"{op}: weight is {_of(weight)}, x is {_of(x)}: it must be the last dimension's size"
+            f"{op}: weight is {_of(weight)}, x is {_of(x)}: weight needs the size of x's last dimension"
         )
     if residual is not None and residual.shape != x.shape:
-        raise ValueError(f"{op}: residual is {_of(residual)}, x is {_of(x)}: they must be alike")
+        raise ValueError(f"{op}: residual is {_of(residual)}, x is {_of(x)}: the shapes must be equal")
 
 
 def check_silu_mul(gate_up: Tensor) -> None:
@@ -59,7 +59,8 @@ def check_rope(
             )
     if head_dim % 2 or cos.dim() != 2 or cos.shape != sin.shape or cos.shape[1] != head_dim // 2:
         raise ValueError(
-            f"{op}: cos is {_of(cos)}, sin {_of(sin)}, head_dim {head_dim}: half of it is needed"
+            f"{op}: cos is {_of(cos)}, sin is {_of(sin)}: both must have head_dim / 2 columns, "
+            f"and head_dim is {head_dim}"
         )
     for name, tensor in (("positions", meta.positions), ("slot_mapping", meta.slot_mapping)):
         if tuple(tensor.shape) != (num_tokens,):
@@ -80,32 +81,32 @@ def check_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, meta: Attention
     _need_dims(op, "block_table", meta.block_table, 2)
     if meta.query_start.shape[0] != num_seqs + 1 or meta.block_table.shape[0] != num_seqs:
         raise ValueError(
-            f"{op}: kv_len names {num_seqs} sequences, query_start needs {num_seqs + 1} "
+            f"{op}: kv_len has {num_seqs} sequences, query_start needs {num_seqs + 1} "
             f"entries and has {meta.query_start.shape[0]}, block_table has {meta.block_table.shape[0]} rows"
         )
 
 
 def check_copy(caches: Sequence[Tensor], source: Tensor, destination: Tensor) -> None:
-    """`source` and `destination` [count] alike."""
+    """`source` and `destination` [count], equal in length."""
     if source.dim() != 1 or source.shape != destination.shape:
         raise ValueError(f"copy_blocks: source is {_of(source)}, destination {_of(destination)}")
 
 
 def check_verify_coupled(sampled: Tensor, drafted: Tensor, parents: Tensor, node_start: Tensor) -> None:
-    """Three of [num_nodes], and `node_start` [num_requests + 1]."""
+    """`sampled`, `drafted` and `parents` [num_nodes], `node_start` [num_requests + 1]."""
     op = "verify_coupled"
     _need_dims(op, "sampled", sampled, 1)
     for name, tensor in (("drafted", drafted), ("parents", parents)):
         if tensor.shape != sampled.shape:
             raise ValueError(f"{op}: {name} is {_of(tensor)}, sampled has {sampled.shape[0]} nodes")
     if node_start.dim() != 1 or node_start.shape[0] < 1:
-        raise ValueError(f"{op}: node_start is {_of(node_start)}, it needs one entry more than requests")
+        raise ValueError(f"{op}: node_start is {_of(node_start)}, it must be [num_requests + 1]")
 
 
 def check_verify_draft(
     draft: Tensor, draft_probs: Tensor | None, target_probs: Tensor, uniforms: Tensor
 ) -> None:
-    """`draft` [num_requests, k], probabilities [num_requests, k and k + 1, vocab], uniforms [.., k + 1]."""
+    """`draft` [n, k], `draft_probs` [n, k, v], `target_probs` [n, k + 1, v], `uniforms` [n, k + 1]."""
     op = "verify_draft"
     _need_dims(op, "draft", draft, 2)
     _need_dims(op, "target_probs", target_probs, 3)

@@ -1,4 +1,4 @@
-"""A backend with some of its functions replaced: how a reader's own kernel gets into the engine."""
+"""A backend with some of its functions replaced: the engine can run a reader's own kernel."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from minillm.ops.reference import RopeFn, rotate_and_write
 
 
 class SwappedOps:
-    """`Ops` with some functions replaced; the rest are those of `inner`.
+    """`Ops` with some functions replaced; the other methods are those of `inner`.
 
-    A replaced `rope` makes `rope_and_cache` a composition: rotate with it, then write the cache. With
-    any of them replaced the layers run one op at a time. A replaced `linear` is given plain matrices
-    [out, in]: `Decoder.with_ops` unpacks them.
+    With a replaced `rope`, `rope_and_cache` first rotates with it and then writes the cache. With any
+    replaced function the layers run one op at a time. A replaced `linear` gets plain matrices [out, in]:
+    `Decoder.with_ops` unpacks them.
     """
 
     def __init__(

@@ -1,20 +1,19 @@
-"""The folder of compiled libraries, shared by every process of this user.
+"""The folder of compiled libraries, shared by all processes of this user.
 
     lock                                      held while a library is compiled
-    build-<random>/                           a build under way: objects, and the library until it is whole
+    build-<random>/                           a running build: objects, and the library until it is complete
     cpu-<key>-<key>.so, simt-<key>-<key>.so   libraries
     cpu-<key>-<key>.so.sha256                 the digest of each
 
-The lock is one that the kernel holds for the process (`flock`): it keeps two first uses from compiling
-twice, and vanishes with a process that is killed. What such a process left in build-* is removed by the
-next build. A library is renamed into its place when it is finished, so that nobody finds half of one.
-What a disk does to it afterwards is found by its digest: a truncated library would not fail to load, it
-would end the process with SIGBUS.
+The lock is a `flock`. It prevents two processes from compiling the same library at once, and the operating
+system releases it if a process is killed. The next build removes what a killed process left in build-*. A
+complete library is renamed to its final name, so no process finds an incomplete one. The digest detects
+later damage: a truncated library would not fail to load, it would end the process with SIGBUS.
 
-A folder that cannot be written, or is full, is no error. The library then lies in a temporary folder, for
-one process alone.
+If the folder cannot be written or the disk is full, this is no error. The library is then compiled into a
+temporary folder, for this process only.
 
-Left out: a limit on its size. Libraries of old sources stay until somebody empties the folder.
+Left out: a size limit. Libraries of old sources stay until the user empties the folder.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-_temporary: dict[str, tempfile.TemporaryDirectory[str]] = {}  # by the name of the library in it
+_temporary: dict[str, tempfile.TemporaryDirectory[str]] = {}  # key: the name of the library in the folder
 
 
 def cache_folder() -> Path:
-    """$MINILLM_CACHE, else $XDG_CACHE_HOME/minillm, else ~/.cache/minillm; it need not exist."""
+    """$MINILLM_CACHE, else $XDG_CACHE_HOME/minillm, else ~/.cache/minillm. The folder may not exist yet."""
     own = os.environ.get("MINILLM_CACHE")
     if own:
         return Path(own).expanduser()
@@ -43,7 +42,7 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def locked_cache(folder: Path) -> Iterator[Path]:
-    """Hold the folder's lock. The lock dies with its process, however that ends."""
+    """Hold the folder's lock. It is released when its process ends, in every case."""
     import fcntl
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,37 +52,37 @@ def locked_cache(folder: Path) -> Iterator[Path]:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what a killed build left; the lock is held, so nobody is building in there."""
+    """Remove what a killed build left. The caller holds the lock, so no build is running."""
     for leftover in folder.glob("build-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-# ---- whole or not there ---------------------------------------------------------------------------
+# ---- complete libraries ---------------------------------------------------------------------------
 
 
 def install(built: Path, target: Path) -> None:
-    """Move a finished library to its place, its digest first: who sees the library sees its digest.
+    """Move a finished library to its final name, after its digest: a library always has its digest.
 
-    Both paths are on one file system.
+    Both paths must be on one file system.
     """
     note = _note(built)
-    note.write_text(f"{_digest(built)}  {target.name}\n")  # as sha256sum -c reads it
+    note.write_text(f"{_digest(built)}  {target.name}\n")  # the format of sha256sum -c
     for path in (note, built):
         with open(path, "rb") as written:
-            os.fsync(written)  # or a power cut could leave the name without the content
+            os.fsync(written)  # otherwise a power failure could leave the name without the content
     os.replace(note, _note(target))
     os.replace(built, target)
 
 
 def is_whole(library: Path) -> bool:
-    """Whether the library is there, as it was compiled."""
+    """Whether the library exists and is undamaged."""
     with contextlib.suppress(OSError):
         return _note(library).read_bytes().startswith(_digest(library).encode())
     return False
 
 
 def remove(library: Path) -> None:
-    """Remove a library, if it is there."""
+    """Remove a library, if it exists."""
     library.unlink(missing_ok=True)
     _note(library).unlink(missing_ok=True)
 
@@ -97,18 +96,18 @@ def _digest(library: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# ---- for one process alone ------------------------------------------------------------------------
+# ---- for one process only -------------------------------------------------------------------------
 
 
 def temporary_folder(name: str) -> Path:
-    """The temporary folder for the library of this name; it goes with `release` or with the process."""
+    """The temporary folder for the library of this name; `release` or the end of the process removes it."""
     if name not in _temporary:
         _temporary[name] = tempfile.TemporaryDirectory(prefix="minillm-")
     return Path(_temporary[name].name)
 
 
 def release(library: Path) -> None:
-    """Remove a loaded library, if it lies in a temporary folder: loaded, it needs no file any more."""
+    """Remove the file of a loaded library, if it is in a temporary folder: it is no longer needed."""
     folder = _temporary.get(library.name)
     if folder is not None and library.parent == Path(folder.name):
         _temporary.pop(library.name).cleanup()

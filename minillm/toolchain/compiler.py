@@ -1,4 +1,4 @@
-"""The C++ compiler: which one, and how it is run."""
+"""Finds and runs the C++ compiler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-# For all host code but csrc/cpu, which is compiled for speed.
+# Flags of all host code except csrc/cpu, which is compiled for speed.
 COMMON = (
     "-std=c++20 -g -fPIC -Wall -Wextra -ffp-contract=off -fno-strict-aliasing -fno-threadsafe-statics".split()
 )
@@ -19,12 +19,12 @@ _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class BuildFailed(Exception):
-    """The kernels cannot be compiled here; the message says why, with the compiler's own words."""
+    """The kernels cannot be compiled here; the message has the reason or the compiler's errors."""
 
 
 @dataclass(frozen=True)
 class Compiler:
-    """A compiler that runs, and what it says of its version."""
+    """A compiler that runs, and the first line of its --version."""
 
     path: str
     version: str
@@ -54,10 +54,10 @@ def run_compiler(command: list[str]) -> None:
     """Run a compiler.
 
     Raises:
-        BuildFailed: it fails; with its first complaints.
+        BuildFailed: it fails; the message has its first errors.
         OSError: it fails because the disk is full.
     """
-    english = os.environ | {"LC_ALL": "C"}  # the messages are searched below
+    english = os.environ | {"LC_ALL": "C"}  # English messages: they are searched below
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=english)
     if not done.returncode:
         return
@@ -69,6 +69,6 @@ def run_compiler(command: list[str]) -> None:
 
 
 def num_jobs() -> int:
-    """How many compilers to run at once."""
+    """The number of compilers to run at once."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(cores or 1, 8))

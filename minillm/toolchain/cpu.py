@@ -1,11 +1,11 @@
-"""csrc/cpu: the native kernels, one library for every processor.
+"""csrc/cpu: the native kernels, in one library for every processor.
 
     isa.cpp  -- once for each instruction set --+
     other *.cpp ---------------------------------+--> cpu-<key>-<key>.so, torch.ops.minillm
 
-No flag names this processor: the library carries the kernels for each instruction set and chooses when it
-is loaded, so a cache on a shared home directory serves every machine. Without a compiler the reference
-backend runs, and says so once.
+No flag depends on this processor. The library has the kernels for each instruction set and chooses when it
+is loaded, so a cache in a shared home directory serves every machine. Without a compiler the reference
+backend runs, and a message says so once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FLAGS = (
     "-O3 -std=c++20 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -fno-strict-aliasing "
     "-Wall -Wextra -Wno-psabi -Wno-uninitialized"
 ).split()
-# This file is compiled once for each instruction set; the last set is for every machine.
+# This file is compiled once for each instruction set; "generic" runs on every machine.
 PER_ISA = "isa.cpp"
 ISAS = {
     "avx512": ["-DMINILLM_ISA_AVX512", *(f"-mavx512{x}" for x in ("f", "bw", "vl", "dq", "bf16")), "-mfma"],
@@ -34,12 +34,12 @@ def cpu_library() -> Library:
     """The kernels and their torch binding for CPU tensors.
 
     Raises:
-        BuildFailed: the sources are not there.
+        BuildFailed: the sources are missing.
     """
     folder = csrc() / "cpu"
     observer = SANITIZE if sanitizing() else []
     flags = [*FLAGS, *STABLE, *observer]
-    named = f"-ffile-prefix-map={folder}=csrc/cpu"  # messages name files as the reader knows them
+    named = f"-ffile-prefix-map={folder}=csrc/cpu"  # messages then contain paths as in the repository
     places = [named, *include_flags("cpu"), *torch_includes()]
     sources = find_sources("cpu", ".cpp")
     per_isa = [source for source in sources if source.name == PER_ISA]

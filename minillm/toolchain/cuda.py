@@ -1,10 +1,10 @@
-"""csrc/cuda for a real GPU: nvcc for the kernels, the C++ compiler for the binding, one library.
+"""csrc/cuda for a GPU: nvcc compiles the kernels, the C++ compiler the binding, into one library.
 
     *.cu -- nvcc --> objects for each architecture --+
     bind.cpp -- c++ ---------------------------------+--> cuda-<key>-<key>.so, torch.ops.minillm_cuda
 
-Compiling needs no GPU and no CUDA build of torch; running needs both. The CUDA runtime is linked in, so
-the library loads where there is no driver and fails at the first launch instead.
+Compiling needs neither a GPU nor a CUDA build of torch; running needs both. The CUDA runtime is linked
+statically, so the library also loads without a driver; then the first launch fails.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from minillm.toolchain.sources import csrc, find_sources, include_flags
 from minillm.toolchain.torch_files import LINK, STABLE, torch_includes, torch_library_folder, torch_version
 
 ARCHITECTURES = ("75", "80", "90")
-# -fmad=false: what is to be fused is written fmaf (csrc/cuda/common/dialect.h says why).
+# -fmad=false: a fused multiply-add is written fmaf in the source (reason: csrc/cuda/common/dialect.h).
 FLAGS = ["-x", "cu", "-std=c++17", "-O3", "-fmad=false", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC"]
 RUNTIME = ["-lcudart_static", "-lrt", "-ldl", "-lpthread"]
 
 
 def wanted_architectures() -> list[str]:
-    """Those of TORCH_CUDA_ARCH_LIST, else of the GPU that is there, else all we test."""
+    """The architectures of TORCH_CUDA_ARCH_LIST, else of this machine's GPU, else all that are tested."""
     import torch
 
     named = re.findall(r"(\d+)\.(\d+)", os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
@@ -42,7 +42,7 @@ def cuda_library() -> Library:
     """The kernels and their torch binding for CUDA tensors.
 
     Raises:
-        BuildFailed: there is no nvcc, or no sources.
+        BuildFailed: there is no nvcc, or the sources are missing.
     """
     cuda = find_cuda()
     if cuda is None:
@@ -63,7 +63,7 @@ def cuda_library() -> Library:
 
 
 def compile_command(cuda: Path, source: Path, target: Path, architectures: Sequence[str]) -> list[str]:
-    """The call of nvcc that makes an object file with SASS for each architecture."""
+    """The nvcc command that makes an object file with SASS for each architecture."""
     unit = Unit(source, [*FLAGS, *_code(architectures)], include_flags("cuda"))
     return [_nvcc(cuda).path, *unit.arguments(target)]
 

@@ -1,4 +1,4 @@
-"""Where CUDA is on this machine. Standard library only: `minillm doctor` asks where torch is broken, too."""
+"""Finds CUDA on this machine. Uses only the standard library: `minillm doctor` also runs without torch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 
 def find_cuda() -> Path | None:
-    """CUDA's folder, with bin/nvcc and the headers in it; None if there is none."""
+    """CUDA's folder, which contains bin/nvcc and the headers; None if there is none."""
     nvcc = shutil.which("nvcc")
-    # What is found on the PATH may be a wrapper that lies somewhere else than CUDA.
+    # The nvcc on the PATH can be a wrapper outside CUDA's folder.
     found = [
         os.environ.get("CUDA_HOME"),
         Path(nvcc).resolve().parent.parent if nvcc else None,
@@ -25,12 +25,12 @@ def find_cuda() -> Path | None:
 
 
 def headers(cuda: Path) -> Path:
-    """The folder of cuda_runtime.h; one that does not exist if it is not there."""
+    """The folder of cuda_runtime.h; a path that does not exist if there is no such file."""
     return cuda / "include" if (cuda / "include" / "cuda_runtime.h").is_file() else cuda / "no headers"
 
 
 def runtime_folder(cuda: Path) -> Path:
-    """Where libcudart_static.a lies, which is not lib64 in every distribution."""
+    """The folder of libcudart_static.a, which is not lib64 in every distribution."""
     for folder in (
         "lib64",
         "lib",

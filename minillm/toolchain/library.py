@@ -1,17 +1,17 @@
-"""The pipeline: a few sources of csrc to one shared library, once.
+"""The pipeline: compiles some sources of csrc into one shared library, once.
 
     Unit: source, flags -- compile --> object --+
     Unit: source, flags -- compile --> object --+-- link --> <name>-<source key>-<compiler key>.so
 
-    source key     what the units include and are compiled with, torch where they use it, the platform
-    compiler key   the C++ compiler's version
+    source key     digest of sources, headers, flags, torch's version if it is used, and the platform
+    compiler key   digest of the C++ compiler's version
 
-    looked for in   minillm/kernels (put there by setup.py, when asked)
+    searched in     minillm/kernels (setup.py writes it with MINILLM_PREBUILD=1)
                     the cache (cache.py)
-    else compiled   into the cache, or for this process alone where the cache cannot be written
+    else compiled   into the cache, or for this process only if the cache cannot be written
 
-Where a file lies is no part of a key: two checkouts with the same sources share their libraries, and what
-setup.py compiled is found where pip has put it.
+The path of a file is no part of a key. So two checkouts with the same sources share their libraries, and a
+library that setup.py compiled is found after pip has installed it elsewhere.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Unit:
-    """One source file and how it is compiled: by the C++ compiler, if no other is named.
+    """One source file and how it is compiled. `compiler` None means the C++ compiler.
 
-    `places` are flags that name folders of this machine (-I, -isystem). They are no part of the key; what
-    lies in those folders is, by way of `Library.headers` and `Library.versions`.
+    `places` are flags with folders of this machine (-I, -isystem). They are no part of the key. The content
+    of these folders is part of it, through `Library.headers` and `Library.versions`.
     """
 
     source: Path
@@ -67,7 +67,7 @@ class Unit:
     compiler: Compiler | None = None
 
     def arguments(self, target: Path) -> list[str]:
-        """The compiler's arguments, to make the object file `target`."""
+        """The compiler's arguments that make the object file `target`."""
         return [*self.flags, *self.places, "-c", str(self.source), "-o", str(target)]
 
 
@@ -76,13 +76,13 @@ class Library:
     """One shared library.
 
     Attributes:
-        name: how its file's name begins.
-        units: what it is made of.
-        libraries: flags to link with.
-        places: flags to link with that name folders of this machine (-L): no part of the key.
-        headers: folders whose headers, at any depth, the units include; their neighbours count anyway.
-        versions: what else the result depends on.
-        folder: where it is kept instead of in the cache.
+        name: the first part of the file name.
+        units: the sources.
+        libraries: link flags.
+        places: link flags with folders of this machine (-L); no part of the key.
+        headers: folders of headers, at any depth, that the units include. Files beside a unit always count.
+        versions: other versions that the result depends on.
+        folder: the folder of the library, instead of the cache.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Library:
     folder: Path | None = None
 
     def path(self) -> Path:
-        """Where it is, or will be once it is built.
+        """The path of the library, whether it is built or not.
 
         Raises:
             BuildFailed: there is no compiler.
@@ -102,7 +102,7 @@ class Library:
         return self._folder() / self._file_name(require_compiler())
 
     def find(self) -> Path | None:
-        """The library, if it is compiled already. Without a compiler any compiler's work will do."""
+        """The library, if it is compiled already; by any compiler, if this machine has none."""
         compiler, key = find_compiler(), self._source_key()
         any_compiler = f"{glob.escape(self.name)}-{key}-*.so"
         cached = glob.escape(self._file_name(compiler)) if compiler else any_compiler
@@ -114,17 +114,17 @@ class Library:
         return None
 
     def build(self) -> Path:
-        """Compile the units and link them, unless that is done already.
+        """Compile and link the library, unless it exists already.
 
         Raises:
-            BuildFailed: no compiler, its complaint, or nowhere to write.
+            BuildFailed: there is no compiler, it fails, or no folder can be written.
         """
         target = self.path()
         if is_whole(target):
             return target
         try:
             with locked_cache(target.parent) as folder:
-                if not is_whole(target):  # nobody else has built it while we waited
+                if not is_whole(target):  # no other process has built it while we waited
                     clear_leftovers(folder)
                     _log.info("compiling %s kernels (kept in %s)", self.name, folder)
                     self._compile_with_bar(folder)
@@ -133,14 +133,14 @@ class Library:
             return self._build_for_this_process(target, error)
 
     def compile_into(self, folder: Path, progress: Progress | None = None) -> Path:
-        """Compile and link into `folder`, in which the library appears whole or not at all.
+        """Compile and link into `folder`. An incomplete library never appears there.
 
         Args:
-            folder: it exists.
-            progress: called with (units compiled, units in all).
+            folder: an existing folder.
+            progress: called with (units compiled, number of units).
 
         Raises:
-            BuildFailed: no compiler, or its complaint.
+            BuildFailed: there is no compiler, or it fails.
             OSError: the folder cannot be written, or is full.
         """
         compiler = require_compiler()
@@ -163,22 +163,22 @@ class Library:
             folder = temporary_folder(target.name)
             if not is_whole(folder / target.name):
                 _log.warning(
-                    "kernels cannot be kept in %s (%s): compiling for this process alone", cache, why
+                    "kernels cannot be kept in %s (%s): compiling for this process only", cache, why
                 )
                 self._compile_with_bar(folder)
             return folder / target.name
         except OSError as error:
-            why = f"{why}; nor can a temporary folder: {error.strerror or error}"
+            why = f"{why}; a temporary folder cannot be written either: {error.strerror or error}"
             raise BuildFailed(f"{cache} cannot be written: {why}") from None
 
     def _compile_with_bar(self, folder: Path) -> None:
-        from minillm.progress import Bar  # late: setup.py may run where rich is not installed
+        from minillm.progress import Bar  # imported late: setup.py may run without rich
 
         with Bar(f"compiling {self.name}") as bar:
             self.compile_into(folder, bar)
 
     def _link_command(self, compiler: Compiler, objects: Sequence[Path], target: Path) -> list[str]:
-        # What the simulator and torch define is found when the library is loaded.
+        # Symbols of the simulator and of torch are resolved when the library is loaded.
         shared = ["-dynamiclib", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
         files = [*map(str, objects), "-o", str(target)]
         return [compiler.path, *shared, *files, *self.places, *self.libraries]
@@ -203,7 +203,7 @@ class Library:
         return digest.hexdigest()[:20]
 
     def _files(self) -> set[Path]:
-        """The units, what lies beside them, and all headers: whatever could be included."""
+        """The units, the files beside them, and all headers: every file that could be included."""
         beside = {path for unit in self.units for path in unit.source.parent.iterdir()}
         below = {path for folder in self.headers for path in folder.rglob("*") if path.suffix in HEADERS}
         return {path for path in beside | below if path.suffix in SOURCES and path.is_file()}

@@ -1,13 +1,13 @@
-"""What kernels compiled with ASan and UBSan need around them: a process prepared for it.
+"""The environment for kernels compiled with ASan and UBSan.
 
-    MINILLM_SANITIZE=1     compiles csrc/cpu, and csrc/cuda for the simulator (its flavour `asan`), that way
-    LD_PRELOAD=...         the sanitizers' runtime: it must be there before anything allocates, and Python is
-                           not compiled with it. libstdc++ behind it, whose exceptions it must see
-    ASAN_OPTIONS=...       no search for leaks, of which Python has many at its end
+    MINILLM_SANITIZE=1     csrc/cpu is compiled with them, and csrc/cuda for the simulator (flavour `asan`)
+    LD_PRELOAD=...         the sanitizers' runtime: Python is not linked with it, and it must be loaded before
+                           the first allocation; then libstdc++, whose exceptions the runtime must intercept
+    ASAN_OPTIONS=...       no leak check: Python has many leaks at exit
 
-The first mistake ends the process, with its place on stderr. torch's CPU tensors are malloc's, so each has
-forbidden ground around it. Left out: clang, whose runtime has another name, and which lets misaligned
-loads of structs pass.
+The first error ends the process and prints its place on stderr. torch allocates CPU tensors with malloc, so
+each has redzones around it. Left out: clang, whose runtime has another name, and which accepts misaligned
+loads of structs.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ LIBRARIES = ("libasan.so", "libubsan.so", "libstdc++.so")
 
 
 def sanitizing() -> bool:
-    """Whether kernels are to be compiled with sanitizers: MINILLM_SANITIZE=1."""
+    """Whether kernels are compiled with sanitizers: MINILLM_SANITIZE is 1."""
     return os.environ.get("MINILLM_SANITIZE") == "1"
 
 
 def preload() -> str:
-    """The value of LD_PRELOAD, or "" where the compiler has no such libraries."""
+    """The value of LD_PRELOAD, or "" if the compiler has no such libraries."""
     compiler = find_compiler()
     if compiler is None or "clang" in compiler.version:
         return ""
@@ -39,7 +39,7 @@ def preload() -> str:
 
 
 def environment() -> dict[str, str]:
-    """What to add to a process's environment for its kernels to run under the sanitizers.
+    """The variables to add to a process's environment to run kernels with the sanitizers.
 
     Raises:
         UsageError: the compiler has no sanitizers.
@@ -54,10 +54,10 @@ def environment() -> dict[str, str]:
 
 
 def require_preloaded() -> None:
-    """Stop before a library is loaded that would end a process which was not prepared for it.
+    """Check that the sanitizers are preloaded. Without them, loading a library would end the process.
 
     Raises:
-        UsageError: MINILLM_SANITIZE is 1, and nothing was preloaded.
+        UsageError: MINILLM_SANITIZE is 1, and the sanitizers are not preloaded.
     """
     if sanitizing() and not hasattr(ctypes.CDLL(None), "__asan_init"):
         raise UsageError("MINILLM_SANITIZE=1 without the sanitizers preloaded", "bash scripts/sanitize.sh")
@@ -68,6 +68,6 @@ def _path(compiler: str, name: str) -> Path:
     return Path(said.stdout.strip() or name)
 
 
-if __name__ == "__main__":  # for scripts/sanitize.sh: a line per variable, nothing where it cannot be done
+if __name__ == "__main__":  # for scripts/sanitize.sh: one line per variable; no output without sanitizers
     if preload():
         print("\n".join(f"{name}={value}" for name, value in environment().items()))

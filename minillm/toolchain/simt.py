@@ -1,15 +1,15 @@
 """The simulator's libraries.
 
-    csrc/simt/*.cpp                 -> simt-<key>-<key>.so       the machine, a Python module
+    csrc/simt/*.cpp                 -> simt-<key>-<key>.so       the simulator, a Python module
     csrc/cuda/*.cu, bind.cpp        -> simt-ops-<key>-<key>.so   torch.ops.minillm_simt
-    any .cu file (+ csrc/cuda/*.h)  -> <name>-<key>-<key>.so     a lab's or a test's kernels
+    any .cu file (+ csrc/cuda/*.h)  -> <name>-<key>-<key>.so     the kernels of a lab or a test
 
-Two kinds of flags, because the machine must not watch itself. Kernels are compiled with -O1, which
-leaves nearly every load and store where the source has it: what is counted is what is written there.
-Which observer they are compiled for is the flavour's choice (sanitizer.py says what `asan` needs):
+The simulator itself is compiled without instrumentation. Kernels are compiled with -O1, which keeps nearly
+every load and store of the source, so the counters match the source. The instrumentation of kernels depends
+on the flavour (sanitizer.py describes the environment for `asan`):
 
-    fast, check   the hooks of csrc/simt/hooks.cpp, by way of -fsanitize=thread
-    asan          AddressSanitizer and UBSan; no compiler combines the two
+    fast, check   the hooks of csrc/simt/hooks.cpp, through -fsanitize=thread
+    asan          AddressSanitizer and UBSan; compilers cannot combine them with -fsanitize=thread
 
 addr2line (binutils, optional) turns an address in a kernel into a line.
 """
@@ -28,15 +28,15 @@ from minillm.toolchain.sources import csrc, find_sources, include_flags
 from minillm.toolchain.torch_files import LINK, STABLE, torch_includes, torch_library_folder, torch_version
 
 MACHINE = [*COMMON, "-O2"]
-# DWARF 4: of clang's DWARF 5 binutils 2.40 reads no inlined functions, and so the wrong lines.
+# DWARF 4: binutils 2.40 cannot read inlined functions in clang's DWARF 5, and reports wrong lines.
 KERNEL = [*COMMON, "-x", "c++", "-O1", "-gdwarf-4", "-Wno-unknown-pragmas"]
 
 
 def machine_library() -> Library:
-    """The simulator itself, a Python module named like its file.
+    """The simulator itself, a Python module.
 
     Raises:
-        BuildFailed: the sources are not there.
+        BuildFailed: the sources are missing.
     """
     flags = [*MACHINE, "-DMINILLM_MODULE=simt_machine"]
     places = [*include_flags("simt"), *torch_includes(), "-isystem", sysconfig.get_paths()["include"]]
@@ -48,7 +48,7 @@ def ops_library() -> Library:
     """All of csrc/cuda with its torch binding, for CPU tensors.
 
     Raises:
-        BuildFailed: the sources are not there.
+        BuildFailed: the sources are missing.
     """
     bound, includes = [*MACHINE, *STABLE, "-DMINILLM_SIMT"], include_flags("cuda")
     units = [Unit(path, bound, [*includes, *torch_includes()]) for path in find_sources("cuda", ".cpp")]
@@ -64,10 +64,10 @@ def ops_library() -> Library:
 
 
 def build_kernels(source: Path, flags: Sequence[str] = (), folder: Path | None = None) -> Path:
-    """One .cu file as a library, kept in `folder` or the cache. It may include the headers of csrc/cuda.
+    """Compile one .cu file into a library in `folder` or the cache. It may include headers of csrc/cuda.
 
     Raises:
-        BuildFailed: no compiler, no such file, or the compiler's complaint.
+        BuildFailed: there is no compiler or no such file, or the compiler fails.
     """
     if not source.is_file():
         raise BuildFailed(f"{source} is not a file")
@@ -80,7 +80,7 @@ def _kernel(source: Path, flags: Sequence[str] = ()) -> Unit:
 
 
 def _observer() -> list[str]:
-    """Flags for kernels: who is told of each access."""
+    """Flags for the instrumentation of kernels."""
     if not sanitizing():
         return ["-fsanitize=thread"]
     return [*SANITIZE, "-fno-omit-frame-pointer", "-DSIMT_ASAN"]
@@ -91,5 +91,5 @@ def _headers() -> list[Path]:
 
 
 def _runtime() -> list[str]:
-    """Flags to link kernels with. The hooks are the machine's and need none."""
+    """Link flags of kernels. The hooks need none: the simulator's library defines them."""
     return SANITIZE if sanitizing() else []

@@ -1,7 +1,7 @@
-"""The files of csrc: beside the package in a checkout, inside it when installed.
+"""The files of csrc: beside the package in a checkout, inside the package when installed.
 
-What lies in a sub-folder counts, too: a source is found wherever it is below its part, and may include
-the headers of every folder of that part by their bare names.
+A source may be in any sub-folder of its part (cpu, cuda, simt). It can include the headers of every folder
+of that part by their bare names.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def csrc() -> Path:
-    """The folder with cpu, cuda and simt in it.
+    """The folder that contains cpu, cuda and simt.
 
     Raises:
-        BuildFailed: it is not there.
+        BuildFailed: it does not exist.
     """
     for folder in (PACKAGE.parent / "csrc", PACKAGE / "csrc"):
-        if any(folder.glob("cpu/*.cpp")):  # a folder named csrc could be somebody else's
+        if any(folder.glob("cpu/*.cpp")):  # another project could also have a folder named csrc
             return folder
-    raise BuildFailed("the kernels' sources (csrc) are not there")
+    raise BuildFailed("the kernels' sources (csrc) are missing: install minillm again")
 
 
 def find_sources(part: str, suffix: str) -> list[Path]:
@@ -33,12 +33,12 @@ def find_sources(part: str, suffix: str) -> list[Path]:
     """
     found = sorted((csrc() / part).rglob(f"*{suffix}"))
     if not found:
-        raise BuildFailed(f"the kernels' sources (csrc/{part}) are not there")
+        raise BuildFailed(f"the kernels' sources (csrc/{part}) are missing: install minillm again")
     return found
 
 
 def include_flags(part: str) -> list[str]:
-    """-I for csrc/<part>, and for every folder below it that has headers."""
+    """-I flags for csrc/<part> and for every folder below it that has headers."""
     top = csrc() / part
     folders = sorted({path.parent for path in top.rglob("*.h")} - {top})
     return [word for folder in (top, *folders) for word in ("-I", str(folder))]

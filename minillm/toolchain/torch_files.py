@@ -1,10 +1,10 @@
-"""Where torch's headers and libraries are. torch is imported when it is asked for, not with this file."""
+"""The headers and libraries of torch. The functions import torch; importing this module does not."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-# Torch's stable headers only: one library serves torch 2.10 and later.
+# Only torch's stable headers: one library serves torch 2.10 and later.
 STABLE = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 LINK = ["-ltorch_cpu"]
 
@@ -17,12 +17,12 @@ def torch_version() -> str:
 
 
 def torch_includes() -> list[str]:
-    """Flags to find the headers; what is in there is no source of warnings."""
+    """Include flags for the headers, as system headers: they cause no warnings."""
     return ["-isystem", str(_folder() / "include")]
 
 
 def torch_library_folder() -> str:
-    """The flag to find the libraries."""
+    """The linker flag for the folder of the libraries."""
     return f"-L{_folder() / 'lib'}"
 
 

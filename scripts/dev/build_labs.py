@@ -1,7 +1,7 @@
-"""Write notebooks/labs/: each lab's handout and skeleton, from minillm/labs and the engine's source.
+"""Write notebooks/labs/: the handout and the skeleton of each lab, from minillm/labs and the engine's source.
 
-python scripts/dev/build_labs.py            write what differs
-python scripts/dev/build_labs.py --check    write nothing; exit code 1 if anything differs
+python scripts/dev/build_labs.py            write the files that differ
+python scripts/dev/build_labs.py --check    write nothing; exit code 1 if a file differs
 """
 
 from __future__ import annotations

@@ -2,14 +2,14 @@
 
     notebooks/src/NAME.py --jupytext--> cells --nbclient--> outputs --normalised--> notebooks/NAME.ipynb
 
-The source is the text people edit and review; the .ipynb is what they open, with its outputs. What
-would change from run to run without meaning anything (execution times, random cell ids, versions)
-is removed, and what has no place in a committed file (absolute paths, object addresses, stderr,
-widgets, big pictures) makes the build fail.
+Authors edit and review the source; readers open the .ipynb with its outputs. The build removes data that
+differs between runs but is no result (execution times, random cell ids, versions). It fails if the outputs
+contain something that must not be committed (absolute paths, object addresses, stderr, widgets, large
+pictures).
 
     python scripts/dev/build_notebooks.py              build all
-    python scripts/dev/build_notebooks.py 01           those whose name starts with 01
-    python scripts/dev/build_notebooks.py --check      write nothing: in step, and still running?
+    python scripts/dev/build_notebooks.py 01           build those whose name starts with 01
+    python scripts/dev/build_notebooks.py --check      write nothing; check that all are up to date and run
 
 Needs the extra `notebooks`: pip install -e '.[notebooks]'
 """
@@ -36,20 +36,20 @@ CELL_TIMEOUT = 60  # seconds
 MAX_PICTURE = 40 << 10  # bytes of a PNG
 MAX_NOTEBOOK = 400 << 10
 
-# A root directory that only a real machine has; a path inside the repository is relative.
+# A path of one machine. Paths in the repository are relative.
 _ABSOLUTE_PATH = re.compile(r"(?<![\w./~])(?:/(?:home|root|tmp|usr|opt|var|mnt|work|Users)/|[A-Z]:\\)")
 _ADDRESS = re.compile(r"\bat 0x[0-9a-f]{6,}")
 _TEXT_TYPES = ("text/plain", "text/html", "text/markdown")
 
 
 def sources(prefixes: Sequence[str] = ()) -> list[Path]:
-    """The source files whose name starts with one of `prefixes`, or all."""
+    """The source files whose name starts with one of `prefixes`; all without prefixes."""
     found = sorted((FOLDER / "src").glob("[0-9]*.py"))
     return [path for path in found if not prefixes or path.name.startswith(tuple(prefixes))]
 
 
 def built_path(source: Path) -> Path:
-    """The .ipynb file that belongs to a source."""
+    """The .ipynb file of a source."""
     return FOLDER / f"{source.stem}.ipynb"
 
 
@@ -70,12 +70,12 @@ def load(source: Path) -> Any:
 
 
 def execute(notebook: Any, extra: Sequence[str] = ()) -> float:
-    """Run all cells in a fresh kernel, in place, then `extra` code cells; return the seconds taken.
+    """Run all cells in a new kernel, in place, then the `extra` code cells; returns the seconds.
 
     Raises:
-        nbclient.exceptions.CellExecutionError: a cell raised; the message shows the cell.
+        nbclient.exceptions.CellExecutionError: a cell raised an error; the message shows the cell.
     """
-    import matplotlib.font_manager  # noqa: F401 - a first import builds a cache, and says so on stderr
+    import matplotlib.font_manager  # noqa: F401 - the first import builds a cache and prints to stderr
 
     notebook.cells += [nbformat.v4.new_code_cell(text) for text in extra]
     client = NotebookClient(
@@ -83,7 +83,7 @@ def execute(notebook: Any, extra: Sequence[str] = ()) -> float:
         timeout=CELL_TIMEOUT,
         kernel_name="python3",
         record_timing=False,
-        extra_arguments=["--log-level=ERROR"],  # else it warns that its local port is not encrypted
+        extra_arguments=["--log-level=ERROR"],  # otherwise it warns about its unencrypted local port
     )
     started = time.perf_counter()
     client.execute(cwd=str(FOLDER))
@@ -92,7 +92,7 @@ def execute(notebook: Any, extra: Sequence[str] = ()) -> float:
 
 
 def _normalise(notebook: Any) -> None:
-    """Remove what differs between two runs without being a result."""
+    """Remove data that differs between runs but is no result."""
     notebook.metadata.pop("widgets", None)
     notebook.metadata.language_info = nbformat.from_dict({"name": "python"})
     code_cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -109,7 +109,7 @@ def _normalise(notebook: Any) -> None:
 
 
 def _joined_streams(outputs: list[Any]) -> list[Any]:
-    """Printed text in one piece a stream: how it was cut depends on the kernel's timing."""
+    """Joins consecutive pieces of a stream: where the text is split depends on the kernel's timing."""
     joined: list[Any] = []
     for output in outputs:
         last = joined[-1] if joined else None
@@ -121,7 +121,7 @@ def _joined_streams(outputs: list[Any]) -> list[Any]:
 
 
 def _small_png(encoded: str) -> str:
-    """The picture with a palette of 256 colours: a third of the bytes, and no library's name in it."""
+    """The picture with a palette of 256 colours: a third of the bytes, without the name of a library."""
     picture = (
         Image.open(io.BytesIO(base64.b64decode(encoded)))
         .convert("RGB")
@@ -133,7 +133,7 @@ def _small_png(encoded: str) -> str:
 
 
 def problems(notebook: Any) -> list[str]:
-    """What must not be in a committed notebook, one line each."""
+    """The things that must not be in a committed notebook, one line each."""
     found = []
     for cell, output in _outputs(notebook):
         if output.output_type == "error":
@@ -167,7 +167,7 @@ def _texts(output: Any) -> list[str]:
 
 
 def differences(fresh: Any, committed: Any) -> list[str]:
-    """Where the cells of a source and of its committed notebook differ, one line each."""
+    """The differences between the cells of a source and of its committed notebook, one line each."""
     ours, theirs = fresh.cells, committed.cells
     found = [
         f"cell {i}: source and notebook differ"
@@ -180,7 +180,7 @@ def differences(fresh: Any, committed: Any) -> list[str]:
 
 
 def build(source: Path) -> list[str]:
-    """Execute a source and write its notebook, unless it has problems; return those."""
+    """Execute a source and write its notebook, unless it has problems; returns the problems."""
     notebook = load(source)
     seconds = execute(notebook)
     found = problems(notebook)
@@ -191,7 +191,7 @@ def build(source: Path) -> list[str]:
 
 
 def check(source: Path) -> list[str]:
-    """Compare a source with its committed notebook, and execute it afresh; return what is wrong."""
+    """Compare a source with its committed notebook and execute it again; returns the problems."""
     path, fresh = built_path(source), load(source)
     if not path.is_file():
         return [f"{path.name} is missing: run scripts/dev/build_notebooks.py"]
@@ -204,8 +204,8 @@ def check(source: Path) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Build the notebooks from notebooks/src and execute them.")
-    parser.add_argument("prefix", nargs="*", help="build only those whose name starts so, such as 01")
-    parser.add_argument("--check", action="store_true", help="write nothing; report what is out of step")
+    parser.add_argument("prefix", nargs="*", help="build only notebooks with this prefix, such as 01")
+    parser.add_argument("--check", action="store_true", help="write nothing; report what is not up to date")
     options = parser.parse_args()
     failed = False
     for source in sources(options.prefix):

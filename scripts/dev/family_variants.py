@@ -1,12 +1,12 @@
-"""The table of tiny checkpoints that pin down what "supported" means, family by family.
+"""The table of tiny checkpoints that define what "supported" means, family by family.
 
-A variant is one thing a config.json can say that changes the logits: a bias, a window, a kind of rope.
-Each one names the *controls* that switch exactly that thing off (or turn it into the plausible mistake:
-a window off by one, heads grouped the wrong way round). `make_family_checkpoints.py` runs them all
-through transformers and keeps the control that lies nearest to the truth, so that a test which passes
-here would have noticed the mistake.
+A variant has one feature of a config.json that changes the logits: a bias, a window, a kind of rope. Each
+variant lists *controls*: the same checkpoint with that feature switched off, or with a plausible mistake (a
+window off by one, heads grouped in the wrong order). `make_family_checkpoints.py` runs all of them through
+transformers and stores the control whose logits are nearest to the right ones. So a test that passes would
+notice the mistake.
 
-Leaves out: anything about speed or size. These models are random, their text means nothing.
+Left out: speed and size. The models are random, and their text has no meaning.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WINDOW = 12
 
 @dataclass(frozen=True)
 class Control:
-    """One way to get the variant wrong: config keys replaced, weights edited, or both."""
+    """One mistake in a variant: replaced config keys, edited weights, or both."""
 
     name: str
     config: Config = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Control:
 
 @dataclass(frozen=True)
 class Variant:
-    """A checkpoint: `config` holds the keys as the new generation writes them (`rope_parameters`)."""
+    """A checkpoint; `config` has the keys of the newer config format (`rope_parameters`)."""
 
     name: str
     family: str
@@ -42,15 +42,15 @@ class Variant:
     controls: tuple[Control, ...]
     length: int = 56
     shards: int = 1
-    old: Config = field(default_factory=dict)  # what the old generation says differently; ... = no such key
-    rope_type_keys: tuple[str, ...] = ("rope_type",)  # how the old generation spells the kind of rope
+    old: Config = field(default_factory=dict)  # keys that differ in the older format; ... removes the key
+    rope_type_keys: tuple[str, ...] = ("rope_type",)  # the older format's keys for the kind of rope
 
 
 # ---- weight edits ---------------------------------------------------------------------------------
 
 
 def filled(*endings: str, value: float) -> Callable[[Weights, Config], Weights]:
-    """Replaces every tensor whose name ends in one of `endings` by a constant (a bias 0, a norm 1)."""
+    """Replaces tensors whose name ends in one of `endings` by a constant (0 for a bias, 1 for a norm)."""
 
     def edit(weights: Weights, config: Config) -> Weights:
         hits = [name for name in weights if name.endswith(endings)]
@@ -62,9 +62,9 @@ def filled(*endings: str, value: float) -> Callable[[Weights, Config], Weights]:
 
 
 def tiled_heads(weights: Weights, config: Config) -> Weights:
-    """Query head h reads kv head `h % kv` instead of `h // group`: the classic way to get GQA wrong."""
+    """Query head h reads kv head `h % kv` instead of `h // group`: the most common mistake in GQA."""
     heads, kv, dim = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
-    order = torch.arange(heads).reshape(heads // kv, kv).T.flatten()  # the heads each kv head then serves
+    order = torch.arange(heads).reshape(heads // kv, kv).T.flatten()  # query heads, by the kv head they read
     edited = dict(weights)
     for name, tensor in weights.items():
         if name.endswith("q_proj.weight"):
@@ -75,7 +75,7 @@ def tiled_heads(weights: Weights, config: Config) -> Weights:
 
 
 def first_kv_head(weights: Weights, config: Config) -> Weights:
-    """Every head reads the keys and values of head 0: what a broken head stride would do."""
+    """Every head reads the keys and values of head 0, as with a wrong head stride."""
     edited = dict(weights)
     for name, tensor in weights.items():
         if name.endswith(("k_proj.weight", "v_proj.weight")):
@@ -85,13 +85,13 @@ def first_kv_head(weights: Weights, config: Config) -> Weights:
 
 
 def own_lm_head(weights: Weights, config: Config) -> Weights:
-    """An output matrix that is not the embedding."""
+    """A head that differs from the embedding."""
     embedding = weights["model.embed_tokens.weight"]
     return weights | {"lm_head.weight": embedding.flip(0).contiguous()}
 
 
 def without_bias(*projections: str) -> tuple[Control, ...]:
-    """One control per projection: forgetting a single bias must already be visible."""
+    """One control per projection: a single missing bias must be noticed."""
     return tuple(Control(f"no {p} bias", edit=filled(f"{p}_proj.bias", value=0.0)) for p in projections)
 
 
@@ -111,7 +111,7 @@ def rope(rope_type: str, theta: float = 100.0, **keys: Any) -> Config:
 
 
 def yarn(**keys: Any) -> Config:
-    """Base 100 over 64 original positions puts the ramp in the middle of the eight frequencies."""
+    """With theta 100 and 64 original positions the ramp lies in the middle of the eight frequencies."""
     return rope("yarn", **({"factor": 4.0, "original_max_position_embeddings": 64} | keys))
 
 
@@ -125,7 +125,7 @@ def mistral_window(size: int | None) -> Config:
 
 
 def qwen_window(size: int, first: int, layer_types: list[str] | None = None) -> Config:
-    """Layers from `first` on are windowed, unless `layer_types` says otherwise."""
+    """Layers from `first` on have a window; `layer_types` overrides this."""
     keys = {"use_sliding_window": True, "sliding_window": size, "max_window_layers": first}
     return keys | {"layer_types": layer_types}
 
@@ -236,7 +236,7 @@ QWEN3 = [
 
 
 def _complete(variant: Variant) -> Variant:
-    """Adds the shared base; published qwen2 configs have no `head_dim`, so ours have none either."""
+    """Adds the common keys. Published qwen2 configs have no `head_dim`, so these have none either."""
     config = BASE | variant.config
     if variant.family == "qwen2":
         del config["head_dim"]

@@ -1,11 +1,12 @@
-"""Digests of what the engine answers, to hold two versions of it against each other, bit for bit.
+"""Digests of the engine's answers, to compare two versions of the engine bit for bit.
 
     python scripts/dev/fingerprint.py before.json            in one checkout
-    python scripts/dev/fingerprint.py after.json before.json in the other: names what differs, exit code 1
+    python scripts/dev/fingerprint.py after.json before.json in the other: lists the differences, exit code 1
 
-A digest covers the token ids, the texts, the finish reasons and every log-probability of a case, as the bits
-of a float64. It uses the public surface alone, so that it runs on any version. Digests depend on the
-processor (which kernels it runs) and on the compiler: they are compared on one machine and never committed.
+A digest covers the token ids, texts, finish reasons and all log-probabilities of a case, as the bits of a
+float64. The script uses only the public interface, so it runs with every version. Digests depend on the
+processor (which selects the kernels) and on the compiler: compare them on one machine and do not commit
+them.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ BLOCK = 16
 
 
 def digest(outputs: list[Any]) -> str:
-    """SHA-256 of everything a caller can see of the outputs, but times and ids."""
+    """SHA-256 of all that a caller can see of the outputs, except times and request ids."""
     h = hashlib.sha256()
     for output in outputs:
         for c in output.outputs:
@@ -46,7 +47,7 @@ def digest(outputs: list[Any]) -> str:
 
 
 def prompts(count: int, longest: int, vocab_size: int, seed: int) -> list[list[int]]:
-    """Ragged lists of ids; a third of them begin alike."""
+    """Lists of ids with different lengths; a third of them share a prefix."""
     rng = random.Random(seed)
     common = [rng.randrange(3, vocab_size) for _ in range(longest)]
     lengths = [1, 15, 16, 17, longest] + [rng.randrange(1, longest) for _ in range(count - 5)]
@@ -57,7 +58,7 @@ def prompts(count: int, longest: int, vocab_size: int, seed: int) -> list[list[i
 
 
 def params(count: int, tokens: int, **more: Any) -> list[SamplingParams]:
-    """Greedy and sampled, every filter and the penalty, in turns."""
+    """Greedy and sampled, with every filter and the penalty, in turns."""
     kinds: list[dict[str, Any]] = [
         {"temperature": 0.0},
         {"temperature": 0.7, "top_k": 20},
@@ -74,7 +75,7 @@ def params(count: int, tokens: int, **more: Any) -> list[SamplingParams]:
 
 
 def token_bytes(folder: Path, dtype: str) -> int:
-    """Bytes of a token in the KV cache."""
+    """Bytes of one token in the KV cache."""
     c = json.loads((folder / "config.json").read_text())
     head_dim = c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
     size = {"float32": 4, "bfloat16": 2, "float16": 2}[dtype]
@@ -82,7 +83,7 @@ def token_bytes(folder: Path, dtype: str) -> int:
 
 
 def worlds() -> Iterator[tuple[str, str]]:
-    """The shipped draft model alone, batched, chunked, warm, preempting."""
+    """The shipped draft model: alone, batched, chunked, with a warm prefix cache, with preemption."""
     folder = ZOO / "storyteller-1m"
     for dtype in ("float32", "bfloat16"):
         for company, chunk, warm, tight in (
@@ -101,7 +102,7 @@ def worlds() -> Iterator[tuple[str, str]]:
 
 
 def texts() -> Iterator[tuple[str, str]]:
-    """Stories, with their end of text and stop strings, and raw logits."""
+    """Stories with end-of-text and stop strings, and raw logits."""
     words = ["Once upon a time", "The dragon was sad because", "Tom and Lily went to the"] * 4
     for dtype in ("float32", "bfloat16"):
         for backend in ("native", "reference"):
@@ -146,7 +147,7 @@ def families() -> Iterator[tuple[str, str]]:
 
 
 def simulated() -> Iterator[tuple[str, str]]:
-    """A random model small enough for the simulator, with a sliding window in one layer of two."""
+    """A random model, small enough for the simulator, with a sliding window in one of two layers."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_random_model(folder)
@@ -202,7 +203,7 @@ def make_random_model(folder: Path) -> None:
 
 
 def main() -> int:
-    """Writes the digests; compares them where there is something to compare with."""
+    """Write the digests and compare them with an earlier file, if one is given."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,19 +1,19 @@
-"""Writes tests/model/families: tiny random checkpoints with the logits transformers gives them.
+"""Writes tests/model/families: tiny random checkpoints with the logits that transformers computes for them.
 
-Contract C1 says our fp32 logits equal transformers'. The tests must run without transformers, so its
-answers are computed here, once, and stored beside the checkpoints:
+Contract C1 says that our fp32 logits equal those of transformers. The tests must run without transformers,
+so its logits are computed here, once, and stored beside the checkpoints:
 
     tests/model/families/<variant>/
-        config.json        as transformers 5 saves it: `rope_parameters`, `dtype`
-        config_old.json    the same model as transformers 4 described it: `rope_theta`, `rope_scaling`, ...
+        config.json        in the format of transformers 5: `rope_parameters`, `dtype`
+        config_old.json    the same model in the format of transformers 4: `rope_theta`, `rope_scaling`, ...
         model.safetensors  fp32 (or model-0000i-of-0000n.safetensors and an index)
         reference.npz      token_ids [n], logits [n, vocab], control [n, vocab] (fp16 is enough), control_name
 
-Checked while writing: both configs give the same logits, the logits are far more exact than the
-tolerance (fp32 against fp64), and every control moves them by more than 100 tolerances. A variant that
-cannot fail is an error here. Variants and controls: `family_variants.py`.
+The script checks that both configs give the same logits, that the rounding error of the logits is far below
+the tolerance (fp32 compared with fp64), and that every control changes them by more than 100 tolerances. A
+variant whose test could not fail is an error. Variants and controls are in `family_variants.py`.
 
-Needs what the package itself does not: `pip install transformers`. Written with transformers 5.23.
+Needs transformers, which the package itself does not need: `pip install transformers`. Written with 5.23.
 Run: python scripts/dev/make_family_checkpoints.py [variant ...]
 """
 
@@ -32,9 +32,9 @@ import transformers
 from family_variants import VARIANTS, Config, Control, Variant, Weights
 from safetensors.torch import save_file
 
-TOLERANCE = 2e-4  # of the logits' scale: contract C1
-SENSITIVITY = 100  # a control must move the logits by this many tolerances
-HEADROOM = 20  # fp32 rounding must stay this far below the tolerance, or the test measures rounding
+TOLERANCE = 2e-4  # relative to the largest logit: contract C1
+SENSITIVITY = 100  # a control must change the logits by this many tolerances
+HEADROOM = 20  # fp32 rounding must be smaller than the tolerance by this factor
 OUTPUT = Path(__file__).resolve().parents[2] / "tests" / "model" / "families"
 
 
@@ -42,14 +42,14 @@ OUTPUT = Path(__file__).resolve().parents[2] / "tests" / "model" / "families"
 
 
 def new_config(family: str, keys: Config) -> Config:
-    """The config.json of transformers 5: what its own `save_pretrained` would write."""
+    """The config.json of transformers 5, as its `save_pretrained` writes it."""
     config = transformers.AutoConfig.for_model(family, **json.loads(json.dumps(keys)), dtype="float32")
     written = json.loads(json.dumps(config.to_diff_dict()))
     return {"architectures": [f"{family.capitalize()}ForCausalLM"]} | written
 
 
 def old_config(variant: Variant, new: Config) -> Config:
-    """The same model in the words of transformers 4."""
+    """The same model in the config format of transformers 4."""
     old = {key: value for key, value in new.items() if key not in ("rope_parameters", "dtype")}
     scaling = dict(new["rope_parameters"])
     old |= {"torch_dtype": "float32", "transformers_version": "4.44.0"}
@@ -66,7 +66,7 @@ def old_config(variant: Variant, new: Config) -> Config:
 
 
 def random_weights(variant: Variant, config: Config) -> Weights:
-    """Random weights under which everything matters: peaked attention, large biases, uneven norms."""
+    """Random weights with which each feature changes the logits: peaked attention, large biases."""
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**config))
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -90,7 +90,7 @@ def random_tensor(name: str, shape: torch.Size, generator: torch.Generator) -> t
 
 
 def write_weights(folder: Path, weights: Weights, shards: int) -> None:
-    """One file, or `shards` files with the index that says which tensor is where."""
+    """One file, or `shards` files with the index that lists the file of each tensor."""
     if shards == 1:
         return save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     where: dict[str, str] = {}
@@ -107,7 +107,7 @@ def write_json(path: Path, content: Config) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-# ---- what transformers says -----------------------------------------------------------------------
+# ---- logits of transformers -----------------------------------------------------------------------
 
 
 def folder_logits(folder: Path, token_ids: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -123,7 +123,7 @@ def folder_logits(folder: Path, token_ids: torch.Tensor, dtype: torch.dtype = to
 
 
 def logits_of(config: Config, weights: Weights, token_ids: torch.Tensor) -> torch.Tensor:
-    """The same for a checkpoint that only lives as long as the question."""
+    """The same for a checkpoint in a temporary folder."""
     with tempfile.TemporaryDirectory() as name:
         write_json(Path(name) / "config.json", config)
         write_weights(Path(name), weights, shards=1)
@@ -131,7 +131,7 @@ def logits_of(config: Config, weights: Weights, token_ids: torch.Tensor) -> torc
 
 
 def distance(logits: torch.Tensor, reference: torch.Tensor) -> float:
-    """Largest difference, in tolerances of contract C1."""
+    """The largest difference, in tolerances of contract C1."""
     scale = reference.abs().max()
     return float((logits - reference).abs().max() / (TOLERANCE * scale))
 
@@ -139,14 +139,14 @@ def distance(logits: torch.Tensor, reference: torch.Tensor) -> float:
 def control_logits(
     variant: Variant, control: Control, weights: Weights, token_ids: torch.Tensor
 ) -> torch.Tensor:
-    """What transformers says when the variant is got wrong in the way `control` describes."""
+    """Logits of transformers for the variant with the mistake of `control`."""
     config = new_config(variant.family, variant.config | control.config)
     edited = control.edit(weights, config) if control.edit else weights
     return logits_of(config, edited, token_ids)
 
 
 class BadVariant(Exception):
-    """A checkpoint that transformers reads in two ways, or that could not tell right from wrong."""
+    """A checkpoint whose two configs give different logits, or whose test could not detect a mistake."""
 
 
 def check(condition: bool, complaint: str) -> None:
@@ -158,7 +158,7 @@ def check(condition: bool, complaint: str) -> None:
 
 
 def build(variant: Variant, folder: Path) -> str:
-    """Writes one folder and returns the line of the report."""
+    """Write one folder and return the line of the report."""
     new = new_config(variant.family, variant.config)
     old = old_config(variant, new)
     weights = random_weights(variant, new)
@@ -170,7 +170,7 @@ def build(variant: Variant, folder: Path) -> str:
     write_weights(folder, weights, variant.shards)
 
     logits = folder_logits(folder, token_ids)
-    check(torch.equal(logits, logits_of(old, weights, token_ids)), f"{variant.name}: the generations differ")
+    check(torch.equal(logits, logits_of(old, weights, token_ids)), f"{variant.name}: the two configs differ")
     noise = distance(folder_logits(folder, token_ids, torch.float64), logits)
     check(noise < 1 / HEADROOM, f"{variant.name}: rounding is {noise:.3f} tolerances")
 
@@ -187,7 +187,7 @@ def build(variant: Variant, folder: Path) -> str:
 
 
 def report(variant: Variant, output: Path) -> bool:
-    """Builds one variant from a clean folder, says how it went, and removes what is unusable."""
+    """Build one variant in an empty folder and print the result; an unusable variant is removed."""
     shutil.rmtree(output / variant.name, ignore_errors=True)
     try:
         print(build(variant, output / variant.name), flush=True)

@@ -1,4 +1,4 @@
-"""Attention's inputs for the benchmarks: sequences alike with shuffled pages, and the same for SDPA."""
+"""Inputs of attention for the benchmarks: equal sequences with shuffled pages, and the same data for SDPA."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BLOCK = 16
 
 @dataclass
 class Paged:
-    """q, caches and metadata of sequences alike, their pages shuffled."""
+    """q, caches and metadata of sequences of equal length, with shuffled pages."""
 
     q: Tensor
     k: Tensor
@@ -27,7 +27,7 @@ class Paged:
         return self.k.nbytes + self.v.nbytes
 
     def dense(self, heads: int, kv_len: int) -> list[Tensor]:
-        """q, k, v as [num_seqs, heads, tokens, head_dim] with the pages in order: what SDPA takes."""
+        """q, k, v as [num_seqs, heads, tokens, head_dim] with the pages in order, as SDPA needs them."""
         num_seqs, dim = len(self.meta.kv_len), self.q.shape[-1]
         q = self.q.view(num_seqs, -1, heads, dim).transpose(1, 2)
         pages = self.meta.block_table.long()
@@ -38,7 +38,7 @@ class Paged:
 def paged(
     random: Callable[..., Tensor], num_seqs: int, q_len: int, kv_len: int, heads: int, kv_heads: int, dim: int
 ) -> Paged:
-    """Sequences of `q_len` new rows and `kv_len` keys; `random(*shape)` makes the numbers, and says where."""
+    """Sequences of `q_len` new rows and `kv_len` keys; `random(*shape)` makes the numbers on a device."""
     per_seq = -(-kv_len // BLOCK)
     table = torch.randperm(num_seqs * per_seq).int().view(num_seqs, per_seq)
     cache = (num_seqs * per_seq, BLOCK, kv_heads, dim)

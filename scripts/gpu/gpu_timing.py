@@ -1,11 +1,11 @@
-"""How long a call takes on the GPU, and a report that survives the next call's crash.
+"""Times calls on the GPU, and writes a report that is not lost if a later call crashes.
 
-A kernel of ten microseconds is shorter than the Python that launches it, so calls are recorded in a CUDA
-graph and the graph is timed, by events; what cannot be recorded (it waits for the GPU half-way) is timed
-call by call, and its row says so. Inputs smaller than the L2 cache would be read from there the second
-time: give several sets, which take turns.
+A kernel of ten microseconds takes less time than the Python code that launches it. So calls are recorded in
+a CUDA graph, and the graph is timed with events. A call that waits for the GPU cannot be recorded; it is
+timed call by call, and its row says so. Inputs smaller than the L2 cache would be read from the cache the
+second time: pass several sets, which are used in turns.
 
-On the simulator (`--simulate`) a call is run once and its time means nothing.
+With the simulator (`--simulate`) a call is run once, and its time has no meaning.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import torch
 
 Run = Callable[[], Any]
 SAMPLES = 10
-SAMPLE_SECONDS = 0.01  # a sample is as many calls as last about this long
+SAMPLE_SECONDS = 0.01  # the calls of one sample take about this long
 
 
 def timed(runs: list[Run], record: bool = True) -> dict[str, Any]:
-    """Seconds of one call: median, lowest and highest of ten samples. `runs` take turns."""
+    """Seconds of one call: median, lowest and highest of ten samples. `runs` are called in turns."""
     if not torch.cuda.is_available():
         start = time.perf_counter()
         runs[0]()
@@ -69,9 +69,9 @@ def _between_events(run: Run) -> float:
 
 
 class Report:
-    """Rows in a JSON file that is whole after every row: {"machine": ..., "rows": [...]}.
+    """Rows in a JSON file that is complete after every row: {"machine": ..., "rows": [...]}.
 
-    Sections run in processes of their own, one after the other, and add to the same file.
+    Sections run in separate processes, one after another, and add to the same file.
     """
 
     def __init__(self, path: Path | None, machine: dict[str, Any]) -> None:
@@ -81,18 +81,18 @@ class Report:
         self._write()
 
     def measure(self, what: str, by: str, run: Callable[[], dict[str, Any]]) -> None:
-        """Add the row that `run` returns, or the error it ends with."""
+        """Add the row that `run` returns, or its error."""
         row = {"what": what, "by": by}
         try:
             row |= run()
-        except Exception as error:  # one kernel's trouble is no reason to lose the others
+        except Exception as error:  # one kernel's error must not lose the rows of the others
             row["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         self._content["rows"].append(row)
         self._write()
         print(json.dumps(row), flush=True)
 
     def failed(self, ours: set[str]) -> bool:
-        """Whether a row of ours is an error; a peer that refuses a shape is no failure."""
+        """Whether one of our rows is an error; a peer that refuses a shape is no failure."""
         return any("error" in row and row["by"] in ours for row in self._content["rows"])
 
     def _write(self) -> None:

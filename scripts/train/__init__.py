@@ -1,1 +1,1 @@
-"""How the shipped models were made: data, a dense model, the loop, distillation, export."""
+"""The training of the shipped models: data, a dense model, the loop, distillation, export."""

@@ -15,12 +15,12 @@ from train.model import NORM_EPS, ROPE_THETA, LanguageModel
 
 CONTEXT = 4096
 
-# Not a chat model: the conversation is a story told in turns.
+# The model is no chat model: the template joins the messages to one story.
 CHAT_TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['content'] | trim }}\n\n{% endfor %}"
 
 
 def export(model: LanguageModel, tokenizer: Path, folder: Path) -> None:
-    """Write everything but the model card."""
+    """Write all files of the model except the model card."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().to("cpu", torch.bfloat16).contiguous() for k, v in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,8 +1,8 @@
-"""Every .cu becomes SASS for sm_75, sm_80 and sm_90, without spills, with the registers on record.
+"""Every .cu file compiles to SASS for sm_75, sm_80 and sm_90, without spills, with the recorded registers.
 
-Needs nvcc and no GPU. After a deliberate change of a kernel:
+Needs nvcc but no GPU. After a deliberate change of a kernel:
 
-    MINILLM_RECORD=1 pytest tests/test_cuda_compile.py
+    MINILLM_RECORD=1 pytest tests/cuda/test_cuda_compile.py
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FUNCTION = re.compile(
 
 
 def compile_all(source: Path, folder: Path, *flags: str) -> str:
-    """What nvcc says; the test fails with it if it fails or warns."""
+    """The output of nvcc; the test fails with this output if nvcc fails or warns."""
     command = compile_command(CUDA, source, folder / "out.o", ARCHITECTURES)
     done = subprocess.run([*command, *flags], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -46,7 +46,7 @@ def compile_all(source: Path, folder: Path, *flags: str) -> str:
 
 
 def registers(source: Path, said: str) -> dict[str, dict[str, int]]:
-    """{kernel: {architecture: the most registers of its instantiations}}."""
+    """{kernel: {architecture: registers of the instantiation with the most}}."""
     kernels = re.findall(r"__global__[^;{]*?(\w+)\(const __grid_constant__", source.read_text())
     found: dict[str, dict[str, int]] = {}
     for symbol, arch, stack, stores, loads, used in FUNCTION.findall(said):
@@ -67,8 +67,8 @@ def test_kernels_compile_without_spills(source, tmp_path):
     if os.environ.get("MINILLM_RECORD") == "1":
         record = {"nvcc": version, "registers": {**record["registers"], source.stem: found}}
         RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    if record["nvcc"] == version:  # another compiler allocates otherwise
-        assert found == record["registers"][source.stem], "MINILLM_RECORD=1 if this is meant"
+    if record["nvcc"] == version:  # other versions allocate registers differently
+        assert found == record["registers"][source.stem], "set MINILLM_RECORD=1 if the change is intended"
 
 
 def test_control_a_spill_is_seen(tmp_path):
@@ -83,11 +83,11 @@ def test_control_a_spill_is_seen(tmp_path):
 
 @pytest.mark.parametrize("source", OTHERS, ids=lambda path: path.stem)
 def test_what_the_simulator_runs_in_tests_is_cuda(source, tmp_path):
-    """The dialect means the same words to nvcc, and a student's finished file compiles unchanged."""
+    """nvcc accepts the dialect too, so a student's finished file compiles unchanged."""
     quiet = ["-diag-suppress", "177,128"]
     command = compile_command(CUDA, source, tmp_path / "out.o", ARCHITECTURES)
     done = subprocess.run([*command, *quiet], capture_output=True, text=True)
-    if source.stem == "bugs":  # one of its bugs is more shared memory than nvcc will take
+    if source.stem == "bugs":  # one of its bugs uses more shared memory than nvcc accepts
         assert done.returncode != 0
         assert "uses too much shared data" in done.stderr
         return
@@ -125,7 +125,7 @@ def test_the_mma_rung_uses_what_it_is_named_for(word, tmp_path):
 
 @pytest.mark.slow
 def test_the_torch_binding_for_cuda_builds_and_loads_without_a_gpu():
-    """Registration needs no driver; the first launch would."""
+    """Registration needs no driver; only a launch does."""
     from minillm.ops.cuda import load_library
 
     load_library()

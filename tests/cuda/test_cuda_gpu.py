@@ -1,8 +1,8 @@
 """The CUDA kernels on a GPU: the cases of test_cuda_kernels.py on CUDA tensors, and a model end to end.
 
-What the simulator has shown to be right in meaning is shown here to be right on the chip. Results are held
-against float64 like everywhere, and bitwise against each other only (prefill against decode), never
-against the simulator. Nothing here needs the simulator, unless it stands in (conftest.py).
+The simulator shows that the kernels are right by our reading of CUDA; these tests show it on the chip.
+Results are compared with float64, and prefill is compared bitwise with decode, but nothing is compared with
+the simulator. The tests need the simulator only where it replaces the GPU (conftest.py).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def ops() -> CudaOps:
 
 @pytest.fixture(autouse=True)
 def broken_context():
-    """After an illegal access nothing works in this process any more: xdist starts another, pytest ends."""
+    """After an illegal access the process cannot use CUDA any more: xdist starts another one, pytest ends."""
     yield
     if not ON_GPU:
         return
@@ -55,7 +55,7 @@ def broken_context():
 
 
 def on_gpu(value: Any) -> Any:
-    """Tensors, and those inside metadata, on the GPU; strides stay as they are, gaps included."""
+    """Moves a tensor, or the tensors of metadata, to the GPU; strides are kept, with their gaps."""
     if isinstance(value, AttentionMetadata):
         return AttentionMetadata(**{f.name: on_gpu(getattr(value, f.name)) for f in fields(value)})
     if not isinstance(value, Tensor):
@@ -164,7 +164,7 @@ def test_sample(ops):
 
 
 def test_nothing_to_do_is_no_launch(ops):
-    """A grid of zero blocks is an error of CUDA's."""
+    """In CUDA a launch with zero blocks is an error."""
     none, weight = on_gpu(torch.empty(0, 32)), on_gpu(random(16, 32))
     assert ops.linear(none, weight).shape == (0, 16)
     assert ops.rms_norm(none, weight[0], 1e-5).shape == (0, 32)
@@ -180,7 +180,7 @@ def test_nothing_to_do_is_no_launch(ops):
 
 @needs_chip
 def test_kernels_run_on_the_current_stream(ops):
-    """They see what was queued on it before them, and not what would be there without waiting."""
+    """They run after the work that was queued on the stream before them."""
     x, weight = torch.zeros(4, 32, device=DEVICE), torch.eye(32, device=DEVICE)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -208,7 +208,7 @@ def test_kernels_can_be_recorded_in_a_graph(ops):
 @needs_chip
 @pytest.mark.parametrize("rung", ATTENTION_RUNGS)
 def test_a_cache_of_more_than_two_to_the_31_numbers(ops, rung):
-    """Its last block, by the same numbers in a small cache: an offset in 32 bits would land elsewhere."""
+    """The last blocks give the same results as in a small cache; a 32-bit offset would read elsewhere."""
     num_blocks = 2**31 // (16 * 8 * 128) + 2
     small = [random(3, 16, 8, 128, dtype=torch.bfloat16, seed=s).to(DEVICE) for s in (1, 2)]
     large = [torch.empty(num_blocks, 16, 8, 128, dtype=torch.bfloat16, device=DEVICE) for _ in range(2)]
@@ -260,7 +260,7 @@ def test_a_model_end_to_end(tmp_path, dtype):
     assert same(batched, [answers(whole, [prompt])[0] for prompt in PROMPTS])
     assert same(batched, answers(chunked, PROMPTS))
     for prompt, (tokens, decoded) in zip(PROMPTS, batched, strict=True):
-        # log_softmax where decode's was made: a CPU's has other bits.
+        # log_softmax on the device where decode computed it: on a CPU it has other bits.
         again = whole.logits(prompt + tokens[:-1]).to(DEVICE).log_softmax(-1).cpu()
         assert torch.equal(decoded, again[len(prompt) - 1 :])
     if dtype == "float32":

@@ -1,6 +1,7 @@
-"""The CUDA kernels in the simulator, op by op, in each flavour: odd shapes against float64, hostile caches.
+"""The CUDA kernels in the simulator, op by op, in each flavour: odd shapes, caches full of NaN.
 
-Shapes are those of `test_native_ops.py`, fewer of them, since every thread is simulated.
+Results are compared with float64. The shapes are some of those of `test_native_ops.py`, since simulation is
+slow.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["f32", "bf16", "f16"]
 
 @pytest.fixture(autouse=True, params=flavours())
 def simulated(request):
-    """Every test runs in each flavour; all but the first in reversed order, so that order cannot matter."""
+    """Every test runs in each flavour; all but "fast" in reversed order, which must not change a result."""
     with flavour(request.param), schedule(reverse=request.param != "fast"):
         yield request.param
 
@@ -127,7 +128,7 @@ def test_copy_blocks(dtype, shape):
 
 
 def attend(case: Case, dtype: torch.dtype, rung: str | None = None) -> tuple[Tensor, ...]:
-    """What a rung finds, the reference's answer, and the exact one."""
+    """The results of a rung, of the reference and of float64."""
     q, k_cache, v_cache, meta, tables = case.build(dtype)
     found = OPS.paged_attention(q, k_cache, v_cache, meta, case.dim**-0.5, case.window, rung)
     reference = REFERENCE.paged_attention(q, k_cache, v_cache, meta, case.dim**-0.5, case.window)
@@ -221,7 +222,7 @@ def test_sample_draws_what_the_reference_draws(kind, simulated):
         assert OPS.sample(logits, batch).tolist() == REFERENCE.sample(logits, batch).tolist()
 
 
-# ---- nothing, and what torch asks of an op ----------------------------------------------------------
+# ---- no rows, and torch's checks of an op -----------------------------------------------------------
 
 
 def test_no_rows_at_all():

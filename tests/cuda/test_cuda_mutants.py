@@ -1,9 +1,9 @@
 # ruff: noqa: E501 - a mutant is a line of the table
-"""Kernels made wrong by one line each: every one is caught, and by what is written down here.
+"""Kernels with one wrong line each (mutants): each is caught by the check that the table names.
 
-A mutant runs in `fast`, where wrong numbers and out-of-bounds accesses show; then in `check`; then its
-traffic is compared with the right kernel's, which is where a slow kernel or a needless read shows. What
-survives all three is a hole in the tests.
+A mutant runs in `fast`, which shows wrong numbers and accesses out of bounds, then in `check`. Then its
+traffic is compared with that of the right kernel, which shows a slow kernel or an unnecessary read. A
+mutant that survives all three shows a gap in the tests.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ except BuildFailed as reason:
 BARRIER = "__syncthreads();"
 WRONG, BYTES, WAVEFRONTS = "wrong numbers", "bytes", "wavefronts"
 
-# (kernel, what the mutant is, line or part of it, what stands there instead, what catches it). A text that
-# begins with "paging.h: " is changed in that file.
+# (kernel, name of the mutant, text, replacement, what catches it). A text that begins with "paging.h: " is
+# replaced in that file.
 MUTANTS = [
-    ("attention_v2", "no barrier after slots", f"{BARRIER}  // slots are there, and V of the tile before is done with", "", WRONG),
+    ("attention_v2", "no barrier after slots", f"{BARRIER}  // slots are written, and the previous tile's V has been read", "", WRONG),
     ("attention_v2", "no barrier after K", f"{BARRIER}\n\n    float scores", "float scores", WRONG),
-    ("attention_v2", "no barrier before V", f"{BARRIER}  // K has been used; V takes its place", "", WRONG),
+    ("attention_v2", "no barrier before V", f"{BARRIER}  // K has been read; V takes its place", "", WRONG),
     ("attention_v2", "no barrier after V", f"{BARRIER}\n\n    if (from >= end)", "if (from >= end)", WRONG),
     ("attention_v2", "mask a key short", "keys.last + 1 - tile_start", "keys.last - tile_start", WRONG),
     ("attention_v2", "mask a key long", "keys.last + 1 - tile_start", "keys.last + 2 - tile_start", WRONG),
@@ -57,13 +57,13 @@ MUTANTS = [
     ("attention_v2", "scale forgotten", "scores[j] *= p.scale;", "", WRONG),
     ("attention_v2", "rows past the tile written", "if (row >= tile.rows) return;", "", "out of bounds"),
     ("attention_v2", "maximum of two lanes only", "tile_max = fmaxf(tile_max, __shfl_xor_sync(0xffffffff, tile_max, 2));", "", WRONG),
-    ("attention_v2", "barrier in a branch", f"{BARRIER}  // K has been used; V takes its place", f"if (row < tile.rows) {BARRIER}", "divergence"),
+    ("attention_v2", "barrier in a branch", f"{BARRIER}  // K has been read; V takes its place", f"if (row < tile.rows) {BARRIER}", "divergence"),
     ("attention_v2", "window a key long", "paging.h: last - window + 1", "last - window", WRONG),
     ("attention_v2", "page table off by one", "paging.h: key / block_size]", "key / block_size + 1]", WRONG),
     ("attention_v2", "position in the page lost", "paging.h: block * block_size + key % block_size", "block * block_size", WRONG),
     ("attention_v2", "sum not rescaled", "paging.h: s.sum *= factor;", "", WRONG),
-    ("decode_d1", "no barrier before the round", f"{BARRIER}  // q is there; the scores of the round before have been used", "", WRONG),
-    ("decode_d1", "no barrier after the maxima", f"{BARRIER}\n\n      // The maximum", "// The maximum", WRONG),
+    ("decode_d1", "no barrier before the round", f"{BARRIER}  // q is written; the previous iteration's weights have been read", "", WRONG),
+    ("decode_d1", "no barrier after the maxima", f"{BARRIER}\n\n      // The weights", "// The weights", WRONG),
     ("decode_d1", "no barrier after the weights", f"{BARRIER}\n\n      for (int tile = 0; tile < kTiles", "for (int tile = 0; tile < kTiles", WRONG),
     ("decode_d1", "maximum without its own tile", "tile <= thread / 32", "tile < thread / 32", WRONG),
     ("decode_d1", "mask a key short", "min(keys.last + 1, tile_start", "min(keys.last, tile_start", WRONG),
@@ -73,7 +73,7 @@ MUTANTS = [
     ("norm", "half of a warp", "step = 16", "step = 8", WRONG),
     ("norm", "an element too many", "i < p.size; i += kThreads) {\n    float value", "i <= p.size; i += kThreads) {\n    float value", "out of bounds"),
     ("norm", "mean of another length", "block_sum(squares) / p.size", "block_sum(squares) / kThreads", WRONG),
-    ("linear", "no barrier before loading", f"{BARRIER}  // the tiles of the round before have been read", "", WRONG),
+    ("linear", "no barrier before loading", f"{BARRIER}  // the previous tiles have been read", "", WRONG),
     ("linear", "no barrier after loading", f"{BARRIER}\n    int depth", "int depth", WRONG),
     ("linear", "a row too many", "first + row < rows", "first + row <= rows", "out of bounds"),
     ("linear", "weights transposed", "w_tile[local_col][k]", "w_tile[local_row][k]", WRONG),
@@ -100,7 +100,7 @@ MUTANTS = [
     ("rope_and_cache", "position for slot", "slot = p.slots[token]", "slot = p.positions[token]", WRONG),
     ("copy_blocks", "a word short", "i < words;", "i + 1 < words;", WRONG),
     ("copy_blocks", "the wrong way round", "p.cache) + p.source[pair]", "p.cache) + p.destination[pair]", WRONG),
-    ("sample", "no barrier between two bests", f"{BARRIER}  // the call before has been read", "", WRONG),
+    ("sample", "no barrier between two bests", f"{BARRIER}  // the previous call's results have been read", "", WRONG),
     ("sample", "no barrier after the logits", f"{BARRIER}\n  float factor", "float factor", WRONG),
     ("sample", "ties go to the highest id", "(1u << row.id_bits) - 1 - id", "id", WRONG),
     ("sample", "one id too few", ">= enough", "> enough", WRONG),
@@ -142,7 +142,7 @@ MUTANTS = [
     ("verify", "siblings beyond 32 nodes forgotten", "first < end && found == end; first += 32", "first == at + 1; first += 32", WRONG),
     ("verify", "the search does not stop", "first < end && found == end; first += 32", "first < end; first += 32", WRONG),
     ("verify", "any child fits", "&& p.drafted[node] == drawn", "", WRONG),
-    ("verify", "anybody's child fits", "p.parents[node] == at - begin && ", "", WRONG),
+    ("verify", "a child of any node fits", "p.parents[node] == at - begin && ", "", WRONG),
     ("verify", "parents counted from the batch's start", "p.parents[node] == at - begin", "p.parents[node] == at", WRONG),
     ("verify", "a node of the next request", "node < end && p.parents", "node <= end && p.parents", "out of bounds"),
     ("verify", "the rest not padded", "int rest = to + threadIdx.x", "int rest = to + 1 + threadIdx.x", WRONG),
@@ -157,12 +157,12 @@ MUTANTS = [
     ("verify", "rest not clamped", "max(static_cast<double>(target[id]) - q, 0.0)", "static_cast<double>(target[id]) - q", WRONG),
     ("verify", "drawn from p, not from the rest", "bool fell = standing < p.k && draft[standing] >= 0;", "bool fell = false;", WRONG),
     ("verify", "a draft without probabilities kept", "if (fell && !p.draft_probs) weights.certain", "if (false) weights.certain", WRONG),
-    ("verify", "p is q: the rest drawn from all the same", "if (!(total > 0)) {", "if (false) {", WRONG),
+    ("verify", "p is q: drawn from max(p - q, 0)", "if (!(total > 0)) {", "if (false) {", WRONG),
     ("verify", "a part too short", "(vocab_size + warps - 1) / warps;", "vocab_size / warps;", WRONG),
     ("verify", "parts overlap", "to = min(from + part_size, end)", "to = min(from + part_size + 1, end)", WRONG),
     ("verify", "ids beyond the vocabulary", "to = min(from + part_size, end)", "to = from + part_size", WRONG),
     ("verify", "half of a warp", "step = 16; step > 0; step /= 2) sum", "step = 8; step > 0; step /= 2) sum", WRONG),
-    ("verify", "no barrier before the sums", f"{BARRIER}  // the sums before have been read", "", "deadlock"),
+    ("verify", "no barrier before the sums", f"{BARRIER}  // the previous sums have been read", "", "deadlock"),
     ("verify", "no barrier after the sums", f"sums[warp] = sum;\n  {BARRIER}", "sums[warp] = sum;", "deadlock"),
     ("verify", "border belongs to the part before", "if (before > threshold) break;", "if (before >= threshold) break;", WRONG),
     ("verify", "a part of weight 0 taken", "if (!(sums[part] > 0)) continue;", "", WRONG),
@@ -173,7 +173,7 @@ MUTANTS = [
 ]  # fmt: skip
 
 
-# ---- the right answer, and the run ----------------------------------------------------------------
+# ---- one run per kernel, and its exact result -----------------------------------------------------
 
 ATTENTION = Case([(1, 40), (35, 67), (2, 2), (3, 150)], heads=4, kv_heads=2, dim=32, block_size=4, window=50)
 
@@ -256,9 +256,9 @@ def sample(run):
     ]
     params = [SamplingParams(**options[i % 4]) for i in range(24)]
     keys, seen = [noise_key(i, 0, 0) for i in range(24)], [[0, 5, i % 300, 295] for i in range(24)]
-    batch = SamplingBatch(params, keys, seen, 290)  # of 300: the tokenizer lacks ten
+    batch = SamplingBatch(params, keys, seen, 290)  # of 300 ids: the tokenizer does not have the last ten
     logits = random(24, 300, scale=1.5).round()
-    logits[:, 5] = 6  # likely, if it had not been seen
+    logits[:, 5] = 6  # likely without the penalty
     names = ("keys", "numbers", "top_k", "seen", "seen_end")
     columns = dict(zip(names, batch.tensors(), strict=True))
     scratch, tokens = torch.zeros(24, 290), torch.zeros(24, dtype=torch.int64)
@@ -275,10 +275,11 @@ VERIFY_VOCAB = 301  # ten warps: parts of 31, 4 and 1
 
 
 def verify_requests(k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Random ones; then a draft whose u q is p, one where p is q, uniforms on a border and at both ends.
+    """Random requests; then a draft with u q = p, one with p = q, uniforms on a border and at both ends.
 
-    The last six end in zeros, and a uniform that rounding can leave unreached must not draw one of them (sums
-    of float32 numbers above 2^-29 are exact in float64: theirs are smaller).
+    The last six rows end in zeros. With the largest uniform rounding can keep the running sum below the
+    threshold; then none of these ids may be drawn. (Sums of float32 numbers above 2^-29 are exact in
+    float64; these are smaller.)
     """
     drafts = make_drafts(24, k, VERIFY_VOCAB, True, seed=7)
     draft, q, p, uniforms = (
@@ -335,7 +336,7 @@ RUNS = {
 
 
 def build(kernel: str, folder: Path, old: str = "", new: str = "") -> KernelLibrary:
-    """The kernel with `old` replaced, for float32 and heads of 32 alone, which compiles in half a second."""
+    """The kernel with `old` replaced; only float32 and head_dim 32, so that it compiles in half a second."""
     for name in (f"{kernel}.cu", "paging.h", "dispatch.h"):
         (source,) = find_sources("cuda", name)
         shutil.copy(source, folder)
@@ -358,7 +359,7 @@ def build(kernel: str, folder: Path, old: str = "", new: str = "") -> KernelLibr
 
 
 def verdict(kernel: str, library: KernelLibrary, right: KernelLibrary) -> str:
-    """What catches it, or "survived"."""
+    """The check that catches the mutant, or "survived"."""
     case = RUNS[kernel][0]
     for name in ("fast", "check"):
         try:
@@ -377,7 +378,7 @@ def verdict(kernel: str, library: KernelLibrary, right: KernelLibrary) -> str:
 
 @pytest.fixture(scope="module")
 def right(tmp_path_factory):
-    """The kernels as they are."""
+    """The unchanged kernels."""
     made = {}
 
     def get(kernel: str) -> KernelLibrary:

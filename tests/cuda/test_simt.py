@@ -1,4 +1,4 @@
-"""The simulator: exact counters on kernels counted by hand, and every bug told with its line."""
+"""The simulator: exact counters on kernels counted by hand, and every bug reported with its line."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def bugs():
 
 
 def run(library, name, **arguments):
-    """Run one launcher and return what its kernel moved."""
+    """Run one launcher and return the counters of its kernel."""
     with profile() as p:
         library.run(name, **arguments)
     assert len(p.kernels) == 1
@@ -49,7 +49,7 @@ def test_a_copy_reads_and_writes_every_byte_once(counted):
     assert (p.launches, p.blocks, p.threads) == (1, 16, 1024)
     assert (p.global_read_bytes, p.global_write_bytes) == (4000, 4000)
     assert p.tensors == p["copy"].tensors == {"x": (4000, 0), "y": (0, 4000)}
-    # 31 full warps of 128 bytes, and 8 threads of the last: 32 bytes. Tensors begin at a sector.
+    # 31 full warps of 128 bytes and 8 threads of the last warp, 32 bytes. Tensors begin at a sector.
     assert (p.global_read_sectors, p.global_write_sectors) == (125, 125)
     assert p.shared_read_bytes == p.shared_wavefronts == p.barriers == p.warp_operations == 0
 
@@ -222,7 +222,7 @@ def test_what_is_always_wrong_is_seen_without_check(bugs, name):
 
 @pytest.mark.parametrize("name", CHECKED)
 def test_only_check_sees_what_depends_on_order(bugs, name):
-    attempt(bugs, name)  # the control: without the checks nothing is said
+    attempt(bugs, name)  # control: without `check` no error is reported
 
 
 @pytest.mark.parametrize("order", ["reversed", "shuffled"])

@@ -1,7 +1,7 @@
-"""The `asan` flavour: what kernels do outside of any memory, found by somebody who is not the simulator.
+"""The `asan` flavour: AddressSanitizer finds accesses outside of memory, independently of the simulator.
 
-Its process is prepared beforehand (minillm/toolchain/sanitizer.py) and ends at the first mistake, so one
-such process is started here, which runs each kernel of bugs.cu in a copy of itself.
+The flavour needs a prepared process (minillm/toolchain/sanitizer.py), which ends at the first error. So the
+tests start one such process, and it runs each kernel of bugs.cu in a forked copy of itself.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def counted():
 
 library = compile_kernels(sys.argv[1])
 found = {name: in_a_copy(attempt, name) for name in sys.argv[2:]}
-for _ in range(3):  # one process, kernels that are given up half-way: their frames are forgotten
+for _ in range(3):  # kernels that stop half-way in one process: their stack frames must be unpoisoned
     attempt("barrier_in_a_branch")
     attempt("right_local_arrays")
 try:
@@ -79,7 +79,7 @@ BY_THE_MACHINE = ["barrier_in_a_branch", "shuffle_in_a_branch", "warps_at_two_ba
 
 @pytest.fixture(scope="module")
 def reports() -> dict[str, tuple[int, str]]:
-    """For each kernel the status it ended with and what was said on stderr."""
+    """For each kernel the exit status and the text on stderr."""
     command = [sys.executable, "-P", "-c", RUN_EACH, str(FILE), *SAYS, *BY_THE_MACHINE, *RIGHT]
     here = os.environ | environment() | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=here, capture_output=True, text=True, timeout=300)

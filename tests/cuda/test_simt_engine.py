@@ -1,4 +1,4 @@
-"""`LLM(backend="simt")`: the CUDA kernels make a model speak, same bits in any company."""
+"""`LLM(backend="simt")`: a model runs on the CUDA kernels, with the same bits in any batch."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_whole_chunked_and_decoded_are_the_same_bits(folder, dtype):
 
 
 def test_control_another_order_of_summation_is_noticed(folder):
-    """The naive attention in prefill alone: right, and other bits than decode's."""
+    """The naive attention, in prefill only, gives right results with other bits than decode."""
     ops = SimtOps()
 
     def attention(q: Tensor, *others: object) -> Tensor:
@@ -74,7 +74,7 @@ def test_logits_are_the_references(tmp_path, window):
     torch.testing.assert_close(load(folder).logits(ids), tiny.load(folder).logits(ids), rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.skipif("check" not in flavours(), reason="nobody checks or counts under the sanitizers")
+@pytest.mark.skipif("check" not in flavours(), reason="the asan flavour neither checks races nor counts")
 def test_a_whole_generation_under_check_is_clean_and_counted(folder):
     llm = load(folder)
     with flavour("check"), profile() as p:
@@ -89,12 +89,12 @@ def test_a_whole_generation_under_check_is_clean_and_counted(folder):
 
 
 def counting():
-    """A profile; None under AddressSanitizer, where the simulator counts nothing."""
+    """A profile; None with AddressSanitizer, where the simulator counts nothing."""
     return nullcontext() if sanitizing() else profile()
 
 
 def test_drafts_are_verified_by_the_cuda_kernels(folder):
-    """Contract C7 where several rows and one go to different kernels; verification is a kernel too."""
+    """Contract C7, with different kernels for one row and several rows, and verification kernels."""
     params = [
         SamplingParams(max_tokens=6, temperature=0.8 * (i % 2), seed=i, ignore_eos=True, logprobs=5)
         for i in range(len(PROMPTS))

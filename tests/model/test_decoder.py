@@ -1,4 +1,4 @@
-"""The decoder seen through other ops, its weights by name, and what it refuses to be built for."""
+"""The decoder with other ops, its weights by name, and the layers it refuses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DTYPES = ["float32", "bfloat16"]
 
 @pytest.fixture(params=[False, True], ids=["untied", "tied"])
 def model_folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """Stored in bfloat16, so that float32 matrices are kept in 16 bits."""
+    """A bfloat16 checkpoint, so that float32 matrices are stored in 16 bits."""
     config = tiny.config(tie_word_embeddings=request.param)
     tensors = {name: t.bfloat16() for name, t in tiny.weights(config).items()}
     return tiny.make_folder(tmp_path / "model", config, tensors=tensors)
@@ -59,7 +59,7 @@ def test_other_ops_see_the_same_tensors(model_folder: Path, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_replaced_linear_is_given_plain_matrices(model_folder: Path, dtype: str) -> None:
-    """And they are the checkpoint's, bit for bit, though the model was loaded packed."""
+    """They have the checkpoint's bits, although the model was loaded packed."""
     seen: list[Tensor] = []
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

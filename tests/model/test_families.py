@@ -1,11 +1,10 @@
-"""Contract C1: fp32 logits equal Hugging Face transformers', and what is not supported is refused by name.
+"""Contract C1: fp32 logits equal those of Hugging Face transformers; unsupported configs are refused by name.
 
-The checkpoints in `tests/model/families` are tiny and random, one per thing a config.json can say that
-changes the logits; `scripts/dev/make_family_checkpoints.py` wrote them together with transformers' logits.
-Every one exists in two wordings, transformers 5 (`config.json`) and 4 (`config_old.json`), which mean the
-same. `control` holds the logits of a near miss - the variant switched off, a window off by one, one bias
-forgotten: the nearest of the mistakes tried. It must lie far outside the tolerance, or the comparison
-proves nothing.
+The checkpoints in `tests/model/families` are tiny and random, one for each feature of a config.json that
+changes the logits. `scripts/dev/make_family_checkpoints.py` wrote them together with transformers' logits.
+Each has two equivalent configs, in the formats of transformers 5 (`config.json`) and 4 (`config_old.json`).
+`control` has the logits of the nearest of several mistakes: the feature switched off, a window off by one,
+a missing bias. They must lie far outside the tolerance, or the comparison would prove nothing.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from minillm import LLM
 from minillm.errors import UnsupportedModel
 
 FAMILIES = Path(__file__).parent / "families"
-TOLERANCE = 2e-4  # of the logits' scale, max |logits|
-SENSITIVITY = 100  # the near miss is at least this many tolerances away
+TOLERANCE = 2e-4  # relative to max |logits|
+SENSITIVITY = 100  # the control is at least this many tolerances away
 
 CASES = sorted(config.relative_to(FAMILIES) for config in FAMILIES.glob("*/config*.json"))
 EXPECTED = {
@@ -37,7 +36,7 @@ EXPECTED = {
 
 
 def copy_with(folder: Path, target: Path, config: dict[str, Any]) -> Path:
-    """The checkpoint `folder` with another config.json, and without the answers."""
+    """A copy of the checkpoint `folder` with another config.json, without the reference."""
     shutil.copytree(folder, target, ignore=shutil.ignore_patterns("config*.json", "reference.npz"))
     (target / "config.json").write_text(json.dumps(config))
     return target
@@ -48,7 +47,7 @@ def load(folder: Path) -> LLM:
 
 
 def distance(logits: torch.Tensor, reference: torch.Tensor) -> float:
-    """Largest difference in tolerances."""
+    """The largest difference, in tolerances."""
     return float((logits - reference).abs().max() / (TOLERANCE * reference.abs().max()))
 
 
@@ -56,10 +55,10 @@ def distance(logits: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def test_no_variant_is_missing() -> None:
-    """An empty or half-copied data folder must not read as success."""
+    """An empty or incomplete data folder must fail, not pass."""
     found = {case.parent.name for case in CASES}
     assert found >= EXPECTED
-    assert len(CASES) == 2 * len(found), "every variant comes in both wordings"
+    assert len(CASES) == 2 * len(found), "every variant has both configs"
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -120,7 +119,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("qwen3", {"rope_parameters": PER_LAYER_ROPE}, "full_attention"),
 ]  # fmt: skip
 
-# Found in published configs, without effect on the logits: refusing these would refuse real models.
+# Keys of published configs that do not change the logits: refusing them would refuse real models.
 INERT: list[tuple[str, dict[str, Any]]] = [
     ("llama_mha", {"pretraining_tp": 1, "use_cache": False, "attention_dropout": 0.1, "_name_or_path": "a"}),
     ("llama_mha", {"unsloth_fixed": True, "transformers_version": "4.31.0.dev0", "rope_scaling": None}),
@@ -136,7 +135,7 @@ INERT: list[tuple[str, dict[str, Any]]] = [
 def test_unsupported_config_is_refused_by_name(
     folder: str, keys: dict[str, Any], named: str, tmp_path: Path
 ) -> None:
-    """The message names what is in the way, so that the user knows which key it is."""
+    """The message names the unsupported key or value."""
     config = json.loads((FAMILIES / folder / "config.json").read_text()) | keys
     with pytest.raises(UnsupportedModel) as refusal:
         load(copy_with(FAMILIES / folder, tmp_path / "model", config))
@@ -145,7 +144,7 @@ def test_unsupported_config_is_refused_by_name(
 
 @pytest.mark.parametrize(("folder", "keys"), INERT, ids=[f"{f}-{','.join(k)}" for f, k in INERT])
 def test_inert_keys_change_nothing(folder: str, keys: dict[str, Any], tmp_path: Path) -> None:
-    """The control of the refusals: the same checkpoints load when the extra key means nothing."""
+    """The control of the refusals: the same checkpoints load if the extra key has no effect."""
     config = json.loads((FAMILIES / folder / "config.json").read_text()) | keys
     reference = np.load(FAMILIES / folder / "reference.npz", allow_pickle=False)
     llm = load(copy_with(FAMILIES / folder, tmp_path / "model", config))

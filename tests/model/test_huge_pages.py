@@ -1,4 +1,4 @@
-"""Memory on huge pages: the same numbers wherever they lie, and no harm where there are no such pages."""
+"""Memory on huge pages: the same results as on other memory, and no error on systems without huge pages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from minillm.ops import huge_pages
 from minillm.ops.cpu import CpuOps
 from minillm.ops.huge_pages import HugePages, empty_bytes
 
-ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone can be asked for huge pages")
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has this kind of huge pages")
 
 
 @ON_LINUX
@@ -35,7 +35,7 @@ def test_tensors_lie_end_to_end() -> None:
 def test_a_tensor_outlives_who_gave_it() -> None:
     pages = HugePages()
     first = pages.empty((512, 512), torch.float32).fill_(1.5)
-    second = pages.empty((4096, 4096), torch.float32).fill_(2.5)  # takes a piece of its own
+    second = pages.empty((4096, 4096), torch.float32).fill_(2.5)  # larger than one piece
     del pages
     gc.collect()
     noise = [torch.full((1 << 20,), float("nan")) for _ in range(8)]
@@ -65,7 +65,7 @@ def test_the_system_gives_huge_pages() -> None:
 
 
 def huge_bytes(tensor: Tensor) -> int:
-    """Bytes on huge pages in the mapping that holds `tensor`."""
+    """Bytes on huge pages in the memory mapping that contains `tensor`."""
     for mapping in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text()):
         first, last = (int(x, 16) for x in mapping.split(" ", 1)[0].split("-"))
         if first <= tensor.data_ptr() < last:
@@ -104,4 +104,4 @@ def test_a_models_matrices_lie_there(native_ops: CpuOps, tmp_path: Path, dtype: 
     assert len(large) >= 3 * 3
     places = sorted((m.data_ptr(), m.nbytes) for m in large)
     gaps = [after - before - size for (before, size), (after, _) in pairwise(places)]
-    assert gaps == [0] * len(gaps), "one behind the other"
+    assert gaps == [0] * len(gaps), "end to end"

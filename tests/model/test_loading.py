@@ -1,4 +1,4 @@
-"""Finding and opening a model folder: what is missing is named, and what could help is said."""
+"""Finding and opening a model folder: errors name what is missing and say what to do."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_model_larger_than_the_memory(tmp_path: Path) -> None:
     assert "TiB" in refused(OutOfMemory, 7, tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(tiny.config(max_position_embeddings=10**13)))
     assert "rope tables" in refused(OutOfMemory, 7, tmp_path)
-    tiny.load(tmp_path, max_model_len=64)  # control: the tables are as long as asked for
+    tiny.load(tmp_path, max_model_len=64)  # control: the tables are as long as max_model_len
 
 
 # ---- the tokenizer and the model ------------------------------------------------------------------
@@ -155,7 +155,7 @@ def test_tokenizer_larger_than_the_vocabulary(tmp_path: Path) -> None:
 
 
 def test_smaller_tokenizers_are_padded_models(folder: Path) -> None:
-    """Control: more rows than ids is usual (padding), and only then does the id mask matter."""
+    """Control: more rows than ids is usual (padding); the id mask matters only then."""
     model = tiny.load(folder).engine.model
     assert model.num_token_ids < model.config.vocab_size
 
@@ -215,7 +215,7 @@ def test_bad_options(folder: Path, options: dict[str, Any], kind: type[MinillmEr
 
 
 def test_options_of_later_versions_at_their_defaults(folder: Path) -> None:
-    """Written out, the documented defaults ask for nothing that is missing; other values would."""
+    """The documented defaults of options that do not exist yet are accepted; other values are refused."""
     tiny.load(folder, public_prefixes=(), tenant_limits=None)
     for name, value in {"public_prefixes": ("a",), "tenant_limits": {}}.items():
         with pytest.raises(UsageError, match=name):

@@ -1,4 +1,4 @@
-"""Weights: damaged files are refused by name, sound ones land exactly, and memory stays near their size."""
+"""Weights: damaged files are refused by name, valid ones load exactly, and peak memory is near their size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UP = "model.layers.0.mlp.up_proj.weight"
 
 
 def refusal(folder: Path) -> str:
-    """The one line a user reads; typed, with exit code 5."""
+    """The message of a WeightsError: one line, with exit code 5."""
     with pytest.raises(WeightsError) as caught:
         tiny.load(folder)
     assert caught.value.exit_code == 5
@@ -33,7 +33,7 @@ def refusal(folder: Path) -> str:
 
 
 def sharded(folder: Path, weight_map: dict[str, Any] | None = None) -> dict[str, str]:
-    """Turn a folder's single file into two shards and an index; returns the true weight map."""
+    """Split a folder's file into two shards and an index; returns the right weight map."""
     tiny.make_folder(folder)
     tensors = tiny.weights(tiny.config())
     (folder / "model.safetensors").unlink()
@@ -101,7 +101,7 @@ DAMAGES = [truncated, grown, cut_in_header, empty, only_a_length, header_longer_
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_files_are_refused(tmp_path: Path, damage: Any) -> None:
     file = tiny.make_folder(tmp_path) / "model.safetensors"
-    tiny.load(tmp_path)  # control: it was sound
+    tiny.load(tmp_path)  # control: it was valid
     file.write_bytes(damage(file.read_bytes()))
     assert "model.safetensors" in refusal(tmp_path)
 
@@ -158,7 +158,7 @@ def test_broken_index(tmp_path: Path, content: str) -> None:
 def test_index_may_not_leave_the_folder(tmp_path: Path, shard: str) -> None:
     folder = tmp_path / "model"
     sharded(folder, {EMBED: shard})
-    save_file(tiny.weights(tiny.config()), tmp_path / "other.safetensors")  # it would fit
+    save_file(tiny.weights(tiny.config()), tmp_path / "other.safetensors")  # a valid file outside
     assert "outside" in refusal(folder) or "missing shard" in refusal(folder)
 
 
@@ -267,7 +267,7 @@ def now():
     return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmRSS")) * 1024
 how, small, big = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 engine = EngineConfig(device="cpu", dtype="float32")
-load_model(small, engine)           # imports and first-use buffers are not the model's
+load_model(small, engine)           # imports and first-use buffers do not count
 base = now()
 if how == "naive":
     state = load_file(big / "model.safetensors")
@@ -278,7 +278,7 @@ print(peak() - base)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_peak_memory_is_near_the_weights(tmp_path: Path, folder: Path) -> None:
     cfg = tiny.config(hidden_size=1024, intermediate_size=2816, vocab_size=8192, num_hidden_layers=2)
     tensors = {n: torch.zeros_like(t) for n, t in tiny.weights(cfg, scale=0).items()}
@@ -296,7 +296,7 @@ def test_peak_memory_is_near_the_weights(tmp_path: Path, folder: Path) -> None:
 
 
 def test_llm_needs_no_second_copy_to_run(folder: Path) -> None:
-    """The parameters are what the files filled: no converted copy beside them."""
+    """The files are loaded directly into the parameters: there is no converted copy."""
     llm = LLM(folder, kv_memory="1MiB", backend="reference", device="cpu")
     decoder = llm.engine.model.decoder
     assert sum(p.nbytes for p in decoder.parameters()) == llm.engine.model.config.num_parameters * 4

@@ -1,7 +1,7 @@
-"""Whole passes in one call, several decode steps too, and the look for broken logits: the same as op by op.
+"""Whole passes and several decode steps in one call give the same results as single ops.
 
-`last_logits`, `decode_step` and `decode_ahead` are held against the ops they replace, `forward`, `logits`,
-`finite_rows` and `sample`, bit for bit.
+`last_logits`, `decode_step` and `decode_ahead` are compared bit for bit with the ops they replace: `forward`,
+`logits`, `finite_rows` and `sample`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def runner_of(folder: Path, dtype: str) -> ModelRunner:
 
 
 def sequences(count: int) -> tuple[list[SequenceRows], list[int]]:
-    """Ragged rows with pages of their own, and how many tokens to draw for each, falling."""
+    """Sequences of different lengths with their own pages, and the tokens to draw for each, falling."""
     rows, depths, block = [], [], 0
     for i in range(count):
         length = (1, 5, 17, 2, 33)[i % 5]
@@ -65,7 +65,7 @@ def sequences(count: int) -> tuple[list[SequenceRows], list[int]]:
 
 
 def last_rows(runner: ModelRunner, batch: list[SequenceRows]) -> torch.Tensor:
-    """Logits behind each sequence's last row, out of a pass that computes every row to its end."""
+    """Logits of each sequence's last row, from a pass that computes all rows through all layers."""
     hidden, ends = runner.forward(batch), torch.tensor([len(rows.token_ids) for rows in batch]).cumsum(0)
     return runner.decoder.logits(hidden[ends - 1])
 
@@ -73,7 +73,7 @@ def last_rows(runner: ModelRunner, batch: list[SequenceRows]) -> torch.Tensor:
 def one_by_one(
     runner: ModelRunner, rows: list[SequenceRows], depths: list[int], keys: list[list[int]], params: Any
 ) -> list[list[int]]:
-    """The loop: every token by ops of its own."""
+    """The same tokens from a loop of single ops."""
     drawn = [list[int]() for _ in rows]
     batch = rows
     for level in range(max(depths)):
@@ -97,7 +97,7 @@ def one_by_one(
 def test_the_tokens_are_those_of_one_step_at_a_time(
     native_ops: CpuOps, tmp_path: Path, shape: str, dtype: str, stored: str, count: int
 ) -> None:
-    """Stored in bfloat16 and asked for in float32, matrices are kept in 16 bits."""
+    """With a bfloat16 checkpoint and dtype float32, matrices are stored in 16 bits."""
     tensors = {name: t.to(getattr(torch, stored)) for name, t in weights(SHAPES[shape]).items()}
     folder = tiny.make_folder(tmp_path / "model", SHAPES[shape], tensors=tensors)
     rows, depths = sequences(count)
@@ -112,7 +112,7 @@ def test_the_tokens_are_those_of_one_step_at_a_time(
 
 
 def same_cache(a: ModelRunner, b: ModelRunner) -> bool:
-    """Whether the bits of all keys and values are the same, NaN where nothing was written."""
+    """Whether all keys and values have the same bits; slots that were not written hold NaN."""
     pairs = zip([*a.cache.k, *a.cache.v], [*b.cache.k, *b.cache.v], strict=True)
     return all(torch.equal(x.view(-1).nan_to_num(9.0), y.view(-1).nan_to_num(9.0)) for x, y in pairs)
 
@@ -155,7 +155,7 @@ def test_a_step_in_one_call_is_the_pass_the_look_and_the_draws(
         assert (~finite).nonzero().tolist() == [[broken]]
         drawn = native_ops.sample(expected.nan_to_num(0.0), sampling)
         assert torch.equal(tokens[finite], drawn[finite])
-    alone = stepped.decode_step(batch[:1], sampling.rows([0]))  # company changes nothing
+    alone = stepped.decode_step(batch[:1], sampling.rows([0]))  # a sequence alone gives the same
     assert torch.equal(alone[2], logits[:1])
     assert torch.equal(alone[0], tokens[:1])
 

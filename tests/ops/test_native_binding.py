@@ -1,4 +1,4 @@
-"""A model's weights bound by name: what is missing, unknown or does not fit is refused by name."""
+"""Binding a model's weights by name: a missing, unknown or wrong weight is refused, and its name reported."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_bound_model_runs_and_an_unbound_one_is_refused() -> None:
 
 
 def test_every_part_of_a_layer_has_a_name_on_both_sides() -> None:
-    """All that a layer may have at once, each seen in the result."""
+    """A layer with every optional weight; each of them changes the result."""
     plain = one_layer()
     matrices = {
         name: Matrix(getattr(plain.layers[0], name).weight, torch.full((size,), 0.5))

@@ -1,6 +1,6 @@
-"""float32 weights kept as bfloat16: the very bits of float32 storage, or no such storage.
+"""float32 weights stored as bfloat16: results have the same bits as with float32 storage.
 
-"Wide" is the same engine with the test of the numbers switched off, so that every matrix stays float32.
+"Wide" is the same engine with `fits_bfloat16` switched off, so that every matrix stays float32.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ONE_NUMBER = "model.layers.0.self_attn.o_proj.weight"
 
 
 def short(*shape: int, **options: Any) -> Tensor:
-    """Random float32 numbers that need no more than bfloat16 has."""
+    """Random float32 numbers that are exact in bfloat16."""
     return random(*shape, **options).bfloat16().float()
 
 
@@ -43,7 +43,7 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 def both(ops: CpuOps, weight: Tensor) -> tuple[PackedWeight, PackedWeight]:
-    """The matrix kept as bfloat16, and as float32."""
+    """The matrix stored as bfloat16, and as float32."""
     narrow = ops.prepare_weight(weight.clone())
     assert isinstance(narrow, PackedWeight) and narrow.narrow
     out, size = weight.shape
@@ -54,7 +54,7 @@ def both(ops: CpuOps, weight: Tensor) -> tuple[PackedWeight, PackedWeight]:
 
 
 def test_linear(native_ops: CpuOps) -> None:
-    """Every tile shape (rows 1 to 13, then tails), widths that are no multiple of 16."""
+    """Every shape of tile (1 to 13 rows, and 64), widths that are no multiple of 16."""
     for n, (out, size) in enumerate(product([1, 16, 17, 33, 130, 257], [2, 6, 34, 64, 258])):
         weight = short(out, size, seed=n)
         bias = random(out, seed=n + 1) if n % 2 else None
@@ -81,7 +81,7 @@ def test_no_rows(native_ops: CpuOps) -> None:
 
 
 def test_numbers_of_every_kind(native_ops: CpuOps) -> None:
-    """Zeros, infinities, NaN with a payload, the smallest and the largest: kept bit for bit."""
+    """Zeros, infinities, NaN with a payload, the smallest and the largest numbers keep their bits."""
     halves = [
         0x0000,
         0x8000,
@@ -105,7 +105,7 @@ def test_numbers_of_every_kind(native_ops: CpuOps) -> None:
     ids = torch.arange(20)
     assert torch.equal(bits(native_ops.embedding(ids, narrow)), bits(weight))
     assert all(torch.equal(bits(native_ops.unpack_weight(m)), bits(weight)) for m in (narrow, wide))
-    for prepared in (narrow, wide):  # one number a row is looked at, which zeros beside it must not touch
+    for prepared in (narrow, wide):  # the identity selects one number per row; the zeros must not change it
         finite = weight.isfinite()
         only = PackedWeight(prepared.data.nan_to_num(0.0, 0.0, 0.0), *prepared.shape, torch.float32)
         found = native_ops.linear(torch.eye(14), only).T
@@ -138,13 +138,13 @@ def test_one_number_keeps_its_matrix_wide(native_ops: CpuOps, needs_more: float)
 
 
 def test_an_odd_number_of_inputs_stays_wide(native_ops: CpuOps, cpu_isa: str) -> None:
-    """A pair filled up with zeros would make +0.0 of a sum of -0.0, which only a fused multiply-add gives."""
+    """A pair padded with zeros would turn a sum of -0.0, which a fused multiply-add gives, into +0.0."""
     assert not fits_bfloat16(short(4, 5)) and fits_bfloat16(short(5, 4))
     least, zero = torch.tensor([[2.0**-126]]), torch.zeros(1, 1)
     y = native_ops.linear(least, native_ops.prepare_weight(-least))  # -2^-252, rounded
     assert math.copysign(1, y.item()) == (1 if cpu_isa == "generic" else -1)
     padded = native_ops.linear(torch.cat([least, zero], -1), torch.cat([-least, zero], -1))
-    assert math.copysign(1, padded.item()) == 1, "control: filled up, it is another number"
+    assert math.copysign(1, padded.item()) == 1, "control: with padding the result differs"
 
 
 def test_other_dtypes_are_left_alone(native_ops: CpuOps) -> None:
@@ -169,7 +169,7 @@ def rounded(config: dict[str, Any]) -> dict[str, Tensor]:
 
 @pytest.fixture
 def stored_short(tmp_path: Path) -> Path:
-    """The tiny model as most checkpoints are: in bfloat16."""
+    """The tiny model in bfloat16, like most checkpoints."""
     return tiny.make_folder(tmp_path / "short", tensors=rounded(tiny.config()))
 
 
@@ -201,7 +201,7 @@ def test_an_engine_gives_the_same_bits(
     assert all(narrow_ones(kept)) and not any(narrow_ones(wide))
     assert answers(kept) == answers(wide)
     assert torch.equal(kept.logits(PROMPTS[3]), wide.logits(PROMPTS[3]))
-    assert kept.engine.envelope == wide.engine.envelope, "the bits do not depend on it, so no digest does"
+    assert kept.engine.envelope == wide.engine.envelope, "no bit depends on the storage, so no digest does"
     bytes_kept, bytes_wide = (x.engine.model.decoder.step_bytes() for x in (kept, wide))
     vectors = sum(p.nbytes for p in kept.engine.model.decoder.parameters())
     assert bytes_wide - vectors == 2 * (bytes_kept - vectors)
@@ -225,7 +225,7 @@ def test_steps_ahead_give_the_same_tokens_keys_and_values(
 
 
 def test_one_number_in_one_matrix(cpu_isa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It keeps that one wide, alone; cutting it off instead would show."""
+    """Only that matrix stays wide. Rounding the number instead would show."""
     tensors = {name: t.float() for name, t in rounded(tiny.config()).items()}
     bits(tensors[ONE_NUMBER])[3, 5] |= 0x8000
     folder = tiny.make_folder(tmp_path / "model", tensors=tensors)
@@ -274,7 +274,7 @@ def test_the_bench_counts_what_is_read(
     assert wide == {"bytes_per_step": 4 * inner + vectors, "matrices": MATRICES, "kept_narrow": 0}
     for report, weights in zip(reports, (narrow, wide), strict=True):
         row = report["rows"][1]
-        keys = 2 * 2 * 16 * 4 * (32 + 1)  # K and V of two layers, for the prompt and half of what is decoded
+        keys = 2 * 2 * 16 * 4 * (32 + 1)  # K and V of two layers: the prompt and half of the decoded tokens
         assert math.isclose(
             row["bytes_per_s"], (weights["bytes_per_step"] + keys) * row["tokens_per_s"]["median"]
         )

@@ -1,4 +1,4 @@
-"""The native kernels, op by op, with every instruction set: odd shapes, hostile caches, bad input."""
+"""The native kernels, op by op, with every instruction set: odd shapes, caches full of NaN, bad input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ODD = [1, 17, 33, 257]
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_control_the_rule_notices_small_mistakes(dtype: torch.dtype) -> None:
-    """One row in eight off by an eighth, or one NaN: not within any bound."""
+    """`check` refuses a result with one row in eight wrong by an eighth, or with NaN."""
     exact = random(64, 64).double()
     rounded = exact.to(dtype)
     check(rounded, rounded, exact)
@@ -34,7 +34,7 @@ def test_control_the_rule_notices_small_mistakes(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_linear(native_ops: CpuOps, dtype: torch.dtype) -> None:
-    """Every tile shape (rows 1 to 13, then tails), widths that are no multiple of 16, odd depths."""
+    """Every shape of tile, widths that are no multiple of 16, odd numbers of inputs."""
     for n, (out, size) in enumerate(product([1, 16, 17, 33, 130, 257], [1, 2, 17, 33, 64, 257])):
         weight = random(out, size, dtype=dtype, seed=n)
         bias = random(out, dtype=dtype, seed=n + 1) if n % 2 else None
@@ -93,7 +93,7 @@ def test_norms(native_ops: CpuOps, dtype: torch.dtype, size: int) -> None:
         assert torch.equal(total, x + residual)
         expected = REFERENCE.add_rms_norm(x, residual, weight, 1e-5)[0]
         check(normed, expected, oracle.rms_norm(total, weight, 1e-5), f"{rows} rows")
-    heads = random(3, 5, size, dtype=dtype)  # the norm of each head, over the last dimension
+    heads = random(3, 5, size, dtype=dtype)  # each head is normalised separately
     exact = oracle.rms_norm(heads, weight, 1e-5)
     check(native_ops.rms_norm(heads, weight, 1e-5), REFERENCE.rms_norm(heads, weight, 1e-5), exact)
 
@@ -126,15 +126,15 @@ def test_silu_at_the_ends(native_ops: CpuOps) -> None:
 
 
 CASES = [
-    # prompts: q_len over the tile's borders
+    # prompts: q_len around the borders of tiles
     *(Case([(q, q)], heads=3, kv_heads=1, dim=64) for q in (1, 5, 37, 64, 70, 128)),
     # decode, at and around the borders of tiles and blocks
     *(Case([(1, kv)], heads=8, kv_heads=1, dim=16) for kv in (2, 16, 17, 63, 64, 65, 257)),
-    # chunks behind a cache
+    # chunks after cached keys
     *(Case([(5, kv)], heads=2, kv_heads=2, dim=32) for kv in (33, 64, 69, 131)),
-    # verification beside prompts and decodes; empty rows; a group of 3
+    # verification with prompts and decodes in one batch; sequences without rows; groups of 3
     Case([(1, 40), (0, 20), (37, 37), (4, 70), (0, 0), (1, 1), (70, 100)], heads=9, kv_heads=3, dim=64),
-    # head sizes that fill no register, half of one, several
+    # head sizes smaller than a register, not a multiple of one, and larger
     *(Case([(5, 70), (1, 9)], heads=3, kv_heads=1, dim=dim) for dim in (2, 6, 8, 24, 40, 80, 96, 128, 256)),
     # block sizes
     *(
@@ -172,7 +172,7 @@ def test_large_scores_do_not_overflow(native_ops: CpuOps) -> None:
 
 @pytest.mark.parametrize("slot", ["first", "later"])
 def test_control_a_nan_in_an_owned_slot_is_seen(native_ops: CpuOps, slot: str) -> None:
-    """The NaN-filled caches above prove something only if a NaN that is read shows."""
+    """A NaN that is read shows in the result; otherwise the caches full of NaN would prove nothing."""
     case = Case([(2, 70)], heads=2, kv_heads=1, dim=16)
     q, k_cache, v_cache, meta, tables = case.build(torch.float32)
     v_cache[tables[0][0 if slot == "first" else 4], 0] = math.nan
@@ -211,7 +211,7 @@ def test_copy_blocks(native_ops: CpuOps, dtype: torch.dtype) -> None:
     assert all(torch.equal(a, b) for a, b in zip(caches, expected, strict=True))
 
 
-# ---- nothing, and very much -----------------------------------------------------------------------
+# ---- no rows, and very large caches ---------------------------------------------------------------
 
 
 def test_no_rows_at_all(native_ops: CpuOps) -> None:
@@ -236,7 +236,7 @@ def test_no_rows_at_all(native_ops: CpuOps) -> None:
 
 
 def test_indices_beyond_two_to_the_31(native_ops: CpuOps) -> None:
-    """Caches whose last blocks lie beyond 2^31 elements; the rest of them is never touched."""
+    """Caches whose last blocks lie beyond 2^31 elements; the other blocks are never touched."""
     heads, dim, block_size = 8, 128, 16
     num_blocks = 2**31 // (block_size * heads * dim) + 8
     needed = 2 * num_blocks * block_size * heads * dim * 2

@@ -1,4 +1,4 @@
-"""The native ops from outside: refusals in words, schemas and fakes that torch accepts, instruction sets."""
+"""The interface of the native ops: error messages, schemas and fakes that torch accepts, instruction sets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from minillm.ops.sampling import SamplingBatch
 
 
 def bad_calls(ops: CpuOps) -> list[tuple[str, object]]:
-    """(what the message must hold, a call): mistakes of shape, told before a kernel sees them."""
+    """(a part of the message, a call): wrong shapes, refused before a kernel runs."""
     case = Case([(3, 9)], heads=4, kv_heads=2, dim=8)
     q, k, v, meta, _ = case.build(torch.float32)
     new, table, one = random(3, 2, 8), torch.ones(16, 4), torch.ones(1, dtype=torch.int64)
@@ -69,7 +69,7 @@ def test_shape_errors_name_the_argument(backend: type, number: int) -> None:
 
 
 def test_what_would_leave_a_tensor_is_refused(native_ops: CpuOps) -> None:
-    """Values inside index tensors, dtypes and layouts: refused by the op itself, with its name."""
+    """Wrong values in index tensors, dtypes and layouts are refused by the op itself, with its name."""
     case = Case([(3, 9)], heads=4, kv_heads=2, dim=8)
     q, k, v, meta, _ = case.build(torch.float32)
     new, table = random(3, 2, 8), torch.ones(16, 4)
@@ -143,11 +143,11 @@ def test_what_would_leave_a_tensor_is_refused(native_ops: CpuOps) -> None:
 
 
 BINDING = ("bind_model", "bind_layer", "bind_rope", "bind_weight", "finish_model", "unbind_model")
-KEPT: list[object] = []  # what the calls below refer to by number
+KEPT: list[object] = []  # keeps the models alive that the calls below use by number
 
 
 def opcheck_calls() -> dict[str, tuple[object, ...]]:
-    """Arguments of one call of each op."""
+    """The arguments of one call of each op."""
     case = Case([(3, 9), (1, 4)], heads=4, kv_heads=2, dim=8)
     q, k, v, meta, _ = case.build(torch.float32)
     k, v, q = k.nan_to_num(), v.nan_to_num(), q.contiguous()

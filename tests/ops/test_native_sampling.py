@@ -1,4 +1,4 @@
-"""The native sampler: the same tokens as the reference, draw for draw, and the same logprobs."""
+"""The native sampler draws the same tokens as the reference, and computes the same log-probabilities."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_sample_draws_what_the_reference_draws(native_ops: CpuOps, kind: str, dt
 
 
 def test_sample_keeps_exactly_what_the_filters_keep(native_ops: CpuOps) -> None:
-    """Many draws from few ids: each survivor is drawn, nothing else ever is."""
+    """Many draws from few ids: every id that the filters keep is drawn, and no other id."""
     logits = random(1, 12, seed=5, scale=1.5)
     for options in ({"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.2}, {"top_k": 6, "top_p": 0.9, "min_p": 0.1}):
         params = SamplingParams(temperature=2.0, **options)

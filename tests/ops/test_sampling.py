@@ -1,4 +1,4 @@
-"""Sampling: the order of the filters, ties, and contract C3 - a draw is a function of its key and logits."""
+"""Sampling: the order of the filters, ties, and contract C3: a draw depends only on its key and logits."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def survivors(logits: list[float], **params: Any) -> list[int]:
         ([0.0, 0.0, 0.0, 0.0], {"top_p": 0.5}, [0, 1]),
         ([0.0, 0.0, 0.0, 0.0], {"top_p": 0.51}, [0, 1, 2]),
         ([0.0, 9.0, 0.0], {"top_p": 1e-9}, [1]),  # at least one survives
-        # top-p counts what top-k left: of (1/2, 1/2) the first alone reaches 0.5; of four it would not
+        # top-p applies to what top-k kept: of (1/2, 1/2) the first alone reaches 0.5, of four it would not
         ([0.0, 0.0, 0.0, 0.0], {"top_k": 2, "top_p": 0.5}, [0]),
         ([0.0, 0.0, 0.0, 0.0], {"min_p": 1.0}, [0, 1, 2, 3]),
         ([math.log(4), math.log(2), 0.0], {"min_p": 0.5}, [0, 1]),
         ([math.log(4), math.log(2), 0.0], {"min_p": 0.51}, [0]),
-        # the temperature comes first: it flattens (1/4 becomes 1/2) before min-p looks
+        # the temperature is applied first: the ratio 1/4 becomes 1/2 before min-p is applied
         ([math.log(4), math.log(2), 0.0], {"min_p": 0.49, "temperature": 2.0}, [0, 1, 2]),
         ([math.log(6), math.log(3), 0.0], {"top_p": 0.6, "temperature": 2.0}, [0, 1]),
         ([math.log(6), math.log(3), 0.0], {"top_p": 0.6, "temperature": 1.0}, [0]),
@@ -89,7 +89,7 @@ def test_keep_top_against_the_definition(values: list[float], top_k: int, top_p:
         mass += math.exp(float(logits[i])) / total
     found = (keep_top(logits, top_k, top_p) > -math.inf).nonzero().flatten().tolist()
     rounding = {*kept[-1:], *order[len(kept) : len(kept) + 1]} if abs(mass - top_p) < 1e-6 else set()
-    assert set(found) ^ set(kept) <= rounding, "at the very border rounding may move one id, never more"
+    assert set(found) ^ set(kept) <= rounding, "at the border rounding may change one id, not more"
 
 
 def test_repetition_penalty_lowers_both_signs() -> None:
@@ -154,7 +154,7 @@ def test_a_draw_does_not_depend_on_the_batch(order: list[int], size: int) -> Non
 
 
 def test_control_a_global_generator_does_depend_on_the_batch() -> None:
-    """The same check with torch's own state in place of the key notices at once."""
+    """The same check fails with torch's global generator instead of the key."""
     probs = torch.full((4, 1000), 1e-3)
     torch.manual_seed(0)
     alone = [int(probs[i].multinomial(1)) for i in range(4)]
@@ -183,7 +183,7 @@ def test_noise_of_an_id_does_not_depend_on_the_vocabulary() -> None:
 
 
 def test_uniforms_equal_splitmix64_in_plain_integers() -> None:
-    """The tensor arithmetic (signed, wrapping) against the definition in Python integers."""
+    """The arithmetic on signed int64 tensors equals the definition in Python integers."""
     key, mask = noise_key(7, 0, 3), (1 << 64) - 1
     for j, value in enumerate(uniforms([key], 50)[0].tolist()):
         x = (key + (j + 1) * 0x9E3779B97F4A7C15) & mask
@@ -223,7 +223,7 @@ def test_draws_follow_the_filtered_softmax(params: dict[str, Any]) -> None:
 
 
 def test_positions_and_samples_are_independent_draws() -> None:
-    """Along one request's positions, and across its samples, draws follow the softmax as well."""
+    """The draws over the positions of one request, and over its samples, follow the softmax too."""
     logits = torch.tensor([1.0, 0.0, -1.0, 0.5])
     for keys in ([noise_key(9, 0, p) for p in range(8000)], [noise_key(9, i, 0) for i in range(8000)]):
         batch = SamplingBatch([SamplingParams()] * 8000, keys, [[]] * 8000, 4)

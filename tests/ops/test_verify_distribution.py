@@ -1,8 +1,9 @@
-"""What verify_draft emits is distributed as the target: chi-squared over 200,000 requests.
+"""The output of verify_draft is distributed as the target: chi-squared over 200,000 requests.
 
-The target is a Markov chain over 16 tokens: row i of a request is the chain's row of the token drafted before
-it. So emitted tokens must be steps of that chain, whatever was drafted. The simulator is not asked: it is
-held to the same tokens for the same uniforms in test_verify_ops.py, and 200,000 blocks are many.
+The target is a Markov chain over 16 tokens: row i of a request is the chain's row of the token drafted
+before it. So emitted tokens must be steps of that chain for every draft. The simulator is not tested here,
+since 200,000 blocks would take too long: test_verify_ops.py shows that it gives the same tokens for the
+same uniforms.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ VOCAB = 16
 SETTINGS = [
     pytest.param(name, length, draws, id=f"{name}-{length}", marks=marks)
     for name, length, draws, marks in [
-        ("reference", 1, 30_000, ()),  # a loop in Python
+        ("reference", 1, 30_000, ()),  # fewer, since it is a Python loop
         *((f"native-{path}", n, 200_000, ()) for path in ("avx512_bf16", "avx2", "generic") for n in (1, 3)),
         ("cuda", 1, 200_000, pytest.mark.gpu),
         ("cuda", 3, 200_000, pytest.mark.gpu),
@@ -27,13 +28,13 @@ NUM_TESTS = 2 * (2 + 4 * (2 + 4))  # with and without probabilities: every posit
 
 
 def chain(seed: int) -> Tensor:
-    """Rows of a Markov chain [VOCAB + 1, VOCAB], the last where the text begins; no step is rare."""
+    """Rows of a Markov chain [VOCAB + 1, VOCAB]; the last row is the start of the text. No step is rare."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(VOCAB + 1, VOCAB, generator=generator).mul(2).softmax(-1) / 2 + 0.5 / VOCAB
 
 
 def steps(draws: int, length: int, with_probs: bool) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """Arguments of `draws` requests: all drafted by one chain, judged by another."""
+    """Arguments of `draws` requests: one chain drafts the tokens, another is the target."""
     generator = torch.Generator().manual_seed(length)
     target = chain(0)
     drafting = target.pow(4) / target.pow(4).sum(-1, keepdim=True) / 2 + chain(1) / 2
@@ -54,7 +55,7 @@ def steps(draws: int, length: int, with_probs: bool) -> tuple[Tensor, Tensor | N
 
 
 def p_values(tokens: Tensor) -> list[float]:
-    """For each position, how likely steps as uneven as those emitted there are, if they are the chain's."""
+    """For each position, the p-value of the emitted steps under the chain."""
     target, found = chain(0).double(), []
     target /= target.sum(-1, keepdim=True)
     before = torch.full(tokens.shape[:1], VOCAB)
@@ -63,7 +64,7 @@ def p_values(tokens: Tensor) -> list[float]:
         pairs = before[there] * VOCAB + column[there]
         counts = torch.bincount(pairs, minlength=target.numel()).view(target.shape).double()
         expected = counts.sum(-1, keepdim=True) * target
-        rows = expected.amin(-1) >= 5  # fewer would not be normal
+        rows = expected.amin(-1) >= 5  # the chi-squared test needs at least 5 expected counts
         assert rows.any()
         statistic = ((counts - expected).square() / expected)[rows].sum()
         found.append(float(chi2.sf(float(statistic), int(rows.sum()) * (VOCAB - 1))))
@@ -82,7 +83,7 @@ def test_emitted_tokens_are_steps_of_the_target(name, length, draws, with_probs)
 
 @pytest.mark.parametrize("with_probs", [True, False], ids=["probs", "certain"])
 def test_control_two_wrong_rules_are_noticed(with_probs):
-    """Accepting always; and drawing from p where a draft has fallen, instead of from what p has more."""
+    """The wrong rules: always accept; and after a refused draft, draw from p instead of max(p - q, 0)."""
     draft, probs, target, uniforms = steps(200_000, 1, with_probs)
     assert p_values(draft)[0] < 1e-12
     with backend("native-generic") as native:

@@ -1,4 +1,4 @@
-"""verify_coupled and verify_draft on every backend: exact answers, hostile padding, refusals."""
+"""verify_coupled and verify_draft on every backend: exact answers, NaN in the padding, refusals."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_tree_of_the_docstring(ops):
 
 
 def test_of_siblings_with_one_token_the_first_is_taken(ops):
-    """Though the second would lead further; and siblings need not lie side by side."""
+    """The first is taken even if the second leads further. Siblings need not be neighbours."""
     tree = ([1, 8, 2, 3, 1], [0, 1, 1, 2, 3], [-1, 0, 0, 2, 3])
     assert walk(ops, [tree]) == ([1, 8, -1, -1, -1], [0, 1, -1, -1, -1])
     among = [0] * 40 + [5] * 60
@@ -62,7 +62,7 @@ def test_a_child_anywhere_among_a_hundred(ops, match):
 
 
 def test_chains(ops):
-    """All of it, nothing of it, and a mistake at each place; the newest token's own id plays no part."""
+    """All accepted, none accepted, and a mistake at several places; the newest token's own id is not used."""
     whole = [(i * 7) % 11 for i in range(130)]
     for wrong in (None, 1, 2, 64, 129):
         drafted = [-5, *whole[:-1]]
@@ -76,7 +76,7 @@ def test_chains(ops):
 
 @pytest.mark.parametrize("depth", [1, 4, 100])
 def test_random_trees(ops, depth):
-    """33 requests of 0 to 70 nodes, of so few tokens that paths are long; the twin decides."""
+    """33 requests with 0 to 70 nodes of few different tokens, so that paths are long."""
     rng = random.Random(depth)
     trees = [random_tree(rng, rng.choice([0, 1, 2, 9, 33, 70]), 2, depth) for _ in range(33)]
     tokens, nodes = walk(ops, trees)
@@ -98,7 +98,7 @@ def test_no_nodes_at_all(ops):
 @pytest.mark.parametrize("with_probs", [True, False], ids=["probs", "certain"])
 @pytest.mark.parametrize("vocab_size", [1, 2, 17, 257])
 def test_against_float64(ops, vocab_size, with_probs):
-    """Every number of drafts and requests; padding that is looked at would show as NaN."""
+    """Several numbers of drafts and requests. The padding is NaN, so reading it would show."""
     near = draws = 0
     for k in (0, 1, 3, 8):
         for count in (0, 1, 3, 33):
@@ -112,12 +112,12 @@ def test_against_float64(ops, vocab_size, with_probs):
 @pytest.mark.parametrize(("count", "k", "vocab_size"), [(3, 2, 49_152), (2, 1, 151_936)])
 def test_large_vocabularies(ops, count, k, vocab_size, with_probs):
     drafts = make_drafts(count, k, vocab_size, with_probs)
-    drafts.uniforms[0, 0] = 1 - 1e-9  # one falls
+    drafts.uniforms[0, 0] = 1 - 1e-9  # this draft is refused
     assert compare(ops.verify_draft(*drafts.arguments), drafts) == 0
 
 
 def test_controls_of_the_comparison():
-    """A neighbour, one token more or fewer accepted, a token in the padding: all noticed."""
+    """The comparison notices a wrong token, one token more or fewer accepted, and a token in the padding."""
     drafts = make_drafts(33, 3, 17, True, seed=2)
     with backend("reference") as reference:
         tokens, accepted = reference.verify_draft(*drafts.arguments)
@@ -128,7 +128,7 @@ def test_controls_of_the_comparison():
         for wrong in [(neighbour, accepted), (tokens, accepted + shift), (tokens.clamp(min=0), accepted)]:
             with pytest.raises(AssertionError):
                 compare(wrong, drafts)
-    assert 0 < int(accepted.sum()) < int((drafts.draft >= 0).sum()), "some stand and some fall"
+    assert 0 < int(accepted.sum()) < int((drafts.draft >= 0).sum()), "some are accepted, some refused"
 
 
 def one(draft: list[int], q: list[list[float]] | None, p: list[list[float]], uniforms: list[float]) -> Drafts:
@@ -146,11 +146,11 @@ def answer(ops: Any, drafts: Drafts) -> list[int]:
 
 
 def test_borders_are_exact(ops):
-    """Sums of powers of two have no rounding: a uniform on a border draws the token behind it."""
+    """Sums of powers of two are exact: a uniform on a border draws the next token."""
     p = [0.25, 0.0, 0.25, 0.5, 0.0]
     for uniform, token in [(0.2499, 0), (0.25, 2), (0.4999, 2), (0.5, 3), (0.9999, 3)]:
         assert answer(ops, one([], None, [p], [uniform])) == [token]
-    # u q = p is not less: it falls, and what is drawn instead is the rest.
+    # u q = p is not less than p: the draft is refused, and a token is drawn from max(p - q, 0).
     certain = one([3], None, [p, p], [0.5, 0.5])
     assert answer(ops, certain) == [2]
     certain.uniforms[0, 0] = 0.49999
@@ -161,13 +161,13 @@ def test_borders_are_exact(ops):
 
 @pytest.mark.parametrize("vocab_size", [4, 17, 257, 1000, 3001])
 def test_tokens_of_probability_0_are_never_emitted(ops, vocab_size):
-    """At both ends of the uniform, with zeros at both ends of the vocabulary, from p and from the rest."""
+    """With the smallest and the largest uniform, zeros at both ends, and draws from p and max(p - q, 0)."""
     generator = torch.Generator().manual_seed(vocab_size)
-    # Many orders of magnitude: otherwise float64 adds float32 numbers without any rounding.
+    # Numbers of many orders of magnitude: otherwise float64 adds float32 numbers without rounding.
     p = torch.randn(vocab_size, generator=generator).mul(6).softmax(-1)
     p[[1, -2, -3]] = 0.2
     p[[0, -1]] = 0
-    p[256:258] = 0  # around the border of what kernels sum at once
+    p[256:258] = 0  # around the border of a chunk that kernels sum at once
     first, last = 1, vocab_size - 2
     p /= p.sum()
     q = torch.zeros(vocab_size)
@@ -175,7 +175,7 @@ def test_tokens_of_probability_0_are_never_emitted(ops, vocab_size):
     for uniform in (1e-300, 1 - 1e-16):
         ends = torch.tensor([[0.3, uniform]], dtype=torch.float64)
         both = torch.stack([p, p]).unsqueeze(0)
-        # Drafted with no probability in p: it falls; the rest lacks what p lacks and what q has more of.
+        # The drafted token has p = 0: it is refused. max(p - q, 0) is 0 where p is 0 and where q is larger.
         rest_last = int((p > q).nonzero()[-1])
         for draft, probs, found in [
             ([-1], None, last),
@@ -192,17 +192,17 @@ def test_tokens_of_probability_0_are_never_emitted(ops, vocab_size):
 def test_where_nothing_is_left_p_is_drawn_from(ops):
     p = [[0.0, 0.25, 0.75, 0.0], [0.0, 1.0, 0.0, 0.0]]
     for uniform, token in [(0.2, 1), (0.3, 2)]:
-        # p is q, and the token has no probability in either: it cannot stand, nor can a rest be drawn from.
+        # p is q, and the token has probability 0 in both: it is refused, and max(p - q, 0) is 0 everywhere.
         assert answer(ops, one([0], p[:1], p, [0.5, uniform])) == [token]
         # q is above p everywhere
         assert answer(ops, one([1], [[0.1, 0.5, 0.9, 0.1]], p, [0.9, uniform])) == [token]
-    # p is q: what was drawn from it stands whatever the uniform
+    # p is q: the drafted token is accepted for every uniform
     for uniform in (1e-300, 0.5, 1 - 1e-16):
         assert answer(ops, one([2], p[:1], p, [uniform, uniform])) == [2, 1]
 
 
 def test_greedy_rows(ops):
-    """One-hot on both sides: the draft stands while it is the target's token, whatever the uniforms."""
+    """One-hot p and q: drafts are accepted while they equal the target's token, for every uniform."""
     drafts = make_drafts(33, 3, 17, True, seed=4)
     generator = torch.Generator().manual_seed(1)
     target = torch.randint(2, (33, 4), generator=generator)
@@ -218,7 +218,7 @@ def test_greedy_rows(ops):
 
 @pytest.mark.parametrize("with_probs", [True, False], ids=["probs", "certain"])
 def test_company_changes_nothing(ops, with_probs):
-    """Alone, and with its drafts padded to another request's number: the same tokens."""
+    """A request gets the same tokens alone and in a batch, where its drafts are padded to the longest."""
     drafts = make_drafts(33, 3, 257, with_probs, seed=3)
     tokens, accepted = ops.verify_draft(*drafts.arguments)
     for i in (0, 1, 17, 32):
@@ -235,7 +235,7 @@ def test_company_changes_nothing(ops, with_probs):
 def test_probabilities_may_be_a_part_of_wider_rows(ops):
     """Two padded vocabularies, cut to the ids of one tokenizer."""
     drafts = make_drafts(3, 2, 40, True)
-    drafts.target_probs += 0.01  # some rows have all their weight behind the cut
+    drafts.target_probs += 0.01  # some rows have all their weight after the cut
     cut = [t[..., :17] for t in (drafts.draft_probs, drafts.target_probs)]
     draft = torch.where(drafts.draft < 17, drafts.draft, 0)
     found = ops.verify_draft(draft, *cut, drafts.uniforms)
@@ -259,18 +259,18 @@ def test_the_number_of_threads_changes_nothing(with_probs):
 
 
 def test_the_draw_reads_what_its_file_says():
-    """A row once, a 32nd of it again, and a 32nd of that; nothing of the other rows."""
+    """A row is read once, a 32nd of it again, and a 32nd of that again; other rows are not read."""
     from minillm.ops.simt import profile
 
     if sanitizing():
         pytest.skip("under AddressSanitizer the simulator counts nothing")
     drafts = make_drafts(2, 3, 32**3, True)
     drafts.draft[:] = torch.tensor([[0, -1, -1], [-1, -1, -1]])
-    drafts.target_probs[0, 0, 0] = 0.0  # it falls
+    drafts.target_probs[0, 0, 0] = 0.0  # this draft is refused
     with backend("simt-fast") as ops, profile() as counted:
         ops.verify_draft(*drafts.arguments)
     row, warps = 4 * (32**3 + 32**2 + 32), 32
-    assert counted.tensors["draft_probs"] == (row + 4 * warps, 0), "each warp looks at the drafted id"
+    assert counted.tensors["draft_probs"] == (row + 4 * warps, 0), "each warp reads q of the drafted id"
     assert counted.tensors["target_probs"] == (2 * row + 4 * warps, 0)
 
 

@@ -1,4 +1,4 @@
-"""scripts/gpu_check.sh meets a GPU rarely and for minutes: here its plan is held to what it promises."""
+"""scripts/gpu_check.sh, tested without a GPU, since it rarely runs on one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PYTHON = sys.executable
 def load(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, SCRIPTS / "gpu" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     return module
 
@@ -58,7 +58,7 @@ def test_the_plan_names_what_there_is(tmp_path, simulate):
     names = [s.name for s in steps]
     assert len(set(names)) == len(names)
     assert {"gpu", "build", "tests", "bench-prefill", "bench-decode", "bench-model"} <= set(names)
-    assert check.BUDGET + 20 <= 540  # nine minutes, with the last step's end
+    assert check.BUDGET + 20 <= 540  # nine minutes, including the time to end the last step
     sections = load_bench().SECTIONS
     assert {n.removeprefix("bench-") for n in names if n.startswith("bench-")} == set(sections)
     for i, s in enumerate(steps):
@@ -69,13 +69,13 @@ def test_the_plan_names_what_there_is(tmp_path, simulate):
                 compile(word, s.name, "exec")
             if word.endswith(".py"):
                 assert (REPO / word).is_file(), word
-    # What a lent machine copies back: eight files, plain names, no folders.
+    # The files must be easy to copy from a rented machine: at most eight, plain names, no folders.
     assert len(check.FILES) <= 8
     assert all(re.fullmatch(r"[\w.-]+", name) for name in check.FILES)
 
 
 def test_the_tests_of_the_plan_need_no_simulator_and_no_package_that_a_gpu_machine_may_lack():
-    """Collecting more than this file would import notebooks' packages and compile the simulator."""
+    """Collecting other test files would import the notebooks' packages and compile the simulator."""
     (tests,) = (s for s in check.plan(Path("out"), PYTHON, False) if s.name == "tests")
     assert tests.command[-1] == "tests/cuda/test_cuda_gpu.py"
     paths = "sys.path[:0] = ['tests/cuda', 'tests/helpers']"
@@ -140,7 +140,7 @@ def test_no_step_runs_past_the_budget(tmp_path, monkeypatch):
 
 
 def test_the_report_is_there_while_a_step_runs(tmp_path):
-    """Whoever kills the whole of it still finds what was done."""
+    """If the whole script is killed, the report of the finished steps exists."""
     code = (
         f"import json; r = json.load(open({str(tmp_path / 'check.json')!r}));"
         "assert [s['name'] for s in r['steps']] == ['first'];"
@@ -192,7 +192,7 @@ needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="the simulat
 
 @needs_compiler
 def test_one_of_each_is_one_of_each():
-    """compute-sanitizer sees every kernel there is, and the checks of the simulator find nothing."""
+    """--one-of-each runs every kernel, for compute-sanitizer, and the simulator's checks find no error."""
     from minillm.ops.simt import flavour, profile
 
     bench = load_bench()

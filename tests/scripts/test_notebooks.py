@@ -1,4 +1,4 @@
-"""The notebooks: in step with their sources, clean, and still running, exercises included."""
+"""The notebooks are up to date with their sources, clean, and still run, with their exercises."""
 
 import importlib.util
 from pathlib import Path
@@ -16,9 +16,9 @@ build_notebooks = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(build_notebooks)
 
 SOURCES = build_notebooks.sources()
-MAX_SECONDS = 240  # that nothing hangs; how long a lecture waits is measured when a notebook is built
+MAX_SECONDS = 240  # only to detect a hang; the real time is printed when a notebook is built
 
-# What a student might write: (check of the exercise, a solution, a wrong one).
+# Answers of students: (check of the exercise, a right answer, a wrong answer).
 EXERCISES = {
     "01_one_token_by_hand": [
         (

@@ -1,7 +1,7 @@
-"""The set-up scripts' decisions, on fake environments: nothing is installed and nothing is downloaded.
+"""The decisions of the set-up scripts in fake environments: nothing is installed or downloaded.
 
-Each fake interpreter is a shell script in front of the python that runs the tests. It hides or adds
-packages by PYTHONPATH, and writes down every `-m pip` and `-m venv` it is asked for instead of doing it.
+Each fake interpreter is a shell script that calls the Python of the tests. It hides or adds packages with
+PYTHONPATH. It logs each `-m pip` and `-m venv` instead of running it.
 """
 
 import os
@@ -33,7 +33,7 @@ PYTHONPATH={site} exec {python} -S "$@"
 
 @pytest.fixture
 def checkout(tmp_path):
-    """The files that set-up reads, in a path with spaces."""
+    """The files that set-up reads, in a folder with spaces in its path."""
     root = tmp_path / "a check out"
     (root / "scripts").mkdir(parents=True)
     shutil.copy(REPO / "scripts" / "env.sh", root / "scripts")
@@ -47,14 +47,14 @@ def quote(path: Path | str) -> str:
 
 
 def make_python(folder: Path, torch: str | None, *, imports: bool = True, pip_status: int = 0) -> Path:
-    """A fake interpreter with (or without) a torch of the given version; its .venv sees the same packages."""
+    """A fake interpreter with torch of the given version, or without; its .venv has the same packages."""
     site = folder / "site"
     site.mkdir(parents=True)
     if torch is not None:
         (site / f"torch-{torch}.dist-info").mkdir()
         (site / f"torch-{torch}.dist-info" / "METADATA").write_text(f"Name: torch\nVersion: {torch}\n")
         (site / "torch.py").write_text("" if imports else "raise ImportError('libcudart')\n")
-    real = os.path.realpath(sys.executable)  # the one outside any virtual environment
+    real = os.path.realpath(sys.executable)  # the interpreter outside any virtual environment
     script = FAKE_PYTHON.format(
         here=quote(folder), site=quote(site), python=quote(real), pip_status=pip_status
     )
@@ -67,7 +67,7 @@ def make_python(folder: Path, torch: str | None, *, imports: bool = True, pip_st
 
 
 def calls(python: Path) -> list[str]:
-    """What was asked of pip and venv."""
+    """The logged calls of pip and venv."""
     log = python.parent.parent / "calls"
     return log.read_text().splitlines() if log.exists() else []
 
@@ -78,7 +78,7 @@ def bash(code: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess:
 
 
 def setup(checkout: Path, extra: str = "", **variables: str) -> subprocess.CompletedProcess:
-    # From another folder, and by a path with spaces.
+    # Run from another folder, with a path that has spaces.
     return bash(f"bash {quote(checkout / 'scripts' / 'env.sh')} {extra}", checkout.parent, **variables)
 
 
@@ -190,7 +190,7 @@ def test_second_run_does_nothing_until_the_project_changes(tmp_path, checkout):
     setup(checkout, "test", PYTHON=str(python))
     first = calls(python)
     setup(checkout, "test", PYTHON=str(python))
-    setup(checkout, PYTHON=str(python))  # what the tests need includes what the demo needs
+    setup(checkout, PYTHON=str(python))  # the packages of the tests include those of the demo
     assert calls(python) == first
     (checkout / "setup.py").write_text("# changed\n")
     setup(checkout, PYTHON=str(python))
@@ -250,7 +250,7 @@ def test_old_python_and_missing_venv_are_refused_in_one_line(tmp_path, checkout)
 
 
 def test_every_code_folder_is_a_package():
-    """setuptools leaves a folder without __init__.py out of the wheel without a word."""
+    """setuptools silently leaves a folder without __init__.py out of the wheel."""
     package = REPO / "minillm"
     data = {package / "zoo", package / "labs"}
     folders = {path.parent for path in package.rglob("*.py") if not data & set(path.parents)}

@@ -1,4 +1,4 @@
-"""The real kernels, each time in a new process: first use, no compiler, a damaged file, setup.py."""
+"""The real kernels in new processes: first use, no compiler, a damaged file, setup.py."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_first_use_is_logged_once_and_a_damaged_file_is_made_anew(tmp_path: Path
     assert (done.stdout, done.stderr) == ("native\nnative\n", "")
     (library,) = cache.glob("*.so")
     size = library.stat().st_size
-    os.truncate(library, size // 2)  # what a disk without power can make of a file
+    os.truncate(library, size // 2)  # as after a power failure
     done = load("native", **environment)
     assert (done.stdout, done.stderr) == ("native\nnative\n", ""), "silent where logging is not configured"
     assert library.stat().st_size == size
@@ -84,7 +84,7 @@ def test_setup_compiles_ahead_of_time_only_when_asked(tmp_path: Path) -> None:
         folder = tmp_path / " ".join(names)
         for name in names:
             (folder / name).mkdir(parents=True)
-            (folder / name / "__init__.py").write_text(f"raise ImportError('{name} was asked for')")
+            (folder / name / "__init__.py").write_text(f"raise ImportError('{name} was imported')")
         return str(folder)
 
     def build(target: str, **environment: str) -> Path:

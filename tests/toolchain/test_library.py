@@ -1,6 +1,6 @@
-"""The pipeline: killed half-way, twice at once, nowhere to write, damaged files, odd paths, no compiler.
+"""The pipeline: a killed build, two builds at once, no place to write, damaged files, odd paths, no compiler.
 
-Each test builds a library of two small sources, in processes of their own.
+Each test builds a library of two small sources in separate processes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ answer = ctypes.CDLL(str(path)).answer
 release(path)
 print(path, answer())
 """
-# Says that the disk is full when it is to write into a folder of this name.
+# A compiler that reports a full disk if it has to write into this folder.
 FULL = """for last; do :; done
 case "$*" in *" {folder}"*) echo "as: $last: No space left on device" >&2; exit 1;; esac
 exec "{compiler}" "$@"
@@ -43,7 +43,7 @@ exec "{compiler}" "$@"
 
 
 class Builder:
-    """A small library, a cache, and a compiler that writes down what it is asked."""
+    """A small library, a cache, and a compiler that logs its arguments."""
 
     def __init__(self, folder: Path) -> None:
         self.sources, self.cache, self.log = folder / "so urces", folder / "a cache", folder / "log"
@@ -65,7 +65,7 @@ class Builder:
 
     @property
     def num_compiled(self) -> int:
-        """Sources compiled so far."""
+        """The number of sources compiled so far."""
         return sum(" -c " in line for line in self.log.read_text().splitlines()) if self.log.exists() else 0
 
     def in_cache(self) -> list[str]:
@@ -83,13 +83,13 @@ class Builder:
         )
 
     def run(self, *flags: str, **environment: str) -> tuple[Path, str]:
-        """The library, and what was said."""
+        """The library, and the text on stderr."""
         out, said = self.start(*flags, **environment).communicate(timeout=120)
         assert out.endswith(" 42\n"), said
         return Path(out.removesuffix(" 42\n")), said
 
     def build(self, *flags: str, **environment: str) -> Path:
-        """The library, built or found without a word."""
+        """The library, built or found without a message."""
         library, said = self.run(*flags, **environment)
         assert said == ""
         return library
@@ -101,7 +101,7 @@ def builder(tmp_path: Path) -> Builder:
 
 
 def kept(library: Path) -> list[str]:
-    """What a cache holds that has compiled this library alone."""
+    """The files of a cache with only this library."""
     return [library.name, f"{library.name}.sha256", "lock"]
 
 
@@ -137,7 +137,7 @@ def test_without_a_compiler_the_library_is_still_found(builder: Builder) -> None
 
 
 def test_killed_half_way(builder: Builder) -> None:
-    """The lock dies with its process, and what it left is neither used nor kept."""
+    """The lock is released when its process is killed, and what the process left is removed, not used."""
     builder.write_compiler(f'[ "$1" = --version ] && exec "{COMPILER}" "$@"; sleep 600')
     victim = builder.start()
     while builder.num_compiled == 0:
@@ -161,7 +161,7 @@ def test_started_twice_at_once(builder: Builder) -> None:
 
 
 def truncate(library: Path) -> None:
-    os.truncate(library, library.stat().st_size // 2)  # loaded, it would end the process with SIGBUS
+    os.truncate(library, library.stat().st_size // 2)  # loading it would end the process with SIGBUS
 
 
 def flip(library: Path) -> None:
@@ -193,9 +193,9 @@ def test_a_cache_that_cannot_be_written(builder: Builder, tmp_path: Path) -> Non
     for cache in (tmp_path / "file" / "cache", Path("/proc/minillm")):
         library, said = builder.run(MINILLM_CACHE=str(cache))
         assert said.startswith(f"kernels cannot be kept in {cache} (") and said.count("\n") == 1
-        assert said.endswith("): compiling for this process alone\n")
+        assert said.endswith("): compiling for this process only\n")
         assert not library.parent.exists(), "a library for one process is removed with it"
-    if os.getuid():  # root writes everywhere
+    if os.getuid():  # root can write everywhere
         builder.cache.mkdir(mode=0o500)
         assert builder.run()[0].parent != builder.cache
 
@@ -204,7 +204,7 @@ def test_a_cache_that_is_full(builder: Builder) -> None:
     builder.write_compiler(FULL.format(folder=builder.cache, compiler=COMPILER))
     library, said = builder.run()
     why = "No space left on device"
-    assert said == f"kernels cannot be kept in {builder.cache} ({why}): compiling for this process alone\n"
+    assert said == f"kernels cannot be kept in {builder.cache} ({why}): compiling for this process only\n"
     assert library.parent != builder.cache and builder.in_cache() == ["lock"]
 
 
@@ -213,14 +213,15 @@ def test_no_room_anywhere_is_a_build_that_failed(builder: Builder) -> None:
     last = builder.start().communicate(timeout=120)[1].splitlines()[-1]
     full = "No space left on device"
     assert last.endswith(
-        f"BuildFailed: {builder.cache} cannot be written: {full}; nor can a temporary folder: {full}"
+        f"BuildFailed: {builder.cache} cannot be written: {full}; "
+        f"a temporary folder cannot be written either: {full}"
     )
 
 
 def test_a_read_only_cache_serves_what_it_has(builder: Builder) -> None:
     library = builder.build()
     (builder.cache / "lock").unlink()
-    (builder.cache / "lock").mkdir()  # nobody can hold it, not even root
+    (builder.cache / "lock").mkdir()  # a directory cannot be opened as a lock, not even by root
     assert builder.build() == library
 
 

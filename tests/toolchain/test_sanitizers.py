@@ -1,4 +1,4 @@
-"""scripts/sanitize.sh proves something only if the sanitizers speak up: kernels with one mistake each."""
+"""The sanitizers of scripts/sanitize.sh report mistakes: tested with kernels that have one mistake each."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ print("nothing noticed")
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_has_its_place(name: str) -> None:
-    """That nobody has rewritten the line, which the long test below would be the only one to notice."""
+    """The line that the test below replaces still exists. That test is slow and runs rarely."""
     file, right, _, _ = MISTAKES[name]
     assert (REPO / "csrc" / "cpu" / file).read_text().count(right) == 1
 

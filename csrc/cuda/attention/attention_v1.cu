@@ -1,14 +1,16 @@
-// Attention, rung 1: naive. Three kernels that follow the formula and pass results on in global memory.
+// Attention, rung 1: naive. Three kernels, one per step of the formula; each hands its result to the next one in
+// global memory.
 //
 //     scores = mask(q K^T * scale)      one thread per (row, key): writes N x N floats
-//     weights = exp(scores - max)       one warp per row: reads them twice, writes them once
-//     out = weights V / sum             one thread per (row, column): reads the visible ones again
+//     weights = exp(scores - max)       one warp per row: reads the scores twice, writes the weights once
+//     out = weights V / sum             one thread per (row, column): reads the visible weights again
 //
 //     scores [num_heads, num_tokens, max_kv_len]      the matrix that rung 2 never writes
 //
-// Bytes: 4.5 floats of scores per (row, key) and head at the least, half of the pairs being masked, and
-// every thread fetches its own q, k and v: K and V once per visible pair. FLOPs: 4 * head_dim per visible pair. Limit: memory, by
-// a wide margin. A lesson: the engine does not use it, and its sums run in an order of their own.
+// Bytes: at least 4.5 floats of scores per (row, key) and head, since half of the pairs are masked. Each thread also
+// fetches its own q, k and v: K and V are read once per visible pair. FLOPs: 4 * head_dim per visible pair. Limit:
+// memory, by a wide margin. This rung is for teaching. The engine does not use it: its summation order differs from
+// that of the other rungs.
 
 #include "paging.h"
 
@@ -17,7 +19,7 @@ namespace {
 
 constexpr int kThreads = 128;
 
-// Which sequence a flat row belongs to, and which keys it sees.
+// The sequence a row of the batch belongs to, and the keys the row sees.
 struct Row {
   int sequence;
   KeyRange keys;
@@ -35,7 +37,7 @@ __device__ __forceinline__ int64_t score_row(const AttentionArgs& p, const Naive
   return (static_cast<int64_t>(head) * p.sequences.num_tokens + token) * scratch.max_kv_len;
 }
 
-// The head of the key's slot in a cache.
+// The vector of `key` in a cache, for the kv head that `head` reads.
 template <class T>
 __device__ __forceinline__ const T* cached(const AttentionArgs& p, const void* cache, int sequence, int key, int head) {
   int64_t slot = slot_of(p.sequences, sequence, key, p.block_size);

@@ -6,17 +6,17 @@
 //               +----+----+----+----+                     kv       [32][head_dim + 1]  K, then V
 //     32 rows   |    |    |    | \  |  --> out            weights  [32][33]
 //               +----+----+----+----+
-//               4 threads share a row: each scores 8 of the tile's keys, then sums a quarter of the
-//               output's columns
+//               4 threads share a row: each computes the scores of 8 of the tile's keys, then a quarter
+//               of the output's columns
 //
-// v1 writes the N x N scores to global memory and reads them back; here a tile of them lives in
-// registers and shared memory until it is used. The price is that the softmax must be made while the
-// largest score is not yet known (paging.h: Softmax).
+// v1 writes the N x N scores to global memory and reads them back. Here a tile of scores stays in registers
+// and shared memory until it is used. The cost: the softmax must be computed before the largest score of the
+// row is known (paging.h: Softmax).
 //
-// Bytes: K and V are read once per block that visits them, ceil(q_len / 32) times at most, and q and
-// out once. FLOPs: 4 * head_dim per visible (row, key). Limit: shared memory, about one load per
-// multiply-add; the tensor cores stand idle (rung 3). One group of query heads reads its K and V once
-// per head.
+// Bytes: K and V are read once by each block that needs them, at most ceil(q_len / 32) times; q is read once
+// and out is written once. FLOPs: 4 * head_dim per visible (row, key). Limit: shared memory, about one load
+// per multiply-add. Left out: tensor cores, and sharing K and V among the query heads of a group (each head
+// reads them again).
 //
 // Source: Dao et al., FlashAttention (arXiv 2205.14135) and FlashAttention-2 (arXiv 2307.08691).
 
@@ -30,8 +30,8 @@ constexpr int kThreadsPerRow = 4;
 constexpr int kThreads = kRows * kThreadsPerRow;
 constexpr int kKeysPerThread = kKeyTile / kThreadsPerRow;
 
-// One word of padding a row puts neighbouring rows into neighbouring banks: the eight rows that a warp
-// works on are then read at once and not one after the other.
+// Each row is padded by one word, so that the same column of neighbouring rows lies in neighbouring banks: the
+// eight rows that a warp reads are then served in one wavefront, not in eight.
 template <int kDim>
 constexpr int kPitch = kDim + 1;
 
@@ -39,10 +39,10 @@ template <int kDim>
 using Tile = float[kRows][kPitch<kDim>];
 
 struct RowTile {
-  int sequence, first_row, rows;  // first_row counts from the sequence's first new row
+  int sequence, first_row, rows;  // first_row: relative to the sequence's first new row
 };
 
-// The blockIdx.x-th tile of rows, counting through the sequences; rows is 0 when there are fewer.
+// Tile number blockIdx.x, counted over all sequences; `rows` is 0 if there is no such tile.
 __device__ __forceinline__ RowTile find_tile(const Sequences& s) {
   int tile = blockIdx.x, start = s.query_start[0];
   for (int i = 0; i < s.num_seqs; i++) {
@@ -54,8 +54,8 @@ __device__ __forceinline__ RowTile find_tile(const Sequences& s) {
   return {0, 0, 0};
 }
 
-// Rows of head_dim numbers from global memory, 16 bytes per thread and round; where `row_at` gives null
-// the row is zero: a slot nobody has written may hold NaN, and 0 * NaN is NaN.
+// Loads rows of head_dim numbers from global memory, 16 bytes per thread and iteration. Where `row_at` returns
+// null, the row is filled with zeros: a slot that was never written may hold NaN, and 0 * NaN is NaN.
 template <class T, int kDim, class RowAt>
 __device__ __forceinline__ void load_rows(Tile<kDim>& tile, RowAt row_at) {
   constexpr int kWide = 16 / sizeof(T), kPerRow = kDim / kWide;
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kThreads) attention_v2_kernel(const __grid_con
   SHARED(int64_t, slots, [kKeyTile]);
 
   RowTile tile = find_tile(p.sequences);
-  if (tile.rows == 0) return;  // the whole block: nobody waits at a barrier below
+  if (tile.rows == 0) return;  // the whole block returns: no thread waits at a barrier below
   int head = blockIdx.y, kv_head = head / (p.num_heads / p.num_kv_heads);
   int row_start = p.sequences.query_start[tile.sequence], kv_len = p.sequences.kv_len[tile.sequence];
   int q_len = p.sequences.query_start[tile.sequence + 1] - row_start;
@@ -90,13 +90,13 @@ __global__ void __launch_bounds__(kThreads) attention_v2_kernel(const __grid_con
     return r < tile.rows ? static_cast<const T*>(p.q) + at * p.q_stride + head * kDim : nullptr;
   });
 
-  // Threads of a row that is not there walk along with the last one: they must be at every barrier.
+  // Threads without a row follow the last row of the tile: they must reach every barrier.
   KeyRange keys = visible_keys(tile.first_row + min(row, tile.rows - 1), q_len, kv_len, p.window);
   int first_tile = visible_keys(tile.first_row, q_len, kv_len, p.window).first / kKeyTile;
   int last_tile = visible_keys(tile.first_row + tile.rows - 1, q_len, kv_len, p.window).last / kKeyTile;
 
   Softmax softmax = {-INFINITY, 0.0f};
-  float out[kDim / kThreadsPerRow] = {};  // columns part, part + 4, ...
+  float out[kDim / kThreadsPerRow] = {};  // of columns part, part + 4, ...
   for (int key_tile = first_tile; key_tile <= last_tile; key_tile++) {
     int tile_start = key_tile * kKeyTile;
     auto cache_row = [&](const void* cache, int key) -> const T* {
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kThreads) attention_v2_kernel(const __grid_con
       int key = tile_start + threadIdx.x;
       slots[threadIdx.x] = key < kv_len ? slot_of(p.sequences, tile.sequence, key, p.block_size) : -1;
     }
-    __syncthreads();  // slots are there, and V of the tile before is done with
+    __syncthreads();  // slots are written, and the previous tile's V has been read
     load_rows<T, kDim>(kv, [&](int key) { return cache_row(p.k_cache, key); });
     __syncthreads();
 
@@ -117,10 +117,10 @@ __global__ void __launch_bounds__(kThreads) attention_v2_kernel(const __grid_con
       UNROLL
       for (int j = 0; j < kKeysPerThread; j++) scores[j] = fmaf(x, kv[part + j * kThreadsPerRow][d], scores[j]);
     }
-    __syncthreads();  // K has been used; V takes its place
+    __syncthreads();  // K has been read; V takes its place
     load_rows<T, kDim>(kv, [&](int key) { return cache_row(p.v_cache, key); });
 
-    // The row's visible keys in this tile: from..end, counted within the tile.
+    // The row's visible keys in this tile: [from, end), relative to the tile.
     int from = max(keys.first - tile_start, 0), end = min(keys.last + 1 - tile_start, kKeyTile);
     float tile_max = -INFINITY;
     UNROLL
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kThreads) attention_v2_kernel(const __grid_con
       weights[row][part + j * kThreadsPerRow] = expf(scores[j] - softmax.max);
     __syncthreads();
 
-    if (from >= end) continue;  // nothing to see for this row: nothing is touched, not even by a factor of 1
+    if (from >= end) continue;  // this row sees no key of this tile: its sums stay as they are
     UNROLL
     for (int i = 0; i < kDim / kThreadsPerRow; i++) out[i] *= factor;
     for (int key = from; key < end; key++) {
@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kThreads) attention_v2_kernel(const __grid_con
 
 void attention_v2(const AttentionArgs& p, Stream stream) {
   if (p.sequences.num_tokens == 0) return;
-  // How the rows divide among sequences is known on the GPU only: enough tiles for any division.
+  // Only the GPU knows how many rows each sequence has. This many tiles are enough in every case.
   dim3 grid(p.sequences.num_tokens / kRows + p.sequences.num_seqs, p.num_heads);
   with_number_type(p.dtype, [&](auto zero) {
     with_head_dim(p.head_dim, [&](auto dim) {

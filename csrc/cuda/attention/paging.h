@@ -1,13 +1,13 @@
-// What all attention kernels share: which keys a row sees, and where in the cache they lie.
+// Shared by all attention kernels: which keys a row sees, and where they lie in the cache.
 //
 //     keys     0 1 2 3 4 5 6 7        q_len 3, kv_len 8: the new rows are the sequence's last, so the
 //     row 0    x x x x x x . .        mask is aligned bottom-right: row r sees keys up to
-//     row 1    x x x x x x x .        r + kv_len - q_len, and with a window of 4 only the last four
-//     row 2    . . . . x x x x        of those (drawn for row 2)
+//     row 1    x x x x x x x .        r + kv_len - q_len; with a window of 4, only the last four of
+//     row 2    . . . . x x x x        those (shown for row 2)
 //
-// A row's sums run over its keys in tiles of kKeyTile, which begin at multiples of kKeyTile *in the
-// sequence*. Which rows share a block, how a prompt was cut into chunks and where the pages lie changes
-// nothing in what is added to what: prefill and decode give a token the same bits (contract C2).
+// A row is summed over its keys in tiles of kKeyTile, which begin at multiples of kKeyTile *in the sequence*.
+// The order of the sums does not depend on which rows share a block, on how a prompt was cut into chunks, or
+// on where the pages lie. So prefill and decode give a token the same bits (contract C2).
 
 #pragma once
 
@@ -27,20 +27,21 @@ __device__ __forceinline__ KeyRange visible_keys(int row_in_sequence, int q_len,
   return {window > 0 ? max(0, last - window + 1) : 0, last};
 }
 
-// The row of the cache, seen as [num_blocks * block_size, num_kv_heads, head_dim], that holds `key`.
+// The slot that holds `key`: its row in the cache viewed as [num_blocks * block_size, num_kv_heads, head_dim].
 __device__ __forceinline__ int64_t slot_of(const Sequences& s, int sequence, int key, int block_size) {
   int64_t block = s.block_table[static_cast<int64_t>(sequence) * s.max_blocks + key / block_size];
   return block * block_size + key % block_size;
 }
 
-// Online softmax: what is known of a row's keys so far. `max` is the largest score, `sum` the sum of
-// exp(score - max); the output so far is kept divided by nothing, relative to the same max.
+// Online softmax: the state of a row after the keys seen so far. `max` is the largest score and `sum` the sum
+// of exp(score - max). The output so far is relative to the same max and is divided by `sum` only at the end.
 // Source: Milakov & Gimelshein, arXiv 1805.02867.
 struct Softmax {
   float max, sum;
 };
 
-// A larger maximum has come: everything summed so far shrinks by the factor returned.
+// Raises the maximum to at least `tile_max`. Returns the factor by which all earlier sums must be multiplied;
+// `sum` is multiplied here, the output by the caller.
 __device__ __forceinline__ float raise_max(Softmax& s, float tile_max) {
   float before = s.max;
   s.max = fmaxf(before, tile_max);

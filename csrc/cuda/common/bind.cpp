@@ -1,6 +1,7 @@
-// The ops of a layer as torch sees them: schemas, and the functions behind them (bind.h says for whom).
+// The torch ops of the CUDA kernels: schemas, and the functions behind them, for a GPU and for the simulator
+// (bind.h).
 //
-// `stream` is torch.cuda.current_stream().cuda_stream as an integer; the simulator takes any.
+// `stream` is torch.cuda.current_stream().cuda_stream as an integer; the simulator ignores it.
 
 #include "bind.h"
 #include "bind_verify.h"
@@ -163,7 +164,7 @@ AttentionArgs attention_args(const char* op, const Tensor& q, const Tensor& k_ca
   check_heads(op, "q", q, k_cache);
   STD_TORCH_CHECK(q.size(1) % k_cache.size(2) == 0, op, ": ", q.size(1), " heads over ", k_cache.size(2), " kv heads");
   STD_TORCH_CHECK(supports_head_dim(q.size(2)), op, ": head_dim ", q.size(2), " is not 32, 64, 96 or 128");
-  for (const Tensor* t : {&q, &k_cache, &v_cache})  // heads of 32 numbers and more keep the rest aligned
+  for (const Tensor* t : {&q, &k_cache, &v_cache})  // a head has 32 numbers or more, so each head is aligned too
     STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(t->const_data_ptr()) % 16 == 0, op, ": q or a cache begins at no multiple of 16 bytes");
   STD_TORCH_CHECK(q.stride(0) * q.element_size() % 16 == 0, op, ": rows of q begin at no multiple of 16 bytes");
   check(op, "block_table", block_table, 2, ScalarType::Int);

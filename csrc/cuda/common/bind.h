@@ -1,12 +1,12 @@
-// Between torch and the launchers, on CUDA tensors or, with MINILLM_SIMT, on CPU tensors in the simulator.
+// Helpers of the torch binding: checks of tensors, and one call of a launcher.
 //
-// The same functions are compiled twice, so that what runs on a GPU has been run in every CI:
+// The binding is compiled twice, so every CI run executes the code that runs on a GPU:
 //
-//     MINILLM_SIMT   namespace minillm_simt, key CPU     tensors are named to the simulator first
-//     else           namespace minillm_cuda, key CUDA    errors come from cudaGetLastError
+//     MINILLM_SIMT   namespace minillm_simt, key CPU     CPU tensors, which are registered with the simulator
+//     else           namespace minillm_cuda, key CUDA    CUDA tensors; errors come from cudaGetLastError
 //
-// Python reports mistakes in shapes with the argument's name (ops/cuda.py). What is checked here is what would
-// otherwise read or write outside a tensor.
+// Python reports wrong shapes with the argument's name (ops/cuda.py). The checks here prevent reads and writes
+// outside a tensor.
 
 #pragma once
 
@@ -59,7 +59,7 @@ inline void check(const char* op, const char* name, const Tensor& t, int64_t dim
   STD_TORCH_CHECK(t.is_contiguous(), op, ": ", name, " is not contiguous");
 }
 
-// Rows that may lie apart, [tokens, heads, head_dim] with dense heads of the cache's type and size.
+// [tokens, heads, head_dim] with the cache's dtype and head_dim. Rows may be strided, heads are dense.
 inline void check_heads(const char* op, const char* name, const Tensor& t, const Tensor& cache) {
   STD_TORCH_CHECK(t.is_cuda() == kOnCuda, op, ": ", name, " is on another device than the kernel");
   STD_TORCH_CHECK(t.dim() == 3 && t.scalar_type() == cache.scalar_type() && t.size(2) == cache.size(3), op, ": ", name,
@@ -83,8 +83,8 @@ inline Tensor like(const Tensor& t, std::vector<int64_t> shape) { return torch::
 
 inline Stream as_stream(int64_t stream) { return reinterpret_cast<Stream>(stream); }
 
-// The tensors of one call, by the names that errors and profiles use; their memory is all a kernel may
-// touch. `done` raises what went wrong.
+// The tensors of one call, with the names used in errors and profiles. A kernel may access only their memory.
+// `done` raises the error of the call, if there is one.
 class Call {
  public:
   explicit Call(const char* op) : op_(op) {}

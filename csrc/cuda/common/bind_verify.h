@@ -1,4 +1,4 @@
-// The two ops of verification; bind.cpp registers them.
+// The two verification ops; bind.cpp registers them.
 
 #pragma once
 

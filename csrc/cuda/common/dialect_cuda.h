@@ -1,4 +1,4 @@
-// The dialect on a GPU: CUDA's own words where it has them, PTX for the rest. Simulator: ../simt/simt.h.
+// The dialect on a GPU: CUDA's own words where they exist, PTX for the rest. For the simulator: csrc/simt/simt.h.
 
 #pragma once
 
@@ -37,7 +37,7 @@ __device__ __forceinline__ void store_wide(void* to, V value) {
   *static_cast<V*>(to) = value;
 }
 
-// ---- tensor cores (sm_80): ../simt/simt.h draws which lane holds what ------------------------------
+// ---- tensor cores (sm_80); csrc/simt/simt.h shows which lane holds which element -------------------
 
 __device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const __nv_bfloat16 (&a)[8], const __nv_bfloat16 (&b)[4]) {
 #if __CUDA_ARCH__ >= 800
@@ -48,7 +48,7 @@ __device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const __nv_bfloat16 
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(y[0]), "r"(y[1]));
 #else
-  __trap();  // launchers offer no such kernel to older chips
+  __trap();  // no launcher uses tensor cores on older chips
 #endif
 }
 
@@ -83,7 +83,7 @@ __device__ __forceinline__ void load_matrices(T* numbers, const T* row) {
                  : "memory");
 }
 
-// ---- cp.async (sm_80); before that a plain copy -------------------------------------------------
+// ---- cp.async (sm_80); a plain copy on older chips -------------------------------------------------
 
 template <int kBytes>
 __device__ __forceinline__ void copy_async(void* to_shared, const void* from_global) {

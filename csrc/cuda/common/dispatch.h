@@ -1,5 +1,5 @@
-// From run-time values to template arguments: f is called with a zero of the number type, or with an
-// integral_constant of the head size.
+// Turns run-time values into template arguments: f is called with a zero of the number type, or with the head
+// size as an integral_constant.
 
 #pragma once
 

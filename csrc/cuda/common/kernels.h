@@ -1,7 +1,7 @@
-// The launchers of this folder: what bind.cpp calls. Plain pointers and sizes, no torch, no CUDA types.
+// The launchers of csrc/cuda, called by bind.cpp. They take plain pointers and sizes: no torch, no CUDA types.
 //
-// Each launcher starts its kernels on `stream` and returns. Shapes are the caller's to check; a shape
-// that a kernel was not written for is the caller's to refuse.
+// A launcher starts its kernels on `stream` and returns. The caller checks shapes and refuses those that the
+// kernel does not support.
 
 #pragma once
 
@@ -11,7 +11,7 @@ namespace minillm::cuda {
 
 enum class DType { f32, bf16, f16 };
 
-// Whose rows the flat token dimension holds (minillm/ops/contract.py draws it).
+// Which rows of the token dimension belong to which sequence (pictured in minillm/ops/contract.py).
 struct Sequences {
   const int32_t* block_table;  // [num_seqs, max_blocks]
   const int32_t* query_start;  // [num_seqs + 1]
@@ -67,7 +67,7 @@ struct AttentionArgs {
   Sequences sequences;
   int num_heads, num_kv_heads, head_dim, block_size;
   float scale;
-  int window;                       // keys a row sees, itself included; 0 is all
+  int window;                       // most keys a row sees, its own included; 0: all
   DType dtype;
 };
 
@@ -81,11 +81,11 @@ struct SampleArgs {
   const void* logits;               // [rows, vocab_size]
   const uint64_t* keys;             // [rows]
   const double* numbers;            // [rows, 4]: temperature, top_p, min_p, repetition penalty
-  const int64_t *top_k, *seen, *seen_end;  // [rows], ids end to end (each once in its row), [rows]
+  const int64_t *top_k, *seen, *seen_end;  // [rows]; ids row after row, each once per row; [rows]
   float* scratch;                   // [rows, num_token_ids]
   int64_t* tokens;                  // [rows]
   int rows, vocab_size, num_token_ids;
-  int id_bits;                      // set by the launcher: 2^id_bits ids or more
+  int id_bits;                      // bits of an id, set by the launcher: num_token_ids <= 2^id_bits
   DType dtype;
 };
 
@@ -97,8 +97,8 @@ struct CoupledArgs {
 };
 
 struct DraftArgs {
-  const int64_t* draft;             // [requests, k], below vocab_size; negative ones are padding
-  const float* draft_probs;         // [requests, k, vocab_size], or null: each token was certain
+  const int64_t* draft;             // [requests, k], ids below vocab_size; a negative entry is padding
+  const float* draft_probs;         // [requests, k, vocab_size]; null: each drafted token had probability 1
   const float* target_probs;        // [requests, k + 1, vocab_size]
   const double* uniforms;           // [requests, k + 1]
   int64_t *tokens, *accepted;       // [requests, k + 1], [requests]
@@ -116,7 +116,7 @@ void linear_mma(const LinearArgs&, Stream);  // 16-bit, `in` a multiple of 8 bel
 
 void sample(const SampleArgs&, Stream);
 void verify_coupled(const CoupledArgs&, Stream);
-void verify_draft(const DraftArgs&, Stream);  // a row of zeros, which has no token, gives -1
+void verify_draft(const DraftArgs&, Stream);  // a target row of zeros gives -1: no token can be drawn
 
 bool supports_head_dim(int head_dim);
 void attention_v1(const AttentionArgs&, const NaiveScratch&, Stream);

@@ -1,8 +1,8 @@
-// Number types of the kernels: float, bfloat16 and float16, and groups of them that move as one.
+// Number types of the kernels: float, bfloat16 and float16, and vectors of them that move in one access.
 //
 //     float      1 | 8 | 23      sign | exponent | fraction
-//     bfloat16   1 | 8 |  7      a float cut in half: same range, three digits
-//     float16    1 | 5 | 10      four digits, ends at 65504
+//     bfloat16   1 | 8 |  7      the upper half of a float: same range, about three decimal digits
+//     float16    1 | 5 | 10      about four decimal digits, largest value 65504
 
 #pragma once
 
@@ -89,7 +89,7 @@ inline float16 from_float<float16>(float x) {
 
 #endif
 
-// N neighbours in memory, moved in one access: 8 bfloat16 are the 16 bytes a thread can load at once.
+// N neighbouring numbers, moved in one access: 8 bfloat16 are 16 bytes, the most a thread can load at once.
 template <class T, int N>
 struct alignas(sizeof(T) * N) Vec {
   T v[N];

@@ -1,17 +1,17 @@
-// Decode attention, rung 1: one row, all its keys; one block per sequence and head.
+// Decode attention, rung 1: one query row against all its keys; one block per sequence and head.
 //
-//     128 keys at a time        thread t: the whole score of key t, read straight from its page
+//     128 keys at a time        thread t: the whole score of key t, read directly from its page
 //     [ 32 | 32 | 32 | 32 ]     warp w: the largest score of tile w
 //       |    |    |    |
 //       v    v    v    v        thread d: column d of the output, over the keys in order
 //
-// A single row has nobody to share K and V with: each is read once, used once and forgotten, so shared
-// memory holds only the 128 scores. Bytes: 2 * keys * head_dim elements per query head. FLOPs: 4 per
-// pair of K and V elements, far below what the chip could do: the limit is memory, and with few
-// sequences the number of blocks, since nobody helps with a long one (splitting it is a later rung).
+// With a single row, each K and V element is read once and used once, so shared memory would not help; it holds
+// only the 128 scores. Bytes: 2 * keys * head_dim elements per query head. FLOPs: 4 per pair of K and V
+// elements. Limit: memory; with few sequences, the number of blocks. Left out: splitting a long sequence over
+// several blocks.
 //
-// The order of every sum is attention_v2's, tile by tile and key by key, so a token has the same bits
-// whether it was prefilled or decoded. That is why 32 keys are one step of the softmax and not 128.
+// The order of every sum is that of attention_v2, tile by tile and key by key: a token has the same bits whether
+// it was prefilled or decoded. For this reason one step of the softmax takes 32 keys, not 128.
 
 #include "paging.h"
 
@@ -19,7 +19,7 @@ namespace minillm::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kTiles = kThreads / kKeyTile;  // tiles per round
+constexpr int kTiles = kThreads / kKeyTile;  // tiles per iteration
 
 template <class T, int kDim>
 __device__ __forceinline__ float score(const float* q, const T* key) {
@@ -33,7 +33,8 @@ __device__ __forceinline__ float score(const float* q, const T* key) {
   return sum;
 }
 
-// Four blocks per multiprocessor leave each thread 128 registers; unasked, ptxas aims at more and spills.
+// Four blocks per multiprocessor leave 128 registers per thread. Without this bound ptxas targets more blocks and
+// spills registers.
 template <class T, int kDim>
 __global__ void __launch_bounds__(kThreads, 4) decode_d1_kernel(const __grid_constant__ AttentionArgs p) {
   static_assert(kDim <= kThreads && kTiles * 32 == kThreads, "a column per thread, a warp per tile");
@@ -49,14 +50,14 @@ __global__ void __launch_bounds__(kThreads, 4) decode_d1_kernel(const __grid_con
     return static_cast<const T*>(cache) + (slot * p.num_kv_heads + kv_head) * kDim;
   };
 
-  for (int64_t token = row_start; token < row_end; token++) {  // decode has one; any number is right
+  for (int64_t token = row_start; token < row_end; token++) {  // one row in decode; any number works
     KeyRange keys = visible_keys(token - row_start, row_end - row_start, kv_len, p.window);
     if (thread < kDim) q[thread] = to_float(static_cast<const T*>(p.q)[token * p.q_stride + head * kDim + thread]);
 
     Softmax softmax = {-INFINITY, 0.0f};
     float out = 0;
     for (int start = keys.first / kKeyTile * kKeyTile; start <= keys.last; start += kThreads) {
-      __syncthreads();  // q is there; the scores of the round before have been used
+      __syncthreads();  // q is written; the previous iteration's weights have been read
       int key = start + thread;
       bool visible = key >= keys.first && key <= keys.last;
       float mine = -INFINITY;
@@ -69,7 +70,7 @@ __global__ void __launch_bounds__(kThreads, 4) decode_d1_kernel(const __grid_con
       if (thread % 32 == 0) tile_max[thread / 32] = largest;
       __syncthreads();
 
-      // The maximum that tile w's keys are measured against is that of all tiles up to w.
+      // The weights of tile w are relative to the maximum of all tiles up to and including w.
       float max_so_far = softmax.max;
       for (int tile = 0; tile <= thread / 32; tile++) max_so_far = fmaxf(max_so_far, tile_max[tile]);
       weights[thread] = expf(mine - max_so_far);
@@ -80,7 +81,7 @@ __global__ void __launch_bounds__(kThreads, 4) decode_d1_kernel(const __grid_con
         int from = max(keys.first, tile_start), end = min(keys.last + 1, tile_start + kKeyTile);
         if (from >= end) continue;
         out *= raise_max(softmax, tile_max[tile]);
-        if (thread >= kDim) continue;  // no column is left for this thread, but it keeps the maximum
+        if (thread >= kDim) continue;  // this thread has no column; it only keeps `softmax` up to date
         for (int k = from; k < end; k++) {
           float weight = weights[k - start];
           softmax.sum += weight;

@@ -1,15 +1,15 @@
-// linear: y = x W^T + bias, tiled in shared memory. The plainest matrix product that is not naive.
+// linear: y = x W^T + bias, tiled in shared memory: the simplest matrix product that reuses its inputs.
 //
-//     x [rows, in]    W [out, in]          a block makes 16 x 16 outputs; 32 columns of both inputs
-//     +--------+      +--------+           lie in shared memory at a time, so that each number that
-//     |  ====  | 16   |  ====  | 16        is read from global memory is used 16 times
+//     x [rows, in]    W [out, in]          a block computes 16 x 16 outputs; 32 columns of both inputs
+//     +--------+      +--------+           are in shared memory at a time, so each number read from
+//     |  ====  | 16   |  ====  | 16        global memory is used 16 times
 //     +--------+      +--------+
 //        32              32                thread (row, col): one output, one accumulator
 //
-// Each output is one float32 sum over k = 0, 1, 2, ... whatever `rows` is: a token's result cannot
-// depend on who else is in the batch (contract C2). Bytes: rows * out * in * (1/16 + 1/16) elements.
-// FLOPs: 2 * rows * out * in. Limit: shared memory, two loads for every multiply-add. Left out:
-// register tiles, tensor cores, split-K (which would change the order of the sum).
+// Each output is one float32 sum over k = 0, 1, 2, ... for every number of rows: a token's result does not
+// depend on the other rows of the batch (contract C2). Bytes: rows * out * in * (1/16 + 1/16) elements.
+// FLOPs: 2 * rows * out * in. Limit: shared memory, two loads per multiply-add. Left out: register tiles,
+// tensor cores, split-K (which would change the order of the sum).
 
 #include "dispatch.h"
 
@@ -19,11 +19,11 @@ namespace {
 constexpr int kTile = 16;   // outputs per side
 constexpr int kDepth = 32;  // columns of the inputs in shared memory
 
-// A row is one word longer than it need be: otherwise all rows would begin in the same bank, and a warp
-// that reads one column of 16 rows would wait 16 times.
+// Each row is padded by one word. Without it all rows would begin in the same bank, and a warp that reads one
+// column of 16 rows would need 16 wavefronts.
 constexpr int kPitch = kDepth + 1;
 
-// Rows `first`.. of a [rows, columns] matrix, columns `column`..: zeros where there is no such element.
+// Loads a tile of a [rows, columns] matrix that begins at (first, column); elements outside the matrix are zero.
 template <class T>
 __device__ __forceinline__ void load_tile(float (&tile)[kTile][kPitch], const T* matrix, int first, int rows, int column,
                                           int columns) {
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kTile* kTile) linear_kernel(const __grid_const
 
   float sum = 0;
   for (int column = 0; column < p.in; column += kDepth) {
-    __syncthreads();  // the tiles of the round before have been read
+    __syncthreads();  // the previous tiles have been read
     load_tile(x_tile, static_cast<const T*>(p.x), blockIdx.y * kTile, p.rows, column, p.in);
     load_tile(w_tile, static_cast<const T*>(p.weight), blockIdx.x * kTile, p.out, column, p.in);
     __syncthreads();

@@ -1,10 +1,11 @@
-// copy_blocks: block source[i] of the cache becomes block destination[i]; how a fork gets its own copy.
+// copy_blocks: copies block source[i] of the cache to block destination[i]. A forked sequence gets its own copy
+// of a shared block this way.
 //
-//     cache  [ block 0 | block 1 | block 2 | ... ]     one row of blocks of the grid per pair,
-//                 \______________^                     16 bytes per thread and round
+//     cache  [ block 0 | block 1 | block 2 | ... ]     blockIdx.y is the pair;
+//                 \______________^                     16 bytes per thread and iteration
 //
-// All pairs run at once: no destination may be another pair's source or destination (two pairs that
-// touch one block race, and `check` says so). Limit: memory, 2 bytes moved per byte.
+// All pairs run at once, so no destination may be the source or destination of another pair: two such pairs
+// race (`check` reports it). Limit: memory; each byte is read once and written once.
 
 #include "dispatch.h"
 

@@ -1,12 +1,12 @@
 // rms_norm and add_rms_norm: y = x / rms(x) * weight, one block per row.
 //
-//     row of x   x0 x1 x2 ... x127 | x128 ...       thread t takes elements t, t + 128, ...
-//                 \  \  \  ...                      a warp adds up by shuffles, the four warps
-//                  t0 t1 t2 ... t127  -> 4 sums     through shared memory, always in one order
+//     row of x   x0 x1 x2 ... x127 | x128 ...       thread t takes elements t, t + 128, ...; the lanes of
+//                 \  \  \  ...                      a warp are summed by shuffles, the four warps
+//                  t0 t1 t2 ... t127  -> 4 sums     through shared memory, always in the same order
 //
-// Bytes: every element is read twice and written once (the second read comes from the cache on a GPU);
-// with `add` the sum x + residual is written too, and it is the *rounded* sum that is normed, as if the
-// two ops had run one after the other. Limit: memory. Source: Zhang & Sennrich, arXiv 1910.07467.
+// Bytes: each element is read twice and written once (on a GPU the second read comes from a cache). With kAdd
+// the sum x + residual is written too. The norm uses the *rounded* sum, as if the two ops had run one after the
+// other. Limit: memory. Source: Zhang & Sennrich, arXiv 1910.07467.
 
 #include "dispatch.h"
 
@@ -46,10 +46,10 @@ __global__ void __launch_bounds__(kThreads) norm(const __grid_constant__ NormArg
   }
   float scale = rsqrtf(block_sum(squares) / p.size + p.eps);
 
-  // Each thread reads back what it wrote itself, so no barrier is needed.
+  // Each thread reads only elements that it wrote itself, so no barrier is needed.
   const T* source = kAdd ? sum : x;
   for (int i = threadIdx.x; i < p.size; i += kThreads) {
-    T normed = from_float<T>(to_float(source[i]) * scale);  // rounded before the weight, as Llama's is
+    T normed = from_float<T>(to_float(source[i]) * scale);  // rounded before the weight, as in Llama's code
     y[i] = from_float<T>(to_float(normed) * to_float(weight[i]));
   }
 }

@@ -1,12 +1,12 @@
-// rope_and_cache: turn q and k to their positions, and put k and v where the sequence's pages say.
+// rope_and_cache: rotates q and k by their positions, and writes k and v into the sequence's slots of the cache.
 //
 //     one block per token     heads of q  -> q_out   rotated
 //                             heads of k  -> k_cache[slot]   rotated
-//                             heads of v  -> v_cache[slot]   as they are
+//                             heads of v  -> v_cache[slot]   unchanged
 //
-// Component i of a head is paired with i + head_dim / 2 and the pair turned by the angle of (position,
-// i). Fused, because each of q, k and v is read once and written once; apart they would be read twice.
-// Limit: memory. Source: Su et al., arXiv 2104.09864, in Llama's layout.
+// Component i of a head is paired with component i + head_dim / 2; the pair is rotated by the angle of
+// (position, i). The two steps are fused: each of q, k and v is read once and written once. Two kernels would
+// read k and v twice. Limit: memory. Source: Su et al., arXiv 2104.09864, in Llama's layout.
 
 #include "dispatch.h"
 

@@ -3,7 +3,7 @@
 //     gate_up  [ gate 0 .. n-1 | up 0 .. n-1 ]      read once, coalesced: neighbouring threads
 //     y        [ y 0 .. n-1 ]                       read neighbouring elements
 //
-// Bytes: 3 per element and byte of the number type. Limit: memory. Source: Shazeer, arXiv 2002.05202.
+// Bytes: per output, two numbers are read and one is written. Limit: memory. Source: Shazeer, arXiv 2002.05202.
 
 #include "dispatch.h"
 
@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kThreads) silu_mul_kernel(const __grid_constan
   if (i >= p.size) return;
   const T* gate = static_cast<const T*>(p.gate_up) + row * 2 * p.size;
   float x = to_float(gate[i]);
-  // Rounded once between the two factors, as the reference's two ops do.
+  // silu(gate) is rounded before the product, as in the reference's two ops.
   float activated = to_float(from_float<T>(x / (1.0f + expf(-x))));
   static_cast<T*>(p.y)[row * p.size + i] = from_float<T>(activated * to_float(gate[p.size + i]));
 }
@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kThreads) silu_mul_kernel(const __grid_constan
 }  // namespace
 
 void silu_mul(const SiluMulArgs& p, Stream stream) {
-  constexpr int kMostRows = 65535;  // grid.y ends there
+  constexpr int kMostRows = 65535;  // CUDA's limit of grid.y
   with_number_type(p.dtype, [&](auto zero) {
     using T = decltype(zero);
     for (int first = 0; first < p.rows; first += kMostRows) {

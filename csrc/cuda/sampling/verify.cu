@@ -1,22 +1,23 @@
-// verify_coupled, verify_draft: which drafted tokens stand (minillm/ops/verification.py: what and why).
+// verify_coupled, verify_draft: which drafted tokens are accepted (rules and reasons: minillm/ops/verification.py).
 //
-// Coupled: one warp walks one request's tree. Its lanes look at 32 nodes at once for the first child that
-// is the token the target drew; all lanes then stand on that child. Only integers, a few hundred bytes.
+// Coupled: one warp walks the tree of one request. Its lanes compare 32 nodes at once and find the first child
+// that equals the token sampled from the target. The walk goes on at that child. Only integers, a few hundred
+// bytes.
 //
-// Rejection: one block per request. Lane i tests whether drafted token i stands; the first that does not
-// ends it. Then one token is drawn from weights w = p or max(p - q, 0), by the inverse of the running sum,
-// without ever writing that sum down: each warp adds up one part of the ids, and the part in which
-// u * total is passed becomes the whole of the next round.
+// Rejection: one block per request. Lane i tests drafted token i; the first refused token ends the accepted run.
+// Then one token is drawn from weights w = p or max(p - q, 0) by inverting the running sum. The running sum is
+// never stored: each warp sums one part of the ids, and the part in which the sum exceeds u * total is divided
+// again in the next round.
 //
 //     ids     0 ........................................ 151935     32 warps, 4748 ids each
 //     sums    [ .03 | .05 | .02 | .04 | ...                   ]     u * total = .12
-//                               '--.--'                             passed in the fourth part
-//             [ ........................ ]  149 ids a warp          then 5, then 1: the token
+//                               '--.--'                             exceeded in the fourth part
+//             [ ........................ ]  149 ids per warp        then 5, then 1: the token
 //
-// Bytes: p and q of one row once, a 32nd of them again, and so on: 8 * vocab * 33 / 32. Limit: what one SM
-// can load, since a request is one block; more requests fill more SMs. Sums are float64, in an order that
-// only the vocabulary decides, so the draw does not know its company. A weight of 0 is never drawn: each
-// round takes a part whose sum is above 0.
+// Bytes: p and q of one row once, a 32nd of them again, and so on: 8 * vocab * 33 / 32. Limit: the loads of one
+// SM, since a request is one block; more requests use more SMs. Sums are float64, in an order that depends only
+// on the vocabulary size, so a draw does not depend on the other requests. An id of weight 0 is never drawn:
+// each round takes a part whose sum is above 0.
 
 #include "dispatch.h"
 
@@ -32,7 +33,7 @@ __device__ __forceinline__ int warp_least(int value) {
 
 // ---- coupled ----------------------------------------------------------------------------------
 
-// The first child of node `at` that drafted what the target drew there; `end` if there is none.
+// The first child of node `at` whose drafted token equals the token sampled at `at`; `end` if there is none.
 __device__ __forceinline__ int matching_child(const CoupledArgs& p, int begin, int end, int at) {
   int64_t drawn = p.sampled[at];
   int found = end;
@@ -65,7 +66,7 @@ __device__ __forceinline__ bool stands(const DraftArgs& p, int64_t request, int 
   return p.uniforms[request * (p.k + 1) + i] * drafted < target;
 }
 
-// How many stand before the first that does not. Each warp finds it out for itself.
+// The number of drafted tokens before the first refused one. Each warp computes it by itself.
 __device__ __forceinline__ int count_standing(const DraftArgs& p, int64_t request) {
   int fallen = p.k;
   for (int first = 0; first < p.k && fallen == p.k; first += 32) {
@@ -75,10 +76,10 @@ __device__ __forceinline__ int count_standing(const DraftArgs& p, int64_t reques
   return fallen;
 }
 
-// The weights of the ids: p, or what it has more than q, which is a row or all at one id.
+// The weight of an id: p, or max(p - q, 0). The draft's q is a row of probabilities, or 1 at a single id.
 struct Weights {
-  const float *target, *draft;  // draft: null if there is no row
-  int certain;                  // the one id the draft could have given, or -1
+  const float *target, *draft;  // draft: null if there is no row of q
+  int certain;                  // the id whose q is 1, or -1
 
   __device__ __forceinline__ double operator()(int id) const {
     double q = draft ? static_cast<double>(draft[id]) : id == certain ? 1.0 : 0.0;
@@ -86,19 +87,20 @@ struct Weights {
   }
 };
 
-// Every thread learns what each warp's part of the ids from `begin` on weighs: sums[warp]. All must come.
+// sums[warp]: the total weight of that warp's part of the ids from `begin` on. All threads of the block must call
+// it, and all can read `sums` afterwards.
 __device__ __forceinline__ void weigh_parts(const Weights& weights, int begin, int end, int part_size, double* sums) {
   int warp = threadIdx.x / 32, from = begin + warp * part_size, to = min(from + part_size, end);
   double sum = 0;
   for (int id = from + threadIdx.x % 32; id < to; id += 32) sum += weights(id);
   for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffff, sum, step);
-  __syncthreads();  // the sums before have been read
+  __syncthreads();  // the previous sums have been read
   if (threadIdx.x % 32 == 0) sums[warp] = sum;
   __syncthreads();
 }
 
-// The first part with which the running sum exceeds `threshold`; where rounding leaves that unreached, the
-// last that weighs anything; -1 if none does. `running` becomes the sum before it.
+// The first part at which the running sum exceeds `threshold`. If rounding keeps the sum below it: the last part
+// with a sum above 0. -1 if there is no such part. `running` becomes the sum before the returned part.
 __device__ __forceinline__ int passed_part(const double* sums, int parts, double threshold, double& running) {
   int passed = -1;
   double before = running;
@@ -122,14 +124,14 @@ __device__ __forceinline__ int64_t draw(Weights weights, int vocab_size, double 
     return total;
   };
   double total = weigh_all();
-  if (!(total > 0)) {  // p is q up to rounding: nothing is left of it
+  if (!(total > 0)) {  // p equals q up to rounding, so max(p - q, 0) is 0 everywhere: draw from p
     weights.draft = nullptr, weights.certain = -1;
     total = weigh_all();
   }
   double running = 0;
   for (;;) {
     int part = passed_part(sums, warps, uniform * total, running);
-    if (part < 0) return -1;  // the whole block: all have read the same sums
+    if (part < 0) return -1;  // the whole block returns: all threads have read the same sums
     begin += part * part_size;
     end = min(begin + part_size, end);
     if (part_size == 1) return begin;
@@ -161,7 +163,7 @@ void verify_coupled(const CoupledArgs& p, Stream stream) {
 
 void verify_draft(const DraftArgs& p, Stream stream) {
   if (p.requests == 0) return;
-  int warps = max(kMinWarps, min(ceil_div(p.vocab_size, 32), kMaxWarps));  // no more than the ids keep busy
+  int warps = max(kMinWarps, min(ceil_div(p.vocab_size, 32), kMaxWarps));  // a small vocabulary needs fewer warps
   LAUNCH(verify_draft_kernel, p.requests, 32 * warps, 0, stream_of(stream), p);
 }
 

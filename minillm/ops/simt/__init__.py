@@ -1,4 +1,4 @@
-"""The CUDA kernels of csrc/cuda on a CPU, counted and checked: the simulator in csrc/simt."""
+"""Runs the CUDA kernels of csrc/cuda on a CPU, with counters and checks (the simulator is csrc/simt)."""
 
 from minillm.ops.simt.library import KernelLibrary, compile_kernels
 from minillm.ops.simt.machine import Counters, Profile, SimtError, flavour, flavours, profile, schedule

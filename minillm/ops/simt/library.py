@@ -1,11 +1,11 @@
-"""Compile a .cu file for the simulator and call its launchers: how labs and tests run kernels.
+"""Compile a .cu file for the simulator and call its launchers. Labs and tests run their kernels this way.
 
     library = compile_kernels("lab7.cu")
     library.run("attention", q=q, k=k, v=v, out=out, seq_len=64, head_dim=32, scale=0.17)
 
-A launcher is a C function in the file: `extern "C" void attention(const float* q, ...)`. Tensors
-become pointers, and the only memory its kernels may touch; ints are C ints, floats C floats, in the
-order given. Errors call the tensors by the names used here.
+A launcher is a C function in the file: `extern "C" void attention(const float* q, ...)`. Arguments are
+passed in the order given: tensors as pointers, ints as C ints, floats as C floats. The kernels may access
+only the memory of these tensors. Errors use the names given here.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class KernelLibrary:
         self._library = ctypes.CDLL(str(path))
 
     def run(self, launcher: str, **arguments: Argument) -> None:
-        """Call a launcher; what its kernels did is done when this returns.
+        """Call a launcher; its kernels have finished when this returns.
 
         Raises:
             UsageError: the file has no such launcher, or a tensor is not on the CPU.
-            SimtError: a kernel did what no kernel may do.
+            SimtError: a kernel made an error that the simulator detects.
         """
         try:
             function = self._library[launcher]
@@ -57,7 +57,7 @@ def compile_kernels(
     """Compile a .cu file, or take it from the cache (or from `folder`, if that is given).
 
     Raises:
-        UsageError: it does not compile; the message has the compiler's words.
+        UsageError: it does not compile; the message contains the compiler's message.
     """
     try:
         return KernelLibrary(build_kernels(Path(source), flags, folder))

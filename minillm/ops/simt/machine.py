@@ -1,6 +1,6 @@
-"""The running simulator from Python: how kernels are to run, what they moved, what they did wrong.
+"""The simulator's Python interface: settings of a run, counters, errors.
 
-with flavour("check"):            # also looks for races, uninitialised reads, un-waited copies
+with flavour("check"):            # also checks for races, uninitialised reads, copies not waited for
     with profile() as p:
         ...                       # anything that runs kernels
 p["attention_v2"].global_read_bytes; p.shared_wavefronts
@@ -30,17 +30,17 @@ from minillm.toolchain.sanitizer import require_preloaded, sanitizing
 from minillm.toolchain.simt import machine_library
 
 FLAVOURS = ("fast", "check", "asan")
-# Frames that are never the culprit: the words of the dialect themselves.
+# Frames in these files are left out: they are functions of the dialect, not of a kernel.
 _DIALECT = ("simt.h", "dialect.h", "dialect_cuda.h", "numbers.h")
 _lock = threading.Lock()
 
 
 class SimtError(MinillmError):
-    """A kernel did what no kernel may do.
+    """A kernel made an error that the simulator detects.
 
     `kind` is "race", "uninitialised", "copy not waited for", "divergence", "deadlock", "out of bounds",
-    "misaligned", "shared memory", "warp operation" or "launch"; `file` and `line` are None where the
-    debug information could not be read.
+    "misaligned", "shared memory", "warp operation" or "launch". `file` and `line` are None if the debug
+    information could not be read.
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class SimtError(MinillmError):
 
 @dataclass
 class Counters:
-    """What kernels moved; no cache is simulated.
+    """The memory traffic of kernels. Caches are not simulated.
 
-    Global bytes are those that warps ask for: a byte that several lanes want at once counts once. Shared
-    bytes count for every lane. A *sector* is 32 bytes of global memory, the least that is fetched; a
-    *wavefront* one turn of the shared memory's 32 banks. `shared_accesses` are warp-wide instructions:
-    wavefronts / accesses is 1 for 4-byte accesses without bank conflicts. `barriers` count once per
-    block. `tensors` has the global bytes by tensor: (read, written).
+    Global bytes are counted per warp: a byte that several lanes access at once counts once. Shared bytes
+    are counted per lane. A *sector* is 32 bytes of global memory, the smallest unit that is fetched. In one
+    *wavefront* each of the 32 banks of shared memory serves one word. `shared_accesses` counts warp-wide
+    instructions: wavefronts / accesses is 1 for 4-byte accesses without bank conflicts. `barriers` are
+    counted once per block. `tensors` has the global bytes by tensor: (read, written).
     """
 
     launches: int = 0
@@ -98,7 +98,7 @@ class Counters:
 
 
 class Profile(Counters):
-    """The sum over all kernels; `profile["rms_norm"]` is one kernel's, `kernels` all of them."""
+    """The sum over all kernels. `profile["rms_norm"]` are one kernel's counters, `kernels` those of each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class Profile(Counters):
         return self.kernels[kernel]
 
     def finish(self, kernels: dict[str, dict[str, Any]]) -> None:
-        """Take the counts of a run that has ended."""
+        """Store the counters of a finished run."""
         self.kernels = {name: Counters(**counts) for name, counts in kernels.items()}
         self.__dict__.update(vars(sum(self.kernels.values(), Counters())))
 
@@ -119,12 +119,13 @@ def machine() -> Any:
 
     Raises:
         BuildFailed: it cannot be compiled here.
-        UsageError: the process asks for sanitizers and has none.
+        UsageError: MINILLM_SANITIZE is 1, but the sanitizers are not preloaded.
     """
     require_preloaded()
     with _lock:
         path = machine_library().build()
-        # Kernel libraries find the machine's functions among the process's global symbols.
+        # RTLD_GLOBAL: kernel libraries find the simulator's functions among the global symbols of the
+        # process.
         ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
         loader = ExtensionFileLoader("simt_machine", str(path))
         spec = importlib.util.spec_from_file_location("simt_machine", path, loader=loader)
@@ -137,10 +138,10 @@ def machine() -> Any:
 
 @contextlib.contextmanager
 def profile() -> Iterator[Profile]:
-    """Count what the kernels inside the `with` move. Profiles do not nest.
+    """Count the traffic of the kernels that run inside the `with`. Profiles do not nest.
 
     Raises:
-        UsageError: the flavour is "asan", where nobody counts.
+        UsageError: the flavour is "asan", which has no counters.
     """
     if sanitizing():
         raise UsageError("the asan flavour counts nothing", "profile without MINILLM_SANITIZE")
@@ -153,16 +154,16 @@ def profile() -> Iterator[Profile]:
 
 
 def flavours() -> tuple[str, ...]:
-    """Those that this process can run: "asan" alone where MINILLM_SANITIZE is 1, elsewhere the others."""
+    """The flavours of this process: only "asan" if MINILLM_SANITIZE is 1, otherwise the others."""
     return FLAVOURS[2:] if sanitizing() else FLAVOURS[:2]
 
 
 @contextlib.contextmanager
 def flavour(name: str) -> Iterator[None]:
-    """Run kernels "fast" (bounds, alignment, barriers) or with "check" (also the order of accesses).
+    """Run kernels with "fast" (bounds, alignment, barriers) or with "check" (also races).
 
     Raises:
-        UsageError: there is none of this name, or not in this process.
+        UsageError: there is no flavour of this name, or this process cannot run it.
     """
     if name not in FLAVOURS:
         raise UsageError(f"there is no flavour {name!r}", f"use {', '.join(FLAVOURS[:-1])} or {FLAVOURS[-1]}")
@@ -178,7 +179,7 @@ def flavour(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def schedule(reverse: bool = False, seed: int = 0) -> Iterator[None]:
-    """Run blocks, warps and lanes in another order: shuffled unless `seed` is 0, then reversed."""
+    """Run blocks, warps and lanes in another order: shuffled if `seed` is not 0, then reversed if wanted."""
     before = machine().set_order(reverse, seed)
     try:
         yield
@@ -187,7 +188,7 @@ def schedule(reverse: bool = False, seed: int = 0) -> Iterator[None]:
 
 
 def raise_error() -> None:
-    """Raise what went wrong since the last call, if anything did; the next launch works again.
+    """Raise the error since the last call, if there is one. Launches work again afterwards.
 
     Raises:
         SimtError: with the place in the kernel's source.
@@ -210,9 +211,9 @@ def _places(frames: list[tuple[str, int]]) -> str:
 
 
 def _frames(where: tuple[str, int] | None) -> list[tuple[str, int]]:
-    """(file, line) of a place, innermost function first: known already, or an offset into a library.
+    """The frames (file, line) of a place, innermost function first, without frames of the dialect.
 
-    The words of the dialect are left out. Offsets come as negative numbers.
+    `where` is (file, line), or (library, negative offset in the library), or None.
     """
     if where is None:
         return []
@@ -231,7 +232,7 @@ def _frames(where: tuple[str, int] | None) -> list[tuple[str, int]]:
 
 
 def _index(v: tuple[int, int, int]) -> str:
-    """(3, 0, 0) as 3, (3, 1, 0) as (3, 1): as few numbers as say it all."""
+    """An index without trailing zeros: (3, 0, 0) becomes 3, (3, 1, 0) becomes (3, 1)."""
     if v[2]:
         return str(v)
     return str(v[:2]) if v[1] else str(v[0])

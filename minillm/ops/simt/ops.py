@@ -1,4 +1,4 @@
-"""`Ops` on the CUDA kernels, run by the simulator: slow, exact, and everything they do can be seen."""
+"""`Ops` on the CUDA kernels in the simulator: slow, but every access is checked and can be counted."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from minillm.toolchain.simt import ops_library
 
 
 class SimtOps(CudaOps):
-    """The contract on CPU tensors, every kernel simulated.
+    """`Ops` on CPU tensors; the simulator runs every kernel.
 
     Raises:
         BuildFailed: there is no compiler to build simulator and kernels with.
-        SimtError: from any op, when a kernel did what no kernel may do.
+        SimtError: from any op, if a kernel made an error that the simulator detects.
     """
 
     name = "simt"
@@ -31,7 +31,7 @@ class SimtOps(CudaOps):
         try:
             return getattr(self._ops, op).default(*arguments, 0)
         except RuntimeError:
-            raise_error()  # says more, if it was the simulator
+            raise_error()  # an error of the simulator has more detail
             raise
 
 

@@ -27,12 +27,12 @@ from minillm.text.detokenizer import CONTEXT_SIZES, token_bytes
 
 
 def penalise_repetition(logits: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
-    """Make ids already in prompt or output less likely: positive logits / penalty, negative * penalty.
+    """Penalise ids that occur in prompt or output: positive logits / penalty, negative logits * penalty.
 
     Args:
         logits: float32 [vocab_size].
-        seen: token ids that occurred; how often does not matter.
-        penalty: above 1 discourages, below 1 encourages.
+        seen: token ids that have occurred; their counts do not matter.
+        penalty: above 1 makes repetition less likely, below 1 more likely.
 
     Source: Keskar et al., "CTRL" (arXiv 1909.05858).
     """
@@ -46,10 +46,10 @@ def keep_top(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     Args:
         logits: float32 [vocab_size].
         top_k: 0 keeps all.
-        top_p: the nucleus, in (0, 1], of the probability that top-k has left.
+        top_p: in (0, 1], the share of the probability that top-k has kept.
 
     Returns:
-        float32 [vocab_size] with -inf at every id that is dropped.
+        float32 [vocab_size] with -inf for every dropped id.
 
     Source: Holtzman et al., "The Curious Case of Neural Text Degeneration" (arXiv 1904.09751).
     """
@@ -76,7 +76,7 @@ def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
 
     Args:
         logits: [num_rows, vocab_size], any float dtype; not changed.
-        batch: sampling parameters and noise keys, `num_rows` of each.
+        batch: sampling parameters and noise keys of the `num_rows` rows.
 
     Returns:
         int64 [num_rows].

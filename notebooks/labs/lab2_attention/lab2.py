@@ -19,7 +19,7 @@ from torch import Tensor
 def base_frequencies(theta: float, head_dim: int) -> Tensor:
     """theta ** (-2 i / head_dim) for each component pair i: float32 [head_dim / 2].
 
-    Pair 0 turns one radian per position; each later pair turns slower by the same ratio.
+    Pair 0 turns by one radian per position; each next pair is slower by the same ratio.
     """
     # Stuck? minillm labs hint 2.1
     raise NotImplementedError("Lab 2.1 base_frequencies; hint: minillm labs hint 2.1")
@@ -49,15 +49,15 @@ def grouped_query_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, windo
     Query head h reads kv head h // (num_heads / num_kv_heads): with 6 heads over 2 kv heads, heads
     0-2 share the first and 3-5 the second. Scores and softmax are float32.
 
-        keys    0 1 2 3 4 5      q_len 2, kv_len 6: the new rows are the sequence's last, so
-        row 0   x x x x x .      the mask is aligned bottom-right; with window 3 row 1
-        row 1   x x x x x x      sees only keys 3 4 5
+        keys    0 1 2 3 4 5      q_len 2, kv_len 6: the new rows are the last of the sequence,
+        row 0   x x x x x .      so the mask is aligned bottom-right; with a window of 3,
+        row 1   x x x x x x      row 1 sees only keys 3 4 5
 
     Args:
         q: [q_len, num_heads, head_dim].
         k, v: [kv_len, num_kv_heads, head_dim].
         scale: usually head_dim ** -0.5.
-        window: how many of the last keys a row sees, itself included; None for all.
+        window: the number of last keys that a row sees, its own included; None for all.
 
     Returns:
         [q_len, num_heads, head_dim] in q's dtype.

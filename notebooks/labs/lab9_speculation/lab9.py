@@ -27,7 +27,7 @@ from minillm.speculation.ngram import LONGEST, PLACES, SHORTEST
 def verify_coupled(
     sampled: Tensor, drafted: Tensor, parents: Tensor, node_start: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Walk down each request's tree of drafts, as long as a child is the token the target drew.
+    """Walk down each request's tree of drafts while a child equals the token sampled from the target.
 
                       0 newest          parents  -1  0  1  0  3      a chain has parents -1 0 1 2 ..
                      /        \\
@@ -36,29 +36,29 @@ def verify_coupled(
                 2 upon        4 was     walk: 0, 3, 4; tokens: there, was, a
 
     Args:
-        sampled: int64 [num_nodes], the token the target drew behind each node.
-        drafted: int64 [num_nodes], the token at each node; that of a request's first node is not looked at.
-        parents: int64 [num_nodes], index within the request, smaller than the node's own.
-        node_start: int64 [num_requests + 1], from 0 to num_nodes; request i, which may have no nodes, is
-            start[i] .. start[i + 1].
+        sampled: int64 [num_nodes], the token sampled from the target after each node.
+        drafted: int64 [num_nodes], the token at each node; that of a request's first node is not used.
+        parents: int64 [num_nodes], the parent's index within the request, smaller than the node's own index.
+        node_start: int64 [num_requests + 1], from 0 to num_nodes; request i has the nodes start[i] to
+            start[i + 1], and may have none.
 
     Returns:
-        tokens, nodes: int64 [num_nodes]. From node_start[i] on: the tokens request i emits, and the node (its
-        index within the request) that each was drawn behind, padded with -1. One more is emitted than
-        drafts were accepted. Of several children that fit, the first is taken.
+        tokens, nodes: int64 [num_nodes]. From node_start[i] on: the tokens that request i emits, and for
+        each the node (index within the request) after which it was sampled; padded with -1. A request emits
+        one token more than it accepted drafts. If several children match, the first one is taken.
     """
     # Stuck? minillm labs hint 9.1
     raise NotImplementedError("Lab 9.1 verify_coupled; hint: minillm labs hint 9.1")
 
 
 def draw_leftover(p: Tensor, q: Tensor | None, uniform: Tensor) -> int:
-    """A token from max(p - q, 0), normalised; from p where there is no q, or where nothing is left of p.
+    """Draw a token from max(p - q, 0), normalised; from p if q is None or max(p - q, 0) is 0 everywhere.
 
-    By the inverse of the running sum, so that one uniform is one token: the first id whose weight and all
-    before it are more than `uniform` of the whole. Ids of weight 0 are never met.
+    The running sum is inverted, so one uniform number gives one token: the first id at which the running sum
+    exceeds `uniform` times the total. An id of weight 0 is never returned.
 
     Args:
-        p, q: float64 [vocab_size]: what the target gives; what the refused token was drawn from.
+        p, q: float64 [vocab_size], the target's distribution, and the one the refused token was drawn from.
         uniform: float64 [], in (0, 1).
     """
     # Stuck? minillm labs hint 9.2
@@ -68,18 +68,19 @@ def draw_leftover(p: Tensor, q: Tensor | None, uniform: Tensor) -> int:
 def verify_draft(
     draft: Tensor, draft_probs: Tensor | None, target_probs: Tensor, uniforms: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Accept or replace each request's drafted tokens so that what is emitted is distributed as the target.
+    """Accept or replace each request's drafted tokens, so that the output is distributed as the target.
 
     Args:
-        draft: int64 [num_requests, k], padded with -1 behind a request's own tokens.
-        draft_probs: float32 [num_requests, k, vocab_size], what each was drawn from; None means that no
-            other token could have been drafted (a point mass), as from a lookup.
-        target_probs: float32 [num_requests, k + 1, vocab_size]; row i scores what follows i drafted tokens.
-        uniforms: float64 [num_requests, k + 1] in (0, 1): columns 0 to k - 1 accept, the last one draws the
-            token behind the accepted ones.
+        draft: int64 [num_requests, k], padded with -1 after a request's drafted tokens. draft_probs:
+        float32 [num_requests, k, vocab_size], the distribution each token was drawn from. None: each
+            drafted token had probability 1 (a point mass), as with a lookup.
+        target_probs: float32 [num_requests, k + 1, vocab_size]; row i is the distribution after i drafted
+        tokens. uniforms: float64 [num_requests, k + 1] in (0, 1): columns 0 to k - 1 decide acceptance, the
+        last one draws
+            the token after the accepted ones.
 
     Returns:
-        tokens int64 [num_requests, k + 1], padded with -1, and how many drafted ones stand, int64
+        tokens, int64 [num_requests, k + 1], padded with -1; the number of accepted drafts, int64
         [num_requests]. A token of probability 0 is never emitted.
     """
     # Stuck? minillm labs hint 9.3

@@ -1,8 +1,8 @@
-// One bug per kernel, and beside it what the simulator must say of that very line:
-//   BUG kind       the error's kind and line, in both flavours
-//   BUG-CHECK kind only the check flavour sees it
-//   BUG-ASAN what  only the asan flavour sees it, and calls it that; it also sees all that is out of bounds
-//   OTHER          the line that the message must name as the other half
+// One bug per kernel. A comment on the line says what the simulator must report for this line:
+//   BUG kind       an error of this kind, in both flavours
+//   BUG-CHECK kind only the check flavour reports it
+//   BUG-ASAN what  only the asan flavour reports it, with this text; it also reports all accesses out of bounds
+//   OTHER          the line of the second access, which the message must name too
 
 #include "dialect.h"
 
@@ -154,7 +154,7 @@ __global__ void shifted_too_far(float* y) {
   y[threadIdx.x] = 1u << (threadIdx.x + 1);  // BUG-ASAN shift exponent shifted_too_far
 }
 
-// ---- right ones that look like wrong ones: nothing may be said of them -------------------------
+// ---- correct kernels that resemble wrong ones: nothing may be reported -------------------------
 
 __global__ void right_barriers(const float* x, float* y) {
   SHARED(float, row, [64]);

@@ -1,4 +1,4 @@
-// Kernels whose traffic can be counted by hand: test_simt.py has the sums.
+// Kernels whose traffic can be counted by hand; test_simt.py has the numbers.
 
 #include "dialect.h"
 

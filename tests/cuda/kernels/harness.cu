@@ -1,5 +1,5 @@
-// Flat entry points to one kernel file, float32 only: for test_cuda_mutants.py, which includes it beside
-// a changed copy of the kernel. -DKERNEL="attention_v2.cu" -DLAUNCHER=attention_v2
+// C entry points to one kernel file, float32 only. test_cuda_mutants.py compiles it together with a changed
+// copy of the kernel: -DKERNEL="attention_v2.cu" -DLAUNCHER=attention_v2
 
 #include KERNEL
 
@@ -66,7 +66,7 @@ extern "C" void run(const float* logits, const uint64_t* keys, const double* num
   sample({logits, keys, numbers, top_k, seen, seen_end, scratch, tokens, rows, vocab, ids, 0, DType::f32}, nullptr);
 }
 #elif defined(IS_VERIFY)
-// Both kernels; with `certain` there are no draft probabilities.
+// Runs both kernels; with `certain` there are no draft probabilities.
 extern "C" void run(const int64_t* sampled, const int64_t* drafted, const int64_t* parents, const int64_t* node_start,
                     int64_t* walked, int64_t* nodes, int trees, const int64_t* draft, const float* draft_probs,
                     const float* target_probs, const double* uniforms, int64_t* tokens, int64_t* accepted, int requests,
