@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from minillm.toolchain.compiler import BuildFailed, run_compiler
 from minillm.toolchain.sanitizer import environment, preload
 
 REPO = Path(__file__).resolve().parents[2]
@@ -44,6 +45,20 @@ def test_a_mistake_has_its_place(name: str) -> None:
     """The line that the test below replaces still exists. That test is slow and runs rarely."""
     file, right, _, _ = MISTAKES[name]
     assert (REPO / "csrc" / "cpu" / file).read_text().count(right) == 1
+
+
+def test_the_compiler_itself_runs_without_the_sanitizers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under them it takes twice the time. Elsewhere what is preloaded stays."""
+    compiler = tmp_path / "c++"
+    compiler.write_text('#!/bin/sh\n[ -z "$LD_PRELOAD" ] || { echo "error: found it" >&2; exit 1; }\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("LD_PRELOAD", "libnone.so")
+    with pytest.raises(BuildFailed, match="found it"):
+        run_compiler([str(compiler)])
+    monkeypatch.setenv("MINILLM_SANITIZE", "1")
+    run_compiler([str(compiler)])
 
 
 @pytest.mark.slow
