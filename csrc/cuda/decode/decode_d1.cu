@@ -21,6 +21,11 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kTiles = kThreads / kKeyTile;  // tiles per round
 
+// Keys whose V is on its way before the first is used. A constant, so that the loads are issued one after
+// the other without a wait; 32 of float32 would not fit the registers.
+template <class T>
+constexpr int kAhead = sizeof(T) == 2 ? kKeyTile : kKeyTile / 2;
+
 template <class T, int kDim>
 __device__ __forceinline__ float score(const float* q, const T* key) {
   constexpr int kWide = 16 / sizeof(T);
@@ -81,10 +86,21 @@ __global__ void __launch_bounds__(kThreads, 4) decode_d1_kernel(const __grid_con
         if (from >= end) continue;
         out *= raise_max(softmax, tile_max[tile]);
         if (thread >= kDim) continue;  // no column is left for this thread, but it keeps the maximum
-        for (int k = from; k < end; k++) {
-          float weight = weights[k - start];
-          softmax.sum += weight;
-          out = fmaf(weight, to_float(cache_at(p.v_cache, slots[k - start])[thread]), out);
+        UNROLL
+        for (int first = 0; first < kKeyTile; first += kAhead<T>) {
+          T v[kAhead<T>];
+          UNROLL
+          for (int i = 0; i < kAhead<T>; i++) {
+            int k = tile_start + first + i;
+            if (k >= from && k < end) v[i] = cache_at(p.v_cache, slots[k - start])[thread];
+          }
+          UNROLL
+          for (int i = 0; i < kAhead<T>; i++) {
+            int k = tile_start + first + i;
+            if (k < from || k >= end) continue;
+            softmax.sum += weights[k - start];
+            out = fmaf(weights[k - start], to_float(v[i]), out);
+          }
         }
       }
     }
