@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from gpu_inputs import Paged, paged
+from gpu_model import our_rates, random_model, transformers_rates
 from gpu_timing import Report, timed
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -120,7 +121,7 @@ def _cache_and_sample(bench: Bench) -> None:
 def matrices(bench: Bench) -> None:
     """The tiled linear beside cuBLAS, and a copy beside which decode's bytes can be read."""
     size = 4096 if bench.full else 40
-    for tokens in (1, 32, 512) if bench.full else (3,):
+    for tokens in (1, 8, 64, 512, 4096) if bench.full else (3,):
         x, weights = bench.random(tokens, size), [bench.random(size, size)]
         while bench.full and len(weights) * weights[0].nbytes < BEYOND_L2:
             weights.append(bench.random(size, size))
@@ -152,7 +153,17 @@ def model(bench: Bench) -> None:
             bench.report.measure(f"generate 64 x {count}", name, lambda b=backend, c=count: generate(b, c))
 
 
-SECTIONS = {f.__name__: f for f in (prefill, decode, rows, matrices, model)}
+def step(bench: Bench) -> None:
+    """The shape of a 1 B model with random weights, bfloat16: the engine, and transformers beside it."""
+    with random_model(bench.full, bench.device) as folder:
+        for name, backend in (("ours", "native" if bench.full else "simt"), ("torch", "reference")):
+            rates = lambda b=backend: our_rates(folder, bench.device, b, bench.full)  # noqa: E731
+            bench.report.measure("1 B shape", name, rates)
+        beside = lambda: transformers_rates(folder, bench.device, bench.full)  # noqa: E731
+        bench.report.measure("1 B shape", "transformers", beside)
+
+
+SECTIONS = {f.__name__: f for f in (prefill, decode, rows, matrices, model, step)}
 
 
 # ---- parts of them --------------------------------------------------------------------------------

@@ -11,8 +11,8 @@
 //                 kept when they are aligned, how the result is rounded?
 //     rate        mma.sync with all operands in registers, TFLOP/s
 //
-// OUT_DIR/tensor_cores.json holds the answers, OUT_DIR/tensor_core_dots.txt dot products with the chip's
-// result, in hexadecimal: a, b (16 numbers each), c, d. A simulator can be held against them.
+// OUT_DIR/tensor_cores.json holds the answers, and dot products with the chip's result, in hexadecimal:
+// a, b (16 numbers each), c, d. A simulator can be held against them.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -342,7 +342,7 @@ float dot(const Model& m, const double* x, const double* y, float c, int depth) 
 }
 
 template <class T>
-void arithmetic(Json& json, const std::string& type, FILE* dots) {
+void arithmetic(Json& json, const std::string& type) {
   const int count = 512, depth = 16;
   std::vector<T> a(count * 16 * depth), b(count * 8 * depth);
   std::vector<float> c(count * 128);
@@ -384,14 +384,18 @@ void arithmetic(Json& json, const std::string& type, FILE* dots) {
         if (wrong == best) names += (names.empty() ? "\"" : ", \"") + std::string(name) + "\"";
       }
   json.add(type + ": models of the sum nearest to the chip", "[" + names + "]");
+  std::string dots;
   int written = 0;
   each([&](int t, int i, const double*, const double*) {
     if (i % 5 || written++ >= 1500) return;
-    std::fprintf(dots, "%s", type.c_str());
-    for (int k = 0; k < depth; k++) std::fprintf(dots, " %04x", bits16(a[(t * 16 + i / 8) * depth + k]));
-    for (int k = 0; k < depth; k++) std::fprintf(dots, " %04x", bits16(b[(t * 8 + i % 8) * depth + k]));
-    std::fprintf(dots, " %08x %08x\n", bits(c[t * 128 + i]), bits(d[t * 128 + i]));
+    char word[16];
+    dots += dots.empty() ? "[\n  \"" : "\",\n  \"";
+    for (int k = 0; k < depth; k++) std::snprintf(word, 16, "%04x ", bits16(a[(t * 16 + i / 8) * depth + k])), dots += word;
+    for (int k = 0; k < depth; k++) std::snprintf(word, 16, "%04x ", bits16(b[(t * 8 + i % 8) * depth + k])), dots += word;
+    std::snprintf(word, 16, "%08x ", bits(c[t * 128 + i])), dots += word;
+    std::snprintf(word, 16, "%08x", bits(d[t * 128 + i])), dots += word;
   });
+  json.text += ",\n \"" + type + " dots\": " + dots + "\"]";
 }
 
 void rate(Json& json) {
@@ -418,19 +422,17 @@ void rate(Json& json) {
 int main(int argc, char** argv) {
   std::string out = argc > 1 ? argv[1] : ".";
   Json json;
-  FILE* dots = std::fopen((out + "/tensor_core_dots.txt").c_str(), "w");
-  if (!dots) return std::fprintf(stderr, "%s cannot be written\n", out.c_str()), 1;
   rate(json);
   positions<__nv_bfloat16>(json, "bf16");
   positions<__half>(json, "f16");
-  arithmetic<__nv_bfloat16>(json, "bf16", dots);
-  arithmetic<__half>(json, "f16", dots);
-  std::fclose(dots);
+  arithmetic<__nv_bfloat16>(json, "bf16");
+  arithmetic<__half>(json, "f16");
   compare_wgmma<8>(json);
   compare_wgmma<32>(json);
   compare_wgmma<64>(json);
   compare_wgmma<128>(json);
   FILE* file = std::fopen((out + "/tensor_cores.json").c_str(), "w");
+  if (!file) return std::fprintf(stderr, "%s cannot be written\n", out.c_str()), 1;
   std::fprintf(file, "%s\n}\n", json.text.c_str());
   std::fclose(file);
 }
