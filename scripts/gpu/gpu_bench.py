@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from gpu_inputs import Paged, paged
-from gpu_model import our_rates, random_model, transformers_rates
+from gpu_model import our_rates, random_model, step_profile, transformers_rates
 from gpu_timing import Report, timed
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -159,6 +159,8 @@ def step(bench: Bench) -> None:
         for name, backend in (("ours", "native" if bench.full else "simt"), ("torch", "reference")):
             rates = lambda b=backend: our_rates(folder, bench.device, b, bench.full)  # noqa: E731
             bench.report.measure("1 B shape", name, rates)
+        if bench.full:
+            bench.report.measure("1 B shape, a prefill and 5 steps", "ours", lambda: step_profile(folder))
         beside = lambda: transformers_rates(folder, bench.device, bench.full)  # noqa: E731
         bench.report.measure("1 B shape", "transformers", beside)
 

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def _weights(config: dict[str, Any], device: str) -> dict[str, torch.Tensor]:
 
 
 def our_rates(folder: Path, device: str, backend: str, full: bool) -> dict[str, Any]:
-    """Rates of the engine, and what one decode step is made of."""
+    """Rates of the engine, and the bytes of the weights that a decode step reads."""
     llm = LLM(str(folder), device=device, backend=backend, dtype="bfloat16", prefix_caching=False)
     tokens, prompt, batches = (64, 1024, (1, 8)) if full else (2, 8, (1,))
     prefill_rate(llm, prompt)
@@ -75,17 +75,17 @@ def our_rates(folder: Path, device: str, backend: str, full: bool) -> dict[str, 
         decode_rate(llm, batch, 4)
         row[f"decode_{batch}_tokens_per_s"] = decode_rate(llm, batch, tokens)
     row["weight_bytes"] = llm.engine.model.decoder.step_bytes()
-    if full:
-        row["step"] = _profile(lambda: decode_rate(llm, 1, 4))
     return row
 
 
-def _profile(run: Callable[[], Any]) -> dict[str, Any]:
-    """Kernels and copies by name: how often, and how long in all; a prefill and five decode steps."""
+def step_profile(folder: Path) -> dict[str, Any]:
+    """Kernels and copies by name, how often and how long in all: a prefill of 32 and five decode steps."""
     from torch.profiler import ProfilerActivity, profile
 
+    llm = LLM(str(folder), device="cuda", backend="native", dtype="bfloat16", prefix_caching=False)
+    decode_rate(llm, 1, 4)
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as recorded:
-        run()
+        decode_rate(llm, 1, 4)
     counts: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
     for event in recorded.events():
