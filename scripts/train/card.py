@@ -119,14 +119,14 @@ def write_cards(
                 _DRAFT_DATA.format(target=target)
                 if is_draft
                 else _TARGET_DATA
-                if kept == "target"
+                if kept == "student"
                 else _ALONE_DATA
             ),
             **MIX,
             bpb=scores[name],
             rows="\n".join(rows) + "\n",
             seconds=results["seconds_given"],
-            steps=_steps(results, ("draft", "polish") if is_draft else ("teacher-1", "teacher-2", "target")),
+            steps=_steps(results, ("draft", "polish") if is_draft else ("teacher-1", "teacher-2", "student")),
             device=results["device"],
             torch=results["torch"].split("+")[0],
             samples=_samples(folders[name], valid, Tokenizer.from_file(str(tokenizer))),

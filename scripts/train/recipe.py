@@ -1,12 +1,12 @@
-"""How the shipped models are trained: two teachers, a target that imitates both, a draft that imitates it.
+"""How the shipped models are trained: two teachers, a student of both, a draft that imitates the best.
 
     corpus --> teacher-1 --+
-    corpus --> teacher-2 --+--> target --> draft --> draft, polished
-                 stories they tell ^   stories it tells ^
+    corpus --> teacher-2 --+--> student     target: the best of the three --> draft --> polished draft
+           stories they tell ^                              stories it tells ^
 
 The corpus is small: 9 million tokens, each read 10 times and more. A model that imitates the mean of
 two teachers, on the corpus and on stories that they tell, overfits less than a model that learns from
-the corpus alone. Of the three the one with the fewest bits per byte on held-out stories is the target.
+the corpus alone. The best is the one with the fewest bits per byte on held-out stories.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ STAGES = (
     Stage("teacher-1", "target", ends=0.17, dropout=0.1, weight_decay=0.3),
     Stage("teacher-2", "target", ends=0.32, dropout=0.2, weight_decay=0.3),
     Stage(
-        "target",
+        "student",
         "target",
         ends=0.72,
         dropout=0.05,

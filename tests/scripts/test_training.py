@@ -175,11 +175,11 @@ def tiny_run(tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "_SAMPLE_LENGTH", 20)
     monkeypatch.setattr(generated, "_LENGTH", 60)
     rng = np.random.default_rng(0)
-    docs = [np.append(0, rng.integers(1, 128, 60)).astype(np.uint16) for _ in range(150)]
+    docs = [np.append(0, rng.integers(1, 128, 60)).astype(np.uint16) for _ in range(100)]
     corpus = Corpus(dict.fromkeys(FILES, docs), np.ones(128, dtype=np.int64))
     time = Ticks()
     tokenizer = Tokenizer(models.BPE({"<|endoftext|>": 0}, []))
-    return recipe.Run(corpus, tokenizer, tmp_path, Clock(600, time), torch.device("cpu"), 1200), time
+    return recipe.Run(corpus, tokenizer, tmp_path, Clock(300, time), torch.device("cpu"), 1200), time
 
 
 def test_a_run_trains_every_stage_and_keeps_the_best_target(tiny_run, tmp_path):
@@ -193,7 +193,7 @@ def test_a_run_trains_every_stage_and_keeps_the_best_target(tiny_run, tmp_path):
     assert list(results["stages"]) == [stage.name for stage in STAGES]
     assert 0 <= results["agreement"] <= 1
     assert len(results["samples"]) == 10
-    of_target = ("teacher-1", "teacher-2", "target")
+    of_target = ("teacher-1", "teacher-2", "student")
     best = min(results["stages"][name]["best"] for name in of_target)
     shape = run._models["target"].shape
     kept = load_parts(tmp_path, "target", shape)
@@ -207,7 +207,7 @@ def test_a_run_that_is_stopped_writes_what_it_has_and_trains_no_more(tiny_run, t
     from train.parts import load_parts, read_results
 
     run, time = tiny_run
-    time.at[130] = run.clock.stop  # in the second stage
+    time.at[75] = run.clock.stop  # in the second stage
     run.run()
     results = read_results(tmp_path)
     assert list(results["stages"]) == ["teacher-1", "teacher-2"]
