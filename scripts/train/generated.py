@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from train.clock import Budget
@@ -62,11 +64,11 @@ def generated_documents(
         taken = torch.tensor([temperatures[i % len(temperatures)] for i in range(len(begun))])
         turn = len(docs) // at_once
         texts = continue_texts(models[turn % len(models)], begun, _LENGTH, taken, seed=turn)
-        docs += [_first_story(row) for row in texts.cpu().numpy().astype(np.uint16)]
+        docs += [first_story(row) for row in texts.cpu().numpy().astype(np.uint16)]
     return docs
 
 
-def _first_story(row: Tokens) -> Tokens:
+def first_story(row: NDArray[Any]) -> NDArray[Any]:
     """The tokens up to the second end-of-text; the first leads the story."""
     ends = np.flatnonzero(row[1:] == END_OF_TEXT_ID)
     return row[: ends[0] + 1] if len(ends) else row

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from train.clock import Clock
 from train.data import Corpus, Mixture, Tokens
 from train.evaluate import agreement, bits_per_byte
-from train.generated import continue_texts, generated_documents
+from train.generated import continue_texts, first_story, generated_documents
 from train.loop import Trainer, distillation_loss, next_token_loss
 from train.model import SHAPES, LanguageModel
 from train.parts import save_parts, write_results
@@ -97,7 +97,8 @@ class Run:
             self._train(stage, seed)
         if self.clock.share() < 1 and "target" in self._models:
             self._measure()
-        self._note(seconds=self.clock.elapsed())
+        self.results["seconds"] = self.clock.elapsed()
+        write_results(self.results, self.out)
 
     def _train(self, stage: Stage, seed: int) -> None:
         teachers = [self._models[name] for name in stage.teachers if name in self._models]
@@ -168,26 +169,25 @@ class Run:
         return self._stories[stage.teachers]
 
     def _measure(self) -> None:
+        """Every kept model on all held-out stories, the draft's agreement with the target, and samples."""
         valid, target = self.corpus.docs["valid"], self._models["target"]
-        self._note(samples=self._samples(target))
-        draft = self._models.get("polish", self._models.get("draft"))
-        if draft is not None:
-            self._note(agreement=agreement(target, draft, valid))
-        scores: dict[str, float] = {}
+        scores = self.results["bits_per_byte"] = {}
         for name, model in self._models.items():
             scores[name] = bits_per_byte(model, valid, self.corpus.token_bytes)
-            self._note(bits_per_byte=scores)
+            print(f"{self.clock.elapsed():6.1f} s  {name}: {scores[name]:.4f} bits/byte", flush=True)
+        write_results(self.results, self.out)
+        draft = self._models.get("polish", self._models.get("draft"))
+        if draft is not None:
+            agreed = self.results["agreement"] = agreement(target, draft, valid)
+            print(f"{self.clock.elapsed():6.1f} s  argmax agreement {agreed:.4f}", flush=True)
+        samples = self.results["samples"] = self._samples(target)
+        print(*samples, sep="\n\n", flush=True)
 
     def _samples(self, target: LanguageModel) -> list[str]:
         openings = [doc[: 1 + 4 + i % 4] for i, doc in enumerate(self.corpus.docs["valid"][:_SAMPLES])]
         temperatures = torch.full((len(openings),), 0.8)
         texts = continue_texts(target, openings, _SAMPLE_LENGTH, temperatures, seed=0)
-        return [self.tokenizer.decode(row, skip_special_tokens=False) for row in texts.tolist()]
-
-    def _note(self, **values: Any) -> None:
-        self.results |= values
-        write_results(self.results, self.out)
-        print(f"{self.clock.elapsed():6.1f} s  {values}", flush=True)
+        return [self.tokenizer.decode(first_story(row).tolist()) for row in texts.cpu().numpy()]
 
 
 def _rounded(model: LanguageModel) -> LanguageModel:
