@@ -38,7 +38,10 @@ void access(bool write, const void* address, size_t bytes, bool aligned, const v
 // ---- asynchronous copies: they land as late as they may ---------------------------------------
 
 void land(const PendingCopy& copy, const void* pc) {
-  memcpy(copy.to, copy.from, copy.bytes);
+  if (copy.from)
+    memcpy(copy.to, copy.from, copy.bytes);
+  else
+    memset(copy.to, 0, copy.bytes);
   if (!machine().check) return;
   unmark_copy(copy.to, copy.bytes);
   check_write(Space::shared, copy.to, copy.bytes, pc);
@@ -60,16 +63,22 @@ void copy_async(void* to_shared, const void* from_global, size_t bytes) {
   Machine& m = machine();
   Thread& t = *m.running;
   const void* pc = __builtin_return_address(0);
-  Location to = locate(to_shared, bytes, true, "copy to", pc), from = locate(from_global, bytes, true, "copy from", pc);
-  if (to.space != Space::shared || from.space != Space::global) fail("copy", "cp.async goes from global to shared memory", {nullptr, 0, pc});
+  Location to = locate(to_shared, bytes, true, "copy to", pc);
+  bool global = true;
+  if (from_global) {
+    Location from = locate(from_global, bytes, true, "copy from", pc);
+    global = from.space == Space::global;
+    if (m.check) check_read(Space::global, from_global, bytes, pc);
+    count_access(from, false, from_global, bytes, pc);
+  }
+  if (to.space != Space::shared || !global) fail("copy", "cp.async goes from global to shared memory", {nullptr, 0, pc});
   if (m.check) {
-    check_read(Space::global, from_global, bytes, pc);
     check_write(Space::shared, to_shared, bytes, pc);
     mark_copy(to_shared, bytes, pc);
   }
-  count_access(from, false, from_global, bytes, pc);
   count_access(to, true, to_shared, bytes, pc);
-  if (Counters* c = counters()) c->async_copy_bytes += bytes;
+  Counters* c = counters();
+  if (c && from_global) c->async_copy_bytes += bytes;
   t.copies.push_back({static_cast<char*>(to_shared), static_cast<const char*>(from_global), bytes, t.copy_group});
 }
 

@@ -66,7 +66,7 @@ void* dynamic_shared(Where where);
 void read_wide(void* to, const void* from, size_t bytes);
 void write_wide(void* to, const void* from, size_t bytes);
 
-void copy_async(void* to_shared, const void* from_global, size_t bytes);
+void copy_async(void* to_shared, const void* from_global, size_t bytes);  // from null: zeros
 void commit_copies();
 void wait_copies(int pending_groups);
 
@@ -170,6 +170,10 @@ __forceinline__ void copy_async(void* to_shared, const void* from_global) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
   simt::copy_async(to_shared, from_global, kBytes);
 }
+// The same of 16 bytes, or zeros where nothing is `inside`; then `from_global` is not read.
+__forceinline__ void copy_async_or_zero(void* to_shared, const void* from_global, bool inside) {
+  simt::copy_async(to_shared, inside ? from_global : nullptr, 16);
+}
 __forceinline__ void commit_copies() { simt::commit_copies(); }
 template <int kPendingGroups>
 __forceinline__ void wait_copies() {
@@ -211,6 +215,34 @@ template <class T>
 void mma_m16n8k16(float (&c)[4], const T (&a)[8], const T (&b)[4], simt::Where where = simt::Where::current()) {
   simt::MmaOperands<T> mine{c, a, b};
   simt::warp_operation("mma", &mine, simt::multiply_tiles<T>, where);
+}
+
+// kMatrices (4 or 2) matrices of 8 x 8 from shared memory, as mma wants them. Lane i gives the place of row i % 8
+// of matrix i / 8, 16 bytes; it gets of each matrix the numbers (g, t) and (g, t + 1), g and t as above.
+// PTX ISA: ldmatrix.
+namespace simt {
+template <class T>
+struct MatrixRow {
+  struct alignas(16) Numbers {
+    T v[8];
+  } row;
+  T* to;
+};
+template <int kMatrices, class T>
+void spread_matrices(void* const* operands) {
+  MatrixRow<T>* const* lanes = reinterpret_cast<MatrixRow<T>* const*>(operands);
+  for (int lane = 0; lane < 32; lane++)
+    for (int i = 0; i < 2 * kMatrices; i++)
+      lanes[lane]->to[i] = lanes[i / 2 * 8 + lane / 4]->row.v[lane % 4 * 2 + i % 2];
+}
+}  // namespace simt
+
+template <int kMatrices, class T>
+void load_matrices(T* numbers, const T* row, simt::Where where = simt::Where::current()) {
+  static_assert(kMatrices == 2 || kMatrices == 4, "ldmatrix.x2 and .x4");
+  simt::MatrixRow<T> mine{{}, numbers};
+  if (threadIdx.x % 32 < 8 * kMatrices) mine.row = load_wide<typename simt::MatrixRow<T>::Numbers>(row);
+  simt::warp_operation("ldmatrix", &mine, simt::spread_matrices<kMatrices, T>, where);
 }
 
 template <class T>

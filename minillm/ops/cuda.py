@@ -7,6 +7,7 @@ what is not a layer's work (log-probabilities for the caller) is torch's.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from minillm.toolchain.compiler import BuildFailed
 from minillm.toolchain.cuda import cuda_library
 
 HEAD_DIMS = (32, 64, 96, 128)
+LINEAR_RUNGS = ("tile", "mma")
 
 
 class CudaOps:
@@ -69,10 +71,33 @@ class CudaOps:
         shapes.check_embedding(ids, weight)
         return F.embedding(ids, plain(weight))
 
-    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+    def linear(
+        self,
+        x: Tensor,
+        weight: Weight,
+        bias: Tensor | None = None,
+        rung: str = "tile",
+        float_out: bool = False,
+    ) -> Tensor:
+        """`Ops.linear`; `rung` picks a kernel: "tile", the engine's own, or "mma", on tensor cores.
+
+        With `float_out` the result is float32, which only "mma" can. What "mma" was not written for runs on
+        "tile", with a warning that says why.
+        """
         shapes.check_linear(x, weight, bias)
-        rows = x.reshape(-1, x.shape[-1]).contiguous()
-        result: Tensor = self._call("linear", rows, plain(weight), bias)
+        if rung not in LINEAR_RUNGS:
+            raise ValueError(f"linear: there is no rung {rung}, only {' and '.join(LINEAR_RUNGS)}")
+        rows, matrix = x.reshape(-1, x.shape[-1]).contiguous(), plain(weight)
+        obstacle = _no_mma(rows, matrix) if rung == "mma" else 'rung "tile" rounds'
+        if float_out and obstacle:
+            raise ValueError(f"linear: no float32 result for {x.dtype} numbers: {obstacle}")
+        if rung == "mma" and obstacle:
+            warnings.warn(f"linear: rung tile instead of mma: {obstacle}", stacklevel=2)
+        result: Tensor = (
+            self._call("linear", rows, matrix, bias)
+            if obstacle
+            else self._call("linear_mma", rows, matrix, bias, float_out)
+        )
         return result.view(*x.shape[:-1], weight.shape[0])
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -168,6 +193,17 @@ class CudaOps:
             return getattr(self._ops, op).default(*arguments, torch.cuda.current_stream().cuda_stream)
 
 
+def _no_mma(x: Tensor, weight: Tensor) -> str:
+    """Why tensor cores cannot multiply these, or nothing."""
+    if x.dtype == torch.float32:
+        return "tensor cores take bfloat16 and float16"
+    if x.shape[1] % 8 or x.data_ptr() % 16 or weight.data_ptr() % 16:
+        return "rows begin at no multiple of 16 bytes"
+    if x.is_cuda and torch.cuda.get_device_capability(x.device) < (8, 0):
+        return "the GPU is older than sm_80"
+    return ""
+
+
 @cache
 def load_library() -> Path:
     """Compile the kernels for the GPU that is there, on first use, and register them.
@@ -195,6 +231,9 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "add_rms_norm": lambda x, *others: (torch.empty_like(x), torch.empty_like(x)),
     "silu_mul": lambda gate_up, stream: gate_up.new_empty([gate_up.shape[0], gate_up.shape[1] // 2]),
     "linear": lambda x, weight, bias, stream: x.new_empty([x.shape[0], weight.shape[0]]),
+    "linear_mma": lambda x, weight, bias, float_out, stream: x.new_empty(
+        [x.shape[0], weight.shape[0]], dtype=torch.float32 if float_out else x.dtype
+    ),
     "rope_and_cache": lambda q, *others: q.new_empty(q.shape),
     "paged_attention": lambda q, *others: q.new_empty(q.shape),
     "sample": lambda logits, keys, *others: keys.new_empty([logits.shape[0]]),

@@ -115,13 +115,30 @@ def test_asynchronous_copies_exist_from_sm_80_on(tmp_path):
         assert ("cp.async.ca" in target.read_text()) == there
 
 
+@pytest.mark.parametrize("word", ["mma.sync.aligned.m16n8k16", "ldmatrix.sync", "cp.async.cg"])
+def test_the_mma_rung_uses_what_it_is_named_for(word, tmp_path):
+    (source,) = find_sources("cuda", "linear_mma.cu")
+    command = compile_command(CUDA, source, tmp_path / "out.ptx", [])
+    subprocess.run([*command, "-ptx", "-arch=compute_80"], check=True, capture_output=True)
+    assert word in (tmp_path / "out.ptx").read_text()
+
+
 @pytest.mark.slow
 def test_the_torch_binding_for_cuda_builds_and_loads_without_a_gpu():
     """Registration needs no driver; the first launch would."""
     from minillm.ops.cuda import load_library
 
     load_library()
-    rows = ("rms_norm", "add_rms_norm", "silu_mul", "linear", "rope_and_cache", "copy_blocks", "sample")
+    rows = (
+        "rms_norm",
+        "add_rms_norm",
+        "silu_mul",
+        "linear",
+        "linear_mma",
+        "rope_and_cache",
+        "copy_blocks",
+        "sample",
+    )
     for op in (*rows, "verify_coupled", "verify_draft"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"minillm_cuda::{op}", "CUDA")
     assert torch._C._dispatch_has_kernel_for_dispatch_key("minillm_cuda::paged_attention", "CUDA")

@@ -95,6 +95,30 @@ def test_linear(ops, dtype):
         check(found, expected, oracle.linear(x, weight, bias), (rows, size, out))
 
 
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=["bf16", "f16"])
+def test_linear_on_tensor_cores(ops, dtype):
+    large = [(1, 4096, 2048), (16, 2048, 8192), (512, 2048, 4096), (1030, 1096, 5001)] if ON_GPU else []
+    for rows, size, out in [(1, 8, 1), (5, 40, 17), (9, 136, 33), (33, 72, 50), (70, 200, 65), *large]:
+        x, weight = random(rows, size, dtype=dtype), random(out, size, dtype=dtype, seed=1)
+        bias = random(out, dtype=dtype, seed=2)
+        exact = oracle.linear(x, weight, bias)
+        found = run(ops, "linear", x, weight, bias, rung="mma")
+        check(found, REFERENCE.linear(x, weight, bias), exact, (rows, size, out))
+        assert oracle.error(run(ops, "linear", x, weight, bias, rung="mma", float_out=True), exact) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=["bf16", "f16"])
+def test_a_rows_bits_do_not_depend_on_the_batch_on_tensor_cores(ops, dtype):
+    """In float32, where a sum in another order shows; every tile has a turn, 128 x 128 on a GPU alone."""
+    rows, size, out = (512, 4096, 4096) if ON_GPU else (70, 136, 20)
+    x, weight = random(rows, size, dtype=dtype), random(out, size, dtype=dtype, seed=1)
+    whole = run(ops, "linear", x, weight, rung="mma", float_out=True)
+    for count in (1, 7, 8, 9, 16, 17, 33, 70):
+        for part in (slice(0, count), slice(rows - count, rows)):
+            found = run(ops, "linear", x[part], weight, rung="mma", float_out=True)
+            assert torch.equal(found, whole[part]), (count, part)
+
+
 @each_dtype
 def test_rope_and_cache_and_copies(ops, dtype):
     q, k_cache, v_cache, meta, _ = Case([(5, 9), (1, 40), (17, 17)], heads=6, kv_heads=2, dim=64).build(dtype)

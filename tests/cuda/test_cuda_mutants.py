@@ -78,6 +78,18 @@ MUTANTS = [
     ("linear", "a row too many", "first + row < rows", "first + row <= rows", "out of bounds"),
     ("linear", "weights transposed", "w_tile[local_col][k]", "w_tile[local_row][k]", WRONG),
     ("linear", "no padding", "kPitch = kDepth + 1", "kPitch = kDepth", WAVEFRONTS),
+    ("linear_mma", "no barrier", f"{BARRIER}  // everybody's copies", "// everybody's copies", WRONG),
+    ("linear_mma", "a stage not waited for", "wait_copies<S::kStages - 2>", "wait_copies<S::kStages - 1>", WRONG),
+    ("linear_mma", "copied over what is being read", "stage + S::kStages - 1, free_slot", "stage + S::kStages - 1, slot", WRONG),
+    ("linear_mma", "the last columns are lost", "(p.in + kDepth - 1) / kDepth", "p.in / kDepth", WRONG),
+    ("linear_mma", "a chunk too many", "chunk * kWide < columns", "chunk * kWide <= columns", WRONG),
+    ("linear_mma", "a row too many", "first + row < rows", "first + row <= rows", "out of bounds"),
+    ("linear_mma", "no swizzle", "(chunk ^ row % 8) * kWide", "chunk * kWide", WAVEFRONTS),
+    ("linear_mma", "half of W twice", "2 * step + lane / 16)", "2 * step)", WRONG),
+    ("linear_mma", "halves of x exchanged", "2 * step + lane / 8 % 2", "2 * step + (lane / 8 + 1) % 2", WRONG),
+    ("linear_mma", "fragments of the step before", "step % 2].x[j]", "(step + 1) % 2].x[j]", WRONG),
+    ("linear_mma", "bias of the token", "(p.bias)[out]", "(p.bias)[token]", WRONG),
+    ("linear_mma", "a token too many", "token >= p.rows", "token > p.rows", "out of bounds"),
     ("silu_mul", "bound off by one", "if (i >= p.size) return;", "if (i > p.size) return;", "out of bounds"),
     ("silu_mul", "halves exchanged", "gate[p.size + i]", "gate[i]", WRONG),
     ("rope_and_cache", "turned the other way", "a * c - b * s", "a * c + b * s", WRONG),
@@ -189,6 +201,19 @@ def linear(run):
     return y, oracle.linear(x, weight, bias)
 
 
+def linear_mma(run):
+    """Each shape of tile: their rings and fragments differ."""
+    found, exact = [], []
+    for shape, rows in enumerate((3, 16, 20, 70, 131)):
+        x, weight, bias = (
+            random(*s, dtype=torch.bfloat16, seed=rows) for s in ((rows, 136), (33, 136), (33,))
+        )
+        y = torch.zeros(rows, 33)
+        run(x=x, weight=weight, bias=bias, y=y, rows=rows, **{"in": 136}, out=33, shape=shape)
+        found.append(y), exact.append(oracle.linear(x, weight, bias))
+    return torch.cat(found), torch.cat(exact)
+
+
 def silu_mul(run):
     x, y = random(2, 2 * 130), torch.zeros(2, 130)
     run(gate_up=x, y=y, rows=2, size=130)
@@ -297,6 +322,7 @@ RUNS = {
     "decode_d1": (attention, ["-DIS_ATTENTION", "-DLAUNCHER=decode_d1"]),
     "norm": (norm, ["-DIS_NORM"]),
     "linear": (linear, ["-DIS_LINEAR"]),
+    "linear_mma": (linear_mma, ["-DIS_LINEAR_MMA"]),
     "silu_mul": (silu_mul, ["-DIS_SILU_MUL"]),
     "rope_and_cache": (rope_and_cache, ["-DIS_ROPE"]),
     "copy_blocks": (copy_blocks, ["-DIS_COPY"]),
@@ -316,6 +342,8 @@ def build(kernel: str, folder: Path, old: str = "", new: str = "") -> KernelLibr
     if old:
         assert text in source, f"{file} has no {text!r} any more"
         (folder / file).write_text(source.replace(text, new, 1))
+    if kernel == "linear_mma":  # the same kernels for float16 would take as long again to compile
+        (folder / file).write_text((folder / file).read_text().replace("launch_shape<float16>", "launch_shape<bfloat16>"))
     dispatch = (folder / "dispatch.h").read_text().splitlines()
     others = ("case DType::bf16", "case DType::f16", "case 64:", "case 96:", "case 128:")
     (folder / "dispatch.h").write_text(

@@ -63,12 +63,14 @@ Tensor gated(const Tensor& gate_up, int64_t stream) {
   return y;
 }
 
-Tensor multiply(const Tensor& x, const Tensor& weight, const Optional& bias, int64_t stream) {
-  const char* op = "linear";
+template <class Launch>
+Tensor multiply(const char* op, const Tensor& x, const Tensor& weight, const Optional& bias, bool float_out,
+                Launch launch) {
   check(op, "x", x, 2, x.scalar_type());
   check(op, "weight", weight, 2, x.scalar_type());
   check_size(op, "weight's number of columns", weight.size(1), x.size(1));
-  Tensor y = like(x, {x.size(0), weight.size(0)});
+  std::vector<int64_t> shape = {x.size(0), weight.size(0)};
+  Tensor y = float_out ? torch::stable::new_empty(x, shape, ScalarType::Float) : like(x, shape);
   Call call(op);
   call.with("x", x).with("weight", weight).with("y", y);
   if (bias) {
@@ -76,11 +78,24 @@ Tensor multiply(const Tensor& x, const Tensor& weight, const Optional& bias, int
     check_size(op, "bias's length", bias->size(0), weight.size(0));
     call.with("bias", *bias);
   }
-  linear({data<void>(x), data<void>(weight), bias ? data<void>(*bias) : nullptr, y.mutable_data_ptr(),
-          static_cast<int>(x.size(0)), static_cast<int>(x.size(1)), static_cast<int>(weight.size(0)), dtype_of(op, x)},
-         as_stream(stream));
+  launch(LinearArgs{data<void>(x), data<void>(weight), bias ? data<void>(*bias) : nullptr, y.mutable_data_ptr(),
+                    static_cast<int>(x.size(0)), static_cast<int>(x.size(1)), static_cast<int>(weight.size(0)),
+                    dtype_of(op, x), float_out});
   call.done();
   return y;
+}
+
+Tensor multiply_tiles(const Tensor& x, const Tensor& weight, const Optional& bias, int64_t stream) {
+  return multiply("linear", x, weight, bias, false, [&](const LinearArgs& p) { linear(p, as_stream(stream)); });
+}
+
+Tensor multiply_mma(const Tensor& x, const Tensor& weight, const Optional& bias, bool float_out, int64_t stream) {
+  const char* op = "linear_mma";
+  STD_TORCH_CHECK(dtype_of(op, x) != DType::f32, op, ": bfloat16 or float16 only");
+  STD_TORCH_CHECK(x.size(1) % 8 == 0, op, ": x has ", x.size(1), " columns, no multiple of 8");
+  for (const Tensor* t : {&x, &weight})
+    STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(t->const_data_ptr()) % 16 == 0, op, ": x or weight begins at no multiple of 16 bytes");
+  return multiply(op, x, weight, bias, float_out, [&](const LinearArgs& p) { linear_mma(p, as_stream(stream)); });
 }
 
 // ---- the cache --------------------------------------------------------------------------------
@@ -228,6 +243,7 @@ Tensor draw(const Tensor& logits, const Tensor& keys, const Tensor& numbers, con
   m.def("add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps, int stream) -> (Tensor, Tensor)");       \
   m.def("silu_mul(Tensor gate_up, int stream) -> Tensor");                                                          \
   m.def("linear(Tensor x, Tensor weight, Tensor? bias, int stream) -> Tensor");                                     \
+  m.def("linear_mma(Tensor x, Tensor weight, Tensor? bias, bool float_out, int stream) -> Tensor");                 \
   m.def(                                                                                                            \
       "rope_and_cache(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin, Tensor(a!) k_cache, "                   \
       "Tensor(b!) v_cache, Tensor positions, Tensor slot_mapping, int stream) -> Tensor");                          \
@@ -249,7 +265,8 @@ Tensor draw(const Tensor& logits, const Tensor& keys, const Tensor& numbers, con
   m.impl("rms_norm", TORCH_BOX(&norm));                       \
   m.impl("add_rms_norm", TORCH_BOX(&add_norm));               \
   m.impl("silu_mul", TORCH_BOX(&gated));                      \
-  m.impl("linear", TORCH_BOX(&multiply));                     \
+  m.impl("linear", TORCH_BOX(&multiply_tiles));               \
+  m.impl("linear_mma", TORCH_BOX(&multiply_mma));             \
   m.impl("rope_and_cache", TORCH_BOX(&rotate_and_cache));     \
   m.impl("copy_blocks", TORCH_BOX(&copy));                    \
   m.impl("paged_attention", TORCH_BOX(&attend));              \

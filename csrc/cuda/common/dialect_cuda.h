@@ -10,10 +10,22 @@
 
 #define UNROLL _Pragma("unroll")
 #define SHARED(type, name, dims) __shared__ alignas(16) type name dims
-#define DYNAMIC_SHARED(type, name)              \
-  extern __shared__ char dynamic_shared_memory[]; \
+#define DYNAMIC_SHARED(type, name)                             \
+  extern __shared__ __align__(128) char dynamic_shared_memory[]; \
   type* name = reinterpret_cast<type*>(dynamic_shared_memory)
-#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...) kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
+#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+  launch_kernel(kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
+
+// A block has 48 KB of shared memory, and more only if its kernel asks for it before the launch. What a chip
+// refuses stays behind as CUDA's last error, like the launch's own.
+template <class... Parameters, class... Arguments>
+void launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                   const Arguments&... arguments) {
+  if (shared_bytes > 48 << 10)
+    cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                         static_cast<int>(shared_bytes));
+  kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
+}
 
 // One access of sizeof(V) bytes; V must be aligned to its size.
 template <class V>
@@ -53,6 +65,24 @@ __device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const __half (&a)[8]
 #endif
 }
 
+// Eight rows of 16 bytes in shared memory for each of kMatrices matrices (4 or 2), from lanes 0, 1, ... in turn.
+template <int kMatrices, class T>
+__device__ __forceinline__ void load_matrices(T* numbers, const T* row) {
+  static_assert(kMatrices == 2 || kMatrices == 4, "ldmatrix.x2 and .x4");
+  uint32_t* to = reinterpret_cast<uint32_t*>(numbers);
+  uint32_t from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  if constexpr (kMatrices == 4)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(from)
+                 : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(to[0]), "=r"(to[1])
+                 : "r"(from)
+                 : "memory");
+}
+
 // ---- cp.async (sm_80); before that a plain copy -------------------------------------------------
 
 template <int kBytes>
@@ -63,6 +93,18 @@ __device__ __forceinline__ void copy_async(void* to_shared, const void* from_glo
   asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from_global), "n"(kBytes) : "memory");
 #else
   memcpy(__builtin_assume_aligned(to_shared, kBytes), __builtin_assume_aligned(from_global, kBytes), kBytes);
+#endif
+}
+
+// 16 bytes past the first cache, or zeros where nothing is `inside`; then `from_global` is not read.
+__device__ __forceinline__ void copy_async_or_zero(void* to_shared, const void* from_global, bool inside) {
+#if __CUDA_ARCH__ >= 800
+  uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(to_shared));
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from_global),
+               "r"(inside ? 16 : 0)
+               : "memory");
+#else
+  *static_cast<uint4*>(to_shared) = inside ? *static_cast<const uint4*>(from_global) : uint4{};
 #endif
 }
 

@@ -32,6 +32,17 @@ extern "C" void run(const float* x, const float* residual, const float* weight, 
 extern "C" void run(const float* x, const float* weight, const float* bias, float* y, int rows, int in, int out) {
   linear({x, weight, bias, y, rows, in, out, DType::f32}, nullptr);
 }
+#elif defined(IS_LINEAR_MMA)
+// Any shape of tile for any number of rows; bfloat16 in, float32 out.
+extern "C" void run(const bfloat16* x, const bfloat16* weight, const bfloat16* bias, float* y, int rows, int in, int out,
+                    int shape) {
+  LinearArgs args = {x, weight, bias, y, rows, in, out, DType::bf16, true};
+  if (shape == 0) launch<bfloat16, Tile16x8>(args, nullptr);
+  if (shape == 1) launch<bfloat16, Tile16x16>(args, nullptr);
+  if (shape == 2) launch<bfloat16, Tile32x32>(args, nullptr);
+  if (shape == 3) launch<bfloat16, Tile64x64>(args, nullptr);
+  if (shape == 4) launch<bfloat16, Tile128x128>(args, nullptr);
+}
 #elif defined(IS_SILU_MUL)
 extern "C" void run(const float* gate_up, float* y, int rows, int size) {
   silu_mul({gate_up, y, rows, size, DType::f32}, nullptr);

@@ -1,0 +1,213 @@
+// linear on tensor cores: y = x W^T + bias for 16-bit numbers, one accumulator per output at every batch size.
+//
+//     W [out, in]: the 16 rows of an mma        x [tokens, in]: its 8 columns
+//
+//     stage s (64 columns of both)   | s | s+1 | s+2 |  ...  |      a ring in shared memory: while one stage is
+//     W  kOut rows    [ 128 bytes ]  |===|-----|-----|  ...  |      multiplied, the others are on their way
+//     x  kTokens rows [ 128 bytes ]  |===|-----|-----|  ...  |      (cp.async)
+//
+// A warp takes 16 x 16 of W and 16 x 8 of x out of a stage with ldmatrix and adds their product to 16 x 8 sums in
+// its registers. An output's products are added for k = 0..15, 16..31, ... in one chain, whichever shape of
+// tile is at work: a token's result cannot depend on who else is in the batch (contract C2). So the shapes below
+// are a question of speed alone:
+//
+//     16 x 8, 16 x 16, 32 x 32    few tokens: W is read once, and bandwidth is all. Small tiles make a block for
+//                                 every multiprocessor, and long rings keep 30 KB on the way in each
+//     64 x 64, 128 x 128          many tokens: each number in shared memory is used 32 (64) times
+//
+// Bytes: W ceil(rows / kTokens) times, x ceil(out / kOut) times. FLOPs: 2 * rows * out * in. Limit: memory for few
+// tokens; for many the tensor cores, of which mma.sync reaches about 60 % on sm_90 (wgmma all of it).
+// Left out: wgmma and TMA, split-K (which would change the order of the sum).
+
+#include "dispatch.h"
+
+namespace minillm::cuda {
+namespace {
+
+constexpr int kDepth = 64;               // columns in a stage: 128 bytes a row, each bank once
+constexpr int kWide = 8;                 // numbers in 16 bytes: a chunk, the unit of copies and of ldmatrix
+constexpr int kChunks = kDepth / kWide;  // in a row of a stage
+constexpr int kSteps = kDepth / 16;      // mma after mma in a stage
+
+// Warps side by side, tiles of 16 x 8 in each, and stages; kBlocks of them fit a multiprocessor.
+template <int kWarpsOut_, int kWarpsTokens_, int kOutTiles_, int kTokenTiles_, int kStages_, int kBlocks_>
+struct Shape {
+  static constexpr int kWarpsOut = kWarpsOut_, kWarpsTokens = kWarpsTokens_;
+  static constexpr int kOutTiles = kOutTiles_, kTokenTiles = kTokenTiles_;
+  static constexpr int kStages = kStages_, kBlocks = kBlocks_;
+  static constexpr int kThreads = 32 * kWarpsOut * kWarpsTokens;
+  static constexpr int kOut = 16 * kOutTiles * kWarpsOut, kTokens = 8 * kTokenTiles * kWarpsTokens;
+  static constexpr int kStageSize = (kOut + kTokens) * kDepth;  // numbers
+};
+
+// Where chunk `chunk` of a row lies. The eight chunks of a row change places, differently in eight neighbouring
+// rows: the same chunk of eight rows, which is what ldmatrix reads at once, then lies in all 32 banks.
+__device__ __forceinline__ int place(int row, int chunk) { return row * kDepth + (chunk ^ row % 8) * kWide; }
+
+// place(row + rows, chunk + chunks) from at = place(row, chunk), where neither addition carries into a bit that is
+// set: known numbers then cost one exclusive or, and what is left of them is part of the instruction.
+__device__ __forceinline__ int moved(int at, int rows, int chunks) {
+  return (at ^ (chunks ^ rows % 8) * kWide) + rows * kDepth;
+}
+
+// The part of a stage that is copied beside step `step`: rows `first`.. of a [rows, columns] matrix, columns
+// `column`... Zeros where there are none.
+template <int kRows, int kThreads, class T>
+__device__ __forceinline__ void copy_rows(T* tile, const T* matrix, int first, int rows, int column, int columns,
+                                          int step) {
+  constexpr int kCopies = kRows * kChunks / kThreads, kRowsApart = kThreads / kChunks;
+  int row = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks, at = place(row, chunk);
+  bool inside = column + chunk * kWide < columns;
+  const T* from = matrix + static_cast<int64_t>(first + row) * columns + column + chunk * kWide;
+  UNROLL
+  for (int i = 0; i < kCopies; i++) {
+    if (i * kSteps / kCopies != step) continue;
+    copy_async_or_zero(tile + moved(at, i * kRowsApart, 0), from + static_cast<int64_t>(i * kRowsApart) * columns,
+                       inside && first + row + i * kRowsApart < rows);
+  }
+}
+
+// What a warp multiplies in one step: 16 columns of its rows of W and x.
+template <class T, class S>
+struct Fragments {
+  Vec<T, 8> w[S::kOutTiles];
+  Vec<T, 4> x[S::kTokenTiles];
+};
+
+// Where this lane's rows begin in every stage; ldmatrix wants a place from each lane.
+struct Places {
+  int w, x;
+};
+
+template <class S>
+__device__ __forceinline__ Places own_places() {
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  int w_row = warp / S::kWarpsTokens * S::kOutTiles * 16 + lane % 16;
+  int x_row = S::kOut + warp % S::kWarpsTokens * S::kTokenTiles * 8 + lane % 8;
+  if (S::kTokenTiles > 1) x_row += lane / 16 * 8;  // two tiles at a time: lanes 16.. point into the second
+  return {place(w_row, lane / 16), place(x_row, lane / 8 % 2)};
+}
+
+template <class T, class S>
+__device__ __forceinline__ void load_fragments(Fragments<T, S>& to, const T* stage, Places at, int step) {
+  UNROLL
+  for (int i = 0; i < S::kOutTiles; i++) load_matrices<4>(to.w[i].v, stage + moved(at.w, 16 * i, 2 * step));
+  if constexpr (S::kTokenTiles == 1) {
+    load_matrices<2>(to.x[0].v, stage + moved(at.x, 0, 2 * step));
+  } else {
+    UNROLL
+    for (int i = 0; i < S::kTokenTiles; i += 2) {
+      Vec<T, 8> both;
+      load_matrices<4>(both.v, stage + moved(at.x, 8 * i, 2 * step));
+      UNROLL
+      for (int j = 0; j < 8; j++) to.x[i + j / 4].v[j % 4] = both.v[j];
+    }
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void store(const LinearArgs& p, int token, int out, float sum) {
+  if (token >= p.rows || out >= p.out) return;
+  if (p.bias) sum += to_float(static_cast<const T*>(p.bias)[out]);
+  int64_t at = static_cast<int64_t>(token) * p.out + out;
+  if (p.float_out)
+    static_cast<float*>(p.y)[at] = sum;
+  else
+    static_cast<T*>(p.y)[at] = from_float<T>(sum);
+}
+
+template <class T, class S>
+__global__ void __launch_bounds__(S::kThreads, S::kBlocks) linear_mma_kernel(const __grid_constant__ LinearArgs p) {
+  DYNAMIC_SHARED(T, ring);
+  const T *w = static_cast<const T*>(p.weight), *x = static_cast<const T*>(p.x);
+  int rows = p.rows, in = p.in, out = p.out;  // in registers: after each copy the compiler would read p again
+  int first_out = blockIdx.x * S::kOut, first_token = blockIdx.y * S::kTokens;
+  int stages = (in + kDepth - 1) / kDepth;
+  auto copy_part = [&](int stage, int slot, int step) {
+    if (stage >= stages) return;
+    T* to = ring + slot * S::kStageSize;
+    copy_rows<S::kOut, S::kThreads>(to, w, first_out, out, stage * kDepth, in, step);
+    copy_rows<S::kTokens, S::kThreads>(to + S::kOut * kDepth, x, first_token, rows, stage * kDepth, in, step);
+  };
+  for (int stage = 0; stage < S::kStages - 1; stage++) {
+    UNROLL
+    for (int step = 0; step < kSteps; step++) copy_part(stage, stage, step);
+    commit_copies();  // also where nothing was copied: waiting counts groups
+  }
+  wait_copies<S::kStages - 2>();
+  __syncthreads();  // everybody's copies of the first stage have arrived
+
+  Places at = own_places<S>();
+  Fragments<T, S> fragments[2];  // of this step and of the next one
+  load_fragments(fragments[0], ring, at, 0);
+  float sums[S::kOutTiles][S::kTokenTiles][4] = {};
+  int slot = 0, free_slot = S::kStages - 1;
+  for (int stage = 0; stage < stages; stage++) {
+    int next_slot = slot + 1 == S::kStages ? 0 : slot + 1;
+    UNROLL
+    for (int step = 0; step < kSteps; step++) {
+      copy_part(stage + S::kStages - 1, free_slot, step);
+      if (step + 1 < kSteps) {
+        load_fragments(fragments[(step + 1) % 2], ring + slot * S::kStageSize, at, step + 1);
+      } else {
+        commit_copies();
+        wait_copies<S::kStages - 2>();
+        __syncthreads();  // the next stage has arrived, and this one has been read: its slot is free
+        if (stage + 1 < stages) load_fragments(fragments[0], ring + next_slot * S::kStageSize, at, 0);
+      }
+      UNROLL
+      for (int i = 0; i < S::kOutTiles; i++)
+        UNROLL
+        for (int j = 0; j < S::kTokenTiles; j++)
+          mma_m16n8k16(sums[i][j], fragments[step % 2].w[i].v, fragments[step % 2].x[j].v);
+    }
+    free_slot = slot;
+    slot = next_slot;
+  }
+
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  int own_out = first_out + warp / S::kWarpsTokens * S::kOutTiles * 16 + lane / 4;
+  int own_token = first_token + warp % S::kWarpsTokens * S::kTokenTiles * 8 + lane % 4 * 2;
+  UNROLL
+  for (int i = 0; i < S::kOutTiles; i++)
+    UNROLL
+    for (int j = 0; j < S::kTokenTiles; j++)
+      UNROLL
+      for (int n = 0; n < 4; n++) store<T>(p, own_token + 8 * j + n % 2, own_out + 16 * i + n / 2 * 8, sums[i][j][n]);
+}
+
+template <class T, class S>
+void launch(const LinearArgs& p, Stream stream) {
+  dim3 grid(ceil_div(p.out, S::kOut), ceil_div(p.rows, S::kTokens));
+  constexpr int kBytes = S::kStages * S::kStageSize * static_cast<int>(sizeof(T));
+  LAUNCH((linear_mma_kernel<T, S>), grid, S::kThreads, kBytes, stream_of(stream), p);
+}
+
+using Tile16x8 = Shape<1, 1, 1, 1, 16, 4>;
+using Tile16x16 = Shape<1, 1, 1, 2, 16, 3>;
+using Tile32x32 = Shape<2, 1, 1, 4, 12, 2>;
+using Tile64x64 = Shape<2, 2, 2, 4, 4, 3>;
+using Tile128x128 = Shape<2, 2, 4, 8, 3, 2>;
+
+// The largest tiles do most with what they read, if there are enough of them to keep the chip busy.
+constexpr int kEnoughBlocks = 96;
+
+template <class T>
+void launch_shape(const LinearArgs& p, Stream stream) {
+  if (p.rows <= 8) return launch<T, Tile16x8>(p, stream);
+  if (p.rows <= 16) return launch<T, Tile16x16>(p, stream);
+  if (p.rows <= 32) return launch<T, Tile32x32>(p, stream);
+  int64_t blocks = int64_t{1} * ceil_div(p.rows, Tile128x128::kTokens) * ceil_div(p.out, Tile128x128::kOut);
+  if (blocks < kEnoughBlocks) return launch<T, Tile64x64>(p, stream);
+  launch<T, Tile128x128>(p, stream);
+}
+
+}  // namespace
+
+void linear_mma(const LinearArgs& p, Stream stream) {
+  if (p.rows == 0 || p.out == 0) return;
+  if (p.dtype == DType::bf16) launch_shape<bfloat16>(p, stream);
+  if (p.dtype == DType::f16) launch_shape<float16>(p, stream);
+}
+
+}  // namespace minillm::cuda
