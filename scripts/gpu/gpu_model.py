@@ -65,9 +65,12 @@ def _weights(config: dict[str, Any], device: str) -> dict[str, torch.Tensor]:
     return made | {"model.norm.weight": ones}
 
 
-def our_rates(folder: Path, device: str, backend: str, full: bool) -> dict[str, Any]:
+def our_rates(
+    folder: Path, device: str, backend: str, full: bool, parts: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Rates of the engine, and the bytes of the weights that a decode step reads."""
-    llm = LLM(str(folder), device=device, backend=backend, dtype="bfloat16", prefix_caching=False)
+    options: dict[str, Any] = {"dtype": "bfloat16", "prefix_caching": False, "parts": parts}
+    llm = LLM(str(folder), device=device, backend=backend, **options)
     tokens, prompt, batches = (64, 1024, (1, 8)) if full else (2, 8, (1,))
     prefill_rate(llm, prompt)
     row: dict[str, Any] = {"prefill_tokens_per_s": prefill_rate(llm, prompt)}
