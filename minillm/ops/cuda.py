@@ -199,6 +199,8 @@ def _no_mma(x: Tensor, weight: Tensor) -> str:
         return "tensor cores take bfloat16 and float16"
     if x.shape[1] % 8 or x.data_ptr() % 16 or weight.data_ptr() % 16:
         return "rows begin at no multiple of 16 bytes"
+    if x.shape[1] >= 1 << 24:
+        return "rows of 2^24 numbers and more"
     if x.is_cuda and torch.cuda.get_device_capability(x.device) < (8, 0):
         return "the GPU is older than sm_80"
     return ""

@@ -104,7 +104,8 @@ def test_linear_on_tensor_cores(ops, dtype):
         exact = oracle.linear(x, weight, bias)
         found = run(ops, "linear", x, weight, bias, rung="mma")
         check(found, REFERENCE.linear(x, weight, bias), exact, (rows, size, out))
-        assert oracle.error(run(ops, "linear", x, weight, bias, rung="mma", float_out=True), exact) < 1e-5
+        unrounded = run(ops, "linear", x, weight, bias, rung="mma", float_out=True)
+        assert oracle.error(unrounded, exact) < 1e-4  # tensor cores cut off what an addition cannot hold
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=["bf16", "f16"])

@@ -78,18 +78,21 @@ MUTANTS = [
     ("linear", "a row too many", "first + row < rows", "first + row <= rows", "out of bounds"),
     ("linear", "weights transposed", "w_tile[local_col][k]", "w_tile[local_row][k]", WRONG),
     ("linear", "no padding", "kPitch = kDepth + 1", "kPitch = kDepth", WAVEFRONTS),
-    ("linear_mma", "no barrier", f"{BARRIER}  // everybody's copies", "// everybody's copies", WRONG),
-    ("linear_mma", "a stage not waited for", "wait_copies<S::kStages - 2>", "wait_copies<S::kStages - 1>", WRONG),
+    ("linear_mma", "no barrier before the first stage", f"{BARRIER}  // everybody's copies", "// everybody's copies", WRONG),
+    ("linear_mma", "no barrier before the next stage", f"{BARRIER}  // the next stage", "// the next stage", WRONG),
+    ("linear_mma", "the first stage not waited for", "wait_copies<S::kStages - 2>", "wait_copies<S::kStages - 1>", WRONG),
+    ("linear_mma", "the next stage not waited for", "commit_copies();\n        wait_copies<S::kStages - 2>", "commit_copies();\n        wait_copies<S::kStages - 1>", WRONG),
+    ("linear_mma", "copies in no group", "commit_copies();\n        wait_copies", "wait_copies", WRONG),
     ("linear_mma", "copied over what is being read", "stage + S::kStages - 1, free_slot", "stage + S::kStages - 1, slot", WRONG),
     ("linear_mma", "the last columns are lost", "(p.in + kDepth - 1) / kDepth", "p.in / kDepth", WRONG),
-    ("linear_mma", "a chunk too many", "chunk * kWide < columns", "chunk * kWide <= columns", WRONG),
-    ("linear_mma", "a row too many", "first + row < rows", "first + row <= rows", "out of bounds"),
-    ("linear_mma", "no swizzle", "(chunk ^ row % 8) * kWide", "chunk * kWide", WAVEFRONTS),
-    ("linear_mma", "half of W twice", "2 * step + lane / 16)", "2 * step)", WRONG),
-    ("linear_mma", "halves of x exchanged", "2 * step + lane / 8 % 2", "2 * step + (lane / 8 + 1) % 2", WRONG),
+    ("linear_mma", "a chunk too many", "column < columns_left", "column <= columns_left", "out of bounds"),
+    ("linear_mma", "a row too many", "i * kRowsApart < rows_left", "i * kRowsApart <= rows_left", "out of bounds"),
+    ("linear_mma", "no swizzle", "kSwizzled = 8", "kSwizzled = 1", WAVEFRONTS),
+    ("linear_mma", "half of W twice", "place(w_row, lane / 16)", "place(w_row, 0)", WRONG),
+    ("linear_mma", "halves of x exchanged", "place(x_row, lane / 8 % 2)", "place(x_row, (lane / 8 + 1) % 2)", WRONG),
     ("linear_mma", "fragments of the step before", "step % 2].x[j]", "(step + 1) % 2].x[j]", WRONG),
-    ("linear_mma", "bias of the token", "(p.bias)[out]", "(p.bias)[token]", WRONG),
-    ("linear_mma", "a token too many", "token >= p.rows", "token > p.rows", "out of bounds"),
+    ("linear_mma", "bias of the token", "(p.bias)[row]", "(p.bias)[token]", "out of bounds"),
+    ("linear_mma", "a token too many", "token + next < p.rows", "token + next <= p.rows", "out of bounds"),
     ("silu_mul", "bound off by one", "if (i >= p.size) return;", "if (i > p.size) return;", "out of bounds"),
     ("silu_mul", "halves exchanged", "gate[p.size + i]", "gate[i]", WRONG),
     ("rope_and_cache", "turned the other way", "a * c - b * s", "a * c + b * s", WRONG),
@@ -343,7 +346,9 @@ def build(kernel: str, folder: Path, old: str = "", new: str = "") -> KernelLibr
         assert text in source, f"{file} has no {text!r} any more"
         (folder / file).write_text(source.replace(text, new, 1))
     if kernel == "linear_mma":  # the same kernels for float16 would take as long again to compile
-        (folder / file).write_text((folder / file).read_text().replace("launch_shape<float16>", "launch_shape<bfloat16>"))
+        (folder / file).write_text(
+            (folder / file).read_text().replace("launch_shape<float16>", "launch_shape<bfloat16>")
+        )
     dispatch = (folder / "dispatch.h").read_text().splitlines()
     others = ("case DType::bf16", "case DType::f16", "case 64:", "case 96:", "case 128:")
     (folder / "dispatch.h").write_text(

@@ -1,4 +1,4 @@
-"""The tensor-core rung of `linear` in the simulator: odd sizes, and one sum per output at every batch size."""
+"""The tensor-core rung of `linear` in the simulator: odd sizes; one sum per output at every batch size."""
 
 from __future__ import annotations
 

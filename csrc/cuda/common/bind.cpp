@@ -92,7 +92,7 @@ Tensor multiply_tiles(const Tensor& x, const Tensor& weight, const Optional& bia
 Tensor multiply_mma(const Tensor& x, const Tensor& weight, const Optional& bias, bool float_out, int64_t stream) {
   const char* op = "linear_mma";
   STD_TORCH_CHECK(dtype_of(op, x) != DType::f32, op, ": bfloat16 or float16 only");
-  STD_TORCH_CHECK(x.size(1) % 8 == 0, op, ": x has ", x.size(1), " columns, no multiple of 8");
+  STD_TORCH_CHECK(x.size(1) % 8 == 0 && x.size(1) < 1 << 24, op, ": x has ", x.size(1), " columns, not a multiple of 8 below 2^24");
   for (const Tensor* t : {&x, &weight})
     STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(t->const_data_ptr()) % 16 == 0, op, ": x or weight begins at no multiple of 16 bytes");
   return multiply(op, x, weight, bias, float_out, [&](const LinearArgs& p) { linear_mma(p, as_stream(stream)); });

@@ -112,7 +112,7 @@ void silu_mul(const SiluMulArgs&, Stream);
 void rope_and_cache(const RopeArgs&, Stream);
 void copy_blocks(const CopyBlocksArgs&, Stream);
 void linear(const LinearArgs&, Stream);
-void linear_mma(const LinearArgs&, Stream);  // 16-bit numbers, `in` a multiple of 8, all at multiples of 16 bytes
+void linear_mma(const LinearArgs&, Stream);  // 16-bit, `in` a multiple of 8 below 2^24, all at multiples of 16 bytes
 
 void sample(const SampleArgs&, Stream);
 void verify_coupled(const CoupledArgs&, Stream);

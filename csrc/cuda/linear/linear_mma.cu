@@ -42,30 +42,42 @@ struct Shape {
 
 // Where chunk `chunk` of a row lies. The eight chunks of a row change places, differently in eight neighbouring
 // rows: the same chunk of eight rows, which is what ldmatrix reads at once, then lies in all 32 banks.
-__device__ __forceinline__ int place(int row, int chunk) { return row * kDepth + (chunk ^ row % 8) * kWide; }
+constexpr int kSwizzled = 8;  // rows; 1 would be none
+
+__device__ __forceinline__ int place(int row, int chunk) { return row * kDepth + (chunk ^ row % kSwizzled) * kWide; }
 
 // place(row + rows, chunk + chunks) from at = place(row, chunk), where neither addition carries into a bit that is
 // set: known numbers then cost one exclusive or, and what is left of them is part of the instruction.
 __device__ __forceinline__ int moved(int at, int rows, int chunks) {
-  return (at ^ (chunks ^ rows % 8) * kWide) + rows * kDepth;
+  return (at ^ (chunks ^ rows % kSwizzled) * kWide) + rows * kDepth;
 }
 
-// The part of a stage that is copied beside step `step`: rows `first`.. of a [rows, columns] matrix, columns
-// `column`... Zeros where there are none.
-template <int kRows, int kThreads, class T>
-__device__ __forceinline__ void copy_rows(T* tile, const T* matrix, int first, int rows, int column, int columns,
-                                          int step) {
-  constexpr int kCopies = kRows * kChunks / kThreads, kRowsApart = kThreads / kChunks;
-  int row = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks, at = place(row, chunk);
-  bool inside = column + chunk * kWide < columns;
-  const T* from = matrix + static_cast<int64_t>(first + row) * columns + column + chunk * kWide;
-  UNROLL
-  for (int i = 0; i < kCopies; i++) {
-    if (i * kSteps / kCopies != step) continue;
-    copy_async_or_zero(tile + moved(at, i * kRowsApart, 0), from + static_cast<int64_t>(i * kRowsApart) * columns,
-                       inside && first + row + i * kRowsApart < rows);
+// What a thread copies of a [rows, columns] matrix into each stage: a chunk of one row, and of others further down.
+template <class T, int kRows, int kThreads>
+struct Source {
+  static constexpr int kCopies = kRows * kChunks / kThreads, kRowsApart = kThreads / kChunks;
+  const T* from;
+  int apart, rows_left, columns_left, at;  // two of its rows; from its first chunk on; that one's place in the stage
+
+  __device__ __forceinline__ Source(const void* matrix, int first, int rows, int columns) {
+    int row = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
+    from = static_cast<const T*>(matrix) + static_cast<int64_t>(first + row) * columns + chunk * kWide;
+    apart = kRowsApart * columns;
+    rows_left = rows - first - row;
+    columns_left = columns - chunk * kWide;
+    at = place(row, chunk);
   }
-}
+
+  // The part that is copied beside step `step`; zeros where the matrix has ended.
+  __device__ __forceinline__ void copy(T* tile, int column, int step) const {
+    UNROLL
+    for (int i = 0; i < kCopies; i++) {
+      if (i * kSteps / kCopies != step) continue;
+      copy_async_or_zero(tile + moved(at, i * kRowsApart, 0), from + (i * apart + column),
+                         i * kRowsApart < rows_left && column < columns_left);
+    }
+  }
+};
 
 // What a warp multiplies in one step: 16 columns of its rows of W and x.
 template <class T, class S>
@@ -105,29 +117,37 @@ __device__ __forceinline__ void load_fragments(Fragments<T, S>& to, const T* sta
   }
 }
 
-template <class T>
-__device__ __forceinline__ void store(const LinearArgs& p, int token, int out, float sum) {
-  if (token >= p.rows || out >= p.out) return;
-  if (p.bias) sum += to_float(static_cast<const T*>(p.bias)[out]);
-  int64_t at = static_cast<int64_t>(token) * p.out + out;
-  if (p.float_out)
-    static_cast<float*>(p.y)[at] = sum;
-  else
-    static_cast<T*>(p.y)[at] = from_float<T>(sum);
+// A lane's sums to y, of type Out: `out` and `token` are its first ones.
+template <class T, class Out, class S>
+__device__ __forceinline__ void store(const LinearArgs& p, const float (&sums)[S::kOutTiles][S::kTokenTiles][4], int out,
+                                      int token) {
+  UNROLL
+  for (int i = 0; i < 2 * S::kOutTiles; i++) {
+    int row = out + 8 * i;  // of W
+    if (row >= p.out) return;
+    float bias = p.bias ? to_float(static_cast<const T*>(p.bias)[row]) : 0.0f;
+    Out* to = static_cast<Out*>(p.y) + static_cast<int64_t>(token) * p.out + row;
+    UNROLL
+    for (int j = 0; j < 2 * S::kTokenTiles; j++) {
+      int next = j / 2 * 8 + j % 2;
+      if (token + next < p.rows)
+        to[static_cast<int64_t>(next) * p.out] = from_float<Out>(sums[i / 2][j / 2][i % 2 * 2 + j % 2] + bias);
+    }
+  }
 }
 
 template <class T, class S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks) linear_mma_kernel(const __grid_constant__ LinearArgs p) {
   DYNAMIC_SHARED(T, ring);
-  const T *w = static_cast<const T*>(p.weight), *x = static_cast<const T*>(p.x);
-  int rows = p.rows, in = p.in, out = p.out;  // in registers: after each copy the compiler would read p again
   int first_out = blockIdx.x * S::kOut, first_token = blockIdx.y * S::kTokens;
-  int stages = (in + kDepth - 1) / kDepth;
+  int stages = (p.in + kDepth - 1) / kDepth;
+  Source<T, S::kOut, S::kThreads> w(p.weight, first_out, p.out, p.in);
+  Source<T, S::kTokens, S::kThreads> x(p.x, first_token, p.rows, p.in);
   auto copy_part = [&](int stage, int slot, int step) {
     if (stage >= stages) return;
     T* to = ring + slot * S::kStageSize;
-    copy_rows<S::kOut, S::kThreads>(to, w, first_out, out, stage * kDepth, in, step);
-    copy_rows<S::kTokens, S::kThreads>(to + S::kOut * kDepth, x, first_token, rows, stage * kDepth, in, step);
+    w.copy(to, stage * kDepth, step);
+    x.copy(to + S::kOut * kDepth, stage * kDepth, step);
   };
   for (int stage = 0; stage < S::kStages - 1; stage++) {
     UNROLL
@@ -166,14 +186,12 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) linear_mma_kernel(con
   }
 
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  int own_out = first_out + warp / S::kWarpsTokens * S::kOutTiles * 16 + lane / 4;
-  int own_token = first_token + warp % S::kWarpsTokens * S::kTokenTiles * 8 + lane % 4 * 2;
-  UNROLL
-  for (int i = 0; i < S::kOutTiles; i++)
-    UNROLL
-    for (int j = 0; j < S::kTokenTiles; j++)
-      UNROLL
-      for (int n = 0; n < 4; n++) store<T>(p, own_token + 8 * j + n % 2, own_out + 16 * i + n / 2 * 8, sums[i][j][n]);
+  int out = first_out + warp / S::kWarpsTokens * S::kOutTiles * 16 + lane / 4;
+  int token = first_token + warp % S::kWarpsTokens * S::kTokenTiles * 8 + lane % 4 * 2;
+  if (p.float_out)
+    store<T, float, S>(p, sums, out, token);
+  else
+    store<T, T, S>(p, sums, out, token);
 }
 
 template <class T, class S>
