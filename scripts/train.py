@@ -1,13 +1,13 @@
 """Train the models that ship with minillm.
 
     python scripts/train.py pack   --data DATA --work WORK               the tokenizer, and the text as tokens
-    python scripts/train.py train  --work WORK --out OUT --seconds 215   all models
+    python scripts/train.py train  --work WORK --out OUT --seconds 365   all models
     python scripts/train.py export --work WORK --out OUT                 writes minillm/zoo/ and measures
 
 DATA holds corpus/ and fairytaleqa/ (see the model cards for what they are). `train` reads only WORK
-and writes only OUT. It ends in time on any machine; the shipped models took 215 seconds on one H100.
+and writes only OUT. It ends in time on any machine; the shipped models took 365 seconds on one H100.
 At every check the best models so far are written; SIGTERM makes it write and end. On two CPU cores
-use --seconds 36000 --batch-tokens 8192. Needs numpy, tokenizers and safetensors.
+use --seconds 36000. Needs numpy, tokenizers and safetensors.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="folder with corpus/ and fairytaleqa/, for pack")
     parser.add_argument("--work", type=Path, default=Path("build/train"), help="packed data (build/train)")
     parser.add_argument("--out", type=Path, default=Path("build/trained"), help="models (build/trained)")
-    parser.add_argument("--seconds", type=float, default=215, help="time for train in all (215)")
-    parser.add_argument("--batch-tokens", type=int, default=32768, help="tokens of a step (32768)")
+    parser.add_argument("--seconds", type=float, default=365, help="time for train in all (365)")
+    parser.add_argument("--batch-tokens", type=int, default=8192, help="tokens of a step (8192)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     if args.stage == "pack":

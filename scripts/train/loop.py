@@ -7,8 +7,6 @@
 Matrices of hidden layers are trained with Muon (updates made orthogonal), embeddings and norms with
 AdamW. The text is read 10 times and more, so dropout and weight decay are strong, and the weights
 kept are those of the best check on held-out stories.
-
-Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024).
 """
 
 from __future__ import annotations
@@ -21,8 +19,9 @@ from torch import Tensor
 from train.clock import Budget
 from train.data import Mixture
 from train.model import LanguageModel
+from train.muon import Muon
 
-MUON_RATE, ADAM_RATE = 0.02, 4e-3
+MUON_RATE, ADAM_RATE = 0.015, 3e-3
 _WARM_UP_STEPS = 40
 _DECAY_SHARE = 0.55
 _WINDOWS = (512, 512, 512, 4096)
@@ -57,7 +56,7 @@ class Trainer:
         named = list(model.named_parameters())
         hidden = [p for name, p in named if p.ndim == 2 and "embed" not in name]
         self._rest = [p for name, p in named if p.ndim != 2 or "embed" in name]
-        self._muon = torch.optim.Muon(hidden, lr=MUON_RATE, momentum=0.95, weight_decay=weight_decay)
+        self._muon = Muon(hidden, momentum=0.95, weight_decay=weight_decay)
         self._adam = torch.optim.AdamW(
             self._rest, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True
         )
@@ -85,11 +84,11 @@ class Trainer:
             loss = self._loss(self._model, ids.to(self._device, non_blocking=True))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._rest, 1.0)
-        for optimizer, full in ((self._muon, MUON_RATE), (self._adam, ADAM_RATE)):
-            for group in optimizer.param_groups:
-                group["lr"] = full * rate
-            optimizer.step()
-            optimizer.zero_grad()
+        self._muon.step(MUON_RATE * rate)
+        for group in self._adam.param_groups:
+            group["lr"] = ADAM_RATE * rate
+        self._adam.step()
+        self._adam.zero_grad()
         return loss.detach()
 
 

@@ -56,20 +56,21 @@ class Cache:
 
 
 class Norm(nn.Module):
-    """RMSNorm in float32."""
+    """RMSNorm in the dtype of x; the kernel itself sums in float32."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight, NORM_EPS)
+        with torch.autocast(x.device.type, enabled=False):  # it would make float32 of x
+            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), NORM_EPS)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rope over [batch, heads, length, head_dim]."""
     a, b = x.chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
 class Attention(nn.Module):
@@ -157,8 +158,11 @@ class LanguageModel(nn.Module):
         half = torch.arange(0, self.shape.head_dim, 2, device=ids.device).float() / self.shape.head_dim
         positions = torch.arange(start, start + ids.shape[1], device=ids.device).float()
         angles = positions[:, None] * ROPE_THETA**-half
-        cos, sin = angles.cos(), angles.sin()
         x = self.model.embed_tokens(ids)
+        # Most of a step is reading and writing activations: in autocast all of them take 16 bits.
+        if torch.is_autocast_enabled(ids.device.type):
+            x = x.to(torch.get_autocast_dtype(ids.device.type))
+        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         for layer in self.model.layers:
             x = layer(x, cos, sin, cache)
         if cache is not None:

@@ -28,8 +28,8 @@ from train.model import SHAPES, LanguageModel
 from train.parts import save_parts, write_results
 
 _QUICK_DOCS = 200
-_STORIES = 16_384
-_BATCH_TOKENS_PER_STORY = 8  # one story in telling for so many tokens of a training batch
+_STORIES = 20_480
+_BATCH_TOKENS_PER_STORY = 2  # one story in telling for so many tokens of a training batch
 _SAMPLES, _SAMPLE_LENGTH = 10, 200
 
 
@@ -51,20 +51,20 @@ class Stage:
 
 # The draft learns first mostly on the corpus, for language; then mostly on what it will have to guess.
 STAGES = (
-    Stage("teacher-1", "target", ends=0.17, dropout=0.1, weight_decay=0.3),
-    Stage("teacher-2", "target", ends=0.32, dropout=0.2, weight_decay=0.3),
+    Stage("teacher-1", "target", ends=0.27, dropout=0.1, weight_decay=0.3),
+    Stage("teacher-2", "target", ends=0.47, dropout=0.2, weight_decay=0.3),
     Stage(
         "student",
         "target",
-        ends=0.72,
+        ends=0.82,
         dropout=0.05,
         weight_decay=0.2,
         teachers=("teacher-1", "teacher-2"),
-        stories=0.3,
+        stories=0.4,
         temperatures=(1.0,),
     ),
-    Stage("draft", "draft", ends=0.87, teachers=("target",), stories=0.4),
-    Stage("polish", "draft", ends=0.93, teachers=("target",), stories=0.85, peak=0.4, begins_as="draft"),
+    Stage("draft", "draft", ends=0.915, teachers=("target",), stories=0.4),
+    Stage("polish", "draft", ends=0.955, teachers=("target",), stories=0.85, peak=0.4, begins_as="draft"),
 )
 
 
