@@ -207,7 +207,7 @@ def test_a_run_that_is_stopped_writes_what_it_has_and_trains_no_more(tiny_run, t
     from train.parts import load_parts, read_results
 
     run, time = tiny_run
-    time.at[75] = run.clock.stop  # in the second stage
+    time.at[100] = run.clock.stop  # in the second stage
     run.run()
     results = read_results(tmp_path)
     assert list(results["stages"]) == ["teacher-1", "teacher-2"]
