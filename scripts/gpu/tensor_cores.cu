@@ -316,7 +316,7 @@ struct Model {
   bool floor;       // what alignment cuts off goes towards minus infinity, else towards zero
 };
 
-float dot(const Model& m, const double* x, const double* y, float c, int depth) {
+float dot(const Model& m, const double* x, const double* y, float c, int depth, int smallest = -2000) {
   double acc = c;
   for (int first = 0; first < depth; first += m.group) {
     int largest = -2000;
@@ -324,7 +324,10 @@ float dot(const Model& m, const double* x, const double* y, float c, int depth) 
     for (int i = 0; i <= m.group; i++) {
       terms[i] = i < m.group ? x[first + i] * y[first + i] : acc;
       int e = -2000;
-      if (terms[i] != 0) e = i < m.group && !m.normalised ? std::ilogb(x[first + i]) + std::ilogb(y[first + i]) : std::ilogb(terms[i]);
+      if (terms[i] != 0) 
+        e = i < m.group && !m.normalised
+                ? std::max(std::ilogb(x[first + i]), smallest) + std::max(std::ilogb(y[first + i]), smallest)
+                : std::ilogb(terms[i]);
       largest = std::max(largest, e);
     }
     if (largest == -2000) continue;
@@ -340,6 +343,32 @@ float dot(const Model& m, const double* x, const double* y, float c, int depth) 
     acc = near;
   }
   return static_cast<float>(acc);
+}
+
+// Numbers too small for the type's own exponents: is a subnormal's exponent its own or the type's smallest?
+template <class T>
+void subnormals(Json& json, const std::string& type, int smallest) {
+  const int count = 512, depth = 16;
+  std::vector<T> a(count * 16 * depth), b(count * 8 * depth);
+  std::vector<float> c(count * 128);
+  for (auto& x : a) x = static_cast<T>(std::ldexp(static_cast<float>(draw<T>(2)), smallest - 2 - static_cast<int>(rng() % 4)));
+  for (auto& x : b) x = draw<T>(3);
+  for (auto& x : c) x = rng() % 2 ? 0.0f : std::ldexp(draw_c(1), smallest - 2);
+  std::vector<float> d = tiles(a, b, c, depth);
+  for (bool clamped : {false, true}) {
+    long wrong = 0;
+    for (int t = 0; t < count; t++)
+      for (int i = t % 7; i < 128; i += 7) {
+        double x[16], y[16];
+        for (int k = 0; k < depth; k++) {
+          x[k] = static_cast<float>(a[(t * 16 + i / 8) * depth + k]);
+          y[k] = static_cast<float>(b[(t * 8 + i % 8) * depth + k]);
+        }
+        Model m = {16, 25, false, false, false};
+        wrong += bits(dot(m, x, y, c[t * 128 + i], depth, clamped ? smallest : -2000)) != bits(d[t * 128 + i]);
+      }
+    json.add(type + " subnormals: wrong with " + (clamped ? "the type's smallest exponent" : "an exponent of their own"), wrong);
+  }
 }
 
 template <class T>
@@ -435,6 +464,8 @@ int main(int argc, char** argv) {
   positions<__half>(json, "f16");
   arithmetic<__nv_bfloat16>(json, "bf16");
   arithmetic<__half>(json, "f16");
+  subnormals<__nv_bfloat16>(json, "bf16", -126);
+  subnormals<__half>(json, "f16", -14);
   write(json, out);  // what follows has no twin anywhere: if it fails, the rest is kept
   compare_wgmma<8>(json);
   compare_wgmma<32>(json);
