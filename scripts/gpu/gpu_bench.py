@@ -15,19 +15,21 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from gpu_inputs import Paged, paged
+from gpu_model import our_rates, random_model, step_profile, transformers_rates
 from gpu_timing import Report, timed
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minillm import LLM, SamplingParams
 from minillm.ops.contract import LayerCache, RopeTables
-from minillm.ops.cuda import CudaOps
+from minillm.ops.cuda import LINEAR_RUNGS, CudaOps
 from minillm.ops.reference import ReferenceOps
 from minillm.ops.sampling import SamplingBatch
 
@@ -120,13 +122,14 @@ def _cache_and_sample(bench: Bench) -> None:
 def matrices(bench: Bench) -> None:
     """The tiled linear beside cuBLAS, and a copy beside which decode's bytes can be read."""
     size = 4096 if bench.full else 40
-    for tokens in (1, 32, 512) if bench.full else (3,):
+    for tokens in (1, 8, 64, 512, 4096) if bench.full else (3,):
         x, weights = bench.random(tokens, size), [bench.random(size, size)]
         while bench.full and len(weights) * weights[0].nbytes < BEYOND_L2:
             weights.append(bench.random(size, size))
         exact = F.linear(x.float(), weights[0].float())
         amounts = {"tflops": 2 * tokens * size * size / 1e12, "bytes_per_s": weights[0].nbytes}
-        for name, linear in (("ours", bench.ops.linear), ("cuBLAS", F.linear)):
+        rungs = [(r, partial(bench.ops.linear, rung=r)) for r in LINEAR_RUNGS]
+        for name, linear in (*rungs, ("cuBLAS", F.linear)):
             runs = [lambda f=linear, x=x, w=w: f(x, w) for w in weights]
             bench.report.measure(f"linear {tokens} x {size} x {size}", name, _rated(runs, amounts, exact))
     data = torch.empty(1 << 30 if bench.full else 64, dtype=torch.uint8, device=bench.device)
@@ -152,7 +155,23 @@ def model(bench: Bench) -> None:
             bench.report.measure(f"generate 64 x {count}", name, lambda b=backend, c=count: generate(b, c))
 
 
-SECTIONS = {f.__name__: f for f in (prefill, decode, rows, matrices, model)}
+def step(bench: Bench) -> None:
+    """The shape of a 1 B model with random weights, bfloat16: the engine, and transformers beside it."""
+    with random_model(bench.full, bench.device) as folder:
+        for name, backend in (("ours", "native" if bench.full else "simt"), ("torch", "reference")):
+            rates = lambda b=backend: our_rates(folder, bench.device, b, bench.full)  # noqa: E731
+            bench.report.measure("1 B shape", name, rates)
+        part = {"linear": partial(bench.ops.linear, rung="mma")}
+        native = "native" if bench.full else "simt"
+        with_part = lambda: our_rates(folder, bench.device, native, bench.full, part)  # noqa: E731
+        bench.report.measure("1 B shape", "mma", with_part)
+        if bench.full:
+            bench.report.measure("1 B shape, a prefill and 5 steps", "ours", lambda: step_profile(folder))
+        beside = lambda: transformers_rates(folder, bench.device, bench.full)  # noqa: E731
+        bench.report.measure("1 B shape", "transformers", beside)
+
+
+SECTIONS = {f.__name__: f for f in (prefill, decode, rows, matrices, model, step)}
 
 
 # ---- parts of them --------------------------------------------------------------------------------
@@ -223,6 +242,8 @@ def one_of_each(bench: Bench) -> None:
         ops.paged_attention(p.q, p.k, p.v, p.meta, 0.125, rung=rung)
     x, weight = bench.random(17, 70), bench.random(33, 70)
     ops.linear(x, weight)
+    for rows in (1, 12, 30, 70):  # each shape of tile of the tensor-core kernel, but for the largest
+        ops.linear(bench.random(rows, 72), bench.random(33, 72), rung="mma")
     ops.rms_norm(x, weight[0], 1e-5)
     ops.add_rms_norm(x, x.clone(), weight[0], 1e-5)
     ops.silu_mul(x)
@@ -286,7 +307,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     for name in args.sections or SECTIONS:
         SECTIONS[name](bench)
-    return int(bench.report.failed({"ours", "v1", "v2", "d1"}))
+    return int(bench.report.failed({"ours", "v1", "v2", "d1", *LINEAR_RUNGS}))
 
 
 if __name__ == "__main__":

@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
+from numpy.typing import NDArray
 
 from train.data import Tokens
+from train.generated import END_OF_TEXT_ID, continue_texts
 from train.model import LanguageModel
 
 _BATCH_TOKENS = 16384
 _CONTEXT = 4096
-END_OF_TEXT = 0
+_PROMPT_TOKENS, _AGREEMENT_PROMPTS, _AGREEMENT_LENGTH = 8, 64, 120
 
 
 @torch.no_grad()
-def bits_per_byte(model: LanguageModel, docs: Sequence[Tokens], tokenizer: Tokenizer) -> float:
+def bits_per_byte(model: LanguageModel, docs: Sequence[Tokens], token_bytes: NDArray[np.int64]) -> float:
     """Mean code length of the documents in bits per byte of their text.
 
     Each document is scored by itself, behind one end-of-text token; its own end is not scored.
@@ -31,7 +33,7 @@ def bits_per_byte(model: LanguageModel, docs: Sequence[Tokens], tokenizer: Token
         for row, doc in enumerate(batch):
             ids[row, : len(doc)] = torch.from_numpy(doc.astype("int64"))
             targets[row, : len(doc) - 1] = ids[row, 1 : len(doc)]
-            num_bytes += len(tokenizer.decode(doc.tolist()).encode())
+            num_bytes += int(token_bytes[doc].sum())
         device = next(model.parameters()).device
         with torch.autocast(device.type, torch.bfloat16):
             logits = model(ids.to(device)).float()
@@ -52,27 +54,26 @@ def _batches(docs: list[Tokens]) -> list[list[Tokens]]:
     return batches
 
 
-@torch.no_grad()
-def greedy_text(model: LanguageModel, prompts: torch.Tensor, length: int) -> torch.Tensor:
-    """Greedy continuations of equally long prompts [batch, n] -> [batch, n + length]. No cache: small use."""
-    ids = prompts
-    for _ in range(length):
-        with torch.autocast(ids.device.type, torch.bfloat16):
-            ids = torch.cat([ids, model(ids)[:, -1].argmax(-1, keepdim=True)], dim=1)
-    return ids
+def agreement(target: LanguageModel, draft: LanguageModel, valid: Sequence[Tokens]) -> float:
+    """How often the draft's likeliest token is the target's, on the target's greedy stories.
+
+    The stories continue the first words of validation stories. Positions behind a story's end do not
+    count: a target that goes on there repeats itself, and is easy.
+    """
+    openings = [doc[:_PROMPT_TOKENS] for doc in valid[:_AGREEMENT_PROMPTS]]
+    length = _PROMPT_TOKENS + _AGREEMENT_LENGTH
+    text = continue_texts(target.eval(), openings, length, torch.zeros(len(openings)), seed=0)
+    return argmax_agreement(target, draft.eval(), text, _PROMPT_TOKENS)
 
 
 @torch.no_grad()
 def argmax_agreement(
     target: LanguageModel, draft: LanguageModel, text: torch.Tensor, prompt_len: int
 ) -> float:
-    """Share of the generated positions of `text` where the draft's likeliest token is the target's.
-
-    Positions behind a story's end do not count: a target that goes on there repeats itself, and is easy.
-    """
+    """Share of the generated positions of `text` where the draft's likeliest token is the target's."""
     with torch.autocast(text.device.type, torch.bfloat16):
         ours = draft(text)[:, prompt_len - 1 : -1].argmax(-1)
         theirs = target(text)[:, prompt_len - 1 : -1].argmax(-1)
-    ended = text[:, prompt_len:] == END_OF_TEXT
+    ended = text[:, prompt_len:] == END_OF_TEXT_ID
     alive = ended.cumsum(1) - ended.long() == 0
     return (ours == theirs)[alive].float().mean().item()

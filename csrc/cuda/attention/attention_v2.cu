@@ -54,18 +54,32 @@ __device__ __forceinline__ RowTile find_tile(const Sequences& s) {
   return {0, 0, 0};
 }
 
-// Loads rows of head_dim numbers from global memory, 16 bytes per thread and iteration. Where `row_at` returns
-// null, the row is filled with zeros: a slot that was never written may hold NaN, and 0 * NaN is NaN.
+// Loads rows of head_dim numbers from global memory, 16 bytes per thread and load. Where `row_at` returns null,
+// the row is filled with zeros: a slot that was never written may hold NaN, and 0 * NaN is NaN. The number of
+// loads per thread is a constant, so up to four are issued before the first one is waited for.
 template <class T, int kDim, class RowAt>
 __device__ __forceinline__ void load_rows(Tile<kDim>& tile, RowAt row_at) {
-  constexpr int kWide = 16 / sizeof(T), kPerRow = kDim / kWide;
-  for (int i = threadIdx.x; i < kRows * kPerRow; i += kThreads) {
-    int row = i / kPerRow, column = i % kPerRow * kWide;
-    const T* from = row_at(row);
-    Vec<T, kWide> loaded;
-    if (from) loaded = load_wide<Vec<T, kWide>>(from + column);
+  constexpr int kWide = 16 / sizeof(T), kPerRow = kDim / kWide, kLoads = kRows * kPerRow / kThreads;
+  constexpr int kAhead = kLoads < 4 ? kLoads : 4;
+  static_assert(kLoads * kThreads == kRows * kPerRow, "threads share a tile evenly");
+  UNROLL
+  for (int first = 0; first < kLoads; first += kAhead) {
+    Vec<T, kWide> loaded[kAhead];
+    const T* from[kAhead];
     UNROLL
-    for (int j = 0; j < kWide; j++) tile[row][column + j] = from ? to_float(loaded.v[j]) : 0.0f;
+    for (int n = 0; n < kAhead; n++) {
+      int i = (first + n) * kThreads + threadIdx.x;
+      from[n] = first + n < kLoads ? row_at(i / kPerRow) : nullptr;
+      if (from[n]) loaded[n] = load_wide<Vec<T, kWide>>(from[n] + i % kPerRow * kWide);
+    }
+    UNROLL
+    for (int n = 0; n < kAhead; n++) {
+      int i = (first + n) * kThreads + threadIdx.x;
+      if (first + n >= kLoads) break;
+      UNROLL
+      for (int j = 0; j < kWide; j++)
+        tile[i / kPerRow][i % kPerRow * kWide + j] = from[n] ? to_float(loaded[n].v[j]) : 0.0f;
+    }
   }
 }
 

@@ -21,6 +21,11 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kTiles = kThreads / kKeyTile;  // tiles per iteration
 
+// The number of V rows that are loaded before the first one is used. It is a constant, so the loads are issued
+// without a wait between them. 32 rows of float32 would not fit into the registers.
+template <class T>
+constexpr int kAhead = sizeof(T) == 2 ? kKeyTile : kKeyTile / 2;
+
 template <class T, int kDim>
 __device__ __forceinline__ float score(const float* q, const T* key) {
   constexpr int kWide = 16 / sizeof(T);
@@ -82,10 +87,21 @@ __global__ void __launch_bounds__(kThreads, 4) decode_d1_kernel(const __grid_con
         if (from >= end) continue;
         out *= raise_max(softmax, tile_max[tile]);
         if (thread >= kDim) continue;  // this thread has no column; it only keeps `softmax` up to date
-        for (int k = from; k < end; k++) {
-          float weight = weights[k - start];
-          softmax.sum += weight;
-          out = fmaf(weight, to_float(cache_at(p.v_cache, slots[k - start])[thread]), out);
+        UNROLL
+        for (int first = 0; first < kKeyTile; first += kAhead<T>) {
+          T v[kAhead<T>];
+          UNROLL
+          for (int i = 0; i < kAhead<T>; i++) {
+            int k = tile_start + first + i;
+            if (k >= from && k < end) v[i] = cache_at(p.v_cache, slots[k - start])[thread];
+          }
+          UNROLL
+          for (int i = 0; i < kAhead<T>; i++) {
+            int k = tile_start + first + i;
+            if (k < from || k >= end) continue;
+            softmax.sum += weights[k - start];
+            out = fmaf(weights[k - start], to_float(v[i]), out);
+          }
         }
       }
     }

@@ -8,8 +8,9 @@
 //
 // Each output is one float32 sum over k = 0, 1, 2, ... for every number of rows: a token's result does not
 // depend on the other rows of the batch (contract C2). Bytes: rows * out * in * (1/16 + 1/16) elements.
-// FLOPs: 2 * rows * out * in. Limit: shared memory, two loads per multiply-add. Left out: register tiles,
-// tensor cores, split-K (which would change the order of the sum).
+// FLOPs: 2 * rows * out * in. The next tiles are loaded into registers while the current ones are used. Limit:
+// shared memory, two loads per multiply-add. Left out: register tiles, tensor cores, split-K (which would
+// change the order of the sum).
 
 #include "dispatch.h"
 
@@ -23,31 +24,52 @@ constexpr int kDepth = 32;  // columns of the inputs in shared memory
 // column of 16 rows would need 16 wavefronts.
 constexpr int kPitch = kDepth + 1;
 
-// Loads a tile of a [rows, columns] matrix that begins at (first, column); elements outside the matrix are zero.
+constexpr int kThreads = kTile * kTile;
+constexpr int kLoads = kTile * kDepth / kThreads;  // elements of a tile for each thread
+
+// Loads this thread's share of a tile of a [rows, columns] matrix. The tile begins at (first, column); elements
+// outside the matrix are zero. The number of loads is a constant, so all are issued before one is waited for.
 template <class T>
-__device__ __forceinline__ void load_tile(float (&tile)[kTile][kPitch], const T* matrix, int first, int rows, int column,
-                                          int columns) {
-  for (int i = threadIdx.x; i < kTile * kDepth; i += kTile * kTile) {
-    int row = i / kDepth, k = i % kDepth;
+__device__ __forceinline__ void load_elements(T (&loaded)[kLoads], const T* matrix, int first, int rows, int column,
+                                              int columns) {
+  UNROLL
+  for (int i = 0; i < kLoads; i++) {
+    int at = i * kThreads + threadIdx.x, row = at / kDepth, k = at % kDepth;
     bool inside = first + row < rows && column + k < columns;
-    tile[row][k] = inside ? to_float(matrix[static_cast<int64_t>(first + row) * columns + column + k]) : 0.0f;
+    loaded[i] = inside ? matrix[static_cast<int64_t>(first + row) * columns + column + k] : from_float<T>(0.0f);
   }
 }
 
 template <class T>
-__global__ void __launch_bounds__(kTile* kTile) linear_kernel(const __grid_constant__ LinearArgs p) {
+__device__ __forceinline__ void store_elements(float (&tile)[kTile][kPitch], const T (&loaded)[kLoads]) {
+  UNROLL
+  for (int i = 0; i < kLoads; i++) {
+    int at = i * kThreads + threadIdx.x;
+    tile[at / kDepth][at % kDepth] = to_float(loaded[i]);
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) linear_kernel(const __grid_constant__ LinearArgs p) {
   SHARED(float, x_tile, [kTile][kPitch]);
   SHARED(float, w_tile, [kTile][kPitch]);
   int local_row = threadIdx.x / kTile, local_col = threadIdx.x % kTile;
   int row = blockIdx.y * kTile + local_row, col = blockIdx.x * kTile + local_col;
   bool inside = row < p.rows && col < p.out;
 
+  T x_next[kLoads], w_next[kLoads];
+  auto load_next = [&](int column) {
+    load_elements(x_next, static_cast<const T*>(p.x), blockIdx.y * kTile, p.rows, column, p.in);
+    load_elements(w_next, static_cast<const T*>(p.weight), blockIdx.x * kTile, p.out, column, p.in);
+  };
+  load_next(0);
   float sum = 0;
   for (int column = 0; column < p.in; column += kDepth) {
     __syncthreads();  // the previous tiles have been read
-    load_tile(x_tile, static_cast<const T*>(p.x), blockIdx.y * kTile, p.rows, column, p.in);
-    load_tile(w_tile, static_cast<const T*>(p.weight), blockIdx.x * kTile, p.out, column, p.in);
+    store_elements(x_tile, x_next);
+    store_elements(w_tile, w_next);
     __syncthreads();
+    load_next(column + kDepth);  // these loads run during the products below; past the end they give zeros
     int depth = min(kDepth, p.in - column);
     if (inside)
       for (int k = 0; k < depth; k++) sum = fmaf(x_tile[local_row][k], w_tile[local_col][k], sum);
@@ -64,7 +86,7 @@ void linear(const LinearArgs& p, Stream stream) {
   with_number_type(p.dtype, [&](auto zero) {
     using T = decltype(zero);
     dim3 grid(ceil_div(p.out, kTile), ceil_div(p.rows, kTile));
-    LAUNCH(linear_kernel<T>, grid, kTile * kTile, 0, stream_of(stream), p);
+    LAUNCH(linear_kernel<T>, grid, kThreads, 0, stream_of(stream), p);
   });
 }
 
