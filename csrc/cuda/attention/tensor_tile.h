@@ -62,7 +62,7 @@ template <class T, int kDim>
 struct Query {
   Vec<T, 8> q[kDim / 16];
   KeyRange keys[2];
-  int some_last, all_first;  // of the warp's rows: every one sees the keys from all_first to some_last
+  int all_first, all_last;  // keys that each of the warp's rows sees
 
   // Rows from `count` on, which are not there, walk along with the last one.
   __device__ __forceinline__ Query(const AttentionArgs& p, const PackedRows& rows, int first, int count) {
@@ -80,8 +80,8 @@ struct Query {
         q[j / 2].v[j % 2 * 4 + 2 * i + 1] = pair.v[1];
       }
     }
-    some_last = rows.keys(min(first, count - 1)).last;
     all_first = rows.keys(min(first + kWarpRows, count) - 1).first;
+    all_last = rows.keys(min(first, count - 1)).last;
   }
 };
 
@@ -112,18 +112,21 @@ __device__ __forceinline__ void add_tile(Part<kDim>& to, const Query<T, kDim>& q
       mma_m16n8k16(scores[j + 1], query.q[step].v, b[1].v);
     }
 
-  bool hidden = start < query.all_first || start + kTileKeys - 1 > query.some_last;  // a key from a row
+  UNROLL
+  for (int i = 0; i < kTileKeys / 2; i++) scores[i / 4][i % 4] *= scale;
+  if (start < query.all_first || start + kTileKeys - 1 > query.all_last) {  // few tiles: not all rows see all of it
+    UNROLL
+    for (int i = 0; i < kTileKeys / 2; i++) {
+      int key = start + i / 4 * 8 + lane % 4 * 2 + i % 2;
+      KeyRange keys = query.keys[i % 4 / 2];
+      if (key < keys.first || key > keys.last) scores[i / 4][i % 4] = -INFINITY;
+    }
+  }
   UNROLL
   for (int i = 0; i < 2; i++) {
     float largest = -INFINITY;
     UNROLL
-    for (int j = 0; j < kTileKeys / 4; j++) {
-      float& score = scores[j / 2][2 * i + j % 2];
-      int key = start + j / 2 * 8 + lane % 4 * 2 + j % 2;
-      score *= scale;
-      if (hidden && (key < query.keys[i].first || key > query.keys[i].last)) score = -INFINITY;
-      largest = fmaxf(largest, score);
-    }
+    for (int j = 0; j < kTileKeys / 4; j++) largest = fmaxf(largest, scores[j / 2][2 * i + j % 2]);
     largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 1));
     largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 2));
     Softmax& softmax = to.softmax[i];
@@ -198,7 +201,12 @@ class Ring {
   static constexpr int kBytes = kSize * static_cast<int>(sizeof(T));
 
   __device__ __forceinline__ Ring(const AttentionArgs& p, const PackedRows& rows, T* memory)
-      : p_(p), rows_(rows), memory_(memory) {}
+      : p_(p), rows_(rows), memory_(memory), row_bytes_(p.num_kv_heads * kDim * static_cast<int>(sizeof(T))) {
+    int lane = threadIdx.x % 32, chunk = lane % kChunks, column = rows.kv_head * kDim + chunk * kWide;
+    k_from_ = static_cast<const char*>(p.k_cache) + column * sizeof(T);
+    v_from_ = static_cast<const char*>(p.v_cache) + column * sizeof(T);
+    at_ = place<kDim>(threadIdx.x / 32 * kKeys + lane / kChunks, chunk);
+  }
 
   // use(k, v, tile) for the tiles first..last, in order, while kStages - 1 later ones are on their way.
   template <class Use>
@@ -232,15 +240,14 @@ class Ring {
   // since 0 times a NaN that somebody left in its slot would be NaN. Leaves the next tile's slots behind.
   __device__ __forceinline__ void copy(int tile, int last, int stage) {
     if (tile <= last) {
-      int lane = threadIdx.x % 32, chunk = lane % kChunks;
       T* k = memory_ + stage * 2 * kTileSize;
       UNROLL
       for (int i = 0; i < kKeys; i += kRowsAtOnce) {
-        int slot = __shfl_sync(0xffffffff, slots_[i / 32], i % 32 + lane / kChunks);
-        int64_t from = (static_cast<int64_t>(slot) * p_.num_kv_heads + rows_.kv_head) * kDim + chunk * kWide;
-        T* to = k + place<kDim>(threadIdx.x / 32 * kKeys + i + lane / kChunks, chunk);
-        copy_async_or_zero(to, static_cast<const T*>(p_.k_cache) + from, slot >= 0);
-        copy_async_or_zero(to + kTileSize, static_cast<const T*>(p_.v_cache) + from, slot >= 0);
+        int slot = __shfl_sync(0xffffffff, slots_[i / 32], i % 32 + threadIdx.x % 32 / kChunks);
+        int64_t from = static_cast<int64_t>(slot) * row_bytes_;
+        T* to = k + (at_ ^ i % kSwizzled * kWide) + i * kDim;  // no carry: the place of the row i further down
+        copy_async_or_zero(to, k_from_ + from, slot >= 0);
+        copy_async_or_zero(to + kTileSize, v_from_ + from, slot >= 0);
       }
       find_slots(tile + 1);
     }
@@ -251,6 +258,8 @@ class Ring {
   const AttentionArgs& p_;
   const PackedRows& rows_;
   T* memory_;
+  const char *k_from_, *v_from_;  // this lane's chunk of slot 0
+  int row_bytes_, at_;            // from slot to slot; the place of the chunk of the first row the lane copies
   int slots_[kSlots];
 };
 
