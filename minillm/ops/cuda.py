@@ -134,7 +134,7 @@ class CudaOps:
         window: int | None = None,
         rung: str | None = None,
     ) -> Tensor:
-        """`Ops.paged_attention`; `rung` picks a kernel instead of the engine's own: "v1", "v2", "v3", "d1" or "d2".
+        """`Ops.paged_attention`; `rung` picks a kernel, v1, v2, v3, d1 or d2, instead of the engine's own.
 
         "v3" and "d2" run on tensor cores and give a row the same bits. What they were not written for runs on
         "v2" or "d1", with a warning that says why.
