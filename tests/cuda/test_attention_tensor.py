@@ -99,13 +99,9 @@ def test_no_rows_at_all(rung):
 def test_shared_memory_has_no_bank_conflicts(rung, dim, simulated):
     if simulated == "asan":
         pytest.skip("the asan flavour counts nothing")
-    with profile() as p:
-        attend(Case([(9, 100)], heads=4, kv_heads=2, dim=dim), torch.bfloat16, rung)
-    matrices = {"v3": 0.0, "d2": 4.0}[
-        rung
-    ]  # 512 bytes each, 128 at a time; v3 has plain accesses too: 1 each
-    assert p.shared_wavefronts == matrices * p.shared_accesses or not matrices
-    assert p.shared_wavefronts * 128 == p.shared_read_bytes + p.shared_write_bytes
+    with profile() as p:  # 16 rows: a warp has all or none, so each access is of all its lanes
+        attend(Case([(8, 100)], heads=4, kv_heads=2, dim=dim), torch.bfloat16, rung)
+    assert p.shared_wavefronts * 128 == p.shared_read_bytes + p.shared_write_bytes > 0
 
 
 @each_rung
