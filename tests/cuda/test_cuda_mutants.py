@@ -105,7 +105,7 @@ MUTANTS = [
     ("attention_v3", "window a key long", "tensor_tile.h: key < keys.first ||", "key < keys.first - 1 ||", WRONG),
     ("attention_v3", "wrong kv head", "tensor_tile.h: column = rows.kv_head * kDim", "column = 0 * kDim", WRONG),
     ("attention_v3", "wrong query head", "tensor_tile.h: rows.kv_head * rows.group + row % rows.group", "rows.kv_head * rows.group", WRONG),
-    ("attention_v3", "old output not rescaled", "tensor_tile.h: to.out[j / 2][2 * i + j % 2] *= factor;", "", WRONG),
+    ("attention_v3", "old output not rescaled", "tensor_tile.h: to.out[j / 2][2 * i + j % 2] *= factor;", "to.out[j / 2][2 * i + j % 2] *= 1;", WRONG),
     ("attention_v3", "sum not rescaled", "tensor_tile.h: softmax.sum *= factor;", "", WRONG),
     ("attention_v3", "maximum of two lanes only", "tensor_tile.h: largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 2));", "", WRONG),
     ("attention_v3", "sum of two lanes only", "tensor_tile.h: sum += __shfl_xor_sync(0xffffffff, sum, 2);", "", WRONG),
@@ -123,7 +123,7 @@ MUTANTS = [
     ("decode_d2", "the first tile of the next split", "split * kSplitKeys + kSplitKeys - 1", "split * kSplitKeys + kSplitKeys", WRONG),
     ("decode_d2", "all tiles from the first", "max(rows.keys(first_row).first, split * kSplitKeys)", "split * kSplitKeys", BYTES),
     ("decode_d2", "rows of one group", "first_row < rows.count(); first_row", "first_row < min(16, rows.count()); first_row", WRONG),
-    ("decode_d2", "rows past the last written", "if (row >= count) continue;", "", WRONG),
+    ("decode_d2", "rows past the last written", "if (row >= count) continue;", "", "out of bounds"),
     ("decode_d2", "sums not finished", "finish(part);", "", WRONG),
     ("decode_d2", "the last part forgotten", "if (first + i > last) continue;\n      Factors", "if (first + i >= last) continue;\n      Factors", WRONG),
     ("decode_d2", "parts from the first split on", "first = keys.first / kSplitKeys; first <= last", "first = 0; first <= last", BYTES),
@@ -227,8 +227,9 @@ def attention(run) -> tuple[Tensor, Tensor]:
 
 
 TENSOR = Case(
-    [(1, 40), (70, 130), (0, 5), (2, 2), (3, 600)], heads=4, kv_heads=2, dim=64, block_size=4, window=100
-)
+    [(1, 40), (70, 130), (0, 5), (2, 2), (1, 700), (9, 600)],
+    heads=6, kv_heads=2, dim=64, block_size=4, window=100,
+)  # fmt: skip
 
 
 def tensor_attention(run) -> tuple[Tensor, Tensor]:
@@ -239,7 +240,7 @@ def tensor_attention(run) -> tuple[Tensor, Tensor]:
     run(
         q=q, k_cache=k_cache, v_cache=v_cache, out=out, block_table=meta.block_table, query_start=meta.query_start,
         kv_len=meta.kv_len, softmax=torch.zeros(splits, *q.shape[:2], 2), parts=torch.zeros(splits, *q.shape),
-        num_seqs=5, max_blocks=meta.block_table.shape[1], num_tokens=len(q), q_stride=q.stride(0), splits=splits,
+        num_seqs=6, max_blocks=meta.block_table.shape[1], num_tokens=len(q), q_stride=q.stride(0), splits=splits,
     )  # fmt: skip
     return out, oracle.paged_attention(q, k_cache, v_cache, tables, *lens, 0.2, 100)
 

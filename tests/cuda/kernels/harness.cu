@@ -21,7 +21,7 @@ extern "C" void run(const bfloat16* q, const bfloat16* k_cache, const bfloat16* 
                     int num_seqs, int max_blocks, int num_tokens, int q_stride, int splits) {
   AttentionArgs args = {q, q_stride, k_cache, v_cache, out,
                         {block_table, query_start, kv_len, num_seqs, max_blocks, num_tokens},
-                        4, 2, 64, 4, 0.2f, 100, DType::bf16};
+                        6, 2, 64, 4, 0.2f, 100, DType::bf16};
 #ifdef IS_V3
   attention_v3(args, nullptr);
 #else
