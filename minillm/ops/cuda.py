@@ -27,6 +27,7 @@ from minillm.toolchain.cuda import cuda_library
 
 HEAD_DIMS = (32, 64, 96, 128)
 LINEAR_RUNGS = ("tile", "mma")
+TENSOR_RUNGS = {"v3": "v2", "d2": "d1"}  # attention on tensor cores, and what runs where they cannot
 
 
 class CudaOps:
@@ -133,12 +134,21 @@ class CudaOps:
         window: int | None = None,
         rung: str | None = None,
     ) -> Tensor:
-        """`Ops.paged_attention`; `rung` picks a kernel, "v1", "v2" or "d1", instead of the engine's own."""
+        """`Ops.paged_attention`; `rung` picks a kernel, v1, v2, v3, d1 or d2, instead of the engine's own.
+
+        "v3" and "d2" run on tensor cores and give a row the same bits. What they were not written for runs on
+        "v2" or "d1", with a warning that says why.
+        """
         shapes.check_attention(q, k_cache, v_cache, meta)
         if q.shape[2] not in HEAD_DIMS:
             raise UnsupportedModel(f"paged_attention: head_dim {q.shape[2]} is not 32, 64, 96 or 128")
         if rung is None:
             rung = "d1" if q.shape[0] == meta.kv_len.shape[0] else "v2"
+        if rung in TENSOR_RUNGS and (obstacle := _no_tensor_attention(q)):
+            warnings.warn(
+                f"paged_attention: rung {TENSOR_RUNGS[rung]} instead of {rung}: {obstacle}", stacklevel=2
+            )
+            rung = TENSOR_RUNGS[rung]
         # Only the naive rung needs to know it here: its score matrix is made before anything runs.
         longest = int(meta.kv_len.max()) if rung == "v1" and len(meta.kv_len) else 0
         table, start, kv_len = meta.block_table, meta.query_start, meta.kv_len
@@ -202,6 +212,17 @@ def _no_mma(x: Tensor, weight: Tensor) -> str:
     if x.shape[1] >= 1 << 24:
         return "rows of 2^24 numbers and more"
     if x.is_cuda and torch.cuda.get_device_capability(x.device) < (8, 0):
+        return "the GPU is older than sm_80"
+    return ""
+
+
+def _no_tensor_attention(q: Tensor) -> str:
+    """Why attention on tensor cores cannot take these queries, or nothing."""
+    if q.dtype == torch.float32:
+        return "tensor cores take bfloat16 and float16"
+    if q.shape[2] not in (64, 128):
+        return f"head_dim {q.shape[2]} is not 64 or 128"
+    if q.is_cuda and torch.cuda.get_device_capability(q.device) < (8, 0):
         return "the GPU is older than sm_80"
     return ""
 
