@@ -155,16 +155,21 @@ def model(bench: Bench) -> None:
             bench.report.measure(f"generate 64 x {count}", name, lambda b=backend, c=count: generate(b, c))
 
 
+def _tensor_cores(bench: Bench, q: Tensor, k: Tensor, v: Tensor, meta: Any, *rest: Any) -> Tensor:
+    decoding = q.shape[0] == meta.kv_len.shape[0]
+    return bench.ops.paged_attention(q, k, v, meta, *rest, rung="d2" if decoding else "v3")
+
+
 def step(bench: Bench) -> None:
     """The shape of a 1 B model with random weights, bfloat16: the engine, and transformers beside it."""
     with random_model(bench.full, bench.device) as folder:
         for name, backend in (("ours", "native" if bench.full else "simt"), ("torch", "reference")):
             rates = lambda b=backend: our_rates(folder, bench.device, b, bench.full)  # noqa: E731
             bench.report.measure("1 B shape", name, rates)
-        part = {"linear": partial(bench.ops.linear, rung="mma")}
+        part = {"linear": partial(bench.ops.linear, rung="mma"), "attention": partial(_tensor_cores, bench)}
         native = "native" if bench.full else "simt"
         with_part = lambda: our_rates(folder, bench.device, native, bench.full, part)  # noqa: E731
-        bench.report.measure("1 B shape", "mma", with_part)
+        bench.report.measure("1 B shape", "mma, v3, d2", with_part)
         if bench.full:
             bench.report.measure("1 B shape, a prefill and 5 steps", "ours", lambda: step_profile(folder))
         beside = lambda: transformers_rates(folder, bench.device, bench.full)  # noqa: E731
