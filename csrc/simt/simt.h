@@ -232,12 +232,14 @@ struct MatrixRow {
   } row;
   T* to;
 };
-template <int kMatrices, class T>
+template <int kMatrices, bool kTransposed, class T>
 void spread_matrices(void* const* operands) {
   MatrixRow<T>* const* lanes = reinterpret_cast<MatrixRow<T>* const*>(operands);
   for (int lane = 0; lane < 32; lane++)
-    for (int i = 0; i < 2 * kMatrices; i++)
-      lanes[lane]->to[i] = lanes[i / 2 * 8 + lane / 4]->row.v[lane % 4 * 2 + i % 2];
+    for (int i = 0; i < 2 * kMatrices; i++) {
+      int g = lane / 4, t = lane % 4 * 2 + i % 2;
+      lanes[lane]->to[i] = lanes[i / 2 * 8 + (kTransposed ? t : g)]->row.v[kTransposed ? g : t];
+    }
 }
 }  // namespace simt
 
@@ -246,7 +248,15 @@ void load_matrices(T* numbers, const T* row, simt::Where where = simt::Where::cu
   static_assert(kMatrices == 2 || kMatrices == 4, "ldmatrix.x2 and .x4");
   simt::MatrixRow<T> mine{{}, numbers};
   if (threadIdx.x % 32 < 8 * kMatrices) mine.row = load_wide<typename simt::MatrixRow<T>::Numbers>(row);
-  simt::warp_operation("ldmatrix", &mine, simt::spread_matrices<kMatrices, T>, where);
+  simt::warp_operation("ldmatrix", &mine, simt::spread_matrices<kMatrices, false, T>, where);
+}
+
+// The same with each matrix turned over: a lane gets the numbers (t, g) and (t + 1, g). PTX ISA: ldmatrix .trans.
+template <int kMatrices, class T>
+void load_matrices_transposed(T* numbers, const T* row, simt::Where where = simt::Where::current()) {
+  static_assert(kMatrices == 4, "ldmatrix.x4.trans");
+  simt::MatrixRow<T> mine{load_wide<typename simt::MatrixRow<T>::Numbers>(row), numbers};
+  simt::warp_operation("ldmatrix.trans", &mine, simt::spread_matrices<kMatrices, true, T>, where);
 }
 
 template <class T>
@@ -256,5 +266,10 @@ T min(T a, T b) {
 template <class T>
 T max(T a, T b) {
   return a < b ? b : a;
+}
+// ex2.approx.ftz: subnormal results are 0. PTX ISA: ex2.
+inline float exp2_approx(float x) {
+  float result = std::exp2(x);
+  return result < 0x1p-126f ? 0.0f : result;
 }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }

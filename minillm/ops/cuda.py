@@ -28,6 +28,7 @@ from minillm.toolchain.cuda import cuda_library
 HEAD_DIMS = (32, 64, 96, 128)
 # The kernels that `rung` can select: for attention, and for linear.
 ATTENTION_RUNGS = ("v1", "v2", "d1")
+TENSOR_RUNGS = {"v3": "v2", "d2": "d1"}  # attention on tensor cores; the rung that runs if they cannot
 LINEAR_RUNGS = ("tile", "mma")
 
 
@@ -135,12 +136,21 @@ class CudaOps:
         window: int | None = None,
         rung: str | None = None,
     ) -> Tensor:
-        """`Ops.paged_attention`; `rung` selects a kernel, "v1", "v2" or "d1", instead of the default."""
+        """`Ops.paged_attention`; `rung` selects a kernel, v1, v2, v3, d1 or d2, instead of the default.
+
+        "v3" and "d2" run on tensor cores and give a row the same bits. Where they cannot run, "v2" or "d1" runs
+        instead, with a warning that says why.
+        """
         shapes.check_attention(q, k_cache, v_cache, meta)
         if q.shape[2] not in HEAD_DIMS:
             raise UnsupportedModel(f"paged_attention: head_dim {q.shape[2]} is not 32, 64, 96 or 128")
         if rung is None:
             rung = "d1" if q.shape[0] == meta.kv_len.shape[0] else "v2"
+        if rung in TENSOR_RUNGS and (obstacle := _no_tensor_attention(q)):
+            warnings.warn(
+                f"paged_attention: rung {TENSOR_RUNGS[rung]} instead of {rung}: {obstacle}", stacklevel=2
+            )
+            rung = TENSOR_RUNGS[rung]
         # Only v1 needs the longest kv_len here, to allocate its score matrix. It forces a GPU
         # synchronisation.
         longest = int(meta.kv_len.max()) if rung == "v1" and len(meta.kv_len) else 0
@@ -205,6 +215,17 @@ def _no_mma(x: Tensor, weight: Tensor) -> str:
     if x.shape[1] >= 1 << 24:
         return "rows of 2^24 numbers and more"
     if x.is_cuda and torch.cuda.get_device_capability(x.device) < (8, 0):
+        return "the GPU is older than sm_80"
+    return ""
+
+
+def _no_tensor_attention(q: Tensor) -> str:
+    """Why attention on tensor cores cannot take these queries, or nothing."""
+    if q.dtype == torch.float32:
+        return "tensor cores take bfloat16 and float16"
+    if q.shape[2] not in (64, 128):
+        return f"head_dim {q.shape[2]} is not 64 or 128"
+    if q.is_cuda and torch.cuda.get_device_capability(q.device) < (8, 0):
         return "the GPU is older than sm_80"
     return ""
 

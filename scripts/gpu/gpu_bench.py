@@ -62,18 +62,18 @@ class Bench:
 
 def prefill(bench: Bench) -> None:
     """Whole prompts, 16 heads of 128, causal."""
-    heads, dim, scale = (16, 128, 128**-0.5) if bench.full else (2, 32, 32**-0.5)
+    heads, dim, scale = (16, 128, 128**-0.5) if bench.full else (2, 64, 64**-0.5)
     for length in (1024, 4096, 8192) if bench.full else (40,):
         p = paged(bench.random, 1, length, length, heads, heads, dim)
         flops = 2 * heads * dim * length * (length + 1)  # half of the square is masked
         what = f"prefill {length}, {heads} heads of {dim}"
-        rungs = ("v1", "v2") if length <= 4096 else ("v2",)
+        rungs = ("v1", "v2", "v3") if length <= 4096 else ("v2", "v3")
         _attention(bench, what, p, rungs, heads, length, scale, {"tflops": flops / 1e12}, causal=True)
 
 
 def decode(bench: Bench) -> None:
     """One token each, 32 heads over 8 of 128. Bytes: K and V once per kv head, the least there is."""
-    heads, kv_heads, dim = (32, 8, 128) if bench.full else (4, 2, 32)
+    heads, kv_heads, dim = (32, 8, 128) if bench.full else (4, 2, 64)
     for num_seqs, kv_len in ((1, 4096), (32, 4096), (128, 1024)) if bench.full else ((2, 40),):
         what = f"decode {num_seqs} x {kv_len}, {heads} heads over {kv_heads} of {dim}"
         first = paged(bench.random, num_seqs, 1, kv_len, heads, kv_heads, dim)
@@ -82,7 +82,7 @@ def decode(bench: Bench) -> None:
             sets.append(paged(bench.random, num_seqs, 1, kv_len, heads, kv_heads, dim))
         moved = 2 * num_seqs * kv_len * kv_heads * dim * first.k.element_size()
         rate = {"bytes_per_s": moved}
-        _attention(bench, what, sets, ("d1",), heads, kv_len, dim**-0.5, rate, causal=False)
+        _attention(bench, what, sets, ("d1", "d2"), heads, kv_len, dim**-0.5, rate, causal=False)
 
 
 def rows(bench: Bench) -> None:
@@ -155,16 +155,21 @@ def model(bench: Bench) -> None:
             bench.report.measure(f"generate 64 x {count}", name, lambda b=backend, c=count: generate(b, c))
 
 
+def _tensor_cores(bench: Bench, q: Tensor, k: Tensor, v: Tensor, meta: Any, *rest: Any) -> Tensor:
+    decoding = q.shape[0] == meta.kv_len.shape[0]
+    return bench.ops.paged_attention(q, k, v, meta, *rest, rung="d2" if decoding else "v3")
+
+
 def step(bench: Bench) -> None:
     """The shape of a 1 B model with random weights, bfloat16: the engine, and transformers beside it."""
     with random_model(bench.full, bench.device) as folder:
         for name, backend in (("ours", "native" if bench.full else "simt"), ("torch", "reference")):
             rates = lambda b=backend: our_rates(folder, bench.device, b, bench.full)  # noqa: E731
             bench.report.measure("1 B shape", name, rates)
-        part = {"linear": partial(bench.ops.linear, rung="mma")}
+        part = {"linear": partial(bench.ops.linear, rung="mma"), "attention": partial(_tensor_cores, bench)}
         native = "native" if bench.full else "simt"
         with_part = lambda: our_rates(folder, bench.device, native, bench.full, part)  # noqa: E731
-        bench.report.measure("1 B shape", "mma", with_part)
+        bench.report.measure("1 B shape", "mma, v3, d2", with_part)
         if bench.full:
             bench.report.measure("1 B shape, a prefill and 5 steps", "ours", lambda: step_profile(folder))
         beside = lambda: transformers_rates(folder, bench.device, bench.full)  # noqa: E731
@@ -238,7 +243,7 @@ def _rated(
 def one_of_each(bench: Bench) -> None:
     """Every kernel once, on shapes with odd ends."""
     ops, p = bench.ops, paged(bench.random, 3, 33, 70, 4, 2, 64)
-    for rung in ("v1", "v2", "d1"):
+    for rung in ("v1", "v2", "v3", "d1", "d2"):
         ops.paged_attention(p.q, p.k, p.v, p.meta, 0.125, rung=rung)
     x, weight = bench.random(17, 70), bench.random(33, 70)
     ops.linear(x, weight)
@@ -307,7 +312,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     for name in args.sections or SECTIONS:
         SECTIONS[name](bench)
-    return int(bench.report.failed({"ours", "v1", "v2", "d1", *LINEAR_RUNGS}))
+    return int(bench.report.failed({"ours", "v1", "v2", "v3", "d1", "d2", *LINEAR_RUNGS}))
 
 
 if __name__ == "__main__":

@@ -123,6 +123,15 @@ def test_the_mma_rung_uses_what_it_is_named_for(word, tmp_path):
     assert word in (tmp_path / "out.ptx").read_text()
 
 
+@pytest.mark.parametrize("name", ["attention_v3", "decode_d2"])
+def test_attention_on_tensor_cores_uses_them(name, tmp_path):
+    (source,) = find_sources("cuda", f"{name}.cu")
+    command = compile_command(CUDA, source, tmp_path / "out.ptx", [])
+    subprocess.run([*command, "-ptx", "-arch=compute_80"], check=True, capture_output=True)
+    for word in ("mma.sync.aligned.m16n8k16", "m8n8.x4.trans", "cp.async.cg", "ex2.approx.ftz"):
+        assert word in (tmp_path / "out.ptx").read_text()
+
+
 @pytest.mark.slow
 def test_the_torch_binding_for_cuda_builds_and_loads_without_a_gpu():
     """Registration needs no driver; only a launch does."""

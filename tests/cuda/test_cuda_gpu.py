@@ -15,13 +15,13 @@ import oracle
 import pytest
 import tiny
 import torch
-from cases import CASES, DTYPES, REFERENCE, SETTINGS, Case, check, make_meta, random
+from cases import CASES, DTYPES, REFERENCE, SETTINGS, TENSOR_CASES, Case, check, make_meta, random
 from company import PROMPTS, SHAPE, answers, same
 from torch import Tensor
 
 from minillm import SamplingParams
 from minillm.ops.contract import AttentionMetadata, LayerCache, RopeTables
-from minillm.ops.cuda import ATTENTION_RUNGS, CudaOps
+from minillm.ops.cuda import ATTENTION_RUNGS, TENSOR_RUNGS, CudaOps
 from minillm.ops.sampling import SamplingBatch, noise_key
 
 pytestmark = pytest.mark.gpu
@@ -155,6 +155,33 @@ def test_prefill_and_decode_kernels_give_the_same_bits(ops, dtype):
         assert torch.equal(*found), case
 
 
+LARGE_CASES = [
+    Case([(1100, 1100), (300, 2000), (1, 3000)], heads=8, kv_heads=2, dim=128),
+    Case([(1, kv) for kv in (4096, 1, 700, 513, 2049)], heads=32, kv_heads=8, dim=128),
+    Case([(700, 1500), (8, 1300)], heads=12, kv_heads=4, dim=64, window=600),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=["bf16", "f16"])
+@pytest.mark.parametrize("rung", ["v3", "d2"])
+def test_attention_on_tensor_cores(ops, dtype, rung):
+    for case in [*TENSOR_CASES, *(LARGE_CASES if ON_GPU else [])]:
+        q, k_cache, v_cache, meta, tables = case.build(dtype)
+        scale, lens = case.dim**-0.5, ([n for n, _ in case.seqs], [n for _, n in case.seqs])
+        found = run(ops, "paged_attention", q, k_cache, v_cache, meta, scale, case.window, rung=rung)
+        expected = REFERENCE.paged_attention(q, k_cache, v_cache, meta, scale, case.window)
+        exact = oracle.paged_attention(q, k_cache, v_cache, tables, *lens, scale, case.window)
+        check(found, expected, exact, case)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=["bf16", "f16"])
+def test_the_two_kernels_on_tensor_cores_give_the_same_bits(ops, dtype):
+    for case in [*TENSOR_CASES, *(LARGE_CASES if ON_GPU else [])]:
+        arguments = (*case.build(dtype)[:4], 0.2, case.window)
+        found = [run(ops, "paged_attention", *arguments, rung=rung) for rung in ("v3", "d2")]
+        assert torch.equal(*found), case
+
+
 def test_sample(ops):
     params = [SamplingParams(**options) for options in SETTINGS for _ in range(20 if ON_GPU else 1)]
     keys, seen = [noise_key(s, 0, 3) for s in range(len(params))], [[0, 5]] * len(params)
@@ -193,20 +220,21 @@ def test_kernels_run_on_the_current_stream(ops):
 
 
 @needs_chip
-def test_kernels_can_be_recorded_in_a_graph(ops):
+@pytest.mark.parametrize("rung", [None, "v3", "d2"])
+def test_kernels_can_be_recorded_in_a_graph(ops, rung):
     case = Case([(1, 70), (1, 9)], heads=4, kv_heads=2, dim=64)
     q, k_cache, v_cache, meta, _ = map(on_gpu, case.build(torch.bfloat16))
-    expected = ops.paged_attention(q, k_cache, v_cache, meta, 0.125)
+    expected = ops.paged_attention(q, k_cache, v_cache, meta, 0.125, rung=rung)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = ops.paged_attention(q, k_cache, v_cache, meta, 0.125)
+        found = ops.paged_attention(q, k_cache, v_cache, meta, 0.125, rung=rung)
     found.zero_()
     graph.replay()
     assert torch.equal(found, expected)
 
 
 @needs_chip
-@pytest.mark.parametrize("rung", ATTENTION_RUNGS)
+@pytest.mark.parametrize("rung", [*ATTENTION_RUNGS, *TENSOR_RUNGS])
 def test_a_cache_of_more_than_two_to_the_31_numbers(ops, rung):
     """The last blocks give the same results as in a small cache; a 32-bit offset would read elsewhere."""
     num_blocks = 2**31 // (16 * 8 * 128) + 2

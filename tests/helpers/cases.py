@@ -104,6 +104,20 @@ CASES = [
     *(Case([(35, 80), (1, 90), (3, 3)], heads=2, kv_heads=1, dim=32, window=w) for w in (1, 17, 32, 33, 500)),
 ]
 
+# For the kernels on tensor cores, whose tiles have 64 keys and whose splits 512.
+TENSOR_CASES = [
+    *(case for case in CASES if case.dim in (64, 128)),
+    *(Case([(1, kv), (1, 65)], heads=8, kv_heads=2, dim=64) for kv in (2, 63, 64, 511, 513)),
+    *(Case([(q, 513 + q)], heads=4, kv_heads=1, dim=64) for q in (2, 5, 8)),
+    Case([(1, 40), (0, 20), (37, 37), (4, 70), (0, 0), (1, 1), (50, 570)], heads=3, kv_heads=1, dim=64),
+    *(Case([(7, 71), (1, 40)], heads=2, kv_heads=1, dim=64, block_size=s) for s in (1, 3, 100)),
+    *(
+        Case([(5, 580), (1, 590), (3, 3)], heads=2, kv_heads=1, dim=64, window=w)
+        for w in (1, 17, 64, 65, 530)
+    ),
+    Case([(3, 1030), (1, 512)], heads=8, kv_heads=2, dim=128),
+]
+
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"temperature": 0.0},

@@ -179,6 +179,18 @@ AttentionArgs attention_args(const char* op, const Tensor& q, const Tensor& k_ca
           static_cast<int>(k_cache.size(1)), static_cast<float>(scale), static_cast<int>(window), dtype_of(op, q)};
 }
 
+// The longest sequence is not known here; none is longer than the block table is wide.
+void attend_in_splits(Call& call, const AttentionArgs& args, const Tensor& q, Stream stream) {
+  int splits = num_splits(args.sequences.max_blocks * args.block_size);
+  auto scratch = [&](int64_t columns) {
+    return torch::stable::new_empty(q, std::vector<int64_t>{splits, q.size(0), q.size(1), columns}, ScalarType::Float);
+  };
+  Tensor softmax = scratch(2), parts = scratch(q.size(2));
+  call.with("softmax", softmax).with("parts", parts);
+  decode_d2(args, {static_cast<float*>(softmax.mutable_data_ptr()), static_cast<float*>(parts.mutable_data_ptr()), splits},
+            stream);
+}
+
 Tensor attend(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& block_table,
               const Tensor& query_start, const Tensor& kv_len, double scale, int64_t window, const std::string& rung,
               int64_t max_kv_len, int64_t stream) {
@@ -197,9 +209,16 @@ Tensor attend(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, con
                  as_stream(stream));
   } else if (rung == "v2") {
     attention_v2(args, as_stream(stream));
-  } else {
-    STD_TORCH_CHECK(rung == "d1", op, ": there is no rung ", rung, ", only v1, v2 and d1");
+  } else if (rung == "d1") {
     decode_d1(args, as_stream(stream));
+  } else {
+    STD_TORCH_CHECK(rung == "v3" || rung == "d2", op, ": there is no rung ", rung, ", only v1, v2, v3, d1 and d2");
+    STD_TORCH_CHECK(args.dtype != DType::f32 && (args.head_dim == 64 || args.head_dim == 128), op, ": rung ", rung,
+                    " takes bfloat16 and float16, head_dim 64 and 128 only");
+    if (rung == "v3")
+      attention_v3(args, as_stream(stream));
+    else
+      attend_in_splits(call, args, q, as_stream(stream));
   }
   call.done();
   return out;

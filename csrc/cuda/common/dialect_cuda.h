@@ -83,6 +83,25 @@ __device__ __forceinline__ void load_matrices(T* numbers, const T* row) {
                  : "memory");
 }
 
+// As load_matrices, for four matrices that are transposed on the way.
+template <int kMatrices, class T>
+__device__ __forceinline__ void load_matrices_transposed(T* numbers, const T* row) {
+  static_assert(kMatrices == 4, "ldmatrix.x4.trans");
+  uint32_t* to = reinterpret_cast<uint32_t*>(numbers);
+  uint32_t from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(from)
+               : "memory");
+}
+
+// 2^x with an error of 2 units in the last place; results below 2^-126 are 0.
+__device__ __forceinline__ float exp2_approx(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 // ---- cp.async (sm_80); a plain copy on older chips -------------------------------------------------
 
 template <int kBytes>

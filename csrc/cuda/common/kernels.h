@@ -77,6 +77,12 @@ struct NaiveScratch {               // of attention_v1, float
   int max_kv_len;
 };
 
+struct SplitScratch {               // of decode_d2, float
+  float* softmax;                   // [splits, num_tokens, num_heads, 2]: largest score and sum
+  float* out;                       // [splits, num_tokens, num_heads, head_dim]
+  int splits;                       // num_splits of the longest sequence, or more
+};
+
 struct SampleArgs {
   const void* logits;               // [rows, vocab_size]
   const uint64_t* keys;             // [rows]
@@ -121,6 +127,9 @@ void verify_draft(const DraftArgs&, Stream);  // a target row of zeros gives -1:
 bool supports_head_dim(int head_dim);
 void attention_v1(const AttentionArgs&, const NaiveScratch&, Stream);
 void attention_v2(const AttentionArgs&, Stream);
+void attention_v3(const AttentionArgs&, Stream);  // 16-bit, head_dim 64 or 128
 void decode_d1(const AttentionArgs&, Stream);
+void decode_d2(const AttentionArgs&, const SplitScratch&, Stream);  // like attention_v3
+int num_splits(int max_kv_len);
 
 }  // namespace minillm::cuda

@@ -14,6 +14,20 @@ extern "C" void run(const float* q, const float* k_cache, const float* v_cache, 
                         num_heads, num_kv_heads, head_dim, block_size, scale, window, DType::f32};
   LAUNCHER(args, nullptr);
 }
+#elif defined(IS_TENSOR)
+// Heads of 64 in bfloat16.
+extern "C" void run(const bfloat16* q, const bfloat16* k_cache, const bfloat16* v_cache, bfloat16* out,
+                    const int* block_table, const int* query_start, const int* kv_len, float* softmax, float* parts,
+                    int num_seqs, int max_blocks, int num_tokens, int q_stride, int splits) {
+  AttentionArgs args = {q, q_stride, k_cache, v_cache, out,
+                        {block_table, query_start, kv_len, num_seqs, max_blocks, num_tokens},
+                        6, 2, 64, 4, 0.2f, 100, DType::bf16};
+#ifdef IS_V3
+  attention_v3(args, nullptr);
+#else
+  decode_d2(args, {softmax, parts, splits}, nullptr);
+#endif
+}
 #elif defined(IS_NAIVE)
 extern "C" void run(const float* q, const float* k_cache, const float* v_cache, float* out, const int* block_table,
                     const int* query_start, const int* kv_len, int num_seqs, int max_blocks, int num_tokens, int q_stride,

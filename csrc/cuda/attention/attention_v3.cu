@@ -1,0 +1,112 @@
+// Attention, rung 3: tensor cores. A block has 128 packed rows and walks over their keys, 64 at a time.
+//
+//     K, V  | tile n | tile n + 1 |   shared memory, swizzled: while one tile is multiplied, the next is on
+//             =====    -------->      its way (cp.async)
+//     8 warps of 16 rows: Q, scores, weights and output never leave registers (tensor_tile.h)
+//
+// The keys are summed split by split, and each split is merged into the output so far: a second set of
+// accumulators, the price of having decode_d2's bits (contract C2). It is touched once in 512 keys, so it lies in
+// shared memory, where no thread reads another's numbers; registers would spill.
+//
+// Bytes: K and V once per block that visits them, q_len * group / 128 times at most; heads of a group share
+// them. FLOPs: 4 * head_dim per visible (row, key). Limit: tensor cores and shared memory: each warp reads each
+// tile for 16 rows alone. Left out: wgmma and TMA; softmax of one tile under the multiplications of another.
+
+#include "tensor_tile.h"
+
+namespace minillm::cuda {
+namespace {
+
+constexpr int kWarps = 8, kThreads = 32 * kWarps, kRows = kWarpRows * kWarps;
+constexpr int kStages = 2;
+
+struct RowTile {
+  int sequence, first_row;  // sequence -1: there are fewer tiles
+};
+
+// The tile of rows of this block, counted through the sequences from the last: a prompt's last rows see the most
+// keys, and who has most to do begins first.
+__device__ __forceinline__ RowTile find_tile(const Sequences& s, int group) {
+  int tile = blockIdx.x;
+  for (int i = s.num_seqs - 1; i >= 0; i--) {
+    int tiles = ((s.query_start[i + 1] - s.query_start[i]) * group + kRows - 1) / kRows;
+    if (tile < tiles) return {i, (tiles - 1 - tile) * kRows};
+    tile -= tiles;
+  }
+  return {-1, 0};
+}
+
+// The output of a thread's two rows over the splits so far, in shared memory: number i lies beside the neighbours'.
+struct Stash {
+  float* memory;
+  __device__ __forceinline__ float& operator[](int i) const { return memory[i * kThreads + threadIdx.x]; }
+};
+
+template <class T, int kDim>
+constexpr int kSharedBytes = Ring<T, kDim, kWarps, kStages>::kBytes + kDim / 2 * kThreads * static_cast<int>(sizeof(float));
+
+template <class T, int kDim>
+__global__ void __launch_bounds__(kThreads, 1) attention_v3_kernel(const __grid_constant__ AttentionArgs p) {
+  DYNAMIC_SHARED(T, memory);
+  RowTile tile = find_tile(p.sequences, p.num_heads / p.num_kv_heads);
+  if (tile.sequence < 0) return;  // the whole block: nobody waits at a barrier below
+  PackedRows rows(p, tile.sequence, blockIdx.y);
+  int count = min(rows.count(), tile.first_row + kRows), lane = threadIdx.x % 32;
+  int first_row = tile.first_row + threadIdx.x / 32 * kWarpRows;  // of the warp
+  Query<T, kDim> query(p, rows, first_row, count);
+  int warp_last = rows.keys(min(first_row + kWarpRows, count) - 1).last;
+  int first_tile = rows.keys(tile.first_row).first / kTileKeys, last_tile = rows.keys(count - 1).last / kTileKeys;
+
+  float scale = log2_scale(p);
+  Ring<T, kDim, kWarps, kStages> ring(p, rows, memory);
+  Stash whole{reinterpret_cast<float*>(memory + ring.kSize)};
+  UNROLL
+  for (int i = 0; i < kDim / 2; i++) whole[i] = 0;
+  Softmax softmax[2] = {{-INFINITY, 0.0f}, {-INFINITY, 0.0f}};
+  Part<kDim> part;
+  ring.walk(first_tile, last_tile, [&](const T* k, const T* v, int key_tile) {
+    if (key_tile * kTileKeys <= warp_last) add_tile(part, query, k, v, key_tile * kTileKeys, scale);
+    if ((key_tile + 1) % (kSplitKeys / kTileKeys) != 0 && key_tile != last_tile) return;
+    finish(part);
+    UNROLL
+    for (int i = 0; i < 2; i++) {
+      Factors by = merge(softmax[i], part.softmax[i]);
+      UNROLL
+      for (int j = 0; j < kDim / 4; j++) {
+        float& out = whole[i * kDim / 4 + j];
+        out = merged(out, part.out[j / 2][2 * i + j % 2], by);
+      }
+    }
+    part = Part<kDim>();
+  });
+
+  UNROLL
+  for (int i = 0; i < 2; i++) {
+    int row = first_row + lane / 4 + 8 * i;
+    if (row >= count) return;
+    float inverse = 1.0f / softmax[i].sum;
+    T* to = static_cast<T*>(p.out) + rows.flat(row, p.num_heads) * kDim + lane % 4 * 2;
+    UNROLL
+    for (int j = 0; j < kDim / 8; j++) {
+      int at = i * kDim / 4 + 2 * j;
+      store_wide(to + 8 * j, Vec<T, 2>{{from_float<T>(whole[at] * inverse), from_float<T>(whole[at + 1] * inverse)}});
+    }
+  }
+}
+
+}  // namespace
+
+void attention_v3(const AttentionArgs& p, Stream stream) {
+  if (p.sequences.num_tokens == 0) return;
+  // How the rows divide among sequences is known on the GPU only: enough tiles for any division.
+  int64_t rows = int64_t{1} * p.sequences.num_tokens * (p.num_heads / p.num_kv_heads);
+  dim3 grid(static_cast<unsigned>(rows / kRows + p.sequences.num_seqs), p.num_kv_heads);
+  with_tensor_types(p, [&](auto zero, auto dim) {
+    using T = decltype(zero);
+    constexpr int kDim = decltype(dim)::value;
+    constexpr int kBytes = kSharedBytes<T, kDim>;
+    LAUNCH((attention_v3_kernel<T, kDim>), grid, kThreads, kBytes, stream_of(stream), p);
+  });
+}
+
+}  // namespace minillm::cuda
