@@ -136,10 +136,10 @@ class CudaOps:
         window: int | None = None,
         rung: str | None = None,
     ) -> Tensor:
-        """`Ops.paged_attention`; `rung` selects a kernel, v1, v2, v3, d1 or d2, instead of the default.
+        """`Ops.paged_attention`; `rung` selects a kernel, v1, v2, v3, d1 or d2, not the default.
 
-        "v3" and "d2" run on tensor cores and give a row the same bits. Where they cannot run, "v2" or "d1" runs
-        instead, with a warning that says why.
+        "v3" and "d2" run on tensor cores and give a row the same bits. Where they cannot run, "v2" or "d1"
+        runs instead, with a warning that says why.
         """
         shapes.check_attention(q, k_cache, v_cache, meta)
         if q.shape[2] not in HEAD_DIMS:

@@ -50,6 +50,18 @@ def require_compiler() -> Compiler:
     return compiler
 
 
+def shared_runtime(compiler: Compiler) -> list[str]:
+    """The path of the shared libstdc++, to be linked first; empty if the compiler does not find one.
+
+    Some compilers link libstdc++ statically. Such a library has a second copy of it beside the one that torch
+    has loaded, and the first number that an error message prints crashes the process.
+    """
+    command = [compiler.path, "-print-file-name=libstdc++.so.6"]
+    found = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    path = Path(found.stdout.strip())
+    return [str(path)] if found.returncode == 0 and path.is_absolute() and path.is_file() else []
+
+
 def run_compiler(command: list[str]) -> None:
     """Run a compiler.
 

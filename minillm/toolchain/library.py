@@ -43,6 +43,7 @@ from minillm.toolchain.compiler import (
     num_jobs,
     require_compiler,
     run_compiler,
+    shared_runtime,
 )
 from minillm.toolchain.sources import PACKAGE
 
@@ -162,9 +163,7 @@ class Library:
         try:
             folder = temporary_folder(target.name)
             if not is_whole(folder / target.name):
-                _log.warning(
-                    "kernels cannot be kept in %s (%s): compiling for this process only", cache, why
-                )
+                _log.warning("kernels cannot be kept in %s (%s): compiling for this process only", cache, why)
                 self._compile_with_bar(folder)
             return folder / target.name
         except OSError as error:
@@ -181,7 +180,7 @@ class Library:
         # Symbols of the simulator and of torch are resolved when the library is loaded.
         shared = ["-dynamiclib", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
         files = [*map(str, objects), "-o", str(target)]
-        return [compiler.path, *shared, *files, *self.places, *self.libraries]
+        return [compiler.path, *shared, *files, *shared_runtime(compiler), *self.places, *self.libraries]
 
     def _folder(self) -> Path:
         return self.folder or cache_folder()

@@ -230,3 +230,27 @@ def test_a_compiler_that_fails_is_quoted(builder: Builder) -> None:
     complaint = builder.start(LC_ALL="de_DE.UTF-8").communicate(timeout=120)[1]
     assert "BuildFailed" in complaint and "answer.cpp" in complaint and "error" in complaint
     assert builder.in_cache() == ["lock"]
+
+
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="there is no readelf")
+def test_a_compiler_that_links_its_runtime_statically(builder: Builder) -> None:
+    """A second copy of libstdc++ in one process crashes where an error message prints a number."""
+    builder.write_compiler(f'exec "{COMPILER}" -static-libstdc++ "$@"')
+    body = "std::ostringstream out; out << 42; return std::stoi(out.str());"
+    text = f'#include <sstream>\n#include <string>\nextern "C" int number() {{ {body} }}\n'
+    (builder.sources / "number.cpp").write_text(text)
+    library, _ = builder.run()
+    assert "libstdc++.so.6" in needed(library)
+    # Control: without the shared one in the link command the library brings its own.
+    own = library.with_name("own.so")
+    objects = sorted(map(str, builder.sources.glob("*.cpp")))
+    include = ["-I", str(builder.sources / "include")]
+    command = [str(builder.compiler), "-shared", "-fPIC", *include, *objects, "-o", str(own)]
+    subprocess.run(command, check=True)
+    assert "libstdc++.so.6" not in needed(own)
+
+
+def needed(library: Path) -> str:
+    """The libraries that the dynamic linker loads with this one."""
+    shown = subprocess.run(["readelf", "-d", str(library)], capture_output=True, text=True, check=True)
+    return "\n".join(line for line in shown.stdout.splitlines() if "NEEDED" in line)
