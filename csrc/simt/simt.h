@@ -194,8 +194,8 @@ struct MmaOperands {
   float* c;
   const T *a, *b;
 };
-// c + a[0] * b[0] + ... + a[15] * b[15]; the factors are bf16 or fp16 numbers.
-float tensor_core_sum(const float (&a)[16], const float (&b)[16], float c);
+// c + a[0] * b[0] + ... + a[15] * b[15]. The factors are numbers of a 16-bit type; `smallest_exponent` is the type's.
+float tensor_core_sum(const float (&a)[16], const float (&b)[16], float c, int smallest_exponent);
 
 template <class T>
 void multiply_tiles(void* const* operands) {
@@ -209,7 +209,7 @@ void multiply_tiles(void* const* operands) {
         a[k] = to_float(lanes[row % 8 * 4 + pair]->a[half * 4 + row / 8 * 2 + k % 2]);
         b[k] = to_float(lanes[col * 4 + pair]->b[half * 2 + k % 2]);
       }
-      c = tensor_core_sum(a, b, c);
+      c = tensor_core_sum(a, b, c, smallest_exponent(T{}));
     }
   count_mma();
 }

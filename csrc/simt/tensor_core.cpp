@@ -5,11 +5,12 @@
 //     ...                           :               :        the rest is added exactly, and the sum is cut
 //     a15 * b15  ------------>  |----.--------------|        to a float towards zero
 //
-// A product's exponent is the sum of its factors' exponents, even where the product itself is larger by one.
-// PTX does not say any of this. scripts/gpu/tensor_cores.cu measured it: of 144 models this one alone gave all
-// bits of 9,363 dot products in bf16 and as many in fp16. tests/cuda/test_tensor_core.py holds it against dot
-// products of the chip. Other chips sum in other groups and keep other bits.
-// Left out: NaN and infinities take the plain way; overflow to infinity was not measured.
+// The exponent of a product is the sum of its factors' exponents, even if the product itself is larger by one. A
+// subnormal factor has the smallest exponent of its type. PTX does not specify any of this. It was measured with
+// scripts/gpu/tensor_cores.cu: of 144 models only this one gave every bit of 9,363 dot products in bf16 and of
+// 9,363 in fp16. tests/cuda/test_tensor_core.py compares it with dot products of the chip. On that chip wgmma gave
+// the bits of a chain of mma.sync, and no element depended on its place. Other chips sum in other groups and keep
+// other bits. Left out: NaN and infinities are summed plainly; overflow was not measured.
 //
 // Source of the method: Fasi et al., "Numerical behavior of NVIDIA tensor cores" (PeerJ CS, 2021).
 
@@ -32,12 +33,16 @@ struct Parts {
   bool negative;
 };
 
-Parts parts_of(float x) {
+Parts parts_of(float x, int smallest_exponent) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
   int biased = bits >> 23 & 0xFF;
   int64_t fraction = bits & 0x7FFFFF;
-  return {biased ? fraction | 0x800000 : fraction, std::max(biased, 1) - 127, bits >> 31 != 0};
+  Parts parts = {biased ? fraction | 0x800000 : fraction, std::max(biased, 1) - 127, bits >> 31 != 0};
+  // An fp16 subnormal is a normal float. Its significand then has zeros in front instead. No bit is lost: it has
+  // at most 10 significant bits.
+  for (; parts.significand && parts.exponent < smallest_exponent; parts.exponent++) parts.significand >>= 1;
+  return parts;
 }
 
 float cut_to_float(int64_t sum, int exponent) {  // sum * 2^exponent, towards zero
@@ -50,7 +55,7 @@ float cut_to_float(int64_t sum, int exponent) {  // sum * 2^exponent, towards ze
 
 }  // namespace
 
-float tensor_core_sum(const float (&a)[16], const float (&b)[16], float c) {
+float tensor_core_sum(const float (&a)[16], const float (&b)[16], float c, int smallest_exponent) {
   float plain = c;
   for (int k = 0; k < 16; k++) plain = std::fma(a[k], b[k], plain);
   if (!std::isfinite(plain)) return plain;
@@ -58,7 +63,8 @@ float tensor_core_sum(const float (&a)[16], const float (&b)[16], float c) {
   int64_t significands[17];
   int exponents[17], largest = INT32_MIN;
   for (int k = 0; k < 17; k++) {
-    Parts x = parts_of(k < 16 ? a[k] : c), y = parts_of(k < 16 ? b[k] : 1.0f);
+    int smallest = k < 16 ? smallest_exponent : -126;
+    Parts x = parts_of(k < 16 ? a[k] : c, smallest), y = parts_of(k < 16 ? b[k] : 1.0f, smallest);
     // Products of 24 by 24 bits; factors have 8 or 11 that count, and 1 has one, so 48 bits hold all.
     significands[k] = x.significand * y.significand * (x.negative != y.negative ? -1 : 1);
     exponents[k] = x.exponent + y.exponent;

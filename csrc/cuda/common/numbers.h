@@ -43,6 +43,9 @@ struct float16 {
   uint16_t bits;
 };
 
+constexpr int smallest_exponent(bfloat16) { return -126; }  // of a normal number; below it are subnormals
+constexpr int smallest_exponent(float16) { return -14; }
+
 inline float float_of_bits(uint32_t bits) {
   float x;
   memcpy(&x, &bits, 4);
