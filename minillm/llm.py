@@ -16,7 +16,7 @@ from typing import Any, NoReturn, Unpack
 
 from torch import Tensor
 
-from minillm.config import EngineOptions, SamplingParams, engine_config, require_int
+from minillm.config import EngineOptions, SamplingParams, engine_config, require_int, shown
 from minillm.engine.delivery import Delivery, Ticket
 from minillm.engine.engine import Engine
 from minillm.engine.outputs import RequestOutput
@@ -121,7 +121,7 @@ class LLM:
     ) -> tuple[list[int], list[int]]:
         """The token ids `chat` would use, and the indices of the messages it would leave out."""
         if on_overflow not in ("refuse", "drop_oldest"):
-            raise UsageError(f"on_overflow={on_overflow!r} is not known", "use refuse or drop_oldest")
+            raise UsageError(f"on_overflow={shown(on_overflow)} is not known", "use refuse or drop_oldest")
         tokenizer = self.engine.model.require_tokenizer()
         check_messages(messages)
         kept = list(range(len(messages)))

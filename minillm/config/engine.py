@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from minillm.config.checks import require_int
+from minillm.config.checks import require_int, shown
 from minillm.errors import UsageError
 
 BACKENDS = ("auto", "reference", "native", "simt")
@@ -56,7 +56,7 @@ class EngineConfig:
         for name, allowed in choices.items():
             value = getattr(self, name)
             if value not in allowed:
-                raise UsageError(f"{name}={value!r} is not known", f"use one of {', '.join(allowed)}")
+                raise UsageError(f"{name}={shown(value)} is not known", f"use one of {', '.join(allowed)}")
         for name in (
             "block_size",
             "max_num_seqs",
@@ -71,13 +71,13 @@ class EngineConfig:
         require_int("seed", self.seed)
         for name in ("prefix_caching", "adaptive_draft"):
             if not isinstance(getattr(self, name), bool):
-                raise UsageError(f"{name} must be True or False, not {getattr(self, name)!r}")
+                raise UsageError(f"{name} must be True or False, not {shown(getattr(self, name))}")
         self._check_draft()
 
     def _check_draft(self) -> None:
         if self.draft_model is not None and not isinstance(self.draft_model, str | Path):
             raise UsageError(
-                f"draft_model must be a folder, a hub id, ngram, auto or None, not {self.draft_model!r}"
+                f"draft_model must be a folder, a hub id, ngram, auto or None, not {shown(self.draft_model)}"
             )
         require_int("num_draft_tokens", self.num_draft_tokens, minimum=1)
         tree = self.draft_tree
@@ -85,12 +85,15 @@ class EngineConfig:
             return
         if not isinstance(tree, list | tuple) or not tree or not all(type(n) is int and n > 0 for n in tree):
             raise UsageError(
-                f"draft_tree={tree!r} is not known", "give the number of candidates at each depth, as (3, 1)"
+                f"draft_tree={shown(tree)} is not known",
+                "give the number of candidates at each depth, as (3, 1)",
             )
         if self.draft_verification == "rejection":
             raise UsageError("rejection sampling verifies chains, not trees", "leave draft_tree out")
         if math.prod(tree) > MAX_BRANCHES:
-            raise UsageError(f"draft_tree={tree!r} has {math.prod(tree)} branches, more than {MAX_BRANCHES}")
+            raise UsageError(
+                f"draft_tree={shown(tree)} has {math.prod(tree)} branches, more than {MAX_BRANCHES}"
+            )
 
     @property
     def draft_shape(self) -> tuple[int, ...]:
@@ -141,7 +144,7 @@ def engine_config(options: EngineOptions) -> EngineConfig:
     """
     for name, value in options.items():
         if name in _LATER and value not in _LATER[name]:
-            raise UsageError(f"{name}={value!r} is not part of this version", f"leave {name} out")
+            raise UsageError(f"{name}={shown(value)} is not part of this version", f"leave {name} out")
         if name not in _LATER and name not in EngineConfig.__dataclass_fields__:
             known = ", ".join(EngineConfig.__dataclass_fields__)
             raise UsageError(f"LLM has no option {name}", f"options: {known}")

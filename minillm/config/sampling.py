@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from minillm.config.checks import require_int, require_number
+from minillm.config.checks import require_int, require_number, shown
 from minillm.errors import UsageError
 
 MAX_TOP_K = 1 << 31  # more than any vocabulary has
@@ -49,11 +50,11 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         require_int("max_tokens", self.max_tokens, minimum=1)
-        require_number("temperature", self.temperature, low=0.0)
+        self._set_float("temperature", low=0.0)
         require_int("top_k", self.top_k, minimum=0)
-        require_number("top_p", self.top_p, low=0.0, high=1.0, low_open=True)
-        require_number("min_p", self.min_p, low=0.0, high=1.0)
-        require_number("repetition_penalty", self.repetition_penalty, low=0.0, low_open=True)
+        self._set_float("top_p", low=0.0, high=1.0, low_open=True)
+        self._set_float("min_p", low=0.0, high=1.0)
+        self._set_float("repetition_penalty", low=0.0, low_open=True)
         require_int("n", self.n, minimum=1)
         require_int("priority", self.priority)
         if self.seed is not None:
@@ -61,11 +62,16 @@ class SamplingParams:
         if self.logprobs is not None:
             require_int("logprobs", self.logprobs, minimum=0)
         if self.deadline is not None:
-            require_number("deadline", self.deadline, low=0.0, low_open=True)
+            self._set_float("deadline", low=0.0, low_open=True)
         if not isinstance(self.ignore_eos, bool):
-            raise UsageError(f"ignore_eos must be True or False, not {self.ignore_eos!r}")
+            raise UsageError(f"ignore_eos must be True or False, not {shown(self.ignore_eos)}")
         object.__setattr__(self, "stop", _stop_strings(self.stop))
         object.__setattr__(self, "stop_token_ids", _token_ids(self.stop_token_ids))
+
+    def _set_float(self, name: str, low: float, high: float = math.inf, low_open: bool = False) -> None:
+        """Check a field, and keep it as a float: an integer may be too long for the tensors behind."""
+        number = require_number(name, getattr(self, name), low, high, low_open)
+        object.__setattr__(self, name, number)
 
     @property
     def filters(self) -> SamplingFilters:
@@ -81,7 +87,7 @@ class SamplingParams:
 def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
     strings = (stop,) if isinstance(stop, str) else stop
     if not isinstance(strings, list | tuple) or not all(isinstance(s, str) for s in strings):
-        raise UsageError(f"stop must be a string or a list of strings, not {stop!r}")
+        raise UsageError(f"stop must be a string or a list of strings, not {shown(stop)}")
     if "" in strings:
         raise UsageError("stop must not hold an empty string", "leave it out to have none")
     return tuple(strings)
@@ -89,7 +95,7 @@ def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
 
 def _token_ids(ids: Sequence[int]) -> tuple[int, ...]:
     if not isinstance(ids, list | tuple):
-        raise UsageError(f"stop_token_ids must be a list of integers, not {ids!r}")
+        raise UsageError(f"stop_token_ids must be a list of integers, not {shown(ids)}")
     for token_id in ids:
         require_int("stop_token_ids", token_id, minimum=0)
     return tuple(ids)

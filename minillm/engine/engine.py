@@ -18,7 +18,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as List
-from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn
 
@@ -39,7 +38,14 @@ from minillm.engine.request import Request
 from minillm.engine.sequence import FinishReason, Sequence
 from minillm.engine.stepping import Stepper
 from minillm.engine.turn import Turn
-from minillm.errors import MinillmError, UsageError
+from minillm.errors import (
+    MinillmError,
+    UsageError,
+    as_exception,
+    failures_suppressed,
+    is_interrupt,
+    panics_as_errors,
+)
 from minillm.memory.block_pool import BlockPool
 from minillm.model.loader import LoadedModel
 from minillm.observe.events import Events
@@ -99,7 +105,8 @@ class Engine:
         request: Request | None = None
         try:
             ids = self.check_request(prompt, params, tenant)
-            request = make_request(ids, params, tenant, self.model, self.parts, self.pool)
+            with panics_as_errors():
+                request = make_request(ids, params, tenant, self.model, self.parts, self.pool)
             self._registry.submit(request)
             self.events.deliver()
         except MinillmError as error:
@@ -156,8 +163,9 @@ class Engine:
     def step(self) -> list[RequestOutput]:
         """Run one step; return the state of every request that got a token or ended in it.
 
-        An exception out of a part ends the requests it concerns with that error and goes on to the caller; an
-        interrupt leaves every request as it was. Outputs that were ready come with the next step.
+        An exception out of a part ends the requests it concerns with that error and goes on to the caller. An
+        exception out of a detokenizer is the error of its own request only; nothing is raised. An interrupt
+        leaves every request as it was. Outputs that were ready come with the next step.
 
         Raises:
             EngineBusy: called by a part or a listener, in the middle of a step.
@@ -181,7 +189,8 @@ class Engine:
             mailbox.update(self._outbox)
             self._outbox.clear()
 
-        self._turn.run(step_and_hand_out)
+        with panics_as_errors():
+            self._turn.run(step_and_hand_out)
 
     def logits(self, token_ids: List[int]) -> Tensor:
         """Raw scores after each token, through the paged prefill path; no cached prefix is used.
@@ -208,7 +217,7 @@ class Engine:
     def _step(self) -> None:
         try:
             if not self._registry.live and (self._outbox or self.events.is_holding):
-                with suppress(Exception):  # an earlier step raised, and a part may raise for ever
+                with failures_suppressed():  # an earlier step raised, and a part may raise for ever
                     self._recover_unfinished()
                 return
             self._recover_unfinished()
@@ -216,12 +225,10 @@ class Engine:
             self._advance()
             self.events.release()
         except BaseException as error:
-            self._recover(error)
+            self._recover(as_exception(error))
             raise
         finally:
             self.events.deliver()
-        if raised := self._stepper.take_raised():
-            raise raised
 
     def _begin(self) -> None:
         """A step begins: until `events.release` it counts as unfinished."""
@@ -256,7 +263,7 @@ class Engine:
 
     def _end(self, request: Request, reason: FinishReason) -> str:
         self.events.emit("cancel", request.request_id, reason=reason)
-        self._stepper.raised = request.finish(reason) or self._stepper.raised
+        request.finish(reason)
         return request.request_id
 
     def _collect(self, request_ids: set[str]) -> None:
@@ -321,11 +328,12 @@ class Engine:
             scheduler = partial(make_scheduler, self.parts, self.config, self.memory, self.events)
             self.scheduler = start_again(live, blamed, error, self.memory, pool, scheduler)
             self._collect({r.request_id for r in live if any(s.finish_reason for s in r.sequences)})
-        except Exception as failure:  # a part's: nobody can be served until it does what it should
-            self._end_all(live, failure)
+        except BaseException as failure:  # a part's: nobody can be served until it does what it should
+            if not is_interrupt(failure):
+                self._end_all(live, failure)
             raise
 
-    def _end_all(self, live: List[Request], error: Exception) -> None:
+    def _end_all(self, live: List[Request], error: BaseException) -> None:
         """Everything ends with `error`; their blocks are those of a pool that is given up."""
         for request in live:
             request.fail(error)

@@ -68,18 +68,12 @@ class Request:
         """The completions that have not ended."""
         return [s for s in self.sequences if not s.finish_reason]
 
-    def finish(self, reason: FinishReason) -> Exception | None:
-        """End every completion that is still open; returns what a detokenizer raised, if one did."""
-        raised = None
+    def finish(self, reason: FinishReason) -> None:
+        """End every completion that is still open."""
         for sequence in self.open_sequences():
-            try:
-                sequence.finish(reason)
-            except Exception as error:
-                sequence.fail(error)
-                raised = raised or error
-        return raised
+            sequence.end(reason)
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """End every completion that is still open with an error."""
         for sequence in self.open_sequences():
             sequence.fail(error)

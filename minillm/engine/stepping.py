@@ -41,7 +41,6 @@ class Stepper:
         self._memory, self._commit = memory, commit
         self.phase: Phase = "idle"
         self.step = PlannedStep(StepPlan())
-        self.raised: Exception | None = None  # by a detokenizer whose request was ended
 
     def begin(self) -> None:
         """Nothing is planned yet."""
@@ -61,14 +60,7 @@ class Stepper:
         self.phase = "run"
         output = self._execute(self.step)
         self.phase = "commit"
-        changed = self._commit.apply(self.step, output, scheduler)
-        self.raised = self.raised or self._commit.raised
-        return changed
-
-    def take_raised(self) -> Exception | None:
-        """What a detokenizer raised since this was last asked; its request has ended with it."""
-        raised, self.raised = self.raised, None
-        return raised
+        return self._commit.apply(self.step, output, scheduler)
 
     def _plan_lookahead(self, plan: StepPlan) -> list[Leave]:
         """Leave to look ahead for the plan's decoding sequences; empty where nobody has any."""

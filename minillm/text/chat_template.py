@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from minillm.config.files import exists, read_text
 from minillm.errors import TokenizerError, UsageError
 
 Message = Mapping[str, Any]
@@ -23,18 +24,15 @@ def find_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     """The chat template of a model folder: a file of its own, or in tokenizer_config.json; None without one.
 
     Raises:
-        TokenizerError: the file is not UTF-8.
+        UnreadableFile, TokenizerError: the file cannot be read, or is not UTF-8.
     """
     path = folder / "chat_template.jinja"
-    if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise TokenizerError(f"{path} is not UTF-8: {error}", "download the model again") from None
+    if exists(path):
+        return read_text(path, TokenizerError)
     template = settings.get("chat_template")
     if isinstance(template, list):  # several named templates: the one called default
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-        template = named.get("default")
+        named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
+        template = named[-1].get("template") if named else None
     return template if isinstance(template, str) else None
 
 

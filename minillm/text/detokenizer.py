@@ -11,12 +11,16 @@ stop string often spans several tokens. So text is held back at two places:
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.decoders import DecodeStream
 
+from minillm.text.failures import tokenizer_failure
+
 CONTEXT_SIZES = (4, 16, 64)
+_CANNOT_DECODE = "the tokenizer cannot decode a token"
 
 
 class StopMatcher:
@@ -65,7 +69,7 @@ class Detokenizer:
     ) -> None:
         self._tokenizer = tokenizer
         self._before = self._context(prompt_ids)
-        self._stream = DecodeStream(ids=self._before, skip_special_tokens=True)
+        self._stream = self._new_stream(self._before)
         self._pending: list[int] = []
         self._stop = StopMatcher(stops)
 
@@ -75,23 +79,36 @@ class Detokenizer:
         return self._stop.matched is not None
 
     def push(self, token_id: int) -> str:
-        """Take the next token; return the text that is certain now (often empty)."""
+        """Take the next token; return the text that is certain now (often empty).
+
+        Raises:
+            TokenizerError: the tokenizer fails at it.
+        """
         self._pending.append(token_id)
         try:
             text = self._stream.step(self._tokenizer, token_id)
         except Exception:  # plain Exception: later bytes turned a character already given into U+FFFD
             text = self._decode(self._pending)
-            self._stream = DecodeStream(ids=[token_id], skip_special_tokens=True)
+            self._stream = self._new_stream([token_id])
+        except BaseException as error:
+            raise tokenizer_failure(error, _CANNOT_DECODE) from None
         if text is None:
             return ""
         self._before, self._pending = self._pending, []
         return self._stop.push(text)
 
     def finish(self) -> str:
-        """The rest, when no more tokens come: whole characters still held back."""
+        """The rest, when no more tokens come: whole characters still held back.
+
+        Raises:
+            TokenizerError: the tokenizer fails at them.
+        """
         if self.stopped:
             return ""
-        return self._stop.push(self._tail()) + self._stop.flush()
+        try:
+            return self._stop.push(self._tail()) + self._stop.flush()
+        except BaseException as error:
+            raise tokenizer_failure(error, _CANNOT_DECODE) from None
 
     def _tail(self) -> str:
         """Text of the tokens the stream holds, without a character that was cut off."""
@@ -119,7 +136,16 @@ class Detokenizer:
         return []  # the prompt ends inside a character
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        try:
+            return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        except BaseException as error:
+            raise tokenizer_failure(error, _CANNOT_DECODE) from None
+
+    def _new_stream(self, ids: list[int]) -> DecodeStream:
+        try:
+            return DecodeStream(ids=ids, skip_special_tokens=True)
+        except BaseException as error:
+            raise tokenizer_failure(error, _CANNOT_DECODE) from None
 
 
 class NullDetokenizer:
@@ -139,8 +165,8 @@ class NullDetokenizer:
 def token_bytes(tokenizer: RustTokenizer, token_id: int) -> bytes:
     """The raw bytes of a token: byte-level alphabet, `<0xE2>` byte fallback, or plain text."""
     token = tokenizer.id_to_token(token_id) or ""
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return bytes([int(token[3:5], 16)])
+    if match := _BYTE_TOKEN.fullmatch(token):
+        return bytes.fromhex(match[1])
     if all(char in _BYTE_OF for char in token):
         return bytes(_BYTE_OF[char] for char in token)
     return token.encode()
@@ -157,3 +183,4 @@ def byte_alphabet() -> dict[str, int]:
 
 
 _BYTE_OF = byte_alphabet()
+_BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")

@@ -10,25 +10,32 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer as RustTokenizer
 
+from minillm.config.files import TOKENIZER_LIMIT, exists, read_file, read_object
 from minillm.errors import TokenizerError, UsageError
 from minillm.text.chat_template import Message, find_template, render
+from minillm.text.failures import tokenizer_failure
+
+FILE = "tokenizer.json"
 
 
 class Tokenizer:
-    """A model folder's tokenizer. `bos_token_id` and `eos_token_id` are None where it has none."""
+    """A model folder's tokenizer. `bos_token_id` and `eos_token_id` are None where it has none.
+
+    `digest` is the SHA-256 of tokenizer.json.
+
+    Raises:
+        UnreadableFile, TokenizerError: one of its files cannot be read, or makes no sense.
+    """
 
     def __init__(self, folder: Path, config_bos: int | None = None) -> None:
-        try:
-            self.rust = RustTokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # the library raises plain Exception for every kind of damage
-            raise TokenizerError(
-                f"{folder / 'tokenizer.json'} cannot be read: {error}", "download the model again"
-            ) from None
-        self.settings = read_json(folder / "tokenizer_config.json")
+        content = read_file(folder / FILE, TOKENIZER_LIMIT)
+        self.digest = hashlib.sha256(content).hexdigest()
+        self.rust = _parse(content, folder / FILE)
+        settings = folder / "tokenizer_config.json"
+        self.settings = read_object(settings, TokenizerError) if exists(settings) else {}
         self.chat_template = find_template(folder, self.settings)
         self.bos_token_id = self._special_id("bos_token", config_bos)
         self.eos_token_id = self._special_id("eos_token", None)
@@ -49,6 +56,7 @@ class Tokenizer:
 
         Raises:
             UsageError: `text` is not valid Unicode.
+            TokenizerError: the tokenizer fails at it.
         """
         ids = self._rust_ids(text, add_special_tokens)
         bos = self.bos_token_id
@@ -61,15 +69,23 @@ class Tokenizer:
         return ids[1:] if unwanted or ids[:2] == [bos, bos] else ids
 
     def _rust_ids(self, text: str, add_special_tokens: bool) -> list[int]:
+        if not _is_unicode(text):
+            raise UsageError("the text is not valid Unicode", "it holds a lone surrogate")
         try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise UsageError("the text is not valid Unicode", "it holds a lone surrogate") from None
-        return list(self.rust.encode(text, add_special_tokens=add_special_tokens).ids)
+            return list(self.rust.encode(text, add_special_tokens=add_special_tokens).ids)
+        except BaseException as error:
+            raise tokenizer_failure(error, "the tokenizer cannot encode this text") from None
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, special tokens left out."""
-        return str(self.rust.decode(list(ids), skip_special_tokens=True))
+        """Text of `ids`, special tokens left out.
+
+        Raises:
+            TokenizerError: the tokenizer fails at them.
+        """
+        try:
+            return str(self.rust.decode(list(ids), skip_special_tokens=True))
+        except BaseException as error:
+            raise tokenizer_failure(error, "the tokenizer cannot decode these ids") from None
 
     def render_chat(self, messages: Sequence[Message]) -> str:
         """The prompt the chat template makes of `messages`, ready for the assistant's turn.
@@ -87,7 +103,7 @@ class Tokenizer:
     def _token_text(self, key: str) -> str:
         token = self.settings.get(key)
         text = token.get("content") if isinstance(token, dict) else token
-        return text if isinstance(text, str) else ""
+        return text if isinstance(text, str) and _is_unicode(text) else ""
 
     def _special_id(self, key: str, fallback: int | None) -> int | None:
         found = self.rust.token_to_id(self._token_text(key)) if self._token_text(key) else None
@@ -98,18 +114,20 @@ class Tokenizer:
         return bool(bos) and text.startswith(bos)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, or {} where there is no file.
-
-    Raises:
-        TokenizerError: the file is not a JSON object.
-    """
-    if not path.is_file():
-        return {}
+def _parse(content: bytes, path: Path) -> RustTokenizer:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{path} is not JSON: {error}", "download the model again") from None
-    if not isinstance(content, dict):
-        raise TokenizerError(f"{path} is not a JSON object", "download the model again")
-    return content
+        made = RustTokenizer.from_buffer(content)
+        made.no_truncation()  # of training: a prompt is as long as it is
+        made.no_padding()
+    except BaseException as error:
+        raise tokenizer_failure(error, f"{path} is not a tokenizer", quote=True) from None
+    return made
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether `text` can be encoded: JSON can hold lone surrogates, which cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
