@@ -39,6 +39,10 @@ class UsageError(MinillmError, ValueError):
     exit_code = 2
 
 
+class TemplateLimit(UsageError):
+    """A chat template that takes too many steps, too long, or too much memory."""
+
+
 class PromptTooLong(UsageError):
     """The prompt plus one token does not fit the context."""
 

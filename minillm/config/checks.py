@@ -6,7 +6,7 @@ import math
 
 from minillm.errors import UsageError
 
-_MOST_SHOWN = 100  # characters of a value
+_MOST_SHOWN = 200  # characters of a value
 
 
 def shown(value: object) -> str:
@@ -15,6 +15,11 @@ def shown(value: object) -> str:
         text = repr(value)
     except Exception:  # an integer of thousands of digits, a list inside itself a thousand times
         return f"a value of type {type(value).__name__}"
+    return shortened(text)
+
+
+def shortened(text: str) -> str:
+    """`text`, cut where it is long."""
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}... ({len(text)} characters)"
 
 
