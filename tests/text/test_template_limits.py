@@ -281,11 +281,11 @@ def test_no_other_option_reaches_json(option: str) -> None:
 
 
 ESCAPES = [
-    "{{ namespace(a=1) | tojson(default='{0.__class__.__init__.__globals__}'.format) }}",
-    "{{ ('{0.__class__.__init__.__globals__}' | attr('format'))(cycler) }}",
-    "{{ '{0.__class__.__init__.__globals__}'['format'](cycler) }}",
-    "{% set f = '{0.__class__.__init__.__globals__}'.format %}{{ f(cycler) }}",
-    "{{ (['{0.__class__.__init__.__globals__}'] | map('attr', 'format') | first)(cycler) }}",
+    "{{ namespace(a=1) | tojson(default='{0.__init__.__globals__}'.format) }}",
+    "{{ ('{0.__init__.__globals__}' | attr('format'))(cycler) }}",
+    "{{ '{0.__init__.__globals__}'['format'](cycler) }}",
+    "{% set f = '{0.__init__.__globals__}'.format %}{{ f(cycler) }}",
+    "{{ (['{0.__init__.__globals__}'] | map('attr', 'format') | first)(cycler) }}",
     "{{ [cycler] | map('format', '%s') | list }}{{ ('%(a)s' | attr('format_map'))({'a': 1}) }}",
 ]  # fmt: skip
 
