@@ -7,6 +7,7 @@ import math
 from minillm.errors import UsageError
 
 _MOST_SHOWN = 200  # characters of a value
+_MOST_BITS = 1024  # of an integer without a limit of its own
 
 
 def shown(value: object) -> str:
@@ -23,12 +24,16 @@ def shortened(text: str) -> str:
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}... ({len(text)} characters)"
 
 
-def require_int(name: str, value: object, minimum: int | None = None) -> int:
-    """Return `value` if it is an integer of at least `minimum`; a bool is not an integer here."""
+def require_int(name: str, value: object, minimum: int | None = None, maximum: int | None = None) -> int:
+    """Return `value` if it is an integer in [minimum, maximum]; a bool is not an integer here."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise UsageError(f"{name} must be an integer, not {shown(value)}")
     if minimum is not None and value < minimum:
         raise UsageError(f"{name} must be at least {minimum}, not {shown(value)}")
+    if maximum is not None and value > maximum:
+        raise UsageError(f"{name} must be at most {maximum}, not {shown(value)}")
+    if value.bit_length() > _MOST_BITS:  # Python itself does not write such numbers out
+        raise UsageError(f"{name} must be an integer of at most {_MOST_BITS} bits, not {shown(value)}")
     return value
 
 
@@ -53,4 +58,4 @@ def as_float(value: int | float) -> float:
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf

@@ -16,6 +16,8 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 VERIFICATIONS = ("coupled", "rejection")
 MAX_BRANCHES = 64  # of a draft tree
+MAX_DRAFT_TOKENS = 1 << 16
+MAX_SIZE = (1 << 48) - 1  # of anything that is counted: sums and products of a few stay far from any limit
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,9 @@ class EngineConfig:
             "max_queued_requests",
             "max_queued_tokens",
         ):
-            require_int(name, getattr(self, name), minimum=1)
+            require_int(name, getattr(self, name), minimum=1, maximum=MAX_SIZE)
         if self.max_model_len is not None:
-            require_int("max_model_len", self.max_model_len, minimum=1)
+            require_int("max_model_len", self.max_model_len, minimum=1, maximum=MAX_SIZE)
         require_int("seed", self.seed)
         for name in ("prefix_caching", "adaptive_draft"):
             if not isinstance(getattr(self, name), bool):
@@ -79,7 +81,7 @@ class EngineConfig:
             raise UsageError(
                 f"draft_model must be a folder, a hub id, ngram, auto or None, not {shown(self.draft_model)}"
             )
-        require_int("num_draft_tokens", self.num_draft_tokens, minimum=1)
+        require_int("num_draft_tokens", self.num_draft_tokens, minimum=1, maximum=MAX_DRAFT_TOKENS)
         tree = self.draft_tree
         if tree is None:
             return
@@ -91,9 +93,7 @@ class EngineConfig:
         if self.draft_verification == "rejection":
             raise UsageError("rejection sampling verifies chains, not trees", "leave draft_tree out")
         if math.prod(tree) > MAX_BRANCHES:
-            raise UsageError(
-                f"draft_tree={shown(tree)} has {math.prod(tree)} branches, more than {MAX_BRANCHES}"
-            )
+            raise UsageError(f"draft_tree={shown(tree)} has more than {MAX_BRANCHES} branches")
 
     @property
     def draft_shape(self) -> tuple[int, ...]:
