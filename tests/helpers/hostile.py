@@ -29,9 +29,9 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 # Numbers are written out, because json.dumps does not write all of them.
 VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 2, 3, 7, 2**31 - 1, 2**31, 2**32, 2**53 + 1, 2**63 - 1, 2**63, 2**64,
-    10**400, -(10**400), 0.0, -0.0, 0.5, 1.5, 1e-320, 1e-30, 1e30, 1e308, float("inf"),
-    float("-inf"), float("nan"), "", "x", "0", "a\nb\x1b[31m", "\ud800", "x" * 5000, "日本",
-    [], [[]], [None], [1, "x"], [10**400], [[[[1]]]], {}, {"a": {}}, {"": None}, {"rope_type": []}, ["LlamaForCausalLM"] * 2,
+    10**400, -(10**400), 0.0, -0.0, 0.5, 1.5, 1e-320, 1e-30, 1e30, 1e308, float("inf"), float("-inf"),
+    float("nan"), "", "x", "0", "a\nb\x1b[31m", "\ud800", "x" * 5000, "日本", [], [[]], [None], [1, "x"],
+    [10**400], [[[[1]]]], {}, {"a": {}}, {"": None}, {"rope_type": []}, ["LlamaForCausalLM"] * 2,
 ]  # fmt: skip
 
 

@@ -24,10 +24,21 @@ from typing import Any
 import hostile
 import pytest
 import tiny
+import torch
 
 from minillm import LLM, MinillmError, SamplingParams
 from minillm.config import EngineConfig, files
-from minillm.errors import ModelNotFound, OutOfMemory, UnreadableFile, UnsupportedModel, WeightsError
+from minillm.engine.engine import Engine
+from minillm.errors import (
+    KVCapacityError,
+    ModelNotFound,
+    OutOfMemory,
+    UnreadableFile,
+    UnsupportedModel,
+    WeightsError,
+)
+from minillm.memory import kv_cache
+from minillm.model import checkpoint
 from minillm.model.checkpoint import stored_tensors
 from minillm.model.families import FAMILIES, INERT, ONLY_AT, load_model_config, parse_config
 from minillm.model.loader import load_model
@@ -85,8 +96,6 @@ ROPES: list[dict[str, Any]] = [
 
 
 def parse_and_estimate(raw: dict[str, Any]) -> None:
-    import torch
-
     config = parse_config(json.loads(json.dumps(raw)))
     require_memory(config, torch.float32, torch.device("cpu"), config.max_position_embeddings)
 
@@ -147,7 +156,10 @@ def test_any_value_at_any_key_of_rope(rope: dict[str, Any]) -> None:
         ({"rope_scaling": hostile.YARN | {"mscale": []}}, "mscale"),
         ({"rope_scaling": hostile.YARN | {"original_max_position_embeddings": 10**400}}, "original_max"),
         ({"rope_scaling": {"rope_type": []}}, "rope kind"),
-        ({"rope_theta": 1e-20, "rope_scaling": {"type": "linear", "factor": 1e-20}}, "rope_theta"),
+        (
+            {"head_dim": 64, "rope_theta": 1e-20, "rope_scaling": {"type": "linear", "factor": 1e-20}},
+            "rope_theta",
+        ),
         ({"layer_types": [[]] * 2}, "layer_types"),
     ],
     ids=lambda value: str(value)[:40],
@@ -241,16 +253,14 @@ def test_memory_is_not_taken_before_it_is_counted(
 def test_a_kv_cache_that_the_system_refuses(
     folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    from minillm.errors import KVCapacityError
-    from minillm.memory import kv_cache
-
     def refuse(*args: Any, **options: Any) -> Any:
         raise error
 
-    tiny.load(folder)  # the control
+    model, config = load_model(folder, ENGINE), EngineConfig(kv_memory="1MiB")
+    Engine(model, config)  # the control
     monkeypatch.setattr(kv_cache.torch, "empty", refuse)
     with pytest.raises(KVCapacityError, match=r"KV blocks need 1\.0 MiB") as caught:
-        tiny.load(folder)
+        Engine(model, config)
     assert isinstance(caught.value, OutOfMemory) and caught.value.hint
 
 
@@ -364,8 +374,6 @@ class Failing:
 
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_a_read_that_fails_is_no_damage(tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from minillm.model import checkpoint
-
     folder, reads = tiny.make_folder(tmp_path), [0]
 
     def open_file(path: Path) -> Any:
