@@ -17,7 +17,7 @@ DEVICES = ("auto", "cpu", "cuda")
 VERIFICATIONS = ("coupled", "rejection")
 MAX_BRANCHES = 64  # of a draft tree
 MAX_DRAFT_TOKENS = 1 << 16
-MAX_SIZE = (1 << 48) - 1  # of anything that is counted: sums and products of a few stay far from any limit
+MAX_SIZE = (1 << 48) - 1  # of sizes and counts: products of a few of them still fit a float
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,11 @@ class EngineConfig:
     `kv_memory` is in bytes, "256MiB"-like text, or "auto". `prefill_chunk` is the most prompt tokens
     of one request that enter a step, `max_num_batched_tokens` the most tokens of a whole step.
 
-    `draft_model` is a folder, a hub id, "auto" (the draft that ships) or "ngram"; None does not speculate.
-    A step drafts at most `num_draft_tokens` tokens for each sequence, fewer where they do not pay unless
-    `adaptive_draft` is off. `draft_tree` (3, 1) drafts branches instead, here of two tokens: three candidates
-    for the first, one behind each. `draft_verification` is "coupled" or "rejection".
+    `draft_model` is a folder, a hub id, "auto" (the draft that ships) or "ngram"; None turns speculation off.
+    A step drafts at most `num_draft_tokens` tokens for each sequence. With `adaptive_draft` it drafts fewer
+    where more would not pay. `draft_tree` drafts branches instead of one chain: (3, 1) gives three candidates
+    for the first token and one candidate after each of them. `draft_verification` is "coupled" or
+    "rejection".
     """
 
     dtype: str = "auto"
@@ -104,7 +105,7 @@ class EngineConfig:
 class EngineOptions(TypedDict, total=False):
     """The options `LLM` takes, with `EngineConfig`'s meaning and defaults.
 
-    The last two belong to features of the public surface that this version does not have yet.
+    The last two belong to a later version.
     """
 
     dtype: str
@@ -129,7 +130,7 @@ class EngineOptions(TypedDict, total=False):
     tenant_limits: Mapping[str, Any] | None
 
 
-# Accepted at the values that ask for nothing this version cannot do.
+# Options of a later version. Until then each may have these values only.
 _LATER: Mapping[str, tuple[Any, ...]] = {
     "public_prefixes": ((), []),
     "tenant_limits": (None,),

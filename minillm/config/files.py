@@ -16,8 +16,9 @@ from __future__ import annotations
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from minillm.config.checks import shown
 from minillm.config.sizes import format_bytes
@@ -43,7 +44,7 @@ def exists(path: Path) -> bool:
     return True
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BufferedReader:
     """Open an ordinary file for reading. Never waits, as opening a pipe would.
 
     Raises:
@@ -71,13 +72,14 @@ def read_file(path: Path, limit: int = SETTINGS_LIMIT) -> bytes:
         UnreadableFile: it cannot be read, or is longer.
     """
     with open_file(path) as file:
+        if os.fstat(file.fileno()).st_size > limit:
+            raise UnreadableFile(
+                f"{path} is longer than {format_bytes(limit)}", "no model needs so long a file"
+            )
         try:
-            content = file.read(limit + 1)
+            return file.read(limit)
         except OSError as error:
             raise unreadable(path, error) from None
-    if len(content) > limit:
-        raise UnreadableFile(f"{path} is longer than {format_bytes(limit)}", "no model's file is that long")
-    return content
 
 
 def read_text(path: Path, damaged: type[MinillmError]) -> str:

@@ -14,7 +14,7 @@ MAX_TOP_K = 1 << 31  # more than any vocabulary has
 
 
 class SamplingFilters(NamedTuple):
-    """The numbers that decide how a row of logits is drawn from."""
+    """The numbers that decide how a token is drawn from a row of logits."""
 
     temperature: float
     top_k: int
@@ -29,8 +29,9 @@ class SamplingParams:
 
     `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0 and `repetition_penalty` 1 are off.
     `logprobs=k` returns the k most likely ids beside the sampled one, from the raw logits.
-    `deadline` is in seconds from submission; a request past it ends with what it has. Of waiting requests
-    the one with the smallest `priority` goes first; waiting counts (`engine/scheduler.py`).
+    `deadline` is in seconds from submission; a request past it ends with the tokens it has. Of the waiting
+    requests the one with the smallest `priority` goes first. A request that waits long rises
+    (`engine/scheduler.py`).
     """
 
     max_tokens: int = 16
@@ -69,7 +70,7 @@ class SamplingParams:
         object.__setattr__(self, "stop_token_ids", _token_ids(self.stop_token_ids))
 
     def _set_float(self, name: str, low: float, high: float = math.inf, low_open: bool = False) -> None:
-        """Check a field, and keep it as a float: an integer may be too long for the tensors behind."""
+        """Check a field and store it as a float; tensors do not take very long integers."""
         number = require_number(name, getattr(self, name), low, high, low_open)
         object.__setattr__(self, name, number)
 

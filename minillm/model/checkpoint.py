@@ -77,7 +77,7 @@ class StoredTensor:
                 file.seek(self.offset)
                 while left:
                     data = bytearray(min(left, _PIECE_BYTES))
-                    if file.readinto(data) != len(data):  # type: ignore[attr-defined]
+                    if file.readinto(data) != len(data):
                         raise WeightsError(f"{self.path.name} ends inside {shown(self.name)}", _AGAIN)
                     left -= len(data)
                     yield data

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from minillm.config import shown
-from minillm.errors import ModelNotFound, UsageError
+from minillm.errors import ModelNotFound, UsageError, is_interrupt
 
 ZOO = Path(__file__).resolve().parent.parent / "zoo"
 DEFAULT_MODEL = "storyteller-6m"
@@ -73,7 +73,9 @@ def _from_hub(repo_id: str) -> Path:
 
     try:
         return Path(snapshot_download(repo_id, allow_patterns=_HUB_FILES))
-    except Exception as error:  # its many error types all mean: this id cannot be had now
+    except BaseException as error:  # its many error types, a panic among them: the id cannot be had now
+        if is_interrupt(error):
+            raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelNotFound(
             f"{shown(repo_id)} is no folder here and cannot be had from the hub: {reason}",

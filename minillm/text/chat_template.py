@@ -42,7 +42,7 @@ def render(template: str | None, messages: Sequence[Message], specials: Mapping[
     """The prompt the template makes of `messages`, ready for the assistant's turn.
 
     Args:
-        specials: text of the special tokens, by the names that templates know them by.
+        specials: texts of the special tokens, by their names in templates ("bos_token", "eos_token").
 
     Raises:
         UsageError: no template, a malformed message, or a template that refuses or fails.

@@ -1,4 +1,4 @@
-"""From token ids to text while they arrive: never half a character, never a lost tail.
+"""Token ids to text while they arrive: never half a character, and no text is lost at the end.
 
 One token is often a part of a character (an emoji is four bytes, and so up to four tokens), and one
 stop string often spans several tokens. So text is held back at two places:
@@ -36,8 +36,8 @@ class StopMatcher:
         self._held += text
         found = [(self._held.find(stop) + len(stop), stop) for stop in self._stops if stop in self._held]
         if found:
-            # The first to end, as if characters came one by one: pieces may be cut anywhere. Of
-            # several that end there the longest.
+            # The stop string that ends first counts, wherever the pieces were cut: the result is the same
+            # as with one character at a time. Of several that end at one place the longest counts.
             end = min(found)[0]
             self.matched = max((stop for e, stop in found if e == end), key=len)
             self._held = self._held[: end - len(self.matched)]
@@ -47,7 +47,7 @@ class StopMatcher:
         return out
 
     def flush(self) -> str:
-        """Give up what was held back: no more text will come."""
+        """Return the text that was held back; no more text will come."""
         out, self._held = self._held, ""
         return out
 
@@ -60,8 +60,8 @@ class StopMatcher:
 class Detokenizer:
     """Streams one completion. The pieces of `push` and `finish` joined are the completion's text.
 
-    Decoding starts behind the prompt's last tokens: SentencePiece-like decoders drop the space of a
-    text's first word, and a completion's first word is rarely that.
+    Decoding starts after the prompt's last tokens. SentencePiece-like decoders drop the space before the
+    first word of a text, and the first word of a completion is rarely the first word of the text.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Detokenizer:
         self._pending.append(token_id)
         try:
             text = self._stream.step(self._tokenizer, token_id)
-        except Exception:  # plain Exception: later bytes turned a character already given into U+FFFD
+        except Exception:  # later bytes turned a character that was already returned into U+FFFD
             text = self._decode(self._pending)
             self._stream = self._new_stream([token_id])
         except BaseException as error:
@@ -121,14 +121,14 @@ class Detokenizer:
         cut = len(utf8.getstate()[0])  # bytes of the unfinished character; a U+FFFD before it can be genuine
         while cut > 0:
             cut -= len(token_bytes(self._tokenizer, plain.pop()))
-        if cut < 0:  # it starts inside a token, so all of these are byte-level
+        if cut < 0:  # the character starts inside a token, so all these tokens are byte-level
             return whole
-        # Decoded behind the tokens before them, as a decoder may treat the start of a text apart.
+        # Decoded together with the tokens before them: the start of a text may be treated differently.
         before, text = self._decode(self._before), self._decode(self._before + plain)
         return text[len(before) :] if text.startswith(before) else self._decode(plain)
 
     def _context(self, prompt_ids: Sequence[int]) -> list[int]:
-        """The prompt's last tokens, from where they decode to whole characters."""
+        """The prompt's last tokens: as many as it takes to decode to whole characters."""
         for size in CONTEXT_SIZES:
             ids = list(prompt_ids[-size:])
             if not self._decode(ids).endswith("\ufffd"):

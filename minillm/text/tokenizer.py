@@ -42,12 +42,12 @@ class Tokenizer:
 
     @cached_property
     def num_token_ids(self) -> int:
-        """One more than the highest id the tokenizer can decode. Asked once a step; found out once."""
+        """One more than the highest id the tokenizer can decode. Every step asks, so it is kept."""
         return max(self.rust.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @cached_property
     def vocabulary_digest(self) -> str:
-        """SHA-256 of every token with its id: equal digests, and ids mean the same text."""
+        """SHA-256 of every token with its id. Tokenizers with equal digests give equal ids the same text."""
         vocabulary = self.rust.get_vocab(with_added_tokens=True)
         return hashlib.sha256(json.dumps(sorted(vocabulary.items())).encode()).hexdigest()
 
@@ -117,7 +117,7 @@ class Tokenizer:
 def _parse(content: bytes, path: Path) -> RustTokenizer:
     try:
         made = RustTokenizer.from_buffer(content)
-        made.no_truncation()  # of training: a prompt is as long as it is
+        made.no_truncation()  # settings of training: a prompt is neither cut nor filled up
         made.no_padding()
     except BaseException as error:
         raise tokenizer_failure(error, f"{path} is not a tokenizer", quote=True) from None
