@@ -17,10 +17,9 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.decoders import DecodeStream
 
-from minillm.text.failures import tokenizer_failure
+from minillm.text.failures import decoding_failure
 
 CONTEXT_SIZES = (4, 16, 64)
-_CANNOT_DECODE = "the tokenizer cannot decode a token"
 
 
 class StopMatcher:
@@ -91,7 +90,7 @@ class Detokenizer:
             text = self._decode(self._pending)
             self._stream = self._new_stream([token_id])
         except BaseException as error:
-            raise tokenizer_failure(error, _CANNOT_DECODE) from None
+            raise decoding_failure(error) from None
         if text is None:
             return ""
         self._before, self._pending = self._pending, []
@@ -108,7 +107,7 @@ class Detokenizer:
         try:
             return self._stop.push(self._tail()) + self._stop.flush()
         except BaseException as error:
-            raise tokenizer_failure(error, _CANNOT_DECODE) from None
+            raise decoding_failure(error) from None
 
     def _tail(self) -> str:
         """Text of the tokens the stream holds, without a character that was cut off."""
@@ -139,13 +138,13 @@ class Detokenizer:
         try:
             return str(self._tokenizer.decode(ids, skip_special_tokens=True))
         except BaseException as error:
-            raise tokenizer_failure(error, _CANNOT_DECODE) from None
+            raise decoding_failure(error) from None
 
     def _new_stream(self, ids: list[int]) -> DecodeStream:
         try:
             return DecodeStream(ids=ids, skip_special_tokens=True)
         except BaseException as error:
-            raise tokenizer_failure(error, _CANNOT_DECODE) from None
+            raise decoding_failure(error) from None
 
 
 class NullDetokenizer:

@@ -17,3 +17,8 @@ def tokenizer_failure(error: BaseException, what: str, quote: bool = False) -> B
     if isinstance(error, MinillmError) or is_interrupt(error):
         return error
     return TokenizerError(f"{what}: {error if quote else type(error).__name__}", _HINT)
+
+
+def decoding_failure(error: BaseException) -> BaseException:
+    """`tokenizer_failure` of a token that cannot be decoded."""
+    return tokenizer_failure(error, "the tokenizer cannot decode a token")

@@ -24,7 +24,7 @@ from tokenizers.decoders import DecodeStream
 
 from minillm.ops.sampling import NEG_INF, Filters, SamplingBatch, gumbel_noise
 from minillm.text.detokenizer import CONTEXT_SIZES, token_bytes
-from minillm.text.failures import tokenizer_failure
+from minillm.text.failures import decoding_failure
 
 
 def penalise_repetition(logits: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
@@ -156,10 +156,10 @@ class Detokenizer:
         try:
             return str(self._tokenizer.decode(ids, skip_special_tokens=True))
         except BaseException as error:
-            raise tokenizer_failure(error, _CANNOT_DECODE) from None
+            raise decoding_failure(error) from None
 
     def _new_stream(self, ids: list[int]) -> DecodeStream:
         try:
             return DecodeStream(ids=ids, skip_special_tokens=True)
         except BaseException as error:
-            raise tokenizer_failure(error, _CANNOT_DECODE) from None
+            raise decoding_failure(error) from None
