@@ -24,7 +24,7 @@ from minillm.config.checks import shown
 from minillm.config.sizes import format_bytes
 from minillm.errors import MinillmError, UnreadableFile
 
-SETTINGS_LIMIT = 64 << 20  # bytes of a JSON file or a template; parsed it takes up to 30 times as many
+SETTINGS_LIMIT = 32 << 20  # bytes of a JSON file, a header or a template; parsed, up to 30 times as many
 TOKENIZER_LIMIT = 512 << 20
 AGAIN = "download the model again"
 
@@ -122,6 +122,8 @@ def parse_object(text: str, name: str, damaged: type[MinillmError]) -> dict[str,
         if isinstance(error, MinillmError):
             raise
         raise damaged(f"{name} is not JSON: {error}", AGAIN) from None
+    except MemoryError:
+        raise UnreadableFile(f"{name} does not fit the memory", "free some memory") from None
     if not isinstance(content, dict):
         raise damaged(f"{name} is not a JSON object", AGAIN)
     return content

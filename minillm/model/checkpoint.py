@@ -26,11 +26,18 @@ from typing import Any, TypeGuard
 import torch
 
 from minillm.config import shown
-from minillm.config.files import exists, open_file, parse_object, read_object, shown_path, unreadable
+from minillm.config.files import (
+    SETTINGS_LIMIT,
+    exists,
+    open_file,
+    parse_object,
+    read_object,
+    shown_path,
+    unreadable,
+)
 from minillm.errors import WeightsError
 
 _PIECE_BYTES = 8 << 20
-_HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 # Bits of every number the format knows. Most cannot be loaded, but the file is sound.
 _BITS = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64}
@@ -150,8 +157,8 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
         try:
             num_bytes = os.fstat(file.fileno()).st_size
             size = int.from_bytes(file.read(8), "little")
-            if num_bytes < 8 or size > min(num_bytes - 8, _HEADER_LIMIT):
-                raise _invalid(path, "it is shorter than its header says")
+            if num_bytes < 8 or size > min(num_bytes - 8, SETTINGS_LIMIT):
+                raise _invalid(path, "its header is longer than the file, or than any header")
             text = file.read(size).decode()
         except OSError as error:
             raise unreadable(path, error) from None
