@@ -232,17 +232,19 @@ class TextIterator(Iterator[str]):
         return self._ticket.outputs.get(self.request_id)
 
     def __next__(self) -> str:
-        while not (piece := self._take()):
-            if (output := self.output) is not None and output.finished:
-                raise output.error or StopIteration
-            self._wait()
-        return piece
+        while True:
+            seen = self.output  # first: another thread's step may bring a newer one at any moment
+            if piece := self._take():
+                return piece
+            if seen is not None and seen.finished:
+                raise seen.error or StopIteration
+            self._wait(seen)
 
     @property
     def result(self) -> RequestOutput:
         """The finished answer; runs the request to its end if it is not there yet."""
         while (output := self.output) is None or not output.finished:
-            self._wait()
+            self._wait(output)
         return output
 
     def close(self) -> str:
@@ -256,9 +258,8 @@ class TextIterator(Iterator[str]):
         piece, self._given = text[self._given :], len(text)
         return piece
 
-    def _wait(self) -> None:
-        """Until there is a newer output than this one."""
-        seen = self.output
+    def _wait(self, seen: RequestOutput | None) -> None:
+        """Until there is a newer output than `seen`."""
         self._delivery.advance(lambda: self.output is not seen)
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
