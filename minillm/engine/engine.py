@@ -109,6 +109,7 @@ class Engine:
                 request = make_request(ids, params, tenant, self.model, self.parts, self.pool)
             self._registry.submit(request)
             self.events.deliver()
+            return request.request_id
         except MinillmError as error:
             self.events.emit("refuse", reason=type(error).__name__)
             self.events.deliver()
@@ -117,7 +118,6 @@ class Engine:
             if request is not None:  # nobody will know its id
                 self.abort_request(request.request_id)
             raise
-        return request.request_id
 
     def abort_request(self, request_id: str) -> None:
         """End a request at the next step, keeping its text. Unknown or finished ids are ignored.

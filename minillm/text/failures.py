@@ -7,6 +7,7 @@ repeated only where that text is a file of the model.
 
 from __future__ import annotations
 
+from minillm.config.checks import shortened
 from minillm.errors import MinillmError, TokenizerError, is_interrupt
 
 _HINT = "tokenizer.json may be damaged: download the model again"
@@ -16,7 +17,7 @@ def tokenizer_failure(error: BaseException, what: str, quote: bool = False) -> B
     """The error to raise instead of `error`: typed errors and interrupts are themselves."""
     if isinstance(error, MinillmError) or is_interrupt(error):
         return error
-    return TokenizerError(f"{what}: {error if quote else type(error).__name__}", _HINT)
+    return TokenizerError(f"{what}: {shortened(str(error)) if quote else type(error).__name__}", _HINT)
 
 
 def decoding_failure(error: BaseException) -> BaseException:
