@@ -4,27 +4,43 @@ An error is part of the interface. It has a type that a program can catch, one l
 wrong, a hint that says what to do next, and the exit code of the command line. Input is checked with
 these errors and never with `assert`, so `python -O` does not remove the checks.
 
-    2 usage   3 not found   4 unsupported model   5 weights   6 tokenizer   7 memory
+    2 usage   3 not found or unreadable   4 unsupported model   5 weights   6 tokenizer   7 memory
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class MinillmError(Exception):
-    """Base class of all errors: `message` (what is wrong) and `hint` (what to do next)."""
+    """Base class of all errors: `message` (what is wrong) and `hint` (what to do next).
+
+    Both are one line that a terminal can show, whatever they quote.
+    """
 
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        self.message = message
-        self.hint = hint
-        super().__init__(f"{message} ({hint})" if hint else message)
+        self.message, self.hint = one_line(message), one_line(hint)
+        super().__init__(f"{self.message} ({self.hint})" if hint else self.message)
+
+
+def one_line(text: str) -> str:
+    """`text` with line breaks, control characters and lone surrogates escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class UsageError(MinillmError, ValueError):
     """An argument or a sampling parameter is wrong, or the request can never be served."""
 
     exit_code = 2
+
+
+class TemplateLimit(UsageError):
+    """A chat template that takes too many steps, too long, or too much memory."""
 
 
 class PromptTooLong(UsageError):
@@ -39,6 +55,12 @@ class QueueFull(MinillmError):
 
 class ModelNotFound(MinillmError, FileNotFoundError):
     """The model folder or hub id, or a file that every model needs, does not exist."""
+
+    exit_code = 3
+
+
+class UnreadableFile(MinillmError, OSError):
+    """A file of the model exists, and the system does not let it be read."""
 
     exit_code = 3
 
@@ -101,8 +123,47 @@ class WireError(MinillmError):
     """The bytes are not an encoded step."""
 
 
-def own_copy(error: Exception) -> Exception:
+def is_interrupt(error: BaseException) -> bool:
+    """Whether `error` asks the program to stop: it belongs to the caller, not to a request.
+
+    Everything else is a failure, even where it is no `Exception`: a library written in Rust raises its panics
+    as direct subclasses of `BaseException`.
+    """
+    return isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit)
+
+
+@contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """Let exceptions and interrupts through; raise a `PartError` instead of a panic."""
+    try:
+        yield
+    except BaseException as error:
+        if (failure := as_exception(error)) is not error:
+            raise failure from None
+        raise
+
+
+def as_exception(error: BaseException) -> BaseException:
+    """The error itself if it is an `Exception` or an interrupt; a `PartError` for a panic."""
+    if isinstance(error, Exception) or is_interrupt(error):
+        return error
+    return PartError(f"a part raised {type(error).__name__}", "the library it uses has a fault")
+
+
+@contextmanager
+def failures_suppressed() -> Iterator[None]:
+    """Suppress everything that is no interrupt."""
+    try:
+        yield
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+
+
+def own_copy(error: BaseException) -> Exception:
     """Copy an error without traceback and cause, which keep local variables and other requests alive."""
+    if not isinstance(error, Exception):
+        return PartError(f"a part raised {type(error).__name__}", "the library it uses has a fault")
     try:
         made = type(error).__new__(type(error), *error.args)
         made.args = error.args

@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn, Unpack
 
 from torch import Tensor
 
-from minillm.config import EngineOptions, SamplingParams, engine_config, require_int
+from minillm.config import EngineOptions, SamplingParams, engine_config, require_int, shown
 from minillm.engine.delivery import Delivery, Ticket
 from minillm.engine.engine import Engine
 from minillm.engine.outputs import RequestOutput
@@ -135,7 +135,7 @@ class LLM:
     ) -> tuple[list[int], list[int]]:
         """The token ids `chat` would use, and the indices of the messages it would drop."""
         if on_overflow not in ("refuse", "drop_oldest"):
-            raise UsageError(f"on_overflow={on_overflow!r} is not known", "use refuse or drop_oldest")
+            raise UsageError(f"on_overflow={shown(on_overflow)} is not known", "use refuse or drop_oldest")
         tokenizer = self.tokenizer
         check_messages(messages)
         kept = list(range(len(messages)))
@@ -247,17 +247,19 @@ class TextIterator(Iterator[str]):
         return self._ticket.outputs.get(self.request_id)
 
     def __next__(self) -> str:
-        while not (piece := self._take()):
-            if (output := self.output) is not None and output.finished:
-                raise output.error or StopIteration
-            self._wait()
-        return piece
+        while True:
+            seen = self.output  # first: another thread's step may bring a newer one at any moment
+            if piece := self._take():
+                return piece
+            if seen is not None and seen.finished:
+                raise seen.error or StopIteration
+            self._wait(seen)
 
     @property
     def result(self) -> RequestOutput:
         """The finished output; this runs the request to its end if necessary."""
         while (output := self.output) is None or not output.finished:
-            self._wait()
+            self._wait(output)
         return output
 
     def close(self) -> str:
@@ -271,9 +273,8 @@ class TextIterator(Iterator[str]):
         piece, self._given = text[self._given :], len(text)
         return piece
 
-    def _wait(self) -> None:
-        """Wait for a newer output."""
-        seen = self.output
+    def _wait(self, seen: RequestOutput | None) -> None:
+        """Wait for a newer output than `seen`."""
         self._delivery.advance(lambda: self.output is not seen)
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:

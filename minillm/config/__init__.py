@@ -1,6 +1,6 @@
 """Three frozen records: what a model is, how an engine is set up, how a request is sampled. No torch here."""
 
-from minillm.config.checks import require_int, require_number
+from minillm.config.checks import require_int, require_number, shown
 from minillm.config.engine import (
     BACKENDS,
     DEVICES,
@@ -35,4 +35,5 @@ __all__ = [
     "engine_config",
     "require_int",
     "require_number",
+    "shown",
 ]

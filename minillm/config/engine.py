@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
 
-from minillm.config.checks import require_int
+from minillm.config.checks import require_int, shown
 from minillm.errors import UsageError
 
 Backend = Literal["auto", "reference", "native", "simt"]
@@ -21,6 +21,8 @@ DTYPES: tuple[str, ...] = get_args(Dtype)
 DEVICES: tuple[str, ...] = get_args(Device)
 VERIFICATIONS: tuple[str, ...] = get_args(DraftVerification)
 MAX_BRANCHES = 64  # of a draft tree
+MAX_DRAFT_TOKENS = 1 << 16
+MAX_SIZE = (1 << 48) - 1  # of sizes and counts: products of a few of them still fit a float
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,11 @@ class EngineConfig:
     `kv_memory` is in bytes, "256MiB"-like text, or "auto". `prefill_chunk` is the most prompt tokens
     of one request that enter a step, `max_num_batched_tokens` the most tokens of a whole step.
 
-    `draft_model` is a folder, a hub id, "auto" (the draft that ships) or "ngram"; None does not speculate.
-    A step drafts at most `num_draft_tokens` tokens for each sequence, fewer where they do not pay unless
-    `adaptive_draft` is off. `draft_tree` (3, 1) drafts branches instead, here of two tokens: three candidates
-    for the first, one behind each. `draft_verification` is "coupled" or "rejection".
+    `draft_model` is a folder, a hub id, "auto" (the draft that ships) or "ngram"; None turns speculation off.
+    A step drafts at most `num_draft_tokens` tokens for each sequence. With `adaptive_draft` it drafts fewer
+    where more would not pay. `draft_tree` drafts branches instead of one chain: (3, 1) gives three candidates
+    for the first token and one candidate after each of them. `draft_verification` is "coupled" or
+    "rejection".
     """
 
     dtype: Dtype = "auto"
@@ -61,7 +64,7 @@ class EngineConfig:
         for name, allowed in choices.items():
             value = getattr(self, name)
             if value not in allowed:
-                raise UsageError(f"{name}={value!r} is not known", f"use one of {', '.join(allowed)}")
+                raise UsageError(f"{name}={shown(value)} is not known", f"use one of {', '.join(allowed)}")
         for name in (
             "block_size",
             "max_num_seqs",
@@ -70,32 +73,33 @@ class EngineConfig:
             "max_queued_requests",
             "max_queued_tokens",
         ):
-            require_int(name, getattr(self, name), minimum=1)
+            require_int(name, getattr(self, name), minimum=1, maximum=MAX_SIZE)
         if self.max_model_len is not None:
-            require_int("max_model_len", self.max_model_len, minimum=1)
+            require_int("max_model_len", self.max_model_len, minimum=1, maximum=MAX_SIZE)
         require_int("seed", self.seed)
         for name in ("prefix_caching", "adaptive_draft"):
             if not isinstance(getattr(self, name), bool):
-                raise UsageError(f"{name} must be True or False, not {getattr(self, name)!r}")
+                raise UsageError(f"{name} must be True or False, not {shown(getattr(self, name))}")
         self._check_draft()
 
     def _check_draft(self) -> None:
         if self.draft_model is not None and not isinstance(self.draft_model, str | Path):
             raise UsageError(
-                f"draft_model must be a folder, a hub id, ngram, auto or None, not {self.draft_model!r}"
+                f"draft_model must be a folder, a hub id, ngram, auto or None, not {shown(self.draft_model)}"
             )
-        require_int("num_draft_tokens", self.num_draft_tokens, minimum=1)
+        require_int("num_draft_tokens", self.num_draft_tokens, minimum=1, maximum=MAX_DRAFT_TOKENS)
         tree = self.draft_tree
         if tree is None:
             return
         if not isinstance(tree, list | tuple) or not tree or not all(type(n) is int and n > 0 for n in tree):
             raise UsageError(
-                f"draft_tree={tree!r} is not known", "give the number of candidates at each depth, as (3, 1)"
+                f"draft_tree={shown(tree)} is not known",
+                "give the number of candidates at each depth, as (3, 1)",
             )
         if self.draft_verification == "rejection":
             raise UsageError("rejection sampling verifies chains, not trees", "leave draft_tree out")
         if math.prod(tree) > MAX_BRANCHES:
-            raise UsageError(f"draft_tree={tree!r} has {math.prod(tree)} branches, more than {MAX_BRANCHES}")
+            raise UsageError(f"draft_tree={shown(tree)} has more than {MAX_BRANCHES} branches")
 
     @property
     def draft_shape(self) -> tuple[int, ...]:
@@ -106,7 +110,7 @@ class EngineConfig:
 class EngineOptions(TypedDict, total=False):
     """The options `LLM` takes, with `EngineConfig`'s meaning and defaults.
 
-    The last two belong to features of the public surface that this version does not have yet.
+    The last two belong to a later version.
     """
 
     dtype: Dtype
@@ -131,7 +135,7 @@ class EngineOptions(TypedDict, total=False):
     tenant_limits: Mapping[str, Any] | None
 
 
-# Accepted at the values that ask for nothing this version cannot do.
+# Options of a later version. Until then each may have these values only.
 _LATER: Mapping[str, tuple[Any, ...]] = {
     "public_prefixes": ((), []),
     "tenant_limits": (None,),
@@ -146,7 +150,7 @@ def engine_config(options: EngineOptions) -> EngineConfig:
     """
     for name, value in options.items():
         if name in _LATER and value not in _LATER[name]:
-            raise UsageError(f"{name}={value!r} is not part of this version", f"leave {name} out")
+            raise UsageError(f"{name}={shown(value)} is not part of this version", f"leave {name} out")
         if name not in _LATER and name not in EngineConfig.__dataclass_fields__:
             known = ", ".join(EngineConfig.__dataclass_fields__)
             raise UsageError(f"LLM has no option {name}", f"options: {known}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from minillm.config.checks import require_int
+from minillm.config.checks import as_float, require_int, shown
 from minillm.errors import UsageError
 
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -19,15 +19,16 @@ def parse_bytes(size: int | str, name: str = "kv_memory") -> int:
         return require_int(name, size, minimum=1)
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([a-zA-Z]*)\s*", size)
     if not match or match[2].upper() not in _UNITS:
-        raise UsageError(f"{name}={size!r} is not a size", 'write bytes or text such as "256MiB"')
+        raise UsageError(f"{name}={shown(size)} is not a size", 'write bytes or text such as "256MiB"')
     number = float(match[1]) * _UNITS[match[2].upper()]
     if number == math.inf:
-        raise UsageError(f"{name} is not a size: it has {len(match[1])} digits")
+        raise UsageError(f"{name}={shown(size)} is not a size", "no memory has so many bytes")
     return require_int(name, int(number), minimum=1)
 
 
 def format_bytes(count: float) -> str:
     """`count` bytes for people: 3.2 MiB."""
+    count = as_float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(count) < 1024:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"

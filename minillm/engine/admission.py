@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as List
 
-from minillm.config import EngineConfig, SamplingParams
+from minillm.config import EngineConfig, SamplingParams, shown
 from minillm.engine.parts import Parts, require_methods
 from minillm.engine.request import Request, group_blocks
 from minillm.engine.scheduler import max_running
@@ -38,7 +38,7 @@ def check_request(
         KVCapacityError: the prompt and one token per sample need more blocks than the whole pool has.
     """
     if not isinstance(params, SamplingParams):
-        raise UsageError(f"sampling_params must be SamplingParams, not {params!r}")
+        raise UsageError(f"sampling_params must be SamplingParams, not {shown(params)}")
     _check_tenant(tenant)
     ids = model.token_ids(prompt)
     if len(ids) + 1 > model.max_model_len:

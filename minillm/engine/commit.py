@@ -16,23 +16,22 @@ from minillm.engine.batch import PlannedStep
 from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.scheduler import Scheduler
 from minillm.engine.sequence import Sequence
-from minillm.errors import MinillmError
+from minillm.errors import MinillmError, is_interrupt
 from minillm.observe.events import Events
 from minillm.speculation.lookahead import Outcome, outcome
 from minillm.worker.step import Drawn, StepOutput, VerifyResult
 
 
 class Commit:
-    """Applies step outputs. `raised`: the first exception that a detokenizer raised in the current step."""
+    """Applies step outputs. An exception of a detokenizer ends its own sequence and nothing else."""
 
     def __init__(self, memory: KVCacheManager, events: Events, eos_token_ids: tuple[int, ...]) -> None:
         self._memory, self._events, self._eos_token_ids = memory, events, eos_token_ids
         self._sampled: list[tuple[str, int]] = []
-        self.raised: Exception | None = None
 
     def apply(self, step: PlannedStep, output: StepOutput, scheduler: Scheduler) -> list[Sequence]:
         """Apply the step's output; return the sequences that got a token or failed."""
-        self.raised, changed = None, list[Sequence]()
+        changed = list[Sequence]()
         if output.prefill:
             changed += self._take_prefill(step, output.prefill, scheduler)
         if output.verify:
@@ -129,9 +128,10 @@ class Commit:
             self._sampled.append((sequence.request_id, sequence.index))
         try:
             sequence.append(token, self._eos_token_ids, now, logprobs)
-        except Exception as error:
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
             sequence.fail(error)
-            self.raised = self.raised or error
 
     def _report_sampled(self, now: float) -> None:
         """Emit the `sample` event. It is also emitted if the step fails, so the trace has every token."""
@@ -148,8 +148,5 @@ class Commit:
                 "the weights may be damaged, or overflow in this dtype: try float32",
             )
             failed.error = error
-            try:
-                failed.finish("error")
-            except Exception:
-                failed.fail(error)
+            failed.end("error")
         return ended

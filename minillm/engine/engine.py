@@ -17,7 +17,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as List
-from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn
 
@@ -38,7 +37,14 @@ from minillm.engine.request import Request
 from minillm.engine.sequence import FinishReason, Sequence
 from minillm.engine.stepping import Stepper
 from minillm.engine.turn import Turn
-from minillm.errors import MinillmError, UsageError
+from minillm.errors import (
+    MinillmError,
+    UsageError,
+    as_exception,
+    failures_suppressed,
+    is_interrupt,
+    panics_as_errors,
+)
 from minillm.memory.block_pool import BlockPool
 from minillm.model.loader import LoadedModel
 from minillm.observe.events import Events
@@ -98,9 +104,11 @@ class Engine:
         request: Request | None = None
         try:
             ids = self.check_request(prompt, params, tenant)
-            request = make_request(ids, params, tenant, self.model, self.parts, self.pool)
+            with panics_as_errors():
+                request = make_request(ids, params, tenant, self.model, self.parts, self.pool)
             self._registry.submit(request)
             self.events.deliver()
+            return request.request_id
         except MinillmError as error:
             self.events.emit("refuse", reason=type(error).__name__)
             self.events.deliver()
@@ -109,7 +117,6 @@ class Engine:
             if request is not None:  # the caller never gets its id
                 self.abort_request(request.request_id)
             raise
-        return request.request_id
 
     def abort_request(self, request_id: str) -> None:
         """End a request at the next step and keep its text. Unknown and finished ids are ignored.
@@ -158,8 +165,9 @@ class Engine:
         """Run one step; return an output for every request that got a token or ended in this step.
 
         If a part raises, the affected requests end with that error, and the exception is raised again here.
-        After an interrupt (Ctrl-C) every request continues as before. In both cases outputs that were ready
-        are returned by the next step.
+        If a detokenizer raises, only its own request ends with the error; nothing is raised here. After an
+        interrupt (Ctrl-C) every request continues as before. Outputs that were ready are returned by the next
+        step.
 
         Raises:
             EngineBusy: a part or a listener called it in the middle of a step.
@@ -183,7 +191,8 @@ class Engine:
             mailbox.update(self._outbox)
             self._outbox.clear()
 
-        self._turn.run(step_and_return)
+        with panics_as_errors():
+            self._turn.run(step_and_return)
 
     def logits(self, token_ids: List[int]) -> Tensor:
         """Compute the raw logits after each token, with the paged prefill path and without cached prefixes.
@@ -211,7 +220,7 @@ class Engine:
     def _step(self) -> None:
         try:
             if not self._registry.live and (self._outbox or self.events.is_holding):
-                with suppress(Exception):  # an earlier step has raised; a part may raise again every time
+                with failures_suppressed():  # an earlier step has raised; a part may raise again every time
                     self._recover_unfinished()
                 return
             self._recover_unfinished()
@@ -219,12 +228,10 @@ class Engine:
             self._advance()
             self.events.release()
         except BaseException as error:
-            self._recover(error)
+            self._recover(as_exception(error))
             raise
         finally:
             self.events.deliver()
-        if raised := self._stepper.take_raised():
-            raise raised
 
     def _begin(self) -> None:
         """Begin a step. It counts as unfinished until `events.release` is called."""
@@ -259,7 +266,7 @@ class Engine:
 
     def _end(self, request: Request, reason: FinishReason) -> str:
         self.events.emit("cancel", request.request_id, reason=reason)
-        self._stepper.raised = request.finish(reason) or self._stepper.raised
+        request.finish(reason)
         return request.request_id
 
     def _collect(self, request_ids: set[str]) -> None:
@@ -322,11 +329,12 @@ class Engine:
             scheduler = partial(make_scheduler, self.parts, self.config, self.memory, self.events)
             self.scheduler = start_again(live, affected, error, self.memory, pool, scheduler)
             self._collect({r.request_id for r in live if any(s.finish_reason for s in r.sequences)})
-        except Exception as failure:  # raised by a part: without it no request can be served
-            self._end_all(live, failure)
+        except BaseException as failure:  # raised by a part: without it no request can be served
+            if not is_interrupt(failure):
+                self._end_all(live, failure)
             raise
 
-    def _end_all(self, live: List[Request], error: Exception) -> None:
+    def _end_all(self, live: List[Request], error: BaseException) -> None:
         """End all requests with `error`. Their blocks are not freed: the pool is no longer used."""
         for request in live:
             request.fail(error)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from minillm.config import EngineConfig
+from minillm.config import EngineConfig, shown
 from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.scheduler import Scheduler
 from minillm.engine.sequence import TextStream
@@ -129,7 +129,7 @@ class Parts:
         try:
             mine = dict(given or {})
         except (TypeError, ValueError):
-            raise UsageError(f"parts must map names to parts, not {given!r}") from None
+            raise UsageError(f"parts must map names to parts, not {shown(given)}") from None
         for name, part in mine.items():
             if name not in _ARGUMENTS:
                 raise UsageError(f"there is no part {name!r}", f"parts: {', '.join(_ARGUMENTS)}")
@@ -171,7 +171,7 @@ _METHODS = {
 
 def _require_callable(name: str, part: object) -> None:
     if not callable(part):
-        raise UsageError(f"part {name!r} must be callable, not {part!r}")
+        raise UsageError(f"part {name!r} must be callable, not {shown(part)}")
     arguments = _ARGUMENTS[name].split(", ")
     try:
         signature = inspect.signature(part)

@@ -68,18 +68,12 @@ class Request:
         """The sequences that have not ended."""
         return [s for s in self.sequences if not s.finish_reason]
 
-    def finish(self, reason: FinishReason) -> Exception | None:
-        """End every open sequence with `reason`; return the first exception of a detokenizer, or None."""
-        raised = None
+    def finish(self, reason: FinishReason) -> None:
+        """End every open sequence with `reason`."""
         for sequence in self.open_sequences():
-            try:
-                sequence.finish(reason)
-            except Exception as error:
-                sequence.fail(error)
-                raised = raised or error
-        return raised
+            sequence.end(reason)
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """End every open sequence with `error`."""
         for sequence in self.open_sequences():
             sequence.fail(error)

@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 
 from minillm.config import SamplingParams
 from minillm.config.sampling import SamplingFilters
-from minillm.errors import PartError, own_copy
+from minillm.errors import PartError, is_interrupt, own_copy
 from minillm.memory.block_table import BlockTable
 from minillm.memory.prefix_cache import CachedBlock
 from minillm.ops.sampling import DRAW, noise_key
@@ -184,7 +184,16 @@ class Sequence:
         self.finish_reason = "stop" if stopped else reason
         self.is_changing = False
 
-    def fail(self, error: Exception) -> None:
+    def end(self, reason: FinishReason) -> None:
+        """As `finish`, but a detokenizer that raises ends the completion with its error."""
+        try:
+            self.finish(reason)
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
         """End the completion with an error. Its detokenizer is not called: it may be the cause."""
         if self.finish_reason is None:
             self.error, self.finish_reason = self.error or own_copy(error), "error"

@@ -41,7 +41,6 @@ class Stepper:
         self._memory, self._commit = memory, commit
         self.phase: Phase = "idle"
         self.step = PlannedStep(StepPlan())
-        self.raised: Exception | None = None  # raised by a detokenizer; its request has ended
 
     def begin(self) -> None:
         """Start a new step with an empty plan."""
@@ -61,14 +60,7 @@ class Stepper:
         self.phase = "run"
         output = self._execute(self.step)
         self.phase = "commit"
-        changed = self._commit.apply(self.step, output, scheduler)
-        self.raised = self.raised or self._commit.raised
-        return changed
-
-    def take_raised(self) -> Exception | None:
-        """Return and clear the exception that a detokenizer raised, or None. It has ended its request."""
-        raised, self.raised = self.raised, None
-        return raised
+        return self._commit.apply(self.step, output, scheduler)
 
     def _plan_lookahead(self, plan: StepPlan) -> list[LookaheadBudget]:
         """The look-ahead budget of each decoding sequence; empty if the step does not speculate."""

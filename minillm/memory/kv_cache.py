@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from minillm.config import ModelConfig
+from minillm.errors import KVCapacityError
+from minillm.ops.device_memory import allocation
 
 
 @dataclass
@@ -30,13 +32,19 @@ class KVCache:
     def allocate(
         cls, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> KVCache:
-        """Allocate the tensors. They are not cleared: no slot may be read before it is written."""
+        """Allocate the tensors. They are not cleared: no slot may be read before it is written.
+
+        Raises:
+            KVCapacityError: the system refuses the memory; the message has the estimate.
+        """
         shape = (num_blocks, block_size, config.num_key_value_heads, config.head_dim)
         layers = range(config.num_hidden_layers)
-        return cls(
-            [torch.empty(shape, dtype=dtype, device=device) for _ in layers],
-            [torch.empty(shape, dtype=dtype, device=device) for _ in layers],
-        )
+        needed = num_blocks * block_size * config.kv_bytes_per_token(dtype.itemsize)
+        with allocation(f"{num_blocks} KV blocks", needed, "lower kv_memory", KVCapacityError):
+            return cls(
+                [torch.empty(shape, dtype=dtype, device=device) for _ in layers],
+                [torch.empty(shape, dtype=dtype, device=device) for _ in layers],
+            )
 
     @property
     def nbytes(self) -> int:

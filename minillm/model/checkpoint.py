@@ -2,26 +2,48 @@
 
     [ 8 bytes: n ][ n bytes: JSON {"name": {"dtype", "shape", "data_offsets"}} ][ tensor bytes ... ]
 
-`safetensors` validates the header (sizes, overlaps, holes). The bytes are then read with ordinary
-file reads into the parameters, not through its memory map: mapped pages count as memory of the
-process, and a model would need twice its size while it loads.
+Headers are read here and not by the `safetensors` library, which maps the file into memory: a mapped file
+that is cut short while it is read ends the process with SIGBUS, and mapped pages count as memory of the
+process, so a model would need twice its size while it loads. With ordinary reads a file may shrink, vanish or
+fail at any moment, and the result is a typed error.
+
+A header must account for every byte behind it, as the format demands: tensors lie one after the other,
+without gaps, from the end of the header to the end of the file.
+
+Shards are found by name in the model's folder. A name in the index that leads out of the folder is refused. A
+link is followed wherever it leads: snapshots in the Hugging Face cache are made of links.
 """
 
 from __future__ import annotations
 
-import json
+import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
-from safetensors import SafetensorError, safe_open
 
+from minillm.config import shown
+from minillm.config.files import (
+    SETTINGS_LIMIT,
+    exists,
+    open_file,
+    parse_object,
+    read_object,
+    shown_path,
+    unreadable,
+)
 from minillm.errors import WeightsError
 
 _PIECE_BYTES = 8 << 20
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+# Bits of every number the format knows. Most cannot be loaded, but the file is sound.
+_BITS = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64}
+_BITS |= dict.fromkeys(("U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8)
+_BITS |= dict.fromkeys(("I16", "U16", "F16", "BF16"), 16)
+_BITS |= dict.fromkeys(("I32", "U32", "F32"), 32) | dict.fromkeys(("I64", "U64", "F64"), 64)
 _AGAIN = "the file is damaged or incomplete: download it again"
 
 
@@ -45,7 +67,7 @@ class StoredTensor:
         """
         if self.dtype not in _DTYPES:
             raise WeightsError(
-                f"{self.name} in {self.path.name} is {self.dtype}", "supported: F32, BF16, F16"
+                f"{shown(self.name)} in {self.path.name} is {self.dtype}", "supported: F32, BF16, F16"
             )
         return _DTYPES[self.dtype]
 
@@ -53,17 +75,21 @@ class StoredTensor:
         """The tensor's bytes in order, at most 8 MiB at a time.
 
         Raises:
+            UnreadableFile: the file has vanished since its header was read, or a read fails.
             WeightsError: the file ends inside the tensor.
         """
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
+        with open_file(self.path) as file:
             left = self.nbytes
-            while left:
-                data = bytearray(min(left, _PIECE_BYTES))
-                if file.readinto(data) != len(data):
-                    raise WeightsError(f"{self.path.name} ends inside {self.name}", _AGAIN)
-                left -= len(data)
-                yield data
+            try:
+                file.seek(self.offset)
+                while left:
+                    data = bytearray(min(left, _PIECE_BYTES))
+                    if file.readinto(data) != len(data):
+                        raise WeightsError(f"{self.path.name} ends inside {shown(self.name)}", _AGAIN)
+                    left -= len(data)
+                    yield data
+            except OSError as error:
+                raise unreadable(self.path, error) from None
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -73,14 +99,15 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     does not name are not opened.
 
     Raises:
+        UnreadableFile: a file is there and cannot be read.
         WeightsError: no weights, a missing shard, a damaged header, a tensor that is not where the
             index says.
     """
     index_path = folder / "model.safetensors.index.json"
-    if index_path.is_file():
+    if exists(index_path):
         return _from_index(folder, index_path)
     single = folder / "model.safetensors"
-    if not single.is_file():
+    if not exists(single):
         raise WeightsError(
             f"{folder} has neither model.safetensors nor model.safetensors.index.json",
             "only safetensors are read: convert other formats first",
@@ -89,21 +116,19 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def _from_index(folder: Path, index_path: Path) -> dict[str, StoredTensor]:
-    try:
-        weight_map = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise WeightsError(f"{index_path.name} holds no weight_map", _AGAIN) from None
-    for shard in shards:
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise WeightsError(f"{index_path.name} names a file outside the folder: {shard!r}")
-    absent = [shard for shard in shards if not (folder / shard).is_file()]
+    weight_map = read_object(index_path, WeightsError).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise WeightsError(f"{index_path.name} holds no weight_map", _AGAIN)
+    for shard in weight_map.values():
+        _require_name(shard, index_path)
+    shards = sorted(set(weight_map.values()))
+    absent = [shard for shard in shards if not exists(folder / shard)]
     if absent:
-        raise WeightsError(f"missing shard {', '.join(absent)}", "download the model again")
+        raise WeightsError(f"missing shard {listed(absent)}", "download the model again")
     headers = {shard: _read_header(folder / shard) for shard in shards}
     lost = [name for name, shard in weight_map.items() if name not in headers[shard]]
     if lost:
-        raise WeightsError(f"{index_path.name} points to tensors that are not there: {', '.join(lost)}")
+        raise WeightsError(f"{index_path.name} points to tensors that are not there: {listed(lost)}", _AGAIN)
     # What a shard holds beside the map is kept, for the accounting to refuse by name.
     unlisted = {
         name: t for header in headers.values() for name, t in header.items() if name not in weight_map
@@ -111,25 +136,73 @@ def _from_index(folder: Path, index_path: Path) -> dict[str, StoredTensor]:
     return unlisted | {name: headers[shard][name] for name, shard in weight_map.items()}
 
 
-def _read_header(path: Path) -> dict[str, StoredTensor]:
-    try:
-        with safe_open(path, framework="pt"):
-            pass
-        with path.open("rb") as file:
-            header_size = int.from_bytes(file.read(8), "little")
-            header: dict[str, Any] = json.loads(file.read(header_size))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{path.name} is not a valid safetensors file: {error}", _AGAIN) from None
-    base = 8 + header_size
-    return {
-        name: StoredTensor(
-            name,
-            path,
-            entry["dtype"],
-            tuple(entry["shape"]),
-            base + entry["data_offsets"][0],
-            entry["data_offsets"][1] - entry["data_offsets"][0],
+def _require_name(shard: object, index_path: Path) -> None:
+    """Refuse what is not the bare name of a file."""
+    if not isinstance(shard, str):
+        raise WeightsError(
+            f"{index_path.name} holds no weight_map: {shown(shard)} is not a file name", _AGAIN
         )
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
+    if shard in ("", "..") or Path(shard).name != shard or "\0" in shard:
+        raise WeightsError(f"{index_path.name} names a file outside the folder: {shown(shard)}", _AGAIN)
+
+
+def _read_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors that a file's header lists.
+
+    Raises:
+        UnreadableFile: it cannot be read.
+        WeightsError: the header makes no sense, or does not describe the file.
+    """
+    with open_file(path) as file:
+        try:
+            num_bytes = os.fstat(file.fileno()).st_size
+            size = int.from_bytes(file.read(8), "little")
+            if num_bytes < 8 or size > min(num_bytes - 8, SETTINGS_LIMIT):
+                raise _invalid(path, "its header is longer than the file, or than any header")
+            text = file.read(size).decode()
+        except OSError as error:
+            raise unreadable(path, error) from None
+        except UnicodeDecodeError:
+            raise _invalid(path, "its header is not UTF-8") from None
+    header = parse_object(text, f"the header of {shown_path(path)}", WeightsError)
+    header.pop("__metadata__", None)
+    tensors = [_tensor(path, name, entry, 8 + size) for name, entry in header.items()]
+    end = 8 + size
+    for tensor in sorted(tensors, key=lambda t: (t.offset, t.nbytes)):
+        if tensor.offset != end:
+            raise _invalid(path, f"{shown(tensor.name)} does not begin where the tensor before it ends")
+        end += tensor.nbytes
+    if end != num_bytes:
+        raise _invalid(path, f"its tensors end at byte {end} of {num_bytes}")
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def _tensor(path: Path, name: str, entry: Any, base: int) -> StoredTensor:
+    """One entry of a header; `base` is where the tensors begin."""
+    fields = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in _BITS:
+        raise _invalid(path, f"{shown(name)} has the unknown dtype {shown(dtype)}")
+    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
+        raise _invalid(path, f"{shown(name)} has no shape and data_offsets")
+    begin, end = offsets
+    if 8 * (end - begin) != math.prod(shape) * _BITS[dtype]:
+        raise _invalid(path, f"{shown(name)} has another size than its dtype and shape say")
+    return StoredTensor(name, path, dtype, tuple(shape), base + begin, end - begin)
+
+
+def _are_sizes(numbers: object) -> TypeGuard[list[int]]:
+    return isinstance(numbers, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in numbers)
+
+
+def _invalid(path: Path, reason: str) -> WeightsError:
+    return WeightsError(f"{path.name} is not a valid safetensors file: {reason}", _AGAIN)
+
+
+def listed(names: list[str]) -> str:
+    """A few of many names, for an error message."""
+    few, more = names[:_MOST_LISTED], len(names) - _MOST_LISTED
+    return ", ".join(shown(name).strip("'") for name in few) + (f" and {more} more" if more > 0 else "")
+
+
+_MOST_LISTED = 8

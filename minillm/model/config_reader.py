@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
+from minillm.config import shown
 from minillm.errors import UnsupportedModel
 
+LARGEST_INTEGER = (1 << 63) - 1
+SMALLEST_NUMBER, LARGEST_NUMBER = 1e-20, 1e20
 _REQUIRED = object()
 
 
@@ -28,39 +30,55 @@ class ConfigReader:
         self.sources[key] = "default"
         return default
 
-    def integer(self, key: str, default: Any = _REQUIRED, minimum: int = 1) -> int:
-        """An integer of at least `minimum`."""
+    def integer(
+        self, key: str, default: Any = _REQUIRED, minimum: int = 1, maximum: int = LARGEST_INTEGER
+    ) -> int:
+        """An integer from `minimum` to `maximum`."""
         value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise UnsupportedModel(f"{self.file}: {key}={value!r} must be an integer of at least {minimum}")
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+            raise UnsupportedModel(
+                f"{self.file}: {key}={shown(value)} must be an integer from {minimum} to {maximum}"
+            )
         return value
 
-    def optional_integer(self, key: str, default: int | None) -> int | None:
+    def optional_integer(self, key: str, default: int | None, maximum: int = LARGEST_INTEGER) -> int | None:
         """A positive integer; an explicit null is None, an absent key is `default`."""
         if key in self.raw and self.raw[key] is None:
             self.sources[key] = self.file
             return None
-        return None if default is None and key not in self.raw else self.integer(key, default)
+        return (
+            None if default is None and key not in self.raw else self.integer(key, default, maximum=maximum)
+        )
 
     def number(self, key: str, default: Any = _REQUIRED) -> float:
-        """A positive, finite number."""
+        """A positive number that arithmetic can use: products of a few of them are finite, too."""
         value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise UnsupportedModel(f"{self.file}: {key}={value!r} must be a positive number")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not SMALLEST_NUMBER <= value <= LARGEST_NUMBER:
+            raise UnsupportedModel(
+                f"{self.file}: {key}={shown(value)} must be a number "
+                f"from {SMALLEST_NUMBER:g} to {LARGEST_NUMBER:g}"
+            )
         return float(value)
+
+    def optional_number(self, key: str) -> float | None:
+        """A positive number; None where the key is absent, null, or 0, which published configs write."""
+        value = self.raw.get(key)
+        is_zero = isinstance(value, int | float) and not isinstance(value, bool) and value == 0
+        return None if value is None or is_zero else self.number(key)
 
     def boolean(self, key: str, default: bool) -> bool:
         """True or false."""
         value = self._value(key, default)
         if not isinstance(value, bool):
-            raise UnsupportedModel(f"{self.file}: {key}={value!r} must be true or false")
+            raise UnsupportedModel(f"{self.file}: {key}={shown(value)} must be true or false")
         return value
 
     def text(self, key: str, default: Any = _REQUIRED) -> str:
         """A string."""
         value = self._value(key, default)
         if not isinstance(value, str):
-            raise UnsupportedModel(f"{self.file}: {key}={value!r} must be a string")
+            raise UnsupportedModel(f"{self.file}: {key}={shown(value)} must be a string")
         return value
 
     def optional_text(self, key: str) -> str | None:
@@ -73,7 +91,7 @@ class ConfigReader:
         if value is None:
             return ()
         ids = value if isinstance(value, list) else [value]
-        if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-            raise UnsupportedModel(f"{self.file}: {key}={value!r} must be a token id or a list of them")
+        if not all(type(i) is int and i <= LARGEST_INTEGER for i in ids):
+            raise UnsupportedModel(f"{self.file}: {key}={shown(value)} must be a token id or a list of them")
         self.sources[key] = self.file
         return tuple(i for i in ids if i >= 0)

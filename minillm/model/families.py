@@ -11,13 +11,13 @@ Both formats of configs are read: `rope_theta` + `rope_scaling` + `torch_dtype`,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minillm.config import LayerSpec, ModelConfig
+from minillm.config import LayerSpec, ModelConfig, shown
+from minillm.config.files import exists, read_object
 from minillm.errors import ModelNotFound, UnsupportedModel
 from minillm.model.config_reader import ConfigReader
 from minillm.model.rope_config import ROPE_KEYS, read_rope
@@ -27,6 +27,8 @@ _SHAPE = frozenset(
     "num_key_value_heads head_dim rms_norm_eps max_position_embeddings tie_word_embeddings "
     "hidden_act layer_types dtype torch_dtype eos_token_id bos_token_id".split()
 )
+MAX_LAYERS = 4096  # an order of magnitude above any published model; each is a Python object
+MAX_WINDOW = (1 << 31) - 1  # tokens; kernels count positions in 32 bits
 _WINDOW_BY_LAYER = frozenset("use_sliding_window sliding_window max_window_layers".split())
 
 
@@ -121,18 +123,13 @@ def load_model_config(folder: Path) -> ModelConfig:
 
     Raises:
         ModelNotFound: there is no config.json.
+        UnreadableFile: the file cannot be read.
         UnsupportedModel: it is not JSON, or needs something that is not implemented.
     """
     path = folder / "config.json"
-    if not path.is_file():
+    if not exists(path):
         raise ModelNotFound(f"{folder} has no config.json", "a model is a folder in Hugging Face layout")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UnsupportedModel(f"{path} is not JSON: {error}", "download the model again") from None
-    if not isinstance(raw, dict):
-        raise UnsupportedModel(f"{path} is not a JSON object", "download the model again")
-    return parse_config(raw)
+    return parse_config(read_object(path, UnsupportedModel))
 
 
 def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
@@ -146,13 +143,15 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
     _refuse_unknown(raw, name, family)
     heads = cfg.integer("num_attention_heads")
     hidden = cfg.integer("hidden_size")
-    layers = cfg.integer("num_hidden_layers")
+    layers = cfg.integer("num_hidden_layers", maximum=MAX_LAYERS)
     head_dim = cfg.integer("head_dim", family.default_head_dim or hidden // heads)
     kv_heads = cfg.integer("num_key_value_heads", _default_kv_heads(raw, family, heads))
     _check_heads(heads, kv_heads, head_dim)
     act = cfg.text("hidden_act", "silu")
     if act not in ("silu", "swish"):
-        raise UnsupportedModel(f"activation hidden_act={act!r} is not supported", "supported: silu (swish)")
+        raise UnsupportedModel(
+            f"activation hidden_act={shown(act)} is not supported", "supported: silu (swish)"
+        )
     max_positions = cfg.integer("max_position_embeddings", family.default_max_positions)
     return ModelConfig(
         family=name,
@@ -184,14 +183,14 @@ def _family_of(raw: Mapping[str, Any]) -> tuple[str, Family]:
     architectures = raw.get("architectures") or []
     supported = f"supported: {', '.join(sorted(by_architecture))}"
     if not isinstance(architectures, list) or len(architectures) > 1:
-        raise UnsupportedModel(f"architectures={architectures!r} must name one architecture", supported)
+        raise UnsupportedModel(f"architectures={shown(architectures)} must name one architecture", supported)
     for architecture in architectures:
-        if architecture not in by_architecture:
-            raise UnsupportedModel(f"architecture {architecture} is not supported", supported)
+        if not isinstance(architecture, str) or architecture not in by_architecture:
+            raise UnsupportedModel(f"architecture {shown(architecture)} is not supported", supported)
     model_type = raw.get("model_type")
     name = by_architecture[architectures[0]] if architectures else model_type
-    if name not in FAMILIES or (model_type is not None and model_type != name):
-        raise UnsupportedModel(f"model_type {model_type!r} is not supported here", supported)
+    if not isinstance(name, str) or name not in FAMILIES or model_type not in (None, name):
+        raise UnsupportedModel(f"model_type {shown(model_type)} is not supported here", supported)
     return name, FAMILIES[name]
 
 
@@ -203,11 +202,11 @@ def _refuse_unknown(raw: Mapping[str, Any], name: str, family: Family) -> None:
         if key in ONLY_AT:
             if value != ONLY_AT[key]:
                 raise UnsupportedModel(
-                    f"{key}={value!r} is not supported for {name}", f"only {key}={ONLY_AT[key]!r} is"
+                    f"{key}={shown(value)} is not supported for {name}", f"only {key}={ONLY_AT[key]!r} is"
                 )
         else:
             raise UnsupportedModel(
-                f"config key {key!r} is not known for {name}, so its effect cannot be honoured",
+                f"config key {shown(key)} is not known for {name}, so its effect cannot be honoured",
                 f"keys {name} reads: {', '.join(sorted(known))}",
             )
 
@@ -245,7 +244,7 @@ def _dtype(cfg: ConfigReader) -> str | None:
 def _layer_windows(cfg: ConfigReader, name: str, layers: int) -> tuple[int | None, ...]:
     """Sliding window of every layer, None for full attention."""
     has_window = "sliding_window" in FAMILIES[name].reads
-    window = cfg.optional_integer("sliding_window", 4096) if has_window else None
+    window = cfg.optional_integer("sliding_window", 4096, maximum=MAX_WINDOW) if has_window else None
     first = 0
     if "use_sliding_window" in FAMILIES[name].reads:
         if not cfg.boolean("use_sliding_window", False):
@@ -257,7 +256,7 @@ def _layer_windows(cfg: ConfigReader, name: str, layers: int) -> tuple[int | Non
     by_kind = _windows_by_kind(cfg.raw["layer_types"], window, layers)
     if by_kind != by_depth and "use_sliding_window" not in FAMILIES[name].reads:
         raise UnsupportedModel(
-            f"layer_types={cfg.raw['layer_types']!r} is not supported for {name}",
+            f"layer_types={shown(cfg.raw['layer_types'])} is not supported for {name}",
             "all its layers must be of one kind",
         )
     return by_kind
@@ -269,7 +268,7 @@ def _windows_by_kind(kinds: Any, window: int | None, layers: int) -> tuple[int |
     for kind in kinds:
         if kind not in ("full_attention", "sliding_attention"):
             raise UnsupportedModel(
-                f"layer_types names {kind!r}", "supported: full_attention, sliding_attention"
+                f"layer_types names {shown(kind)}", "supported: full_attention, sliding_attention"
             )
     if window is None and "sliding_attention" in kinds:
         raise UnsupportedModel(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,19 +11,22 @@ from typing import Any
 
 import torch
 
-from minillm.config import Backend, Device, EngineConfig, ModelConfig, SamplingParams, require_int
-from minillm.config.sizes import format_bytes
-from minillm.errors import BackendError, OutOfMemory, TokenizerError, UnsupportedModel, UsageError
+from minillm.config import Backend, Device, EngineConfig, ModelConfig, SamplingParams, require_int, shown
+from minillm.config.files import exists, read_object
+from minillm.errors import BackendError, TokenizerError, UnsupportedModel, UsageError
 from minillm.model.config_reader import ConfigReader
 from minillm.model.decoder import Decoder
 from minillm.model.families import load_model_config
+from minillm.model.memory import require_memory, rope_bytes, weight_bytes
+from minillm.model.rope_config import require_finite_angles
 from minillm.model.weights import Progress, load_weights
 from minillm.ops.contract import DTYPES, Ops
 from minillm.ops.cpu import CpuOps
 from minillm.ops.cuda import CudaOps
-from minillm.ops.device_memory import free_memory
+from minillm.ops.device_memory import allocation
 from minillm.ops.reference import ReferenceOps
-from minillm.text.tokenizer import Tokenizer, read_json
+from minillm.text.tokenizer import FILE as TOKENIZER_FILE
+from minillm.text.tokenizer import Tokenizer
 from minillm.toolchain.compiler import BuildFailed
 
 _log = logging.getLogger(__name__)
@@ -71,10 +73,7 @@ class LoadedModel:
         if isinstance(prompt, str):
             if not prompt:
                 raise UsageError("the prompt is empty", "give at least one character")
-            ids = self.require_tokenizer().encode(prompt)
-            if not ids:
-                raise UsageError("the prompt is empty", "the tokenizer makes no token of this text")
-            return ids
+            return self._encoded(prompt)
         if not isinstance(prompt, list | tuple):
             raise UsageError(f"a prompt must be text or a list of token ids, not {type(prompt).__name__}")
         if not prompt:
@@ -82,8 +81,21 @@ class LoadedModel:
         for token_id in prompt:
             require_int("token id", token_id, minimum=0)
             if token_id >= self.config.vocab_size:
-                raise UsageError(f"token id {token_id} is outside the vocabulary of {self.config.vocab_size}")
+                raise UsageError(
+                    f"token id {shown(token_id)} is outside the vocabulary of {self.config.vocab_size}"
+                )
         return list(prompt)
+
+    def _encoded(self, text: str) -> list[int]:
+        ids = self.require_tokenizer().encode(text)
+        if not ids:
+            raise UsageError("the prompt is empty", "the tokenizer makes no token of this text")
+        if max(ids) >= self.config.vocab_size or min(ids) < 0:
+            raise TokenizerError(
+                f"the tokenizer made an id outside the vocabulary of {self.config.vocab_size}",
+                "tokenizer.json and config.json must come from the same model",
+            )
+        return ids
 
 
 def load_model(
@@ -103,17 +115,22 @@ def load_model(
     device = pick_device(engine.device)
     dtype = pick_dtype(engine.dtype, config)
     max_model_len = _max_model_len(engine, config)
-    generation = read_json(folder / _GENERATION_CONFIG)
+    require_memory(config, dtype, device, max_model_len)
+    require_finite_angles(config.rope, config.head_dim, max_model_len)
+    generation = _load_generation_config(folder)
     eos_token_ids = _eos_token_ids(generation, config)
     tokenizer = _load_tokenizer(folder, config, eos_token_ids)
-    _require_memory(config, dtype, device, max_model_len)
     ops = ops or make_ops(engine.backend, engine.device)
     check_model = getattr(ops, "check_model", None)
     if check_model is not None:
         check_model(config)
-    decoder = Decoder.build(config, ops, dtype, device, max_model_len)
-    digest = load_weights(decoder, folder, progress)  # of the stored bytes, before anything is packed
-    decoder.prepare()
+    needed = weight_bytes(config, dtype) + rope_bytes(config, max_model_len)
+    with allocation(
+        "weights and rope tables", needed, "use a smaller dtype or model, or lower max_model_len"
+    ):
+        decoder = Decoder.build(config, ops, dtype, device, max_model_len)
+        digest = load_weights(decoder, folder, progress)  # of the stored bytes, before anything is packed
+        decoder.prepare()
     return LoadedModel(
         folder=folder,
         config=config,
@@ -125,7 +142,7 @@ def load_model(
         eos_token_ids=tokenizer.eos_token_ids if tokenizer else eos_token_ids,
         default_params=default_params(generation),
         weights_digest=digest,
-        tokenizer_digest=_file_digest(folder / "tokenizer.json"),
+        tokenizer_digest=tokenizer.digest if tokenizer else "",
     )
 
 
@@ -188,7 +205,7 @@ def pick_dtype(name: str, config: ModelConfig) -> torch.dtype:
     if name == "auto":
         name = config.dtype or "float32"
     if name not in DTYPES:
-        raise UnsupportedModel(f"dtype {name!r} is not supported", f"supported: {', '.join(DTYPES)}")
+        raise UnsupportedModel(f"dtype {shown(name)} is not supported", f"supported: {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
@@ -222,7 +239,7 @@ def _max_model_len(engine: EngineConfig, config: ModelConfig) -> int:
 
 
 def _load_tokenizer(folder: Path, config: ModelConfig, eos_token_ids: tuple[int, ...]) -> Tokenizer | None:
-    if not (folder / "tokenizer.json").is_file():
+    if not exists(folder / TOKENIZER_FILE):
         return None
     tokenizer = Tokenizer(folder, config.bos_token_id, eos_token_ids)
     if tokenizer.num_token_ids > config.vocab_size:
@@ -233,31 +250,11 @@ def _load_tokenizer(folder: Path, config: ModelConfig, eos_token_ids: tuple[int,
     return tokenizer
 
 
+def _load_generation_config(folder: Path) -> dict[str, Any]:
+    path = folder / _GENERATION_CONFIG
+    return read_object(path, TokenizerError) if exists(path) else {}
+
+
 def _eos_token_ids(generation: dict[str, Any], config: ModelConfig) -> tuple[int, ...]:
     """From generation_config.json, else config.json; empty where neither has one."""
     return ConfigReader(generation, _GENERATION_CONFIG).token_ids("eos_token_id") or config.eos_token_ids
-
-
-def _require_memory(
-    config: ModelConfig, dtype: torch.dtype, device: torch.device, max_model_len: int
-) -> None:
-    tables = 2 * max_model_len * config.head_dim // 2 * torch.float32.itemsize
-    if tables > free_memory(device):
-        raise OutOfMemory(
-            f"the rope tables of {max_model_len} positions need {format_bytes(tables)}, "
-            f"{format_bytes(free_memory(device))} are free",
-            "set max_model_len to what is needed",
-        )
-    # While loading; afterwards a float32 model may need only half of it (minillm/ops/cpu.py).
-    needed, free = config.num_parameters * dtype.itemsize, free_memory(device)
-    if needed > free:
-        fits = [name for name, t in DTYPES.items() if config.num_parameters * t.itemsize <= free]
-        raise OutOfMemory(
-            f"the weights need {format_bytes(needed)} in {str(dtype).removeprefix('torch.')}, "
-            f"{format_bytes(free)} are free",
-            f"dtype {fits[0]} would fit" if fits else "use a smaller model",
-        )
-
-
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""

@@ -6,7 +6,8 @@ import difflib
 import re
 from pathlib import Path
 
-from minillm.errors import ModelNotFound, UsageError
+from minillm.config import shown
+from minillm.errors import ModelNotFound, UsageError, is_interrupt
 
 ZOO = Path(__file__).resolve().parent.parent / "zoo"
 DEFAULT_MODEL = "storyteller-6m"
@@ -28,14 +29,16 @@ def find_model(model: str | Path | None) -> Path:
     if model is None:
         return _shipped(DEFAULT_MODEL)
     if not isinstance(model, str | Path):
-        raise UsageError(f"model must be a folder, a name or a hub id, not {model!r}")
+        raise UsageError(f"model must be a folder, a name or a hub id, not {shown(model)}")
     try:
         path = Path(model).expanduser()
         path.stat()
     except FileNotFoundError:
         pass
     except (OSError, RuntimeError, ValueError) as error:  # too long, no permission, no such ~user, a NUL
-        raise ModelNotFound(f"there is no model folder {str(model)!r}: {error}", "check the name") from None
+        raise ModelNotFound(
+            f"there is no model folder {shown(str(model))}: {error}", "check the name"
+        ) from None
     if path.is_dir():
         return path
     if path.exists():
@@ -45,7 +48,7 @@ def find_model(model: str | Path | None) -> Path:
         return ZOO / name
     if _HUB_ID.fullmatch(name) and not path.parent.is_dir():
         return _from_hub(name)
-    raise ModelNotFound(f"there is no model folder {name!r}", _suggestion(path))
+    raise ModelNotFound(f"there is no model folder {shown(name)}", _suggestion(path))
 
 
 def find_draft(model: str | Path) -> Path:
@@ -70,10 +73,12 @@ def _from_hub(repo_id: str) -> Path:
 
     try:
         return Path(snapshot_download(repo_id, allow_patterns=_HUB_FILES))
-    except Exception as error:  # its many error types all mean: this id cannot be had now
+    except BaseException as error:  # its many error types, a panic among them: the id cannot be had now
+        if is_interrupt(error):
+            raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelNotFound(
-            f"{repo_id!r} is no folder here and cannot be had from the hub: {reason}",
+            f"{shown(repo_id)} is no folder here and cannot be had from the hub: {reason}",
             "check the name and the network, or give a folder",
         ) from None
 

@@ -19,13 +19,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from minillm.config import shown
 from minillm.errors import WeightsError
-from minillm.model.checkpoint import StoredTensor, stored_tensors
+from minillm.model.checkpoint import StoredTensor, listed, stored_tensors
 from minillm.model.decoder import Decoder
 from minillm.ops.contract import plain
 
 Progress = Callable[[int, int], None]
-_MOST_LISTED = 8
 
 
 def placements(decoder: Decoder) -> dict[str, Tensor]:
@@ -66,6 +66,7 @@ def load_weights(decoder: Decoder, folder: Path, progress: Progress | None = Non
         The SHA-256 of names, shapes and stored bytes: the weights' part of the KV envelope.
 
     Raises:
+        UnreadableFile: a file cannot be read, or vanishes.
         WeightsError: damaged files; missing, unexpected or mis-shaped tensors, by name.
     """
     table, stored = placements(decoder), stored_tensors(folder)
@@ -105,24 +106,19 @@ def _account(table: dict[str, Tensor], stored: dict[str, StoredTensor]) -> None:
         ("unexpected", sorted(stored.keys() - table.keys())),
     ):
         if names:
-            problems.append(f"{len(names)} {title}: {_listed(names)}")
+            problems.append(f"{len(names)} {title}: {listed(names)}")
     shapes = [
-        f"{name} is {list(stored[name].shape)}, the config asks for {list(table[name].shape)}"
+        f"{name} is {shown(list(stored[name].shape))}, the config asks for {list(table[name].shape)}"
         for name in sorted(table.keys() & stored.keys())
         if stored[name].shape != tuple(table[name].shape)
     ]
     if shapes:
-        problems.append(f"{len(shapes)} of another shape: {_listed(shapes)}")
+        problems.append(f"{len(shapes)} of another shape: {listed(shapes)}")
     if problems:
         raise WeightsError(
             f"weights do not match the config; {'; '.join(problems)}",
             "config.json and the safetensors files must come from the same model",
         )
-
-
-def _listed(items: list[str]) -> str:
-    more = len(items) - _MOST_LISTED
-    return ", ".join(items[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _fill(target: Tensor, stored: StoredTensor, update_digest: Callable[[bytearray], None]) -> None:

@@ -1,12 +1,18 @@
-"""The free memory of a device."""
+"""The free memory of a device, and the error if it refuses an allocation."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from minillm.config.sizes import format_bytes
+from minillm.errors import OutOfMemory
+
 _FALLBACK_FREE = 4 << 30
+_REFUSALS = ("allocate memory", "not enough memory", "out of memory")
 
 
 def free_memory(device: torch.device) -> int:
@@ -20,3 +26,19 @@ def free_memory(device: torch.device) -> int:
     except OSError:
         pass
     return _FALLBACK_FREE
+
+
+@contextmanager
+def allocation(what: str, nbytes: int, hint: str, kind: type[OutOfMemory] = OutOfMemory) -> Iterator[None]:
+    """Around allocations of `nbytes` bytes in all: where the system refuses one, the error says so.
+
+    Raises:
+        OutOfMemory: of the given `kind`, with the estimate.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        refused = isinstance(error, MemoryError) or any(word in str(error) for word in _REFUSALS)
+        if not refused:
+            raise
+        raise kind(f"{what} need {format_bytes(nbytes)}, and the system refuses them", hint) from None

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import cast
 
 from minillm.config import Dtype, EngineConfig
+from minillm.config.files import exists
 from minillm.errors import MinillmError, TokenizerError
 from minillm.model.families import load_model_config
 from minillm.model.loader import LoadedModel, load_model
 from minillm.model.locate import find_draft
 from minillm.model.weights import Progress
-from minillm.text.tokenizer import Tokenizer
+from minillm.text.tokenizer import FILE, Tokenizer
 
 NGRAM = "ngram"
 
@@ -47,9 +48,10 @@ def load_draft(
 
 
 def _require_same_vocabulary(folder: Path, target: LoadedModel) -> None:
-    file = folder / "tokenizer.json"
     theirs = (
-        Tokenizer(folder).vocabulary_digest if file.is_file() else _ids(load_model_config(folder).vocab_size)
+        Tokenizer(folder).vocabulary_digest
+        if exists(folder / FILE)
+        else _ids(load_model_config(folder).vocab_size)
     )
     mine = target.tokenizer.vocabulary_digest if target.tokenizer else _ids(target.config.vocab_size)
     if theirs != mine:

@@ -1,4 +1,4 @@
-"""From token ids to text while they arrive: never half a character, never a lost tail.
+"""Token ids to text while they arrive: never half a character, and no text is lost at the end.
 
 One token is often a part of a character (an emoji is four bytes, and so up to four tokens), and one
 stop string often spans several tokens. So text is held back at two places:
@@ -11,10 +11,13 @@ stop string often spans several tokens. So text is held back at two places:
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.decoders import DecodeStream
+
+from minillm.text.failures import decoding_failure
 
 CONTEXT_SIZES = (4, 16, 64)
 
@@ -32,8 +35,8 @@ class StopMatcher:
         self._held += text
         found = [(self._held.find(stop) + len(stop), stop) for stop in self._stops if stop in self._held]
         if found:
-            # The first to end, as if characters came one by one: pieces may be cut anywhere. Of
-            # several that end there the longest.
+            # The stop string that ends first counts, wherever the pieces were cut: the result is the same
+            # as with one character at a time. Of several that end at one place the longest counts.
             end = min(found)[0]
             self.matched = max((stop for e, stop in found if e == end), key=len)
             self._held = self._held[: end - len(self.matched)]
@@ -43,7 +46,7 @@ class StopMatcher:
         return out
 
     def flush(self) -> str:
-        """Give up what was held back: no more text will come."""
+        """Return the text that was held back; no more text will come."""
         out, self._held = self._held, ""
         return out
 
@@ -56,8 +59,8 @@ class StopMatcher:
 class Detokenizer:
     """Streams one completion. The pieces of `push` and `finish` joined are the completion's text.
 
-    Decoding starts behind the prompt's last tokens: SentencePiece-like decoders drop the space of a
-    text's first word, and a completion's first word is rarely that.
+    Decoding starts after the prompt's last tokens. SentencePiece-like decoders drop the space before the
+    first word of a text, and the first word of a completion is rarely the first word of the text.
     """
 
     def __init__(
@@ -65,7 +68,7 @@ class Detokenizer:
     ) -> None:
         self._tokenizer = tokenizer
         self._before = self._context(prompt_ids)
-        self._stream = DecodeStream(ids=self._before, skip_special_tokens=True)
+        self._stream = self._new_stream(self._before)
         self._pending: list[int] = []
         self._stop = StopMatcher(stops)
 
@@ -75,23 +78,36 @@ class Detokenizer:
         return self._stop.matched is not None
 
     def push(self, token_id: int) -> str:
-        """Take the next token; return the text that is certain now (often empty)."""
+        """Take the next token; return the text that is certain now (often empty).
+
+        Raises:
+            TokenizerError: the tokenizer fails at it.
+        """
         self._pending.append(token_id)
         try:
             text = self._stream.step(self._tokenizer, token_id)
-        except Exception:  # plain Exception: later bytes turned a character already given into U+FFFD
+        except Exception:  # later bytes turned a character that was already returned into U+FFFD
             text = self._decode(self._pending)
-            self._stream = DecodeStream(ids=[token_id], skip_special_tokens=True)
+            self._stream = self._new_stream([token_id])
+        except BaseException as error:
+            raise decoding_failure(error) from None
         if text is None:
             return ""
         self._before, self._pending = self._pending, []
         return self._stop.push(text)
 
     def finish(self) -> str:
-        """The rest, when no more tokens come: whole characters still held back."""
+        """The rest, when no more tokens come: whole characters still held back.
+
+        Raises:
+            TokenizerError: the tokenizer fails at them.
+        """
         if self.stopped:
             return ""
-        return self._stop.push(self._tail()) + self._stop.flush()
+        try:
+            return self._stop.push(self._tail()) + self._stop.flush()
+        except BaseException as error:
+            raise decoding_failure(error) from None
 
     def _tail(self) -> str:
         """Text of the tokens the stream holds, without a character that was cut off."""
@@ -104,14 +120,14 @@ class Detokenizer:
         cut = len(utf8.getstate()[0])  # bytes of the unfinished character; a U+FFFD before it can be genuine
         while cut > 0:
             cut -= len(token_bytes(self._tokenizer, plain.pop()))
-        if cut < 0:  # it starts inside a token, so all of these are byte-level
+        if cut < 0:  # the character starts inside a token, so all these tokens are byte-level
             return whole
-        # Decoded behind the tokens before them, as a decoder may treat the start of a text apart.
+        # Decoded together with the tokens before them: the start of a text may be treated differently.
         before, text = self._decode(self._before), self._decode(self._before + plain)
         return text[len(before) :] if text.startswith(before) else self._decode(plain)
 
     def _context(self, prompt_ids: Sequence[int]) -> list[int]:
-        """The prompt's last tokens, from where they decode to whole characters."""
+        """The prompt's last tokens: as many as it takes to decode to whole characters."""
         for size in CONTEXT_SIZES:
             ids = list(prompt_ids[-size:])
             if not self._decode(ids).endswith("\ufffd"):
@@ -119,7 +135,16 @@ class Detokenizer:
         return []  # the prompt ends inside a character
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        try:
+            return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        except BaseException as error:
+            raise decoding_failure(error) from None
+
+    def _new_stream(self, ids: list[int]) -> DecodeStream:
+        try:
+            return DecodeStream(ids=ids, skip_special_tokens=True)
+        except BaseException as error:
+            raise decoding_failure(error) from None
 
 
 class NullDetokenizer:
@@ -139,8 +164,8 @@ class NullDetokenizer:
 def token_bytes(tokenizer: RustTokenizer, token_id: int) -> bytes:
     """The raw bytes of a token: byte-level alphabet, `<0xE2>` byte fallback, or plain text."""
     token = tokenizer.id_to_token(token_id) or ""
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return bytes([int(token[3:5], 16)])
+    if match := _BYTE_TOKEN.fullmatch(token):
+        return bytes.fromhex(match[1])
     if all(char in _BYTE_OF for char in token):
         return bytes(_BYTE_OF[char] for char in token)
     return token.encode()
@@ -157,3 +182,4 @@ def byte_alphabet() -> dict[str, int]:
 
 
 _BYTE_OF = byte_alphabet()
+_BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")

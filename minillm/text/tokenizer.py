@@ -10,12 +10,16 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 from tokenizers import Tokenizer as RustTokenizer
 
+from minillm.config.files import TOKENIZER_LIMIT, exists, read_file, read_object
 from minillm.errors import TokenizerError, UsageError
 from minillm.text.chat_template import Message, find_template, render
+from minillm.text.failures import tokenizer_failure
+
+FILE = "tokenizer.json"
 
 
 class Tokenizer:
@@ -27,20 +31,22 @@ class Tokenizer:
             where that gives none.
 
     Attributes:
-        bos_token_id: put before every text where the tokenizer asks for it; None where there is none.
-        eos_token_ids: each ends a text; empty where nothing does.
+        bos_token_id: put before every text if the tokenizer is set up so; None if there is none.
+        eos_token_ids: each ends a text; empty if no id does.
+        digest: the SHA-256 of tokenizer.json.
+
+    Raises:
+        UnreadableFile, TokenizerError: one of its files cannot be read, or makes no sense.
     """
 
     def __init__(
         self, folder: Path, config_bos: int | None = None, eos_token_ids: tuple[int, ...] = ()
     ) -> None:
-        try:
-            self.rust = RustTokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # the library raises plain Exception for every kind of damage
-            raise TokenizerError(
-                f"{folder / 'tokenizer.json'} cannot be read: {error}", "download the model again"
-            ) from None
-        self.settings = read_json(folder / "tokenizer_config.json")
+        content = read_file(folder / FILE, TOKENIZER_LIMIT)
+        self.digest = hashlib.sha256(content).hexdigest()
+        self.rust = _parse(content, folder / FILE)
+        settings = folder / "tokenizer_config.json"
+        self.settings = read_object(settings, TokenizerError) if exists(settings) else {}
         self.chat_template = find_template(folder, self.settings)
         self.bos_token_id = self._special_id("bos_token", config_bos)
         own_eos = self._special_id("eos_token", None)
@@ -48,12 +54,12 @@ class Tokenizer:
 
     @cached_property
     def num_token_ids(self) -> int:
-        """One more than the highest id the tokenizer can decode. Asked once a step; found out once."""
+        """One more than the highest id the tokenizer can decode. Every step asks, so it is kept."""
         return max(self.rust.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @cached_property
     def vocabulary_digest(self) -> str:
-        """SHA-256 of every token with its id: equal digests, and ids mean the same text."""
+        """SHA-256 of every token with its id. Tokenizers with equal digests give equal ids the same text."""
         vocabulary = self.rust.get_vocab(with_added_tokens=True)
         return hashlib.sha256(json.dumps(sorted(vocabulary.items())).encode()).hexdigest()
 
@@ -62,6 +68,7 @@ class Tokenizer:
 
         Raises:
             UsageError: `text` is not a string, or not valid Unicode.
+            TokenizerError: the tokenizer fails at it.
         """
         ids = self._rust_ids(text, add_special_tokens)
         bos = self.bos_token_id
@@ -76,17 +83,19 @@ class Tokenizer:
     def _rust_ids(self, text: str, add_special_tokens: bool) -> list[int]:
         if not isinstance(text, str):
             raise UsageError(f"encode takes text, not {type(text).__name__}")
+        if not _is_unicode(text):
+            raise UsageError("the text is not valid Unicode", "it holds a lone surrogate")
         try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise UsageError("the text is not valid Unicode", "it holds a lone surrogate") from None
-        return list(self.rust.encode(text, add_special_tokens=add_special_tokens).ids)
+            return list(self.rust.encode(text, add_special_tokens=add_special_tokens).ids)
+        except BaseException as error:
+            raise tokenizer_failure(error, "the tokenizer cannot encode this text") from None
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of `token_ids`; special tokens are left out, or written as the tokenizer names them.
 
         Raises:
             UsageError: an id that is not an integer, or is outside the vocabulary; the error names its index.
+            TokenizerError: the tokenizer fails at them.
         """
         if not isinstance(token_ids, list | tuple):
             raise UsageError(f"decode takes a list of token ids, not {type(token_ids).__name__}")
@@ -96,7 +105,10 @@ class Tokenizer:
                     f"the token id at index {index} is not in the vocabulary",
                     f"ids are integers from 0 to {self.num_token_ids - 1}",
                 )
-        return str(self.rust.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+        try:
+            return str(self.rust.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+        except BaseException as error:
+            raise tokenizer_failure(error, "the tokenizer cannot decode these ids") from None
 
     @overload
     def apply_chat_template(
@@ -135,7 +147,7 @@ class Tokenizer:
     def _token_text(self, key: str) -> str:
         token = self.settings.get(key)
         text = token.get("content") if isinstance(token, dict) else token
-        return text if isinstance(text, str) else ""
+        return text if isinstance(text, str) and _is_unicode(text) else ""
 
     def _special_id(self, key: str, fallback: int | None) -> int | None:
         found = self.rust.token_to_id(self._token_text(key)) if self._token_text(key) else None
@@ -146,18 +158,20 @@ class Tokenizer:
         return bool(bos) and text.startswith(bos)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, or {} where there is no file.
-
-    Raises:
-        TokenizerError: the file is not a JSON object.
-    """
-    if not path.is_file():
-        return {}
+def _parse(content: bytes, path: Path) -> RustTokenizer:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{path} is not JSON: {error}", "download the model again") from None
-    if not isinstance(content, dict):
-        raise TokenizerError(f"{path} is not a JSON object", "download the model again")
-    return content
+        made = RustTokenizer.from_buffer(content)
+        made.no_truncation()  # settings of training: a prompt is neither cut nor filled up
+        made.no_padding()
+    except BaseException as error:
+        raise tokenizer_failure(error, f"{path} is not a tokenizer", quote=True) from None
+    return made
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether `text` can be encoded: JSON can hold lone surrogates, which cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -26,6 +26,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from minillm.config.files import open_file, read_file
+
 _temporary: dict[str, tempfile.TemporaryDirectory[str]] = {}  # key: the name of the library in the folder
 
 
@@ -46,7 +48,7 @@ def locked_cache(folder: Path) -> Iterator[Path]:
     import fcntl
 
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
+    with open(folder / "lock", "w", opener=_open_at_once) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield folder
 
@@ -70,6 +72,9 @@ def install(built: Path, target: Path) -> None:
     for path in (note, built):
         with open(path, "rb") as written:
             os.fsync(written)  # otherwise a power failure could leave the name without the content
+    for path in (_note(target), target):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)  # a file cannot take its place
     os.replace(note, _note(target))
     os.replace(built, target)
 
@@ -77,7 +82,7 @@ def install(built: Path, target: Path) -> None:
 def is_whole(library: Path) -> bool:
     """Whether the library exists and is undamaged."""
     with contextlib.suppress(OSError):
-        return _note(library).read_bytes().startswith(_digest(library).encode())
+        return read_file(_note(library)).startswith(_digest(library).encode())
     return False
 
 
@@ -92,8 +97,13 @@ def _note(library: Path) -> Path:
 
 
 def _digest(library: Path) -> str:
-    with open(library, "rb") as file:
+    with open_file(library) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open without waiting: there may be a pipe in place of the lock."""
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)
 
 
 # ---- for one process only -------------------------------------------------------------------------

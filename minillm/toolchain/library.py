@@ -39,10 +39,10 @@ from minillm.toolchain.cache import (
 from minillm.toolchain.compiler import (
     BuildFailed,
     Compiler,
+    Crew,
     find_compiler,
     num_jobs,
     require_compiler,
-    run_compiler,
     shared_runtime,
 )
 from minillm.toolchain.sources import PACKAGE
@@ -152,9 +152,10 @@ class Library:
                 [(unit.compiler or compiler).path, *unit.arguments(out)]
                 for unit, out in zip(self.units, objects, strict=True)
             ]
-            _run_all(commands, progress)
             built = Path(scratch) / target.name
-            run_compiler(self._link_command(compiler, objects, built))
+            with Crew(Path(scratch)) as crew:
+                _run_all(crew, commands, progress)
+                crew.run(self._link_command(compiler, objects, built))
             install(built, target)
         return target
 
@@ -208,10 +209,15 @@ class Library:
         return {path for path in beside | below if path.suffix in SOURCES and path.is_file()}
 
 
-def _run_all(commands: Sequence[list[str]], progress: Progress | None) -> None:
+def _run_all(crew: Crew, commands: Sequence[list[str]], progress: Progress | None) -> None:
     with ThreadPoolExecutor(num_jobs()) as pool:
-        jobs = [pool.submit(run_compiler, command) for command in commands]
-        for done, job in enumerate(as_completed(jobs), start=1):
-            job.result()
-            if progress:
-                progress(done, len(jobs))
+        jobs = [pool.submit(crew.run, command) for command in commands]
+        try:
+            for done, job in enumerate(as_completed(jobs), start=1):
+                job.result()
+                if progress:
+                    progress(done, len(jobs))
+        except BaseException:  # Ctrl-C, too: the pool would wait for all of them
+            pool.shutdown(wait=False, cancel_futures=True)
+            crew.kill()
+            raise

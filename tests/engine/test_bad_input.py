@@ -19,24 +19,29 @@ import tiny
 from minillm import LLM, MinillmError, SamplingParams
 
 NAN, INF = math.nan, math.inf
+LONG, UNPRINTABLE = 10**400, 10**5000  # beyond all floats, and beyond what Python writes out
 
 # parameter -> values that SamplingParams must refuse
 PARAMS: dict[str, list[Any]] = {
-    "max_tokens": [0, -1, 1.0, 2.5, True, "16", None, NAN],
-    "temperature": [-0.1, NAN, INF, -INF, "hot", None, True, [1.0]],
-    "top_k": [-1, 1.0, 2.5, "5", None, True],
-    "top_p": [0, 0.0, -0.5, 1.1, NAN, INF, "1", None, True],
-    "min_p": [-0.1, 1.1, NAN, INF, "0", None],
-    "repetition_penalty": [0, -1.0, NAN, INF, "1", None],
-    "seed": [1.0, "7", True, NAN],
+    "max_tokens": [0, -1, 1.0, 2.5, True, "16", None, NAN, -LONG, UNPRINTABLE],
+    "temperature": [-0.1, NAN, INF, -INF, "hot", None, True, [1.0], LONG, -LONG, UNPRINTABLE],
+    "top_k": [-1, 1.0, 2.5, "5", None, True, UNPRINTABLE],
+    "top_p": [0, 0.0, -0.5, 1.1, NAN, INF, "1", None, True, LONG, -LONG, UNPRINTABLE],
+    "min_p": [-0.1, 1.1, NAN, INF, "0", None, LONG, -LONG, UNPRINTABLE],
+    "repetition_penalty": [0, -1.0, NAN, INF, "1", None, LONG, -LONG, UNPRINTABLE],
+    "seed": [1.0, "7", True, NAN, UNPRINTABLE, -UNPRINTABLE],
     "stop": ["", [""], ["a", ""], 5, [5], None, {"a": 1}, [None], b"x", [b"x"]],
-    "stop_token_ids": [5, [-1], [1.0], ["1"], [True], "1", None],
+    "stop_token_ids": [5, [-1], [1.0], ["1"], [True], "1", None, [UNPRINTABLE], UNPRINTABLE],
     "ignore_eos": [1, 0, "yes", None],
-    "logprobs": [-1, 1.0, "2", True],
-    "n": [0, -1, 1.0, "2", True, None],
-    "deadline": [0, -1.0, NAN, INF, "1", True],
-    "priority": [1.0, "high", None, True],
+    "logprobs": [-1, 1.0, "2", True, UNPRINTABLE],
+    "n": [0, -1, 1.0, "2", True, None, UNPRINTABLE],
+    "deadline": [0, -1.0, NAN, INF, "1", True, LONG, UNPRINTABLE],
+    "priority": [1.0, "high", None, True, UNPRINTABLE],
 }
+
+# options of an engine that count something
+SIZES = """block_size max_model_len max_num_seqs max_num_batched_tokens prefill_chunk max_queued_requests
+max_queued_tokens num_draft_tokens kv_memory seed""".split()
 
 # name -> a call that must be refused
 CALLS: dict[str, Callable[[LLM], Any]] = {
@@ -44,6 +49,7 @@ CALLS: dict[str, Callable[[LLM], Any]] = {
     "empty ids": lambda llm: llm.generate([[]]),
     "id out of range": lambda llm: llm.generate([tiny.VOCAB_SIZE]),
     "id far out of range": lambda llm: llm.generate([2**70]),
+    "unprintable id": lambda llm: llm.generate([UNPRINTABLE]),
     "negative id": lambda llm: llm.generate([-1]),
     "bool id": lambda llm: llm.generate([True]),
     "float id": lambda llm: llm.generate([[1.0]]),
@@ -61,6 +67,7 @@ CALLS: dict[str, Callable[[LLM], Any]] = {
     "prompt in a list is bytes": lambda llm: llm.generate([b"abc"]),
     "params is a dict": lambda llm: llm.generate("a", {"max_tokens": 5}),
     "params is a number": lambda llm: llm.generate("a", 5),
+    "params is an unprintable number": lambda llm: llm.generate("a", UNPRINTABLE),
     "too many params": lambda llm: llm.generate("a", [SamplingParams()] * 2),
     "no params": lambda llm: llm.generate("a", []),
     "params holds null": lambda llm: llm.generate("a", [None]),
@@ -82,6 +89,10 @@ CALLS: dict[str, Callable[[LLM], Any]] = {
     "unknown device": lambda llm: tiny.load(llm.engine.model.folder, device="x"),
     "unknown dtype": lambda llm: tiny.load(llm.engine.model.folder, dtype="x"),
     "garbage kv_memory": lambda llm: tiny.load(llm.engine.model.folder, kv_memory="12 parsecs"),
+    **{
+        f"huge {name}": lambda llm, name=name: tiny.load(llm.engine.model.folder, **{name: LONG})
+        for name in SIZES
+    },
     "no such model": lambda llm: LLM("/no/such/model"),
 }
 

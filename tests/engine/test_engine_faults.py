@@ -15,7 +15,7 @@ import torch
 
 from minillm import MinillmError, SamplingParams
 from minillm.engine.parts import Parts
-from minillm.errors import OutOfBlocks
+from minillm.errors import OutOfBlocks, PartError
 from minillm.text.detokenizer import Detokenizer
 from minillm.worker.decode import decode
 
@@ -48,29 +48,17 @@ def test_broken_logits_end_one_request_only(tmp_path: Path, value: float) -> Non
     assert llm.generate([5, 6], params)[0].token_ids == outputs[0].token_ids, "its blocks can be used again"
 
 
-@pytest.mark.parametrize("failing", ["sampler", "decode_loop", "prefill_loop", "detokenizer"])
+@pytest.mark.parametrize("failing", ["sampler", "decode_loop", "prefill_loop"])
 def test_a_part_that_raises_loses_no_blocks(folder: Path, failing: str) -> None:
     """The caller gets the exception; afterwards the engine works as before."""
     own, broken = Parts(), threading.Event()
-
-    class Failing(Detokenizer):
-        def push(self, token_id: int) -> str:
-            if broken.is_set():
-                raise ZeroDivisionError
-            return super().push(token_id)
-
-        def finish(self) -> str:
-            if broken.is_set():
-                raise ZeroDivisionError
-            return super().finish()
 
     def call(*args: Any) -> Any:
         if broken.is_set():
             raise ZeroDivisionError
         return getattr(own, failing)(*args)
 
-    part = Failing if failing == "detokenizer" else call
-    llm = tiny.load(folder, parts={failing: part})
+    llm = tiny.load(folder, parts={failing: call})
     expected = llm.generate([PROMPT, [5]], greedy(4, n=2))
     stream = llm.stream([6], greedy(50))
     next(stream)
@@ -85,6 +73,58 @@ def test_a_part_that_raises_loses_no_blocks(folder: Path, failing: str) -> None:
     assert [o.token_ids for o in llm.generate([PROMPT, [5]], greedy(4, n=2))] == [
         o.token_ids for o in expected
     ]
+
+
+class Panic(BaseException):
+    """What a library written in Rust raises."""
+
+
+def failing_at(method: str, prompt: list[int], error: type[BaseException]) -> type[Detokenizer]:
+    """A detokenizer whose method raises for requests with this prompt."""
+
+    class Failing(Detokenizer):
+        def __init__(self, tokenizer: Any, stops: Any, prompt_ids: Any) -> None:
+            super().__init__(tokenizer, stops, prompt_ids)
+            self.is_failing = list(prompt_ids) == prompt
+
+        def push(self, token_id: int) -> str:
+            return self._checked("push", super().push(token_id))
+
+        def finish(self) -> str:
+            return self._checked("finish", super().finish())
+
+        def _checked(self, name: str, text: str) -> str:
+            if self.is_failing and name == method:
+                raise error
+            return text
+
+    return Failing
+
+
+@pytest.mark.parametrize(("error", "told"), [(ZeroDivisionError, ZeroDivisionError), (Panic, PartError)])
+@pytest.mark.parametrize("method", ["push", "finish"])
+def test_a_detokenizer_that_raises_ends_its_own_request_only(
+    folder: Path, method: str, error: type[BaseException], told: type[Exception]
+) -> None:
+    """Whoever takes the step, for whomever: the error is in one output, and nothing is raised."""
+    params, expected = greedy(6, n=2), tiny.load(folder).generate(PROMPT, greedy(6, n=2))[0]
+    llm = tiny.load(folder, parts={"detokenizer": failing_at(method, [5, 6], error)})
+    bad, good = llm.generate([[5, 6], PROMPT], params)
+    assert [c.finish_reason for c in bad.outputs] == ["error"] * 2 and type(bad.error) is told
+    assert good.error is None and good.text == expected.text
+    theirs = llm.stream([5, 6], greedy(6))
+    assert llm.generate(PROMPT, params)[0].text == expected.text, "these steps are also the stream's"
+    with pytest.raises(told):
+        list(theirs)
+    assert tiny.all_free(llm)
+
+
+def test_a_detokenizer_is_no_place_to_lose_an_interrupt(folder: Path) -> None:
+    for interrupt in (KeyboardInterrupt, SystemExit):
+        llm = tiny.load(folder, parts={"detokenizer": failing_at("push", [5, 6], interrupt)})
+        with pytest.raises(interrupt):
+            llm.generate([[5, 6], PROMPT], greedy(6))
+        assert tiny.all_free(llm)
 
 
 def test_infinite_logits_end_one_request_only(folder: Path) -> None:

@@ -38,7 +38,16 @@ class Broken(Exception):
 
 
 class Stopped(KeyboardInterrupt):
-    """A BaseException that is not an Exception."""
+    """An interrupt: it asks the program to stop."""
+
+
+class Panic(BaseException):
+    """A panic of a library written in Rust: neither an Exception nor an interrupt."""
+
+
+ERRORS = {"exception": Broken, "interrupt": StepInterrupted, "panic": PartError}  # the error of a request
+# The exception that the engine raises.
+RAISED = {"exception": Broken, "interrupt": Stopped, "panic": PartError}
 
 
 @pytest.fixture(scope="module")
@@ -123,19 +132,19 @@ def faults_after(stage: Stage, name: str, part: str, method: str, fuse: Fuse) ->
     """Run the scenario with the part and return what is wrong afterwards; then the fuse no longer raises."""
     try:
         engine = stage.engine(name, {part: fused_part(fuse, part, method)})
-    except (Broken, Stopped):
+    except (Broken, Stopped, Panic):
         return []  # it raised while the engine was built, so there is no engine
     run = stage.run(name, engine=engine)
     fuse.at = None
     if fuse.for_ever:
         engine.step()  # the earlier recovery failed
-    is_interrupt = isinstance(fuse.error, Stopped)
-    expected = StepInterrupted if is_interrupt else Broken
-    found = stage.faults(name, run, check_trace=not fuse.for_ever, error=expected)
+    kind = kind_of(fuse.error)
+    found = stage.faults(name, run, check_trace=not fuse.for_ever, error=ERRORS[kind])
     for error in run.raised:
-        if type(error) is not type(fuse.error):
+        if type(error) is not RAISED[kind]:
             found.append(f"raised {error!r}")
-    if fuse.blown and not run.raised:
+    reported = run.raised or any(type(o.error) is ERRORS[kind] for o in run.outputs.values())
+    if fuse.blown and not reported:
         found.append("the exception did not reach the caller")
     for output in run.outputs.values():
         if isinstance(output.error, Broken) and (
@@ -146,8 +155,12 @@ def faults_after(stage: Stage, name: str, part: str, method: str, fuse: Fuse) ->
     return [f"{at}: {fault}" for fault in found]
 
 
-def make_error(is_interrupt: bool) -> BaseException:
-    return Stopped() if is_interrupt else Broken(5, extra="kept")
+def make_error(kind: str) -> BaseException:
+    return {"interrupt": Stopped(), "panic": Panic()}.get(kind, Broken(5, extra="kept"))
+
+
+def kind_of(error: BaseException) -> str:
+    return "interrupt" if isinstance(error, Stopped) else "panic" if isinstance(error, Panic) else "exception"
 
 
 def count_calls(stage: Stage, name: str, part: str, method: str) -> int:
@@ -156,28 +169,28 @@ def count_calls(stage: Stage, name: str, part: str, method: str) -> int:
     return fuse.calls
 
 
-def sweep(stage: Stage, part: str, method: str, is_interrupt: bool, most: int) -> list[str]:
+def sweep(stage: Stage, part: str, method: str, kind: str, most: int) -> list[str]:
     found = []
     for name in SPECULATIVE if part == "drafter" else [*PLAIN, "tree"] if most > 9 else PLAIN:
         calls = count_calls(stage, name, part, method)
         for at in sorted({*range(min(calls, most // 2)), *range(0, calls, max(1, 2 * calls // most))}):
             for behind in (False, True):
-                fuse = Fuse(at, make_error(is_interrupt), behind)
+                fuse = Fuse(at, make_error(kind), behind)
                 found += faults_after(stage, name, part, method, fuse)
     return found
 
 
-@pytest.mark.parametrize("is_interrupt", [False, True], ids=["exception", "interrupt"])
+@pytest.mark.parametrize("kind", ERRORS)
 @pytest.mark.parametrize(("part", "method"), CASES)
-def test_a_part_raises_once(stage: Stage, part: str, method: str, is_interrupt: bool) -> None:
-    assert sweep(stage, part, method, is_interrupt, most=4) == []
+def test_a_part_raises_once(stage: Stage, part: str, method: str, kind: str) -> None:
+    assert sweep(stage, part, method, kind, most=4) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_interrupt", [False, True], ids=["exception", "interrupt"])
+@pytest.mark.parametrize("kind", ERRORS)
 @pytest.mark.parametrize(("part", "method"), CASES)
-def test_a_part_raises_once_at_many_calls(stage: Stage, part: str, method: str, is_interrupt: bool) -> None:
-    assert sweep(stage, part, method, is_interrupt, most=80) == []
+def test_a_part_raises_once_at_many_calls(stage: Stage, part: str, method: str, kind: str) -> None:
+    assert sweep(stage, part, method, kind, most=80) == []
 
 
 @pytest.mark.parametrize(("part", "method"), CASES)
@@ -186,17 +199,18 @@ def test_a_part_raises_for_ever(stage: Stage, part: str, method: str) -> None:
     found = []
     for name in SPECULATIVE if part == "drafter" else PLAIN:
         for at in (0, 3, 11):
-            fuse = Fuse(at, make_error(False), for_ever=True)
-            found += faults_after(stage, name, part, method, fuse)
+            for kind in ("exception", "panic"):
+                fuse = Fuse(at, make_error(kind), for_ever=True)
+                found += faults_after(stage, name, part, method, fuse)
     assert found == []
 
 
 def test_a_recovery_that_does_nothing_is_noticed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: without recovery these parts do harm."""
     monkeypatch.setattr("minillm.engine.engine.Engine._recover", lambda self, error: self.events.release())
-    for part, method, is_interrupt in (("block_pool", "allocate", False), ("detokenizer", "push", True)):
+    for part, method, kind in (("block_pool", "allocate", "exception"), ("detokenizer", "push", "interrupt")):
         try:
-            found = sweep(stage, part, method, is_interrupt, most=4)
+            found = sweep(stage, part, method, kind, most=4)
         except Exception as error:  # the broken engine may also raise
             found = [repr(error)]
         assert found

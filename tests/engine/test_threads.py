@@ -21,6 +21,7 @@ import tiny
 from minillm import LLM, SamplingParams
 from minillm.engine.outputs import RequestOutput
 from minillm.errors import EngineBusy, ForkedEngine, UsageError
+from minillm.llm import TextIterator
 from minillm.text.detokenizer import Detokenizer
 from minillm.worker.decode import decode
 
@@ -288,6 +289,31 @@ def test_streams_collected_at_any_moment(folder: Path) -> None:
 
     assert in_threads(work) == [1]
     assert tiny.all_free(llm) and not llm._delivery._tickets
+
+
+@pytest.mark.parametrize("method", ["_take", "_wait"])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_stream_that_another_thread_ends_meanwhile(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, method: str, before: bool
+) -> None:
+    """Between any two looks at its output: no text is lost, and it is not waited for what has come."""
+    llm, own = tiny.load(folder), getattr(TextIterator, method)
+    expected = tiny.load(folder).generate(PROMPT, drawn(9))[0].text
+
+    def end() -> None:
+        while llm.engine.has_unfinished_requests():
+            llm._delivery.step()
+
+    def meanwhile(self: TextIterator, *args: Any) -> Any:
+        if before:
+            end()
+        found = own(self, *args)
+        end()
+        return found
+
+    monkeypatch.setattr(TextIterator, method, meanwhile)
+    assert expected and "".join(llm.stream(PROMPT, drawn(9))) == expected
+    assert llm.stream(PROMPT, drawn(9)).result.text == expected and tiny.all_free(llm)
 
 
 def test_short_streams_in_cycles(folder: Path) -> None:

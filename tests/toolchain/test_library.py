@@ -71,10 +71,10 @@ class Builder:
     def in_cache(self) -> list[str]:
         return sorted(path.name for path in self.cache.iterdir())
 
-    def start(self, *flags: str, **environment: str) -> subprocess.Popen[str]:
+    def start(self, *flags: str, code: str = BUILD, **environment: str) -> subprocess.Popen[str]:
         own = {"CXX": str(self.compiler), "MINILLM_CACHE": str(self.cache), "PYTHONPATH": str(REPO)}
         return subprocess.Popen(
-            [sys.executable, "-P", "-c", BUILD, str(self.sources), *flags],
+            [sys.executable, "-P", "-c", code, str(self.sources), *flags],
             env=os.environ | own | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -151,6 +151,79 @@ def test_killed_half_way(builder: Builder) -> None:
     assert builder.in_cache() == kept(library)
 
 
+# A compiler that starts a process of its own, as gcc does, and never ends. Both can be asked to, in vain.
+ENDLESS = """[ "$1" = --version ] && exec "{compiler}" "$@"
+trap "" TERM INT HUP
+sleep 600 &
+echo $$ $! >>"{pids}"
+wait; wait"""
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and does something."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.02)
+    return condition()
+
+
+def ended_by(builder: Builder, number: int, code: str = BUILD) -> tuple[subprocess.Popen[str], list[int]]:
+    """A builder that got the signal while it compiled, and the processes of its compilers."""
+    pids = builder.log.with_name("pids")
+    builder.write_compiler(ENDLESS.format(compiler=COMPILER, pids=pids))
+    victim = builder.start(code=code)
+    assert wait_until(lambda: pids.exists() and len(pids.read_text().split()) >= 4)
+    os.kill(victim.pid, number)  # the builder alone, not its group
+    victim.communicate(timeout=60)
+    return victim, [int(pid) for pid in pids.read_text().split()]
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+
+
+@needs_proc
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP])
+def test_compilers_end_with_their_builder(builder: Builder, number: int) -> None:
+    """However it ends; and of what they made nothing is left."""
+    victim, pids = ended_by(builder, number)
+    assert victim.returncode != 0
+    assert wait_until(lambda: not any(map(is_running, pids)))
+    assert wait_until(lambda: not list(builder.cache.glob("build-*")))
+    builder.write_compiler(f'exec "{COMPILER}" "$@"')
+    assert builder.in_cache() == ["lock"] and builder.build().parent == builder.cache
+
+
+@needs_proc
+def test_control_without_the_watch_they_go_on(builder: Builder) -> None:
+    unwatched = "import minillm.toolchain.compiler as c; c._WATCH = 'sleep 600'\n" + BUILD
+    _, pids = ended_by(builder, signal.SIGTERM, unwatched)
+    time.sleep(1.0)
+    try:
+        assert all(map(is_running, pids))
+    finally:
+        os.killpg(os.getpgid(pids[0]), signal.SIGKILL)
+
+
+@needs_proc
+def test_compilers_end_when_one_of_them_fails(builder: Builder) -> None:
+    """Nobody waits for the others, which may take minutes."""
+    pids = builder.log.with_name("pids")
+    endless = ENDLESS.format(compiler=COMPILER, pids=pids)
+    fails = f'case "$*" in *number.cpp*) while [ ! -s "{pids}" ]; do sleep 0.05; done; exit 1;; esac'
+    builder.write_compiler(f'[ "$1" = --version ] && exec "{COMPILER}" "$@"\n{fails}\n{endless}')
+    said = builder.start().communicate(timeout=60)[1]
+    assert "BuildFailed" in said
+    assert wait_until(lambda: not any(is_running(int(pid)) for pid in pids.read_text().split()))
+    assert builder.in_cache() == ["lock"]
+
+
 def test_started_twice_at_once(builder: Builder) -> None:
     """One compiles, the other waits for it."""
     builder.write_compiler(f'[ "$1" = --version ] || sleep 0.5; exec "{COMPILER}" "$@"')
@@ -178,7 +251,49 @@ def spoil(library: Path) -> None:
     library.with_name(f"{library.name}.sha256").write_bytes(b"\xff\0")
 
 
-@pytest.mark.parametrize("damage", [truncate, flip, forget, spoil, Path.unlink])
+def empty(library: Path) -> None:
+    os.truncate(library, 0)
+
+
+def cut_the_last_byte(library: Path) -> None:
+    os.truncate(library, library.stat().st_size - 1)
+
+
+def add_a_byte(library: Path) -> None:
+    library.write_bytes(library.read_bytes() + b"\0")
+
+
+def lock_up(library: Path) -> None:
+    library.chmod(0)  # root reads it all the same, and finds it whole
+
+
+def replace_by_a_folder(library: Path) -> None:
+    library.unlink()
+    (library / "not empty").mkdir(parents=True)
+
+
+def replace_the_note_by_a_folder(library: Path) -> None:
+    note = library.with_name(f"{library.name}.sha256")
+    note.unlink()
+    (note / "not empty").mkdir(parents=True)
+
+
+def replace_by_a_pipe(library: Path) -> None:
+    library.unlink()
+    os.mkfifo(library)
+
+
+def replace_by_a_link_to_nowhere(library: Path) -> None:
+    library.unlink()
+    library.symlink_to("gone")
+
+
+DAMAGES = [truncate, flip, forget, spoil, Path.unlink, empty, cut_the_last_byte, add_a_byte,
+           replace_by_a_folder, replace_the_note_by_a_folder, replace_by_a_pipe, replace_by_a_link_to_nowhere,
+           *([lock_up] if os.getuid() else [])]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_library_is_compiled_again(builder: Builder, damage: Callable[[Path], None]) -> None:
     library = builder.build()
     content = library.read_bytes()
@@ -198,6 +313,15 @@ def test_a_cache_that_cannot_be_written(builder: Builder, tmp_path: Path) -> Non
     if os.getuid():  # root can write everywhere
         builder.cache.mkdir(mode=0o500)
         assert builder.run()[0].parent != builder.cache
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_a_lock_that_cannot_be_held(builder: Builder, make: Callable[[Path], None]) -> None:
+    """It is not waited for."""
+    builder.cache.mkdir()
+    make(builder.cache / "lock")
+    library, said = builder.run()
+    assert library.parent != builder.cache and said.endswith(": compiling for this process alone\n")
 
 
 def test_a_cache_that_is_full(builder: Builder) -> None:

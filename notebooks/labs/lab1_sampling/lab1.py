@@ -24,6 +24,7 @@ from tokenizers.decoders import DecodeStream
 
 from minillm.ops.sampling import NEG_INF, Filters, SamplingBatch, gumbel_noise
 from minillm.text.detokenizer import CONTEXT_SIZES, token_bytes
+from minillm.text.failures import decoding_failure
 
 
 def penalise_repetition(logits: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
@@ -99,7 +100,7 @@ class StopMatcher:
         raise NotImplementedError("Lab 1.5 StopMatcher.push; hint: minillm labs hint 1.5")
 
     def flush(self) -> str:
-        """Give up what was held back: no more text will come."""
+        """Return the text that was held back; no more text will come."""
         out, self._held = self._held, ""
         return out
 
@@ -107,8 +108,8 @@ class StopMatcher:
 class Detokenizer:
     """Streams one completion. The pieces of `push` and `finish` joined are the completion's text.
 
-    Decoding starts behind the prompt's last tokens: SentencePiece-like decoders drop the space of a
-    text's first word, and a completion's first word is rarely that.
+    Decoding starts after the prompt's last tokens. SentencePiece-like decoders drop the space before the
+    first word of a text, and the first word of a completion is rarely the first word of the text.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class Detokenizer:
     ) -> None:
         self._tokenizer = tokenizer
         self._before = self._context(prompt_ids)
-        self._stream = DecodeStream(ids=self._before, skip_special_tokens=True)
+        self._stream = self._new_stream(self._before)
         self._pending: list[int] = []
         self._stop = StopMatcher(stops)
 
@@ -126,17 +127,25 @@ class Detokenizer:
         return self._stop.matched is not None
 
     def push(self, token_id: int) -> str:
-        """Take the next token; return the text that is certain now (often empty)."""
+        """Take the next token; return the text that is certain now (often empty).
+
+        Raises:
+            TokenizerError: the tokenizer fails at it.
+        """
         # Stuck? minillm labs hint 1.6
         raise NotImplementedError("Lab 1.6 Detokenizer.push, Detokenizer.finish; hint: minillm labs hint 1.6")
 
     def finish(self) -> str:
-        """The rest, when no more tokens come: whole characters still held back."""
+        """The rest, when no more tokens come: whole characters still held back.
+
+        Raises:
+            TokenizerError: the tokenizer fails at them.
+        """
         # Stuck? minillm labs hint 1.6
         raise NotImplementedError("Lab 1.6 Detokenizer.push, Detokenizer.finish; hint: minillm labs hint 1.6")
 
     def _context(self, prompt_ids: Sequence[int]) -> list[int]:
-        """The prompt's last tokens, from where they decode to whole characters."""
+        """The prompt's last tokens: as many as it takes to decode to whole characters."""
         for size in CONTEXT_SIZES:
             ids = list(prompt_ids[-size:])
             if not self._decode(ids).endswith("\ufffd"):
@@ -144,4 +153,13 @@ class Detokenizer:
         return []  # the prompt ends inside a character
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        try:
+            return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        except BaseException as error:
+            raise decoding_failure(error) from None
+
+    def _new_stream(self, ids: list[int]) -> DecodeStream:
+        try:
+            return DecodeStream(ids=ids, skip_special_tokens=True)
+        except BaseException as error:
+            raise decoding_failure(error) from None

@@ -1,0 +1,50 @@
+"""What a model will take of the memory, by arithmetic from its config, before anything of it is built.
+
+A config.json can ask for any size in a few digits. So its sizes are compared with what is free first, and
+an allocation that the system refuses all the same is reported with the same estimate.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from minillm.config import ModelConfig
+from minillm.config.sizes import format_bytes
+from minillm.errors import OutOfMemory
+from minillm.ops.contract import DTYPES
+from minillm.ops.device_memory import free_memory
+
+# While they are made there are angles, cosines, sines, and one of the two scaled (rope.py).
+_ROPE_COPIES = 4
+
+
+def weight_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes of all weights while loading; a float32 model may need half of it later (ops/cpu.py)."""
+    return config.num_parameters * dtype.itemsize
+
+
+def rope_bytes(config: ModelConfig, num_positions: int) -> int:
+    """Bytes at the peak while the rope tables of `num_positions` positions are made."""
+    return _ROPE_COPIES * num_positions * (config.head_dim // 2) * torch.float32.itemsize
+
+
+def require_memory(config: ModelConfig, dtype: torch.dtype, device: torch.device, max_model_len: int) -> None:
+    """Refuse a model that does not fit the memory of `device`.
+
+    Raises:
+        OutOfMemory: with the estimate, and what would fit.
+    """
+    free, tables = free_memory(device), rope_bytes(config, max_model_len)
+    if tables > free:
+        raise OutOfMemory(
+            f"the rope tables of {max_model_len} positions need {format_bytes(tables)}, "
+            f"{format_bytes(free)} are free",
+            "set max_model_len to what is needed",
+        )
+    if weight_bytes(config, dtype) + tables > free:
+        fits = [name for name, t in DTYPES.items() if weight_bytes(config, t) + tables <= free]
+        raise OutOfMemory(
+            f"the weights need {format_bytes(weight_bytes(config, dtype))} in "
+            f"{str(dtype).removeprefix('torch.')}, {format_bytes(free)} are free",
+            f"dtype {fits[0]} would fit" if fits else "use a smaller model",
+        )
