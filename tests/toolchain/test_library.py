@@ -321,7 +321,7 @@ def test_a_lock_that_cannot_be_held(builder: Builder, make: Callable[[Path], Non
     builder.cache.mkdir()
     make(builder.cache / "lock")
     library, said = builder.run()
-    assert library.parent != builder.cache and said.endswith(": compiling for this process alone\n")
+    assert library.parent != builder.cache and said.endswith(": compiling for this process only\n")
 
 
 def test_a_cache_that_is_full(builder: Builder) -> None:
