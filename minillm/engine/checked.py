@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from minillm.engine.scheduler import StepPlan
+from minillm.engine.scheduler import Chunk, StepPlan
 from minillm.engine.sequence import Sequence as EngineSequence
 from minillm.errors import PartError
 from minillm.memory.block_pool import BlockPool
@@ -61,6 +61,14 @@ class CheckedPool:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pool, name)
+
+    @property
+    def num_free(self) -> int:
+        """Blocks without an owner."""
+        count = self._pool.num_free
+        if type(count) is not int or not 0 <= count <= self._pool.num_blocks:
+            _refuse("block_pool", count, f"a number from 0 to {self._pool.num_blocks} as num_free")
+        return count
 
     def allocate(self, count: int = 1) -> list[int]:
         """Allocate `count` different blocks, each with one owner."""
@@ -142,6 +150,8 @@ def check_plan(plan: StepPlan) -> StepPlan:
     """Return the plan of a replaced scheduler, if it can be executed."""
     if not isinstance(plan, StepPlan):
         _refuse("scheduler", plan, "a StepPlan from schedule")
+    if not _is_well_formed(plan):
+        _refuse_plan("returns a StepPlan whose fields have the wrong types")
     known = set[EngineSequence]()
     for sequence in plan.sequences:
         if sequence in known or sequence.finish_reason:
@@ -155,6 +165,17 @@ def check_plan(plan: StepPlan) -> StepPlan:
         if not chunk.start < chunk.end <= chunk.sequence.num_tokens:
             _refuse_plan("plans a chunk that is empty or goes past the sequence's last token")
     return plan
+
+
+def _is_well_formed(plan: StepPlan) -> bool:
+    return (
+        all(isinstance(x, list) for x in (plan.prefill, plan.decode, plan.preempted))
+        and all(isinstance(x, Chunk) and type(x.start) is type(x.end) is int for x in plan.prefill)
+        and all(isinstance(x, EngineSequence) for x in [*plan.decode, *plan.preempted])
+        and all(isinstance(x.sequence, EngineSequence) for x in plan.prefill)
+        and isinstance(plan.blocks, dict)
+        and all(type(x) is int for x in [plan.num_blocks, *plan.blocks.values()])
+    )
 
 
 def _is_ids(tensor: object, shape: tuple[int, ...], low: int, high: int) -> bool:

@@ -340,9 +340,9 @@ class Engine:
 
     def _end_all(self, live: List[Request], error: Exception) -> None:
         """End all requests with `error`. Their blocks are not freed: the pool is no longer used."""
+        give_up(live, [sequence for request in live for sequence in request.sequences], error)
         now = time.perf_counter()
         for request in live:
-            request.fail(error)
             for sequence in request.sequences:
                 if not sequence.is_released:
                     self._report_end(sequence, now)

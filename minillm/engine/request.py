@@ -43,7 +43,7 @@ class Request:
 
     @property
     def latest(self) -> float:
-        """The time of its newest token or, if later, of the end of a sequence; without either, its arrival."""
+        """The time of its newest token or, if later, of a sequence's end; without either, its arrival."""
         tokens = [s.token_times[-1] for s in self.sequences if s.token_times]
         ends = [s.ended for s in self.sequences if s.ended is not None]
         return max(tokens + ends, default=self.arrival)

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from minillm.config import ModelConfig
+from minillm.config.sizes import format_bytes
+from minillm.errors import KVCapacityError
 
 
 @dataclass
@@ -30,13 +32,25 @@ class KVCache:
     def allocate(
         cls, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> KVCache:
-        """Allocate the tensors. They are not cleared: no slot may be read before it is written."""
+        """Allocate the tensors. They are not cleared: no slot may be read before it is written.
+
+        Raises:
+            KVCapacityError: the device does not have the memory.
+        """
         shape = (num_blocks, block_size, config.num_key_value_heads, config.head_dim)
         layers = range(config.num_hidden_layers)
-        return cls(
-            [torch.empty(shape, dtype=dtype, device=device) for _ in layers],
-            [torch.empty(shape, dtype=dtype, device=device) for _ in layers],
-        )
+        try:
+            return cls(
+                [torch.empty(shape, dtype=dtype, device=device) for _ in layers],
+                [torch.empty(shape, dtype=dtype, device=device) for _ in layers],
+            )
+        except (RuntimeError, MemoryError):  # torch raises RuntimeError on the CPU, its subclass on a GPU
+            nbytes = num_blocks * block_size * config.kv_bytes_per_token(dtype.itemsize)
+            raise KVCapacityError(
+                f"the KV cache of {num_blocks} blocks takes {format_bytes(nbytes)}, "
+                f"which could not be allocated on {device}",
+                "lower kv_memory",
+            ) from None
 
     @property
     def nbytes(self) -> int:

@@ -203,7 +203,12 @@ class Stage:
         return run
 
     def faults(
-        self, name: str, run: Run, check_trace: bool = True, error: type[Exception] = MinillmError
+        self,
+        name: str,
+        run: Run,
+        check_trace: bool = True,
+        check_metrics: bool = True,
+        error: type[Exception] = MinillmError,
     ) -> list[str]:
         """Descriptions of what is wrong with a disturbed run; empty if all is right."""
         expected = self.expected(name)
@@ -213,7 +218,9 @@ class Stage:
                 found += _differences(run.outputs[mine], expected.outputs[theirs], error)
         found += pool_faults(run.engine)
         if check_trace:
-            found += trace_faults(run.trace) + metric_faults(run.outputs.values(), run.trace)
+            found += trace_faults(run.trace)
+        if check_trace and check_metrics:
+            found += metric_faults(run.outputs.values(), run.trace)
         fresh = run.engine.add_request(LONG[:10], greedy(3))
         answer = finish(run.engine).get(fresh)
         if answer is None or (answer.token_ids, answer.logprobs) != self.fresh():
