@@ -26,10 +26,17 @@ def storms(tmp_path_factory: pytest.TempPathFactory) -> Storms:
     return Storms(tmp_path_factory.mktemp("storms"))
 
 
-@pytest.mark.parametrize("drafter", sorted(set(DRAFTERS)))
-def test_a_storm(storms: Storms, drafter: str) -> None:
-    number = sorted(set(DRAFTERS)).index(drafter)
-    assert [*storms.faults(number, drafter=drafter), *storms.faults(100 + number, drafter=drafter)] == []
+EVENTS = """queue refuse admit share prefill_chunk decode_step sample speculate alloc free copy_on_write
+    publish evict preempt resume cancel finish step"""
+
+
+def test_storms(storms: Storms) -> None:
+    """Two storms with each drafter. Together they pass through every state: each kind of event occurs."""
+    storms.kinds.clear()
+    for number, drafter in enumerate(sorted(set(DRAFTERS))):
+        assert storms.faults(number, drafter=drafter) == []
+        assert storms.faults(100 + number, drafter=drafter) == []
+    assert storms.kinds == set(EVENTS.split())
 
 
 @pytest.mark.slow

@@ -77,6 +77,7 @@ class Storms:
 
     def __init__(self, folder: Path) -> None:
         self.target, self.draft = make_pair(folder)
+        self.kinds = set[str]()  # of all events so far
         self.model: LoadedModel = tiny.load(self.target, backend="native").engine.model
 
     @cached_property
@@ -105,6 +106,7 @@ class Storms:
             except Exception as error:
                 storm.found.append(f"raised {error!r}")
         storm.compare(alone)
+        self.kinds |= {event.kind for event in storm.trace}
         return [f"storm {seed} ({world}): {fault}" for fault in storm.found]
 
     def _alone(self, world: World, call: Call) -> RequestOutput | str:
