@@ -14,6 +14,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
 
 from minillm.engine.scheduler import Chunk, StepPlan
@@ -119,7 +120,10 @@ def checked_linear(linear: Callable[..., Tensor] | None) -> Callable[..., Tensor
 def checked_verify(
     verify: Callable[..., tuple[Tensor, Tensor]],
 ) -> Callable[[Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Require token ids [n, k + 1] and the number of accepted draft tokens of each row [n]."""
+    """Require token ids [n, k + 1] and the number of accepted draft tokens of each row [n].
+
+    The accepted tokens must be those of the draft: their keys and values are in the cache already.
+    """
 
     def checked(
         draft: Tensor, draft_probs: Tensor | None, target_probs: Tensor, uniforms: Tensor
@@ -134,12 +138,14 @@ def checked_verify(
             or bool((made[1] > drafted).any())
             or not _is_ids(made[0], (count, depth + 1), -1, vocab_size)
             or bool((made[0].gather(1, made[1].long().unsqueeze(1)) < 0).any())
+            or not _begins_with(made[0], draft, made[1])
         ):
             shown = made[0] if is_pair else made
             _refuse(
                 "verify_draft",
                 shown,
-                f"ids [{count}, {depth + 1}] and the accepted counts [{count}], each 0 to {depth}",
+                f"ids [{count}, {depth + 1}] that begin with the accepted draft tokens, and their counts "
+                f"[{count}], each 0 to {depth}",
             )
         return made[0], made[1]
 
@@ -185,6 +191,13 @@ def _is_ids(tensor: object, shape: tuple[int, ...], low: int, high: int) -> bool
     if tensor.is_floating_point() or tensor.is_complex():
         return False
     return tensor.numel() == 0 or bool(low <= tensor.min() and tensor.max() < high)
+
+
+def _begins_with(tokens: Tensor, draft: Tensor, counts: Tensor) -> bool:
+    """Whether each row of `tokens` [n, k + 1] begins with the first `counts[i]` tokens of `draft` [n, k]."""
+    depth = draft.shape[1]
+    is_accepted = torch.arange(depth, device=draft.device) < counts.unsqueeze(1)
+    return not bool(((tokens[:, :depth] != draft) & is_accepted).any())
 
 
 def _like(part: str, found: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor:

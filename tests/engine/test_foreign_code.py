@@ -113,7 +113,10 @@ def count_calls(stage: Stage, name: str, part: str, method: str) -> int:
 
 def sweep(stage: Stage, part: str, method: str, is_interrupt: bool, most: int) -> list[str]:
     found = []
-    for name in SPECULATIVE if part == "drafter" else [*PLAIN, "tree"] if most > 9 else PLAIN:
+    names = SPECULATIVE if part == "drafter" else PLAIN
+    if most > 9 or part == "block_pool":  # branches of trees have blocks of their own
+        names = sorted({*names, "tree"})
+    for name in names:
         calls = count_calls(stage, name, part, method)
         for at in sorted({*range(min(calls, most // 2)), *range(0, calls, max(1, 2 * calls // most))}):
             for behind in (False, True):
@@ -237,6 +240,7 @@ PROPOSALS = [
     lambda asked: [Proposal([[1]] * 99) for _ in asked],
     lambda asked: [Proposal([[1]], torch.zeros(1, 3)) for _ in asked],
     lambda asked: [Proposal([[1]], [0.5]) for _ in asked],  # type: ignore[arg-type]
+    lambda asked: [Proposal([[1]], torch.ones(1, V, dtype=torch.int64)) for _ in asked],
 ]
 PLANS: list[Callable[..., Any]] = [
     *NOT_A_LIST,
@@ -340,6 +344,7 @@ VERIFIED: list[Callable[..., Any]] = [
     lambda draft, *rest: (ids(draft, V), torch.full((len(draft),), 0)),
     lambda draft, *rest: (ids(draft, -1), torch.full((len(draft),), 0)),
     lambda draft, *rest: (ids(draft, 0), torch.full((len(draft),), 0.5)),
+    lambda draft, *rest: (ids(draft, 0), (draft >= 0).sum(1)),  # accepted, but not the draft's tokens
 ]
 
 

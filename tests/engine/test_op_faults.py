@@ -150,6 +150,28 @@ def test_a_fused_op_raises_at_many_calls(stage: Stage, op: str, name: str) -> No
     assert sweep(stage, name, Bound, op, most=40) == []
 
 
+@pytest.mark.parametrize("error", [Broken(5, extra="kept"), Stopped()], ids=repr)
+@pytest.mark.parametrize("op", ["embedding", "paged_attention", "linear"])
+def test_an_op_raises_in_logits(stage: Stage, op: str, error: BaseException) -> None:
+    """A failed `logits` call keeps no block and disturbs no request that runs at the same time."""
+    stage.expected("decode")
+    for behind in (False, True):
+        fuse = Fuse(None, error, behind)
+        engine = make_engine(stage, "decode", Ops(CpuOps(), op, fuse))
+
+        def interfered(engine: Engine, fuse: Fuse = fuse) -> Any:
+            fuse.at, before = fuse.calls, engine.memory.available
+            with pytest.raises(type(error)):
+                engine.logits(LONG)
+            fuse.at = None
+            assert engine.memory.available == before
+            return engine.step()
+
+        run = stage.run("decode", step=2, around=interfered, engine=engine)
+        assert fuse.blown == 1 and run.raised == [] and stage.faults("decode", run) == []
+        assert all(output.error is None for output in run.outputs.values())
+
+
 @pytest.mark.parametrize("at", [0, 2])
 def test_the_rule_of_rejection_raises(stage: Stage, at: int) -> None:
     """The answers depend on the drafts here, so only the end of every request and the blocks are checked."""
