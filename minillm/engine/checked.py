@@ -14,9 +14,10 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
 
-from minillm.engine.scheduler import StepPlan
+from minillm.engine.scheduler import Chunk, StepPlan
 from minillm.engine.sequence import Sequence as EngineSequence
 from minillm.errors import PartError
 from minillm.memory.block_pool import BlockPool
@@ -61,6 +62,14 @@ class CheckedPool:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pool, name)
+
+    @property
+    def num_free(self) -> int:
+        """Blocks without an owner."""
+        count = self._pool.num_free
+        if type(count) is not int or not 0 <= count <= self._pool.num_blocks:
+            _refuse("block_pool", count, f"a number from 0 to {self._pool.num_blocks} as num_free")
+        return count
 
     def allocate(self, count: int = 1) -> list[int]:
         """Allocate `count` different blocks, each with one owner."""
@@ -111,7 +120,10 @@ def checked_linear(linear: Callable[..., Tensor] | None) -> Callable[..., Tensor
 def checked_verify(
     verify: Callable[..., tuple[Tensor, Tensor]],
 ) -> Callable[[Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Require token ids [n, k + 1] and the number of accepted draft tokens of each row [n]."""
+    """Require token ids [n, k + 1] and the number of accepted draft tokens of each row [n].
+
+    The accepted tokens must be those of the draft: their keys and values are in the cache already.
+    """
 
     def checked(
         draft: Tensor, draft_probs: Tensor | None, target_probs: Tensor, uniforms: Tensor
@@ -126,12 +138,14 @@ def checked_verify(
             or bool((made[1] > drafted).any())
             or not _is_ids(made[0], (count, depth + 1), -1, vocab_size)
             or bool((made[0].gather(1, made[1].long().unsqueeze(1)) < 0).any())
+            or not _begins_with(made[0], draft, made[1])
         ):
             shown = made[0] if is_pair else made
             _refuse(
                 "verify_draft",
                 shown,
-                f"ids [{count}, {depth + 1}] and the accepted counts [{count}], each 0 to {depth}",
+                f"ids [{count}, {depth + 1}] that begin with the accepted draft tokens, and their counts "
+                f"[{count}], each 0 to {depth}",
             )
         return made[0], made[1]
 
@@ -142,6 +156,8 @@ def check_plan(plan: StepPlan) -> StepPlan:
     """Return the plan of a replaced scheduler, if it can be executed."""
     if not isinstance(plan, StepPlan):
         _refuse("scheduler", plan, "a StepPlan from schedule")
+    if not _is_well_formed(plan):
+        _refuse_plan("returns a StepPlan whose fields have the wrong types")
     known = set[EngineSequence]()
     for sequence in plan.sequences:
         if sequence in known or sequence.finish_reason:
@@ -157,6 +173,17 @@ def check_plan(plan: StepPlan) -> StepPlan:
     return plan
 
 
+def _is_well_formed(plan: StepPlan) -> bool:
+    return (
+        all(isinstance(x, list) for x in (plan.prefill, plan.decode, plan.preempted))
+        and all(isinstance(x, Chunk) and type(x.start) is type(x.end) is int for x in plan.prefill)
+        and all(isinstance(x, EngineSequence) for x in [*plan.decode, *plan.preempted])
+        and all(isinstance(x.sequence, EngineSequence) for x in plan.prefill)
+        and isinstance(plan.blocks, dict)
+        and all(type(x) is int for x in [plan.num_blocks, *plan.blocks.values()])
+    )
+
+
 def _is_ids(tensor: object, shape: tuple[int, ...], low: int, high: int) -> bool:
     """Whether `tensor` holds integers of this shape with `low` <= value < `high`."""
     if not isinstance(tensor, Tensor) or tuple(tensor.shape) != shape:
@@ -164,6 +191,13 @@ def _is_ids(tensor: object, shape: tuple[int, ...], low: int, high: int) -> bool
     if tensor.is_floating_point() or tensor.is_complex():
         return False
     return tensor.numel() == 0 or bool(low <= tensor.min() and tensor.max() < high)
+
+
+def _begins_with(tokens: Tensor, draft: Tensor, counts: Tensor) -> bool:
+    """Whether each row of `tokens` [n, k + 1] begins with the first `counts[i]` tokens of `draft` [n, k]."""
+    depth = draft.shape[1]
+    is_accepted = torch.arange(depth, device=draft.device) < counts.unsqueeze(1)
+    return not bool(((tokens[:, :depth] != draft) & is_accepted).any())
 
 
 def _like(part: str, found: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -105,10 +105,15 @@ class Commit:
                 sequence.draft.num_accepted += outcomes[-1].accepted
         finally:
             self._report_sampled(now)
+            self._report_speculation(step, output, outcomes)
+
+    def _report_speculation(self, step: PlannedStep, output: StepOutput, outcomes: list[Outcome]) -> None:
+        """Emit the `speculate` event. If the step failed, it has the sequences that were done before."""
         if self._events.listeners:
+            done = step.plan.decode[: len(outcomes)]
             self._events.emit(
                 "speculate",
-                requests=[(s.request_id, s.index) for s in step.plan.decode],
+                requests=[(s.request_id, s.index) for s in done],
                 outcomes=outcomes,
                 rows=output.num_rows,
                 draft_seconds=step.draft_seconds,

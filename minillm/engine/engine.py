@@ -244,7 +244,8 @@ class Engine:
         started = time.perf_counter()
         if ended := self._take_incoming():
             self._collect(ended)
-        changed = self._stepper.run(self.scheduler, started)
+        # Read after the new requests were taken, so that no request starts before it was submitted.
+        changed = self._stepper.run(self.scheduler, time.perf_counter())
         self._collect({sequence.request_id for sequence in changed})
         self._report(started)
 
@@ -276,11 +277,22 @@ class Engine:
             for sequence in request.sequences:
                 if sequence.finish_reason and not sequence.is_released:
                     self.scheduler.remove(sequence)
-                    sequence.is_released = True
-                    self.events.emit("finish", request.request_id, reason=sequence.finish_reason)
-            output = self._outbox[request.request_id] = snapshot(request, self.envelope, now)
+                    self._report_end(sequence, now)
+            output = self._outbox[request.request_id] = snapshot(request, self.envelope)
             if output.finished:
                 self._registry.remove(request.request_id)
+
+    def _report_end(self, sequence: Sequence, now: float) -> None:
+        """Emit `finish`. If an interrupt makes the engine emit it twice, both events have the same time."""
+        sequence.ended = now if sequence.ended is None else sequence.ended
+        self.events.emit(
+            "finish",
+            sequence.request_id,
+            at=sequence.ended,
+            index=sequence.index,
+            reason=sequence.finish_reason,
+        )
+        sequence.is_released = True
 
     def _report(self, started: float) -> None:
         """Emit the event that ends a step."""
@@ -336,7 +348,11 @@ class Engine:
 
     def _end_all(self, live: List[Request], error: BaseException) -> None:
         """End all requests with `error`. Their blocks are not freed: the pool is no longer used."""
+        give_up(live, [sequence for request in live for sequence in request.sequences], error)
+        now = time.perf_counter()
         for request in live:
-            request.fail(error)
-            self._outbox[request.request_id] = snapshot(request, self.envelope, time.perf_counter())
+            for sequence in request.sequences:
+                if not sequence.is_released:
+                    self._report_end(sequence, now)
+            self._outbox[request.request_id] = snapshot(request, self.envelope)
             self._registry.remove(request.request_id)

@@ -58,7 +58,7 @@ class KVCacheManager:
     @property
     def num_unused(self) -> int:
         """Blocks that only the prefix cache owns."""
-        return self.cache.num_unused if self.cache else 0
+        return _count(self.cache.num_unused, "num_unused") if self.cache else 0
 
     @property
     def available(self) -> int:
@@ -84,8 +84,11 @@ class KVCacheManager:
 
     def available_without(self, blocks: Iterable[CachedBlock]) -> int:
         """Blocks that can still be allocated after these cached blocks have been acquired."""
-        cache = self.cache
-        return self.available - (sum(cache.is_unused(block) for block in blocks) if cache else 0)
+        if self.cache is None:
+            return self.available
+        unused = [self.cache.is_unused(block) for block in blocks]
+        _require(all(isinstance(answer, bool) for answer in unused), "is_unused", "a bool")
+        return self.available - sum(unused)
 
     # Allocating -----------------------------------------------------------------------------
 
@@ -115,9 +118,14 @@ class KVCacheManager:
         return ids
 
     def make_room(self, count: int) -> None:
-        """Try to have `count` free blocks: if fewer are free, evict unused ones from the prefix cache."""
+        """Have `count` free blocks if so many are available: evict unused ones from the prefix cache.
+
+        If fewer are available nothing is evicted, because the allocation will fail and must change nothing.
+        """
         missing = count - self.pool.num_free
-        if missing > 0 and self.cache and (evicted := self.cache.evict(missing)):
+        if not self.cache or not 0 < missing <= self.num_unused:
+            return
+        if evicted := _count(self.cache.evict(missing), "evict"):
             self._events.emit("evict", blocks=evicted)
 
     def allocate_slots(self, sequence: Sequence, num_tokens: int) -> None:
@@ -145,20 +153,19 @@ class KVCacheManager:
         Raises:
             OutOfBlocks: the pool has too few free blocks; nothing has changed.
         """
+        table, owned = sequence.block_table, len(sequence.block_table.block_ids)
         self.allocate_slots(sequence, num_tokens)
         if count == 1:
-            return [sequence.block_table.block_ids]
-        table, start, branches = (
-            sequence.block_table,
-            sequence.num_computed_tokens,
-            sequence.draft.branch_blocks,
-        )
+            return [table.block_ids]
+        start, branches = sequence.num_computed_tokens, sequence.draft.branch_blocks
         shared = table.block_ids[: start // self.pool.block_size]
         try:
             for _ in range(count - 1):
                 branches.append(table.branch(start, num_tokens))
         except Exception:
             self._free_branches(sequence)
+            if freed := table.truncate(owned * self.pool.block_size):
+                self._events.emit("free", sequence.request_id, blocks=freed)
             raise
         self._events.emit("alloc", sequence.request_id, blocks=sum(map(len, branches)))
         return [table.block_ids, *(shared + blocks for blocks in branches)]
@@ -217,7 +224,7 @@ class KVCacheManager:
 
         Used when a step failed in the middle of a change: the state of the old pool may be wrong.
         """
-        cached = self.cache.num_blocks if self.cache else 0
+        cached = _count(self.cache.num_blocks, "num_blocks") if self.cache else 0
         for sequence in sequences:
             sequence.block_table = BlockTable(pool)
             sequence.draft.branch_blocks = []
@@ -293,7 +300,9 @@ class KVCacheManager:
             return
         for i in range(len(digests), full):
             ids = sequence.tokens(i * size, (i + 1) * size)
-            digests.append(self.cache.digest(self._scope(sequence), digests[-1] if digests else None, ids))
+            digest = self.cache.digest(self._scope(sequence), digests[-1] if digests else None, ids)
+            _require(isinstance(digest, bytes), "digest", "bytes")
+            digests.append(digest)
 
 
 def _forget(sequence: Sequence) -> None:
@@ -301,6 +310,11 @@ def _forget(sequence: Sequence) -> None:
     sequence.num_computed_tokens = 0
     sequence.cached.forget_blocks()
     sequence.draft.forget_blocks()
+
+
+def _count(value: int, method: str) -> int:
+    _require(type(value) is int and value >= 0, method, "a number of blocks")
+    return value
 
 
 def _require(is_right: bool, method: str, wanted: str) -> None:

@@ -26,10 +26,13 @@ class Completion:
 class RequestMetrics:
     """Latencies of a request in seconds, and the work it saved.
 
-    `queue`: time waiting to start. `ttft`: time to the first token. `tpot`: mean time per later token.
-    `itl`: inter-token latencies of the first completion, empty until the request has ended. `e2e`: all time.
-    `cached_tokens`: prompt tokens found in the prefix cache. `drafted`, `accepted`: draft tokens proposed and
-    accepted, over all n completions.
+    `queue`: time waiting to start; for a request that ended while it waited, all its time. `ttft`: time to
+    the first token. `tpot`: mean time per later token. `itl`: inter-token latencies of the first completion,
+    empty until the request has ended. `e2e`: time to the end, or to the newest token of an unfinished
+    request. `cached_tokens`: prompt tokens found in the prefix cache. `drafted`, `accepted`: draft tokens
+    proposed and accepted, over all n completions.
+
+    The times are differences of event times, so `observe/metrics.py` computes equal numbers from the events.
     """
 
     queue: float = 0.0
@@ -76,14 +79,14 @@ class RequestOutput:
         return self.outputs[0].logprobs
 
 
-def snapshot(request: Request, envelope: Mapping[str, Any], now: float) -> RequestOutput:
-    """Make the output of a request as it is at time `now`."""
+def snapshot(request: Request, envelope: Mapping[str, Any]) -> RequestOutput:
+    """Make the output of a request as it is now."""
     is_finished = request.is_finished
     return RequestOutput(
         request_id=request.request_id,
         prompt_token_ids=list(request.sequences[0].prompt_token_ids),
         outputs=[_completion(sequence) for sequence in request.sequences],
-        metrics=_metrics(request, now, is_finished),
+        metrics=_metrics(request, is_finished),
         envelope=envelope,
         finished=is_finished,
         error=request.error,
@@ -100,15 +103,15 @@ def _completion(sequence: Sequence) -> Completion:
     )
 
 
-def _metrics(request: Request, now: float, is_finished: bool) -> RequestMetrics:
+def _metrics(request: Request, is_finished: bool) -> RequestMetrics:
     first = request.sequences[0]
     times = first.token_times
     return RequestMetrics(
-        queue=(request.admitted or now) - request.arrival,
+        queue=(request.latest if request.admitted is None else request.admitted) - request.arrival,
         ttft=times[0] - request.arrival if times else None,
         tpot=(times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None,
         itl=[later - earlier for earlier, later in pairwise(times)] if is_finished else [],
-        e2e=now - request.arrival,
+        e2e=request.latest - request.arrival,
         cached_tokens=first.num_cached_tokens,
         drafted=sum(s.draft.num_drafted for s in request.sequences),
         accepted=sum(s.draft.num_accepted for s in request.sequences),

@@ -20,7 +20,7 @@ from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.request import Request
 from minillm.engine.scheduler import Scheduler
 from minillm.engine.sequence import Sequence
-from minillm.errors import StepInterrupted
+from minillm.errors import PartError, StepInterrupted
 from minillm.memory.block_pool import BlockPool
 from minillm.observe.events import Events
 
@@ -37,11 +37,12 @@ def put_back(step: PlannedStep, scheduler: Scheduler, memory: KVCacheManager, ev
 
 
 def give_up(live: List[Request], affected: List[Sequence], error: Exception) -> None:
-    """End the requests of the affected sequences with `error`."""
+    """End the requests of the affected sequences with `error`. Each request gets a copy of its own."""
     ids = {sequence.request_id for sequence in affected}
+    shown = _without_names(error, {sequence.tenant for sequence in affected})
     for request in live:
         if request.request_id in ids:
-            request.fail(error)
+            request.fail(shown)
 
 
 def start_again(
@@ -74,6 +75,20 @@ def start_again(
             if sequence not in waiting_forks:
                 scheduler.requeue(sequence)
     return scheduler
+
+
+def _without_names(error: Exception, tenants: set[str | None]) -> Exception:
+    """The error that requests of these tenants may get.
+
+    A part sees the rows of the whole step, so its message and attributes may hold another tenant's data. The
+    engine's own `PartError` names types and shapes only.
+    """
+    if len(tenants) <= 1 or isinstance(error, PartError):
+        return error
+    return PartError(
+        f"a part raised {type(error).__name__} in a step with requests of several tenants",
+        "send the request again; the caller of `step` gets the exception itself",
+    )
 
 
 def _interrupted(error: BaseException | None) -> Exception:

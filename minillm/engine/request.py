@@ -42,6 +42,13 @@ class Request:
         return self.sequences[0].admitted
 
     @property
+    def latest(self) -> float:
+        """The time of its newest token or, if later, of a sequence's end; without either, its arrival."""
+        tokens = [s.token_times[-1] for s in self.sequences if s.token_times]
+        ends = [s.ended for s in self.sequences if s.ended is not None]
+        return max(tokens + ends, default=self.arrival)
+
+    @property
     def error(self) -> Exception | None:
         """The error of the first sequence that ended with one, or None."""
         return next((s.error for s in self.sequences if s.error is not None), None)

@@ -85,7 +85,8 @@ class Sequence:
     draft: DraftState = field(default_factory=DraftState)
     finish_reason: FinishReason | None = None
     error: Exception | None = None
-    is_released: bool = False  # finished, and its blocks have been freed
+    ended: float | None = None  # the time of its `finish` event
+    is_released: bool = False  # finished, its blocks have been freed, and the event has been emitted
     is_changing: bool = False  # in the middle of a change: tokens, text and blocks may not match
     token_times: list[float] = field(default_factory=list)
 

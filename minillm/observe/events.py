@@ -7,7 +7,8 @@ event costs one test of an empty list. An event holds numbers and request ids: n
 
     queue          prompt_tokens, n                  a request entered the queue
     refuse         reason                            a request was refused; it has no id
-    admit          cached_tokens, waited             a request left the queue for the first time
+    admit          cached_tokens, waited             a request left the queue; a second `admit` replaces the
+                                                     first, whose step was interrupted
     share          blocks                            a sequence starts with blocks from the prefix cache
     prefill_chunk  start, end, tokens                tokens start to end of one sequence were computed
     decode_step    rows                              one token of each of `rows` sequences was computed
@@ -22,7 +23,7 @@ event costs one test of an empty list. An event holds numbers and request ids: n
     preempt        tokens                            a running sequence with `tokens` computed lost its blocks
     resume         cached_tokens                     a preempted sequence is running again
     cancel         reason                            a request was aborted or reached its deadline
-    finish         reason                            a sequence ended
+    finish         index, reason                     the sequence with this sample index ended
     step           seconds, prefill_tokens, decode_rows, waiting, running, used, cached, free, waste
 
 `waste`: the number of allocated slots without a token, over all running sequences. It is exact, because only

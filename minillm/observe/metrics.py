@@ -1,10 +1,12 @@
 """Metrics of a run, computed from its events: latencies, hit rate, preemptions, fragmentation.
 
-    submitted      admitted        first token   next      next
-        | queue ----- | prefill ----- | --- itl --- | -- itl -- |
-        | ttft ---------------------- |
+    submitted      admitted        first token   next      next  end
+        | queue ----- | prefill ----- | --- itl --- | -- itl -- |  |
+        | ttft ---------------------- |                            |
+        | e2e ---------------------------------------------------- |
 
-Only the trace is used (contract C8). The results equal the engine's own `RequestOutput.metrics`; a test
+Only the trace is used (contract C8). The engine reads the clock once per event and uses the same number for
+the event and for `RequestOutput.metrics`. So the numbers here are equal to those, to the last bit; a test
 compares them. Latencies are given as percentiles, because a mean hides the slow tokens that users notice:
 of 1,000 tokens, the ten slowest took at least as long as p99.
 """
@@ -23,18 +25,46 @@ from minillm.observe.speculation import SpeculationSummary, summarize_speculatio
 
 @dataclass
 class RequestTimes:
-    """The clock times of one request: submitted, admitted, and each token of each of its samples."""
+    """The clock times of one request: submitted, admitted, each token and the end of each of its samples.
+
+    `tokens`, `ends`: by sample index. `drafted`, `accepted`: draft tokens, over all samples.
+    """
 
     submitted: float
     prompt_tokens: int
     admitted: float | None = None
     cached_tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
     tokens: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    ends: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def latest(self) -> float:
+        """The time of the newest token or, if later, of the end of a sample; without either, `submitted`."""
+        tokens = [times[-1] for times in self.tokens.values() if times]
+        return max([*tokens, *self.ends.values()], default=self.submitted)
+
+    @property
+    def queue(self) -> float:
+        """Seconds from submission to admission; for a request that was never admitted, to its end."""
+        return (self.latest if self.admitted is None else self.admitted) - self.submitted
+
+    @property
+    def e2e(self) -> float:
+        """Seconds to the end, or to the newest token of an unfinished request."""
+        return self.latest - self.submitted
 
     @property
     def ttft(self) -> float | None:
         """Seconds to the first token of the first sample."""
         return self.tokens[0][0] - self.submitted if self.tokens[0] else None
+
+    @property
+    def tpot(self) -> float | None:
+        """Mean seconds per token of the first sample, after its first token."""
+        times = self.tokens[0]
+        return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None
 
     @property
     def itl(self) -> list[float]:
@@ -107,6 +137,15 @@ def summarize(events: Iterable[Event]) -> Summary:
                 total["output_tokens"] += 1
                 if request_id in requests:
                     requests[request_id].tokens[index].append(event.time)
+        elif kind == "speculate":
+            for (request_id, _), (drafted, _, accepted) in zip(
+                event["requests"], event["outcomes"], strict=True
+            ):
+                if request_id in requests:
+                    requests[request_id].drafted += drafted
+                    requests[request_id].accepted += accepted
+        elif kind == "finish" and request:
+            request.ends[event["index"]] = event.time
         elif kind == "evict":
             total["evicted_blocks"] += event["blocks"]
         elif kind == "step":

@@ -143,9 +143,11 @@ class Speculation:
                     "the draft must share the target's tokenizer",
                 )
         probs, wanted = proposal.probs, (len(branches[0]) if branches else 0, self._vocab_size)
-        if probs is not None and (not isinstance(probs, Tensor) or tuple(probs.shape) != wanted):
+        if probs is not None and not (
+            isinstance(probs, Tensor) and probs.is_floating_point() and tuple(probs.shape) == wanted
+        ):
             raise PartError(
-                f"the drafter returned probs whose shape is not {list(wanted)}",
+                f"the drafter returned probs that are not floating-point numbers of shape {list(wanted)}",
                 "return one row per token of the branch",
             )
         return proposal

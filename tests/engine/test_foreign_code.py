@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from fuses import Broken, Fuse, Panic, Stopped
 from scenarios import LONG, SCENARIOS, Stage, finish, greedy, pool_faults
 
 from minillm import LLM, MinillmError
@@ -28,23 +29,6 @@ from minillm.speculation.proposal import Proposal
 from minillm.speculation.scripted import RandomDrafter
 from minillm.text.detokenizer import Detokenizer
 
-
-class Broken(Exception):
-    """The exception that a part raises."""
-
-    def __init__(self, code: int, *, extra: str) -> None:
-        super().__init__(code)
-        self.extra = extra
-
-
-class Stopped(KeyboardInterrupt):
-    """An interrupt: it asks the program to stop."""
-
-
-class Panic(BaseException):
-    """A panic of a library written in Rust: neither an Exception nor an interrupt."""
-
-
 ERRORS = {"exception": Broken, "interrupt": StepInterrupted, "panic": PartError}  # the error of a request
 # The exception that the engine raises.
 RAISED = {"exception": Broken, "interrupt": Stopped, "panic": PartError}
@@ -53,40 +37,6 @@ RAISED = {"exception": Broken, "interrupt": Stopped, "panic": PartError}
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
     return Stage(tmp_path_factory.mktemp("stage") / "model")
-
-
-class Fuse:
-    """Raises at call number `at` (with `for_ever` also at later ones), before or after the work."""
-
-    def __init__(self, at: int | None, error: BaseException, behind: bool = False, for_ever: bool = False):
-        self.at, self.error, self.behind, self.for_ever = at, error, behind, for_ever
-        self.calls, self.blown = 0, 0
-
-    def around(self, work: Callable[..., Any]) -> Callable[..., Any]:
-        def fused(*args: Any, **named: Any) -> Any:
-            number, self.calls = self.calls, self.calls + 1
-            is_due = self.at is not None and (number == self.at or (self.for_ever and number > self.at))
-            if is_due and not self.behind:
-                self._blow()
-            result = work(*args, **named)
-            if is_due:
-                self._blow()
-            return result
-
-        return fused
-
-    def _blow(self) -> None:
-        self.blown += 1
-        raise self.error
-
-    def methods(self, cls: type, *names: str) -> type:
-        """A subclass whose methods and properties with these names are wrapped in `fuse`."""
-        guarded: dict[str, Any] = {}
-        for name in names:
-            own = cls.__dict__[name]
-            is_property = isinstance(own, property)
-            guarded[name] = property(self.around(own.fget)) if is_property else self.around(own)
-        return type(f"Fused{cls.__name__}", (cls,), guarded)
 
 
 class Drafter(RandomDrafter):
@@ -171,7 +121,10 @@ def count_calls(stage: Stage, name: str, part: str, method: str) -> int:
 
 def sweep(stage: Stage, part: str, method: str, kind: str, most: int) -> list[str]:
     found = []
-    for name in SPECULATIVE if part == "drafter" else [*PLAIN, "tree"] if most > 9 else PLAIN:
+    names = SPECULATIVE if part == "drafter" else PLAIN
+    if most > 9 or part == "block_pool":  # branches of trees have blocks of their own
+        names = sorted({*names, "tree"})
+    for name in names:
         calls = count_calls(stage, name, part, method)
         for at in sorted({*range(min(calls, most // 2)), *range(0, calls, max(1, 2 * calls // most))}):
             for behind in (False, True):
@@ -296,6 +249,7 @@ PROPOSALS = [
     lambda asked: [Proposal([[1]] * 99) for _ in asked],
     lambda asked: [Proposal([[1]], torch.zeros(1, 3)) for _ in asked],
     lambda asked: [Proposal([[1]], [0.5]) for _ in asked],  # type: ignore[arg-type]
+    lambda asked: [Proposal([[1]], torch.ones(1, V, dtype=torch.int64)) for _ in asked],
 ]
 PLANS: list[Callable[..., Any]] = [
     *NOT_A_LIST,
@@ -305,6 +259,12 @@ PLANS: list[Callable[..., Any]] = [
     lambda self, now: StepPlan(prefill=[chunk(r, 0, 0) for r in waiting(self)]),
     lambda self, now: StepPlan(prefill=[chunk(r, 0, 999) for r in waiting(self)]),
     lambda self, now: StepPlan(prefill=[chunk(r, 0, 2) for r in waiting(self) * 2]),
+    lambda self, now: StepPlan(prefill=[None]),  # type: ignore[list-item]
+    lambda self, now: StepPlan(decode=[None]),  # type: ignore[list-item]
+    lambda self, now: StepPlan(decode=None),  # type: ignore[arg-type]
+    lambda self, now: StepPlan(prefill=[chunk(r, 0.0, 2.0) for r in waiting(self)]),
+    lambda self, now: StepPlan(num_blocks="x"),  # type: ignore[arg-type]
+    lambda self, now: StepPlan(blocks=None),  # type: ignore[arg-type]
 ]
 CACHED: list[tuple[str, Callable[..., Any]]] = [
     *(("match", result) for result in NOT_A_LIST),
@@ -314,6 +274,14 @@ CACHED: list[tuple[str, Callable[..., Any]]] = [
     ("acquire", lambda self, blocks: [None] * len(blocks)),
     ("acquire", lambda self, blocks: [10**6] * len(blocks)),
     *(("publish", result) for result in NOT_A_LIST),
+]
+BAD_COUNTS = (None, "x", 1.5, -1)
+COUNTS: list[tuple[str, str, Any]] = [  # (part, scenario, factory): one number is of the wrong type or range
+    ("block_pool", "fork", lambda value: method(BlockPool, "num_free", property(lambda self: value))),
+    ("prefix_cache", "prefix", lambda value: method(PrefixCache, "num_unused", property(lambda self: value))),
+    ("prefix_cache", "preempt", lambda value: method(PrefixCache, "evict", lambda self, count: value)),
+    ("prefix_cache", "prefix", lambda value: method(PrefixCache, "digest", lambda *a: value)),
+    ("prefix_cache", "prefix", lambda value: method(PrefixCache, "is_unused", lambda *a: value)),
 ]
 TEXTS = [lambda *a: None, lambda *a: 5, lambda *a: b"text", lambda *a: ["t"]]
 
@@ -361,6 +329,21 @@ def test_rubbish_is_refused_by_the_name_of_its_part(stage: Stage, part: str, nam
             assert a.finish_reason == "error" or a.token_ids == b.token_ids
 
 
+@pytest.mark.parametrize(
+    ("part", "name", "made"), COUNTS, ids=[f"{p}-{i}" for i, (p, _, _) in enumerate(COUNTS)]
+)
+@pytest.mark.parametrize("value", BAD_COUNTS)
+def test_a_wrong_number_is_refused_by_the_name_of_its_part(
+    stage: Stage, part: str, name: str, made: Any, value: Any
+) -> None:
+    stage.expected(name)
+    run = stage.run(name, engine=stage.engine(name, {part: made(value)}))
+    errors = [output.error for output in run.outputs.values() if output.error is not None]
+    assert [*errors, *run.raised], "nobody noticed"
+    assert all(isinstance(e, PartError) and part in str(e) for e in [*errors, *run.raised]), errors
+    assert all(run.finals[i] == 1 for i in run.ids if i)
+
+
 VERIFIED: list[Callable[..., Any]] = [
     *NOT_A_LIST,
     lambda draft, *rest: (torch.zeros(len(draft), draft.shape[1] + 1, dtype=torch.int64),),
@@ -370,6 +353,7 @@ VERIFIED: list[Callable[..., Any]] = [
     lambda draft, *rest: (ids(draft, V), torch.full((len(draft),), 0)),
     lambda draft, *rest: (ids(draft, -1), torch.full((len(draft),), 0)),
     lambda draft, *rest: (ids(draft, 0), torch.full((len(draft),), 0.5)),
+    lambda draft, *rest: (ids(draft, 0), (draft >= 0).sum(1)),  # accepted, but not the draft's tokens
 ]
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from company import WIDE
 from minillm import MinillmError, SamplingParams
 from minillm.config import engine_config
 from minillm.engine.engine import Engine
-from minillm.engine.outputs import RequestOutput
+from minillm.engine.outputs import RequestMetrics, RequestOutput
 from minillm.engine.scheduler import Scheduler
 from minillm.model.loader import LoadedModel
 from minillm.observe.events import Event
+from minillm.observe.metrics import summarize
 from minillm.speculation.proposal import DraftSequence
 from minillm.speculation.scripted import ScriptedDrafter
 
@@ -202,7 +203,12 @@ class Stage:
         return run
 
     def faults(
-        self, name: str, run: Run, check_trace: bool = True, error: type[Exception] = MinillmError
+        self,
+        name: str,
+        run: Run,
+        check_trace: bool = True,
+        check_metrics: bool = True,
+        error: type[Exception] = MinillmError,
     ) -> list[str]:
         """Descriptions of what is wrong with a disturbed run; empty if all is right."""
         expected = self.expected(name)
@@ -213,6 +219,8 @@ class Stage:
         found += pool_faults(run.engine)
         if check_trace:
             found += trace_faults(run.trace)
+        if check_trace and check_metrics:
+            found += metric_faults(run.outputs.values(), run.trace)
         fresh = run.engine.add_request(LONG[:10], greedy(3))
         answer = finish(run.engine).get(fresh)
         if answer is None or (answer.token_ids, answer.logprobs) != self.fresh():
@@ -291,3 +299,15 @@ def trace_faults(trace: Sequence[Event]) -> list[str]:
         elif event.kind == "free":
             held[event.request_id] -= event["blocks"]
     return [f"the trace says that {i} holds {n} blocks" for i, n in held.items() if n]
+
+
+def metric_faults(outputs: Iterable[RequestOutput], trace: Sequence[Event]) -> list[str]:
+    """Metrics of outputs that are not, to the last bit, those that follow from the trace alone."""
+    requests, found = summarize(trace).requests, list[str]()
+    for output in outputs:
+        names = {f.name for f in fields(RequestMetrics)} - (set() if output.finished else {"itl"})
+        for name in sorted(names):
+            mine, theirs = getattr(output.metrics, name), getattr(requests[output.request_id], name)
+            if mine != theirs:
+                found.append(f"{output.request_id} has {name} {mine}, and {theirs} in the trace")
+    return found

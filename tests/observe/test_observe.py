@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
+from scenarios import metric_faults
 
 from minillm import LLM, SamplingParams
+from minillm.engine.outputs import RequestOutput
 from minillm.errors import MinillmError
 from minillm.observe import events as events_module
 from minillm.observe.events import Event
 from minillm.observe.metrics import percentile, summarize
 from minillm.speculation.scripted import RandomDrafter
+from minillm.text.detokenizer import Detokenizer
 
 PROMPTS = [[(7 * i + j) % 250 for j in range(length)] for i, length in enumerate((3, 40, 17, 90, 33, 64))]
 PARAMS = SamplingParams(max_tokens=20, seed=1, ignore_eos=True)
@@ -32,10 +37,7 @@ def test_metrics_are_those_of_the_outputs(tight: LLM) -> None:
         outputs = tight.generate([*PROMPTS, *PROMPTS[::-1]], [PARAMS] * 12)
     summary = summarize(trace)
     assert summary.preemptions > 0 and summary.cached_tokens > 0
-    for output in outputs:
-        times = summary.requests[output.request_id]
-        assert times.ttft == output.metrics.ttft and times.itl == output.metrics.itl
-        assert times.cached_tokens == output.metrics.cached_tokens
+    assert metric_faults(outputs, trace) == []
     assert summary.output_tokens == sum(len(o.token_ids) for o in outputs) == 240
     assert summary.prompt_tokens == 2 * sum(map(len, PROMPTS))
 
@@ -48,6 +50,77 @@ def test_control_a_trace_that_lost_an_event_gives_other_figures(tight: LLM, kind
     cut = [event for event in trace if event is not lost]
     figures = [(s.output_tokens, s.preemptions, s.prompt_tokens) for s in map(summarize, (trace, cut))]
     assert figures[0] != figures[1]
+
+
+class Breaks(Detokenizer):
+    """Raises at the fourth token after the prompt [7]."""
+
+    def __init__(self, tokenizer: Any, stops: Any, prompt: list[int]) -> None:
+        super().__init__(tokenizer, stops, prompt)
+        self._left = 4 if list(prompt) == [7] else -1
+
+    def push(self, token_id: int) -> str:
+        self._left -= 1
+        if self._left == 0:
+            raise ValueError
+        return super().push(token_id)
+
+
+def test_every_metric_of_every_output_follows_from_the_trace(tmp_path: Path) -> None:
+    """After every step, for requests that finish, wait, fork, are preempted, aborted, overdue or fail.
+
+    The control: a trace that has lost one event gives other numbers.
+    """
+    llm = tiny.load(
+        tiny.make_folder(tmp_path),
+        kv_memory=tiny.blocks(12),
+        prefill_chunk=16,
+        max_num_seqs=6,
+        draft_model="ngram",
+        adaptive_draft=False,
+        parts={"detokenizer": Breaks},
+    )
+    engine, outputs = llm.engine, dict[str, RequestOutput]()
+    engine.scheduler.headroom_tokens = 0
+    greedy = SamplingParams(max_tokens=40, temperature=0.0, ignore_eos=True)
+    forks = SamplingParams(max_tokens=9, seed=2, ignore_eos=True, n=3)
+    overdue = SamplingParams(max_tokens=9, deadline=1e-9)
+    with engine.events.record() as trace:
+        ids = [engine.add_request(prompt, PARAMS) for prompt in ([7], *PROMPTS)]
+        ids += [engine.add_request([5, 6] * 9, greedy), engine.add_request([3, 4] * 5, forks)]
+        ids += [engine.add_request([8], overdue), engine.add_request([9] * 20, PARAMS)]
+        engine.abort_request(ids[-1])  # it is never admitted
+        for step in range(300):
+            if step == 12:
+                engine.abort_request(ids[1])  # it is running
+            with suppress(ValueError):
+                found = {output.request_id: output for output in engine.step()}
+                outputs |= found
+                assert metric_faults(found.values(), trace) == []
+    reasons = [outputs[i].finish_reason for i in ids]
+    assert set(reasons) == {"error", "cancelled", "length", "deadline"} and reasons[1] == "cancelled"
+    kinds = {event.kind for event in trace}
+    assert {"preempt", "copy_on_write", "speculate"} <= kinds and outputs[ids[7]].metrics.drafted > 0
+    never = outputs[ids[-1]].metrics
+    assert never.queue == never.e2e > 0 and never.ttft is None
+    for kind in ("admit", "sample", "speculate", "finish"):
+        lost = next(event for event in trace if event.kind == kind)
+        assert metric_faults(outputs.values(), [event for event in trace if event is not lost]), kind
+
+
+def test_a_request_that_arrives_in_a_step_does_not_start_before_it_was_submitted(folder: Path) -> None:
+    """The step's clock is read after the new requests were taken."""
+    llm = tiny.load(folder)
+    take = llm.engine._take_incoming
+    ids = list[str]()
+
+    def arriving() -> set[str]:
+        ids.append(llm.engine.add_request([5], PARAMS))  # as if from another thread
+        return take()
+
+    llm.engine._take_incoming = arriving  # type: ignore[method-assign]
+    (output,) = llm.engine.step()
+    assert output.request_id == ids[0] and 0 < output.metrics.queue < output.metrics.ttft
 
 
 def test_drafts_are_counted_as_in_the_outputs(tmp_path: Path) -> None:

@@ -167,7 +167,6 @@ class Scheduler:
         if sequence.num_preemptions:
             self._events.emit("resume", sequence.request_id, cached_tokens=cached)
         else:
+            waited = now - sequence.arrival
+            self._events.emit("admit", sequence.request_id, at=now, cached_tokens=cached, waited=waited)
             sequence.admitted, sequence.num_cached_tokens = now, cached
-            self._events.emit(
-                "admit", sequence.request_id, cached_tokens=cached, waited=now - sequence.arrival
-            )
