@@ -37,14 +37,7 @@ from minillm.engine.request import Request
 from minillm.engine.sequence import FinishReason, Sequence
 from minillm.engine.stepping import Stepper
 from minillm.engine.turn import Turn
-from minillm.errors import (
-    MinillmError,
-    UsageError,
-    as_exception,
-    failures_suppressed,
-    is_interrupt,
-    panics_as_errors,
-)
+from minillm.errors import MinillmError, UsageError, as_exception, failures_suppressed, panics_as_errors
 from minillm.memory.block_pool import BlockPool
 from minillm.model.loader import LoadedModel
 from minillm.observe.events import Events
@@ -285,13 +278,8 @@ class Engine:
     def _report_end(self, sequence: Sequence, now: float) -> None:
         """Emit `finish`. If an interrupt makes the engine emit it twice, both events have the same time."""
         sequence.ended = now if sequence.ended is None else sequence.ended
-        self.events.emit(
-            "finish",
-            sequence.request_id,
-            at=sequence.ended,
-            index=sequence.index,
-            reason=sequence.finish_reason,
-        )
+        fields = {"index": sequence.index, "reason": sequence.finish_reason}
+        self.events.emit("finish", sequence.request_id, at=sequence.ended, **fields)
         sequence.is_released = True
 
     def _report(self, started: float) -> None:
@@ -342,11 +330,11 @@ class Engine:
             self.scheduler = start_again(live, affected, error, self.memory, pool, scheduler)
             self._collect({r.request_id for r in live if any(s.finish_reason for s in r.sequences)})
         except BaseException as failure:  # raised by a part: without it no request can be served
-            if not is_interrupt(failure):
-                self._end_all(live, failure)
+            if isinstance(reported := as_exception(failure), Exception):
+                self._end_all(live, reported)
             raise
 
-    def _end_all(self, live: List[Request], error: BaseException) -> None:
+    def _end_all(self, live: List[Request], error: Exception) -> None:
         """End all requests with `error`. Their blocks are not freed: the pool is no longer used."""
         give_up(live, [sequence for request in live for sequence in request.sequences], error)
         now = time.perf_counter()

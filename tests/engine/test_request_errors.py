@@ -228,6 +228,6 @@ def test_kv_tensors_that_cannot_be_allocated(
         raise error
 
     monkeypatch.setattr("minillm.memory.kv_cache.torch.empty", empty)
-    with pytest.raises(KVCapacityError, match=r"64 blocks takes 256\.0 KiB.*lower kv_memory") as caught:
+    with pytest.raises(KVCapacityError, match=r"64 KV blocks need 256\.0 KiB.*lower kv_memory") as caught:
         KVCache.allocate(config, 64, 16, torch.float32, torch.device("cpu"))
     assert caught.value.__cause__ is None
