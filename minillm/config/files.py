@@ -61,7 +61,7 @@ def open_file(path: Path) -> BufferedReader:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Without O_NONBLOCK to open a pipe is to wait for somebody who writes into it."""
+    """Open without waiting: a pipe without O_NONBLOCK is opened only when another process writes into it."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -72,12 +72,13 @@ def read_file(path: Path, limit: int = SETTINGS_LIMIT) -> bytes:
         UnreadableFile: it cannot be read, or is longer.
     """
     with open_file(path) as file:
-        if os.fstat(file.fileno()).st_size > limit:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
             raise UnreadableFile(
-                f"{path} is longer than {format_bytes(limit)}", "no model needs so long a file"
+                f"{path} is longer than {format_bytes(limit)}", "no model needs a file of this size"
             )
         try:
-            return file.read(limit)
+            return file.read(size)  # a buffer of this size is allocated first
         except OSError as error:
             raise unreadable(path, error) from None
 
