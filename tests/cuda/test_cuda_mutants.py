@@ -74,7 +74,7 @@ MUTANTS = [
     ("norm", "an element too many", "i < p.size; i += kThreads) {\n    float value", "i <= p.size; i += kThreads) {\n    float value", "out of bounds"),
     ("norm", "mean of another length", "block_sum(squares) / p.size", "block_sum(squares) / kThreads", WRONG),
     ("linear", "no barrier before loading", f"{BARRIER}  // the previous tiles have been read", "", WRONG),
-    ("linear", "no barrier after loading", f"{BARRIER}\n    int depth", "int depth", WRONG),
+    ("linear", "no barrier after loading", f"{BARRIER}\n    load_next(", "load_next(", WRONG),
     ("linear", "a row too many", "first + row < rows", "first + row <= rows", "out of bounds"),
     ("linear", "weights transposed", "w_tile[local_col][k]", "w_tile[local_row][k]", WRONG),
     ("linear", "no padding", "kPitch = kDepth + 1", "kPitch = kDepth", WAVEFRONTS),
