@@ -27,6 +27,7 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define UNROLL
+constexpr int kResidentThreads = 2048;  // of a multiprocessor
 
 struct uint3 {
   unsigned x, y, z;

@@ -27,6 +27,13 @@ void launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
   kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
 }
 
+// The threads that a multiprocessor can hold.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int kResidentThreads = 1024;
+#else
+constexpr int kResidentThreads = 2048;
+#endif
+
 // One access of sizeof(V) bytes; V must be aligned to its size.
 template <class V>
 __device__ __forceinline__ V load_wide(const void* from) {
