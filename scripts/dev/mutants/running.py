@@ -1,0 +1,174 @@
+"""Runs tests in forked children of a process that has imported the third parties, but nothing of the package.
+
+    this process --fork--> child: chdir into a copy of the tree, import package and tests, run pytest, exit
+                 --fork--> child: ...
+
+So a mutant costs the seconds of its tests, not those of importing torch. Children never see the checkout: the
+copy comes first in sys.path, and a package module from anywhere else is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import importlib
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_IGNORED = (".git", ".venv*", "__pycache__", ".*_cache", ".hypothesis", "build", "dist", "*.egg-info")
+MOST_MEMORY = 16 << 30  # bytes of address space for a child
+FOREIGN_MODULE = 70  # exit code: something was imported from the checkout
+
+
+def preload(names: Iterable[str]) -> None:
+    """Import what the tests need and mutants cannot change; what is not installed is left to the tests."""
+    for name in names:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+
+@dataclass
+class Slot:
+    """A copy of the tree, used by one child at a time."""
+
+    tree: Path
+    log: Path
+    original: Path
+    pid: int = 0
+    deadline: float = 0.0
+    mutated: str = ""
+
+    def write(self, file: str, source: str) -> None:
+        """Put a mutated file into the tree. Its compiled form goes, as its time may look unchanged."""
+        self.mutated = file
+        (self.tree / file).write_text(source, encoding="utf-8")
+
+    def restore(self) -> None:
+        if self.mutated:
+            shutil.copyfile(self.original / self.mutated, self.tree / self.mutated)
+            self.mutated = ""
+
+
+@contextlib.contextmanager
+def slots(root: Path, count: int) -> Iterator[list[Slot]]:
+    """Copies of the tree, removed at the end. No compiled files are written in them."""
+    sys.dont_write_bytecode = True
+    with tempfile.TemporaryDirectory(prefix="mutants-") as name:
+        made = []
+        for i in range(count):
+            tree = Path(name) / str(i)
+            shutil.copytree(root, tree, ignore=shutil.ignore_patterns(*_IGNORED), symlinks=True)
+            made.append(Slot(tree, Path(name) / f"{i}.log", root))
+        try:
+            yield made
+        finally:
+            for slot in made:
+                _kill(slot)
+
+
+def run_all(jobs: Iterable[Any], free: list[Slot], start: Callable[[Slot, Any], float]) -> Iterator:
+    """Give each job to a free slot; yields (slot, job, exit status, seconds) as they end.
+
+    `start` forks the slot's child and returns how many seconds it may take. Status None means it took longer.
+    """
+    queue, running = list(jobs), dict[int, tuple[Slot, Any, float]]()
+    idle = list(free)
+    while queue or running:
+        while queue and idle:
+            slot, job = idle.pop(), queue.pop(0)
+            seconds = start(slot, job)
+            slot.deadline = time.monotonic() + seconds
+            running[slot.pid] = slot, job, time.monotonic()
+        for pid, (slot, job, began) in list(running.items()):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if not done and time.monotonic() < slot.deadline:
+                continue
+            if not done:
+                _kill(slot)
+                os.waitpid(pid, 0)
+            else:
+                _kill(slot)  # what it started
+            del running[pid]
+            idle.append(slot)
+            yield slot, job, os.waitstatus_to_exitcode(status) if done else None, time.monotonic() - began
+        time.sleep(0.02)
+
+
+def fork(slot: Slot, work: Callable[[], int]) -> None:
+    """`work` in a child of its own session, its output in the slot's log."""
+    sys.stdout.flush()
+    slot.pid = os.fork()
+    if slot.pid:
+        return
+    code = 1
+    try:
+        os.setsid()
+        log = os.open(slot.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, resource.RLIM_INFINITY))
+        code = work()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def run_pytest(tree: Path, root: Path, arguments: list[str], plugin: object, package: str) -> int:
+    """pytest in `tree`, in this process; its exit code."""
+    os.chdir(tree)
+    outside = {str(root), str(root / "scripts" / "dev" / "mutants")}
+    sys.path[:] = [str(tree), *(p for p in sys.path if p not in outside and p)]
+    os.environ["PYTHONPATH"] = str(tree)
+    code = int(pytest.main([*arguments, "-q", "-p", "no:cacheprovider", "--tb=short"], plugins=[plugin]))
+    foreign = [
+        name
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] == package and not str(getattr(module, "__file__", tree)).startswith(str(tree))
+    ]
+    if foreign:
+        print(f"imported from outside the copy: {foreign[:3]}")
+        return FOREIGN_MODULE
+    return code
+
+
+@dataclass
+class Limits:
+    """A pytest plugin that ends the process when a test takes much longer than it did without the mutant.
+
+    `seconds` is what each test took. pytest would go on after a test that it interrupts; this does not.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        faulthandler.dump_traceback_later(patience(self.seconds.get(item.nodeid, 1.0)), exit=True)
+        try:
+            return (yield)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def patience(seconds: float) -> float:
+    """How long something may take that took `seconds` before; the machine may be busier now."""
+    return 15.0 + 5 * seconds
+
+
+def _kill(slot: Slot) -> None:
+    """End the slot's child and whatever it started."""
+    if slot.pid:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(slot.pid, signal.SIGKILL)
