@@ -34,7 +34,9 @@ minillm/engine/*.py minillm/memory/*.py minillm/speculation/*.py minillm/ops/sam
 minillm/ops/verification.py minillm/model/loader.py minillm/model/weights.py minillm/model/checkpoint.py
 minillm/model/config_reader.py minillm/model/rope_config.py
 """.split()
-TESTS = [f"tests/{name}/**/test_*.py" for name in "engine memory model observe ops speculation text worker".split()]
+TESTS = [
+    f"tests/{name}/**/test_*.py" for name in "engine memory model observe ops speculation text worker".split()
+]
 PRELOAD = """
 torch numpy scipy hypothesis safetensors.torch tokenizers jinja2 jinja2.sandbox huggingface_hub rich xdist
 """.split()
@@ -90,7 +92,9 @@ def main(argv: list[str] | None = None) -> int:
         found = _measured(project, slots)
         measured = time.monotonic()
         verdicts = list(_judged(project, mutants, found, slots, args.seconds))
-    print(f"\nmeasured the tests in {measured - started:.0f} s, judged in {time.monotonic() - measured:.0f} s")
+    print(
+        f"\nmeasured the tests in {measured - started:.0f} s, judged in {time.monotonic() - measured:.0f} s"
+    )
     return _report(verdicts, _reasons(args.equivalent))
 
 
@@ -99,7 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-n", type=int, default=100, help="how many mutants (100)")
     parser.add_argument("--seed", type=int, default=0, help="which mutants are drawn (0)")
     parser.add_argument("--line", metavar="FILE:LINE", help="all mutants of this line instead")
-    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 8), help="at once (one per core)")
+    parser.add_argument(
+        "--jobs", type=int, default=min(os.cpu_count() or 1, 8), help="at once (one per core)"
+    )
     parser.add_argument("--seconds", type=float, default=60, help="most seconds of tests for a mutant (60)")
     parser.add_argument("--root", type=Path, default=ROOT, help="another project")
     parser.add_argument("--sources", nargs="+", default=SOURCES, help="files that are mutated")

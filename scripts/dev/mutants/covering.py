@@ -81,7 +81,10 @@ class CoverageMap:
         return any(
             _runs(lines, mutant)
             for file in test_files
-            for lines in (self.files[file]["setup"], *(t["lines"] for t in self.files[file]["tests"].values()))
+            for lines in (
+                self.files[file]["setup"],
+                *(t["lines"] for t in self.files[file]["tests"].values()),
+            )
         )
 
     def _in_order(self, group: dict[str, list[str]]) -> list[tuple[str, float]]:
@@ -90,7 +93,9 @@ class CoverageMap:
         for file, names in group.items():
             tests = self.files[file]["tests"]
             setup = max(tests[name]["setup"] for name in tests)
-            names = sorted(names, key=lambda n: tests[n]["seconds"] * sum(map(len, tests[n]["lines"].values())))
+            names = sorted(
+                names, key=lambda n: tests[n]["seconds"] * sum(map(len, tests[n]["lines"].values()))
+            )
             costs = [(n, tests[n]["seconds"] + (setup if i == 0 else 0.0)) for i, n in enumerate(names)]
             ordered.append((sum(cost for _, cost in costs), costs))
         return [cost for _, costs in sorted(ordered) for cost in costs]

@@ -136,7 +136,8 @@ def run_pytest(tree: Path, root: Path, arguments: list[str], plugin: object, pac
     foreign = [
         name
         for name, module in list(sys.modules.items())
-        if name.partition(".")[0] == package and not str(getattr(module, "__file__", tree)).startswith(str(tree))
+        if name.partition(".")[0] == package
+        and not str(getattr(module, "__file__", tree)).startswith(str(tree))
     ]
     if foreign:
         print(f"imported from outside the copy: {foreign[:3]}")
