@@ -155,6 +155,37 @@ def test_answers_have_the_targets_distribution(pair: tuple[Path, Path]) -> None:
     assert same_distribution(second_tokens(control), plain) < 1e-12
 
 
+def test_no_two_draws_have_one_key(pair: tuple[Path, Path]) -> None:
+    """Of each position its draw, its acceptance and its replacement; in all steps of all sequences."""
+    llm = drafting.load(pair[0], draft_model=pair[1], draft_verification="rejection", num_draft_tokens=3)
+    worker, steps = llm.engine.worker, list[Any]()
+    own = worker.execute
+    worker.execute = lambda step: (steps.append(step), own(step))[1]  # type: ignore[method-assign]
+    params = [
+        SamplingParams(max_tokens=12, temperature=1.0, seed=i // 2, n=2, ignore_eos=True) for i in (0, 2)
+    ]
+    llm.generate([[9] * 5, [9] * 5], params)
+    verified = [rows for step in steps for rows in step.verify if rows.branches]
+    assert len(verified) > 10
+    for rows in verified:
+        used = [*rows.keys, *rows.accept_keys, rows.replace_key]
+        assert len(rows.keys) == len(rows.accept_keys) + 1 == len(rows.branches[0]) + 1
+        assert len(set(used)) == len(used)
+    own_keys = {(i, j, p, purpose): noise_key(i, j, p, purpose)
+                for i in (0, 1) for j in (0, 1) for p in range(13) for purpose in range(4)}  # fmt: skip
+    assert len(set(own_keys.values())) == len(own_keys)
+    by_key = {key: name for name, key in own_keys.items()}
+    for rows in verified:
+        (seed, index, position, purpose) = by_key[rows.replace_key]
+        assert purpose == REPLACE
+        assert [by_key[k] for k in rows.accept_keys] == [
+            (seed, index, position + i, ACCEPT) for i in range(len(rows.accept_keys))
+        ]
+        assert [by_key[k] for k in rows.keys] == [
+            (seed, index, position + i, 0) for i in range(len(rows.keys))
+        ]
+
+
 def test_greedy_is_the_case_of_one_possible_token(pair: tuple[Path, Path]) -> None:
     params = SamplingParams(max_tokens=30, temperature=0.0, logprobs=3, ignore_eos=True)
     prompts = [[5 + i, 7] * 4 for i in range(12)]

@@ -1,7 +1,7 @@
 """Which tests to run against a mutant: those that run its line, the quickest and most special first.
 
-The map is measured file by file and kept in build/, so that a test file that is new or changed is all there is
-to measure again, as long as the package has not changed.
+The map is measured file by file and kept in build/mutants, so that a test file that is new or changed is all
+there is to measure again, as long as the package has not changed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class CoverageMap:
     def select(self, mutant: Mutant, test_files: Iterable[str], limit: float) -> Selection:
         """At most `limit` seconds of tests.
 
-        A line that no test runs, as those that run at import, is left to the tests that run others of its file.
+        A line that no test runs, as those that run at import, is left to the tests of the rest of its file.
         """
         own, others = dict[str, list[str]](), dict[str, list[str]]()
         for file in test_files:

@@ -150,11 +150,11 @@ class _Edits:
                 yield from self._replace(node, "pass")
             elif not (isinstance(node.value, ast.Constant) and node.value.value is None):
                 yield from self._replace(node.value, "None")
-        elif isinstance(node, ast.Continue | ast.Break | ast.Delete | ast.AugAssign) or (
-            isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+        elif (
+            isinstance(node, ast.Continue | ast.Break | ast.Delete | ast.AugAssign)
+            or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call))
+            or (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute | ast.Subscript))
         ):
-            yield from self._replace(node, "pass")
-        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute | ast.Subscript):
             yield from self._replace(node, "pass")
         if isinstance(node, ast.AugAssign) and type(node.op) in _BINARY:
             old, new = _BINARY[type(node.op)]
