@@ -36,6 +36,11 @@ def preload(names: Iterable[str]) -> None:
     for name in names:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    if hypothesis := sys.modules.get("hypothesis"):
+        # The same examples each time, and a failure is enough: nobody reads the smallest one.
+        phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
+        hypothesis.settings.register_profile("mutants", derandomize=True, database=None, phases=phases)
+        hypothesis.settings.load_profile("mutants")
 
 
 @dataclass
