@@ -158,7 +158,7 @@ def test_answers_have_the_targets_distribution(pair: tuple[Path, Path], plain: T
 def test_control_one_key_for_two_draws_is_noticed(
     pair: tuple[Path, Path], plain: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The uniform that refused a token also chooses what replaces it: hardly wrong, so it takes many draws."""
+    """The uniform that refused a token also chooses its replacement: hardly wrong, so it takes many draws."""
     monkeypatch.setattr("minillm.engine.batch.REPLACE", ACCEPT)
     rejecting = {"draft_verification": "rejection", "draft_model": pair[1], "num_draft_tokens": 2}
     assert same_distribution(second_tokens(drafting.load(pair[0], **rejecting)), plain) < 1e-6

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 import tomllib
@@ -91,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     with running.slots(project.root, args.jobs) as slots:
         found = _measured(project, slots)
         measured = time.monotonic()
-        verdicts = list(_judged(project, mutants, found, slots, args.seconds))
+        verdicts = list(_judged(project, mutants, found, slots, args))
     print(
         f"\nmeasured the tests in {measured - started:.0f} s, judged in {time.monotonic() - measured:.0f} s"
     )
@@ -107,6 +108,9 @@ def _parser() -> argparse.ArgumentParser:
         "--jobs", type=int, default=min(os.cpu_count() or 1, 8), help="at once (one per core)"
     )
     parser.add_argument("--seconds", type=float, default=60, help="most seconds of tests for a mutant (60)")
+    parser.add_argument(
+        "--patience", type=float, default=15, help="seconds after which a test hangs, at least (15)"
+    )
     parser.add_argument("--root", type=Path, default=ROOT, help="another project")
     parser.add_argument("--sources", nargs="+", default=SOURCES, help="files that are mutated")
     parser.add_argument("--tests", nargs="+", default=TESTS, help="test files that are asked")
@@ -140,20 +144,20 @@ def _measured(project: Project, slots: list[running.Slot]) -> covering.CoverageM
     return found
 
 
-def _judged(project, mutants, found, slots, limit):
+def _judged(project, mutants, found, slots, args):
     """A verdict for each mutant, as they come."""
-    selections = {m: found.select(m, project.tests, limit) for m in mutants}
+    selections = {m: found.select(m, project.tests, args.seconds) for m in mutants}
 
     def start(slot: running.Slot, mutant: Mutant) -> float:
         tests = selections[mutant].tests
         slot.write(mutant.file, mutant.apply(project.root))
 
         def work() -> int:
-            plugin = running.Limits(tests)
+            plugin = running.Limits(tests, args.patience)
             return running.run_pytest(slot.tree, project.root, ["-x", *tests], plugin, project.package)
 
         running.fork(slot, work)
-        return running.patience(sum(tests.values()))
+        return running.longest(sum(tests.values()), args.patience)
 
     asked = [m for m in mutants if selections[m].tests]
     for mutant in mutants:
@@ -164,7 +168,7 @@ def _judged(project, mutants, found, slots, limit):
         slot.restore()
         if status == running.FOREIGN_MODULE:
             sys.exit(log[-2000:])
-        outcome = "hung" if status is None or "Timeout (" in log else "killed" if status else "survived"
+        outcome = "hung" if status in (None, -signal.SIGPROF) else "killed" if status else "survived"
         by = _first_failure(log) if status else ""
         if not status and not found.is_run(mutant, project.tests):
             by = "no test runs its line"

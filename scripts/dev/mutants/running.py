@@ -10,7 +10,6 @@ copy comes first in sys.path, and a package module from anywhere else is an erro
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import importlib
 import os
 import resource
@@ -83,30 +82,29 @@ def slots(root: Path, count: int) -> Iterator[list[Slot]]:
 
 
 def run_all(jobs: Iterable[Any], free: list[Slot], start: Callable[[Slot, Any], float]) -> Iterator:
-    """Give each job to a free slot; yields (slot, job, exit status, seconds) as they end.
+    """Give each job to a free slot; yields (slot, job, exit status, seconds of processor time) as they end.
 
-    `start` forks the slot's child and returns how many seconds it may take. Status None means it took longer.
+    `start` forks the slot's child and returns how many seconds it may take on the clock. Status None means that
+    it took longer.
     """
-    queue, running = list(jobs), dict[int, tuple[Slot, Any, float]]()
-    idle = list(free)
+    queue, running, idle = list(jobs), dict[int, tuple[Slot, Any]](), list(free)
     while queue or running:
         while queue and idle:
             slot, job = idle.pop(), queue.pop(0)
-            seconds = start(slot, job)
-            slot.deadline = time.monotonic() + seconds
-            running[slot.pid] = slot, job, time.monotonic()
-        for pid, (slot, job, began) in list(running.items()):
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if not done and time.monotonic() < slot.deadline:
+            slot.deadline = start(slot, job) + time.monotonic()
+            running[slot.pid] = slot, job
+        for pid, (slot, job) in list(running.items()):
+            done, status, usage = os.wait4(pid, os.WNOHANG)
+            is_late = not done and time.monotonic() > slot.deadline
+            if not done and not is_late:
                 continue
-            if not done:
-                _kill(slot)
-                os.waitpid(pid, 0)
-            else:
-                _kill(slot)  # what it started
+            _kill(slot)  # itself, or what it started
+            if is_late:
+                _, _, usage = os.wait4(pid, 0)
             del running[pid]
             idle.append(slot)
-            yield slot, job, os.waitstatus_to_exitcode(status) if done else None, time.monotonic() - began
+            code = None if is_late else os.waitstatus_to_exitcode(status)
+            yield slot, job, code, usage.ru_utime + usage.ru_stime
         time.sleep(0.02)
 
 
@@ -152,25 +150,28 @@ def run_pytest(tree: Path, root: Path, arguments: list[str], plugin: object, pac
 
 @dataclass
 class Limits:
-    """A pytest plugin that ends the process when a test takes much longer than it did without the mutant.
+    """A pytest plugin that ends the process when a test computes much longer than it did without the mutant.
 
-    `seconds` is what each test took. pytest would go on after a test that it interrupts; this does not.
+    `seconds` is what each test took, of processor time, so that a busy machine does not count against it. The
+    signal ends the process: pytest would go on after an exception.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
+    patience: float = 15.0
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        faulthandler.dump_traceback_later(patience(self.seconds.get(item.nodeid, 1.0)), exit=True)
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_PROF, self.patience + 5 * self.seconds.get(item.nodeid, 1.0))
         try:
             return (yield)
         finally:
-            faulthandler.cancel_dump_traceback_later()
+            signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def patience(seconds: float) -> float:
-    """How long something may take that took `seconds` before; the machine may be busier now."""
-    return 15.0 + 5 * seconds
+def longest(seconds: float, patience: float) -> float:
+    """Seconds on the clock after which a child that should compute for `seconds` waits for ever."""
+    return 20 * (patience + seconds)
 
 
 def _kill(slot: Slot) -> None:
