@@ -93,9 +93,11 @@ def main(argv: list[str] | None = None) -> int:
         found = _measured(project, slots)
         measured = time.monotonic()
         verdicts = list(_judged(project, mutants, found, slots, args))
+    judged = time.monotonic() - measured
     print(
-        f"\nmeasured the tests in {measured - started:.0f} s, judged in {time.monotonic() - measured:.0f} s"
+        f"\nmeasured the tests in {measured - started:.0f} s, judged in {judged:.0f} s on the clock, ", end=""
     )
+    print(f"{sum(v.seconds for v in verdicts):.0f} s of processor time")
     return _report(verdicts, _reasons(args.equivalent))
 
 

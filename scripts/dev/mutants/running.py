@@ -81,10 +81,10 @@ def slots(root: Path, count: int) -> Iterator[list[Slot]]:
                 _kill(slot)
 
 
-def run_all(jobs: Iterable[Any], free: list[Slot], start: Callable[[Slot, Any], float]) -> Iterator:
-    """Give each job to a free slot; yields (slot, job, exit status, seconds of processor time) as they end.
+def run_all(jobs: Iterable[Any], free: list[Slot], start: Callable[[Slot, Any], float]) -> Iterator[Any]:
+    """Give each job to a free slot; yields (slot, job, exit status, processor seconds) as they end.
 
-    `start` forks the slot's child and returns how many seconds it may take on the clock. Status None means that
+    `start` forks the child of a slot and returns the seconds it may take on the clock. Status None means that
     it took longer.
     """
     queue, running, idle = list(jobs), dict[int, tuple[Slot, Any]](), list(free)
