@@ -9,9 +9,10 @@ import pytest
 from minillm import SamplingParams
 from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.sequence import Sequence
-from minillm.errors import OutOfBlocks
+from minillm.errors import OutOfBlocks, PartError
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import BlockTable
+from minillm.memory.prefix_cache import PrefixCache
 from minillm.observe.events import Event, Events
 from minillm.text.detokenizer import NullDetokenizer
 
@@ -98,6 +99,51 @@ def test_a_token_is_left_to_compute(num_tokens: int, expected: int) -> None:
     memory = Memory(6)
     memory.free(memory.computed(8))
     assert len(memory.match(memory.sequence(num_tokens))) == expected
+
+
+def test_events_say_what_changed() -> None:
+    memory = Memory(8)
+    sequence = memory.computed(10)
+    memory.allocate_slots(sequence, 12)
+    memory.allocate_slots(sequence, 3)
+    assert memory.counts("alloc") == [3], "there was room: nothing was taken, and nothing is reported"
+    sequence.num_computed_tokens = 11
+    memory.publish(sequence)
+    assert memory.counts("publish") == [2]
+    sequence.output_token_ids += [7, 8]
+    sequence.num_computed_tokens = 12
+    memory.publish(sequence)
+    memory.publish(sequence)
+    assert memory.counts("publish") == [2, 1]
+
+
+def test_a_digest_is_of_all_that_came_before() -> None:
+    """Two chains that differ in the middle have other digests behind it, so no candidate is ever refused."""
+    memory = Memory(16)
+    first, second = memory.computed(16), memory.sequence(17)
+    second.prompt_token_ids[5] = 999
+    assert [block.block_id for block in memory.match(second)] == first.block_table.block_ids[:1]
+    memory.allocate_slots(second, 16)
+    second.num_computed_tokens = 16
+    memory.publish(second)
+    assert len({*first.cached.digests, *second.cached.digests}) == 7
+    assert memory.cache is not None and memory.cache.false_matches == 0
+
+
+@pytest.mark.parametrize(
+    "made", [lambda ids: ids[:-1], lambda ids: [*ids, 0], lambda ids: [*ids[:-1], 99], tuple]
+)
+def test_a_cache_that_gives_other_blocks_than_asked_for_is_refused(made: Any) -> None:
+    class Wrong(PrefixCache):
+        def acquire(self, blocks: Any) -> Any:
+            return made(super().acquire(blocks))
+
+    memory = Memory(8)
+    memory.free(memory.computed(8))
+    memory.cache.__class__ = Wrong  # type: ignore[union-attr]
+    sequence = memory.sequence(9)
+    with pytest.raises(PartError, match="acquire"):
+        memory.start_from(sequence, memory.match(sequence))
 
 
 def test_only_what_is_missing_is_evicted() -> None:

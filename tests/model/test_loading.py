@@ -13,6 +13,7 @@ import tiny
 from minillm import LLM, MinillmError
 from minillm.config.sizes import format_bytes, parse_bytes
 from minillm.errors import (
+    BackendError,
     KVCapacityError,
     ModelNotFound,
     OutOfMemory,
@@ -21,6 +22,9 @@ from minillm.errors import (
     UsageError,
 )
 from minillm.model.families import load_model_config
+from minillm.model.loader import _say_once, make_ops
+from minillm.ops.reference import ReferenceOps
+from minillm.toolchain.compiler import BuildFailed
 
 
 def refused(kind: type[MinillmError], exit_code: int, model: Any, **options: Any) -> str:
@@ -227,6 +231,26 @@ def test_folder_without_tokenizer_takes_ids_only(tmp_path: Path) -> None:
     assert len(llm.generate([5, 6, 7])[0].token_ids) > 0
     with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
         llm.generate("text")
+
+
+# ---- the backend ----------------------------------------------------------------------------------
+
+
+def test_without_a_compiler_only_native_insists(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise BuildFailed("no compiler was found")
+
+    monkeypatch.setattr("minillm.model.loader.CpuOps", fail)
+    with pytest.raises(BackendError, match="no compiler was found"):
+        make_ops("native", "cpu")
+    _say_once.cache_clear()
+    for _ in range(2):
+        assert type(make_ops("auto", "cpu")) is ReferenceOps
+    assert capsys.readouterr().err.count("no compiler was found") == 1, "said once"
+    assert type(make_ops("reference", "cpu")) is ReferenceOps
+    assert capsys.readouterr().err == ""
 
 
 # ---- options --------------------------------------------------------------------------------------

@@ -130,6 +130,17 @@ def test_shards_load_like_one_file(tmp_path: Path, folder: Path) -> None:
     assert torch.equal(tiny.load(tmp_path).logits([5, 6, 7]), tiny.load(folder).logits([5, 6, 7]))
 
 
+def test_the_digest_does_not_depend_on_the_files(tmp_path: Path, folder: Path) -> None:
+    """One file or shards, whatever the order of their index: the same model."""
+    sharded(tmp_path)
+    found = tiny.load(tmp_path).engine.model.weights_digest
+    assert found == tiny.load(folder).engine.model.weights_digest
+    path = tmp_path / "model.safetensors.index.json"
+    weight_map = json.loads(path.read_text())["weight_map"]
+    path.write_text(json.dumps({"weight_map": dict(sorted(weight_map.items(), reverse=True))}))
+    assert tiny.load(tmp_path).engine.model.weights_digest == found
+
+
 def test_stray_files_beside_an_index_are_not_read(tmp_path: Path, folder: Path) -> None:
     sharded(tmp_path)
     (tmp_path / "aaa.safetensors").write_bytes(b"no safetensors at all")

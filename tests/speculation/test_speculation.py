@@ -465,6 +465,8 @@ def test_only_a_later_row_wants_logprobs(pair: tuple[Path, Path], drafts: str) -
     found = load(pair[0], **({} if drafts == "none" else {"parts": parts})).generate(prompts, params)
     assert differing(found, known) == []
     assert [o.logprobs is None for o in found] == [top is None for top in tops]
+    wanted = {"none": [False] * 5, "all": [True] * 5, "one": [False, False, True, False, False]}
+    assert [o.metrics.drafted > 0 for o in found] == wanted[drafts], "each is credited with its own"
     assert all(len(row) in (3, 4) for row in found[2].logprobs or []) and len(found[2].logprobs or []) == 12
 
 
