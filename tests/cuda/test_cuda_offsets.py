@@ -23,6 +23,7 @@ if not sys.platform.startswith("linux") or sanitizing():
     pytest.skip("needs memory that is not there until it is touched", allow_module_level=True)
 
 FAR = 2**31
+NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # older versions of Python do not name it
 LAST_BLOCK = [
     ("dim3 grid(ceil_div(p.out, kTile), ceil_div(p.rows, kTile));", "dim3 grid(1, 1);"),
     ("blockIdx.y", "(p.rows / kTile)"),
@@ -46,7 +47,7 @@ def untouched(*shape: int) -> Tensor:
     count = 1
     for size in shape:
         count *= size
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
     return torch.frombuffer(mmap.mmap(-1, 4 * count, flags=flags), dtype=torch.float32).view(shape)
 
 
