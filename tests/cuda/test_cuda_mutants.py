@@ -87,7 +87,7 @@ MUTANTS = [
     ("copy_blocks", "a word short", "i < words;", "i + 1 < words;", WRONG),
     ("copy_blocks", "the wrong way round", "p.cache) + p.source[pair]", "p.cache) + p.destination[pair]", WRONG),
     ("copy_blocks", "half of the rounds", "i += gridDim.x * kThreads", "i += 2 * gridDim.x * kThreads", WRONG),
-    ("copy_blocks", "rounds overlap", "i += gridDim.x * kThreads", "i += kThreads", BYTES),
+    ("copy_blocks", "rounds overlap", "i += gridDim.x * kThreads", "i += kThreads", "race"),
     ("linear", "order of the sum by the number of rows", "k < depth; k++) sum = fmaf(x_tile[local_row][k], w_tile[local_col][k], sum)", "k < depth; k++) { int j = p.rows > 16 ? depth - 1 - k : k; sum = fmaf(x_tile[local_row][j], w_tile[local_col][j], sum); }", WRONG),
     ("sample", "no barrier between two bests", f"{BARRIER}  // the call before has been read", "", WRONG),
     ("sample", "no barrier after the logits", f"{BARRIER}\n  float factor", "float factor", WRONG),

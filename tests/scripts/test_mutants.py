@@ -177,14 +177,13 @@ def test_a_weak_test_lets_mutants_survive_and_a_strong_one_kills_them(fake: Path
     test.write_text(WEAK)
     weak = run(fake)
     assert weak.returncode == 1, weak.stdout + weak.stderr
-    assert {"return max(low, max(x, high))", "found = list(items)"} <= survivors(weak.stdout)
+    assert len(survivors(weak.stdout)) > 5, weak.stdout
     assert "no test runs its line" in weak.stdout, "never() is never called"
     assert (fake / "fake" / "tools.py").read_text() == SOURCE
     test.write_text(STRONG)  # measured anew, as the file has changed
-    strong = run(fake, "-n", "1000")
+    strong = run(fake)
     assert strong.returncode == 0, strong.stdout + strong.stderr
-    assert survivors(strong.stdout) <= {"return max(low, min(high, x))", "if x is None or low >= high:"}
-    assert "1 tests" not in strong.stdout or "NO REASON" in strong.stdout
+    assert survivors(strong.stdout) <= {"return max(low, min(high, x))"}, "the same program in other words"
 
 
 def test_a_survivor_with_a_reason_is_no_hole(fake: Path) -> None:

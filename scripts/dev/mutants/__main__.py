@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seconds", type=float, default=60, help="most seconds of tests for a mutant (60)")
     parser.add_argument(
-        "--patience", type=float, default=15, help="seconds after which a test hangs, at least (15)"
+        "--patience", type=float, default=5, help="seconds after which a test hangs, at least (5)"
     )
     parser.add_argument("--root", type=Path, default=ROOT, help="another project")
     parser.add_argument("--sources", nargs="+", default=SOURCES, help="files that are mutated")

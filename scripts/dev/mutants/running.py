@@ -157,7 +157,7 @@ class Limits:
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
-    patience: float = 15.0
+    patience: float = 5.0
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
@@ -171,7 +171,7 @@ class Limits:
 
 def longest(seconds: float, patience: float) -> float:
     """Seconds on the clock after which a child that should compute for `seconds` waits for ever."""
-    return 20 * (patience + seconds)
+    return 50 * (patience + seconds)
 
 
 def _kill(slot: Slot) -> None:
