@@ -12,7 +12,7 @@ from minillm.errors import UnsupportedModel
 from minillm.model.config_reader import ConfigReader
 from minillm.model.families import parse_config
 
-LEFT_OUT = object()
+LEFT_OUT = "left out"
 PLAIN = {"rope_type": "default"}
 LINEAR = {"rope_type": "linear", "factor": 2.0}
 DYNAMIC = {"rope_type": "dynamic", "factor": 3.0}

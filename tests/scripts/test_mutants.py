@@ -207,3 +207,18 @@ def test_a_test_that_never_ends_kills(fake: Path, mutations: Callable[..., objec
     )
     told = run(fake, "--line", "fake/tools.py:3", "--patience", "1").stdout
     assert told.count("hung") >= 2 and "0 survived without a reason" in told
+
+
+def test_a_mutant_that_cannot_be_imported_is_killed(fake: Path) -> None:
+    """And a test that was measured and is gone is an error of the tool, and no verdict."""
+    (fake / "fake" / "tools.py").write_text(
+        "TABLE = {1: 'a'}\nVALUE = TABLE[1]\n\ndef get():\n    return VALUE\n"
+    )
+    test = fake / "tests" / "test_tools.py"
+    test.write_text("from fake.tools import get\n\ndef test_get():\n    assert get() == 'a'\n")
+    told = run(fake, "--line", "fake/tools.py:2")
+    assert told.returncode == 0 and told.stdout.count("killed") >= 2, told.stdout + told.stderr
+    coverage = fake / "build" / "mutants" / "coverage.json"
+    coverage.write_text(coverage.read_text().replace("test_get", "test_got"))
+    told = run(fake, "--line", "fake/tools.py:5")
+    assert told.returncode == 1 and "have their names changed" in told.stderr

@@ -155,8 +155,14 @@ def _judged(project, mutants, found, slots, args):
         slot.write(mutant.file, mutant.apply(project.root))
 
         def work() -> int:
-            plugin = running.Limits(tests, args.patience)
-            return running.run_pytest(slot.tree, project.root, ["-x", *tests], plugin, project.package)
+            plugin = running.Chosen(tests, args.patience)
+            files = dict.fromkeys(name.split("::")[0] for name in tests)
+            code = running.run_pytest(slot.tree, project.root, ["-x", *files], plugin, project.package)
+            if plugin.missing:
+                print(
+                    f"tests that were measured are not there, have their names changed? {plugin.missing[:2]}"
+                )
+            return running.MISSING_TEST if plugin.missing else code
 
         running.fork(slot, work)
         return running.longest(sum(tests.values()), args.patience)
@@ -168,7 +174,7 @@ def _judged(project, mutants, found, slots, args):
     for slot, mutant, status, seconds in running.run_all(asked, slots, start):
         log = slot.log.read_text(errors="replace")
         slot.restore()
-        if status == running.FOREIGN_MODULE:
+        if status in (running.FOREIGN_MODULE, running.MISSING_TEST):
             sys.exit(log[-2000:])
         outcome = "hung" if status in (None, -signal.SIGPROF) else "killed" if status else "survived"
         by = _first_failure(log) if status else ""

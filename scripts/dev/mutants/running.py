@@ -27,7 +27,8 @@ import pytest
 
 _IGNORED = (".git", ".venv*", "__pycache__", ".*_cache", ".hypothesis", "build", "dist", "*.egg-info")
 MOST_MEMORY = 16 << 30  # bytes of address space for a child
-FOREIGN_MODULE = 70  # exit code: something was imported from the checkout
+# Exit codes of children in which something else is wrong than the mutant.
+FOREIGN_MODULE, MISSING_TEST = 70, 71
 
 
 def preload(names: Iterable[str]) -> None:
@@ -149,20 +150,32 @@ def run_pytest(tree: Path, root: Path, arguments: list[str], plugin: object, pac
 
 
 @dataclass
-class Limits:
-    """A pytest plugin that ends the process when a test computes much longer than it did without the mutant.
+class Chosen:
+    """A pytest plugin: these tests, in this order, and none for much longer than without the mutant.
 
     `seconds` is what each test took, of processor time, so that a busy machine does not count against it. The
     signal ends the process: pytest would go on after an exception.
     """
 
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float]
     patience: float = 5.0
+    missing: list[str] = field(default_factory=list)
+    is_importable: bool = True
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self.is_importable &= not report.failed
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        found = {item.nodeid: item for item in items}
+        if self.is_importable:  # else the mutant is killed by that
+            self.missing = [name for name in self.seconds if name not in found]
+        items[:] = [found[name] for name in self.seconds if name in found]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_PROF, self.patience + 5 * self.seconds.get(item.nodeid, 1.0))
+        signal.setitimer(signal.ITIMER_PROF, self.patience + 5 * self.seconds[item.nodeid])
         try:
             return (yield)
         finally:
