@@ -25,8 +25,9 @@ from minillm.errors import MinillmError
 from minillm.memory.block_table import blocks_for
 from minillm.observe.metrics import summarize
 from minillm.ops.reference import ReferenceOps
-from minillm.speculation.proposal import Proposal
+from minillm.speculation.proposal import NO_PROPOSAL, Proposal
 from minillm.speculation.scripted import ScriptedDrafter
+from minillm.worker.decode import decode
 
 DRAFTERS = ("model", "ngram", "oracle", "random", "adversary", "model tree", "ngram tree", "random tree")
 LENGTHS = (1, 3, 5, 8)
@@ -505,6 +506,30 @@ def test_a_drafter_that_raises_loses_no_blocks(pair: tuple[Path, Path], failing:
         llm.generate(prompts(6), SamplingParams(max_tokens=20))
     llm.engine.step()
     assert tiny.all_free(llm)
+
+
+def test_a_pass_that_fails_after_no_guess_costs_no_prefix(pair: tuple[Path, Path]) -> None:
+    """The room for guesses is given back between drafting and the pass; that is no reason to begin again."""
+    fails = list[bool]()
+
+    def loop(runner: Any, rows: Any) -> torch.Tensor:
+        if fails:
+            raise ZeroDivisionError
+        return decode(runner, rows)
+
+    class Silent(ScriptedDrafter):
+        def propose(self, lookaheads: Any) -> list[Proposal]:
+            return [NO_PROPOSAL for _ in lookaheads]
+
+    parts = {"drafter": lambda model, config: Silent(lambda s: [], 9), "decode_loop": loop}
+    llm, params = load(pair[0], parts=parts), SamplingParams(max_tokens=5, ignore_eos=True)
+    llm.generate([9] * 40, params)
+    cached = llm.engine.stats()["cached_blocks"]
+    fails.append(True)
+    with pytest.raises(ZeroDivisionError):
+        llm.generate([8] * 5, params)
+    llm.engine.step()
+    assert tiny.all_free(llm) and llm.engine.stats()["cached_blocks"] == cached == 2
 
 
 def test_answers_that_share_their_prompt_are_drafted_apart(pair: tuple[Path, Path]) -> None:
