@@ -6,6 +6,7 @@ import ast
 import random
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -155,6 +156,14 @@ def test_a_seed_decides_what_is_drawn(mutations) -> None:
     places = [(m.file, m.line) for m in drawn[0]]
     assert len(places) == 12 and all(a < b for a, b in pairwise(places)), "each on a line of its own"
     assert len(mutations.draw(ROOT, files, 10_000, 1)) < 100
+
+
+def test_every_reason_belongs_to_a_mutant(mutations) -> None:
+    """A line that has changed may need its test, and not its reason, any more."""
+    entries = tomllib.loads((TOOL / "equivalent.toml").read_text())["mutant"]
+    assert entries and all(entry["reason"] for entry in entries)
+    there = {m.key for file in {e["file"] for e in entries} for m in mutations.mutants_of(ROOT, file)}
+    assert {(e["file"], e["old"], e["new"]) for e in entries} <= there
 
 
 def test_a_source_that_has_changed_is_noticed(mutations, fake: Path) -> None:

@@ -196,7 +196,7 @@ def _told(verdict: Verdict) -> Verdict:
 
 
 def _reasons(path: Path) -> dict[tuple[str, str, str], str]:
-    """Reasons by (file, old line, new line), without indentation."""
+    """Reasons by `Mutant.key`."""
     if not path.is_file():
         return {}
     entries = tomllib.loads(path.read_text(encoding="utf-8")).get("mutant", [])
@@ -210,7 +210,7 @@ def _report(verdicts: list[Verdict], reasons: dict[tuple[str, str, str], str]) -
         if v.outcome != "survived":
             continue
         m = v.mutant
-        reason = reasons.get((m.file, m.old.strip(), m.new.strip()))
+        reason = reasons.get(m.key)
         without += reason is None
         asked = f"{len(v.selection.tests)} tests"
         if v.selection.is_capped:

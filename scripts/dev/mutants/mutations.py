@@ -58,6 +58,11 @@ class Mutant:
     statement: int
     is_top: bool
 
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """(file, old, new) without indentation and comments: what reasons are looked up by."""
+        return self.file, code_of(self.old), code_of(self.new)
+
     def apply(self, root: Path) -> str:
         """The mutated source; `root` holds the original."""
         lines = (root / self.file).read_text(encoding="utf-8").split("\n")
@@ -65,6 +70,11 @@ class Mutant:
             raise ValueError(f"{self.file}:{self.line} is not {self.old!r} any more")
         lines[self.line - 1] = self.new
         return "\n".join(lines)
+
+
+def code_of(line: str) -> str:
+    """A line without its indentation and the comment at its end."""
+    return line.partition("  # ")[0].strip()
 
 
 def draw(root: Path, files: list[str], count: int, seed: int) -> list[Mutant]:
