@@ -126,7 +126,7 @@ def _measured(project: Project, slots: list[running.Slot]) -> covering.CoverageM
     found = covering.CoverageMap.read(project.root / "build" / "mutants" / "coverage.json")
     keys = covering.keys(project.root, project.package_files, project.tests)
 
-    def start(slot: running.Slot, file: str) -> float:
+    def start(slot: running.Slot, file: str) -> None:
         def work() -> int:
             recorder = Recorder(LineTracer(slot.tree, project.sources))
             code = running.run_pytest(slot.tree, project.root, [file], recorder, project.package)
@@ -134,7 +134,6 @@ def _measured(project: Project, slots: list[running.Slot]) -> covering.CoverageM
             return code
 
         running.fork(slot, work)
-        return 3600.0
 
     for slot, file, status, seconds in running.run_all(found.stale(keys), slots, start):
         if status not in (0, 1, 5):  # 1: a test failed, 5: there is none
@@ -150,7 +149,7 @@ def _judged(project, mutants, found, slots, args):
     """A verdict for each mutant, as they come."""
     selections = {m: found.select(m, project.tests, args.seconds) for m in mutants}
 
-    def start(slot: running.Slot, mutant: Mutant) -> float:
+    def start(slot: running.Slot, mutant: Mutant) -> None:
         tests = selections[mutant].tests
         slot.write(mutant.file, mutant.apply(project.root))
 
@@ -165,7 +164,6 @@ def _judged(project, mutants, found, slots, args):
             return running.MISSING_TEST if plugin.missing else code
 
         running.fork(slot, work)
-        return running.longest(sum(tests.values()), args.patience)
 
     asked = [m for m in mutants if selections[m].tests]
     for mutant in mutants:

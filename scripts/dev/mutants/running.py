@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 
 _IGNORED = (".git", ".venv*", "__pycache__", ".*_cache", ".hypothesis", "build", "dist", "*.egg-info")
+STUCK_AFTER = 60.0  # seconds without any processor time
 MOST_MEMORY = 16 << 30  # bytes of address space for a child
 # Exit codes of children in which something else is wrong than the mutant.
 FOREIGN_MODULE, MISSING_TEST = 70, 71
@@ -51,13 +52,22 @@ class Slot:
     log: Path
     original: Path
     pid: int = 0
-    deadline: float = 0.0
     mutated: str = ""
+    ticks: int = 0  # of processor time that the child and its children had used
+    since: float = 0.0  # when that was first so
 
     def write(self, file: str, source: str) -> None:
         """Put a mutated file into the tree. Its compiled form goes, as its time may look unchanged."""
         self.mutated = file
         (self.tree / file).write_text(source, encoding="utf-8")
+
+    def is_stuck(self, now: float) -> bool:
+        """Whether the child has waited for `STUCK_AFTER` seconds: it computes nothing, so it waits for ever."""
+        if now - self.since > 5:
+            ticks = _ticks(self.pid)
+            if ticks == 0 or ticks != self.ticks:  # 0: the system does not say
+                self.ticks, self.since = ticks, now
+        return now - self.since > STUCK_AFTER
 
     def restore(self) -> None:
         if self.mutated:
@@ -82,31 +92,42 @@ def slots(root: Path, count: int) -> Iterator[list[Slot]]:
                 _kill(slot)
 
 
-def run_all(jobs: Iterable[Any], free: list[Slot], start: Callable[[Slot, Any], float]) -> Iterator[Any]:
-    """Give each job to a free slot; yields (slot, job, exit status, processor seconds) as they end.
+def run_all(jobs: Iterable[Any], free: list[Slot], start: Callable[[Slot, Any], None]) -> Iterator[Any]:
+    """Give each job to a free slot, whose child `start` forks.
 
-    `start` forks the child of a slot and returns the seconds it may take on the clock. Status None means that
-    it took longer.
+    Yields (slot, job, exit status, processor seconds) as they end. Status None: it waited for ever.
     """
     queue, running, idle = list(jobs), dict[int, tuple[Slot, Any]](), list(free)
     while queue or running:
         while queue and idle:
             slot, job = idle.pop(), queue.pop(0)
-            slot.deadline = start(slot, job) + time.monotonic()
+            start(slot, job)
+            slot.ticks, slot.since = 0, time.monotonic()
             running[slot.pid] = slot, job
         for pid, (slot, job) in list(running.items()):
             done, status, usage = os.wait4(pid, os.WNOHANG)
-            is_late = not done and time.monotonic() > slot.deadline
-            if not done and not is_late:
+            is_stuck = not done and slot.is_stuck(time.monotonic())
+            if not done and not is_stuck:
                 continue
             _kill(slot)  # itself, or what it started
-            if is_late:
+            if is_stuck:
                 _, _, usage = os.wait4(pid, 0)
             del running[pid]
             idle.append(slot)
-            code = None if is_late else os.waitstatus_to_exitcode(status)
+            code = None if is_stuck else os.waitstatus_to_exitcode(status)
             yield slot, job, code, usage.ru_utime + usage.ru_stime
         time.sleep(0.02)
+
+
+def _ticks(group: int) -> int:
+    """Processor time of all processes of a group, in the system's ticks."""
+    total = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            fields = path.read_text().rpartition(") ")[2].split()
+            if fields[2] == str(group):
+                total += sum(map(int, fields[11:15]))
+    return total
 
 
 def fork(slot: Slot, work: Callable[[], int]) -> None:
@@ -180,11 +201,6 @@ class Chosen:
             return (yield)
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
-
-
-def longest(seconds: float, patience: float) -> float:
-    """Seconds on the clock after which a child that should compute for `seconds` waits for ever."""
-    return 50 * (patience + seconds)
 
 
 def _kill(slot: Slot) -> None:
