@@ -62,7 +62,7 @@ class Slot:
         (self.tree / file).write_text(source, encoding="utf-8")
 
     def is_stuck(self, now: float) -> bool:
-        """Whether the child has waited for `STUCK_AFTER` seconds: it computes nothing, so it waits for ever."""
+        """Whether the child has computed nothing for `STUCK_AFTER` seconds: it waits for ever."""
         if now - self.since > 5:
             ticks = _ticks(self.pid)
             if ticks == 0 or ticks != self.ticks:  # 0: the system does not say
