@@ -78,6 +78,7 @@ def mutations(monkeypatch: pytest.MonkeyPatch):
 def fake(tmp_path: Path) -> Path:
     (tmp_path / "fake").mkdir()
     (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "conftest.py").write_text("")  # pytest treats plugins otherwise where there is one
     (tmp_path / "fake" / "__init__.py").write_text("")
     (tmp_path / "fake" / "tools.py").write_text(SOURCE)
     return tmp_path

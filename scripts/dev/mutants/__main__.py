@@ -172,7 +172,7 @@ def _judged(project, mutants, found, slots, args):
     for slot, mutant, status, seconds in running.run_all(asked, slots, start):
         log = slot.log.read_text(errors="replace")
         slot.restore()
-        if status in (running.FOREIGN_MODULE, running.MISSING_TEST):
+        if status in running.NO_VERDICT:
             sys.exit(log[-2000:])
         outcome = "hung" if status in (None, -signal.SIGPROF) else "killed" if status else "survived"
         by = _first_failure(log) if status else ""

@@ -28,8 +28,10 @@ import pytest
 _IGNORED = (".git", ".venv*", "__pycache__", ".*_cache", ".hypothesis", "build", "dist", "*.egg-info")
 STUCK_AFTER = 60.0  # seconds without any processor time
 MOST_MEMORY = 16 << 30  # bytes of address space for a child
-# Exit codes of children in which something else is wrong than the mutant.
+# Exit codes of children in which something else is wrong than the mutant: pytest's own for an error inside
+# itself, wrong arguments and no tests; and two of ours.
 FOREIGN_MODULE, MISSING_TEST = 70, 71
+NO_VERDICT = (3, 4, 5, FOREIGN_MODULE, MISSING_TEST)
 
 
 def preload(names: Iterable[str]) -> None:
@@ -170,7 +172,7 @@ def run_pytest(tree: Path, root: Path, arguments: list[str], plugin: object, pac
     return code
 
 
-@dataclass
+@dataclass(eq=False)  # pytest keeps plugins in sets
 class Chosen:
     """A pytest plugin: these tests, in this order, and none for much longer than without the mutant.
 
