@@ -93,7 +93,7 @@ def run(fake: Path, *more: str) -> subprocess.CompletedProcess[str]:
         "--sources",
         "fake/*.py",
         "--tests",
-        "tests/*.py",
+        "tests/test_*.py",
     ]
     command += ["--preload", "--equivalent", str(fake / "equivalent.toml"), "--jobs", "1", *more]
     return subprocess.run(command, capture_output=True, text=True, cwd=fake)
