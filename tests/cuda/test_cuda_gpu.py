@@ -15,7 +15,18 @@ import oracle
 import pytest
 import tiny
 import torch
-from cases import CASES, DTYPES, REFERENCE, SETTINGS, TENSOR_CASES, Case, check, make_meta, random
+from cases import (
+    CASES,
+    DTYPES,
+    REFERENCE,
+    SETTINGS,
+    TENSOR_CASES,
+    Case,
+    check,
+    make_meta,
+    random,
+    silu_roundings,
+)
 from company import PROMPTS, SHAPE, answers, same
 from torch import Tensor
 
@@ -118,6 +129,21 @@ def test_a_rows_bits_do_not_depend_on_the_batch_on_tensor_cores(ops, dtype):
         for part in (slice(0, count), slice(rows - count, rows)):
             found = run(ops, "linear", x[part], weight, rung="mma", float_out=True)
             assert torch.equal(found, whole[part]), (count, part)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=["bf16", "f16"])
+def test_silu_is_rounded_before_it_is_multiplied(ops, dtype):
+    x, once, twice, is_clear = silu_roundings(dtype)
+    assert torch.equal(run(ops, "silu_mul", x)[is_clear], twice[is_clear])
+    assert (once != twice)[is_clear].any(), "control"
+
+
+@each_dtype
+def test_a_row_of_linear_does_not_depend_on_the_others(ops, dtype):
+    x, weight = random(49, 257, dtype=dtype), random(35, 257, dtype=dtype, seed=1)
+    whole = run(ops, "linear", x, weight)
+    for first, count in [(0, 1), (48, 1), (5, 16), (5, 17)]:
+        assert torch.equal(run(ops, "linear", x[first : first + count], weight), whole[first : first + count])
 
 
 @each_dtype
@@ -252,6 +278,19 @@ def test_a_cache_of_more_than_two_to_the_31_numbers(ops, rung):
     k, angles = random(2, 8, 128, dtype=torch.bfloat16).to(DEVICE), torch.zeros(4, 64, device=DEVICE)
     ops.rope_and_cache(q, k, k, RopeTables(angles + 1, angles), LayerCache(*large), on_gpu(slots))
     assert torch.equal(large[0][-1, :2], k) and torch.equal(large[1][-1, :2], k)
+
+
+@needs_chip
+@pytest.mark.parametrize(
+    ("rows", "size", "out"), [(2**15 + 9, 2**16, 9), (9, 2**16, 2**15 + 9), (2**16 + 9, 9, 2**15)]
+)
+def test_matrices_of_more_than_two_to_the_31_numbers(ops, rows, size, out):
+    """The last rows and columns of x, weight and y, by the same numbers in small tensors."""
+    x = torch.zeros(rows, size, dtype=torch.bfloat16, device=DEVICE)
+    weight = torch.zeros(out, size, dtype=torch.bfloat16, device=DEVICE)
+    x[-9:], weight[-9:] = (random(9, size, dtype=torch.bfloat16, seed=s).to(DEVICE) for s in (1, 2))
+    small = ops.linear(x[-9:].clone(), weight[-9:].clone())
+    assert torch.equal(ops.linear(x, weight)[-9:, -9:], small) and small.count_nonzero() == 81
 
 
 @needs_chip

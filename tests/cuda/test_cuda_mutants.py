@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random as random_numbers
 import shutil
+from collections.abc import Sequence
 from itertools import accumulate, chain
 from pathlib import Path
 
@@ -136,6 +137,9 @@ MUTANTS = [
     ("rope_and_cache", "position for slot", "slot = p.slots[token]", "slot = p.positions[token]", WRONG),
     ("copy_blocks", "a word short", "i < words;", "i + 1 < words;", WRONG),
     ("copy_blocks", "the wrong way round", "p.cache) + p.source[pair]", "p.cache) + p.destination[pair]", WRONG),
+    ("copy_blocks", "half of the rounds", "i += gridDim.x * kThreads", "i += 2 * gridDim.x * kThreads", WRONG),
+    ("copy_blocks", "rounds overlap", "i += gridDim.x * kThreads", "i += kThreads", "race"),
+    ("linear", "order of the sum by the number of rows", "k < depth; k++) sum = fmaf(x_tile[local_row][k], w_tile[local_col][k], sum)", "k < depth; k++) { int j = p.rows > 16 ? depth - 1 - k : k; sum = fmaf(x_tile[local_row][j], w_tile[local_col][j], sum); }", WRONG),
     ("sample", "no barrier between two bests", f"{BARRIER}  // the previous call's results have been read", "", WRONG),
     ("sample", "no barrier after the logits", f"{BARRIER}\n  float factor", "float factor", WRONG),
     ("sample", "ties go to the highest id", "(1u << row.id_bits) - 1 - id", "id", WRONG),
@@ -254,9 +258,12 @@ def norm(run):
 
 def linear(run):
     x, weight, bias = random(17, 70), random(33, 70, seed=1), random(33, seed=2)
-    y = torch.zeros(17, 33)
+    y, alone = torch.zeros(17, 33), torch.zeros(1, 33)
     run(x=x, weight=weight, bias=bias, y=y, rows=17, **{"in": 70}, out=33)
-    return y, oracle.linear(x, weight, bias)
+    run(x=x, weight=weight, bias=bias, y=alone, rows=1, **{"in": 70}, out=33)
+    is_same = torch.tensor([torch.equal(y[:1], alone)])  # contract C2: to the bit
+    exact = oracle.linear(x, weight, bias)
+    return torch.cat([y.flatten(), is_same]), torch.cat([exact.flatten(), torch.ones(1, dtype=torch.float64)])
 
 
 def linear_mma(run):
@@ -295,11 +302,14 @@ def rope_and_cache(run):
 
 
 def copy_blocks(run):
-    cache, source, destination = random(5, 40), torch.tensor([4, 0]), torch.tensor([1, 3])
-    exact = cache.double()
-    exact[destination] = exact[source]
-    run(cache=cache, source=source, destination=destination, block_bytes=160, count=2)
-    return cache, exact
+    """Small blocks, and blocks that take each thread several rounds."""
+    source, destination, caches, exact = torch.tensor([4, 0]), torch.tensor([1, 3]), [], []
+    for size in (40, 4 * 2500):
+        caches.append(random(5, size))
+        exact.append(caches[-1].double())
+        exact[-1][destination] = exact[-1][source]
+        run(cache=caches[-1], source=source, destination=destination, block_bytes=4 * size, count=2)
+    return torch.cat([c.flatten() for c in caches]), torch.cat([e.flatten() for e in exact])
 
 
 def sample(run):
@@ -392,12 +402,22 @@ RUNS = {
 }
 
 
-def build(kernel: str, folder: Path, old: str = "", new: str = "") -> KernelLibrary:
-    """The kernel with `old` replaced; only float32 and head_dim 32, so that it compiles in half a second."""
+def build(
+    kernel: str, folder: Path, old: str = "", new: str = "", edits: Sequence[tuple[str, str]] = ()
+) -> KernelLibrary:
+    """The kernel with `old` replaced; only float32 and head_dim 32, so that it compiles in half a second.
+
+    `edits` are made first, everywhere in the kernel's file.
+    """
     for name in (f"{kernel}.cu", "paging.h", "tensor_tile.h", "dispatch.h"):
         (source,) = find_sources("cuda", name)
         shutil.copy(source, folder)
     shutil.copy(Path(__file__).parent / "kernels" / "harness.cu", folder)
+    source = (folder / f"{kernel}.cu").read_text()
+    for before, after in edits:
+        assert before in source, f"{kernel}.cu has no {before!r} any more"
+        source = source.replace(before, after)
+    (folder / f"{kernel}.cu").write_text(source)
     in_header = old.startswith(("paging.h: ", "tensor_tile.h: "))
     file, _, text = old.partition(": ") if in_header else (f"{kernel}.cu", "", old)
     source = (folder / file).read_text()

@@ -16,7 +16,7 @@ import torch
 from minillm import MinillmError, SamplingParams
 from minillm.engine.parts import Parts
 from minillm.errors import OutOfBlocks, PartError
-from minillm.text.detokenizer import Detokenizer
+from minillm.text.detokenizer import Detokenizer, NullDetokenizer
 from minillm.worker.decode import decode
 
 PROMPT = list(range(20, 37))
@@ -127,6 +127,24 @@ def test_a_detokenizer_is_no_place_to_lose_an_interrupt(folder: Path) -> None:
         assert tiny.all_free(llm)
 
 
+class RaisesAtTheEnd(NullDetokenizer):
+    """A detokenizer that has no text left to give."""
+
+    def finish(self) -> str:
+        raise ZeroDivisionError
+
+
+def test_broken_logits_and_a_detokenizer_that_raises(tmp_path: Path) -> None:
+    """The request ends all the same, with the error that was first; so do its other samples."""
+    tensors = tiny.weights(tiny.config())
+    tensors["model.embed_tokens.weight"][200, 0] = float("nan")
+    parts = {"detokenizer": lambda tokenizer, stop, ids: RaisesAtTheEnd()}
+    llm = tiny.load(tiny.make_folder(tmp_path, tensors=tensors), parts=parts)
+    (output,) = llm.generate([7, 200, 8], greedy(6, n=2))
+    assert [c.finish_reason for c in output.outputs] == ["error"] * 2 and "NaN" in str(output.error)
+    assert tiny.all_free(llm)
+
+
 def test_infinite_logits_end_one_request_only(folder: Path) -> None:
     """float16 overflows to inf, and inf - inf is NaN: a token sampled from NaN would be arbitrary."""
 
@@ -162,6 +180,37 @@ def test_ctrl_c_frees_everything(folder: Path) -> None:
         llm.generate([PROMPT] * 5, greedy(9))
     assert tiny.all_free(llm)
     assert len(llm.generate([PROMPT] * 5, greedy(9))) == 5
+
+
+def test_who_begins_again_after_an_interrupt_was_preempted(folder: Path) -> None:
+    """Those that ran resume; who had not begun is admitted, once; the time in the queue is the first."""
+    llm = tiny.load(folder, max_num_seqs=3)
+    engine = llm.engine
+    expected = [o.token_ids for o in llm.generate([PROMPT, PROMPT[:5]], [greedy(6, n=2), greedy(6)])]
+    with engine.events.record() as events:
+        ids = [engine.add_request(PROMPT, greedy(6, n=2)), engine.add_request([5, 6], greedy(4))]
+        ids.append(engine.add_request(PROMPT[:5], greedy(6)))
+        engine.step()
+        engine.step()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine.memory, "publish", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                engine.step()
+        outputs = dict[str, Any]()
+        while engine.has_unfinished_requests():
+            outputs |= {output.request_id: output for output in engine.step()}
+    admitted = [event.request_id for event in events if event.kind == "admit"]
+    resumed = [event.request_id for event in events if event.kind == "resume"]
+    assert admitted == ids and sorted(resumed) == [ids[0], ids[0], ids[1]], "both samples of the first"
+    for event in events:
+        if event.kind == "admit":
+            assert outputs[event.request_id].metrics.queue == pytest.approx(event["waited"])
+    assert [outputs[ids[0]].token_ids, outputs[ids[2]].token_ids] == expected
+    assert tiny.all_free(llm)
+
+
+def interrupt(*arguments: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_add_and_abort_from_many_threads(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """The scheduler: which sequences run, wait or are preempted; no block is lost, every request ends (C4, C6).
 
-The scheduler runs here over the real KV manager but without a model: tokens are counted, not computed.
+The scheduler runs here over the real KV manager and a toy model (`toy.py`), which checks every decision.
 """
 
 from __future__ import annotations
@@ -20,112 +20,12 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from toy import SIZE, Toy, prompt
 
 from minillm import LLM, SamplingParams
-from minillm.config import EngineConfig
-from minillm.engine.kv_manager import KVCacheManager
-from minillm.engine.request import Request
 from minillm.engine.scheduler import AGING_SECONDS, Scheduler, StepPlan
 from minillm.engine.sequence import Sequence
 from minillm.errors import OutOfBlocks, QueueFull
-from minillm.memory.block_pool import BlockPool
-from minillm.memory.block_table import BlockTable
-from minillm.observe.events import Event, Events
-from minillm.text.detokenizer import NullDetokenizer
-
-SIZE = 4
-
-
-class Toy:
-    """Scheduler, pool and prefix cache of an engine without a model."""
-
-    scheduler_class = Scheduler
-
-    def __init__(
-        self, num_blocks: int, prefix_caching: bool = True, headroom: int = 32, **config: Any
-    ) -> None:
-        self.config = EngineConfig(block_size=SIZE, **config)
-        self.events, self.trace = Events(), list[Event]()
-        self.events.listeners.append(self.trace.append)
-        self.pool = BlockPool(num_blocks, SIZE)
-        self.memory = KVCacheManager(self.pool, "envelope", self.events, prefix_caching)
-        self.scheduler = self.scheduler_class(self.config, self.memory, self.events)
-        self.scheduler.headroom_tokens = headroom
-        self.live: list[Sequence] = []
-        self.now, self.count = 0.0, 0
-
-    def add(self, prompt: list[int], max_tokens: int, n: int = 1, priority: int = 0) -> Sequence:
-        params = SamplingParams(max_tokens=max_tokens, n=n, priority=priority)
-        requests = [
-            Sequence(
-                f"r{self.count}",
-                i,
-                prompt,
-                params,
-                seed=0,
-                max_tokens=max_tokens,
-                block_table=BlockTable(self.pool),
-                detokenizer=NullDetokenizer(),
-                arrival=self.now,
-                order=self.count,
-            )
-            for i in range(n)
-        ]
-        self.count += 1
-        requests[0].forks = requests[1:]
-        self.live.append(requests[0])
-        self.scheduler.add(Request(requests[0].request_id, requests))
-        return requests[0]
-
-    def step(self) -> StepPlan:
-        """Do what the engine does with a plan, without computing anything."""
-        self.now += 1.0
-        plan = self.scheduler.schedule(self.now)
-        self.memory.make_room(plan.num_blocks)
-        for chunk in plan.prefill:
-            assert chunk.start == chunk.sequence.num_computed_tokens < chunk.end <= chunk.sequence.num_tokens
-            self.memory.allocate_slots(chunk.sequence, chunk.end)
-            chunk.sequence.num_computed_tokens = chunk.end
-        for request in plan.decode:
-            self.memory.allocate_slots(request, request.num_computed_tokens + 1)
-            request.num_computed_tokens += 1
-        for request in [c.sequence for c in plan.prefill] + plan.decode:
-            if request.num_computed_tokens == request.num_tokens:
-                for sample in [request, *self._begin_forks(request)]:
-                    sample.append(len(sample.output_token_ids), (), self.now)
-        for request in plan.blocks:
-            self.memory.publish(request)
-        for request in [r for r in self.live if r.finish_reason]:
-            self.cancel(request)
-        self.events.deliver()
-        return plan
-
-    def cancel(self, request: Sequence) -> None:
-        self.live.remove(request)
-        self.scheduler.remove(request)
-
-    def run(self, most: int = 2000) -> list[StepPlan]:
-        plans = []
-        while self.live:
-            plans.append(self.step())
-            assert len(plans) < most, "a request never ends"
-        return plans
-
-    def of(self, kind: str) -> list[str]:
-        return [event.request_id for event in self.trace if event.kind == kind]
-
-    def _begin_forks(self, request: Sequence) -> list[Sequence]:
-        forks, request.forks = request.forks, []
-        for fork in forks:
-            self.memory.fork(request, fork, request.num_computed_tokens)
-            self.scheduler.fork(request, fork)
-            self.live.append(fork)
-        return forks
-
-
-def prompt(length: int, salt: int = 0) -> list[int]:
-    return [salt * 1000 + i for i in range(length)]
-
 
 # ---- policy ---------------------------------------------------------------------------------------
 
@@ -204,19 +104,49 @@ class FrozenRanks(Scheduler):
         pass
 
 
-@pytest.mark.parametrize("scheduler", [Scheduler, FrozenRanks])
-def test_age_does_not_reverse_who_is_newest(scheduler: type[Scheduler]) -> None:
-    """The third request gains a priority by waiting, then runs with the second and is still the newer one.
-
-    Control: with frozen ranks it counts as the older one.
-    """
+def ages(scheduler: type[Scheduler]) -> Toy:
+    """The third request gains a priority by waiting, then runs with the second."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Toy, "scheduler_class", scheduler)
         toy = Toy(9, prefix_caching=False, headroom=0, max_num_seqs=2)
     for i, (length, max_tokens) in enumerate(((2, 12), (4, 28), (8, 12))):
         toy.add(prompt(length, i), max_tokens)
     toy.run()
-    assert toy.of("preempt")[0] == ("r2" if scheduler is Scheduler else "r1")
+    return toy
+
+
+def test_age_does_not_reverse_who_is_newest() -> None:
+    assert ages(Scheduler).of("preempt")[0] == "r2"
+    with pytest.raises(AssertionError, match="stand in order"):
+        ages(FrozenRanks)
+
+
+@pytest.mark.parametrize(("num_blocks", "is_let_in"), [(5, False), (6, True)])
+def test_room_is_counted_for_the_token_that_comes_next(num_blocks: int, is_let_in: bool) -> None:
+    """Of two blocks' prompt the answer begins a third; one block is what the first grows into meanwhile.
+
+    Taken by the first: a block, and one more in this step.
+    """
+    toy = Toy(num_blocks, prefix_caching=False, headroom=0)
+    toy.add(prompt(SIZE), 9)
+    toy.step()
+    toy.add(prompt(2 * SIZE, 1), 4)
+    toy.step()
+    assert (toy.of("admit") == ["r0", "r1"]) == is_let_in
+
+
+def test_a_chunk_takes_no_more_than_a_block_from_others() -> None:
+    """A prompt of four blocks, of which two would fit the chunk, and no room: the newest alone gives way."""
+    toy = Toy(2, prefix_caching=False, headroom=0, prefill_chunk=2 * SIZE)
+    for salt in (1, 2):
+        toy.add(prompt(1, salt), 3)
+        toy.step()
+    eldest = toy.add(prompt(4 * SIZE), 4, priority=-1)
+    toy.scheduler.waiting.remove(eldest)
+    toy.scheduler.running.insert(0, eldest)
+    plan = StepPlan()
+    assert toy.scheduler._prefill(plan, eldest, budget=100) == SIZE
+    assert [r.request_id for r in plan.preempted] == ["r1"] and plan.num_blocks == 1
 
 
 def test_samples_count_as_sequences() -> None:

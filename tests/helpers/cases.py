@@ -39,6 +39,18 @@ def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, scale
     return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
 
 
+def silu_roundings(
+    dtype: torch.dtype, rows: int = 8, size: int = 257
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """gate_up [rows, 2 * size]; silu(gate) * up rounded once, and rounded twice; where that is certain."""
+    gate, up = (random(rows, size, dtype=dtype, scale=2, seed=s) for s in (1, 2))
+    exact = gate.double() / (1 + (-gate.double()).exp())
+    activated = exact.to(dtype)
+    is_clear = ((exact * (1 - 1e-6)).to(dtype) == activated) & ((exact * (1 + 1e-6)).to(dtype) == activated)
+    once, twice = exact * up.double(), activated.double() * up.double()
+    return torch.cat([gate, up], dim=-1), once.to(dtype), twice.to(dtype), is_clear
+
+
 @dataclass
 class Case:
     """One (number of new rows, number of keys including them) per sequence."""

@@ -189,6 +189,19 @@ def test_fork_shares_full_blocks_only(num_tokens: int, block_size: int) -> None:
     assert pool.num_free == 100
 
 
+def test_fork_that_cannot_share_takes_nothing() -> None:
+    """A block of the table was freed behind its back: the block for the copy goes back."""
+    pool = BlockPool(6, 4)
+    table = BlockTable(pool)
+    table.grow(6)
+    last_freed = pool.allocate(1)  # the copy's block
+    pool.free(table.block_ids[:1])
+    pool.free(last_freed)
+    with pytest.raises(ValueError, match="not in use"):
+        table.fork(6)
+    assert pool.num_free == 5
+
+
 def test_fork_without_room_shares_nothing() -> None:
     pool = BlockPool(2, 4)
     parent = BlockTable(pool)

@@ -113,6 +113,7 @@ def test_same_block_behind_another_parent_is_another_block(hash_function: Any) -
 def test_encodings_differ_wherever_fields_do() -> None:
     """Type and length are part of the encoding, so different fields never have equal bytes."""
     values: list[Any] = ["", "1", "12", b"", b"1", b"12", 1, 12, None, [], [1], [12], [1, 2], [2, 1]]
+    values += ["1s12", "sn", b"1s12", b"12n"]  # texts that hold the marks between two fields
     fields = [(a, b) for a, b in itertools.product(values, values)] + [(a,) for a in values] + [()]
     assert len({encode(*f) for f in fields}) == len(fields)
 
@@ -141,6 +142,17 @@ def test_least_recently_used_goes_first_and_children_before_parents() -> None:
         gone += before - {*pool_used(pool)}
     assert gone == [b[0].block_id, a[1].block_id, a[0].block_id]
     assert pool.num_free == pool.num_blocks and cache.evict(5) == 0
+
+
+def test_an_evicted_block_leaves_nothing_behind() -> None:
+    """The index is as large as the cache, however many contents have come and gone."""
+    cache, pool = make()
+    for i in range(200):
+        publish(cache, pool, SCOPE, [(i, 0, 0, 0), (i, 1, 0, 0)])
+        cache.evict(cache.num_unused - 3)
+    assert len(cache._index) == len(cache._by_block) == cache.num_blocks == cache.num_unused == 3
+    cache.evict(3)
+    assert cache._index == {} == cache._by_block and pool.num_free == pool.num_blocks
 
 
 def pool_used(pool: BlockPool) -> list[int]:
@@ -203,6 +215,11 @@ class CacheMachine(RuleBasedStateMachine):
         counts = [self.pool.ref_count(i) for i in range(self.pool.num_blocks)]
         assert counts == [owners[i] + (i in cached) for i in range(self.pool.num_blocks)]
         assert self.cache.num_unused == sum(i in cached and not owners[i] for i in range(len(owners)))
+
+    @invariant()
+    def the_index_holds_what_can_be_found(self) -> None:
+        buckets = self.cache._index.values()
+        assert all(buckets) and sum(map(len, buckets)) == self.cache.num_blocks
 
     @invariant()
     def parents_outlive_children(self) -> None:

@@ -13,6 +13,7 @@ import tiny
 from minillm import LLM, MinillmError
 from minillm.config.sizes import format_bytes, parse_bytes
 from minillm.errors import (
+    BackendError,
     KVCapacityError,
     ModelNotFound,
     OutOfMemory,
@@ -20,6 +21,10 @@ from minillm.errors import (
     UnsupportedModel,
     UsageError,
 )
+from minillm.model.families import load_model_config
+from minillm.model.loader import _say_once, make_ops
+from minillm.ops.reference import ReferenceOps
+from minillm.toolchain.compiler import BuildFailed
 
 
 def refused(kind: type[MinillmError], exit_code: int, model: Any, **options: Any) -> str:
@@ -145,6 +150,61 @@ def test_model_larger_than_the_memory(tmp_path: Path) -> None:
     tiny.load(tmp_path, max_model_len=64)  # control: the tables are as long as max_model_len
 
 
+def test_memory_that_is_just_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Borders: what fits exactly fits; one byte less does not."""
+    folder = tiny.make_folder(tmp_path)
+    config = load_model_config(folder)
+
+    def free(count: int) -> None:
+        monkeypatch.setattr("minillm.model.loader.free_memory", lambda device: count)
+
+    weights = 4 * config.num_parameters
+    free(weights)
+    tiny.load(folder)
+    free(weights - 1)
+    message = refused(OutOfMemory, 7, folder)
+    assert "float32" in message and "dtype bfloat16 would fit" in message
+    free(weights // 2)
+    tiny.load(folder, dtype="bfloat16")
+    free(weights // 2 - 1)
+    assert "smaller model" in refused(OutOfMemory, 7, folder, dtype="bfloat16")
+    tables = 2 * 256 * (config.head_dim // 2) * 4  # cos and sin of every position, in float32
+    free(tables - 1)
+    assert "rope tables" in refused(OutOfMemory, 7, folder)
+    free(tables)
+    assert "weights" in refused(OutOfMemory, 7, folder)
+
+
+def test_kv_memory_that_is_just_free(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = tiny.blocks(5)
+    monkeypatch.setattr("minillm.memory.budget.free_memory", lambda device: pool)
+    assert tiny.load(folder, kv_memory=pool).engine.pool.num_blocks == 5
+    assert "are free" in refused(KVCapacityError, 7, folder, kv_memory=pool + 1)
+    # "auto": a quarter of what is free, and no more than all sequences at full context can use.
+    monkeypatch.setattr("minillm.memory.budget.free_memory", lambda device: 4 * pool + 3)
+    assert tiny.load(folder, kv_memory="auto").engine.pool.num_blocks == 5
+    monkeypatch.setattr("minillm.memory.budget.free_memory", lambda device: 1 << 40)
+    auto = tiny.load(folder, kv_memory="auto", max_model_len=33, max_num_seqs=2)
+    assert auto.engine.pool.num_blocks == 2 * 3
+    assert refused(KVCapacityError, 7, folder, kv_memory=tiny.blocks(1) - 1)
+
+
+def test_the_context_has_a_border(folder: Path) -> None:
+    assert tiny.load(folder).engine.model.max_model_len == 256
+    assert tiny.load(folder, max_model_len=256).engine.model.max_model_len == 256
+    assert tiny.load(folder, max_model_len=1).engine.model.max_model_len == 1
+    assert "256 positions" in refused(UsageError, 2, folder, max_model_len=257)
+
+
+def test_the_vocabulary_has_a_border(folder: Path) -> None:
+    llm = tiny.load(folder)
+    vocab_size = llm.engine.model.config.vocab_size
+    assert llm.engine.model.token_ids((0, vocab_size - 1)) == [0, vocab_size - 1]
+    for bad in (vocab_size, -1):
+        with pytest.raises(UsageError):
+            llm.engine.model.token_ids([5, bad])
+
+
 # ---- the tokenizer and the model ------------------------------------------------------------------
 
 
@@ -152,6 +212,10 @@ def test_tokenizer_larger_than_the_vocabulary(tmp_path: Path) -> None:
     cfg = tiny.config(vocab_size=100)
     message = refused(TokenizerError, 6, tiny.make_folder(tmp_path, cfg))
     assert "100" in message
+    num_ids = tiny.byte_level_tokenizer().get_vocab_size()
+    tiny.make_folder(tmp_path, tiny.config(vocab_size=num_ids - 1))
+    assert str(num_ids) in refused(TokenizerError, 6, tmp_path)
+    tiny.load(tiny.make_folder(tmp_path, tiny.config(vocab_size=num_ids)))  # control: a row for each id
 
 
 def test_smaller_tokenizers_are_padded_models(folder: Path) -> None:
@@ -167,6 +231,26 @@ def test_folder_without_tokenizer_takes_ids_only(tmp_path: Path) -> None:
     assert len(llm.generate([5, 6, 7])[0].token_ids) > 0
     with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
         llm.generate("text")
+
+
+# ---- the backend ----------------------------------------------------------------------------------
+
+
+def test_without_a_compiler_only_native_insists(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise BuildFailed("no compiler was found")
+
+    monkeypatch.setattr("minillm.model.loader.CpuOps", fail)
+    with pytest.raises(BackendError, match="no compiler was found"):
+        make_ops("native", "cpu")
+    _say_once.cache_clear()
+    for _ in range(2):
+        assert type(make_ops("auto", "cpu")) is ReferenceOps
+    assert capsys.readouterr().err.count("no compiler was found") == 1, "said once"
+    assert type(make_ops("reference", "cpu")) is ReferenceOps
+    assert capsys.readouterr().err == ""
 
 
 # ---- options --------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 from minillm import LLM
 from minillm.errors import WeightsError
 from minillm.model.checkpoint import stored_tensors
-from minillm.model.weights import placements
+from minillm.model.weights import load_weights, placements
 
 EMBED = "model.embed_tokens.weight"
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -127,6 +128,17 @@ def test_a_file_that_shrinks_after_its_header_was_read(tmp_path: Path) -> None:
 def test_shards_load_like_one_file(tmp_path: Path, folder: Path) -> None:
     sharded(tmp_path)
     assert torch.equal(tiny.load(tmp_path).logits([5, 6, 7]), tiny.load(folder).logits([5, 6, 7]))
+
+
+def test_the_digest_does_not_depend_on_the_files(tmp_path: Path, folder: Path) -> None:
+    """One file or shards, whatever the order of their index: the same model."""
+    sharded(tmp_path)
+    found = tiny.load(tmp_path).engine.model.weights_digest
+    assert found == tiny.load(folder).engine.model.weights_digest
+    path = tmp_path / "model.safetensors.index.json"
+    weight_map = json.loads(path.read_text())["weight_map"]
+    path.write_text(json.dumps({"weight_map": dict(sorted(weight_map.items(), reverse=True))}))
+    assert tiny.load(tmp_path).engine.model.weights_digest == found
 
 
 def test_stray_files_beside_an_index_are_not_read(tmp_path: Path, folder: Path) -> None:
@@ -251,6 +263,42 @@ def test_progress_reaches_the_total(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     total = sum(t.nbytes for t in tiny.weights(tiny.config()).values())
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
     assert seen[-1] == (total, total) and {t for _, t in seen} == {total}
+
+
+class Stub:
+    """As much of a decoder as the loading of weights asks for."""
+
+    config = SimpleNamespace(tie_word_embeddings=False)
+
+
+def digest(folder: Path, monkeypatch: pytest.MonkeyPatch, tensors: dict[str, torch.Tensor]) -> str:
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    table = {name: torch.empty(t.shape) for name, t in tensors.items()}
+    monkeypatch.setattr("minillm.model.weights.placements", lambda decoder: table)
+    return load_weights(Stub(), folder)  # type: ignore[arg-type]
+
+
+def test_the_digest_is_of_names_dtypes_shapes_and_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two checkpoints with the same bytes in the same order are two models."""
+    a, b = torch.arange(6.0), torch.arange(6.0, 12.0)
+    same = [{"a": a, "b": b}, {"b": b.clone(), "a": a.clone()}]
+    others = [
+        {"a": a, "c": b},
+        {"a": a.view(2, 3), "b": b},
+        {"a": a.view(3, 2), "b": b},
+        {"a": a.view(torch.float16), "b": b},
+        {"a": a.view(torch.bfloat16), "b": b},
+        {"a": torch.cat([a, b[:3]]), "b": b[3:].clone()},
+        {"a": a, "b": b + 1},
+        {"a": b, "b": a},
+        {"a": a, "b": b[:-1].clone()},
+        {"a": torch.cat([a, b])},
+    ]
+    found = [digest(tmp_path / str(i), monkeypatch, tensors) for i, tensors in enumerate(same + others)]
+    assert found[0] == found[1] and len(set(found)) == 1 + len(others)
 
 
 # ---- memory ---------------------------------------------------------------------------------------

@@ -168,6 +168,16 @@ def test_key_fields_do_not_commute() -> None:
     assert noise_key(-1, 0, 0) != noise_key(1, 0, 0) and 0 <= noise_key(2**70, 0, 0) < 2**64
 
 
+def test_every_bit_of_every_field_is_in_the_key() -> None:
+    """Also the bits above 32, and the sign."""
+    changed = {
+        noise_key(*[value ^ (1 << bit if i == field else 0) for i, value in enumerate((7, 1, 5, 0))])
+        for field in range(4)
+        for bit in range(64)
+    }
+    assert len(changed | {noise_key(7, 1, 5, 0), noise_key(-7, 1, 5, 0)}) == 4 * 64 + 2
+
+
 def test_noise_is_inside_the_open_interval_and_independent() -> None:
     keys = [noise_key(seed, 0, 0) for seed in range(40)]
     u = uniforms(keys, 5000)

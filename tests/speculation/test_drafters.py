@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import drafting
 import pytest
 import tiny
+from clock import Sequence, compute_bound, memory_bound, simulate
 
 from minillm import SamplingParams
 from minillm.cli.main import main
@@ -21,7 +21,6 @@ from minillm.errors import KVCapacityError, MinillmError, OutOfMemory, Tokenizer
 from minillm.model import loader
 from minillm.speculation.controller import PLAIN_SAMPLES, PROBE, Controller
 from minillm.speculation.ngram import NgramIndex
-from minillm.speculation.state import DraftState
 
 # ---- n-grams --------------------------------------------------------------------------------------
 
@@ -64,59 +63,6 @@ def test_an_index_grows_with_its_text() -> None:
 
 
 # ---- the controller -------------------------------------------------------------------------------
-
-
-class Sequence:
-    """A stand-in for a sequence: the controller uses only its draft state."""
-
-    def __init__(self, acceptance: float) -> None:
-        self.acceptance = acceptance
-        self.draft = DraftState()
-
-
-def simulate(
-    controller: Controller,
-    sequences: list[Sequence],
-    steps: int,
-    target: Callable[[int], float],
-    level: Callable[[int], float],
-    seed: int = 0,
-    first: float = 0.0,
-) -> tuple[float, list[list[int]]]:
-    """Simulate steps with a simulated clock; return tokens per second and the depths chosen in each step.
-
-    Drafting takes `first` seconds plus a time per level.
-    """
-    rng, seconds, tokens, chosen = random.Random(seed), 0.0, 0, list[list[int]]()
-    for _ in range(steps):
-        depths = controller.choose(sequences)  # type: ignore[arg-type]
-        rows = len(sequences) + sum(depths)
-        step = target(rows)
-        controller.record_target(rows, step)
-        if any(depths):
-            branches = sum(depth > 0 for depth in depths)
-            drafting = first + max(depths) * level(branches)
-            controller.record_draft(branches, max(depths), drafting)
-            step += drafting
-        for sequence, depth in zip(sequences, depths, strict=True):
-            stood = 0
-            while stood < depth and rng.random() < sequence.acceptance:
-                stood += 1
-            if depth:
-                controller.record_result(sequence, depth, stood)  # type: ignore[arg-type]
-            tokens += 1 + stood
-        seconds += step
-        chosen.append(depths)
-    return tokens / seconds, chosen
-
-
-def memory_bound(rows: int) -> float:
-    """A pass that reads weights for 1 ms and computes each row in 0.02 ms."""
-    return 1e-3 + 2e-5 * rows
-
-
-def compute_bound(rows: int) -> float:
-    return 1e-3 * rows
 
 
 @pytest.mark.parametrize("acceptance", [0.3, 0.6, 0.9])

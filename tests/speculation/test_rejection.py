@@ -38,11 +38,7 @@ VOCAB, DRAWS = 16, 200_000
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"temperature": 0.3},
-    {"temperature": 1.5},
     {"top_k": 5},
-    {"top_p": 0.7},
-    {"min_p": 0.1},
-    {"repetition_penalty": 1.5},
     {"temperature": 0.8, "top_k": 8, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.2},
 ]
 BONFERRONI = 0.001 / (len(SETTINGS) * 2 * 3)  # kinds of draft, positions
@@ -125,7 +121,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return drafting.make_pair(tmp_path_factory.mktemp("pair"), noise=0.3)
 
 
-def second_tokens(llm: LLM, count: int = 1200) -> Tensor:
+def second_tokens(llm: LLM, count: int = 8000) -> Tensor:
     """The second token of many answers to one prompt, by seed: it is the first that can be drafted."""
     params = [
         SamplingParams(max_tokens=3, temperature=1.0, top_k=6, seed=i, ignore_eos=True) for i in range(count)
@@ -141,9 +137,13 @@ def same_distribution(a: Tensor, b: Tensor) -> float:
     return float(stats.chi2_contingency(table[:, table.sum(dim=0) > 0]).pvalue)
 
 
-def test_answers_have_the_targets_distribution(pair: tuple[Path, Path]) -> None:
+@pytest.fixture(scope="module")
+def plain(pair: tuple[Path, Path]) -> Tensor:
+    return second_tokens(drafting.load(pair[0]))
+
+
+def test_answers_have_the_targets_distribution(pair: tuple[Path, Path], plain: Tensor) -> None:
     rejecting = {"draft_verification": "rejection", "draft_model": pair[1], "num_draft_tokens": 2}
-    plain = second_tokens(drafting.load(pair[0]))
     assert same_distribution(second_tokens(drafting.load(pair[0], **rejecting)), plain) > 0.001
 
     def accept_all(draft: Tensor, probs: Tensor, target: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,7 +152,47 @@ def test_answers_have_the_targets_distribution(pair: tuple[Path, Path]) -> None:
         return padded.scatter(1, length.unsqueeze(1), 5), length
 
     control = drafting.load(pair[0], **rejecting, parts={"verify_draft": accept_all})
-    assert same_distribution(second_tokens(control), plain) < 1e-12
+    assert same_distribution(second_tokens(control, 1200), plain) < 1e-12
+
+
+def test_control_one_key_for_two_draws_is_noticed(
+    pair: tuple[Path, Path], plain: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The uniform that refused a token also chooses its replacement: hardly wrong, so it takes many draws."""
+    monkeypatch.setattr("minillm.engine.batch.REPLACE", ACCEPT)
+    rejecting = {"draft_verification": "rejection", "draft_model": pair[1], "num_draft_tokens": 2}
+    assert same_distribution(second_tokens(drafting.load(pair[0], **rejecting)), plain) < 1e-6
+
+
+def test_no_two_draws_have_one_key(pair: tuple[Path, Path]) -> None:
+    """Of each position its draw, its acceptance and its replacement; in all steps of all sequences."""
+    llm = drafting.load(pair[0], draft_model=pair[1], draft_verification="rejection", num_draft_tokens=3)
+    worker, steps = llm.engine.worker, list[Any]()
+    own = worker.execute
+    worker.execute = lambda step: (steps.append(step), own(step))[1]  # type: ignore[method-assign]
+    params = [
+        SamplingParams(max_tokens=12, temperature=1.0, seed=i // 2, n=2, ignore_eos=True) for i in (0, 2)
+    ]
+    llm.generate([[9] * 5, [9] * 5], params)
+    verified = [rows for step in steps for rows in step.verify if rows.branches]
+    assert len(verified) > 10
+    for rows in verified:
+        used = [*rows.keys, *rows.accept_keys, rows.replace_key]
+        assert len(rows.keys) == len(rows.accept_keys) + 1 == len(rows.branches[0]) + 1
+        assert len(set(used)) == len(used)
+    own_keys = {(i, j, p, purpose): noise_key(i, j, p, purpose)
+                for i in (0, 1) for j in (0, 1) for p in range(13) for purpose in range(4)}  # fmt: skip
+    assert len(set(own_keys.values())) == len(own_keys)
+    by_key = {key: name for name, key in own_keys.items()}
+    for rows in verified:
+        (seed, index, position, purpose) = by_key[rows.replace_key]
+        assert purpose == REPLACE
+        assert [by_key[k] for k in rows.accept_keys] == [
+            (seed, index, position + i, ACCEPT) for i in range(len(rows.accept_keys))
+        ]
+        assert [by_key[k] for k in rows.keys] == [
+            (seed, index, position + i, 0) for i in range(len(rows.keys))
+        ]
 
 
 def test_greedy_is_the_case_of_one_possible_token(pair: tuple[Path, Path]) -> None:

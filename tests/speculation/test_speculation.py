@@ -23,8 +23,10 @@ from minillm.engine.outputs import RequestOutput
 from minillm.errors import MinillmError
 from minillm.memory.block_table import blocks_for
 from minillm.observe.metrics import summarize
-from minillm.speculation.proposal import Proposal
+from minillm.ops.reference import ReferenceOps
+from minillm.speculation.proposal import NO_PROPOSAL, Proposal
 from minillm.speculation.scripted import ScriptedDrafter
+from minillm.worker.decode import decode
 
 DRAFTERS = ("model", "ngram", "oracle", "random", "adversary", "model tree", "ngram tree", "random tree")
 LENGTHS = (1, 3, 5, 8)
@@ -326,6 +328,21 @@ def test_look_ahead_keeps_to_the_token_budget(pair: tuple[Path, Path]) -> None:
     assert all(n + prefilled[step] <= 24 for n, step in zip(rows, steps, strict=True))
 
 
+def test_a_tree_keeps_to_the_token_budget(pair: tuple[Path, Path]) -> None:
+    """Branches are left out before the budget is exceeded, and it is used to the last row."""
+    tree, budget = (2, 2, 1), 24
+    params = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True, logprobs=2)
+    work = [[5 + i, 7] for i in range(4)], params
+    llm = load(pair[0], parts=drafting.randomly(), max_num_batched_tokens=budget, draft_tree=tree)
+    with llm.engine.events.record() as events:
+        found = llm.generate(*work)
+    assert differing(found, load(pair[0]).generate(*work)) == []
+    full = [e for e in events if e.kind == "speculate" and len(e["requests"]) == 4][:-6]
+    assert len(full) > 3 and {event["rows"] for event in full} == {budget}
+    # 20 rows are left beside the newest tokens': 15 for four branches, 3 for one, 2 for a shorter one.
+    assert {tuple(o.drafted for o in event["outcomes"]) for event in full} == {(12, 3, 2, 0)}
+
+
 # ---- ends inside a run ----------------------------------------------------------------------------
 
 
@@ -337,6 +354,7 @@ def test_max_tokens_inside_an_accepted_run(pair: tuple[Path, Path], tokens: int)
     output = llm.generate([9] * 20, params)[0]
     assert output.token_ids == known[0].token_ids[:tokens] and output.finish_reason == "length"
     assert output.logprobs == known[0].logprobs[:tokens]  # type: ignore[index]
+    assert output.metrics.accepted == output.metrics.drafted == max(0, tokens - 2 - (tokens - 2) // 9)
     assert tiny.all_free(llm)
 
 
@@ -355,8 +373,14 @@ def test_a_stop_inside_an_accepted_run(pair: tuple[Path, Path], place: int, how:
     params = SamplingParams(**(free.to_dict() | ending))
     known = load(pair[0]).generate([9] * 20, params)
     llm = load(pair[0], parts=drafting.scripted(whole), num_draft_tokens=8)
-    found = llm.generate([9] * 20, params)
+    with llm.engine.events.record() as events:
+        found = llm.generate([9] * 20, params)
     assert differing(found, known) == [] and found[0].finish_reason == "stop"
+    outcomes = [o for e in events if e.kind == "speculate" for o in e["outcomes"]]
+    sampled = sum(len(e["requests"]) for e in events if e.kind == "sample")
+    assert sampled == len(found[0].token_ids), "what stands behind the end was not given"
+    assert found[0].metrics.accepted == sum(o.accepted for o in outcomes) <= sampled - 1
+    assert found[0].metrics.drafted == sum(o.drafted for o in outcomes) >= found[0].metrics.accepted
     assert tiny.all_free(llm)
     assert llm.generate([9] * 20, params)[0].token_ids == known[0].token_ids, "no wrong block was published"
 
@@ -403,6 +427,49 @@ def test_broken_logits_inside_a_path_end_the_request_where_decode_would(tmp_path
     assert str(found[0].error) == str(alone[0].error)
 
 
+def test_broken_logits_are_never_drawn_from(tmp_path: Path) -> None:
+    """Not even to throw the draw away: a sampler may do anything with NaN."""
+    tensors = tiny.weights(drafting.CONFIG, scale=0.1)
+    params = SamplingParams(max_tokens=20, temperature=1.0, seed=2, ignore_eos=True)
+    good = load(tiny.make_folder(tmp_path / "good", drafting.CONFIG, tensors=tensors))
+    whole = good.generate([[5, 6], [7, 8]], params)
+    tensors["model.embed_tokens.weight"][whole[0].token_ids[7], 0] = float("nan")
+    bad, asked = tiny.make_folder(tmp_path / "bad", drafting.CONFIG, tensors=tensors), list[bool]()
+
+    def watched(logits: torch.Tensor, batch: Any) -> torch.Tensor:
+        asked.append(bool(logits.isfinite().all()))
+        return ReferenceOps().sample(logits, batch)
+
+    for parts in ({"sampler": watched}, {"sampler": watched, **drafting.scripted(whole)}):
+        output = load(bad, parts=parts).generate([[5, 6], [7, 8]], params)[0]
+        assert output.finish_reason == "error" and all(asked) and len(asked) > 4
+
+
+@pytest.mark.parametrize("drafts", ["none", "all", "one"])
+def test_only_a_later_row_wants_logprobs(pair: tuple[Path, Path], drafts: str) -> None:
+    """Its log-probabilities are those of its own rows, whoever stands before it."""
+    tops = [None, None, 3, None, 0]
+    prompts = [[5 + i, 7, 9] for i in range(5)]
+    params = [
+        SamplingParams(max_tokens=12, temperature=0.8, seed=i, ignore_eos=True, logprobs=t)
+        for i, t in enumerate(tops)
+    ]
+    known = [load(pair[0]).generate(p, q)[0] for p, q in zip(prompts, params, strict=True)]
+    told = [known[2]] if drafts == "one" else known
+    answer = drafting.answers(told)
+
+    def known_or_nothing(sequence: Any) -> Any:
+        return answer(sequence) if drafts == "all" or sequence.prompt_token_ids == prompts[2] else []
+
+    parts = {"drafter": lambda model, config: ScriptedDrafter(known_or_nothing, tiny.VOCAB_SIZE, 0.6)}
+    found = load(pair[0], **({} if drafts == "none" else {"parts": parts})).generate(prompts, params)
+    assert differing(found, known) == []
+    assert [o.logprobs is None for o in found] == [top is None for top in tops]
+    wanted = {"none": [False] * 5, "all": [True] * 5, "one": [False, False, True, False, False]}
+    assert [o.metrics.drafted > 0 for o in found] == wanted[drafts], "each is credited with its own"
+    assert all(len(row) in (3, 4) for row in found[2].logprobs or []) and len(found[2].logprobs or []) == 12
+
+
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
@@ -438,6 +505,30 @@ def test_a_drafter_that_raises_loses_no_blocks(pair: tuple[Path, Path], failing:
         llm.generate(prompts(6), SamplingParams(max_tokens=20))
     llm.engine.step()
     assert tiny.all_free(llm)
+
+
+def test_a_pass_that_fails_after_no_guess_costs_no_prefix(pair: tuple[Path, Path]) -> None:
+    """The room for guesses is given back between drafting and the pass; that is no reason to begin again."""
+    fails = list[bool]()
+
+    def loop(runner: Any, rows: Any) -> torch.Tensor:
+        if fails:
+            raise ZeroDivisionError
+        return decode(runner, rows)
+
+    class Silent(ScriptedDrafter):
+        def propose(self, lookaheads: Any) -> list[Proposal]:
+            return [NO_PROPOSAL for _ in lookaheads]
+
+    parts = {"drafter": lambda model, config: Silent(lambda s: [], 9), "decode_loop": loop}
+    llm, params = load(pair[0], parts=parts), SamplingParams(max_tokens=5, ignore_eos=True)
+    llm.generate([9] * 40, params)
+    cached = llm.engine.stats()["cached_blocks"]
+    fails.append(True)
+    with pytest.raises(ZeroDivisionError):
+        llm.generate([8] * 5, params)
+    llm.engine.step()
+    assert tiny.all_free(llm) and llm.engine.stats()["cached_blocks"] == cached == 2
 
 
 def test_answers_that_share_their_prompt_are_drafted_apart(pair: tuple[Path, Path]) -> None:

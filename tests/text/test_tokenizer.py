@@ -258,6 +258,32 @@ def test_where_a_template_comes_from(tmp_path: Path) -> None:
     )
 
 
+def test_a_template_is_asked_for_the_assistants_turn(tmp_path: Path) -> None:
+    template = "{{ messages[0].content }}{% if add_generation_prompt %} the mat{% endif %}"
+    made = tokenizer(tmp_path, chat_template=template)
+    assert made.render_chat(HELLO) == "the cat the mat"
+    assert made.encode_chat(HELLO) == made.encode("the cat the mat", add_special_tokens=False)
+
+
+# ---- ids ------------------------------------------------------------------------------------------
+
+
+def test_a_vocabulary_with_gaps(tmp_path: Path) -> None:
+    """The highest id counts, and not how many there are: those in the gaps have no text, but a row."""
+    vocab = {"a": 0, "b": 3, "c": 7}
+    RustTokenizer(models.WordLevel(vocab, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    made = Tokenizer(tmp_path)
+    assert made.num_token_ids == 8
+    assert made.decode([3, 5, 7]).split() == ["b", "c"]
+    other = tmp_path / "other"
+    other.mkdir()
+    moved = RustTokenizer(models.WordLevel({"a": 0, "b": 4, "c": 7}, unk_token="a"))
+    moved.save(str(other / "tokenizer.json"))
+    assert (
+        Tokenizer(other).vocabulary_digest != made.vocabulary_digest == Tokenizer(tmp_path).vocabulary_digest
+    )
+
+
 @pytest.mark.parametrize(
     "messages",
     [None, [], "hi", {}, {"role": "user", "content": "x"}, [1], ["x"], [{}], [{"role": "user"}],
