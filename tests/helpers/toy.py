@@ -122,7 +122,10 @@ class Toy:
             if not r.is_prefilling:
                 assert r in plan.decode
             elif r not in plan.sequences:
-                assert budget == 0 or room < 1 + self.copies(r)
+                end = min(r.num_computed_tokens + config.prefill_chunk, r.num_tokens)
+                assert budget == 0 or room < blocks_for(end, SIZE) - len(
+                    r.block_table.block_ids
+                ) + self.copies(r)
         for chunk in plan.prefill:
             r, size = chunk.sequence, chunk.end - chunk.start
             is_whole = size == min(config.prefill_chunk, r.num_tokens - chunk.start)

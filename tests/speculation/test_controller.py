@@ -201,7 +201,7 @@ def test_proposals_of_anything_but_ids_are_refused(branches: Any) -> None:
     drafter = SimpleNamespace(propose=lambda asked: [Proposal(branches) for _ in asked])
     made = Speculation(drafter, Recording(), 2, 99, 50)  # type: ignore[arg-type]
     lookahead = Lookahead(SimpleNamespace(), 5, [[0], [1]])  # type: ignore[arg-type]
-    with pytest.raises(PartError, match="no Proposal of token ids"):
+    with pytest.raises(PartError, match="not a Proposal of token ids"):
         made.propose([lookahead])
 
 

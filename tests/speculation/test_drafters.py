@@ -245,7 +245,7 @@ def test_a_draft_larger_than_memory(folder: Path, tmp_path: Path, monkeypatch: p
     large = tiny.make_folder(tmp_path / "large", tiny.config(intermediate_size=4096))
     needed = 4 * loader.load_model_config(large).num_parameters
     with monkeypatch.context() as patch:
-        patch.setattr(loader, "free_memory", lambda device: needed - 1)
+        patch.setattr("minillm.model.memory.free_memory", lambda device: needed - 1)
         with pytest.raises(OutOfMemory, match="draft model: the weights need") as caught:
             tiny.load(folder, draft_model=large)
         assert caught.value.exit_code == 7
