@@ -121,6 +121,20 @@ def test_age_does_not_reverse_who_is_newest() -> None:
         ages(FrozenRanks)
 
 
+def test_who_ages_first_overtakes_among_the_running() -> None:
+    """Priority 1 less an age is priority 0, and was submitted before: now the other is the newest."""
+    toy = Toy(64)
+    toy.add(prompt(2), 30, priority=1)
+    for _ in range(5):
+        toy.step()
+    toy.add(prompt(2, 1), 30)
+    seen = []
+    for _ in range(8):
+        toy.step()
+        seen.append([r.request_id for r in toy.scheduler.running])
+    assert seen[0] == ["r1", "r0"] and seen[-1] == ["r0", "r1"]
+
+
 @pytest.mark.parametrize(("num_blocks", "is_let_in"), [(5, False), (6, True)])
 def test_room_is_counted_for_the_token_that_comes_next(num_blocks: int, is_let_in: bool) -> None:
     """Of two blocks' prompt the answer begins a third; one block is what the first grows into meanwhile.
