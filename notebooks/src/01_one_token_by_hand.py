@@ -39,7 +39,7 @@ from minillm.worker.step import SequenceRows
 torch.set_num_threads(1)  # a small model: a second thread costs more than it brings
 torch.set_grad_enabled(False)
 plt.rcParams.update({"figure.dpi": 90, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#CCCCCC"  # told apart by colour-blind readers too
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#CCCCCC"  # safe for colour-blind readers
 
 # %% [markdown]
 # ## 1.1 What is in a model folder
@@ -122,7 +122,7 @@ model = load_model(folder, EngineConfig(dtype="float32", device="cpu"), ops=reco
 cache = KVCache.allocate(model.config, num_blocks=4, block_size=16, dtype=torch.float32, device=model.device)
 runner = ModelRunner(model.decoder, cache, block_size=16)
 
-recorder.calls.clear()  # loading asked for the form this backend wants its matrices in
+recorder.calls.clear()  # drop the calls made by loading, which asks the backend how to store the matrices
 hidden = runner.forward([SequenceRows(ids.tolist(), start=0, block_table=[0, 1, 2, 3])])
 model.decoder.logits(hidden)
 print(f"{len(recorder.calls)} calls, the first eleven:")

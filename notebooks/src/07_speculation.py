@@ -250,7 +250,7 @@ for row in range(DEPTH + 1):
     if not stands:
         break
 accepted = len(kept) - 1
-print(f"\n{accepted} guesses stand, {len(kept)} tokens from one pass: {tokenizer.decode(kept)!r}")
+print(f"\n{accepted} guesses accepted, {len(kept)} tokens from one pass: {tokenizer.decode(kept)!r}")
 assert 0 < accepted < DEPTH
 
 # %% [markdown]
@@ -261,7 +261,7 @@ assert 0 < accepted < DEPTH
 during = list(table_a.block_ids)
 computed = start + 1 + accepted  # the newest token and the accepted guesses
 gone = table_a.truncate(computed)
-print(f"before {before}   look-ahead {during}   after {table_a.block_ids}   ({gone} block given back)")
+print(f"before {before}   look-ahead {during}   after {table_a.block_ids}   ({gone} block freed)")
 assert gone == 1
 
 COLOURS = {"cached": BLUE, "newest": GREEN, "guess": ORANGE, "stale": GREY, "empty": "white"}
@@ -356,7 +356,7 @@ step, output = verifying_steps(drafting, OPENING, 12)[0]
 (rows,), (result,) = step.verify, output.verify
 for name in ("token_id", "position", "branches", "block_tables"):
     print(f"{name:13}", getattr(rows, name))
-print(f"{'result':13} {result.tokens}, {result.accepted} guesses stand")
+print(f"{'result':13} {result.tokens}, {result.accepted} guesses accepted")
 assert (rows.branches, result.tokens) == ([draft], kept), "the engine's first such step is ours"
 
 # %% [markdown]
@@ -456,7 +456,7 @@ right.plot(
 right.set(xlabel="position in the draft", ylabel="stands (%)", ylim=(0, 100))
 right.legend(frameon=False)
 plt.show()
-print("stands by position:", " ".join(f"{p:.0%}" for p in by_position))
+print("accepted by position:", " ".join(f"{p:.0%}" for p in by_position))
 
 # %% [markdown]
 # ## 7.4 The speed-up
@@ -702,8 +702,9 @@ assert wrong.token_ids != tokens[0]
 # ### Rejection: the same distribution
 #
 # The classic rule needs no shared noise. A token drawn from the draft's $q$ is accepted with probability
-# $\min(1, p / q)$. If it is rejected, another token is drawn from $\max(p - q, 0)$, normalised. So token $x$ is
-# emitted with probability $\min(p, q) + \max(p - q, 0) = p$. We test this on eight tokens, with a control.
+# $\min(1, p / q)$. If it is rejected, another token is drawn from $\max(p - q, 0)$, normalised. So token
+# $x$ is emitted with probability $\min(p, q) + \max(p - q, 0) = p$. We test this on eight tokens, with a
+# control.
 #
 # **Predict:** how will the bars look if every guess is accepted?
 
@@ -911,13 +912,13 @@ for number, guess in enumerate(guesses):
     told = says[3 * number : 3 * number + 3]
     stands = next((i for i in range(2) if guess[i] != told[i]), 2)
     texts = [repr(tokenizer.decode(tail)) for tail in (guess, told)]
-    print(f"branch {number}: {texts[0]:16} target says {texts[1]:24} {stands} stand")
+    print(f"branch {number}: {texts[0]:16} target says {texts[1]:24} {stands} accepted")
 assert torch.equal(rows[0], rows[3]) or backend != "native", "the newest token's row, computed in both"
 
 used = pool.num_free
 losers = table.adopt(start, own)  # branch 1 is the sequence now
 pool.free(losers)
-print(f"branch 1 wins: the table is {table.block_ids}, {pool.num_free - used} blocks given back")
+print(f"branch 1 wins: the table is {table.block_ids}, {pool.num_free - used} blocks freed")
 
 # %% [markdown]
 # The engine's own step has the same parts: two branches, a block table for each, and one block to copy.
@@ -929,7 +930,7 @@ step, output = verifying_steps(branching, OPENING, 12)[0]
 for number, (branch, blocks) in enumerate(zip(rows.branches, rows.block_tables, strict=True)):
     print(f"branch {number}: {tokenizer.decode(branch)!r:14} block table {blocks}")
 print("copies:", step.branch_copies)
-print(f"result: branch {result.branch}, {result.accepted} guesses stand")
+print(f"result: branch {result.branch}, {result.accepted} guesses accepted")
 assert len(rows.branches) == 2 and result.tokens == kept[: len(result.tokens)]
 
 # %% [markdown]

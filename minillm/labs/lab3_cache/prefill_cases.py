@@ -49,7 +49,7 @@ def one_long_sequence(runner: ModelRunner, chunks: Chunks) -> Tensor:
 
 
 def token_by_token(runner: ModelRunner, chunks: Chunks) -> Tensor:
-    """The logits are correct, but each token is a run of its own."""
+    """The logits are correct, but the model runs once for each token."""
     logits = []
     for chunk in chunks:
         for i, token_id in enumerate(chunk.token_ids):

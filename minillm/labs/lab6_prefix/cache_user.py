@@ -47,7 +47,7 @@ class CacheUser:
         """The ids of the blocks that are found."""
         return [block.block_id for block in self.cache.match(scope, self.keys(scope, chain))]
 
-    def books(self) -> list[Any]:
+    def state(self) -> list[Any]:
         """The state of the cache: findable blocks, unused blocks, owners of each block, free blocks."""
         owners = [self.pool.ref_count(block) for block in range(self.pool.num_blocks)]
         return [self.cache.num_blocks, self.cache.num_unused, owners, self.pool.num_free]

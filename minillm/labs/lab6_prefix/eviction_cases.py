@@ -18,10 +18,10 @@ def release_case(title: str, use: Callable[[CacheUser], None]) -> Case:
     def run(cache_class: Any) -> list[Any]:
         user = CacheUser(cache_class)
         use(user)
-        seen = [user.books()]
+        seen = [user.state()]
         for _ in range(user.cache.num_unused):
             user.cache.evict(1)
-            seen.append([user.find(STORY), user.find([OTHER, SECOND]), user.books()])
+            seen.append([user.find(STORY), user.find([OTHER, SECOND]), user.state()])
         return seen
 
     return Case(title, run)
@@ -114,7 +114,7 @@ def evict_case(title: str, count: int, is_constant: bool) -> Case:
         user = CacheUser(cache_class, is_constant=is_constant)
         two_leave(user)
         evicted = user.cache.evict(count)
-        return [evicted, user.find(STORY), user.find([OTHER, SECOND]), user.books()]
+        return [evicted, user.find(STORY), user.find([OTHER, SECOND]), user.state()]
 
     return Case(f"{title}, {'constant hash' if is_constant else 'SHA-256'}", run)
 

@@ -18,7 +18,7 @@ def match_case(title: str, num_evicted: int, *wanted: Chain) -> Case:
         blocks = user.write(STORY)
         user.leave(*(block.block_id for block in blocks))
         user.cache.evict(num_evicted)
-        return [[user.find(chain) for chain in wanted], user.books()]
+        return [[user.find(chain) for chain in wanted], user.state()]
 
     return Case(title, run)
 

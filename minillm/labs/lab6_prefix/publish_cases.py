@@ -16,7 +16,7 @@ def publish_case(title: str, is_constant: bool, *chains: Chain) -> Case:
     def run(cache_class: Any) -> list[Any]:
         user = CacheUser(cache_class, is_constant=is_constant)
         used = [[block.block_id for block in user.write(chain)] for chain in chains]
-        return [used, [user.find(chain) for chain in chains], user.books()]
+        return [used, [user.find(chain) for chain in chains], user.state()]
 
     return Case(f"{title}, {'constant hash' if is_constant else 'SHA-256'}", run)
 
