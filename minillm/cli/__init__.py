@@ -1,1 +1,1 @@
-"""The command line: generated text on stdout, everything else on stderr, exit codes that mean something."""
+"""The command line: generated text on stdout, everything else on stderr; exit codes as in `errors.py`."""

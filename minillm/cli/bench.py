@@ -1,4 +1,4 @@
-"""`minillm bench`: tokens per second here, beside the machine's own limits, its kernels and a peer."""
+"""`minillm bench`: tokens per second on this machine, compared with its limits and with another engine."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "bench",
         help="measure prefill and decode",
-        description="Prefill and decode rates, the share of the memory bandwidth measured in the same run, "
-        "and peak memory; with `kernels`, each op by itself beside the machine's roofline and the "
-        "reference (`--backend simt`: the bytes that each attention kernel moves); with `serving`, what "
-        "batching, chunking and sharing win; with `speculation`, what drafts win and cost. Medians with "
-        "their spread: shared machines are noisy.",
+        description="Prefill and decode rates, the share of the memory bandwidth (measured in the same run), "
+        "and peak memory. With `kernels`: each op, compared with the machine's roofline and the reference "
+        "(`--backend simt`: the bytes that each attention kernel moves). With `serving`: the gain from "
+        "batching, chunks and sharing. With `speculation`: the gain and the cost of drafts. All figures are "
+        "medians with lowest and highest value, because shared machines are noisy.",
     )
     parser.add_argument("what", nargs="?", choices=KINDS, default="engine")
     parser.add_argument(
@@ -39,14 +39,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--tokens", type=int, default=64, metavar="N", help="tokens to decode")
     parser.add_argument(
-        "--batch", type=int, nargs="+", metavar="N", help="sequences at once (1 8; speculation: 1 to 32)"
+        "--batch",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="sequences in a batch (default: 1 8; speculation: 1 to 32)",
     )
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="measurements of each figure")
     parser.add_argument("--data", type=Path, help="serving: folder with fairytaleqa/ and traces/")
     parser.add_argument(
-        "--draft-model", default="auto", metavar="PATH", help="speculation: folder or hub id (auto: it ships)"
+        "--draft-model",
+        default="auto",
+        metavar="PATH",
+        help="speculation: folder or hub id (auto: the draft model that ships)",
     )
-    parser.add_argument("--peer", choices=PEERS, help="measure it in turns with minillm, on the same weights")
+    parser.add_argument(
+        "--peer", choices=PEERS, help="also measure this engine, in turns with minillm, on the same weights"
+    )
     add_engine_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(func=run)
@@ -104,7 +113,7 @@ def _serving(args: argparse.Namespace) -> dict[str, Any]:
     from minillm.bench.serving import run_serving
 
     if args.data is None:
-        print("minillm: no --data: without the tales and the trace", file=sys.stderr)
+        print("minillm: no --data: the tales and the trace are left out", file=sys.stderr)
     return run_serving(lambda **changes: load_llm(args, **changes), args.runs, args.data)
 
 
@@ -154,7 +163,7 @@ def _print(report: dict[str, Any]) -> None:
     console.print(f"a step reads {format_bytes(weights['bytes_per_step'])} of weights")
     if weights["kept_narrow"]:
         share = f"{weights['kept_narrow']} of {weights['matrices']}"
-        console.print(f"{share} matrices fit in bfloat16 and are kept so: the same numbers in half the bytes")
+        console.print(f"{share} matrices fit in bfloat16 and are stored so: the same numbers, half the bytes")
     console.print(f"peak memory {format_bytes(report['peak_memory_bytes'])} · {machine['system']}")
     console.print(f"torch {machine['torch']}, {machine['threads']} threads")
 
@@ -181,7 +190,7 @@ def _print_kernels(report: dict[str, Any]) -> None:
     console.width = max(console.width, 100)  # a wrapped row of figures is hard to read
     table = _table(
         f"{report['dtype']} · {report['kernels']}",
-        ["op", "size", "µs", "GB/s", "GFLOP/s", "limit", "share of it", "reference µs", "ratio"],
+        ["op", "size", "µs", "GB/s", "GFLOP/s", "limit", "share of limit", "reference µs", "ratio"],
     )
     for row in report["rows"]:
         seconds, reference = row["seconds"], row["reference_seconds"]
@@ -205,8 +214,8 @@ def _print_kernels(report: dict[str, Any]) -> None:
 def _print_traffic(report: dict[str, Any]) -> None:
     from rich.console import Console
 
-    title = f"attention, bytes of global memory, counted · {report['dtype']} · {report['shape']}"
-    table = _table(title, ["rung", "rows x keys", "read", "written", "of it scores", "minimum", "ratio"])
+    title = f"attention, counted bytes of global memory · {report['dtype']} · {report['shape']}"
+    table = _table(title, ["rung", "rows x keys", "read", "written", "scores", "minimum", "ratio"])
     for row in report["rows"]:
         bytes_moved = [row[name] for name in ("read", "written", "scores", "minimum")]
         shape = f"{row['rows']} x {row['keys']}"

@@ -12,8 +12,8 @@ Row = tuple[str, str, str]
 
 
 def print_serving(report: dict[str, Any]) -> None:
-    """Every figure with what it is held against."""
-    table = Table("what", "figure", "beside it", title="the engine under load", title_justify="left")
+    """Print every figure with the figure that it is compared with."""
+    table = Table("what", "figure", "compared with", title="the engine under load", title_justify="left")
     for row in (*_load(report), *_sharing(report)):
         table.add_row(*row)
     Console().print(table)
@@ -22,7 +22,7 @@ def print_serving(report: dict[str, Any]) -> None:
 def _load(report: dict[str, Any]) -> Iterator[Row]:
     batch, gap, over = report["batching"], report["gaps"], report["overhead"]
     yield (
-        "64 ragged requests",
+        "64 requests of different lengths",
         f"{batch['continuous_tokens_per_s']:,.0f} tok/s",
         f"{batch['static_tokens_per_s']:,.0f} in padded batches: {batch['ratio']:.2f} x "
         f"({batch['ratio_low']:.2f} to {batch['ratio_high']:.2f})",
@@ -31,7 +31,7 @@ def _load(report: dict[str, Any]) -> Iterator[Row]:
     yield (
         "p99 gap, long prompt in chunks",
         _ms(gap["p99_chunked_s"]),
-        f"a quiet step and a chunk: {_ms(gap['bound_s'])}",
+        f"one decode step and one chunk: {_ms(gap['bound_s'])}",
     )
     yield "p99 gap, long prompt whole", _ms(gap["p99_whole_s"]), ""
     yield (

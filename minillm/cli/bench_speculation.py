@@ -11,7 +11,7 @@ Figure = dict[str, Any]
 
 
 def print_speculation(report: dict[str, Any]) -> None:
-    """Every figure with what it is held against, and what follows from them in words."""
+    """Print every figure with the figure that it is compared with, then a summary in words."""
     console = Console()
     console.width = max(console.width, 100)  # a wrapped row of figures is hard to read
     for table in (_pair, _acceptance, _batches, _ngram, _floor):
@@ -22,14 +22,14 @@ def print_speculation(report: dict[str, Any]) -> None:
 
 def _pair(report: dict[str, Any]) -> Table:
     table = _table(
-        f"{report['model']} drafted by {report['draft_model']} · {report['dtype']} · {report['backend']}"
+        f"{report['model']}, drafts by {report['draft_model']} · {report['dtype']} · {report['backend']}"
         " · one sequence, greedy",
         [
             "K",
             "speed-up",
             "low to high",
             "expected",
-            "tokens a step",
+            "tokens per step",
             "cost",
             "draft",
             "verify",
@@ -44,7 +44,7 @@ def _pair(report: dict[str, Any]) -> Table:
 
 def _acceptance(report: dict[str, Any]) -> Table:
     table = _table(
-        "drafts from a script, right so often · 5 tokens",
+        "scripted drafts with a given rate of right tokens · 5 tokens",
         ["right", "speed-up", "low to high", "expected", "tokens", "cost"],
     )
     for row in report["acceptance"]:
@@ -55,7 +55,7 @@ def _acceptance(report: dict[str, Any]) -> Table:
 def _batches(report: dict[str, Any]) -> Table:
     found = report["batches"]
     table = _table(
-        "more sequences at once",
+        "larger batches",
         [
             "batch",
             f"always {found['num_draft_tokens']}",
@@ -72,7 +72,7 @@ def _batches(report: dict[str, Any]) -> Table:
 def _ngram(report: dict[str, Any]) -> Table:
     table = _table(
         "prompt lookup (ngram) · up to 8 tokens",
-        ["text", "speed-up", "low to high", "drafted", "stood", "tokens a drafting step"],
+        ["text", "speed-up", "low to high", "drafted", "accepted", "tokens per drafting step"],
     )
     for row in report["ngram"]:
         table.add_row(
@@ -86,7 +86,7 @@ def _ngram(report: dict[str, Any]) -> Table:
 
 
 def _floor(report: dict[str, Any]) -> Table:
-    table = _table("a pass of the target", ["rows", "ms", "of one row"])
+    table = _table("one run of the target", ["rows", "ms", "relative to one row"])
     for row in report["floor"]["rows"]:
         table.add_row(str(row["rows"]), f"{row['seconds'] * 1e3:.3f}", f"{row['over_one_row']:.2f} x")
     return table
@@ -97,20 +97,24 @@ def _words(report: dict[str, Any]) -> list[str]:
     read = floor["read_weights_s"]
     places = ", ".join(f"{share:.0%}" for share in pair["acceptance_by_position"])
     lines = [
-        f"drafts of {pair['num_draft_tokens']}: {pair['acceptance']:.0%} stand, by place {places}; a level "
-        f"takes {_us(pair['level_s'])}, {pair['level_over_step']:.2f} of a plain step",
-        f"a plain step takes {_us(pair['plain_step_s'])}; tokens are those of a step, cost is in plain steps",
+        f"{pair['num_draft_tokens']} draft tokens: {pair['acceptance']:.0%} accepted, by position {places}; "
+        f"one draft token takes {_us(pair['level_s'])}, {pair['level_over_step']:.2f} of a plain step",
+        f"a plain step takes {_us(pair['plain_step_s'])}; tokens are per step, cost is in plain steps",
         f"up to {floor['nearly_free_rows']} rows are nearly free"
-        + (f"; {_us(read)} to read the weights once from main memory, less from a cache" if read else ""),
+        + (
+            f"; reading the weights once from main memory takes {_us(read)}, less from a cache"
+            if read
+            else ""
+        ),
         _loses(report["batches"]),
-        f"outside both models: {_us(costs['outside_s'])} a step ({costs['outside_share']:.1%}), "
-        f"{_us(costs['outside_per_token_s'])} a token; without drafts {_us(costs['plain_outside_s'])} a step "
-        f"({costs['plain_outside_share']:.1%}): drafts add {costs['added_share']:.1%}",
+        f"outside both models: {_us(costs['outside_s'])} per step ({costs['outside_share']:.1%}), "
+        f"{_us(costs['outside_per_token_s'])} per token; without drafts {_us(costs['plain_outside_s'])} per "
+        f"step ({costs['plain_outside_share']:.1%}): drafts add {costs['added_share']:.1%}",
     ]
     for row in report["switched_off"]:
         lines.append(f"adaptive, drafter {row['drafter']}: {_slower(row['speed_up'])}")
     if not all(figure["same_answers"] for figure in _figures(report)):
-        lines.append("some answers differ with drafts: rounding, or with native kernels a bug")
+        lines.append("some answers differ with drafts: this is rounding, or, with native kernels, a bug")
     return lines
 
 
@@ -118,10 +122,10 @@ def _loses(found: dict[str, Any]) -> str:
     def when(name: str) -> str:
         losing = [str(row["batch"]) for row in found["rows"] if row[name]["median"] < 1]
         if batch := found[f"{name}_loses_from"]:
-            return f"loses from batch {batch} on"
-        return f"loses at batch {', '.join(losing)}" if losing else "never loses at these batches"
+            return f"slower from batch {batch} on"
+        return f"slower at batch {', '.join(losing)}" if losing else "never slower at these batches"
 
-    return f"drafting always {found['num_draft_tokens']} {when('fixed')}; the controller {when('adaptive')}"
+    return f"always {found['num_draft_tokens']} drafts: {when('fixed')}; adaptive: {when('adaptive')}"
 
 
 def _figures(report: dict[str, Any]) -> list[Figure]:

@@ -1,4 +1,4 @@
-"""`minillm chat`: a conversation in the terminal, or one turn a line from a pipe."""
+"""`minillm chat`: a conversation in the terminal, or messages from a pipe, one per line."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "chat",
         help="talk with a model",
-        description="One message a line; an empty line or Ctrl-D ends. Ctrl-C stops an answer. "
-        "The model that ships tells stories: write the next sentence, it goes on.",
+        description="Each line is a message. An empty line or Ctrl-D ends the chat. Ctrl-C stops an answer. "
+        "The model that ships tells stories: write a sentence, and it continues.",
     )
     parser.add_argument("--system", help="the system message")
     add_sampling_options(parser)

@@ -46,7 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Generate; 0, or 130 when interrupted (the text so far is kept)."""
+    """Generate; return 0, or 130 after Ctrl-C (the text so far is kept)."""
     prompt = _prompt(args)
     llm = load_llm(args, **draft_options(args))
     params = sampling_params(args, llm.default_params)
@@ -65,10 +65,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_stream(stream: TextIterator, show: bool = True) -> bool:
-    """Print pieces as they come, ending with a line break; True when Ctrl-C ended it.
+    """Print each piece of text as it arrives, then a line break; return True if Ctrl-C ended the stream.
 
-    The request ends with its text kept, whatever happens to stdout. An error of the request itself is
-    left in the stream's result, for the caller to raise once the text is safe.
+    The request ends and its text is kept, even if stdout fails. An error of the request stays in the stream's
+    result; the caller raises it after the text is printed.
     """
     interrupted = False
     try:
@@ -91,11 +91,11 @@ def print_stream(stream: TextIterator, show: bool = True) -> bool:
 
 
 def stats_line(output: RequestOutput) -> str:
-    """One line: how much, how fast, why it ended, and the seed that repeats it."""
+    """One line: number of tokens, speed, finish reason, and the seed that repeats the text."""
     metrics, count = output.metrics, len(output.token_ids)
     speed = f"{1 / metrics.tpot:.1f} tok/s" if metrics.tpot else "-"
     first = f"{metrics.ttft * 1000:.0f} ms" if metrics.ttft is not None else "-"
-    drafts = f"{metrics.accepted} of {metrics.drafted} drafted stood | " if metrics.drafted else ""
+    drafts = f"{metrics.accepted} of {metrics.drafted} drafts accepted | " if metrics.drafted else ""
     return (
         f"[{len(output.prompt_token_ids)} prompt + {count} new tokens | first after {first}, then {speed} | "
         f"{drafts}{output.finish_reason} | seed {output.outputs[0].seed}]"
@@ -103,7 +103,7 @@ def stats_line(output: RequestOutput) -> str:
 
 
 def as_json(output: RequestOutput, model: str) -> dict[str, Any]:
-    """What `--json` prints."""
+    """The values that `--json` prints."""
     metrics = output.metrics
     return {
         "text": output.text,

@@ -1,4 +1,4 @@
-"""`minillm inspect`: what a model is and what it costs, read from its config alone."""
+"""`minillm inspect`: a model's config, size and costs, computed from its config only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from minillm.config import RopeConfig
 
 LENGTHS = (128, 512, 1024, 4096, 8192, 32768, 131072)
-# Fields of ModelConfig that several config keys decide: the key whose source stands for them.
+# Fields of ModelConfig that depend on several config keys: the key whose source is shown.
 _DECIDED_BY = {"layer_windows": "sliding_window", "eos_token_ids": "eos_token_id"}
 
 
@@ -26,13 +26,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "inspect",
         help="show a model's config, size and costs",
-        description="The resolved config with the source of each value, parameters, KV bytes per token, "
-        "what fits in a given memory, and what a context costs. Reads config.json only, no weights.",
+        description="The resolved config with the source of each value, the number of parameters, KV bytes "
+        "per token, the tokens that fit in a given memory, and the costs of a context. Reads only "
+        "config.json, no weights.",
     )
     parser.add_argument("model", nargs="?", help="folder or hub id (default: the model that ships)")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="dtype of weights and cache")
-    parser.add_argument("--memory", default="1GiB", metavar="SIZE", help="KV memory to fill (default 1GiB)")
-    parser.add_argument("--context", type=int, action="append", metavar="N", help="lengths to price")
+    parser.add_argument(
+        "--memory", default="1GiB", metavar="SIZE", help="size of the KV memory (default 1GiB)"
+    )
+    parser.add_argument(
+        "--context",
+        type=int,
+        action="append",
+        metavar="N",
+        help="show the costs of N tokens; may be repeated",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(func=run)
 
@@ -52,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def collect(config: ModelConfig, dtype: str, memory: str, lengths: list[int] | None) -> dict[str, Any]:
-    """Everything the report says, as plain values; sizes in bytes."""
+    """The values of the report; sizes in bytes."""
     from minillm.config.sizes import parse_bytes
     from minillm.model.costs import decode_bytes, prefill_flops
     from minillm.model.loader import pick_dtype
@@ -87,7 +96,7 @@ def collect(config: ModelConfig, dtype: str, memory: str, lengths: list[int] | N
 
 
 def _fields(config: ModelConfig) -> list[dict[str, Any]]:
-    """Each field of the config: name, value, and where the value came from."""
+    """Each field of the config: name, value, and the source of the value."""
     fields, values = [], asdict(config)
     values["layer_windows"] = [layer.window for layer in config.layers]
     del values["layers"]
@@ -111,11 +120,11 @@ def _print(name: str, report: dict[str, Any]) -> None:
         f"{report['parameters']:,} parameters, {format_bytes(report['weight_bytes'])} in {report['dtype']}"
     )
     if report["dtype"] == "float32":
-        console.print("at most: the CPU kernels keep, and read, a matrix as bfloat16 if all its numbers fit")
+        console.print("this is an upper limit: CPU kernels store a matrix as bfloat16 if all its numbers fit")
     fits = f"{format_bytes(report['memory'])} of KV memory holds {report['tokens_that_fit']:,} tokens"
     console.print(f"{format_bytes(report['kv_bytes_per_token'])} of KV cache per token; {fits}")
     costs = Table("tokens", "KV cache", "prefill", "read per decoded token", "sequences that fit")
-    costs.title = "what a context costs"
+    costs.title = "the costs of a context"
     for row in report["contexts"]:
         costs.add_row(
             f"{row['tokens']:,}",
@@ -128,7 +137,7 @@ def _print(name: str, report: dict[str, Any]) -> None:
 
 
 def _shown(value: Any) -> str:
-    """A value for the table: layer windows grouped, rope without what is at its default."""
+    """A value for the table: equal layer windows are grouped, and rope's default values are left out."""
     if isinstance(value, dict):
         return ", ".join(f"{key}={v}" for key, v in value.items() if key in _rope_keys(value))
     if isinstance(value, list | tuple) and len(set(value)) == 1 and len(value) > 1:

@@ -1,7 +1,7 @@
 """`minillm labs`: write a part of the engine yourself and run the engine with it.
 
-A student's file is a program. `check` runs it, in a process of its own with limits on time and
-memory; those stop accidents, and are no sandbox against a file from someone you do not trust.
+A student's file is a program. `check` runs it in its own process with limits on time and memory. The limits
+stop accidents. They are not a sandbox: do not check a file from a person whom you do not trust.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     for command in (start, check):
         command.add_argument("lab", metavar="N", help="the lab's number")
         command.add_argument("--dir", type=Path, help="the lab's folder (default: labN_name here)")
-    start.add_argument("--force", action="store_true", help="overwrite the file that is there")
+    start.add_argument("--force", action="store_true", help="overwrite an existing file")
     check.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     hint.add_argument("task", metavar="N.k", help="the task's number")
-    hint.add_argument("--level", type=int, default=1, help="1 is the mildest (default), up to 3")
+    hint.add_argument("--level", type=int, default=1, help="1 (default) to 3, which gives most detail")
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run one of the commands; `check` returns 0 for full points and 1 for less."""
+    """Run one of the commands. `check` returns 0 for full points, otherwise 1."""
     if args.labs_command == "list":
         return print_labs()
     if args.labs_command == "start":
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_labs() -> int:
-    """A table of all labs with their tasks."""
+    """Print a table of all labs with their tasks."""
     table = Table("task", "what", "points", title="minillm labs", title_justify="left")
     for lab in all_labs():
         table.add_row(Text(f"lab {lab.number}", style="bold"), Text(lab.title, style="bold"), str(lab.points))
@@ -66,7 +66,7 @@ def print_labs() -> int:
 
 
 def start(number: str, folder: Path | None, force: bool) -> int:
-    """Write a lab's files and say what to do next."""
+    """Write a lab's files and print the next steps."""
     lab = find_lab(number)
     file = workspace.start(lab, folder or Path(lab.folder), force)
     print(f"Lab {lab.number}: {lab.title}")
@@ -89,7 +89,7 @@ def check(number: str, folder: Path | None, is_json: bool) -> int:
 
 
 def print_hint(number: str, level: int) -> int:
-    """One hint, and how to get the next."""
+    """Print one hint, and the command for the next one."""
     lab, task = find_task(number)
     hints = lab.hints(number)
     if not 1 <= level <= len(hints):

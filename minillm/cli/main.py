@@ -1,4 +1,4 @@
-"""`minillm`: the entry point. Turns typed errors into one line and an exit code.
+"""`minillm`: the entry point. A typed error becomes one line and an exit code.
 
 Sub-commands import what they need when they run, so `minillm --help` does not wait for torch.
 """
@@ -21,7 +21,7 @@ INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (see `errors.py`, and 130 for Ctrl-C)."""
+    """Run one command and return the exit code (see `errors.py`; 130 after Ctrl-C)."""
     parser = _parser()
     args = parser.parse_args(argv)
     with _status_on_stderr(quiet=getattr(args, "quiet", False)):
@@ -34,7 +34,7 @@ def _run(args: argparse.Namespace) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # The reader has what it wanted (`| head`). Keep the interpreter's last flush quiet too.
+        # The reader has closed the pipe (`| head`). The interpreter's last flush must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
@@ -51,7 +51,7 @@ def _run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _status_on_stderr(quiet: bool) -> Iterator[None]:
-    """Show what the logger `minillm` says, of level INFO, or of level WARNING with `quiet`."""
+    """Print the messages of the logger `minillm` from level INFO on; with `quiet`, from level WARNING on."""
     logger, handler = logging.getLogger("minillm"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("minillm: %(message)s"))
     level = logger.level

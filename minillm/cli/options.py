@@ -1,4 +1,4 @@
-"""Options that several commands share, and reading a prompt from wherever it is."""
+"""Options that several commands share, and how a prompt is read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """Sampling options; what is not given comes from the model's generation_config.json."""
+    """Sampling options; the defaults come from the model's generation_config.json."""
     group = parser.add_argument_group("sampling (default: the model's generation_config.json)")
     group.add_argument("-n", "--max-tokens", type=int, metavar="N", help=f"default {DEFAULT_MAX_TOKENS}")
     group.add_argument("--temperature", type=float, metavar="T", help="0 is greedy")
@@ -38,26 +38,28 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--top-p", type=float, metavar="P")
     group.add_argument("--min-p", type=float, metavar="P")
     group.add_argument("--repetition-penalty", type=float, metavar="R")
-    group.add_argument("--seed", type=int, metavar="S", help="default: a new one each time, reported")
+    group.add_argument("--seed", type=int, metavar="S", help="default: a new seed each time; it is printed")
     group.add_argument("--stop", action="append", metavar="TEXT", help="stop before TEXT; may be repeated")
 
 
 def add_draft_options(parser: argparse.ArgumentParser) -> None:
     """--draft-model, --num-draft-tokens."""
-    group = parser.add_argument_group("speculation (faster, and the same text)")
+    group = parser.add_argument_group("speculation (the same text, but faster)")
     group.add_argument(
-        "--draft-model", metavar="PATH", help="folder or hub id of a small model, ngram, or auto (it ships)"
+        "--draft-model",
+        metavar="PATH",
+        help="folder or hub id of a small model, ngram, or auto (the draft model that ships)",
     )
     group.add_argument(
-        "--num-draft-tokens", type=int, metavar="K", help="most tokens drafted at a time (default: 5)"
+        "--num-draft-tokens", type=int, metavar="K", help="at most K draft tokens per step (default: 5)"
     )
 
 
 def draft_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The draft options as `LLM` takes them; what is not given stays at its default.
+    """The draft options as arguments of `LLM`; options that are not given keep their defaults.
 
     Raises:
-        UsageError: a number of drafted tokens and nobody who drafts.
+        UsageError: --num-draft-tokens without --draft-model.
     """
     given = {"draft_model": args.draft_model, "num_draft_tokens": args.num_draft_tokens}
     if args.draft_model is None and args.num_draft_tokens is not None:
@@ -66,7 +68,7 @@ def draft_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def load_llm(args: argparse.Namespace, **more: Any) -> LLM:
-    """The LLM the engine options describe, with `more` options of `LLM`."""
+    """The LLM with the engine options, and with `more` options of `LLM`."""
     from minillm import LLM
 
     return LLM(
@@ -80,7 +82,7 @@ def load_llm(args: argparse.Namespace, **more: Any) -> LLM:
 
 
 def sampling_params(args: argparse.Namespace, default: SamplingParams) -> SamplingParams:
-    """The model's own parameters with what the command line says in their place."""
+    """The model's default parameters, replaced by the options of the command line."""
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop")
     given: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     given["max_tokens"] = DEFAULT_MAX_TOKENS if args.max_tokens is None else args.max_tokens
@@ -92,8 +94,8 @@ def read_text(source: str) -> str:
     """The text of a file, or of stdin for "-", without its last line break.
 
     Raises:
-        ModelNotFound: no such file (exit code 3).
-        UsageError: it is not UTF-8, naming the byte.
+        ModelNotFound: the file cannot be read (exit code 3).
+        UsageError: the text is not UTF-8; the message names the byte.
     """
     name = "stdin" if source == "-" else source
     try:
@@ -110,6 +112,6 @@ def read_text(source: str) -> str:
 
 
 def dim(text: str) -> str:
-    """`text` in grey where stderr is a terminal, unless the variable NO_COLOR is set (no-color.org)."""
+    """`text` in grey if stderr is a terminal and the variable NO_COLOR is not set (no-color.org)."""
     in_grey = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     return f"\033[2m{text}\033[0m" if in_grey else text

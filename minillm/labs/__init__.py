@@ -3,7 +3,7 @@
     grader/          what all labs share: tasks, judging, child processes, skeletons
     labN_name/       one lab: lab.py (its tasks), *_cases.py (cases and known mistakes), handout.md
 
-The solution of a lab is the engine's own part, so nothing here holds an answer. A student's file is
-code and is run, but only in a child process with time and memory limits. The limits guard against
-accidents (endless loops, huge tensors, crashes); they are no sandbox: the child has its user's rights.
+The solution of a lab is the engine's own part, so this package contains no solutions. A student's file runs
+only in a child process with time and memory limits. The limits guard against accidents (endless loops, huge
+tensors, crashes). They are not a sandbox: the child has the same rights as the user.
 """

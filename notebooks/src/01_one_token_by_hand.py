@@ -1,21 +1,21 @@
 # %% [markdown]
 # # 1. One token by hand
 #
-# A language model is a function from a list of token ids to one score per token of its vocabulary.
-# In this notebook you compute that function yourself: from the numbers in the weight file of the
-# model that ships with minillm, with nothing but `torch` arithmetic, one step at a time. After
-# **every** step your result is compared with what the engine's own decoder computed.
+# A language model is a function from a list of token ids to one score per token of its vocabulary. In this
+# notebook you compute that function yourself, step by step. You use only `torch` arithmetic and the numbers
+# in the weight file of the model that ships with minillm. After **every** step your result is compared with
+# the result of the engine's own decoder.
 #
 # **Goals.** Afterwards you can
 #
-# * name every operation between a prompt and the next token, and the shape of what goes in and out;
+# * name every operation between a prompt and the next token, and the shapes of its input and output;
 # * explain what rotary position embedding, grouped-query attention and SwiGLU compute;
 # * turn scores into a token with temperature, top-p and Gumbel noise, and say why the draw is
 #   reproducible.
 #
-# **You need** PyTorch and a rough memory of the Transformer diagram. No GPU, no download.
+# **You need** PyTorch and a rough idea of the Transformer. You need no GPU and no download.
 #
-# **Read beside it** `minillm/model/decoder.py` (300 lines, the whole model) and
+# **Read along** `minillm/model/decoder.py` (300 lines, the whole model) and
 # `minillm/ops/reference.py` (the arithmetic it calls).
 
 # %%
@@ -39,7 +39,7 @@ from minillm.worker.step import SequenceRows
 torch.set_num_threads(1)  # a small model: a second thread costs more than it brings
 torch.set_grad_enabled(False)
 plt.rcParams.update({"figure.dpi": 90, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#CCCCCC"  # told apart by colour-blind readers too
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#CCCCCC"  # safe for colour-blind readers
 
 # %% [markdown]
 # ## 1.1 What is in a model folder
@@ -90,11 +90,11 @@ for i, label in zip(ids.tolist(), labels, strict=True):
 assert tokenizer.decode(ids.tolist()) == text
 
 # %% [markdown]
-# ## 1.3 A witness
+# ## 1.3 Record the decoder
 #
-# minillm's decoder does no arithmetic of its own: every step is a call on an object called `ops`
-# (the contract is `minillm/ops/contract.py`). That gives us a place to listen. `Recorder` passes each
-# call on to the reference implementation and notes what came back.
+# minillm's decoder does no arithmetic of its own: every step is a call of a method of an object called `ops`
+# (the contract is `minillm/ops/contract.py`). So we can record all steps. `Recorder` passes each call to the
+# reference implementation and stores the result.
 
 
 # %%
@@ -122,16 +122,16 @@ model = load_model(folder, EngineConfig(dtype="float32", device="cpu"), ops=reco
 cache = KVCache.allocate(model.config, num_blocks=4, block_size=16, dtype=torch.float32, device=model.device)
 runner = ModelRunner(model.decoder, cache, block_size=16)
 
-recorder.calls.clear()  # loading asked for the form this backend wants its matrices in
+recorder.calls.clear()  # drop the calls made by loading, which asks the backend how to store the matrices
 hidden = runner.forward([SequenceRows(ids.tolist(), start=0, block_table=[0, 1, 2, 3])])
 model.decoder.logits(hidden)
 print(f"{len(recorder.calls)} calls, the first eleven:")
 print(*[op for op, _ in recorder.calls[:11]], sep="\n")
 
 # %% [markdown]
-# `expect` takes the next recorded call, insists that it is the operation we think it is, and that
-# our numbers agree with its numbers. Agreement is to within 1e-4 of the largest number: two correct programs
-# that add the same float32 numbers in another order differ in the last digits.
+# `expect` takes the next recorded call. It checks that the call is the expected operation, and that our
+# numbers equal the recorded numbers. The tolerance is 1e-4 of the largest number: two correct programs that
+# add the same float32 numbers in different orders differ in the last digits.
 
 
 # %%
@@ -189,8 +189,8 @@ expect("rms_norm", x, "input norm")
 # %% [markdown]
 # ## 1.6 Queries, keys, values
 #
-# Three linear maps. There are fewer key and value heads than query heads: that is *grouped-query
-# attention*, and it exists to make the KV cache smaller.
+# These are three linear maps. There are fewer key and value heads than query heads. This is called
+# *grouped-query attention*; it makes the KV cache smaller.
 #
 # The file stores three matrices; the decoder stacks them into one, `qkv_proj`, and reads the input
 # once instead of three times. Stacking rows of a matrix stacks columns of the result, so we
@@ -210,10 +210,10 @@ print("q", list(q.shape), " k", list(k.shape), " v", list(v.shape), " = [token, 
 # %% [markdown]
 # ## 1.7 Rotary position embedding
 #
-# So far no number knows where its token stands. RoPE pairs up the components of a head and
+# So far no number depends on the position of its token. RoPE makes pairs of the components of a head and
 # rotates each pair by an angle proportional to the token's position. Pair $i$ turns by
-# $\theta^{-2i/d}$ radians per position, with $d$ = `head_dim`: the first pairs turn quickly, the
-# last hardly at all.
+# $\theta^{-2i/d}$ radians per position, with $d$ = `head_dim`. The first pairs turn quickly, the
+# last pairs very slowly.
 #
 # In Llama's layout component $i$ is paired with component $i + d/2$, so a head is split into two
 # halves $a$ and $b$:
@@ -226,7 +226,7 @@ print("q", list(q.shape), " k", list(k.shape), " v", list(v.shape), " = [token, 
 pair = torch.arange(head_dim // 2)
 radians_per_position = config["rope_theta"] ** (-2.0 * pair / head_dim)
 angle = torch.arange(num_tokens)[:, None] * radians_per_position  # [token, pair]
-cos, sin = angle.cos()[:, None], angle.sin()[:, None]  # [token, 1, pair]: alike for all heads
+cos, sin = angle.cos()[:, None], angle.sin()[:, None]  # [token, 1, pair]: the same for all heads
 
 
 def rotate(x):
@@ -239,8 +239,8 @@ q, k = rotate(q), rotate(k)
 expect("rope_and_cache", q, "rotated q")
 
 # %% [markdown]
-# The decoder has also written the rotated `k`, and `v`, into its *KV cache*: they will be needed
-# again for every later token. The cache is made of blocks of 16 slots; we gave it the blocks 0, 1, 2, 3,
+# The decoder has also written the rotated `k`, and `v`, into its *KV cache*: every later token needs them
+# again. The cache is made of blocks of 16 slots; we gave it the blocks 0, 1, 2, 3,
 # so our tokens lie in order from slot 0. (Notebook 2 shows other orders.)
 
 # %%
@@ -249,7 +249,7 @@ agree(v, cache.v[0].flatten(0, 1)[:num_tokens], "v in the cache of layer 0")
 
 # %% [markdown]
 # Why rotate? The dot product of two rotated vectors depends only on the *difference* of their
-# positions. Take any query and key, put them three positions apart, anywhere:
+# positions. Take any query and key, and put them three positions apart, at different places of the text:
 
 
 # %%
@@ -282,9 +282,9 @@ scores = torch.einsum("qhd,khd->hqk", q, k_shared) / head_dim**0.5  # [head, que
 print("scores", list(scores.shape))
 
 # %% [markdown]
-# A token may look at itself and at what came before, not at the future: during training the next
-# token is what it has to guess. Masked scores become $-\infty$, so that their weight is exactly 0.
-# Softmax makes each row a set of weights that sum to 1.
+# A token may see itself and earlier tokens, but no later ones: in training the model must predict the next
+# token. Masked scores become $-\infty$, so their weight is exactly 0. Softmax turns each row into weights
+# that sum to 1.
 
 # %%
 future = torch.arange(num_tokens)[None, :] > torch.arange(num_tokens)[:, None]  # [query, key]
@@ -299,8 +299,8 @@ expect("paged_attention", mixed, "attention output")
 # In the engine: `grouped_query_attention` (the same arithmetic) and `attend_pages` (which first
 # collects the keys from the blocks of the cache), both in `minillm/ops/reference.py`.
 #
-# The heads lie side by side again, one more matrix mixes them, and the result is **added** to the
-# residual stream. The decoder does that addition together with the next norm, because both
+# The heads are concatenated again, one more matrix mixes them, and the result is **added** to the
+# residual stream. The decoder does this addition together with the next norm, because both
 # read the same numbers: `add_rms_norm` returns the norm and the sum.
 
 # %%
@@ -313,9 +313,9 @@ expect("add_rms_norm", (x, residual), "after attention")
 # %% [markdown]
 # ## 1.9 SwiGLU
 #
-# Attention moves information between tokens. The MLP works on each token alone: two maps up to
-# `intermediate_size`, one of which, through $\mathrm{silu}(z) = z \cdot \mathrm{sigmoid}(z)$, *gates*
-# the other, and one map back down.
+# Attention moves information between tokens. The MLP works on each token alone. Two maps go up to
+# `intermediate_size`, and one map goes back down. The first one goes through
+# $\mathrm{silu}(z) = z \cdot \mathrm{sigmoid}(z)$ and is then multiplied with the second: it *gates* it.
 
 # %%
 gate = x @ layer0["mlp.gate_proj.weight"].T
@@ -333,8 +333,8 @@ x = rms_norm(residual, weights["model.layers.1.input_layernorm.weight"])
 expect("add_rms_norm", (x, residual), "after the MLP")
 
 # %% [markdown]
-# That was one layer. Is the check awake? Pair neighbouring components (0 with 1, 2 with 3, ...)
-# instead of halves: a common mistake, because some models are made that way. It must be noticed.
+# That was one layer. Does the check find mistakes? Pair neighbouring components (0 with 1, 2 with 3, ...)
+# instead of halves. This is a common mistake, because some models use that layout. The check must find it.
 
 
 # %%
@@ -408,13 +408,12 @@ for i in range(num_layers):
 # %% [markdown]
 # ## 1.11 What the heads look at
 #
-# A row of an attention matrix says how one token (the *query*) spreads its attention over the
-# tokens before it (the *keys*). The upper triangle is the mask. Here are three heads, picked by what
-# they do rather than by name: the one that looks most at the token just before, the one that looks
-# most at the very first token, and the one that spreads its attention most evenly. A head whose
-# weight piles up on the first token is not studying that token: softmax must put its weight
-# *somewhere*, and position 0 is where models put it when there is nothing to find (an "attention
-# sink").
+# A row of an attention matrix shows how one token (the *query*) divides its attention between the
+# tokens before it (the *keys*). The upper triangle is the mask. Here are three heads, selected by their
+# behaviour: the head that looks most at the previous token, the head that looks most at the first token, and
+# the head with the most even attention. A head that puts its weight on the first token does not need that
+# token. The weights of softmax must sum to 1, and models put them on position 0 if no other token is useful
+# (an "attention sink").
 
 # %%
 maps = torch.stack(attentions).flatten(0, 1)  # [layer * head, query, key]
@@ -443,9 +442,9 @@ plt.show()
 # %% [markdown]
 # ## 1.12 Scores for the next token
 #
-# After the final norm each row is compared, by dot product, with every row of the embedding: the
-# result is one *logit* per token of the vocabulary. Row `i` scores what may follow token `i`, so
-# only the last row matters now. (During training all rows are used.)
+# After the final norm, the dot product of each row with every row of the embedding gives one *logit* per
+# token of the vocabulary. Row `i` scores the tokens that may follow token `i`, so only the last row matters
+# now. (During training all rows are used.)
 
 # %%
 all_logits = x @ embedding.T
@@ -466,21 +465,22 @@ for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True):
 #
 # *Greedy* decoding takes the largest logit. To sample instead, minillm applies, in this order:
 #
-# 1. **temperature** $T$: logits are divided by $T$. Below 1 the likely get likelier, above 1 the unlikely do.
-# 2. **top-p**: keep the fewest most likely tokens whose probabilities sum to at least $p$; drop the tail.
-# 3. **a draw** from what is left.
+# 1. **temperature** $T$: logits are divided by $T$. Below 1, likely tokens get likelier; above 1, unlikely
+#    ones.
+# 2. **top-p**: keep the smallest number of most likely tokens whose probabilities sum to at least $p$.
+# 3. **a draw** from the tokens that are left.
 #
 # (The full order, with penalties, top-k and min-p, is in `minillm/ops/sampling.py`.)
 
 # %%
-params = SamplingParams(temperature=1.3, top_p=0.95, seed=7, max_tokens=1)  # bold, so that there is a choice
+params = SamplingParams(temperature=1.3, top_p=0.95, seed=7, max_tokens=1)  # hot, so that there is a choice
 
 
 def filtered(logits, params):
     scaled = (logits - logits.max()) / params.temperature
     ordered, order = scaled.sort(descending=True, stable=True)
     probs = ordered.double().softmax(dim=-1)
-    reached_before = probs.cumsum(dim=-1) - probs  # what the likelier tokens already cover
+    reached_before = probs.cumsum(dim=-1) - probs  # the sum over the likelier tokens
     ordered[reached_before >= params.top_p] = float("-inf")
     return torch.empty_like(scaled).index_copy(0, order, ordered)
 
@@ -495,9 +495,9 @@ print(f"{kept.isfinite().sum()} of {len(kept)} tokens survive")
 # The draw uses a fact about the Gumbel distribution: add independent noise $g_i = -\ln(-\ln u_i)$,
 # with $u_i$ uniform in $(0, 1)$, to the logits, and the **argmax** is a sample from their softmax.
 #
-# Where does $u_i$ come from? Not from a generator with hidden state: it is a *hash* of the request's
-# seed, the sample's index, the position in the output and the token id. So a request draws the same
-# tokens whoever else is being served at the time. Here is that hash, in plain Python integers.
+# Where does $u_i$ come from? It does not come from a generator with hidden state. It is a *hash* of the
+# request's seed, the sample's index, the position in the output and the token id. So a request draws the same
+# tokens in every batch. Here is that hash, in plain Python integers.
 
 # %%
 MASK = 2**64 - 1
@@ -518,7 +518,7 @@ def key_of(seed, sample_index, position):
 
 
 def uniform(key, token_id):
-    bits = mix((key + (token_id + 1) * GOLDEN) & MASK) >> 12  # 52 bits: with the half, what a float64 holds
+    bits = mix((key + (token_id + 1) * GOLDEN) & MASK) >> 12  # 52 bits and the half fit in a float64
     return (bits + 0.5) / 2**52  # never 0, never 1
 
 
@@ -533,7 +533,7 @@ token = int((kept.double() + noise).argmax())
 print(f"key {key:#018x}  ->  token {token}: {tokenizer.decode([token])!r}")
 
 # %% [markdown]
-# And the engine, asked in the ordinary way with the same seed:
+# Now the engine, called in the ordinary way with the same seed:
 
 # %%
 llm = LLM(dtype="float32", device="cpu", backend="reference", kv_memory="16MiB")
@@ -543,8 +543,8 @@ assert answer.token_ids == [token]
 print(f"by hand {tokenizer.decode([token])!r}, by the engine {answer.text!r}")
 
 # %% [markdown]
-# Does the noise really sample the softmax? Draw 2,000 times, with 2,000 seeds, and count. Tokens
-# without a blue bar are those that top-p has dropped.
+# Does the noise really give samples of the softmax? Draw 2,000 times, with 2,000 seeds, and count. Top-p has
+# dropped the tokens without a blue bar.
 
 # %%
 draws = 2000
@@ -574,9 +574,9 @@ plt.show()
 # %% [markdown]
 # ## 1.14 A sentence
 #
-# Append the token, compute everything again, draw again with the next position's noise: text.
-# `llm.logits` is the forward pass you have just written. Nothing is remembered between
-# steps, so step 20 repeats the work of the 19 before it. Notebook 2 is about not doing that.
+# Append the token, compute everything again, and draw again with the noise of the next position. The result
+# is text. `llm.logits` is the forward pass that you have just written. It stores nothing between steps, so
+# step 20 repeats the work of the 19 steps before it. Notebook 2 shows how to avoid this.
 
 # %%
 params = SamplingParams(temperature=0.8, top_p=0.9, seed=7, max_tokens=20, ignore_eos=True)
@@ -591,8 +591,8 @@ print(tokenizer.decode(sequence))
 # %% [markdown]
 # ## Exercises
 #
-# Fill in the functions; the cell below each says whether it is right. `attempt` treats
-# `NotImplementedError` as "not tried yet".
+# Fill in the functions. The cell below each function checks it. `attempt` treats `NotImplementedError` as
+# "not tried yet".
 
 
 # %%
@@ -608,13 +608,13 @@ def attempt(check):
 
 
 # %% [markdown]
-# **1 (think).** Remove the mask and leave everything else. Layer 0's attention output for the *last*
-# token does not change at all, yet the logits of the last token do. Why? And what would break in
-# generation with a KV cache if early tokens could see later ones?
+# **1 (think).** Remove the mask and change nothing else. Layer 0's attention output for the *last* token
+# stays the same, but the logits of the last token change. Why? What would go wrong in generation with a KV
+# cache if early tokens could see later ones?
 #
 # **2 (think).** Which part of the model holds most of the parameters: embedding, attention or MLP?
-# Work it out from the shapes in 1.1, then for a model with `hidden_size` 4096, `intermediate_size`
-# 11008, 32 layers and a vocabulary of 32,000. What does that say about where a small model's time goes?
+# Compute it from the shapes in 1.1, then for a model with `hidden_size` 4096, `intermediate_size`
+# 11008, 32 layers and a vocabulary of 32,000. Which part of a small model takes most time, then?
 #
 # **3 (code).** A rotation in the plane is a multiplication of complex numbers. Write RoPE that way:
 # no `sin`, no `cos`, one multiplication by `torch.polar(ones, angle)`.
@@ -636,13 +636,13 @@ attempt(check_rope)
 
 # %% [markdown]
 # **4 (code).** The *logit lens*: apply the final norm and the tied head to the residual stream after each
-# layer, as if that layer were the last. At which layer does the model's final choice first come out
-# on top? (`residuals[i]` is the stream after layer `i`.)
+# layer, as if that layer were the last. After which layer does the model's final choice first have the
+# largest logit? (`residuals[i]` is the stream after layer `i`.)
 
 
 # %%
 def logit_lens(residuals):
-    """The most likely next token id as seen after each layer: a list of ints."""
+    """The most likely next token id after each layer: a list of ints."""
     raise NotImplementedError
 
 
@@ -658,9 +658,9 @@ def check_lens():
 attempt(check_lens)
 
 # %% [markdown]
-# **5 (code).** The heart of notebook 2. Given the rotated keys and the values of all tokens of one
+# **5 (code).** The main idea of notebook 2. Given the rotated keys and the values of all tokens of one
 # layer, compute attention for the **last** token only: its query is `q_last`
-# `[num_heads, head_dim]`. Where did the mask go?
+# `[num_heads, head_dim]`. Why is no mask needed?
 
 
 # %%
@@ -685,7 +685,7 @@ attempt(check_last)
 #   YaRN). `minillm/model/families.py` lists which family has what; `decoder.py` shows where each goes.
 # * **Lower precision**: in bfloat16 two correct implementations agree to 2 to 3 digits, not 6.
 # * **Speed**: every matrix was read for every token, and everything was recomputed for each.
-# * **Training**: how the numbers got into the file.
+# * **Training**: how the numbers in the file were found.
 #
 # **Next.** Notebook 2, *prefill and decode*. To write parts of this yourself, inside the running
 # engine: `minillm labs start 1` (sampling and streaming text) and `minillm labs start 2` (RoPE and

@@ -7,19 +7,19 @@
 #
 # **Goals.** Afterwards you can
 #
-# * drive both loops yourself, over a paged cache, and say what a block table and a slot are;
+# * run both loops yourself, over a paged cache, and say what a block table and a slot are;
 # * say what a step of the engine is: plain data in, plain data out;
-# * show that any way of cutting a text into passes gives the same logits;
-# * compute FLOPs and bytes of a pass from the config, and place it under your machine's roofline;
-# * explain why batching helps decode, and what it does not help.
+# * show that every division of a text into passes gives the same logits;
+# * compute FLOPs and bytes of a pass from the config, and compare it with your machine's roofline;
+# * explain why batching makes decode faster, and which part it cannot make faster.
 #
 # **You need** notebook 1, or to know that attention reads the keys and values of all earlier tokens.
 #
-# **Read beside it** `minillm/worker/prefill.py`, `minillm/worker/decode.py` (40 lines each),
+# **Read along** `minillm/worker/prefill.py`, `minillm/worker/decode.py` (40 lines each),
 # `minillm/worker/step.py`, `minillm/worker/runner.py` and `minillm/memory/block_table.py`.
 #
-# The times in this notebook were measured when it was last run, on some machine. Run it and **look at
-# your own figures**: the text speaks only of what should hold anywhere.
+# The times in this notebook were measured in its last run, on some machine. Run it and **look at your own
+# figures**: the text describes only what should hold on every machine.
 
 # %%
 import time
@@ -51,8 +51,8 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#CCCCCC"  # safe f
 
 
 # %% [markdown]
-# The model, with a stopwatch on its operations. Every arithmetic step of `decoder.py` is a call on
-# `ops`, so wrapping that object is enough to see where time goes (section 2.7).
+# First we load the model and measure the time of its operations. Every arithmetic step of `decoder.py` is a
+# call of a method of `ops`. So it is enough to wrap that object (section 2.7).
 
 
 # %%
@@ -85,10 +85,10 @@ print(f"KV cache: {config.kv_bytes_per_token(4):,} bytes per token")
 # %% [markdown]
 # ## 2.1 The cache is paged
 #
-# Keys and values of every token must be kept until its sequence ends. How long that sequence will
-# be is unknown, so reserving the longest possible stretch for each would waste most of the memory.
-# minillm does what operating systems do: the cache is cut into *blocks* of a few token slots, and
-# each sequence has a *block table*, which lists its blocks in order.
+# Keys and values of every token must be kept until its sequence ends. The length of that sequence is unknown.
+# Memory for the longest possible sequence would be mostly wasted. minillm does what operating systems do: the
+# cache is divided into *blocks* of a few token slots, and each sequence has a *block table*, which lists its
+# blocks in order.
 #
 #     position p  ->  block table[p // block_size]  ->  slot = block * block_size + p % block_size
 #
@@ -96,7 +96,7 @@ print(f"KV cache: {config.kv_bytes_per_token(4):,} bytes per token")
 
 # %%
 BLOCK_SIZE, NUM_BLOCKS = 4, 16
-pool = BlockPool(NUM_BLOCKS, BLOCK_SIZE)  # who owns which block: no tensors
+pool = BlockPool(NUM_BLOCKS, BLOCK_SIZE)  # counts the owners of each block; it has no tensors
 cache = KVCache.allocate(config, NUM_BLOCKS, BLOCK_SIZE, torch.float32, model.device)  # the tensors
 runner = ModelRunner(model.decoder, cache, BLOCK_SIZE)
 print("k of one layer:", list(cache.k[0].shape), "= [num_blocks, block_size, num_kv_heads, head_dim]")
@@ -104,7 +104,7 @@ print("k of one layer:", list(cache.k[0].shape), "= [num_blocks, block_size, num
 
 @dataclass
 class Sequence:
-    """A text in the making: all its token ids, its blocks, and how many tokens are in the cache."""
+    """A growing text: its token ids, its blocks, and the number of its tokens in the cache."""
 
     ids: list[int]
     table: BlockTable
@@ -120,11 +120,11 @@ for name, sequence in sequences.items():
 # %% [markdown]
 # ## 2.2 The two loops
 #
-# A pass takes a list of `SequenceRows`: these token ids, from this position on, with this block
-# table. The runner lays the rows of all sequences end to end, without padding, writes their keys and
-# values to their slots, and returns the logits of each sequence's last row.
+# A pass takes a list of `SequenceRows`: token ids, the position of the first one, and a block table. The
+# runner concatenates the rows of all sequences, without padding, writes their keys and values to their slots,
+# and returns the logits of each sequence's last row.
 #
-# The **prefill** pass hands over the whole prompt.
+# The **prefill** pass runs the whole prompt.
 
 
 # %%
@@ -206,23 +206,23 @@ plt.show()
 
 # %% [markdown]
 # Only the last block of a sequence has empty slots: at most `block_size - 1` per sequence are wasted.
-# Attention does not mind the order: it reads the keys of a sequence *through* its table.
+# The order of the blocks does not matter to attention: it reads the keys of a sequence *through* its table.
 #
 # The engine does the same, and divides each of our functions into three parts. First the tables grow
 # (`minillm/engine/batch.py`). Then the loop runs; it changes nothing but the cache. Last the new tokens are
-# appended (`minillm/engine/commit.py`). What passes between the parts is plain data:
+# appended (`minillm/engine/commit.py`). The parts exchange plain data:
 #
-#     StepPlan    who takes part                      the scheduler's decision
+#     StepPlan    the sequences of the step           the scheduler's decision
 #        |        tables grow
 #     StepInput   ids, positions, block tables
 #        |        Worker.execute                      the model runs here
 #     StepOutput  token ids
 #        |        tokens are appended to their sequences
 #
-# The worker knows no request, no pool and no tokenizer. It gets numbers and returns numbers. So a step can
-# be written to bytes, and the worker could be another process or another machine. We wrap
-# `worker.execute` and keep what goes in and what comes out. (We keep bytes, not the object: its block tables
-# are the sequences' own lists, and those grow.)
+# The worker knows no request, no pool and no tokenizer. It receives numbers and returns numbers. So a step
+# can be written to bytes, and the worker could be another process or another machine. We wrap
+# `worker.execute` and store its input and output. (We store bytes, not the object: its block tables are the
+# sequences' own lists, which grow.)
 
 # %%
 llm = LLM(dtype="float32", device="cpu", backend="reference", kv_memory="16MiB")
@@ -258,8 +258,8 @@ for number, (sent, returned) in enumerate(recorded[:2]):
 # so one block for each is enough so far. (The bytes also hold the sampling parameters, not printed here. A
 # step can hold both kinds of work at once: notebook 5.)
 #
-# The bytes are all that the worker needs. Let it carry out step 1 once more, from the bytes alone. It writes
-# the same keys and values to the same slots and draws the same tokens:
+# The worker needs only the bytes. It runs step 1 again from these bytes. It writes the same keys and values
+# to the same slots and draws the same tokens:
 
 # %%
 again = worker.execute(from_bytes(recorded[1][0]))
@@ -274,9 +274,9 @@ print(f"{pool.num_free} of {pool.num_blocks} blocks free again")
 # %% [markdown]
 # ## 2.3 Same text, same logits, however it is cut
 #
-# A token's logits depend on the tokens before it and on nothing else, so a text may be computed in one
-# pass, in chunks, or token by token. We take A's text, collect the logits of *every* row, and compare.
-# Before each run the cache is filled with NaN, so that reading a slot before it is written would show.
+# A token's logits depend only on the token and the tokens before it. So a text may be computed in one pass,
+# in chunks, or token by token. We take A's text, collect the logits of *every* row, and compare. Before
+# each run the cache is filled with NaN. If a slot is read before it is written, the result is NaN.
 
 
 # %%
@@ -303,16 +303,17 @@ for size in (7, 4, 1):
     print(f"{size} tokens per pass: logits differ by at most {worst:.0e}, they are up to {scale:.0f}")
 
 # %% [markdown]
-# Equal up to rounding, not bit for bit: torch sums in another order when a matrix has another number
-# of rows, and floating-point addition is not associative. The reference backend promises a
-# tolerance only; kernels can be written so that the bits agree too (see the top of
+# The logits are equal up to rounding, but not bit for bit: torch sums in another order if a matrix has
+# another number of rows, and floating-point addition is not associative. The reference backend promises
+# only a tolerance. Kernels can be written so that the bits are equal too (see the top of
 # `minillm/ops/reference.py`).
 #
 # ## 2.4 What the KV cache saves
 #
-# Without a cache the next token costs a pass over the whole text; with it, a pass over one row. First
-# count. A row costs 2 FLOPs (a multiplication and an addition) for each weight it meets, and for each
-# key it sees 2 in the score and 2 in the weighted sum, for each of the `q_size` components.
+# Without a cache the next token costs a pass over the whole text; with a cache it costs a pass over one
+# row. We count first. A row costs 2 FLOPs (a multiplication and an addition) for each weight. For each key
+# that it sees, it costs 2 FLOPs in the score and 2 in the weighted sum, for each of the `q_size`
+# components.
 
 # %%
 head_weights = config.vocab_size * config.hidden_size  # tied: also the embedding
@@ -334,8 +335,8 @@ for length in (16, 64, 256, 1024):
 
 
 # %% [markdown]
-# Now measure. `best` repeats a pass a few times and takes the fastest: on a shared machine that is the
-# time least disturbed by others.
+# Now we measure. `best` repeats a pass a few times and takes the fastest: on a shared machine, other programs
+# have disturbed this one least.
 
 
 # %%
@@ -387,14 +388,14 @@ ax.grid(color="#EEEEEE")
 plt.show()
 
 # %% [markdown]
-# The upper curve should climb with the length of the text. The lower one should hardly move: a longer
-# text means more keys to read, but the weights outweigh them for a long while.
+# The upper curve should rise with the length of the text. The lower one should change little: a longer text
+# has more keys to read, but the weights are many more bytes, up to long texts.
 #
-# A whole answer costs the area under the curve, so the total without a cache grows with the *square* of
-# the length even before attention is counted. The price of the cache is memory: 8 layers here, 80 in a
-# large model, two vectors per layer and token.
+# The cost of a whole answer is the area under the curve. So the total without a cache grows with the
+# *square* of the length, even without attention. The price of the cache is memory: two vectors per layer
+# and token, for 8 layers here and 80 in a large model.
 #
-# ## 2.5 The same token, cheap and dear
+# ## 2.5 The same token, cheap and expensive
 #
 # Compare two ways of putting a token into the cache: as one of many in a prefill, or alone in a decode
 # step. The FLOPs per token are nearly the same (a prefill needs the output head for its last row only).
@@ -411,16 +412,16 @@ for name, tokens, seconds, work in (
     print(f"{name:22}{work / tokens / 1e6:10.1f} {per_token:10.2f} {work / seconds / 1e9:9.1f}")
 
 # %% [markdown]
-# Time per token should differ by far more than the work does. The reason is what a pass must *read*:
-# every weight once, whether for 256 rows or for one, and the keys and values of the text. Work divided
-# by bytes is the **arithmetic intensity** of a pass.
+# The time per token should differ much more than the work. The reason is the bytes that a pass must *read*:
+# every weight once, for 256 rows as for one row, and the keys and values of the text. Work divided by bytes
+# is the **arithmetic intensity** of a pass.
 
 # %%
 FLOAT32 = 4  # bytes
 
 
 def bytes_read(contexts):
-    """Least bytes a pass reads: the weights once, and the KV cache of each sequence."""
+    """The minimum of bytes that a pass reads: the weights once, and the KV cache of each sequence."""
     return config.num_parameters * FLOAT32 + config.kv_bytes_per_token(FLOAT32) * sum(contexts)
 
 
@@ -442,8 +443,8 @@ for name, batch in (
 assert intensity([(256, 0)]) > 50 * intensity([(1, 255)])
 
 # %% [markdown]
-# With one sequence, decode does about half a FLOP for each byte: each 4-byte weight is fetched, used for one
-# multiplication and one addition, and dropped. Prefill uses each fetched weight for every row.
+# With one sequence, decode does about half a FLOP for each byte: each 4-byte weight is read and used for only
+# one multiplication and one addition. Prefill uses each weight that it reads for every row.
 #
 # ## 2.6 Your machine's roofline
 #
@@ -452,8 +453,8 @@ assert intensity([(256, 0)]) > 50 * intensity([(1, 255)])
 #
 # $$\min(\text{FLOP rate},\; I \times \text{bandwidth})$$
 #
-# FLOPs per second. Left of the ridge, where both are equal, memory is the bottleneck; right of it,
-# arithmetic. Both speeds are measured here, by a big sum and a big matrix product.
+# FLOPs per second. The ridge is the intensity at which both are equal. Left of it memory is the bottleneck,
+# right of it arithmetic. We measure both speeds, with a large sum and a large matrix product.
 
 
 # %%
@@ -480,8 +481,8 @@ print(f"ridge                        {ridge:8.1f} FLOP/byte")
 #
 # Under this roof we put two kinds of points:
 #
-# * **one matrix of a 7B model**: 4096 x 4096, multiplied with 1, 2, 4, ... rows. One row is what decode
-#   asks of it, hundreds are prefill.
+# * **one matrix of a 7B model**: 4096 x 4096, multiplied with 1, 2, 4, ... rows. Decode has one row, prefill
+#   has hundreds.
 # * **whole passes of our model**: a decode step, and prefills of growing length.
 
 # %%
@@ -522,14 +523,15 @@ plt.show()
 # %% [markdown]
 # How to read your figure:
 #
-# * The big matrix with one row should lie near the sloping roof, and move up along it: more rows cost
-#   hardly more time there. Further right it should flatten out towards the horizontal roof. (A few
-#   rows can fall short of both: libraries have a routine for one row, and tune the others for many.)
-# * Prefill of our model should climb the same way and stay below: norms, softmax and the masked half of
-#   the scores take time that the FLOP count leaves out.
-# * Our model's decode step probably lies well *below* the roof. A third bottleneck is at work: a pass is
+# * The large matrix with one row should be near the sloping roof. With more rows it should move up along
+#   the slope, where more rows cost little more time. Further right it should come near the horizontal roof.
+#   (With a few rows it can be below both: libraries have one routine for one row, and optimise the others
+#   for many.)
+# * Prefill of our model should rise in the same way but stay lower: norms, softmax and the masked half of
+#   the scores take time, but the FLOP count does not contain them.
+# * Our model's decode step is probably far *below* the roof. There is a third bottleneck: a pass is
 #   hundreds of small torch calls, each with a fixed cost, and a small model has too little work per
-#   call to hide it. The next table takes it apart.
+#   call to hide this cost. The next table shows the parts of the time.
 
 # %%
 floor_bytes = bytes_read([256]) / bandwidth
@@ -542,10 +544,10 @@ print(f"  not explained by either           {1e3 * max(decode_time - floor, 0):7
 
 
 # %% [markdown]
-# What is left over is Python and torch's dispatch, matrix routines that do not reach full bandwidth for
-# a single row (the triangles show it too), and intermediate results that are written and read back.
-# Section 2.7 splits it by kind, and section 2.8 shows what compiled kernels make of it; for models of
-# billions of parameters, reading the weights dwarfs it.
+# The rest of the time is Python and torch's dispatch, matrix routines that do not reach full bandwidth for
+# a single row (see the triangles), and intermediate results that are written and read again. Section 2.7
+# divides the time by kind of operation, and section 2.8 shows the gain from compiled kernels. In models with
+# billions of parameters, this rest is small compared with reading the weights.
 #
 # ## 2.7 Batching: more rows for the same bytes
 #
@@ -573,7 +575,7 @@ def timed_step(batch):
 
 
 batches = [1, 2, 4, 8, 16]
-rounds = [[timed_step(batch) for batch in batches] for _ in range(12)]  # in turns: a disturbance hits all
+rounds = [[timed_step(batch) for batch in batches] for _ in range(12)]  # in turns: noise affects all
 timings = [min(results) for results in zip(*rounds, strict=True)]
 print("batch    step   matrices  attention   rest (ms)   tokens/s")
 for batch, (total, linear, attention) in zip(batches, timings, strict=True):
@@ -612,16 +614,17 @@ plt.show()
 # %% [markdown]
 # Three things to look for in your figure.
 #
-# * The **matrices** should grow far more slowly than the batch: weights are read once for all. This is
-#   the gain, and it ends where the batch reaches the ridge.
-# * **Attention** grows with the batch, for two reasons. One is true of every engine: each sequence has
-#   its own keys and values to read, so batching shares nothing here. The other is this backend's: it is
-#   a Python loop over the sequences (`attend_pages` in `minillm/ops/reference.py`), easy to read and slow.
-#   The last line under the table says which reason weighs more on your machine.
-# * Throughput rises while each sequence waits a little longer for its next token. Which of the two matters
-#   depends on who is waiting; choosing the batch is the scheduler's job.
+# * The time of the **matrices** should grow much more slowly than the batch: weights are read once for all
+#   sequences. This is the gain. It ends when the batch reaches the ridge.
+# * The time of **attention** grows with the batch, for two reasons. The first is true for every engine:
+#   each sequence has its own keys and values, so batching shares no reads here. The second is true only for
+#   this backend: it is a Python loop over the sequences (`attend_pages` in `minillm/ops/reference.py`),
+#   which is easy to read but slow. The last line under the table shows which reason costs more on your
+#   machine.
+# * Throughput rises, but each sequence waits a little longer for its next token. Which of the two is more
+#   important depends on the users. The scheduler chooses the batch.
 #
-# In numbers that hold on any machine, the intensity of a decode step:
+# The intensity of a decode step is the same on every machine:
 
 # %%
 print("context   batch 1   batch 4  batch 16  batch 64   FLOP/byte")
@@ -634,14 +637,14 @@ print(f"attention alone: {keys_only:.2f}")
 assert keys_only == config.num_attention_heads / config.num_key_value_heads / 2
 
 # %% [markdown]
-# With long contexts the batch helps less and less: keys and values dominate the bytes, and attention's
-# own intensity is fixed: each cached number serves the query heads that share it, here two, and no batch
-# changes that. So engines fight for smaller caches: grouped-query attention, lower precision, shared
-# prefixes.
+# With longer contexts a larger batch helps less. Most of the bytes are then keys and values, and the
+# intensity of attention itself is fixed: each cached number is used by the query heads that share it (here
+# two), in every batch. So engines try to make caches smaller: grouped-query attention, lower precision,
+# shared prefixes.
 #
 # ## 2.8 The roofline again, with compiled kernels
 #
-# So far every operation was PyTorch, so that it can be read. The engine itself runs kernels in C++
+# So far every operation was PyTorch, because it is easy to read. The engine itself runs kernels in C++
 # (`csrc/cpu`), compiled on first use if there is a compiler. `minillm bench kernels` measures each at the
 # sizes of a model; here it is as a figure. Filled marks are the kernels, hollow ones PyTorch; each line
 # between two marks is one operation.
@@ -681,10 +684,10 @@ ax.grid(color="#EEEEEE")
 plt.show()
 
 # %% [markdown]
-# The matrices with one row should now lie on the sloping roof, those with 256 near the flat one. (Above
-# the slope is possible too: this model is small enough for the processor's cache, which is faster than
-# the memory that the roof was measured on.) The small operations stay below any roof: what they cost is
-# being called. In the engine they are not called at all: one call from Python runs a whole step.
+# The matrices with one row should now be on the sloping roof, those with 256 rows near the flat roof. (They
+# can also be above the slope: this model fits in the processor's cache, which is faster than the memory for
+# which the roof was measured.) The small operations stay below both roofs, because most of their time is
+# the cost of the call. The engine does not make these calls: one call from Python runs a whole step.
 
 # %%
 engines = {
@@ -699,9 +702,10 @@ for name, engine in engines.items():
     print(f"{engine.engine.model.decoder.ops.name:10} {max(rates[name]):6.0f} tokens/s, one sequence")
 
 # %% [markdown]
-# Part of that is bytes. The checkpoint is stored in bfloat16, as most are, so its numbers in float32 end in
-# sixteen zero bits each. The compiled backend keeps a matrix without the zeros and puts them back in
-# registers: the same float32 arithmetic, to the bit, for half of what a decode step has to read.
+# A part of the gain comes from fewer bytes. The checkpoint is stored in bfloat16, like most checkpoints, so
+# the last sixteen bits of each number in float32 are zero. The compiled backend stores a matrix without
+# these zeros and adds them again in registers. The float32 arithmetic is the same to the bit, but a decode
+# step reads only half of the bytes.
 
 # %%
 for engine in engines.values():
@@ -709,9 +713,9 @@ for engine in engines.values():
     print(f"{decoder.ops.name:10} a step reads {decoder.step_bytes() / 2**20:4.1f} MiB of weights")
 
 # %% [markdown]
-# And they keep a promise that the reference cannot. Section 2.3 had to ask whether two logits are
-# *close*. A kernel that computes every row by itself, in one order of summation, whatever else is in the
-# batch, gives the same *bits*: in one pass or in chunks, alone or in company.
+# The compiled kernels also keep a promise that the reference cannot keep. Section 2.3 could only check that
+# two logits are *close*. A kernel that computes every row by itself, always in the same order of summation,
+# gives the same *bits*: in one pass or in chunks, alone or in a batch.
 
 # %%
 for name, engine in engines.items():
@@ -722,8 +726,8 @@ for name, engine in engines.items():
         assert same
 
 # %% [markdown]
-# It costs nothing: the order that suits the memory is one that no neighbour can change
-# (`csrc/cpu/tile.h` says why).
+# This costs no time: the order that is fastest for memory does not depend on the other rows
+# (`csrc/cpu/tile.h` explains why).
 #
 # ## Exercises
 
@@ -741,17 +745,18 @@ def attempt(check):
 
 
 # %% [markdown]
-# **1 (think).** A 7B model in bfloat16 (14 GB) runs on a GPU that reads 2 TB/s and computes 300 TFLOP/s. What
-# is the most tokens per second one sequence can get? From which batch size on is more batching of no
-# use to the matrices? How do both answers change if the weights are stored in 4 bits?
+# **1 (think).** A 7B model in bfloat16 (14 GB) runs on a GPU that reads 2 TB/s and computes 300 TFLOP/s.
+# What is the highest number of tokens per second for one sequence? From which batch size on does a larger
+# batch not make the matrices more efficient? How do both answers change if the weights are stored in 4
+# bits?
 #
-# **2 (think).** A chat server mixes prefills of 2,000 tokens with decodes of 30 sequences. What happens
-# to those who are waiting for their next token when a prompt is computed in one pass, and what do chunks
-# of 256 change? What do they cost? (`prefill_chunk` in
-# `minillm/config/engine.py`, `minillm/engine/scheduler.py`.)
+# **2 (think).** A chat server mixes prefills of 2,000 tokens with decodes of 30 sequences. A prompt is
+# computed in one pass. What happens to the sequences that wait for their next token? What changes with
+# chunks of 256? What do chunks cost? (`prefill_chunk` in `minillm/config/engine.py`,
+# `minillm/engine/scheduler.py`.)
 #
-# **3 (code).** Address translation. The check plugs your function into a running engine: `parts=` replaces
-# a part of minillm by yours.
+# **3 (code).** Address translation. The check runs your function in an engine: `parts=` replaces a part of
+# minillm by yours.
 
 
 # %%
@@ -830,13 +835,13 @@ attempt(check_capacity)
 # %% [markdown]
 # ## What we left out
 #
-# * **Who goes next.** Mixing prefills and decodes, and what to do when the pool is empty, is the scheduler's
-#   work: `minillm/engine/scheduler.py`.
-# * **Sharing.** Sequences that begin alike can share blocks; the reference counts for it are in
+# * **Scheduling.** The scheduler mixes prefills and decodes, and decides what to do if the pool is empty:
+#   `minillm/engine/scheduler.py`.
+# * **Sharing.** Sequences with the same beginning can share blocks. The reference counts for it are in
 #   `minillm/memory/block_pool.py`, and `n > 1` samples of a prompt already use them.
-# * **Other machines.** On a GPU both roofs are far higher and the ridge lies further right, so decode is
-#   even further from using the arithmetic.
+# * **Other machines.** On a GPU both roofs are much higher and the ridge is further right, so decode uses an
+#   even smaller part of the arithmetic.
 # * **Writes and intermediate results**, which the byte counts above ignore.
 #
 # **Next.** `minillm labs start 3`: write the paged cache and the two loops yourself, inside the running
-# engine. (`minillm labs start 2` is rotary embedding and grouped-query attention, if you want that first.)
+# engine. (`minillm labs start 2` is about rotary embedding and grouped-query attention.)

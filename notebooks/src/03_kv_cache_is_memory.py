@@ -1,23 +1,23 @@
 # %% [markdown]
 # # 3. The KV cache is memory
 #
-# Weights are loaded once and stay. What fills up while a server runs is the KV cache: every token of
-# every open answer holds its keys and values until the answer ends. How many people can be served at
-# once is, most of the time, a question of how this memory is handed out.
+# Weights are loaded once and do not change. The KV cache grows while a server runs: it holds the keys and
+# values of every token of every running request until the request ends. So the number of requests that can
+# run at the same time usually depends on how this memory is allocated.
 #
 # **Goals.** Afterwards you can
 #
-# * compute what one token of any model costs, and how many fit beside its weights;
-# * compare contiguous reservation with paging on one list of requests, and count exactly what each wastes;
-# * tell *internal* from *external* fragmentation;
-# * watch the block map of a running engine, and read its events.
+# * compute the cost of one token for any model, and the number of tokens that fit beside its weights;
+# * compare contiguous allocation with paging on one list of requests, and count exactly the waste of each;
+# * explain the difference between *internal* and *external* fragmentation;
+# * read the block map of a running engine, and its events.
 #
 # **You need** notebook 2 up to 2.2: block tables and slots.
 #
-# **Read beside it** `minillm/memory/block_pool.py`, `block_table.py` and `budget.py`,
+# **Read along** `minillm/memory/block_pool.py`, `block_table.py` and `budget.py`,
 # `minillm/observe/events.py`.
 #
-# This notebook counts; it measures no times. Its figures are the same on every machine.
+# This notebook counts and measures no times. Its figures are the same on every machine.
 
 # %%
 import bisect
@@ -45,14 +45,14 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#CCCCCC"  # safe f
 # %% [markdown]
 # ## 3.1 What one token costs
 #
-# A token leaves one key and one value in every layer, for every KV head:
+# A token has one key and one value in every layer, for every KV head:
 #
 # $$\text{bytes per token} = 2 \times \text{layers} \times \text{KV heads} \times \text{head dim} \times
 # \text{bytes per number}$$
 #
-# Here are the shapes of some models whose weights are public, as their `config.json` files have them.
-# A digit may be wrong in such a table, so each line ends with the model's published number of parameters,
-# which `parse_config` must reach from the other columns.
+# Here are the shapes of some models with public weights, from their `config.json` files. Such a table may
+# contain a wrong digit. So each line ends with the model's published number of parameters, and `parse_config`
+# must compute the same number from the other columns.
 
 # %%
 TABLE = """
@@ -106,12 +106,12 @@ assert models["Llama-2-7B"].kv_bytes_per_token(BF16) == 4 * models["Llama-3.1-8B
 # %% [markdown]
 # Three things to see:
 #
-# * **Size of the model says little.** Llama 2 and Llama 3.1 8B are about as large, yet a token of the first
-#   costs four times as much: it has a KV head for every query head, the other one for every four.
-# * **Small models are not spared.** Qwen3-0.6B has 14 times fewer parameters than the 8B model beside it,
-#   and its tokens are hardly cheaper (nearly as many layers, the same KV heads).
-# * Where the weights do not fit (the last line), there is no room for a cache either: such a model is
-#   spread over several GPUs, and so are its KV heads.
+# * **The size of the model says little.** Llama 2 and Llama 3.1 8B have about the same size, but a token of
+#   Llama 2 costs four times as much: it has one KV head for every query head, Llama 3.1 one for every four.
+# * **Tokens of small models are not cheap.** Qwen3-0.6B has 14 times fewer parameters than the 8B model
+#   beside it, but its tokens are only a little cheaper (nearly as many layers, the same KV heads).
+# * If the weights do not fit (the last line), there is no room for a cache. Such a model is divided over
+#   several GPUs, and its KV heads too.
 #
 # In sequences instead of tokens:
 
@@ -134,13 +134,13 @@ ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.3, -0.32), ncols=
 plt.show()
 
 # %% [markdown]
-# ## 3.2 Nobody knows how long an answer will be
+# ## 3.2 The length of an answer is unknown
 #
-# If each sequence needed 4,096 tokens, the picture above would be the whole story. They do not. The file
-# `data/azure_conversation_lengths.csv` holds the lengths of 303 requests to a production chat service:
-# every 64th row of the public trace *AzureLLMInferenceTrace_conv* (Microsoft, CC BY 4.0; described in
-# Patel et al., "Splitwise", ISCA 2024). We divide them by four, as for a service with shorter texts and a
-# context of 4,096.
+# If each sequence needed 4,096 tokens, the picture above would be complete. But sequences are shorter. The
+# file `data/azure_conversation_lengths.csv` holds the lengths of 303 requests to a production chat service:
+# every 64th row of the public trace *AzureLLMInferenceTrace_conv* (Microsoft, CC BY 4.0; described in Patel
+# et al., "Splitwise", ISCA 2024). We divide them by four, as for a service with shorter texts and a context
+# of 4,096.
 
 # %%
 with Path("data/azure_conversation_lengths.csv").open() as file:
@@ -163,13 +163,14 @@ for name, values in (
 assert max(p + a for p, a in lengths) < CONTEXT
 
 # %% [markdown]
-# The prompt's length is known when a request arrives. The answer's is known when it has ended: it may be 3
-# tokens or 165. Memory must be handed out before.
+# The length of the prompt is known when a request arrives. The length of the answer is known only at its
+# end: it may be 3 tokens or 165. Memory must be allocated before that.
 #
 # ## 3.3 Contiguous against paged
 #
-# Two allocators. The first gives each sequence one **contiguous** stretch, as an ordinary tensor would be:
-# first fit, as long as a rule says. The second is minillm's: a `BlockPool` and a `BlockTable` a sequence.
+# We compare two allocators. The first gives each sequence one **contiguous** range of slots, like an ordinary
+# tensor. It uses the first hole that is large enough (first fit), and a rule gives the length. The second is
+# minillm's: a `BlockPool`, and a `BlockTable` for each sequence.
 
 
 # %%
@@ -184,7 +185,7 @@ class Open:
 
 
 class Contiguous:
-    """One stretch of slots for each sequence, in the first hole that is long enough."""
+    """One range of slots for each sequence, in the first hole that is long enough."""
 
     def __init__(self, capacity, stretch):
         self.capacity, self.stretch = capacity, stretch
@@ -201,7 +202,7 @@ class Contiguous:
         return False
 
     def grow(self, request):
-        return True  # its stretch is long enough for all it will ever have
+        return True  # the range is long enough for the whole sequence
 
     def end(self, request):
         self.taken.remove(request.place)
@@ -212,14 +213,14 @@ class Contiguous:
 
 
 class Paged:
-    """Blocks, taken one by one as sequences grow."""
+    """Blocks, allocated one by one while sequences grow."""
 
     def __init__(self, capacity, block_size=16):
         self.pool = BlockPool(capacity // block_size, block_size)
 
     def begin(self, request, running):
         needed = blocks_for(request.live + 1, self.pool.block_size)
-        headroom = 2 * running  # two blocks to grow into for each that runs, else it would soon be stuck
+        headroom = 2 * running  # two free blocks for each running request, so that it can grow
         if needed + headroom > self.pool.num_free:
             return False
         request.place = BlockTable(self.pool)
@@ -242,14 +243,14 @@ class Paged:
 
 
 # %% [markdown]
-# All requests are waiting at the start. They are let in first come, first served, while there is room; every
-# step adds one token to each that runs. When a block is missing, the newest is sent back to the queue and
-# will be computed again (the engine does just that; notebook 5).
+# All requests are waiting at the start. They are admitted in order of arrival while there is room. Every
+# step adds one token to each running request. If a block is missing, the newest request is preempted: it
+# goes back to the queue and will be computed again (the engine does the same; see notebook 5).
 
 
 # %%
 def serve(memory, lengths):
-    """A row for each step (requests, slots allocated, slots live, does anybody wait), and the preemptions."""
+    """A row for each step (requests, slots allocated, slots live, does a request wait); the preemptions."""
     waiting, running = deque(Open(prompt, answer, live=prompt) for prompt, answer in lengths), []
     log, preemptions = [], 0
     while waiting or running:
@@ -270,7 +271,7 @@ def serve(memory, lengths):
 
 
 SLOTS = 16384
-LIMIT = max(answer for prompt, answer in lengths)  # say that users may ask for no longer answers
+LIMIT = max(answer for prompt, answer in lengths)  # assume that this is the limit of max_tokens
 allocators = {
     "contiguous: the whole context": Contiguous(SLOTS, lambda r: CONTEXT),
     "contiguous: prompt + limit": Contiguous(SLOTS, lambda r: r.prompt + LIMIT),
@@ -281,7 +282,7 @@ results = {name: serve(memory, lengths) for name, memory in allocators.items()}
 
 
 def means(log):
-    """Over the steps in which somebody waits: requests held; shares live, allocated but empty, free."""
+    """Means over the steps in which a request waits: requests; shares live, allocated but empty, free."""
     full = [row for row in log if row[3]]
     held, allocated, live = (sum(row[i] for row in full) / len(full) for i in range(3))
     return held, live / SLOTS, (allocated - live) / SLOTS, (SLOTS - allocated) / SLOTS
@@ -324,21 +325,21 @@ assert paged_waste[2] / (paged_waste[1] + paged_waste[2]) < 0.03
 # %% [markdown]
 # Two kinds of waste:
 #
-# * **Internal fragmentation** (orange): inside what a sequence has been given. A contiguous stretch must
-#   hold the end of an answer from its beginning on, even if the end were known. A paged sequence has at most
-#   15 empty slots, those of its last block.
-# * **External fragmentation** (grey): free, in pieces that are each too small. Contiguous stretches of
-#   different lengths leave holes. Pages have no holes: any free block is as good as any other. What paging
-#   leaves free here is the headroom that `begin` keeps, so that running sequences can grow.
+# * **Internal fragmentation** (orange): empty slots inside the memory of a sequence. A contiguous range
+#   must have room for the end of an answer from the beginning on, even if the length is known. A paged
+#   sequence has at most 15 empty slots, all in its last block.
+# * **External fragmentation** (grey): free memory in pieces that are each too small. Contiguous ranges of
+#   different lengths leave holes. Paging leaves no holes, because every free block can be used. The free
+#   memory of paging here is the headroom that `begin` keeps, so that running sequences can grow.
 #
-# The third line is a rule nobody can follow, since it needs to know the answer's length. Paging beats it
-# without knowing anything.
+# The rule of the third line is impossible in practice, because it needs the length of the answer in advance.
+# Paging is better and does not need to know the length.
 #
 # ## 3.4 The block map of a running engine
 #
-# Now the engine itself, with the model that ships. Its pool has 64 blocks, and two dozen requests of the same
-# list, scaled down further, want them. `engine.events` tells every decision; a listener hears those of a
-# step as soon as the step is over. Ours then looks at the block tables. Sharing (notebook 6) is off.
+# Now the engine itself, with the model that ships. Its pool has 64 blocks. 24 requests of the same list, with
+# shorter lengths, need them. `engine.events` records every decision; a listener gets the events of a step as
+# soon as the step is over. Our listener then reads the block tables. Sharing (notebook 6) is off.
 
 # %%
 NUM_BLOCKS, BLOCK_SIZE = 64, 16
@@ -362,7 +363,7 @@ story = (
 prompts = [story[:prompt] for prompt, answer in small]
 params = [SamplingParams(temperature=0.0, max_tokens=answer, ignore_eos=True) for prompt, answer in small]
 
-frames = []  # after each step: the owner of each block, -1 for nobody
+frames = []  # after each step: the owner of each block; -1 means free
 
 
 def look(event):
@@ -382,9 +383,9 @@ for kind, count in sorted(Counter(event.kind for event in trace).items()):
     print(f"{kind:14} {count:5}")
 
 # %% [markdown]
-# The events alone must add up to what we saw in the tables: blocks allocated less blocks freed, step by
-# step. And `waste` of the `step` event is exact: slots in blocks that have an owner, less tokens in
-# the cache.
+# The events must agree with the tables: in every step, the number of blocks in use is the number of
+# allocated blocks minus the number of freed blocks. `waste` of the `step` event is exact too: it is the
+# number of slots in blocks with an owner, minus the number of tokens in the cache.
 
 # %%
 owned, step_events = 0, []
@@ -426,15 +427,15 @@ plt.show()
 print(f"dotted: {len(preempted)} preemptions")
 
 # %% [markdown]
-# Each horizontal band is a block, changing hands. A request starts with the blocks of its prompt, then takes
-# one more every 16 steps, wherever one is free: after a while its blocks lie scattered, and nothing is the
-# worse for it. A freed block is soon somebody else's. At a dotted line there was none left, and the newest
-# sequence lost its blocks; it comes back later in another place, in the same colour.
+# Each horizontal line of the picture is a block; its colour is its owner. A request starts with the blocks of
+# its prompt and then allocates one more block every 16 steps, at any free place. After a while its blocks are
+# scattered, and this costs nothing. Another request soon gets a freed block. At a dotted line no block was
+# free, and the newest sequence was preempted. It resumes later in other blocks, with the same colour.
 #
 # ## 3.5 How large should a block be?
 #
-# A smaller block wastes less. On average half a block is empty, so the waste of a list of requests can be
-# worked out from their lengths alone:
+# A smaller block wastes less. On average half a block per sequence is empty. So the waste of a list of
+# requests can be computed from their lengths:
 
 
 # %%
@@ -466,15 +467,15 @@ ax.grid(color="#EEEEEE")
 plt.show()
 
 # %% [markdown]
-# Why not blocks of one token, then? Because a block is also
+# Why not use blocks of one token? Because a block is also
 #
-# * **an entry in a table** that is read for every query, and the unit in which attention finds memory that
-#   lies together: short runs read slowly;
+# * **an entry of a table** that attention reads for every query, and a contiguous range of memory: many short
+#   ranges are slow to read;
 # * **the unit of sharing**: only full blocks can be found again (notebook 6). Large blocks share less;
-# * **the unit of the allocator's work**: one call every 16 steps instead of one a step.
+# * **the unit of allocation**: one call every 16 steps instead of one call per step.
 #
-# 16 is where the waste has become small and the tables still are. Other engines choose 16 to 64 for the same
-# reasons.
+# With 16 tokens per block, the waste is small and the tables are small too. Other engines use 16 to 64 for
+# the same reasons.
 #
 # ## Exercises
 
@@ -493,17 +494,17 @@ def attempt(check):
 
 # %% [markdown]
 # **1 (think).** A GPU with 24 GB runs Llama-3.1-8B in bfloat16. How many tokens of cache are left at
-# 90 % use? How many with the weights in 4 bits? And with the cache in 8 bits as well? Which of the two
-# helps long contexts more, which helps short ones?
+# 90 % use? How many with the weights in 4 bits? And with the cache in 8 bits too? Which of the two
+# helps long contexts more? Which helps short contexts more?
 #
-# **2 (think).** The operating system's pages are swapped to disk when memory runs out. The engine throws a
-# preempted sequence's blocks away and computes them again. Take Llama-3.1-8B, 2,000 tokens, a bus of 25 GB/s
-# to main memory, and a GPU that does 300 TFLOP/s at 2 FLOPs per parameter and token. What does each way cost?
-# What else speaks for either?
+# **2 (think).** An operating system writes pages to disk when memory is full. The engine drops the blocks
+# of a preempted sequence and computes them again. Take Llama-3.1-8B, 2,000 tokens, a bus of 25 GB/s to main
+# memory, and a GPU that does 300 TFLOP/s at 2 FLOPs per parameter and token. What does each way cost? Which
+# other reasons are there for each way?
 #
-# **3 (code).** `n` samples of one prompt share its full blocks; a last, partly filled one is copied for
-# each, since each will write into it. How many blocks do they take together, when each answer has `answer`
-# tokens?
+# **3 (code).** `n` samples of one prompt share its full blocks. A partly filled last block is copied for
+# each sample, because each sample will write to it. How many blocks do the samples need together, if each
+# answer has `answer` tokens?
 
 
 # %%
@@ -529,7 +530,7 @@ def check_samples():
 attempt(check_samples)
 
 # %% [markdown]
-# **4 (code).** The longest request a contiguous allocator can still take.
+# **4 (code).** The longest request that a contiguous allocator can still accept.
 
 
 # %%
@@ -553,8 +554,8 @@ def check_longest():
 attempt(check_longest)
 
 # %% [markdown]
-# **5 (code).** From the events alone: the most blocks each request ever held at once. (A preempted request
-# gives all its blocks back and takes others later.)
+# **5 (code).** Use only the events: for each request, find the largest number of blocks that it held at the
+# same time. (A preempted request frees all its blocks and gets others later.)
 
 
 # %%
@@ -567,7 +568,7 @@ def most_held(trace):
 def check_held():
     mine = most_held(trace)
     for number, (prompt, answer) in enumerate(small):
-        # The last token of an answer is never computed: nobody asks for what follows it.
+        # The last token of an answer is never computed, because no token follows it.
         expected = blocks_for(prompt + answer - 1, BLOCK_SIZE)
         found = mine.get(f"req-{number}")
         assert found == expected, f"req-{number} held {expected} blocks at most, not {found}"
@@ -578,13 +579,13 @@ attempt(check_held)
 # %% [markdown]
 # ## What we left out
 #
-# * **Sliding windows.** A layer that looks back only so far could give its old blocks back. minillm
-#   keeps them: a prefix that others may share is worth more here.
-# * **Smaller numbers.** A cache in 8 or 4 bits holds two or four times the tokens, for some loss.
-# * **Other layouts.** Some models cache a compressed vector instead of heads (multi-head latent attention);
-#   the arithmetic of 3.1 then has other factors, and the rest stays.
-# * **Workspace.** An engine also needs memory for what passes between layers; on a GPU that is why not all
-#   of it goes to the cache (`minillm/memory/budget.py`).
+# * **Sliding windows.** A layer with a window could free blocks outside the window. minillm keeps them,
+#   because other requests may share this prefix.
+# * **Smaller numbers.** A cache in 8 or 4 bits holds two or four times as many tokens, but is less exact.
+# * **Other layouts.** Some models cache a compressed vector instead of heads (multi-head latent attention).
+#   Then the factors in 3.1 are different; the rest is the same.
+# * **Workspace.** An engine also needs memory for intermediate results. So on a GPU not all of the free
+#   memory is used for the cache (`minillm/memory/budget.py`).
 #
-# **Next.** Notebook 5 (who gets the blocks, and when) and notebook 6 (sharing them). `minillm labs start 4`:
-# write the pool yourself, inside the running engine.
+# **Next.** Notebook 5 (scheduling: which request gets blocks) and notebook 6 (sharing). `minillm labs start
+# 4`: write the pool yourself, inside the running engine.

@@ -1,24 +1,26 @@
 # %% [markdown]
-# # 4. Attention and memory: what tiling removes, counted
+# # 4. Attention and memory: counting the bytes that tiling saves
 #
-# Attention compares every token with every earlier one. The arithmetic grows with the square of the
-# text, and a straightforward kernel also *moves* a square of bytes, which on a GPU is the worse of the
-# two. FlashAttention does the same arithmetic and moves far less. In this notebook you run both kernels,
-# in CUDA, without a GPU: a simulator executes the CUDA source on your CPU and counts every byte.
+# Attention compares every token with every earlier token. So the arithmetic grows with the square of the
+# length. In a simple kernel the number of bytes *moved* also grows with the square, and on a GPU this costs
+# more than the arithmetic. FlashAttention does the same arithmetic but moves far fewer bytes. In this
+# notebook you run both kernels, in CUDA, without a GPU: a simulator runs the CUDA source on your CPU and
+# counts every byte.
 #
 # **Goals.** Afterwards you can
 #
 # * read a small CUDA kernel, and say what coalesced access, shared memory and a barrier are;
-# * predict the bytes that naive and tiled attention move, to the byte, and check it;
-# * say what tiling removes (the score matrix), what it divides (reading K and V) and what it leaves
-#   (the arithmetic, the cache);
-# * say where prefill and decode are bound, from FLOPs and bytes alone.
+# * predict the bytes that naive and tiled attention move, to the byte, and check the prediction;
+# * say what tiling removes (the score matrix), what it reduces (the reads of K and V) and what it does not
+#   change (the arithmetic, the cache);
+# * say what limits prefill and decode, from their FLOPs and bytes.
 #
 # **You need** notebook 2 (intensity and roofline) and a C++ compiler (`minillm doctor` looks for one).
 #
-# **Read beside it** `csrc/cuda/attention/attention_v1.cu`, `attention_v2.cu`, and `csrc/simt/simt.h`.
+# **Read along** `csrc/cuda/attention/attention_v1.cu`, `attention_v2.cu`, and `csrc/simt/simt.h`.
 #
-# The simulator knows nothing of time. Everything here is counted, so your figures are the ones printed.
+# The simulator does not measure time. Everything here is counted, so your figures will equal the printed
+# ones.
 
 # %%
 import tempfile
@@ -47,10 +49,10 @@ def cuda(name, source):
 # A kernel is a function that thousands of threads run at once, each with its own index. Threads come in
 # *blocks*; every 32 threads of a block are a *warp*, which executes one instruction together. When the 32
 # lanes load neighbouring addresses, the hardware fetches a few 32-byte *sectors* for all of them
-# (*coalesced*); when they load scattered addresses it fetches a sector for each.
+# (*coalesced*). When they load scattered addresses, it fetches one sector for each lane.
 #
-# (`LAUNCH` and the include are this project's way to give one source to two compilers: nvcc makes of it
-# `kernel<<<grid, block>>>(...)`. The rest is CUDA as you find it anywhere.)
+# (With `LAUNCH` and the include, two compilers can compile the same source. For nvcc, `LAUNCH` becomes
+# `kernel<<<grid, block>>>(...)`. The rest is standard CUDA.)
 
 # %%
 copies = cuda(
@@ -74,10 +76,10 @@ for stride in (1, 2, 8, 32):
     print(f"{stride:6} {p.global_read_bytes:14} {32 * p.global_read_sectors:15}")
 
 # %% [markdown]
-# The kernel wants 512 bytes every time. With a stride of 8 floats each of them costs a whole sector.
+# The kernel reads 512 bytes every time. With a stride of 8, each float costs a whole sector.
 #
-# The simulator also knows what a kernel may *not* do, and says where it does it. A GPU would at best say
-# "illegal memory access", at worst nothing.
+# The simulator also finds what a kernel must *not* do, and names the line. A GPU would report "illegal memory
+# access", or nothing at all.
 
 # %%
 try:
@@ -88,9 +90,10 @@ except SimtError as error:
 # %% [markdown]
 # ## 4.2 Shared memory, barriers, races
 #
-# The threads of a block share a few ten KiB of fast memory. It is how a number that is fetched once gets
-# used many times. What one thread writes there another may read only after a *barrier*, where all
-# threads of the block wait for each other. Forget it, and the result depends on who was faster.
+# The threads of a block share some tens of KiB of fast memory. So a number that is read once from global
+# memory can be used many times. If one thread writes a number there, another thread may read it only after
+# a *barrier*, where all threads of the block wait for each other. Without a barrier, the result depends on
+# which thread was faster: a *race*.
 
 # %%
 REVERSE = """
@@ -115,7 +118,7 @@ hasty = cuda(
 hasty.run("run", x=x, y=y)
 print("right without the barrier:", torch.equal(y, x.flip(0)))
 try:
-    with flavour("check"):  # remembers who touched each byte, and whether a barrier lay between
+    with flavour("check"):  # records which thread used each byte, and the barriers in between
         hasty.run("run", x=x, y=y)
 except SimtError as error:
     print(error)
@@ -128,10 +131,10 @@ except SimtError as error:
 # | | grows as | |
 # | --- | --- | --- |
 # | arithmetic | $4 D \cdot N^2/2$ FLOPs | two multiply-adds of length $D$ for each visible pair |
-# | scores | $N^2$ numbers | if they are written down at all |
+# | scores | $N^2$ numbers | only if they are stored |
 # | cache | $2 D N$ numbers | keys and values: what decode reads for every new token |
 #
-# The least bytes that *any* kernel moves: q, K, V in, the output out, each once.
+# The minimum of bytes for *any* kernel: read q, K and V once, and write the output once.
 
 # %%
 print("tokens   GFLOP per head   score matrix   q, K, V, out    intensity at best")
@@ -144,14 +147,14 @@ for n in (1024, 4096, 16384):
     )
 
 # %% [markdown]
-# A GPU that computes 300 TFLOP/s and reads 2 TB/s needs 150 FLOP for each byte to keep its arithmetic
-# busy. Attention over a thousand tokens *could* have that, if nothing but the minimum moved. The score
-# matrix alone is many times the minimum.
+# A GPU that computes 300 TFLOP/s and reads 2 TB/s needs 150 FLOP for each byte to use its full arithmetic.
+# Attention over a thousand tokens *could* reach this if the kernel moved only the minimum. The score matrix
+# alone is many times the minimum.
 #
 # ## 4.4 The naive kernel
 #
 # `attention_v1.cu` is the formula in three kernels: scores, softmax, weighted sum. Scores and weights go
-# through global memory. We run it and look at who read and wrote what.
+# through global memory. We run it and count the reads and writes of each array.
 
 # %%
 shape = Shape(128, 128)  # 2 query heads of 64 over 1 kv head, float32
@@ -167,16 +170,16 @@ print(
 assert v1.tensors["scores"] == naive(shape)["scores"]
 
 # %% [markdown]
-# Two things stand out. The scores are written twice and read three times. And K and V are read again and
-# again: each row fetches every key it sees. (A GPU's caches would catch part of that. They are not
-# simulated: we count what the kernel asks for.)
+# Two things are important. The scores are written twice and read three times. And K and V are read many
+# times: each row reads every key that it sees. (A GPU's caches would serve some of these reads. They are
+# not simulated: we count the bytes that the kernel requests.)
 #
 # ## 4.5 The tiled kernel
 #
-# `attention_v2.cu` takes 32 rows at a time and walks over the keys in tiles of 32. A tile of K, then of V,
-# lies in shared memory, where all 32 rows use it; the 32 x 32 scores live in registers and shared memory
-# and are gone before the next tile comes. That needs a softmax that can be made piece by piece: when a
-# larger score turns up, what was summed so far is scaled down (*online softmax*).
+# `attention_v2.cu` takes 32 rows at a time and loops over the keys in tiles of 32. A tile of K, then of V,
+# is in shared memory, where all 32 rows use it. The 32 x 32 scores are only in registers and shared memory,
+# and only until the next tile. This needs a softmax that is computed tile by tile: when a larger score
+# appears, the sums so far are scaled down (*online softmax*).
 
 # %%
 v2 = run_rung("v2", shape)
@@ -184,23 +187,23 @@ print("tensor          naive      tiled")
 for tensor in ("scores", "k_cache", "v_cache", "q", "out"):
     print(f"{tensor:11} {sum(v1.tensors[tensor]):10,} {sum(v2.tensors.get(tensor, (0, 0))):10,}")
 
-tiles = [min(32 * (i + 1), shape.kv_len) for i in range(4)]  # keys that each tile of rows visits
+tiles = [min(32 * (i + 1), shape.kv_len) for i in range(4)]  # the number of keys that each tile of rows reads
 assert v2.tensors["k_cache"][0] == shape.num_heads * sum(tiles) * shape.row == tiled(shape)["k_cache"][0]
 print("keys visited by the four tiles of rows:", tiles)
 
 # %% [markdown]
-# The score matrix is gone. K and V are read once per *tile* of rows and no longer once per row: 32 times
-# less, minus what the diagonal tiles waste. The price is paid in shared memory, where the traffic now is:
+# There is no score matrix now. K and V are read once per *tile* of rows instead of once per row: about 32
+# times less (diagonal tiles read some keys that are hidden). Most of the traffic is now in shared memory:
 
 # %%
 print(f"shared memory: {v2.shared_read_bytes:,} bytes read in {v2.shared_wavefronts:,} wavefronts")
 print(f"barriers: {v2.barriers}, of which {v2.barriers // v2.blocks} per block on average")
 
 # %% [markdown]
-# ## 4.6 What grows how
+# ## 4.6 How the traffic grows
 #
-# The points are counted, the lines are the formulas of `minillm/bench/traffic.py` (a test holds one
-# against the other, tensor by tensor and to the byte; block tables and lengths are left out of the lines).
+# The points are counted. The lines are the formulas of `minillm/bench/traffic.py`; a test compares both, for
+# each tensor and to the byte. (The lines leave out block tables and lengths.)
 
 # %%
 counted = (16, 64, 160)
@@ -231,11 +234,11 @@ ax.grid(color="#EEEEEE")
 plt.show()
 
 # %% [markdown]
-# The tiled line keeps the slope of the naive one: still a square, about 32 times lower, since K and V are
-# visited once for every 32 rows. Larger tiles push it further down; 64 or 128 rows are common where
-# registers allow it. The arithmetic is the same for both.
+# The tiled line has the slope of the naive line. It is still a square, but about 32 times lower, because K
+# and V are read once for every 32 rows. Larger tiles make it lower still; 64 or 128 rows are common if
+# there are enough registers. The arithmetic is the same for both.
 #
-# ## 4.7 Where each is bound
+# ## 4.7 What limits each kernel
 #
 # FLOPs over bytes, for the kernels as they are, in bfloat16 with heads of 128:
 
@@ -255,12 +258,13 @@ for n in (256, 1024, 4096):
 assert intensity(naive, 1024, 1024) < 2 < 20 < intensity(tiled, 1024, 1024)
 
 # %% [markdown]
-# * **Naive** prefill does less than one FLOP per byte: memory binds it on any machine.
-# * **Tiled** prefill with 32 rows reaches about 30, twice that with 64 rows, and so on: tile size *is*
-#   intensity. Once it passes the ridge, arithmetic binds, and the next rungs go after that (tensor cores).
-# * **Decode** does one FLOP per byte whatever the kernel: a single row has nobody to share K and V with.
-#   No tiling helps. Only fewer bytes do: grouped-query attention (heads share a kv head), smaller numbers,
-#   or several rows at once (speculative decoding).
+# * **Naive** prefill does less than one FLOP per byte: memory limits it on every machine.
+# * **Tiled** prefill with 32 rows reaches about 30, with 64 rows twice as much, and so on: the intensity is
+#   proportional to the tile size. Beyond the ridge, arithmetic is the limit, and the next kernels make the
+#   arithmetic faster (tensor cores).
+# * **Decode** does one FLOP per byte in every kernel, because a single row cannot share K and V with other
+#   rows. Tiling does not help. Only fewer bytes per row help: grouped-query attention (heads share a kv
+#   head), smaller numbers, or several rows at once (speculative decoding).
 #
 # ## Exercises
 
@@ -302,9 +306,9 @@ def check_bytes():
 attempt(check_bytes)
 
 # %% [markdown]
-# **3 (code).** This kernel transposes a 32 x 32 matrix through shared memory, and its column reads all fall
-# into one bank: 1024 wavefronts where 32 would do. Change one number. (Row r begins at word 32 r, and word w
-# lies in bank w mod 32.)
+# **3 (code).** This kernel transposes a 32 x 32 matrix through shared memory. All its column reads use the
+# same bank: 1024 wavefronts, but 32 would be enough. Change one number. (Row r begins at word 32 r, and
+# word w is in bank w mod 32.)
 
 # %%
 TRANSPOSE = """
@@ -338,10 +342,12 @@ attempt(check_transpose)
 # %% [markdown]
 # ## What we left out
 #
-# * **Time.** Nothing here says how fast a GPU runs these kernels; `scripts/gpu_check.sh` does.
-# * **Caches.** L1 and L2 catch some of what the naive kernel asks for twice.
-# * **Tensor cores, asynchronous copies, Hopper's copy engine**: later rungs of the ladder, same bytes.
+# * **Time.** This notebook does not show how fast a GPU runs these kernels; `scripts/gpu_check.sh` measures
+#   it.
+# * **Caches.** L1 and L2 serve some of the repeated reads of the naive kernel.
+# * **Tensor cores, asynchronous copies, Hopper's copy engine**: later kernels use them and move the same
+#   bytes.
 #
 # **Next.** `minillm bench kernels --backend simt` prints the ladder's traffic for any length. Then open
-# `csrc/cuda/attention/attention_v2.cu`, take out a barrier, and let `tests/cuda/test_cuda_mutants.py` tell
-# you what happens.
+# `csrc/cuda/attention/attention_v2.cu`, remove a barrier, and run `tests/cuda/test_cuda_mutants.py` to see
+# what happens.

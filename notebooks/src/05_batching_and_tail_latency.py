@@ -1,24 +1,24 @@
 # %% [markdown]
 # # 5. Batching, scheduling, tail latency
 #
-# A server has many requests at once, of lengths that nobody knows, and one memory for all. Before every
-# step it must decide who takes part. This notebook looks at those decisions: what they do to throughput,
-# to waiting, and to the slowest one in a hundred.
+# A server has many requests at the same time. Their lengths are unknown, and they share one memory. Before
+# every step the server must decide which requests run. This notebook shows the effect of these decisions on
+# throughput, on waiting times, and on the slowest percent of the tokens.
 #
 # **Goals.** Afterwards you can
 #
-# * say how many rows static batching wastes, and why continuous batching does not;
-# * find where a step's time goes as requests and contexts are added;
-# * read admission and preemption in the events, and say what headroom is for;
-# * explain what a long prompt does to everybody else's next token, and what chunks change.
+# * say how many rows static batching wastes, and why continuous batching does not waste them;
+# * explain how the time of a step grows with requests and contexts;
+# * read admission and preemption in the events, and explain the use of headroom;
+# * explain how a long prompt delays the next token of all other requests, and what chunks change.
 #
 # **You need** notebook 2 (both loops, batching) and from notebook 3 the block map.
 #
-# **Read beside it** `minillm/engine/scheduler.py` (280 lines), `minillm/engine/stepping.py`,
-# `minillm/worker/worker.py`, and `minillm/observe/metrics.py`, which makes such figures from events.
+# **Read along** `minillm/engine/scheduler.py` (280 lines), `minillm/engine/stepping.py`,
+# `minillm/worker/worker.py`, and `minillm/observe/metrics.py`, which computes such figures from events.
 #
-# Counts of steps, rows and tokens hold everywhere. Times were measured when this was last run, on some
-# machine: **look at your own**.
+# The counts of steps, rows and tokens are the same on every machine. The times were measured in the last
+# run, on some machine: **look at your own**.
 
 # %%
 import contextlib
@@ -38,7 +38,7 @@ from minillm.engine import scheduler
 from minillm.errors import KVCapacityError, QueueFull
 
 torch.set_num_threads(1)  # steadier times
-scheduler.AGING_SECONDS = float("inf")  # counts shall not depend on the clock: see the end
+scheduler.AGING_SECONDS = float("inf")  # counts must not depend on the clock: see the end
 plt.rcParams.update({"figure.dpi": 90, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#CCCCCC"  # safe for colour-blind readers
 
@@ -46,7 +46,7 @@ SIZE = 16  # tokens in a block
 
 
 def new_engine(name=None, **options):
-    """No prefix cache unless asked for: what is computed shall depend on lengths only."""
+    """No prefix cache by default, so that the work depends only on lengths."""
     defaults = {"kv_memory": "64MiB", "block_size": SIZE, "prefix_caching": False}
     with contextlib.redirect_stderr(io.StringIO()):  # it says when it compiles, or cannot
         return LLM(name, device="cpu", **defaults | options)
@@ -64,9 +64,9 @@ def ask(answer):
 
 
 # %% [markdown]
-# The requests: lengths from a production chat service, every ninth of
-# `data/azure_conversation_lengths.csv` (see notebook 3), prompts divided by 16, answers by 8. Only lengths
-# matter here, so all prompts are cut from one text.
+# The requests: lengths from a production chat service, every ninth of `data/azure_conversation_lengths.csv`
+# (see notebook 3). Prompts are divided by 16, answers by 8. Only lengths matter here, so all prompts are
+# parts of one text.
 
 # %%
 with Path("data/azure_conversation_lengths.csv").open() as file:
@@ -83,17 +83,18 @@ print("answers:", answers)
 #
 # Eight sequences may run at once. Three ways to serve 24 requests:
 #
-# * **static, padded**: eight at a time; prompts and answers padded to the longest of the eight, as when a
-#   batch is one rectangular tensor;
-# * **static, ragged**: no padding, and a finished sequence is no longer computed, but its place stays
-#   empty until the last of the eight is done;
-# * **continuous**: a place that is free is taken in the next step. This is what the engine does by itself.
+# * **static, padded**: eight at a time. Prompts and answers are padded to the longest of the eight, as in one
+#   rectangular tensor;
+# * **static, ragged**: no padding. A finished sequence is not computed any more, but its place stays empty
+#   until all eight have finished;
+# * **continuous**: a free place is used in the next step. The engine works this way.
 #
-# For the static ways we hand the engine eight at a time; for the padded one we ask it for the padded work.
+# For the static ways we give the engine eight requests at a time; for the padded way, requests of the padded
+# lengths.
 
 # %%
 PLACES = 8
-SERVED = sum(answers)  # tokens that anybody wanted
+SERVED = sum(answers)  # requested tokens, without padding
 
 
 def serve(batches):
@@ -179,20 +180,20 @@ axes[-1].set_xlabel("engine step")
 plt.show()
 
 # %% [markdown]
-# A bar is a request. In the upper picture everyone waits for the longest of eight; the white is what is
-# lost. In the lower one a place is taken again at once. White remains at the end only, when nobody is
-# waiting: a service that never stops has no such end.
+# A bar is a request. In the upper picture all places wait for the longest of eight requests; the white area
+# is lost. In the lower picture a free place is used again at once. There is white only at the end, when no
+# request waits. A service that never stops has no such end.
 #
-# Padding makes it worse without taking longer in *steps*: the empty places are computed, too.
+# Padding does not need more *steps*, but it is worse: the empty places are computed too.
 #
-# And it is not throughput alone. With static batches a request that comes second waits for the first batch's
-# longest answer before it sees its first token. That is in the last two columns.
+# Static batches also make waiting times longer. A request of the second batch waits for the longest answer
+# of the first batch before it gets its first token. The last two columns show this.
 #
 # ## 5.2 Adding requests and context, step by step
 #
-# One warm engine; we change how many sequences decode together and how long their contexts are, and look at
-# the time of a step (the fastest of eight). To save time the prefix cache is on: contexts are prefilled once
-# and shared. (Attention reads them for each sequence all the same.)
+# We use one engine, after a warm-up. We change the number of sequences that decode together and the length of
+# their contexts, and measure the time of a step (the fastest of eight). To save time the prefix cache is on:
+# contexts are prefilled once and shared. (Attention still reads them for each sequence.)
 
 # %%
 contexts, crowds = [64, 256, 1024], [1, 2, 4, 8, 16]
@@ -202,12 +203,12 @@ for context in contexts:
 
 
 def step_time(context, crowd):
-    """Least milliseconds of a step in which `crowd` sequences decode behind `context` tokens."""
+    """Shortest time (ms) of a step in which `crowd` sequences decode after `context` tokens."""
     with warm.engine.events.record() as trace:
         warm.generate([text[:context] + [100 + i] for i in range(crowd)], ask(9))
     pure = [e for e in trace if e.kind == "step" and e["decode_rows"] == crowd and not e["prefill_tokens"]]
     assert len(pure) == 8
-    return 1e3 * min(event["seconds"] for event in pure)  # of all, the one least disturbed
+    return 1e3 * min(event["seconds"] for event in pure)  # the step with the least noise
 
 
 times = {context: [step_time(context, crowd) for crowd in crowds] for context in contexts}
@@ -235,18 +236,18 @@ for ax in (left, right):
 plt.show()
 
 # %% [markdown]
-# What to look for: on the left, time should grow far more slowly than the batch at short contexts, since
-# the weights are shared, and faster at long ones, since nothing is shared there. On the right the
-# same as throughput: the longer the contexts, the earlier more sequences stop helping.
+# Look at the left picture. At short contexts the time should grow much more slowly than the batch, because
+# the weights are shared. At long contexts it grows faster, because keys and values are not shared. The
+# right picture shows the same as throughput: with longer contexts, a larger batch stops helping earlier.
 #
-# A scheduler could stop adding sequences where the curve gets flat. On most machines something else stops it
-# first: memory.
+# A scheduler could stop adding sequences when the curve becomes flat. On most machines it must stop earlier,
+# because memory is full.
 #
 # ## 5.3 Three memory sizes
 #
-# A large GPU can be cut into slices (NVIDIA's MIG: an eighth, a quarter, half of the memory). To an
-# engine a slice is a smaller `kv_memory`. The first 16 requests of the list, on three pools. (Only counts
-# matter here, so this section runs the smaller of the two models that ship.)
+# A large GPU can be divided into slices (NVIDIA's MIG: an eighth, a quarter, half of the memory). For an
+# engine a slice means a smaller `kv_memory`. We run the first 16 requests of the list on three pools. (Only
+# counts matter here, so this section runs the smaller of the two models that ship.)
 
 # %%
 sixteen = lengths[:16]
@@ -309,12 +310,12 @@ axes[-1].set_xlabel("engine step")
 plt.show()
 
 # %% [markdown]
-# The green triangles are **admissions**: early and many at once where there is room, one by one where there
-# is not. Fewer at once means more steps for the same answers.
+# The green triangles are **admissions**. With much memory, many requests are admitted early; with little
+# memory, one after the other. With fewer requests at a time, the same answers need more steps.
 #
-# The orange ones are **preemptions**: a running sequence needed a block, none was left, and the newest had
-# to go. It loses its blocks, keeps its tokens, and computes them again when it resumes. Here is the life
-# of one such request:
+# The orange triangles are **preemptions**: a running sequence needed a block, no block was free, and the
+# newest sequence was preempted. It loses its blocks but keeps its tokens. When it resumes, it computes
+# their keys and values again. Here are the events of one such request:
 
 # %%
 _, trace = by_pool[pools[0]]
@@ -328,14 +329,14 @@ for event in trace:
         print(f"step {event.step:4}  {event.kind:14} answer so far: {decoded:3}   {details}")
 
 # %% [markdown]
-# Preemption costs arithmetic, so it should be rare. That is what **headroom** is for: a request is let
-# in only if the blocks that the running ones take in their next 32 tokens (`headroom_tokens`) are left for
-# them. The scheduler is a part of the engine that can be swapped; here is one without headroom.
+# Preemption costs arithmetic, so it should be rare. **Headroom** makes it rare: a request is admitted only
+# if enough blocks stay free for the next 32 tokens (`headroom_tokens`) of the running sequences. The
+# scheduler is a part of the engine that can be replaced. Here is one without headroom.
 
 
 # %%
 class Eager(scheduler.Scheduler):
-    """Lets everybody in who fits at this moment."""
+    """Admits every request that fits at this moment."""
 
     headroom_tokens = 0
 
@@ -360,12 +361,12 @@ def total(runs):
 assert total(by_pool) < total(eager)
 
 # %% [markdown]
-# Without headroom more requests run at once, so there are somewhat fewer steps; but they push each other
-# out, and rows are spent on computing again what was there already. How much headroom is right depends on
-# what a row costs: little while a batch is small, its full price once arithmetic is the bottleneck.
+# Without headroom more requests run at the same time, so there are slightly fewer steps. But they preempt
+# each other, and keys and values are computed twice. The best headroom depends on the cost of a row: it is
+# low while the batch is small, and high when arithmetic is the bottleneck.
 #
-# Some requests should not be let in at all, and should be told at once: one that could never fit, and one
-# more than the queue may hold. Both are refused before any work, with an error that says so.
+# Some requests must be rejected at once: a request that can never fit, and a request that arrives when the
+# queue is full. Both are rejected before any work, with an error.
 
 # %%
 llm = new_engine(TINY, kv_memory=pool_of(4), max_queued_requests=2)
@@ -385,12 +386,12 @@ while llm.engine.has_unfinished_requests():
 # %% [markdown]
 # ## 5.4 A long prompt arrives
 #
-# Six people are reading answers as they are written. Then somebody submits a prompt of 800 tokens. If it
-# is prefilled in one step, six streams stand still for as long as that takes. `prefill_chunk` limits how many
-# tokens of a prompt enter one step: the prompt is read in pieces, and everyone gets a token in between.
+# Six answers are streaming. Then a prompt of 800 tokens arrives. If it is prefilled in one step, six
+# streams stop for the time of that step. `prefill_chunk` limits the number of prompt tokens in one step:
+# the prompt is computed in chunks, and every stream gets a token between two chunks.
 #
-# Look at the steps themselves first. The scheduler's plan becomes a `StepInput`, plain data, and the worker
-# carries it out (notebook 2, section 2.2). So we listen at `worker.execute`:
+# First look at the steps themselves. The scheduler's plan becomes a `StepInput`, which is plain data, and the
+# worker runs it (notebook 2, section 2.2). So we record the calls of `worker.execute`:
 
 # %%
 engine = new_engine(TINY, prefill_chunk=128).engine
@@ -415,16 +416,16 @@ while engine.has_unfinished_requests():
     engine.step()
 
 # %% [markdown]
-# A step is up to two passes: the prefill chunks, then one decode row for each running stream. The newcomer's
-# chunks come beside the streams' rows, so no stream waits for the whole prompt. Now the times, with six
-# streams and 800 tokens.
+# A step has up to two passes: the prefill chunks, then one decode row for each running stream. The chunks
+# of the new request are in the same steps as the streams' rows, so no stream waits for the whole prompt.
+# Now we measure the times, with six streams and 800 tokens.
 
 # %%
 STREAMS, LONG = 6, 800
 
 
 def long_prompt(chunk):
-    """Gaps of one stream (seconds since arrival, ms), TTFT of the long prompt in ms, steps it was part of."""
+    """Gaps of one stream (seconds since arrival, ms), TTFT (ms) and number of steps of the long prompt."""
     engine = new_engine(prefill_chunk=chunk).engine
     ids = [engine.add_request(text[: 20 + i], ask(400)) for i in range(STREAMS)]
     for _ in range(5):
@@ -481,18 +482,17 @@ ax.grid(color="#EEEEEE")
 plt.show()
 
 # %% [markdown]
-# Each point is a token of one running stream. Without chunks there should be one point far above all others:
-# the step that held the whole prompt. With chunks there are many points a little higher than before.
+# Each point is a token of one running stream. Without chunks one point should be far above all others: the
+# step with the whole prompt. With chunks many points are a little higher than before.
 #
-# It is a trade. The smaller the chunk, the smoother the streams, and the later the newcomer's first token,
-# since every step also decodes and every pass has its fixed cost. No chunk size is right for all; what can
-# be promised is a bound: **a gap is the time of one step, and `prefill_chunk` limits a step**. (The budget
-# of the whole step, for several prompts at once, is `max_num_batched_tokens`.)
+# This is a compromise. With smaller chunks the streams have shorter gaps, but the new request gets its first
+# token later, because every step also decodes and every pass has a fixed cost. No chunk size is best for all
+# services. But the engine can promise a bound: **a gap is the time of one step, and `prefill_chunk` limits a
+# step**. (The budget of the whole step, for several prompts together, is `max_num_batched_tokens`.)
 #
 # ## 5.5 Why the tail, not the mean
 #
-# Of one stream's gaps the mean hides the one that was noticed. Percentiles show it, if one looks far enough
-# out:
+# The mean of a stream's gaps hides the one long gap that the user notices. High percentiles show it:
 
 
 # %%
@@ -505,15 +505,15 @@ def show(values):
 print("gaps (ms)           mean      p50      p90      p99    worst")
 for chunk in chunks:
     label = f"chunks of {chunk}" if chunk < LONG else "in one piece"
-    # With 200 gaps of calm around them, as they were before the prompt came.
+    # Add 200 normal gaps, as they were before the prompt arrived.
     calm = [gap for one_round in rounds for at, gap in one_round[chunk][0] if at < 0]
     gaps = [gap for at, gap in rounds[-1][chunk][0] if at >= 0] + (calm * 200)[:200]
     print(f"{label:15}" + show(gaps))
 
 # %% [markdown]
-# In one piece, the disturbance is a single gap of two hundred: not even the 99th percentile of one stream
-# has to show it, but each of six people saw it. With thousands of streams and a long prompt every
-# few seconds, such gaps are what users complain about. Choose the percentile by how often a user meets it.
+# Without chunks there is only one long gap in two hundred. Even the 99th percentile of one stream may not
+# show it, but each of the six users saw it. With thousands of streams and a long prompt every few seconds,
+# users complain about such gaps. Choose the percentile by how often a user sees such a gap.
 #
 # ## Exercises
 
@@ -531,16 +531,16 @@ def attempt(check):
 
 
 # %% [markdown]
-# **1 (think).** The engine preempts the *newest* sequence. What would go wrong if it took the one that holds
-# most blocks? And the oldest? Can two sequences preempt each other for ever?
+# **1 (think).** The engine preempts the *newest* sequence. What would go wrong if it preempted the sequence
+# with the most blocks? Or the oldest? Can two sequences preempt each other for ever?
 #
 # **2 (think).** A service promises a gap of at most 50 ms between tokens. Steps take 20 ms without a prompt,
-# and 0.1 ms more for each prompt token. Which chunk do you set? What is then the fastest a prompt of 4,000
-# tokens can be read, and how fast could it be without the promise?
+# and 0.1 ms more for each prompt token. Which chunk size do you choose? What is then the shortest time for a
+# prompt of 4,000 tokens? What would it be without the promise?
 #
-# **3 (code).** Count instead of run: in continuous batching a request with an answer of `a` tokens keeps its
-# place for `a` steps (the first token comes out of its prefill), and a free place is taken in the next step.
-# How many steps do these answers take, first come, first served?
+# **3 (code).** Compute the number of steps without running the engine. In continuous batching a request
+# with an answer of `a` tokens keeps its place for `a` steps (its prefill gives the first token). A free
+# place is used in the next step. How many steps do these answers take, in order of arrival?
 
 
 # %%
@@ -561,8 +561,8 @@ def check_steps():
 attempt(check_steps)
 
 # %% [markdown]
-# **4 (code).** The 99th percentile, exactly: the smallest of the values such that at least a share `q` of
-# all values is not above it.
+# **4 (code).** The exact percentile: the smallest value such that at least a share `q` of all values is less
+# than or equal to it.
 
 
 # %%
@@ -589,7 +589,7 @@ def check_percentile():
 attempt(check_percentile)
 
 # %% [markdown]
-# **5 (code).** From the events alone: how many tokens were computed *again* because of preemptions? With a
+# **5 (code).** Use only the events: how many tokens were computed *again* because of preemptions? With a
 # prefix cache a sequence that resumes may find some of its blocks (`cached_tokens` of `resume`).
 
 
@@ -619,12 +619,13 @@ attempt(check_again)
 # %% [markdown]
 # ## What we left out
 #
-# * **Priorities and aging**: a smaller `priority` goes first, and waiting counts (`scheduler.py`, `rank`; we
-#   switched aging off, so that counts are the same on slow machines).
-# * **Arrivals.** Our requests were all there at the start. Under random arrivals queues grow long before the
-#   machine is fully used; a load test needs an arrival process, and a limit on latency, not throughput alone.
-# * **Two machines.** Large services run prefill and decode on different GPUs, so that neither disturbs the
-#   other.
+# * **Priorities and aging**: a smaller `priority` goes first, and waiting improves the rank (`scheduler.py`,
+#   `rank`). We switched aging off, so that counts are the same on slow machines.
+# * **Arrivals.** All our requests arrived at the start. With random arrivals, queues grow before the
+#   machine is fully used. A load test needs an arrival process and a limit on latency; throughput is not
+#   enough.
+# * **Two machines.** Large services run prefill and decode on different GPUs, so that they do not disturb
+#   each other.
 # * **Swapping** blocks to main memory instead of computing them again.
 #
 # **Next.** Notebook 6 (sharing blocks). `minillm labs start 5`: write the scheduler yourself, inside the

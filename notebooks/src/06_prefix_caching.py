@@ -1,26 +1,27 @@
 # %% [markdown]
 # # 6. Prefix caching: what a hit must prove, what it saves
 #
-# Many requests begin alike: one long story and many questions about it, one system prompt and many users, a
-# conversation that grows turn by turn. Their keys and values would be computed again and again, to the
-# same numbers. A *prefix cache* finds the blocks that somebody has already computed.
+# Many requests have the same beginning: one long story and many questions about it, one system prompt and
+# many users, a conversation that grows. Without a cache, the same keys and values are computed again and
+# again. A *prefix cache* finds the blocks that another request has already computed.
 #
-# It is also the most dangerous cache one can build. A wrong hit raises no error: the model simply reads
-# another text than the one it was given, perhaps another person's.
+# Such a cache is dangerous. A wrong hit raises no error: the model then reads a wrong text, perhaps the
+# text of another user.
 #
 # **Goals.** Afterwards you can
 #
-# * say what a block's keys and values depend on, and therefore what its key must hold;
-# * break a badly made key, and show that a well made one survives even a hash function that is constant;
+# * say what a block's keys and values depend on, and so what its cache key must contain;
+# * produce a wrong hit with a bad key, and show that a good key is correct even with a constant hash
+#   function;
 # * predict which tokens of a request are found, and which are always computed;
 # * measure what hits save: prefill tokens, time to the first token, memory.
 #
 # **You need** notebook 2 (blocks), and from notebook 3 how to read events.
 #
-# **Read beside it** `minillm/memory/prefix_cache.py` (170 lines) and `minillm/engine/kv_manager.py`.
+# **Read along** `minillm/memory/prefix_cache.py` (170 lines) and `minillm/engine/kv_manager.py`.
 #
-# Counts hold everywhere, except where a digest is cut short on purpose in 6.4: keys hold the name of the
-# machine's kernels. Times were measured when the notebook was last run, on some machine.
+# Counts are the same on every machine, with one exception: in 6.4 digests are cut to a few bits, and keys
+# contain the name of the machine's kernels. Times were measured in the last run, on some machine.
 
 # %%
 import contextlib
@@ -62,8 +63,8 @@ def greedy(tokens):
 # %% [markdown]
 # ## 6.1 What a block depends on
 #
-# Take 16 tokens `y`: one block. Compute their keys three times: behind the 16 tokens `x`, behind other
-# 16 tokens `z`, and at the very beginning. Then compare, layer by layer.
+# Take 16 tokens `y`, which are one block. Compute their keys three times: after the 16 tokens `x`, after 16
+# other tokens `z`, and at the beginning. Then compare them, layer by layer.
 
 
 # %%
@@ -113,19 +114,19 @@ ax.legend(frameon=False, ncols=2, loc="upper left")
 plt.show()
 
 # %% [markdown]
-# In layer 0 a key is made from its own token and position only, so behind `z` it is the same as behind
-# `x`. From layer 1 on it has *read* the tokens before it. So **equal token ids are not enough**: a block
-# may be used again only if everything before it is equal too, and with it the position.
+# In layer 0 a key depends only on its own token and position, so it is the same after `z` as after `x`.
+# From layer 1 on it also depends on the tokens before it. So **equal token ids are not enough**: a block
+# may be used again only if all tokens before it are equal too. Then its position is equal as well.
 #
-# And not only the tokens. The numbers also depend on the weights, their precision, the kernels, the rope
-# settings (together: the *envelope*), and in models with pictures on the picture. Last, sharing must be
-# *allowed*: whose text it is (the *tenant*).
+# The numbers depend on more than the tokens: on the weights, their precision, the kernels and the rope
+# settings (together: the *envelope*), and, in models with pictures, on the picture. Finally, sharing must
+# be *allowed*: a block belongs to one user or customer (the *tenant*).
 #
 # ## 6.2 The key is a chain
 #
-# So the key of a block holds the scope (envelope, tenant, conditioning), its token ids, and **its parent's
-# key**, which holds its own parent's, and so on to the beginning. Equal keys mean equal prefixes. Hashing
-# keeps it short: each digest goes into the next.
+# So the key of a block contains the scope (envelope, tenant, conditioning), its token ids, and **the key of
+# its parent**. That key contains the key of its own parent, and so on to the beginning. Equal keys mean
+# equal prefixes. Hashing keeps the key short: each digest is an input of the next digest.
 
 # %%
 cache = PrefixCache(BlockPool(64, SIZE))
@@ -146,15 +147,16 @@ assert digests(x + y)[0] == digests(x + z)[0] and digests(x + y + z)[:2] == dige
 assert digests(x + y)[1] != digests(z + y)[1], "the same block y behind another one has another digest"
 
 # %% [markdown]
-# Sequences that begin alike run through the same digests, then part ways for ever: a tree.
+# Sequences with the same beginning have the same digests up to the first different block, and different
+# digests after it. So the blocks form a tree.
 #
-# What happens without the parent? Put `x y` and `z w` into a cache that knows blocks by their token ids
-# alone, then ask for `z y`. Both of its blocks are found; the second was computed behind `x`.
+# What happens without the parent? Put `x y` and `z w` into a cache that finds blocks only by their token
+# ids. Then request `z y`. Both of its blocks are found, but the second was computed after `x`.
 
 
 # %%
 class TokensOnly(PrefixCache):
-    """WRONG: forgets what came before a block."""
+    """WRONG: ignores the tokens before a block."""
 
     def digest(self, scope, parent, token_ids):
         return self._hash(encode(token_ids))
@@ -187,13 +189,13 @@ assert [answer.metrics.cached_tokens for answer in answers.values()] == [SIZE, 2
 assert gap > 0.01
 
 # %% [markdown]
-# No error, no NaN, fluent text: computed from a prefix that nobody sent.
+# There is no error, no NaN, and the text is fluent. But it was computed from a prefix that was never sent.
 #
 # ## 6.3 A value moved to another field
 #
-# A key has several fields, a hash function takes one string of bytes. How the fields become bytes matters:
-# different fields must give different bytes, whatever is in them. Users choose some of these
-# values, so "nobody would call a tenant that" is no argument.
+# A key has several fields, but a hash function takes one string of bytes. So the encoding of the fields is
+# important: different fields must always give different bytes. Users choose some of these values. So it is
+# wrong to assume that a strange value never occurs.
 
 
 # %%
@@ -221,11 +223,11 @@ for name, (one, other) in pairs.items():
 print("\nencode('a', None, [1]) =", encode("a", None, [1]))
 
 # %% [markdown]
-# `encode` writes for each field its type, its length, then the value. A reader could undo it, and what
-# can be undone cannot collide.
+# `encode` writes for each field its type, its length, then its value. Such bytes can be decoded again, so two
+# different keys never have the same bytes.
 #
-# Now the cache as a whole. One block is published; only a request that is equal in *every* field may find
-# it:
+# Now we test the whole cache. One block is published. Only a request that is equal in *every* field may
+# find it:
 
 # %%
 base = dict(envelope="m", tenant="ann", conditioning="", before=x, tokens=y)
@@ -244,7 +246,7 @@ variants = {
 
 
 def lookup(cache, envelope, tenant, conditioning, before, tokens):
-    """Scope and (digest, token ids) of each block, as `match` and `publish` want them."""
+    """Scope and (digest, token ids) of each block: the arguments of `match` and `publish`."""
     scope, chain, parent = Scope(envelope, tenant, conditioning), [], None
     for ids in filter(None, (before, tokens)):
         parent = cache.digest(scope, parent, ids)
@@ -253,7 +255,7 @@ def lookup(cache, envelope, tenant, conditioning, before, tokens):
 
 
 def partition(cache, pool):
-    """Publish `base`, then look for every variant: was its last block found?"""
+    """Publish `base`, then search every variant: was its last block found?"""
     scope, chain = lookup(cache, **base)
     parent = None
     for digest, ids in chain:
@@ -274,9 +276,9 @@ assert [name for name, hit in found.items() if hit] == ["all equal"]
 # %% [markdown]
 # ## 6.4 What if the hash function fails?
 #
-# Two different keys could have the same digest. With SHA-256 nobody has ever seen that, but the cache need
-# not trust anything: the digest only finds *candidates*, and then every field is compared, the parent by
-# identity. So make it as bad as possible: a hash function that always says the same.
+# Two different keys could have the same digest. No example is known for SHA-256. But the cache does not
+# rely on this: the digest only finds *candidates*, and then every field is compared, the parent by
+# identity. So we use the worst possible hash function: it always returns the same digest.
 
 # %%
 pool = BlockPool(8, SIZE)
@@ -285,8 +287,8 @@ assert partition(bad, pool) == found
 print(f"the same hits and misses; {bad.false_matches} candidates had the right digest and another key")
 
 # %% [markdown]
-# And in running engines. Sixteen prompts that share nothing but a first block in pairs; five caches. The
-# last one believes a short digest: four bits.
+# Now we test running engines, with five caches. There are sixteen prompts in pairs; the two prompts of a pair
+# share only their first block. The last cache trusts a digest of only four bits.
 
 
 # %%
@@ -327,17 +329,17 @@ for name, make in caches.items():
 assert hits > 8 * SIZE and errors > 0, "believing a short digest gives wrong answers"
 
 # %% [markdown]
-# A bad hash function costs time, since more candidates are compared. It costs no right answer. Engines that
-# trust the digest alone rest everything on that function, and on nobody being able to choose inputs that
-# collide; comparing is cheap beside one layer of one token.
+# A bad hash function costs time, because more candidates are compared. But the answers stay correct. An
+# engine that only compares digests depends on the hash function: it is wrong as soon as a user finds two
+# inputs with the same digest. The comparison is cheap: it costs less than one layer of one token.
 #
 # ## 6.5 Which tokens are found
 #
-# Three rules, all visible in `cached_tokens`:
+# There are three rules. All are visible in `cached_tokens`:
 #
 # * only **full blocks** are found;
-# * **at least one token is computed**, since somebody must produce the logits of the next;
-# * a block can be found only **after the step that wrote it**, never while it is being written.
+# * **at least one token is computed**, because the model must compute the logits of the next token;
+# * a block can be found only **after the step that wrote it**, never in the same step.
 
 # %%
 print("prompt of   found when it is sent again")
@@ -361,13 +363,14 @@ for tenant in (None, None, "ann", "ann", "ben"):
     print(f"tenant {tenant!s:5} found {output.metrics.cached_tokens}")
 
 # %% [markdown]
-# Why tenants at all, if a hit is a proof that the text is the same? Because a hit is *fast*, and time can
-# be measured. If Ben's request came back quickly because Ann has sent that same text, Ben could try texts
-# until one is quick, and so learn what Ann sends. Separate tenants have nothing to measure.
+# A hit proves that the text is the same. Why are tenants needed, then? Because a hit is *fast*, and time
+# can be measured. Suppose that Ben's request is fast because Ann has sent the same text. Then Ben can try
+# texts until one is fast, and so learn Ann's text. Separate tenants share no blocks, so there is nothing to
+# measure.
 #
 # ## 6.6 What it saves: one story, many questions
 #
-# The story is written by the model that ships. (It is a teller of stories and answers no questions; the
+# The model that ships writes the story. (It only tells stories and does not answer questions, but the
 # *work* is the same.) Every prompt is the whole story and one short question.
 
 # %%
@@ -446,19 +449,19 @@ right.grid(color="#EEEEEE")
 plt.show()
 
 # %% [markdown]
-# * The **first** question pays for the story in every case; with the cache all others should start several
-#   times sooner. What they still pay is the question, and up to a block of the story: the part behind
-#   its last full block.
-# * **All at once on a cold cache** finds less than it could: requests that start in the same step
-#   cannot share what none of them has written yet. A first request sent ahead, or a prefix kept warm, helps.
-# * **Memory.** Shared blocks are held once, however many read them. Hits also let more requests run at once.
+# * The **first** question always computes the whole story. With the cache all other questions should start
+#   several times sooner. They compute only the question, and the part of the story after its last full block.
+# * **All at once with an empty cache** finds less than possible: requests that start in the same step cannot
+#   share blocks that are not written yet. It helps to send one request first.
+# * **Memory.** A shared block exists once, for any number of requests. So hits also let more requests run
+#   at the same time.
 #
 # ## 6.7 When memory is short
 #
-# A block that no running request uses stays findable until its memory is needed. Then the least recently
-# used goes first, and of a chain the end before the beginning (a block whose parent is gone could never be
-# found). So *when* requests come decides what they find. Four stories, three questions each, and pools of
-# three sizes; once story by story, once in turn.
+# A block that no running request uses can be found until its memory is needed. The least recently used
+# block is evicted first. The end of a chain is evicted before its beginning, because a block without its
+# parent could never be found. So the *order* of requests decides how many blocks they find. We use four
+# stories, three questions each, and pools of three sizes: first story by story, then in turns.
 
 # %%
 stories = {
@@ -505,9 +508,9 @@ assert shares["story by story"][0][0] > 0.5 > 0.1 > shares["in turn"][0][0]
 assert shares["in turn"][1][0] == 0 and shares["in turn"][-1] == shares["story by story"][-1]
 
 # %% [markdown]
-# Asked in turn, with room for fewer stories than there are, each story is thrown out just before it is
-# wanted again: the cache works hard and finds little. It is the classic bad case of "least recently used",
-# and it does not set in slowly: a pool with room for two of the four stories finds nothing at all.
+# If the questions come in turns and not all stories fit, each story is evicted just before it is needed
+# again. So the cache evicts many blocks and finds few. This is the known worst case of "least recently
+# used". The change is sudden: a pool with room for two of the four stories finds nothing at all.
 #
 # ## Exercises
 
@@ -528,16 +531,16 @@ def attempt(check):
 # **1 (think).** A service puts the date and time at the *beginning* of its system prompt of 2,000 tokens, and
 # the user's question at the end. What does the cache save? What would you change?
 #
-# **2 (think).** A sequence's blocks are given back last block first. Suppose they were given back first block
-# first. What would the cache hold after evicting half of a long chain, and what could be found of it?
+# **2 (think).** A sequence frees its last block first. Suppose that it freed its first block first. Which
+# blocks would the cache contain after the eviction of half of a long chain? Which of them could be found?
 #
-# **3 (code).** Write your own `encode`: fields are text, None, integers or lists of integers; different
-# fields, different bytes.
+# **3 (code).** Write your own `encode`: fields are text, None, integers or lists of integers. Different
+# fields must give different bytes.
 
 
 # %%
 def my_encode(*fields):
-    """Bytes that no other fields have."""
+    """Bytes that are different for different fields."""
     raise NotImplementedError
 
 
@@ -557,8 +560,8 @@ def check_encode():
 attempt(check_encode)
 
 # %% [markdown]
-# **4 (code).** Predict the cache: prompts are served one after the other, with one token of answer each and
-# memory for all. How many tokens of each are found?
+# **4 (code).** Predict the cache. Prompts are served one after the other. Each answer has one token, and
+# there is memory for all. How many tokens of each prompt are found?
 
 
 # %%
@@ -581,9 +584,9 @@ def check_hits():
 attempt(check_hits)
 
 # %% [markdown]
-# **5 (code).** Requests wait, each about one of several stories, and the pool has room for one story. In
-# which order do they find most? (An engine may choose, if nobody waits too long for it. It knows token ids,
-# not names.)
+# **5 (code).** Several requests wait. Each is about one of several stories, and the pool has room for one
+# story. In which order do the requests find the most tokens? (An engine may choose the order if no request
+# waits too long. It knows token ids, not names.)
 
 
 # %%
@@ -608,10 +611,11 @@ attempt(check_order)
 # %% [markdown]
 # ## What we left out
 #
-# * **Parts of a block.** A radix tree (SGLang) shares up to the very token; blocks share up to their border.
-# * **Disk, and other machines.** Blocks that outlive the process need a key that outlives it too; ours has a
-#   schema number and the digest of the weights for that day (`SCHEMA`, `minillm/engine/envelope.py`).
-# * **Sharing in the middle.** Text that is the same *behind* different beginnings has different keys and
-#   values (6.1); reusing it anyway is an approximation.
+# * **Parts of a block.** A radix tree (SGLang) shares every equal token; blocks share only whole blocks.
+# * **Disk, and other machines.** If blocks are kept longer than the process, their keys must stay valid
+#   too. Our keys have a schema number and the digest of the weights for this use (`SCHEMA`,
+#   `minillm/engine/envelope.py`).
+# * **Sharing in the middle.** The same text *after* different beginnings has different keys and values (6.1).
+#   Using them again is an approximation.
 #
 # **Next.** `minillm labs start 6`: write the cache yourself, inside the running engine.

@@ -1,26 +1,27 @@
 # %% [markdown]
 # # 7. Speculation: several tokens for one pass, exactly
 #
-# Decode makes one token for each pass of the model, and a pass of one row is mostly waiting for weights.
-# So let somebody cheap *guess* the next few tokens, check all guesses in one pass, and keep those that are
-# right. If it is done well the answer is the same to the last bit, and only the time differs. If it is done
-# a little wrong, nobody sees it in the text.
+# Decode makes one token per pass of the model, and most of the time of such a pass is reading weights. So a
+# cheap drafter *guesses* the next few tokens. The model verifies all guesses in one pass, and the correct
+# ones are accepted. If this is done correctly, the answer is the same to the last bit, and only the time
+# differs. A small mistake is not visible in the text.
 #
 # **Goals.** Afterwards you can
 #
-# * say why a pass over four rows costs little more than a pass over one, and where that ends;
-# * carry out a speculative step by hand: draft, verify, walk, roll back;
-# * predict the speed-up from acceptance and two times, and say when it is below 1;
-# * explain two rules that keep the answer exact, and break each;
-# * show what becomes of rejected tokens in memory, and of a tree of guesses in page tables.
+# * say why a pass over four rows costs little more than a pass over one, and for how many rows this is true;
+# * do a speculative step by hand: draft, verify, walk, roll back;
+# * predict the speed-up from the acceptance and two times, and say when it is below 1;
+# * explain two rules that keep the answer exact, and break each of them;
+# * show what rejected tokens leave in memory, and how a tree of guesses is stored in block tables.
 #
 # **You need** notebook 2 (both loops, roofline) and notebook 3 (blocks).
 #
-# **Read beside it** `minillm/ops/verification.py` (130 lines); `lookahead.py`, `verification.py` and
+# **Read along** `minillm/ops/verification.py` (130 lines); `lookahead.py`, `verification.py` and
 # `controller.py` in `minillm/speculation/`.
 #
-# Counts of tokens and steps hold everywhere, but for the last places of a sum where a machine's kernels
-# add in another order. Times were measured when this was last run: **look at your own**.
+# Counts of tokens and steps are the same on almost every machine. (Kernels of another machine can add in
+# another order; then the last digits of a sum differ.) Times were measured in the last run: **look at your
+# own**.
 
 # %%
 import contextlib
@@ -50,7 +51,7 @@ plt.rcParams.update({"figure.dpi": 90, "font.size": 11, "axes.spines.top": False
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#CCCCCC"  # safe for colour-blind readers
 
 SMALL = "storyteller-1m"  # the draft that ships
-fixed = {"adaptive_draft": False}  # always draft as many as are allowed
+fixed = {"adaptive_draft": False}  # always draft the largest allowed number of tokens
 
 
 def new_engine(name=None, **options):
@@ -73,9 +74,9 @@ for name, llm in (("target", target), ("draft", small)):
 print(f"backend: {backend}")
 
 # %% [markdown]
-# Both models are tiny, so that this notebook runs anywhere. A third one stands for a larger target: the
-# same model with 24 more layers **that add nothing** (their two output matrices are zeros). It says the same,
-# bit for bit, and reads three and a half times the weights for it.
+# Both models are tiny, so this notebook runs on every machine. A third model represents a larger target:
+# the same model with 24 more layers **that add nothing** (their two output matrices are zeros). Its answers
+# are the same, bit for bit, but it reads three and a half times as many bytes of weights.
 
 
 # %%
@@ -111,9 +112,9 @@ if backend == "native":
 # %% [markdown]
 # ## 7.1 What a row costs
 #
-# One pass over 1, 2, 4 ... 32 rows of one sequence, behind 100 tokens. The dashed line is the **memory
-# floor**: the bytes of the weights, as the backend keeps them, divided by the speed at which this machine
-# reads as many bytes.
+# We run one pass over 1, 2, 4 ... 32 rows of one sequence, after 100 tokens. The dashed line is the
+# **memory floor**: the bytes of the weights, as the backend stores them, divided by the speed at which this
+# machine reads that many bytes.
 #
 # **Predict:** how many times longer than a pass over one row will a pass over 8 rows take? Over 32?
 
@@ -122,7 +123,7 @@ ROWS = [1, 2, 4, 8, 16, 32]
 
 
 def best(run, times):
-    """Least milliseconds of a few runs: the one least disturbed."""
+    """The shortest time of a few runs in ms: the run with the least noise."""
     seconds = []
     for _ in range(times):
         started = time.perf_counter()
@@ -174,17 +175,17 @@ axes[0].legend(frameon=False, loc="upper left")
 plt.show()
 
 # %% [markdown]
-# What to look for: a flat beginning. A few rows share the reading of the weights, and the arithmetic for them
-# is done while the next weights arrive. Then the line turns upwards: arithmetic is now the bottleneck, and
-# every row costs its share. On a GPU the flat part reaches to a hundred rows or more; on one CPU core it is
+# The beginning of the line should be flat. A few rows share the reading of the weights, and their
+# arithmetic is done while the next weights arrive. Then the line rises: arithmetic is now the bottleneck,
+# and every row costs more time. On a GPU the flat part has a hundred rows or more; on one CPU core it is
 # short.
 #
-# Decode of one sequence uses one row of it. **Speculation is a way to use the others.**
+# Decode of one sequence uses one row of the flat part. **Speculation uses the other rows.**
 #
 # ## 7.2 One step by hand
 #
-# Two sequences: *a* gets a draft of five tokens from the small model, *b* simply decodes. Blocks of 8 tokens,
-# so that something happens in the page tables.
+# There are two sequences: *a* gets a draft of five tokens from the small model, *b* only decodes. Blocks
+# have 8 tokens, so that the block tables change.
 
 # %%
 hand = new_engine(block_size=8)
@@ -192,7 +193,7 @@ runner, pool = hand.engine.worker.runner, hand.engine.pool
 
 
 def begin(text):
-    """Prefill a prompt: its ids with the newest token behind them, and its page table."""
+    """Prefill a prompt; return its ids with the newest token at the end, and its block table."""
     ids, table = tokenizer.encode(text), BlockTable(pool)
     table.grow(len(ids))
     logits = runner.last_logits([SequenceRows(ids, 0, table.block_ids)])
@@ -208,9 +209,10 @@ print("a:", tokenizer.decode(ids_a))
 print("draft:", [tokenizer.decode([t]) for t in draft])
 
 # %% [markdown]
-# **Verify.** One ragged pass: the newest token of *a* and its five guesses are six rows, *b* has one. To the
-# attention this is a chunk of a prompt beside a decode; nothing in the model knows of speculation. Look at
-# `positions` (guesses stand where they would stand), at `query_start` (whose row is whose) and `kv_len`.
+# **Verify.** One pass runs both: the newest token of *a* and its five guesses are six rows, *b* has one
+# row. For attention this is a chunk of a prompt and a decode row in one batch; the model does not know
+# about speculation. Look at `positions` (guesses have the positions that they would have in the text), at
+# `query_start` (the first row of each sequence) and at `kv_len`.
 
 # %%
 before = list(table_a.block_ids)
@@ -229,11 +231,11 @@ logits = runner.all_logits(batch)
 says = logits.argmax(dim=-1).tolist()
 
 # %% [markdown]
-# **Walk.** Row i has read the newest token and i guesses, so it says what follows *them*. Go down the rows as
-# long as the next guess is what the target says itself. The first row that says something else still gives a
-# token: the target's own.
+# **Walk.** Row i has read the newest token and i guesses, so it gives the target's token *after them*. Go
+# to the next row while the next guess equals the target's token. The first row with a different token also
+# gives a token of the answer: the target's own.
 #
-# **Predict** from the guesses above: how many will stand?
+# **Predict** from the guesses above: how many will be accepted?
 
 # %%
 kept = []
@@ -248,18 +250,18 @@ for row in range(DEPTH + 1):
     if not stands:
         break
 accepted = len(kept) - 1
-print(f"\n{accepted} guesses stand, {len(kept)} tokens from one pass: {tokenizer.decode(kept)!r}")
+print(f"\n{accepted} guesses accepted, {len(kept)} tokens from one pass: {tokenizer.decode(kept)!r}")
 assert 0 < accepted < DEPTH
 
 # %% [markdown]
-# **Roll back.** The rejected guesses have written keys and values. Nobody erases them: the sequence's
-# length is what counts, blocks behind it are given back, and slots in its last block will be overwritten.
+# **Roll back.** The rejected guesses have written keys and values. These are not erased. Only the length of
+# the sequence changes: blocks after it are freed, and slots in its last block will be overwritten.
 
 # %%
 during = list(table_a.block_ids)
-computed = start + 1 + accepted  # the newest token and the guesses that stand
+computed = start + 1 + accepted  # the newest token and the accepted guesses
 gone = table_a.truncate(computed)
-print(f"before {before}   look-ahead {during}   after {table_a.block_ids}   ({gone} block given back)")
+print(f"before {before}   look-ahead {during}   after {table_a.block_ids}   ({gone} block freed)")
 assert gone == 1
 
 COLOURS = {"cached": BLUE, "newest": GREEN, "guess": ORANGE, "stale": GREY, "empty": "white"}
@@ -291,9 +293,9 @@ fig.legend(
 plt.show()
 
 # %% [markdown]
-# Is the stale memory harmless? Fill those slots with NaN and go on decoding: one NaN that is read would
-# spoil everything behind it. And are the rows of this pass the rows of plain decode? Compare the logits of
-# each row that counts with those of a sequence that never speculated.
+# Are these old keys and values harmless? Fill their slots with NaN and continue decoding: if one NaN is
+# read, all later results are NaN. Are the rows of this pass equal to the rows of plain decode? Compare the
+# logits of each accepted row with those of a sequence that never speculated.
 
 
 # %%
@@ -323,11 +325,11 @@ if backend == "native":
     print("and the same logits, bit for bit")
 
 # %% [markdown]
-# In the engine such a step is a `StepInput` like any other (notebook 2, section 2.2): plain data for
-# `worker.execute`. Its field `verify` takes the place of `decode` as soon as anything was drafted. There each
-# sequence has its newest token, the drafted tokens (`branches`) and a block table for each branch. The
-# `StepOutput` says which tokens the sequence gets. We listen at the worker, and read each step back from its
-# bytes.
+# In the engine such a step is an ordinary `StepInput` (notebook 2, section 2.2): plain data for
+# `worker.execute`. If any token was drafted, its field `verify` replaces `decode`. It holds for each
+# sequence the newest token, the drafted tokens (`branches`) and a block table for each branch. The
+# `StepOutput` holds the new tokens of each sequence. We record the worker's calls, and read each step from
+# its bytes.
 
 
 # %%
@@ -354,21 +356,23 @@ step, output = verifying_steps(drafting, OPENING, 12)[0]
 (rows,), (result,) = step.verify, output.verify
 for name in ("token_id", "position", "branches", "block_tables"):
     print(f"{name:13}", getattr(rows, name))
-print(f"{'result':13} {result.tokens}, {result.accepted} guesses stand")
+print(f"{'result':13} {result.tokens}, {result.accepted} guesses accepted")
 assert (rows.branches, result.tokens) == ([draft], kept), "the engine's first such step is ours"
 
 # %% [markdown]
 # ## 7.3 Acceptance, and what it is worth
 #
-# If each guess is right with probability $a$, whatever came before, then guess $i$ stands with probability
-# $a^i$ (all before it must be right), and a step of $k$ guesses gives on average
+# Suppose that each guess is right with probability $a$, independent of the guesses before it. Then guess
+# $i$ is accepted with probability $a^i$ (all guesses before it must be right), and a step with $k$ guesses
+# gives on average
 #
 # $$1 + a + a^2 + \dots + a^k = \frac{1 - a^{k+1}}{1 - a} \text{ tokens.}$$
 #
-# `ScriptedDrafter` knows the answer and spoils each token with probability $1 - a$: acceptance is a dial.
+# `ScriptedDrafter` knows the answer and replaces each token by a wrong one with probability $1 - a$. So we
+# can set the acceptance.
 #
-# **Predict:** guesses that are right four times in five, eight of them: how many tokens a step? And
-# what happens when you draft sixteen instead?
+# **Predict:** a step has eight guesses, and each is right with probability 0.8. How many tokens does the
+# step give on average? How many with sixteen guesses?
 
 # %%
 openings = [
@@ -392,7 +396,7 @@ def speculating(drafter, name=None, **options):
 
 
 def run_summary(llm, prompts, params):
-    """Outputs, what became of the drafts, and seconds."""
+    """Outputs, statistics of the drafts, and seconds."""
     with llm.engine.events.record() as trace:
         started = time.perf_counter()
         outputs = [llm.generate([prompt], params)[0] for prompt in prompts]
@@ -401,13 +405,13 @@ def run_summary(llm, prompts, params):
 
 
 def scripted(acceptance, k):
-    """Tokens a step of a drafter with this acceptance."""
+    """Tokens per step of a drafter with this acceptance."""
     drafter = ScriptedDrafter(
         lambda s: known[tuple(s.prompt_token_ids)], VOCABULARY, acceptance, seed=k + round(100 * acceptance)
     )
     llm = speculating(drafter, SMALL, num_draft_tokens=k)
     with llm.engine.events.record() as trace:
-        outputs = llm.generate(openings, greedy(LENGTH))  # all at once: it is quicker, and counts are counts
+        outputs = llm.generate(openings, greedy(LENGTH))  # all at once: faster, and the counts are the same
     assert [o.token_ids for o in outputs] == list(known.values()), "whatever was drafted"
     return summarize_speculation(trace).tokens_per_step
 
@@ -426,11 +430,12 @@ for k, row in measured.items():
 print(f"\n8 at 0.8: {expected(0.8, 8):.2f}; 16 at 0.8: {expected(0.8, 16):.2f}; any number: {1 / 0.2:.2f}")
 
 # %% [markdown]
-# (At $a = 1$ the last draft is cut by the end of the answer, so it is a little less than $k + 1$.) However
-# long the draft, it never gives more than $1 / (1 - a)$: the chain breaks.
+# (At $a = 1$ the end of the answer cuts the last draft, so the mean is a little less than $k + 1$.) Even
+# with a very long draft, a step never gives more than $1 / (1 - a)$ tokens on average, because one wrong
+# guess ends it.
 #
-# Real drafts have no constant $a$: easy words are guessed, hard ones are not. Here is the shipped draft, by
-# position.
+# For real drafts $a$ is not constant: easy words are guessed correctly, hard words are not. Here is the
+# acceptance of the shipped draft model, by position.
 
 # %%
 pair = new_engine(draft_model="auto", num_draft_tokens=8, **fixed)
@@ -451,19 +456,20 @@ right.plot(
 right.set(xlabel="position in the draft", ylabel="stands (%)", ylim=(0, 100))
 right.legend(frameon=False)
 plt.show()
-print("stands by position:", " ".join(f"{p:.0%}" for p in by_position))
+print("accepted by position:", " ".join(f"{p:.0%}" for p in by_position))
 
 # %% [markdown]
-# ## 7.4 What it wins
+# ## 7.4 The speed-up
 #
-# Tokens a step are not yet time. With the milliseconds of 7.1,
+# The number of tokens per step is not the speed-up. With the milliseconds of 7.1,
 #
 # $$\text{speed-up}(k) = \frac{(1 + s_1 + \dots + s_k) \; T(1)}{T(1 + k) + k \, t}$$
 #
-# where $s_i$ is the share that stands at position $i$, $T(n)$ a target pass over $n$ rows, $t$ a pass of the
-# draft over one row.
+# where $s_i$ is the share of accepted guesses at position $i$, $T(n)$ the time of a target pass over $n$
+# rows, and
+# $t$ the time of a draft pass over one row.
 #
-# **Predict** from the table in 7.1: which of the two targets wins more, and at about which $k$?
+# **Predict** from the table in 7.1: which of the two targets has the larger speed-up, and at about which $k$?
 
 # %%
 LENGTHS = [1, 2, 4, 6]
@@ -471,7 +477,7 @@ TOKENS = 40
 
 
 def between(row, n):
-    """Milliseconds of a pass over n rows, on the line between the two that were measured."""
+    """Milliseconds of a pass over n rows, interpolated between the measured numbers of rows."""
     low, high = max(r for r in ROWS if r <= n), min(r for r in ROWS if r >= n)
     share = (n - low) / (high - low) if high > low else 0
     return row[low] + share * (row[high] - row[low])
@@ -484,7 +490,7 @@ def predicted(name, k):
 
 
 def in_turns(engines, prompts, params, rounds):
-    """{name: (tokens per second of the best round, its drafts)}. In turns, so that noise hits all."""
+    """{name: (tokens per second of the best round, its drafts)}. In turns, so that noise affects all."""
     best_of = {}
     for llm in engines.values():
         llm.generate([prompts[0]], greedy(8))  # warm up
@@ -497,7 +503,7 @@ def in_turns(engines, prompts, params, rounds):
 
 
 def chains(folder, plain):
-    """Engines that draft so many tokens, always; 0 is the one without drafts."""
+    """Engines that always draft k tokens; 0 is the engine without drafts."""
     drafting = {k: new_engine(folder, draft_model="auto", num_draft_tokens=k, **fixed) for k in LENGTHS}
     return {0: plain} | drafting
 
@@ -536,18 +542,18 @@ ax.grid(color="#EEEEEE")
 plt.show()
 
 # %% [markdown]
-# What to look for: the heavy target should win more with the very same guesses, since the draft is cheap
-# beside it and a few more rows are nearly free for longer. And there is a best $k$: further guesses seldom
-# stand and always cost.
+# The heavy target should have a larger speed-up with the same guesses: the draft is cheap compared with it,
+# and more rows are nearly free. There is also a best $k$: later guesses are seldom accepted but always cost
+# time.
 #
-# Where measured is below predicted, the last line of each says where the time is: a step also draws every
-# token, walks and keeps books; the draft catches up with tokens it has not read; and passes that take turns
-# find less in the caches than the one that ran over and over in 7.1. (On a busy machine the two can part
-# either way.)
+# If the measured speed-up is below the predicted one, the last line of each shows the reason. A step also
+# samples every token, walks the guesses and updates its data. The draft must also read tokens that it has
+# not read yet. And passes of two models in turns find less in the processor's caches than the single pass
+# that was repeated in 7.1. (On a busy machine the measured value can also be higher.)
 #
-# **Guesses without a model.** An answer that copies from its prompt can be guessed by looking up: what
-# followed these two to four tokens the last time? That costs nothing. (Our model is too small to copy a
-# passage. But it can get stuck in a phrase, and to a look-up that is the same.)
+# **Guesses without a model.** If an answer copies from its prompt, a look-up can guess it: which tokens
+# came after these two to four tokens the last time? That costs nothing. (Our model is too small to copy a
+# passage. But it sometimes repeats a phrase, and a look-up finds that in the same way.)
 
 # %%
 refrain = (
@@ -573,14 +579,14 @@ print("\nthe first answer: Run," + heavy.generate([copying], greedy(TOKENS))[0].
 #
 # ### Coupled: token for token
 #
-# With temperature 0 the rule is clear: a guess stands if it is the argmax. But how can a *sampled* token be
-# guessed? In this engine drawing is adding noise and taking the argmax, and the noise of a token id is a
-# function of (seed, sample, position, id) (`ops/sampling.py`). So the target's draw at a position is fixed
-# before anybody drafts, and the rule stays the same: **a guess stands if it is what the target draws.**
-# Whatever was guessed, the answer is what it would have been.
+# With temperature 0 the rule is clear: a guess is accepted if it is the argmax. But how can a *sampled*
+# token be guessed? In this engine, sampling means adding noise and taking the argmax, and the noise of a
+# token id is a function of (seed, sample, position, id) (`ops/sampling.py`). So the target's sample at a
+# position does not depend on the draft, and the rule stays the same: **a guess is accepted if it equals the
+# target's sample.** The answer is the same for all guesses.
 #
-# The draft model uses *the same noise*. It is right not only where the best token is clear, but also where
-# luck decides, since both have the same luck:
+# The draft model uses *the same noise*. So it is often right even if several tokens are likely, because the
+# same noise decides in both models:
 
 # %%
 p = torch.tensor([0.30, 0.22, 0.16, 0.12, 0.08, 0.06, 0.04, 0.02])
@@ -615,10 +621,12 @@ print(f"the most that any rule can accept: sum of min(p, q) {overlap:.1%}")
 assert agree_apart < 0.3 < 0.6 < agree_same < overlap
 
 # %% [markdown]
-# Now the claim, with engines: no drafts, the shipped draft, look-up, a drafter of random tokens, trees;
-# greedy and sampled. Tokens must be equal, and log-probabilities `==`, not close.
+# Now we test this with engines: no drafts, the shipped draft, look-up, a drafter of random tokens, trees;
+# greedy and sampled. Tokens must be equal, and log-probabilities must be exactly equal (`==`), not only
+# close.
 #
-# **Predict:** which of them could differ if the arithmetic of a row depended on how many rows are beside it?
+# **Predict:** which of them could differ if the arithmetic of a row depended on the number of rows in the
+# pass?
 
 # %%
 params = [
@@ -649,14 +657,14 @@ for name, options in drafters.items():
         assert same_tokens and same_bits
 
 # %% [markdown]
-# Two controls, so that we know the test can fail. First an arithmetic that does depend on the number of rows:
-# the reference backend, where PyTorch picks its matrix product by shape. Then a rule that is wrong: accept
-# everything.
+# Two controls show that the test can fail. The first is an arithmetic that depends on the number of rows:
+# in the reference backend, PyTorch chooses its matrix product by shape. The second is a wrong rule: accept
+# every guess.
 
 
 # %%
 def accept_everything(draft, draft_probs, target_probs, uniforms):
-    """WRONG: the draft's answer, with the target's name on it."""
+    """WRONG: accepts every guess, so the answer is the draft's."""
     lengths = (draft >= 0).sum(dim=1)
     tokens = torch.nn.functional.pad(draft, (0, 1), value=-1)
     for i, n in enumerate(lengths.tolist()):
@@ -665,7 +673,7 @@ def accept_everything(draft, draft_probs, target_probs, uniforms):
 
 
 def furthest(a, b):
-    """The largest difference of two log-probabilities of the same token, while the answers agree."""
+    """The largest difference of two log-probabilities of one token, as long as the answers are equal."""
     both = [(x, y) for one, two in zip(a, b, strict=True) for x, y in zip(one, two, strict=True)]
     return max(abs(x[t] - y[t]) for x, y in both for t in x.keys() & y.keys())
 
@@ -689,15 +697,16 @@ print("the target       :", repr(tokenizer.decode(tokens[0])[:70]))
 assert wrong.token_ids != tokens[0]
 
 # %% [markdown]
-# Fluent, fast, and not the target's answer. Nothing but a comparison shows it.
+# The answer is fluent and fast, but it is not the target's answer. Only a comparison shows this.
 #
 # ### Rejection: the same distribution
 #
-# The classic rule does without shared noise. A token drawn from the draft's $q$ is accepted with probability
-# $\min(1, p / q)$; if it is refused, another is drawn from $\max(p - q, 0)$, normalised. Token $x$ comes out
-# with probability $\min(p, q) + \max(p - q, 0) = p$. Let us see that on eight tokens, beside a control.
+# The classic rule needs no shared noise. A token drawn from the draft's $q$ is accepted with probability
+# $\min(1, p / q)$. If it is rejected, another token is drawn from $\max(p - q, 0)$, normalised. So token
+# $x$ is emitted with probability $\min(p, q) + \max(p - q, 0) = p$. We test this on eight tokens, with a
+# control.
 #
-# **Predict:** how will the bars look if everything is accepted?
+# **Predict:** how will the bars look if every guess is accepted?
 
 # %%
 ops = target.engine.model.decoder.ops
@@ -727,8 +736,8 @@ print(f"accepted: {number.double().mean():.1%} (sum of min(p, q): {overlap:.1%};
 assert chi_squared(fair[:, 0]) < 30 < 300 < chi_squared(drafted[:, 0])
 
 # %% [markdown]
-# Rejection accepts as often as any rule can, somewhat oftener than coupling. What it gives up: *which* token
-# comes depends on what was drafted. The same seed, three drafters:
+# No rule can accept more often than rejection; it accepts a little more often than coupling. Its
+# disadvantage: *which* token is emitted depends on the draft. Here are three drafters with the same seed:
 
 # %%
 options = {"draft_verification": "rejection", "num_draft_tokens": 4, **fixed}
@@ -745,14 +754,14 @@ assert told["shipped draft"].token_ids == told["the same once more"].token_ids
 assert told["shipped draft"].token_ids != told["no draft"].token_ids
 
 # %% [markdown]
-# All are fair draws. But a draft length that follows the clock, or a neighbour in the batch that takes the
-# memory, would change the answer of a seeded request. So coupled is the default here.
+# All three are correct samples. But with this rule, the answer of a seeded request changes if the draft
+# length depends on measured times, or if other requests use the memory. So coupling is the default here.
 #
-# ## 7.6 When it loses
+# ## 7.6 When speculation is slower
 #
-# Three ways: the rows are no longer free, the guesses are wrong, or there is no time to win.
+# There are three cases: the rows are not free any more, the guesses are wrong, or there is little decoding.
 #
-# **Predict:** at how many sequences in the batch does drafting four tokens stop to pay?
+# **Predict:** from which batch size on is drafting four tokens slower?
 
 # %%
 crowds = [1, 2, 4, 8, 16]
@@ -784,8 +793,8 @@ print(
 )
 
 # %% [markdown]
-# With many sequences the rows of 7.1 are used already, by people who want every one of them. Four guesses
-# make five rows of one, and most guesses are thrown away.
+# With many sequences the nearly free rows of 7.1 are already used, and every one of these rows gives a
+# token. Four guesses turn one row into five, and most guesses are rejected.
 #
 # Wrong guesses and short answers, for one sequence:
 
@@ -803,19 +812,20 @@ for name, (prompt, length, llm) in cases.items():
     print(f"{name:32} {seconds[0] / seconds[1]:8.2f}")
 
 # %% [markdown]
-# A short answer behind a long prompt is nearly all prefill, and the draft has to read the prompt, too.
+# For a short answer after a long prompt, most of the time is prefill, and the draft model must read the
+# prompt too.
 #
 # ### The controller
 #
-# Nobody can set one draft length for all of this, so the engine measures: seconds by number of rows, for
-# target and draft, and each sequence's acceptance; then it takes the length that gives the most tokens
-# per second, and 0 is one of the choices (`speculation/controller.py`). Two runs to watch it: a drafter that
+# No single draft length is best in all these cases. So the engine measures: the time by number of rows, for
+# target and draft, and each sequence's acceptance. Then it chooses the length that gives the most tokens
+# per second; 0 is a possible choice (`speculation/controller.py`). We watch two runs: a drafter that
 # guesses at random, and a batch that grows and shrinks.
 
 
 # %%
 def draft_lengths(trace):
-    """For each decoding step (sequences in it, tokens drafted for each on average)."""
+    """For each decoding step: (number of sequences, mean number of drafted tokens per sequence)."""
     found = []
     for event in trace:
         if event.kind == "decode_step":
@@ -833,7 +843,7 @@ def alone(drafter):
 
 
 def growing():
-    """One sequence that goes on; after a while fifteen more for a time."""
+    """One long sequence; fifteen more sequences run for a part of the time."""
     llm = new_engine(HEAVY, num_draft_tokens=6, draft_model="auto")
     engine = llm.engine
     with engine.events.record() as trace:
@@ -867,25 +877,26 @@ axes[-1].set_xlabel("decoding step")
 plt.show()
 
 # %% [markdown]
-# What to look for: a few tokens while the sequence is alone; next to none for the random drafter, except for
-# trials that come at longer and longer intervals; fewer or none in a crowd, and after it a pause before the
-# next trial. The answers are the same in every case, so the clock may decide.
+# The controller should draft a few tokens while the sequence is alone. For the random drafter it should
+# draft almost none, except for trials at longer and longer intervals. In a large batch it should draft
+# fewer tokens or none, and after it wait before the next trial. The answers are the same in every case, so
+# the choice may depend on measured times.
 #
-# ## 7.7 Trees are page tables
+# ## 7.7 Trees are block tables
 #
-# Two guesses for the first token, and one behind each, are worth more than a longer chain where the draft
-# is in two minds. Many engines verify such a tree with a special attention mask. Here a branch is what a
-# fork of a sequence is: **a page table that shares the full blocks and parts at the newest token.** Every
-# branch is then an ordinary sequence, with keys at their own positions.
+# If two first tokens are about equally likely, two guesses for the first token, with one more guess after
+# each, can be better than a longer chain. Many engines verify such a tree with a special attention mask.
+# Here a branch is like a fork of a sequence: **a block table that shares the full blocks and has its own
+# blocks from the newest token on.** So every branch is an ordinary sequence with ordinary positions.
 
 # %%
 ids, table = begin(OPENING)
 start = len(ids) - 1
 table.grow(len(ids) + 2)
-own = table.branch(start, len(ids) + 2)  # blocks for another future
+own = table.branch(start, len(ids) + 2)  # blocks for another branch
 shared = table.block_ids[: start // 8]
 other = shared + own
-runner.copy_blocks([(table.block_ids[start // 8], own[0])])  # what the block holds up to the newest token
+runner.copy_blocks([(table.block_ids[start // 8], own[0])])  # the keys and values before the newest token
 print("branch 0:", table.block_ids)
 print("branch 1:", other, f"  shares {shared}, has block {table.block_ids[start // 8]} copied to {own[0]}")
 
@@ -901,13 +912,13 @@ for number, guess in enumerate(guesses):
     told = says[3 * number : 3 * number + 3]
     stands = next((i for i in range(2) if guess[i] != told[i]), 2)
     texts = [repr(tokenizer.decode(tail)) for tail in (guess, told)]
-    print(f"branch {number}: {texts[0]:16} target says {texts[1]:24} {stands} stand")
+    print(f"branch {number}: {texts[0]:16} target says {texts[1]:24} {stands} accepted")
 assert torch.equal(rows[0], rows[3]) or backend != "native", "the newest token's row, computed in both"
 
 used = pool.num_free
 losers = table.adopt(start, own)  # branch 1 is the sequence now
 pool.free(losers)
-print(f"branch 1 wins: the table is {table.block_ids}, {pool.num_free - used} blocks given back")
+print(f"branch 1 wins: the table is {table.block_ids}, {pool.num_free - used} blocks freed")
 
 # %% [markdown]
 # The engine's own step has the same parts: two branches, a block table for each, and one block to copy.
@@ -919,12 +930,13 @@ step, output = verifying_steps(branching, OPENING, 12)[0]
 for number, (branch, blocks) in enumerate(zip(rows.branches, rows.block_tables, strict=True)):
     print(f"branch {number}: {tokenizer.decode(branch)!r:14} block table {blocks}")
 print("copies:", step.branch_copies)
-print(f"result: branch {result.branch}, {result.accepted} guesses stand")
+print(f"result: branch {result.branch}, {result.accepted} guesses accepted")
 assert len(rows.branches) == 2 and result.tokens == kept[: len(result.tokens)]
 
 # %% [markdown]
-# The price: tokens that several branches have in common are computed once for each (the newest token here),
-# and rows are rows. Is it worth it? The shipped draft, with chains and trees of about as many rows:
+# The disadvantage: tokens that several branches share are computed once for each branch (here the newest
+# token), and every row costs time. Is a tree better than a chain? We compare the shipped draft with chains
+# and trees of about the same number of rows:
 
 # %%
 shapes = {"chain of 3": (1, 1, 1), "chain of 7": (1,) * 7, "tree (2, 1, 1)": (2, 1, 1), "tree (3, 1)": (3, 1)}
@@ -938,9 +950,9 @@ for name, shape in shapes.items():
     print(f"{name:16} {rows / summary.verifications:11.1f} {summary.tokens_per_step:14.2f}")
 
 # %% [markdown]
-# What to look for: a tree of two branches against a chain with as many rows. For this pair the longer chain
-# is the better use of them: its first guess is the right one, if any is. A tree pays where the second choice
-# is often right, and where what the branches have in common is not computed for each.
+# Compare a tree of two branches with a chain that has the same number of rows. For this pair of models the
+# longer chain is better: if one of the guesses for a token is right, it is nearly always the first. A tree
+# is better if the second choice is often right, and if the shared tokens are computed only once.
 #
 # ## Exercises
 
@@ -958,17 +970,17 @@ def attempt(check):
 
 
 # %% [markdown]
-# **1 (think).** A GPU does 100 rows in the time of one. A service decodes 60 sequences at a time by day and 4
-# by night, with acceptance 0.7. How many tokens would you draft in each case? What if the day's requests are
-# greedy copies of their prompts, with acceptance 0.95?
+# **1 (think).** A GPU computes 100 rows in the time of one. A service decodes 60 sequences at a time by day
+# and 4 by night, with acceptance 0.7. How many tokens would you draft in each case? What if the requests of
+# the day are greedy copies of their prompts, with acceptance 0.95?
 #
-# **2 (think).** Somebody accepts a guess whenever it is among the target's three likeliest tokens. What is
-# gained? What can no longer be promised, and which test of this notebook notices?
+# **2 (think).** An engine accepts a guess if it is among the target's three likeliest tokens. What is the
+# gain? Which promise is lost, and which test of this notebook fails?
 #
-# **3 (code).** How often do draft and target agree under the same noise, exactly? Token i wins both races if
-# for every j `noise_i - noise_j` is at least `log p_j - log p_i` and at least `log q_j - log q_i`. (A hint:
-# under Gumbel noise, token i beats all others with probability `exp(s_i) / sum_j exp(s_j)` where the scores
-# are s.)
+# **3 (code).** How often do draft and target choose the same token under the same noise, exactly? Token i
+# is the argmax of both if, for every j, `noise_i - noise_j` is at least `log p_j - log p_i` and at least
+# `log q_j - log q_i`. (A hint: under Gumbel noise, token i beats all others with probability `exp(s_i) /
+# sum_j exp(s_j)` where the scores are s.)
 
 
 # %%
@@ -1018,7 +1030,7 @@ def check_length():
 attempt(check_length)
 
 # %% [markdown]
-# **5 (code).** From the events alone: how many rows did the target compute that gave no token? `speculate`
+# **5 (code).** Use only the events: how many rows did the target compute that gave no token? `speculate`
 # has `rows` and, for each sequence, `outcomes` (drafted, depth of the longest branch, accepted).
 
 
@@ -1051,9 +1063,9 @@ attempt(check_wasted)
 # ## What we left out
 #
 # * **Better drafters.** Extra heads on the target (Medusa, EAGLE) guess from its hidden states and are right
-#   far oftener than a small model; the verification is the same.
+#   much more often than a small model. The verification is the same.
 # * **Drafting while verifying**, on another device.
-# * **Knowing when to stop**: a draft model often knows that it is unsure.
+# * **Stopping early**: the probabilities of a draft model often show that it is unsure.
 #
 # **Next.** `minillm labs start 9`: write the two rules, the roll back and a drafter yourself, inside the
 # running engine.

@@ -41,15 +41,15 @@ def test_expected_tokens_by_hand() -> None:
     assert expected_tokens(0.0, 5) == 1 and expected_tokens(1.0, 5) == 6
 
 
-def test_acceptance_of_what_was_looked_at() -> None:
-    """Of 5 drafted 2 stood and the third did not; of 2 drafted both stood; the others were never compared."""
+def test_acceptance_of_compared_tokens() -> None:
+    """Of 5 drafts 2 are accepted and the third is rejected; of 2 both are; the others are never compared."""
     event = Event("speculate", 0, 0.0, "", {"outcomes": [(5, 5, 2), (2, 2, 2)]})
     assert token_acceptance([event]) == 4 / 5
     assert token_acceptance([]) == 0
 
 
-def test_time_in_neither_model_by_hand() -> None:
-    """A step of 10 ms, 4 of them drafting and 5 verifying; those that prefill or do not draft are no part."""
+def test_time_outside_both_models_by_hand() -> None:
+    """A step of 10 ms: 4 ms drafting, 5 ms verifying. Steps that prefill or do not draft are not counted."""
 
     def step(seconds: float, prefill_tokens: int = 0) -> dict[str, Any]:
         return {"seconds": seconds, "prefill_tokens": prefill_tokens}
@@ -61,7 +61,7 @@ def test_time_in_neither_model_by_hand() -> None:
     assert drafting_costs.outside_seconds(events) == [(pytest.approx(0.001), 0.010)]
 
 
-def test_from_which_batch_on_drafts_lose() -> None:
+def test_the_batch_from_which_drafts_are_slower() -> None:
     def rows(*speeds: float) -> list[dict[str, Any]]:
         return [{"batch": 2**i, "x": {"median": speed}} for i, speed in enumerate(speeds)]
 
@@ -71,7 +71,7 @@ def test_from_which_batch_on_drafts_lose() -> None:
 
 
 def test_a_script_is_what_the_plain_engine_answers(pair: tuple[Path, Path]) -> None:
-    """An oracle's tokens all stand, an adversary's never, and the dial lies between."""
+    """A script accepts all tokens at acceptance 1, none at 0, and some at 0.5."""
     plain = tiny.load(pair[0])
     script, found = script_of(plain, WORK), list[float]()
     for share in (0.0, 0.5, 1.0):
@@ -80,8 +80,8 @@ def test_a_script_is_what_the_plain_engine_answers(pair: tuple[Path, Path]) -> N
     assert found[0] == 0 < found[1] < found[2] == 1
 
 
-def test_answers_that_differ_are_seen(pair: tuple[Path, Path]) -> None:
-    """Speculation gives the same; the answers of the draft alone do not pass for the target's."""
+def test_different_answers_are_reported(pair: tuple[Path, Path]) -> None:
+    """Speculation gives the same answers as the target; another model's answers are reported as different."""
     plain = tiny.load(pair[0])
     assert speed_up(plain, tiny.load(pair[0], draft_model=pair[1]), WORK, 1)["same_answers"]
     other = tiny.make_folder(
@@ -112,7 +112,7 @@ def test_the_whole_bench(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[
     assert {row["drafter"] for row in report["switched_off"]} == {"always wrong", "random tokens"}
     print_speculation(report)
     out = capsys.readouterr().out
-    assert "drafting always 5" in out and "nearly free" in out and "some answers differ" not in out
+    assert "always 5 drafts" in out and "nearly free" in out and "some answers differ" not in out
     report["pair"]["adaptive"]["same_answers"] = False
     print_speculation(report)
     assert "some answers differ" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what goes where, exit codes, Ctrl-C, a closed pipe."""
+"""The command line: stdout and stderr, exit codes, Ctrl-C, a closed pipe."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def test_the_reported_seed_repeats_the_text(cli):
 
 
 def test_a_request_that_fails_keeps_its_text(capsys, tmp_path):
-    """Weights that overflow: the text so far stays on stdout, the reason is one line."""
+    """Broken weights: the text so far stays on stdout, and the error is one line."""
     tensors = tiny.weights(tiny.config())
     tensors["model.embed_tokens.weight"][:] = float("nan")
     broken = tiny.make_folder(tmp_path, tensors=tensors)
@@ -150,14 +150,14 @@ def test_chat_without_a_template_says_so(cli, monkeypatch):
     assert code == 2 and "chat template" in err
 
 
-# What only a real process shows ---------------------------------------------------------------
+# Tests that need a real process ---------------------------------------------------------------
 
 
 def start(folder, *args, **options):
     command = [*RUN, "generate", "--model", str(folder), *args]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0}
 
-    def listen() -> None:  # a test run that was started in the background ignores Ctrl-C, and hands that down
+    def listen() -> None:  # a test run in the background ignores Ctrl-C, and its children inherit this
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     return subprocess.Popen(command, **pipes, preexec_fn=listen, **options)

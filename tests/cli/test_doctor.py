@@ -1,4 +1,4 @@
-"""The report must be right on a good machine, and must not fall over on a broken one."""
+"""The report must be correct on a good machine, and must not raise on a broken one."""
 
 import argparse
 import json
@@ -55,7 +55,7 @@ def test_json_is_one_object_on_stdout(capsys):
     assert all(set(check) == {"name", "status", "value", "advice"} for check in report["checks"])
 
 
-def test_a_problem_sets_the_exit_code_and_nothing_less_does(capsys, monkeypatch):
+def test_only_a_problem_sets_the_exit_code(capsys, monkeypatch):
     for status, code in [("ok", 0), ("info", 0), ("missing", 0), ("problem", 1)]:
         check = Check("it", status, "[red]/path[/]", "fix")
         monkeypatch.setattr(doctor, "collect", lambda check=check: [check])
@@ -126,7 +126,7 @@ def make_toolkit(folder: Path, headers: bool = True) -> Path:
     return folder
 
 
-def test_nvcc_wrapper_is_not_believed(tmp_path, monkeypatch):
+def test_an_nvcc_without_headers_is_ignored(tmp_path, monkeypatch):
     wrapper = make_toolkit(tmp_path / "wrapper", headers=False)
     toolkit = make_toolkit(tmp_path / "cuda")
     monkeypatch.setenv("PATH", str(wrapper / "bin"))
@@ -139,7 +139,7 @@ def test_nvcc_wrapper_is_not_believed(tmp_path, monkeypatch):
 
 
 def use_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A compiler that says its version, and compiles nothing."""
+    """Install a compiler that prints its version and compiles nothing."""
     compiler = folder / "a compiler"
     compiler.write_text("#!/bin/sh\necho 1.0\n")
     compiler.chmod(0o755)
@@ -152,7 +152,7 @@ def hide_compilers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def install(path: Path) -> None:
-    """Something that passes for a compiled library, in its place."""
+    """Install an empty file at the path of the compiled library."""
     built = path.with_name("built")
     built.touch()
     cache.install(built, path)
@@ -163,7 +163,7 @@ def test_no_compiler_is_missing_and_not_a_problem(tmp_path, monkeypatch):
     assert toolchains.check_compiler().status == "missing"
 
 
-def test_the_cuda_kernels_line_says_what_would_be_compiled_for_whom(tmp_path, monkeypatch):
+def test_the_cuda_kernels_line_names_the_architectures(tmp_path, monkeypatch):
     import torch
 
     monkeypatch.setenv("MINILLM_CACHE", str(tmp_path / "cache"))
@@ -205,7 +205,7 @@ def test_the_simulator_line_says_whether_it_is_built_and_its_flavours(tmp_path, 
     assert toolchains.check_simulator(None).advice == "repair torch first"
 
 
-def test_the_backend_line_says_what_auto_will_take(tmp_path, monkeypatch):
+def test_the_backend_line_names_the_backend_of_auto(tmp_path, monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

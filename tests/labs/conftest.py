@@ -1,4 +1,4 @@
-"""What the labs' tests use: a file checked in child processes, one judged here, and the command line."""
+"""Fixtures of the labs' tests: check a file in child processes, judge one in this process, run a command."""
 
 import sys
 
@@ -12,7 +12,7 @@ from minillm.labs.grader.registry import find_lab
 
 @pytest.fixture
 def check(tmp_path):
-    """Check a text in child processes with small limits: rows by task, and the report."""
+    """Check a text in child processes with small limits; return the rows by task, and the report."""
 
     def run(text, lab=3, seconds=5.0, memory=1 << 30):
         file = tmp_path / f"lab{lab}.py"
@@ -26,7 +26,7 @@ def check(tmp_path):
 
 @pytest.fixture
 def graded(tmp_path, monkeypatch):
-    """Judge a text in this process: the rows by task."""
+    """Judge a text in this process; return the rows by task."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "student_lab", raising=False)
 

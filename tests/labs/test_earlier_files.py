@@ -1,6 +1,6 @@
-"""Files that were written for an earlier version of a lab: told so in one line, or still worth their points.
+"""Files that were written for an earlier version of a lab: they get one message, or still their points.
 
-`old/` has the finished files of the time when loops were given requests.
+`old/` has finished files of the version in which loops received requests.
 """
 
 from pathlib import Path
@@ -33,7 +33,7 @@ def old(number):
         ("5", ("Sequence", "a Chunk has a `sequence`")),
     ],
 )
-def test_an_earlier_file_is_told_what_is_asked_now_and_costs_nothing_else(check, number, names):
+def test_an_earlier_file_gets_a_message_about_the_change(check, number, names):
     results, report = check(old(number), lab=number)
     assert {result.status for result in results.values()} == {"earlier"} and report.earned == 0
     (message,) = {result.message for result in results.values()}
@@ -43,7 +43,7 @@ def test_an_earlier_file_is_told_what_is_asked_now_and_costs_nothing_else(check,
 
 
 @pytest.mark.parametrize("number", ["4", "8", "9"])
-def test_an_earlier_file_that_still_does_what_is_asked_gets_its_points(cli, tmp_path, number):
+def test_an_earlier_file_that_is_still_correct_gets_its_points(cli, tmp_path, number):
     lab = find_lab(number)
     if lab.number not in {x.number for x in LABS}:
         pytest.skip("no compiler for the simulator")
@@ -73,16 +73,16 @@ def test_one_name_of_an_earlier_version_is_enough_and_its_line_is_named(number, 
 
 
 @each_lab
-def test_files_of_today_are_of_no_earlier_version(lab):
+def test_current_files_are_not_earlier_ones(lab):
     assert earlier_version(lab, skeleton(lab)) == earlier_version(lab, solution(lab)) == ""
 
 
-def test_an_earlier_file_is_told_once(cli, tmp_path):
+def test_the_message_for_an_earlier_file_is_printed_once(cli, tmp_path):
     (tmp_path / "lab3.py").write_text(old("3"))
     code, out, _ = cli("check", "3", "--dir", tmp_path)
     assert code == 1 and out.count("--dir lab3_cache_new") == 1
 
 
-def test_a_file_that_cannot_be_read_as_python_says_so_itself():
+def test_a_file_that_is_not_python_is_not_called_earlier():
     assert earlier_version(find_lab("3"), "from minillm.engine.prefill import Chunk\ndef broken(:\n") == ""
     assert earlier_version(find_lab("3"), "nothing = 0\0") == ""

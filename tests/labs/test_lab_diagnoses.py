@@ -1,4 +1,4 @@
-"""What the grader says of mistakes: the known ones, wrong files, differences and errors."""
+"""The grader's messages about mistakes: known ones, wrong files, differences and errors."""
 
 import importlib
 
@@ -25,8 +25,8 @@ def test_a_known_mistake_is_wrong_and_gets_its_own_diagnosis(task, mistake):
 
 
 @each_lab
-def test_a_wrong_solution_gets_its_own_diagnosis_and_no_other_task_is_blamed(graded, lab):
-    told = []
+def test_a_wrong_solution_gets_its_own_diagnosis_and_no_other_task_fails(graded, lab):
+    diagnosed = []
     all_slips = importlib.import_module(f"wrong.lab{lab.number}").SLIPS
     for text, slips in wrong_files(lab, all_slips):
         rows = graded(lab, text)
@@ -36,15 +36,15 @@ def test_a_wrong_solution_gets_its_own_diagnosis_and_no_other_task_is_blamed(gra
             if task.number in says:
                 name, text = says[task.number]
                 assert row.earned == 0 and text in row.diagnosis, f"{name}: {row}"
-                told.append(name)
+                diagnosed.append(name)
             elif task.part:
                 assert row.status == "ok", f"{[slip.name for slip in slips]}: {row}"
-            else:  # the whole file in the engine: it may fail, but names no mistake
+            else:  # the task of the whole file may fail, but has no diagnosis
                 assert row.diagnosis == ""
-    assert set(told) == {slip.name for slip in all_slips}
+    assert set(diagnosed) == {slip.name for slip in all_slips}
 
 
-def test_a_difference_shows_a_corner_of_both(graded):
+def test_a_difference_shows_a_part_of_both_answers(graded):
     lab = find_lab("3")
     rows = graded(
         lab, solution(lab) + "\n\ndef slot_mapping(table, positions, size):\n    return [*positions]\n"
@@ -53,7 +53,7 @@ def test_a_difference_shows_a_corner_of_both(graded):
     assert (row.where, row.expected[:7], row.actual[:5]) == ("[0]", "[20, 21", "[0, 1")
 
 
-def test_an_error_names_its_line_and_torch_s_own_not_implemented_is_no_open_task(graded):
+def test_an_error_names_its_line_and_a_not_implemented_error_of_torch_is_an_error(graded):
     lab = find_lab("3")
     broken = "\n\ndef blocks_for(tokens, size):\n    raise NotImplementedError('no kernel for this dtype')\n"
     text = solution(lab) + broken

@@ -1,4 +1,4 @@
-"""What the labs hand out: the committed files, skeletons, finished files, hints."""
+"""The files of the labs: committed files, skeletons, finished files, hints."""
 
 import importlib.util
 import sys
@@ -39,7 +39,7 @@ def test_a_changed_docstring_is_noticed(build, monkeypatch, tmp_path, capsys):
 
 
 @each_lab
-def test_a_skeleton_is_not_written_yet_and_nothing_else(graded, lab):
+def test_every_task_of_a_skeleton_is_open(graded, lab):
     rows = graded(lab, skeleton(lab))
     assert {row.status for row in rows.values()} == {"todo"}
     assert sum(row.earned for row in rows.values()) == 0

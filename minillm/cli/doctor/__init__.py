@@ -1,9 +1,8 @@
-"""`minillm doctor`: what this machine has, what minillm will use of it, and what to do about the rest.
+"""`minillm doctor`: what this machine has, what minillm uses of it, and how to get the missing parts.
 
-A report, not a gate: a missing compiler or GPU is a fact about the machine, and the reference backend
-runs without either. Only what minillm cannot run without (Python, torch) is a *problem* and sets the
-exit code. Nothing here may fail on a broken machine, since that is when it is needed: torch is imported
-late, and an import that fails is a line in the table.
+A missing compiler or GPU is not an error: the reference backend needs neither. Only parts that minillm cannot
+run without (Python, torch) are a *problem* and set the exit code. The report must also work on a broken
+machine, because it is needed there. So torch is imported late, and a failed import is a line of the table.
 
     check.py        one line of the report
     python.py       Python and torch
@@ -34,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report to stdout; 1 if something minillm needs is broken, else 0."""
+    """Print the report to stdout; return 1 if a part that minillm needs is broken, else 0."""
     checks = collect()
     healthy = all(check.status != "problem" for check in checks)
     if args.json:
@@ -45,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_table(checks: list[Check]) -> None:
-    """Print the checks as a table, what to do under the value where there is something to do."""
+    """Print the checks as a table; advice, if there is any, is below the value."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -61,7 +60,7 @@ def print_table(checks: list[Check]) -> None:
 
 
 def collect() -> list[Check]:
-    """Every check, in the order a reader wants them: what runs, on what, and what could be added."""
+    """All checks, in the order of the report: software, machine, toolchains, minillm's parts."""
     torch, torch_error = python.import_torch()
     return [
         python.check_python(sys.version_info[:3]),

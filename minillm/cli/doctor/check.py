@@ -1,4 +1,4 @@
-"""One line of the report, and two ways to ask the system that never raise."""
+"""One line of the report, and a way to read system files that never raises."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Status = Literal["ok", "info", "missing", "problem"]
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report: `advice` says what to do about it, and is empty when there is nothing to do."""
+    """One line of the report. `advice` says what to do; it is empty if there is nothing to do."""
 
     name: str
     status: Status
@@ -20,7 +20,7 @@ class Check:
 
 
 def read_text(path: str) -> str:
-    """A file's text, or "" where the system has no such file (macOS has no /proc)."""
+    """A file's text, or "" if the system has no such file (macOS has no /proc)."""
     try:
         return Path(path).read_text(errors="replace")
     except OSError:

@@ -13,7 +13,7 @@ CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "
 
 
 def check_cpu() -> Check:
-    """The processor and the vector instructions that the kernels care about."""
+    """The processor, and those of its vector instructions that the kernels use."""
     cpuinfo = read_text("/proc/cpuinfo")
     model = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
     features = cpu_features(cpuinfo)
@@ -22,21 +22,21 @@ def check_cpu() -> Check:
 
 
 def cpu_features(cpuinfo: str) -> list[str]:
-    """Those of CPU_FEATURES that Linux's /proc/cpuinfo lists (x86 calls the line flags, Arm Features)."""
+    """The CPU_FEATURES that Linux's /proc/cpuinfo lists (in the line "flags" on x86, "Features" on Arm)."""
     line = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
     present = set(line[1].split()) if line else set()
     return [feature for feature in CPU_FEATURES if feature in present]
 
 
 def check_threads(torch: ModuleType | None) -> Check:
-    """Cores this process may use (a container may have fewer than the machine) and torch's threads."""
+    """The cores that this process may use (a container may have fewer), and torch's threads."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = f", torch uses {torch.get_num_threads()} threads" if torch else ""
     return Check("cores", "info", f"{usable} usable of {os.cpu_count()}{threads}")
 
 
 def check_memory() -> Check:
-    """Total and available memory, and the container's limit where there is one."""
+    """Total and available memory, and the container's limit if there is one."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     value = f"{total / 2**30:.1f} GiB"
     available = re.search(r"^MemAvailable:\s*(\d+) kB", read_text("/proc/meminfo"), re.MULTILINE)

@@ -1,4 +1,4 @@
-"""minillm's own parts: the models that ship, the backend that "auto" takes, and what could be added."""
+"""minillm's own parts: the models that ship, the backend that "auto" selects, and optional packages."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def check_model(name: str) -> Check:
 
 
 def check_backend(torch: ModuleType | None) -> Check:
-    """The backend that `backend="auto"` takes, and why; nothing is compiled for the answer."""
+    """The backend that `backend="auto"` selects, and the reason. This check compiles nothing."""
     if torch is None:
         return Check("backend", "missing", "unknown", "repair torch first")
     if torch.cuda.is_available():
-        advice = 'backend="native" takes the CUDA kernels, which no GPU has tried yet'
+        advice = 'backend="native" uses the CUDA kernels of minillm'
         return Check("backend", "ok", "reference (PyTorch) on the GPU", advice)
     try:
         library, compiler = cpu_library().find(), find_compiler()
@@ -50,15 +50,15 @@ def check_backend(torch: ModuleType | None) -> Check:
 
 
 def check_package(name: str, purpose: str) -> Check:
-    """An optional Python package; `purpose` says what it is for and how to get it."""
-    # Not by importing: transformers alone takes seconds.
+    """An optional Python package; `purpose` is its use and the command that installs it."""
+    # The package is not imported: transformers alone takes seconds.
     if importlib.util.find_spec(name) is None:
         return Check(name, "info", "not installed", purpose)
     return Check(name, "ok", installed_version(name))
 
 
 def installed_version(name: str) -> str:
-    """The version pip knows; a package can also be there without pip."""
+    """The version in the package's metadata; a package that pip did not install has none."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -24,7 +24,7 @@ def check_python(version: tuple[int, int, int]) -> Check:
 
 
 def check_minillm() -> Check:
-    """The version and the folder of the code that runs, and whether pip knows of it."""
+    """The version and the folder of the code that runs, and whether pip has installed it."""
     try:
         importlib.metadata.version("minillm")
     except importlib.metadata.PackageNotFoundError:
@@ -48,7 +48,7 @@ def import_torch() -> tuple[ModuleType | None, str]:
 
 
 def check_torch(torch: ModuleType | None, error: str) -> Check:
-    """Whether torch imports, is new enough, and which build it is."""
+    """Whether torch can be imported and is new enough, and its build."""
     if torch is None:
         return Check("torch", "problem", f"cannot be imported: {error}", 'pip install "torch>=2.10"')
     version = str(torch.__version__)
@@ -63,7 +63,7 @@ def check_torch(torch: ModuleType | None, error: str) -> Check:
 
 
 def is_torch_supported(version: str) -> bool:
-    """2.10 or newer in pip's order, where 2.10.0a0 (a vendor's early build) comes before 2.10."""
+    """Whether `version` is 2.10 or newer in pip's order; 2.10.0a0 (a vendor's early build) is before 2.10."""
     match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?(a|b|rc|\.dev)?", version)
     if match is None:
         return False

@@ -1,6 +1,6 @@
-"""What compiles kernels here: a C++ compiler, nvcc; and what of csrc/cuda can be run, on a GPU or simulated.
+"""The compilers of the kernels (C++, nvcc), and whether csrc/cuda can run on a GPU or in the simulator.
 
-Nothing is compiled for an answer. What needs torch to know is asked only where torch works.
+These checks compile nothing. Checks that need torch run only if torch works.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ GET_COMPILER = "Debian, Ubuntu: apt install g++; macOS: xcode-select --install"
 
 
 def check_compiler() -> Check:
-    """The first C++ compiler that runs, as the kernels' builder finds it."""
+    """The first C++ compiler that works; the kernels are built with it."""
     compiler = find_compiler()
     if compiler is None:
         return Check("c++ compiler", "missing", "none", GET_COMPILER)
@@ -25,7 +25,7 @@ def check_compiler() -> Check:
 
 
 def check_nvcc() -> Check:
-    """The CUDA compiler, believed only where its headers are."""
+    """The CUDA compiler; it counts only if its headers exist too."""
     toolkit = cuda_toolkit.find_cuda()
     if toolkit is None:
         return Check("nvcc", "info", "none", "only for building CUDA kernels: install the CUDA toolkit")
@@ -33,7 +33,7 @@ def check_nvcc() -> Check:
 
 
 def check_cuda_kernels(torch: ModuleType | None) -> Check:
-    """csrc/cuda for a real GPU: needs nvcc to be compiled, and a GPU to run."""
+    """csrc/cuda for a real GPU. It needs nvcc to compile and a GPU to run."""
     name = "cuda kernels"
     if torch is None:
         return Check(name, "missing", "unknown", "repair torch first")
@@ -50,11 +50,11 @@ def check_cuda_kernels(torch: ModuleType | None) -> Check:
         return Check(name, "missing", f"not compiled: {error}", GET_COMPILER)
     if not has_gpu:
         return Check(name, "info", f"{where}, for {targets}; no GPU here to run them")
-    return Check(name, "ok", f'{where}, for {targets}; backend="native" takes them')
+    return Check(name, "ok", f'{where}, for {targets}; backend="native" uses them')
 
 
 def check_simulator(torch: ModuleType | None) -> Check:
-    """csrc/cuda on the CPU: whether it can be had, and in which flavours."""
+    """csrc/cuda on the CPU: whether the simulator is available, and in which flavours."""
     if torch is None:
         return Check("simulator", "missing", "unknown", "repair torch first")
     try:

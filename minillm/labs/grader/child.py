@@ -1,8 +1,8 @@
 """The process that runs a student's file: load it, judge its tasks one by one, report each at once.
 
-Whatever the file does to this process (ends it, hangs it, fills its memory) costs the task that was
-running, and no more: results already reported stay, and the parent starts another child for the rest.
-Reports go through a pipe of their own, one JSON object a line, so prints cannot disturb them.
+If the file ends this process, blocks it or fills its memory, only the running task fails: results that are
+already reported stay, and the parent starts another child for the other tasks. Reports go through their own
+pipe, one JSON object per line, so the file's output cannot disturb them.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ def main() -> None:
     lab = find_lab(number)
     torch.set_num_threads(1)
     if isinstance(lab, CudaLab):
-        machine()  # compiled on first use, which takes longer than a task may
+        machine()  # the first use compiles it, which takes longer than the limit of a task
     set_limits(int(memory), int(cpu))
     report("ready")
     _check(lab, Path(file), int(first), report)
-    with suppress(Exception):  # the file may have closed or replaced it
+    with suppress(Exception):  # the file may have closed or replaced stdout
         sys.stdout.flush()
-    os._exit(0)  # the student's atexit handlers and threads have no say
+    os._exit(0)  # do not run the student's atexit handlers, do not wait for threads
 
 
 def _check(lab: Lab, file: Path, first: int, report: Callable[..., None]) -> None:
-    """Load the file and report on its tasks from number `first` on; or why that cannot be."""
+    """Load the file and report the results from task `first` on, or report why the file cannot be loaded."""
     try:
         if message := earlier_version(lab, file.read_text(encoding="utf-8", errors="replace")):
             report("earlier", message=message)
@@ -71,7 +71,7 @@ def _check(lab: Lab, file: Path, first: int, report: Callable[..., None]) -> Non
 
 
 def set_limits(memory: int, cpu: int) -> None:
-    """Allow `memory` bytes beyond what is mapped now, `cpu` seconds, small files, no core dumps."""
+    """Allow `memory` bytes more than are mapped now, `cpu` seconds, small files, no core dumps."""
     limits = {
         resource.RLIMIT_AS: mapped_bytes() + memory,
         resource.RLIMIT_CPU: cpu,
@@ -81,13 +81,13 @@ def set_limits(memory: int, cpu: int) -> None:
     for limit, value in limits.items():
         _, hard = resource.getrlimit(limit)
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        # macOS knows RLIMIT_AS but does not let it be set; the time limit still holds.
+        # macOS has RLIMIT_AS but does not allow to set it; the time limit still applies.
         with suppress(ValueError, OSError):
             resource.setrlimit(limit, (value, value))
 
 
 def mapped_bytes() -> int:
-    """Address space in use; torch alone maps gigabytes it never touches. 8 GiB where unknown."""
+    """The mapped address space; torch maps gigabytes that it never uses. 8 GiB if it is unknown."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     except OSError:
@@ -95,7 +95,7 @@ def mapped_bytes() -> int:
 
 
 def load(file: Path) -> ModuleType:
-    """Run the student's file as a module. Modules beside it can be imported, but hide no others."""
+    """Run the student's file as a module. It can import modules beside it, but these never hide others."""
     sys.path.append(str(file.parent))
     spec = importlib.util.spec_from_file_location("student_lab", file)
     if file.suffix == ".cu":
@@ -124,14 +124,14 @@ def judge_file(lab: Lab, task: Task, module: ModuleType, file: Path) -> TaskResu
         with around(lab, task.part, module):
             return judge(task, getattr(module, task.part.name), task.part.own, file)
     except MemoryError:
-        return failed(task, "memory", "ran out of the memory a check may use")
+        return failed(task, "memory", "the file needs more memory than a check may use")
     except BaseException as error:
         return failed(task, "crash", f"the check was ended by {type(error).__name__}: {error}")
 
 
 @contextmanager
 def around(lab: Lab, part: Part, module: ModuleType) -> Iterator[None]:
-    """Put the engine's own parts in the place of all the others, so that only `part` is judged."""
+    """Replace all other parts by the engine's own, so that only `part` is judged."""
     saved: list[tuple[Any, str, Any]] = []
     for other in lab.parts:
         if other == part:
@@ -152,7 +152,7 @@ def around(lab: Lab, part: Part, module: ModuleType) -> Iterator[None]:
 
 
 def _missing(module: ModuleType, part: Part) -> str:
-    """The name of what the file lacks of `part`, or ""."""
+    """The name of the first function or method of `part` that the file does not have, or ""."""
     mine = getattr(module, part.name, None)
     if not callable(mine):
         return part.name

@@ -1,4 +1,4 @@
-"""Where two answers part: the first differing index, and a small corner of both from there on."""
+"""The first difference of two answers: its index, and a small part of both answers from there on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# The order of a sum is the student's to choose: answers may differ by rounding.
+# Students may sum in any order, so answers may differ by rounding.
 _RTOL = {torch.bfloat16: 2e-2, torch.float16: 2e-3}
 _CORNER = (3, 4)  # rows and columns shown of a tensor
 _ITEMS = 6  # items shown of a list
@@ -18,7 +18,7 @@ _CHARS = 24  # characters shown of a text
 
 @dataclass(frozen=True)
 class Difference:
-    """`where` is an index such as "[1][0, 3]", empty for the whole answer."""
+    """`where` is an index such as "[1][0, 3]"; it is empty for the whole answer."""
 
     where: str
     expected: str
@@ -26,7 +26,7 @@ class Difference:
 
 
 def difference(expected: Any, actual: Any, where: str = "") -> Difference | None:
-    """The first place where `actual` is not `expected`; None if they agree.
+    """The first place where `actual` differs from `expected`; None if they are equal.
 
     Answers are tensors, numbers, text, None, and lists or tuples of answers.
     """
@@ -85,7 +85,7 @@ def _list_difference(expected: list[Any] | tuple[Any, ...], actual: Any, where: 
     for i, (left, right) in enumerate(zip(expected, actual, strict=False)):
         found = difference(left, right, f"{where}[{i}]")
         if found and all(isinstance(item, int) for item in (*expected, *actual)):
-            # Of a list of ids a single one says little.
+            # One id of a list is not enough to find the mistake, so show several.
             return Difference(found.where, str(expected[i : i + _ITEMS]), str(actual[i : i + _ITEMS]))
         if found:
             return found

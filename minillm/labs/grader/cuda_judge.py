@@ -1,7 +1,7 @@
-"""A CUDA lab's file judged section by section.
+"""Judge a CUDA lab's file section by section.
 
-To check one task, its section of the student's file is put into the finished file, so a mistake in
-another section blames nobody else. `#line` keeps the student's own line numbers in every message.
+To check one task, its section of the student's file is put into the finished file. So a mistake in another
+section does not affect this task. `#line` keeps the student's line numbers in every message.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def judge_section(lab: CudaLab, task: Task, text: str, file: Path) -> TaskResult
 
 
 def load_source(file: Path) -> ModuleType:
-    """A student's .cu file as a module with nothing but its text in it."""
+    """A student's .cu file as a module that contains only its text."""
     module = ModuleType("student_lab")
     module.source = file.read_text(encoding="utf-8")  # type: ignore[attr-defined]
     return module

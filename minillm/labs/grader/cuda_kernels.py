@@ -1,4 +1,4 @@
-"""A CUDA lab's text, compiled for the simulator and run in it: mistakes are found and bytes counted."""
+"""A CUDA lab's text, compiled for the simulator and run in it, with checks for races and byte counts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Kernels:
 
     @cached_property
     def _library(self) -> KernelLibrary:
-        # Kept as long as these kernels: an error's line is read from the library's debug information.
+        # The folder must live as long as the kernels: errors read line numbers from the library's debug data.
         self._folder = tempfile.TemporaryDirectory()
         path = Path(self._folder.name) / self.name
         path.write_text(self.text, encoding="utf-8")
@@ -31,13 +31,13 @@ class Kernels:
             raise UsageError(error.message.replace(f"{path.parent}/", "")) from None
 
     def run(self, launcher: str, **arguments: Any) -> None:
-        """Call a launcher under `check`; `counted` is what its kernels moved.
+        """Call a launcher in the `check` flavour; `counted` becomes the traffic of its kernels.
 
         Raises:
-            SimtError: of a class named after its kind, so that two kinds are two answers.
+            SimtError: its class has the name of the error's kind, so different kinds are different answers.
             UsageError: the text does not compile.
         """
-        library = self._library  # compiled outside of the profile
+        library = self._library  # compile before the profile begins
         try:
             with flavour("check"), profile() as self.counted:
                 library.run(launcher, **arguments)

@@ -12,19 +12,19 @@ from minillm.labs.grader.lab import Lab, Part
 
 @dataclass(frozen=True)
 class Section(Part):
-    """A section of a CUDA lab: `module` is the .cu file, `name` the function it is the body of."""
+    """A section of a CUDA lab: `module` is the .cu file, the section is the body of function `name`."""
 
     @property
     def own(self) -> Any:
         """The finished file, as kernels that can be run."""
-        # Here, with torch and the simulator: the command line and a skeleton need neither.
+        # Imported here, because it imports torch and the simulator; the command line needs neither.
         from minillm.labs.grader.cuda_kernels import finished
 
         return finished(Path(self.module))
 
     @property
     def label(self) -> str:
-        """What the section is called."""
+        """The name of the section."""
         return self.name
 
 
@@ -42,5 +42,5 @@ class CudaLab(Lab):
         return (self.package / self.file).read_text(encoding="utf-8")
 
     def skeleton(self) -> str:
-        """The file a student starts from."""
+        """The file from which a student starts."""
         return emptied(self.solution())

@@ -1,7 +1,7 @@
 """The text of a CUDA lab's file: sections to fill in, marked by comments.
 
-lab7.cu                  // begin 7.2          the finished file; a skeleton is the same without what
-                         ...                   stands between the two lines
+lab7.cu                  // begin 7.2          the finished file; the skeleton is the same without the
+                         ...                   lines between these two
                          // end 7.2
 lab7_check.cu                                  kernels around single functions, for the checks only
 """
@@ -15,13 +15,13 @@ STUB = "NOT_WRITTEN();"
 
 
 def sections(text: str) -> dict[str, tuple[int, str]]:
-    """{task number: (line after its `// begin`, the lines up to `// end`)}."""
+    """{task number: (number of the line after `// begin`, the lines up to `// end`)}."""
     found = re.finditer(r"^ *// begin (\S+)[^\n]*\n(.*?)^ *// end \1 *$", text, re.MULTILINE | re.DOTALL)
     return {m[1]: (text.count("\n", 0, m.start(2)) + 1, m[2]) for m in found}
 
 
 def replaced(text: str, number: str, body: str) -> str:
-    """`text` with another section `number`."""
+    """`text` with `body` as section `number`."""
     pattern = rf"(^ *// begin {re.escape(number)}\b[^\n]*\n).*?(^ *// end {re.escape(number)} *$)"
     return re.sub(pattern, lambda m: m[1] + body + m[2], text, count=1, flags=re.MULTILINE | re.DOTALL)
 
@@ -34,5 +34,5 @@ def emptied(text: str) -> str:
 
 
 def check_kernels(file: Path) -> str:
-    """The text of the kernels that the checks put behind the finished `file`."""
+    """The text of the kernels that the checks append to the finished `file`."""
     return file.with_name(f"{file.stem}_check.cu").read_text(encoding="utf-8")

@@ -1,7 +1,6 @@
-"""Files that were written for an earlier version of a lab: known by names that only those have.
+"""Files that were written for an earlier version of a lab, recognised by names that only such files have.
 
-Such a file would fail somewhere inside, with an AttributeError or an import that is gone. It is told in one
-line what is asked for now.
+Such a file would fail with an AttributeError or a missing import. One line says what the lab needs now.
 """
 
 from __future__ import annotations
@@ -13,25 +12,25 @@ from minillm.labs.grader.lab import Lab
 
 
 def earlier_version(lab: Lab, text: str) -> str:
-    """What to tell a file that was written for an earlier version of `lab`; "" if it was not."""
+    """The message for a file that was written for an earlier version of `lab`; "" for any other file."""
     if lab.change is None:
         return ""
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError):
-        return ""  # loading it says why
+        return ""  # loading the file reports this error
     found = min(((line, name) for line, name in _names(tree) if name in lab.change.old_names), default=None)
     if found is None:
         return ""
     start = f"minillm labs start {lab.number} --dir {lab.folder}_new"
     return (
         f"{lab.file} was written for an earlier version of lab {lab.number} (line {found[0]}: {found[1]}): "
-        f"{lab.change.now}; `{start}` writes the new skeleton: move your bodies over"
+        f"{lab.change.now}; `{start}` writes the new skeleton: copy your function bodies to it"
     )
 
 
 def _names(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """(line, name) of everything in a file that `Change.old_names` can hold."""
+    """(line, name) of everything in a file that can be in `Change.old_names`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)

@@ -1,7 +1,7 @@
-"""One task judged: run its cases on both implementations, and name the mistake if it is a known one.
+"""Judge one task: run its cases on both implementations, and name the mistake if it is known.
 
-A diagnosis is never guessed. Each task has a table of implementations that are wrong in one known
-way; they are run on the same cases, and the one whose answers are the student's answers is named.
+A diagnosis is never guessed. Each task has a table of implementations that are wrong in one known way. They
+run on the same cases. If one gives the same answers as the student's file, its diagnosis is shown.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from minillm.labs.grader.result import TaskResult, failed
 
 @dataclass(frozen=True)
 class Raised:
-    """An answer that was an exception. Two of one type are the same answer."""
+    """An answer that is an exception. Two exceptions of the same type are equal answers."""
 
     kind: str
     message: str
@@ -40,7 +40,7 @@ class NotDone(BaseException):
 
 
 class NoMemory(BaseException):
-    """The student's code met the memory limit."""
+    """The student's code reached the memory limit."""
 
 
 def judge(task: Task, mine: Any, own: Any, file: Path | None = None) -> TaskResult:
@@ -54,7 +54,7 @@ def judge(task: Task, mine: Any, own: Any, file: Path | None = None) -> TaskResu
     except NotDone as todo:
         return failed(task, "todo", str(todo))
     except NoMemory:
-        return failed(task, "memory", "ran out of the memory a check may use")
+        return failed(task, "memory", "the file needs more memory than a check may use")
     found = [difference(e, a) for e, a in zip(expected, actual, strict=True)]
     first = next((i for i, diff in enumerate(found) if diff), None)
     if first is None:
@@ -75,7 +75,7 @@ def _wrong(
 
 
 def diagnose(task: Task, first: int, expected: list[Any], actual: list[Any]) -> str:
-    """The known mistake that explains the answers: all of them, or else the first wrong one."""
+    """The known mistake that explains all answers, or else one that explains the first wrong answer."""
     partly = ""
     for mistake in task.mistakes:
         if difference(answer(task.cases[first], mistake.wrong), actual[first]):
@@ -88,17 +88,17 @@ def diagnose(task: Task, first: int, expected: list[Any], actual: list[Any]) -> 
 
 
 def answer(case: Case, implementation: Any, file: Path | None = None) -> Any:
-    """What `implementation` makes of the case; an exception is an answer too.
+    """The result of the case with `implementation`; an exception is an answer too.
 
     Raises:
-        NotDone, NoMemory: the implementation is not written, or met the memory limit.
+        NotDone, NoMemory: the implementation is not written, or reached the memory limit.
     """
     try:
         return case.run(implementation)
     except MemoryError:
         raise NoMemory from None
     except (Exception, SystemExit) as error:
-        # Of a stub, that is; torch raises NotImplementedError too, for an operation a dtype lacks.
+        # Only a stub's message counts: torch also raises NotImplementedError, if a dtype lacks an operation.
         if isinstance(error, NotImplementedError) and (not str(error) or str(error).startswith("Lab ")):
             raise NotDone(str(error)) from None
         if "can't allocate memory" in str(error):  # torch's allocator raises RuntimeError
@@ -107,12 +107,12 @@ def answer(case: Case, implementation: Any, file: Path | None = None) -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, short, and in characters that can be printed."""
+    """The first line of an error's message, at most 200 characters, all of them printable."""
     lines = str(error).strip().splitlines()
     return lines[0][:200].encode(errors="replace").decode() if lines else ""
 
 
 def _one_line(error: BaseException, file: Path | None) -> str:
-    """The error's first line, and the last line of the student's file it passed through."""
+    """The error's first line, and the number of the last line of the student's file in its traceback."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if file and f.filename == str(file)]
     return first_line(error) + (f" (line {frames[-1].lineno})" if frames else "")

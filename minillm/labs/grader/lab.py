@@ -1,14 +1,14 @@
-"""What a lab is: tasks over parts of the engine, each with cases and known mistakes.
+"""A lab: tasks over parts of the engine, each with cases and known mistakes.
 
 A new lab is one folder `minillm/labs/labN_name/`: `lab.py` with a `LAB`, modules with the cases and known
 mistakes of its tasks, and `handout.md`. `registry.py` finds it there.
 
     Lab -> Task -> Part       the function or methods of the engine that the student writes
-                -> Case       run(implementation) -> something to compare; run on both
-                -> Mistake    an implementation that is wrong in one known way, and what to say of it
+                -> Case       run(implementation) -> a value; run with the student's part and the engine's
+                -> Mistake    an implementation that is wrong in one known way, and its diagnosis
 
-A task without a part is about the whole file: its cases get the student's module, and put its
-functions into the running engine through `LLM(parts=...)`.
+A task without a part is about the whole file: its cases receive the student's module, and run the engine
+with its functions through `LLM(parts=...)`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 class Part:
     """A function of the engine, or `methods` of a class.
 
-    `helpers` are functions of its module, or methods of the class, that a skeleton leaves out.
+    `helpers`: functions of its module, or methods of the class, that a skeleton leaves out.
     """
 
     module: str
@@ -41,13 +41,13 @@ class Part:
 
     @property
     def label(self) -> str:
-        """What the task calls it: `keep_top`, `StopMatcher.push`."""
+        """Its name in the task: `keep_top`, `StopMatcher.push`."""
         return ", ".join(f"{self.name}.{method}" for method in self.methods) or self.name
 
 
 @dataclass(frozen=True)
 class Case:
-    """One try: makes its own inputs, so that an implementation that changes them harms nobody else."""
+    """One run. It makes its own inputs, so an implementation that changes them affects no other case."""
 
     name: str
     run: Callable[[Any], Any]
@@ -55,7 +55,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A diagnosis, and the implementation it is right for."""
+    """A diagnosis, and a wrong implementation that it describes."""
 
     diagnosis: str
     wrong: Any
@@ -74,17 +74,17 @@ class Task:
 
     @property
     def what(self) -> str:
-        """What is to be written, and the idea in it."""
+        """The part to write, and its main idea."""
         return f"{self.part.label}: {self.title}" if self.part else self.title
 
 
 @dataclass(frozen=True)
 class Change:
-    """What a lab asks for since its latest change, and how a file written before is known.
+    """The latest change of a lab: what it needs now, and the names by which an earlier file is recognised.
 
-    `old_names` only an earlier file has. Each is an imported module or name ("minillm.engine.prefill"), an
-    attribute (".num_computed_tokens", ".block_table.grow"), a parameter ("decode(requests)") or a definition
-    ("def group_blocks").
+    Only an earlier file contains `old_names`. Each is an imported module or name ("minillm.engine.prefill"),
+    an attribute (".num_computed_tokens", ".block_table.grow"), a parameter ("decode(requests)") or a
+    definition ("def group_blocks").
     """
 
     old_names: tuple[str, ...]
@@ -93,7 +93,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Lab:
-    """A lab: `lab3_cache` is its package here and the student's folder, `lab3.py` the student's file."""
+    """A lab. `lab3_cache` is the name of its package and of the student's folder, `lab3.py` of the file."""
 
     number: int
     name: str
@@ -108,7 +108,7 @@ class Lab:
 
     @property
     def package(self) -> Path:
-        """Where the lab's own files are."""
+        """The folder of the lab's own files."""
         return Path(__file__).parents[1] / self.folder
 
     @property
@@ -123,15 +123,15 @@ class Lab:
 
     @property
     def parts(self) -> list[Part]:
-        """The parts the student writes, each once (several tasks may look at one part)."""
+        """The parts that the student writes, each once (several tasks may judge the same part)."""
         return list(dict.fromkeys(task.part for task in self.tasks if task.part))
 
     def tasks_of(self, part: Part) -> list[Task]:
-        """The tasks that look at `part`."""
+        """The tasks that judge `part`."""
         return [task for task in self.tasks if task.part == part]
 
     def own(self) -> SimpleNamespace:
-        """The engine's own parts under their names: what a finished file offers."""
+        """The engine's own parts under their names, as in a finished file."""
         return SimpleNamespace(**{part.name: part.own for part in self.parts})
 
     def handout(self) -> str:
@@ -141,7 +141,7 @@ class Lab:
         return self._texts()[0].replace("{tasks}", table)
 
     def hints(self, number: str) -> list[str]:
-        """The hints of a task, mildest first."""
+        """The hints of a task; later ones give more detail."""
         sections = re.split(r"^### (\S+)\n", self._texts()[1], flags=re.MULTILINE)
         texts = dict(zip(sections[1::2], sections[2::2], strict=True))
         return [hint.strip() for hint in texts.get(number, "").split("\n---\n") if hint.strip()]

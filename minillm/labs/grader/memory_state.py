@@ -1,4 +1,4 @@
-"""What an operation leaves of block tables and their pool, as a value that can be compared."""
+"""The state of block tables and their pool after an operation, as a value that can be compared."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minillm.memory.block_table import BlockTable
 
 
 def memory_state(pool: BlockPool, *tables: BlockTable) -> list[Any]:
-    """Each table's blocks, the owners of every block, and how many are free."""
+    """Each table's blocks, the number of owners of every block, and the number of free blocks."""
     owners = [pool.ref_count(block) for block in range(pool.num_blocks)]
     return [[list(table.block_ids) for table in tables], owners, pool.num_free]
 

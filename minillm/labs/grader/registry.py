@@ -1,4 +1,4 @@
-"""The labs there are: every package `labN_name` beside the grader, in the order of the numbers."""
+"""All labs: every package `labN_name` beside the grader, in the order of the numbers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def find_lab(number: str) -> Lab:
     """The lab called `number`.
 
     Raises:
-        UsageError: there is none; the hint lists those there are.
+        UsageError: there is none; the hint lists the existing labs.
     """
     for lab in all_labs():
         if str(lab.number) == number:

@@ -1,4 +1,4 @@
-"""A check's results for people (a table, and under it what went wrong) and for programs (one object)."""
+"""The results of a check, for people (a table, then the failures) and for programs (one object)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STATUS_WORDS: dict[Status, tuple[str, str]] = {
     "wrong": ("wrong answer", "red"),
     "error": ("raises an error", "red"),
     "timeout": ("takes too long", "red"),
-    "memory": ("takes too much memory", "red"),
+    "memory": ("uses too much memory", "red"),
     "crash": ("ends the process", "red"),
     "missing": ("not in the file", "red"),
     "unloadable": ("file does not load", "red"),
@@ -30,14 +30,14 @@ STATUS_WORDS: dict[Status, tuple[str, str]] = {
 
 @dataclass
 class Report:
-    """All results of a lab, and the beginning of what the file printed."""
+    """All results of a lab, and the beginning of the file's output."""
 
     results: list[TaskResult]
     output: str
 
     @property
     def earned(self) -> int:
-        """Points in all."""
+        """The sum of the points."""
         return sum(result.earned for result in self.results)
 
 
@@ -56,7 +56,7 @@ def as_json(lab: Lab, file: Path, report: Report) -> dict[str, Any]:
 
 
 def print_report(console: Console, lab: Lab, file: Path, report: Report) -> None:
-    """The table of tasks, then each failure with its place, a corner of both answers and the diagnosis."""
+    """Print the table of tasks, then each failure: its place, a part of both answers, and the diagnosis."""
     table = Table(
         "task", "what", "points", "result", title=f"Lab {lab.number}: {lab.title}", title_justify="left"
     )
@@ -67,25 +67,25 @@ def print_report(console: Console, lab: Lab, file: Path, report: Report) -> None
             Text(result.task), Text(result.title), Text(points, justify="right"), Text(word, style=style)
         )
     console.print(table)
-    for result in _told_once(report.results):
+    for result in _failures(report.results):
         console.print(_failure(result))
     if report.output:
-        console.print(Text("What the file printed (the beginning):", style="dim"))
+        console.print(Text("Output of the file (the beginning):", style="dim"))
         console.print(Padding(Text(report.output.rstrip()), (0, 0, 0, 2)))
     console.print(Text(f"{report.earned} of {lab.points} points ({file})", style="bold"))
 
 
-def _told_once(results: list[TaskResult]) -> list[TaskResult]:
-    """The results that need words; of those with the same words (the file does not load) only the first."""
-    told: dict[tuple[str, str], TaskResult] = {}
+def _failures(results: list[TaskResult]) -> list[TaskResult]:
+    """The failed results; of several with the same message (the file does not load) only the first."""
+    failures: dict[tuple[str, str], TaskResult] = {}
     for result in results:
         if result.status not in ("ok", "todo"):
-            told.setdefault((result.message, result.diagnosis), result)
-    return list(told.values())
+            failures.setdefault((result.message, result.diagnosis), result)
+    return list(failures.values())
 
 
 def _failure(result: TaskResult) -> Text:
-    """What is known of one failed task."""
+    """The message, difference and diagnosis of one failed task."""
     text = Text()
     text.append(f"{result.task} ", style="bold").append(result.message).append("\n")
     if result.expected or result.actual:
@@ -99,6 +99,6 @@ def _failure(result: TaskResult) -> Text:
 
 
 def _block(name: str, lines: str) -> str:
-    """`lines` behind a name, later lines under the first."""
+    """The name, then `lines`; all lines are aligned with the first."""
     first, *rest = lines.splitlines() or [""]
     return "\n".join([f"    {name:<10} {first}", *(" " * 15 + line for line in rest)]) + "\n"

@@ -1,4 +1,4 @@
-"""A task's result: what the child process reports and the table shows."""
+"""The result of a task: the child process reports it, and the table shows it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Status = Literal[
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task's result. Texts are empty where there is nothing to say."""
+    """The result of one task. Unused texts are empty."""
 
     task: str
     title: str

@@ -1,7 +1,7 @@
-"""The engine served a few requests and watched step by step: what labs 4 to 6 compare.
+"""The engine serves a few requests, and every step is recorded: labs 4 to 6 compare these steps.
 
-A *dry* run has no model in it: its loops give equal logits, so the scheduler, the pool and the prefix
-cache meet a whole day's traffic in milliseconds.
+A *dry* run has no model: its loops return equal logits. So it runs the scheduler, the pool and the prefix
+cache on many requests in milliseconds.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ MAX_STEPS = 200
 
 @dataclass(frozen=True)
 class Ask:
-    """A request: prompt and answer in tokens. Asks of one `story` begin alike; by default none do."""
+    """A request: prompt and answer in tokens. Requests with the same `story` have a common beginning."""
 
     prompt: int
     answer: int
-    at: int = 0  # the step before which it comes
+    at: int = 0  # it arrives before this step
     n: int = 1
     priority: int = 0
     story: int | None = None
@@ -46,7 +46,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step did, in words: compared and shown as a whole."""
+    """The actions of a step, in words: compared and shown as a whole."""
 
     text: str
 
@@ -57,13 +57,13 @@ class Step:
 def serve(
     parts: Mapping[str, Any], asks: Sequence[Ask], num_blocks: int, dry: bool = False, **config: Any
 ) -> list[Any]:
-    """Serve `asks`, called a, b, c ...; returns every step, and of a run that is not dry the answers.
+    """Serve `asks`, called a, b, c ...; return every step and, unless the run is dry, the answers.
 
-    Ends early, and says so, where a step raises a typed error or does nothing though requests wait.
+    The run ends early if a step raises a typed error, or does nothing although requests wait.
     """
     planned: list[str] = []
     happened: list[str] = []
-    scheduler = _telling(parts.get("scheduler", Scheduler), planned)
+    scheduler = _recording(parts.get("scheduler", Scheduler), planned)
     loops = {"prefill_loop": _even_logits, "decode_loop": _even_logits} if dry else {}
     engine = _engine({**loops, **parts, "scheduler": scheduler}, num_blocks, config)
     engine.events.listeners.append(lambda event: happened.extend(_words(event)))
@@ -121,20 +121,20 @@ def _params(ask: Ask, number: int, dry: bool) -> SamplingParams:
 # --- what happens, in words ---------------------------------------------------------------------------
 
 
-def _telling(make_scheduler: Callable[..., Any], planned: list[str]) -> Callable[..., Any]:
-    """The scheduler, noting each plan that it makes."""
+def _recording(make_scheduler: Callable[..., Any], planned: list[str]) -> Callable[..., Any]:
+    """The scheduler; it records each plan in `planned`."""
 
     def make(*arguments: Any) -> Any:
         scheduler = make_scheduler(*arguments)
         schedule = scheduler.schedule
 
-        def schedule_and_tell(now: float) -> StepPlan:
+        def schedule_and_record(now: float) -> StepPlan:
             plan: StepPlan = schedule(now)
             planned.extend(f"prefill {name(c.sequence)} {c.start}-{c.end}" for c in plan.prefill)
             planned.extend(["decode " + " ".join(map(name, plan.decode))] if plan.decode else [])
             return plan
 
-        scheduler.schedule = schedule_and_tell
+        scheduler.schedule = schedule_and_record
         return scheduler
 
     return make
@@ -146,7 +146,7 @@ def _even_logits(runner: ModelRunner, rows: Sequence[PrefillChunk | DecodeRow]) 
 
 
 def name(sequence: EngineSequence) -> str:
-    """`a`; the other samples of its request are `a1`, `a2`."""
+    """`a` for the first sequence of a request; `a1`, `a2` for its other samples."""
     return _letter(sequence.request_id) + (str(sequence.index) if sequence.index else "")
 
 

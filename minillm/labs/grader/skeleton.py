@@ -1,12 +1,12 @@
-"""From the engine's source to a student's file: signatures and docstrings stay, bodies go.
+"""From the engine's source to a student's file: signatures and docstrings stay, bodies are removed.
 
     engine module                              labN.py
     def keep_top(logits, ...):       ->        def keep_top(logits, ...):
         \"\"\"Keep the ...\"\"\"                       \"\"\"Keep the ...\"\"\"
         ordered, ids = ...                         raise NotImplementedError("Lab 1.2 ...")
 
-Everything the bodies use and the lab does not ask for is imported from the engine. So the file with
-the bodies left in is the solution, and neither is ever written by hand.
+If the bodies use a name that is not a part of the lab, the file imports it from the engine. The solution is
+the same file with the bodies. Neither file is written by hand.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def skeleton(lab: Lab) -> str:
-    """The file a student starts from."""
+    """The file from which a student starts."""
     if isinstance(lab, CudaLab):
         return lab.skeleton()
     return _file(lab, solved=False)
@@ -52,11 +52,11 @@ def _opening(lab: Lab) -> str:
         # ruff: noqa: F401 - imports that the finished file uses
         """Lab {n}: {lab.title}.
 
-        Replace every `raise NotImplementedError(...)`; the docstrings say what is wanted. All else is the
-        engine's own. Each task is checked with the engine's own parts around it, so any order will do.
+        Replace every `raise NotImplementedError(...)`; the docstrings describe the functions. All other code
+        is the engine's. Each task is checked on its own with the engine's other parts, so work in any order.
 
             minillm labs check {n}        run the checks
-            minillm labs hint {n}.1       a hint; --level 2 and 3 say more
+            minillm labs hint {n}.1       a hint; --level 2 and --level 3 give more detail
 
         Made from the engine's source by `minillm labs start {n}`.
         """
@@ -86,7 +86,7 @@ def _helpers(part: Part) -> tuple[str, ...]:
 
 
 def _sources(lab: Lab, name: str, solved: bool) -> Iterator[str]:
-    """The top-level `name`, and behind it the functions that only the solution has."""
+    """The top-level `name`, then the functions that only the solution has."""
     yield _source(lab, name, solved)
     part = next(part for part in lab.parts if part.name == name)
     for helper in _helpers(part) if solved else ():
@@ -95,7 +95,7 @@ def _sources(lab: Lab, name: str, solved: bool) -> Iterator[str]:
 
 
 def _source(lab: Lab, name: str, solved: bool) -> str:
-    """The lines of the top-level `name`, with the bodies the lab asks for taken out unless `solved`."""
+    """The lines of the top-level `name`; unless `solved`, without the bodies that the student writes."""
     parts = [part for part in lab.parts if part.name == name]
     node, lines = _node(parts[0].module, name), list(_module(parts[0].module)[1])
     edits: list[tuple[int, int, list[str]]] = []
@@ -105,7 +105,7 @@ def _source(lab: Lab, name: str, solved: bool) -> str:
             continue
         methods = {child.name: child for child in node.body if isinstance(child, Function)}
         edits += [_emptied(methods[method], _stub(lab, part)) for method in part.methods]
-        # A helper goes with the blank line before it.
+        # Remove a helper together with the blank line before it.
         edits += [(_start(methods[helper]) - 1, _end(methods[helper]), []) for helper in part.helpers]
     end = _end(node)
     for start, stop, new in sorted(edits, reverse=True):
@@ -115,9 +115,9 @@ def _source(lab: Lab, name: str, solved: bool) -> str:
 
 
 def _emptied(function: Function, stub: list[str]) -> tuple[int, int, list[str]]:
-    """The edit that replaces a function's body, without its docstring, by `stub`."""
+    """The edit that replaces a function's body by `stub` and keeps its docstring."""
     body = function.body[1:] if ast.get_docstring(function) else function.body
-    # From the line after the docstring or signature on, so that comments above the body go too.
+    # Begin after the docstring or signature, so that comments above the body are removed too.
     start = _end(function.body[0]) + 1 if body is not function.body else body[0].lineno
     indent = " " * function.body[0].col_offset
     return start, _end(function), [indent + line for line in stub]
@@ -148,7 +148,7 @@ def _end(node: ast.stmt) -> int:
 def _imports(lab: Lab, solved: bool) -> Iterator[str]:
     """Blocks of import lines: the standard library, other packages, minillm.
 
-    Private names belong to the engine's way of doing it: only the solution needs them.
+    Only the solution imports private names.
     """
     wanted: dict[str, set[str]] = {}  # module -> names; a plain import has the name ""
     for part in lab.parts:
@@ -172,7 +172,7 @@ def _imports(lab: Lab, solved: bool) -> Iterator[str]:
 
 
 def _origin(module: str, name: str) -> tuple[str, str]:
-    """Where `name`, used in `module`, comes from: (module, what to import) or ("", "")."""
+    """The origin of `name`, used in `module`: (module, name to import) or ("", "")."""
     for node in _module(module)[0].body:
         if isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:

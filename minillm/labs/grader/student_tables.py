@@ -1,4 +1,4 @@
-"""A student's block tables in the engine: they have no seam, but every sequence passes the scheduler."""
+"""A student's block tables in the engine. They are not an engine part, so a scheduler sets them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Run a student's file in child processes, and turn whatever happens there into results.
+"""Run a student's file in child processes, and make a result of everything that happens there.
 
     parent ---- starts ----> child: loads the file, judges tasks 1 2 3 ...
-           <-- report pipe -- result, result, ...    a deadline for each; late: killed, result "timeout"
-           <-- stdout/stderr - first few KiB kept    the rest is read and thrown away
+           <-- report pipe -- result, result, ...    a deadline for each; after it: kill, result "timeout"
+           <-- stdout/stderr - first few KiB kept    the rest is read and dropped
 
 If a child ends before its last result, the task it was running fails; the next child starts with the task
 after it.
@@ -32,7 +32,7 @@ from minillm.labs.grader.result import Status, TaskResult, failed
 
 KEPT_OUTPUT = 4096
 START_SECONDS = 120.0  # importing torch from a cold disk; no student code runs in this time
-# cwd must not be on the path (a student's random.py would be found first), but this minillm must.
+# The path must not contain cwd (a student's random.py would be found first), but must contain this minillm.
 BOOT = (
     "import sys; root = sys.argv.pop(1); root in sys.path or sys.path.insert(0, root); "
     "from minillm.labs.grader import child; child.main()"
@@ -41,7 +41,7 @@ BOOT = (
 
 @dataclass(frozen=True)
 class Limits:
-    """What a check may use: seconds for each task (and for loading), bytes beyond torch's own."""
+    """The limits of a check: seconds for each task (and for loading), bytes in addition to torch's own."""
 
     seconds: float = 20.0
     memory: int = 1 << 30
@@ -57,7 +57,7 @@ class _Child:
 
 
 def check(lab: Lab, file: Path, limits: Limits | None = None) -> Report:
-    """Judge every task of `lab` on `file`; never raises for anything the file does."""
+    """Judge every task of `lab` on `file`. Nothing that the file does raises an error here."""
     limits = limits or Limits()
     results: list[TaskResult] = []
     output = b""
@@ -70,7 +70,7 @@ def check(lab: Lab, file: Path, limits: Limits | None = None) -> Report:
 
 
 def _results(child: _Child, tasks: Sequence[Task], limits: Limits) -> list[TaskResult]:
-    """The results of one child: at least one, or the same failure for every task if the file won't load."""
+    """The results of one child: at least one. If the file does not load, every task has the same failure."""
     if _next(child, START_SECONDS).get("event") != "ready":
         return [failed(task, "crash", f"the check could not start: {_last_words(child)}") for task in tasks]
     loaded = _next(child, limits.seconds)
@@ -89,7 +89,7 @@ def _results(child: _Child, tasks: Sequence[Task], limits: Limits) -> list[TaskR
 
 
 def _as_result(message: dict[str, Any]) -> TaskResult | None:
-    """The result in a report; None if it holds none, as when the file writes to the pipe itself."""
+    """The result in a report; None if there is none, for example if the file itself writes to the pipe."""
     try:
         return TaskResult(**message["result"])
     except (KeyError, TypeError):
@@ -97,7 +97,7 @@ def _as_result(message: dict[str, Any]) -> TaskResult | None:
 
 
 def _next(child: _Child, seconds: float) -> dict[str, Any]:
-    """The next report; empty if none comes in time, the child is gone, or it is no report."""
+    """The next report; empty if none arrives in time, the child has ended, or the line is not a report."""
     deadline = time.monotonic() + seconds
     with selectors.DefaultSelector() as selector:
         selector.register(child.pipe, selectors.EVENT_READ)
@@ -108,7 +108,7 @@ def _next(child: _Child, seconds: float) -> dict[str, Any]:
                 return {}
             data = os.read(child.pipe, 65536)
             if not data:
-                with suppress(subprocess.TimeoutExpired):  # gone, or about to be
+                with suppress(subprocess.TimeoutExpired):  # the child has ended or is ending
                     child.process.wait(timeout=1)
                 return {}
             child.pending += data
@@ -121,12 +121,12 @@ def _next(child: _Child, seconds: float) -> dict[str, Any]:
 
 
 def _end(child: _Child, limits: Limits) -> tuple[Status, str]:
-    """Why no report came, as the status and message of a result."""
+    """The reason why no report arrived, as the status and message of a result."""
     code = child.process.poll()
     if code is None and child.is_late:
         return "timeout", f"no answer after {limits.seconds:g} s: an endless loop?"
     if code is None:
-        return "crash", "the check lost contact: does the file close or write to files it did not open?"
+        return "crash", "the report pipe is broken: does the file close or write to files it did not open?"
     if code < 0:
         return "crash", f"the process was ended by {signal.Signals(-code).name}"
     return "crash", f"the process ended itself with exit code {code}"
@@ -139,9 +139,9 @@ def _last_words(child: _Child) -> str:
 
 @contextmanager
 def _child(lab: Lab, file: Path, first: int, limits: Limits, scratch: str) -> Iterator[_Child]:
-    """Start a child in a session of its own; whatever is left of it is killed at the end."""
+    """Start a child in its own session; at the end kill all processes of this session."""
     read, write = os.pipe()
-    cpu = int(limits.seconds * (len(lab.tasks) + 1) + START_SECONDS)  # if this process is killed
+    cpu = int(limits.seconds * (len(lab.tasks) + 1) + START_SECONDS)  # a limit in case this process is killed
     root = str(Path(minillm.__file__).resolve().parent.parent)
     numbers = [str(n) for n in (write, lab.number, file, first, limits.memory, cpu)]
     process = subprocess.Popen(
@@ -168,7 +168,7 @@ def _child(lab: Lab, file: Path, first: int, limits: Limits, scratch: str) -> It
 
 
 def _drain(stream: IO[bytes], kept: bytearray) -> None:
-    """Read to the end, so that the child never blocks; keep the beginning."""
+    """Read the whole stream, so that the child never blocks; keep the beginning."""
     with stream:
         while data := os.read(stream.fileno(), 65536):
             kept += data[: KEPT_OUTPUT - len(kept)]

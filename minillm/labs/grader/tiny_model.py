@@ -1,9 +1,9 @@
-"""A tiny random model, made on the fly: the engine that a student's parts are plugged into.
+"""A tiny random model, made at run time, for the engine that runs a student's parts.
 
-Random weights are a stricter judge than trained ones: every head and position matters, and no
-mistake hides behind a text that would have been likely anyway. The tokenizer has one id per printable ASCII
-character, so every stop string spans several tokens; the vocabulary is larger than the tokenizer,
-so a sampler that forgets the id mask draws ids that have no text.
+Random weights find more mistakes than trained ones: every head and position matters, and no wrong part gives
+the right text by luck. The tokenizer has one id per printable ASCII character, so every stop string spans
+several tokens. The vocabulary is larger than the tokenizer, so a sampler without the id mask draws ids that
+have no text.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NUM_PRINTABLE = 95
 
 
 def tiny_llm(window: int | None = None, **options: Any) -> LLM:
-    """An LLM over the tiny model; `window` makes its attention a sliding one."""
+    """An LLM over the tiny model; with `window`, its attention has a sliding window."""
     defaults: dict[str, Any] = {
         "device": "cpu",
         "dtype": "float32",
@@ -46,7 +46,7 @@ def tiny_llm(window: int | None = None, **options: Any) -> LLM:
 
 
 def fill(engine: Engine) -> None:
-    """Make cache memory that was never written read the same in every run: wrong answers can be named."""
+    """Fill the cache with fixed numbers, so that a wrong read gives the same answer in every run."""
     cache = engine.worker.runner.cache
     for tensor in (*cache.k, *cache.v):
         tensor.copy_(random_tensor(7, *tensor.shape))
@@ -97,7 +97,7 @@ def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 @cache
 def byte_tokenizer(num_bytes: int = 256) -> Tokenizer:
-    """One id per byte, in the order of `byte_order`, so that any text is several ids."""
+    """One id per byte, in the order of `byte_order`, so that a text is several ids."""
     letter = {byte: char for char, byte in byte_alphabet().items()}
     vocab = {letter[byte]: i for i, byte in enumerate(byte_order()[:num_bytes])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
@@ -112,7 +112,7 @@ def byte_order() -> list[int]:
 
 
 def random_tensor(seed: int, *shape: int) -> Tensor:
-    """Standard normal numbers, the same for a seed in every run: float32 `shape`."""
+    """Standard normal numbers, float32 `shape`; a seed gives the same numbers in every run."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 

@@ -1,4 +1,4 @@
-"""A student's folder: the handout and the file to write, and where `check` finds it again."""
+"""A student's folder: the handout and the file to write, and how `check` finds the file."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def start(lab: Lab, folder: Path, force: bool = False) -> Path:
     """Write the handout and the skeleton of `lab` to `folder`; return the skeleton's path.
 
     Raises:
-        UsageError: the student's file is there already (and not `force`), or nothing can be written.
+        UsageError: the student's file already exists (and `force` is false), or a file cannot be written.
     """
     file = folder / lab.file
     if file.exists() and not force:
-        raise UsageError(f"{file} is there already", "--force starts anew and overwrites it")
+        raise UsageError(f"{file} already exists", "--force overwrites it with a new skeleton")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "README.md").write_text(lab.handout(), encoding="utf-8")
@@ -28,10 +28,10 @@ def start(lab: Lab, folder: Path, force: bool = False) -> Path:
 
 
 def find_file(lab: Lab, folder: Path | None) -> Path:
-    """The student's file: in `folder`, or else here, or in the folder that `start` makes here.
+    """The student's file: in `folder`; without one, in the current folder or in the folder made by `start`.
 
     Raises:
-        UsageError: it is nowhere there.
+        UsageError: there is no such file.
     """
     folders = [folder] if folder else [Path(), Path(lab.folder)]
     for candidate in folders:

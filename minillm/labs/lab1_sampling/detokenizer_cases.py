@@ -10,7 +10,7 @@ from minillm.text.detokenizer import Detokenizer
 
 
 def stream_case(name: str, data: bytes, stops: tuple[str, ...] = ()) -> Case:
-    """What comes out for each token (one a byte), what `finish` gives, and whether a stop was met."""
+    """The text returned for each token (one token per byte), the text of `finish`, and `stopped`."""
 
     def run(detokenizer_class: Any) -> list[Any]:
         tokenizer = byte_tokenizer()
@@ -32,35 +32,35 @@ class TokenByToken(Detokenizer):
 
 
 class ForgetsHeldText(Detokenizer):
-    """`finish` leaves the stop matcher's text where it is."""
+    """`finish` does not return the text that the stop matcher holds back."""
 
     def finish(self) -> str:
         return "" if self.stopped else self._stop.push(self._tail())
 
 
 class ForgetsTail(Detokenizer):
-    """`finish` leaves the stream's tokens where they are."""
+    """`finish` does not return the text of the stream's pending tokens."""
 
     def finish(self) -> str:
         return "" if self.stopped else self._stop.flush()
 
 
 class FinishesNothing(Detokenizer):
-    """`finish` has nothing to say."""
+    """`finish` returns no text."""
 
     def finish(self) -> str:
         return ""
 
 
 class EmitsCut(Detokenizer):
-    """`finish` gives a character whose last bytes never came as U+FFFD."""
+    """`finish` returns U+FFFD for an incomplete character."""
 
     def _tail(self) -> str:
         return self._decode(self._pending)
 
 
 class IgnoresStops(Detokenizer):
-    """Text goes out past the stop matcher."""
+    """Text does not go through the stop matcher."""
 
     def __init__(self, tokenizer: Any, stops: Any = (), prompt_ids: Any = ()) -> None:
         super().__init__(tokenizer, (), prompt_ids)
@@ -70,16 +70,16 @@ STREAM_CASES = (
     stream_case("plain text", b"Hello"),
     stream_case("characters of 2, 3 and 4 bytes", "é日😀!".encode()),
     stream_case("a stop string", b"one END two", ("END",)),
-    stream_case("a stop string of several bytes a character", "ja 日本 nein".encode(), ("日本",)),
+    stream_case("a stop string with several bytes per character", "ja 日本 nein".encode(), ("日本",)),
     stream_case("ends inside a stop string", b"the EN", ("END",)),
     stream_case("ends inside a character", "so 😀".encode()[:-1]),
     stream_case("ends with a real U+FFFD", "so \ufffd".encode()),
 )
 STREAM_MISTAKES = (
     Mistake("half characters are emitted: one token can be a part of a character", TokenByToken),
-    Mistake("stop strings are ignored: text must pass through the stop matcher", IgnoresStops),
-    Mistake("`finish` gives nothing: text that was held back is lost", FinishesNothing),
-    Mistake("`finish` loses the text that the stop matcher still holds: flush it", ForgetsHeldText),
-    Mistake("`finish` loses the tokens that the stream still holds", ForgetsTail),
-    Mistake("a character that was cut off comes out as U+FFFD: drop it", EmitsCut),
+    Mistake("stop strings are ignored: text must go through the stop matcher", IgnoresStops),
+    Mistake("`finish` returns nothing: text that was held back is lost", FinishesNothing),
+    Mistake("`finish` loses the text that the stop matcher holds back: flush it", ForgetsHeldText),
+    Mistake("`finish` loses the stream's pending tokens", ForgetsTail),
+    Mistake("an incomplete character at the end becomes U+FFFD: drop it", EmitsCut),
 )

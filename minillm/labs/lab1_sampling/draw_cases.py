@@ -29,7 +29,7 @@ WARM = SamplingParams(temperature=1.0)
 
 
 def draw_case(name: str, params: SamplingParams, rows: int, seen: Sequence[int] = (), ids: int = 12) -> Case:
-    """Draw one token for each of `rows` rows; returns them and the logits, which must not change."""
+    """Draw one token for each of `rows` rows; return the tokens and the logits, which must not change."""
 
     def run(draw: Callable[..., Tensor]) -> list[Tensor]:
         logits = random_tensor(5, rows, 12).round(decimals=1)
@@ -50,7 +50,7 @@ def at_temperature(temperature: float, params: Filters) -> SamplingFilters:
 
 
 def drawn_with(noise: Callable[[Sequence[int], int], Tensor]) -> Callable[..., Tensor]:
-    """The sampler with other noise."""
+    """The sampler with `noise` instead of Gumbel noise."""
 
     def draw(logits: Tensor, batch: SamplingBatch) -> Tensor:
         tokens = sample(logits, replace(batch, params=[at_temperature(0.0, p) for p in batch.params]))
@@ -68,7 +68,7 @@ def drawn_with(noise: Callable[[Sequence[int], int], Tensor]) -> Callable[..., T
 
 
 def sample_in_place(logits: Tensor, batch: SamplingBatch) -> Tensor:
-    """The right tokens; the mask is written into the argument."""
+    """The tokens are correct, but the mask is written into the argument."""
     logits[:, batch.num_token_ids :] = NEG_INF
     return sample(logits, batch)
 
@@ -82,10 +82,13 @@ DRAW_CASES = (
     draw_case("only ids below 4 exist", WARM, 8, ids=4),
 )
 DRAW_MISTAKES = (
-    Mistake("no noise: this is always the argmax", drawn_with(lambda keys, n: torch.zeros(len(keys), n))),
-    Mistake("uniform noise is added; drawing from a softmax needs Gumbel noise", drawn_with(uniforms)),
     Mistake(
-        "every row uses the first row's key, so all rows draw alike",
+        "no noise is added: the result is always the argmax",
+        drawn_with(lambda keys, n: torch.zeros(len(keys), n)),
+    ),
+    Mistake("uniform noise is added; sampling from a softmax needs Gumbel noise", drawn_with(uniforms)),
+    Mistake(
+        "every row uses the first row's key, so all rows get the same noise",
         drawn_with(lambda keys, n: gumbel_noise([keys[0]] * len(keys), n)),
     ),
     Mistake(
@@ -95,13 +98,13 @@ DRAW_MISTAKES = (
         ),
     ),
     Mistake(
-        "ids the tokenizer lacks can be drawn: mask them first",
+        "ids that the tokenizer does not have can be drawn: mask them first",
         lambda x, b: sample(x, replace(b, num_token_ids=x.shape[1])),
     ),
     Mistake("the repetition penalty is missing", lambda x, b: sample(x, replace(b, seen=[()] * len(b.seen)))),
-    Mistake("the logits given were changed; the engine still reads logprobs from them", sample_in_place),
+    Mistake("the argument `logits` is changed; the engine still reads logprobs from it", sample_in_place),
     Mistake(
-        "ties go to the highest id; they go to the lowest",
+        "of equal logits the highest id is taken: take the lowest",
         lambda x, b: sample(x, b) if x.shape[1] != 4 else x.shape[1] - 1 - x.flip(1).argmax(1),
     ),
 )

@@ -17,7 +17,7 @@ Filter = Callable[[Tensor, SamplingParams], Tensor]
 
 
 def filter_case(**params: Any) -> Case:
-    """The distribution filter_logits leaves: an amount added to all logits is the implementation's affair."""
+    """The log-softmax of filter_logits: an implementation may add a constant to all logits."""
     logits = [2.0, 1.0, -1.0, 0.0, 1.5, -20.0]
     text = ", ".join(f"{name} {value:g}" for name, value in params.items())
     return Case(
@@ -27,12 +27,12 @@ def filter_case(**params: Any) -> Case:
 
 
 def cold_case(filter_: Filter) -> Tensor:
-    """Probabilities so near to temperature 0 that only the maximum has any; large logits overflow there."""
+    """Probabilities at a temperature so near 0 that only the maximum is above 0; large logits overflow."""
     return filter_(torch.tensor([200.0, 100.0, -300.0]), SamplingParams(temperature=1e-37)).softmax(-1)
 
 
 def scaled_after(logits: Tensor, params: SamplingParams) -> Tensor:
-    """Filters at temperature 1, and the temperature on what is left."""
+    """Filters at temperature 1, then divides by the temperature."""
     return filter_logits(logits, replace(params, temperature=1.0)) / params.temperature
 
 
@@ -48,7 +48,7 @@ def min_p_with(keeps: Callable[[Tensor, float], Tensor]) -> Filter:
 
 
 def without_maximum(logits: Tensor, params: SamplingParams) -> Tensor:
-    """Divided by the temperature as they are."""
+    """Divides by the temperature without subtracting the maximum."""
     kept = filter_logits(logits, params) > NEG_INF
     return torch.where(kept, logits / params.temperature, NEG_INF)
 
@@ -63,7 +63,7 @@ FILTER_CASES = (
 )
 FILTER_MISTAKES = (
     Mistake(
-        "temperature applied after top-p: it must come first, since it changes the probabilities",
+        "temperature is applied after top-p: it must come first, because it changes the probabilities",
         scaled_after,
     ),
     Mistake(
@@ -71,7 +71,7 @@ FILTER_MISTAKES = (
         lambda x, params: filter_logits(x, replace(params, temperature=1 / params.temperature)),
     ),
     Mistake(
-        "min-p is compared with the probability itself; the bar is min_p times the largest probability",
+        "the probability is compared with min_p: compare it with min_p times the largest probability",
         min_p_with(lambda probs, min_p: probs >= min_p),
     ),
     Mistake("min-p is missing", min_p_with(lambda probs, min_p: probs > 0)),

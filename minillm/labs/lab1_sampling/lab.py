@@ -1,4 +1,4 @@
-"""Lab 1: sampling and streaming text. What happens between the logits and the screen."""
+"""Lab 1: sampling and streaming text: from logits to tokens, and from tokens to text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from minillm.labs.lab1_sampling.top_cases import TOP_CASES, TOP_MISTAKES
 
 
 def in_engine(parts: Any) -> list[Any]:
-    """Tokens, text and end of several completions made with the file's sampler and detokenizer."""
+    """Tokens, text and finish reason of completions with the file's sampler and detokenizer."""
     llm = tiny_llm(parts={"sampler": parts.sample, "detokenizer": parts.Detokenizer})
     params = [
         SamplingParams(max_tokens=24, temperature=0.0),

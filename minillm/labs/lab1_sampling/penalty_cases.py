@@ -12,7 +12,7 @@ from minillm.ops.sampling import penalise_repetition
 
 
 def penalty_case(seen: list[int], penalty: float) -> Case:
-    """Penalise ids of a row with positive, negative and zero logits; the row itself must survive."""
+    """Penalise ids of a row with positive, negative and zero logits; the argument must not change."""
 
     def run(penalise: Callable[..., Tensor]) -> list[Tensor]:
         logits = torch.tensor([2.0, -1.0, 0.5, -3.0, 0.0, 4.0])
@@ -34,31 +34,31 @@ def at_seen(change: Callable[[Tensor, float, int], Tensor]) -> Callable[..., Ten
 
 
 def penalise_in_place(logits: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
-    """The right numbers, written into the argument."""
+    """The numbers are correct, but they are written into the argument."""
     return logits.copy_(penalise_repetition(logits, seen, penalty))
 
 
 def by_sign(logit: Tensor, factor: float) -> Tensor:
-    """The rule: towards minus infinity, whatever the sign."""
+    """The rule: every logit becomes smaller, whatever its sign."""
     return logit / factor if logit > 0 else logit * factor
 
 
 PENALTY_CASES = (penalty_case([0, 1, 5], 2.0), penalty_case([3, 0, 0, 3, 4], 1.5), penalty_case([], 1.3))
 PENALTY_MISTAKES = (
     Mistake(
-        "penalty applied to negative logits by dividing, which makes them likelier: multiply those",
+        "negative logits are divided by the penalty, which makes them likelier: multiply them",
         at_seen(lambda logit, penalty, times: logit / penalty),
     ),
     Mistake(
-        "positive logits are multiplied and negative ones divided: that rewards repetition",
+        "positive logits are multiplied and negative ones divided: this makes seen ids likelier",
         at_seen(lambda logit, penalty, times: by_sign(logit, 1 / penalty)),
     ),
     Mistake(
-        "an id is penalised once for each time it was seen; how often does not matter",
+        "an id that was seen several times is penalised several times: penalise it once",
         at_seen(lambda logit, penalty, times: by_sign(logit, penalty**times)),
     ),
     Mistake(
-        "the penalty is subtracted; it is a factor", at_seen(lambda logit, penalty, times: logit - penalty)
+        "the penalty is subtracted: it is a factor", at_seen(lambda logit, penalty, times: logit - penalty)
     ),
-    Mistake("the logits given were changed; work on a copy", penalise_in_place),
+    Mistake("the argument `logits` is changed: work on a copy", penalise_in_place),
 )

@@ -9,7 +9,7 @@ from minillm.text.detokenizer import StopMatcher
 
 
 def stop_case(name: str, stops: list[str], pieces: list[str]) -> Case:
-    """What comes out for each piece, which stop was matched, and what the flush gives."""
+    """The text returned for each piece, the matched stop string, and the text of `flush`."""
 
     def run(matcher_class: Any) -> list[Any]:
         matcher, out = matcher_class(stops), []
@@ -22,7 +22,7 @@ def stop_case(name: str, stops: list[str], pieces: list[str]) -> Case:
 
 
 class LetsThrough(StopMatcher):
-    """Holds nothing back."""
+    """Holds no text back."""
 
     def push(self, text: str) -> str:
         out = super().push(text)
@@ -30,7 +30,7 @@ class LetsThrough(StopMatcher):
 
 
 class HoldsAll(StopMatcher):
-    """Gives nothing until a stop string has come."""
+    """Returns no text until a stop string has arrived."""
 
     def push(self, text: str) -> str:
         self._held = super().push(text) + self._held
@@ -38,7 +38,7 @@ class HoldsAll(StopMatcher):
 
 
 class HoldsLongest(StopMatcher):
-    """Always holds back as many characters as the longest stop string has, less one."""
+    """Always holds back n - 1 characters, where n is the length of the longest stop string."""
 
     def push(self, text: str) -> str:
         text = super().push(text) + self._held
@@ -83,7 +83,7 @@ class KeepsStop(StopMatcher):
 
 
 class KeepsRest(StopMatcher):
-    """The stop string is cut out, and what follows it comes through."""
+    """Removes the stop string but returns the text after it."""
 
     def push(self, text: str) -> str:
         held = self._held + text
@@ -102,11 +102,13 @@ STOP_CASES = (
     stop_case("held at the end", ["\n\n", "STOP"], ["line", "\n", "more S"]),
 )
 STOP_MISTAKES = (
-    Mistake("stop string may span pieces: text that could become one was let through", LetsThrough),
-    Mistake("everything is held back until a stop comes; hold only what could be the start of one", HoldsAll),
-    Mistake("a fixed number of characters is held back; hold only a true beginning of a stop", HoldsLongest),
-    Mistake("of two stop strings the first in the list is taken; it is the first to end", FirstListed),
-    Mistake("of two stop strings the first to start is taken; it is the first to end", FirstToStart),
-    Mistake("the stop string itself is given out; text ends before it", KeepsStop),
-    Mistake("text after the stop string is given out; it is dropped", KeepsRest),
+    Mistake("a stop string may span pieces: hold back text that may be the beginning of one", LetsThrough),
+    Mistake("all text is held back: hold back only text that may be the beginning of a stop", HoldsAll),
+    Mistake(
+        "a fixed number of characters is held back: hold back only the beginning of a stop", HoldsLongest
+    ),
+    Mistake("the stop string that is first in the list is used: use the one that ends first", FirstListed),
+    Mistake("the stop string that starts first is used: use the one that ends first", FirstToStart),
+    Mistake("the stop string is returned: the text ends before it", KeepsStop),
+    Mistake("text after the stop string is returned: drop it", KeepsRest),
 )

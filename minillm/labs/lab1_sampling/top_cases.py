@@ -21,7 +21,7 @@ def top_case(name: str, logits: list[float], top_k: int, top_p: float) -> Case:
 def nucleus(
     drops: Callable[[Tensor, Tensor, float], Tensor],
 ) -> Callable[[Tensor, int, float], Tensor]:
-    """keep_top where `drops(sum up to and with an id, its probability, top_p)` says what goes."""
+    """keep_top that drops an id if `drops(sum including the id, its probability, top_p)` is true."""
 
     def keep(logits: Tensor, top_k: int, top_p: float) -> Tensor:
         kept = keep_top(logits, top_k, 1.0)
@@ -39,19 +39,19 @@ def keep_ties_high(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def keep_all_ties(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Top-k by comparing with the k-th logit: ties of it stay, and more than k are kept."""
+    """Top-k by comparing with the k-th logit: with ties, more than k ids are kept."""
     if top_k:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], NEG_INF)
     return keep_top(logits, 0, top_p)
 
 
 def top_p_first(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """The nucleus of the whole distribution, and the top-k of that."""
+    """Top-p of the whole distribution, then top-k."""
     return keep_top(keep_top(logits, 0, top_p), top_k, 1.0)
 
 
 def keep_sorted(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """The right values in the wrong places."""
+    """The values are correct but at the wrong ids."""
     return keep_top(logits, top_k, top_p).sort(descending=True).values
 
 
@@ -66,18 +66,18 @@ TOP_CASES = (
 )
 TOP_MISTAKES = (
     Mistake(
-        "top-p drops the token that crosses the threshold; it is the last one kept",
+        "top-p drops the token that crosses the threshold: that token is the last one to keep",
         nucleus(lambda total, probs, top_p: total > top_p),
     ),
-    Mistake("ties go to the highest id; they go to the lowest", keep_ties_high),
-    Mistake("all ties of the k-th logit are kept; exactly k ids stay, the lowest first", keep_all_ties),
-    Mistake("top-p is taken of the whole distribution; it is taken of what top-k has left", top_p_first),
-    Mistake("the result is in sorted order; each logit must go back to its own id", keep_sorted),
+    Mistake("of equal logits the highest id is kept: keep the lowest", keep_ties_high),
+    Mistake("all ids equal to the k-th logit are kept: keep exactly k ids, the lowest first", keep_all_ties),
+    Mistake("top-p is applied to the whole distribution: apply it after top-k", top_p_first),
+    Mistake("the result is in sorted order: each logit must go back to its own id", keep_sorted),
     Mistake(
         "top_k 0 drops everything; it means off", lambda x, k, p: keep_top(x, k, p) if k else x * 0 + NEG_INF
     ),
     Mistake(
-        "ids with a probability below top_p are dropped; top-p sums probabilities from the likeliest on",
+        "ids with a probability below top_p are dropped: sum probabilities, beginning with the largest",
         nucleus(lambda total, probs, top_p: (probs < top_p) if top_p < 1 else probs < 0),
     ),
 )

@@ -38,7 +38,7 @@ def attention_with(
     window_by: Callable[[int | None], int | None] = lambda window: window,
     weigh: Callable[[Tensor, Tensor], Tensor] = softmax_rows,
 ) -> Callable[..., Tensor]:
-    """Attention one head at a time, with one idea at a time exchanged for a mistaken one."""
+    """Attention, computed head by head; each argument replaces one step, to make a known mistake."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
         (q_len, heads, _), (kv_len, kv_heads, _) = q.shape, k.shape
@@ -66,11 +66,11 @@ MASK_MISTAKES = (
         attention_with(align=lambda q_len, kv_len: kv_len),
     ),
     Mistake(
-        "a row does not see its own key: hide col > row, not col >= row",
+        "a row does not see its own key: hide keys with col > row, not col >= row",
         attention_with(align=lambda q_len, kv_len: kv_len - q_len - 1),
     ),
     Mistake(
-        "a row sees one key too many: its own is the last one",
+        "a row sees one key too many: the last key that it sees is its own",
         attention_with(align=lambda q_len, kv_len: kv_len - q_len + 1),
     ),
 )
@@ -80,15 +80,15 @@ SCORE_MISTAKES = (
     ),
     Mistake("the scale is applied twice", attention_with(scale_by=lambda scale: scale * scale)),
     Mistake(
-        "the scores are divided by `scale`; it is a factor (head_dim ** -0.5)",
+        "the scores are divided by `scale`: multiply by it (it is head_dim ** -0.5)",
         attention_with(scale_by=lambda scale: 1 / scale),
     ),
     Mistake(
-        "hidden keys get weight 0 after the softmax, so rows no longer add up to 1: mask the scores",
+        "hidden keys get weight 0 after the softmax, so weights no longer add up to 1: mask the scores",
         attention_with(weigh=lambda scores, hidden: scores.softmax(-1).masked_fill(hidden, 0.0)),
     ),
     Mistake(
-        "hidden scores are set to 0 before the softmax, which still gives them weight exp(0): use -inf",
+        "hidden scores are set to 0 before the softmax, so they still have weight exp(0): use -inf",
         attention_with(weigh=lambda scores, hidden: scores.masked_fill(hidden, 0.0).softmax(-1)),
     ),
     Mistake(
@@ -106,11 +106,11 @@ HEAD_MISTAKES = (
 WINDOW_MISTAKES = (
     Mistake("the window is ignored", attention_with(window_by=lambda window: None)),
     Mistake(
-        "the window is one key too wide: it counts the token itself",
+        "the window is one key too wide: the token's own key counts too",
         attention_with(window_by=lambda window: None if window is None else window + 1),
     ),
     Mistake(
-        "the window is one key too narrow: hide col <= row - window, not col <= row - window + 1",
+        "the window is one key too narrow: hide keys with col <= row - window, not row - window + 1",
         attention_with(window_by=lambda window: None if window is None else window - 1),
     ),
 )

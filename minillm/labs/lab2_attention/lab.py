@@ -1,4 +1,4 @@
-"""Lab 2: rotary positions and grouped-query attention, the two functions that see positions."""
+"""Lab 2: rotary positions and grouped-query attention, the two functions that use positions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ATTENTION = Part("minillm.ops.reference", "grouped_query_attention")
 
 
 def engine_case(window: int | None) -> Case:
-    """Logits of a prompt read in chunks through the paged cache, with the file's parts."""
+    """Logits of a prompt computed in chunks through the paged cache, with the file's parts."""
 
     def run(parts: Any) -> Tensor:
         llm = tiny_llm(
@@ -58,7 +58,7 @@ LAB = Lab(
             20,
             ATTENTION,
             (attention_case("one head, whole prompt", 5, 5, 1, 1), attention_case("three heads", 4, 4, 3, 3)),
-            SCORE_MISTAKES + MASK_MISTAKES[1:],  # top-left and bottom-right are one while q_len = kv_len
+            SCORE_MISTAKES + MASK_MISTAKES[1:],  # top-left and bottom-right are equal if q_len = kv_len
         ),
         Task(
             "2.4",

@@ -21,19 +21,19 @@ FREQUENCY_CASES = (
 )
 FREQUENCY_MISTAKES = (
     Mistake(
-        "the exponent is positive: pairs must turn slower, not faster, as i grows",
+        "the exponent is positive: a pair with larger i must turn more slowly",
         lambda theta, dim: theta ** (torch.arange(0, dim, 2).float() / dim),
     ),
     Mistake(
-        "the exponent is i / head_dim; it should be 2 i / head_dim (there are head_dim / 2 pairs)",
+        "the exponent is i / head_dim: it must be 2 i / head_dim (there are head_dim / 2 pairs)",
         lambda theta, dim: theta ** (-torch.arange(dim // 2).float() / dim),
     ),
     Mistake(
-        "one frequency per component; two components (a pair) share one, so there are head_dim / 2",
+        "one frequency per component: a pair of components shares one, so there are head_dim / 2",
         lambda theta, dim: theta ** (-torch.arange(dim).float() / dim),
     ),
     Mistake(
-        "pairs are counted from 1; pair 0 turns one radian per position",
+        "pairs are counted from 1: count from 0 (pair 0 turns one radian per position)",
         lambda theta, dim: theta ** (-torch.arange(2, dim + 2, 2).float() / dim),
     ),
 )
@@ -53,19 +53,19 @@ def rope_case(positions: list[int], num_heads: int, dtype: torch.dtype = torch.f
 
 
 def interleaved_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Component 2 i paired with 2 i + 1: the layout of the paper, and of GPT-J."""
+    """Component 2 i is paired with 2 i + 1: the layout of the paper and of GPT-J."""
     a, b = x.float()[..., 0::2], x.float()[..., 1::2]
     cos, sin = cos[:, None], sin[:, None]
     return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).to(x.dtype)
 
 
 def half_interleaved_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Pairs taken as neighbours, but written as halves."""
+    """Pairs are read as neighbours, but written as halves."""
     return apply_rope(torch.cat([x[..., 0::2], x[..., 1::2]], dim=-1), cos, sin)
 
 
 def same_sign_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Both halves with a minus: no rotation, lengths change."""
+    """Both halves have a minus: this is not a rotation, lengths change."""
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat([a * cos[:, None] - b * sin[:, None], b * cos[:, None] - a * sin[:, None]], -1).to(
         x.dtype
@@ -79,11 +79,11 @@ ROPE_CASES = (
 )
 ROPE_MISTAKES = (
     Mistake(
-        "this is interleaved RoPE (pairs 2i, 2i+1); we rotate halves (pairs i, i + head_dim/2)",
+        "this is interleaved RoPE (pairs 2i, 2i+1): rotate halves (pairs i, i + head_dim/2)",
         interleaved_rope,
     ),
     Mistake(
-        "pairs are taken interleaved (x[..., 0::2]) but written as halves; take halves too",
+        "pairs are read interleaved (x[..., 0::2]) but written as halves: read halves too",
         half_interleaved_rope,
     ),
     Mistake(
@@ -91,10 +91,8 @@ ROPE_MISTAKES = (
         lambda x, cos, sin: apply_rope(x, cos, -sin),
     ),
     Mistake("cos and sin are exchanged", lambda x, cos, sin: apply_rope(x, sin, cos)),
+    Mistake("both sin terms have a minus: only the term of the first half has one", same_sign_rope),
     Mistake(
-        "both sin terms have a minus: that is no rotation, only the first half's term has one", same_sign_rope
-    ),
-    Mistake(
-        "the result is float32; it must have x's dtype", lambda x, cos, sin: apply_rope(x.float(), cos, sin)
+        "the result is float32: it must have x's dtype", lambda x, cos, sin: apply_rope(x.float(), cos, sin)
     ),
 )

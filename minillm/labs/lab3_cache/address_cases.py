@@ -11,8 +11,8 @@ COUNT_CASES = tuple(
     for tokens, size in ((10, 4), (8, 4), (1, 16), (0, 4), (17, 16), (5, 1))
 )
 COUNT_MISTAKES = (
-    Mistake("rounded down: a last block that is partly full is a block too", lambda n, size: n // size),
-    Mistake("one block too many when the last one is exactly full", lambda n, size: n // size + 1),
+    Mistake("rounded down: a partly full last block is a block too", lambda n, size: n // size),
+    Mistake("one block too many if the last one is exactly full", lambda n, size: n // size + 1),
 )
 SLOT_CASES = (
     Case("the whole sequence of the module's picture", lambda slots: slots([5, 2, 7], range(10), 4)),
@@ -23,11 +23,11 @@ SLOT_CASES = (
 )
 SLOT_MISTAKES = (
     Mistake(
-        "slot ignores the block table (treats blocks as contiguous): position is not slot",
+        "the block table is ignored, as if blocks were contiguous: a position is not a slot",
         lambda table, positions, size: list(positions),
     ),
     Mistake(
-        "slot takes the first block's address and counts on: blocks need not be neighbours",
+        "all slots are counted from the first block's address: blocks need not be neighbours",
         lambda table, positions, size: [table[0] * size + pos for pos in positions],
     ),
     Mistake(
@@ -35,7 +35,7 @@ SLOT_MISTAKES = (
         lambda table, positions, size: [table[pos // size] * size for pos in positions],
     ),
     Mistake(
-        "the block id is not multiplied by block_size: a slot is a token's place, not a block's",
+        "the block id is not multiplied by block_size: slots count tokens, not blocks",
         lambda table, positions, size: [table[pos // size] + pos % size for pos in positions],
     ),
     Mistake(
@@ -43,7 +43,7 @@ SLOT_MISTAKES = (
         lambda table, positions, size: [table[pos % size] * size + pos // size for pos in positions],
     ),
     Mistake(
-        "positions are counted from the start of the chunk; they are positions in the sequence",
+        "positions are counted from the start of the chunk: use the positions in the sequence",
         lambda table, positions, size: [table[i // size] * size + i % size for i in range(len(positions))],
     ),
 )

@@ -13,7 +13,7 @@ from minillm.memory.block_table import BlockTable, blocks_for
 
 
 def grow_case(name: str, num_blocks: int, sizes: Sequence[int]) -> Case:
-    """Grow one table step by step; an OutOfBlocks is noted, and what it left behind."""
+    """Grow one table step by step; record the state after each step, and each OutOfBlocks."""
 
     def run(table_class: Any) -> list[Any]:
         pool = BlockPool(num_blocks, 4)
@@ -26,7 +26,7 @@ def grow_case(name: str, num_blocks: int, sizes: Sequence[int]) -> Case:
 
 
 def fork_case(name: str, num_blocks: int, num_tokens: int) -> Case:
-    """Fork a table; then release the source, which must leave the fork's blocks alone."""
+    """Fork a table, then free the source's blocks; the fork's blocks must stay in use."""
 
     def run(table_class: Any) -> list[Any]:
         pool = BlockPool(num_blocks, 4)
@@ -42,14 +42,14 @@ def fork_case(name: str, num_blocks: int, num_tokens: int) -> Case:
 
 
 class GrowsByAll(BlockTable):
-    """Takes as many blocks as the tokens need, on top of those it has."""
+    """Allocates blocks for all tokens, in addition to the blocks it has."""
 
     def grow(self, num_tokens: int) -> None:
         self.block_ids += self._pool.allocate(blocks_for(num_tokens, self._pool.block_size))
 
 
 class GrowsOneByOne(BlockTable):
-    """Keeps what it got before the pool ran dry."""
+    """Keeps the blocks that it got before the pool was empty."""
 
     def grow(self, num_tokens: int) -> None:
         while len(self.block_ids) < blocks_for(num_tokens, self._pool.block_size):
@@ -57,14 +57,14 @@ class GrowsOneByOne(BlockTable):
 
 
 class GrowsPerToken(BlockTable):
-    """Takes a block for each token."""
+    """Allocates a block for each token."""
 
     def grow(self, num_tokens: int) -> None:
         self.block_ids += self._pool.allocate(max(num_tokens - len(self.block_ids), 0))
 
 
 class GrowsFull(BlockTable):
-    """Has a spare block whenever the last one is full."""
+    """Allocates the next block as soon as the last one is full."""
 
     def grow(self, num_tokens: int) -> None:
         super().grow(num_tokens + 1)
@@ -81,7 +81,7 @@ class SharesAll(BlockTable):
 
 
 class ForgetsOwners(BlockTable):
-    """The full blocks are listed, but the pool is not told."""
+    """The full blocks are in the table, but the pool does not count the new owner."""
 
     def fork(self, num_tokens: int) -> tuple[BlockTable, tuple[int, int] | None]:
         child, copy = super().fork(num_tokens)
@@ -90,7 +90,7 @@ class ForgetsOwners(BlockTable):
 
 
 class SharesFirst(BlockTable):
-    """Shares before it knows that a block for the copy can be had."""
+    """Shares before it has allocated the block for the copy."""
 
     def fork(self, num_tokens: int) -> tuple[BlockTable, tuple[int, int] | None]:
         full = self.block_ids[: num_tokens // self._pool.block_size]
@@ -101,14 +101,14 @@ class SharesFirst(BlockTable):
 
 
 class ForgetsCopy(BlockTable):
-    """An own last block, but nobody is asked to fill it."""
+    """The fork has its own last block, but returns no copy."""
 
     def fork(self, num_tokens: int) -> tuple[BlockTable, tuple[int, int] | None]:
         return super().fork(num_tokens)[0], None
 
 
 class AlwaysCopies(BlockTable):
-    """A block of its own even where the last one is full."""
+    """The fork gets its own last block even if that block is full."""
 
     def fork(self, num_tokens: int) -> tuple[BlockTable, tuple[int, int] | None]:
         child, copy = super().fork(num_tokens)
@@ -121,13 +121,13 @@ class AlwaysCopies(BlockTable):
 GROW_CASES = (
     grow_case("token by token", 6, range(1, 10)),
     grow_case("at once, then less", 6, (9, 3, 12)),
-    grow_case("a pool that runs dry", 3, (5, 20, 6)),
+    grow_case("a pool with too few blocks", 3, (5, 20, 6)),
 )
 GROW_MISTAKES = (
-    Mistake("grow allocates for all tokens again: only the blocks that are missing", GrowsByAll),
-    Mistake("a failed grow keeps the blocks it got: ask the pool for all of them at once", GrowsOneByOne),
+    Mistake("grow allocates blocks for all tokens again: allocate only the missing blocks", GrowsByAll),
+    Mistake("a failed grow keeps some blocks: allocate all of them with one call", GrowsOneByOne),
     Mistake("one block for every token: a block holds block_size tokens", GrowsPerToken),
-    Mistake("a new block is taken as soon as the last one is full: take it when a token needs it", GrowsFull),
+    Mistake("a block is allocated as soon as the last one is full: wait until a token needs it", GrowsFull),
 )
 FORK_CASES = (
     fork_case("a last block partly full", 6, 6),
@@ -137,7 +137,7 @@ FORK_CASES = (
 FORK_MISTAKES = (
     Mistake("the last, partly full block is shared, and both sequences will write to it", SharesAll),
     Mistake("shared blocks get no second owner: call the pool's `share`", ForgetsOwners),
-    Mistake("blocks are shared before the copy's block is had, so a failed fork leaks owners", SharesFirst),
+    Mistake("blocks are shared before the copy is allocated, so a failed fork leaks owners", SharesFirst),
     Mistake("the fork's own block is empty: return (source, destination) for the copy", ForgetsCopy),
-    Mistake("a last block that is full needs no copy: nobody will write to it", AlwaysCopies),
+    Mistake("a full last block needs no copy: no sequence will write to it", AlwaysCopies),
 )

@@ -1,4 +1,4 @@
-"""Lab 3: the paged cache and the two loops. Address translation, block tables, prefill, decode."""
+"""Lab 3: the paged cache and the two loops: address translation, block tables, prefill, decode."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ CHANGE = Change(
         ".num_computed_tokens",
         ".output_token_ids",
     ),
-    "prefill now gets PrefillChunk(token_ids, start, block_table) and decode DecodeRow(token_id, position, "
-    "block_table), with tables already grown",
+    "prefill now receives PrefillChunk(token_ids, start, block_table) and decode receives "
+    "DecodeRow(token_id, position, block_table); the tables are already grown",
 )
 
 
 def in_engine(parts: Any) -> list[Any]:
-    """Tokens of ragged requests, one of them forked, made with the file's loops, slots and tables."""
+    """Tokens of requests of different lengths, one forked, with the file's loops, slots and tables."""
     seams = {
         "prefill_loop": parts.prefill,
         "decode_loop": parts.decode,
@@ -50,9 +50,9 @@ LAB = Lab(
     "cache",
     "The paged cache and the two loops",
     (
-        Task("3.1", "blocks for so many tokens", 5, Part(TABLE, "blocks_for"), COUNT_CASES, COUNT_MISTAKES),
+        Task("3.1", "the number of blocks", 5, Part(TABLE, "blocks_for"), COUNT_CASES, COUNT_MISTAKES),
         Task("3.2", "position to slot", 15, Part(TABLE, "slot_mapping"), SLOT_CASES, SLOT_MISTAKES),
-        Task("3.3", "own enough blocks", 20, Part(TABLE, "BlockTable", ("grow",)), GROW_CASES, GROW_MISTAKES),
+        Task("3.3", "enough blocks", 20, Part(TABLE, "BlockTable", ("grow",)), GROW_CASES, GROW_MISTAKES),
         Task("3.4", "share a prompt", 20, Part(TABLE, "BlockTable", ("fork",)), FORK_CASES, FORK_MISTAKES),
         Task(
             "3.5",

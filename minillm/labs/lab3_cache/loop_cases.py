@@ -1,9 +1,9 @@
-"""What the cases of tasks 3.5 and 3.6 give a loop: the tiny model, two prompts, block tables with room.
+"""The input of a loop in the cases of tasks 3.5 and 3.6: the tiny model, two prompts, block tables with room.
 
-    what a loop may do       write keys and values to the cache, in one pass of the model for all sequences
-    what an answer holds     its logits; how many passes over how many rows; the tables, which must not change
+    a loop may          write keys and values to the cache, in one run of the model for all sequences
+    a result contains   the logits; the number of runs and of rows; the tables, which must not change
 
-The next logits show whether the cache was written right.
+The logits of the next step show whether the keys and values in the cache are correct.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from minillm.worker.runner import ModelRunner
 from minillm.worker.step import DecodeRow, PrefillChunk, SequenceRows
 
 PROMPTS = ([11, 25, 38, 4, 57, 60, 7, 83, 9, 10, 31, 2, 44, 70], [90, 1, 72, 3, 54, 25, 16])
-NEXT = ([5, 40], [33, 8], [61, 61], [2, 17], [80, 12])  # output tokens, chosen by nobody
+NEXT = ([5, 40], [33, 8], [61, 61], [2, 17], [80, 12])  # arbitrary output tokens
 BLOCK_SIZE = 4
 
 Loop = Callable[[ModelRunner, Sequence[Any]], Tensor]
 
 
 class WatchedRunner(ModelRunner):
-    """The same runner, noting how many rows each pass over the model has."""
+    """The same runner; it records the number of rows of each run of the model."""
 
     def __init__(self, runner: ModelRunner) -> None:
         vars(self).update(vars(runner))
@@ -46,7 +46,7 @@ class WatchedRunner(ModelRunner):
 
 @dataclass(frozen=True)
 class Passes:
-    """What was run, in words: compared and shown as a whole."""
+    """The runs of the model, in words: compared and shown as a whole."""
 
     text: str
 
@@ -68,7 +68,7 @@ class Setting:
         return self.tables[index].block_ids
 
     def run(self, loop: Loop, work: Sequence[Any]) -> list[Any]:
-        """What the loop returns, what it ran, and the block tables it leaves."""
+        """The loop's result, the runs of the model, and the block tables afterwards."""
         self.runner.passes.clear()
         logits = loop(self.runner, work)
         passes = self.runner.passes
@@ -96,7 +96,7 @@ def prefill_case(name: str, *steps: Sequence[tuple[int, int, int]], answer: Sequ
 
 
 def decode_case(name: str, batch: Sequence[int], steps: int) -> Case:
-    """Decode after an engine's prefill; tokens are given, as only the logits are in question."""
+    """Decode after the engine's prefill. The tokens are given, because only the logits are checked."""
 
     def run(loop: Loop) -> list[Any]:
         setting = Setting()

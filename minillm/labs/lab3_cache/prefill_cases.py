@@ -17,7 +17,7 @@ Chunks = Sequence[PrefillChunk]
 
 
 def prefill_with(rows: Callable[[PrefillChunk], SequenceRows]) -> Loop:
-    """Prefill with another idea of what is to be run of a chunk."""
+    """Prefill with another function from a chunk to the runner's input."""
     return lambda runner, chunks: runner.last_logits([rows(chunk) for chunk in chunks])
 
 
@@ -27,29 +27,29 @@ def as_rows(chunks: Chunks) -> list[SequenceRows]:
 
 
 def one_pass_each(runner: ModelRunner, chunks: Chunks) -> Tensor:
-    """Chunk by chunk."""
+    """One run of the model for each chunk."""
     return torch.cat([prefill(runner, [chunk]) for chunk in chunks])
 
 
 def shortest_first(runner: ModelRunner, chunks: Chunks) -> Tensor:
-    """Rows in the order of the chunks' lengths."""
+    """The result is sorted by the length of the chunks."""
     return prefill(runner, sorted(chunks, key=lambda chunk: len(chunk.token_ids)))
 
 
 def first_table_for_all(runner: ModelRunner, chunks: Chunks) -> Tensor:
-    """Every chunk in the first one's blocks."""
+    """Every chunk uses the first chunk's block table."""
     rows = [SequenceRows(chunk.token_ids, chunk.start, chunks[0].block_table) for chunk in chunks]
     return runner.last_logits(rows)
 
 
 def one_long_sequence(runner: ModelRunner, chunks: Chunks) -> Tensor:
-    """The chunks end to end, as if they were one."""
+    """All chunks are run as one chunk."""
     tokens = [token_id for chunk in chunks for token_id in chunk.token_ids]
     return runner.last_logits([SequenceRows(tokens, chunks[0].start, chunks[0].block_table)])
 
 
 def token_by_token(runner: ModelRunner, chunks: Chunks) -> Tensor:
-    """Right logits, one pass for each token."""
+    """The logits are correct, but the model runs once for each token."""
     logits = []
     for chunk in chunks:
         for i, token_id in enumerate(chunk.token_ids):
@@ -74,7 +74,7 @@ PREFILL_MISTAKES = (
         prefill_with(lambda c: SequenceRows(c.token_ids, 0, c.block_table)),
     ),
     Mistake(
-        "the chunk is run where it ends: chunk.start is the position of its first token",
+        "the chunk is run at the position where it ends: its first token has position chunk.start",
         prefill_with(lambda c: SequenceRows(c.token_ids, c.end, c.block_table)),
     ),
     Mistake(
@@ -82,33 +82,33 @@ PREFILL_MISTAKES = (
         prefill_with(lambda c: SequenceRows(c.token_ids[-1:], c.end - 1, c.block_table)),
     ),
     Mistake(
-        "the last token is left out: its row is the one that predicts",
+        "the last token is left out: the next token is sampled from its logits",
         prefill_with(lambda c: SequenceRows(c.token_ids[:-1], c.start, c.block_table)),
     ),
     Mistake(
-        "the table is cut to the chunk's own blocks: attention reads the earlier ones, and block i of the "
-        "table holds positions from i * block_size on",
+        "the table is cut to the chunk's own blocks: attention also reads the earlier blocks, and entry i of "
+        "the table holds the positions from i * block_size on",
         prefill_with(lambda c: SequenceRows(c.token_ids, c.start, c.block_table[c.start // BLOCK_SIZE :])),
     ),
-    Mistake("all chunks use the first one's block table: each sequence has its own", first_table_for_all),
+    Mistake("all chunks use the first chunk's block table: each sequence has its own", first_table_for_all),
     Mistake(
-        "the chunks are run as one long sequence: each has positions and a block table of its own",
+        "the chunks are run as one long sequence: each has its own positions and block table",
         one_long_sequence,
     ),
     Mistake(
-        "one pass of the model for each chunk: in one pass for all of them every weight is read once",
+        "one run of the model for each chunk: run it once for all, so every weight is read once",
         one_pass_each,
     ),
     Mistake(
-        "one pass of the model for each token: the tokens are known, so a chunk is one pass", token_by_token
+        "one run of the model for each token: all tokens are known, so run the chunk at once", token_by_token
     ),
     Mistake("the rows of the logits are not in the order of the chunks", shortest_first),
     Mistake(
-        "logits of every token are returned: only each chunk's last row predicts, ask for `last_logits`",
+        "logits of every token are returned: return those of each chunk's last token, call `last_logits`",
         lambda runner, chunks: runner.all_logits(as_rows(chunks)),
     ),
     Mistake(
-        "hidden states are returned: the logits are wanted, ask for `last_logits`",
+        "hidden states are returned: return logits, call `last_logits`",
         lambda runner, chunks: runner.forward(as_rows(chunks)),
     ),
 )

@@ -13,28 +13,28 @@ from minillm.memory.block_pool import BlockPool
 
 
 class OneByOne(BlockPool):
-    """Finds out on the way that there are too few."""
+    """Allocates block by block, and fails after some."""
 
     def allocate(self, count: int = 1) -> list[int]:
         return [super(OneByOne, self).allocate(1)[0] for _ in range(count)]
 
 
 class GivesWhatItHas(BlockPool):
-    """Fewer blocks rather than a refusal."""
+    """Returns fewer blocks instead of raising."""
 
     def allocate(self, count: int = 1) -> list[int]:
         return super().allocate(min(count, self.num_free))
 
 
 class KeepsTheLast(BlockPool):
-    """Refuses a request for exactly what there is."""
+    """Raises if exactly all free blocks are requested."""
 
     def allocate(self, count: int = 1) -> list[int]:
         return super().allocate(count + (0 < count == self.num_free))
 
 
 class ForgetsTheOwner(BlockPool):
-    """Handed out, and owned by nobody."""
+    """Allocated blocks have no owner."""
 
     def allocate(self, count: int = 1) -> list[int]:
         taken = super().allocate(count)
@@ -44,7 +44,7 @@ class ForgetsTheOwner(BlockPool):
 
 
 class Queue(BlockPool):
-    """The block that has been free for longest goes first."""
+    """The block freed first is allocated first."""
 
     def allocate(self, count: int = 1) -> list[int]:
         self._free.reverse()
@@ -55,7 +55,7 @@ class Queue(BlockPool):
 
 
 class SearchesForFree(BlockPool):
-    """Looks through all blocks for those without owners."""
+    """Counts the free blocks by reading every block's count."""
 
     def allocate(self, count: int = 1) -> list[int]:
         if count > self._ref_count.count(0):
@@ -66,21 +66,23 @@ class SearchesForFree(BlockPool):
 ALLOCATE_CASES = (
     calls_case("three, then two", 6, ("allocate", 3), ("allocate", 2)),
     calls_case("one, none, the rest", 4, ("allocate", 1), ("allocate", 0), ("allocate", 3)),
-    calls_case("more than there are", 4, ("allocate", 3), ("allocate", 2), ("allocate", 1)),
-    calls_case("those that came back", 5, ("allocate", 3), ("free", [1]), ("free", [0]), ("allocate", 3)),
-    speed_case("a block is taken", lambda pool: pool.allocate(1)),
+    calls_case("more than are free", 4, ("allocate", 3), ("allocate", 2), ("allocate", 1)),
+    calls_case("freed blocks", 5, ("allocate", 3), ("free", [1]), ("free", [0]), ("allocate", 3)),
+    speed_case("a block is allocated", lambda pool: pool.allocate(1)),
 )
 ALLOCATE_MISTAKES = (
     Mistake(
-        "a failed allocation keeps what it got: look whether there are enough before any is taken", OneByOne
+        "a failed allocation keeps some blocks: check that enough are free before you take the first",
+        OneByOne,
     ),
     Mistake(
-        "fewer blocks than asked for are given: the caller would write past its last one", GivesWhatItHas
+        "fewer blocks than requested are returned: the caller would write past its last block",
+        GivesWhatItHas,
     ),
-    Mistake("the last free block is refused: exactly as many as are free can be had", KeepsTheLast),
+    Mistake("the last free block is never allocated: all free blocks may be allocated", KeepsTheLast),
     Mistake("the new blocks have no owner: each begins with a count of one", ForgetsTheOwner),
-    Mistake("the block that was freed first is handed out: the free list is a stack, not a queue", Queue),
-    Mistake("every block is looked at to find the free ones: the free list knows them", SearchesForFree),
+    Mistake("the block freed first is allocated first: the free list is a stack, not a queue", Queue),
+    Mistake("every block is checked to find the free ones: use the free list", SearchesForFree),
 )
 
 
@@ -88,7 +90,7 @@ ALLOCATE_MISTAKES = (
 
 
 class SharesOnce(BlockPool):
-    """Two owners, however many there were."""
+    """Always sets two owners."""
 
     def share(self, block_ids: Iterable[int]) -> None:
         ids = list(block_ids)
@@ -105,7 +107,7 @@ class SharesDistinct(BlockPool):
 
 
 class SharesAsItGoes(BlockPool):
-    """Has counted the first ones when it comes to one it must refuse."""
+    """Adds owners to the first blocks before it reaches a free block."""
 
     def share(self, block_ids: Iterable[int]) -> None:
         for block_id in block_ids:
@@ -113,7 +115,7 @@ class SharesAsItGoes(BlockPool):
 
 
 class SharesAnything(BlockPool):
-    """An owner for a block that is free, too."""
+    """Adds an owner to a free block too."""
 
     def share(self, block_ids: Iterable[int]) -> None:
         for block_id in block_ids:
@@ -127,10 +129,10 @@ SHARE_CASES = (
     calls_case("one of them is free", 3, ("allocate", 2), ("share", [0, 2, 1])),
 )
 SHARE_MISTAKES = (
-    Mistake("the count is set to two: a third owner is lost, and the block freed under it", SharesOnce),
-    Mistake("a block that is listed twice gets one owner only", SharesDistinct),
+    Mistake("the count is set to two: a third owner is lost, and its block is freed too early", SharesOnce),
+    Mistake("a block that is listed twice gets only one owner", SharesDistinct),
     Mistake(
-        "owners are counted before all blocks have been checked, so a refusal leaves some", SharesAsItGoes
+        "owners are added before all blocks are checked, so an error leaves some of them", SharesAsItGoes
     ),
-    Mistake("a free block is given an owner: the pool will hand it to somebody else, too", SharesAnything),
+    Mistake("a free block gets an owner: the pool will allocate it to another owner too", SharesAnything),
 )

@@ -12,7 +12,7 @@ from minillm.memory.block_pool import BlockPool
 
 
 class FreesForAll(BlockPool):
-    """The first owner to leave takes the block from the others."""
+    """The first owner that frees the block frees it for all."""
 
     def free(self, block_ids: Iterable[int]) -> None:
         ids = list(block_ids)
@@ -23,7 +23,7 @@ class FreesForAll(BlockPool):
 
 
 class FreesNothing(BlockPool):
-    """Counts down and leaves the block where it is."""
+    """Lowers the count but never puts the block on the free list."""
 
     def free(self, block_ids: Iterable[int]) -> None:
         ids = list(block_ids)
@@ -33,14 +33,14 @@ class FreesNothing(BlockPool):
 
 
 class FreesForward(BlockPool):
-    """The first block of a sequence goes first."""
+    """The first block of a sequence is freed first."""
 
     def free(self, block_ids: Iterable[int]) -> None:
         super().free(list(block_ids)[::-1])
 
 
 class FreesAsItGoes(BlockPool):
-    """Has given back the last ones when it comes to one it must refuse."""
+    """Frees some blocks before it reaches a block without owners."""
 
     def free(self, block_ids: Iterable[int]) -> None:
         for block_id in reversed(list(block_ids)):
@@ -56,7 +56,7 @@ class FreesSorted(BlockPool):
 
 
 class SearchesTheFree(BlockPool):
-    """Looks through the free blocks for one that is free already."""
+    """Searches the free list for a block that is already free."""
 
     def free(self, block_ids: Iterable[int]) -> None:
         ids = list(block_ids)
@@ -70,20 +70,21 @@ FREE_CASES = (
     calls_case("a shared one", 3, ("allocate", 2), ("share", [0]), ("free", [0, 1]), ("free", [0])),
     calls_case("out of order", 4, ("allocate", 4), ("free", [2]), ("free", [0, 3]), ("allocate", 3)),
     calls_case("one of them is free", 3, ("allocate", 2), ("free", [2, 0])),
-    speed_case("a block comes back", lambda pool: pool.free(pool.allocate(1))),
+    speed_case("a block is freed", lambda pool: pool.free(pool.allocate(1))),
 )
 FREE_MISTAKES = (
     Mistake(
-        "a shared block becomes free when its first owner leaves: only the last one frees it", FreesForAll
+        "a shared block becomes free with its first owner: it is free when its last owner frees it",
+        FreesForAll,
     ),
-    Mistake("a block without owners is not free again: nobody will ever get it", FreesNothing),
-    Mistake("first block first: give them back last block first", FreesForward),
-    Mistake("owners are removed before all blocks have been checked, so a refusal loses some", FreesAsItGoes),
+    Mistake("a block without owners does not become free: it can never be allocated again", FreesNothing),
+    Mistake("the first block is freed first: free the last block first", FreesForward),
+    Mistake("owners are removed before all blocks are checked, so an error loses some", FreesAsItGoes),
     Mistake(
         "the free blocks are sorted: put each on top of the stack, which costs the same in any pool",
         FreesSorted,
     ),
-    Mistake("the free list is searched: the count alone says whether a block is free", SearchesTheFree),
+    Mistake("the free list is searched: a block is free if its count is 0", SearchesTheFree),
 )
 
 
@@ -91,7 +92,7 @@ FREE_MISTAKES = (
 
 
 class ChecksNothing(BlockPool):
-    """Lets everything through that is a block at all."""
+    """Accepts every existing block."""
 
     def _require_owners(self, ids: set[int], times: Mapping[int, int]) -> None:
         for block_id in ids:
@@ -106,14 +107,14 @@ class ChecksOnce(BlockPool):
 
 
 class ChecksTimesOnly(BlockPool):
-    """Where no number is given, any block will do."""
+    """Accepts any block that is not in `times`."""
 
     def _require_owners(self, ids: set[int], times: Mapping[int, int]) -> None:
         super()._require_owners(ids & times.keys(), times)
 
 
 class ChecksPythonsWay(BlockPool):
-    """-1 is the last block, as it is the last item of a list."""
+    """-1 is the last block, like the last item of a list."""
 
     def _require_owners(self, ids: set[int], times: Mapping[int, int]) -> None:
         super()._require_owners({i % self.num_blocks for i in ids}, times)
@@ -124,15 +125,15 @@ CHECK_CASES = (
     calls_case(
         "freed twice in one call", 3, ("allocate", 2), ("free", [1, 1]), ("share", [1]), ("free", [1, 1])
     ),
-    calls_case("shared, and free", 3, ("allocate", 1), ("share", [0, 2])),
+    calls_case("one used, one free", 3, ("allocate", 1), ("share", [0, 2])),
     calls_case("no such block", 3, ("allocate", 3), ("free", [3]), ("free", [-1]), ("share", [-1])),
 )
 CHECK_MISTAKES = (
     Mistake(
-        "a block without owners passes: it will be in the free list twice, and have two tenants",
+        "a block without owners is accepted: it will be in the free list twice, and two requests get it",
         ChecksNothing,
     ),
     Mistake("a block freed twice in one call needs two owners: look at `times`", ChecksOnce),
     Mistake("a block that is not in `times` needs one owner", ChecksTimesOnly),
-    Mistake("a negative id counts from the end of a Python list: ask `_checked`", ChecksPythonsWay),
+    Mistake("a negative id counts from the end of a Python list: call `_checked`", ChecksPythonsWay),
 )

@@ -1,4 +1,4 @@
-"""Lab 4: the block pool. Who owns which block, and how many the samples of a prompt need."""
+"""Lab 4: the block pool: the owners of each block, and the blocks that the samples of a prompt need."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POOL = "minillm.memory.block_pool"
 
 
 def serving_case(name: str, num_blocks: int, asks: Sequence[Ask], **config: Any) -> Case:
-    """Serve `asks` with the file's pool: every step, the answers, and who owns the blocks at the end."""
+    """Serve `asks` with the file's pool: every step, the answers, and the owners of each block at the end."""
 
     def run(parts: Any) -> list[Any]:
         pools = list[Any]()
@@ -55,7 +55,7 @@ LAB = Lab(
         ),
         Task(
             "4.4",
-            "refuse before anything changes",
+            "check before anything changes",
             15,
             Part(POOL, "BlockPool", ("_require_owners",)),
             CHECK_CASES,
@@ -76,7 +76,7 @@ LAB = Lab(
             None,
             (
                 serving_case("eight completions of five prompts", 60, RAGGED),
-                serving_case("in a pool so small that blocks are evicted and requests preempted", 12, RAGGED),
+                serving_case("a small pool, with evictions and preemptions", 12, RAGGED),
                 serving_case("without a prefix cache", 13, RAGGED, prefix_caching=False),
             ),
         ),

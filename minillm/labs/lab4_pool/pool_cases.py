@@ -11,11 +11,11 @@ from minillm.errors import OutOfBlocks
 from minillm.labs.grader.lab import Case
 
 SMALL, LARGE = 1 << 7, 1 << 17  # blocks
-Call = tuple[str, Any]  # a method, and what it is given
+Call = tuple[str, Any]  # a method and its argument
 
 
 def calls_case(name: str, num_blocks: int, *calls: Call) -> Case:
-    """Call a new pool's methods; after each: what came back, each block's owners, and how many are free."""
+    """Call a new pool's methods; after each call: the result, each block's owners, and the free blocks."""
 
     def run(pool_class: Any) -> list[Any]:
         pool, seen = pool_class(num_blocks, 4), list[Any]()
@@ -29,7 +29,7 @@ def calls_case(name: str, num_blocks: int, *calls: Call) -> Case:
 
 
 def outcome(action: Callable[[], Any]) -> Any:
-    """What `action` returns, or the name of the refusal it raises."""
+    """The result of `action`, or the name of the exception that it raises."""
     try:
         return action()
     except (OutOfBlocks, ValueError, IndexError) as error:
@@ -37,7 +37,7 @@ def outcome(action: Callable[[], Any]) -> Any:
 
 
 def speed_case(name: str, use: Callable[[Any], None]) -> Case:
-    """Whether `use` is about as quick in a large pool as in a small one (a scan: 1,000 times slower)."""
+    """Whether `use` is about as fast in a large pool as in a small one (a scan is 1,000 times slower)."""
 
     def seconds(pool: Any) -> float:
         times = []

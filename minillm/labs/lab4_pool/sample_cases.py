@@ -10,7 +10,7 @@ from minillm.memory.block_table import blocks_for
 
 GROUP_CASES = tuple(
     Case(
-        f"{n} x {total} tokens, {prompt} of them the prompt, blocks of {size}",
+        f"{n} x {total} tokens, {prompt} of them in the prompt, blocks of {size}",
         partial(lambda arguments, blocks: blocks(*arguments), (prompt, total, n, size)),
     )
     for prompt, total, n, size in (
@@ -24,7 +24,7 @@ GROUP_CASES = tuple(
 
 
 def blocks_if_shared(shared: Callable[[int, int, int], int]) -> Callable[..., int]:
-    """`group_blocks` with another idea of what is shared, from (prompt, total, block size)."""
+    """`group_blocks` with another number of shared blocks: shared(prompt, total, block size)."""
 
     def blocks(prompt_len: int, total_len: int, n: int, block_size: int) -> int:
         common = shared(prompt_len, total_len, block_size)
@@ -34,17 +34,19 @@ def blocks_if_shared(shared: Callable[[int, int, int], int]) -> Callable[..., in
 
 
 GROUP_MISTAKES = (
-    Mistake("the samples share the full blocks of their prompt", blocks_if_shared(lambda *_: 0)),
+    Mistake(
+        "no block is shared: samples share the full blocks of the prompt", blocks_if_shared(lambda *_: 0)
+    ),
     Mistake(
         "the prompt's partly full block is counted as shared: every sample writes to its own",
         blocks_if_shared(lambda prompt, total, size: blocks_for(prompt, size)),
     ),
     Mistake(
-        "the shared blocks are counted once more for every sample",
+        "the shared blocks are counted again for every sample: count them once",
         lambda prompt, total, n, size: prompt // size + n * blocks_for(total, size),
     ),
     Mistake(
-        "the answers are counted as shared too: they part with the first token",
+        "the answers are counted as shared too: they differ from the first token on",
         blocks_if_shared(lambda prompt, total, size: blocks_for(total, size)),
     ),
 )

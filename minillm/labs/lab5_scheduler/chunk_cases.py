@@ -9,7 +9,7 @@ from minillm.labs.lab5_scheduler.plan_cases import SequenceState, step_case
 
 
 class Chunks(Scheduler):
-    """The engine's `_prefill` with one idea exchanged."""
+    """The engine's `_prefill`; subclasses replace one part of it."""
 
     def _size(self, sequence: Sequence, budget: int, total: int) -> int:
         return min(self._config.prefill_chunk, budget, total - sequence.num_computed_tokens)
@@ -35,14 +35,14 @@ class Chunks(Scheduler):
 
 
 class WholePrompts(Chunks):
-    """No chunks: as much as the step's budget allows."""
+    """No chunks: as many tokens as the step's budget allows."""
 
     def _size(self, sequence: Sequence, budget: int, total: int) -> int:
         return min(budget, total - sequence.num_computed_tokens)
 
 
 class OverBudget(Chunks):
-    """A full chunk, whatever is left of the step's budget."""
+    """A full chunk, even if less of the step's budget is left."""
 
     def _size(self, sequence: Sequence, budget: int, total: int) -> int:
         return min(self._config.prefill_chunk, total - sequence.num_computed_tokens)
@@ -63,14 +63,14 @@ class PromptOnly(Chunks):
 
 
 class TakesFromOthers(Chunks):
-    """A full chunk always, though a shorter one would have fitted."""
+    """Always a full chunk, even if only a shorter one fits."""
 
     def _shortened(self, size: int, room: int) -> int:
         return size
 
 
 class EmptyChunks(Chunks):
-    """Where nothing fits, a chunk of nothing."""
+    """If no token fits, an empty chunk."""
 
     def _shortened(self, size: int, room: int) -> int:
         return min(size, max(room, 0))
@@ -91,7 +91,7 @@ class CopiesEveryChunk(Chunks):
 
 
 class SaysNothing(Chunks):
-    """The chunk costs nothing of the budget."""
+    """The chunk is not subtracted from the budget."""
 
     def _prefill(self, plan: StepPlan, sequence: Sequence, budget: int) -> int:
         super()._prefill(plan, sequence, budget)
@@ -116,18 +116,16 @@ CHUNK_CASES = (
 )
 CHUNK_MISTAKES = (
     Mistake("the prompt is not cut: a chunk has at most `prefill_chunk` tokens", WholePrompts),
-    Mistake("the step's budget is ignored: a chunk has at most what is left of it", OverBudget),
-    Mistake("the last chunk goes on behind the end of the sequence", PastTheEnd),
-    Mistake("only the prompt is counted: a preempted sequence computes its answer so far again", PromptOnly),
-    Mistake("a newer sequence loses its blocks, though a shorter chunk would have fitted", TakesFromOthers),
+    Mistake("the step's budget is ignored: a chunk has at most the rest of the budget", OverBudget),
+    Mistake("the last chunk is longer than the rest of the sequence", PastTheEnd),
+    Mistake("only the prompt is counted: a preempted sequence must also recompute its answer", PromptOnly),
+    Mistake("a newer sequence is preempted, although a shorter chunk would fit", TakesFromOthers),
     Mistake(
-        "a chunk of no tokens is planned: where there is no room, ask `_fits` for one block", EmptyChunks
+        "an empty chunk is planned: if there is no room, call `_fits` for a chunk of one block", EmptyChunks
     ),
     Mistake(
         "blocks for the copies of the other samples are missing: the last chunk needs them", ForgetsCopies
     ),
-    Mistake(
-        "blocks for the copies are taken with every chunk: they are needed with the last", CopiesEveryChunk
-    ),
+    Mistake("blocks for the copies are counted with every chunk: only the last needs them", CopiesEveryChunk),
     Mistake("the chunk's size is not returned, so the next prompt gets the same budget again", SaysNothing),
 )

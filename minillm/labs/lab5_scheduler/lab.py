@@ -1,4 +1,4 @@
-"""Lab 5: continuous batching with chunked prefill. Who runs in the next step, and who has to wait."""
+"""Lab 5: continuous batching with chunked prefill: which sequences run in the next step, and which wait."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ CHANGE = Change(
         ".request",
         "._memory.release",
     ),
-    "what runs is now a Sequence (minillm.engine.sequence), a Request holds the sequences of one prompt, a "
-    "Chunk has a `sequence`, and `schedule` begins with `_order_running(now)`",
+    "the scheduler now runs a Sequence (minillm.engine.sequence), a Request holds the sequences of one "
+    "prompt, a Chunk has a `sequence`, and `schedule` begins with `_order_running(now)`",
 )
 
 
 def in_engine(asks: Sequence[Ask], num_blocks: int, parts: Any, **config: Any) -> list[Any]:
-    """Every step and all answers; the file's waiting line is its scheduler's."""
+    """Every step and all answers; the file's scheduler uses the file's waiting line."""
     return serve({"scheduler": parts.Scheduler}, asks, num_blocks, **config)
 
 
@@ -43,7 +43,7 @@ LAB = Lab(
         Task("5.1", "priority, age, submission", 10, Part(SCHEDULER, "rank"), RANK_CASES, RANK_MISTAKES),
         Task(
             "5.2",
-            "the next in turn",
+            "the next waiting sequence",
             10,
             Part(SCHEDULER, "WaitingLine", ("first",)),
             FIRST_CASES,
@@ -59,7 +59,7 @@ LAB = Lab(
         ),
         Task(
             "5.4",
-            "blocks, and who loses them",
+            "blocks and preemption",
             20,
             Part(SCHEDULER, "Scheduler", ("_fits",)),
             FIT_CASES,
@@ -75,7 +75,7 @@ LAB = Lab(
         ),
         Task(
             "5.6",
-            "who may begin",
+            "admission",
             15,
             Part(SCHEDULER, "Scheduler", ("_start",)),
             ADMISSION_CASES,
@@ -87,8 +87,8 @@ LAB = Lab(
             10,
             None,
             (
-                Case("seven completions, plenty of memory", partial(in_engine, RAGGED, 99)),
-                Case("so little memory that sequences are preempted", partial(in_engine, RAGGED, 20)),
+                Case("seven completions, enough memory", partial(in_engine, RAGGED, 99)),
+                Case("little memory, with preemptions", partial(in_engine, RAGGED, 20)),
             ),
         ),
     ),

@@ -19,7 +19,7 @@ from minillm.text.detokenizer import NullDetokenizer
 
 
 def waiting_sequence(number: int, priority: int = 0, arrival: float = 0.0, index: int = 0) -> Sequence:
-    """A sequence as it is queued: of the `number`th request, with one token to compute and one to answer."""
+    """A waiting sequence of request number `number`, with a prompt of one token and one output token."""
     params, table = SamplingParams(priority=priority), BlockTable(BlockPool(1, 1))
     return Sequence(
         f"req-{number}", index, [1], params, 0, 1, table, NullDetokenizer(), arrival=arrival, order=number
@@ -28,7 +28,7 @@ def waiting_sequence(number: int, priority: int = 0, arrival: float = 0.0, index
 
 @dataclass(frozen=True)
 class SequenceState:
-    """A sequence in a plan: tokens of its prompt, computed, answered so far; other samples to begin."""
+    """A sequence in a plan: its prompt tokens, computed tokens, output tokens, and samples to fork."""
 
     prompt: int
     computed: int = 0
@@ -39,7 +39,7 @@ class SequenceState:
     arrival: float = 0.0
 
     def make(self, number: int, pool: BlockPool) -> Sequence:
-        """The sequence, with its blocks; `number` is that of its request."""
+        """The sequence, with its blocks; `number` is the number of its request."""
         sequence = waiting_sequence(number, self.priority, self.arrival)
         sequence.prompt_token_ids = [1] * self.prompt
         sequence.output_token_ids = [1] * self.answered
@@ -51,7 +51,7 @@ class SequenceState:
 
 
 def step_case(title: str, num_free: int, *states: SequenceState, now: float = 0.0) -> Case:
-    """The plan of one step: who runs, how many blocks each takes, who loses its place."""
+    """The plan of one step: the sequences that run, their new blocks, and the waiting sequences."""
 
     def run(scheduler_class: Any) -> Step:
         used = sum(blocks_for(state.computed, BLOCK_SIZE) for state in states)
@@ -83,5 +83,5 @@ def _shown(
 
 
 def serving_case(title: str, num_blocks: int, *asks: Ask, **config: Any) -> Case:
-    """What every step does, in an engine without a model."""
+    """Every step of an engine without a model."""
     return Case(title, lambda scheduler: serve({"scheduler": scheduler}, asks, num_blocks, True, **config))

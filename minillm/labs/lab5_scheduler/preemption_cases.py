@@ -1,4 +1,4 @@
-"""Task 5.4, blocks for a sequence and who loses them: cases and known mistakes of `_fits`."""
+"""Task 5.4, blocks for a sequence, and preemption: cases and known mistakes of `_fits`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from minillm.labs.lab5_scheduler.plan_cases import SequenceState, serving_case, 
 
 
 class Victims(Scheduler):
-    """The engine's `_fits` with one idea exchanged."""
+    """The engine's `_fits`; subclasses replace one part of it."""
 
     def _victim(self, sequence: Sequence) -> Sequence:
         return self.running[-1]
@@ -38,49 +38,49 @@ class Victims(Scheduler):
 
 
 class PreemptsOldest(Victims):
-    """The sequence that has run for longest goes."""
+    """Preempts the oldest sequence."""
 
     def _victim(self, sequence: Sequence) -> Sequence:
         return self.running[0]
 
 
 class PreemptsItself(Victims):
-    """Whoever needs a block gives up its own."""
+    """A sequence that needs a block preempts itself."""
 
     def _victim(self, sequence: Sequence) -> Sequence:
         return sequence
 
 
 class NeverWaits(Victims):
-    """The newest, in its prefill, is preempted rather than asked to wait."""
+    """Preempts the newest sequence even in its prefill, when it could wait."""
 
     def _waits(self, sequence: Sequence) -> bool:
         return False
 
 
 class WaitsForDecode(Victims):
-    """Even one that decodes waits: its blocks help nobody."""
+    """A sequence that decodes waits too, so no other sequence can use its blocks."""
 
     def _waits(self, sequence: Sequence) -> bool:
         return self.running[-1] is sequence and len(self.running) > 1
 
 
 class CountsFreeOnly(Victims):
-    """Blocks of the prefix cache that nobody uses are left out."""
+    """Unused blocks of the prefix cache are not counted as available."""
 
     def _available(self) -> int:
         return self._memory.pool.num_free
 
 
 class ForgetsPromises(Victims):
-    """Every sequence is shown the same blocks."""
+    """Ignores the blocks that the plan has already counted."""
 
     def _promised(self, plan: StepPlan) -> int:
         return 0
 
 
 class ForgetsTheCopies(Victims):
-    """The blocks for other samples are asked for by nobody."""
+    """The blocks for other samples are not counted."""
 
     def _fits(self, plan: StepPlan, sequence: Sequence, num_tokens: int, forks: int = 0) -> bool:
         return super()._fits(plan, sequence, num_tokens, 0)
@@ -98,7 +98,7 @@ FIT_CASES = (
     step_case("the newest one is in its prefill", 0, SequenceState(6, 6, 1), SequenceState(30, 8)),
     step_case("two answers, and one block", 1, SequenceState(8, 8, 1), SequenceState(8, 8, 1)),
     step_case(
-        "two newer ones must go",
+        "two newer sequences must be preempted",
         0,
         SequenceState(10, 8, forks=1),
         SequenceState(4, 4, 1),
@@ -108,14 +108,16 @@ FIT_CASES = (
 )
 FIT_MISTAKES = (
     Mistake(
-        "the oldest is preempted: the newest goes, or nobody would ever be sure to finish", PreemptsOldest
+        "the oldest is preempted: preempt the newest, otherwise no sequence is sure to finish",
+        PreemptsOldest,
     ),
-    Mistake("whoever needs a block preempts itself: newer sequences go first", PreemptsItself),
-    Mistake("the newest is preempted in its prefill: it can wait and keep what it has computed", NeverWaits),
+    Mistake("a sequence that needs a block preempts itself: preempt the newest", PreemptsItself),
+    Mistake("the newest is preempted in its prefill: it can wait and keep its computed tokens", NeverWaits),
     Mistake(
-        "a newest that decodes waits, and keeps blocks that nobody else can get: preempt it", WaitsForDecode
+        "the newest waits although it decodes, so no other sequence can use its blocks: preempt it",
+        WaitsForDecode,
     ),
-    Mistake("blocks that only the prefix cache holds can be had, too: ask for `available`", CountsFreeOnly),
-    Mistake("blocks are promised twice: those already in the plan are gone", ForgetsPromises),
+    Mistake("unused blocks of the prefix cache are not counted: use `available`", CountsFreeOnly),
+    Mistake("blocks are counted twice: subtract the blocks that are already in the plan", ForgetsPromises),
     Mistake("the blocks for other samples (`forks`) are not counted", ForgetsTheCopies),
 )

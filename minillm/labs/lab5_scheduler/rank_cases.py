@@ -1,4 +1,4 @@
-"""Tasks 5.1 and 5.2, whose turn it is: cases and known mistakes."""
+"""Tasks 5.1 and 5.2, the order of sequences: cases and known mistakes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def rank_case(title: str, now: float, *turns: Turn) -> Case:
 
 
 def rank_with(age: Callable[[float], Any], sign: int = 1) -> Callable[..., Any]:
-    """`rank` with another idea of age (in agings), or of which priority is high."""
+    """`rank` with another function of the age (in units of AGING_SECONDS), or another sign of priority."""
 
     def wrong(sequence: Sequence, now: float) -> tuple[Any, int, int]:
         aged = age((now - sequence.arrival) / AGING_SECONDS)
@@ -49,19 +49,19 @@ def rank_with(age: Callable[[float], Any], sign: int = 1) -> Callable[..., Any]:
 
 
 RANK_CASES = (
-    rank_case("alike", 5, (0, 1), (0, 2), (0, 3)),
+    rank_case("equal priorities", 5, (0, 1), (0, 2), (0, 3)),
     rank_case("priorities", 5, (2, 0), (0, 1), (1, 2)),
-    rank_case("somebody has waited long", 33, (2, 2), (0, 31), (2, 25)),
-    rank_case("not quite long enough", 30, (2, 11), (0, 29), (1, 19)),
+    rank_case("one has waited long", 33, (2, 2), (0, 31), (2, 25)),
+    rank_case("one has almost waited long enough", 30, (2, 11), (0, 29), (1, 19)),
 )
 RANK_MISTAKES = (
     Mistake("priorities are ignored", lambda r, now: (r.order, r.index)),
-    Mistake("a larger priority goes first here; the smaller one does", rank_with(int, sign=-1)),
-    Mistake("waiting does not age: a low priority can wait for ever", rank_with(lambda age: 0)),
-    Mistake("waiting makes it go later: take the age off its priority", rank_with(lambda age: -int(age))),
-    Mistake("age counts in whole priorities: a part of AGING_SECONDS is worth nothing", rank_with(float)),
+    Mistake("the larger priority goes first: the smaller one must go first", rank_with(int, sign=-1)),
+    Mistake("there is no aging: a low priority can wait for ever", rank_with(lambda age: 0)),
+    Mistake("age makes a sequence go later: subtract it from the priority", rank_with(lambda age: -int(age))),
+    Mistake("parts of AGING_SECONDS are counted: age counts in whole steps", rank_with(float)),
     Mistake(
-        "samples of one request are not told apart: the sample index comes last",
+        "samples of one request have equal ranks: the sample index comes last",
         lambda r, now: rank(r, now)[:2],
     ),
 )
@@ -71,7 +71,7 @@ RANK_MISTAKES = (
 
 
 def first_case(title: str, now: float, *turns: Turn) -> Case:
-    """Whom a waiting line calls, until nobody is left."""
+    """The sequences in the order in which the waiting line returns them, until it is empty."""
 
     def run(line_class: Any) -> list[Any]:
         line, called = line_class(), list[Any]()
@@ -86,35 +86,35 @@ def first_case(title: str, now: float, *turns: Turn) -> Case:
 
 
 class CallsTheOldest(WaitingLine):
-    """Of all that wait, the first submitted."""
+    """Returns the sequence that was submitted first."""
 
     def first(self, now: float) -> Sequence | None:
         return min((line[0] for line in self._lines.values()), key=lambda r: r.order, default=None)
 
 
 class CallsTheFirstLine(WaitingLine):
-    """The best priority always goes first, however long others have waited."""
+    """The best priority always goes first, even if others have waited long."""
 
     def first(self, now: float) -> Sequence | None:
         return self._lines[min(self._lines)][0] if self._lines else None
 
 
 class CallsTheNewest(WaitingLine):
-    """Looks at the wrong end of every line."""
+    """Returns the newest sequence of a line."""
 
     def first(self, now: float) -> Sequence | None:
         return min((line[-1] for line in self._lines.values()), key=lambda r: rank(r, now), default=None)
 
 
 class CallsByOldRank(WaitingLine):
-    """By the rank that a sequence is given when it is admitted."""
+    """Uses the rank that a sequence got when it was admitted."""
 
     def first(self, now: float) -> Sequence | None:
         return min((line[0] for line in self._lines.values()), key=lambda r: r.rank, default=None)
 
 
 class ExpectsSomebody(WaitingLine):
-    """Fails where nobody waits."""
+    """Fails if no sequence waits."""
 
     def first(self, now: float) -> Sequence | None:
         return min((line[0] for line in self._lines.values()), key=lambda r: rank(r, now))
@@ -123,16 +123,16 @@ class ExpectsSomebody(WaitingLine):
 FIRST_CASES = (
     first_case("one line", 5, (0, 1), (0, 2), (0, 3)),
     first_case("three lines", 5, (2, 0), (0, 1), (1, 2), (0, 3)),
-    first_case("somebody has waited long", 33, (2, 2), (0, 31), (1, 32)),
-    first_case("nobody", 5),
+    first_case("one has waited long", 33, (2, 2), (0, 31), (1, 32)),
+    first_case("an empty line", 5),
 )
 FIRST_MISTAKES = (
-    Mistake("the first submitted is called, whatever its priority", CallsTheOldest),
+    Mistake("the first submitted is returned, whatever its priority: compare ranks at `now`", CallsTheOldest),
     Mistake(
-        "a line of low priority is never called while others have sequences: compare ranks at `now`",
+        "a line of low priority must wait until the others are empty: compare ranks at `now`",
         CallsTheFirstLine,
     ),
-    Mistake("the newest of a line is called: a line is in order of submission", CallsTheNewest),
-    Mistake("`sequence.rank` is as of an earlier step; ask `rank(sequence, now)`", CallsByOldRank),
-    Mistake("nobody may be waiting: None is the answer then", ExpectsSomebody),
+    Mistake("the newest of a line is returned: a line is in order of submission", CallsTheNewest),
+    Mistake("`sequence.rank` is from an earlier step: use `rank(sequence, now)`", CallsByOldRank),
+    Mistake("it fails if no sequence waits: return None", ExpectsSomebody),
 )

@@ -12,7 +12,7 @@ from minillm.labs.lab5_scheduler.plan_cases import SequenceState, serving_case, 
 
 
 class Steps(Scheduler):
-    """Pieces of `schedule`, for schedulers that put them together differently."""
+    """Parts of `schedule`, for schedulers that combine them differently."""
 
     def _begin(self, now: float) -> StepPlan:
         self._order_running(now)
@@ -32,7 +32,7 @@ class Steps(Scheduler):
 
 
 class PrefillFirst(Steps):
-    """Prompts first, answers with what is left of the budget."""
+    """Prompts first, then answers with the rest of the budget."""
 
     def schedule(self, now: float) -> StepPlan:
         plan = self._begin(now)
@@ -57,7 +57,7 @@ class OneOrTheOther(Steps):
 
 
 class AdmitsFirst(Steps):
-    """New prompts before those that have begun."""
+    """New prompts before started ones."""
 
     def schedule(self, now: float) -> StepPlan:
         plan = self._begin(now)
@@ -72,7 +72,7 @@ class AdmitsFirst(Steps):
 
 
 class StaticBatches(Steps):
-    """Nobody is let in before everybody has finished."""
+    """Admits no sequence before all running ones have finished."""
 
     def schedule(self, now: float) -> StepPlan:
         plan = self._begin(now)
@@ -84,7 +84,7 @@ class StaticBatches(Steps):
 
 
 class DecodeIsFree(Steps):
-    """Answers cost nothing of the budget."""
+    """The rows of decode are not subtracted from the budget."""
 
     def schedule(self, now: float) -> StepPlan:
         plan = self._begin(now)
@@ -94,7 +94,7 @@ class DecodeIsFree(Steps):
 
 
 class RunsThePreempted(Steps):
-    """Goes on with a sequence that an older one has preempted in this very step."""
+    """Plans a sequence that was preempted in the same step."""
 
     def schedule(self, now: float) -> StepPlan:
         plan = self._begin(now)
@@ -107,7 +107,7 @@ class RunsThePreempted(Steps):
 
 
 class RanksOfLongAgo(Steps):
-    """In the order in which the sequences were let in."""
+    """Uses the ranks that the sequences got when they were admitted."""
 
     def schedule(self, now: float) -> StepPlan:
         plan = StepPlan()
@@ -116,7 +116,7 @@ class RanksOfLongAgo(Steps):
 
 
 STEP_CASES = (
-    serving_case("a long prompt comes while another answers", 40, Ask(3, 9), Ask(30, 3, at=2)),
+    serving_case("a long prompt arrives during an answer", 40, Ask(3, 9), Ask(30, 3, at=2)),
     serving_case("prompts one after the other", 60, *[Ask(9, 3, at=i) for i in range(6)], Ask(20, 2, at=1)),
     serving_case("twelve answers at once", 60, *[Ask(4, 9) for _ in range(10)], Ask(20, 2, at=3)),
     step_case(
@@ -127,7 +127,7 @@ STEP_CASES = (
         SequenceState(6, 6, 1),
     ),
     step_case(
-        "a low priority has aged since it was let in",
+        "a low priority has aged since its admission",
         0,
         SequenceState(6, 6, 1, priority=1),
         SequenceState(6, 6, 1, arrival=5),
@@ -135,11 +135,11 @@ STEP_CASES = (
     ),
 )
 STEP_MISTAKES = (
-    Mistake("prompts go before answers: who is being answered stutters", PrefillFirst),
-    Mistake("a step does both: answers need not wait while a prompt is prefilled", OneOrTheOther),
-    Mistake("new sequences are let in before the begun ones have had their chunk", AdmitsFirst),
-    Mistake("this is static batching: let new sequences in at every step", StaticBatches),
-    Mistake("the answers' tokens are not taken off the budget", DecodeIsFree),
-    Mistake("a sequence is planned that an older one has preempted in this step", RunsThePreempted),
-    Mistake("ranks are as of admission: `_order_running(now)` comes first", RanksOfLongAgo),
+    Mistake("prompts go before answers, so answers have gaps: plan decode first", PrefillFirst),
+    Mistake("answers wait while a prompt is prefilled: one step can do both", OneOrTheOther),
+    Mistake("new sequences are admitted before the started prompts get their chunks", AdmitsFirst),
+    Mistake("this is static batching: admit new sequences in every step", StaticBatches),
+    Mistake("the rows of decode are not subtracted from the budget", DecodeIsFree),
+    Mistake("a sequence is planned that was preempted in the same step", RunsThePreempted),
+    Mistake("the ranks are those of admission: call `_order_running(now)` first", RanksOfLongAgo),
 )

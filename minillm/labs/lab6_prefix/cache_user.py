@@ -1,4 +1,4 @@
-"""What the cases of lab 6 do with a prefix cache: sequences write blocks, look for them, and leave."""
+"""What the cases of lab 6 do with a prefix cache: sequences write blocks, search blocks, and free them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STORY: Chain = (FIRST, SECOND, OTHER)
 
 
 class CacheUser:
-    """A cache with a pool, and what a sequence does with them; a constant hash makes every key alike."""
+    """A cache with a pool, and the actions of a sequence; a constant hash gives every key the same digest."""
 
     def __init__(self, cache_class: Any, num_blocks: int = 8, is_constant: bool = False) -> None:
         self.pool = BlockPool(num_blocks, 4)
@@ -39,7 +39,7 @@ class CacheUser:
         return blocks
 
     def leave(self, *block_ids: int) -> None:
-        """A sequence gives its blocks back."""
+        """A sequence frees its blocks."""
         self.pool.free(block_ids)
         self.cache.released(block_ids)
 
@@ -47,7 +47,7 @@ class CacheUser:
         """The ids of the blocks that are found."""
         return [block.block_id for block in self.cache.match(scope, self.keys(scope, chain))]
 
-    def books(self) -> list[Any]:
-        """Findable, unused, each block's owners, free ones."""
+    def state(self) -> list[Any]:
+        """The state of the cache: findable blocks, unused blocks, owners of each block, free blocks."""
         owners = [self.pool.ref_count(block) for block in range(self.pool.num_blocks)]
         return [self.cache.num_blocks, self.cache.num_unused, owners, self.pool.num_free]

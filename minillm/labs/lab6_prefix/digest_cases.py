@@ -12,7 +12,7 @@ from minillm.memory.prefix_cache import SCHEMA, PrefixCache, Scope, encode, sha2
 
 
 def digest_case(cache_class: Any) -> list[str]:
-    """Which one changes leave a block's digest as it was."""
+    """The names of the single changes that do not change a block's digest."""
     cache = cache_class(BlockPool(8, 4))
     whole = (Scope("model", "alice", "image"), b"parent", FIRST)
     changes: dict[str, tuple[Scope, bytes | None, Sequence[int]]] = {
@@ -32,7 +32,7 @@ def digest_case(cache_class: Any) -> list[str]:
 
 
 def used_hash_case(cache_class: Any) -> list[Any]:
-    """Equal keys agree, the cache's own hash function is asked, and the schema is in what it is given."""
+    """Equal keys have equal digests; the cache's hash function is called, and its input has the schema."""
     hashed: list[bytes] = []
 
     def watched(data: bytes) -> bytes:
@@ -45,7 +45,7 @@ def used_hash_case(cache_class: Any) -> list[Any]:
 
 
 class Digests(PrefixCache):
-    """The engine's digest of a key with one field exchanged."""
+    """The engine's digest; subclasses change one field of the key."""
 
     def _key(self, scope: Scope, parent: bytes | None, token_ids: Sequence[int]) -> bytes:
         return encode(SCHEMA, *scope, parent, token_ids)
@@ -55,66 +55,66 @@ class Digests(PrefixCache):
 
 
 class NoChain(Digests):
-    """The same tokens anywhere."""
+    """Ignores the tokens before the block."""
 
     def _key(self, scope: Scope, parent: bytes | None, token_ids: Sequence[int]) -> bytes:
         return encode(SCHEMA, *scope, None, token_ids)
 
 
 class NoScope(Digests):
-    """The same tokens of anybody."""
+    """Ignores the scope."""
 
     def _key(self, scope: Scope, parent: bytes | None, token_ids: Sequence[int]) -> bytes:
         return encode(SCHEMA, parent, token_ids)
 
 
 class NoTenant(Digests):
-    """Of the scope, the model's part alone."""
+    """Uses only the envelope of the scope."""
 
     def _key(self, scope: Scope, parent: bytes | None, token_ids: Sequence[int]) -> bytes:
         return encode(SCHEMA, scope.envelope, parent, token_ids)
 
 
 class NoTokens(Digests):
-    """Who and where, but not what."""
+    """Ignores the token ids."""
 
     def _key(self, scope: Scope, parent: bytes | None, token_ids: Sequence[int]) -> bytes:
         return encode(SCHEMA, *scope, parent)
 
 
 class NoSchema(Digests):
-    """As if the format would never change."""
+    """Leaves out the version of the format."""
 
     def _key(self, scope: Scope, parent: bytes | None, token_ids: Sequence[int]) -> bytes:
         return encode(*scope, parent, token_ids)
 
 
 class AnyOrder(Digests):
-    """A set of tokens."""
+    """Ignores the order of the tokens."""
 
     def _key(self, scope: Scope, parent: bytes | None, token_ids: Sequence[int]) -> bytes:
         return encode(SCHEMA, *scope, parent, sorted(token_ids))
 
 
 class OwnHash(Digests):
-    """Not the function that the cache was made with."""
+    """Does not use the function that the cache was created with."""
 
     def digest(self, scope: Scope, parent: bytes | None, token_ids: Sequence[int]) -> bytes:
         return sha256(self._key(scope, parent, token_ids))
 
 
 DIGEST_CASES = (
-    Case("a change that leaves the digest as it was", digest_case),
-    Case("what is hashed, and by whom", used_hash_case),
+    Case("changes that do not change the digest", digest_case),
+    Case("the hash function and its input", used_hash_case),
 )
 DIGEST_MISTAKES = (
     Mistake(
-        "the parent is missing: the same tokens behind another beginning have other keys and values", NoChain
+        "the parent is missing: the same tokens after another beginning have other keys and values", NoChain
     ),
-    Mistake("the scope is missing: who may share is a part of the key", NoScope),
-    Mistake("only the envelope of the scope is in the key: tenant and conditioning belong to it", NoTenant),
+    Mistake("the scope is missing: blocks are shared only within equal scopes", NoScope),
+    Mistake("only the envelope of the scope is in the key: add tenant and conditioning", NoTenant),
     Mistake("the token ids are missing", NoTokens),
-    Mistake("the version of the format is missing: SCHEMA is a field, too", NoSchema),
-    Mistake("the ids are sorted: their order is what was read", AnyOrder),
+    Mistake("the version of the format is missing: SCHEMA is a field too", NoSchema),
+    Mistake("the ids are sorted: their order is a part of the key", AnyOrder),
     Mistake("the hash function given to the cache is not used", OwnHash),
 )

@@ -10,7 +10,7 @@ from minillm.memory.prefix_cache import encode
 
 
 def encode_case(title: str, *keys: tuple[Any, ...]) -> Case:
-    """Which of these keys have the same bytes as an earlier one; none of the given ones should."""
+    """The keys that have the same bytes as an earlier key; there should be none."""
 
     def run(function: Callable[..., bytes]) -> list[str]:
         seen: dict[bytes, tuple[Any, ...]] = {}
@@ -25,19 +25,19 @@ def encode_case(title: str, *keys: tuple[Any, ...]) -> Case:
 
 
 def smuggle_case(function: Callable[..., bytes]) -> bool:
-    """Whether two fields can be read as two others, where one holds what stands between two fields."""
+    """Whether two fields can look like two others, if a field contains the separator between fields."""
     left, right = b"XYX", b"ZYZ"
     between = bytes(function(left, right)).partition(left)[2].partition(right)[0]
     return function(left + between + right, b"!") == function(left, right + between + b"!")
 
 
 def same_case(function: Callable[..., bytes]) -> list[bool]:
-    """Equal fields have equal bytes, in whichever kind of sequence the ids come."""
+    """Equal fields have equal bytes, also if the ids are in another type of sequence."""
     return [function("m", None, [1, 2]) == function("m", None, other) for other in ([1, 2], (1, 2))]
 
 
 def joined(between: bytes, show: Callable[[Any], bytes]) -> Callable[..., bytes]:
-    """An encoding that joins what `show` makes of the fields."""
+    """An encoding that joins `show(field)` of all fields."""
     return lambda *fields: between.join(show(field) for field in fields)
 
 
@@ -60,7 +60,7 @@ def tagged(field: Any) -> bytes:
 
 
 def narrow_ids(*fields: Any) -> bytes:
-    """Ids in two bytes each."""
+    """Encodes each id in two bytes."""
     return encode(*([i % (1 << 16) for i in f] if isinstance(f, list | tuple) else f for f in fields))
 
 
@@ -71,20 +71,22 @@ ENCODE_CASES = (
     encode_case("one, in many ways", (1,), ("1",), (b"1",), ([1],), ((49,),)),
     encode_case("ids in two fields", ([1], [2, 3]), ([1, 2], [3]), ([1, 2, 3], []), ([], [1, 2, 3])),
     encode_case("large ids", ([70_000],), ([70_000 - 65_536],), ([112, 17, 1],), ([1, 70_000],)),
-    Case("a field that holds what stands between two fields", smuggle_case),
-    Case("the same key twice, its ids in a list and in a tuple", same_case),
+    Case("a field that contains the separator between two fields", smuggle_case),
+    Case("the same key twice, with its ids in a list and in a tuple", same_case),
 )
 ENCODE_MISTAKES = (
-    Mistake("fields run into each other: give each its length", joined(b"", payload)),
+    Mistake(
+        "the border between two fields is not encoded: add the length of each field", joined(b"", payload)
+    ),
     Mistake("fields have no type: None, an empty text and no ids are different keys", joined(b"", sized)),
-    Mistake("a separator or a tag is no length: it can occur in a field, too", joined(b"|", tagged)),
+    Mistake("a separator or a tag can also occur in a field: add the length", joined(b"|", tagged)),
     Mistake("ids are cut to 16 bits: a vocabulary can be larger", narrow_ids),
     Mistake(
-        "the kind of sequence is encoded: a list and a tuple of the same ids are the same key",
+        "the type of sequence is encoded: a list and a tuple of the same ids are the same key",
         lambda *fields: repr(fields).encode(),
     ),
     Mistake(
-        "Python's `hash` is no encoding: different keys can have one hash",
+        "Python's `hash` is not an encoding: different keys can have the same hash",
         lambda *fields: b"%d" % hash(str(fields[0])),
     ),
 )

@@ -13,54 +13,54 @@ from minillm.memory.prefix_cache import PrefixCache
 
 
 def release_case(title: str, use: Callable[[CacheUser], None]) -> Case:
-    """The books after `use`, and what is still found after each eviction of one block."""
+    """The state after `use`, and the blocks that are found after each eviction of one block."""
 
     def run(cache_class: Any) -> list[Any]:
         user = CacheUser(cache_class)
         use(user)
-        seen = [user.books()]
+        seen = [user.state()]
         for _ in range(user.cache.num_unused):
             user.cache.evict(1)
-            seen.append([user.find(STORY), user.find([OTHER, SECOND]), user.books()])
+            seen.append([user.find(STORY), user.find([OTHER, SECOND]), user.state()])
         return seen
 
     return Case(title, run)
 
 
 def one_leaves(user: CacheUser) -> None:
-    """A sequence of three blocks leaves."""
+    """A sequence of three blocks ends."""
     user.leave(*(block.block_id for block in user.write(STORY)))
 
 
 def two_leave(user: CacheUser) -> None:
-    """Two sequences leave, the second first."""
+    """Two sequences end, the second first."""
     first, second = user.write([OTHER, SECOND]), user.write(STORY)
     for blocks in (second, first):
         user.leave(*(block.block_id for block in blocks))
 
 
 def one_of_two_leaves(user: CacheUser) -> None:
-    """A sequence leaves whose first two blocks another one reads."""
+    """A sequence ends; another one still uses its first two blocks."""
     blocks = user.write(STORY)
     user.cache.acquire(blocks[:2])
     user.leave(*(block.block_id for block in blocks))
 
 
 def leaves_unpublished(user: CacheUser) -> None:
-    """A sequence leaves whose last block is only partly full."""
+    """A sequence ends; its last block is partly full."""
     blocks = user.write(STORY)
     user.leave(*(block.block_id for block in blocks), *user.pool.allocate(1))
 
 
 class ReleasesForward(PrefixCache):
-    """The first block of a sequence has been unused for longest."""
+    """The first block of a sequence is evicted first."""
 
     def released(self, block_ids: Sequence[int]) -> None:
         super().released(block_ids[::-1])
 
 
 class ReleasesUsed(PrefixCache):
-    """Whoever leaves, the block is unused."""
+    """A block becomes unused when any owner frees it."""
 
     def released(self, block_ids: Sequence[int]) -> None:
         for block_id in reversed(block_ids):
@@ -69,7 +69,7 @@ class ReleasesUsed(PrefixCache):
 
 
 class ReleasesUnknown(PrefixCache):
-    """Expects every block to be known."""
+    """Expects every block to be in the cache."""
 
     def released(self, block_ids: Sequence[int]) -> None:
         for block_id in reversed(block_ids):
@@ -78,29 +78,29 @@ class ReleasesUnknown(PrefixCache):
 
 
 class ReleasesNothing(PrefixCache):
-    """Nothing is ever unused."""
+    """No block ever becomes unused."""
 
     def released(self, block_ids: Sequence[int]) -> None:
         pass
 
 
 RELEASE_CASES = (
-    release_case("a sequence of three blocks leaves", one_leaves),
-    release_case("two leave, the second first", two_leave),
-    release_case("one leaves whose blocks another one reads", one_of_two_leaves),
-    release_case("one leaves with a partly full block", leaves_unpublished),
+    release_case("a sequence of three blocks ends", one_leaves),
+    release_case("two sequences end, the second first", two_leave),
+    release_case("a sequence ends, another one still uses its blocks", one_of_two_leaves),
+    release_case("a sequence with a partly full block ends", leaves_unpublished),
 )
 RELEASE_MISTAKES = (
     Mistake(
-        "parents go before children, and a child without its parent can never be found: last block first",
+        "parents are evicted before children, which can then never be found: last block first",
         ReleasesForward,
     ),
     Mistake(
-        "a block that somebody still reads is unused: ask the pool whether the cache is its only owner",
+        "a block becomes unused while a sequence still uses it: check that the cache is its only owner",
         ReleasesUsed,
     ),
-    Mistake("not every block is known to the cache: the last one is often partly full", ReleasesUnknown),
-    Mistake("nothing becomes unused, so nothing can be evicted: the pool will run dry", ReleasesNothing),
+    Mistake("not every block is in the cache: the last one is often partly full", ReleasesUnknown),
+    Mistake("no block becomes unused, so no block can be evicted: the pool becomes empty", ReleasesNothing),
 )
 
 
@@ -108,19 +108,19 @@ RELEASE_MISTAKES = (
 
 
 def evict_case(title: str, count: int, is_constant: bool) -> Case:
-    """Two sequences have left; evict, and see what is found, and what the pool has back."""
+    """Two sequences have ended; evict, then show the blocks that are found and the state."""
 
     def run(cache_class: Any) -> list[Any]:
         user = CacheUser(cache_class, is_constant=is_constant)
         two_leave(user)
         evicted = user.cache.evict(count)
-        return [evicted, user.find(STORY), user.find([OTHER, SECOND]), user.books()]
+        return [evicted, user.find(STORY), user.find([OTHER, SECOND]), user.state()]
 
     return Case(f"{title}, {'constant hash' if is_constant else 'SHA-256'}", run)
 
 
 class EvictsNewest(PrefixCache):
-    """The block that was used last goes."""
+    """Evicts the most recently used block."""
 
     def evict(self, count: int) -> int:
         for block_id in reversed(list(self._unused)):
@@ -129,7 +129,7 @@ class EvictsNewest(PrefixCache):
 
 
 class StaysFindable(PrefixCache):
-    """A block that is somebody else's by now can still be found."""
+    """An evicted block can still be found."""
 
     def evict(self, count: int) -> int:
         index = {digest: list(bucket) for digest, bucket in self._index.items()}
@@ -139,7 +139,7 @@ class StaysFindable(PrefixCache):
 
 
 class EmptiesTheBucket(PrefixCache):
-    """Forgets every block with the digest of the evicted one."""
+    """Removes every block that has the digest of the evicted one."""
 
     def evict(self, count: int) -> int:
         digests = [block.digest for block in list(self._unused.values())[:count]]
@@ -150,7 +150,7 @@ class EmptiesTheBucket(PrefixCache):
 
 
 class KeepsTheBlock(PrefixCache):
-    """Not findable, and not free."""
+    """An evicted block cannot be found, but it is not free either."""
 
     def evict(self, count: int) -> int:
         ids = list(self._unused)[:count]
@@ -159,7 +159,7 @@ class KeepsTheBlock(PrefixCache):
 
 
 class SaysCount(PrefixCache):
-    """Claims to have given back what was asked for."""
+    """Always returns the requested count."""
 
     def evict(self, count: int) -> int:
         super().evict(count)
@@ -167,7 +167,7 @@ class SaysCount(PrefixCache):
 
 
 class EvictsAll(PrefixCache):
-    """Makes a clean sweep."""
+    """Evicts all unused blocks."""
 
     def evict(self, count: int) -> int:
         return super().evict(self.num_unused)
@@ -178,19 +178,20 @@ EVICT_CASES = (
     evict_case("three", 3, False),
     evict_case("one", 1, True),
     evict_case("three", 3, True),
-    evict_case("more than there are", 9, False),
+    evict_case("more than are unused", 9, False),
     evict_case("none", 0, False),
 )
 EVICT_MISTAKES = (
     Mistake(
-        "the most recently used block goes; it is the least recently used one that is missed least",
+        "the most recently used block is evicted: evict the least recently used one",
         EvictsNewest,
     ),
-    Mistake("an evicted block can still be found, though its memory is somebody else's now", StaysFindable),
+    Mistake("an evicted block can still be found, although its memory may be used again", StaysFindable),
     Mistake(
-        "blocks with the same digest are forgotten with it: take this one out of its list", EmptiesTheBucket
+        "all blocks with the same digest are removed: remove only the evicted one from the list",
+        EmptiesTheBucket,
     ),
-    Mistake("the cache gives up its share of the block, but the pool is not told: `free`", KeepsTheBlock),
-    Mistake("there may be fewer unused blocks than asked for: return how many went", SaysCount),
-    Mistake("more is evicted than asked for", EvictsAll),
+    Mistake("the evicted block is not freed in the pool: call `free`", KeepsTheBlock),
+    Mistake("there may be fewer unused blocks than requested: return the number evicted", SaysCount),
+    Mistake("more blocks are evicted than requested", EvictsAll),
 )

@@ -12,7 +12,7 @@ from minillm.memory.prefix_cache import CachedBlock, PrefixCache, Scope
 def find_case(
     title: str, *wanted: tuple[Scope, Chain], written: Scope = HOME, is_constant: bool = True
 ) -> Case:
-    """Write STORY and another beginning; then what is found for each wanted chain, and the false matches."""
+    """Write STORY and another chain; show the blocks found for each wanted chain, and the false matches."""
 
     def run(cache_class: Any) -> list[Any]:
         user = CacheUser(cache_class, is_constant=is_constant)
@@ -25,7 +25,7 @@ def find_case(
 
 
 class Finds(PrefixCache):
-    """The engine's `_find` with one comparison exchanged."""
+    """The engine's `_find`; subclasses change one comparison."""
 
     def _same(
         self, block: CachedBlock, scope: Scope, parent: CachedBlock | None, ids: tuple[int, ...]
@@ -43,7 +43,7 @@ class Finds(PrefixCache):
 
 
 class TrustsTheHash(Finds):
-    """Whatever has the digest."""
+    """Returns any block with the digest."""
 
     def _same(
         self, block: CachedBlock, scope: Scope, parent: CachedBlock | None, ids: tuple[int, ...]
@@ -52,7 +52,7 @@ class TrustsTheHash(Finds):
 
 
 class AnyScope(Finds):
-    """Everybody shares."""
+    """Does not compare the scope."""
 
     def _same(
         self, block: CachedBlock, scope: Scope, parent: CachedBlock | None, ids: tuple[int, ...]
@@ -61,7 +61,7 @@ class AnyScope(Finds):
 
 
 class AnyParent(Finds):
-    """The same tokens after anything."""
+    """Does not compare the parent."""
 
     def _same(
         self, block: CachedBlock, scope: Scope, parent: CachedBlock | None, ids: tuple[int, ...]
@@ -70,7 +70,7 @@ class AnyParent(Finds):
 
 
 class ParentByDigest(Finds):
-    """The parent is compared by its digest: that is trusting the hash again."""
+    """Compares the parent by its digest, so it trusts the hash."""
 
     def _same(
         self, block: CachedBlock, scope: Scope, parent: CachedBlock | None, ids: tuple[int, ...]
@@ -80,7 +80,7 @@ class ParentByDigest(Finds):
 
 
 class AnyTokens(Finds):
-    """Who and where, but not what."""
+    """Does not compare the token ids."""
 
     def _same(
         self, block: CachedBlock, scope: Scope, parent: CachedBlock | None, ids: tuple[int, ...]
@@ -89,7 +89,7 @@ class AnyTokens(Finds):
 
 
 class FirstOnly(PrefixCache):
-    """Gives up at the first candidate that is another."""
+    """Stops at the first candidate that is not the right block."""
 
     def _find(
         self, digest: bytes, scope: Scope, parent: CachedBlock | None, token_ids: tuple[int, ...]
@@ -103,7 +103,7 @@ class FirstOnly(PrefixCache):
 
 
 class CountsNothing(PrefixCache):
-    """Right, and silent about it."""
+    """Finds the right block, but does not count false matches."""
 
     def _find(
         self, digest: bytes, scope: Scope, parent: CachedBlock | None, token_ids: tuple[int, ...]
@@ -127,25 +127,23 @@ FIND_CASES = (
     find_case("other conditioning", (Scope("model", None, "image"), STORY)),
     find_case("a tenant moved to conditioning", (Scope("m", None, "x"), STORY), written=Scope("m", "x", "")),
     find_case(
-        "known blocks behind another parent",
+        "known blocks after another parent",
         (HOME, [SECOND]),
         (HOME, [FIRST, OTHER]),
         (HOME, [OTHER, SECOND, OTHER]),
     ),
 )
 FIND_MISTAKES = (
-    Mistake("the hash is trusted: whatever has the digest is a hit. Compare every field", TrustsTheHash),
+    Mistake("the hash is trusted: any block with the digest is a hit. Compare every field", TrustsTheHash),
     Mistake("the scope is not compared, so one tenant or model finds the blocks of another", AnyScope),
     Mistake(
-        "the parent is not compared: the same tokens behind another beginning are another block", AnyParent
+        "the parent is not compared: the same tokens after another beginning are another block", AnyParent
     ),
     Mistake(
-        "the parent is compared by its digest: compare its identity (`is`), or the hash is trusted after all",
+        "the parent is compared by its digest, so the hash is trusted: compare its identity (`is`)",
         ParentByDigest,
     ),
     Mistake("the token ids are not compared", AnyTokens),
-    Mistake(
-        "the search ends at the first candidate that is another: there can be more with the digest", FirstOnly
-    ),
+    Mistake("the search stops at the first wrong candidate: more blocks can have the digest", FirstOnly),
     Mistake("false matches are not counted", CountsNothing),
 )

@@ -1,4 +1,4 @@
-"""Lab 6: a prefix cache that proves its hits. What a key must hold, and what a match must compare."""
+"""Lab 6: a prefix cache that proves its hits: what a key must contain, and what a match must compare."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CACHE = "minillm.memory.prefix_cache"
 
 
 def in_engine(asks: Sequence[Ask], num_blocks: int, is_constant: bool, parts: Any) -> list[Any]:
-    """Every step, the answers, and what the cache says of itself."""
+    """Every step, the answers, and the cache's counters."""
     caches = list[Any]()
 
     def make_cache(pool: Any) -> Any:
@@ -50,7 +50,7 @@ LAB = Lab(
     "A prefix cache that proves its hits",
     (
         Task(
-            "6.1", "no two keys with the same bytes", 15, Part(CACHE, "encode"), ENCODE_CASES, ENCODE_MISTAKES
+            "6.1", "different keys, different bytes", 15, Part(CACHE, "encode"), ENCODE_CASES, ENCODE_MISTAKES
         ),
         Task(
             "6.2",

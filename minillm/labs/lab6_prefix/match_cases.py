@@ -11,20 +11,20 @@ from minillm.memory.prefix_cache import CachedBlock, PrefixCache, Scope
 
 
 def match_case(title: str, num_evicted: int, *wanted: Chain) -> Case:
-    """What is found of each chain, and that nothing has changed hands; `num_evicted` blocks are gone."""
+    """The blocks found of each chain after `num_evicted` evictions, and the state, which must not change."""
 
     def run(cache_class: Any) -> list[Any]:
         user = CacheUser(cache_class)
         blocks = user.write(STORY)
         user.leave(*(block.block_id for block in blocks))
         user.cache.evict(num_evicted)
-        return [[user.find(chain) for chain in wanted], user.books()]
+        return [[user.find(chain) for chain in wanted], user.state()]
 
     return Case(title, run)
 
 
 class Matches(PrefixCache):
-    """The engine's `match` with one idea exchanged."""
+    """The engine's `match`; subclasses change one part of it."""
 
     def _parent(self, found: list[CachedBlock]) -> CachedBlock | None:
         return found[-1] if found else None
@@ -40,21 +40,21 @@ class Matches(PrefixCache):
 
 
 class NoParents(Matches):
-    """Every block is looked for as if it were the first."""
+    """Searches every block without a parent."""
 
     def _parent(self, found: list[CachedBlock]) -> CachedBlock | None:
         return None
 
 
 class FirstIsParent(Matches):
-    """The parent stays what it was at first."""
+    """The first block is the parent of all others."""
 
     def _parent(self, found: list[CachedBlock]) -> CachedBlock | None:
         return found[0] if found else None
 
 
 class KeepsLists(PrefixCache):
-    """Looks for a list where tuples are kept."""
+    """Compares lists with tuples."""
 
     def match(self, scope: Scope, blocks: Iterable[tuple[bytes, Sequence[int]]]) -> list[CachedBlock]:
         return super().match(scope, [key for key in blocks if isinstance(key[1], tuple)])
@@ -70,7 +70,7 @@ class AllOrNothing(PrefixCache):
 
 
 class TakesThem(PrefixCache):
-    """Makes the caller an owner already."""
+    """Makes the caller an owner of the blocks."""
 
     def match(self, scope: Scope, blocks: Iterable[tuple[bytes, Sequence[int]]]) -> list[CachedBlock]:
         found = super().match(scope, blocks)
@@ -79,16 +79,16 @@ class TakesThem(PrefixCache):
 
 
 MATCH_CASES = (
-    match_case("all of it, more of it, less of it", 0, STORY, [*STORY, FIRST], STORY[:1], []),
-    match_case("it parts on the way", 0, [FIRST, OTHER], [FIRST, SECOND, FIRST], [OTHER]),
+    match_case("the whole chain, a longer one, shorter ones", 0, STORY, [*STORY, FIRST], STORY[:1], []),
+    match_case("chains that differ after some blocks", 0, [FIRST, OTHER], [FIRST, SECOND, FIRST], [OTHER]),
     match_case("the last block was evicted", 1, STORY, [FIRST, SECOND, OTHER, FIRST]),
 )
 MATCH_MISTAKES = (
-    Mistake("every block is looked for without its parent", NoParents),
-    Mistake("the parent is the block before, not the first of the chain", FirstIsParent),
+    Mistake("every block is searched without its parent", NoParents),
+    Mistake("the first block is used as every parent: the parent is the block before", FirstIsParent),
     Mistake(
-        "ids come as lists and are kept as tuples, which are never equal: make tuples of them", KeepsLists
+        "a list of ids is compared with a tuple, and these are never equal: convert it to a tuple", KeepsLists
     ),
-    Mistake("half a prompt is a hit too: the longest chain that is there", AllOrNothing),
-    Mistake("the caller is made an owner: a match only looks, `acquire` takes", TakesThem),
+    Mistake("half a prompt is a hit too: return the longest chain that is found", AllOrNothing),
+    Mistake("the caller becomes an owner: `match` changes no owner, `acquire` does", TakesThem),
 )

@@ -11,18 +11,18 @@ from minillm.memory.prefix_cache import CachedBlock, PrefixCache, Scope
 
 
 def publish_case(title: str, is_constant: bool, *chains: Chain) -> Case:
-    """Publish chain after chain; the blocks to use, what is found afterwards, and the books."""
+    """Publish chain after chain; show the returned blocks, the blocks found afterwards, and the state."""
 
     def run(cache_class: Any) -> list[Any]:
         user = CacheUser(cache_class, is_constant=is_constant)
         used = [[block.block_id for block in user.write(chain)] for chain in chains]
-        return [used, [user.find(chain) for chain in chains], user.books()]
+        return [used, [user.find(chain) for chain in chains], user.state()]
 
     return Case(f"{title}, {'constant hash' if is_constant else 'SHA-256'}", run)
 
 
 class OwnsNothing(PrefixCache):
-    """Findable, and free as soon as its sequence ends."""
+    """The cache is not an owner, so the block is free when its sequence ends."""
 
     def publish(
         self, scope: Scope, parent: CachedBlock | None, token_ids: Sequence[int], digest: bytes, block_id: int
@@ -47,7 +47,7 @@ class PublishesTwice(PrefixCache):
 
 
 class OnePerDigest(PrefixCache):
-    """A block takes the place of those with its digest."""
+    """A block replaces all blocks with the same digest."""
 
     def publish(
         self, scope: Scope, parent: CachedBlock | None, token_ids: Sequence[int], digest: bytes, block_id: int
@@ -58,7 +58,7 @@ class OnePerDigest(PrefixCache):
 
 
 class ForgetsTheParent(PrefixCache):
-    """Every block begins a prompt."""
+    """Every block is published without a parent."""
 
     def publish(
         self, scope: Scope, parent: CachedBlock | None, token_ids: Sequence[int], digest: bytes, block_id: int
@@ -80,16 +80,17 @@ class SharesTheOlder(PrefixCache):
 
 PUBLISH_CASES = (
     publish_case("a chain", False, STORY),
-    publish_case("two that part", False, STORY, [FIRST, OTHER]),
+    publish_case("two chains with a common beginning", False, STORY, [FIRST, OTHER]),
     publish_case("the same twice", False, STORY, STORY[:2]),
     publish_case("two chains", True, STORY, [OTHER, SECOND]),
 )
 PUBLISH_MISTAKES = (
     Mistake(
-        "the cache is no owner of the block: it would be handed out again while it can be found", OwnsNothing
+        "the cache is not an owner of the block: it could be allocated again while it can be found",
+        OwnsNothing,
     ),
-    Mistake("content that is cached already is published again: return the older copy", PublishesTwice),
+    Mistake("content that is already cached is published again: return the older copy", PublishesTwice),
     Mistake("a block with the same digest is replaced: keep all of them", OnePerDigest),
-    Mistake("the parent is lost: it is a part of the key", ForgetsTheParent),
-    Mistake("the older copy gets an owner: the caller will `acquire` it", SharesTheOlder),
+    Mistake("the parent is not stored: it is a part of the key", ForgetsTheParent),
+    Mistake("the older copy gets one more owner: the caller will `acquire` it", SharesTheOlder),
 )

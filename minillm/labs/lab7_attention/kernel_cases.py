@@ -1,4 +1,4 @@
-"""What the tasks of lab 7 run: the sections of the kernel one by one, the whole kernel, and its traffic."""
+"""The cases of lab 7: each section of the kernel, the whole kernel, and its traffic."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def section(name: str) -> Section:
 
 
 def case(name: str, run: Any, *arguments: Any) -> Case:
-    """A case that gives `run` its arguments."""
+    """A case that calls `run` with these arguments."""
     return Case(name, partial(run, *arguments))
 
 
@@ -84,7 +84,7 @@ def attention(heads: int, n: int, kernels: Kernels) -> Tensor:
 
 
 def traffic(heads: int, n: int, kernels: Kernels) -> list[str]:
-    """Whether K and V are read once per tile of rows that visits them, and nothing else is moved."""
+    """Whether K and V are read once for each tile of rows that sees them, and q and out only once."""
     attention(heads, n, kernels)
     counted = {tensor: sum(moved) for tensor, moved in kernels.counted.tensors.items()}
     expected = tiled(Shape(n, n, num_heads=heads, num_kv_heads=heads, head_dim=DIM))
@@ -98,6 +98,6 @@ def traffic(heads: int, n: int, kernels: Kernels) -> list[str]:
 WHOLE = (
     case("one tile", attention, 1, 32),
     case("less than a tile", attention, 2, 5),
-    case("three tiles and a bit", attention, 2, 101),
+    case("more than three tiles", attention, 2, 101),
 )
-V_BARRIER = "a barrier is missing before or after V takes K's place: the message names the lines that meet"
+V_BARRIER = "a barrier is missing before or after V overwrites K: the message names the two lines of the race"

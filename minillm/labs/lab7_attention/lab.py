@@ -1,4 +1,4 @@
-"""Lab 7: tiled attention in CUDA. Shared memory, online softmax, barriers, and the bytes to show for it."""
+"""Lab 7: tiled attention in CUDA: shared memory, online softmax, barriers, and the bytes that are moved."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ LAB = CudaLab(
             ),
             (
                 wrong(
-                    "rows past the end must become zero, not stay as they were or be read",
+                    "rows past the end must become zero: do not read them, do not leave old values",
                     "first + row < n ? from[(first + row) * kDim + column] : 0.0f",
                     "from[(first + row) * kDim + column]",
                 ),
                 wrong(
-                    "neighbouring threads read addresses that lie a row apart: let the column change fastest",
+                    "neighbouring threads read addresses in different rows: let the column change fastest",
                     "int row = i / kDim, column = i % kDim;",
                     "int row = i % kTile, column = i / kTile;",
                 ),
@@ -56,7 +56,7 @@ LAB = CudaLab(
             section("score_keys"),
             (
                 case("the diagonal tile", scores, 32, 32),
-                case("a tile that is seen whole", scores, 64, 32),
+                case("a tile without hidden keys", scores, 64, 32),
             ),
             (
                 wrong(
@@ -66,12 +66,12 @@ LAB = CudaLab(
                 ),
                 wrong("the scores are not scaled", "? sum * scale :", "? sum :"),
                 wrong(
-                    "rows and keys are compared within their tiles: add where the tiles begin",
+                    "rows and keys are compared by their index in the tile: add the tile's first position",
                     "first_key + key <= first_row + row",
                     "key <= row",
                 ),
                 wrong(
-                    "a thread's keys are part, part + 4, ...: neighbours in the tile belong to other threads",
+                    "a thread's keys are part, part + 4, ...: neighbouring keys belong to other threads",
                     "int key = part + j * kParts;\n    float sum",
                     "int key = part * kEach + j;\n    float sum",
                 ),
@@ -85,27 +85,27 @@ LAB = CudaLab(
             (case("one tile", softmax, 1), case("three tiles, the largest score in the second", softmax, 3)),
             (
                 wrong(
-                    "the sum before this tile is not shrunk by the factor",
+                    "the sum before this tile is not multiplied by the factor",
                     "s.sum * factor + sum",
                     "s.sum + sum",
                 ),
                 wrong(
-                    "the maximum is that of one thread's scores: the row has four threads",
+                    "the maximum covers only one thread's scores: the row has four threads",
                     "largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, step));",
                     "(void)step;",
                 ),
                 wrong(
-                    "the sum is that of one thread's weights: the row has four threads",
+                    "the sum covers only one thread's weights: the row has four threads",
                     "sum += __shfl_xor_sync(0xffffffff, sum, step);",
                     "(void)step;",
                 ),
                 wrong(
-                    "the factor is exp(old max - new max), not the other way round",
+                    "the factor is exp(old max - new max), not exp(new max - old max)",
                     "expf(s.max - largest)",
                     "expf(largest - s.max)",
                 ),
                 wrong(
-                    "the maximum is this tile's alone: it must not fall below the one before",
+                    "the maximum covers only this tile: include the old maximum",
                     "float largest = s.max;",
                     "float largest = -INFINITY;",
                 ),
@@ -118,7 +118,7 @@ LAB = CudaLab(
             section("add_values"),
             (case("factor 1", values, 1.0), case("factor 1/8", values, 0.125)),
             (
-                wrong("what was summed before is not shrunk by the factor", "out[i] * factor;", "out[i];"),
+                wrong("the output so far is not multiplied by the factor", "out[i] * factor;", "out[i];"),
                 wrong(
                     "the weights are read with row and key exchanged",
                     "weights[row][key] *",
@@ -149,7 +149,7 @@ LAB = CudaLab(
                     "add_values",
                 ),
                 wrong(
-                    "the last tile is not visited: the block's rows see their own tile's keys",
+                    "the last tile is left out: the block's rows see the keys of their own tile",
                     "first_key <= first_row;",
                     "first_key < first_row;",
                 ),
@@ -158,7 +158,7 @@ LAB = CudaLab(
         ),
         Task(
             "7.6",
-            "your file as it is: right, and K and V read once per tile",
+            "your whole file: correct, and K and V read once per tile",
             5,
             None,
             (*WHOLE, case("bytes of global memory", traffic, 2, 101)),

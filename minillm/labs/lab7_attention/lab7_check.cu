@@ -29,7 +29,7 @@ __global__ void check_scores(const float* q, const float* k, float* to, int firs
   for (int j = 0; j < kEach; j++) to[row * kTile + part + j * kParts] = scores[j];
 }
 
-// scores [tiles, 32, 32] -> weights alike, and for each tile and thread max, sum, factor [tiles, 128, 3]
+// scores [tiles, 32, 32] -> weights of the same shape; max, sum, factor of each tile and thread [tiles, 128, 3]
 __global__ void check_softmax(const float* given, float* weights, float* state, int tiles) {
   Softmax s = {-INFINITY, 0.0f};
   for (int tile = 0; tile < tiles; tile++) {

@@ -1,4 +1,4 @@
-"""What the tasks of lab 8 run: the kernel's sections one by one, the whole kernel, an engine with it."""
+"""The cases of lab 8: each section of the kernel, the whole kernel, and an engine with it."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def section(name: str) -> Section:
 
 
 def case(name: str, run: Any, *arguments: Any) -> Case:
-    """A case that gives `run` its arguments."""
+    """A case that calls `run` with these arguments."""
     return Case(name, partial(run, *arguments))
 
 
 def slots(table: list[int], block_size: int, kernels: Kernels) -> Tensor:
-    """The slots of all keys that the table has room for."""
+    """The slots of all keys that fit in the table."""
     found = torch.zeros(len(table) * block_size, dtype=torch.int32)
     table_tensor = torch.tensor(table, dtype=torch.int32)
     kernels.run("run_slots", table=table_tensor, slots=found, keys=len(found), block_size=block_size)
@@ -55,7 +55,7 @@ def dots(kernels: Kernels) -> list[Any]:
 
 
 def maxima(rounds: int, kernels: Kernels) -> Tensor:
-    """Maxima that lie in every warp in turn, the last round all negative."""
+    """Maxima in different warps; in the last rounds all values are negative."""
     values = random_tensor(3, rounds, THREADS) - 10
     values[0, 100] = 5
     found = torch.zeros(rounds, THREADS)
@@ -64,7 +64,7 @@ def maxima(rounds: int, kernels: Kernels) -> Tensor:
 
 
 def values(factor: float, kernels: Kernels) -> list[Tensor]:
-    """Columns and sums after five keys that lie scattered."""
+    """Columns and sums after five keys in a mixed order."""
     out, sums = torch.zeros(DIM), torch.zeros(DIM)
     offsets = torch.tensor([3, 0, 4, 1, 5], dtype=torch.int32) * DIM
     weights = random_tensor(4, 5).abs()
@@ -105,7 +105,7 @@ def attend(
 
 
 def decode(lengths: list[int], heads: int, kv_heads: int, block_size: int, kernels: Kernels) -> Tensor:
-    """Sequences over shuffled pages; slots that nobody owns hold NaN."""
+    """Sequences over shuffled pages; slots that no sequence owns hold NaN."""
     counts = [-(-n // block_size) for n in lengths]
     order = torch.randperm(sum(counts) + 2, generator=torch.Generator().manual_seed(0)).tolist()
     table = torch.full((len(lengths), max(counts)), order.pop(), dtype=torch.int32)
@@ -122,7 +122,7 @@ def decode(lengths: list[int], heads: int, kv_heads: int, block_size: int, kerne
 
 
 def generate(kernels: Kernels) -> list[str]:
-    """Texts of an engine whose decode attention is the student's kernel, prefill the reference's."""
+    """Texts of an engine that decodes with the student's kernel and prefills with the reference."""
     reference = ReferenceOps()
 
     def attention(

@@ -1,4 +1,4 @@
-"""Lab 8: paged decode attention in CUDA. Block tables on the GPU, reductions over a block, one row."""
+"""Lab 8: paged decode attention in CUDA: block tables on the GPU, reductions over a block, one row."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ LAB = CudaLab(
             (case("pages of 4", slots, [5, 2, 7], 4), case("pages of 1", slots, [4, 0, 2], 1)),
             (
                 wrong(
-                    "the block table is not looked at: position is not slot",
+                    "the block table is not used: a position is not a slot",
                     "table[key / block_size] * block_size + key % block_size",
                     "key",
                 ),
                 wrong(
-                    "the place within the page is missing: add key % block_size",
+                    "the offset in the page is missing: add key % block_size",
                     "table[key / block_size] * block_size + key % block_size",
                     "table[key / block_size] * block_size",
                 ),
@@ -48,7 +48,7 @@ LAB = CudaLab(
             (case("128 keys", dots),),
             (
                 wrong(
-                    "right, but read 4 bytes at a time: load_wide<Vec<float, 4>> reads 16",
+                    "correct, but it reads 4 bytes at a time: load_wide<Vec<float, 4>> reads 16",
                     "sum += q[d + j] * four.v[j];",
                     "sum += q[d + j] * (four.v[j] = key[d + j]);",
                 ),
@@ -63,7 +63,7 @@ LAB = CudaLab(
             (case("one round", maxima, 1), case("three rounds, one after the other", maxima, 3)),
             (
                 wrong(
-                    "the maximum is that of one warp: the block has four",
+                    "the maximum covers only one warp: the block has four",
                     "value = fmaxf(value, scratch[warp]);",
                     "value = fmaxf(value, scratch[warp] - 1e9f);",
                 ),
@@ -81,8 +81,8 @@ LAB = CudaLab(
             section("add_values"),
             (case("factor 1", values, 1.0), case("factor 1/4", values, 0.25)),
             (
-                wrong("the output is not shrunk by the factor", "  out *= factor;\n", ""),
-                wrong("the sum is not shrunk by the factor", "  sum *= factor;\n", ""),
+                wrong("the output is not multiplied by the factor", "  out *= factor;\n", ""),
+                wrong("the sum is not multiplied by the factor", "  sum *= factor;\n", ""),
             ),
         ),
         Task(
@@ -108,7 +108,7 @@ LAB = CudaLab(
         ),
         Task(
             "8.6",
-            "an engine that decodes with your kernel says the same",
+            "an engine that decodes with your kernel gives the same text",
             10,
             None,
             (*WHOLE, case("three texts of 12 tokens", generate)),

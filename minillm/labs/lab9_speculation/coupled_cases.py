@@ -29,23 +29,23 @@ def walk_case(name: str, *trees: Tree) -> Case:
 
 
 def chain(sampled: Sequence[int], drafted: Sequence[int]) -> Tree:
-    """A chain of drafts behind the newest token; `sampled` is one longer than `drafted`."""
+    """A chain of drafts after the newest token; `sampled` is one longer than `drafted`."""
     return sampled, [0, *drafted], range(-1, len(drafted))
 
 
 # The picture in `verify_coupled`, with 1 once, 2 upon, 3 there, 4 was, 9 a.
 PICTURE: Tree = ([3, 2, 7, 4, 9], [0, 1, 2, 3, 4], [-1, 0, 1, 0, 3])
 WALK_CASES = (
-    walk_case("a chain of which two stand", chain([5, 6, 9, 8], [5, 6, 7])),
-    walk_case("a chain that stands to its end", chain([5, 6, 7, 8], [5, 6, 7])),
-    walk_case("the first is refused, though the next would fit", chain([4, 6, 7, 8], [5, 6, 7])),
+    walk_case("a chain with two accepted tokens", chain([5, 6, 9, 8], [5, 6, 7])),
+    walk_case("a chain that is accepted completely", chain([5, 6, 7, 8], [5, 6, 7])),
+    walk_case("the first is rejected, although the next would match", chain([4, 6, 7, 8], [5, 6, 7])),
     walk_case("nothing was drafted", chain([4], [])),
-    walk_case("a token drafted twice over", chain([5, 5, 5, 4], [5, 5, 5])),
+    walk_case("a token drafted several times", chain([5, 5, 5, 4], [5, 5, 5])),
     walk_case("the tree of the picture", PICTURE),
-    walk_case("a tree whose first branch stands", ([1, 2, 7, 4, 9], *PICTURE[1:])),
-    walk_case("a child of another node fits", ([3, 4, 7, 2, 9], *PICTURE[1:])),
-    walk_case("a later child of another node fits", ([3, 9, 2, 8, 7], [0, 1, 3, 2, 4], [-1, 0, 0, 1, 2])),
-    walk_case("two children that both fit", ([1, 5, 6], [0, 1, 1], [-1, 0, 0])),
+    walk_case("a tree with its first branch accepted", ([1, 2, 7, 4, 9], *PICTURE[1:])),
+    walk_case("a child of another node matches", ([3, 4, 7, 2, 9], *PICTURE[1:])),
+    walk_case("a later child of another node matches", ([3, 9, 2, 8, 7], [0, 1, 3, 2, 4], [-1, 0, 0, 1, 2])),
+    walk_case("two children that both match", ([1, 5, 6], [0, 1, 1], [-1, 0, 0])),
     walk_case(
         "three requests, one of them without drafts", chain([5, 7, 9], [5, 6]), chain([4], []), PICTURE
     ),
@@ -54,13 +54,13 @@ WALK_CASES = (
 
 @dataclass(frozen=True)
 class Walk:
-    """`verify_coupled` with one idea exchanged. Nodes count from 0 in their request."""
+    """`verify_coupled`; each field replaces one part of it. Nodes count from 0 in their request."""
 
     is_child: Callable[[int, int, Sequence[int]], bool] = lambda n, at, parents: parents[n] == at
     fits: Callable[[int, int, Sequence[int], Sequence[int]], bool] = lambda n, at, d, s: d[n] == s[at]
-    chosen: int = 0  # of the children that fit
+    chosen: int = 0  # index among the children that match
     most: int = 99  # levels
-    with_last: bool = True  # the token behind the last draft that stands
+    with_last: bool = True  # the token after the last accepted draft
 
     def __call__(
         self, sampled: Tensor, drafted: Tensor, parents: Tensor, node_start: Tensor
@@ -84,7 +84,7 @@ class Walk:
 
 
 def emits_drafts(*columns: Tensor) -> tuple[Tensor, Tensor]:
-    """The token at each node instead of the one drawn behind it."""
+    """The token at each node instead of the token sampled after it."""
     tokens, nodes = verify_coupled(*columns)
     for begin, end in pairwise(columns[3].tolist()):
         count = int((nodes[begin:end] >= 0).sum())
@@ -95,7 +95,7 @@ def emits_drafts(*columns: Tensor) -> tuple[Tensor, Tensor]:
 def counts_matches(
     sampled: Tensor, drafted: Tensor, parents: Tensor, node_start: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Every token that fits stands, whatever became of those before it."""
+    """Accepts every token that matches, even after a rejected one."""
     tokens, nodes = torch.full_like(sampled, -1), torch.full_like(sampled, -1)
     for begin, end in pairwise(node_start.tolist()):
         walked = [0] if begin < end else []
@@ -116,7 +116,7 @@ def absolute_nodes(*columns: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def packed(*columns: Tensor) -> tuple[Tensor, Tensor]:
-    """All requests' tokens one behind the other, the padding at the end of everything."""
+    """The tokens of all requests one after the other, and all padding at the end."""
     tokens, nodes = verify_coupled(*columns)
     order = (nodes < 0).sort(stable=True).indices
     return tokens[order], nodes[order]
@@ -125,7 +125,7 @@ def packed(*columns: Tensor) -> tuple[Tensor, Tensor]:
 def absolute_parents(
     sampled: Tensor, drafted: Tensor, parents: Tensor, node_start: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Parents taken as indices over all requests."""
+    """Reads parents as indices over all requests."""
     shifted = parents.clone()
     for begin, end in pairwise(node_start.tolist()):
         shifted[begin:end] -= begin
@@ -134,33 +134,35 @@ def absolute_parents(
 
 WALK_MISTAKES = (
     Mistake(
-        "the token behind the last draft that stands is missing: its row was computed too, and each "
-        "request gets one token more than drafts were accepted",
+        "the token after the last accepted draft is missing: its row was computed too, so each request "
+        "emits one token more than it accepted drafts",
         Walk(with_last=False),
     ),
-    Mistake("the drafted tokens are emitted: emit what the target drew behind each node", emits_drafts),
-    Mistake("the walk ends after one accepted draft: go on from the child", Walk(most=1)),
+    Mistake("the drafted tokens are emitted: emit the tokens sampled after each node", emits_drafts),
+    Mistake("the walk ends after one accepted draft: continue from the child", Walk(most=1)),
     Mistake(
-        "drafts stand behind one that was refused: the target has not seen what the answer will hold there",
+        "drafts are accepted after a rejected one: the target computed their rows with the rejected token",
         counts_matches,
     ),
     Mistake(
-        "a draft is compared with what the target drew behind it: the token it must equal was drawn "
-        "behind its parent",
+        "a draft is compared with the token sampled after it: compare it with the token sampled after its "
+        "parent",
         Walk(fits=lambda n, at, d, s: d[n] == s[n]),
     ),
     Mistake(
-        "the next node is taken for a child: siblings and their children lie between, look at `parents`",
+        "the next node is used as the child: siblings can come before it, use `parents`",
         Walk(is_child=lambda n, at, parents: n == at + 1),
     ),
     Mistake(
-        "any node behind may follow: of the nodes that fit, only children of this one continue its branch",
+        "any later node is accepted: only a child of the current node continues its branch",
         Walk(is_child=lambda n, at, parents: True),
     ),
-    Mistake("of two children that fit, the first is to be taken", Walk(chosen=-1)),
+    Mistake("of two children that match, take the first", Walk(chosen=-1)),
     Mistake("parents count from their request's first node, not over all requests", absolute_parents),
     Mistake(
         "the nodes returned count from their request's first node, not over all requests", absolute_nodes
     ),
-    Mistake("a request's tokens begin at its node_start: leave the padding where it is", packed),
+    Mistake(
+        "a request's tokens begin at its node_start: the padding follows the tokens of each request", packed
+    ),
 )

@@ -1,4 +1,4 @@
-"""Task 9.3, how often each token comes: a few thousand draws with fixed noise against the target."""
+"""Task 9.3, the counts of each token: a few thousand draws with fixed noise, compared with the target."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LIMIT = 30.0  # chi-squared with 7 degrees of freedom is above it once in 10,000
 
 @dataclass(frozen=True)
 class Fit:
-    """How well counts fit, in words: compared and shown as a whole."""
+    """Whether the counts fit the target, in words: compared and shown as a whole."""
 
     text: str
 
@@ -28,7 +28,7 @@ class Fit:
 
 
 def fit(name: str, tokens: Tensor, p: Tensor) -> Fit:
-    """Compare how often each token came, where one came at all (-1 is padding), with p."""
+    """Compare the counts of the tokens with p; -1 is padding."""
     came = tokens[tokens >= 0].bincount(minlength=VOCAB)[:VOCAB].double()
     if came.sum() == 0:
         return Fit(f"{name}: none came")
@@ -41,7 +41,7 @@ def fit(name: str, tokens: Tensor, p: Tensor) -> Fit:
 
 
 def distribution_case(name: str, sharpness: float) -> Case:
-    """Two tokens drafted from q, many times over: does each position come out as p has it?"""
+    """Draft two tokens from q, many times; is the token at each position distributed as p?"""
     q, p = (random_tensor(seed, VOCAB).mul(sharpness).softmax(0) for seed in (3, 4))
 
     def run(verify: Verify) -> list[Fit]:

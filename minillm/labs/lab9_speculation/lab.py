@@ -1,4 +1,4 @@
-"""Lab 9: speculative decoding. Which guesses stand, what comes behind them, and what becomes of memory."""
+"""Lab 9: speculative decoding: accepted drafts, the token after them, drafting, and memory."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LAB = Lab(
         ),
         Task(
             "9.2",
-            "the draw behind the drafts",
+            "the draw after the drafts",
             15,
             Part(VERIFICATION, "draw_leftover"),
             LEFT_CASES,
@@ -69,7 +69,7 @@ LAB = Lab(
         ),
         Task(
             "9.6",
-            "two futures of one sequence",
+            "two branches of one sequence",
             10,
             Part(TABLE, "BlockTable", ("branch", "adopt")),
             BRANCH_CASES,
@@ -81,7 +81,7 @@ LAB = Lab(
             10,
             None,
             (
-                Case("drafts that are looked up", looking_up),
+                Case("n-gram drafts", looking_up),
                 Case("trees of three branches", in_trees),
                 Case("a draft model, with rejection sampling", rejecting),
             ),

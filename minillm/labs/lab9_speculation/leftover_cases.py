@@ -1,4 +1,4 @@
-"""Task 9.2, the draw behind refused or accepted drafts: cases and known mistakes of `draw_leftover`."""
+"""Task 9.2, the draw after rejected or accepted drafts: cases and known mistakes of `draw_leftover`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ LEFT_CASES = (
 
 @dataclass(frozen=True)
 class Left:
-    """`draw_leftover` with one idea exchanged."""
+    """`draw_leftover`; each field replaces one part of it."""
 
     weights: Callable[[Tensor, Tensor], Tensor] = lambda p, q: (p - q).clamp(min=0.0)
     is_normalised: bool = True
@@ -69,19 +69,19 @@ class Left:
 
 
 def likeliest(p: Tensor, q: Tensor | None, uniform: Tensor) -> int:
-    """No draw."""
+    """Always takes the likeliest id."""
     return int((p if q is None else p - q).argmax())
 
 
 def finds_none(p: Tensor, q: Tensor | None, uniform: Tensor) -> int:
-    """Looks for the first of no ids where nothing is left."""
+    """Fails if all weights are 0."""
     if q is not None and bool((p <= q).all()):
         raise IndexError
     return draw_leftover(p, q, uniform)
 
 
 def from_the_end(p: Tensor, q: Tensor | None, uniform: Tensor) -> int:
-    """The ids from the last one down."""
+    """Reads the ids from the last to the first."""
     return len(p) - 1 - draw_leftover(p.flip(0), None if q is None else q.flip(0), uniform)
 
 
@@ -91,34 +91,32 @@ LEFT_MISTAKES = (
         Left(lambda p, q: p - q, falls_back=False),
     ),
     Mistake(
-        "weights where q is more than p are 0, not q - p: those ids came too often already",
+        "if q is greater than p, the weight is 0, not q - p: q has already drawn these ids too often",
         Left(lambda p, q: (p - q).abs()),
     ),
     Mistake(
-        "what is left of p is not normalised: its sum is less than 1, compare with uniform * sum",
+        "the weights are not normalised: their sum is less than 1, compare with uniform * sum",
         Left(is_normalised=False),
     ),
-    Mistake("drawn from q: what is emitted here must make up for q", Left(lambda p, q: q)),
+    Mistake("drawn from q: draw from max(p - q, 0)", Left(lambda p, q: q)),
     Mistake(
-        "drawn from p although a draft was refused: ids that q favours would come too often (if q is "
-        "subtracted: without a clamp at 0 the weights sum to 0)",
+        "drawn from p although a draft was rejected: ids that are likely under q would come too often (or q "
+        "is subtracted, but without a clamp at 0: then the weights sum to 0)",
         Left(lambda p, q: p),
     ),
-    Mistake("it is p - q, not q - p", Left(lambda p, q: (q - p).clamp(min=0.0))),
+    Mistake("the weights are q - p: they must be p - q", Left(lambda p, q: (q - p).clamp(min=0.0))),
     Mistake(
-        "where p equals q nothing is left to draw from, and an id comes of it all the same: draw from p",
+        "if p equals q, all weights are 0 and an arbitrary id is returned: draw from p",
         Left(falls_back=False),
     ),
-    Mistake(
-        "where p equals q nothing is left to draw from, and the search finds no id: draw from p", finds_none
-    ),
+    Mistake("if p equals q, all weights are 0 and the search finds no id: draw from p", finds_none),
     Mistake("the likeliest id is taken: it must be drawn", likeliest),
     Mistake(
-        "the distribution is right, the order is not: the first id, from 0 on, that the uniform falls below",
+        "the distribution is correct, but not the order: count the running sum from id 0 on",
         from_the_end,
     ),
     Mistake(
-        "`>=` instead of `>`: at a border the next id is drawn, and so no id of weight 0 ever is",
+        "`>=` instead of `>`: at a border take the next id, so that an id of weight 0 is never drawn",
         Left(is_strict=False),
     ),
 )

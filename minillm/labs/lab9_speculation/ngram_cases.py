@@ -1,4 +1,4 @@
-"""Task 9.4, drafts by looking up: cases and known mistakes of `NgramIndex`."""
+"""Task 9.4, n-gram drafts: cases and known mistakes of `NgramIndex`."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def lookup_case(name: str, *pieces: str, length: int = 4, count: int = 1) -> Cas
 
 
 LOOKUP_CASES = (
-    lookup_case("the picture, a letter a word", "tcsotm.tc"),
+    lookup_case("the picture, one letter for each word", "tcsotm.tc"),
     lookup_case("nothing occurred before", "abcdefg"),
     lookup_case("one letter is too few", "abcxa"),
     lookup_case("token by token", "abcab", "c", "x", "a", "b"),
-    lookup_case("the latest place", "abxxabyyab"),
+    lookup_case("the latest occurrence", "abxxabyyab"),
     lookup_case("the longest n-gram", "abcdxxbcdyyabcd"),
     lookup_case("a copy that reaches the end", "xyzxyz", length=7),
     lookup_case("a repeated token", "aaaa", length=5),
     lookup_case("three branches", "abxxabyyabzzab", count=3),
-    lookup_case("no two that begin alike", "abxpabxqabyrab", count=3),
+    lookup_case("no two branches with the same first token", "abxpabxqabyrab", count=3),
     lookup_case("more branches from shorter n-grams", "bcq.abcz.abc", count=3),
 )
 
 
 class Lookup(NgramIndex):
-    """The engine's index with one idea exchanged."""
+    """The engine's index; subclasses change one part of it."""
 
     def _sizes(self) -> Sequence[int]:
         return range(min(LONGEST, len(self.tokens)), SHORTEST - 1, -1)
@@ -62,21 +62,21 @@ class Lookup(NgramIndex):
 
 
 class ShortestFirst(Lookup):
-    """Two tokens of agreement are believed before four."""
+    """Searches short n-grams before long ones."""
 
     def _sizes(self) -> Sequence[int]:
         return super()._sizes()[::-1]
 
 
 class OnlyLongest(Lookup):
-    """Gives up where four tokens did not occur."""
+    """Searches only the longest n-gram."""
 
     def _sizes(self) -> Sequence[int]:
         return super()._sizes()[:1]
 
 
 class SingleTokens(Lookup):
-    """One token is enough."""
+    """Also searches single tokens."""
 
     def extend(self, tokens: Sequence[int]) -> None:
         for token in tokens:
@@ -90,21 +90,21 @@ class SingleTokens(Lookup):
 
 
 class EarliestFirst(Lookup):
-    """The first place, not the latest."""
+    """Takes the earliest occurrence, not the latest."""
 
     def _places(self, n: int) -> Sequence[int]:
         return super()._places(n)[::-1]
 
 
 class StopsAtTheEnd(Lookup):
-    """Copies no further than the text goes."""
+    """Stops copying at the end of the text."""
 
     def _branch(self, start: int, length: int) -> list[int]:
         return self.tokens[start : start + length]
 
 
 class BeginsWithTheMatch(Lookup):
-    """Drafts what is there already."""
+    """Drafts the n-gram itself again."""
 
     def _branch(self, start: int, length: int) -> list[int]:
         n = next(n for n in self._sizes() if start in self._places(n))
@@ -112,7 +112,7 @@ class BeginsWithTheMatch(Lookup):
 
 
 class Twins(Lookup):
-    """Two branches may begin with one token."""
+    """Two branches may begin with the same token."""
 
     def continuations(self, length: int, count: int) -> list[list[int]]:
         starts = list(dict.fromkeys(start for n in self._sizes() for start in self._places(n)))
@@ -120,14 +120,14 @@ class Twins(Lookup):
 
 
 class AllBranches(Lookup):
-    """More branches than asked for."""
+    """Returns more branches than `count`."""
 
     def continuations(self, length: int, count: int) -> list[list[int]]:
         return super().continuations(length, count + 1)
 
 
 class ForgetsTheSeam(Lookup):
-    """N-grams that lie across two pieces are not known."""
+    """N-grams across two calls of `extend` are not stored."""
 
     def extend(self, tokens: Sequence[int]) -> None:
         first = len(self.tokens)
@@ -139,28 +139,28 @@ class ForgetsTheSeam(Lookup):
 
 
 class OnePlace(Lookup):
-    """The latest place alone is remembered."""
+    """Uses only the latest occurrence of an n-gram."""
 
     def _places(self, n: int) -> Sequence[int]:
         return super()._places(n)[:1]
 
 
 LOOKUP_MISTAKES = (
-    Mistake("short n-grams are asked first: the longest that occurred says most", ShortestFirst),
-    Mistake("where the longest n-gram did not occur, ask for a shorter one", OnlyLongest),
-    Mistake("a single token is no n-gram here: at least SHORTEST", SingleTokens),
-    Mistake("the earliest place is copied: the latest is the likelier to go on alike", EarliestFirst),
+    Mistake("short n-grams are searched first: begin with the longest", ShortestFirst),
+    Mistake("only the longest n-gram is searched: if it did not occur, search a shorter one", OnlyLongest),
+    Mistake("single tokens are searched: an n-gram has at least SHORTEST tokens", SingleTokens),
+    Mistake("the earliest occurrence is copied: the latest one predicts better", EarliestFirst),
     Mistake(
-        "a copy ends where the text ends: it goes on with what it has just copied, so that a repeated "
+        "a copy stops at the end of the text: continue with the tokens just copied, so that a repeated "
         "phrase is drafted to any length",
         StopsAtTheEnd,
     ),
-    Mistake("the draft begins with the n-gram itself: it is what followed it", BeginsWithTheMatch),
-    Mistake("two branches begin with the same token: only the first of them can be walked", Twins),
-    Mistake("more branches than `count`: there is a block table for each and no more", AllBranches),
+    Mistake("the draft begins with the n-gram itself: begin with the token after it", BeginsWithTheMatch),
+    Mistake("two branches begin with the same token: only the first of them can be accepted", Twins),
+    Mistake("more branches than `count`: there are only `count` block tables", AllBranches),
     Mistake(
-        "n-grams across two calls of `extend` are not found: it comes token by token while an answer grows",
+        "n-grams across two calls of `extend` are not found: `extend` gets each new token of an answer",
         ForgetsTheSeam,
     ),
-    Mistake("other places of an n-gram are forgotten: they are the other branches", OnePlace),
+    Mistake("only one occurrence of an n-gram is used: the others give more branches", OnePlace),
 )

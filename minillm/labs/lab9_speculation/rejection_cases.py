@@ -1,6 +1,6 @@
 """Task 9.3, accept or replace: cases and known mistakes of `verify_draft`.
 
-The small cases have four tokens and powers of two, to be followed with a pencil.
+The small cases have four tokens and powers of two, so that you can compute them on paper.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LOW, HIGH = [0.5, 0.25, 0.25, 0.0], [0.0, 0.25, 0.25, 0.5]
 
 @dataclass(frozen=True)
 class Asked:
-    """One request: drafted tokens, what they were drawn from, the target's rows, its uniforms."""
+    """One request: drafted tokens, the draft's distributions, the target's rows, and the uniforms."""
 
     draft: Sequence[int]
     q: Rows
@@ -32,7 +32,7 @@ class Asked:
 
 
 def accept_case(name: str, *asked: Asked, is_point: bool = False) -> Case:
-    """Requests verified together: tokens and how many stand. `is_point`: no draft_probs are given."""
+    """Requests verified together: tokens and accepted counts. `is_point`: draft_probs is None."""
 
     def run(verify: Verify) -> list[Tensor]:
         draft = torch.tensor([a.draft for a in asked])
@@ -44,10 +44,13 @@ def accept_case(name: str, *asked: Asked, is_point: bool = False) -> Case:
 
 
 ACCEPT_CASES = (
-    accept_case("both stand", Asked([1, 2], [EVEN, EVEN], [LOW, LOW, HIGH], [0.5, 0.5, 0.25])),
-    accept_case("the first falls", Asked([0, 2], [LOW, EVEN], [HIGH, EVEN, EVEN], [0.5, 0.125, 0.75])),
-    accept_case("the second falls", Asked([1, 0], [EVEN, LOW], [LOW, HIGH, EVEN], [0.5, 0.25, 0.75])),
-    accept_case("the second would stand", Asked([0, 1], [LOW, EVEN], [HIGH, LOW, EVEN], [0.5, 0.5, 0.25])),
+    accept_case("both are accepted", Asked([1, 2], [EVEN, EVEN], [LOW, LOW, HIGH], [0.5, 0.5, 0.25])),
+    accept_case("the first is rejected", Asked([0, 2], [LOW, EVEN], [HIGH, EVEN, EVEN], [0.5, 0.125, 0.75])),
+    accept_case("the second is rejected", Asked([1, 0], [EVEN, LOW], [LOW, HIGH, EVEN], [0.5, 0.25, 0.75])),
+    accept_case(
+        "the first is rejected, the second would be accepted",
+        Asked([0, 1], [LOW, EVEN], [HIGH, LOW, EVEN], [0.5, 0.5, 0.25]),
+    ),
     accept_case(
         "half as likely as drafted: uniforms below, at and above 1/2",
         *(Asked([0], [LOW], [EVEN, EVEN], [u, 0.375]) for u in (0.25, 0.5, 0.75)),
@@ -81,17 +84,17 @@ ACCEPT_CASES = (
 
 @dataclass(frozen=True)
 class Accepts:
-    """`verify_draft` with one idea exchanged."""
+    """`verify_draft`; each field replaces one part of it."""
 
     stands: Callable[[Tensor, Tensor, Tensor, int], Tensor] = lambda u, p, q, token: u * q[token] < p[token]
     has_bonus: bool = True
     bonus_row: Callable[[int, int], int] = lambda stands, k: stands
-    bonus_leaves: bool = False  # subtract the last q from the bonus row, too
+    bonus_leaves: bool = False  # subtract the last q from the bonus row too
     replaces: Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]] = lambda p, q: (p, q)
     column: Callable[[int, int], int] = lambda stands, k: k
     keeps: Callable[[int, bool], int] = lambda stands, is_refused: stands
     reads_padding: bool = False
-    goes_on: bool = False  # behind a refused draft
+    goes_on: bool = False  # after a rejected draft
     point: Callable[[int, Tensor], Tensor] = lambda token, p: torch.eye(len(p), dtype=p.dtype)[token]
 
     def __call__(
@@ -127,69 +130,71 @@ class Accepts:
 
 ACCEPT_MISTAKES = (
     Mistake(
-        "accepted with `<=`: it is u * q < p, strictly, or a token of probability 0 can be emitted",
+        "accepted with `<=`, so a token of probability 0 can be emitted: accept if u * q < p",
         Accepts(lambda u, p, q, token: u * q[token] <= p[token]),
     ),
     Mistake(
         "p and q are exchanged: accept if u * q < p", Accepts(lambda u, p, q, token: u * p[token] < q[token])
     ),
     Mistake(
-        "q is not asked: what the draft seldom draws and the target likes must stand always, u < p / q",
+        "q is ignored: a token that is likelier under p than under q is always accepted, use u * q < p",
         Accepts(lambda u, p, q, token: u < p[token]),
     ),
     Mistake(
-        "accepted only where p is at least q: less likely tokens stand with probability p / q",
+        "accepted only if p is at least q: other tokens are accepted with probability p / q",
         Accepts(lambda u, p, q, token: q[token] <= p[token]),
     ),
-    Mistake("everything is accepted: the answer is the draft's", Accepts(lambda u, p, q, token: p.sum() > 0)),
     Mistake(
-        "accepted where the draft is the target's likeliest token: that is greedy, not sampling",
+        "every draft is accepted: the answer is the draft's", Accepts(lambda u, p, q, token: p.sum() > 0)
+    ),
+    Mistake(
+        "accepted if the draft is the target's likeliest token: that is greedy, not sampling",
         Accepts(lambda u, p, q, token: p.argmax() == token),
     ),
     Mistake(
-        "no bonus token: where all drafts stand, the row behind them has been computed as well",
+        "no bonus token: if all drafts are accepted, draw from the row after them too",
         Accepts(has_bonus=False),
     ),
     Mistake(
-        "the bonus token is drawn from the last draft's row: draw it from the row behind",
+        "the bonus token is drawn from the last draft's row: draw it from the next row",
         Accepts(bonus_row=lambda stands, k: max(stands - 1, 0)),
     ),
     Mistake(
-        "the bonus token is drawn from the last row, which is padding where the draft is shorter: row k_b",
+        "the bonus token is drawn from row k: for a draft of n < k tokens, draw from row n",
         Accepts(bonus_row=lambda stands, k: k),
     ),
     Mistake(
-        "the bonus token is drawn from max(p - q, 0): nothing was refused, draw from p",
+        "the bonus token is drawn from max(p - q, 0): no draft was rejected, draw from p",
         Accepts(bonus_leaves=True),
     ),
     Mistake(
-        "a refused token is replaced by a draw from q, the draft's distribution",
+        "a rejected token is replaced by a draw from q: draw from max(p - q, 0)",
         Accepts(replaces=lambda p, q: (q, None)),
     ),
     Mistake(
-        "a refused token is replaced by a draw from p: draw from max(p - q, 0), or q's favourites come "
-        "too often",
+        "a rejected token is replaced by a draw from p: draw from max(p - q, 0), otherwise tokens that are "
+        "likely under q come too often",
         Accepts(replaces=lambda p, q: (p, None)),
     ),
     Mistake(
-        "the uniform that refused is used once more: the replacement has one of its own, the last column",
+        "the uniform of the rejection is used again: use the last column for the replacement",
         Accepts(column=lambda stands, k: stands),
     ),
     Mistake(
-        "the number accepted counts the last token, which was drawn and not drafted",
+        "`accepted` counts the last token, which was not drafted",
         Accepts(keeps=lambda stands, is_refused: stands + 1),
     ),
     Mistake(
-        "the number accepted counts the refused draft",
+        "`accepted` counts the rejected draft",
         Accepts(keeps=lambda stands, is_refused: stands + is_refused),
     ),
     Mistake(
-        "drafts behind a refused one are accepted: the target's rows there have seen the refused token",
+        "drafts after a rejected one are accepted: their rows were computed with the rejected token",
         Accepts(goes_on=True),
     ),
-    Mistake("padding is taken for a token: -1 ends a request's draft", Accepts(reads_padding=True)),
+    Mistake("padding is read as a token: -1 ends a request's draft", Accepts(reads_padding=True)),
     Mistake(
-        "without draft_probs a token could have been no other: q is 1 at it and 0 elsewhere",
+        "without draft_probs, q is 1 at the drafted token and 0 elsewhere",
         Accepts(point=lambda token, p: torch.full_like(p, 1 / len(p))),
     ),
 )

@@ -1,4 +1,4 @@
-"""Tasks 9.5 and 9.6, blocks for tokens that may never be: cases and known mistakes of a block table."""
+"""Tasks 9.5 and 9.6, blocks for tokens that may be rejected: cases and known mistakes of a block table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZE = 4
 
 
 def truncate_case(owned: int, *kept: int) -> Case:
-    """A table for `owned` tokens, cut back once or several times: what is returned, and the books."""
+    """A table for `owned` tokens, truncated once or several times: the results, the table and the pool."""
 
     def run(table_class: Any) -> list[Any]:
         pool = BlockPool(8, SIZE)
@@ -30,7 +30,7 @@ def truncate_case(owned: int, *kept: int) -> Case:
 
 
 class Cuts(BlockTable):
-    """The engine's `truncate` with one idea exchanged."""
+    """The engine's `truncate`; subclasses change one part of it."""
 
     def _kept(self, num_tokens: int) -> int:
         return blocks_for(num_tokens, self._pool.block_size)
@@ -46,28 +46,28 @@ class Cuts(BlockTable):
 
 
 class RoundsDown(Cuts):
-    """The partly full block goes."""
+    """Frees the partly full block too."""
 
     def _kept(self, num_tokens: int) -> int:
         return num_tokens // self._pool.block_size
 
 
 class OneTooMany(Cuts):
-    """A spare block stays."""
+    """Keeps one block too many."""
 
     def _kept(self, num_tokens: int) -> int:
         return num_tokens // self._pool.block_size + 1
 
 
 class Leaks(Cuts):
-    """The table is shorter, the pool does not know."""
+    """Shortens the table but frees no blocks."""
 
     def _give_back(self, behind: list[int]) -> None:
         pass
 
 
 class StaysLong(BlockTable):
-    """The blocks are free and still in the table."""
+    """Frees the blocks but leaves them in the table."""
 
     def truncate(self, num_tokens: int) -> int:
         behind = self.block_ids[blocks_for(num_tokens, self._pool.block_size) :]
@@ -76,7 +76,7 @@ class StaysLong(BlockTable):
 
 
 class CountsWhatStays(Cuts):
-    """Says how many are left."""
+    """Returns the number of blocks that are left."""
 
     def truncate(self, num_tokens: int) -> int:
         super().truncate(num_tokens)
@@ -91,11 +91,11 @@ TRUNCATE_CASES = (
     truncate_case(5, 20),
 )
 TRUNCATE_MISTAKES = (
-    Mistake("the last kept block is partly full and was given back: round up", RoundsDown),
-    Mistake("a block stays behind a last one that is exactly full: kept tokens need no more", OneTooMany),
-    Mistake("the blocks are not given back to the pool: rejected drafts leak memory", Leaks),
-    Mistake("the blocks are free, and still in the table: somebody else will write to them", StaysLong),
-    Mistake("return how many blocks went, not how many stay", CountsWhatStays),
+    Mistake("the last block that is still needed is partly full, and it was freed: round up", RoundsDown),
+    Mistake("one block too many stays if the last one is exactly full", OneTooMany),
+    Mistake("the blocks are not freed in the pool: rejected drafts leak memory", Leaks),
+    Mistake("the freed blocks are still in the table: another sequence will write to them", StaysLong),
+    Mistake("return the number of freed blocks, not of the blocks that stay", CountsWhatStays),
 )
 
 
@@ -103,7 +103,7 @@ TRUNCATE_MISTAKES = (
 
 
 def branch_case(start: int, end: int, num_blocks: int = 10) -> Case:
-    """A second future from `start` to `end`, and what it leaves of table and pool."""
+    """A branch from `start` to `end`: its blocks, and the table and the pool afterwards."""
 
     def run(table_class: Any) -> list[Any]:
         pool = BlockPool(num_blocks, SIZE)
@@ -116,7 +116,7 @@ def branch_case(start: int, end: int, num_blocks: int = 10) -> Case:
 
 
 def adopt_case(start: int, end: int) -> Case:
-    """A second future is chosen, and the blocks of the first are given back."""
+    """A branch is adopted, and the replaced blocks are freed."""
 
     def run(table_class: Any) -> list[Any]:
         pool = BlockPool(10, SIZE)
@@ -127,14 +127,14 @@ def adopt_case(start: int, end: int) -> Case:
         pool.free(losers)
         return [*adopted, memory_state(pool, table)]
 
-    return Case(f"adopt what parted at {start} and goes to {end}, in blocks of {SIZE}", run)
+    return Case(f"adopt a branch from {start} to {end}, in blocks of {SIZE}", run)
 
 
 class Branches(BlockTable):
-    """The engine's `branch` and `adopt` with one idea exchanged."""
+    """The engine's `branch` and `adopt`; subclasses change one part of them."""
 
     def _first(self, start: int) -> int:
-        """Index of the first block that the branch has for itself."""
+        """Index of the first block that the branch does not share."""
         return start // self._pool.block_size
 
     def branch(self, start: int, num_tokens: int) -> list[int]:
@@ -147,7 +147,7 @@ class Branches(BlockTable):
 
 
 class SharesThePartlyFull(Branches):
-    """Both futures write into the block where they part."""
+    """Both branches write to the block of position `start`."""
 
     def _first(self, start: int) -> int:
         return blocks_for(start, self._pool.block_size)
@@ -161,7 +161,7 @@ class CopiesAll(Branches):
 
 
 class CountsTokens(Branches):
-    """A position is taken for an index into the table."""
+    """Uses a position as an index into the table."""
 
     def adopt(self, start: int, own: list[int]) -> list[int]:
         before, self.block_ids = self.block_ids[start:], self.block_ids[:start] + own
@@ -169,7 +169,7 @@ class CountsTokens(Branches):
 
 
 class TakesTheBranchIn(Branches):
-    """The branch's blocks are in the table at once."""
+    """Adds the branch's blocks to the table at once."""
 
     def branch(self, start: int, num_tokens: int) -> list[int]:
         own = super().branch(start, num_tokens)
@@ -178,7 +178,7 @@ class TakesTheBranchIn(Branches):
 
 
 class FreesItself(Branches):
-    """The other future's blocks are freed, and returned to be freed once more."""
+    """Frees the replaced blocks and also returns them, so they are freed twice."""
 
     def adopt(self, start: int, own: list[int]) -> list[int]:
         before = super().adopt(start, own)
@@ -187,7 +187,7 @@ class FreesItself(Branches):
 
 
 class ReturnsTheWinner(Branches):
-    """Returns the blocks that were chosen."""
+    """Returns the adopted blocks."""
 
     def adopt(self, start: int, own: list[int]) -> list[int]:
         super().adopt(start, own)
@@ -207,12 +207,12 @@ BRANCH_CASES = (
 )
 BRANCH_MISTAKES = (
     Mistake(
-        "the block in which the futures part is shared, and both will write to it: it is copied",
+        "the block of position `start` is shared, and both branches will write to it: it must be copied",
         SharesThePartlyFull,
     ),
-    Mistake("full blocks in front are not shared: nobody will write to them", CopiesAll),
+    Mistake("the full blocks before `start` are not shared: neither branch will write to them", CopiesAll),
     Mistake("`start` is a position in tokens: the table counts blocks", CountsTokens),
-    Mistake("a branch leaves the table as it is, until it is adopted", TakesTheBranchIn),
-    Mistake("the caller gives the other future's blocks back: freed here, they are freed twice", FreesItself),
-    Mistake("return the blocks of the future that was not chosen", ReturnsTheWinner),
+    Mistake("a branch must not change the table until it is adopted", TakesTheBranchIn),
+    Mistake("the caller frees the replaced blocks: freed here, they are freed twice", FreesItself),
+    Mistake("return the replaced blocks, not the adopted ones", ReturnsTheWinner),
 )

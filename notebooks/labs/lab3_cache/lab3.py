@@ -1,11 +1,11 @@
 # ruff: noqa: F401 - imports that the finished file uses
 """Lab 3: The paged cache and the two loops.
 
-Replace every `raise NotImplementedError(...)`; the docstrings say what is wanted. All else is the
-engine's own. Each task is checked with the engine's own parts around it, so any order will do.
+Replace every `raise NotImplementedError(...)`; the docstrings describe the functions. All other code
+is the engine's. Each task is checked on its own with the engine's other parts, so work in any order.
 
     minillm labs check 3        run the checks
-    minillm labs hint 3.1       a hint; --level 2 and 3 say more
+    minillm labs hint 3.1       a hint; --level 2 and --level 3 give more detail
 
 Made from the engine's source by `minillm labs start 3`.
 """

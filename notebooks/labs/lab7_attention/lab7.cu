@@ -1,12 +1,12 @@
 // Lab 7: tiled attention in CUDA.
 //
-// Write what stands between each pair of `// begin` and `// end`. The rest is given and is used as it is.
-// The file is CUDA: the same source is run by the simulator (minillm labs check 7) and compiled by nvcc.
+// Write the code between each pair of `// begin` and `// end`. The rest is given; do not change it.
+// The file is CUDA: the simulator runs it (minillm labs check 7), and nvcc compiles the same source.
 //
 //     one head      keys, 32 at a time           shared memory
 //                 +----+----+----+               q        [32][33]    32 rows of q, head size 32
 //     32 rows     |    |    | \  |  -> out       kv       [32][33]    a tile of K, then of V
-//     of a block  +----+----+----+               weights  [32][33]    what the rows make of the tile's keys
+//     of a block  +----+----+----+               weights  [32][33]    the rows' weights of the tile's keys
 //
 // Four threads share a row. Thread `part` of a row scores the keys part, part + 4, ..., part + 28 of a tile
 // and sums the columns part, part + 4, ..., part + 28 of the output.
@@ -24,14 +24,14 @@ constexpr int kThreads = kTile * kParts;
 
 using Tile = float[kTile][kPitch];
 
-// What is known of a row's softmax so far: the largest score, and the sum of exp(score - max).
+// The state of a row's softmax: the largest score so far, and the sum of exp(score - max).
 struct Softmax {
   float max, sum;
 };
 
 // ---- 7.1 --------------------------------------------------------------------------------------
 
-// Rows `first` .. `first + 31` of a matrix [n, kDim] in global memory into shared memory. Rows past the end
+// Load rows `first` .. `first + 31` of a matrix [n, kDim] from global into shared memory. Rows past the end
 // become zero. All kThreads threads call it; neighbouring threads should read neighbouring addresses.
 __device__ __forceinline__ void load_tile(Tile& tile, const float* from, int first, int n) {
   // begin 7.1
@@ -41,8 +41,8 @@ __device__ __forceinline__ void load_tile(Tile& tile, const float* from, int fir
 
 // ---- 7.2 --------------------------------------------------------------------------------------
 
-// scores[j] = scale * (row of q . key part + 4 j of the tile), or -INFINITY where the key comes after the
-// row. `row` and the keys count within their tiles, which begin at first_row and first_key.
+// scores[j] = scale * (row of q . key part + 4 j of the tile), or -INFINITY if the key comes after the
+// row. `row` and the keys are counted in their tiles, which begin at first_row and first_key.
 __device__ __forceinline__ void score_keys(float (&scores)[kEach], const Tile& q, const Tile& keys, int row, int part,
                                            int first_row, int first_key, float scale) {
   // begin 7.2
@@ -52,10 +52,10 @@ __device__ __forceinline__ void score_keys(float (&scores)[kEach], const Tile& q
 
 // ---- 7.3 --------------------------------------------------------------------------------------
 
-// Take a tile's scores into the row's softmax: raise s.max to the largest of the *row's* 32 scores if that is
-// larger, turn scores[j] into exp(scores[j] - s.max), and bring s.sum up to date. The four threads of a row
-// are neighbouring lanes: each has 8 of the scores and all must end with the same s. Returns the factor by
-// which everything summed before has shrunk: exp(old max - new max). A row's first tile has a visible key.
+// Add a tile's scores to the row's softmax: raise s.max to the largest of the *row's* 32 scores if that is
+// larger, replace scores[j] by exp(scores[j] - s.max), and update s.sum. The four threads of a row are
+// neighbouring lanes. Each has 8 of the scores, and all must end with the same s. Returns the factor for
+// everything that was summed before: exp(old max - new max). A row's first tile has a visible key.
 __device__ __forceinline__ float take_scores(Softmax& s, float (&scores)[kEach]) {
   // begin 7.3
   NOT_WRITTEN();  // stuck? minillm labs hint 7.3
@@ -64,8 +64,8 @@ __device__ __forceinline__ float take_scores(Softmax& s, float (&scores)[kEach])
 
 // ---- 7.4 --------------------------------------------------------------------------------------
 
-// out[i], column part + 4 i of the row's output: shrunk by `factor`, then the tile's values added, each times
-// its key's weight.
+// out[i] is column part + 4 i of the row's output. Multiply it by `factor`, then add the tile's values, each
+// times the weight of its key.
 __device__ __forceinline__ void add_values(float (&out)[kEach], float factor, const Tile& weights, const Tile& values,
                                            int row, int part) {
   // begin 7.4
@@ -76,9 +76,9 @@ __device__ __forceinline__ void add_values(float (&out)[kEach], float factor, co
 // ---- 7.5 --------------------------------------------------------------------------------------
 
 // Causal attention of one head: q, k, v, out [heads, n, kDim]. Block (x, y): rows 32 x .. 32 x + 31 of head y.
-// Load q; then for each tile of keys that a row of the block can see: load K, score, take the scores, write the
-// weights to shared memory, load V into the place of K, add the values. Then write out / s.sum for the rows
-// that exist. Every barrier must be reached by all threads of the block.
+// Load q. Then, for each tile of keys that a row of the block can see: load K, score, take the scores, write the
+// weights to shared memory, overwrite K with V, add the values. Then write out / s.sum for the rows that exist.
+// All threads of the block must reach every barrier.
 __global__ void __launch_bounds__(kThreads) attention(const float* q, const float* k, const float* v, float* out, int n,
                                                       float scale) {
   SHARED(float, q_tile, [kTile][kPitch]);

@@ -1,7 +1,7 @@
 // Lab 8: paged decode attention in CUDA.
 //
-// Write what stands between each pair of `// begin` and `// end`. The rest is given and is used as it is.
-// The file is CUDA: the same source is run by the simulator (minillm labs check 8) and compiled by nvcc.
+// Write the code between each pair of `// begin` and `// end`. The rest is given; do not change it.
+// The file is CUDA: the simulator runs it (minillm labs check 8), and nvcc compiles the same source.
 //
 //     block (sequence, head)     128 keys at a time, one per thread; then one output column per thread
 //
@@ -12,13 +12,13 @@
 
 #define NOT_WRITTEN()
 
-constexpr int kDim = 8;         // head size (the tiny model's)
-constexpr int kThreads = 128;   // of a block: four warps
+constexpr int kDim = 8;         // head size of the tiny model
+constexpr int kThreads = 128;   // threads of a block: four warps
 constexpr int kWarps = kThreads / 32;
 
 // ---- 8.1 --------------------------------------------------------------------------------------
 
-// The slot of the cache that holds `key`, a position in the sequence whose block table is `table`.
+// The slot of the cache that holds position `key` of the sequence with block table `table`.
 __device__ __forceinline__ int slot_of(const int* table, int key, int block_size) {
   // begin 8.1
   NOT_WRITTEN();  // stuck? minillm labs hint 8.1
@@ -27,8 +27,8 @@ __device__ __forceinline__ int slot_of(const int* table, int key, int block_size
 
 // ---- 8.2 --------------------------------------------------------------------------------------
 
-// q . key, both of kDim floats, the sum made in the order of d. The key is read from global memory 16 bytes at a
-// time: load_wide<Vec<float, 4>>(p) gives .v[0] .. .v[3].
+// q . key, both of kDim floats, summed in the order of d. The key is read from global memory 16 bytes at a time:
+// load_wide<Vec<float, 4>>(p) returns .v[0] .. .v[3].
 __device__ __forceinline__ float dot(const float* q, const float* key) {
   // begin 8.2
   NOT_WRITTEN();  // stuck? minillm labs hint 8.2
@@ -37,8 +37,8 @@ __device__ __forceinline__ float dot(const float* q, const float* key) {
 
 // ---- 8.3 --------------------------------------------------------------------------------------
 
-// The largest `value` of all threads of the block, given to all of them. `scratch` is shared memory for one
-// number per warp. All threads call it, and it may be called again at once, with the same scratch.
+// Returns the largest `value` of all threads of the block, to all of them. `scratch` is shared memory for one
+// number per warp. All threads call it. The next call may follow at once, with the same scratch.
 __device__ __forceinline__ float block_max(float value, float* scratch) {
   // begin 8.3
   NOT_WRITTEN();  // stuck? minillm labs hint 8.3
@@ -47,8 +47,8 @@ __device__ __forceinline__ float block_max(float value, float* scratch) {
 
 // ---- 8.4 --------------------------------------------------------------------------------------
 
-// One column of the output, and the sum of the weights: both shrunk by `factor`, then `count` keys added in
-// their order. The value of key i is values[offsets[i] + column].
+// One column of the output, and the sum of the weights. Multiply both by `factor`, then add `count` keys in
+// order. The value of key i is values[offsets[i] + column].
 __device__ __forceinline__ void add_values(float& out, float& sum, float factor, const float* weights,
                                            const float* values, const int* offsets, int count, int column) {
   // begin 8.4
@@ -62,10 +62,10 @@ __device__ __forceinline__ void add_values(float& out, float& sum, float factor,
 // max_blocks]; kv_len [num_seqs]. Query head h reads kv head h / (num_heads / num_kv_heads). The row sees all
 // keys of its sequence.
 //
-// Put q into shared memory. Then for each 128 keys: thread t scores key first + t, if there is one, and notes
-// where in the cache it begins (offsets); the maximum is raised; the weights exp(score - max) go to shared
-// memory; threads 0 .. kDim - 1 add the values. At the end they write out / sum. Slots no sequence owns hold
-// NaN: never touch a key at or past kv_len.
+// Copy q to shared memory. Then for each 128 keys: thread t scores key first + t, if it exists, and stores its
+// offset in the cache in `offsets`; raise the maximum; write the weights exp(score - max) to shared memory;
+// threads 0 .. kDim - 1 add the values. At the end they write out / sum. Slots that no sequence owns hold NaN:
+// never read a key at or past kv_len.
 __global__ void __launch_bounds__(kThreads) decode(const float* q, const float* k_cache, const float* v_cache,
                                                    const int* block_table, const int* kv_len, float* out, int num_heads,
                                                    int num_kv_heads, int max_blocks, int block_size, float scale) {

@@ -7,7 +7,7 @@ SLIPS = [
         "penalty divides negative logits",
         "torch.where(picked > 0, picked / penalty, picked * penalty)",
         "picked / penalty",
-        {"1.1": "applied to negative logits by dividing"},
+        {"1.1": "negative logits are divided"},
     ),
     Slip(
         "penalty written into the argument",
@@ -25,7 +25,7 @@ SLIPS = [
         "ties to the highest id",
         "ordered, ids = logits.sort(descending=True, stable=True)",
         "ordered, ids = (part.flip(0) for part in logits.sort(stable=True))",
-        {"1.2": "ties go to the highest id"},
+        {"1.2": "of equal logits the highest id is kept"},
     ),
     Slip(
         "logits left in sorted order",
@@ -39,7 +39,7 @@ SLIPS = [
         "    if top_p < 1.0 and top_k:\n        first = keep_top(logits, 0, top_p)\n"
         "        return keep_top(first, top_k, 1.0)\n"
         "    if top_k:\n        ordered[top_k:] = NEG_INF\n    if top_p < 1.0:",
-        {"1.2": "taken of the whole distribution"},
+        {"1.2": "applied to the whole distribution"},
     ),
     Slip(
         "temperature multiplied",
@@ -59,25 +59,25 @@ SLIPS = [
         "ids without text are drawn",
         "    logits[:, batch.num_token_ids :] = NEG_INF\n    for",
         "    for",
-        {"1.4": "ids the tokenizer lacks"},
+        {"1.4": "ids that the tokenizer does not have"},
     ),
     Slip(
         "stop string leaks between pieces",
         "keep = max((self._overlap(stop) for stop in self._stops), default=0)",
         "keep = 0",
-        {"1.5": "text that could become one was let through"},
+        {"1.5": "a stop string may span pieces"},
     ),
     Slip(
         "the stop string comes out",
         "self._held = self._held[: end - len(self.matched)]",
         "self._held = self._held[:end]",
-        {"1.5": "the stop string itself is given out"},
+        {"1.5": "the stop string is returned"},
     ),
     Slip(
         "the first listed stop string",
         "end = min(found)[0]",
         "end = found[0][0]",
-        {"1.5": "the first in the list"},
+        {"1.5": "is first in the list"},
     ),
     Slip(
         "half characters emitted",
@@ -95,7 +95,7 @@ SLIPS = [
         "a cut character comes out",
         "while cut > 0:",
         "while cut > 0 and False:",
-        {"1.6": "comes out as U+FFFD"},
+        {"1.6": "becomes U+FFFD"},
     ),
     Slip(
         "stop strings ignored",

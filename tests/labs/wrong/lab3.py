@@ -14,7 +14,7 @@ SLIPS = [
         "slots ignore the block table",
         "return [block_table[pos // block_size] * block_size + pos % block_size for pos in positions]",
         "return list(positions)",
-        {"3.2": "slot ignores the block table"},
+        {"3.2": "the block table is ignored"},
     ),
     Slip(
         "block id as a slot",
@@ -26,13 +26,13 @@ SLIPS = [
         "grows by everything",
         " - len(self.block_ids)\n",
         "\n",
-        {"3.3": "grow allocates for all tokens again"},
+        {"3.3": "grow allocates blocks for all tokens again"},
     ),
     Slip(
         "grows one by one",
         "self.block_ids += self._pool.allocate(missing)",
         "for _ in range(missing):\n                self.block_ids += self._pool.allocate(1)",
-        {"3.3": "a failed grow keeps the blocks"},
+        {"3.3": "a failed grow keeps some blocks"},
     ),
     Slip(
         "grows a block early",
@@ -76,13 +76,13 @@ SLIPS = [
         "    return runner.last_logits(batch)",
         "    batch = [SequenceRows(chunk.token_ids, chunk.start, chunk.block_table) for chunk in chunks]\n"
         "    return __import__('torch').cat([runner.last_logits([rows]) for rows in batch])",
-        {"3.5": "one pass of the model for each chunk"},
+        {"3.5": "one run of the model for each chunk"},
     ),
     Slip(
         "the first chunk's blocks for all",
         "chunk.start, chunk.block_table) for chunk",
         "chunk.start, chunks[0].block_table) for chunk",
-        {"3.5": "all chunks use the first one's block table"},
+        {"3.5": "all chunks use the first chunk's block table"},
     ),
     Slip(
         "logits of every row",
@@ -118,13 +118,13 @@ SLIPS = [
         "the first row's blocks for all",
         "row.position, row.block_table)",
         "row.position, rows[0].block_table)",
-        {"3.6": "all rows use the first one's block table"},
+        {"3.6": "all rows use the first row's block table"},
     ),
     Slip(
         "a pass for each sequence",
         "row.block_table) for row in rows]\n    return runner.last_logits(batch)",
         "row.block_table) for row in rows]\n"
         "    return __import__('torch').cat([runner.last_logits([rows]) for rows in batch])",
-        {"3.6": "one pass of the model for each sequence"},
+        {"3.6": "one run of the model for each sequence"},
     ),
 ]

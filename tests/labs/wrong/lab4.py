@@ -7,27 +7,27 @@ SLIPS = [
         "fewer than asked for",
         "        if count > len(self._free):",
         "        count = min(count, len(self._free))\n        if count > len(self._free):",
-        {"4.1": "fewer blocks than asked for"},
+        {"4.1": "fewer blocks than requested"},
     ),
     Slip(
         "the last block is refused",
         "if count > len(self._free):",
         "if count >= len(self._free) > 0 < count:",
-        {"4.1": "the last free block is refused"},
+        {"4.1": "the last free block is never allocated"},
     ),
     Slip(
         "a failed allocation keeps its blocks",
         "        if count > len(self._free):",
         "        while count > len(self._free) > 0:\n            self._ref_count[self._free.pop()] = 1\n"
         "        if count > len(self._free):",
-        {"4.1": "a failed allocation keeps what it got"},
+        {"4.1": "a failed allocation keeps some blocks"},
     ),
     Slip("a queue", "self._free.pop() for", "self._free.pop(0) for", {"4.1": "a stack, not a queue"}),
     Slip(
         "free blocks searched for",
         "taken = [self._free.pop() for _ in range(count)]",
         "taken = [self._free.pop() for _ in range(count)]\n        assert 0 in [*self._ref_count, 0]",
-        {"4.1": "every block is looked at"},
+        {"4.1": "every block is checked"},
     ),
     Slip(
         "two owners at most",
@@ -39,13 +39,13 @@ SLIPS = [
         "a free block is shared",
         "        self._require_owners(set(ids), times={})\n",
         "",
-        {"4.2": "a free block is given an owner"},
+        {"4.2": "a free block gets an owner"},
     ),
     Slip(
         "the first owner frees",
         "            self._ref_count[block_id] -= 1\n",
         "            self._ref_count[block_id] = 0\n",
-        {"4.3": "when its first owner leaves"},
+        {"4.3": "becomes free with its first owner"},
     ),
     Slip("first block first", "in reversed(ids):", "in ids:", {"4.3": "last block first"}),
     Slip(
@@ -70,13 +70,13 @@ SLIPS = [
         "a double free goes through",
         "[self._checked(block_id)] < times.get(block_id, 1):",
         "[self._checked(block_id)] < 0:",
-        {"4.4": "a block without owners passes"},
+        {"4.4": "a block without owners is accepted"},
     ),
     Slip(
         "nothing is shared",
         "shared = prompt_len // block_size",
         "shared = 0",
-        {"4.5": "share the full blocks of their prompt"},
+        {"4.5": "share the full blocks of the prompt"},
     ),
     Slip(
         "the partly full block is shared",

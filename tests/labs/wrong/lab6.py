@@ -7,7 +7,7 @@ SLIPS = [
         "no lengths",
         'parts += [tag, len(payload).to_bytes(8, "little"), payload]',
         "parts += [tag, payload]",
-        {"6.1": "a separator or a tag is no length"},
+        {"6.1": "a separator or a tag can also occur"},
     ),
     Slip("no types", "parts += [tag, len", "parts += [len", {"6.1": "fields have no type"}),
     Slip(
@@ -52,15 +52,15 @@ SLIPS = [
         "a list is no tuple",
         "found[-1] if found else None, tuple(token_ids))",
         "found[-1] if found else None, token_ids)",
-        {"6.4": "make tuples of them"},
+        {"6.4": "convert it to a tuple"},
     ),
     Slip(
         "match takes",
         "            found.append(block)\n        return found\n",
         "            found.append(block)\n        self.acquire(found)\n        return found\n",
-        {"6.4": "the caller is made an owner"},
+        {"6.4": "the caller becomes an owner"},
     ),
-    Slip("no owner", "        self._pool.share([block_id])\n", "", {"6.5": "the cache is no owner"}),
+    Slip("no owner", "        self._pool.share([block_id])\n", "", {"6.5": "the cache is not an owner"}),
     Slip(
         "published twice",
         "        if known is not None:\n            return known\n",
@@ -77,31 +77,34 @@ SLIPS = [
         "parents before children",
         "for block_id in reversed(block_ids):",
         "for block_id in block_ids:",
-        {"6.6": "parents go before children"},
+        {"6.6": "parents are evicted before children"},
     ),
     Slip(
         "read and unused",
         "if block is not None and self._pool.ref_count(block_id) == 1:",
         "if block is not None:",
-        {"6.6": "somebody still reads"},
+        {"6.6": "while a sequence still uses it"},
     ),
     Slip(
         "every block is known",
         "block = self._by_block.get(block_id)\n",
         "block = self._by_block[block_id]\n",
-        {"6.6": "not every block is known"},
+        {"6.6": "not every block is in the cache"},
     ),
     Slip(
-        "the newest evicted", "popitem(last=False)", "popitem()", {"6.7": "the most recently used block goes"}
+        "the newest evicted",
+        "popitem(last=False)",
+        "popitem()",
+        {"6.7": "the most recently used block is evicted"},
     ),
     Slip("findable for ever", "            bucket.remove(block)\n", "", {"6.7": "can still be found"}),
     Slip(
         "the bucket emptied",
         "            if not bucket:\n                del",
         "            if True:\n                del",
-        {"6.7": "are forgotten with it"},
+        {"6.7": "all blocks with the same digest are removed"},
     ),
     Slip(
-        "the pool not told", "            self._pool.free([block_id])\n", "", {"6.7": "the pool is not told"}
+        "the pool not told", "            self._pool.free([block_id])\n", "", {"6.7": "not freed in the pool"}
     ),
 ]

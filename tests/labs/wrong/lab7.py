@@ -15,12 +15,12 @@ SLIPS = [
         "first_key + key < first_row + row ?",
         {"7.2": "the mask is <="},
     ),
-    Slip("the sum keeps its scale", "s.sum * factor + sum", "s.sum + sum", {"7.3": "not shrunk"}),
-    Slip("the output keeps its scale", "out[i] * factor;", "out[i];", {"7.4": "not shrunk"}),
+    Slip("the sum keeps its scale", "s.sum * factor + sum", "s.sum + sum", {"7.3": "not multiplied"}),
+    Slip("the output keeps its scale", "out[i] * factor;", "out[i];", {"7.4": "not multiplied"}),
     Slip(
         "V too early",
         "    __syncthreads();\n    load_tile(kv_tile, v",
         "    load_tile(kv_tile, v",
-        {"7.5": "before or after V takes K's place"},
+        {"7.5": "before or after V overwrites K"},
     ),
 ]

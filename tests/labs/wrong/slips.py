@@ -1,7 +1,7 @@
-"""Wrong solutions of the labs, as edits of the right ones, and what the grader has to say of each.
+"""Wrong solutions of the labs, as edits of the correct ones, and the diagnosis of each.
 
-A slip changes one place of the finished file; `labN.py` lists those of lab N. Slips of different tasks
-share a file, so that each file also shows that no task is blamed for another's mistake.
+A slip changes one place of the finished file; `labN.py` lists the slips of lab N. A file holds slips of
+several tasks, so it also tests that a mistake in one task affects no other task.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from minillm.labs.grader.skeleton import solution
 
 @dataclass(frozen=True)
 class Slip:
-    """`old` becomes `new`; `says` is the diagnosis of each task it costs (a part of its text)."""
+    """`old` becomes `new`; `says` has a part of the diagnosis for each task that fails."""
 
     name: str
     old: str
@@ -23,7 +23,7 @@ class Slip:
 
 
 def wrong_files(lab: Lab, slips: list[Slip]) -> list[tuple[str, list[Slip]]]:
-    """Few files that together hold every slip, with no task twice in one."""
+    """A small number of files that together hold every slip; no file has two slips of one task."""
     groups: list[list[Slip]] = []
     for slip in slips:
         fits = (g for g in groups if all(not slip.says.keys() & other.says.keys() for other in g))
@@ -35,7 +35,7 @@ def wrong_files(lab: Lab, slips: list[Slip]) -> list[tuple[str, list[Slip]]]:
 
 
 def edited(text: str, slips: list[Slip]) -> str:
-    """`text` with the slips in it."""
+    """`text` with the edits of the slips."""
     for slip in slips:
         assert text.count(slip.old) == 1, f"{slip.name}: the engine's source has changed, change the edit"
         text = text.replace(slip.old, slip.new)
@@ -43,5 +43,5 @@ def edited(text: str, slips: list[Slip]) -> str:
 
 
 def every(text: str, *tasks: str) -> dict[str, str]:
-    """One diagnosis for several tasks."""
+    """The same diagnosis for several tasks."""
     return dict.fromkeys(tasks, text)
