@@ -119,8 +119,8 @@ class Toy:
         room = memory.available - plan.num_blocks
         assert budget >= 0
         for r in after:
-            if not r.is_prefilling:
-                assert r in plan.decode
+            if not r.is_prefilling:  # decoded, or just admitted with all but one token cached
+                assert r in plan.sequences
             elif r not in plan.sequences:
                 end = min(r.num_computed_tokens + config.prefill_chunk, r.num_tokens)
                 assert budget == 0 or room < blocks_for(end, SIZE) - len(
