@@ -1,4 +1,4 @@
-"""The budget for look-ahead: within rows and blocks, and never less than they allow; which draft tokens count."""
+"""The budget for look-ahead: within rows and blocks, never less than they allow; which draft tokens count."""
 
 from __future__ import annotations
 
