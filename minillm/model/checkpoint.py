@@ -129,7 +129,7 @@ def _from_index(folder: Path, index_path: Path) -> dict[str, StoredTensor]:
     lost = [name for name, shard in weight_map.items() if name not in headers[shard]]
     if lost:
         raise WeightsError(f"{index_path.name} points to tensors that are not there: {listed(lost)}", _AGAIN)
-    # What a shard holds beside the map is kept, for the accounting to refuse by name.
+    # Tensors that the index does not list are kept: the loader refuses them by name.
     unlisted = {
         name: t for header in headers.values() for name, t in header.items() if name not in weight_map
     }
@@ -137,7 +137,7 @@ def _from_index(folder: Path, index_path: Path) -> dict[str, StoredTensor]:
 
 
 def _require_name(shard: object, index_path: Path) -> None:
-    """Refuse what is not the bare name of a file."""
+    """Refuse a shard name that has a folder in it."""
     if not isinstance(shard, str):
         raise WeightsError(
             f"{index_path.name} holds no weight_map: {shown(shard)} is not a file name", _AGAIN

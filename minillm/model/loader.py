@@ -1,4 +1,4 @@
-"""A model folder, ready to run: config, weights, tokenizer, and how it wants to be sampled."""
+"""Loads a model folder: config, weights, tokenizer and default sampling parameters."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ class LoadedModel:
         return self.tokenizer
 
     def token_ids(self, prompt: str | Sequence[int]) -> list[int]:
-        """The prompt's token ids: text is encoded, ids are checked and taken as they are.
+        """The prompt's token ids: text is encoded, ids are checked and used unchanged.
 
         Raises:
-            UsageError: an empty prompt, something that is neither, an id out of range.
+            UsageError: an empty prompt, a prompt that is neither text nor ids, an id out of range.
         """
         if isinstance(prompt, str):
             if not prompt:
@@ -105,7 +105,7 @@ def load_model(
 
     Args:
         engine: dtype, device, backend and max_model_len are read.
-        ops: the backend to build the decoder over; None makes the one `engine` names.
+        ops: the backend to build the decoder over; None means the one that `engine` names.
         progress: called with (bytes read, bytes in all).
 
     Raises:
@@ -155,7 +155,7 @@ def make_ops(backend: Backend, device: Device = "auto") -> Ops:
     if backend == "simt":
         return _simulated(device)
     on_cpu = pick_device(device).type == "cpu"
-    # The CUDA kernels have run in the simulator only: nobody gets them on a GPU without asking.
+    # No complete pass of scripts/gpu_check.sh is on record, so a GPU gets the CUDA kernels only by name.
     if backend == "reference" or (backend == "auto" and not on_cpu):
         return ReferenceOps()
     try:
@@ -168,7 +168,7 @@ def make_ops(backend: Backend, device: Device = "auto") -> Ops:
 
 
 def _simulated(device: str) -> Ops:
-    # Imported here: it is for lessons and tests, and nobody else should wait for it.
+    # Imported here because only lessons and tests need it, and importing it takes time.
     from minillm.ops.simt import SimtOps
 
     if device == "cuda":
@@ -191,7 +191,7 @@ def pick_device(name: str) -> torch.device:
     """The torch device of "auto", "cpu" or "cuda".
 
     Raises:
-        BackendError: cuda is asked for and not there.
+        BackendError: cuda is requested but not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -201,7 +201,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, config: ModelConfig) -> torch.dtype:
-    """The named dtype; "auto" is the checkpoint's own, float32 where it does not say."""
+    """The named dtype; "auto" is the dtype that config.json names, or float32 if it names none."""
     if name == "auto":
         name = config.dtype or "float32"
     if name not in DTYPES:
@@ -210,10 +210,10 @@ def pick_dtype(name: str, config: ModelConfig) -> torch.dtype:
 
 
 def default_params(generation: dict[str, Any]) -> SamplingParams:
-    """generation_config.json as sampling parameters; what it does not say stays at the default.
+    """generation_config.json as sampling parameters; missing values keep their defaults.
 
     Raises:
-        UsageError: a value that is no sampling parameter's.
+        UsageError: a value that SamplingParams refuses.
     """
     wanted = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
     given = {key: generation[key] for key in wanted if generation.get(key) is not None}
@@ -256,5 +256,5 @@ def _load_generation_config(folder: Path) -> dict[str, Any]:
 
 
 def _eos_token_ids(generation: dict[str, Any], config: ModelConfig) -> tuple[int, ...]:
-    """From generation_config.json, else config.json; empty where neither has one."""
+    """From generation_config.json, else config.json; empty if neither has one."""
     return ConfigReader(generation, _GENERATION_CONFIG).token_ids("eos_token_id") or config.eos_token_ids

@@ -1,4 +1,4 @@
-"""From what a user wrote after --model to a folder: a path, a shipped model's name, or a hub id."""
+"""Finds the folder of a model from the value of --model: a path, a shipped model's name, or a hub id."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _from_hub(repo_id: str) -> Path:
 
     try:
         return Path(snapshot_download(repo_id, allow_patterns=_HUB_FILES))
-    except BaseException as error:  # its many error types, a panic among them: the id cannot be had now
+    except BaseException as error:  # huggingface_hub raises many types of errors, and panics too
         if is_interrupt(error):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

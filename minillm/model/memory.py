@@ -1,7 +1,7 @@
-"""What a model will take of the memory, by arithmetic from its config, before anything of it is built.
+"""Estimates the memory of a model from its config, before anything is built.
 
-A config.json can ask for any size in a few digits. So its sizes are compared with what is free first, and
-an allocation that the system refuses all the same is reported with the same estimate.
+A few digits in a config.json can mean any size. So the sizes are first compared with the free memory. If the
+system still refuses an allocation, the error has the same estimate.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
-"""From safetensors straight into the model's parameters, with every tensor accounted for.
+"""Loads safetensors into the model's parameters and accounts for every tensor.
 
 The decoder stores some projections fused; a checkpoint stores the pieces:
 
     qkv_proj.weight      q_proj rows | k_proj rows | v_proj rows
     gate_up_proj.weight  gate_proj rows | up_proj rows
 
-`placements` is that table: checkpoint name -> the part of a parameter it fills. What the table
-wants and the files lack, what the files have and the table does not want, and what has another
-shape is listed and refused before a byte is loaded.
+`placements` is that table: checkpoint name -> the part of a parameter it fills. Tensors
+that are missing, unexpected or of another shape are listed and refused before a byte is loaded.
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ def load_weights(decoder: Decoder, folder: Path, progress: Progress | None = Non
 
 
 def _drop_tied_copy(stored: dict[str, StoredTensor]) -> None:
-    """A tied checkpoint may repeat the embedding as lm_head; one that differs contradicts its config."""
+    """Require that the lm_head of a tied checkpoint, if it is stored, equals the embedding."""
     head, embedding = stored.pop("lm_head.weight", None), stored.get("model.embed_tokens.weight")
     if not head or not embedding:
         return
