@@ -30,7 +30,7 @@ def free_memory(device: torch.device) -> int:
 
 @contextmanager
 def allocation(what: str, nbytes: int, hint: str, kind: type[OutOfMemory] = OutOfMemory) -> Iterator[None]:
-    """Around allocations of `nbytes` bytes in all: where the system refuses one, the error says so.
+    """Make a typed error of an allocation that the system refuses; `nbytes` is the estimate of all of them.
 
     Raises:
         OutOfMemory: of the given `kind`, with the estimate.
@@ -38,7 +38,9 @@ def allocation(what: str, nbytes: int, hint: str, kind: type[OutOfMemory] = OutO
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        refused = isinstance(error, MemoryError) or any(word in str(error) for word in _REFUSALS)
+        refused = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+            word in str(error) for word in _REFUSALS
+        )
         if not refused:
             raise
         raise kind(f"{what} need {format_bytes(nbytes)}, and the system refuses them", hint) from None

@@ -113,7 +113,7 @@ def test_without_its_entry_the_family_is_refused(
     fable: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(families.FAMILIES, "fable")
-    with pytest.raises(UnsupportedModel, match="architecture FableForCausalLM is not supported"):
+    with pytest.raises(UnsupportedModel, match="architecture 'FableForCausalLM' is not supported"):
         LLM(fable["folder"], device="cpu")
 
 

@@ -261,8 +261,9 @@ def test_where_a_template_comes_from(tmp_path: Path) -> None:
 def test_a_template_is_asked_for_the_assistants_turn(tmp_path: Path) -> None:
     template = "{{ messages[0].content }}{% if add_generation_prompt %} the mat{% endif %}"
     made = tokenizer(tmp_path, chat_template=template)
-    assert made.render_chat(HELLO) == "the cat the mat"
-    assert made.encode_chat(HELLO) == made.encode("the cat the mat", add_special_tokens=False)
+    assert made.apply_chat_template(HELLO, tokenize=False) == "the cat the mat"
+    assert made.apply_chat_template(HELLO) == made.encode("the cat the mat", add_special_tokens=False)
+    assert made.apply_chat_template(HELLO, tokenize=False, add_generation_prompt=False) == "the cat"
 
 
 # ---- ids ------------------------------------------------------------------------------------------

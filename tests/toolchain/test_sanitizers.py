@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from minillm.toolchain.compiler import BuildFailed, run_compiler
+from minillm.toolchain.compiler import BuildFailed, Crew
 from minillm.toolchain.sanitizer import environment, preload
 
 REPO = Path(__file__).resolve().parents[2]
@@ -55,10 +55,11 @@ def test_the_compiler_itself_runs_without_the_sanitizers(
     compiler.write_text('#!/bin/sh\n[ -z "$LD_PRELOAD" ] || { echo "error: found it" >&2; exit 1; }\n')
     compiler.chmod(0o755)
     monkeypatch.setenv("LD_PRELOAD", "libnone.so")
-    with pytest.raises(BuildFailed, match="found it"):
-        run_compiler([str(compiler)])
-    monkeypatch.setenv("MINILLM_SANITIZE", "1")
-    run_compiler([str(compiler)])
+    with Crew(tmp_path / "scratch") as crew:
+        with pytest.raises(BuildFailed, match="found it"):
+            crew.run([str(compiler)])
+        monkeypatch.setenv("MINILLM_SANITIZE", "1")
+        crew.run([str(compiler)])
 
 
 @pytest.mark.slow
