@@ -7,7 +7,7 @@ that is cut short while it is read ends the process with SIGBUS, and mapped page
 process, so a model would need twice its size while it loads. With ordinary reads a file may shrink, vanish or
 fail at any moment, and the result is a typed error.
 
-A header must account for every byte behind it, as the format demands: tensors lie one after the other,
+The format requires that a header describes every byte after it: tensors lie one after the other,
 without gaps, from the end of the header to the end of the file.
 
 Shards are found by name in the model's folder. A name in the index that leads out of the folder is refused. A

@@ -3,7 +3,7 @@
 A template is a program from a download. Its sandbox (`template_sandbox.py`) asks the `Budget` of the
 rendering before each operation, so no operation begins that cannot end soon:
 
-    step     each call, filter, operator and turn of a loop counts; the clock is looked at each time
+    step     counts each call, filter, operator and loop iteration, and checks the time
     require  the size of a result, known from the operands before it is made: 'x' * 10**9, center, replace
     keep     the size of a value that was made. All values are small, so whatever reads them is quick
 

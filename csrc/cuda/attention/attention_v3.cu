@@ -25,7 +25,7 @@ struct RowTile {
 };
 
 // The tile of rows of this block, counted through the sequences from the last: a prompt's last rows see the most
-// keys, and who has most to do begins first.
+// keys, so the tiles with the most work start first.
 __device__ __forceinline__ RowTile find_tile(const Sequences& s, int group) {
   int tile = blockIdx.x;
   for (int i = s.num_seqs - 1; i >= 0; i--) {

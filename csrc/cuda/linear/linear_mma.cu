@@ -7,9 +7,9 @@
 //     x  kTokens rows [ 128 bytes ]  |===|-----|-----|  ...  |      (cp.async)
 //
 // A warp takes 16 x 16 of W and 16 x 8 of x out of a stage with ldmatrix and adds their product to 16 x 8 sums in
-// its registers. An output's products are added for k = 0..15, 16..31, ... in one chain, whichever shape of
-// tile is at work: a token's result cannot depend on who else is in the batch (contract C2). So the shapes below
-// are a question of speed alone:
+// its registers. An output's products are added for k = 0..15, 16..31, ... in one chain, for every
+// shape of tile: a token's result does not depend on the rest of the batch (contract C2). So the choice among
+// the shapes below changes only the speed:
 //
 //     16 x 8, 16 x 16, 32 x 32    few tokens: W is read once, and bandwidth is all. Small tiles make a block for
 //                                 every multiprocessor, and long rings keep 30 KB on the way in each
