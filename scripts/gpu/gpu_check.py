@@ -103,7 +103,7 @@ def plan(out: Path, python: str, simulate: bool) -> list[Step]:
 
 def _tensor_cores(out: Path, simulate: bool) -> Step:
     """Hopper only: other chips have no wgmma, and a program for sm_90a does not start there."""
-    skip = "the simulator sums in an order of its own" if simulate else _absent("nvcc")
+    skip = "it measures a chip" if simulate else _absent("nvcc")
     program, source = out / "tensor_cores", REPO / "scripts" / "gpu" / "tensor_cores.cu"
     build = f"nvcc -std=c++17 -O2 -gencode=arch=compute_90a,code=sm_90a -o {program} {source}"
     command = ["sh", "-c", f"{build} && {program} {out}; code=$?; rm -f {program}; exit $code"]
