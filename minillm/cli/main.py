@@ -28,7 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(argv)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # the reader has closed the pipe (`| head`)
+    except (BrokenPipeError, SystemExit) as error:  # the reader has closed the pipe (`| head`)
+        # rich turns a BrokenPipeError into SystemExit(1).
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
         streams.abandon(sys.stdout)
         streams.abandon(sys.stderr)
         return 0

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from minillm.cli.parser import Once, Parser
 from minillm.config import BACKENDS, DEVICES, DTYPES, SamplingParams, engine_config, require_int, shown
 from minillm.config.sampling import ANSWER_TOKENS
+from minillm.config.sizes import parse_bytes
 from minillm.errors import ModelNotFound, UsageError
 from minillm.model.locate import DEFAULT_MODEL, shipped_models
 
@@ -121,6 +122,8 @@ def engine_options(args: argparse.Namespace) -> EngineOptions:
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     options = cast("EngineOptions", given)
     engine_config(options)
+    if args.kv_memory != "auto":
+        parse_bytes(args.kv_memory)
     if args.threads is not None:
         require_int("--threads", args.threads, minimum=1)
     return options

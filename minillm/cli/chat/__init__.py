@@ -79,6 +79,10 @@ def run(args: argparse.Namespace) -> int:
                     raise
                 complain(f"minillm: {error.message}; {error.hint}".rstrip("; "))
                 code = error.exit_code
+            except KeyboardInterrupt:  # before the answer began, or in a pipe
+                if not reader.is_terminal:
+                    raise
+                print(dim("[stopped]"), file=sys.stderr)
     return 0 if reader.is_terminal else code
 
 
@@ -87,12 +91,14 @@ def _answer(session: Session, text: str, quiet: bool) -> None:
     stream, dropped = session.ask(text)
     if dropped and not quiet:
         print(dim(f"[the {dropped} oldest messages no longer fit and are dropped]"), file=sys.stderr)
-    print_stream(stream)
+    interrupted = print_stream(stream)
     session.keep(stream.result)
     if not quiet:
         print(dim(stats_line(stream.result)), file=sys.stderr)
     if stream.result.error:
         raise stream.result.error
+    if interrupted and not sys.stdin.isatty():
+        raise KeyboardInterrupt
 
 
 def _sampling(given: dict[str, object], llm: LLM) -> tuple[SamplingParams, str]:
