@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Unpack
 
 from torch import Tensor
 
 from minillm.config import EngineOptions, SamplingParams, engine_config, require_int, shown
+from minillm.config.sampling import ANSWER_TOKENS
 from minillm.engine.delivery import Delivery, Ticket
 from minillm.engine.engine import Engine
 from minillm.engine.outputs import RequestOutput
@@ -26,6 +26,7 @@ from minillm.model.locate import find_model
 from minillm.progress import Bar
 from minillm.speculation.pairing import load_draft
 from minillm.text.chat_template import Message, check_messages
+from minillm.text.conversation import kept_messages
 from minillm.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
@@ -66,7 +67,10 @@ class LLM:
 
     @property
     def default_params(self) -> SamplingParams:
-        """What `sampling_params=None` means: the model's generation_config.json."""
+        """The model's generation_config.json. `replace(llm.default_params, max_tokens=200)` keeps the rest.
+
+        It is what `generate` uses without `sampling_params`; `stream` and `chat` allow more tokens.
+        """
         return self.engine.model.default_params
 
     @property
@@ -120,36 +124,43 @@ class LLM:
     ) -> RequestOutput:
         """Answer a conversation, given as [{"role": ..., "content": ...}, ...].
 
-        `on_overflow="drop_oldest"` drops the oldest messages, but no system messages, until the rest fits the
-        context. The output's `dropped_messages` lists their indices.
+        `on_overflow="drop_oldest"` drops the oldest turns, but no system messages, so that the rest and its
+        answer fit the context and the KV cache; see `text/conversation.py`. The output's `dropped_messages`
+        lists their indices. Without `sampling_params` the answer has at most 256 tokens.
 
         Raises:
             UsageError: the model has no chat template, or a message is malformed.
             PromptTooLong: the conversation does not fit the context.
         """
-        ids, dropped = self.chat_prompt(messages, on_overflow)
-        return replace(self.generate([ids], sampling_params, tenant=tenant)[0], dropped_messages=dropped)
+        params = self._answer_params(sampling_params)
+        ids, dropped = self.chat_prompt(messages, on_overflow, params.max_tokens)
+        return replace(self.generate([ids], params, tenant=tenant)[0], dropped_messages=dropped)
 
     def chat_prompt(
-        self, messages: Sequence[Message], on_overflow: Overflow = "refuse"
+        self,
+        messages: Sequence[Message],
+        on_overflow: Overflow = "refuse",
+        max_tokens: int = ANSWER_TOKENS,
     ) -> tuple[list[int], list[int]]:
-        """The token ids `chat` would use, and the indices of the messages it would drop."""
+        """The token ids `chat` would use, and the indices of the messages it would drop.
+
+        `max_tokens`: room that "drop_oldest" keeps for the answer, at most half of what there is.
+        """
         if on_overflow not in ("refuse", "drop_oldest"):
             raise UsageError(f"on_overflow={shown(on_overflow)} is not known", "use refuse or drop_oldest")
         tokenizer = self.tokenizer
         check_messages(messages)
-        kept = list(range(len(messages)))
-        while True:
-            ids = tokenizer.apply_chat_template([messages[i] for i in kept])
-            droppable = [i for i in kept[:-1] if messages[i]["role"] != "system"]
-            fits = len(ids) < self.engine.model.max_model_len
-            if fits or on_overflow == "refuse" or not droppable:
-                return ids, [i for i in range(len(messages)) if i not in kept]
-            oldest, *later = droppable
-            # Drop its answers too: many templates require that a conversation starts with the user.
-            answers = takewhile(lambda i: messages[i]["role"] != "user", later)
-            for i in [oldest, *answers]:
-                kept.remove(i)
+
+        def prompt(kept: Sequence[int]) -> list[int]:
+            return tokenizer.apply_chat_template([messages[i] for i in kept])
+
+        if on_overflow == "refuse":
+            return prompt(range(len(messages))), []
+        pool = self.engine.memory.pool
+        room = min(self.engine.model.max_model_len, pool.num_blocks * pool.block_size)
+        limit = room - min(max_tokens, room // 2)
+        kept = kept_messages(messages, lambda kept: len(prompt(kept)), limit)
+        return prompt(kept), [i for i in range(len(messages)) if i not in kept]
 
     def stream(
         self,
@@ -160,10 +171,12 @@ class LLM:
     ) -> TextIterator:
         """Complete one prompt and return an iterator over pieces of its text.
 
+        Without `sampling_params` the text has at most 256 tokens.
+
         Raises:
             UsageError, PromptTooLong, KVCapacityError: raised by this call, not by the iterator.
         """
-        params = self.default_params if sampling_params is None else sampling_params
+        params = self._answer_params(sampling_params)
         if isinstance(params, SamplingParams) and params.n != 1:
             raise UsageError(f"stream gives one completion, not n={params.n}", "use generate")
         ticket = Ticket()
@@ -195,6 +208,10 @@ class LLM:
         raise UsageError(
             "an LLM cannot be copied or pickled", "make one in each process, from the same folder"
         )
+
+    def _answer_params(self, given: SamplingParams | None) -> SamplingParams:
+        """`given`, or for None the model's parameters with room for an answer that a person reads."""
+        return replace(self.default_params, max_tokens=ANSWER_TOKENS) if given is None else given
 
     def _run(
         self, prompts: list[list[int]], params: list[SamplingParams], tenant: str | None, progress: bool

@@ -21,6 +21,7 @@ from minillm.bench.machine import (
     peak_memory,
     summarise,
 )
+from minillm.bench.parts import Progress, no_progress
 from minillm.config import SamplingParams
 from minillm.llm import LLM
 from minillm.model.costs import kv_bytes_read
@@ -51,7 +52,12 @@ def decode_rate(llm: LLM, batch: int, num_tokens: int) -> float:
 
 
 def run_bench(
-    llm: LLM, prompt_len: int, num_tokens: int, runs: int, batches: Sequence[int] = (1, 8)
+    llm: LLM,
+    prompt_len: int,
+    num_tokens: int,
+    runs: int,
+    batches: Sequence[int] = (1, 8),
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """All figures, with a description of the machine. Rates are per second."""
     model, config = llm.engine.model, llm.engine.model.config
@@ -63,6 +69,7 @@ def run_bench(
     rows: list[dict[str, Any]] = [{"what": f"prefill {prompt_len}", "tokens_per_s": asdict(prefill)}]
     bandwidths: list[float] = []
     for batch in batches:
+        progress(len(rows), 1 + len(batches))
         rates, *beside = measure_in_turns([lambda b=batch: decode_rate(llm, b, num_tokens), *read], runs)  # type: ignore[misc]
         figure = summarise(rates)
         row: dict[str, Any] = {"what": f"decode, batch {batch}", "tokens_per_s": asdict(figure)}

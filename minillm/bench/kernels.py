@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from minillm.bench.machine import describe, peak_flops, read_bandwidth
+from minillm.bench.parts import Progress, no_progress
 from minillm.config import ModelConfig, SamplingParams
 from minillm.model.rope import rope_tables
 from minillm.ops.contract import AttentionMetadata, LayerCache, Ops, RopeTables
@@ -50,13 +51,20 @@ class Job:
 
 
 def run_kernels(
-    config: ModelConfig, ops: Ops, dtype: torch.dtype, runs: int, rows: tuple[int, ...] = (1, 8, 512)
+    config: ModelConfig,
+    ops: Ops,
+    dtype: torch.dtype,
+    runs: int,
+    rows: tuple[int, ...] = (1, 8, 512),
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Every op at the sizes of `config`, for `ops` and for the reference. Times are in seconds."""
     reference = ReferenceOps()
     bandwidth, peak = read_bandwidth(runs), peak_flops(ops, dtype, runs)
-    found = []
-    for job in jobs(config, dtype, rows):
+    found = list[dict[str, Any]]()
+    todo = list(jobs(config, dtype, rows))
+    for job in todo:
+        progress(len(found), len(todo))
         mine, theirs = (_seconds(job.make(o), runs) for o in (ops, reference))
         least = max(job.bytes / bandwidth.median, job.flops / peak.median)
         found.append(

@@ -25,6 +25,7 @@ from typing import Any
 from minillm.bench.allocation import compare, read_trace
 from minillm.bench.engine import make_prompt
 from minillm.bench.machine import peak_flops
+from minillm.bench.parts import Progress, no_progress, run_parts
 from minillm.config import SamplingParams
 from minillm.errors import UsageError
 from minillm.llm import LLM
@@ -40,19 +41,23 @@ TRACE_SLOTS = 64 * 4096
 Load = Callable[..., LLM]
 
 
-def run_serving(load: Load, runs: int, data: Path | None) -> dict[str, Any]:
+def run_serving(load: Load, runs: int, data: Path | None, progress: Progress = no_progress) -> dict[str, Any]:
     """All parts. `load(**options)` makes an engine with these options changed."""
-    report: dict[str, Any] = {
-        "batching": batching(load, runs),
-        "gaps": gaps(load, runs),
-        "overhead": overhead(load),
-        "nothing_to_share": nothing_to_share(load, runs),
+    parts: dict[str, Callable[[], Any]] = {
+        "batching": lambda: batching(load, runs),
+        "gaps": lambda: gaps(load, runs),
+        "overhead": lambda: overhead(load),
+        "nothing_to_share": lambda: nothing_to_share(load, runs),
     }
     if data:
-        report["sharing"] = sharing(load, data)
-        trace = read_trace(data / "traces" / "azure_conversation.csv")
-        report["allocation"] = [asdict(a) for a in compare(trace, 16, TRACE_SLOTS)]
-    return report
+        parts["sharing"] = lambda: sharing(load, data)
+        parts["allocation"] = lambda: _allocation(data)
+    return run_parts(parts, progress)
+
+
+def _allocation(data: Path) -> list[dict[str, Any]]:
+    trace = read_trace(data / "traces" / "azure_conversation.csv")
+    return [asdict(a) for a in compare(trace, 16, TRACE_SLOTS)]
 
 
 # ---- batching ---------------------------------------------------------------------------------------

@@ -16,11 +16,12 @@ divided by the measured cost of a step in plain steps.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from minillm.bench.drafting_costs import costs, switched_off
 from minillm.bench.machine import describe, measure, read_bandwidth
+from minillm.bench.parts import Progress, no_progress, run_parts
 from minillm.bench.turns import (
     COPY,
     DEPTH,
@@ -49,7 +50,12 @@ FREE = 1.25  # rows are called nearly free if the pass takes at most this many t
 
 
 def run_speculation(
-    load: Load, draft_model: str, tokens: int, runs: int, batches: Sequence[int]
+    load: Load,
+    draft_model: str,
+    tokens: int,
+    runs: int,
+    batches: Sequence[int],
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """All parts. `load(**options)` makes an engine with these options changed."""
 
@@ -58,19 +64,22 @@ def run_speculation(
 
     bench = Bench(load_uncached, load_uncached(), draft_model, tokens, runs)
     model = bench.plain.engine.model
+    parts: dict[str, Callable[[], Any]] = {
+        "pair": lambda: pair(bench),
+        "acceptance": lambda: acceptance(bench),
+        "floor": lambda: floor(bench),
+        "batches": lambda: batched(bench, batches),
+        "ngram": lambda: ngram(bench),
+        "costs": lambda: costs(bench),
+        "switched_off": lambda: switched_off(bench),
+    }
     return {
         "model": model.folder.name,
         "draft_model": draft_model,
         "dtype": str(model.dtype).removeprefix("torch."),
         "backend": model.decoder.ops.name,
         "machine": describe(),
-        "pair": pair(bench),
-        "acceptance": acceptance(bench),
-        "floor": floor(bench),
-        "batches": batched(bench, batches),
-        "ngram": ngram(bench),
-        "costs": costs(bench),
-        "switched_off": switched_off(bench),
+        **run_parts(parts, progress),
     }
 
 

@@ -10,19 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 from minillm.cli.bench_serving import print_serving
 from minillm.cli.bench_speculation import print_speculation
-from minillm.cli.options import add_engine_options, load_llm
+from minillm.cli.options import add_engine_options, load_llm, model_of
+from minillm.cli.parser import Parser
 from minillm.config import require_int
+from minillm.progress import Bar
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from minillm import LLM
+    from minillm.bench.parts import Progress
 
 PEERS = ("transformers",)
 KINDS = ("engine", "kernels", "serving", "speculation")
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "bench",
@@ -32,8 +35,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "(`--backend simt`: the bytes that each attention kernel moves). With `serving`: the gain from "
         "batching, chunks and sharing. With `speculation`: the gain and the cost of drafts. All figures are "
         "medians with lowest and highest value, because shared machines are noisy.",
+        usage="minillm bench [engine|kernels|serving|speculation] [MODEL] [options]",
     )
-    parser.add_argument("what", nargs="?", choices=KINDS, default="engine")
     parser.add_argument(
         "--prompt-len", type=int, metavar="N", help="prompt tokens to prefill (512; simt: 128)"
     )
@@ -63,6 +66,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
+    args.what = args.words.pop(0) if args.words[:1] and args.words[0] in KINDS else "engine"
     counted = args.what == "kernels" and args.backend == "simt"
     if args.prompt_len is None:
         args.prompt_len = 128 if counted else 512
@@ -78,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
         "serving": (_serving, print_serving),
         "speculation": (_speculation, print_speculation),
     }[args.what]
-    report = measure(args)
+    with Bar("measuring", enabled=not args.json) as bar:
+        report = measure(args, bar)
     if args.json:
         print(json.dumps(report))
     else:
@@ -86,12 +91,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _engine(args: argparse.Namespace) -> dict[str, Any]:
+def _engine(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     from minillm.bench.engine import run_bench
     from minillm.bench.peer import run_peer
 
     llm = load_llm(args, prefix_caching=False)  # every run measures the same prompts again
-    report = run_bench(llm, args.prompt_len, args.tokens, args.runs, args.batch)
+    report = run_bench(llm, args.prompt_len, args.tokens, args.runs, args.batch, progress)
     if args.peer:
         report["peer"] = run_peer(llm, args.peer, args.prompt_len, args.tokens, args.runs, args.batch)
         if report["peer"] is None:
@@ -99,34 +104,35 @@ def _engine(args: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def _kernels(args: argparse.Namespace) -> dict[str, Any]:
+def _kernels(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     from minillm.bench.kernels import run_kernels
     from minillm.model.families import load_model_config
     from minillm.model.loader import make_ops, pick_dtype
     from minillm.model.locate import find_model
 
-    config = load_model_config(find_model(args.model))
-    return run_kernels(config, make_ops(args.backend, "cpu"), pick_dtype(args.dtype, config), args.runs)
+    config = load_model_config(find_model(model_of(args)))
+    ops, dtype = make_ops(args.backend, "cpu"), pick_dtype(args.dtype, config)
+    return run_kernels(config, ops, dtype, args.runs, progress=progress)
 
 
-def _serving(args: argparse.Namespace) -> dict[str, Any]:
+def _serving(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     from minillm.bench.serving import run_serving
 
     if args.data is None:
         print("minillm: no --data: the tales and the trace are left out", file=sys.stderr)
-    return run_serving(lambda **changes: load_llm(args, **changes), args.runs, args.data)
+    return run_serving(lambda **changes: load_llm(args, **changes), args.runs, args.data, progress)
 
 
-def _speculation(args: argparse.Namespace) -> dict[str, Any]:
+def _speculation(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     from minillm.bench.speculation import run_speculation
 
     def load(**changes: Any) -> LLM:
         return load_llm(args, **changes)
 
-    return run_speculation(load, args.draft_model, args.tokens, args.runs, args.batch)
+    return run_speculation(load, args.draft_model, args.tokens, args.runs, args.batch, progress)
 
 
-def _traffic(args: argparse.Namespace) -> dict[str, Any]:
+def _traffic(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     from minillm.bench.traffic import run_traffic
     from minillm.ops.contract import DTYPES
 

@@ -13,30 +13,39 @@ from minillm.cli.options import (
     add_sampling_options,
     dim,
     draft_options,
+    given_sampling,
     load_llm,
     read_text,
     sampling_params,
 )
+from minillm.cli.parser import Once, Parser
+from minillm.config.sampling import ANSWER_TOKENS
 from minillm.errors import UsageError
 
 if TYPE_CHECKING:
     from minillm.engine.outputs import RequestOutput
-    from minillm.llm import TextIterator
+    from minillm.llm import LLM, TextIterator
 
 INTERRUPTED = 130
+CHAT_HINT = (
+    "[this model answers messages: generate --chat uses its chat template, minillm chat is a conversation]"
+)
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "generate",
         help="continue a text",
-        description="Continue a text. Only generated text goes to stdout; the stats line goes to stderr.",
+        usage="minillm generate [MODEL] (-p TEXT | -f FILE | -) [options]",
+        description="Continue a text. Only generated text goes to stdout; the stats line goes to stderr. "
+        "The text is -p TEXT, the content of -f FILE, or stdin if one argument is `-`.",
     )
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("-p", "--prompt", help="the text to continue")
-    source.add_argument("-f", "--file", help="read the text from a file")
-    source.add_argument("stdin", nargs="?", choices=["-"], help="read the text from stdin")
+    parser.add_argument("-p", "--prompt", action=Once, metavar="TEXT", help="the text to continue")
+    parser.add_argument("-f", "--file", action=Once, metavar="FILE", help="read the text from a file")
+    parser.add_argument(
+        "--chat", action="store_true", help="the text is a message: use the model's chat template"
+    )
     add_sampling_options(parser)
     add_engine_options(parser)
     add_draft_options(parser)
@@ -47,11 +56,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Generate; return 0, or 130 after Ctrl-C (the text so far is kept)."""
+    given, drafts = given_sampling(args), draft_options(args)
     prompt = _prompt(args)
-    llm = load_llm(args, **draft_options(args))
-    params = sampling_params(args, llm.default_params)
-    stream = llm.stream(prompt, params)
-    if not args.json and sys.stdout.isatty() and sys.stderr.isatty():
+    llm = load_llm(args, **drafts)
+    params = sampling_params({"max_tokens": ANSWER_TOKENS, **given}, llm.default_params)
+    ids = llm.chat_prompt([{"role": "user", "content": prompt}])[0] if args.chat else None
+    stream = llm.stream(prompt if ids is None else ids, params)
+    if not args.json and not args.chat and sys.stdout.isatty() and sys.stderr.isatty():
         print(dim(prompt), end="", file=sys.stderr, flush=True)
     interrupted = print_stream(stream, show=not args.json)
     output = stream.result
@@ -59,9 +70,25 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(as_json(output, str(llm.engine.model.folder.name)), ensure_ascii=False))
     if not args.quiet:
         print(dim(stats_line(output)), file=sys.stderr)
+        if not args.chat and _answers_messages(llm):
+            print(dim(CHAT_HINT), file=sys.stderr)
     if output.error:
         raise output.error
     return INTERRUPTED if interrupted else 0
+
+
+def _answers_messages(llm: LLM) -> bool:
+    """Whether the model's chat template puts marks around a message, as instruct models need."""
+    tokenizer = llm.engine.model.tokenizer
+    if tokenizer is None or tokenizer.chat_template is None:
+        return False
+    message = [{"role": "user", "content": "x"}]
+    try:
+        ids = tokenizer.apply_chat_template(message, add_generation_prompt=False)
+    except UsageError:  # a template with other needs: no reason for a hint
+        return False
+    own = [token_id for token_id in ids if token_id != tokenizer.bos_token_id]
+    return tokenizer.decode(own, skip_special_tokens=False).strip() != "x"
 
 
 def print_stream(stream: TextIterator, show: bool = True) -> bool:
@@ -126,10 +153,18 @@ def as_json(output: RequestOutput, model: str) -> dict[str, Any]:
 
 
 def _prompt(args: argparse.Namespace) -> str:
+    """The text to continue.
+
+    Raises:
+        UsageError: none, or two of them.
+    """
+    from_stdin = "-" in args.words
+    if (args.prompt is not None) + (args.file is not None) + from_stdin > 1:
+        raise UsageError("the prompt is given twice", "give one of -p TEXT, -f FILE and -")
     if args.prompt is not None:
         return str(args.prompt)
     if args.file is not None:
         return read_text(args.file)
-    if args.stdin == "-":
+    if from_stdin:
         return read_text("-")
     raise UsageError("no prompt", "give -p TEXT, -f FILE, or - to read stdin")

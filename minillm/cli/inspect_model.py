@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from minillm.cli.options import add_model_option, model_of
+from minillm.cli.parser import Parser
 from minillm.config import DTYPES, ModelConfig
 from minillm.errors import UsageError
 
@@ -21,7 +23,7 @@ LENGTHS = (128, 512, 1024, 4096, 8192, 32768, 131072)
 _DECIDED_BY = {"layer_windows": "sliding_window", "eos_token_ids": "eos_token_id"}
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "inspect",
@@ -30,7 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "per token, the tokens that fit in a given memory, and the costs of a context. Reads only "
         "config.json, no weights.",
     )
-    parser.add_argument("model", nargs="?", help="folder or hub id (default: the model that ships)")
+    add_model_option(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="dtype of weights and cache")
     parser.add_argument(
         "--memory", default="1GiB", metavar="SIZE", help="size of the KV memory (default 1GiB)"
@@ -51,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from minillm.model.families import load_model_config
     from minillm.model.locate import find_model
 
-    folder = find_model(args.model)
+    folder = find_model(model_of(args))
     report = collect(load_model_config(folder), args.dtype, args.memory, args.context)
     if args.json:
         print(json.dumps({"model": folder.name, **report}))

@@ -5,55 +5,85 @@ Sub-commands import what they need when they run, so `minillm --help` does not w
 
 from __future__ import annotations
 
-import argparse
 import logging
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from minillm.cli import bench, chat, doctor, generate, inspect_model, labs
+from minillm.cli import bench, chat, doctor, generate, inspect_model, labs, streams
+from minillm.cli.parser import USAGE_ERROR, Parser, nearest_command
 from minillm.errors import MinillmError
 from minillm.version import __version__
 
 COMMANDS = (generate, chat, inspect_model, bench, doctor, labs)
 INTERRUPTED = 130
+WRITE_FAILED = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code (see `errors.py`; 130 after Ctrl-C)."""
-    parser = _parser()
-    args = parser.parse_args(argv)
-    with _status_on_stderr(quiet=getattr(args, "quiet", False)):
-        return _run(args)
-
-
-def _run(args: argparse.Namespace) -> int:
+    streams.prepare()
+    debug = "--debug" in (sys.argv[1:] if argv is None else argv)[:1]
     try:
-        code: int = args.func(args)
+        code = _run(argv)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:
-        # The reader has closed the pipe (`| head`). The interpreter's last flush must not fail either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit) as error:  # the reader has closed the pipe (`| head`)
+        # rich turns a BrokenPipeError into SystemExit(1).
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        streams.abandon(sys.stdout)
+        streams.abandon(sys.stderr)
         return 0
     except KeyboardInterrupt:
-        if args.debug:
+        if debug:
             raise
-        print("\nminillm: interrupted", file=sys.stderr)
+        streams.complain("\nminillm: interrupted")
         return INTERRUPTED
     except MinillmError as error:
-        if args.debug:
+        if debug:
             raise
-        print(f"minillm: {_one_line(error)}", file=sys.stderr)
+        streams.complain(f"minillm: {_one_line(error)}")
         return error.exit_code
+    except OSError as error:
+        if debug or not _is_of_stdout(error):
+            raise
+        streams.abandon(sys.stdout)
+        streams.complain(f"minillm: cannot write to stdout: {error.strerror}")
+        return WRITE_FAILED
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    parser, commands = _parser()
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(_with_help(parser, words, commands))
+    if args.command is None:
+        parser.print_help()
+        return USAGE_ERROR
+    with _status_on_stderr(quiet=getattr(args, "quiet", False)):
+        code: int = args.func(args)
+    return code
+
+
+def _with_help(parser: Parser, words: list[str], commands: Sequence[str]) -> list[str]:
+    """`help chat` as `chat --help`; the nearest name for a command that does not exist."""
+    if words[:1] == ["help"]:
+        words = [*words[1:2], "--help"]
+    first = next((word for word in words if not word.startswith("-")), None)
+    if first is not None and first not in commands:
+        parser.error(f"there is no command {first!r}; {nearest_command(first, commands)}")
+    return words
+
+
+def _is_of_stdout(error: OSError) -> bool:
+    """Whether a write to a stream failed: such an error names no file. Other OSErrors are bugs to be seen."""
+    return error.filename is None and error.errno is not None
 
 
 @contextmanager
 def _status_on_stderr(quiet: bool) -> Iterator[None]:
     """Print the messages of the logger `minillm` from level INFO on; with `quiet`, from level WARNING on."""
-    logger, handler = logging.getLogger("minillm"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("minillm: %(message)s"))
+    logger, handler = logging.getLogger("minillm"), streams.StatusHandler()
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
@@ -64,16 +94,19 @@ def _status_on_stderr(quiet: bool) -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> tuple[Parser, list[str]]:
+    """The parser, and the names of the commands."""
+    parser = Parser(
         prog="minillm", description="A from-scratch LLM inference engine to read, learn from and use."
     )
     parser.add_argument("--version", action="version", version=f"minillm {__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks instead of one-line errors")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     for command in COMMANDS:
         command.add_parser(commands)
-    return parser
+    for command_parser in commands.choices.values():
+        command_parser.set_defaults(parser=command_parser)
+    return parser, list(commands.choices)
 
 
 def _one_line(error: MinillmError) -> str:

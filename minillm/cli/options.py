@@ -4,45 +4,88 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import secrets
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from minillm.config import BACKENDS, DEVICES, DTYPES, SamplingParams
+from minillm.cli.parser import Once, Parser
+from minillm.config import BACKENDS, DEVICES, DTYPES, SamplingParams, engine_config, require_int, shown
+from minillm.config.sampling import ANSWER_TOKENS
+from minillm.config.sizes import parse_bytes
 from minillm.errors import ModelNotFound, UsageError
+from minillm.model.locate import DEFAULT_MODEL, shipped_models
 
 if TYPE_CHECKING:
     from minillm import LLM
+    from minillm.config import EngineOptions
 
-DEFAULT_MAX_TOKENS = 256
+_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\r": "\r", "\\\\": "\\"}
+_ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.?)", re.DOTALL)
 
 
-def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """--model, --dtype, --device, --backend, --kv-memory."""
-    group = parser.add_argument_group("model and engine")
-    group.add_argument("--model", metavar="PATH", help="folder or hub id (default: the model that ships)")
+def add_model_option(parser: Parser) -> None:
+    """A model as the first argument or as --model: `model_of` reads both."""
+    parser.add_argument("words", nargs="*", metavar="MODEL", help="the same as --model")
+    parser.add_argument(
+        "--model",
+        action=Once,
+        metavar="MODEL",
+        help=f"a folder, a hub id, or one of: {', '.join(shipped_models())} (default: {DEFAULT_MODEL})",
+    )
+
+
+def model_of(args: argparse.Namespace, *other_words: str) -> str | None:
+    """The model of the command line, None for the default one. `other_words` are no models ("-").
+
+    Raises:
+        UsageError: two models, or a word too many.
+    """
+    words = [word for word in args.words if word not in other_words]
+    if len(words) + (args.model is not None) > 1:
+        names = " and ".join(shown(name) for name in [*words, args.model] if name is not None)
+        hint = "a prompt is given with -p" if len(args.words) == len(words) else ""
+        raise UsageError(f"one model is needed, not {names}", hint)
+    model: str | None = words[0] if words else args.model
+    return model
+
+
+def add_engine_options(parser: Parser) -> None:
+    """The model, --dtype, --device, --backend, --kv-memory, --max-model-len, --threads."""
+    add_model_option(parser)
+    group = parser.add_argument_group("engine")
     group.add_argument("--dtype", choices=DTYPES, default="auto")
     group.add_argument("--device", choices=DEVICES, default="auto")
     group.add_argument("--backend", choices=BACKENDS, default="auto")
     group.add_argument("--kv-memory", default="auto", metavar="SIZE", help='KV cache budget, e.g. "256MiB"')
+    group.add_argument(
+        "--max-model-len", type=int, metavar="N", help="prompt and answer in tokens (default: the model's)"
+    )
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
 
 
-def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+def add_sampling_options(parser: Parser) -> None:
     """Sampling options; the defaults come from the model's generation_config.json."""
     group = parser.add_argument_group("sampling (default: the model's generation_config.json)")
-    group.add_argument("-n", "--max-tokens", type=int, metavar="N", help=f"default {DEFAULT_MAX_TOKENS}")
+    group.add_argument("-n", "--max-tokens", type=int, metavar="N", help=f"default {ANSWER_TOKENS}")
     group.add_argument("--temperature", type=float, metavar="T", help="0 is greedy")
     group.add_argument("--top-k", type=int, metavar="K")
     group.add_argument("--top-p", type=float, metavar="P")
     group.add_argument("--min-p", type=float, metavar="P")
     group.add_argument("--repetition-penalty", type=float, metavar="R")
     group.add_argument("--seed", type=int, metavar="S", help="default: a new seed each time; it is printed")
-    group.add_argument("--stop", action="append", metavar="TEXT", help="stop before TEXT; may be repeated")
+    group.add_argument(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help=r"stop before TEXT (\n, \t, \\, \u1234 are understood); may be repeated",
+    )
 
 
-def add_draft_options(parser: argparse.ArgumentParser) -> None:
+def add_draft_options(parser: Parser) -> None:
     """--draft-model, --num-draft-tokens."""
     group = parser.add_argument_group("speculation (the same text, but faster)")
     group.add_argument(
@@ -56,38 +99,87 @@ def add_draft_options(parser: argparse.ArgumentParser) -> None:
 
 
 def draft_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The draft options as arguments of `LLM`; options that are not given keep their defaults.
+    """The draft options as arguments of `LLM`, checked; options that are not given keep their defaults.
 
     Raises:
-        UsageError: --num-draft-tokens without --draft-model.
+        UsageError: --num-draft-tokens without --draft-model, or out of range.
     """
     given = {"draft_model": args.draft_model, "num_draft_tokens": args.num_draft_tokens}
     if args.draft_model is None and args.num_draft_tokens is not None:
         raise UsageError("--num-draft-tokens needs --draft-model", "e.g. --draft-model auto")
-    return {name: value for name, value in given.items() if value is not None}
+    options = {name: value for name, value in given.items() if value is not None}
+    engine_config(cast("EngineOptions", options))
+    return options
+
+
+def engine_options(args: argparse.Namespace) -> EngineOptions:
+    """The engine options as arguments of `LLM`, checked before anything is loaded.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+    names = ("dtype", "device", "backend", "kv_memory", "max_model_len")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    options = cast("EngineOptions", given)
+    engine_config(options)
+    if args.kv_memory != "auto":
+        parse_bytes(args.kv_memory)
+    if args.threads is not None:
+        require_int("--threads", args.threads, minimum=1)
+    return options
 
 
 def load_llm(args: argparse.Namespace, **more: Any) -> LLM:
     """The LLM with the engine options, and with `more` options of `LLM`."""
+    options = engine_options(args)
     from minillm import LLM
 
-    return LLM(
-        args.model,
-        dtype=args.dtype,
-        device=args.device,
-        backend=args.backend,
-        kv_memory=args.kv_memory,
-        **more,
-    )
+    if args.threads is not None:
+        import torch
+
+        torch.set_num_threads(args.threads)
+    return LLM(model_of(args, "-"), **cast("EngineOptions", {**options, **more}))
 
 
-def sampling_params(args: argparse.Namespace, default: SamplingParams) -> SamplingParams:
-    """The model's default parameters, replaced by the options of the command line."""
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop")
-    given: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    given["max_tokens"] = DEFAULT_MAX_TOKENS if args.max_tokens is None else args.max_tokens
-    given["seed"] = secrets.randbits(32) if args.seed is None else args.seed
-    return replace(default, **given)
+def given_sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """The sampling options that were given, checked.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+    names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if args.stop is not None:
+        given["stop"] = [unescaped(text) for text in args.stop]
+    SamplingParams(**given)
+    return given
+
+
+def sampling_params(given: Mapping[str, Any], default: SamplingParams) -> SamplingParams:
+    """`default` with the parameters that were given. Without a seed, a new one is drawn."""
+    return replace(default, **{"seed": secrets.randbits(32), **given})
+
+
+def unescaped(text: str) -> str:
+    r"""`text` with \n, \t, \r, \\, \xHH, \uHHHH and \UHHHHHHHH replaced, for shells without such escapes.
+
+    Raises:
+        UsageError: any other escape.
+    """
+
+    def replaced(match: re.Match[str]) -> str:
+        escape = match[0]
+        if escape in _ESCAPES:
+            return _ESCAPES[escape]
+        code = int(escape[2:], 16) if len(escape) > 2 else -1
+        if not 0 <= code <= 0x10FFFF or 0xD800 <= code <= 0xDFFF:
+            raise UsageError(
+                f"{shown(escape)} in --stop is no escape",
+                r"use \n, \t, \r, \x41, \u2019, or \\ for a backslash",
+            )
+        return chr(code)
+
+    return _ESCAPE.sub(replaced, text)
 
 
 def read_text(source: str) -> str:

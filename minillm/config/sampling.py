@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from minillm.config.checks import require_int, require_number, shown
 from minillm.errors import UsageError
 
+ANSWER_TOKENS = 256  # `max_tokens` of a stream, a chat and the command line, where none is given
 MAX_TOP_K = 1 << 31  # more than any vocabulary has
 
 

@@ -132,7 +132,7 @@ def test_the_table_of_options_is_the_engine_s() -> None:
 def accepts(words: list[str]) -> bool:
     """Whether the command line takes these words; a bad one ends with SystemExit."""
     try:
-        _parser().parse_args(words)
+        _parser()[0].parse_args(words)
     except (SystemExit, ArgumentError):
         return False
     return True

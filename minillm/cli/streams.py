@@ -1,0 +1,75 @@
+"""stdin, stdout and stderr as a program may find them.
+
+A service or `2>&-` starts a program without some of them: Python then sets sys.stdout to None. A terminal may
+have an encoding that lacks a character of the answer. A disk may be full. None of these may end a command
+with a traceback, and none may lose text that could be shown.
+
+    closed stdin      reads as empty                     closed stderr     messages are dropped
+    closed stdout     `StdoutFailed` at the first text   missing letter    printed as an escape: \\u2019
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+from typing import Any, TextIO
+
+from minillm.errors import MinillmError
+
+
+class StdoutFailed(MinillmError, OSError):
+    """Text cannot be written to stdout: it is closed, or the disk is full."""
+
+
+class _NoOutput(io.TextIOBase):
+    """A closed stdout: any text written to it is an error of the command."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        raise StdoutFailed("cannot write to stdout: it is closed", "redirect it to a file, or to /dev/null")
+
+
+def prepare() -> None:
+    """Make the three streams usable; a stream that works already is only told to escape missing letters."""
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 - open as long as the process
+    if sys.stdout is None:
+        sys.stdout = _NoOutput()
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def abandon(stream: TextIO | Any) -> None:
+    """Let the interpreter's last flush of `stream` go nowhere, after a write to it has failed."""
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def complain(line: str) -> None:
+    """Print an error's line to stderr; if nobody can read it, the exit code must be enough."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        abandon(sys.stderr)
+
+
+class StatusHandler(logging.StreamHandler[TextIO]):
+    """Log records on stderr. A stderr that fails is no reason to print a traceback."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("minillm: %(message)s"))
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Drop the record."""
