@@ -75,16 +75,15 @@ def _wrong(
 
 
 def diagnose(task: Task, first: int, expected: list[Any], actual: list[Any]) -> str:
-    """The known mistake that explains all answers, or else one that explains the first wrong answer."""
-    partly = ""
+    """The known mistake that gives the same answer in every case, or "".
+
+    Case `first` is the first that differs; it is compared first because most mistakes differ there.
+    """
+    order = [first, *(i for i in range(len(expected)) if i != first)]
     for mistake in task.mistakes:
-        if difference(answer(task.cases[first], mistake.wrong), actual[first]):
-            continue
-        others = [i for i in range(len(expected)) if i != first]
-        if all(not difference(answer(task.cases[i], mistake.wrong), actual[i]) for i in others):
+        if all(not difference(answer(task.cases[i], mistake.wrong), actual[i]) for i in order):
             return mistake.diagnosis
-        partly = partly or mistake.diagnosis
-    return partly
+    return ""
 
 
 def answer(case: Case, implementation: Any, file: Path | None = None) -> Any:

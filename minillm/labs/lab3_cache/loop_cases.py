@@ -9,12 +9,11 @@ The logits of the next step show whether the keys and values in the cache are co
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from minillm.labs.grader.lab import Case
+from minillm.labs.grader.lab import Case, Words
 from minillm.labs.grader.tiny_model import tiny_llm
 from minillm.memory.block_table import BlockTable
 from minillm.worker.prefill import prefill
@@ -44,16 +43,6 @@ class WatchedRunner(ModelRunner):
         return super().last_logits(batch)
 
 
-@dataclass(frozen=True)
-class Passes:
-    """The runs of the model, in words: compared and shown as a whole."""
-
-    text: str
-
-    def __repr__(self) -> str:
-        return self.text
-
-
 class Setting:
     """A runner and two sequences whose blocks are not neighbours."""
 
@@ -72,7 +61,7 @@ class Setting:
         self.runner.passes.clear()
         logits = loop(self.runner, work)
         passes = self.runner.passes
-        shown = Passes(f"{len(passes)} {'pass' if len(passes) == 1 else 'passes'} over {sum(passes)} rows")
+        shown = Words(f"{len(passes)} {'pass' if len(passes) == 1 else 'passes'} over {sum(passes)} rows")
         return [logits, shown, [list(table.block_ids) for table in self.tables]]
 
 

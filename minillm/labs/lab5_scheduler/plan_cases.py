@@ -10,8 +10,8 @@ from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.request import Request
 from minillm.engine.scheduler import StepPlan, rank
 from minillm.engine.sequence import Sequence
-from minillm.labs.grader.lab import Case
-from minillm.labs.grader.serving import BLOCK_SIZE, SIZES, Ask, Step, name, serve
+from minillm.labs.grader.lab import Case, Words
+from minillm.labs.grader.serving import BLOCK_SIZE, SIZES, Ask, name, serve
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import BlockTable, blocks_for
 from minillm.observe.events import Events
@@ -53,7 +53,7 @@ class SequenceState:
 def step_case(title: str, num_free: int, *states: SequenceState, now: float = 0.0) -> Case:
     """The plan of one step: the sequences that run, their new blocks, and the waiting sequences."""
 
-    def run(scheduler_class: Any) -> Step:
+    def run(scheduler_class: Any) -> Words:
         used = sum(blocks_for(state.computed, BLOCK_SIZE) for state in states)
         pool, events = BlockPool(used + num_free, BLOCK_SIZE), Events()
         memory = KVCacheManager(pool, "lab", events, prefix_caching=False)
@@ -72,14 +72,14 @@ def step_case(title: str, num_free: int, *states: SequenceState, now: float = 0.
 
 def _shown(
     plan: StepPlan, running: list[Sequence], sequences: list[Sequence], memory: KVCacheManager
-) -> Step:
+) -> Words:
     """The plan in words."""
     work = ["decode " + " ".join(map(name, plan.decode))] if plan.decode else []
     work += [f"prefill {name(c.sequence)} {c.start}-{c.end}" for c in plan.prefill]
     takes = " ".join(f"{name(s)}+{count}" for s, count in plan.blocks.items() if count)
     waiting = " ".join(name(s) for s in sequences if s not in running)
     text = f"{', '.join(work) or 'nothing'}; blocks {takes or '+0'} of {memory.available}"
-    return Step(text + (f"; waiting: {waiting}" if waiting else ""))
+    return Words(text + (f"; waiting: {waiting}" if waiting else ""))
 
 
 def serving_case(title: str, num_blocks: int, *asks: Ask, **config: Any) -> Case:
