@@ -106,6 +106,19 @@ def checked_attention(attention: Callable[..., Tensor] | None) -> Callable[..., 
     return checked
 
 
+def checked_read(read: Callable[..., Tensor] | None) -> Callable[..., Tensor] | None:
+    """Require a row of the cache for each token."""
+    if read is None:
+        return None
+
+    def checked(cache: Tensor, block_table: Tensor, num_tokens: int) -> Tensor:
+        return _like(
+            "read_cache", read(cache, block_table, num_tokens), cache, (num_tokens, *cache.shape[2:])
+        )
+
+    return checked
+
+
 def checked_linear(linear: Callable[..., Tensor] | None) -> Callable[..., Tensor] | None:
     """Require [..., out] in the dtype of x, for x [..., in] and weight [out, in]."""
     if linear is None:

@@ -303,7 +303,7 @@ RUBBISH: list[tuple[str, str, Any]] = [
     *(("decode_loop", "decode", instead(r)) for r in LOGITS),
     *(("slot_mapping", "fork", instead(r)) for r in SLOTS),
     *(("slot_mapping", "tree", instead(r)) for r in SLOTS),
-    *((part, "decode", instead(r)) for part in ("rope", "attention", "linear") for r in SHAPES),
+    *((part, "decode", instead(r)) for part in ("rope", "attention", "linear", "read_cache") for r in SHAPES),
     *(("block_pool", "fork", method(BlockPool, "allocate", r)) for r in BLOCKS),
     *(("scheduler", "decode", method(Scheduler, "schedule", r)) for r in PLANS),
     *(("prefix_cache", "prefix", method(PrefixCache, name, r)) for name, r in CACHED),
