@@ -70,6 +70,11 @@ class _Counting(TorchDispatchMode):
         self.work = Work()
         self._live: dict[StorageWeakRef, int] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: otherwise the first operation imports torch's compiler, which takes ten seconds."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         inputs = _tensors((args, kwargs or {}))

@@ -11,6 +11,8 @@ from torch import Tensor
 from minillm.labs.grader.lab import Mistake
 from minillm.ops.reference import read_cache, write_cache
 
+_KEPT: list[Tensor] = []
+
 # --- 3.3 write_cache --------------------------------------------------------------------------------
 
 
@@ -127,12 +129,14 @@ def copies_cache(cache: Tensor, table: Tensor, num_tokens: int) -> Tensor:
     return read_cache(cache.clone(), table, num_tokens)
 
 
-def remembers(key: Callable[[Tensor, int], Any]) -> Callable[..., Tensor]:
-    """Keeps the rows that were read under `key(table, num_tokens)`."""
+def remembers(key: Callable[[Tensor, Tensor, int], Any], anew: bool) -> Callable[..., Tensor]:
+    """Keeps the rows that were read under `key(...)`; returns the kept tensor, or with `anew` a copy."""
     known: dict[Any, Tensor] = {}
 
     def read(cache: Tensor, table: Tensor, num_tokens: int) -> Tensor:
-        return known.setdefault(key(table, num_tokens), read_cache(cache, table, num_tokens)).clone()
+        _KEPT.extend((cache, table))  # no other tensor gets their `id`
+        found = known.setdefault(key(cache, table, num_tokens), read_cache(cache, table, num_tokens))
+        return found.clone() if anew else found
 
     return read
 
@@ -154,8 +158,17 @@ READ_MISTAKES = (
     Mistake("the blocks are read in the order of their ids: the table has their order", sorted_blocks),
     Mistake("block ids are used as slots: block b holds slots b * block_size and on", blocks_as_slots),
     Mistake("the whole cache is copied: read only the blocks of the sequence", copies_cache),
-    Mistake(
-        "rows are kept from an earlier call: the cache has been written, or it is another cache",
-        remembers(lambda table, num_tokens: (tuple(table.tolist()), num_tokens)),
+    *(
+        Mistake(
+            "rows are kept from an earlier call: the cache has been written, or the table or the cache is "
+            "another one",
+            remembers(key, anew),
+        )
+        for anew in (False, True)
+        for key in (
+            lambda cache, table, num_tokens: (tuple(table.tolist()), num_tokens),
+            lambda cache, table, num_tokens: (id(table), num_tokens),
+            lambda cache, table, num_tokens: (id(cache), tuple(table.tolist()), num_tokens),
+        )
     ),
 )

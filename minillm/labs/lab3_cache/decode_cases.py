@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 from minillm.labs.grader.lab import Case, Side
-from minillm.labs.lab3_cache.loop_cases import Loop, Setting, copied, tokens_of
+from minillm.labs.lab3_cache.loop_cases import Loop, Setting, copied, rounded, tokens_of
 from minillm.worker.prefill import prefill
 
 LENGTHS = (14, 7, 20)  # so that no position of one sequence follows one of another
@@ -22,12 +22,12 @@ def decode_case(
     anew: bool = False,
     lengths: Sequence[int] = LENGTHS,
 ) -> Case:
-    """Decode the sequences of each step, after the engine's prefill. The tokens are given: logits are checked.
+    """Decode the sequences of each step, after the engine's prefill. The new tokens are given.
 
     `room`: tokens for which the tables have blocks already; `anew`: copied tables.
     """
 
-    def run(loop: Loop) -> list[Any]:
+    def run(loop: Loop) -> Any:
         setting = Setting(len(lengths))
         for i, length in enumerate(lengths):
             prefill(setting.runner, [setting.chunk(i, tokens_of(seed + i, length), 0)])
@@ -39,31 +39,32 @@ def decode_case(
             seen.append(setting.counter.words() if side == "cost" else result)
             for i in step:
                 at[i] += 1
-        return seen
+        return rounded(seen)
 
     return Case(name, run, side)
 
 
-def in_turns(loop: Loop) -> list[Any]:
+def in_turns(loop: Loop) -> Any:
     """Two sequences of one length in turns. Their first new tokens are equal, their prompts are not."""
     setting = Setting()
     for i in (0, 1):
         prefill(setting.runner, [setting.chunk(i, tokens_of(51 + i, 14), 0)])
-    return [
+    seen = [
         setting.run(loop, [setting.row(i, token if i == 0 or step == 0 else 90 - token, 14 + step)])
         for step, token in enumerate(tokens_of(53, 3))
         for i in (0, 1)
     ]
+    return rounded(seen)
 
 
-def in_its_blocks(loop: Loop) -> list[Any]:
+def in_its_blocks(loop: Loop) -> Any:
     """A sequence ends; another one gets its blocks and has the same new tokens."""
     setting, answer, seen = Setting(1), tokens_of(57, 2), list[Any]()
     for seed in (58, 59):
         prefill(setting.runner, [setting.chunk(0, tokens_of(seed, 14), 0)])
         seen += [setting.run(loop, [setting.row(0, answer[n], 14 + n)]) for n in (0, 1)]
         setting.end(0)
-    return seen
+    return rounded(seen)
 
 
 def more_decodes(random: Random) -> Iterator[Case]:
@@ -86,4 +87,5 @@ DECODE_CASES = (
     Case("two sequences of one length in turns", in_turns, "aliasing"),
     Case("a sequence in the blocks of another that has ended", in_its_blocks, "aliasing"),
     decode_case("three sequences, four tokens, the work", 32, *[[0, 1, 2]] * 4, side="cost"),
+    decode_case("the work, with tables in a new list", 35, *[[0, 1]] * 2, side="cost", anew=True),
 )

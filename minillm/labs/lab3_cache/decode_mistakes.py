@@ -110,8 +110,8 @@ DECODE_MISTAKES = (
         runs_again(lambda r: None),
     ),
     Mistake(
-        "a lookup fails: a row has all that the loop needs; the tokens before it are in the cache, so nothing "
-        "must be kept",
+        "a lookup fails: a row has all that the loop needs; the tokens before it are in the cache, so do not "
+        "keep anything",
         lookup_fails,
     ),
     Mistake(

@@ -9,14 +9,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from torch import Tensor
-
 from minillm.config import SamplingParams
 from minillm.labs.grader.lab import Case, Mistake, Words
 from minillm.labs.grader.student_tables import scheduler_with
 from minillm.labs.grader.tiny_model import tiny_llm
 from minillm.labs.lab3_cache.loop_cases import LinearCounter
-from minillm.labs.lab3_cache.loop_mistakes import runs_again
+from minillm.labs.lab3_cache.loop_mistakes import keeps, runs_again
 from minillm.memory.block_table import BlockTable, blocks_for, slot_mapping
 from minillm.ops.reference import read_cache, write_cache
 from minillm.worker.decode import decode
@@ -75,18 +73,18 @@ def mistaken(**parts: Any) -> SimpleNamespace:
     return SimpleNamespace(**{**own, **parts})
 
 
-def _all_again(runner: Any, items: Any) -> Tensor:
-    return runs_again(lambda item: item.block_table[0])(runner, items)
-
-
 ENGINE_CASES = (
     Case("five completions of three prompts, then three more", in_engine),
     Case("the work of each step of two requests", work_of_steps, "cost"),
 )
 ENGINE_MISTAKES = (
-    Mistake(
-        "decode runs the whole sequence again, from tokens that your loops keep: the keys and values of all "
-        "tokens except the newest are in the cache",
-        mistaken(prefill=_all_again, decode=_all_again),
+    *(
+        Mistake(
+            "your loops keep tokens and run them again: the keys and values of all tokens except the newest "
+            "are in the cache",
+            mistaken(prefill=first, decode=runs_again(key)),
+        )
+        for key in (lambda item: id(item.block_table), lambda item: item.block_table[0])
+        for first in (keeps(key, prefill), runs_again(key))
     ),
 )

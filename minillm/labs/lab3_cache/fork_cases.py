@@ -8,7 +8,7 @@ from typing import Any
 
 from minillm.labs.grader.lab import Case, Words
 from minillm.labs.grader.memory_state import error_name, memory_state
-from minillm.labs.lab3_cache.grow_cases import CountingPool
+from minillm.labs.lab3_cache.grow_cases import CountingPool, new_table
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import blocks_for
 
@@ -19,7 +19,7 @@ def fork_case(name: str, num_blocks: int, num_tokens: int, held: int | None = No
 
     def run(table_class: Any) -> list[Any]:
         pool = BlockPool(num_blocks, 4)
-        source, forks = table_class(pool), list[Any]()
+        source, forks = new_table(table_class, pool), list[Any]()
         source.block_ids = pool.allocate(blocks_for(held, 4))
         failure = error_name(lambda: forks.append(source.fork(num_tokens)))
         copies = [copy for _, copy in forks]
@@ -36,7 +36,7 @@ def both_grow(num_tokens: int) -> Case:
 
     def run(table_class: Any) -> list[Any]:
         pool = BlockPool(16, 4)
-        source = table_class(pool)
+        source = new_table(table_class, pool)
         source.grow(num_tokens)
         child, copy = source.fork(num_tokens)
         seen = [copy, memory_state(pool, source, child)]
@@ -53,7 +53,7 @@ def both_grow(num_tokens: int) -> Case:
 def forks_of_forks(table_class: Any) -> list[Any]:
     """Two forks of one prompt and a fork of the second one, each at another length."""
     pool = BlockPool(20, 4)
-    source = table_class(pool)
+    source = new_table(table_class, pool)
     source.grow(10)
     first, copy = source.fork(10)
     second, other = source.fork(10)
@@ -70,7 +70,7 @@ def forks_of_forks(table_class: Any) -> list[Any]:
 def in_turns(table_class: Any) -> list[Any]:
     """Two sources over one pool: fork one, then the other, then the first again."""
     pool = BlockPool(20, 4)
-    sources, seen = [table_class(pool), table_class(pool)], list[Any]()
+    sources, seen = [new_table(table_class, pool) for _ in range(2)], list[Any]()
     for i in (0, 1, 0):
         sources[i].grow(6)
         child, copy = sources[i].fork(6)
@@ -79,16 +79,15 @@ def in_turns(table_class: Any) -> list[Any]:
 
 
 def reused(table_class: Any) -> list[Any]:
-    """Sequences one after the other get the blocks of the one before, and perhaps its `id`."""
+    """Sequences one after the other get the blocks of the one before."""
     pool, seen = BlockPool(8, 4), list[Any]()
     for held, num_tokens in ((6, 6), (9, 7), (6, 6), (12, 3)):
-        source = table_class(pool)
+        source = new_table(table_class, pool)
         source.grow(held)
         child, copy = source.fork(num_tokens)
         seen.append([copy, memory_state(pool, source, child)])
         child.release()
         source.release()
-        del child, source
     return seen
 
 
@@ -97,7 +96,7 @@ def blocks_taken(table_class: Any) -> list[Words]:
     seen = []
     for num_tokens in (402, 400):
         pool = CountingPool(400, 4)
-        source = table_class(pool)
+        source = new_table(table_class, pool)
         source.block_ids = pool.allocate(blocks_for(num_tokens, 4))
         before = pool.num_allocated
         source.fork(num_tokens)

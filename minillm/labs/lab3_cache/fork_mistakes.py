@@ -200,6 +200,17 @@ class ReturnsItself(Forks):
         return self, copy
 
 
+class SameForkAgain(Forks):
+    """A second fork of the same length is the first one."""
+
+    _last: tuple[int, Forked] | None = None
+
+    def fork(self, num_tokens: int) -> Forked:
+        if self._last is None or self._last[0] != num_tokens:
+            self._last = num_tokens, super().fork(num_tokens)
+        return self._last[1]
+
+
 class GivesOwnToSource(Forks):
     """The source gets the new block, the fork keeps the old one."""
 
@@ -232,5 +243,6 @@ FORK_MISTAKES = (
     Mistake("both tables have the same list, so the source loses its own block", AlwaysSameList),
     Mistake("all blocks are shared in one list for both tables: copy the list up to num_tokens", SharedList),
     Mistake("the source itself is returned: make a new BlockTable", ReturnsItself),
+    Mistake("a second fork is the first one again: every fork is a new table", SameForkAgain),
     Mistake("the source gets the new block: the source's table does not change", GivesOwnToSource),
 )

@@ -26,12 +26,22 @@ class CountingPool(BlockPool):
         return blocks
 
 
+_KEPT: list[Any] = []  # tables stay alive, so that no two of them ever have the same `id`
+
+
+def new_table(table_class: Any, pool: BlockPool) -> Any:
+    """An empty table of the student's class."""
+    table = table_class(pool)
+    _KEPT.append(table)
+    return table
+
+
 def grow_case(name: str, num_blocks: int, sizes: Sequence[int]) -> Case:
     """Grow one table step by step; record the state after each step, and each OutOfBlocks."""
 
     def run(table_class: Any) -> list[Any]:
         pool = BlockPool(num_blocks, 4)
-        table, seen = table_class(pool), []
+        table, seen = new_table(table_class, pool), []
         for size in sizes:
             seen.append([error_name(partial(table.grow, size)), *memory_state(pool, table)])
         return seen
@@ -42,12 +52,12 @@ def grow_case(name: str, num_blocks: int, sizes: Sequence[int]) -> Case:
 def in_turns(table_class: Any) -> list[Any]:
     """Two tables over one pool, then a third over another pool."""
     pool, other = BlockPool(12, 4), BlockPool(12, 2)
-    tables, seen = [table_class(pool), table_class(pool)], list[Any]()
+    tables, seen = [new_table(table_class, pool) for _ in range(2)], list[Any]()
     for size in (3, 5, 13):
         for table in tables:
             table.grow(size)
             seen.append(memory_state(pool, *tables))
-    third = table_class(other)
+    third = new_table(table_class, other)
     third.grow(5)
     return [*seen, memory_state(other, third)]
 
@@ -55,7 +65,7 @@ def in_turns(table_class: Any) -> list[Any]:
 def changed_outside(table_class: Any) -> list[Any]:
     """The engine also changes the list itself: cached blocks at the start, a rollback, a release."""
     pool = BlockPool(12, 4)
-    table, seen = table_class(pool), list[Any]()
+    table, seen = new_table(table_class, pool), list[Any]()
     table.block_ids = pool.allocate(2)  # from the prefix cache
     table.grow(11)
     seen.append(memory_state(pool, table))
@@ -70,7 +80,7 @@ def changed_outside(table_class: Any) -> list[Any]:
 def shared(table_class: Any) -> list[Any]:
     """A table whose blocks have a second owner: they must stay in the table."""
     pool = BlockPool(8, 4)
-    table = table_class(pool)
+    table = new_table(table_class, pool)
     table.grow(8)
     pool.share(table.block_ids)
     table.grow(10)
@@ -78,21 +88,20 @@ def shared(table_class: Any) -> list[Any]:
 
 
 def reused(table_class: Any) -> list[Any]:
-    """Many short-lived tables, one after the other, so that an `id` comes again."""
+    """Short-lived tables, one after the other, in the same blocks."""
     pool, seen = BlockPool(6, 4), list[Any]()
     for size in (7, 3, 12, 5):
-        table = table_class(pool)
+        table = new_table(table_class, pool)
         table.grow(size)
         seen.append(memory_state(pool, table))
         table.release()
-        del table
     return seen
 
 
 def blocks_taken(table_class: Any) -> list[Words]:
     """The blocks taken from the pool in each step."""
     pool, seen = CountingPool(40, 4), list[Words]()
-    table = table_class(pool)
+    table = new_table(table_class, pool)
     for size in (30, 31, 60, 60):
         before, owned = pool.num_allocated, len(table.block_ids)
         table.grow(size)
@@ -216,7 +225,7 @@ GROW_CASES = (
     Case("two tables over one pool in turns, a third over another pool", in_turns, "aliasing"),
     Case("the list is changed outside: cached blocks, truncate, release", changed_outside, "aliasing"),
     Case("blocks that have a second owner", shared, "aliasing"),
-    Case("four tables, one after the other", reused, "aliasing"),
+    Case("four tables, one after the other, in the same blocks", reused, "aliasing"),
     Case("blocks of 4, grow to 30, 31, 60, 60 tokens", blocks_taken, "cost"),
 )
 GROW_MISTAKES = (

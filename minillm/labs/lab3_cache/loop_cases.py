@@ -22,6 +22,7 @@ from minillm.labs.grader.tiny_model import LAYERS, VOCAB_SIZE, random_tensor, ti
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import BlockTable
 from minillm.memory.kv_cache import KVCache
+from minillm.model.decoder import Decoder
 from minillm.model.loader import LoadedModel
 from minillm.ops.swapped import SwappedOps
 from minillm.worker.runner import ModelRunner
@@ -60,8 +61,10 @@ class LinearCounter:
 
 
 @cache
-def _model() -> LoadedModel:
-    return tiny_llm().engine.model
+def _model() -> tuple[LoadedModel, Decoder, LinearCounter]:
+    """The tiny model, and its decoder with a counter in it."""
+    model, counter = tiny_llm().engine.model, LinearCounter()
+    return model, model.decoder.with_ops(SwappedOps(model.decoder.ops, linear=counter)), counter
 
 
 def tokens_of(seed: int, count: int) -> list[int]:
@@ -74,8 +77,7 @@ class Setting:
     """A runner over a cache of its own, and the block tables of some sequences."""
 
     def __init__(self, num_sequences: int = 2) -> None:
-        model, self.counter = _model(), LinearCounter()
-        decoder = model.decoder.with_ops(SwappedOps(model.decoder.ops, linear=self.counter))
+        model, decoder, self.counter = _model()
         kv = KVCache.allocate(model.config, NUM_BLOCKS, BLOCK_SIZE, model.dtype, model.device)
         for tensor in (*kv.k, *kv.v):
             tensor.copy_(random_tensor(7, *tensor.shape))
@@ -107,6 +109,16 @@ class Setting:
         self.counter.restart()
         logits = loop(self.runner, work)
         return [logits, [_plain(item) for item in work]]
+
+
+def rounded(answer: Any) -> Any:
+    """All logits in float16: compared with its tolerance, because the last bits depend on the batch.
+
+    Called at the end of a case, so that logits that a later call has overwritten show.
+    """
+    if isinstance(answer, list):
+        return [rounded(part) for part in answer]
+    return answer.half() if isinstance(answer, Tensor) and answer.dtype == torch.float32 else answer
 
 
 def copied(item: Any) -> Any:

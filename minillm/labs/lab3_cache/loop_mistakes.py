@@ -1,6 +1,6 @@
 """Loops that keep something from earlier calls: the mistakes that `prefill` and `decode` have in common.
 
-What a student's file would keep in a global is kept here with the runner, so that each case begins without it.
+What a student's file would keep in a global is kept here with the runner: each case begins without it.
 """
 
 from __future__ import annotations
@@ -44,6 +44,18 @@ def runs_again(key: Callable[[Any], Any], unknown: int | None = None) -> Loop:
         return SequenceRows(run, start, item.block_table)
 
     return lambda runner, items: runner.last_logits([rows(runner, item) for item in items])
+
+
+def keeps(key: Callable[[Any], Any], loop: Loop) -> Loop:
+    """Keeps the tokens under `key(item)` for another loop, and runs only the new ones."""
+
+    def keeping(runner: ModelRunner, items: Sequence[Item]) -> Tensor:
+        for item in items:
+            at, new = new_tokens(item)
+            known(runner).setdefault(key(item), {}).update(enumerate(new, at))
+        return loop(runner, items)
+
+    return keeping
 
 
 def in_one_buffer(loop: Loop) -> Loop:

@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 from minillm.labs.grader.lab import Case, Side
-from minillm.labs.lab3_cache.loop_cases import Loop, Setting, copied, tokens_of
+from minillm.labs.lab3_cache.loop_cases import Loop, Setting, copied, rounded, tokens_of
 
 Part = tuple[int, int, int]  # sequence, start, end
 LENGTHS = (14, 7, 20)
@@ -18,7 +18,7 @@ def prefill_case(
 ) -> Case:
     """Prefill in steps. `room`: tokens for which the tables have blocks already; `anew`: copied tables."""
 
-    def run(loop: Loop) -> list[Any]:
+    def run(loop: Loop) -> Any:
         setting = Setting(len(LENGTHS))
         tokens = [tokens_of(seed + i, length) for i, length in enumerate(LENGTHS)]
         for i in range(len(LENGTHS)) if room else ():
@@ -28,28 +28,29 @@ def prefill_case(
             chunks = [setting.chunk(i, tokens[i][start:end], start) for i, start, end in step]
             answer = setting.run(loop, [copied(chunk) for chunk in chunks] if anew else chunks)
             seen.append(setting.counter.words() if side == "cost" else answer)
-        return seen
+        return rounded(seen)
 
     return Case(name, run, side)
 
 
-def in_turns(loop: Loop) -> list[Any]:
+def in_turns(loop: Loop) -> Any:
     """Two prompts with the same first chunk and the same last chunk, in turns."""
     setting = Setting()
     first, last, middle = tokens_of(61, 6), tokens_of(62, 3), (tokens_of(63, 4), tokens_of(64, 4))
     seen = [setting.run(loop, [setting.chunk(i, first, 0)]) for i in (0, 1)]
     seen += [setting.run(loop, [setting.chunk(i, middle[i], 6)]) for i in (0, 1)]
-    return seen + [setting.run(loop, [setting.chunk(i, last, 10)]) for i in (0, 1)]
+    seen += [setting.run(loop, [setting.chunk(i, last, 10)]) for i in (0, 1)]
+    return rounded(seen)
 
 
-def in_its_blocks(loop: Loop) -> list[Any]:
+def in_its_blocks(loop: Loop) -> Any:
     """A sequence ends; another one gets its blocks. Their second chunks have the same tokens."""
     setting, last, seen = Setting(1), tokens_of(67, 5), list[Any]()
     for seed in (68, 69):
         seen.append(setting.run(loop, [setting.chunk(0, tokens_of(seed, 5), 0)]))
         seen.append(setting.run(loop, [setting.chunk(0, last, 5)]))
         setting.end(0)
-    return seen
+    return rounded(seen)
 
 
 def more_prefills(random: Random) -> Iterator[Case]:
@@ -106,5 +107,8 @@ PREFILL_CASES = (
         [(0, 5, 10), (1, 5, 7)],
         [(0, 10, 14)],
         side="cost",
+    ),
+    prefill_case(
+        "the work, with block tables in a new list", 32, [(1, 0, 5)], [(1, 5, 7)], side="cost", anew=True
     ),
 )

@@ -195,5 +195,5 @@ PREFILL_MISTAKES = (
         "hidden states are returned: return logits, call `last_logits`",
         lambda runner, chunks: runner.forward(as_rows(chunks)),
     ),
-    Mistake("a lookup fails: a chunk has all that the loop needs, nothing must be kept", lookup_fails),
+    Mistake("a lookup fails: a chunk has all that the loop needs, do not keep anything", lookup_fails),
 )
