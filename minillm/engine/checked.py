@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from minillm.engine.scheduler import Chunk, StepPlan
 from minillm.engine.sequence import Sequence as EngineSequence
+from minillm.engine.step_plan import Chunk, StepPlan
 from minillm.errors import PartError
 from minillm.memory.block_pool import BlockPool
 from minillm.ops.contract import AttentionMetadata

@@ -20,7 +20,8 @@ from scenarios import LONG, SCENARIOS, Stage, finish, greedy, pool_faults
 
 from minillm import LLM, MinillmError
 from minillm.engine.parts import Parts
-from minillm.engine.scheduler import Scheduler, StepPlan
+from minillm.engine.scheduler import Scheduler
+from minillm.engine.step_plan import StepPlan
 from minillm.errors import EngineBusy, PartError, StepInterrupted
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.prefix_cache import PrefixCache
@@ -291,7 +292,7 @@ def waiting(scheduler: Any) -> list[Any]:
 
 
 def chunk(sequence: Any, start: int, end: int) -> Any:
-    from minillm.engine.scheduler import Chunk
+    from minillm.engine.step_plan import Chunk
 
     return Chunk(sequence, start, end)
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from minillm.config import EngineConfig, SamplingParams
 from minillm.engine.engine import Engine
 from minillm.engine.outputs import RequestOutput
-from minillm.engine.scheduler import Scheduler, StepPlan
+from minillm.engine.scheduler import Scheduler
 from minillm.engine.sequence import Sequence as EngineSequence
+from minillm.engine.step_plan import StepPlan
 from minillm.errors import MinillmError
 from minillm.labs.grader.lab import Words
 from minillm.labs.grader.tiny_model import VOCAB_SIZE, fill, tiny_llm
