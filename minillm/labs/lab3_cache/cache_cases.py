@@ -140,13 +140,16 @@ def read_case(
 
 def read_again(read: Read) -> list[Tensor]:
     """Read, then write to the cache and read again. A result is a copy: neither changes the other."""
-    cache, table = cache_of(71), table_of(1, 2)
-    first = read(cache, table, 7)
-    seen = [first.clone()]
-    cache[2] = 0.5
-    seen += [first.clone(), read(cache, table, 7)]
-    first.zero_()
-    return [*seen, cache, table]
+    seen: list[Tensor] = []
+    for table, count in ((table_of(1, 2), 7), (table_of(2), 3)):
+        cache = cache_of(71 + count)
+        first = read(cache, table, count)
+        seen.append(first.clone())
+        cache[2] = 0.5
+        seen += [first.clone(), read(cache, table, count)]
+        first.zero_()
+        seen += [cache, table]
+    return seen
 
 
 def read_longer(read: Read) -> list[Tensor]:

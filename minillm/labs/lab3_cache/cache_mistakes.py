@@ -141,6 +141,13 @@ def remembers(key: Callable[[Tensor, Tensor, int], Any], anew: bool) -> Callable
     return read
 
 
+def view_of_one(cache: Tensor, table: Tensor, num_tokens: int) -> Tensor:
+    """A view of the cache if one block is enough."""
+    if num_tokens <= cache.shape[1]:
+        return cache[int(table[0]), :num_tokens]
+    return read_cache(cache, table, num_tokens)
+
+
 READ_MISTAKES = (
     Mistake(
         "the block table is ignored: the rows are read from the beginning of the cache",
@@ -157,6 +164,7 @@ READ_MISTAKES = (
     Mistake("the first rows are cut off: the unused rows are at the end of the last block", last_rows),
     Mistake("the blocks are read in the order of their ids: the table has their order", sorted_blocks),
     Mistake("block ids are used as slots: block b holds slots b * block_size and on", blocks_as_slots),
+    Mistake("rows of one block are a view of the cache, and change with it: return a copy", view_of_one),
     Mistake("the whole cache is copied: read only the blocks of the sequence", copies_cache),
     *(
         Mistake(

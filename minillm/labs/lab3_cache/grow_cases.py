@@ -7,6 +7,7 @@ from functools import partial
 from random import Random
 from typing import Any
 
+from minillm.errors import OutOfBlocks
 from minillm.labs.grader.lab import Case, Mistake, Words
 from minillm.labs.grader.memory_state import error_name, memory_state
 from minillm.memory.block_pool import BlockPool
@@ -210,6 +211,26 @@ class KeepsCount(BlockTable):
             self._count += missing
 
 
+class LosesAll(BlockTable):
+    """Frees the whole table if the pool has too few blocks."""
+
+    def grow(self, num_tokens: int) -> None:
+        try:
+            super().grow(num_tokens)
+        except OutOfBlocks:
+            self.release()
+            raise
+
+
+class GrowsDouble(BlockTable):
+    """Allocates twice the missing blocks, for later."""
+
+    def grow(self, num_tokens: int) -> None:
+        missing = blocks_for(num_tokens, self._pool.block_size) - len(self.block_ids)
+        if missing > 0:
+            self.block_ids += self._pool.allocate(2 * missing)
+
+
 class SwallowsError(BlockTable):
     """Does nothing if the pool has too few blocks."""
 
@@ -244,5 +265,7 @@ GROW_MISTAKES = (
     Mistake(
         "the number of blocks is counted apart: others change `block_ids` too, use its length", KeepsCount
     ),
+    Mistake("a failed grow frees the table's own blocks: the table must not change", LosesAll),
+    Mistake("more blocks than needed are allocated: other sequences need them", GrowsDouble),
     Mistake("OutOfBlocks is caught: the caller must see it", SwallowsError),
 )

@@ -101,9 +101,9 @@ PREFILL_CASES = (
     Case("two prompts with common first and last chunks, in turns", in_turns, "aliasing"),
     Case("a sequence in the blocks of another that has ended", in_its_blocks, "aliasing"),
     prefill_case(
-        "two prompts in chunks, the work",
+        "three prompts in chunks, the work",
         29,
-        [(0, 0, 5), (1, 0, 5)],
+        [(0, 0, 5), (1, 0, 5), (2, 0, 3)],
         [(0, 5, 10), (1, 5, 7)],
         [(0, 10, 14)],
         side="cost",

@@ -198,6 +198,12 @@ FIT_CASES = (
     step_case(
         "one of three newer sequences is enough", 0, SequenceState(8, 8, 1), *[SequenceState(6, 6, 1)] * 3
     ),
+    step_case(
+        "two blocks are missing, newer sequences hold one each",
+        0,
+        SequenceState(10, 8, forks=1),
+        *[SequenceState(3, 3, 1)] * 3,
+    ),
     step_case("one block, exactly as needed", 1, SequenceState(8, 8, 1)),
     twice_case("two answers, and one block", 1, SequenceState(8, 8, 1), SequenceState(8, 8, 1)),
     in_turns_case("two answers, and one block", 1, SequenceState(8, 8, 1), SequenceState(8, 8, 1)),
