@@ -10,6 +10,7 @@ from minillm.labs.grader.lab import Case, Side
 from minillm.labs.lab3_cache.loop_cases import Loop, Setting, copied, rounded, tokens_of
 from minillm.worker.prefill import prefill
 
+FIRST_BLOCK = 30
 LENGTHS = (14, 7, 20)  # so that no position of one sequence follows one of another
 
 
@@ -28,7 +29,7 @@ def decode_case(
     """
 
     def run(loop: Loop) -> Any:
-        setting = Setting(len(lengths))
+        setting = Setting(len(lengths), FIRST_BLOCK)
         for i, length in enumerate(lengths):
             prefill(setting.runner, [setting.chunk(i, tokens_of(seed + i, length), 0)])
             setting.grow(i, room)
@@ -46,7 +47,7 @@ def decode_case(
 
 def in_turns(loop: Loop) -> Any:
     """Two sequences of one length in turns. Their first new tokens are equal, their prompts are not."""
-    setting = Setting()
+    setting = Setting(2, FIRST_BLOCK)
     for i in (0, 1):
         prefill(setting.runner, [setting.chunk(i, tokens_of(51 + i, 14), 0)])
     seen = [
@@ -59,7 +60,7 @@ def in_turns(loop: Loop) -> Any:
 
 def in_its_blocks(loop: Loop) -> Any:
     """A sequence ends; another one gets its blocks and has the same new tokens."""
-    setting, answer, seen = Setting(1), tokens_of(57, 2), list[Any]()
+    setting, answer, seen = Setting(1, FIRST_BLOCK), tokens_of(57, 2), list[Any]()
     for seed in (58, 59):
         prefill(setting.runner, [setting.chunk(0, tokens_of(seed, 14), 0)])
         seen += [setting.run(loop, [setting.row(0, answer[n], 14 + n)]) for n in (0, 1)]

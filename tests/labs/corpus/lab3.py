@@ -664,7 +664,7 @@ def decode(runner, rows):
         batch.append(SequenceRows([tokens[p] for p in range(row.position + 1)], 0, row.block_table))
     return runner.last_logits(batch)
 """,
-        {"3.8": "a lookup fails"},
+        {"3.8": "a lookup fails", "3.9": "your loops keep tokens"},
     ),
     Rewrite(
         "decode of tokens kept by position",
