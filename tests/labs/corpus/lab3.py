@@ -8,6 +8,13 @@ CHUNKS = "SequenceRows(chunk.token_ids, chunk.start, chunk.block_table) for chun
 ROWS = "SequenceRows([row.token_id], row.position, row.block_table) for row in rows]"
 SLOT = "return [block_table[pos // block_size] * block_size + pos % block_size for pos in positions]"
 
+# Names every other part too, so that these variants are alone in a file: mistakes of other tasks would change
+# what 3.9 sees.
+ALONE = """
+blocks_for, slot_mapping, write_cache, read_cache = blocks_for, slot_mapping, write_cache, read_cache
+BlockTable.grow, BlockTable.fork = BlockTable.grow, BlockTable.fork
+"""
+
 SLIPS = [
     Slip(
         "rounded down",
@@ -625,7 +632,8 @@ def prefill(runner, chunks):
     ),
     Rewrite(
         "decode of all tokens that prefill kept",
-        """
+        ALONE
+        + """
 _SEEN = {}
 
 def prefill(runner, chunks):
@@ -648,7 +656,8 @@ def decode(runner, rows):
     ),
     Rewrite(
         "decode that must find the prompt",
-        """
+        ALONE
+        + """
 _PROMPT = {}
 
 def prefill(runner, chunks):
