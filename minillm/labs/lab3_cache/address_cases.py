@@ -43,6 +43,7 @@ COUNT_MISTAKES = (
 
 # --- 3.2 slots --------------------------------------------------------------------------------------
 
+_COPIES: dict[int, list[int]] = {}
 _KEPT: list[Any] = []  # tables stay alive, so that no two of them ever have the same `id`
 
 
@@ -149,6 +150,11 @@ def own_slots(table: Sequence[int], positions: Sequence[int], size: int) -> list
     return [table[pos // size] * size + pos % size for pos in positions]
 
 
+def keeps_table(table: list[int], positions: Sequence[int], size: int) -> list[int]:
+    """Keeps a copy of each table, which does not grow."""
+    return own_slots(_COPIES.setdefault(id(table), list(table)), positions, size)
+
+
 def scanned(table: Sequence[int], positions: Sequence[int], size: int) -> list[int]:
     """Walks through the table from its beginning for every position."""
     return [
@@ -235,10 +241,9 @@ SLOT_MISTAKES = (
     ),
     *(
         Mistake("the result for a table is kept by its `id`, and the table has changed since", wrong)
-        for anew in (False, True)
         for wrong in (
-            remembers(lambda table, positions: (id(table), tuple(positions)), anew),
-            remembers(lambda table, positions: (id(table), len(table), tuple(positions)), anew),
+            remembers(lambda table, positions: (id(table), tuple(positions))),
+            remembers(lambda table, positions: (id(table), tuple(positions)), anew=True),
         )
     ),
     *(
@@ -248,6 +253,7 @@ SLOT_MISTAKES = (
             remembers(lambda table, positions: tuple(positions), anew=True),
         )
     ),
+    Mistake("a copy of the table is kept by its `id`, and the table has changed since", keeps_table),
     Mistake(
         "the same list is returned again: the caller may have changed it; return a new one",
         remembers(lambda table, positions: (tuple(table), tuple(positions))),

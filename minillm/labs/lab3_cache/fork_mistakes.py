@@ -182,6 +182,16 @@ class AlwaysSameList(Forks):
         return child, copy
 
 
+class SameListTooEarly(Forks):
+    """Both tables have one list, and its block to copy is overwritten before it is returned."""
+
+    def fork(self, num_tokens: int) -> Forked:
+        child, copy = super().fork(num_tokens)
+        self.block_ids[num_tokens // self._pool.block_size :] = [copy[1]] if copy else []
+        child.block_ids = self.block_ids
+        return child, copy and (copy[1], copy[1])
+
+
 class SharedList(Forks):
     """All blocks are shared, and both tables have one list."""
 
@@ -241,6 +251,7 @@ FORK_MISTAKES = (
     Mistake("nothing is shared: full blocks are the same in both tables", CopiesEverything),
     Mistake("both tables have the same list if all blocks are full: copy the list", SameList),
     Mistake("both tables have the same list, so the source loses its own block", AlwaysSameList),
+    Mistake("both tables have the same list, and the block to copy is gone from it", SameListTooEarly),
     Mistake("all blocks are shared in one list for both tables: copy the list up to num_tokens", SharedList),
     Mistake("the source itself is returned: make a new BlockTable", ReturnsItself),
     Mistake("a second fork is the first one again: every fork is a new table", SameForkAgain),

@@ -150,6 +150,21 @@ class OneList(Scheduler):
         return plan
 
 
+class OneListFromTheStart(Steps):
+    """As before, but the list is in the plan while it is made."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._decode: list[Sequence] = []
+
+    def schedule(self, now: float) -> StepPlan:
+        plan = self._begin(now)
+        self._decode.clear()
+        plan.decode = self._decode
+        self._admit(plan, self._plan_prefill(plan, self._plan_decode(plan)), now)
+        return plan
+
+
 class AppendsOnly(Scheduler):
     """The list of sequences to decode is never cleared."""
 
@@ -232,6 +247,7 @@ STEP_MISTAKES = (
     Mistake("a sequence is planned that was preempted in the same step", RunsThePreempted),
     Mistake("the same plan object is returned in every step: make a new one", OnePlan),
     Mistake("plans have a list in common: a new plan changes the one before", OneList),
+    Mistake("plans have a list in common: a new plan changes the one before", OneListFromTheStart),
     Mistake("sequences of earlier steps are still in the plan: begin with empty lists", AppendsOnly),
     Mistake("one prompt gets a chunk in a step: all started prompts get one while budget is left", OneChunk),
     Mistake("admission gets the budget that started prompts have used already", AdmitsWithAll),
