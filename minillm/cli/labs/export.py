@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from minillm.cli.labs.options import add_rules
+from minillm.cli.labs.options import add_rules, rules
 from minillm.labs.grader.registry import find_lab
 
 
@@ -31,7 +31,14 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export; prints what to do next."""
     lab = find_lab(args.lab)
-    from minillm.labs.classroom.package import export_package  # imports torch
+    if args.gradescope:
+        from minillm.labs.classroom.gradescope import export_autograder  # imports torch
+
+        archive = export_autograder(lab, args.dir, rules(args))
+        print(f"Lab {lab.number} for Gradescope: {archive}")
+        print("  upload it as the autograder of a programming assignment; students hand in " + lab.file)
+        return 0
+    from minillm.labs.classroom.package import export_package
 
     export_package(lab, args.dir)
     print(f"Lab {lab.number} for students: {args.dir}")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from minillm.labs.classroom.solution_lines import quoted, solution_lines
 from minillm.labs.classroom.strip import WRITTEN, stripped
 from minillm.labs.classroom.tidy import tidied
 from minillm.labs.grader.cuda_lab import CudaLab
-from minillm.labs.grader.lab import Lab
+from minillm.labs.grader.lab import Lab, Part
 from minillm.labs.grader.recorded import FILE, recorded_answer, skeleton_name
 from minillm.labs.grader.skeleton import skeleton
 from minillm.toolchain.sources import csrc
@@ -31,6 +30,15 @@ from minillm.toolchain.sources import csrc
 ENGINE = Path(minillm.__file__).resolve().parent
 _LEFT_OUT = {"zoo", "labs", "csrc", "kernels", "bench/kernels.py", "bench/peer.py"}
 _SIMULATOR = ("simt", "cuda/common/dialect.h", "cuda/common/dialect_cuda.h", "cuda/common/numbers.h")
+# Those of pyproject.toml, which an installed minillm does not have.
+DEPENDENCIES = [
+    "torch>=2.10",
+    "safetensors>=0.4.5",
+    "tokenizers>=0.22",
+    "jinja2>=3.1.6",
+    "huggingface_hub>=0.30",
+]
+DEPENDENCIES += ["rich>=13"]
 _PROJECT = """[build-system]
 requires = ["setuptools>=77"]
 build-backend = "setuptools.build_meta"
@@ -39,14 +47,7 @@ build-backend = "setuptools.build_meta"
 name = "minillm"
 version = "{version}"
 requires-python = ">=3.11"
-dependencies = [
-    "torch>=2.10",
-    "safetensors>=0.4.5",
-    "tokenizers>=0.22",
-    "jinja2>=3.1.6",
-    "huggingface_hub>=0.30",
-    "rich>=13",
-]
+dependencies = {dependencies}
 
 [project.scripts]
 minillm = "minillm.cli.main:main"
@@ -73,7 +74,8 @@ def export_package(lab: Lab, folder: Path) -> None:
         _write_lab(lab, folder / "minillm" / "labs" / lab.folder)
         (folder / "README.md").write_text(lab.handout(), encoding="utf-8")
         (folder / lab.file).write_text(skeleton(lab), encoding="utf-8")
-        (folder / "pyproject.toml").write_text(_PROJECT.format(version=minillm.__version__), encoding="utf-8")
+        project = _PROJECT.format(version=minillm.__version__, dependencies=json.dumps(DEPENDENCIES))
+        (folder / "pyproject.toml").write_text(project, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot write {folder}: {error.strerror}", "choose another folder") from None
 
@@ -109,7 +111,7 @@ def _write_engine(lab: Lab, target: Path) -> None:
         _write_simulator(target / "csrc")
 
 
-def _parts_by_module(lab: Lab) -> dict[str, list]:
+def _parts_by_module(lab: Lab) -> dict[str, list[Part]]:
     ordered = sorted(lab.parts, key=lambda part: part.module)
     return {module: list(parts) for module, parts in groupby(ordered, key=lambda part: part.module)}
 
@@ -152,8 +154,3 @@ def _hints(lab: Lab, number: str, lines: set[str]) -> str:
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
-
-
-def files_of(folder: Path) -> Iterator[Path]:
-    """Every file of a package."""
-    return (path for path in sorted(folder.rglob("*")) if path.is_file())

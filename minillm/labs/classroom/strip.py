@@ -4,8 +4,9 @@
         '''The number of blocks ...'''       ->          '''The number of blocks ...'''
         return -(-num_tokens // block_size)               return written("blocks_for")(num_tokens, block_size)
 
-Helper functions of the parts go. A class gets `__getattr__`, so that a method of the engine's class finds
-helpers that only the student's class has.
+Helper functions of the parts become such calls too. A class gets `__getattr__`, so that a student's method,
+run on an object of the engine's class, finds helpers that only the student's class has. Of the module's
+docstring only the first line stays: the rest explains the parts.
 """
 
 from __future__ import annotations
@@ -23,23 +24,38 @@ WRITTEN = '''"""The parts that the student writes, for the engine of this packag
 import inspect
 import sys
 
+_ORIGINALS = {}  # the check replaces functions of the student's file while it judges another one
+
+
+def remember(*path):
+    """Note the student's function or method, before anything is replaced."""
+    if path not in _ORIGINALS and "student_lab" in sys.modules:
+        try:
+            _ORIGINALS[path] = _now(*path)
+        except AttributeError:  # a helper that the student does not have
+            pass
+
 
 def written(*path):
     """The function or method of the student's file, such as ("BlockTable", "grow")."""
-    found = sys.modules.get("student_lab")
-    if found is None:
+    if "student_lab" not in sys.modules:
         raise NotImplementedError(f"Lab: {'.'.join(path)} is in your file, which only `labs check` runs")
-    for name in path:
-        found = getattr(found, name)
-    return found
+    return _ORIGINALS[path] if path in _ORIGINALS else _now(*path)
 
 
 def from_student(instance, class_name, name):
     """What only the student's class has, bound to an instance of the engine's class."""
     if name.startswith("__") or "student_lab" not in sys.modules:
         raise AttributeError(name)
-    found = inspect.getattr_static(written(class_name), name)
+    found = inspect.getattr_static(_now(class_name), name)
     return found.__get__(instance, type(instance)) if hasattr(found, "__get__") else found
+
+
+def _now(*path):
+    found = sys.modules["student_lab"]
+    for name in path:
+        found = getattr(found, name)
+    return found
 '''
 _IMPORT = "from minillm.written import from_student, written"
 _FALLBACK = """
@@ -50,22 +66,30 @@ _FALLBACK = """
 def stripped(source: str, parts: Sequence[Part]) -> str:
     """The source of a module without the bodies of `parts`, all of this module."""
     tree, lines = ast.parse(source), source.splitlines()
-    nodes = {n.name: n for n in tree.body if isinstance(n, Function | ast.ClassDef)}
+    nodes = _functions(tree)
     edits: list[Edit] = []
     for part in parts:
-        node = nodes[part.name]
-        if isinstance(node, ast.ClassDef):
-            methods = {child.name: child for child in node.body if isinstance(child, Function)}
-            edits += [_body(methods[name], [part.name, name]) for name in part.methods]
-            edits += [_removed(methods[name]) for name in part.helpers]
-        else:
-            edits.append(_body(node, [part.name]))
-            edits += [_removed(nodes[name]) for name in part.helpers]
-    for name in {part.name for part in parts if part.methods}:
-        end = nodes[name].end_lineno or 0
-        edits.append((end + 1, end, _FALLBACK.format(name=name).splitlines()))
-    edits.append(_import(tree))
+        owner = [part.name] if part.methods else []
+        names = part.methods or (part.name,)
+        edits += [_body(nodes[*owner, name], [*owner, name]) for name in names]
+        edits += [_helper(nodes[*owner, name], [*owner, name]) for name in part.helpers]
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and any(part.methods and part.name == node.name for part in parts):
+            end = node.end_lineno or 0
+            edits.append((end + 1, end, _FALLBACK.format(name=node.name).splitlines()))
+    edits += [_docstring(tree), _import(tree)]
     return edited(lines, edits)
+
+
+def _functions(tree: ast.Module) -> dict[tuple[str, ...], Function]:
+    """Functions by (name,), methods by (class, name)."""
+    found: dict[tuple[str, ...], Function] = {}
+    for node in tree.body:
+        if isinstance(node, Function):
+            found[(node.name,)] = node
+        elif isinstance(node, ast.ClassDef):
+            found |= {(node.name, child.name): child for child in node.body if isinstance(child, Function)}
+    return found
 
 
 def edited(lines: list[str], edits: list[Edit]) -> str:
@@ -77,23 +101,12 @@ def edited(lines: list[str], edits: list[Edit]) -> str:
 
 
 def _body(function: Function, path: list[str]) -> Edit:
-    """Replace a body by a call of the student's function; keep the docstring, drop comments."""
-    has_docstring = ast.get_docstring(function) is not None
+    """Replace a body by a call of the student's function; the docstring stays."""
     first = function.body[0]
-    if not has_docstring:
-        start = max([function.lineno, *(node.end_lineno or 0 for node in _signature(function))]) + 1
-        start = min(start, first.lineno)
-    else:
-        start = (first.end_lineno or 0) + 1
+    start = (first.end_lineno or 0) + 1 if ast.get_docstring(function) is not None else first.lineno
     names = ", ".join(f'"{name}"' for name in path)
     call = f"return written({names})({', '.join(_arguments(function))})"
     return start, function.end_lineno or 0, [" " * first.col_offset + call]
-
-
-def _signature(function: Function) -> list[ast.expr | ast.arg]:
-    arguments = function.args
-    listed = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, *arguments.defaults]
-    return [*listed, *([function.returns] if function.returns else [])]
 
 
 def _arguments(function: Function) -> list[str]:
@@ -107,9 +120,20 @@ def _arguments(function: Function) -> list[str]:
     return listed
 
 
-def _removed(node: Function) -> Edit:
-    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-    return first, node.end_lineno or 0, []
+def _helper(function: Function, path: list[str]) -> Edit:
+    """Replace a helper, its signature too; decorators stay."""
+    indent, names = " " * function.col_offset, ", ".join(f'"{name}"' for name in path)
+    head = f"{indent}def {function.name}(*args, **kwargs):"
+    return (
+        function.lineno,
+        function.end_lineno or 0,
+        [head, f"{indent}    return written({names})(*args, **kwargs)"],
+    )
+
+
+def _docstring(tree: ast.Module) -> Edit:
+    first_line = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return 1, tree.body[0].end_lineno or 0, [f'"""{first_line}"""']
 
 
 def _import(tree: ast.Module) -> Edit:

@@ -56,6 +56,13 @@ def find_submissions(
     return found
 
 
+def single_submission(folder: Path, lab: Lab, scratch: Path) -> Submission:
+    """One student's submission of `lab`: a folder with the file, or with a zip of it."""
+    student = _Student()
+    _add_folder(student, folder, scratch)
+    return _row("", student, lab, is_only=True)
+
+
 def _students(root: Path, scratch: Path, ours: Container[Path]) -> dict[str, _Student]:
     """Files and problems by student."""
     students: dict[str, _Student] = {}

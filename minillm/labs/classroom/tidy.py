@@ -76,7 +76,8 @@ class _Module:
 
 def _without_mistakes(source: str) -> str:
     """The source of lab.py with no mistakes in its tasks."""
-    raw, offsets = source.encode(), [0]
+    raw = source.encode()
+    offsets: list[int] = [0]
     for line in raw.splitlines(keepends=True):
         offsets.append(offsets[-1] + len(line))
     cuts = []
@@ -114,7 +115,8 @@ def _used(node: ast.stmt) -> set[str]:
 
 def _first_line(node: ast.stmt, lines: list[str]) -> int:
     """The first line of a statement with its decorators and the comment above it."""
-    first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
+    decorators: list[ast.expr] = getattr(node, "decorator_list", [])
+    first = min([node.lineno, *(decorator.lineno for decorator in decorators)])
     while first > 1 and lines[first - 2].startswith("#"):
         first -= 1
     return first
