@@ -113,7 +113,7 @@ class Grading:
 
         with Pool(self.jobs) as pool, Bar("grading", len(new)) as bar:
             for done, (i, report) in enumerate(pool.reports(new, request), start=1):
-                shutil.rmtree(folder / str(i))
+                shutil.rmtree(folder / str(i), ignore_errors=True)
                 _take(records[i], report)
                 self._write(found[i], records[i])
                 bar.update(done)

@@ -34,10 +34,10 @@ def lab_name(stem: str) -> LabName | None:
     if found is None or len(found["number"]) > 3:
         return None
     is_plain = bool(_AGAIN.fullmatch(found["after"]))
-    student = student_name(found["before"]) or ("" if is_plain else student_name(found["after"]))
+    student = student_name(found["before"]) or ("" if is_plain else student_name(found["after"].lstrip(_EDGE)))
     return LabName(int(found["number"]), student, is_plain)
 
 
 def student_name(text: str) -> str:
     """A student's name without what an LMS adds; one form for letters that Unicode writes in two ways."""
-    return _LMS.sub("", unicodedata.normalize("NFC", text).rstrip(" -.")).strip(_EDGE)
+    return _LMS.sub("", unicodedata.normalize("NFC", text).rstrip(_EDGE)).rstrip(_EDGE)

@@ -63,6 +63,10 @@ class Pool:
                 process.kill()
                 process.wait()
         self._threads.shutdown(wait=True)
+        for process in self._processes:
+            for stream in filter(None, (process.stdin, process.stdout)):
+                with suppress(OSError):  # what was not sent yet is of no use
+                    stream.close()
 
     def _ask(self, request: Callable[[Item], Request], item: Item) -> dict[str, Any] | None:
         process = getattr(self._mine, "process", None)
