@@ -34,7 +34,9 @@ def lab_name(stem: str) -> LabName | None:
     if found is None or len(found["number"]) > 3:
         return None
     is_plain = bool(_AGAIN.fullmatch(found["after"]))
-    student = student_name(found["before"]) or ("" if is_plain else student_name(found["after"].lstrip(_EDGE)))
+    student = student_name(found["before"]) or (
+        "" if is_plain else student_name(found["after"].lstrip(_EDGE))
+    )
     return LabName(int(found["number"]), student, is_plain)
 
 

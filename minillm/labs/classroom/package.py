@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import astuple
 from itertools import groupby
 from pathlib import Path
 
@@ -21,9 +22,11 @@ from minillm.errors import UsageError
 from minillm.labs.classroom.solution_lines import quoted, solution_lines
 from minillm.labs.classroom.strip import WRITTEN, stripped
 from minillm.labs.classroom.tidy import tidied
+from minillm.labs.grader.codec import encode
 from minillm.labs.grader.cuda_lab import CudaLab
-from minillm.labs.grader.lab import Lab, Part
-from minillm.labs.grader.recorded import FILE, recorded_answer, skeleton_name
+from minillm.labs.grader.lab import Lab, Part, Task
+from minillm.labs.grader.recorded import FILE, Recording, skeleton_name
+from minillm.labs.grader.reference import Reference, engine_reference
 from minillm.labs.grader.skeleton import skeleton
 from minillm.toolchain.sources import csrc
 
@@ -80,13 +83,14 @@ def export_package(lab: Lab, folder: Path) -> None:
         raise UsageError(f"cannot write {folder}: {error.strerror}", "choose another folder") from None
 
 
-def recordings(lab: Lab) -> dict[str, list[object]]:
+def recordings(lab: Lab) -> dict[str, list[Recording]]:
     """The engine's answer to every case, by task."""
-    own = lab.own()
-    return {
-        task.number: [recorded_answer(case.run, task.part.own if task.part else own) for case in task.cases]
-        for task in lab.tasks
-    }
+    right = engine_reference(lab)
+    return {task.number: [_recorded(right, task, i) for i in range(len(task.cases))] for task in lab.tasks}
+
+
+def _recorded(right: Reference, task: Task, case: int) -> Recording:
+    return {"answer": encode(right.expected(task, case)), "passes": astuple(right.passes(task, case))}
 
 
 def _write_engine(lab: Lab, target: Path) -> None:

@@ -12,9 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from minillm.errors import UsageError
 from minillm.labs.classroom.record import Rules
 from minillm.labs.grader import supervise
 from minillm.labs.grader.lab import Lab
+from minillm.labs.grader.recorded import is_package
 from minillm.labs.grader.registry import find_lab
 from minillm.labs.grader.report import Report, as_json
 
@@ -30,8 +32,15 @@ def main() -> None:
 
 
 def checked(lab: Lab, file: Path, rules: Rules) -> Report:
-    """Check one file by the rules."""
-    return supervise.check(lab, file)
+    """Check one file by the rules.
+
+    Raises:
+        UsageError: the hidden cases are no cases, or this is a student package and has no answers to others.
+    """
+    if is_package(lab) and (rules.seed or rules.cases):
+        raise UsageError("a student package has recorded answers only", "leave out --seed and --cases")
+    limits = supervise.Limits(refuse_copies=rules.refuse_copies)
+    return supervise.check(lab, file, limits, rules.seed, rules.cases)
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:

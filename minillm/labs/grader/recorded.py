@@ -20,18 +20,18 @@ from typing import Any
 
 from minillm.errors import MinillmError
 from minillm.labs.grader.cuda_lab import CudaLab, Section
-from minillm.labs.grader.lab import Lab, Part, Words, no_more
+from minillm.labs.grader.lab import Lab, Part, no_more
 
 FILE = "recorded.json"
 STUDENT = "student_lab"  # the student's file as a module, in the process that runs it
+Recording = dict[str, Any]  # {"answer": encoded, "passes": [layers, rows]}
 
 
 def replayed(lab: Lab) -> Lab:
     """`lab` itself; in a student package the lab with recorded answers."""
-    file = lab.package / FILE
-    if not file.exists():
+    if not is_package(lab):
         return lab
-    answers = json.loads(file.read_text(encoding="utf-8"))
+    answers = json.loads((lab.package / FILE).read_text(encoding="utf-8"))
     tasks = []
     for task in lab.tasks:
         recorded = zip(task.cases, answers[task.number], strict=True)
@@ -42,21 +42,32 @@ def replayed(lab: Lab) -> Lab:
     return kind(lab.number, lab.name, lab.title, tuple(tasks), lab.change)
 
 
+def is_package(lab: Lab) -> bool:
+    """Whether this engine lacks the parts of `lab`."""
+    return (lab.package / FILE).exists()
+
+
 def skeleton_name(lab: Lab) -> str:
     """The name of the skeleton in a package: it cannot be made from an engine without the parts."""
     return f"{lab.file}.skeleton"
 
 
 class _PackagedPart(Part):
-    """A part whose only implementation is the student's. The others are not replaced while one is judged."""
+    """A part that the engine lacks. The engine's function calls the student's (written.py of the package)."""
 
     @property
     def own(self) -> Any:
-        student = sys.modules.get(STUDENT)
-        return getattr(student or importlib.import_module(self.module), self.name)
+        if STUDENT in sys.modules:
+            remember = importlib.import_module("minillm.written").remember
+            owner = [self.name] if self.methods else []
+            for name in (*(self.methods or (self.name,)), *self.helpers):
+                remember(*owner, name)
+        return super().own
 
 
 class _PackagedSection(Section):
+    """A section that no file of the package has."""
+
     @property
     def own(self) -> Any:
         return None
@@ -67,7 +78,7 @@ class _PackagedCudaLab(CudaLab):
 
     def solution(self) -> str:
         student = sys.modules.get(STUDENT)
-        return student.source if student else super().solution()
+        return str(student.source) if student else super().solution()
 
 
 def _packaged_part(part: Part | None) -> Part | None:
@@ -77,61 +88,21 @@ def _packaged_part(part: Part | None) -> Part | None:
     return kind(part.module, part.name, part.methods, part.helpers)
 
 
-def _replay(run: Callable[[Any], Any], recorded: Any, implementation: Any) -> Any:
-    """The recorded answer, or the student's in the process that runs the student's file.
+def _replay(run: Callable[[Any], Any], recorded: Recording, implementation: Any) -> Any:
+    """The recorded answer and passes, or a run in the process that has the student's file.
 
     Raises:
         Exception: the recorded answer is an error.
     """
-    return run(implementation) if STUDENT in sys.modules else decoded(recorded)
+    if STUDENT in sys.modules:
+        return run(implementation)
+    from minillm.labs.grader.codec import Raised, decode  # imports torch
+    from minillm.labs.grader.meter import count_recorded
 
-
-# --- answers as JSON ----------------------------------------------------------------------------------
-
-
-def recorded_answer(run: Callable[[Any], Any], implementation: Any) -> Any:
-    """The answer of one run as a value for JSON; an error is an answer too."""
-    try:
-        return encoded(run(implementation))
-    except Exception as error:
-        return {
-            "error": type(error).__name__,
-            "message": str(error),
-            "typed": isinstance(error, MinillmError),
-        }
-
-
-def encoded(answer: Any) -> Any:
-    """An answer (tensors, numbers, text, None, `Words`, lists of these) as a value for JSON."""
-    import torch
-
-    if isinstance(answer, torch.Tensor):
-        raw = answer.detach().cpu().contiguous().reshape(-1).view(torch.uint8).tolist()
-        name = str(answer.dtype).removeprefix("torch.")
-        return {"dtype": name, "shape": list(answer.shape), "bytes": bytes(raw).hex()}
-    if isinstance(answer, Words):
-        return {"words": answer.text}
-    if isinstance(answer, list | tuple):
-        return [encoded(part) for part in answer]
-    return answer
-
-
-def decoded(value: Any) -> Any:
-    """The answer of `encoded`.
-
-    Raises:
-        Exception: the answer is an error; its type has the name of the recorded one.
-    """
-    if isinstance(value, list):
-        return [decoded(part) for part in value]
-    if not isinstance(value, dict):
-        return value
-    if "words" in value:
-        return Words(value["words"])
-    if "error" in value:
-        raise type(value["error"], (MinillmError if value["typed"] else Exception,), {})(value["message"])
-    import torch
-
-    dtype, raw = getattr(torch, value["dtype"]), bytearray.fromhex(value["bytes"])
-    flat = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
-    return flat.reshape(value["shape"])
+    count_recorded(*recorded["passes"])
+    found = decode(recorded["answer"])
+    if isinstance(found, Raised):
+        raise type(found.kind, (MinillmError if found.is_typed else Exception,), {"place": found.place})(
+            found.message
+        )
+    return found
