@@ -84,8 +84,15 @@ def export_package(lab: Lab, folder: Path) -> None:
 
 
 def recordings(lab: Lab) -> dict[str, list[Recording]]:
-    """The engine's answer to every case, by task."""
+    """The engine's answer to every case, by task.
+
+    Raises:
+        UsageError: the engine's own part fails in a case.
+    """
     right = engine_reference(lab)
+    for task in lab.tasks:
+        if why := right.fault(task):
+            raise UsageError(f"task {task.number} has no right answer: {why}", "minillm labs check says more")
     return {task.number: [_recorded(right, task, i) for i in range(len(task.cases))] for task in lab.tasks}
 
 

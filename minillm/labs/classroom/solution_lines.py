@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from minillm.labs.grader.cuda_lab import CudaLab
+from minillm.labs.grader.cuda_text import check_kernels
 from minillm.labs.grader.lab import Lab
 from minillm.labs.grader.skeleton import skeleton, solution
 
@@ -23,9 +25,15 @@ def normal(line: str) -> str:
 
 def solution_lines(lab: Lab) -> set[str]:
     """The lines of the finished file that say something and are not in the skeleton."""
-    given = {normal(line) for line in skeleton(lab).splitlines()}
+    given = {normal(line) for line in _given(lab).splitlines()}
     found = {normal(line) for line in solution(lab).splitlines()}
     return {line for line in found - given if len(line.split()) >= MIN_WORDS and not _is_plain(line)}
+
+
+def _given(lab: Lab) -> str:
+    """What the student has: the skeleton, and in CUDA the kernels of the checks, which call the parts."""
+    calls = check_kernels(lab.package / lab.file) if isinstance(lab, CudaLab) else ""
+    return skeleton(lab) + calls
 
 
 def quoted(text: str, lines: set[str]) -> list[str]:
