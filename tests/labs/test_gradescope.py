@@ -1,4 +1,4 @@
-"""The Gradescope export, run as Gradescope's harness runs it: the zip in source/, the submission, the results."""
+"""The Gradescope export, run as Gradescope's harness does: the zip in source/, a submission, the results."""
 
 import json
 import os
