@@ -66,8 +66,11 @@ class Watch:
         sys.addaudithook(self._hook)
 
     def _hook(self, event: str, args: tuple[Any, ...]) -> None:
-        if event == "object.__getattr__" and type(args[0]) is not FunctionType:
-            return  # the hook itself reads frames
+        if event == "object.__getattr__" and not _is_engines(args[0]):
+            return  # also frames, which the hook itself reads
+        caller = _caller() if event.startswith("object.") else None
+        if caller is not None and id(caller.f_code) in self.trusted:
+            return
         why = self._reason(event, args)
         if not why:
             return

@@ -13,6 +13,7 @@ that the file does not know, and a JSON object. So the file's output cannot dist
 
 from __future__ import annotations
 
+import _thread
 import json
 import os
 import resource
@@ -27,13 +28,13 @@ from typing import Any
 
 import torch
 
-from minillm.labs.grader import integrity
 from minillm.labs.grader.answers import NoMemory, NotDone, answer
 from minillm.labs.grader.audit import Watch
 from minillm.labs.grader.cuda_judge import NotJudged
 from minillm.labs.grader.cuda_lab import CudaLab
 from minillm.labs.grader.earlier import earlier_version
 from minillm.labs.grader.hidden import with_hidden
+from minillm.labs.grader.integrity import Snapshot
 from minillm.labs.grader.lab import Lab, Task
 from minillm.labs.grader.meter import counted_passes
 from minillm.labs.grader.registry import find_lab
@@ -43,6 +44,7 @@ from minillm.ops.simt.machine import machine
 
 MAX_FILE_BYTES = 64 << 20
 Send = Callable[..., None]
+_count_threads = _thread._count  # all but the first
 
 
 def main() -> None:
@@ -55,7 +57,7 @@ def main() -> None:
     if isinstance(lab, CudaLab):
         machine()  # the first use compiles it, which takes longer than the limit of a task
     file = Path(order["file"])
-    before = integrity.fingerprint()
+    before = Snapshot()
     if not isinstance(lab, CudaLab):
         Watch(file.parent, order["scratch"], lambda why: send("refused", status="refused", message=why)).arm()
     set_limits(order["memory"], order["cpu"])
@@ -83,7 +85,7 @@ def _sender(pipe: int, key: str) -> Send:
     return send
 
 
-def _check(lab: Lab, file: Path, first: int, send: Send, before: integrity.Fingerprint) -> None:
+def _check(lab: Lab, file: Path, first: int, send: Send, before: Snapshot) -> None:
     """Load the file and send the answers from task `first` on, or say why the file cannot be loaded."""
     try:
         if message := earlier_version(lab, file.read_text(encoding="utf-8", errors="replace")):
@@ -98,6 +100,7 @@ def _check(lab: Lab, file: Path, first: int, send: Send, before: integrity.Finge
     for task in lab.tasks[first:]:
         start = time.monotonic()
         reason = _run_task(lab, task, module, file, send, before)
+        _compare(before, send)
         if reason:
             send("end", task=task.number, status=reason.status, message=str(reason))
         else:
@@ -105,7 +108,7 @@ def _check(lab: Lab, file: Path, first: int, send: Send, before: integrity.Finge
 
 
 def _run_task(
-    lab: Lab, task: Task, module: ModuleType, file: Path, send: Send, before: integrity.Fingerprint
+    lab: Lab, task: Task, module: ModuleType, file: Path, send: Send, before: Snapshot
 ) -> NotJudged | None:
     """Send the answer to every case; return why there are none."""
 
@@ -117,7 +120,7 @@ def _run_task(
             for case in task.cases:
                 with counted_passes() as passes, tripwires(lab, task, file.parent, refuse):
                     found = answer(case, mine, file)
-                _compare(before, send)
+                _compare(before, send, functions=False)
                 send("case", task=task.number, answer=found, passes=astuple(passes))
     except NotJudged as reason:
         return reason
@@ -132,10 +135,12 @@ def _run_task(
     return None
 
 
-def _compare(before: integrity.Fingerprint, send: Send) -> None:
+def _compare(before: Snapshot, send: Send, functions: bool = True) -> None:
     """Tell the grader if the file replaced something that the check uses."""
-    if name := integrity.changed(before):
+    if name := before.changed(functions):
         send("refused", status="refused", message=f"the file replaced {name}")
+    if _count_threads() > 0:
+        send("refused", status="refused", message="the file leaves a thread running")
 
 
 def set_limits(memory: int, cpu: int) -> None:
