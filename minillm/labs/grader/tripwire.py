@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType, FunctionType
 from typing import Any
 
+from minillm.labs.grader.cuda_lab import Section
 from minillm.labs.grader.intercept import Before, intercepted, plain_function
 from minillm.labs.grader.lab import Lab, Part, Task
 
@@ -55,6 +56,8 @@ def tripwires(
 
 def own_functions(part: Part) -> Iterator[tuple[FunctionType, str]]:
     """The engine's functions of a part and its helpers, with their names."""
+    if isinstance(part, Section):  # CUDA: a text, not a function
+        return
     own = part.own
     if not part.methods:
         module = sys.modules[part.module]
