@@ -38,7 +38,7 @@ Write = Callable[[Path], object]  # writes a submission into the folder of its s
 
 @dataclass(frozen=True)
 class Submission:
-    """`none`: tasks that must get no points; `all`: tasks that must get all. `lab`: None if no file is found."""
+    """`none`: tasks that must get no points; `all`: tasks that must get all. `lab` None: no file is found."""
 
     kind: str
     write: Write
@@ -161,7 +161,8 @@ def forged() -> Iterator[Submission]:
     report += "for fd in range(3, 64):\n    try: os.write(fd, line)\n    except OSError: pass\n"
     yield refused("its own report", lab, text(skeleton(lab) + report, lab.file))
     equal = "\n\nclass Equal(list):\n    def __eq__(self, other): return True\n"
-    equal += "    def __len__(self): return 10\n\n\ndef slot_mapping(table, positions, size):\n    return Equal([1])\n"
+    equal += "    def __len__(self): return 10\n\n\n"
+    equal += "def slot_mapping(table, positions, size):\n    return Equal([1])\n"
     yield partly("equals everything", lab, {"3.2", "3.7"}, solution(lab) + equal)
     wrapped = "\n\nimport minillm.memory.block_table as t\n\n\ndef slot_mapping(table, positions, size):\n"
     yield partly(
