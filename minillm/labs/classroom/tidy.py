@@ -44,7 +44,10 @@ class _Module:
         self.needed.add(name)
         if isinstance(node, ast.ImportFrom):
             prefix, _, other = (node.module or "").rpartition(".")
-            if prefix == self._package and other in modules:
+            if node.module == self._package and name in modules:  # the whole module
+                for bound in modules[name]._bound:
+                    modules[name].need(bound, modules)
+            elif prefix == self._package and other in modules:
                 original = next(alias.name for alias in node.names if (alias.asname or alias.name) == name)
                 modules[other].need(original, modules)
                 self._need_all(modules[other], modules)

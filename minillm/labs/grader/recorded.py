@@ -39,7 +39,7 @@ def replayed(lab: Lab) -> Lab:
         part = _packaged_part(task.part)
         tasks.append(dataclasses.replace(task, cases=cases, part=part, mistakes=(), more=no_more))
     kind = _PackagedCudaLab if isinstance(lab, CudaLab) else Lab
-    return kind(lab.number, lab.name, lab.title, tuple(tasks), lab.change)
+    return kind(**{**_fields(lab), "tasks": tuple(tasks)})
 
 
 def is_package(lab: Lab) -> bool:
@@ -88,7 +88,11 @@ def _packaged_part(part: Part | None) -> Part | None:
     if part is None:
         return None
     kind = _PackagedSection if isinstance(part, Section) else _PackagedPart
-    return kind(part.module, part.name, part.methods, part.helpers)
+    return kind(**_fields(part))
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def _replay(run: Callable[[Any], Any], recorded: Recording, implementation: Any) -> Any:
