@@ -22,6 +22,7 @@ from minillm.engine.checked import (
     CheckedPool,
     checked_attention,
     checked_linear,
+    checked_read,
     checked_rope,
     checked_sampler,
     checked_slots,
@@ -77,8 +78,12 @@ def assemble(model: LoadedModel, draft: LoadedModel | None, config: EngineConfig
             checked_rope(parts.rope),
             checked_attention(parts.attention),
             checked_linear(parts.linear),
+            parts.write_cache,
+            checked_read(parts.read_cache),
         )
         model = replace(model, decoder=model.decoder.with_ops(ops))
+    if parts.read_cache and parts.attention:
+        raise UsageError("part 'read_cache' is not used beside 'attention'", "replace only one of them")
     rejects = config.draft_verification == "rejection"
     if parts.verify_draft and not rejects:
         raise UsageError(

@@ -12,8 +12,8 @@ from collections.abc import Sequence as List
 from dataclasses import dataclass, field
 
 from minillm.engine.kv_manager import KVCacheManager
-from minillm.engine.scheduler import StepPlan
 from minillm.engine.sequence import Sequence
+from minillm.engine.step_plan import StepPlan
 from minillm.ops.sampling import ACCEPT, REPLACE, SamplingBatch
 from minillm.speculation.lookahead import LookaheadBudget
 from minillm.speculation.proposal import Lookahead, Proposal

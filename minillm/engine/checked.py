@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from minillm.engine.scheduler import Chunk, StepPlan
 from minillm.engine.sequence import Sequence as EngineSequence
+from minillm.engine.step_plan import Chunk, StepPlan
 from minillm.errors import PartError
 from minillm.memory.block_pool import BlockPool
 from minillm.ops.contract import AttentionMetadata
@@ -102,6 +102,19 @@ def checked_attention(attention: Callable[..., Tensor] | None) -> Callable[..., 
 
     def checked(q: Tensor, k: Tensor, v: Tensor, meta: AttentionMetadata, *rest: Any, **named: Any) -> Tensor:
         return _like("attention", attention(q, k, v, meta, *rest, **named), q, q.shape)
+
+    return checked
+
+
+def checked_read(read: Callable[..., Tensor] | None) -> Callable[..., Tensor] | None:
+    """Require a row of the cache for each token."""
+    if read is None:
+        return None
+
+    def checked(cache: Tensor, block_table: Tensor, num_tokens: int) -> Tensor:
+        return _like(
+            "read_cache", read(cache, block_table, num_tokens), cache, (num_tokens, *cache.shape[2:])
+        )
 
     return checked
 

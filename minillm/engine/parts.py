@@ -90,6 +90,18 @@ class Attention(Protocol):
     ) -> Tensor: ...
 
 
+class WriteCache(Protocol):
+    """Writes rows [tokens, kv heads, head_dim] to their slots of one layer's K or V cache, in place."""
+
+    def __call__(self, cache: Tensor, slot_mapping: Tensor, rows: Tensor, /) -> None: ...
+
+
+class ReadCache(Protocol):
+    """The first `num_tokens` rows of one sequence in a K or V cache: [tokens, kv heads, head_dim]."""
+
+    def __call__(self, cache: Tensor, block_table: Tensor, num_tokens: int, /) -> Tensor: ...
+
+
 class LinearOp(Protocol):
     """x [tokens, in] times the transpose of weight [out, in], plus bias [out] if it is not None."""
 
@@ -101,8 +113,9 @@ class Parts:
     """One implementation for every seam; the defaults are the engine's own.
 
     `drafter`: None means the drafter that `draft_model` names; a given one is always used. `verify_draft`:
-    used only if `draft_verification` is "rejection". `verify_draft`, `rope`, `attention` and `linear`: None
-    means the backend's own.
+    used only if `draft_verification` is "rejection". `verify_draft`, `rope`, `attention`, `linear`,
+    `write_cache` and `read_cache`: None means the backend's own. `read_cache` is used by the reference's
+    attention, so it excludes `attention`.
     """
 
     sampler: Sampler = sample
@@ -118,6 +131,8 @@ class Parts:
     rope: Rope | None = None
     attention: Attention | None = None
     linear: LinearOp | None = None
+    write_cache: WriteCache | None = None
+    read_cache: ReadCache | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Callable[..., Any]] | None) -> Parts:
@@ -139,7 +154,8 @@ class Parts:
     @property
     def replaces_ops(self) -> bool:
         """Whether an operation of the backend is replaced."""
-        return any(part is not None for part in (self.rope, self.attention, self.linear))
+        mine = (self.rope, self.attention, self.linear, self.write_cache, self.read_cache)
+        return any(part is not None for part in mine)
 
 
 # The arguments of each part. The check uses their number; the error message shows their names.
@@ -157,6 +173,8 @@ _ARGUMENTS = {
     "rope": "x, cos, sin",
     "attention": "q, k_cache, v_cache, meta, scale, window",
     "linear": "x, weight, bias",
+    "write_cache": "cache, slot_mapping, rows",
+    "read_cache": "cache, block_table, num_tokens",
 }
 
 # The methods and attributes that an object made by a factory must have, because the engine uses them.

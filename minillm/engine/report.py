@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence as List
 from typing import Any
 
-from minillm.engine.scheduler import StepPlan
 from minillm.engine.sequence import Sequence
+from minillm.engine.step_plan import StepPlan
 
 
 def step_fields(

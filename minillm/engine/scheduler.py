@@ -26,57 +26,16 @@ swapping blocks to slower memory, fairness between tenants.
 from __future__ import annotations
 
 import bisect
-from dataclasses import dataclass, field
 
 from minillm.config import EngineConfig
 from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.request import Request
 from minillm.engine.sequence import Sequence
+from minillm.engine.step_plan import Chunk, StepPlan
 from minillm.memory.block_table import blocks_for
 from minillm.observe.events import Events
 
 AGING_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Tokens `start` to `end` (exclusive) of a sequence, to be computed in one step."""
-
-    sequence: Sequence
-    start: int
-    end: int
-
-
-@dataclass
-class StepPlan:
-    """What one step does: a prefill batch, a decode batch, or both. Its blocks are counted, not allocated."""
-
-    prefill: list[Chunk] = field(default_factory=list)
-    decode: list[Sequence] = field(default_factory=list)
-    blocks: dict[Sequence, int] = field(default_factory=dict)  # blocks each sequence will allocate
-    num_blocks: int = 0  # their sum
-    preempted: list[Sequence] = field(default_factory=list)
-
-    @property
-    def num_rows(self) -> int:
-        """Tokens that the model computes in the step."""
-        return len(self.decode) + sum(chunk.end - chunk.start for chunk in self.prefill)
-
-    @property
-    def sequences(self) -> list[Sequence]:
-        """All sequences of the step."""
-        return [*self.decode, *(chunk.sequence for chunk in self.prefill)]
-
-    def take(self, sequence: Sequence, blocks: int) -> None:
-        """Count `blocks` blocks for a sequence."""
-        self.blocks[sequence] = blocks
-        self.num_blocks += blocks
-
-    def drop(self, sequence: Sequence) -> None:
-        """Remove a sequence from the plan."""
-        self.num_blocks -= self.blocks.pop(sequence, 0)
-        self.decode = [r for r in self.decode if r is not sequence]
-        self.prefill = [chunk for chunk in self.prefill if chunk.sequence is not sequence]
 
 
 def max_running(config: EngineConfig) -> int:
@@ -107,13 +66,22 @@ class WaitingLine:
             self._lines.pop(sequence.params.priority, None)
 
     def first(self, now: float) -> Sequence | None:
-        """The sequence with the smallest rank at time `now`, or None."""
+        """The sequence with the smallest rank at time `now`, or None if no sequence waits.
+
+        Only looks: the sequence stays in the line. Each line is in order of submission, and all its sequences
+        have one priority, so only its first can be the next one.
+        """
         heads = [line[0] for line in self._lines.values()]
         return min(heads, key=lambda r: rank(r, now), default=None)
 
 
 def rank(sequence: Sequence, now: float) -> tuple[int, int, int]:
-    """The order of sequences, smallest first: priority minus age, then submission, then sample index."""
+    """The order of sequences, smallest first: (priority minus age, submission, sample index).
+
+    A smaller priority goes first. The age is the number of complete `AGING_SECONDS` since the arrival: each
+    counts as one priority, parts count nothing. Of two equal ones the earlier submission (`order`) goes
+    first; of two samples of one request the smaller `index`. The sequence itself does not change.
+    """
     return (
         sequence.params.priority - int((now - sequence.arrival) / AGING_SECONDS),
         sequence.order,
@@ -157,7 +125,18 @@ class Scheduler:
         self._memory.free(sequence)
 
     def schedule(self, now: float) -> StepPlan:
-        """Plan one step; preempt and admit sequences as memory allows. An idle engine gets an empty plan."""
+        """Plan one step; preempt and admit sequences as memory allows. An idle engine gets an empty plan.
+
+        All ranks are computed for `now`. Then, in the order of `running`: one token for every sequence past
+        its prefill; chunks for the sequences in their prefill; new sequences (`_admit`). The first two call
+        `_fits`, which may preempt: a sequence preempted in this step is not planned any more.
+
+        A step computes at most `max_num_batched_tokens` tokens. The tokens of decode are the first of them
+        (`max_running` keeps their number below), chunks get what is left.
+
+        Returns:
+            A new plan, with lists of its own. Only preemption and admission have changed a sequence.
+        """
         plan, self.current = StepPlan(), None
         self._order_running(now)
         prefilling, decoding = list[Sequence](), list[Sequence]()
@@ -187,8 +166,16 @@ class Scheduler:
     def _fits(self, plan: StepPlan, sequence: Sequence, num_tokens: int, forks: int = 0) -> bool:
         """Count the blocks for `num_tokens` tokens in the plan; preempt newer sequences if they are missing.
 
+        Needed are the blocks that the sequence lacks (`shortage`), and `forks` more for the copies of its
+        forks. Blocks that the plan has already counted are not available any more. A sequence that needs no
+        block always fits.
+
+        While blocks are missing, the newest of `running` is preempted, one after another and no more than
+        necessary. If the newest is this sequence: in its prefill, and beside others, it keeps its blocks and
+        waits for a later step; else it is preempted itself, so that older ones can use its blocks.
+
         Returns:
-            False if the sequence is the newest itself: it has been preempted or must wait.
+            True if the blocks are counted (`plan.take`). False if the sequence has been preempted or waits.
         """
         needed = self._memory.shortage(sequence, num_tokens) + forks
         while needed and plan.num_blocks + needed > self._memory.available:
@@ -212,7 +199,18 @@ class Scheduler:
     # Prefill --------------------------------------------------------------------------------
 
     def _prefill(self, plan: StepPlan, sequence: Sequence, budget: int) -> int:
-        """Plan the sequence's next chunk; return its number of tokens, 0 if no memory is available."""
+        """Plan the sequence's next chunk; return its number of tokens, 0 if no memory is available.
+
+        A chunk begins at the first token that is not computed. It has at most `prefill_chunk` tokens, at most
+        `budget`, and ends with the sequence's last token: after a preemption the answer so far is computed
+        again too.
+
+        It is shortened to the tokens for which there is room: in the sequence's own blocks and the available
+        ones that the plan has not counted. So no other sequence is preempted for a longer chunk. If there is
+        no room for any token, a chunk of at most one block is tried, and `_fits` decides.
+
+        The last chunk also needs a block for the copy of each fork (`_copies`); earlier chunks do not.
+        """
         start, total = sequence.num_computed_tokens, sequence.num_tokens
         size = min(self._config.prefill_chunk, budget, total - start)
         block_size = self._memory.pool.block_size
@@ -227,7 +225,7 @@ class Scheduler:
         return size
 
     def _copies(self, sequence: Sequence) -> int:
-        """Blocks for the forks: each copies the partly filled last block."""
+        """Blocks for the forks: each copies the last block if it is partly full. No block if it is full."""
         is_partial = sequence.num_tokens % self._memory.pool.block_size > 0
         return sequence.num_forks if is_partial else 0
 
@@ -246,7 +244,16 @@ class Scheduler:
             budget -= self._prefill(plan, sequence, budget)
 
     def _start(self, plan: StepPlan, sequence: Sequence) -> bool:
-        """Give the sequence its cached blocks, if there is room for the rest; return whether there is."""
+        """Give the sequence its cached blocks, if there is room for the rest; return whether there is.
+
+        Needed are blocks for all its tokens and one more, without the cached blocks that were found, and for
+        the copies of its forks (`_copies`). Available is what is left after the found blocks have been
+        acquired (`available_without`) and the plan has got its blocks.
+
+        The blocks of `_headroom` must stay free after that, so that the running sequences can go on without
+        preemption. If no sequence runs, headroom is not required: the sequence would wait forever. If there
+        is no room, nothing changes.
+        """
         found = self._memory.match(sequence)
         size = self._memory.pool.block_size
         needed = blocks_for(sequence.num_tokens + 1, size) - len(found) + self._copies(sequence)

@@ -24,8 +24,9 @@ from minillm.engine.checked import check_plan
 from minillm.engine.commit import Commit
 from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.request import Request
-from minillm.engine.scheduler import Scheduler, StepPlan
+from minillm.engine.scheduler import Scheduler
 from minillm.engine.sequence import Sequence
+from minillm.engine.step_plan import StepPlan
 from minillm.speculation.lookahead import LookaheadBudget
 from minillm.worker.step import StepOutput
 

@@ -16,12 +16,18 @@ from minillm.memory.block_pool import BlockPool
 
 
 def slot_mapping(block_table: Sequence[int], positions: Sequence[int], block_size: int) -> list[int]:
-    """The cache slots of `positions` (logical token positions) of one sequence: `[len(positions)]`."""
+    """The cache slots of `positions` (logical token positions) of one sequence: a new list, one slot each.
+
+    The table may have more blocks than these positions need.
+
+    Raises:
+        IndexError: the table has no block for a position. Any other slot would be another token's.
+    """
     return [block_table[pos // block_size] * block_size + pos % block_size for pos in positions]
 
 
 def blocks_for(num_tokens: int, block_size: int) -> int:
-    """The number of blocks that hold `num_tokens` tokens."""
+    """The number of blocks that hold `num_tokens` tokens; the last one may be partly full."""
     return -(-num_tokens // block_size)
 
 
@@ -33,7 +39,11 @@ class BlockTable:
         self.block_ids: list[int] = []
 
     def grow(self, num_tokens: int) -> None:
-        """Allocate blocks until the table holds `num_tokens` tokens in all.
+        """Allocate blocks until the table holds `num_tokens` tokens in all, but no more blocks than needed.
+
+        The blocks that the table has stay in it, in their order: they hold keys and values. A table that
+        holds enough, or more, does not change. Others change `block_ids` too: a sequence may start with
+        blocks of the prefix cache, and `truncate` frees the last ones.
 
         Raises:
             OutOfBlocks: the pool has too few free blocks; the table is unchanged.
@@ -43,10 +53,11 @@ class BlockTable:
             self.block_ids += self._pool.allocate(missing)
 
     def fork(self, num_tokens: int) -> tuple[BlockTable, tuple[int, int] | None]:
-        """Make a second table over the same first `num_tokens` tokens.
+        """Make a second table over the same first `num_tokens` tokens; this table may hold more.
 
-        Full blocks are shared. A partly full last block will be written by both sequences, so the fork
-        gets its own block, and the caller must copy the content.
+        Full blocks are shared: the pool counts the fork as another owner. A partly full last block will be
+        written by both sequences, so the fork gets its own block, and the caller must copy the content.
+        This table does not change, now or when the fork grows.
 
         Returns:
             The fork, and `(source, destination)` of the block to copy, or None.

@@ -18,6 +18,8 @@ from minillm.ops.contract import AttentionMetadata, LayerCache, RopeTables, Weig
 
 RopeFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 AttendFn = Callable[[Tensor, Tensor, Tensor, float, int | None], Tensor]
+WriteFn = Callable[[Tensor, Tensor, Tensor], None]
+ReadFn = Callable[[Tensor, Tensor, int], Tensor]
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -40,8 +42,42 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def write_cache(cache: Tensor, slot_mapping: Tensor, rows: Tensor) -> None:
-    """Write `rows` [num_tokens, num_kv_heads, head_dim] to their slots of `cache`, in place."""
+    """Write the new rows of K (or of V) to their slots of one layer's cache, in place: a scatter.
+
+        slot_mapping  [ 9, 20, 3 ]          row 0 -> slot 9, row 1 -> slot 20, row 2 -> slot 3
+        slot          block slot // block_size, place slot % block_size in that block
+
+    Only these slots are written; the rest of the cache may be gigabytes and belongs to other sequences.
+
+    Args:
+        cache: [num_blocks, block_size, num_kv_heads, head_dim], contiguous.
+        slot_mapping: int64 [num_tokens], all different.
+        rows: [num_tokens, num_kv_heads, head_dim], perhaps in another dtype than the cache; the cache keeps
+            its own.
+    """
     cache.flatten(0, 1).index_copy_(0, slot_mapping, rows.to(cache.dtype))
+
+
+def read_cache(cache: Tensor, block_table: Tensor, num_tokens: int) -> Tensor:
+    """Read the rows of K (or of V) of one sequence from one layer's cache, in order: a gather.
+
+        block_table   [ 5, 2, 7, 0, 0 ]     10 tokens in blocks of 4: all rows of blocks 5 and 2,
+                                            then the first two rows of block 7
+
+    Only the blocks that hold these tokens are read. The table may have more entries: blocks of later tokens,
+    and zeros up to the length of the longest table in the batch.
+
+    Args:
+        cache: [num_blocks, block_size, num_kv_heads, head_dim].
+        block_table: int32 [width], the sequence's block ids.
+        num_tokens: the number of the sequence's tokens that are in the cache.
+
+    Returns:
+        A new tensor [num_tokens, num_kv_heads, head_dim] in the cache's dtype.
+    """
+    block_size = cache.shape[1]
+    blocks = block_table[: -(-num_tokens // block_size)]
+    return cache[blocks].flatten(0, 1)[:num_tokens]
 
 
 def grouped_query_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
@@ -85,11 +121,12 @@ def rotate_and_write(
     rope: RopeTables,
     cache: LayerCache,
     meta: AttentionMetadata,
+    write: WriteFn = write_cache,
 ) -> Tensor:
     """`Ops.rope_and_cache`, composed of a rope function and two cache writes; returns the rotated q."""
     cos, sin = rope.cos[meta.positions], rope.sin[meta.positions]
-    write_cache(cache.k, meta.slot_mapping, rotate(k, cos, sin))
-    write_cache(cache.v, meta.slot_mapping, v)
+    write(cache.k, meta.slot_mapping, rotate(k, cos, sin))
+    write(cache.v, meta.slot_mapping, v)
     return rotate(q, cos, sin)
 
 
@@ -101,19 +138,17 @@ def attend_pages(
     meta: AttentionMetadata,
     scale: float,
     window: int | None = None,
+    read: ReadFn = read_cache,
 ) -> Tensor:
     """`Ops.paged_attention`, composed of a gather of each sequence's pages and a dense attention."""
     shapes.check_attention(q, k_cache, v_cache, meta)
-    block_size = k_cache.shape[1]
     starts, kv_lens = meta.query_start.tolist(), meta.kv_len.tolist()
     out = torch.empty_like(q)
     for i, kv_len in enumerate(kv_lens):
         rows = slice(starts[i], starts[i + 1])
         if rows.start == rows.stop:
             continue
-        blocks = meta.block_table[i, : -(-kv_len // block_size)]
-        k = k_cache[blocks].flatten(0, 1)[:kv_len]
-        v = v_cache[blocks].flatten(0, 1)[:kv_len]
+        k, v = (read(cache, meta.block_table[i], kv_len) for cache in (k_cache, v_cache))
         out[rows] = attend(q[rows], k, v, scale, window)
     return out
 

@@ -24,12 +24,16 @@ from minillm.worker.step import DecodeRow, SequenceRows
 def decode(runner: ModelRunner, rows: Sequence[DecodeRow]) -> Tensor:
     """Run each sequence's newest token and write its key and value to the cache.
 
+    The model runs once for all rows, over the newest tokens only: those before are in the cache. A row has
+    all that is needed; nothing is kept from step to step. The rows are not changed.
+
     Args:
         runner: runs the model over the paged cache.
         rows: one per sequence; its block table has room for the token.
 
     Returns:
-        The logits of each sequence's next token [len(rows), vocab_size].
+        The logits of each sequence's next token, in the order of `rows`: a new tensor
+        [len(rows), vocab_size].
     """
     batch = [SequenceRows([row.token_id], row.position, row.block_table) for row in rows]
     return runner.last_logits(batch)

@@ -27,13 +27,18 @@ from minillm.worker.step import PrefillChunk, SequenceRows
 def prefill(runner: ModelRunner, chunks: Sequence[PrefillChunk]) -> Tensor:
     """Compute one chunk of each sequence and write its keys and values to the cache.
 
+    The model runs once for all chunks, over their tokens only: earlier chunks are in the cache. The head,
+    the largest matrix of a small model, runs only for each chunk's last token. A chunk has all that is
+    needed; nothing is kept from step to step. The chunks are not changed.
+
     Args:
         runner: runs the model over the paged cache.
         chunks: at most one per sequence.
 
     Returns:
-        The logits after each chunk's last token [len(chunks), vocab_size]. If a chunk ends with the newest
-        token of its sequence, these are the logits of the next token.
+        The logits after each chunk's last token, in the order of `chunks`: a new tensor
+        [len(chunks), vocab_size]. If a chunk ends with the newest token of its sequence, these are the
+        logits of the next token.
     """
     batch = [SequenceRows(chunk.token_ids, chunk.start, chunk.block_table) for chunk in chunks]
     return runner.last_logits(batch)

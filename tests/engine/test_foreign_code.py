@@ -20,7 +20,8 @@ from scenarios import LONG, SCENARIOS, Stage, finish, greedy, pool_faults
 
 from minillm import LLM, MinillmError
 from minillm.engine.parts import Parts
-from minillm.engine.scheduler import Scheduler, StepPlan
+from minillm.engine.scheduler import Scheduler
+from minillm.engine.step_plan import StepPlan
 from minillm.errors import EngineBusy, PartError, StepInterrupted
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.prefix_cache import PrefixCache
@@ -291,7 +292,7 @@ def waiting(scheduler: Any) -> list[Any]:
 
 
 def chunk(sequence: Any, start: int, end: int) -> Any:
-    from minillm.engine.scheduler import Chunk
+    from minillm.engine.step_plan import Chunk
 
     return Chunk(sequence, start, end)
 
@@ -303,7 +304,7 @@ RUBBISH: list[tuple[str, str, Any]] = [
     *(("decode_loop", "decode", instead(r)) for r in LOGITS),
     *(("slot_mapping", "fork", instead(r)) for r in SLOTS),
     *(("slot_mapping", "tree", instead(r)) for r in SLOTS),
-    *((part, "decode", instead(r)) for part in ("rope", "attention", "linear") for r in SHAPES),
+    *((part, "decode", instead(r)) for part in ("rope", "attention", "linear", "read_cache") for r in SHAPES),
     *(("block_pool", "fork", method(BlockPool, "allocate", r)) for r in BLOCKS),
     *(("scheduler", "decode", method(Scheduler, "schedule", r)) for r in PLANS),
     *(("prefix_cache", "prefix", method(PrefixCache, name, r)) for name, r in CACHED),

@@ -15,7 +15,7 @@ from minillm.engine.engine import Engine
 from minillm.engine.parts import Parts
 from minillm.errors import UsageError
 from minillm.memory.prefix_cache import PrefixCache
-from minillm.ops.reference import ReferenceOps, apply_rope
+from minillm.ops.reference import ReferenceOps, apply_rope, read_cache, write_cache
 from minillm.speculation.ngram import NgramDrafter
 
 PROMPT = list(range(20, 37))
@@ -25,6 +25,8 @@ OWN = {
     "rope": apply_rope,
     "attention": ReferenceOps().paged_attention,
     "linear": ReferenceOps().linear,
+    "write_cache": write_cache,
+    "read_cache": read_cache,
     "drafter": lambda model, config: NgramDrafter(),
     "verify_draft": ReferenceOps().verify_draft,
 }
@@ -76,6 +78,8 @@ def interleaved(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
         ("rope", interleaved),
         ("attention", lambda q, *rest: torch.zeros_like(q)),
         ("linear", lambda x, weight, bias=None: x @ weight.T * 1.5),
+        ("write_cache", lambda cache, slots, rows: write_cache(cache, slots, -2 * rows)),
+        ("read_cache", lambda cache, table, count: read_cache(cache, table, count).flip(0)),
         ("prefill_loop", lambda runner, chunks: OWN["prefill_loop"](runner, chunks).flip(-1)),
         ("decode_loop", lambda runner, requests: OWN["decode_loop"](runner, requests).flip(-1)),
     ],
@@ -91,7 +95,9 @@ def test_a_different_part_makes_a_difference(folder: Path, name: str, part: Any)
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
-@pytest.mark.parametrize("name", ["rope", "attention", "linear", "sampler", "decode_loop"])
+@pytest.mark.parametrize(
+    "name", ["rope", "attention", "linear", "write_cache", "read_cache", "sampler", "decode_loop"]
+)
 def test_parts_work_from_the_engine_as_from_the_llm(folder: Path, name: str, backend: str) -> None:
     """An engine over a loaded model takes parts, even with packed matrices; the model does not change."""
     calls = []
@@ -163,6 +169,12 @@ def test_unknown_parts_are_refused(folder: Path, name: str) -> None:
 def test_verify_draft_is_a_part_of_rejection_sampling(folder: Path) -> None:
     with pytest.raises(UsageError, match="draft_verification"):
         tiny.load(folder, draft_model="ngram", parts={"verify_draft": print})
+
+
+def test_read_cache_beside_attention_would_never_be_used(folder: Path) -> None:
+    parts = {name: OWN[name] for name in ("attention", "read_cache")}
+    with pytest.raises(UsageError, match="not used beside 'attention'"):
+        tiny.load(folder, parts=parts)
 
 
 @pytest.mark.parametrize("parts", [[print], "sampler", 5, {1: print}, {"sampler": None}])

@@ -23,8 +23,9 @@ from hypothesis.stateful import (
 from toy import SIZE, Toy, prompt
 
 from minillm import LLM, SamplingParams
-from minillm.engine.scheduler import AGING_SECONDS, Scheduler, StepPlan
+from minillm.engine.scheduler import AGING_SECONDS, Scheduler
 from minillm.engine.sequence import Sequence
+from minillm.engine.step_plan import StepPlan
 from minillm.errors import OutOfBlocks, QueueFull
 
 # ---- policy ---------------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ from minillm import SamplingParams
 from minillm.config import EngineConfig
 from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.request import Request
-from minillm.engine.scheduler import Scheduler, StepPlan, rank
+from minillm.engine.scheduler import Scheduler, rank
 from minillm.engine.sequence import Sequence
+from minillm.engine.step_plan import StepPlan
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import BlockTable, blocks_for
 from minillm.observe.events import Event, Events

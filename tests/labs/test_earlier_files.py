@@ -72,6 +72,18 @@ def test_one_name_of_an_earlier_version_is_enough_and_its_line_is_named(number, 
     assert f"(line {len(text.splitlines())}: {name})" in earlier_version(lab, text)
 
 
+def test_a_file_without_the_newest_tasks_keeps_its_points_for_the_others(graded):
+    """Lab 3 had no task that touches the cache; a file of that time lacks two functions."""
+    lab = find_lab("3")
+    former = (
+        solution(lab).replace("def write_cache(", "def _old_1(").replace("def read_cache(", "def _old_2(")
+    )
+    rows = graded(lab, former)
+    assert {number for number, row in rows.items() if row.status != "ok"} == {"3.3", "3.4", "3.9"}
+    assert all(rows[number].status == "missing" for number in ("3.3", "3.4", "3.9"))
+    assert "lab3.py has no write_cache" in rows["3.3"].message and "skeleton" in rows["3.9"].message
+
+
 @each_lab
 def test_current_files_are_not_earlier_ones(lab):
     assert earlier_version(lab, skeleton(lab)) == earlier_version(lab, solution(lab)) == ""

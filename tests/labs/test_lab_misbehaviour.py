@@ -26,15 +26,15 @@ def decode(runner, rows):
 
 def test_only_the_misbehaving_task_fails(check):
     flood = "\nprint('begin')\nprint('x' * 5_000_000)\n"
-    rows, report = check(solution(find_lab("3")) + flood + BODIES, seconds=2.0)
+    rows, report = check(solution(find_lab("3")) + flood + BODIES, seconds=4.0)
     statuses = {number: row.status for number, row in rows.items()}
     assert statuses == {
-        **{"3.1": "error", "3.2": "crash", "3.3": "ok", "3.4": "ok", "3.5": "memory", "3.6": "timeout"},
-        "3.7": statuses["3.7"],
+        **{"3.1": "error", "3.2": "crash", "3.3": "ok", "3.4": "ok", "3.5": "ok", "3.6": "ok"},
+        **{"3.7": "memory", "3.8": "timeout", "3.9": statuses["3.9"]},
     }
-    assert statuses["3.7"] != "ok"
+    assert statuses["3.9"] != "ok"
     assert "SystemExit" in rows["3.1"].message and "exit code 7" in rows["3.2"].message
-    assert "endless loop" in rows["3.6"].message
+    assert "endless loop" in rows["3.8"].message
     assert report.output.startswith("begin\nxxx") and len(report.output) <= supervise.KEPT_OUTPUT
 
 

@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
+
+Side = Literal["answer", "cost", "aliasing"]
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,34 @@ class Part:
 
 @dataclass(frozen=True)
 class Case:
-    """One run. It makes its own inputs, so an implementation that changes them affects no other case."""
+    """One run. It makes its own inputs, so an implementation that changes them affects no other case.
+
+    The run happens in the student's process; its answer is compared outside. So an answer consists of plain
+    values: tensors, numbers, text, None, `Words`, and lists of these.
+
+    `side`: what the case looks at. "answer": is the result right. "cost": was it reached with the work that
+    it needs (passes, rows, bytes, allocations). "aliasing": does it stay right if tables are longer than
+    needed, grow afterwards, or the part is called twice or for two requests in turns.
+    """
 
     name: str
     run: Callable[[Any], Any]
+    side: Side = "answer"
+
+
+@dataclass(frozen=True)
+class Words:
+    """A part of an answer in words: compared and shown as a whole ("1 pass over 12 rows")."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def no_more(_: Random) -> Iterable[Case]:
+    """A task without random cases."""
+    return ()
 
 
 @dataclass(frozen=True)
@@ -63,7 +90,10 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Task:
-    """A row of the table: `number` is "3.2"."""
+    """A row of the table: `number` is "3.2".
+
+    `more`: random cases from a seeded generator, for `--seed`. They cannot be known in advance.
+    """
 
     number: str
     title: str
@@ -71,6 +101,7 @@ class Task:
     part: Part | None
     cases: tuple[Case, ...]
     mistakes: tuple[Mistake, ...] = ()
+    more: Callable[[Random], Iterable[Case]] = no_more
 
     @property
     def what(self) -> str:
@@ -130,7 +161,7 @@ class Lab:
         """The tasks that judge `part`."""
         return [task for task in self.tasks if task.part == part]
 
-    def own(self) -> SimpleNamespace:
+    def own(self) -> Any:
         """The engine's own parts under their names, as in a finished file."""
         return SimpleNamespace(**{part.name: part.own for part in self.parts})
 

@@ -17,9 +17,11 @@ from torch import Tensor
 from minillm.config import EngineConfig, SamplingParams
 from minillm.engine.engine import Engine
 from minillm.engine.outputs import RequestOutput
-from minillm.engine.scheduler import Scheduler, StepPlan
+from minillm.engine.scheduler import Scheduler
 from minillm.engine.sequence import Sequence as EngineSequence
+from minillm.engine.step_plan import StepPlan
 from minillm.errors import MinillmError
+from minillm.labs.grader.lab import Words
 from minillm.labs.grader.tiny_model import VOCAB_SIZE, fill, tiny_llm
 from minillm.model.loader import LoadedModel
 from minillm.observe.events import Event
@@ -42,16 +44,6 @@ class Ask:
     priority: int = 0
     story: int | None = None
     tenant: str | None = None
-
-
-@dataclass(frozen=True)
-class Step:
-    """The actions of a step, in words: compared and shown as a whole."""
-
-    text: str
-
-    def __repr__(self) -> str:
-        return self.text
 
 
 def serve(
@@ -78,11 +70,11 @@ def serve(
         try:
             outputs |= {output.request_id: output for output in engine.step()}
         except MinillmError as error:
-            steps.append(Step(", ".join([*happened, *planned, type(error).__name__])))
+            steps.append(Words(", ".join([*happened, *planned, type(error).__name__])))
             break
         said = [*happened, *planned]
         is_waiting = engine.has_unfinished_requests()
-        steps.append(Step(f"{', '.join(said) or 'nothing'}: {engine.stats()['free_blocks']} blocks free"))
+        steps.append(Words(f"{', '.join(said) or 'nothing'}: {engine.stats()['free_blocks']} blocks free"))
         if (is_waiting and not said) or not (is_waiting or any(ask.at > number for ask in asks)):
             break
     answers = [[c.token_ids for c in output.outputs] for _, output in sorted(outputs.items())]

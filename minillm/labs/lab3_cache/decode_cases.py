@@ -1,92 +1,92 @@
-"""Task 3.6, one token for every sequence: cases and known mistakes of `decode`."""
+"""Task 3.8, one token for every sequence: cases of `decode`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from random import Random
+from typing import Any
 
-import torch
-from torch import Tensor
+from minillm.labs.grader.lab import Case, Side
+from minillm.labs.lab3_cache.loop_cases import Loop, Setting, copied, rounded, tokens_of
+from minillm.worker.prefill import prefill
 
-from minillm.labs.grader.lab import Mistake
-from minillm.labs.lab3_cache.loop_cases import Loop, decode_case
-from minillm.worker.decode import decode
-from minillm.worker.runner import ModelRunner
-from minillm.worker.step import DecodeRow, SequenceRows
-
-Rows = Sequence[DecodeRow]
+FIRST_BLOCK = 30
+LENGTHS = (14, 7, 20)  # so that no position of one sequence follows one of another
 
 
-def decode_with(rows: Callable[[DecodeRow], SequenceRows]) -> Loop:
-    """Decode with another function from a row to the runner's input."""
-    return lambda runner, batch: runner.last_logits([rows(row) for row in batch])
+def decode_case(
+    name: str,
+    seed: int,
+    *steps: Sequence[int],
+    side: Side = "answer",
+    room: int = 0,
+    anew: bool = False,
+    lengths: Sequence[int] = LENGTHS,
+) -> Case:
+    """Decode the sequences of each step, after the engine's prefill. The new tokens are given.
+
+    `room`: tokens for which the tables have blocks already; `anew`: copied tables.
+    """
+
+    def run(loop: Loop) -> Any:
+        setting = Setting(len(lengths), FIRST_BLOCK)
+        for i, length in enumerate(lengths):
+            prefill(setting.runner, [setting.chunk(i, tokens_of(seed + i, length), 0)])
+            setting.grow(i, room)
+        seen, at, answer = list[Any](), list(lengths), tokens_of(seed, 40)
+        for step in steps:
+            rows = [setting.row(i, answer.pop(), at[i]) for i in step]
+            result = setting.run(loop, [copied(row) for row in rows] if anew else rows)
+            seen.append(setting.counter.words() if side == "cost" else result)
+            for i in step:
+                at[i] += 1
+        return rounded(seen)
+
+    return Case(name, run, side)
 
 
-def one_pass_each(runner: ModelRunner, rows: Rows) -> Tensor:
-    """One run of the model for each row."""
-    return torch.cat([decode(runner, [row]) for row in rows])
+def in_turns(loop: Loop) -> Any:
+    """Two sequences of one length in turns. Their first new tokens are equal, their prompts are not."""
+    setting = Setting(2, FIRST_BLOCK)
+    for i in (0, 1):
+        prefill(setting.runner, [setting.chunk(i, tokens_of(51 + i, 14), 0)])
+    seen = [
+        setting.run(loop, [setting.row(i, token if i == 0 or step == 0 else 90 - token, 14 + step)])
+        for step, token in enumerate(tokens_of(53, 3))
+        for i in (0, 1)
+    ]
+    return rounded(seen)
 
 
-def first_table_for_all(runner: ModelRunner, rows: Rows) -> Tensor:
-    """Every row uses the first row's block table."""
-    return runner.last_logits([SequenceRows([r.token_id], r.position, rows[0].block_table) for r in rows])
+def in_its_blocks(loop: Loop) -> Any:
+    """A sequence ends; another one gets its blocks and has the same new tokens."""
+    setting, answer, seen = Setting(1, FIRST_BLOCK), tokens_of(57, 2), list[Any]()
+    for seed in (58, 59):
+        prefill(setting.runner, [setting.chunk(0, tokens_of(seed, 14), 0)])
+        seen += [setting.run(loop, [setting.row(0, answer[n], 14 + n)]) for n in (0, 1)]
+        setting.end(0)
+    return rounded(seen)
 
 
-def first_position_for_all(runner: ModelRunner, rows: Rows) -> Tensor:
-    """Every row uses the first row's position."""
-    return runner.last_logits([SequenceRows([r.token_id], rows[0].position, r.block_table) for r in rows])
-
-
-def one_long_sequence(runner: ModelRunner, rows: Rows) -> Tensor:
-    """All rows are run as one sequence."""
-    tokens = [row.token_id for row in rows]
-    return runner.last_logits([SequenceRows(tokens, rows[0].position, rows[0].block_table)])
-
-
-def hidden_states(runner: ModelRunner, rows: Rows) -> Tensor:
-    """The output of the last layer, before the head."""
-    return runner.forward([SequenceRows([r.token_id], r.position, r.block_table) for r in rows])
+def more_decodes(random: Random) -> Iterator[Case]:
+    """Random batches of three sequences of random lengths."""
+    for _ in range(2):
+        lengths = [random.randrange(1, 25) for _ in range(3)]
+        steps = [random.sample(range(3), random.randrange(1, 4)) for _ in range(5)]
+        seed = random.randrange(1000, 10**6)
+        yield decode_case(f"prompts of {lengths} tokens, batches {steps}", seed, *steps, lengths=lengths)
 
 
 DECODE_CASES = (
-    decode_case("one sequence, one token", [0], 1),
-    decode_case("one sequence, three tokens", [0], 3),
-    decode_case("two sequences, one token", [0, 1], 1),
-    decode_case("two sequences, five tokens, into a new block", [0, 1], 5),
-)
-DECODE_MISTAKES = (
-    Mistake(
-        "the position is one too high: the token's position is row.position",
-        decode_with(lambda r: SequenceRows([r.token_id], r.position + 1, r.block_table)),
-    ),
-    Mistake(
-        "the position is one too low: it overwrites the key of the token before",
-        decode_with(lambda r: SequenceRows([r.token_id], r.position - 1, r.block_table)),
-    ),
-    Mistake(
-        "the token is run at position 0: the prompt comes before it; use row.position",
-        decode_with(lambda r: SequenceRows([r.token_id], 0, r.block_table)),
-    ),
-    Mistake(
-        "the whole sequence is computed again: all keys except the newest token's are in the cache",
-        decode_with(lambda r: SequenceRows([r.token_id] * (r.position + 1), 0, r.block_table)),
-    ),
-    Mistake(
-        "the table is cut to its last block: attention reads the keys of all blocks",
-        decode_with(lambda r: SequenceRows([r.token_id], r.position, r.block_table[-1:])),
-    ),
-    Mistake("all rows use the first row's block table: each sequence has its own", first_table_for_all),
-    Mistake("all rows use the first row's position: each sequence has its own", first_position_for_all),
-    Mistake("the rows are run as one long sequence: each row belongs to another sequence", one_long_sequence),
-    Mistake(
-        "one run of the model for each sequence: run it once for all, so every weight is read once",
-        one_pass_each,
-    ),
-    Mistake(
-        "the rows of the logits are not in the order of the sequences",
-        lambda runner, rows: decode(runner, rows[::-1]),
-    ),
-    Mistake(
-        "hidden states are returned: return logits, call `last_logits`",
-        hidden_states,
-    ),
+    decode_case("one sequence, one token", 11, [0]),
+    decode_case("one sequence, three tokens", 14, [0], [0], [0]),
+    decode_case("two sequences, one token", 17, [0, 1]),
+    decode_case("two sequences, five tokens, into a new block", 20, *[[0, 1]] * 5),
+    decode_case("three sequences in changing batches", 23, [0, 1, 2], [2, 0], [1], [2, 1, 0]),
+    decode_case("block tables with more blocks than needed", 26, [0, 1], [1, 0], room=40),
+    decode_case("block tables in a new list in every step", 29, *[[0, 1]] * 3, side="aliasing", anew=True),
+    Case("two sequences of one length in turns", in_turns, "aliasing"),
+    Case("a sequence in the blocks of another that has ended", in_its_blocks, "aliasing"),
+    decode_case("three sequences, four tokens, the work", 32, *[[0, 1, 2]] * 4, side="cost"),
+    decode_case("the work, with tables in a new list", 35, *[[0, 1]] * 2, side="cost", anew=True),
 )

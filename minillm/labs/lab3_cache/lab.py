@@ -1,19 +1,28 @@
-"""Lab 3: the paged cache and the two loops: address translation, block tables, prefill, decode."""
+"""Lab 3: the paged cache and the two loops: addresses, cache tensors, block tables, prefill, decode."""
 
 from __future__ import annotations
 
-from typing import Any
+from minillm.labs.grader.lab import Change, Lab, Part, Task
+from minillm.labs.lab3_cache.address_cases import (
+    COUNT_CASES,
+    COUNT_MISTAKES,
+    SLOT_CASES,
+    SLOT_MISTAKES,
+    more_counts,
+    more_slots,
+)
+from minillm.labs.lab3_cache.cache_cases import READ_CASES, WRITE_CASES, more_reads, more_writes
+from minillm.labs.lab3_cache.cache_mistakes import READ_MISTAKES, WRITE_MISTAKES
+from minillm.labs.lab3_cache.decode_cases import DECODE_CASES, more_decodes
+from minillm.labs.lab3_cache.decode_mistakes import DECODE_MISTAKES
+from minillm.labs.lab3_cache.engine_cases import ENGINE_CASES, ENGINE_MISTAKES
+from minillm.labs.lab3_cache.fork_cases import FORK_CASES, more_forks
+from minillm.labs.lab3_cache.fork_mistakes import FORK_MISTAKES
+from minillm.labs.lab3_cache.grow_cases import GROW_CASES, GROW_MISTAKES, more_grows
+from minillm.labs.lab3_cache.prefill_cases import PREFILL_CASES, more_prefills
+from minillm.labs.lab3_cache.prefill_mistakes import PREFILL_MISTAKES
 
-from minillm.config import SamplingParams
-from minillm.labs.grader.lab import Case, Change, Lab, Part, Task
-from minillm.labs.grader.student_tables import scheduler_with
-from minillm.labs.grader.tiny_model import tiny_llm
-from minillm.labs.lab3_cache.address_cases import COUNT_CASES, COUNT_MISTAKES, SLOT_CASES, SLOT_MISTAKES
-from minillm.labs.lab3_cache.block_table_cases import FORK_CASES, FORK_MISTAKES, GROW_CASES, GROW_MISTAKES
-from minillm.labs.lab3_cache.decode_cases import DECODE_CASES, DECODE_MISTAKES
-from minillm.labs.lab3_cache.prefill_cases import PREFILL_CASES, PREFILL_MISTAKES
-
-TABLE = "minillm.memory.block_table"
+TABLE, OPS = "minillm.memory.block_table", "minillm.ops.reference"
 CHANGE = Change(
     (
         "minillm.engine.prefill",
@@ -30,53 +39,84 @@ CHANGE = Change(
 )
 
 
-def in_engine(parts: Any) -> list[Any]:
-    """Tokens of requests of different lengths, one forked, with the file's loops, slots and tables."""
-    seams = {
-        "prefill_loop": parts.prefill,
-        "decode_loop": parts.decode,
-        "slot_mapping": parts.slot_mapping,
-        "scheduler": scheduler_with(parts.BlockTable),
-    }
-    llm = tiny_llm(parts=seams)
-    prompts = ["A", "Once upon", "There was a small town by the sea"]
-    params = [SamplingParams(max_tokens=size, seed=size, n=n) for size, n in ((9, 1), (14, 3), (20, 1))]
-    outputs = llm.generate(prompts, params)
-    return [[[c.token_ids for c in output.outputs] for output in outputs], llm.engine.stats()["used_blocks"]]
-
-
 LAB = Lab(
     3,
     "cache",
     "The paged cache and the two loops",
     (
-        Task("3.1", "the number of blocks", 5, Part(TABLE, "blocks_for"), COUNT_CASES, COUNT_MISTAKES),
-        Task("3.2", "position to slot", 15, Part(TABLE, "slot_mapping"), SLOT_CASES, SLOT_MISTAKES),
-        Task("3.3", "enough blocks", 20, Part(TABLE, "BlockTable", ("grow",)), GROW_CASES, GROW_MISTAKES),
-        Task("3.4", "share a prompt", 20, Part(TABLE, "BlockTable", ("fork",)), FORK_CASES, FORK_MISTAKES),
+        Task(
+            "3.1",
+            "the number of blocks",
+            5,
+            Part(TABLE, "blocks_for"),
+            COUNT_CASES,
+            COUNT_MISTAKES,
+            more_counts,
+        ),
+        Task(
+            "3.2",
+            "position to slot",
+            15,
+            Part(TABLE, "slot_mapping"),
+            SLOT_CASES,
+            SLOT_MISTAKES,
+            more_slots,
+        ),
+        Task(
+            "3.3",
+            "rows to their slots",
+            10,
+            Part(OPS, "write_cache"),
+            WRITE_CASES,
+            WRITE_MISTAKES,
+            more_writes,
+        ),
+        Task(
+            "3.4",
+            "the rows of a sequence",
+            10,
+            Part(OPS, "read_cache"),
+            READ_CASES,
+            READ_MISTAKES,
+            more_reads,
+        ),
         Task(
             "3.5",
-            "many known tokens in one pass",
+            "enough blocks",
             15,
-            Part("minillm.worker.prefill", "prefill"),
-            PREFILL_CASES,
-            PREFILL_MISTAKES,
+            Part(TABLE, "BlockTable", ("grow",)),
+            GROW_CASES,
+            GROW_MISTAKES,
+            more_grows,
         ),
         Task(
             "3.6",
-            "one token for every sequence",
+            "share a prompt",
             15,
-            Part("minillm.worker.decode", "decode"),
-            DECODE_CASES,
-            DECODE_MISTAKES,
+            Part(TABLE, "BlockTable", ("fork",)),
+            FORK_CASES,
+            FORK_MISTAKES,
+            more_forks,
         ),
         Task(
             "3.7",
-            "your cache and loops in the running engine",
+            "many known tokens in one pass",
             10,
-            None,
-            (Case("five completions of three prompts", in_engine),),
+            Part("minillm.worker.prefill", "prefill"),
+            PREFILL_CASES,
+            PREFILL_MISTAKES,
+            more_prefills,
         ),
+        Task(
+            "3.8",
+            "one token for every sequence",
+            10,
+            Part("minillm.worker.decode", "decode"),
+            DECODE_CASES,
+            DECODE_MISTAKES,
+            more_decodes,
+        ),
+        Task("3.9", "your cache and loops in the running engine", 10, None, ENGINE_CASES, ENGINE_MISTAKES),
     ),
     CHANGE,
 )

@@ -1,114 +1,114 @@
-"""Task 3.5, many known tokens in one pass: cases and known mistakes of `prefill`."""
+"""Task 3.7, many known tokens in one pass: cases of `prefill`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from random import Random
+from typing import Any
 
-import torch
-from torch import Tensor
+from minillm.labs.grader.lab import Case, Side
+from minillm.labs.lab3_cache.loop_cases import Loop, Setting, copied, rounded, tokens_of
 
-from minillm.labs.grader.lab import Mistake
-from minillm.labs.lab3_cache.loop_cases import BLOCK_SIZE, Loop, prefill_case
-from minillm.worker.prefill import prefill
-from minillm.worker.runner import ModelRunner
-from minillm.worker.step import PrefillChunk, SequenceRows
-
-Chunks = Sequence[PrefillChunk]
+Part = tuple[int, int, int]  # sequence, start, end
+LENGTHS = (14, 7, 20)
 
 
-def prefill_with(rows: Callable[[PrefillChunk], SequenceRows]) -> Loop:
-    """Prefill with another function from a chunk to the runner's input."""
-    return lambda runner, chunks: runner.last_logits([rows(chunk) for chunk in chunks])
+def prefill_case(
+    name: str, seed: int, *steps: Sequence[Part], side: Side = "answer", room: int = 0, anew: bool = False
+) -> Case:
+    """Prefill in steps. `room`: tokens for which the tables have blocks already; `anew`: copied tables."""
+
+    def run(loop: Loop) -> Any:
+        setting = Setting(len(LENGTHS))
+        tokens = [tokens_of(seed + i, length) for i, length in enumerate(LENGTHS)]
+        for i in range(len(LENGTHS)) if room else ():
+            setting.grow(i, room)
+        seen: list[Any] = []
+        for step in steps:
+            chunks = [setting.chunk(i, tokens[i][start:end], start) for i, start, end in step]
+            answer = setting.run(loop, [copied(chunk) for chunk in chunks] if anew else chunks)
+            seen.append(setting.counter.words() if side == "cost" else answer)
+        return rounded(seen)
+
+    return Case(name, run, side)
 
 
-def as_rows(chunks: Chunks) -> list[SequenceRows]:
-    """The engine's own rows."""
-    return [SequenceRows(chunk.token_ids, chunk.start, chunk.block_table) for chunk in chunks]
+def in_turns(loop: Loop) -> Any:
+    """Two prompts with the same first chunk and the same last chunk, in turns."""
+    setting = Setting()
+    first, last, middle = tokens_of(61, 6), tokens_of(62, 3), (tokens_of(63, 4), tokens_of(64, 4))
+    seen = [setting.run(loop, [setting.chunk(i, first, 0)]) for i in (0, 1)]
+    seen += [setting.run(loop, [setting.chunk(i, middle[i], 6)]) for i in (0, 1)]
+    seen += [setting.run(loop, [setting.chunk(i, last, 10)]) for i in (0, 1)]
+    return rounded(seen)
 
 
-def one_pass_each(runner: ModelRunner, chunks: Chunks) -> Tensor:
-    """One run of the model for each chunk."""
-    return torch.cat([prefill(runner, [chunk]) for chunk in chunks])
+def in_its_blocks(loop: Loop) -> Any:
+    """A sequence ends; another one gets its blocks. Their second chunks have the same tokens."""
+    setting, last, seen = Setting(1), tokens_of(67, 5), list[Any]()
+    for seed in (68, 69):
+        seen.append(setting.run(loop, [setting.chunk(0, tokens_of(seed, 5), 0)]))
+        seen.append(setting.run(loop, [setting.chunk(0, last, 5)]))
+        setting.end(0)
+    return rounded(seen)
 
 
-def shortest_first(runner: ModelRunner, chunks: Chunks) -> Tensor:
-    """The result is sorted by the length of the chunks."""
-    return prefill(runner, sorted(chunks, key=lambda chunk: len(chunk.token_ids)))
-
-
-def first_table_for_all(runner: ModelRunner, chunks: Chunks) -> Tensor:
-    """Every chunk uses the first chunk's block table."""
-    rows = [SequenceRows(chunk.token_ids, chunk.start, chunks[0].block_table) for chunk in chunks]
-    return runner.last_logits(rows)
-
-
-def one_long_sequence(runner: ModelRunner, chunks: Chunks) -> Tensor:
-    """All chunks are run as one chunk."""
-    tokens = [token_id for chunk in chunks for token_id in chunk.token_ids]
-    return runner.last_logits([SequenceRows(tokens, chunks[0].start, chunks[0].block_table)])
-
-
-def token_by_token(runner: ModelRunner, chunks: Chunks) -> Tensor:
-    """The logits are correct, but the model runs once for each token."""
-    logits = []
-    for chunk in chunks:
-        for i, token_id in enumerate(chunk.token_ids):
-            row = runner.last_logits([SequenceRows([token_id], chunk.start + i, chunk.block_table)])
-        logits.append(row)
-    return torch.cat(logits)
+def more_prefills(random: Random) -> Iterator[Case]:
+    """Three prompts, each cut at random places, side by side."""
+    for _ in range(2):
+        cuts = [sorted({0, length, *random.sample(range(length), 2)}) for length in LENGTHS]
+        steps: list[list[Part]] = []
+        for n in range(3):
+            step = [(i, at[n], at[n + 1]) for i, at in enumerate(cuts) if n + 1 < len(at)]
+            random.shuffle(step)
+            steps.append(step)
+        seed = random.randrange(1000, 10**6)
+        yield prefill_case(f"three prompts, cut at {cuts}", seed, *steps)
 
 
 PREFILL_CASES = (
-    prefill_case("a whole prompt", [(0, 0, 14)]),
-    prefill_case("one prompt in two chunks", [(1, 0, 4)], [(1, 4, 7)]),
+    prefill_case("a whole prompt", 11, [(0, 0, 14)]),
+    prefill_case("one prompt in two chunks", 14, [(1, 0, 4)], [(1, 4, 7)]),
     prefill_case(
-        "two prompts in chunks, side by side", [(0, 0, 5), (1, 0, 5)], [(0, 5, 10), (1, 5, 7)], [(0, 10, 14)]
+        "two prompts in chunks, side by side",
+        17,
+        [(0, 0, 5), (1, 0, 5)],
+        [(0, 5, 10), (1, 5, 7)],
+        [(0, 10, 14)],
     ),
     prefill_case(
-        "a preempted sequence, with its answer so far", [(0, 0, 9)], [(0, 9, 17)], answer=(5, 33, 2)
+        "three prompts that begin and end in other steps",
+        20,
+        [(2, 0, 6)],
+        [(1, 0, 7), (2, 6, 15)],
+        [(0, 0, 1), (2, 15, 20)],
     ),
-)
-PREFILL_MISTAKES = (
-    Mistake(
-        "positions restart at 0 in the second chunk: a chunk begins at chunk.start",
-        prefill_with(lambda c: SequenceRows(c.token_ids, 0, c.block_table)),
+    prefill_case(
+        "block tables with more blocks than the chunk needs",
+        23,
+        [(0, 0, 6), (1, 0, 3)],
+        [(0, 6, 9), (1, 3, 7)],
+        room=30,
     ),
-    Mistake(
-        "the chunk is run at the position where it ends: its first token has position chunk.start",
-        prefill_with(lambda c: SequenceRows(c.token_ids, c.end, c.block_table)),
+    prefill_case(
+        "block tables in a new list in every step",
+        26,
+        [(0, 0, 5), (1, 0, 5)],
+        [(0, 5, 14), (1, 5, 7)],
+        side="aliasing",
+        anew=True,
     ),
-    Mistake(
-        "only the chunk's last token is run: the tokens before it must leave keys and values in the cache",
-        prefill_with(lambda c: SequenceRows(c.token_ids[-1:], c.end - 1, c.block_table)),
+    Case("two prompts with common first and last chunks, in turns", in_turns, "aliasing"),
+    Case("a sequence in the blocks of another that has ended", in_its_blocks, "aliasing"),
+    prefill_case(
+        "three prompts in chunks, the work",
+        29,
+        [(0, 0, 5), (1, 0, 5), (2, 0, 3)],
+        [(0, 5, 10), (1, 5, 7)],
+        [(0, 10, 14)],
+        side="cost",
     ),
-    Mistake(
-        "the last token is left out: the next token is sampled from its logits",
-        prefill_with(lambda c: SequenceRows(c.token_ids[:-1], c.start, c.block_table)),
-    ),
-    Mistake(
-        "the table is cut to the chunk's own blocks: attention also reads the earlier blocks, and entry i of "
-        "the table holds the positions from i * block_size on",
-        prefill_with(lambda c: SequenceRows(c.token_ids, c.start, c.block_table[c.start // BLOCK_SIZE :])),
-    ),
-    Mistake("all chunks use the first chunk's block table: each sequence has its own", first_table_for_all),
-    Mistake(
-        "the chunks are run as one long sequence: each has its own positions and block table",
-        one_long_sequence,
-    ),
-    Mistake(
-        "one run of the model for each chunk: run it once for all, so every weight is read once",
-        one_pass_each,
-    ),
-    Mistake(
-        "one run of the model for each token: all tokens are known, so run the chunk at once", token_by_token
-    ),
-    Mistake("the rows of the logits are not in the order of the chunks", shortest_first),
-    Mistake(
-        "logits of every token are returned: return those of each chunk's last token, call `last_logits`",
-        lambda runner, chunks: runner.all_logits(as_rows(chunks)),
-    ),
-    Mistake(
-        "hidden states are returned: return logits, call `last_logits`",
-        lambda runner, chunks: runner.forward(as_rows(chunks)),
+    prefill_case(
+        "the work, with block tables in a new list", 32, [(1, 0, 5)], [(1, 5, 7)], side="cost", anew=True
     ),
 )

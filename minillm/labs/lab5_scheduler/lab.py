@@ -10,8 +10,16 @@ from minillm.labs.grader.lab import Case, Change, Lab, Part, Task
 from minillm.labs.grader.serving import Ask, serve
 from minillm.labs.lab5_scheduler.admission_cases import ADMISSION_CASES, ADMISSION_MISTAKES
 from minillm.labs.lab5_scheduler.chunk_cases import CHUNK_CASES, CHUNK_MISTAKES
+from minillm.labs.lab5_scheduler.plan_cases import more_steps
 from minillm.labs.lab5_scheduler.preemption_cases import FIT_CASES, FIT_MISTAKES
-from minillm.labs.lab5_scheduler.rank_cases import FIRST_CASES, FIRST_MISTAKES, RANK_CASES, RANK_MISTAKES
+from minillm.labs.lab5_scheduler.rank_cases import (
+    FIRST_CASES,
+    FIRST_MISTAKES,
+    RANK_CASES,
+    RANK_MISTAKES,
+    more_firsts,
+    more_ranks,
+)
 from minillm.labs.lab5_scheduler.schedule_cases import STEP_CASES, STEP_MISTAKES
 
 SCHEDULER = "minillm.engine.scheduler"
@@ -40,7 +48,15 @@ LAB = Lab(
     "scheduler",
     "Continuous batching with chunked prefill",
     (
-        Task("5.1", "priority, age, submission", 10, Part(SCHEDULER, "rank"), RANK_CASES, RANK_MISTAKES),
+        Task(
+            "5.1",
+            "priority, age, submission",
+            10,
+            Part(SCHEDULER, "rank"),
+            RANK_CASES,
+            RANK_MISTAKES,
+            more_ranks,
+        ),
         Task(
             "5.2",
             "the next waiting sequence",
@@ -48,6 +64,7 @@ LAB = Lab(
             Part(SCHEDULER, "WaitingLine", ("first",)),
             FIRST_CASES,
             FIRST_MISTAKES,
+            more_firsts,
         ),
         Task(
             "5.3",
@@ -56,6 +73,7 @@ LAB = Lab(
             Part(SCHEDULER, "Scheduler", ("_prefill",)),
             CHUNK_CASES,
             CHUNK_MISTAKES,
+            more_steps,
         ),
         Task(
             "5.4",
@@ -64,6 +82,7 @@ LAB = Lab(
             Part(SCHEDULER, "Scheduler", ("_fits",)),
             FIT_CASES,
             FIT_MISTAKES,
+            more_steps,
         ),
         Task(
             "5.5",
@@ -72,6 +91,7 @@ LAB = Lab(
             Part(SCHEDULER, "Scheduler", ("schedule",)),
             STEP_CASES,
             STEP_MISTAKES,
+            more_steps,
         ),
         Task(
             "5.6",
@@ -80,6 +100,7 @@ LAB = Lab(
             Part(SCHEDULER, "Scheduler", ("_start",)),
             ADMISSION_CASES,
             ADMISSION_MISTAKES,
+            more_steps,
         ),
         Task(
             "5.7",

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from minillm.labs.grader.lab import Case
+from minillm.labs.grader.lab import Case, Words
 from minillm.labs.grader.tiny_model import random_tensor
 from minillm.labs.lab9_speculation.rejection_cases import Verify
 from minillm.ops.sampling import noise_key, uniforms
@@ -17,34 +16,24 @@ VOCAB, DRAWS = 8, 1500
 LIMIT = 30.0  # chi-squared with 7 degrees of freedom is above it once in 10,000 times
 
 
-@dataclass(frozen=True)
-class Fit:
-    """Whether the counts fit the target, in words: compared and shown as a whole."""
-
-    text: str
-
-    def __repr__(self) -> str:
-        return self.text
-
-
-def fit(name: str, tokens: Tensor, p: Tensor) -> Fit:
+def fit(name: str, tokens: Tensor, p: Tensor) -> Words:
     """Compare the counts of the tokens with p; -1 is padding."""
     came = tokens[tokens >= 0].bincount(minlength=VOCAB)[:VOCAB].double()
     if came.sum() == 0:
-        return Fit(f"{name}: none came")
+        return Words(f"{name}: none came")
     wanted = p.double() * came.sum()
     parts = ((came - wanted).square() / wanted).nan_to_num(nan=0.0, posinf=math.inf)
     if parts.sum() < LIMIT:
-        return Fit(f"{name}: as the target")
+        return Words(f"{name}: as the target")
     worst = int(parts.argmax())
-    return Fit(f"{name}: id {worst} came {came[worst]:.0f} times, expected about {wanted[worst]:.0f}")
+    return Words(f"{name}: id {worst} came {came[worst]:.0f} times, expected about {wanted[worst]:.0f}")
 
 
 def distribution_case(name: str, sharpness: float) -> Case:
     """Draft two tokens from q, many times; is the token at each position distributed as p?"""
     q, p = (random_tensor(seed, VOCAB).mul(sharpness).softmax(0) for seed in (3, 4))
 
-    def run(verify: Verify) -> list[Fit]:
+    def run(verify: Verify) -> list[Words]:
         draft = torch.multinomial(
             q, 2 * DRAWS, replacement=True, generator=torch.Generator().manual_seed(5)
         ).view(DRAWS, 2)

@@ -22,15 +22,60 @@ from minillm.worker.step import DecodeRow, PrefillChunk, SequenceRows
 
 
 def blocks_for(num_tokens: int, block_size: int) -> int:
-    """The number of blocks that hold `num_tokens` tokens."""
+    """The number of blocks that hold `num_tokens` tokens; the last one may be partly full."""
     # Stuck? minillm labs hint 3.1
     raise NotImplementedError("Lab 3.1 blocks_for; hint: minillm labs hint 3.1")
 
 
 def slot_mapping(block_table: Sequence[int], positions: Sequence[int], block_size: int) -> list[int]:
-    """The cache slots of `positions` (logical token positions) of one sequence: `[len(positions)]`."""
+    """The cache slots of `positions` (logical token positions) of one sequence: a new list, one slot each.
+
+    The table may have more blocks than these positions need.
+
+    Raises:
+        IndexError: the table has no block for a position. Any other slot would be another token's.
+    """
     # Stuck? minillm labs hint 3.2
     raise NotImplementedError("Lab 3.2 slot_mapping; hint: minillm labs hint 3.2")
+
+
+def write_cache(cache: Tensor, slot_mapping: Tensor, rows: Tensor) -> None:
+    """Write the new rows of K (or of V) to their slots of one layer's cache, in place: a scatter.
+
+        slot_mapping  [ 9, 20, 3 ]          row 0 -> slot 9, row 1 -> slot 20, row 2 -> slot 3
+        slot          block slot // block_size, place slot % block_size in that block
+
+    Only these slots are written; the rest of the cache may be gigabytes and belongs to other sequences.
+
+    Args:
+        cache: [num_blocks, block_size, num_kv_heads, head_dim], contiguous.
+        slot_mapping: int64 [num_tokens], all different.
+        rows: [num_tokens, num_kv_heads, head_dim], perhaps in another dtype than the cache; the cache keeps
+            its own.
+    """
+    # Stuck? minillm labs hint 3.3
+    raise NotImplementedError("Lab 3.3 write_cache; hint: minillm labs hint 3.3")
+
+
+def read_cache(cache: Tensor, block_table: Tensor, num_tokens: int) -> Tensor:
+    """Read the rows of K (or of V) of one sequence from one layer's cache, in order: a gather.
+
+        block_table   [ 5, 2, 7, 0, 0 ]     10 tokens in blocks of 4: all rows of blocks 5 and 2,
+                                            then the first two rows of block 7
+
+    Only the blocks that hold these tokens are read. The table may have more entries: blocks of later tokens,
+    and zeros up to the length of the longest table in the batch.
+
+    Args:
+        cache: [num_blocks, block_size, num_kv_heads, head_dim].
+        block_table: int32 [width], the sequence's block ids.
+        num_tokens: the number of the sequence's tokens that are in the cache.
+
+    Returns:
+        A new tensor [num_tokens, num_kv_heads, head_dim] in the cache's dtype.
+    """
+    # Stuck? minillm labs hint 3.4
+    raise NotImplementedError("Lab 3.4 read_cache; hint: minillm labs hint 3.4")
 
 
 class BlockTable:
@@ -41,19 +86,24 @@ class BlockTable:
         self.block_ids: list[int] = []
 
     def grow(self, num_tokens: int) -> None:
-        """Allocate blocks until the table holds `num_tokens` tokens in all.
+        """Allocate blocks until the table holds `num_tokens` tokens in all, but no more blocks than needed.
+
+        The blocks that the table has stay in it, in their order: they hold keys and values. A table that
+        holds enough, or more, does not change. Others change `block_ids` too: a sequence may start with
+        blocks of the prefix cache, and `truncate` frees the last ones.
 
         Raises:
             OutOfBlocks: the pool has too few free blocks; the table is unchanged.
         """
-        # Stuck? minillm labs hint 3.3
-        raise NotImplementedError("Lab 3.3 BlockTable.grow; hint: minillm labs hint 3.3")
+        # Stuck? minillm labs hint 3.5
+        raise NotImplementedError("Lab 3.5 BlockTable.grow; hint: minillm labs hint 3.5")
 
     def fork(self, num_tokens: int) -> tuple[BlockTable, tuple[int, int] | None]:
-        """Make a second table over the same first `num_tokens` tokens.
+        """Make a second table over the same first `num_tokens` tokens; this table may hold more.
 
-        Full blocks are shared. A partly full last block will be written by both sequences, so the fork
-        gets its own block, and the caller must copy the content.
+        Full blocks are shared: the pool counts the fork as another owner. A partly full last block will be
+        written by both sequences, so the fork gets its own block, and the caller must copy the content.
+        This table does not change, now or when the fork grows.
 
         Returns:
             The fork, and `(source, destination)` of the block to copy, or None.
@@ -61,8 +111,8 @@ class BlockTable:
         Raises:
             OutOfBlocks: no block is free for the copy; nothing was shared.
         """
-        # Stuck? minillm labs hint 3.4
-        raise NotImplementedError("Lab 3.4 BlockTable.fork; hint: minillm labs hint 3.4")
+        # Stuck? minillm labs hint 3.6
+        raise NotImplementedError("Lab 3.6 BlockTable.fork; hint: minillm labs hint 3.6")
 
     def truncate(self, num_tokens: int) -> int:
         """Free the blocks after the first `num_tokens` tokens; return their number."""
@@ -102,27 +152,36 @@ class BlockTable:
 def prefill(runner: ModelRunner, chunks: Sequence[PrefillChunk]) -> Tensor:
     """Compute one chunk of each sequence and write its keys and values to the cache.
 
+    The model runs once for all chunks, over their tokens only: earlier chunks are in the cache. The head,
+    the largest matrix of a small model, runs only for each chunk's last token. A chunk has all that is
+    needed; nothing is kept from step to step. The chunks are not changed.
+
     Args:
         runner: runs the model over the paged cache.
         chunks: at most one per sequence.
 
     Returns:
-        The logits after each chunk's last token [len(chunks), vocab_size]. If a chunk ends with the newest
-        token of its sequence, these are the logits of the next token.
+        The logits after each chunk's last token, in the order of `chunks`: a new tensor
+        [len(chunks), vocab_size]. If a chunk ends with the newest token of its sequence, these are the
+        logits of the next token.
     """
-    # Stuck? minillm labs hint 3.5
-    raise NotImplementedError("Lab 3.5 prefill; hint: minillm labs hint 3.5")
+    # Stuck? minillm labs hint 3.7
+    raise NotImplementedError("Lab 3.7 prefill; hint: minillm labs hint 3.7")
 
 
 def decode(runner: ModelRunner, rows: Sequence[DecodeRow]) -> Tensor:
     """Run each sequence's newest token and write its key and value to the cache.
+
+    The model runs once for all rows, over the newest tokens only: those before are in the cache. A row has
+    all that is needed; nothing is kept from step to step. The rows are not changed.
 
     Args:
         runner: runs the model over the paged cache.
         rows: one per sequence; its block table has room for the token.
 
     Returns:
-        The logits of each sequence's next token [len(rows), vocab_size].
+        The logits of each sequence's next token, in the order of `rows`: a new tensor
+        [len(rows), vocab_size].
     """
-    # Stuck? minillm labs hint 3.6
-    raise NotImplementedError("Lab 3.6 decode; hint: minillm labs hint 3.6")
+    # Stuck? minillm labs hint 3.8
+    raise NotImplementedError("Lab 3.8 decode; hint: minillm labs hint 3.8")

@@ -17,14 +17,20 @@ import bisect
 from minillm.config import EngineConfig
 from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.request import Request
-from minillm.engine.scheduler import AGING_SECONDS, Chunk, StepPlan, max_running
+from minillm.engine.scheduler import AGING_SECONDS, max_running
 from minillm.engine.sequence import Sequence
+from minillm.engine.step_plan import Chunk, StepPlan
 from minillm.memory.block_table import blocks_for
 from minillm.observe.events import Events
 
 
 def rank(sequence: Sequence, now: float) -> tuple[int, int, int]:
-    """The order of sequences, smallest first: priority minus age, then submission, then sample index."""
+    """The order of sequences, smallest first: (priority minus age, submission, sample index).
+
+    A smaller priority goes first. The age is the number of complete `AGING_SECONDS` since the arrival: each
+    counts as one priority, parts count nothing. Of two equal ones the earlier submission (`order`) goes
+    first; of two samples of one request the smaller `index`. The sequence itself does not change.
+    """
     # Stuck? minillm labs hint 5.1
     raise NotImplementedError("Lab 5.1 rank; hint: minillm labs hint 5.1")
 
@@ -52,7 +58,11 @@ class WaitingLine:
             self._lines.pop(sequence.params.priority, None)
 
     def first(self, now: float) -> Sequence | None:
-        """The sequence with the smallest rank at time `now`, or None."""
+        """The sequence with the smallest rank at time `now`, or None if no sequence waits.
+
+        Only looks: the sequence stays in the line. Each line is in order of submission, and all its sequences
+        have one priority, so only its first can be the next one.
+        """
         # Stuck? minillm labs hint 5.2
         raise NotImplementedError("Lab 5.2 WaitingLine.first; hint: minillm labs hint 5.2")
 
@@ -93,7 +103,18 @@ class Scheduler:
         self._memory.free(sequence)
 
     def schedule(self, now: float) -> StepPlan:
-        """Plan one step; preempt and admit sequences as memory allows. An idle engine gets an empty plan."""
+        """Plan one step; preempt and admit sequences as memory allows. An idle engine gets an empty plan.
+
+        All ranks are computed for `now`. Then, in the order of `running`: one token for every sequence past
+        its prefill; chunks for the sequences in their prefill; new sequences (`_admit`). The first two call
+        `_fits`, which may preempt: a sequence preempted in this step is not planned any more.
+
+        A step computes at most `max_num_batched_tokens` tokens. The tokens of decode are the first of them
+        (`max_running` keeps their number below), chunks get what is left.
+
+        Returns:
+            A new plan, with lists of its own. Only preemption and admission have changed a sequence.
+        """
         # Stuck? minillm labs hint 5.5
         raise NotImplementedError("Lab 5.5 Scheduler.schedule; hint: minillm labs hint 5.5")
 
@@ -108,8 +129,16 @@ class Scheduler:
     def _fits(self, plan: StepPlan, sequence: Sequence, num_tokens: int, forks: int = 0) -> bool:
         """Count the blocks for `num_tokens` tokens in the plan; preempt newer sequences if they are missing.
 
+        Needed are the blocks that the sequence lacks (`shortage`), and `forks` more for the copies of its
+        forks. Blocks that the plan has already counted are not available any more. A sequence that needs no
+        block always fits.
+
+        While blocks are missing, the newest of `running` is preempted, one after another and no more than
+        necessary. If the newest is this sequence: in its prefill, and beside others, it keeps its blocks and
+        waits for a later step; else it is preempted itself, so that older ones can use its blocks.
+
         Returns:
-            False if the sequence is the newest itself: it has been preempted or must wait.
+            True if the blocks are counted (`plan.take`). False if the sequence has been preempted or waits.
         """
         # Stuck? minillm labs hint 5.4
         raise NotImplementedError("Lab 5.4 Scheduler._fits; hint: minillm labs hint 5.4")
@@ -125,12 +154,23 @@ class Scheduler:
     # Prefill --------------------------------------------------------------------------------
 
     def _prefill(self, plan: StepPlan, sequence: Sequence, budget: int) -> int:
-        """Plan the sequence's next chunk; return its number of tokens, 0 if no memory is available."""
+        """Plan the sequence's next chunk; return its number of tokens, 0 if no memory is available.
+
+        A chunk begins at the first token that is not computed. It has at most `prefill_chunk` tokens, at most
+        `budget`, and ends with the sequence's last token: after a preemption the answer so far is computed
+        again too.
+
+        It is shortened to the tokens for which there is room: in the sequence's own blocks and the available
+        ones that the plan has not counted. So no other sequence is preempted for a longer chunk. If there is
+        no room for any token, a chunk of at most one block is tried, and `_fits` decides.
+
+        The last chunk also needs a block for the copy of each fork (`_copies`); earlier chunks do not.
+        """
         # Stuck? minillm labs hint 5.3
         raise NotImplementedError("Lab 5.3 Scheduler._prefill; hint: minillm labs hint 5.3")
 
     def _copies(self, sequence: Sequence) -> int:
-        """Blocks for the forks: each copies the partly filled last block."""
+        """Blocks for the forks: each copies the last block if it is partly full. No block if it is full."""
         is_partial = sequence.num_tokens % self._memory.pool.block_size > 0
         return sequence.num_forks if is_partial else 0
 
@@ -149,7 +189,16 @@ class Scheduler:
             budget -= self._prefill(plan, sequence, budget)
 
     def _start(self, plan: StepPlan, sequence: Sequence) -> bool:
-        """Give the sequence its cached blocks, if there is room for the rest; return whether there is."""
+        """Give the sequence its cached blocks, if there is room for the rest; return whether there is.
+
+        Needed are blocks for all its tokens and one more, without the cached blocks that were found, and for
+        the copies of its forks (`_copies`). Available is what is left after the found blocks have been
+        acquired (`available_without`) and the plan has got its blocks.
+
+        The blocks of `_headroom` must stay free after that, so that the running sequences can go on without
+        preemption. If no sequence runs, headroom is not required: the sequence would wait forever. If there
+        is no room, nothing changes.
+        """
         # Stuck? minillm labs hint 5.6
         raise NotImplementedError("Lab 5.6 Scheduler._start; hint: minillm labs hint 5.6")
 

@@ -117,7 +117,11 @@ class BlockTable:
         self.block_ids: list[int] = []
 
     def grow(self, num_tokens: int) -> None:
-        """Allocate blocks until the table holds `num_tokens` tokens in all.
+        """Allocate blocks until the table holds `num_tokens` tokens in all, but no more blocks than needed.
+
+        The blocks that the table has stay in it, in their order: they hold keys and values. A table that
+        holds enough, or more, does not change. Others change `block_ids` too: a sequence may start with
+        blocks of the prefix cache, and `truncate` frees the last ones.
 
         Raises:
             OutOfBlocks: the pool has too few free blocks; the table is unchanged.
@@ -127,10 +131,11 @@ class BlockTable:
             self.block_ids += self._pool.allocate(missing)
 
     def fork(self, num_tokens: int) -> tuple[BlockTable, tuple[int, int] | None]:
-        """Make a second table over the same first `num_tokens` tokens.
+        """Make a second table over the same first `num_tokens` tokens; this table may hold more.
 
-        Full blocks are shared. A partly full last block will be written by both sequences, so the fork
-        gets its own block, and the caller must copy the content.
+        Full blocks are shared: the pool counts the fork as another owner. A partly full last block will be
+        written by both sequences, so the fork gets its own block, and the caller must copy the content.
+        This table does not change, now or when the fork grows.
 
         Returns:
             The fork, and `(source, destination)` of the block to copy, or None.

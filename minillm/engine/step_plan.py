@@ -1,0 +1,66 @@
+"""The plan of a step: what the scheduler decides, and what the rest of the engine carries out.
+
+    decode     [ a b ]                  one row each: the newest token
+    prefill    [ c 8-16, d 0-3 ]        chunks of known tokens
+    blocks     { a: 1, b: 0, c: 2 }     blocks that these sequences will allocate
+    preempted  [ e ]                    they lost their blocks to make room
+
+A plan counts blocks but allocates none. So the scheduler can still drop a sequence from the plan, and nothing
+has to be undone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from minillm.engine.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens `start` to `end` (exclusive) of a sequence, to be computed in one step.
+
+    `start` is the sequence's `num_computed_tokens`. Positions count prompt and output tokens together.
+    """
+
+    sequence: Sequence
+    start: int
+    end: int
+
+
+@dataclass
+class StepPlan:
+    """What one step does: a prefill batch, a decode batch, or both.
+
+    `prefill`: a chunk each of some sequences in their prefill. `decode`: sequences after their prefill, each
+    gets one token. `blocks`: the number of blocks that each planned sequence will allocate, which may be 0;
+    `num_blocks` is their sum. They are counted here, not allocated. `preempted`: the sequences that were
+    preempted while the plan was made; they are not in the plan.
+    """
+
+    prefill: list[Chunk] = field(default_factory=list)
+    decode: list[Sequence] = field(default_factory=list)
+    blocks: dict[Sequence, int] = field(default_factory=dict)
+    num_blocks: int = 0
+    preempted: list[Sequence] = field(default_factory=list)
+
+    @property
+    def num_rows(self) -> int:
+        """Tokens that the model computes in the step."""
+        return len(self.decode) + sum(chunk.end - chunk.start for chunk in self.prefill)
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """All sequences of the step."""
+        return [*self.decode, *(chunk.sequence for chunk in self.prefill)]
+
+    def take(self, sequence: Sequence, blocks: int) -> None:
+        """Count `blocks` blocks for a sequence."""
+        self.blocks[sequence] = blocks
+        self.num_blocks += blocks
+
+    def drop(self, sequence: Sequence) -> None:
+        """Remove a sequence and its blocks from the plan."""
+        self.num_blocks -= self.blocks.pop(sequence, 0)
+        self.decode = [r for r in self.decode if r is not sequence]
+        self.prefill = [chunk for chunk in self.prefill if chunk.sequence is not sequence]

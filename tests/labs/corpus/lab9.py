@@ -1,0 +1,218 @@
+"""Lab 9: one-line mistakes in the finished file, and the diagnosis of each."""
+
+from corpus.variants import Slip
+
+SLIPS = [
+    Slip(
+        "the first child by position",
+        "if parent[n] == at - begin and draft[n] == target[at])",
+        "if n == at + 1 and draft[n] == target[at])",
+        {"9.1": "siblings can come before it"},
+    ),
+    Slip(
+        "anybody's child",
+        "if parent[n] == at - begin and draft[n] == target[at])",
+        "if draft[n] == target[at])",
+        {"9.1": "only a child of the current node"},
+    ),
+    Slip(
+        "compared with the draft's own row",
+        "draft[n] == target[at])",
+        "draft[n] == target[n])",
+        {"9.1": "the token sampled after its parent"},
+    ),
+    Slip(
+        "drafts instead of draws",
+        "tokens[depth], nodes[depth] = target[at],",
+        "tokens[depth], nodes[depth] = draft[at],",
+        {"9.1": "the drafted tokens are emitted"},
+    ),
+    Slip(
+        "nodes over all requests",
+        "target[at], at - begin\n",
+        "target[at], at\n",
+        {"9.1": "the nodes returned count from"},
+    ),
+    Slip(
+        "the last child that fits",
+        "at, depth = next(children, None), depth + 1",
+        "at, depth = max(children, default=None), depth + 1",
+        {"9.1": "take the first"},
+    ),
+    Slip(
+        "residual not clamped",
+        "weights = p if q is None else (p - q).clamp(min=0.0)\n    if weights.sum() == 0.0:",
+        "weights = p if q is None else p - q\n    if weights.abs().sum() == 0.0:",
+        {"9.2": "not clamped at 0"},
+    ),
+    Slip(
+        "residual not normalised",
+        "uniform * running[-1]",
+        "uniform",
+        {"9.2": "the weights are not normalised"},
+    ),
+    Slip(
+        "q instead of what is left of p",
+        "(p - q).clamp(min=0.0)",
+        "q",
+        {"9.2": "drawn from q"},
+    ),
+    Slip(
+        "p equals q",
+        "    if weights.sum() == 0.0:\n        weights = p\n",
+        "",
+        {"9.2": "if p equals q"},
+    ),
+    Slip(
+        "a border belongs to the id before",
+        "(running > uniform",
+        "(running >= uniform",
+        {"9.2": "`>=` instead of `>`"},
+    ),
+    Slip(
+        "accepted at equality",
+        "if not uniforms[i, stands] * q[token_id] < p[token_id]:",
+        "if not uniforms[i, stands] * q[token_id] <= p[token_id]:",
+        {"9.3": "accepted with `<=`"},
+    ),
+    Slip(
+        "p and q exchanged",
+        "* q[token_id] < p[token_id]:",
+        "* p[token_id] < q[token_id]:",
+        {"9.3": "p and q are exchanged"},
+    ),
+    Slip(
+        "everything accepted",
+        "if not uniforms[i, stands] * q[token_id] < p[token_id]:",
+        "if False:",
+        {"9.3": "every draft is accepted"},
+    ),
+    Slip(
+        "no bonus token",
+        "        tokens[i, stands] = draw_leftover(",
+        "        if q is not None:\n            tokens[i, stands] = draw_leftover(",
+        {"9.3": "no bonus token"},
+    ),
+    Slip(
+        "the bonus from the last draft's row",
+        "draw_leftover(target_probs[i, stands].double(), q,",
+        "draw_leftover(target_probs[i, stands - (q is None and stands > 0)].double(), q,",
+        {"9.3": "the last draft's row"},
+    ),
+    Slip(
+        "the bonus from the padding",
+        "draw_leftover(target_probs[i, stands].double(), q,",
+        "draw_leftover(target_probs[i, k if q is None else stands].double(), q,",
+        {"9.3": "from row k"},
+    ),
+    Slip(
+        "the replacement from q",
+        "draw_leftover(target_probs[i, stands].double(), q,",
+        "draw_leftover(target_probs[i, stands].double() if q is None else q, None,",
+        {"9.3": "replaced by a draw from q"},
+    ),
+    Slip(
+        "the replacement from p",
+        "draw_leftover(target_probs[i, stands].double(), q,",
+        "draw_leftover(target_probs[i, stands].double(), None,",
+        {"9.3": "replaced by a draw from p"},
+    ),
+    Slip(
+        "one uniform for two draws",
+        "uniforms[i, k])",
+        "uniforms[i, stands])",
+        {"9.3": "is used again"},
+    ),
+    Slip(
+        "the drawn token counted as drafted",
+        "accepted[i] = stands",
+        "accepted[i] = stands + 1",
+        {"9.3": "counts the last token"},
+    ),
+    Slip(
+        "the refused draft counted",
+        "accepted[i] = stands",
+        "accepted[i] = stands + (q is not None)",
+        {"9.3": "counts the rejected draft"},
+    ),
+    Slip(
+        "padding is a token",
+        "            if token_id < 0:\n                break\n",
+        "",
+        {"9.3": "padding is read as a token"},
+    ),
+    Slip(
+        "a point mass is even",
+        "q = _one_hot(token_id, p) if draft_probs is None",
+        "q = torch.full_like(p, 1 / len(p)) if draft_probs is None",
+        {"9.3": "without draft_probs, q is 1"},
+    ),
+    Slip(
+        "the earliest place",
+        "for start in reversed(self._next.get(tuple(self.tokens[-n:]), ())):",
+        "for start in self._next.get(tuple(self.tokens[-n:]), ()):",
+        {"9.4": "the earliest occurrence is copied"},
+    ),
+    Slip(
+        "short n-grams first",
+        "for n in range(min(LONGEST, len(self.tokens)), SHORTEST - 1, -1):",
+        "for n in range(SHORTEST, min(LONGEST, len(self.tokens)) + 1):",
+        {"9.4": "short n-grams are searched first"},
+    ),
+    Slip(
+        "the copy ends with the text",
+        "[self.tokens[start + i % period] for i in range(length)]",
+        "self.tokens[start : start + min(length, period)]",
+        {"9.4": "a copy stops at the end of the text"},
+    ),
+    Slip(
+        "twins",
+        "branches.setdefault(self.tokens[start], self._copy(start, length))",
+        "branches.setdefault(start, self._copy(start, length))",
+        {"9.4": "two branches begin with the same token"},
+    ),
+    Slip(
+        "a branch too many",
+        "if len(branches) == count:",
+        "if len(branches) > count:",
+        {"9.4": "more branches than `count`"},
+    ),
+    Slip(
+        "the partly full block given back",
+        "keep = blocks_for(num_tokens, self._pool.block_size)",
+        "keep = num_tokens // self._pool.block_size",
+        {"9.5": "round up"},
+    ),
+    Slip(
+        "a spare block kept",
+        "keep = blocks_for(num_tokens, self._pool.block_size)",
+        "keep = num_tokens // self._pool.block_size + 1",
+        {"9.5": "exactly full"},
+    ),
+    Slip("rejected blocks leak", "        self._pool.free(behind)\n", "", {"9.5": "leak memory"}),
+    Slip(
+        "freed and still listed",
+        "        self.block_ids = self.block_ids[:keep]\n",
+        "",
+        {"9.5": "still in the table"},
+    ),
+    Slip(
+        "the block of the parting shared",
+        "self._pool.allocate(blocks_for(num_tokens, size) - start // size)",
+        "self._pool.allocate(blocks_for(num_tokens, size) - blocks_for(start, size))",
+        {"9.6": "both branches will write to it"},
+    ),
+    Slip(
+        "a position for an index",
+        "shared = start // self._pool.block_size\n        before",
+        "shared = start\n        before",
+        {"9.6": "the table counts blocks"},
+    ),
+    Slip(
+        "the losers freed twice",
+        "        before, self.block_ids = self.block_ids[shared:], self.block_ids[:shared] + own\n",
+        "        before, self.block_ids = self.block_ids[shared:], self.block_ids[:shared] + own\n"
+        "        self._pool.free(before)\n",
+        {"9.6": "freed twice"},
+    ),
+]
