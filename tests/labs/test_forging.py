@@ -8,7 +8,7 @@ the process.
 import pytest
 
 from minillm.labs.grader.registry import find_lab
-from minillm.labs.grader.skeleton import skeleton, solution
+from minillm.labs.grader.skeleton import solution
 
 LAB = find_lab("3")
 OWN = "minillm.memory.block_table"
@@ -148,7 +148,7 @@ def slot_mapping(table, positions, size):
     "starts a process that calls it": """
 import subprocess, sys
 def slot_mapping(table, positions, size):
-    code = f"from minillm.memory.block_table import slot_mapping as s; print(s({table}, {list(positions)}, {size}))"
+    code = f"from minillm.memory.block_table import slot_mapping as s; print(s({table}, {positions}, {size}))"
     return eval(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout)
 """,
     "sets a trace function": """

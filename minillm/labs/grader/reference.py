@@ -41,7 +41,7 @@ class Reference:
         return self._run(task, case, mistake, lambda: task.mistakes[mistake].wrong)[0]
 
     def fault(self, task: Task) -> str:
-        """Why the engine's own part has no answer to a case, which is an error of the lab; "" if it has all."""
+        """Why the engine's own part has no answer to a case (an error of the lab); "" if it has all."""
         for i, case in enumerate(task.cases):
             found = self.expected(task, i)
             if isinstance(found, Foreign) or (isinstance(found, Raised) and not found.is_typed):
