@@ -21,6 +21,8 @@ part() { # part NAME COMMAND...
 # Tests that wait for compilers and simulated threads share the cores: one process a core, one thread each.
 part "test.sh" bash "$repo/scripts/test.sh"
 part "pytest, long forms" env OMP_NUM_THREADS=1 "$env_python" -m pytest -m slow -n auto --dist worksteal
+part "every solution of the labs' corpus" \
+    env OMP_NUM_THREADS=1 "$env_python" -m pytest -n auto tests/labs/test_corpus.py --corpus
 part "native kernels under ASan and UBSan" bash "$repo/scripts/sanitize.sh"
 part "CUDA kernels under ASan and UBSan, in the simulator" \
     bash "$repo/scripts/sanitize.sh" tests/cuda/test_cuda_kernels.py tests/cuda/test_simt_engine.py

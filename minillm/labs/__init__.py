@@ -4,6 +4,7 @@
     labN_name/       one lab: lab.py (its tasks), *_cases.py (cases and known mistakes), handout.md
 
 The solution of a lab is the engine's own part, so this package contains no solutions. A student's file runs
-only in a child process with time and memory limits. The limits guard against accidents (endless loops, huge
-tensors, crashes). They are not a sandbox: the child has the same rights as the user.
+only in a child process with time and memory limits. It sends answers; the verdict is given outside it. With
+bubblewrap (`bwrap`) that process has no network and a read-only file system. Without it the limits and the
+audit hook guard against accidents and ordinary tricks: they are no sandbox.
 """

@@ -5,16 +5,33 @@ definition           lab.py            lab, task, part, case, mistake
 files for students   skeleton.py       the engine's source -> skeleton
                      workspace.py      the student's folder
                      earlier.py        files written for an earlier version of a lab
-judging              judge.py          one task: cases, differences, diagnosis
+answering            supervise.py      runs a file in child processes, makes a report
+(student's process)  pipe.py           starts a child and reads its messages
+                     sandbox.py        bubblewrap, if the system has it
+                     child.py          the child: runs the cases on the file's parts, sends the answers
+                     student_file.py   loads the file, takes one part from it
+                     answers.py        runs one case; an exception is an answer
+                     codec.py          answers as JSON
+honest answers       borrowed.py       a part that is the engine's object, or has its code
+                     tripwire.py       the engine's part must not answer for the student's
+                     intercept.py      code in front of a function, under all its names
+                     audit.py          what the file may open, start and look at
+                     integrity.py      what the file replaced
+                     meter.py          passes of the model, counted below all names
+judging              judge.py          one task: differences, diagnosis
+(grader's process)   judge_here.py     the same for a trusted file, without a child
+                     reference.py      the right answers, computed once
+                     hidden.py         cases of a seed and of a lecturer
                      compare.py        the first difference of two answers
+                     cost.py           operations and bytes of tensor code
+                     places.py         the lines that a message names
                      result.py         a task's result
                      report.py         all results, as a table and as JSON
-running              supervise.py      starts child processes and enforces their limits
-                     child.py          loads the student's file and judges it
 labs in CUDA         cuda_text.py      the sections of a .cu file
                      cuda_kernels.py   compiles them for the simulator and runs them
                      cuda_lab.py       lab and part
-                     cuda_judge.py     judges one section
+                     cuda_judge.py     one section of a file
+student packages     recorded.py       the lab of an engine without its parts: recorded answers
 helpers of cases     tiny_model.py     a small random model
                      serving.py        runs the engine and records every step
                      memory_state.py   block tables and their pool as a value

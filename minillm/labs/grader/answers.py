@@ -1,4 +1,4 @@
-"""Run one case on an implementation. Whatever happens is an answer: a value, or the exception that it raised."""
+"""Run one case on an implementation. An exception is an answer too."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
 """An audit hook in the student's process: what a part under check has no reason to do is refused.
 
-Python calls the hook before it opens a file, starts a process, makes a code object. The hook is armed before the
-student's file is loaded, and cannot be removed.
+Python calls the hook before it opens a file, starts a process, makes a code object. The hook is armed before
+the student's file is loaded, and cannot be removed.
 
     read     the engine's sources (of loaded modules), files outside Python, the student's folder and scratch
     write    anything outside the scratch folder
     start    processes, threads, sockets, ctypes, profilers
     look     at the engine's code objects, at all objects (gc), at the caller's frames
 
-A refused action raises PermissionError, and the grader is told at once, so the file cannot hide it by catching
-the error. The hook stops ordinary ways, not every way: C code (an extension module) is not seen. The sandbox
-(`sandbox.py`) is for that.
+A refused action raises PermissionError, and the grader is told at once, so the file cannot hide it by
+catching the error. The hook stops ordinary ways, not every way: C code (an extension module) is not seen. The
+sandbox (`sandbox.py`) is for that.
 """
 
 from __future__ import annotations
@@ -44,7 +44,16 @@ _NEVER = {
     "_thread.start_new_thread": "starts a thread",
 }
 _NEVER_IN = {"socket": "opens a socket", "ctypes": "uses ctypes"}
-_CHANGES = {"os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
+_CHANGES = {
+    "os.remove",
+    "os.rename",
+    "os.mkdir",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "os.chmod",
+}
 _MARSHAL = ("marshal.loads", "marshal.load")
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _SYSTEM = ("/usr/", "/lib", "/etc/", "/proc/", "/sys/", "/dev/")

@@ -26,7 +26,7 @@ from minillm.labs.grader.skeleton import Function, solution
 from minillm.labs.grader.tripwire import theirs
 
 LONG = 60  # nodes of the syntax tree, or words of CUDA: shorter functions are often equal by chance
-_WRAPPERS = FunctionType | MethodType | partial | staticmethod | classmethod | property
+_WRAPPERS = (FunctionType, MethodType, partial, staticmethod, classmethod, property)
 
 
 def borrowed(part: Part, module: ModuleType, file: Path) -> str:

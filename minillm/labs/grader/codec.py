@@ -7,13 +7,15 @@
     anything else                  {"other": its type}: equal to nothing
 
 An object of the student's file is never trusted: a subclass is copied to its plain type by that type's own
-methods, so its `__eq__`, `__iter__` or `__torch_function__` are not called. Left out: pickle, which runs code.
+methods, so its `__eq__`, `__iter__` or `__torch_function__` are not called. Left out: pickle, which runs
+code.
 """
 
 from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,13 +144,13 @@ def _text(value: Any) -> str:
 
 
 # Methods of the plain type itself return an object of exactly this type.
-_PLAIN = {
+_PLAIN: dict[type, Callable[[Any], Any]] = {
     int: lambda value: int.__add__(value, 0),
     float: lambda value: float.__add__(value, 0.0),
     str: lambda value: str.__getitem__(value, slice(None)),
     bytes: lambda value: {"bytes": base64.b64encode(bytes.__getitem__(value, slice(None))).decode()},
 }
-_DECODERS = {
+_DECODERS: dict[str, Callable[[Any], Any]] = {
     "bytes": lambda content: base64.b64decode(content, validate=True),
     "words": lambda content: Words(_text(content)),
     "raised": _decode_raised,

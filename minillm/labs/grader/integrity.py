@@ -1,6 +1,7 @@
 """Has the file replaced something of the engine or of torch that the check uses?
 
-A snapshot is taken before the file is loaded, and compared after loading and after every case (functions: task):
+A snapshot is taken before the file is loaded. It is compared after loading and after every case; functions
+are looked into after every task.
 
     modules      sys.modules["minillm.x"]
     their names  functions, classes, modules          by identity
@@ -35,7 +36,7 @@ class Snapshot:
         modules = list(_modules())
         self._modules = [(name, module, type(module)) for name, module in modules]
         self._classes = [(kind, kind.__bases__, set(vars(kind))) for kind in _classes(modules)]
-        owners = [(name, vars(module)) for name, module in modules]
+        owners: list[tuple[str, Mapping[str, Any]]] = [(name, vars(module)) for name, module in modules]
         owners += [(f"{kind.__module__}.{kind.__qualname__}", vars(kind)) for kind, _, _ in self._classes]
         self._names = [(name, owner, _checked(owner)) for name, owner in owners]
         self._functions = list(_functions(self._names))

@@ -42,23 +42,26 @@ def plain_function(value: Any) -> FunctionType | None:
 
 def _guard(function: FunctionType, before: Before) -> CodeType:
     """Code that calls `before`, then a copy of the function."""
-    original = FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
-    )
+    code, globals_ = function.__code__, function.__globals__
+    original = FunctionType(code, globals_, function.__name__, function.__defaults__, function.__closure__)
     original.__kwdefaults__ = function.__kwdefaults__
 
     def enter(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before(args)
         return original(*args, **kwargs)
 
-    code = _template(function.__code__.co_freevars)
-    return code.replace(co_consts=tuple(enter if const == "enter" else const for const in code.co_consts))
+    guard = _template(code.co_freevars)
+    return guard.replace(co_consts=tuple(enter if c == "enter" else c for c in guard.co_consts))
 
 
 @cache
 def _template(free: tuple[str, ...]) -> CodeType:
-    """`guard` with the text "enter" in place of a function. It has the free variables of the code it replaces."""
-    lines = [f"def outer({', '.join(free)}):", "  def guard(*args, **kwargs):", *(f"    {name}" for name in free)]
+    """`guard` with the text "enter" in place of a function, and with these free variables."""
+    lines = [
+        f"def outer({', '.join(free)}):",
+        "  def guard(*args, **kwargs):",
+        *(f"    {name}" for name in free),
+    ]
     lines.append("    return 'enter'.__call__(args, kwargs)")
     code = compile("\n".join(lines), __file__, "exec", dont_inherit=True)
     return _inner(_inner(code, "outer"), "guard")

@@ -22,7 +22,9 @@ from minillm.labs.grader.result import TaskResult, failed
 NO_MEMORY = "the file needs more memory than a check may use"
 
 
-def verdict(task: Task, answers: list[Any], right: Reference, passes: list[Passes] | None = None) -> TaskResult:
+def verdict(
+    task: Task, answers: list[Any], right: Reference, passes: list[Passes] | None = None
+) -> TaskResult:
     """The result of a task whose cases were answered by `answers`, with so many passes of the model."""
     if fault := right.fault(task):
         return failed(task, "error", f"the check itself failed: {fault}")
@@ -41,7 +43,7 @@ def verdict(task: Task, answers: list[Any], right: Reference, passes: list[Passe
 def judge(
     task: Task, mine: Any, own: Any, file: Path | None = None, right: Reference | None = None
 ) -> TaskResult:
-    """Run every case of `task` on `mine` in this process, and compare with `own`. For code that is trusted."""
+    """Run every case of `task` on `mine` in this process, and compare with `own`. For trusted code."""
     try:
         answers = [decode(answer(case, mine, file)) for case in task.cases]
     except NotDone as todo:
@@ -90,5 +92,7 @@ def _wrong(
 
 def _too_many_passes(task: Task, case: int, mine: Passes, own: Passes) -> TaskResult:
     """All answers are right, but the model ran more often, or over more rows, than the answers tell."""
-    more = f"the model runs {mine.layers} layers over {mine.rows} rows, {own.layers} over {own.rows} are needed"
+    more = (
+        f"the model runs {mine.layers} layers over {mine.rows} rows, {own.layers} over {own.rows} are needed"
+    )
     return failed(task, "wrong", f"{task.cases[case].name}: {more}")

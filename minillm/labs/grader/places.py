@@ -1,4 +1,4 @@
-"""The lines of the student's file that a message names: `lab7.cu:88` becomes the number and the line's text."""
+"""The lines of the student's file that a message names: `lab7.cu:88`, with the line's text."""
 
 from __future__ import annotations
 

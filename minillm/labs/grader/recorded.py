@@ -76,9 +76,6 @@ class _PackagedSection(Section):
 class _PackagedCudaLab(CudaLab):
     """A section is run in the student's own file."""
 
-    def own(self) -> Any:
-        return None
-
     def solution(self) -> str:
         student = sys.modules.get(STUDENT)
         return str(student.source) if student else super().solution()

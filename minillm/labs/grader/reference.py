@@ -14,6 +14,7 @@ import torch
 
 from minillm.labs.grader.answers import plain_answer
 from minillm.labs.grader.codec import Foreign, Raised
+from minillm.labs.grader.cuda_lab import CudaLab
 from minillm.labs.grader.hidden import with_hidden
 from minillm.labs.grader.lab import Lab, Task
 from minillm.labs.grader.meter import Passes, counted_passes
@@ -41,7 +42,7 @@ class Reference:
         return self._run(task, case, mistake, lambda: task.mistakes[mistake].wrong)[0]
 
     def fault(self, task: Task) -> str:
-        """Why the engine's own part has no answer to a case, which is an error of the lab; "" if it has all."""
+        """Why the engine's own part has no answer to a case (an error of the lab); "" if it has all."""
         for i, case in enumerate(task.cases):
             found = self.expected(task, i)
             if isinstance(found, Foreign) or (isinstance(found, Raised) and not found.is_typed):
@@ -61,7 +62,8 @@ class Reference:
 
 def engine_reference(lab: Lab) -> Reference:
     """The engine's own parts as the right ones."""
-    return Reference(lambda task: lab.own() if task.part is None else task.part.own)
+    whole = lab.parts[0].own if isinstance(lab, CudaLab) else lab.own()  # a section's own is the whole file
+    return Reference(lambda task: whole if task.part is None else task.part.own)
 
 
 @lru_cache(maxsize=32)

@@ -47,6 +47,11 @@ class Report:
     no_sandbox: str = ""
 
     @property
+    def sandbox(self) -> str:
+        """Its name, or that there is none and why."""
+        return f"no sandbox on this system: {self.no_sandbox}" if self.no_sandbox else "bubblewrap"
+
+    @property
     def earned(self) -> int:
         """The sum of the points."""
         return sum(result.earned for result in self.results)
@@ -65,7 +70,7 @@ def as_json(lab: Lab, file: Path, report: Report) -> dict[str, Any]:
         "output": report.output,
         "copied": report.copied,
         "seed": report.seed,
-        "sandbox": "bubblewrap" if not report.no_sandbox else f"no sandbox on this system: {report.no_sandbox}",
+        "sandbox": report.sandbox,
         "version": __version__,
         "sha256": report.sha256,
         "seconds": round(sum(result.seconds for result in report.results), 2),
@@ -92,7 +97,7 @@ def print_report(console: Console, lab: Lab, file: Path, report: Report) -> None
     if report.copied:
         console.print(Text(f"The engine's own code, up to names: {', '.join(report.copied)}", style="yellow"))
     if report.no_sandbox:
-        console.print(Text(f"no sandbox on this system: {report.no_sandbox}", style="dim"))
+        console.print(Text(report.sandbox, style="dim"))
     console.print(Text(f"{report.earned} of {lab.points} points ({file})", style="bold"))
 
 

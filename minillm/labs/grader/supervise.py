@@ -119,7 +119,9 @@ def _run(child: Child, tasks: Sequence[Task], limits: Limits) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for task in tasks:
         outcomes.append(_task(child, task, limits))
-        if child.is_late or child.exit_code() is not None or outcomes[-1].failure == ("crash", BROKEN):
+        status = (outcomes[-1].failure or ("", ""))[0]
+        # What was refused may last (a replaced function, a thread): the next task gets a new process.
+        if status in ("crash", "timeout", "refused") or child.exit_code() is not None:
             break
     return outcomes
 
@@ -168,8 +170,8 @@ def _failed(status: Status, message: str) -> Outcome:
 
 
 def _status(message: dict[str, Any]) -> Status:
-    status = message.get("status")
-    return status if status in get_args(Status) and status != "ok" else "crash"
+    known: dict[Any, Status] = {status: status for status in get_args(Status) if status != "ok"}
+    return known.get(str(message.get("status")), "crash")
 
 
 def _text(message: dict[str, Any]) -> str:
