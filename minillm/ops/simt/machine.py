@@ -31,7 +31,7 @@ from minillm.toolchain.simt import machine_library
 
 FLAVOURS = ("fast", "check", "asan")
 # Frames in these files are left out: they are functions of the dialect, not of a kernel.
-_DIALECT = ("simt.h", "dialect.h", "dialect_cuda.h", "numbers.h")
+_DIALECT = ("simt.h", "warp.h", "cuda_words.h", "dialect.h", "dialect_cuda.h", "numbers.h")
 _lock = threading.Lock()
 
 
