@@ -68,8 +68,13 @@ std::common_type_t<A, B> max(A a, B b) {
 }
 
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
-inline float __expf(float x) { return exp2_approx(x * 1.44269504f); }
-inline float __logf(float x) { return std::log(x); }
+// Macros: the C library declares functions of its own with these two names.
+namespace simt {
+inline float fast_exp(float x) { return exp2_approx(x * 1.44269504f); }
+inline float fast_log(float x) { return std::log(x); }
+}  // namespace simt
+#define __expf simt::fast_exp
+#define __logf simt::fast_log
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }

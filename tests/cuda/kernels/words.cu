@@ -53,6 +53,5 @@ void run_down_and_back(const float* x, float* y) { LAUNCH(down_and_back, 1, 32, 
 void run_four_at_once(const float* x, float* y) { LAUNCH(four_at_once, 1, 32, 0, 0, x, y); }
 void run_four_unaligned(const float* x, float* y) { LAUNCH(four_unaligned, 1, 32, 0, 0, x, y); }
 void run_pairs(const int* x, int* y) { LAUNCH(pairs, 1, 32, 0, 0, x, y); }
-void run_arithmetic(const float* x, float* y) {
-  if (threadIdx.x) return; LAUNCH(arithmetic, 1, 32, 0, 0, x, y); }
+void run_arithmetic(const float* x, float* y) { LAUNCH(arithmetic, 1, 32, 0, 0, x, y); }
 }
