@@ -205,7 +205,7 @@ WHOLE = (
     case("less than a tile", attention, 2, 5, 7),
     case("three tiles, the last in part", attention, 1, 70, 8),
     case("40 rows, without looking for races", unchecked, 40),
-    case("what 70 rows cost", cost, 1, 70, side="cost"),
+    case("what 40 rows cost", cost, 1, 40, side="cost"),
     case("two heads, one row more than a tile", attention, 2, 33, 9, side="aliasing"),
 )
 

@@ -18,7 +18,10 @@ def mistakes(number: str, *known: tuple[str, Change] | tuple[str, Change, Change
 STORE = "tile[row][column] = first + row < n ? from[(first + row) * kDim + column] : 0.0f;"
 LOAD = mistakes(
     "7.1",
-    ("rows past the end are read: test the row before reading", (STORE, "tile[row][column] = from[(first + row) * kDim + column];")),
+    (
+        "rows past the end are read: test the row before reading",
+        (STORE, "tile[row][column] = from[(first + row) * kDim + column];"),
+    ),
     (
         "one row too many is read: row n is past the end",
         ("first + row < n", "first + row <= n"),
@@ -44,7 +47,7 @@ LOAD = mistakes(
         "each thread loads one number; the tile has 1024, eight for each thread",
         ("for (int i = threadIdx.x; i < kTile * kDim; i += kThreads)", "if (int i = threadIdx.x; true)"),
     ),
-)  # fmt: skip
+)
 
 MASK = "first_key + key <= first_row + row"
 SCORE = mistakes(
@@ -62,8 +65,11 @@ SCORE = mistakes(
         "a thread's keys are part, part + 4, ...: neighbouring keys belong to other threads",
         ("int key = part + j * kParts;\n    float sum", "int key = part * kEach + j;\n    float sum"),
     ),
-    ("half of the head is left out of the dot product", ("d < kDim; d++) sum +=", "d < kDim / 2; d++) sum +=")),
-)  # fmt: skip
+    (
+        "half of the head is left out of the dot product",
+        ("d < kDim; d++) sum +=", "d < kDim / 2; d++) sum +="),
+    ),
+)
 
 SHARE_MAX = "largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, step));"
 MAX_STEPS = f"for (int step = 1; step < kParts; step *= 2) {SHARE_MAX}"
@@ -111,21 +117,36 @@ SOFTMAX_MISTAKES = mistakes(
         "the factor is exp(old max - new max), not exp(new max - old max)",
         ("expf(s.max - largest)", "expf(largest - s.max)"),
     ),
-    ("the factor is computed after s.max has the new maximum, so it is always 1", ("float factor = expf(s.max", "s.max = largest;\n  float factor = expf(s.max")),
-    ("the maximum covers only this tile: include the old maximum", ("float largest = s.max;", "float largest = -INFINITY;")),
+    (
+        "the factor is computed after s.max has the new maximum, so it is always 1",
+        ("float factor = expf(s.max", "s.max = largest;\n  float factor = expf(s.max"),
+    ),
+    (
+        "the maximum covers only this tile: include the old maximum",
+        ("float largest = s.max;", "float largest = -INFINITY;"),
+    ),
     (
         "the old sum is multiplied by the factor for each of the eight keys: once for the tile",
         (STORE_STATE, "for (int j = 0; j < kEach; j++) s.sum *= factor;\n  s.sum += sum;"),
     ),
     (
         "the old sum is added once by each of the four threads: exchange only the sum of the new weights",
-        ("float factor = expf(s.max - largest), sum = 0;", "float factor = expf(s.max - largest), sum = s.sum * factor;"),
+        (
+            "float factor = expf(s.max - largest), sum = 0;",
+            "float factor = expf(s.max - largest), sum = s.sum * factor;",
+        ),
         (STORE_STATE, "s.sum = sum;"),
     ),
-    ("the scores are not replaced by the weights", ("    scores[j] = expf(scores[j] - largest);\n    sum += scores[j];", "    sum += expf(scores[j] - largest);")),
+    (
+        "the scores are not replaced by the weights",
+        (
+            "    scores[j] = expf(scores[j] - largest);\n    sum += scores[j];",
+            "    sum += expf(scores[j] - largest);",
+        ),
+    ),
     ("the weights are exp(score): subtract the maximum", ("expf(scores[j] - largest)", "expf(scores[j])")),
     ("the returned factor is 1: return exp(old max - new max)", ("return factor;", "return 1.0f;")),
-)  # fmt: skip
+)
 
 START = "float sum = out[i] * factor;"
 PRODUCT = "sum += weights[row][key] * values[key][part + i * kParts];"
@@ -138,14 +159,21 @@ VALUE = mistakes(
         (START, "float sum = out[i];"),
         (PRODUCT, f"sum *= factor, {PRODUCT}"),
     ),
-    ("the new values are multiplied by the factor too: only the output so far", (START, "float sum = out[i];"), ("out[i] = sum;", "out[i] = sum * factor;")),
+    (
+        "the new values are multiplied by the factor too: only the output so far",
+        (START, "float sum = out[i];"),
+        ("out[i] = sum;", "out[i] = sum * factor;"),
+    ),
     ("the weights are read with row and key exchanged", ("weights[row][key] *", "weights[key][row] *")),
-    ("the values are read with key and column exchanged", ("values[key][part + i * kParts]", "values[part + i * kParts][key]")),
+    (
+        "the values are read with key and column exchanged",
+        ("values[key][part + i * kParts]", "values[part + i * kParts][key]"),
+    ),
     (
         "a thread's columns are part, part + 4, ...: neighbouring columns belong to other threads",
         ("values[key][part + i * kParts]", "values[key][part * kEach + i]"),
     ),
-)  # fmt: skip
+)
 
 LOOP = "for (int first_key = 0; first_key <= first_row; first_key += kTile) {\n    __syncthreads();\n    load_tile(kv_tile, k"
 LOAD_Q = "  load_tile(q_tile, q + head, first_row, n);\n"
@@ -202,14 +230,28 @@ KERNEL = mistakes(
         "tiles are loaded whose keys no row of the block sees: end at the block's own tile",
         ("first_key <= first_row;", "first_key < n;"),
     ),
-    ("q is loaded again for each tile of keys: once is enough", (LOAD_Q, ""), ("    load_tile(kv_tile, k", f"  {LOAD_Q}    load_tile(kv_tile, k")),
+    (
+        "q is loaded again for each tile of keys: once is enough",
+        (LOAD_Q, ""),
+        ("    load_tile(kv_tile, k", f"  {LOAD_Q}    load_tile(kv_tile, k"),
+    ),
     ("no tiles: each warp reads K and V from global memory by itself", naive()),
     ("the result is not divided by the sum of the weights", ("sums[i] / s.sum", "sums[i]")),
-    ("the scores are stored before they become weights: store them after take_scores", (TAKE + WRITE_WEIGHTS, WRITE_WEIGHTS + TAKE)),
-    ("the factor is not given to add_values", ("add_values(sums, factor,", "(void)factor;\n    add_values(sums, 1.0f,")),
+    (
+        "the scores are stored before they become weights: store them after take_scores",
+        (TAKE + WRITE_WEIGHTS, WRITE_WEIGHTS + TAKE),
+    ),
+    (
+        "the factor is not given to add_values",
+        ("add_values(sums, factor,", "(void)factor;\n    add_values(sums, 1.0f,"),
+    ),
     ("K is loaded where V is needed", ("load_tile(kv_tile, v + head", "load_tile(kv_tile, k + head")),
-    ("every head reads the keys and values of head 0: add the head's offset", ("load_tile(kv_tile, k + head", "load_tile(kv_tile, k"), ("load_tile(kv_tile, v + head", "load_tile(kv_tile, v")),
-)  # fmt: skip
+    (
+        "every head reads the keys and values of head 0: add the head's offset",
+        ("load_tile(kv_tile, k + head", "load_tile(kv_tile, k"),
+        ("load_tile(kv_tile, v + head", "load_tile(kv_tile, v"),
+    ),
+)
 
 PLACE = "return row * (kDim + 4) + column;"
 LAYOUT_MISTAKES = mistakes(

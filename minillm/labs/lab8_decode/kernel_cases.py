@@ -132,7 +132,14 @@ def values(factor: float, rows: list[int], kernels: Kernels) -> list[Any]:
     weights = random_tensor(4, count + 1).abs()
     cache = random_tensor(5, max(rows) + 1, DIM)
     kernels.run(
-        "run_values", weights=weights, values=cache, offsets=offsets, out=out, sums=sums, count=count, factor=factor
+        "run_values",
+        weights=weights,
+        values=cache,
+        offsets=offsets,
+        out=out,
+        sums=sums,
+        count=count,
+        factor=factor,
     )
     needed = {"values": count * ROW, "weights": 4 * count, "offsets": 4 * count}
     return [out, sums, *bytes_moved(kernels.counted, needed, 2.0)]
@@ -215,6 +222,14 @@ def decode(
     return [out, Words("q and caches as before" if kept else "q or a cache was changed")]
 
 
+def falling(kernels: Kernels) -> Tensor:
+    """Two rounds; the first has a score of about 200, the second of about 5."""
+    q, cache = random_tensor(1, 1, 1, DIM), random_tensor(2, 20, 8, 1, DIM)
+    cache[0, 3] = 400 * q[0] / q.square().sum()
+    table, kv_len = torch.arange(20, dtype=torch.int32)[None], torch.tensor([150], dtype=torch.int32)
+    return attend(kernels, q, cache, random_tensor(3, *cache.shape), table, kv_len, 0.5)
+
+
 def unchecked(kernels: Kernels) -> list[Any]:
     """Two rounds without checks: tells a missing barrier from data that were never written."""
     return decode([200], 1, 1, 16, 3, kernels, is_checked=False)
@@ -252,6 +267,8 @@ WHOLE = (
     case("two heads share a kv head, lengths 1, 7 and 40", decode, [1, 7, 40], 2, 1, 4, 0),
     case("six heads over three kv heads", decode, [9], 6, 3, 4, 0),
     case("more than one round of 128 keys", decode, [128, 129, 300], 1, 1, 16, 0),
+    case("128 keys, exactly one round", decode, [128], 1, 1, 16, 1),
+    case("the largest score by far in the first of two rounds", falling),
     case("200 keys, without looking for races", unchecked),
     case("what 150 keys and 20 keys cost", cost, [150, 20], 2, side="cost"),
     case("a long sequence, then a short one", decode, [140, 3], 2, 2, 3, 5, side="aliasing"),
