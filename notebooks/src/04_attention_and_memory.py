@@ -84,8 +84,8 @@ for stride in (1, 2, 8, 32):
     print(f"{stride:6} {p.global_read_bytes:14} {32 * p.global_read_sectors:15}")
 
 # %% [markdown]
-# The kernel reads 512 bytes every time. With a stride of 8, each float costs a whole sector. The picture shows
-# the first eight lanes of a warp:
+# The kernel reads 512 bytes every time. With a stride of 8, each float costs a whole sector. The picture
+# shows the first eight lanes of a warp:
 
 # %%
 fig, ax = plt.subplots(figsize=(8, 2.6), layout="constrained")
@@ -113,8 +113,8 @@ ax.set(
 ax.tick_params(length=0)
 show(
     fig,
-    "Three rows of 64 memory words, divided into eight sectors. With stride 1 eight lanes read all words of one "
-    "sector; with stride 2 every second word of two sectors; with stride 8 one word of each of eight sectors.",
+    "Three rows of 64 memory words, divided into eight sectors. With stride 1 eight lanes read all words of "
+    "one sector; with stride 2 every second word of two sectors; with stride 8 one word of each sector.",
 )
 
 # %% [markdown]
@@ -184,13 +184,13 @@ legend = Rectangle((0, 0), 1, 1, facecolor=BLUE)
 fig.legend([legend], ["words that the lanes read"], frameon=False, loc="outside lower center")
 show(
     fig,
-    "Two grids of 8 rows and 32 banks. Left: one row is read, one word in each bank. Right: one column is read, all "
-    "eight words in bank 5.",
+    "Two grids of 8 rows and 32 banks. Left: one row is read, one word in each bank. Right: one column is "
+    "read, all eight words in bank 5.",
 )
 
 # %% [markdown]
-# Eight words of one bank are a *bank conflict*: the lanes wait for eight wavefronts. (Lanes that read the *same*
-# word do not wait.) In exercise 3 you remove such a conflict.
+# Eight words of one bank are a *bank conflict*: the lanes wait for eight wavefronts. (Lanes that read the
+# *same* word do not wait.) In exercise 3 you remove such a conflict.
 #
 # ## 4.3 The budgets of attention
 #
@@ -291,8 +291,8 @@ ax.set(xlim=(0, 128), ylim=(128, 0), xlabel="keys", ylabel="rows", aspect="equal
 ax.set(xticks=range(0, 129, 32), yticks=range(0, 129, 32))
 show(
     fig,
-    "A grid of four by four tiles of 32 rows and 32 keys. Block i walks from the first tile of keys to the tile on "
-    "the diagonal: one to four steps. Tiles right of the diagonal are never loaded.",
+    "A grid of four by four tiles of 32 rows and 32 keys. Each block walks from the first tile of keys to "
+    "the tile on the diagonal: one to four steps. Tiles right of the diagonal are never loaded.",
 )
 
 # %% [markdown]
@@ -338,8 +338,8 @@ ax.legend(frameon=False)
 ax.grid(color="#EEEEEE")
 show(
     fig,
-    "Bytes of global memory over 16 to 2048 tokens, both axes logarithmic. The naive line rises with the square of the "
-    "length; the tiled line is about 32 times lower and in the end as steep; the minimum rises in proportion.",
+    "Bytes of global memory over 16 to 2048 tokens, both axes logarithmic. The naive line rises with the "
+    "square of the length; the tiled line is much lower and in the end as steep; the minimum is straight.",
 )
 
 # %% [markdown]
@@ -457,9 +457,9 @@ attempt(check_transpose)
 # * **Tensor cores, asynchronous copies, Hopper's copy engine**: later kernels use them and move the same
 #   bytes.
 #
-# **Next.** In [lab 7](labs/lab7_attention/README.md) you write the tiled kernel yourself, part by part, and the
-# grader counts its bytes, wavefronts and barriers. In [lab 8](labs/lab8_decode/README.md) you write the kernel of
-# decode, over the pages of a cache, and an engine generates text with it.
+# **Next.** In [lab 7](labs/lab7_attention/README.md) you write the tiled kernel yourself, part by part, and
+# the grader counts its bytes, wavefronts and barriers. In [lab 8](labs/lab8_decode/README.md) you write the
+# kernel of decode, over the pages of a cache, and an engine generates text with it.
 #
 #     minillm labs start 7
 #     minillm labs start 8

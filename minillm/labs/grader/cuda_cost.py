@@ -1,7 +1,7 @@
 """The cost side of a CUDA lab: what the simulator counted, beside what is needed.
 
-Within a clear bound the words are always the same, so kernels that work in another way give equal answers. Only
-beyond it they hold numbers: "k: 413,696 bytes moved, 75,008 needed".
+Within a clear bound the words are always the same, so kernels that work in another way give equal answers.
+Only beyond it they hold numbers: "k, bytes of global memory: 413,696, needed 75,008".
 """
 
 from __future__ import annotations

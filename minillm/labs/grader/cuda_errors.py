@@ -3,9 +3,9 @@
     lab7.cu:139   score_keys(scores, q_tile, kv_tile, ..)     the student's section; it calls
     line 75       sum += q[row][d] * keys[key][d];            the lab's own part, which reads
 
-The message names the function that made the access and the student's line that called it. An access that no line
-of the student leads to is in the lab's own part; a race there is still caused by the student's section (by a
-missing barrier, for example).
+The message names the function that made the access and the student's line that called it. An access that no
+line of the student leads to is in the lab's own part; a race there is still caused by the student's section
+(by a missing barrier, for example).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ OWN = "the lab's own part of "
 
 
 def in_words(error: SimtError, file: str) -> SimtError:
-    """`error` as a SimtError whose class name is a short account without lines, and whose message has the lines."""
+    """`error` with its lines in the message, and with a short account without lines as its class's name."""
     first, second = error.detail
     array = re.search(r"`(\w+)`", first)
     account = error.kind + (f" of {array[1]}" if array else "")

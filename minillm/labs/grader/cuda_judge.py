@@ -1,8 +1,8 @@
 """Judge a CUDA lab's file section by section.
 
 To check one task, its section of the student's file is put into the finished file. So a mistake in another
-section does not affect this task. The last task puts all sections into it. Text outside of the sections and the
-helpers has no effect: a launcher that computes on the host, for example, is not run.
+section does not affect this task. The last task puts all sections into it. Text outside of the sections and
+the helpers has no effect: a launcher that computes on the host, for example, is not run.
 """
 
 from __future__ import annotations

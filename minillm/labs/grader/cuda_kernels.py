@@ -68,8 +68,8 @@ class Kernels:
     def run(self, launcher: str, is_checked: bool = True, **arguments: Any) -> None:
         """Call a launcher; `counted` becomes the traffic of its kernels.
 
-        Without `is_checked` races and reads of uninitialised memory are no errors. Then the numbers show what they
-        do, always the same, because the simulator's order is fixed.
+        Without `is_checked` races and reads of uninitialised memory are no errors. Then the numbers show what
+        they do, always the same, because the simulator's order is fixed.
 
         Raises:
             SimtError: the name of its class says what happened to what in which functions, so two errors are

@@ -20,8 +20,9 @@ from minillm.labs.grader.lab import Case, Side, Words
 SOURCE = Path(__file__).with_name("lab7.cu")
 TILE = DIM = 32
 WARPS = 4  # of a block
-# A warp-wide access without bank conflicts is one wavefront. Per tile: 32 accesses of a warp write it; the score of
-# a key reads q and the key, the column of a value reads the weight and the value: 2 reads x 32 x 8 a thread.
+# A warp-wide access without bank conflicts is one wavefront. Per tile: 32 accesses of a warp write it; the
+# score of a key reads q and the key, the column of a value reads the weight and the value: 2 x 32 x 8 reads a
+# thread.
 WRITE, READ = TILE, 2 * TILE * 8 * WARPS
 
 

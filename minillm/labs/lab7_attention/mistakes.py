@@ -175,7 +175,9 @@ VALUE = mistakes(
     ),
 )
 
-LOOP = "for (int first_key = 0; first_key <= first_row; first_key += kTile) {\n    __syncthreads();\n    load_tile(kv_tile, k"
+LOOP = """for (int first_key = 0; first_key <= first_row; first_key += kTile) {
+    __syncthreads();
+    load_tile(kv_tile, k"""
 LOAD_Q = "  load_tile(q_tile, q + head, first_row, n);\n"
 WRITE_WEIGHTS = "    for (int j = 0; j < kEach; j++) weights[row][part + j * kParts] = scores[j];\n"
 TAKE = "    float factor = take_scores(s, scores);\n"

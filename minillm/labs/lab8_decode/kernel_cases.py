@@ -71,7 +71,7 @@ def more_slots(random: Random) -> Iterator[Case]:
 def dots(seed: int, kernels: Kernels) -> list[Any]:
     """128 dot products, and whether the keys were read 16 bytes at a time.
 
-    Two loads of 16 bytes by 32 lanes fetch 64 sectors, eight of 4 bytes 256. q is at most 8 sectors a warp more.
+    Two loads of 16 bytes by 32 lanes fetch 64 sectors, eight of 4 bytes 256. q is at most 8 sectors more.
     """
     found = torch.zeros(THREADS)
     kernels.run("run_dot", q=random_tensor(seed, DIM), keys=random_tensor(seed + 1, THREADS, DIM), sums=found)
@@ -203,7 +203,7 @@ def decode(
     kernels: Kernels,
     is_checked: bool = True,
 ) -> list[Any]:
-    """Sequences over shuffled pages; slots that no sequence owns hold NaN. The output, and if inputs are kept."""
+    """The output for sequences over shuffled pages, and whether inputs are kept. Foreign slots hold NaN."""
     counts = [-(-n // block_size) for n in lengths]
     order = torch.randperm(sum(counts) + 2, generator=torch.Generator().manual_seed(seed)).tolist()
     table = torch.full((len(lengths), max(counts)), order.pop(), dtype=torch.int32)

@@ -48,6 +48,11 @@ SLOTS = mistakes(
 
 FOUR = "Vec<float, 4> four = load_wide<Vec<float, 4>>(key + d);"
 ADD = "sum += q[d + j] * four.v[j];"
+TWO_AT_A_TIME = """if (j % 2 == 0) {
+        Vec<float, 2> two = load_wide<Vec<float, 2>>(key + d + j);
+        sum += q[d + j] * two.v[0];
+        sum += q[d + j + 1] * two.v[1];
+      }"""
 DOT = mistakes(
     "8.2",
     (
@@ -60,7 +65,7 @@ DOT = mistakes(
         (FOUR, ""),
         (
             ADD,
-            "if (j % 2 == 0) {\n        Vec<float, 2> two = load_wide<Vec<float, 2>>(key + d + j);\n        sum += q[d + j] * two.v[0];\n        sum += q[d + j + 1] * two.v[1];\n      }",
+            TWO_AT_A_TIME,
         ),
     ),
     ("half of the components are left out: kDim is 8", ("d < kDim; d += 4", "d < kDim / 2; d += 4")),
@@ -170,7 +175,7 @@ KERNEL = mistakes(
         (f"{WEIGHT}\n    __syncthreads();", WEIGHT),
     ),
     (
-        "a barrier is missing at the start of a round: q is not yet written, or the offsets of the round before are still read",
+        "a barrier is missing at the start of a round: q is not yet written when it is read",
         (LOOP, LOOP.replace("    __syncthreads();\n", "")),
     ),
     (

@@ -47,9 +47,11 @@ class Frame(NamedTuple):
 class SimtError(MinillmError):
     """A kernel made an error that the simulator detects.
 
-    `frames` are the places of the error: the innermost function first, then its callers as far as the compiler
-    put one into the other. `other_frames` are those of the second access of a race; `detail` says what happened
-    at both. `kind` is "race", "uninitialised", "copy not waited for", "divergence", "deadlock", "out of bounds",
+    `frames` are the places of the error: the innermost function first, then its callers as far as the
+    compiler put one into the other. `other_frames` are those of the second access of a race; `detail` says
+    what happened at both.
+
+    `kind` is "race", "uninitialised", "copy not waited for", "divergence", "deadlock", "out of bounds",
     "misaligned", "shared memory", "warp operation" or "launch". `file` and `line` are None if the debug
     information could not be read.
     """

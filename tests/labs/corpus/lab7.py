@@ -71,7 +71,8 @@ POINTERS = """
 """
 NO_ZEROS = """
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  for (int row = warp; row < kTile && first + row < n; row += 4) tile[row][lane] = from[(first + row) * kDim + lane];
+  for (int row = warp; row < kTile && first + row < n; row += 4)
+    tile[row][lane] = from[(first + row) * kDim + lane];
 """
 BY_COLUMN = """
   int row = threadIdx.x % 32, part = threadIdx.x / 32;
@@ -243,7 +244,8 @@ FROM_THE_DIAGONAL = """
   }
   if (first_row + row >= n) return;
   float inverse = 1.0f / s.sum;
-  for (int i = 0; i < kEach; i++) out[head + (first_row + row) * kDim + part + i * kParts] = sums[i] * inverse;
+  float* mine = out + head + (first_row + row) * kDim + part;
+  for (int i = 0; i < kEach; i++) mine[i * kParts] = sums[i] * inverse;
 """
 TWO_TILES = """
   SHARED(Tile, v_tile, );
@@ -260,7 +262,8 @@ TWO_TILES = """
     add_values(sums, factor, weights, v_tile, row, part);
   }
   for (int i = 0; i < kEach; i++)
-    if (first_row + row < n) out[head + (first_row + row) * kDim + part + i * kParts] = __fdividef(sums[i], s.sum);
+    if (int at = first_row + row; at < n)
+      out[head + at * kDim + part + i * kParts] = __fdividef(sums[i], s.sum);
 """
 SCORES_IN_SHARED_MEMORY = """
   load_tile(q_tile, q + head, first_row, n);
@@ -285,7 +288,8 @@ SCORES_IN_SHARED_MEMORY = """
     add_values(sums, factor, weights, kv_tile, row, part);
   }
   if (first_row + row < n)
-    for (int i = 0; i < kEach; i++) out[head + (first_row + row) * kDim + part + i * kParts] = sums[i] / s.sum;
+    for (int i = part; i < kDim; i += kParts)
+      out[head + (first_row + row) * kDim + i] = sums[i / kParts] / s.sum;
 """
 ALL_TILES = FROM_THE_DIAGONAL.replace(
     "for (int tile = blockIdx.x; tile >= 0; tile--) {",

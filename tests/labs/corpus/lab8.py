@@ -52,12 +52,14 @@ FLOAT4 = """
   float sum = 0;
   for (int i = 0; i < kDim / 4; i++) {
     float4 four = fours[i];
-    sum += q[4 * i] * four.x, sum += q[4 * i + 1] * four.y, sum += q[4 * i + 2] * four.z, sum += q[4 * i + 3] * four.w;
+    sum += q[4 * i] * four.x, sum += q[4 * i + 1] * four.y;
+    sum += q[4 * i + 2] * four.z, sum += q[4 * i + 3] * four.w;
   }
   return sum;
 """
 READ_ONLY = """
-  float4 low = __ldg(reinterpret_cast<const float4*>(key)), high = __ldg(reinterpret_cast<const float4*>(key) + 1);
+  const float4* halves = reinterpret_cast<const float4*>(key);
+  float4 low = __ldg(halves), high = __ldg(halves + 1);
   return (q[0] * low.x + q[1] * low.y + q[2] * low.z + q[3] * low.w) +
          (q[4] * high.x + q[5] * high.y + q[6] * high.z + q[7] * high.w);
 """
@@ -160,13 +162,14 @@ BARRIER_AT_THE_END = """
     max_score = fmaxf(max_score, block_max(score, scratch));
     weights[thread] = __expf(score - max_score);
     __syncthreads();
-    if (thread < kDim) add_values(column, sum, expf(before - max_score), weights, v_cache, offsets, count, thread);
+    float factor = expf(before - max_score);
+    if (thread < kDim) add_values(column, sum, factor, weights, v_cache, offsets, count, thread);
     __syncthreads();
   }
   if (thread < kDim) out[row + thread] = column * (1.0f / sum);
 """
 LAST_ROUND_FIRST = """
-  const int group = num_heads / num_kv_heads, kv_head = head / group, rounds = (keys + kThreads - 1) / kThreads;
+  const int kv_head = head / (num_heads / num_kv_heads), rounds = (keys + kThreads - 1) / kThreads;
   if (thread >= 32 && thread < 32 + kDim) q_row[thread - 32] = q[row + thread - 32];
   for (int round = rounds - 1; round >= 0; round--) {
     int first = round * kThreads;
@@ -179,7 +182,8 @@ LAST_ROUND_FIRST = """
     max_score = largest;
     weights[thread] = exists ? expf(score - largest) : 0;
     __syncthreads();
-    if (thread < kDim) add_values(column, sum, factor, weights, v_cache, offsets, min(kThreads, keys - first), thread);
+    int count = min(kThreads, keys - first);
+    if (thread < kDim) add_values(column, sum, factor, weights, v_cache, offsets, count, thread);
   }
   if (thread < kDim) out[row + thread] = __fdividef(column, sum);
 """
