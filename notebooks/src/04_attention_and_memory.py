@@ -100,7 +100,7 @@ for y, stride in enumerate((1, 2, 8)):
     for lane in range(8):
         ax.text(lane * stride + 0.5, y, str(lane), ha="center", va="center", color="white", fontsize=8)
 for word in range(0, 65, 8):
-    ax.axvline(word, color="black", linewidth=1.2)
+    ax.plot((word, word), (-0.5, 2.6), color="black", linewidth=1.2)
 legend = [Rectangle((0, 0), 1, 1, facecolor=c) for c in (BLUE, "#F0C9A8")]
 ax.legend(legend, ["read by lane 0 .. 7", "fetched, not used"], ncols=2, frameon=False, loc="upper right")
 ax.set(xlim=(0, 64), ylim=(2.6, -1.1), xticks=range(4, 64, 8), xticklabels=[f"sector {i}" for i in range(8)])
@@ -269,7 +269,7 @@ for row in range(4):
         colour = "white" if key > row else "#F0C9A8" if key == row else "#9CC7E2"
         ax.add_patch(Rectangle((32 * key, 32 * row), 32, 32, facecolor=colour, edgecolor="#888888"))
         if key <= row:
-            ax.text(32 * key + 16, 32 * row + 9, f"step {key + 1}", ha="center", va="center", fontsize=9)
+            ax.text(32 * key + 21, 32 * row + 6, f"step {key + 1}", ha="center", va="center", fontsize=9)
     ax.annotate(
         "",
         (32 * row + 29, 32 * row + 22),
@@ -339,7 +339,8 @@ ax.grid(color="#EEEEEE")
 show(
     fig,
     "Bytes of global memory over 16 to 2048 tokens, both axes logarithmic. The naive line rises with the "
-    "square of the length; the tiled line is much lower and in the end as steep; the minimum is straight.",
+    "square of the length; the tiled line is much lower and in the end as steep; the minimum rises in "
+    "proportion to the length.",
 )
 
 # %% [markdown]

@@ -42,18 +42,16 @@ def test_a_race_shows_both_lines_of_the_student_s_file(tmp_path):
     )
     row = judged("7.5", text, tmp_path)
     assert "between loading V and using it" in row.diagnosis
-    called = {int(line) for line in re.findall(r"called at lab7\.cu:(\d+)", row.message)}
-    assert called == {line_of(text, "load_tile(kv_tile, v"), line_of(text, "add_values(sums")}
-    assert "in load_tile" in row.message and "in add_values" in row.message
+    load, add = line_of(text, "load_tile(kv_tile, v"), line_of(text, "add_values(sums")
+    assert f"at lab7.cu:{load} (in load_tile)" in row.message
+    assert f"at lab7.cu:{add} (in add_values)" in row.message
 
 
 def test_a_race_in_the_student_s_own_lines_is_told_from_one_in_the_lab_s_part(tmp_path):
-    write = (
-        "  weights[row][part] = 0;\n  if (threadIdx.x == 0) weights[31][31] = weights[31][3];\n  // end 7.5"
-    )
-    row = judged("7.5", SOLUTION.replace("  // end 7.5", write), tmp_path)
-    at = line_of(SOLUTION, "// end 7.5") + 1
-    assert f"lab7.cu:{at}" in row.message and "race" in row.message and "own part" not in row.message
+    text = SOLUTION.replace("  // begin 7.5\n", "  // begin 7.5\n  weights[0][0] = threadIdx.x;\n")
+    row = judged("7.5", text, tmp_path)
+    at = f"at lab7.cu:{line_of(text, '// begin 7.5') + 1};"
+    assert row.message.count(at) == 2 and "race" in row.message and "own part" not in row.message
     assert row.diagnosis == ""  # it is no known mistake
 
 
@@ -61,7 +59,7 @@ def test_an_error_that_no_line_of_the_student_leads_to_is_in_the_lab_s_part(tmp_
     body = "  if (threadIdx.x < 32) tile[0][threadIdx.x] = from[threadIdx.x];\n"
     row = judged("7.1", replaced(SOLUTION, "7.1", body), tmp_path)
     assert "uninitialised of tile in store_tile" in row.message
-    assert "store_tile, the lab's own part of lab7.cu" in row.message
+    assert "in store_tile, the lab's own part" in row.message
 
 
 def test_a_compile_error_has_the_student_s_line(tmp_path):
@@ -87,6 +85,23 @@ def test_text_outside_of_the_sections_has_no_effect():
     on_the_host = SOLUTION.replace("LAUNCH(attention", "for (;;) out[0] = 0; LAUNCH(attention")
     assembled = filled(SOLUTION, on_the_host, list(sections(SOLUTION)), "lab7.cu")
     assert on_the_host != SOLUTION and "for (;;)" not in assembled
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['#include "lab7.cu"', "simt::barrier(0, {});", '  asm("");', "#line 3"],
+    ids=["include", "simt", "asm", "line"],
+)
+def test_a_section_that_reaches_beyond_a_kernel_is_not_run(tmp_path, line):
+    text = SOLUTION.replace("  // end 7.1", f"{line}\n  // end 7.1")
+    row = judged("7.1", text, tmp_path)
+    assert (row.earned, row.status) == (0, "unloadable")
+    assert f"lab7.cu:{line_of(SOLUTION, '// end 7.1')}:" in row.message
+
+
+def test_comments_may_say_anything(tmp_path):
+    text = SOLUTION.replace("  // end 7.1", "  // simt, asm\n  /* #include */\n// end 7.1")
+    assert judged("7.1", text, tmp_path).status == "ok"
 
 
 def test_the_last_task_needs_the_student_s_own_layout_and_loops(tmp_path):

@@ -13,6 +13,8 @@ running              supervise.py      starts child processes and enforces their
                      child.py          loads the student's file and judges it
 labs in CUDA         cuda_text.py      the sections of a .cu file
                      cuda_kernels.py   compiles them for the simulator and runs them
+                     cuda_errors.py    the simulator's errors with the lines of the student's file
+                     cuda_cost.py      what a kernel moved, beside what is needed
                      cuda_lab.py       lab and part
                      cuda_judge.py     judges one section
 helpers of cases     tiny_model.py     a small random model

@@ -16,55 +16,51 @@ from collections.abc import Sequence
 from minillm.ops.simt import SimtError
 from minillm.ops.simt.machine import Frame
 
-OWN = "the lab's own part of "
+_UNORDERED = ", nothing orders it after the other access"
 
 
 def in_words(error: SimtError, file: str) -> SimtError:
-    """`error` with its lines in the message, and with a short account without lines as its class's name."""
+    """`error` with its lines in the message, and with a short account without lines as its class's name.
+
+    So two errors are equal answers if the same happened to the same array in the same functions.
+    """
+    first, second = error.detail
+    message = f"{first.replace(_UNORDERED, '')}{_at(error.frames, file)}"
+    if second:
+        message += f"; {second}{_at(error.other_frames, file)}"
+    if _UNORDERED in first:
+        message += "; no barrier is between them"
+    where = f"block {error.block[0]}, thread {error.thread[0]}"
+    error.args = (message if "thread" in message else f"{where}: {message}",)
+    account = _account(error)
+    error.__class__ = type(account, (SimtError,), {"place": account})
+    return error
+
+
+def _account(error: SimtError) -> str:
+    """ "race of kv_tile: load_tile writes, add_values read"."""
     first, second = error.detail
     array = re.search(r"`(\w+)`", first)
     account = error.kind + (f" of {array[1]}" if array else "")
     if error.frames and error.other_frames:
-        account += f": {_deed(first, error.frames)}, {_deed(second, error.other_frames)}"
-    elif error.frames and error.frames[0].function:
-        account += f" in {error.frames[0].function}"
-    account += " after threads have returned" if "have returned" in first else ""
-    told = SimtError(
-        error.kind,
-        error.kernel,
-        error.block,
-        error.thread,
-        *_line(error.frames, file),
-        _sentence(first, error.frames, file)
-        + (f"; {_sentence(second, error.other_frames, file)}" if second else ""),
-        error.detail,
-        error.frames,
-        error.other_frames,
-    )
-    told.__class__ = type(account, (SimtError,), {})
-    return told
+        return f"{account}: {_deed(first, error.frames)}, {_deed(second, error.other_frames)}"
+    if error.frames and error.frames[0].function:
+        return f"{account} in {error.frames[0].function}"
+    return account + (" after threads have returned" if "have returned" in first else "")
 
 
 def _deed(what: str, frames: Sequence[Frame]) -> str:
     """ "load_tile writes"."""
-    verb = re.search(r" (reads|writes|read|wrote|issued)\b", what)
+    verb = re.search(r" (reads|writes|read|wrote)\b", f" {what}")
     return f"{frames[0].function} {verb[1] if verb else ''}".strip()
 
 
-def _line(frames: Sequence[Frame], file: str) -> tuple[str | None, int | None]:
-    """The innermost place in the student's file; without one, the place in the lab's own part."""
+def _at(frames: Sequence[Frame], file: str) -> str:
+    """ " at lab7.cu:139 (in score_keys)": the student's line, and the lab's function that it called."""
     mine = [frame for frame in frames if frame.file == file]
-    found = (mine or list(frames))[:1]
-    return (found[0].file, found[0].line) if found else (None, None)
-
-
-def _sentence(what: str, frames: Sequence[Frame], file: str) -> str:
-    """What happened, and the function and line where."""
-    place, line = _line(frames, file)
-    if place is None:
-        return what
-    inner = frames[0]
-    if place == file and (inner.file, inner.line) != (place, line):
-        return f"{what} (in {inner.function}, called at {place}:{line})"
-    at = f"{place}:{line}" if place == file else f"{inner.function}, {OWN}{file}"
-    return f"{what} (at {at})"
+    if not frames:
+        return ""
+    if not mine:
+        return f" in {frames[0].function}, the lab's own part" if frames[0].function else ""
+    inside = "" if mine[0] == frames[0] else f" (in {frames[0].function})"
+    return f" at {mine[0].file}:{mine[0].line}{inside}"

@@ -1,4 +1,4 @@
-"""Judge a CUDA lab's file section by section.
+"""A student's CUDA file section by section.
 
 To check one task, its section of the student's file is put into the finished file. So a mistake in another
 section does not affect this task. The last task puts all sections into it. Text outside of the sections and
@@ -7,51 +7,72 @@ the helpers has no effect: a launcher that computes on the host, for example, is
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import ModuleType
 
-from minillm.labs.grader.cuda_kernels import Build, Kernels, finished
+from minillm.labs.grader.cuda_kernels import Build, Kernels
 from minillm.labs.grader.cuda_lab import CudaLab
-from minillm.labs.grader.cuda_text import STUB, filled, for_task, sections
+from minillm.labs.grader.cuda_text import STUB, filled, for_task, helpers, sections
 from minillm.labs.grader.judge import judge
 from minillm.labs.grader.lab import Task
-from minillm.labs.grader.result import TaskResult, failed
+from minillm.labs.grader.result import Status, TaskResult, failed
+
+# What reads other files (the finished kernel is one of them), or reaches into the simulator that counts.
+_REACHES = re.compile(
+    r"(?:#|%:|\?\?=)\s*(?:include\w*|import|embed|line)\b[^\n]*|\b(?:_Pragma|(?:__)?asm(?:__)?|simt|__tsan\w*)\b"
+)
+
+
+class NotJudged(Exception):
+    """The section is not run: it is missing, not written, or reaches beyond a kernel."""
+
+    def __init__(self, status: Status, message: str) -> None:
+        super().__init__(message)
+        self.status: Status = status
 
 
 def judge_section(lab: CudaLab, task: Task, text: str, file: Path) -> TaskResult:
-    """Judge one task of the student's text."""
-    return lacking(lab, task, text, file) or judge(
-        task, student_kernels(lab, task, text), own_kernels(lab, task), file
-    )
+    """Judge one task of the student's text in this process."""
+    try:
+        return judge(task, section_kernels(lab, task, text, file), own_kernels(lab, task), file)
+    except NotJudged as reason:
+        return failed(task, reason.status, str(reason))
 
 
-def lacking(lab: CudaLab, task: Task, text: str, file: Path) -> TaskResult | None:
-    """The result if the text lacks a section of the task; None if all are written."""
-    mine = sections(text)
-    for number in _needed(lab, task):
+def section_kernels(lab: CudaLab, task: Task, text: str, file: Path) -> Kernels:
+    """The finished file with the student's section of `task`; with all sections for a task without part.
+
+    Raises:
+        NotJudged: a section is missing or not written, or has what a kernel does not need.
+    """
+    mine, needed = sections(text), [task.number] if task.part else list(sections(lab.solution()))
+    for number in needed:
         if number not in mine:
             lost = f"// begin {number} ... // end {number}"
-            return failed(task, "missing", f"{file.name} has no {lost}: start from the skeleton")
+            raise NotJudged("missing", f"{file.name} has no {lost}: start from the skeleton")
         if STUB in mine[number][1]:
             name = task.part.label if task.part else "the whole kernel"
-            hint = f"minillm labs hint {task.number}"
-            return failed(task, "todo", f"Lab {task.number} {name}; hint: {hint}")
-    return None
-
-
-def student_kernels(lab: CudaLab, task: Task, text: str) -> Kernels:
-    """The finished file with the student's sections of this task, ready to run."""
-    assembled = filled(lab.solution(), text, _needed(lab, task), lab.file)
+            raise NotJudged("todo", f"Lab {task.number} {name}; hint: minillm labs hint {task.number}")
+    for line, body in (helpers(text), *(mine[number] for number in needed)):
+        code = _without_comments(body)
+        if found := _REACHES.search(code):
+            at = line + code.count("\n", 0, found.start())
+            raise NotJudged("unloadable", f"{file.name}:{at}: {found[0].strip()!r} has no place in a kernel")
+    assembled = filled(lab.solution(), text, needed, lab.file)
     return Build(lab.file).add(for_task(lab.package / lab.file, task.number, assembled))
 
 
+def _without_comments(code: str) -> str:
+    """`code` with spaces for comments, on the same lines."""
+    joined = code.replace("\\\n", "  ")
+    return re.sub(r"//[^\n]*|/\*.*?\*/", lambda m: re.sub(r"[^\n]", " ", m[0]), joined, flags=re.DOTALL)
+
+
 def own_kernels(lab: CudaLab, task: Task) -> Kernels:
-    """The finished file, ready to run."""
-    return finished(lab.package / lab.file, task.number)
-
-
-def _needed(lab: CudaLab, task: Task) -> list[str]:
-    return [task.number] if task.part else list(sections(lab.solution()))
+    """The finished file with the check kernels of the task, ready to run."""
+    own = task.part.own if task.part else lab.own()
+    return own  # type: ignore[no-any-return]
 
 
 def load_source(file: Path) -> ModuleType:
