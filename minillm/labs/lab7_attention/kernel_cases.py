@@ -52,7 +52,8 @@ def load(firsts: list[int], n: int, behind: int, kernels: Kernels) -> list[Any]:
     matrix, tile = random(n + behind, DIM), torch.full((TILE, DIM), torch.nan)
     matrix[n:] = 99
     first = torch.tensor(firsts, dtype=torch.int32)
-    kernels.run("run_load", **{"from": matrix, "to": tile, "first": first, "loads": len(firsts), "n": n})
+    arguments: dict[str, Any] = {"from": matrix, "to": tile, "first": first, "loads": len(firsts), "n": n}
+    kernels.run("run_load", **arguments)
     counted, rows = kernels.counted, sum(min(TILE, max(0, n - at)) for at in firsts)
     # Reading `first` is a sector a warp.
     fetched = counted.global_read_sectors - WARPS * len(firsts)
