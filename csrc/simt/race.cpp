@@ -71,9 +71,11 @@ bool ordered(const Access& a, const Access& here) {
   return a.warp_syncs < here.warp_syncs || a.lanes == here.lanes;
 }
 
-std::string name_of(const Access& a) {
+// The first thread of an access; of several lanes of the warp of `here` one that is not `here`.
+std::string name_of(const Access& a, const Access& here) {
   const dim3& size = machine().block_size;
-  unsigned rank = a.warp * 32 + __builtin_ctz(a.lanes);
+  bool with_others = a.block == here.block && a.warp == here.warp && (a.lanes & ~here.lanes);
+  unsigned rank = a.warp * 32 + __builtin_ctz(with_others ? a.lanes & ~here.lanes : a.lanes);
   std::string thread = std::to_string(rank % size.x);
   if (size.y * size.z > 1)
     thread = "(" + thread + ", " + std::to_string(rank / size.x % size.y) + ", " + std::to_string(rank / size.x / size.y) + ")";
@@ -81,8 +83,8 @@ std::string name_of(const Access& a) {
 }
 
 [[noreturn]] void race(const void* address, const char* verb, const Access& here, const char* other_verb, const Access& other) {
-  fail("race", name_of(here) + " " + verb + " " + describe(address) + ", nothing orders it after the other access",
-       {nullptr, 0, here.pc}, name_of(other) + " " + other_verb + " it", {nullptr, 0, other.pc});
+  fail("race", name_of(here, here) + " " + verb + " " + describe(address) + ", nothing orders it after the other access",
+       {nullptr, 0, here.pc}, name_of(other, here) + " " + other_verb + " it", {nullptr, 0, other.pc});
 }
 
 void note_read(Access& read, const Access& here) {

@@ -280,6 +280,11 @@ void require_full_mask(unsigned mask, Where where) {
   if (mask != ~0u) fail("warp operation", "the mask must name all 32 lanes (0xffffffff)", place(where));
 }
 
+void require_width(int width, Where where) {
+  if (width < 1 || width > 32 || (width & (width - 1)))
+    fail("warp operation", "the width is 32, 16, 8, 4, 2 or 1, not " + std::to_string(width), place(where));
+}
+
 void warp_operation(const char* name, void* operand, Combine combine, Where where) {
   Machine& m = machine();
   Thread& self = *m.running;

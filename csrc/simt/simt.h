@@ -16,9 +16,11 @@
 
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #define __global__
 #define __device__
@@ -58,6 +60,7 @@ void barrier(const char* name, Where where);
 using Combine = void (*)(void* const operands[32]);
 void warp_operation(const char* name, void* operand, Combine combine, Where where);
 void require_full_mask(unsigned mask, Where where);
+void require_width(int width, Where where);
 
 // The block's array of this name: the same memory for every thread of the block.
 void* shared_array(const char* name, size_t bytes, Where where);
@@ -92,44 +95,7 @@ void launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, cons
 
 inline void __syncthreads(simt::Where where = simt::Where::current()) { simt::barrier("__syncthreads", where); }
 
-// ---- warp operations --------------------------------------------------------------------------
-
-inline void __syncwarp(unsigned mask = ~0u, simt::Where where = simt::Where::current()) {
-  simt::require_full_mask(mask, where);
-  simt::warp_operation("__syncwarp", nullptr, [](void* const*) {}, where);
-}
-
-namespace simt {
-template <class T>
-struct Shuffle {
-  T in, out;
-  int lane;  // the source lane, or the mask of __shfl_xor_sync
-};
-}  // namespace simt
-
-// Lane i gets the value of lane i XOR lane_mask.
-template <class T>
-T __shfl_xor_sync(unsigned mask, T value, int lane_mask, simt::Where where = simt::Where::current()) {
-  simt::require_full_mask(mask, where);
-  simt::Shuffle<T> mine{value, value, lane_mask};
-  simt::warp_operation("__shfl_xor_sync", &mine, [](void* const* operands) {
-    simt::Shuffle<T>* const* lanes = reinterpret_cast<simt::Shuffle<T>* const*>(operands);
-    for (int i = 0; i < 32; i++) lanes[i]->out = lanes[(i ^ lanes[i]->lane) & 31]->in;
-  }, where);
-  return mine.out;
-}
-
-// Every lane gets the value of `lane`.
-template <class T>
-T __shfl_sync(unsigned mask, T value, int lane, simt::Where where = simt::Where::current()) {
-  simt::require_full_mask(mask, where);
-  simt::Shuffle<T> mine{value, value, lane};
-  simt::warp_operation("__shfl_sync", &mine, [](void* const* operands) {
-    simt::Shuffle<T>* const* lanes = reinterpret_cast<simt::Shuffle<T>* const*>(operands);
-    for (int i = 0; i < 32; i++) lanes[i]->out = lanes[lanes[i]->lane & 31]->in;
-  }, where);
-  return mine.out;
-}
+#include "warp.h"
 
 // ---- memory -----------------------------------------------------------------------------------
 
@@ -260,17 +226,10 @@ void load_matrices_transposed(T* numbers, const T* row, simt::Where where = simt
   simt::warp_operation("ldmatrix.trans", &mine, simt::spread_matrices<kMatrices, true, T>, where);
 }
 
-template <class T>
-T min(T a, T b) {
-  return b < a ? b : a;
-}
-template <class T>
-T max(T a, T b) {
-  return a < b ? b : a;
-}
 // ex2.approx.ftz: subnormal results are 0. PTX ISA: ex2.
 inline float exp2_approx(float x) {
   float result = std::exp2(x);
   return result < 0x1p-126f ? 0.0f : result;
 }
-inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+
+#include "cuda_words.h"

@@ -28,6 +28,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from IPython.display import display
+from matplotlib.patches import Rectangle
 
 from minillm.bench.traffic import Shape, minimum, naive, one_by_one, run_rung, tiled
 from minillm.ops.simt import SimtError, compile_kernels, flavour, profile
@@ -35,6 +37,12 @@ from minillm.ops.simt import SimtError, compile_kernels, flavour, profile
 plt.rcParams.update({"figure.dpi": 90, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"  # safe for colour-blind readers
 folder = Path(tempfile.mkdtemp())
+
+
+def show(fig, alt):
+    """Display a picture with `alt`, a text for those who cannot see it."""
+    display(fig, metadata={"image/png": {"alt": alt}})
+    plt.close(fig)
 
 
 def cuda(name, source):
@@ -76,8 +84,40 @@ for stride in (1, 2, 8, 32):
     print(f"{stride:6} {p.global_read_bytes:14} {32 * p.global_read_sectors:15}")
 
 # %% [markdown]
-# The kernel reads 512 bytes every time. With a stride of 8, each float costs a whole sector.
-#
+# The kernel reads 512 bytes every time. With a stride of 8, each float costs a whole sector. The picture
+# shows the first eight lanes of a warp:
+
+# %%
+fig, ax = plt.subplots(figsize=(8, 2.6), layout="constrained")
+for y, stride in enumerate((1, 2, 8)):
+    wanted = {lane * stride for lane in range(8)}
+    for word in range(64):
+        fetched = word // 8 in {w // 8 for w in wanted}
+        colour = BLUE if word in wanted else "#F0C9A8" if fetched else "white"
+        ax.add_patch(
+            Rectangle((word, y - 0.35), 1, 0.7, facecolor=colour, edgecolor="#CCCCCC", linewidth=0.5)
+        )
+    for lane in range(8):
+        ax.text(lane * stride + 0.5, y, str(lane), ha="center", va="center", color="white", fontsize=8)
+for word in range(0, 65, 8):
+    ax.plot((word, word), (-0.5, 2.6), color="black", linewidth=1.2)
+legend = [Rectangle((0, 0), 1, 1, facecolor=c) for c in (BLUE, "#F0C9A8")]
+ax.legend(legend, ["read by lane 0 .. 7", "fetched, not used"], ncols=2, frameon=False, loc="upper right")
+ax.set(xlim=(0, 64), ylim=(2.6, -1.1), xticks=range(4, 64, 8), xticklabels=[f"sector {i}" for i in range(8)])
+ax.set(
+    yticks=(0, 1, 2),
+    yticklabels=(1, 2, 8),
+    xlabel="global memory: 64 floats, eight in each sector of 32 bytes",
+    ylabel="stride",
+)
+ax.tick_params(length=0)
+show(
+    fig,
+    "Three rows of 64 memory words, divided into eight sectors. With stride 1 eight lanes read all words of "
+    "one sector; with stride 2 every second word of two sectors; with stride 8 one word of each sector.",
+)
+
+# %% [markdown]
 # The simulator also finds what a kernel must *not* do, and names the line. A GPU would report "illegal memory
 # access", or nothing at all.
 
@@ -124,6 +164,34 @@ except SimtError as error:
     print(error)
 
 # %% [markdown]
+# Shared memory has 32 *banks*: word w lies in bank w mod 32. In one *wavefront* each bank delivers one word.
+# So the time of an access depends on the banks that its lanes read:
+
+# %%
+fig, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained", sharey=True)
+for ax, title, is_read in (
+    (axes[0], "lanes read a row: 1 wavefront", lambda row, bank: row == 2),
+    (axes[1], "lanes read a column: 8 wavefronts", lambda row, bank: bank == 5),
+):
+    for row in range(8):
+        for bank in range(32):
+            colour = BLUE if is_read(row, bank) else "white"
+            ax.add_patch(Rectangle((bank, row), 1, 1, facecolor=colour, edgecolor="#CCCCCC", linewidth=0.5))
+    ax.set(xlim=(0, 32), ylim=(8, 0), xlabel="bank = word mod 32", title=title)
+    ax.set(xticks=(0.5, 8.5, 16.5, 24.5, 31.5), xticklabels=(0, 8, 16, 24, 31))
+axes[0].set(ylabel="row (32 words)", yticks=[i + 0.5 for i in range(8)], yticklabels=range(8))
+legend = Rectangle((0, 0), 1, 1, facecolor=BLUE)
+fig.legend([legend], ["words that the lanes read"], frameon=False, loc="outside lower center")
+show(
+    fig,
+    "Two grids of 8 rows and 32 banks. Left: one row is read, one word in each bank. Right: one column is "
+    "read, all eight words in bank 5.",
+)
+
+# %% [markdown]
+# Eight words of one bank are a *bank conflict*: the lanes wait for eight wavefronts. (Lanes that read the
+# *same* word do not wait.) In exercise 3 you remove such a conflict.
+#
 # ## 4.3 The budgets of attention
 #
 # For one head, with $N$ tokens and head size $D$, causal:
@@ -192,6 +260,42 @@ assert v2.tensors["k_cache"][0] == shape.num_heads * sum(tiles) * shape.row == t
 print("keys visited by the four tiles of rows:", tiles)
 
 # %% [markdown]
+# The walk over the tiles. Each tile of rows belongs to one block of threads; the blocks run independently.
+
+# %%
+fig, ax = plt.subplots(figsize=(6.4, 4), layout="constrained")
+for row in range(4):
+    for key in range(4):
+        colour = "white" if key > row else "#F0C9A8" if key == row else "#9CC7E2"
+        ax.add_patch(Rectangle((32 * key, 32 * row), 32, 32, facecolor=colour, edgecolor="#888888"))
+        if key <= row:
+            ax.text(32 * key + 21, 32 * row + 6, f"step {key + 1}", ha="center", va="center", fontsize=9)
+    ax.annotate(
+        "",
+        (32 * row + 29, 32 * row + 22),
+        (3, 32 * row + 22),
+        arrowprops={"arrowstyle": "->", "color": BLUE, "lw": 2},
+    )
+ax.plot((0, 128), (0, 128), color="black", linewidth=1)
+legend = [Rectangle((0, 0), 1, 1, facecolor=c, edgecolor="#888888") for c in ("#9CC7E2", "#F0C9A8", "white")]
+legend += [plt.Line2D([], [], color="black"), plt.Line2D([], [], color=BLUE, lw=2)]
+names = [
+    "all pairs visible",
+    "visible up to the diagonal",
+    "never loaded",
+    "the diagonal",
+    "walk of one block",
+]
+ax.legend(legend, names, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+ax.set(xlim=(0, 128), ylim=(128, 0), xlabel="keys", ylabel="rows", aspect="equal")
+ax.set(xticks=range(0, 129, 32), yticks=range(0, 129, 32))
+show(
+    fig,
+    "A grid of four by four tiles of 32 rows and 32 keys. Each block walks from the first tile of keys to "
+    "the tile on the diagonal: one to four steps. Tiles right of the diagonal are never loaded.",
+)
+
+# %% [markdown]
 # There is no score matrix now. K and V are read once per *tile* of rows instead of once per row: about 32
 # times less (diagonal tiles read some keys that are hidden). Most of the traffic is now in shared memory:
 
@@ -218,7 +322,8 @@ def total(traffic):
 for rung, formula, colour, label in (("v1", naive, ORANGE, "naive"), ("v2", tiled, BLUE, "tiled")):
     ax.plot(lengths, [total(formula(Shape(n, n))) for n in lengths], color=colour, label=label)
     points = [run_rung(rung, Shape(n, n)) for n in counted]
-    ax.plot(counted, [p.global_read_bytes + p.global_write_bytes for p in points], "o", color=colour)
+    moved = [p.global_read_bytes + p.global_write_bytes for p in points]
+    ax.plot(counted, moved, "o", color=colour, label=f"{label}, counted")
 ax.plot(
     lengths,
     [sum(naive(Shape(n, n))["scores"]) for n in lengths],
@@ -231,7 +336,12 @@ ax.set(xscale="log", yscale="log", xlabel="tokens", ylabel="bytes of global memo
 ax.xaxis.set_major_formatter("{x:g}")
 ax.legend(frameon=False)
 ax.grid(color="#EEEEEE")
-plt.show()
+show(
+    fig,
+    "Bytes of global memory over 16 to 2048 tokens, both axes logarithmic. The naive line rises with the "
+    "square of the length; the tiled line is much lower and in the end as steep; the minimum rises in "
+    "proportion to the length.",
+)
 
 # %% [markdown]
 # The tiled line has the slope of the naive line. It is still a square, but about 32 times lower, because K
@@ -348,6 +458,11 @@ attempt(check_transpose)
 # * **Tensor cores, asynchronous copies, Hopper's copy engine**: later kernels use them and move the same
 #   bytes.
 #
-# **Next.** `minillm bench kernels --backend simt` prints the ladder's traffic for any length. Then open
-# `csrc/cuda/attention/attention_v2.cu`, remove a barrier, and run `tests/cuda/test_cuda_mutants.py` to see
-# what happens.
+# **Next.** In [lab 7](labs/lab7_attention/README.md) you write the tiled kernel yourself, part by part, and
+# the grader counts its bytes, wavefronts and barriers. In [lab 8](labs/lab8_decode/README.md) you write the
+# kernel of decode, over the pages of a cache, and an engine generates text with it.
+#
+#     minillm labs start 7
+#     minillm labs start 8
+#
+# `minillm bench kernels --backend simt` prints the traffic of the engine's kernels for any length.

@@ -103,9 +103,15 @@ def _normalise(notebook: Any) -> None:
             if "execution_count" in output:
                 output.execution_count = count
             if "metadata" in output:
-                output.metadata = nbformat.from_dict({})
+                output.metadata = nbformat.from_dict(_alternative_text(output.metadata))
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = _small_png(output.data["image/png"])
+
+
+def _alternative_text(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The metadata of an output without all but the text for readers who cannot see the picture."""
+    alt = metadata.get("image/png", {}).get("alt")
+    return {"image/png": {"alt": alt}} if alt else {}
 
 
 def _joined_streams(outputs: list[Any]) -> list[Any]:

@@ -27,7 +27,7 @@ if CUDA is None:
 
 RECORD = Path(__file__).parent / "cuda_registers.json"
 SOURCES = find_sources("cuda", ".cu")
-OTHERS = [Path(__file__).parent / "kernels" / name for name in ("counted.cu", "bugs.cu")]
+OTHERS = [Path(__file__).parent / "kernels" / name for name in ("counted.cu", "bugs.cu", "words.cu")]
 OTHERS += [find_lab(number).package / f"lab{number}.cu" for number in ("7", "8")]
 FUNCTION = re.compile(
     r"Compiling entry function '(\S+)' for '(\S+)'.*?"

@@ -29,6 +29,8 @@ judging              judge.py          one task: differences, diagnosis
                      report.py         all results, as a table and as JSON
 labs in CUDA         cuda_text.py      the sections of a .cu file
                      cuda_kernels.py   compiles them for the simulator and runs them
+                     cuda_errors.py    the simulator's errors with the lines of the student's file
+                     cuda_cost.py      what a kernel moved, beside what is needed
                      cuda_lab.py       lab and part
                      cuda_judge.py     one section of a file
 student packages     recorded.py       the lab of an engine without its parts: recorded answers

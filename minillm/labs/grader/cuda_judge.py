@@ -1,7 +1,8 @@
 """A student's CUDA file section by section.
 
 To check one task, its section of the student's file is put into the finished file. So a mistake in another
-section does not affect this task. `#line` keeps the student's line numbers in every message.
+section does not affect this task. The last task puts all sections into it. Text outside of the sections and
+the helpers has no effect: a launcher that computes on the host, for example, is not run.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ import re
 from pathlib import Path
 from types import ModuleType
 
-from minillm.labs.grader.cuda_kernels import Kernels
+from minillm.labs.grader.cuda_kernels import Build, Kernels
 from minillm.labs.grader.cuda_lab import CudaLab
-from minillm.labs.grader.cuda_text import STUB, check_kernels, replaced, sections
+from minillm.labs.grader.cuda_text import STUB, filled, for_task, helpers, sections
 from minillm.labs.grader.lab import Task
 from minillm.labs.grader.result import Status
 
-# What reads other files: the finished kernel is one of them.
-_READS = re.compile(r"(?:#|%:|\?\?=)\s*(?:include\w*|import|embed)\b[^\n]*|\b_Pragma\b|\b(?:__)?asm(?:__)?\b")
+# What reads other files (the finished kernel is one of them), or reaches into the simulator that counts.
+_REACHES = re.compile(
+    r"(?:#|%:|\?\?=)\s*(?:include\w*|import|embed|line)\b[^\n]*|\b(?:_Pragma|(?:__)?asm(?:__)?|simt|__tsan\w*)\b"
+)
 
 
 class NotJudged(Exception):
-    """The part is not run: it is missing, not written, or not the file's own."""
+    """The section is not run: it is missing, not written, or reaches beyond a kernel."""
 
     def __init__(self, status: Status, message: str) -> None:
         super().__init__(message)
@@ -29,41 +32,32 @@ class NotJudged(Exception):
 
 
 def section_kernels(lab: CudaLab, task: Task, text: str, file: Path) -> Kernels:
-    """The finished file with the student's section of `task`, or for a task without part the student's file.
+    """The finished file with the student's section of `task`; with all sections for a task without part.
 
     Raises:
-        NotJudged: a section is missing or not written, or the file includes other files.
+        NotJudged: a section is missing or not written, or has what a kernel does not need.
     """
-    mine, check = sections(text), check_kernels(lab.package / lab.file)
-    for number in [task.number] if task.part else sections(lab.solution()):
+    mine, needed = sections(text), [task.number] if task.part else list(sections(lab.solution()))
+    for number in needed:
         if number not in mine:
             lost = f"// begin {number} ... // end {number}"
             raise NotJudged("missing", f"{file.name} has no {lost}: start from the skeleton")
         if STUB in mine[number][1]:
             name = task.part.label if task.part else "the whole kernel"
             raise NotJudged("todo", f"Lab {task.number} {name}; hint: minillm labs hint {task.number}")
-    if reads := _other_reads(lab, text):
-        raise NotJudged("refused", f"{file.name} reads another file: {reads}")
-    if task.part is None:
-        return Kernels(lab.file, f'#line 1 "{file.name}"\n{text}\n{check}')
-    line, body = mine[task.number]
-    theirs = f"the lab's own part of {file.name}"
-    end = _line_of_end(lab, task)
-    body = f'#line {line} "{file.name}"\n{body}#line {end} "{theirs}"\n'
-    return Kernels(lab.file, f'#line 1 "{theirs}"\n' + replaced(lab.solution(), task.number, body) + check)
+    for line, body in (helpers(text), *(mine[number] for number in needed)):
+        code = _without_comments(body)
+        if found := _REACHES.search(code):
+            at = line + code.count("\n", 0, found.start())
+            raise NotJudged("refused", f"{file.name}:{at}: {found[0].strip()!r} has no place in a kernel")
+    assembled = filled(lab.solution(), text, needed, lab.file)
+    return Build(lab.file).add(for_task(lab.package / lab.file, task.number, assembled))
 
 
-def _line_of_end(lab: CudaLab, task: Task) -> int:
-    """The number of the line `// end` of the task in the finished file."""
-    line, body = sections(lab.solution())[task.number]
-    return line + body.count("\n")
-
-
-def _other_reads(lab: CudaLab, text: str) -> str:
-    """The first line that reads a file which the finished file does not read; "" if there is none."""
-    own = {match[0].strip() for match in _READS.finditer(lab.solution())}
-    joined = text.replace("\\\n", "")
-    return next((m[0].strip() for m in _READS.finditer(joined) if m[0].strip() not in own), "")
+def _without_comments(code: str) -> str:
+    """`code` with spaces for comments, on the same lines."""
+    joined = code.replace("\\\n", "  ")
+    return re.sub(r"//[^\n]*|/\*.*?\*/", lambda m: re.sub(r"[^\n]", " ", m[0]), joined, flags=re.DOTALL)
 
 
 def load_source(file: Path) -> ModuleType:

@@ -1,69 +1,119 @@
-"""A CUDA lab's text, compiled for the simulator and run in it, with checks for races and byte counts."""
+"""A CUDA lab's texts, compiled for the simulator and run in it, with checks for races and byte counts.
+
+A compiler reads the headers for two seconds, and each text for half a second. So texts that are used together
+(the known mistakes of a task) are compiled together, each in a namespace of its own:
+
+    #define run_load v3_run_load
+    namespace v3 {                      text 3, its launcher is called v3_run_load
+    ...
+    }
+
+The lab's own texts never change, so their libraries stay in the cache. A student's is compiled in a temporary
+folder.
+"""
 
 from __future__ import annotations
 
 import re
 import tempfile
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from minillm.errors import UsageError
-from minillm.labs.grader.cuda_text import check_kernels, sections_by_line
+from minillm.labs.grader.cuda_errors import in_words
+from minillm.labs.grader.cuda_text import for_task, replaced, sections
 from minillm.ops.simt import KernelLibrary, Profile, SimtError, compile_kernels, flavour, profile
 
 
-class Kernels:
-    """A .cu text, compiled when it is first run. Runs are checked for races and counted."""
+class Build:
+    """Texts that are compiled together, when the first of them runs."""
 
-    def __init__(self, name: str, text: str) -> None:
-        self.name, self.text = name, text
-        self.counted = Profile()
+    def __init__(self, name: str, is_kept: bool = False) -> None:
+        self.name, self.is_kept = name, is_kept
+        self.texts: list[str] = []
+
+    def add(self, text: str) -> Kernels:
+        """The kernels of one more text."""
+        self.texts.append(text)
+        return Kernels(self, len(self.texts) - 1)
 
     @cached_property
-    def _library(self) -> KernelLibrary:
+    def library(self) -> KernelLibrary:
+        """The compiled texts.
+
+        Raises:
+            UsageError: a text does not compile.
+        """
         # The folder must live as long as the kernels: errors read line numbers from the library's debug data.
         self._folder = tempfile.TemporaryDirectory()
         path = Path(self._folder.name) / self.name
-        path.write_text(self.text, encoding="utf-8")
+        path.write_text(
+            '#include "dialect.h"\n' + "".join(map(_apart, range(len(self.texts)), self.texts)),
+            encoding="utf-8",
+        )
         try:
-            return compile_kernels(path, folder=path.parent)
+            return compile_kernels(path, folder=None if self.is_kept else path.parent)
         except UsageError as error:
             raise UsageError(error.message.replace(f"{path.parent}/", "")) from None
 
-    def run(self, launcher: str, **arguments: Any) -> None:
-        """Call a launcher in the `check` flavour; `counted` becomes the traffic of its kernels.
+
+class Kernels:
+    """One text of a build. Runs are checked for races and counted."""
+
+    def __init__(self, build: Build, index: int) -> None:
+        self.build, self.index = build, index
+        self.counted = Profile()
+
+    def run(self, launcher: str, is_checked: bool = True, **arguments: Any) -> None:
+        """Call a launcher; `counted` becomes the traffic of its kernels.
+
+        Without `is_checked` races and reads of uninitialised memory are no errors. Then the numbers show what
+        they do, always the same, because the simulator's order is fixed.
 
         Raises:
-            SimtError: its class has the name of the error's kind, so different kinds are different answers.
+            SimtError: the name of its class says what happened to what in which functions, so two errors are
+                equal answers if they are the same error at the same place.
             UsageError: the text does not compile.
         """
-        library = self._library  # compile before the profile begins
+        library = self.build.library  # compile before the profile begins
         try:
-            with flavour("check"), profile() as self.counted:
-                library.run(launcher, **arguments)
+            with flavour("check" if is_checked else "fast"), profile() as self.counted:
+                library.run(_name(self.index, launcher), **arguments)
         except SimtError as error:
-            error.__class__ = type(error.kind.replace(" ", "_"), (SimtError,), {"place": self._place(error)})
-            raise
-
-    def _place(self, error: SimtError) -> str:
-        """The array, and the sections of the statements that the error names: the same in every file."""
-        names = sections_by_line(self.text, self.name)
-        found = re.findall(r"(?:at|from) ([^:;]*\.cu):(\d+)", str(error))
-        array = re.search(r"(?:reads|writes) `?(\w+)", str(error))
-        return " ".join(
-            [array[1] if array else "", *(names.get((name, int(line)), "given") for name, line in found)]
-        )
+            raise in_words(error, self.build.name) from None
 
 
-def finished(file: Path) -> Kernels:
-    """The finished file of a lab with its check kernels."""
-    return Kernels(file.name, file.read_text(encoding="utf-8") + check_kernels(file))
+@cache
+def finished(file: Path, number: str = "") -> Kernels:
+    """The finished file of a lab, with the check kernels of task `number`."""
+    return Build(file.name, is_kept=True).add(for_task(file, number))
 
 
-def edited(file: Path, old: str, new: str) -> Kernels:
-    """The finished file with one mistake in it."""
-    text = file.read_text(encoding="utf-8")
-    if text.count(old) != 1:
-        raise LookupError(f"{file.name} has {old!r} {text.count(old)} times")
-    return Kernels(file.name, text.replace(old, new) + check_kernels(file))
+class Edits:
+    """The finished file with mistakes in the section of one task."""
+
+    def __init__(self, file: Path, number: str) -> None:
+        self._file, self._number, self._build = file, number, Build(file.name, is_kept=True)
+
+    def __call__(self, *changes: tuple[str, str]) -> Kernels:
+        """The file with each `old` of the section replaced by its `new`."""
+        text = self._file.read_text(encoding="utf-8")
+        body = sections(text)[self._number][1]
+        for old, new in changes:
+            if body.count(old) != 1:
+                raise LookupError(f"section {self._number} has {old!r} {body.count(old)} times")
+            body = body.replace(old, new)
+        return self._build.add(for_task(self._file, self._number, replaced(text, self._number, body)))
+
+
+def _name(index: int, launcher: str) -> str:
+    return f"v{index}_{launcher}"
+
+
+def _apart(index: int, text: str) -> str:
+    """`text` in its own namespace, its launchers under their own names."""
+    launchers = sorted(set(re.findall(r"\bvoid (run_\w+)\(", text)))
+    defined = "".join(f"#define {name} {_name(index, name)}\n" for name in launchers)
+    undefined = "".join(f"#undef {name}\n" for name in launchers)
+    return f"{defined}namespace v{index} {{\n{text}\n}}\n{undefined}"

@@ -12,15 +12,20 @@ from minillm.labs.grader.lab import Lab, Part
 
 @dataclass(frozen=True)
 class Section(Part):
-    """A section of a CUDA lab: `module` is the .cu file, the section is the body of function `name`."""
+    """A section of a CUDA lab: `module` is the .cu file, the section is the body of function `name`.
+
+    `task`: the number of its task, "7.2".
+    """
+
+    task: str = ""
 
     @property
     def own(self) -> Any:
-        """The finished file, as kernels that can be run."""
+        """The finished file with the check kernels of its task, ready to run."""
         # Imported here, because it imports torch and the simulator; the command line needs neither.
         from minillm.labs.grader.cuda_kernels import finished
 
-        return finished(Path(self.module))
+        return finished(Path(self.module), self.task)
 
     @property
     def label(self) -> str:
@@ -36,6 +41,12 @@ class CudaLab(Lab):
     def file(self) -> str:
         """Name of the student's file."""
         return f"lab{self.number}.cu"
+
+    def own(self) -> Any:
+        """The finished file, ready to run."""
+        from minillm.labs.grader.cuda_kernels import finished
+
+        return finished(self.package / self.file)
 
     def solution(self) -> str:
         """The finished file."""

@@ -14,7 +14,6 @@ import torch
 
 from minillm.labs.grader.answers import plain_answer
 from minillm.labs.grader.codec import Foreign, Raised
-from minillm.labs.grader.cuda_lab import CudaLab
 from minillm.labs.grader.hidden import with_hidden
 from minillm.labs.grader.lab import Lab, Task
 from minillm.labs.grader.meter import Passes, counted_passes
@@ -62,7 +61,7 @@ class Reference:
 
 def engine_reference(lab: Lab) -> Reference:
     """The engine's own parts as the right ones."""
-    whole = lab.parts[0].own if isinstance(lab, CudaLab) else lab.own()  # a section's own is the whole file
+    whole = lab.own()
     return Reference(lambda task: whole if task.part is None else task.part.own)
 
 

@@ -1,6 +1,7 @@
 // Lab 8: paged decode attention in CUDA.
 //
-// Write the code between each pair of `// begin` and `// end`. The rest is given; do not change it.
+// Write the code between each pair of `// begin` and `// end`. The rest is given; a change of it has no effect.
+// Functions of your own go between `// begin helpers` and `// end helpers`.
 // The file is CUDA: the simulator runs it (minillm labs check 8), and nvcc compiles the same source.
 //
 //     block (sequence, head)     128 keys at a time, one per thread; then one output column per thread
@@ -16,9 +17,14 @@ constexpr int kDim = 8;         // head size of the tiny model
 constexpr int kThreads = 128;   // threads of a block: four warps
 constexpr int kWarps = kThreads / 32;
 
+// begin helpers
+// end helpers
+
 // ---- 8.1 --------------------------------------------------------------------------------------
 
-// The slot of the cache that holds position `key` of the sequence with block table `table`.
+// The slot of the cache that holds position `key` of the sequence with block table `table`: entry i of the table is
+// the page of the positions i * block_size .. (i + 1) * block_size - 1, and page p has the slots p * block_size .. .
+// block_size is any number from 1 on. Only the entry of `key` is read.
 __device__ __forceinline__ int slot_of(const int* table, int key, int block_size) {
   // begin 8.1
   return table[key / block_size] * block_size + key % block_size;
@@ -27,8 +33,9 @@ __device__ __forceinline__ int slot_of(const int* table, int key, int block_size
 
 // ---- 8.2 --------------------------------------------------------------------------------------
 
-// q . key, both of kDim floats, summed in the order of d. The key is read from global memory 16 bytes at a time:
-// load_wide<Vec<float, 4>>(p) returns .v[0] .. .v[3].
+// q . key, both of kDim floats, summed in the order of d. The key is read from global memory once, 16 bytes at a
+// time: as a float4 (x, y, z, w), or by load_wide<Vec<float, 4>>(p), which returns .v[0] .. .v[3]. Keys begin at
+// multiples of 16 bytes.
 __device__ __forceinline__ float dot(const float* q, const float* key) {
   // begin 8.2
   float sum = 0;
@@ -42,8 +49,9 @@ __device__ __forceinline__ float dot(const float* q, const float* key) {
 
 // ---- 8.3 --------------------------------------------------------------------------------------
 
-// Returns the largest `value` of all threads of the block, to all of them. `scratch` is shared memory for one
-// number per warp. All threads call it. The next call may follow at once, with the same scratch.
+// Returns the largest `value` of all threads of the block, to all of them. Values may be negative, or -INFINITY.
+// `scratch` is shared memory for one number per warp. All threads call it. The next call may follow at once, with
+// the same scratch. Two barriers and five shuffles are enough; more than three and ten are too many.
 __device__ __forceinline__ float block_max(float value, float* scratch) {
   // begin 8.3
   for (int step = 16; step > 0; step /= 2) value = fmaxf(value, __shfl_xor_sync(0xffffffff, value, step));
@@ -57,8 +65,8 @@ __device__ __forceinline__ float block_max(float value, float* scratch) {
 
 // ---- 8.4 --------------------------------------------------------------------------------------
 
-// One column of the output, and the sum of the weights. Multiply both by `factor`, then add `count` keys in
-// order. The value of key i is values[offsets[i] + column].
+// One column of the output, and the sum of the weights. Multiply both by `factor`, once, then add `count` keys in
+// order. The value of key i is values[offsets[i] + column], its weight is weights[i]. Nothing past `count` is read.
 __device__ __forceinline__ void add_values(float& out, float& sum, float factor, const float* weights,
                                            const float* values, const int* offsets, int count, int column) {
   // begin 8.4
@@ -80,7 +88,9 @@ __device__ __forceinline__ void add_values(float& out, float& sum, float factor,
 // Copy q to shared memory. Then for each 128 keys: thread t scores key first + t, if it exists, and stores its
 // offset in the cache in `offsets`; raise the maximum; write the weights exp(score - max) to shared memory;
 // threads 0 .. kDim - 1 add the values. At the end they write out / sum. Slots that no sequence owns hold NaN:
-// never read a key at or past kv_len.
+// never read a key at or past kv_len. Each key and each value is read from global memory once. All threads of the
+// block reach every barrier. Four barriers a round are enough, those of block_max included; more than six are too
+// many.
 __global__ void __launch_bounds__(kThreads) decode(const float* q, const float* k_cache, const float* v_cache,
                                                    const int* block_table, const int* kv_len, float* out, int num_heads,
                                                    int num_kv_heads, int max_blocks, int block_size, float scale) {

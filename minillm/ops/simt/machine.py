@@ -15,15 +15,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
+import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from minillm.errors import MinillmError, UsageError
 from minillm.toolchain.sanitizer import require_preloaded, sanitizing
@@ -31,12 +32,24 @@ from minillm.toolchain.simt import machine_library
 
 FLAVOURS = ("fast", "check", "asan")
 # Frames in these files are left out: they are functions of the dialect, not of a kernel.
-_DIALECT = ("simt.h", "dialect.h", "dialect_cuda.h", "numbers.h")
+_DIALECT = ("simt.h", "warp.h", "cuda_words.h", "dialect.h", "dialect_cuda.h", "numbers.h")
 _lock = threading.Lock()
+
+
+class Frame(NamedTuple):
+    """A place in a kernel's source; `function` is "" where it is not known."""
+
+    file: str
+    line: int
+    function: str
 
 
 class SimtError(MinillmError):
     """A kernel made an error that the simulator detects.
+
+    `frames` are the places of the error: the innermost function first, then its callers as far as the
+    compiler put one into the other. `other_frames` are those of the second access of a race; `detail` says
+    what happened at both.
 
     `kind` is "race", "uninitialised", "copy not waited for", "divergence", "deadlock", "out of bounds",
     "misaligned", "shared memory", "warp operation" or "launch". `file` and `line` are None if the debug
@@ -52,9 +65,13 @@ class SimtError(MinillmError):
         file: str | None,
         line: int | None,
         what: str,
+        detail: tuple[str, str] = ("", ""),
+        frames: Sequence[Frame] = (),
+        other_frames: Sequence[Frame] = (),
     ) -> None:
         self.kind, self.kernel, self.block, self.thread = kind, kernel, block, thread
-        self.file, self.line = file, line
+        self.file, self.line, self.detail = file, line, detail
+        self.frames, self.other_frames = tuple(frames), tuple(other_frames)
         at = f" at {file}:{line}" if file else ""
         super().__init__(f"{kind} in {kernel}, block {_index(block)}, thread {_index(thread)}{at}: {what}")
 
@@ -197,38 +214,47 @@ def raise_error() -> None:
     if error is None:
         return
     frames, others = _frames(error["where"]), _frames(error["other_where"])
-    file, line = frames[0] if frames else (None, None)
+    file, line = frames[0][:2] if frames else (None, None)
     what = error["message"]
     if len(frames) > 1:
         what += f" (from {_places(frames[1:])})"
     if error["other"]:
         what += f"; {error['other']}" + (f" at {_places(others)}" if others else "")
-    raise SimtError(error["kind"], error["kernel"], error["block"], error["thread"], file, line, what)
+    place = (error["kernel"], error["block"], error["thread"], file, line)
+    detail = (error["message"], error["other"])
+    raise SimtError(error["kind"], *place, what, detail, frames, others)
 
 
-def _places(frames: list[tuple[str, int]]) -> str:
-    return ", from ".join(f"{file}:{line}" for file, line in frames)
+def _places(frames: list[Frame]) -> str:
+    return ", from ".join(f"{frame.file}:{frame.line}" for frame in frames)
 
 
-def _frames(where: tuple[str, int] | None) -> list[tuple[str, int]]:
-    """The frames (file, line) of a place, innermost function first, without frames of the dialect.
+def _frames(where: tuple[str, int] | None) -> list[Frame]:
+    """The frames of a place, innermost function first, without frames of the dialect.
 
     `where` is (file, line), or (library, negative offset in the library), or None.
     """
     if where is None:
         return []
     if where[1] >= 0:
-        return [(Path(where[0]).name, where[1])]
+        return [Frame(Path(where[0]).name, where[1], "")]
     tool = shutil.which("addr2line") or shutil.which("llvm-addr2line")
     if tool is None:
         return []
-    command = [tool, "-i", "-e", where[0], hex(-where[1])]
+    command = [tool, "-i", "-f", "-C", "-e", where[0], hex(-where[1])]
+    said = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
     found = []
-    for frame in subprocess.run(command, capture_output=True, text=True).stdout.splitlines():
-        file, _, line = frame.partition(" (")[0].rpartition(":")
+    for function, place in zip(said[::2], said[1::2], strict=False):
+        file, _, line = place.partition(" (")[0].rpartition(":")
         if line.isdigit() and Path(file).name not in _DIALECT:
-            found.append((Path(file).name, int(line)))
+            found.append(Frame(Path(file).name, int(line), _plain(function)))
     return found
+
+
+def _plain(function: str) -> str:
+    """ "v0::load_tile(float (&) [1280])" becomes "load_tile"."""
+    found = re.search(r"(\w+)(?:<.*>)?\((?!anonymous)", function)
+    return found[1] if found else function
 
 
 def _index(v: tuple[int, int, int]) -> str:
