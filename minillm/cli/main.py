@@ -12,11 +12,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from minillm.cli import bench, chat, doctor, generate, inspect_model, labs
+from minillm.cli import bench, chat, convert, doctor, generate, inspect_model, labs, models, pull
 from minillm.errors import MinillmError
 from minillm.version import __version__
 
-COMMANDS = (generate, chat, inspect_model, bench, doctor, labs)
+COMMANDS = (generate, chat, pull, models, convert, inspect_model, bench, doctor, labs)
 INTERRUPTED = 130
 
 
