@@ -3,8 +3,8 @@
     config.json  tokenizer.json  tokenizer_config.json  generation_config.json  model.safetensors
 
 Weights are written in pieces: a piece of quantised blocks is read, becomes float32, is rounded to the
-folder's dtype and appended, so memory holds some tens of MiB whatever the model's size. Everything that can be refused is
-refused before the first weight is written.
+folder's dtype and appended, so memory holds some tens of MiB whatever the model's size. Everything that can
+be refused is refused before the first weight is written.
 
 Left out: the file's quantised numbers. The folder holds what they stand for, in 2 or 4 bytes each.
 """

@@ -65,7 +65,7 @@ class Rewrite:
                 raise unreadable(file.path, error) from None
 
     def _step(self, numbers: int) -> int:
-        """Numbers of one piece: whole blocks, and whole heads where rows are reordered; a vector is one piece."""
+        """Numbers of one piece: whole blocks; whole heads where rows are reordered; a vector is one piece."""
         if len(self.shape) == 1:
             return self.shape[0]
         least = math.prod(self.shape) // self.heads if self.heads else numbers

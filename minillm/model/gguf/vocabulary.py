@@ -24,10 +24,10 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as RustTokenizer
 
 from minillm.config import shown
-from minillm.errors import TokenizerError
+from minillm.config.checks import shortened
+from minillm.errors import MinillmError, TokenizerError, is_interrupt
 from minillm.model.gguf.metadata import Metadata
 from minillm.model.gguf.pretokenizers import pre_tokenizer
-from minillm.text.failures import tokenizer_failure
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = range(1, 7)
 _MAX_TOKEN_CHARS = 4096
@@ -97,9 +97,12 @@ class Vocabulary:
             made.add_tokens(self._added())
             self._add_ends(made)
             return str(made.to_str())
-        except BaseException as error:
-            raise tokenizer_failure(
-                error, f"the tokenizer of {self.metadata.name} makes no sense", quote=True
+        except BaseException as error:  # the library raises panics that are no Exception
+            if isinstance(error, MinillmError) or is_interrupt(error):
+                raise
+            raise TokenizerError(
+                f"the tokenizer of {self.metadata.name} makes no sense: {shortened(str(error))}",
+                "the file is damaged, or was made wrongly: get another one",
             ) from None
 
     def _ids(self) -> dict[str, int]:
