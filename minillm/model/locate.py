@@ -10,7 +10,6 @@ from minillm.config import shown
 from minillm.errors import ModelNotFound, UsageError, is_interrupt
 from minillm.model.gguf.header import is_gguf
 from minillm.model.store.folder import cached_model, cached_models
-from minillm.model.store.gguf import folder_of_gguf
 from minillm.model.store.published import PUBLISHED
 
 ZOO = Path(__file__).resolve().parent.parent / "zoo"
@@ -48,7 +47,9 @@ def find_model(model: str | Path | None) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        if is_gguf(path):
+        if path.is_file() and is_gguf(path):
+            from minillm.model.store.gguf import folder_of_gguf  # slow to import, and rarely needed
+
             return folder_of_gguf(path)
         raise ModelNotFound(f"{path} is a file", "give the folder it lies in, or a GGUF file")
     name = str(model)

@@ -1,9 +1,9 @@
 """Writes tests/model/smollm2.json: what transformers makes of SmolLM2 on 20 prompts.
 
 The folder is the one that `minillm pull smollm2` writes, so both engines read the same numbers: bfloat16
-weights, computed in float32. For each prompt the file holds its token ids, the logits of the last position at
-`PROBES` ids and at the largest ten, and the greedy continuation. Chat prompts hold messages, the rendered text
-and ids. `tests/model/test_smollm2.py` compares minillm with it, without transformers.
+weights, computed in float32. For each prompt the file holds its token ids, the logits of the last position
+at `PROBES` ids and at the largest ten, and the greedy continuation. Chat prompts hold messages, the rendered
+text and ids. `tests/model/test_smollm2.py` compares minillm with it, without transformers.
 
 A greedy step where the two best logits are nearly equal could go either way by rounding. The script refuses
 such prompts, so that an equal text proves equal logits and an unequal one is a fault.

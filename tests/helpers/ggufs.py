@@ -1,4 +1,4 @@
-"""Writes GGUF files from plain values, without the library that reads them, so that they can be wrong as well."""
+"""Writes GGUF files from plain values, without the library that reads them, so that they can be wrong too."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def write(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Stored]
 
 
 def random_stored(shape: tuple[int, ...], type_id: int, block: tuple[int, int], seed: int = 0) -> Stored:
-    """Blocks of random bits; (numbers, bytes) of a block. The scale, their first two bytes, is 2**-4 or so."""
+    """Blocks of random bits; (numbers, bytes) of a block. The scale, two bytes, is about 2**-4."""
     numbers, num_bytes = block
     count = torch.Size(shape).numel() // numbers
     bits = torch.randint(

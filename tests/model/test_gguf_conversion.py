@@ -19,22 +19,18 @@ from minillm.model.gguf.convert import Conversion, convert
 pytest.importorskip("gguf", reason="the library gguf is not installed: pip install gguf")
 
 VARIANTS = [
-    "llama_mha", "llama_gqa_head_dim", "llama_attention_bias", "llama_mlp_bias", "llama_tied", "llama_sharded",
-    "llama_rope_linear", "llama_rope_yarn", "llama_rope_theta", "llama_rms_norm_eps", "tinyllama_like",
-    "smollm2_like", "mistral_sliding_window", "mistral_window_null", "qwen2", "qwen2_tied", "qwen2_yarn",
-    "qwen3", "qwen3_attention_bias", "qwen3_tied",
+    "llama_mha", "llama_gqa_head_dim", "llama_attention_bias", "llama_mlp_bias", "llama_tied",
+    "llama_sharded", "llama_rope_linear", "llama_rope_yarn", "llama_rope_theta", "llama_rms_norm_eps",
+    "tinyllama_like", "smollm2_like", "mistral_sliding_window", "mistral_window_null", "qwen2", "qwen2_tied",
+    "qwen2_yarn", "qwen3", "qwen3_attention_bias", "qwen3_tied",
 ]  # fmt: skip
 PROMPT = [1, 2, 3, 40, 50, 60, 7, 8, 9, 10]
 
 
-def file_of(
-    tmp_path: Path, variant: str, keys: dict[str, Any] | None = None, **tensors: Stored | None
-) -> Path:
-    """The variant as a file, with other keys (None: without) and tensors (a `_` in a name stands for a dot)."""
+def file_of(tmp_path: Path, variant: str, keys: dict[str, Any] | None = None) -> Path:
+    """The variant as a file, with other keys; a key that is None is left out."""
     metadata, stored = ggufs.model(variant)
     metadata = {k: v for k, v in (metadata | (keys or {})).items() if v is not None}
-    changes = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
-    stored = {k: v for k, v in (stored | changes).items() if v is not None}
     return ggufs.write(tmp_path / "model.gguf", metadata, stored)
 
 
@@ -66,7 +62,7 @@ def test_control_rows_left_in_the_files_order_change_the_logits(tmp_path: Path) 
 
 
 def test_llama3_rope_is_recognised_by_its_factors(tmp_path: Path) -> None:
-    """The factors are those of Llama 3.1 (head 128, theta 500000, factor 8), computed as transformers does."""
+    """The factors are those of Llama 3.1 (head 128, theta 500000, factor 8), by transformers' formula."""
     frequencies = 500000.0 ** (-torch.arange(0, 128, 2, dtype=torch.float64) / 128)
     wavelengths = 2 * torch.pi / frequencies
     smooth = (8192 / wavelengths - 1) / 3

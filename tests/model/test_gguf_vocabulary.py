@@ -1,13 +1,14 @@
 """Token ids of a converted tokenizer: those of llama.cpp, on its own test strings.
 
-The vocabularies of llama.cpp may not be part of this repository. With MINILLM_GGUF_VOCAB=FOLDER the test reads
-them there: files NAME.gguf, NAME.gguf.inp (texts) and NAME.gguf.out (ids). Two stand-ins are always tested: the
-shipped model's tokenizer, and a SentencePiece vocabulary of words made here, against llama.cpp's rule written
-out as the slow loop that it is.
+The vocabularies of llama.cpp may not be part of this repository. With MINILLM_GGUF_VOCAB=FOLDER the test
+reads them there: files NAME.gguf, NAME.gguf.inp (texts) and NAME.gguf.out (ids). Two stand-ins are always
+tested: the shipped model's tokenizer, and a SentencePiece vocabulary of words made here, against llama.cpp's
+rule written out as the slow loop that it is.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 from pathlib import Path
@@ -146,9 +147,7 @@ def llama_cpp(metadata: dict[str, Any], text: str) -> list[int]:
     symbols = list(("▁" + text).replace(" ", "▁")) if text else []
     while True:
         joined = [
-            (scores[ids[a + b]], -i)
-            for i, (a, b) in enumerate(zip(symbols, symbols[1:], strict=False))
-            if a + b in ids
+            (scores[ids[a + b]], -i) for i, (a, b) in enumerate(itertools.pairwise(symbols)) if a + b in ids
         ]
         if not joined:
             break
@@ -222,7 +221,7 @@ def test_a_vocabulary_that_makes_no_sense_is_refused(changes: dict[str, Any], wo
 
 def test_merges_that_do_not_fit_are_refused() -> None:
     for merges in (["no-pair"], ["zz qq"], [3]):
-        with pytest.raises(Exception, match="merge|vocabulary") as caught:
+        with pytest.raises(Exception, match=r"merge|vocabulary") as caught:
             made(plain(ggufs.tokenizer(300)) | {"tokenizer.ggml.merges": merges})
         assert caught.type.__module__ == "minillm.errors"
 

@@ -47,9 +47,9 @@ def test_logits_equal_transformers(llm: LLM, prompt: dict[str, Any]) -> None:
     limit = TOLERANCE * prompt["scale"]
     for ids, logits in ((REFERENCE["probes"], prompt["probes"]), (prompt["top_ids"], prompt["top"])):
         assert (last[ids] - torch.tensor(logits)).abs().max() <= limit
-    assert (last[REFERENCE["probes"]] - torch.tensor(PROMPTS[0]["probes"])).abs().max() > 100 * limit or (
-        prompt is PROMPTS[0]
-    ), "control: another prompt's logits are far away"
+    other = PROMPTS[PROMPTS.index(prompt) - 1]
+    control = (last[REFERENCE["probes"]] - torch.tensor(other["probes"])).abs().max()
+    assert control > 100 * limit, "another prompt's logits are far away"
 
 
 @pytest.mark.parametrize("prompt", PROMPTS, ids=lambda prompt: prompt["text"][:20])
@@ -57,7 +57,8 @@ def test_greedy_text_equals_transformers(llm: LLM, prompt: dict[str, Any]) -> No
     params = SamplingParams(max_tokens=32, temperature=0)
     output = llm.generate([prompt["ids"]], params)[0]
     assert output.token_ids == prompt["greedy_ids"]
-    assert output.text == prompt["greedy_text"]
+    # transformers writes U+FFFD for a character whose last bytes have not come yet, minillm waits for them
+    assert output.text == prompt["greedy_text"].removesuffix("\ufffd")
 
 
 def test_the_reference_is_complete() -> None:
