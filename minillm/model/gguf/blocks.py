@@ -8,6 +8,7 @@ engine does not; so it is imported when a file is converted, and at no other tim
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from minillm.errors import BackendError, UnsupportedModel
 
 
+@cache
 def block_layout(type_id: int) -> tuple[str, int, int]:
     """Name, numbers and bytes of a block of ggml's type `type_id`.
 
@@ -27,9 +29,11 @@ def block_layout(type_id: int) -> tuple[str, int, int]:
         kind = library.GGMLQuantizationType(type_id)
     except ValueError:
         raise UnsupportedModel(f"the tensor type number {type_id} is not known", _SUPPORTED) from None
-    if kind.name not in _supported(library):
-        raise UnsupportedModel(f"the tensor type {kind.name} is not supported", _SUPPORTED)
     numbers, num_bytes = library.GGML_QUANT_SIZES[kind]
+    try:
+        dequantised(bytes(num_bytes), type_id)
+    except NotImplementedError:
+        raise UnsupportedModel(f"the tensor type {kind.name} is not supported", _SUPPORTED) from None
     return kind.name, numbers, num_bytes
 
 
@@ -46,10 +50,6 @@ def dequantised(data: bytes, type_id: int) -> Tensor:
 
 
 _SUPPORTED = "supported: F32, F16, BF16, and the quantised types of llama.cpp that the library gguf reads"
-
-
-def _supported(library: Any) -> set[str]:
-    return {"F32", "F16"} | {kind.name for kind in library.quants._type_traits}
 
 
 def _library() -> Any:

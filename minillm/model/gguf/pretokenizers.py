@@ -86,6 +86,6 @@ def pre_tokenizer(name: str) -> PreTokenizer:
     if rule is None:
         raise TokenizerError(
             f"the pre-tokenizer {shown(name)} is not known, so token ids would be wrong",
-            f"known: {', '.join(sorted(RULES))}",
+            f"known names: {', '.join(sorted(RULES))}",
         )
     return rule

@@ -81,16 +81,20 @@ def cached_models() -> list[CachedModel]:
 def cached_model(name: str) -> CachedModel | None:
     """The model of this name, None where there is none."""
     folder = models_folder() / name
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or not _is_there(folder / SOURCE):
         return None
     try:
-        if not exists(folder / SOURCE):
-            return None
         content = read_object(folder / SOURCE, ModelNotFound)
         files = {str(key): [int(size), str(digest)] for key, (size, digest) in content["files"].items()}
         return CachedModel(name, folder, Source(**content["source"]), files)
     except (MinillmError, KeyError, TypeError, ValueError, AttributeError):
         return CachedModel(name, folder, Source("damaged: remove it"), {})
+
+
+def _is_there(path: Path) -> bool:
+    with contextlib.suppress(UnreadableFile):
+        return exists(path)
+    return False
 
 
 def seal(folder: Path, source: Source) -> None:

@@ -66,7 +66,10 @@ def pull(name: str, given: Path | None = None) -> tuple[CachedModel, bool]:
 def _published(name: str, given: Path | None) -> Published:
     published = PUBLISHED.get(name)
     if published is None:
-        raise UsageError(f"no published model is called {shown(name)}", f"there are: {', '.join(PUBLISHED)}")
+        raise UsageError(
+            f"no published model is called {shown(name)}",
+            f"there are {', '.join(PUBLISHED)}; a hub id needs no pull: --model ID",
+        )
     if given and not isinstance(published.place, WheelFile):
         raise UsageError(f"{name} is a folder of the hub, not one file", "leave out --from")
     return published
