@@ -228,8 +228,13 @@ def test_interrupted(index: Path, tmp_path: Path, signum: int, content: bytes) -
     left = [path.name for path in models_folder().iterdir() if path.name != "lock"]
     assert bool(left) == (signum == signal.SIGKILL)
     assert cached_models() == [] and "Traceback" not in said
-    made = find_model(file)
+    made = find_model(write_other(tmp_path))
     assert sorted(path.name for path in models_folder().iterdir()) == sorted(["lock", made.name])
+
+
+def write_other(tmp_path: Path) -> Path:
+    """Another file than the one that was interrupted."""
+    return ggufs.write(tmp_path / "other.gguf", *ggufs.model("llama_tied"))
 
 
 def test_two_processes_at_once(index: Path, tmp_path: Path, content: bytes) -> None:
