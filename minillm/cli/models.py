@@ -100,13 +100,11 @@ def _agrees(question: str) -> bool:
 
 
 def _print(rows: list[Row]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
+    """Two lines a model, so that a narrow terminal shows whole words."""
     from minillm.config.sizes import format_bytes
 
-    table = Table("name", "size", "licence", "origin", box=None, pad_edge=False)
-    table.columns[0].no_wrap = table.columns[1].no_wrap = True
+    width = max(len(row.name) for row in rows)
     for row in rows:
-        table.add_row(row.name, format_bytes(row.num_bytes) if row.here else "-", row.license, row.origin)
-    Console().print(table)
+        size = format_bytes(row.num_bytes) if row.here else "-"
+        print(f"{row.name:<{width}}  {size:>9}  {row.license}".rstrip())
+        print(f"    {row.origin}")

