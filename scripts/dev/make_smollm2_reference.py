@@ -71,8 +71,9 @@ def main() -> None:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         ids = tokenizer(text, add_special_tokens=False).input_ids
         prompts.append({"messages": messages} | entry(model, tokenizer, text, ids))
-    content = {"transformers": transformers.__version__, "probes": PROBES, "prompts": prompts}
-    OUTPUT.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    lines = ",\n".join(json.dumps(prompt, ensure_ascii=False) for prompt in prompts)  # one prompt a line
+    head = f'{{"transformers": "{transformers.__version__}", "probes": {PROBES}, "prompts": ['
+    OUTPUT.write_text(f"{head}\n{lines}\n]}}\n", encoding="utf-8")
     print(f"{OUTPUT}: {len(prompts)} prompts, {OUTPUT.stat().st_size} bytes")
 
 
