@@ -4,7 +4,7 @@ An error is part of the interface. It has a type that a program can catch, one l
 wrong, a hint that says what to do next, and the exit code of the command line. Input is checked with
 these errors and never with `assert`, so `python -O` does not remove the checks.
 
-    2 usage   3 not found or unreadable   4 unsupported model   5 weights   6 tokenizer   7 memory
+    2 usage   3 not found, unreadable, not writable   4 unsupported model   5 weights   6 tokenizer   7 memory
 """
 
 from __future__ import annotations
@@ -61,6 +61,18 @@ class ModelNotFound(MinillmError, FileNotFoundError):
 
 class UnreadableFile(MinillmError, OSError):
     """A file of the model exists, and the system does not let it be read."""
+
+    exit_code = 3
+
+
+class StorageError(MinillmError, OSError):
+    """A folder cannot be written: no permission, or no space. Nothing incomplete is left in it."""
+
+    exit_code = 3
+
+
+class DownloadError(MinillmError):
+    """A model cannot be downloaded, or what came is not what was asked for. Nothing of it was kept."""
 
     exit_code = 3
 

@@ -37,7 +37,8 @@ class LLM:
     """A model and an engine that runs it.
 
     Args:
-        model: a folder in Hugging Face layout or a hub id; None means the model that ships with minillm.
+        model: a folder in Hugging Face layout, a GGUF file, the name of a model in the cache ("smollm2"), or
+            a hub id; None means the model that ships with minillm.
         parts: replacements for parts of the engine, by name; see `engine/parts.py`.
         options: `dtype`, `device`, `backend`, `kv_memory`, `block_size`, `max_model_len`,
             `max_num_seqs`, `max_num_batched_tokens`, `prefill_chunk`, `max_queued_requests`,

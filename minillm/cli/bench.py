@@ -34,7 +34,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         "and peak memory. With `kernels`: each op, compared with the machine's roofline and the reference "
         "(`--backend simt`: the bytes that each attention kernel moves). With `serving`: the gain from "
         "batching, chunks and sharing. With `speculation`: the gain and the cost of drafts. All figures are "
-        "medians with lowest and highest value, because shared machines are noisy.",
+        "medians with lowest and highest value, because shared machines are noisy. Without a model the "
+        "engine is measured with smollm2 where it was pulled, all else with the model that ships.",
         usage="minillm bench [engine|kernels|serving|speculation] [MODEL] [options]",
     )
     parser.add_argument(
@@ -67,6 +68,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     args.what = args.words.pop(0) if args.words[:1] and args.words[0] in KINDS else "engine"
+    if model_of(args) is None and args.what == "engine":
+        args.model = standard_model()
     counted = args.what == "kernels" and args.backend == "simt"
     if args.prompt_len is None:
         args.prompt_len = 128 if counted else 512

@@ -10,12 +10,23 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from minillm.cli import bench, chat, doctor, generate, inspect_model, labs, streams
+from minillm.cli import (
+    bench,
+    chat,
+    convert,
+    doctor,
+    generate,
+    inspect_model,
+    labs,
+    models,
+    pull,
+    streams,
+)
 from minillm.cli.parser import USAGE_ERROR, Parser, nearest_command
 from minillm.errors import MinillmError
 from minillm.version import __version__
 
-COMMANDS = (generate, chat, inspect_model, bench, doctor, labs)
+COMMANDS = (generate, chat, pull, models, convert, inspect_model, bench, doctor, labs)
 INTERRUPTED = 130
 WRITE_FAILED = 1
 

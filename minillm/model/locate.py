@@ -1,4 +1,4 @@
-"""Finds the folder of a model from the value of --model: a path, a shipped model's name, or a hub id."""
+"""Finds the folder of a model from the value of --model: a path, a model's name, or a hub id."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pathlib import Path
 
 from minillm.config import shown
 from minillm.errors import ModelNotFound, UsageError, is_interrupt
+from minillm.model.gguf.header import is_gguf
+from minillm.model.store.folder import cached_model, cached_models
+from minillm.model.store.published import PUBLISHED
 
 ZOO = Path(__file__).resolve().parent.parent / "zoo"
 DEFAULT_MODEL = "storyteller-6m"
@@ -20,11 +23,13 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]
 def find_model(model: str | Path | None) -> Path:
     """The folder of `model`; None is the model that ships with the package.
 
-    An existing folder wins over a shipped model's name, and that over a hub id, which is fetched
-    (or taken from the cache) by huggingface_hub under its own rules.
+    An existing folder or GGUF file wins over the name of a shipped model, that over the name of a model in
+    the cache, and that over a hub id, which is fetched (or taken from its own cache) by huggingface_hub under
+    its own rules. A GGUF file is converted into the cache when it is met for the first time.
 
     Raises:
         ModelNotFound: none of them, with the nearest names.
+        MinillmError: a GGUF file that cannot be converted.
     """
     if model is None:
         return _shipped(DEFAULT_MODEL)
@@ -42,10 +47,19 @@ def find_model(model: str | Path | None) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise ModelNotFound(f"{path} is a file", "give the folder it lies in")
+        if path.is_file() and is_gguf(path):
+            from minillm.model.store.gguf import folder_of_gguf  # slow to import, and rarely needed
+
+            return folder_of_gguf(path)
+        raise ModelNotFound(f"{path} is a file", "give the folder it lies in, or a GGUF file")
     name = str(model)
     if (ZOO / name).is_dir():
         return ZOO / name
+    cached = cached_model(name)
+    if cached is not None:
+        return cached.folder
+    if name in PUBLISHED:
+        raise ModelNotFound(f"the model {name} is not on this machine yet", f"get it: minillm pull {name}")
     if _HUB_ID.fullmatch(name) and not path.parent.is_dir():
         return _from_hub(name)
     raise ModelNotFound(f"there is no model folder {shown(name)}", _suggestion(path))
@@ -88,7 +102,8 @@ def _suggestion(path: Path) -> str:
         beside = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
     except OSError:
         beside = []
-    near = difflib.get_close_matches(path.name, beside + shipped_models(), n=3, cutoff=0.5)
+    known = [*shipped_models(), *(model.name for model in cached_models()), *PUBLISHED]
+    near = difflib.get_close_matches(path.name, [*beside, *dict.fromkeys(known)], n=3, cutoff=0.5)
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"give a folder, a hub id, or one of {', '.join(shipped_models())}"

@@ -95,7 +95,7 @@ def test_text_outside_of_the_sections_has_no_effect():
 def test_a_section_that_reaches_beyond_a_kernel_is_not_run(tmp_path, line):
     text = SOLUTION.replace("  // end 7.1", f"{line}\n  // end 7.1")
     row = judged("7.1", text, tmp_path)
-    assert (row.earned, row.status) == (0, "unloadable")
+    assert (row.earned, row.status) == (0, "refused")
     assert f"lab7.cu:{line_of(SOLUTION, '// end 7.1')}:" in row.message
 
 

@@ -1,0 +1,48 @@
+"""`minillm convert`: a GGUF file as a model folder in Hugging Face layout."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "convert",
+        help="make a model folder of a GGUF file",
+        description="Write a folder in Hugging Face layout: config, tokenizer, chat template and weights, as "
+        "plain numbers. --model FILE.gguf does the same into the cache; this is for a folder of your own.",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE.gguf")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the new folder")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "bfloat16", "float32"),
+        default="auto",
+        help="of the weights (default auto: float32 if FILE stores matrices in F32 or F16, else bfloat16)",
+    )
+    parser.add_argument(
+        "--tokenizer-only", action="store_true", help="write no config and no weights; for every architecture"
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert, and say what was written."""
+    from minillm.config.sizes import format_bytes
+    from minillm.model.gguf.convert import convert, convert_tokenizer
+    from minillm.progress import Bar
+
+    if args.tokenizer_only:
+        convert_tokenizer(args.file, args.out)
+        print(f"{args.out}: the tokenizer of {args.file.name}")
+        return 0
+    with Bar("converting", in_bytes=True) as bar:
+        made = convert(args.file, args.out, args.dtype, bar)
+    print(
+        f"{args.out}: {made.config['model_type']}, {len(made.tensors)} tensors, "
+        f"{format_bytes(made.num_bytes)} in {made.config['torch_dtype']}"
+    )
+    return 0

@@ -1,0 +1,212 @@
+"""A GGUF file as a model folder in Hugging Face layout.
+
+    config.json  tokenizer.json  tokenizer_config.json  generation_config.json  model.safetensors
+
+Weights are written in pieces: a piece of quantised blocks is read, becomes float32, is rounded to the
+folder's dtype and appended, so memory holds some tens of MiB whatever the model's size. Everything that can
+be refused is refused before the first weight is written.
+
+Left out: the file's quantised numbers. The folder holds what they stand for, in 2 or 4 bytes each.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import BufferedWriter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minillm.config import shown
+from minillm.config.files import exists, shown_path
+from minillm.errors import StorageError, UsageError
+from minillm.model.families import parse_config
+from minillm.model.gguf.architecture import config_json
+from minillm.model.gguf.blocks import block_layout
+from minillm.model.gguf.header import GGUFFile, read_header
+from minillm.model.gguf.layout import Rewrite, rewrites, rope_factors
+from minillm.model.gguf.metadata import Metadata
+from minillm.model.gguf.vocabulary import Vocabulary
+from minillm.model.new_folder import new_folder, require_space
+
+Progress = Callable[[int, int], None]
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+_SAFETENSORS = {torch.bfloat16: "BF16", torch.float32: "F32"}
+_EXACT_ONLY_IN_FLOAT32 = ("F32", "F16")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A file that was found convertible: everything about its folder but the weights themselves."""
+
+    file: GGUFFile
+    config: dict[str, Any]
+    texts: dict[str, str]
+    tensors: list[Rewrite]
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the folder's weights."""
+        return sum(math.prod(t.shape) for t in self.tensors) * self.dtype.itemsize
+
+    @classmethod
+    def of(cls, path: Path, dtype: str = "auto") -> Conversion:
+        """Read and check a file's header.
+
+        Args:
+            dtype: "bfloat16", "float32", or "auto": float32 if a matrix is stored in F32 or F16, whose
+                numbers bfloat16 would round, else bfloat16.
+
+        Raises:
+            UnreadableFile, UnsupportedModel, WeightsError, TokenizerError: the file cannot be converted.
+        """
+        file = read_header(path)
+        config = config_json(file, rope_factors(file))
+        tensors = rewrites(file, parse_config(config), reordered=config["model_type"] in ("llama", "mistral"))
+        wanted = _dtype(dtype, tensors)
+        config["torch_dtype"] = str(wanted).removeprefix("torch.")
+        texts = tokenizer_files(file)
+        config |= _token_ids(json.loads(texts["generation_config.json"]))
+        texts["config.json"] = _json(config)
+        return cls(file, config, texts, tensors, wanted)
+
+    def write(self, folder: Path, progress: Progress | None = None) -> None:
+        """Write all files into `folder`; `progress` is called with (bytes written, bytes in all)."""
+        require_space(folder, self.num_bytes + sum(len(text.encode()) for text in self.texts.values()))
+        for name, text in self.texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        with open(folder / "model.safetensors", "wb") as out:
+            out.write(_header(self.tensors, self.dtype))
+            done = 0
+            for tensor in self.tensors:
+                for piece in tensor.pieces(self.file):
+                    done += _append(out, piece.to(self.dtype))
+                    if progress:
+                        progress(done, self.num_bytes)
+
+
+def convert(path: Path, out: Path, dtype: str = "auto", progress: Progress | None = None) -> Conversion:
+    """Write `path`'s model into the new folder `out`, which appears when it is complete.
+
+    Raises:
+        UsageError: `out` exists.
+        StorageError: `out` cannot be written.
+        MinillmError: as `Conversion.of`.
+    """
+    require_absent(out)
+    conversion = Conversion.of(path, dtype)
+    with new_folder(out) as folder:
+        conversion.write(folder, progress)
+    return conversion
+
+
+def convert_tokenizer(path: Path, out: Path) -> None:
+    """Write only the tokenizer's files, of a file of any architecture, even one without weights."""
+    require_absent(out)
+    texts = tokenizer_files(read_header(path))
+    with new_folder(out) as folder:
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def require_absent(out: Path) -> None:
+    """Refuse a folder that exists and holds something."""
+    try:
+        if exists(out) and not (out.is_dir() and not any(out.iterdir())):
+            raise UsageError(f"{shown_path(out)} exists", "give the name of a new folder, or remove it first")
+    except PermissionError as error:
+        raise StorageError(
+            f"{shown_path(out)} cannot be read: {error.strerror}", "check its permissions"
+        ) from None
+
+
+def tokenizer_files(file: GGUFFile) -> dict[str, str]:
+    """tokenizer.json, tokenizer_config.json and generation_config.json, as name -> content.
+
+    Raises:
+        TokenizerError, UnsupportedModel: the file has no tokenizer, or one that is not supported.
+    """
+    vocabulary = Vocabulary.read(Metadata(file.path.name, file.metadata))
+    return {
+        "tokenizer.json": vocabulary.tokenizer_json(),
+        "tokenizer_config.json": _json(_tokenizer_config(vocabulary)),
+        "generation_config.json": _json(_generation_config(vocabulary)),
+    }
+
+
+def _tokenizer_config(vocabulary: Vocabulary) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "add_bos_token": vocabulary.adds_bos,
+        "add_eos_token": vocabulary.adds_eos,
+    }
+    for name in ("bos", "eos", "unk", "pad"):
+        settings[f"{name}_token"] = vocabulary.text_of(name)
+    values = vocabulary.metadata.values
+    template = vocabulary.metadata.text("tokenizer.chat_template", "")
+    named = {
+        key.removeprefix("tokenizer.chat_template."): vocabulary.metadata.text(key)
+        for key in values
+        if key.startswith("tokenizer.chat_template.")
+    }
+    if named:
+        named = ({"default": template} if template else {}) | named
+        settings["chat_template"] = [{"name": name, "template": text} for name, text in named.items()]
+    elif template:
+        settings["chat_template"] = template
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def _generation_config(vocabulary: Vocabulary) -> dict[str, Any]:
+    """The ids of special tokens, and the sampling that the file recommends."""
+    ids: dict[str, Any] = {f"{name}_token_id": vocabulary.special.get(name) for name in ("bos", "pad")}
+    ends = vocabulary.end_ids()
+    ids["eos_token_id"] = ends[0] if len(ends) == 1 else ends or None
+    names = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
+    values = vocabulary.metadata.values
+    sampling = {
+        name: values[f"general.sampling.{key}"]
+        for key, name in names.items()
+        if f"general.sampling.{key}" in values
+    }
+    return {key: value for key, value in (ids | sampling).items() if value is not None}
+
+
+def _token_ids(generation: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in generation.items() if key in ("bos_token_id", "eos_token_id")}
+
+
+def _dtype(name: str, tensors: Sequence[Rewrite]) -> torch.dtype:
+    if name == "auto":
+        stored = {block_layout(t.source.type_id)[0] for t in tensors if len(t.shape) > 1}
+        name = "float32" if stored & set(_EXACT_ONLY_IN_FLOAT32) else "bfloat16"
+    if name not in DTYPES:
+        raise UsageError(f"dtype {shown(name)} is not known here", f"use {' or '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _header(tensors: Sequence[Rewrite], dtype: torch.dtype) -> bytes:
+    """The header of a safetensors file with these tensors in this order; see `model/checkpoint.py`."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in tensors:
+        start, end = end, end + math.prod(tensor.shape) * dtype.itemsize
+        entry = {"dtype": _SAFETENSORS[dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        entries[tensor.target] = entry
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)  # so that the numbers are aligned
+    return len(text).to_bytes(8, "little") + text
+
+
+def _append(out: BufferedWriter, piece: torch.Tensor) -> int:
+    return out.write(piece.contiguous().view(torch.uint8).numpy().data)
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
