@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from minillm.cli.bench_serving import print_serving
 from minillm.cli.bench_speculation import print_speculation
-from minillm.cli.options import add_engine_options, load_llm, model_of
+from minillm.cli.options import add_engine_options, load_llm, model_of, pulled_model
 from minillm.cli.parser import Parser
 from minillm.config import require_int
 from minillm.progress import Bar
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     args.what = args.words.pop(0) if args.words[:1] and args.words[0] in KINDS else "engine"
     if model_of(args) is None and args.what == "engine":
-        args.model = standard_model()
+        args.model = pulled_model()
     counted = args.what == "kernels" and args.backend == "simt"
     if args.prompt_len is None:
         args.prompt_len = 128 if counted else 512

@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 
+from minillm.cli.parser import Parser
 from minillm.errors import UsageError
 
 
@@ -21,7 +22,7 @@ class Row:
     here: bool = True
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     """Register both commands."""
     listing = subparsers.add_parser(
         "list",

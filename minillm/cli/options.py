@@ -18,6 +18,7 @@ from minillm.config.sampling import ANSWER_TOKENS
 from minillm.config.sizes import parse_bytes
 from minillm.errors import ModelNotFound, UsageError
 from minillm.model.locate import DEFAULT_MODEL, shipped_models
+from minillm.model.store.folder import cached_model, cached_models
 
 if TYPE_CHECKING:
     from minillm import LLM
@@ -34,8 +35,19 @@ def add_model_option(parser: Parser) -> None:
         "--model",
         action=Once,
         metavar="MODEL",
-        help=f"a folder, a hub id, or one of: {', '.join(shipped_models())} (default: {DEFAULT_MODEL})",
+        help=f"a folder, a GGUF file, a hub id, or one of: {', '.join(_models_here())} "
+        f"(default: {DEFAULT_MODEL})",
     )
+
+
+def _models_here() -> list[str]:
+    """Names of the models that ship, and of those in the cache."""
+    return [*shipped_models(), *(model.name for model in cached_models())]
+
+
+def pulled_model() -> str | None:
+    """A real model, if it was pulled: better to talk to, and to measure, than the small one that ships."""
+    return "smollm2" if cached_model("smollm2") else None
 
 
 def model_of(args: argparse.Namespace, *other_words: str) -> str | None:

@@ -21,6 +21,8 @@ from minillm.cli.options import (
     draft_options,
     given_sampling,
     load_llm,
+    model_of,
+    pulled_model,
     sampling_params,
 )
 from minillm.cli.parser import Parser
@@ -43,7 +45,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         help="talk with a model",
         usage="minillm chat [MODEL] [options]",
         description="Each line is a message. Ctrl-C stops an answer, Ctrl-D ends the chat, /help lists the "
-        "commands. The model that ships tells stories: write a sentence, and it continues. What you type is "
+        "commands. Without a model it is smollm2 where that was pulled (minillm pull smollm2), else the "
+        "model that ships. That one tells stories: write a sentence, and it continues. What you type is "
         "kept in the file chat_history of minillm's cache folder, for the arrow keys.",
     )
     parser.add_argument("--system", metavar="TEXT", help="the system message")
@@ -59,6 +62,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Chat until the input ends; the exit code is that of the last refused message, if there was one."""
     given, drafts = given_sampling(args), draft_options(args)
+    if model_of(args) is None:
+        args.model = pulled_model()
     llm = load_llm(args, **drafts)
     params, source = _sampling(given, llm)
     session, code = Session(llm, params, args.system), 0

@@ -32,8 +32,8 @@ def solution_lines(lab: Lab) -> set[str]:
 
 def _given(lab: Lab) -> str:
     """What the student has: the skeleton, and in CUDA the kernels of the checks, which call the parts."""
-    calls = check_kernels(lab.package / lab.file) if isinstance(lab, CudaLab) else ""
-    return skeleton(lab) + calls
+    calls = check_kernels(lab.package / lab.file).values() if isinstance(lab, CudaLab) else ()
+    return skeleton(lab) + "".join(calls)
 
 
 def quoted(text: str, lines: set[str]) -> list[str]:
