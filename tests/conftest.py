@@ -4,8 +4,27 @@ MINILLM_STANDIN=simt runs them on the simulator: that proves the tests, not the 
 """
 
 import os
+from datetime import UTC, datetime
 
 import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption("--corpus", action="store_true", help="grade every solution in tests/labs/corpus")
+    parser.addoption("--corpus-seed", help="what chooses the solutions that are graded (default: the date)")
+
+
+def pytest_configure(config):
+    # In the environment, so that worker processes choose the same, also at midnight.
+    today = datetime.now(UTC).date().isoformat()
+    seed = config.option.corpus_seed or os.environ.setdefault("MINILLM_CORPUS_SEED", today)
+    config.option.corpus_seed = seed
+
+
+def pytest_report_header(config):
+    return (
+        f"corpus of the labs: {'all of it' if config.option.corpus else f'seed {config.option.corpus_seed}'}"
+    )
 
 
 def pytest_collection_modifyitems(items):

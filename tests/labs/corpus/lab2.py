@@ -1,6 +1,6 @@
 """Lab 2: one-line mistakes in the finished file, and the diagnosis of each."""
 
-from wrong.slips import Slip, every
+from corpus.variants import Slip, every
 
 ALL_ATTENTION = ("2.3", "2.4", "2.5", "2.6")
 

@@ -1,6 +1,6 @@
 """Lab 3: one-line mistakes in the finished file, and the diagnosis of each."""
 
-from wrong.slips import Slip
+from corpus.variants import Slip
 
 SLIPS = [
     Slip("rounded down", "-(-num_tokens // block_size)", "num_tokens // block_size", {"3.1": "rounded down"}),

@@ -1,6 +1,6 @@
 """Lab 8: one-line mistakes in the finished file, and the diagnosis of each."""
 
-from wrong.slips import Slip
+from corpus.variants import Slip
 
 SLIPS = [
     Slip(
