@@ -18,7 +18,6 @@ from minillm.labs.lab1_sampling.stop_cases import STOP_CASES, more_stops
 from minillm.labs.lab1_sampling.stop_mistakes import STOP_MISTAKES
 from minillm.labs.lab1_sampling.top_cases import TOP_CASES, TOP_MISTAKES, more_tops
 
-
 PARAMS = (
     SamplingParams(max_tokens=24, temperature=0.0),
     SamplingParams(max_tokens=24, seed=1, n=2, top_p=0.9),
@@ -28,7 +27,7 @@ PARAMS = (
 
 
 def in_engine(*batches: Sequence[int]) -> Callable[[Any], list[Any]]:
-    """One engine, and batches of requests, which are places in PARAMS: ids, text and finish reason of each."""
+    """One engine, and batches of requests, places in PARAMS: ids, text and finish reason."""
 
     def run(parts: Any) -> list[Any]:
         llm, answers = tiny_llm(parts={"sampler": parts.sample, "detokenizer": parts.Detokenizer}), []
