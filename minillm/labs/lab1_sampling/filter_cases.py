@@ -151,7 +151,7 @@ STEPS: tuple[tuple[str, tuple[Filter, ...]], ...] = (
     ("top-p is missing", (divide, lambda x, params: keep_top(x, params.top_k, 1.0), with_min_p())),
     ("top-p comes before top-k: call keep_top once, with both", (divide, top_p_then_top_k, with_min_p())),
     (
-        "keep_top is called for each filter: one call, with one sort, is enough",
+        "the row is sorted more than once: one call of keep_top, for both filters, is enough",
         (divide, keep_twice, with_min_p()),
     ),
 )

@@ -188,6 +188,8 @@ TOP_MISTAKES = (
         "ids with a probability below top_p are dropped: sum probabilities, beginning with the largest",
         keep_with(drops=lambda total, probs, top_p: probs < top_p if top_p < 1 else probs < 0),
     ),
-    Mistake("the row is sorted for each filter: one sort is enough for both", sort_twice),
+    Mistake(
+        "the row is sorted more than once: one sort serves both filters, and `scatter` undoes it", sort_twice
+    ),
     Mistake("the argument `logits` is changed: work on a copy", keep_in_place),
 )

@@ -271,7 +271,7 @@ def keep_top(logits, top_k, top_p):
         out[ids[probs.cumsum(-1) - probs >= top_p]] = NEG_INF
     return out
 """,
-        {"1.2": "the row is sorted for each filter"},
+        {"1.2": "the row is sorted more than once"},
     ),
     Rewrite(
         "1.2 probabilities below top_p",
@@ -298,6 +298,20 @@ def keep_top(logits, top_k, top_p):
     return out
 """,
         {"1.2": "top_k 0 drops everything"},
+    ),
+    Rewrite(
+        "1.2 the inverse by a second sort",
+        """
+def keep_top(logits, top_k, top_p):
+    order = logits.argsort(descending=True, stable=True)
+    ordered = logits[order]
+    ordered[top_k or len(ordered) :] = NEG_INF
+    if top_p < 1:
+        probs = ordered.double().softmax(-1)
+        ordered[probs.cumsum(-1) - probs >= top_p] = NEG_INF
+    return ordered[order.argsort()]
+""",
+        {"1.2": "the row is sorted more than once"},
     ),
     # --- 1.3 --------------------------------------------------------------------------------------------
     Rewrite(
@@ -387,7 +401,7 @@ def filter_logits(logits, params):
         scaled[scaled < torch.tensor(math.log(params.min_p))] = NEG_INF
     return scaled
 """,
-        {"1.3": "keep_top is called for each filter"},
+        {"1.3": "the row is sorted more than once"},
     ),
     Rewrite(
         "1.3 in place",
