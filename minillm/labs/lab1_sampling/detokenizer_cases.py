@@ -99,6 +99,8 @@ def turns_case(detokenizer_class: Any) -> list[Any]:
             if token_id is not None and not stream.stopped:
                 out.append(stream.push(token_id))
     out += [part for stream in streams for part in (stream.finish(), stream.stopped)]
+    for _ in range(3):  # streams that end inside a character; the next may lie where they were
+        out.append(detokenizer_class(byte_tokenizer()).push(ids_of("日")[0]))
     return [out, streamed(detokenizer_class(byte_tokenizer()), ids_of("END"))]
 
 

@@ -109,5 +109,8 @@ STREAM_MISTAKES = (
     Mistake("a real U+FFFD at the end is dropped: it is a character of the text", DropsReplacement),
     Mistake("the prompt's last tokens are ignored, so the first word loses its space", IgnoresPrompt),
     Mistake("the text of the prompt's last tokens is returned again", RepeatsPrompt),
-    Mistake("all tokens are decoded again for each token, so a long answer gets slower", DecodesAll),
+    Mistake(
+        "a token costs more and more in a long answer: decode only the last tokens, not all of them again",
+        DecodesAll,
+    ),
 )

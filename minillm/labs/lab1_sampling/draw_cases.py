@@ -87,6 +87,7 @@ def turns_case(draw: Draw) -> list[Any]:
     seed_generators()
     out = [draw(first, batch_of(MIXED, 12)), draw(second, batch_of(MIXED[::-1], 10, seed=4))]
     out += [draw(first, batch_of(MIXED, 12)), draw(first, batch_of(MIXED, 12, seed=5))]
+    out += [draw(random_tensor(seed, 8, 12), batch_of(MIXED, 12, seed)) for seed in (6, 7, 8)]
     return [*out, first, second]
 
 

@@ -42,6 +42,7 @@ def in_turns(filter_: Filter) -> list[Tensor]:
     rows = [torch.tensor(ROW), torch.tensor(ROW[::-1])]
     both = [SamplingParams(temperature=0.5, top_k=3), SamplingParams(temperature=2.0, min_p=0.2, top_k=5)]
     out = [filter_(rows[i], both[j]) for i, j in ((0, 0), (1, 1), (0, 1), (1, 0), (0, 0))]
+    out += [filter_(torch.tensor(ROW) * i, SamplingParams(temperature=i, top_k=i)) for i in (1, 2, 3)]
     return [x.log_softmax(-1) for x in out]
 
 
@@ -199,6 +200,7 @@ FILTER_CASES = (
     filter_case(temperature=3.0, min_p=0.5, top_k=3),
     filter_case(temperature=1.5, min_p=1.0),
     filter_case([0.0, 0.0, 5.0, NEG_INF, 5.0], temperature=100.0, top_k=4, top_p=0.9),
+    filter_case([0.002, 0.001, 0.0, -0.003], temperature=0.001, top_p=0.9),
     Case("softmax of the result, temperature 1e-37", cold_case),
     Case("rows and parameters in turns", in_turns, "aliasing"),
     cost_case(temperature=0.8, top_k=50, top_p=0.9, min_p=0.01),

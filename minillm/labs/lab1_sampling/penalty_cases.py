@@ -33,7 +33,10 @@ def two_rows(penalise: Penalise) -> list[Tensor]:
     first, second, seen = torch.tensor(ROW), torch.tensor(ROW[::-1]), [0]
     out = [penalise(first, seen, 2.0), penalise(second, [1, 5], 2.0)]
     seen.append(3)
-    return [*out, penalise(first, seen, 2.0), penalise(second, [2], 2.0), first, second]
+    out += [penalise(first, seen, 2.0), penalise(second, [2], 2.0)]
+    # New objects, which may lie where the earlier ones were: an address says nothing about a row.
+    out += [penalise(torch.tensor(ROW) + i, [i, 5], 2.0) for i in range(4)]
+    return [*out, first, second]
 
 
 def few_operations(penalise: Penalise) -> Words:

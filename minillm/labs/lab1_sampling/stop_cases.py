@@ -44,6 +44,8 @@ def turns_case(matcher_class: Any) -> list[Any]:
     first, second, out = matcher_class(stops), matcher_class(stops), list[Any]()
     for left, right in zip(["one E", "N", "ough a", "n"], ["x", "D an", "y", " EN"], strict=True):
         out += [first.push(left), second.push(right)]
+    for _ in range(3):  # matchers that end while they hold text; the next may lie where they were
+        out.append(matcher_class(stops).push("x E"))
     third = matcher_class(["D"])
     return [
         out,

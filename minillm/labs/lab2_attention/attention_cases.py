@@ -51,6 +51,7 @@ def turns_case(*uses: tuple[Shape, int | None]) -> Case:
     def run(attend: Attend) -> list[Tensor]:
         given = [tensors(shape, seed=10 * i) for i, (shape, _) in enumerate(uses)]
         out = [attend(*qkv, 0.3, window) for qkv, (_, window) in zip(given, uses, strict=True)]
+        out += [attend(*tensors(uses[0][0], seed=100 + i), 0.3, uses[0][1]) for i in range(3)]
         return [*out, attend(*given[0], 0.5, uses[0][1])]
 
     return Case("several sequences in turns", run, "aliasing")
@@ -107,7 +108,7 @@ GROUP_CASES = (
     attention_case("one kv head", (2, 3, 4, 1)),
     attention_case("groups of 2", (3, 3, 6, 3)),
     turns_case(((2, 5, 4, 2), None), ((2, 5, 4, 1), None), ((2, 5, 6, 2), None)),
-    cost_case("decode", (1, 32, 64, 1), head_dim=256),  # a group so large that copies are most of the work
+    cost_case("decode", (1, 32, 64, 2), head_dim=256),  # a group so large that copies are most of the work
 )
 WINDOW_CASES = (
     attention_case("prefill", (7, 7, 4, 2), 3),

@@ -130,7 +130,9 @@ def rope_in_turns(rope: Rope) -> list[Tensor]:
     rows = [random_tensor(seed, 3, 2, 8) for seed in range(4)]
     at = [angles(positions) for positions in ([0, 1, 2], [5, 9, 7], [0, 1, 2], [3, 4, 5])]
     out = [rope(x, cos, sin) for x, (cos, sin) in zip(rows, at, strict=True)]
-    return [*out, rope(rows[0], *at[1]), *rows]
+    out.append(rope(rows[0], *at[1]))
+    out += [rope(random_tensor(i, 3, 2, 8), *angles([i, 0, 2 * i])) for i in range(4)]
+    return [*out, *rows]
 
 
 def rope_cost(rope: Rope) -> list[Words]:

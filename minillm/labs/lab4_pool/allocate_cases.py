@@ -167,7 +167,10 @@ ALLOCATE_MISTAKES = (
     Mistake("the new blocks stay on the free list, so other calls get them too", AddsAnOwner),
     Mistake("the block freed first is allocated first: the free list is a stack, not a queue", Queue),
     Mistake("the block freed last comes last in the result: it comes first", Reversed),
-    Mistake("every block is checked to find the free ones: use the free list", SearchesForFree),
+    Mistake(
+        "the whole pool is read or copied to find free blocks: take them from the end of the free list",
+        SearchesForFree,
+    ),
     Mistake("the lowest ids are allocated first: take the block that was freed last", LowestFirst),
     Mistake("every call returns the same list object: a caller keeps its list", Remembers),
 )

@@ -182,5 +182,5 @@ CHECK_MISTAKES = (
         "a block that does not exist is a ValueError: it is an IndexError, see `_checked`", UnknownIsFree
     ),
     Mistake("the check removes owners itself: it changes nothing", RemovesOwners),
-    Mistake("the free list is searched: a block is free if its count is 0", SearchesFreeList),
+    Mistake("the free list is searched or copied: a block is free if its count is 0", SearchesFreeList),
 )

@@ -207,10 +207,12 @@ FREE_MISTAKES = (
         "the free blocks are sorted: put each on top of the stack, which costs the same in any pool",
         FreesSorted,
     ),
-    Mistake("the free list is searched: a block is free if its count is 0", SearchesTheFree),
+    Mistake("the free list is searched or copied: a block is free if its count is 0", SearchesTheFree),
     Mistake(
         "the free list is searched before a block is appended: a block with owners is never on it",
         SearchesBeforeItAppends,
     ),
-    Mistake("the argument is searched for each block: count each block once", CountsEachTime),
+    Mistake(
+        "each block of a long call searches a list: count all blocks once, with a `Counter`", CountsEachTime
+    ),
 )

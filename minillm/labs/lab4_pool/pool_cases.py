@@ -64,6 +64,8 @@ def two_pools(pool_class: Any) -> list[Any]:
     other.free([0, 2])
     one.free([1, 0])
     seen += [outcome(partial(one.share, [2])), other.allocate(1), one.allocate(2)]
+    for _ in range(3):  # pools that end with blocks in use; the next may lie where they were
+        seen.append(pool_class(4, 4).allocate(2))
     third = pool_class(4, 4)
     return [seen, state(one), state(other), state(third), third.allocate(3)]
 

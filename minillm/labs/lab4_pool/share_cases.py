@@ -137,6 +137,6 @@ SHARE_MISTAKES = (
     Mistake("a free block gets an owner: the pool will allocate it to another owner too", SharesAnyOfThePool),
     Mistake("free blocks are skipped silently: sharing one is a ValueError", SkipsFree),
     Mistake("the argument is read twice: an iterator is empty at the second time, make a list", ReadsTwice),
-    Mistake("the argument is searched for each block: count each block once", SearchesTheList),
-    Mistake("the free list is searched: a block is free if its count is 0", SharesNotFree),
+    Mistake("each block of a long call searches a list: read each block once", SearchesTheList),
+    Mistake("the free list is searched or copied: a block is free if its count is 0", SharesNotFree),
 )

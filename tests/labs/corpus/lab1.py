@@ -783,7 +783,7 @@ def push_everything(self, token_id):
 
 Detokenizer.push = push_everything
 """,
-        {"1.6": "all tokens are decoded again"},
+        {"1.6": "a token costs more and more"},
     ),
     Rewrite(
         "1.6 the tail is lost",

@@ -27,7 +27,7 @@ SLIPS = [
         "free blocks searched for",
         "taken = [self._free.pop() for _ in range(count)]",
         "taken = [self._free.pop() for _ in range(count)]\n        assert 0 in [*self._ref_count, 0]",
-        {"4.1": "every block is checked"},
+        {"4.1": "the whole pool is read"},
     ),
     Slip(
         "two owners at most",
@@ -431,7 +431,7 @@ def free_counted(self, block_ids):
 
 BlockPool.free = free_counted
 """,
-        {"4.3": "the argument is searched"},
+        {"4.3": "each block of a long call"},
     ),
     # --- 4.4 --------------------------------------------------------------------------------------------
     Rewrite(
