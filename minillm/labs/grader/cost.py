@@ -66,7 +66,7 @@ class _Counting(TorchDispatchMode):
     """Runs every operation and adds it to `work`."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.work = Work()
         self._live: dict[StorageWeakRef, int] = {}
 
@@ -109,7 +109,7 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _size(tensors: Iterable[Tensor]) -> int:
