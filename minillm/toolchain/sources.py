@@ -20,7 +20,7 @@ def csrc() -> Path:
         BuildFailed: it does not exist.
     """
     for folder in (PACKAGE.parent / "csrc", PACKAGE / "csrc"):
-        if any(folder.glob("cpu/*.cpp")):  # another project could also have a folder named csrc
+        if any(folder.glob("simt/*.cpp")):  # another project could also have a folder named csrc
             return folder
     raise BuildFailed("the kernels' sources (csrc) are missing: install minillm again")
 

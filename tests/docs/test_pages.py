@@ -164,8 +164,8 @@ def test_cheap_commands_run(
     cheap = {tuple(words): None for _, words in ALL_COMMANDS if words[0] in CHEAP and "10" not in words[-1]}
     assert len(cheap) >= 5
     for words in cheap:
-        if words[:2] == ("labs", "check"):
-            continue  # starts processes: tests/labs checks files
+        if words[0] == "labs" and words[1] in ("check", "grade", "export"):
+            continue  # they start processes or need files: tests/labs runs them
         assert main(list(words)) == 0, words
         assert capsys.readouterr().out.strip()
     assert os.listdir(tmp_path) == ["lab1_sampling"]

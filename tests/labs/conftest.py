@@ -6,8 +6,9 @@ import pytest
 
 from minillm.cli.main import main
 from minillm.labs.grader import supervise
-from minillm.labs.grader.child import judge_file, load
+from minillm.labs.grader.judge_here import judge_file
 from minillm.labs.grader.registry import find_lab
+from minillm.labs.grader.student_file import load
 
 
 @pytest.fixture

@@ -1,73 +1,146 @@
-"""The process that runs a student's file: load it, judge its tasks one by one, report each at once.
+"""The process that runs a student's file: load it, run its parts on the cases, send every answer at once.
 
-If the file ends this process, blocks it or fills its memory, only the running task fails: results that are
-already reported stay, and the parent starts another child for the other tasks. Reports go through their own
-pipe, one JSON object per line, so the file's output cannot disturb them.
+It gives no verdict: the answers are compared in the grader's process. If the file ends this process, blocks
+it or fills its memory, only the running task fails. Messages go through their own pipe, one line each: a key
+that the file does not know, and a JSON object. So the file's output cannot disturb them.
+
+    ready                          the limits begin to hold
+    loaded                         or: earlier, unloadable {message}
+    case {task, answer, passes}    for every case
+    done {task, seconds}           or: end {task, status, message}
+    refused {status, message}      at any time: the file did what a check does not allow
 """
 
 from __future__ import annotations
 
-import importlib.util
+import _thread
 import json
 import os
 import resource
 import sys
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import astuple
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 
-from minillm.labs.grader.cuda_judge import judge_section, load_source
+from minillm.labs.grader.answers import NoMemory, NotDone, answer
+from minillm.labs.grader.audit import Watch
+from minillm.labs.grader.cuda_judge import NotJudged
 from minillm.labs.grader.cuda_lab import CudaLab
 from minillm.labs.grader.earlier import earlier_version
-from minillm.labs.grader.judge import first_line, judge
-from minillm.labs.grader.lab import Lab, Part, Task
+from minillm.labs.grader.hidden import with_hidden
+from minillm.labs.grader.integrity import Snapshot
+from minillm.labs.grader.lab import Lab, Task
+from minillm.labs.grader.meter import counted_passes
 from minillm.labs.grader.registry import find_lab
-from minillm.labs.grader.result import TaskResult, failed
+from minillm.labs.grader.student_file import load, load_error, part_of
+from minillm.labs.grader.tripwire import Refused, tripwires
 from minillm.ops.simt.machine import machine
 
 MAX_FILE_BYTES = 64 << 20
+Send = Callable[..., None]
+_count_threads = _thread._count  # all but the first
 
 
 def main() -> None:
-    """argv: report pipe, lab, file, first task's index, memory bytes, CPU seconds."""
-    pipe, number, file, first, memory, cpu = sys.argv[1:7]
-    reports = os.fdopen(int(pipe), "w", encoding="utf-8")
-
-    def report(event: str, **fields: Any) -> None:
-        reports.write(json.dumps({"event": event, **fields}) + "\n")
-        reports.flush()
-
-    lab = find_lab(number)
+    """Read the order, one JSON object, from stdin, and carry it out."""
+    order = json.loads(sys.stdin.buffer.read())
+    send = _sender(order["pipe"], order["key"])
+    lab = with_hidden(find_lab(order["lab"]), order["seed"], order["cases"])
     torch.set_num_threads(1)
+    sys.dont_write_bytecode = True
     if isinstance(lab, CudaLab):
         machine()  # the first use compiles it, which takes longer than the limit of a task
-    set_limits(int(memory), int(cpu))
-    report("ready")
-    _check(lab, Path(file), int(first), report)
+    file = Path(order["file"])
+    before = Snapshot()
+    if not isinstance(lab, CudaLab):
+        Watch(file.parent, order["scratch"], lambda why: send("refused", status="refused", message=why)).arm()
+    set_limits(order["memory"], order["cpu"])
+    first = order["first"]
+    del order
+    send("ready")
+    _check(lab, file, first, send, before)
     with suppress(Exception):  # the file may have closed or replaced stdout
         sys.stdout.flush()
     os._exit(0)  # do not run the student's atexit handlers, do not wait for threads
 
 
-def _check(lab: Lab, file: Path, first: int, report: Callable[..., None]) -> None:
-    """Load the file and report the results from task `first` on, or report why the file cannot be loaded."""
+def _sender(pipe: int, key: str) -> Send:
+    """A function that sends one message. It ends the process if it cannot: nothing may go unsaid."""
+    dumps, write, leave = json.dumps, os.write, os._exit
+
+    def send(event: str, **fields: Any) -> None:
+        data = f"{key} {dumps({'event': event, **fields})}\n".encode()
+        try:
+            while data:
+                data = data[write(pipe, data) :]
+        except OSError:
+            leave(1)
+
+    return send
+
+
+def _check(lab: Lab, file: Path, first: int, send: Send, before: Snapshot) -> None:
+    """Load the file and send the answers from task `first` on, or say why the file cannot be loaded."""
     try:
         if message := earlier_version(lab, file.read_text(encoding="utf-8", errors="replace")):
-            report("earlier", message=message)
+            send("earlier", message=message)
             return
         module = load(file)
     except BaseException as error:
-        report("unloadable", message=_load_error(error, file))
+        send("unloadable", message=load_error(error, file))
         return
-    report("loaded")
+    _compare(before, send)
+    send("loaded")
     for task in lab.tasks[first:]:
-        report("result", result=asdict(judge_file(lab, task, module, file)))
+        start = time.monotonic()
+        reason = _run_task(lab, task, module, file, send, before)
+        _compare(before, send)
+        if reason:
+            send("end", task=task.number, status=reason.status, message=str(reason))
+        else:
+            send("done", task=task.number, seconds=round(time.monotonic() - start, 2))
+
+
+def _run_task(
+    lab: Lab, task: Task, module: ModuleType, file: Path, send: Send, before: Snapshot
+) -> NotJudged | None:
+    """Send the answer to every case; return why there are none."""
+
+    def refuse(why: str) -> None:
+        send("refused", status="engine", message=why)
+
+    try:
+        with part_of(lab, task, module, file) as mine:
+            for case in task.cases:
+                with counted_passes() as passes, tripwires(lab, task, file.parent, refuse):
+                    found = answer(case, mine, file)
+                _compare(before, send, functions=False)
+                send("case", task=task.number, answer=found, passes=astuple(passes))
+    except NotJudged as reason:
+        return reason
+    except NotDone as todo:
+        return NotJudged("todo", str(todo))
+    except (MemoryError, NoMemory):
+        return NotJudged("memory", "the file needs more memory than a check may use")
+    except Refused as error:
+        return NotJudged("refused", str(error))
+    except BaseException as error:
+        return NotJudged("crash", f"the check was ended by {type(error).__name__}: {error}")
+    return None
+
+
+def _compare(before: Snapshot, send: Send, functions: bool = True) -> None:
+    """Tell the grader if the file replaced something that the check uses."""
+    if name := before.changed(functions):
+        send("refused", status="refused", message=f"the file replaced {name}")
+    if _count_threads() > 0:
+        send("refused", status="refused", message="the file leaves a thread running")
 
 
 def set_limits(memory: int, cpu: int) -> None:
@@ -92,76 +165,3 @@ def mapped_bytes() -> int:
         return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     except OSError:
         return 8 << 30
-
-
-def load(file: Path) -> ModuleType:
-    """Run the student's file as a module. It can import modules beside it, but these never hide others."""
-    sys.path.append(str(file.parent))
-    spec = importlib.util.spec_from_file_location("student_lab", file)
-    if file.suffix == ".cu":
-        sys.modules["student_lab"] = load_source(file)
-        return sys.modules["student_lab"]
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{file} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["student_lab"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def judge_file(lab: Lab, task: Task, module: ModuleType, file: Path) -> TaskResult:
-    """Judge one task of a loaded file."""
-    if isinstance(lab, CudaLab):
-        return judge_section(lab, task, module.source, file)
-    needed = [task.part] if task.part else lab.parts
-    for part in needed:
-        lost = _missing(module, part)
-        if lost:
-            return failed(task, "missing", f"{file.name} has no {lost}: start from the skeleton")
-    try:
-        if task.part is None:
-            return judge(task, module, lab.own(), file)
-        with around(lab, task.part, module):
-            return judge(task, getattr(module, task.part.name), task.part.own, file)
-    except MemoryError:
-        return failed(task, "memory", "the file needs more memory than a check may use")
-    except BaseException as error:
-        return failed(task, "crash", f"the check was ended by {type(error).__name__}: {error}")
-
-
-@contextmanager
-def around(lab: Lab, part: Part, module: ModuleType) -> Iterator[None]:
-    """Replace all other parts by the engine's own, so that only `part` is judged."""
-    saved: list[tuple[Any, str, Any]] = []
-    for other in lab.parts:
-        if other == part:
-            continue
-        mine = getattr(module, other.name, None)
-        if other.name != part.name:
-            saved.append((module, other.name, mine))
-            setattr(module, other.name, other.own)
-        else:
-            for name in (*other.methods, *other.helpers):
-                saved.append((mine, name, getattr(mine, name, None)))
-                setattr(mine, name, getattr(other.own, name))
-    try:
-        yield
-    finally:
-        for holder, name, value in reversed(saved):
-            setattr(holder, name, value)
-
-
-def _missing(module: ModuleType, part: Part) -> str:
-    """The name of the first function or method of `part` that the file does not have, or ""."""
-    mine = getattr(module, part.name, None)
-    if not callable(mine):
-        return part.name
-    return next((f"{part.name}.{name}" for name in part.methods if not hasattr(mine, name)), "")
-
-
-def _load_error(error: BaseException, file: Path) -> str:
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
-    line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
-    at = f" in line {line}" if line else ""
-    text = error.msg if isinstance(error, SyntaxError) else first_line(error)
-    return f"{type(error).__name__}{at}: {text}" if text else f"{type(error).__name__}{at}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from minillm.errors import UsageError
-from minillm.labs.grader.cuda_text import check_kernels
+from minillm.labs.grader.cuda_text import check_kernels, sections_by_line
 from minillm.ops.simt import KernelLibrary, Profile, SimtError, compile_kernels, flavour, profile
 
 
@@ -42,8 +43,15 @@ class Kernels:
             with flavour("check"), profile() as self.counted:
                 library.run(launcher, **arguments)
         except SimtError as error:
-            error.__class__ = type(error.kind.replace(" ", "_"), (SimtError,), {})
+            error.__class__ = type(error.kind.replace(" ", "_"), (SimtError,), {"place": self._place(error)})
             raise
+
+    def _place(self, error: SimtError) -> str:
+        """The array, and the sections of the statements that the error names: the same in every file."""
+        names = sections_by_line(self.text, self.name)
+        found = re.findall(r"(?:at|from) ([^:;]*\.cu):(\d+)", str(error))
+        array = re.search(r"(?:reads|writes) `?(\w+)", str(error))
+        return " ".join([array[1] if array else "", *(names.get((name, int(line)), "given") for name, line in found)])
 
 
 def finished(file: Path) -> Kernels:

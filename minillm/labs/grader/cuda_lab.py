@@ -37,6 +37,12 @@ class CudaLab(Lab):
         """Name of the student's file."""
         return f"lab{self.number}.cu"
 
+    def own(self) -> Any:
+        """The finished file, as kernels that can be run."""
+        from minillm.labs.grader.cuda_kernels import finished
+
+        return finished(self.package / self.file)
+
     def solution(self) -> str:
         """The finished file."""
         return (self.package / self.file).read_text(encoding="utf-8")

@@ -36,3 +36,20 @@ def emptied(text: str) -> str:
 def check_kernels(file: Path) -> str:
     """The text of the kernels that the checks append to the finished `file`."""
     return file.with_name(f"{file.stem}_check.cu").read_text(encoding="utf-8")
+
+
+def sections_by_line(text: str, name: str) -> dict[tuple[str, int], str]:
+    """{(file, line): task number} of the lines in sections. `#line` gives the lines after it a new number."""
+    found: dict[tuple[str, int], str] = {}
+    number, line = "", 0
+    for row in text.splitlines():
+        line += 1
+        if moved := re.match(r'#line (\d+) "(.*)"', row):
+            line, name = int(moved[1]) - 1, moved[2]
+        elif begins := re.match(r" *// begin (\S+)", row):
+            number = begins[1]
+        elif re.match(r" *// end ", row):
+            number = ""
+        elif number:
+            found[name, line] = number
+    return found

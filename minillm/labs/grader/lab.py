@@ -161,7 +161,7 @@ class Lab:
         """The tasks that judge `part`."""
         return [task for task in self.tasks if task.part == part]
 
-    def own(self) -> SimpleNamespace:
+    def own(self) -> Any:
         """The engine's own parts under their names, as in a finished file."""
         return SimpleNamespace(**{part.name: part.own for part in self.parts})
 

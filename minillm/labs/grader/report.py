@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from minillm.labs.grader.lab import Lab
 from minillm.labs.grader.result import Status, TaskResult
+from minillm.version import __version__
 
 STATUS_WORDS: dict[Status, tuple[str, str]] = {
     "ok": ("ok", "green"),
@@ -25,15 +26,25 @@ STATUS_WORDS: dict[Status, tuple[str, str]] = {
     "missing": ("not in the file", "red"),
     "unloadable": ("file does not load", "red"),
     "earlier": ("for an earlier version", "yellow"),
+    "engine": ("the engine's own code", "red"),
+    "refused": ("not allowed", "red"),
 }
 
 
 @dataclass
 class Report:
-    """All results of a lab, and the beginning of the file's output."""
+    """All results of a lab, and the beginning of the file's output.
+
+    `copied`: the tasks whose code is the engine's, up to names. `sha256`: of the file. `no_sandbox`: why the
+    file ran without one; "" if it ran in one.
+    """
 
     results: list[TaskResult]
     output: str
+    copied: list[str] = field(default_factory=list)
+    sha256: str = ""
+    seed: int = 0
+    no_sandbox: str = ""
 
     @property
     def earned(self) -> int:
@@ -52,6 +63,12 @@ def as_json(lab: Lab, file: Path, report: Report) -> dict[str, Any]:
         "ok": report.earned == lab.points,
         "tasks": [asdict(result) for result in report.results],
         "output": report.output,
+        "copied": report.copied,
+        "seed": report.seed,
+        "sandbox": "bubblewrap" if not report.no_sandbox else f"no sandbox on this system: {report.no_sandbox}",
+        "version": __version__,
+        "sha256": report.sha256,
+        "seconds": round(sum(result.seconds for result in report.results), 2),
     }
 
 
@@ -72,6 +89,10 @@ def print_report(console: Console, lab: Lab, file: Path, report: Report) -> None
     if report.output:
         console.print(Text("Output of the file (the beginning):", style="dim"))
         console.print(Padding(Text(report.output.rstrip()), (0, 0, 0, 2)))
+    if report.copied:
+        console.print(Text(f"The engine's own code, up to names: {', '.join(report.copied)}", style="yellow"))
+    if report.no_sandbox:
+        console.print(Text(f"no sandbox on this system: {report.no_sandbox}", style="dim"))
     console.print(Text(f"{report.earned} of {lab.points} points ({file})", style="bold"))
 
 
@@ -84,18 +105,38 @@ def _failures(results: list[TaskResult]) -> list[TaskResult]:
     return list(failures.values())
 
 
-def _failure(result: TaskResult) -> Text:
-    """The message, difference and diagnosis of one failed task."""
+def _failure(result: TaskResult) -> Group:
+    """The message, lines of the file, difference and diagnosis of one failed task."""
     text = Text()
     text.append(f"{result.task} ", style="bold").append(result.message).append("\n")
+    for line in result.source.splitlines():
+        text.append(f"    {line}\n", style="cyan")
     if result.expected or result.actual:
         text.append(f"    first difference{' at ' + result.where if result.where else ''}\n", style="dim")
-        text.append(_block("expected", result.expected)).append(_block("actual", result.actual))
+    after = Text()
     if result.diagnosis:
-        text.append("    diagnosis  ", style="dim").append(result.diagnosis + "\n", style="bold yellow")
+        after.append("    diagnosis  ", style="dim").append(result.diagnosis + "\n", style="bold yellow")
     elif result.status in ("wrong", "error"):
-        text.append(f"    hint       minillm labs hint {result.task}\n", style="dim")
+        after.append(f"    hint       minillm labs hint {result.task}\n", style="dim")
+    if result.rows:
+        return Group(_stripped(text), Padding(_rows(result), (0, 0, 0, 4)), after)
+    if result.expected or result.actual:
+        text.append(_block("expected", result.expected)).append(_block("actual", result.actual))
+    return Group(_stripped(text), after)
+
+
+def _stripped(text: Text) -> Text:
+    text.rstrip()
     return text
+
+
+def _rows(result: TaskResult) -> Table:
+    """The items around the first difference, the different one in bold."""
+    table = Table("", "expected", "actual", box=None, padding=(0, 2, 0, 0))
+    for place, expected, actual in result.rows:
+        style = "bold" if place.startswith(">") else "dim"
+        table.add_row(Text(place), Text(expected), Text(actual), style=style)
+    return table
 
 
 def _block(name: str, lines: str) -> str:

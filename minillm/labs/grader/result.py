@@ -1,4 +1,4 @@
-"""The result of a task: the child process reports it, and the table shows it."""
+"""The result of a task: made in the grader's process, shown in the table and in the JSON."""
 
 from __future__ import annotations
 
@@ -8,13 +8,28 @@ from typing import Literal
 from minillm.labs.grader.lab import Task
 
 Status = Literal[
-    "ok", "todo", "wrong", "error", "timeout", "memory", "crash", "missing", "unloadable", "earlier"
+    "ok",
+    "todo",
+    "wrong",
+    "error",
+    "timeout",
+    "memory",
+    "crash",
+    "missing",
+    "unloadable",
+    "earlier",
+    "engine",
+    "refused",
 ]
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """The result of one task. Unused texts are empty."""
+    """The result of one task. Unused texts are empty.
+
+    `rows`: (place, expected, actual) around the first difference. `source`: the lines of the file that the
+    message names. `seconds`: from the start of the task to its last answer, in the student's process.
+    """
 
     task: str
     title: str
@@ -26,6 +41,9 @@ class TaskResult:
     expected: str = ""
     actual: str = ""
     diagnosis: str = ""
+    rows: tuple[tuple[str, str, str], ...] = ()
+    source: str = ""
+    seconds: float = 0.0
 
 
 def failed(task: Task, status: Status, message: str) -> TaskResult:

@@ -6,7 +6,7 @@
     REWRITES  other code for one part or several    Rewrite("loops", "def keep_top(...): ...")
 
 `says` has a part of the diagnosis for each task that fails. A rewrite that says nothing is odd but right: it
-gets full marks. A file holds variants of several tasks, so it also tests that a mistake affects no other task.
+gets full marks. A file holds variants of several tasks: a mistake in one of them must not affect another.
 """
 
 from __future__ import annotations

@@ -1,0 +1,48 @@
+"""The lines of a lab's solution that say something, in a form in which spaces and comments do not matter.
+
+A line such as `return out` or `else:` says nothing. A line says something if it has at least MIN_WORDS words
+and operators and is not in the skeleton.
+"""
+
+from __future__ import annotations
+
+import re
+
+from minillm.labs.grader.cuda_lab import CudaLab
+from minillm.labs.grader.cuda_text import check_kernels
+from minillm.labs.grader.lab import Lab
+from minillm.labs.grader.skeleton import skeleton, solution
+
+MIN_WORDS = 8
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def normal(line: str) -> str:
+    """The words and operators of a line, one space between them, without a comment."""
+    code = re.split(r"\s#\s|^#|//(?=\s)", line.strip(), maxsplit=1)[0]
+    return " ".join(_WORD.findall(code))
+
+
+def solution_lines(lab: Lab) -> set[str]:
+    """The lines of the finished file that say something and are not in the skeleton."""
+    given = {normal(line) for line in _given(lab).splitlines()}
+    found = {normal(line) for line in solution(lab).splitlines()}
+    return {line for line in found - given if len(line.split()) >= MIN_WORDS and not _is_plain(line)}
+
+
+def _given(lab: Lab) -> str:
+    """What the student has: the skeleton, and in CUDA the kernels of the checks, which call the parts."""
+    calls = check_kernels(lab.package / lab.file) if isinstance(lab, CudaLab) else ""
+    return skeleton(lab) + calls
+
+
+def quoted(text: str, lines: set[str]) -> list[str]:
+    """The lines of a solution that `text` holds."""
+    flat = " ".join(_WORD.findall(text))
+    whole = {normal(line) for line in text.splitlines()}
+    return sorted(line for line in lines if line in whole or f" {line} " in f" {flat} ")
+
+
+def _is_plain(line: str) -> bool:
+    """Imports, signatures, and headers of loops say nothing of the solution."""
+    return line.startswith(("import ", "from ", "def ", "class ", "@ "))
