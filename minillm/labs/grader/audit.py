@@ -44,7 +44,16 @@ _NEVER = {
     "_thread.start_new_thread": "starts a thread",
 }
 _NEVER_IN = {"socket": "opens a socket", "ctypes": "uses ctypes"}
-_CHANGES = {"os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
+_CHANGES = {
+    "os.remove",
+    "os.rename",
+    "os.mkdir",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "os.chmod",
+}
 _MARSHAL = ("marshal.loads", "marshal.load")
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _SYSTEM = ("/usr/", "/lib", "/etc/", "/proc/", "/sys/", "/dev/")

@@ -1,7 +1,7 @@
 """The first difference of two answers: its place, and a small part of both answers around it.
 
-    [[7.5, 2.0], Words("1 pass")], ...      "step 2, row 1, column 3"
-        a list of lists: steps              rows of (place, expected, actual): what the report shows as a table
+[[7.5, 2.0], Words("1 pass")], ...      "step 2, row 1, column 3"
+    a list of lists: steps              rows of (place, expected, actual): what the report shows as a table
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def _tensor_rows(expected: Tensor, actual: Tensor, index: list[int]) -> tuple[tu
     if not index:
         return (("> value", _number(expected.item()), _number(actual.item())),)
     at, column = (index[-2], index[-1]) if len(index) > 1 else (index[0], 0)
-    name = f"columns {column}-{min(column + _CORNER[1], expected.shape[-1]) - 1}, row" if len(index) > 1 else ""
+    name = (
+        f"columns {column}-{min(column + _CORNER[1], expected.shape[-1]) - 1}, row" if len(index) > 1 else ""
+    )
     columns = slice(column, column + _CORNER[1]) if len(index) > 1 else slice(None)
     rows = []
     for i in _near(at, expected.shape[0]):
@@ -176,4 +178,6 @@ def _text_difference(expected: str, actual: str, where: str) -> Difference | Non
     pairs = zip(expected, actual, strict=False)
     shorter = min(len(expected), len(actual))
     at = next((i for i, (left, right) in enumerate(pairs) if left != right), shorter)
-    return Difference(_join(where, f"character {at + 1}"), repr(expected[at : at + _CHARS]), repr(actual[at : at + _CHARS]))
+    return Difference(
+        _join(where, f"character {at + 1}"), repr(expected[at : at + _CHARS]), repr(actual[at : at + _CHARS])
+    )

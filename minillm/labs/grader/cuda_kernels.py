@@ -51,7 +51,9 @@ class Kernels:
         names = sections_by_line(self.text, self.name)
         found = re.findall(r"(?:at|from) ([^:;]*\.cu):(\d+)", str(error))
         array = re.search(r"(?:reads|writes) `?(\w+)", str(error))
-        return " ".join([array[1] if array else "", *(names.get((name, int(line)), "given") for name, line in found)])
+        return " ".join(
+            [array[1] if array else "", *(names.get((name, int(line)), "given") for name, line in found)]
+        )
 
 
 def finished(file: Path) -> Kernels:

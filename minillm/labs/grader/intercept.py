@@ -43,7 +43,11 @@ def plain_function(value: Any) -> FunctionType | None:
 def _guard(function: FunctionType, before: Before) -> CodeType:
     """Code that calls `before`, then a copy of the function."""
     original = FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+        function.__code__,
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
     )
     original.__kwdefaults__ = function.__kwdefaults__
 
@@ -58,7 +62,11 @@ def _guard(function: FunctionType, before: Before) -> CodeType:
 @cache
 def _template(free: tuple[str, ...]) -> CodeType:
     """`guard` with the text "enter" in place of a function. It has the free variables of the code it replaces."""
-    lines = [f"def outer({', '.join(free)}):", "  def guard(*args, **kwargs):", *(f"    {name}" for name in free)]
+    lines = [
+        f"def outer({', '.join(free)}):",
+        "  def guard(*args, **kwargs):",
+        *(f"    {name}" for name in free),
+    ]
     lines.append("    return 'enter'.__call__(args, kwargs)")
     code = compile("\n".join(lines), __file__, "exec", dont_inherit=True)
     return _inner(_inner(code, "outer"), "guard")

@@ -22,7 +22,9 @@ from minillm.labs.grader.result import TaskResult, failed
 NO_MEMORY = "the file needs more memory than a check may use"
 
 
-def verdict(task: Task, answers: list[Any], right: Reference, passes: list[Passes] | None = None) -> TaskResult:
+def verdict(
+    task: Task, answers: list[Any], right: Reference, passes: list[Passes] | None = None
+) -> TaskResult:
     """The result of a task whose cases were answered by `answers`, with so many passes of the model."""
     if fault := right.fault(task):
         return failed(task, "error", f"the check itself failed: {fault}")
@@ -90,5 +92,7 @@ def _wrong(
 
 def _too_many_passes(task: Task, case: int, mine: Passes, own: Passes) -> TaskResult:
     """All answers are right, but the model ran more often, or over more rows, than the answers tell."""
-    more = f"the model runs {mine.layers} layers over {mine.rows} rows, {own.layers} over {own.rows} are needed"
+    more = (
+        f"the model runs {mine.layers} layers over {mine.rows} rows, {own.layers} over {own.rows} are needed"
+    )
     return failed(task, "wrong", f"{task.cases[case].name}: {more}")

@@ -1,8 +1,8 @@
 """The grader's end of the student's process: start it, read its messages, end it.
 
-    grader ---- order (stdin) ----> child       one JSON object: lab, file, limits, hidden cases
-           <--- pipe -------------- messages    a key and a JSON object on each line
-           <--- stdout/stderr ----- output      the first few KiB are kept, the rest is read and dropped
+grader ---- order (stdin) ----> child       one JSON object: lab, file, limits, hidden cases
+       <--- pipe -------------- messages    a key and a JSON object on each line
+       <--- stdout/stderr ----- output      the first few KiB are kept, the rest is read and dropped
 """
 
 from __future__ import annotations

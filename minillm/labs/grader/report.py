@@ -65,7 +65,9 @@ def as_json(lab: Lab, file: Path, report: Report) -> dict[str, Any]:
         "output": report.output,
         "copied": report.copied,
         "seed": report.seed,
-        "sandbox": "bubblewrap" if not report.no_sandbox else f"no sandbox on this system: {report.no_sandbox}",
+        "sandbox": "bubblewrap"
+        if not report.no_sandbox
+        else f"no sandbox on this system: {report.no_sandbox}",
         "version": __version__,
         "sha256": report.sha256,
         "seconds": round(sum(result.seconds for result in report.results), 2),
