@@ -105,7 +105,7 @@ def turns_case(detokenizer_class: Any) -> list[Any]:
 
 
 def speed_case(detokenizer_class: Any) -> Words:
-    """Whether a token costs about as much after 3,000 tokens as after 100; the shortest of ten times counts."""
+    """Whether a token costs about as much after 3,000 tokens as after 100 (the shortest of ten times)."""
     stream = detokenizer_class(byte_tokenizer())
     ids, seconds = ids_of("some text "), list[float]()
     for _ in range(150):

@@ -17,14 +17,14 @@ Attend = Callable[[Tensor, Tensor, Tensor, float, int | None], Tensor]
 Shape = tuple[int, int, int, int]  # q_len, kv_len, heads, kv heads
 
 
-def tensors(shape: Shape, head_dim: int = 8, seed: int = 0) -> list[Tensor]:
+def tensors(shape: Shape, head_dim: int = 8, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Random q, k and v."""
     q_len, kv_len, heads, kv_heads = shape
     q, k = (
         2 * random_tensor(seed + 2, q_len, heads, head_dim),
         2 * random_tensor(seed + 3, kv_len, kv_heads, head_dim),
     )
-    return [q, k, random_tensor(seed + 4, kv_len, kv_heads, head_dim)]
+    return q, k, random_tensor(seed + 4, kv_len, kv_heads, head_dim)
 
 
 def attention_case(
