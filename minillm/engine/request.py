@@ -92,6 +92,10 @@ def derived_seed(engine_seed: int, submission: int) -> int:
 
 
 def group_blocks(prompt_len: int, total_len: int, n: int, block_size: int) -> int:
-    """Blocks for n sequences of `total_len` tokens each that share the full blocks of their prompt."""
+    """Blocks for n sequences of `total_len` tokens each, prompt included, with a common prompt.
+
+    They share the blocks that the prompt fills. Each has its own copy of a block that the prompt
+    fills in part, because it continues there.
+    """
     shared = prompt_len // block_size
     return shared + n * (blocks_for(total_len, block_size) - shared)

@@ -49,11 +49,14 @@ class BlockPool:
     def allocate(self, count: int = 1) -> list[int]:
         """Allocate `count` free blocks, the one freed last first; each gets one owner.
 
+        The cost does not depend on the size of the pool: no list is searched, sorted or moved.
+
         Returns:
-            The block ids.
+            The block ids, in a new list that belongs to the caller.
 
         Raises:
             OutOfBlocks: fewer than `count` are free; nothing was allocated.
+            ValueError: `count` is negative.
         """
         require_int("count", count, minimum=0)
         if count > len(self._free):
@@ -68,10 +71,13 @@ class BlockPool:
         return taken
 
     def share(self, block_ids: Iterable[int]) -> None:
-        """Add one owner to each of these used blocks.
+        """Add one owner to each of these used blocks; a block that is listed twice gets two.
+
+        The argument may be an iterator, which can be read only once.
 
         Raises:
             ValueError: one of them is free; nothing was changed.
+            IndexError: one of them does not exist; nothing was changed.
         """
         ids = list(block_ids)
         self._require_owners(set(ids), times={})
@@ -82,10 +88,12 @@ class BlockPool:
         """Remove one owner from each block; a block without owners becomes free.
 
         The last block is freed first. So the stack of free blocks returns the blocks of a sequence in the
-        order in which the sequence held them.
+        order in which the sequence held them. A block that is listed twice loses two owners. The argument may
+        be an iterator; a list stays as it is. The cost depends only on the number of blocks listed.
 
         Raises:
             ValueError: one of them has no owner to remove; nothing was changed.
+            IndexError: one of them does not exist; nothing was changed.
         """
         ids = list(block_ids)
         self._require_owners(set(ids), times=Counter(ids))
@@ -100,7 +108,12 @@ class BlockPool:
         return block_id
 
     def _require_owners(self, ids: set[int], times: Mapping[int, int]) -> None:
-        """Require at least `times[id]` owners (default one) for each id; called before any count changes."""
+        """Require at least `times[id]` owners, or one for an id not in `times`; changes nothing.
+
+        Raises:
+            ValueError: a block has fewer owners.
+            IndexError: a block does not exist; -1 is not the last block.
+        """
         for block_id in ids:
             if self._ref_count[self._checked(block_id)] < times.get(block_id, 1):
                 raise ValueError(f"block {block_id} is not in use: double free, or never allocated")

@@ -49,7 +49,8 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
 def base_frequencies(theta: float, head_dim: int) -> Tensor:
     """theta ** (-2 i / head_dim) for each component pair i: float32 [head_dim / 2].
 
-    Pair 0 turns by one radian per position; each next pair is slower by the same ratio.
+    Pair 0 turns by one radian per position; each next pair is slower by the same ratio. Every call returns
+    a new tensor, which the caller may change.
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     return 1.0 / theta**exponents

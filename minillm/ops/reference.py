@@ -27,12 +27,14 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
         (a, b) -> (a cos - b sin, b cos + a sin)     a = first half, b = second half
 
+    All tokens and heads are rotated at once: no loop over the tokens.
+
     Args:
-        x: [num_tokens, num_heads, head_dim].
+        x: [num_tokens, num_heads, head_dim]; not changed. It may be a slice of a wider tensor.
         cos, sin: float32 [num_tokens, head_dim / 2], the angles of each token's position.
 
     Returns:
-        [num_tokens, num_heads, head_dim] in x's dtype; computed in float32.
+        [num_tokens, num_heads, head_dim] in x's dtype; computed in float32, and rounded once.
 
     Source: Su et al., "RoFormer" (arXiv 2104.09864), in the half-rotation layout of Llama.
     """
@@ -90,10 +92,13 @@ def grouped_query_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, windo
         row 0   x x x x x .      so the mask is aligned bottom-right; with a window of 3,
         row 1   x x x x x x      row 1 sees only keys 3 4 5
 
+    The rows are computed at once: no loop over rows or keys. The mask has q_len rows, one in decode. k and v,
+    the largest tensors, are not repeated for each query head.
+
     Args:
-        q: [q_len, num_heads, head_dim].
-        k, v: [kv_len, num_kv_heads, head_dim].
-        scale: usually head_dim ** -0.5.
+        q: [q_len, num_heads, head_dim]; not changed.
+        k, v: [kv_len, num_kv_heads, head_dim]; not changed.
+        scale: the factor of the scores, usually head_dim ** -0.5.
         window: the number of last keys that a row sees, its own included; None for all.
 
     Returns:

@@ -172,6 +172,11 @@ def _nothing_seen(count: int, device: torch.device | None) -> tuple[Tensor, Tens
 def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
     """Draw one token id per row.
 
+    A row's token depends only on its logits, its parameters and its key: not on the other rows, not on a
+    random generator. Ids that the tokenizer does not have get -inf. Then comes the row's repetition penalty.
+    At temperature 0 the argmax is drawn. Above 0 the row is filtered, and the argmax of filtered logits +
+    `gumbel_noise` of the row's key is drawn. Of equal scores the lowest id wins.
+
     Args:
         logits: [num_rows, vocab_size], any float dtype; not changed.
         batch: sampling parameters and noise keys of the `num_rows` rows.
@@ -232,9 +237,12 @@ def penalise_repetition(logits: Tensor, seen: Sequence[int], penalty: float) -> 
     """Penalise ids that occur in prompt or output: positive logits / penalty, negative logits * penalty.
 
     Args:
-        logits: float32 [vocab_size].
-        seen: token ids that have occurred; their counts do not matter.
+        logits: float32 [vocab_size]; not changed.
+        seen: token ids that have occurred. An id that is listed several times is penalised once.
         penalty: above 1 makes repetition less likely, below 1 more likely.
+
+    Returns:
+        float32 [vocab_size]; ids that are not in `seen` keep their logits.
 
     Source: Keskar et al., "CTRL" (arXiv 1909.05858).
     """
@@ -255,12 +263,15 @@ def _moderate(divisor: float) -> float:
 def filter_logits(logits: Tensor, params: Filters) -> Tensor:
     """Temperature, then top-k, top-p and min-p: excluded ids become -inf.
 
+    Min-p keeps an id if its probability is at least `params.min_p` times the largest probability, after
+    temperature. The row is sorted at most once.
+
     Args:
-        logits: float32 [vocab_size], masked and penalised.
-        params: temperature above 0.
+        logits: float32 [vocab_size], masked and penalised; not changed.
+        params: temperature above 0; it may be tiny: the result still has no NaN.
 
     Returns:
-        float32 [vocab_size]; at least the most likely id survives.
+        float32 [vocab_size], up to a constant (the softmax counts); at least the most likely id survives.
     """
     # The maximum is subtracted first: with a tiny temperature, logits could overflow to inf - inf.
     scaled = (logits - logits.max()) / _moderate(params.temperature)
@@ -275,10 +286,12 @@ def filter_logits(logits: Tensor, params: Filters) -> Tensor:
 def keep_top(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     """Keep the `top_k` most likely ids, then the fewest of them whose probability reaches `top_p`.
 
+    Of equal logits the lowest id counts as the most likely. The row is sorted at most once.
+
     Args:
-        logits: float32 [vocab_size].
-        top_k: 0 keeps all.
-        top_p: in (0, 1], the share of the probability that top-k has kept.
+        logits: float32 [vocab_size]; not changed.
+        top_k: 0, or more than there are, keeps all.
+        top_p: in (0, 1], the share of the probability that top-k has kept; 1 keeps all.
 
     Returns:
         float32 [vocab_size] with -inf for every dropped id.

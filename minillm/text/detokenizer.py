@@ -31,7 +31,13 @@ class StopMatcher:
         self.matched: str | None = None
 
     def push(self, text: str) -> str:
-        """Take `text`; return what can no longer be part of a stop string."""
+        """Take `text`; return what can no longer be part of a stop string.
+
+        The result does not depend on how the text is cut into pieces. The stop string that ends first counts;
+        of several that end at one place, the longest. At a match `matched` becomes the stop string, the text
+        before it is returned, and the stop string and all text after it are dropped. Without a match the
+        longest end of the text that begins a stop string is held back, and only this is stored.
+        """
         self._held += text
         found = [(self._held.find(stop) + len(stop), stop) for stop in self._stops if stop in self._held]
         if found:
@@ -80,6 +86,9 @@ class Detokenizer:
     def push(self, token_id: int) -> str:
         """Take the next token; return the text that is certain now (often empty).
 
+        Text goes through the stop matcher before it is returned. Only the last tokens are decoded, so a token
+        costs the same at the beginning and at the end of a long completion.
+
         Raises:
             TokenizerError: the tokenizer fails at it.
         """
@@ -97,7 +106,10 @@ class Detokenizer:
         return self._stop.push(text)
 
     def finish(self) -> str:
-        """The rest, when no more tokens come: whole characters still held back.
+        """The rest, when no more tokens come: whole characters still held back; "" after a stop string.
+
+        Text that the stop matcher holds comes out, too. A character whose last bytes never came is dropped,
+        but a U+FFFD that the tokens encode is a character of the text.
 
         Raises:
             TokenizerError: the tokenizer fails at them.

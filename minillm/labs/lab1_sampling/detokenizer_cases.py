@@ -1,85 +1,147 @@
-"""Task 1.6, text from tokens, piece by piece: cases and known mistakes."""
+"""Task 1.6, text from tokens, piece by piece: cases."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable, Sequence
+from functools import cache
+from itertools import zip_longest
+from random import Random
 from typing import Any
 
-from minillm.labs.grader.lab import Case, Mistake
+from tokenizers import AddedToken, Tokenizer, decoders, models
+
+from minillm.labs.grader.lab import Case, Words
 from minillm.labs.grader.tiny_model import byte_order, byte_tokenizer
-from minillm.text.detokenizer import Detokenizer
+from minillm.text.detokenizer import byte_alphabet
+
+A_AND_CUT, END = 256, 257
+WORDS = ["\u2581the", "\u2581cat", "\u2581sat", "s", ",", "\u2581on", "<0xE6>", "<0x97>", "<0xA5>"]
 
 
-def stream_case(name: str, data: bytes, stops: tuple[str, ...] = ()) -> Case:
-    """The text returned for each token (one token per byte), the text of `finish`, and `stopped`."""
+@cache
+def larger_tokenizer() -> Tokenizer:
+    """One id per byte, 256 for an A with the first byte of a character, and the special id 257."""
+    letter = {byte: char for char, byte in byte_alphabet().items()}
+    vocab = {letter[byte]: i for i, byte in enumerate(byte_order())}
+    tokenizer = Tokenizer(models.BPE(vocab={**vocab, "A" + letter[0xE6]: A_AND_CUT}, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken("<end>", special=True)])
+    return tokenizer
+
+
+@cache
+def word_tokenizer() -> Tokenizer:
+    """As SentencePiece: a token begins with its space, and the first space of a text is dropped."""
+    vocab = {word: i for i, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", left=1, right=0),
+        ]
+    )
+    return tokenizer
+
+
+def ids_of(text: str | bytes) -> list[int]:
+    """One id per byte."""
+    data = text.encode() if isinstance(text, str) else text
+    return [byte_order().index(byte) for byte in data]
+
+
+def streamed(stream: Any, ids: Iterable[int]) -> list[Any]:
+    """The text returned for each id, the text of `finish`, and `stopped`."""
+    out = list[str]()
+    for token_id in ids:
+        out.append(stream.push(token_id))
+        if stream.stopped:
+            break
+    return [out, stream.finish(), stream.stopped]
+
+
+def stream_case(name: str, text: str | bytes, stops: Sequence[str] = (), prompt: str = "") -> Case:
+    """One completion, one token per byte."""
 
     def run(detokenizer_class: Any) -> list[Any]:
-        tokenizer = byte_tokenizer()
-        stream, out = detokenizer_class(tokenizer, stops), []
-        for byte in data:
-            out.append(stream.push(byte_order().index(byte)))
-            if stream.stopped:
-                break
-        return [out, stream.finish(), stream.stopped]
+        prompt_ids = ids_of(prompt)
+        stream = detokenizer_class(larger_tokenizer(), stops, prompt_ids)
+        return [streamed(stream, ids_of(text)), prompt_ids == ids_of(prompt)]
 
     return Case(name, run)
 
 
-class TokenByToken(Detokenizer):
-    """Decodes each token alone."""
-
-    def push(self, token_id: int) -> str:
-        return self._stop.push(self._decode([token_id]))
+def words_case(name: str, prompt: Sequence[int], ids: Sequence[int]) -> Case:
+    """One completion of the word tokenizer."""
+    return Case(name, lambda d: streamed(d(word_tokenizer(), (), list(prompt)), ids))
 
 
-class ForgetsHeldText(Detokenizer):
-    """`finish` does not return the text that the stop matcher holds back."""
-
-    def finish(self) -> str:
-        return "" if self.stopped else self._stop.push(self._tail())
-
-
-class ForgetsTail(Detokenizer):
-    """`finish` does not return the text of the stream's pending tokens."""
-
-    def finish(self) -> str:
-        return "" if self.stopped else self._stop.flush()
+def special_case(detokenizer_class: Any) -> list[Any]:
+    """A special token has no text, inside a character and after the last one."""
+    ids = [*ids_of("a\u65e5")[:3], *ids_of("\u65e5")[2:], END, *ids_of("b"), END]
+    return streamed(detokenizer_class(larger_tokenizer()), ids)
 
 
-class FinishesNothing(Detokenizer):
-    """`finish` returns no text."""
-
-    def finish(self) -> str:
-        return ""
+def inside_token_case(detokenizer_class: Any) -> list[Any]:
+    """The last token ends inside a character, but begins with a whole one."""
+    return streamed(detokenizer_class(larger_tokenizer(), ("END",)), [*ids_of("so E"), A_AND_CUT])
 
 
-class EmitsCut(Detokenizer):
-    """`finish` returns U+FFFD for an incomplete character."""
+def turns_case(detokenizer_class: Any) -> list[Any]:
+    """Two completions in turns, and a third after them."""
+    texts = [ids_of("a 日本 END x"), ids_of("E😀 EN")]
+    streams = [detokenizer_class(byte_tokenizer(), ("END",), ids_of("p")) for _ in texts]
+    out = list[Any]()
+    for ids in zip_longest(*texts):
+        for stream, token_id in zip(streams, ids, strict=True):
+            if token_id is not None and not stream.stopped:
+                out.append(stream.push(token_id))
+    out += [part for stream in streams for part in (stream.finish(), stream.stopped)]
+    for _ in range(3):  # streams that end inside a character; the next may lie where they were
+        out.append(detokenizer_class(byte_tokenizer()).push(ids_of("日")[0]))
+    return [out, streamed(detokenizer_class(byte_tokenizer()), ids_of("END"))]
 
-    def _tail(self) -> str:
-        return self._decode(self._pending)
+
+def speed_case(detokenizer_class: Any) -> Words:
+    """Whether a token costs about as much after 3,000 tokens as after 100 (the shortest of ten times)."""
+    stream = detokenizer_class(byte_tokenizer())
+    ids, seconds = ids_of("some text "), list[float]()
+    for _ in range(150):
+        started = time.perf_counter()
+        for token_id in ids * 2:
+            stream.push(token_id)
+        seconds.append(time.perf_counter() - started)
+    is_even = min(seconds[-10:]) < 6 * min(seconds[:10])
+    return Words("a token costs the same" if is_even else "a token costs more and more")
 
 
-class IgnoresStops(Detokenizer):
-    """Text does not go through the stop matcher."""
-
-    def __init__(self, tokenizer: Any, stops: Any = (), prompt_ids: Any = ()) -> None:
-        super().__init__(tokenizer, (), prompt_ids)
+def more_streams(random: Random) -> Iterable[Case]:
+    """Random characters of 1 to 4 bytes; the end may be cut, the stop string may come."""
+    for _ in range(4):
+        text = "".join(random.choice("abé日😀E\ufffd") for _ in range(12))
+        data = text.encode()[: random.randint(8, 40)]
+        yield stream_case(f"bytes {data!r}", data, random.choice([(), ("ab",), ("日", "é😀")]), text[:3])
 
 
 STREAM_CASES = (
-    stream_case("plain text", b"Hello"),
-    stream_case("characters of 2, 3 and 4 bytes", "é日😀!".encode()),
-    stream_case("a stop string", b"one END two", ("END",)),
-    stream_case("a stop string with several bytes per character", "ja 日本 nein".encode(), ("日本",)),
-    stream_case("ends inside a stop string", b"the EN", ("END",)),
+    stream_case("plain text", "Hello"),
+    stream_case("characters of 2, 3 and 4 bytes", "é日😀!"),
+    stream_case("a stop string", "one END two", ("END",)),
+    stream_case("a stop string with several bytes per character", "ja 日本 nein", ("日本",)),
+    stream_case("ends inside a stop string", "the EN", ("END",)),
     stream_case("ends inside a character", "so 😀".encode()[:-1]),
-    stream_case("ends with a real U+FFFD", "so \ufffd".encode()),
-)
-STREAM_MISTAKES = (
-    Mistake("half characters are emitted: one token can be a part of a character", TokenByToken),
-    Mistake("stop strings are ignored: text must go through the stop matcher", IgnoresStops),
-    Mistake("`finish` returns nothing: text that was held back is lost", FinishesNothing),
-    Mistake("`finish` loses the text that the stop matcher holds back: flush it", ForgetsHeldText),
-    Mistake("`finish` loses the stream's pending tokens", ForgetsTail),
-    Mistake("an incomplete character at the end becomes U+FFFD: drop it", EmitsCut),
+    stream_case("ends inside a character and inside a stop string", "the E日".encode()[:-1], ("END",)),
+    stream_case("ends with a real U+FFFD", "so \ufffd"),
+    stream_case("held text, then a real U+FFFD", "the E\ufffd", ("E\ufffd!",)),
+    Case("the last token ends inside a character", inside_token_case),
+    stream_case("no tokens", ""),
+    stream_case("after a prompt", "日!", prompt="Once 日本"),
+    words_case("words, as the beginning of a text", [], [0, 1, 3, 2]),
+    words_case("words after a prompt: the first space stays", [0, 1], [2, 5, 0, 1]),
+    words_case("words, and a character of three tokens", [0], [1, 6, 7, 8, 3, 4]),
+    Case("special tokens", special_case),
+    Case("two completions in turns, then a third", turns_case, "aliasing"),
+    Case("time of a token after 100 and after 3,000 tokens", speed_case, "cost"),
 )

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from minillm.config import SamplingParams
 from minillm.labs.grader.lab import Case, Lab, Part, Task
 from minillm.labs.grader.tiny_model import tiny_llm
-from minillm.labs.lab1_sampling.detokenizer_cases import STREAM_CASES, STREAM_MISTAKES
-from minillm.labs.lab1_sampling.draw_cases import DRAW_CASES, DRAW_MISTAKES
-from minillm.labs.lab1_sampling.filter_cases import FILTER_CASES, FILTER_MISTAKES
-from minillm.labs.lab1_sampling.penalty_cases import PENALTY_CASES, PENALTY_MISTAKES
-from minillm.labs.lab1_sampling.stop_cases import STOP_CASES, STOP_MISTAKES
-from minillm.labs.lab1_sampling.top_cases import TOP_CASES, TOP_MISTAKES
+from minillm.labs.lab1_sampling.detokenizer_cases import STREAM_CASES, more_streams
+from minillm.labs.lab1_sampling.detokenizer_mistakes import STREAM_MISTAKES
+from minillm.labs.lab1_sampling.draw_cases import DRAW_CASES, more_draws
+from minillm.labs.lab1_sampling.draw_mistakes import DRAW_MISTAKES
+from minillm.labs.lab1_sampling.filter_cases import FILTER_CASES, FILTER_MISTAKES, more_filters
+from minillm.labs.lab1_sampling.penalty_cases import PENALTY_CASES, PENALTY_MISTAKES, more_penalties
+from minillm.labs.lab1_sampling.stop_cases import STOP_CASES, more_stops
+from minillm.labs.lab1_sampling.stop_mistakes import STOP_MISTAKES
+from minillm.labs.lab1_sampling.top_cases import TOP_CASES, TOP_MISTAKES, more_tops
+
+PARAMS = (
+    SamplingParams(max_tokens=24, temperature=0.0),
+    SamplingParams(max_tokens=24, seed=1, n=2, top_p=0.9),
+    SamplingParams(max_tokens=24, seed=2, temperature=1.5, top_k=20, repetition_penalty=1.3),
+    SamplingParams(max_tokens=40, seed=3, temperature=2.0, min_p=0.01, stop=("e", "an", "0x")),
+)
 
 
-def in_engine(parts: Any) -> list[Any]:
-    """Tokens, text and finish reason of completions with the file's sampler and detokenizer."""
-    llm = tiny_llm(parts={"sampler": parts.sample, "detokenizer": parts.Detokenizer})
-    params = [
-        SamplingParams(max_tokens=24, temperature=0.0),
-        SamplingParams(max_tokens=24, seed=1, n=2, top_p=0.9),
-        SamplingParams(max_tokens=24, seed=2, temperature=1.5, top_k=20, repetition_penalty=1.3),
-        SamplingParams(max_tokens=40, seed=3, temperature=2.0, min_p=0.01, stop=("e", "an", "0x")),
-    ]
-    outputs = llm.generate(["Once upon a time"] * len(params), params)
-    return [[[c.token_ids, c.text, c.finish_reason] for c in output.outputs] for output in outputs]
+def in_engine(*batches: Sequence[int]) -> Callable[[Any], list[Any]]:
+    """One engine, and batches of requests, places in PARAMS: ids, text and finish reason."""
+
+    def run(parts: Any) -> list[Any]:
+        llm, answers = tiny_llm(parts={"sampler": parts.sample, "detokenizer": parts.Detokenizer}), []
+        for batch in batches:
+            outputs = llm.generate(["Once upon a time"] * len(batch), [PARAMS[i] for i in batch])
+            answers.append([[[c.token_ids, c.text, c.finish_reason] for c in out.outputs] for out in outputs])
+        return answers
+
+    return run
 
 
 LAB = Lab(
@@ -40,9 +51,16 @@ LAB = Lab(
             Part("minillm.ops.sampling", "penalise_repetition"),
             PENALTY_CASES,
             PENALTY_MISTAKES,
+            more_penalties,
         ),
         Task(
-            "1.2", "top-k, then top-p", 20, Part("minillm.ops.sampling", "keep_top"), TOP_CASES, TOP_MISTAKES
+            "1.2",
+            "top-k, then top-p",
+            20,
+            Part("minillm.ops.sampling", "keep_top"),
+            TOP_CASES,
+            TOP_MISTAKES,
+            more_tops,
         ),
         Task(
             "1.3",
@@ -51,6 +69,7 @@ LAB = Lab(
             Part("minillm.ops.sampling", "filter_logits"),
             FILTER_CASES,
             FILTER_MISTAKES,
+            more_filters,
         ),
         Task(
             "1.4",
@@ -59,6 +78,7 @@ LAB = Lab(
             Part("minillm.ops.sampling", "sample", helpers=("scores", "masked")),
             DRAW_CASES,
             DRAW_MISTAKES,
+            more_draws,
         ),
         Task(
             "1.5",
@@ -67,6 +87,7 @@ LAB = Lab(
             Part("minillm.text.detokenizer", "StopMatcher", ("push",), ("_overlap",)),
             STOP_CASES,
             STOP_MISTAKES,
+            more_stops,
         ),
         Task(
             "1.6",
@@ -75,13 +96,17 @@ LAB = Lab(
             Part("minillm.text.detokenizer", "Detokenizer", ("push", "finish"), ("_tail",)),
             STREAM_CASES,
             STREAM_MISTAKES,
+            more_streams,
         ),
         Task(
             "1.7",
             "your sampler and detokenizer in the running engine",
             10,
             None,
-            (Case("four requests at once", in_engine),),
+            (
+                Case("four requests at once", in_engine(range(4))),
+                Case("other batches, one after the other", in_engine([3, 1], [2], [1, 0, 3]), "aliasing"),
+            ),
         ),
     ),
 )

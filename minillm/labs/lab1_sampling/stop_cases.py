@@ -1,114 +1,112 @@
-"""Task 1.5, stop strings that span pieces: cases and known mistakes."""
+"""Task 1.5, stop strings that span pieces: cases."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from random import Random
 from typing import Any
 
-from minillm.labs.grader.lab import Case, Mistake
-from minillm.text.detokenizer import StopMatcher
+from minillm.labs.grader.lab import Case, Words
+
+STOPS = ["END", "\n\n", "stop!"]
 
 
-def stop_case(name: str, stops: list[str], pieces: list[str]) -> Case:
+def pushed(matcher: Any, pieces: Iterable[str]) -> list[Any]:
     """The text returned for each piece, the matched stop string, and the text of `flush`."""
-
-    def run(matcher_class: Any) -> list[Any]:
-        matcher, out = matcher_class(stops), []
-        for piece in pieces:
-            if matcher.matched is None:
-                out.append(matcher.push(piece))
-        return [out, matcher.matched, matcher.flush()]
-
-    return Case(f"{name}: stops {stops}, pieces {pieces}", run)
+    out = list[Any]()
+    for piece in pieces:
+        if matcher.matched is None:
+            out.append(matcher.push(piece))
+    return [out, matcher.matched, matcher.flush()]
 
 
-class LetsThrough(StopMatcher):
-    """Holds no text back."""
-
-    def push(self, text: str) -> str:
-        out = super().push(text)
-        return out + self.flush()
+def stop_case(name: str, stops: Sequence[str], pieces: Sequence[str]) -> Case:
+    """One matcher over `pieces`."""
+    shown = f"{name}: stops {list(stops)}, pieces {list(pieces)}"
+    return Case(shown, lambda matcher_class: pushed(matcher_class(list(stops)), pieces))
 
 
-class HoldsAll(StopMatcher):
-    """Returns no text until a stop string has arrived."""
-
-    def push(self, text: str) -> str:
-        self._held = super().push(text) + self._held
-        return self.flush() if self.matched else ""
-
-
-class HoldsLongest(StopMatcher):
-    """Always holds back n - 1 characters, where n is the length of the longest stop string."""
-
-    def push(self, text: str) -> str:
-        text = super().push(text) + self._held
-        if self.matched:
-            return text
-        keep = max(len(text) - max(len(stop) for stop in self._stops) + 1, 0)
-        self._held = text[keep:]
-        return text[:keep]
+def cuts_case(matcher_class: Any) -> list[Any]:
+    """One text, cut at every pair of places: the text and the match never depend on the cuts."""
+    text, found = "abcabd abab", list[Any]()
+    for i in range(len(text)):
+        for j in range(i, len(text)):
+            out, matched, rest = pushed(
+                matcher_class(["abab", "bd ", "cabx"]), (text[:i], text[i:j], text[j:])
+            )
+            found.append([i, j, "".join(out), matched, rest])
+    return found
 
 
-class FirstListed(StopMatcher):
-    """Cuts at the stop string that is listed first."""
-
-    def push(self, text: str) -> str:
-        held = self._held + text
-        listed = next((stop for stop in self._stops if stop in held), None)
-        if listed is None:
-            return super().push(text)
-        self._held, self.matched = "", listed
-        return held[: held.find(listed)]
-
-
-class FirstToStart(StopMatcher):
-    """Cuts at the stop string that starts first."""
-
-    def push(self, text: str) -> str:
-        held = self._held + text
-        places = [(held.find(stop), stop) for stop in self._stops if stop in held]
-        if not places:
-            return super().push(text)
-        start, self.matched = min(places)
-        self._held = ""
-        return held[:start]
+def turns_case(matcher_class: Any) -> list[Any]:
+    """Two completions in turns, and a third after them, with the same stop strings."""
+    stops = ("END", "and")
+    first, second, out = matcher_class(stops), matcher_class(stops), list[Any]()
+    for left, right in zip(["one E", "N", "ough a", "n"], ["x", "D an", "y", " EN"], strict=True):
+        out += [first.push(left), second.push(right)]
+    for _ in range(3):  # matchers that end while they hold text; the next may lie where they were
+        out.append(matcher_class(stops).push("x E"))
+    third = matcher_class(["D"])
+    return [
+        out,
+        third.push("a"),
+        first.flush(),
+        second.flush(),
+        third.push("D"),
+        first.matched,
+        third.matched,
+    ]
 
 
-class KeepsStop(StopMatcher):
-    """The stop string is part of the text."""
+def memory_case(matcher_class: Any) -> Words:
+    """Whether the matcher keeps the text that it has already returned."""
+    matcher = matcher_class(STOPS)
+    pushed(matcher, ["and so on "] * 20)
+    early = kept(vars(matcher))
+    pushed(matcher, ["and so on "] * 2000)
+    more = kept(vars(matcher)) - early
+    return Words("old text is dropped" if more < 100 else "keeps the whole text: only the held end is needed")
 
-    def push(self, text: str) -> str:
-        out = super().push(text)
-        return out + (self.matched or "")
+
+def kept(value: Any, depth: int = 4) -> int:
+    """Characters of all texts, and items of all containers, in `value`."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple | set) and depth:
+        return len(value) + sum(kept(item, depth - 1) for item in value)
+    return 0
 
 
-class KeepsRest(StopMatcher):
-    """Removes the stop string but returns the text after it."""
+def more_stops(random: Random) -> Iterable[Case]:
+    """Random stop strings and pieces of two or three letters, so that many beginnings are false."""
+    for letters in ("ab", "ab", "abc", "abc"):
+        stops = [word(random, letters, random.randint(2, 5)) for _ in range(random.randint(1, 3))]
+        pieces = [word(random, letters, random.randint(0, 4)) for _ in range(10)]
+        yield stop_case("random", stops, pieces)
 
-    def push(self, text: str) -> str:
-        held = self._held + text
-        out = super().push(text)
-        return held.replace(self.matched, "", 1) if self.matched else out
+
+def word(random: Random, letters: str, length: int) -> str:
+    """A random word."""
+    return "".join(random.choice(letters) for _ in range(length))
 
 
 STOP_CASES = (
     stop_case("none", [], ["Once", " upon"]),
     stop_case("inside a piece", ["END"], ["Once END upon"]),
+    stop_case("twice in a piece", ["END"], ["one END two END"]),
     stop_case("spanning pieces", ["END"], ["one", " E", "N", "D", " two"]),
     stop_case("a false start", ["END"], ["the E", "NGINE runs"]),
     stop_case("two at once", ["dog", "cat"], ["a cat and a dog"]),
     stop_case("one inside another", ["abcd", "bc"], ["xabcd"]),
+    stop_case("two that end together", ["bc", "abc", "c"], ["x", "ab", "cd"]),
     stop_case("a prefix that restarts", ["aab"], ["xa", "a", "a", "b!"]),
+    stop_case("a beginning of the shorter and of the longer one", ["ab!", "babb"], ["xba", "b", "a"]),
+    stop_case("one character", ["!"], ["so", "", "!", "no"]),
     stop_case("held at the end", ["\n\n", "STOP"], ["line", "\n", "more S"]),
-)
-STOP_MISTAKES = (
-    Mistake("a stop string may span pieces: hold back text that may be the beginning of one", LetsThrough),
-    Mistake("all text is held back: hold back only text that may be the beginning of a stop", HoldsAll),
-    Mistake(
-        "a fixed number of characters is held back: hold back only the beginning of a stop", HoldsLongest
-    ),
-    Mistake("the stop string that is first in the list is used: use the one that ends first", FirstListed),
-    Mistake("the stop string that starts first is used: use the one that ends first", FirstToStart),
-    Mistake("the stop string is returned: the text ends before it", KeepsStop),
-    Mistake("text after the stop string is returned: drop it", KeepsRest),
+    stop_case("empty pieces while text is held", ["END"], ["E", "", "N", "", "."]),
+    Case("a text with every pair of cuts", cuts_case),
+    Case("two completions in turns, then a third", turns_case, "aliasing"),
+    Case("text kept after 2,000 pieces", memory_case, "cost"),
 )

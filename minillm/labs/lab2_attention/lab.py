@@ -10,17 +10,31 @@ from torch import Tensor
 from minillm.labs.grader.lab import Case, Lab, Part, Task
 from minillm.labs.grader.tiny_model import tiny_llm
 from minillm.labs.lab2_attention.attention_cases import (
+    CACHE_CASES,
+    GROUP_CASES,
+    SCORE_CASES,
+    WINDOW_CASES,
+    more_attention,
+)
+from minillm.labs.lab2_attention.attention_mistakes import (
+    BY_ROW,
+    FIRST_HEAD,
+    FULL_MASK,
+    GROUP_MISTAKES,
     HEAD_MISTAKES,
     MASK_MISTAKES,
+    PROMPT_MISTAKES,
     SCORE_MISTAKES,
+    TOP_LEFT,
     WINDOW_MISTAKES,
-    attention_case,
 )
 from minillm.labs.lab2_attention.rope_cases import (
     FREQUENCY_CASES,
     FREQUENCY_MISTAKES,
     ROPE_CASES,
     ROPE_MISTAKES,
+    more_frequencies,
+    more_ropes,
 )
 from minillm.ops.reference import attend_pages
 
@@ -29,10 +43,14 @@ ROPE = Part("minillm.ops.reference", "apply_rope")
 ATTENTION = Part("minillm.ops.reference", "grouped_query_attention")
 
 
-def engine_case(window: int | None) -> Case:
-    """Logits of a prompt computed in chunks through the paged cache, with the file's parts."""
+# In a prompt without a cache, top-left and bottom-right are one alignment.
+PROMPT_MASK_MISTAKES = tuple(mistake for mistake in MASK_MISTAKES if mistake is not TOP_LEFT)
 
-    def run(parts: Any) -> Tensor:
+
+def engine_case(window: int | None) -> Case:
+    """Logits of two prompts, computed in chunks through the paged cache, with the file's parts."""
+
+    def run(parts: Any) -> list[Tensor]:
         llm = tiny_llm(
             window,
             parts={
@@ -40,7 +58,7 @@ def engine_case(window: int | None) -> Case:
                 "attention": partial(attend_pages, parts.grouped_query_attention),
             },
         )
-        return llm.logits([(7 * i) % 90 for i in range(23)])
+        return [llm.logits([(factor * i) % 90 for i in range(count)]) for factor, count in ((7, 23), (5, 14))]
 
     return Case("logits of 23 tokens in chunks of 5" + (f", window {window}" if window else ""), run)
 
@@ -50,39 +68,43 @@ LAB = Lab(
     "attention",
     "RoPE and grouped-query attention",
     (
-        Task("2.1", "the angles", 10, FREQUENCIES, FREQUENCY_CASES, FREQUENCY_MISTAKES),
-        Task("2.2", "rotate halves", 25, ROPE, ROPE_CASES, ROPE_MISTAKES),
+        Task("2.1", "the angles", 10, FREQUENCIES, FREQUENCY_CASES, FREQUENCY_MISTAKES, more_frequencies),
+        Task("2.2", "rotate halves", 25, ROPE, ROPE_CASES, ROPE_MISTAKES, more_ropes),
         Task(
             "2.3",
             "scores, scale, causal mask",
             20,
             ATTENTION,
-            (attention_case("one head, whole prompt", 5, 5, 1, 1), attention_case("three heads", 4, 4, 3, 3)),
-            SCORE_MISTAKES + MASK_MISTAKES[1:],  # top-left and bottom-right are equal if q_len = kv_len
+            SCORE_CASES,
+            (*SCORE_MISTAKES, *PROMPT_MASK_MISTAKES, *PROMPT_MISTAKES, FIRST_HEAD),
+            more_attention(has_cache=False, is_grouped=False, has_window=False),
         ),
         Task(
             "2.4",
             "keys from the cache before the new rows",
             10,
             ATTENTION,
-            (attention_case("a chunk", 3, 9, 2, 2), attention_case("decode", 1, 6, 2, 2)),
-            MASK_MISTAKES + SCORE_MISTAKES,
+            CACHE_CASES,
+            (*MASK_MISTAKES, *SCORE_MISTAKES, BY_ROW, FULL_MASK, FIRST_HEAD),
+            more_attention(has_cache=True, is_grouped=False, has_window=False),
         ),
         Task(
             "2.5",
             "several query heads for one kv head",
             15,
             ATTENTION,
-            (attention_case("groups of 3", 4, 6, 6, 2), attention_case("one kv head", 2, 3, 4, 1)),
-            HEAD_MISTAKES + SCORE_MISTAKES + MASK_MISTAKES,
+            GROUP_CASES,
+            (*GROUP_MISTAKES, *SCORE_MISTAKES, *MASK_MISTAKES),
+            more_attention(has_cache=True, is_grouped=True, has_window=False),
         ),
         Task(
             "2.6",
             "sliding window",
             10,
             ATTENTION,
-            (attention_case("prefill", 7, 7, 4, 2, 3), attention_case("decode", 1, 9, 4, 2, 4)),
-            WINDOW_MISTAKES + HEAD_MISTAKES + SCORE_MISTAKES + MASK_MISTAKES,
+            WINDOW_CASES,
+            (*WINDOW_MISTAKES, *HEAD_MISTAKES, *SCORE_MISTAKES, *MASK_MISTAKES, FULL_MASK),
+            more_attention(has_cache=True, is_grouped=True, has_window=True),
         ),
         Task(
             "2.7",

@@ -1,21 +1,21 @@
-"""Tasks 4.1 and 4.2, `allocate` and `share`: cases and known mistakes."""
+"""Task 4.1, `allocate`: cases and known mistakes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import Any
 
 from minillm.errors import OutOfBlocks
 from minillm.labs.grader.lab import Mistake
-from minillm.labs.lab4_pool.pool_cases import calls_case, speed_case
+from minillm.labs.lab4_pool.pool_cases import IN_TURNS, calls_case, speed_case
 from minillm.memory.block_pool import BlockPool
-
-# --- 4.1 allocate -----------------------------------------------------------------------------------
 
 
 class OneByOne(BlockPool):
     """Allocates block by block, and fails after some."""
 
     def allocate(self, count: int = 1) -> list[int]:
+        if count < 0:
+            raise ValueError("negative")
         return [super(OneByOne, self).allocate(1)[0] for _ in range(count)]
 
 
@@ -24,6 +24,13 @@ class GivesWhatItHas(BlockPool):
 
     def allocate(self, count: int = 1) -> list[int]:
         return super().allocate(min(count, self.num_free))
+
+
+class ReturnsNothing(BlockPool):
+    """Returns an empty list instead of raising."""
+
+    def allocate(self, count: int = 1) -> list[int]:
+        return super().allocate(count if count <= self.num_free else 0)
 
 
 class KeepsTheLast(BlockPool):
@@ -43,15 +50,58 @@ class ForgetsTheOwner(BlockPool):
         return taken
 
 
+class AddsAnOwner(BlockPool):
+    """Leaves the blocks on the free list, so they are allocated again."""
+
+    def allocate(self, count: int = 1) -> list[int]:
+        taken = super().allocate(count)
+        self._free += reversed(taken)
+        return taken
+
+
 class Queue(BlockPool):
     """The block freed first is allocated first."""
 
     def allocate(self, count: int = 1) -> list[int]:
-        self._free.reverse()
-        try:
+        if not 0 <= count <= len(self._free):
             return super().allocate(count)
-        finally:
-            self._free.reverse()
+        taken, self._free[:count] = self._free[:count], []
+        for block_id in taken:
+            self._ref_count[block_id] = 1
+        return taken
+
+
+class Reversed(BlockPool):
+    """The blocks of one call come in the order of the list, not of the stack."""
+
+    def allocate(self, count: int = 1) -> list[int]:
+        return super().allocate(count)[::-1]
+
+
+class AcceptsNegative(BlockPool):
+    """A negative count is taken for 0."""
+
+    def allocate(self, count: int = 1) -> list[int]:
+        return super().allocate(max(count, 0))
+
+
+class RaisesIndexError(BlockPool):
+    """The error of Python's empty list reaches the caller, before anything has changed."""
+
+    def allocate(self, count: int = 1) -> list[int]:
+        if count > self.num_free:
+            raise IndexError("pop from empty list")
+        return super().allocate(count)
+
+
+class PopsUntilEmpty(BlockPool):
+    """The error of Python's empty list reaches the caller; the blocks are lost."""
+
+    def allocate(self, count: int = 1) -> list[int]:
+        if count > self.num_free:
+            self._free.clear()
+            raise IndexError("pop from empty list")
+        return super().allocate(count)
 
 
 class SearchesForFree(BlockPool):
@@ -63,11 +113,37 @@ class SearchesForFree(BlockPool):
         return super().allocate(count)
 
 
+class LowestFirst(BlockPool):
+    """Takes the free blocks with the lowest ids."""
+
+    def allocate(self, count: int = 1) -> list[int]:
+        self._free.sort(reverse=True)
+        return super().allocate(count)
+
+
+class Remembers(BlockPool):
+    """Returns a list that the pool itself keeps and fills again."""
+
+    taken: list[int]
+
+    def __init__(self, *size: Any) -> None:
+        super().__init__(*size)
+        self.taken = []
+
+    def allocate(self, count: int = 1) -> list[int]:
+        self.taken[:] = super().allocate(count)
+        return self.taken
+
+
 ALLOCATE_CASES = (
     calls_case("three, then two", 6, ("allocate", 3), ("allocate", 2)),
     calls_case("one, none, the rest", 4, ("allocate", 1), ("allocate", 0), ("allocate", 3)),
     calls_case("more than are free", 4, ("allocate", 3), ("allocate", 2), ("allocate", 1)),
     calls_case("freed blocks", 5, ("allocate", 3), ("free", [1]), ("free", [0]), ("allocate", 3)),
+    calls_case("shared blocks", 4, ("allocate", 2), ("share", [0]), ("free", [1, 0]), ("allocate", 3)),
+    calls_case("a negative number", 4, ("allocate", 2), ("allocate", -1), ("allocate", 1)),
+    calls_case("an empty pool", 0, ("allocate", 0), ("allocate", 1)),
+    *IN_TURNS,
     speed_case("a block is allocated", lambda pool: pool.allocate(1)),
 )
 ALLOCATE_MISTAKES = (
@@ -79,60 +155,22 @@ ALLOCATE_MISTAKES = (
         "fewer blocks than requested are returned: the caller would write past its last block",
         GivesWhatItHas,
     ),
+    Mistake("a list without blocks is returned if too few are free: raise OutOfBlocks", ReturnsNothing),
+    Mistake("if too few are free, Python's IndexError is raised: raise OutOfBlocks", RaisesIndexError),
+    Mistake(
+        "blocks are popped until the list is empty, and are lost: compare `count` with what is free first",
+        PopsUntilEmpty,
+    ),
+    Mistake("a negative `count` is accepted: it is a ValueError", AcceptsNegative),
     Mistake("the last free block is never allocated: all free blocks may be allocated", KeepsTheLast),
     Mistake("the new blocks have no owner: each begins with a count of one", ForgetsTheOwner),
+    Mistake("the new blocks stay on the free list, so other calls get them too", AddsAnOwner),
     Mistake("the block freed first is allocated first: the free list is a stack, not a queue", Queue),
-    Mistake("every block is checked to find the free ones: use the free list", SearchesForFree),
-)
-
-
-# --- 4.2 share --------------------------------------------------------------------------------------
-
-
-class SharesOnce(BlockPool):
-    """Always sets two owners."""
-
-    def share(self, block_ids: Iterable[int]) -> None:
-        ids = list(block_ids)
-        super().share(ids)
-        for block_id in ids:
-            self._ref_count[block_id] = 2
-
-
-class SharesDistinct(BlockPool):
-    """A block listed twice counts once."""
-
-    def share(self, block_ids: Iterable[int]) -> None:
-        super().share(sorted(set(block_ids)))
-
-
-class SharesAsItGoes(BlockPool):
-    """Adds owners to the first blocks before it reaches a free block."""
-
-    def share(self, block_ids: Iterable[int]) -> None:
-        for block_id in block_ids:
-            super().share([block_id])
-
-
-class SharesAnything(BlockPool):
-    """Adds an owner to a free block too."""
-
-    def share(self, block_ids: Iterable[int]) -> None:
-        for block_id in block_ids:
-            self._ref_count[block_id] += 1
-
-
-SHARE_CASES = (
-    calls_case("two of three", 4, ("allocate", 3), ("share", [0, 2])),
-    calls_case("a third owner", 3, ("allocate", 2), ("share", [1]), ("share", [1])),
-    calls_case("listed twice", 3, ("allocate", 2), ("share", [1, 1])),
-    calls_case("one of them is free", 3, ("allocate", 2), ("share", [0, 2, 1])),
-)
-SHARE_MISTAKES = (
-    Mistake("the count is set to two: a third owner is lost, and its block is freed too early", SharesOnce),
-    Mistake("a block that is listed twice gets only one owner", SharesDistinct),
+    Mistake("the block freed last comes last in the result: it comes first", Reversed),
     Mistake(
-        "owners are added before all blocks are checked, so an error leaves some of them", SharesAsItGoes
+        "the whole pool is read or copied to find free blocks: take them from the end of the free list",
+        SearchesForFree,
     ),
-    Mistake("a free block gets an owner: the pool will allocate it to another owner too", SharesAnything),
+    Mistake("the lowest ids are allocated first: take the block that was freed last", LowestFirst),
+    Mistake("every call returns the same list object: a caller keeps its list", Remembers),
 )

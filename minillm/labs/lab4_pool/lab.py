@@ -7,14 +7,12 @@ from typing import Any
 
 from minillm.labs.grader.lab import Case, Lab, Part, Task
 from minillm.labs.grader.serving import Ask, serve
-from minillm.labs.lab4_pool.allocate_cases import (
-    ALLOCATE_CASES,
-    ALLOCATE_MISTAKES,
-    SHARE_CASES,
-    SHARE_MISTAKES,
-)
-from minillm.labs.lab4_pool.free_cases import CHECK_CASES, CHECK_MISTAKES, FREE_CASES, FREE_MISTAKES
-from minillm.labs.lab4_pool.sample_cases import GROUP_CASES, GROUP_MISTAKES
+from minillm.labs.lab4_pool.allocate_cases import ALLOCATE_CASES, ALLOCATE_MISTAKES
+from minillm.labs.lab4_pool.check_cases import CHECK_CASES, CHECK_MISTAKES
+from minillm.labs.lab4_pool.free_cases import FREE_CASES, FREE_MISTAKES
+from minillm.labs.lab4_pool.pool_cases import more_calls
+from minillm.labs.lab4_pool.sample_cases import GROUP_CASES, GROUP_MISTAKES, more_groups
+from minillm.labs.lab4_pool.share_cases import SHARE_CASES, SHARE_MISTAKES
 
 POOL = "minillm.memory.block_pool"
 
@@ -48,10 +46,25 @@ LAB = Lab(
             Part(POOL, "BlockPool", ("allocate",)),
             ALLOCATE_CASES,
             ALLOCATE_MISTAKES,
+            more_calls,
         ),
-        Task("4.2", "one more owner", 10, Part(POOL, "BlockPool", ("share",)), SHARE_CASES, SHARE_MISTAKES),
         Task(
-            "4.3", "the last owner frees", 25, Part(POOL, "BlockPool", ("free",)), FREE_CASES, FREE_MISTAKES
+            "4.2",
+            "one more owner",
+            10,
+            Part(POOL, "BlockPool", ("share",)),
+            SHARE_CASES,
+            SHARE_MISTAKES,
+            more_calls,
+        ),
+        Task(
+            "4.3",
+            "the last owner frees",
+            25,
+            Part(POOL, "BlockPool", ("free",)),
+            FREE_CASES,
+            FREE_MISTAKES,
+            more_calls,
         ),
         Task(
             "4.4",
@@ -60,6 +73,7 @@ LAB = Lab(
             Part(POOL, "BlockPool", ("_require_owners",)),
             CHECK_CASES,
             CHECK_MISTAKES,
+            more_calls,
         ),
         Task(
             "4.5",
@@ -68,6 +82,7 @@ LAB = Lab(
             Part("minillm.engine.request", "group_blocks"),
             GROUP_CASES,
             GROUP_MISTAKES,
+            more_groups,
         ),
         Task(
             "4.6",

@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from random import Random
 
 from minillm.labs.grader.lab import Case, Mistake
 from minillm.memory.block_table import blocks_for
 
-GROUP_CASES = tuple(
-    Case(
+
+def group_case(prompt: int, total: int, n: int, size: int) -> Case:
+    """One answer."""
+    return Case(
         f"{n} x {total} tokens, {prompt} of them in the prompt, blocks of {size}",
         partial(lambda arguments, blocks: blocks(*arguments), (prompt, total, n, size)),
     )
-    for prompt, total, n, size in (
+
+
+def more_groups(random: Random) -> Iterable[Case]:
+    """Random sizes."""
+    for _ in range(8):
+        prompt = random.randint(1, 90)
+        yield group_case(prompt, prompt + random.randint(0, 60), random.randint(1, 7), random.randint(1, 20))
+
+
+GROUP_CASES = tuple(
+    group_case(*sizes)
+    for sizes in (
         (8, 16, 1, 4),
         (8, 16, 3, 4),
         (10, 17, 3, 4),
         (3, 4, 5, 4),
+        (8, 8, 2, 4),
+        (7, 7, 2, 4),
+        (5, 9, 4, 1),
         (33, 100, 4, 16),
+        (1000, 50_000, 100, 16),
     )
 )
 
@@ -42,8 +60,34 @@ GROUP_MISTAKES = (
         blocks_if_shared(lambda prompt, total, size: blocks_for(prompt, size)),
     ),
     Mistake(
+        "the prompt's last block is never shared: it is, if the prompt fills it",
+        blocks_if_shared(lambda prompt, total, size: (prompt - 1) // size),
+    ),
+    Mistake(
         "the shared blocks are counted again for every sample: count them once",
         lambda prompt, total, n, size: prompt // size + n * blocks_for(total, size),
+    ),
+    Mistake(
+        "the shared blocks are not counted at all: count them once",
+        lambda prompt, total, n, size: n * (blocks_for(total, size) - prompt // size),
+    ),
+    Mistake(
+        "the blocks of prompt and answer are rounded up on their own: the answer continues in a block",
+        lambda prompt, total, n, size: prompt // size + n * blocks_for(total - prompt, size),
+    ),
+    Mistake(
+        "the blocks are rounded down: the last, partly full block counts too",
+        lambda prompt, total, n, size: prompt // size + n * (total // size - prompt // size),
+    ),
+    Mistake(
+        "`total_len` is added to the prompt: it includes the prompt",
+        lambda prompt, total, n, size: (
+            prompt // size + n * (blocks_for(prompt + total, size) - prompt // size)
+        ),
+    ),
+    Mistake(
+        "tokens are counted, not blocks",
+        lambda prompt, total, n, size: prompt + n * (total - prompt),
     ),
     Mistake(
         "the answers are counted as shared too: they differ from the first token on",

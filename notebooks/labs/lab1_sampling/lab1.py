@@ -31,9 +31,12 @@ def penalise_repetition(logits: Tensor, seen: Sequence[int], penalty: float) -> 
     """Penalise ids that occur in prompt or output: positive logits / penalty, negative logits * penalty.
 
     Args:
-        logits: float32 [vocab_size].
-        seen: token ids that have occurred; their counts do not matter.
+        logits: float32 [vocab_size]; not changed.
+        seen: token ids that have occurred. An id that is listed several times is penalised once.
         penalty: above 1 makes repetition less likely, below 1 more likely.
+
+    Returns:
+        float32 [vocab_size]; ids that are not in `seen` keep their logits.
 
     Source: Keskar et al., "CTRL" (arXiv 1909.05858).
     """
@@ -44,10 +47,12 @@ def penalise_repetition(logits: Tensor, seen: Sequence[int], penalty: float) -> 
 def keep_top(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     """Keep the `top_k` most likely ids, then the fewest of them whose probability reaches `top_p`.
 
+    Of equal logits the lowest id counts as the most likely. The row is sorted at most once.
+
     Args:
-        logits: float32 [vocab_size].
-        top_k: 0 keeps all.
-        top_p: in (0, 1], the share of the probability that top-k has kept.
+        logits: float32 [vocab_size]; not changed.
+        top_k: 0, or more than there are, keeps all.
+        top_p: in (0, 1], the share of the probability that top-k has kept; 1 keeps all.
 
     Returns:
         float32 [vocab_size] with -inf for every dropped id.
@@ -61,12 +66,15 @@ def keep_top(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 def filter_logits(logits: Tensor, params: Filters) -> Tensor:
     """Temperature, then top-k, top-p and min-p: excluded ids become -inf.
 
+    Min-p keeps an id if its probability is at least `params.min_p` times the largest probability, after
+    temperature. The row is sorted at most once.
+
     Args:
-        logits: float32 [vocab_size], masked and penalised.
-        params: temperature above 0.
+        logits: float32 [vocab_size], masked and penalised; not changed.
+        params: temperature above 0; it may be tiny: the result still has no NaN.
 
     Returns:
-        float32 [vocab_size]; at least the most likely id survives.
+        float32 [vocab_size], up to a constant (the softmax counts); at least the most likely id survives.
     """
     # Stuck? minillm labs hint 1.3
     raise NotImplementedError("Lab 1.3 filter_logits; hint: minillm labs hint 1.3")
@@ -74,6 +82,11 @@ def filter_logits(logits: Tensor, params: Filters) -> Tensor:
 
 def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
     """Draw one token id per row.
+
+    A row's token depends only on its logits, its parameters and its key: not on the other rows, not on a
+    random generator. Ids that the tokenizer does not have get -inf. Then comes the row's repetition penalty.
+    At temperature 0 the argmax is drawn. Above 0 the row is filtered, and the argmax of filtered logits +
+    `gumbel_noise` of the row's key is drawn. Of equal scores the lowest id wins.
 
     Args:
         logits: [num_rows, vocab_size], any float dtype; not changed.
@@ -95,7 +108,13 @@ class StopMatcher:
         self.matched: str | None = None
 
     def push(self, text: str) -> str:
-        """Take `text`; return what can no longer be part of a stop string."""
+        """Take `text`; return what can no longer be part of a stop string.
+
+        The result does not depend on how the text is cut into pieces. The stop string that ends first counts;
+        of several that end at one place, the longest. At a match `matched` becomes the stop string, the text
+        before it is returned, and the stop string and all text after it are dropped. Without a match the
+        longest end of the text that begins a stop string is held back, and only this is stored.
+        """
         # Stuck? minillm labs hint 1.5
         raise NotImplementedError("Lab 1.5 StopMatcher.push; hint: minillm labs hint 1.5")
 
@@ -129,6 +148,9 @@ class Detokenizer:
     def push(self, token_id: int) -> str:
         """Take the next token; return the text that is certain now (often empty).
 
+        Text goes through the stop matcher before it is returned. Only the last tokens are decoded, so a token
+        costs the same at the beginning and at the end of a long completion.
+
         Raises:
             TokenizerError: the tokenizer fails at it.
         """
@@ -136,7 +158,10 @@ class Detokenizer:
         raise NotImplementedError("Lab 1.6 Detokenizer.push, Detokenizer.finish; hint: minillm labs hint 1.6")
 
     def finish(self) -> str:
-        """The rest, when no more tokens come: whole characters still held back.
+        """The rest, when no more tokens come: whole characters still held back; "" after a stop string.
+
+        Text that the stop matcher holds comes out, too. A character whose last bytes never came is dropped,
+        but a U+FFFD that the tokens encode is a character of the text.
 
         Raises:
             TokenizerError: the tokenizer fails at them.

@@ -46,20 +46,26 @@ class BlockPool:
     def allocate(self, count: int = 1) -> list[int]:
         """Allocate `count` free blocks, the one freed last first; each gets one owner.
 
+        The cost does not depend on the size of the pool: no list is searched, sorted or moved.
+
         Returns:
-            The block ids.
+            The block ids, in a new list that belongs to the caller.
 
         Raises:
             OutOfBlocks: fewer than `count` are free; nothing was allocated.
+            ValueError: `count` is negative.
         """
         # Stuck? minillm labs hint 4.1
         raise NotImplementedError("Lab 4.1 BlockPool.allocate; hint: minillm labs hint 4.1")
 
     def share(self, block_ids: Iterable[int]) -> None:
-        """Add one owner to each of these used blocks.
+        """Add one owner to each of these used blocks; a block that is listed twice gets two.
+
+        The argument may be an iterator, which can be read only once.
 
         Raises:
             ValueError: one of them is free; nothing was changed.
+            IndexError: one of them does not exist; nothing was changed.
         """
         # Stuck? minillm labs hint 4.2
         raise NotImplementedError("Lab 4.2 BlockPool.share; hint: minillm labs hint 4.2")
@@ -68,10 +74,12 @@ class BlockPool:
         """Remove one owner from each block; a block without owners becomes free.
 
         The last block is freed first. So the stack of free blocks returns the blocks of a sequence in the
-        order in which the sequence held them.
+        order in which the sequence held them. A block that is listed twice loses two owners. The argument may
+        be an iterator; a list stays as it is. The cost depends only on the number of blocks listed.
 
         Raises:
             ValueError: one of them has no owner to remove; nothing was changed.
+            IndexError: one of them does not exist; nothing was changed.
         """
         # Stuck? minillm labs hint 4.3
         raise NotImplementedError("Lab 4.3 BlockPool.free; hint: minillm labs hint 4.3")
@@ -82,12 +90,21 @@ class BlockPool:
         return block_id
 
     def _require_owners(self, ids: set[int], times: Mapping[int, int]) -> None:
-        """Require at least `times[id]` owners (default one) for each id; called before any count changes."""
+        """Require at least `times[id]` owners, or one for an id not in `times`; changes nothing.
+
+        Raises:
+            ValueError: a block has fewer owners.
+            IndexError: a block does not exist; -1 is not the last block.
+        """
         # Stuck? minillm labs hint 4.4
         raise NotImplementedError("Lab 4.4 BlockPool._require_owners; hint: minillm labs hint 4.4")
 
 
 def group_blocks(prompt_len: int, total_len: int, n: int, block_size: int) -> int:
-    """Blocks for n sequences of `total_len` tokens each that share the full blocks of their prompt."""
+    """Blocks for n sequences of `total_len` tokens each, prompt included, with a common prompt.
+
+    They share the blocks that the prompt fills. Each has its own copy of a block that the prompt
+    fills in part, because it continues there.
+    """
     # Stuck? minillm labs hint 4.5
     raise NotImplementedError("Lab 4.5 group_blocks; hint: minillm labs hint 4.5")
