@@ -68,8 +68,8 @@ def length_case(function: Encode) -> Words:
     ids = [i * 64_123 % 65_536 for i in range(1000)]
     size = len(bytes_of(function("model", ids)))
     if size < 2000:
-        return Words(f"{size} bytes: too few to hold 1000 ids of 16 bits")
-    return Words("few enough bytes" if size <= 64_000 else f"{size} bytes for 1000 ids")
+        return Words("less than 2000 bytes, which 1000 ids of 16 bits need")
+    return Words("2000 to 64,000 bytes" if size <= 64_000 else "more than 64,000 bytes for 1000 ids")
 
 
 # --- known mistakes ---------------------------------------------------------------------------------

@@ -282,7 +282,7 @@ REWRITES = [
             "_find",
             "def _find(self, digest, scope, parent, token_ids):\n"
             "    for b in self._index.get(digest, []):\n"
-            "        alike = b.scope.envelope == scope.envelope and b.scope.conditioning == scope.conditioning\n"
+            "        alike = b.scope[0] == scope[0] and b.scope.conditioning == scope.conditioning\n"
             "        if alike and b.parent is parent and b.token_ids == token_ids:\n"
             "            return b\n"
             "        self.false_matches += 1\n"
