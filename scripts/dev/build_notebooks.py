@@ -103,9 +103,15 @@ def _normalise(notebook: Any) -> None:
             if "execution_count" in output:
                 output.execution_count = count
             if "metadata" in output:
-                output.metadata = nbformat.from_dict({})
+                output.metadata = _described(output.metadata)
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = _small_png(output.data["image/png"])
+
+
+def _described(metadata: Any) -> Any:
+    """Of an output's metadata, only the alternative text of a picture."""
+    alt = metadata.get("image/png", {}).get("alt")
+    return nbformat.from_dict({"image/png": {"alt": alt}} if alt else {})
 
 
 def _joined_streams(outputs: list[Any]) -> list[Any]:
