@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ REJECTS = Asked([1, 0], [EVEN, LOW], [LOW, HIGH, EVEN], [0.5, 0.25, 0.75])
 ACCEPTS = Asked([1, 2], [EVEN, EVEN], [LOW, LOW, HIGH], [0.5, 0.5, 0.25])
 
 
-def twice_case(verify: Verify) -> list[list[Tensor | None]]:
+def twice_case(verify: Verify) -> list[Any]:
     """Two batches in turns: the inputs and the first result must not change."""
     one, two = inputs([REJECTS, ACCEPTS]), inputs([ACCEPTS, REJECTS])
     first = list(verify(*one))
