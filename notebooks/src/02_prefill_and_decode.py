@@ -670,6 +670,7 @@ assert keys_only == config.num_attention_heads / config.num_key_value_heads / 2
 # So far every operation was PyTorch, because it is easy to read. The engine itself runs kernels in C++
 # (`csrc/cpu`), compiled on first use if there is a compiler. `minillm bench kernels` measures each at the
 # sizes of a model; here it is as a figure. Each line between two marks is one operation.
+# (The bench measures with the clock. On a busy machine both its roof and its marks are lower than in 2.6.)
 
 # %%
 native = make_ops("auto", "cpu")

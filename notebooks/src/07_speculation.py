@@ -194,10 +194,11 @@ show(
 )
 
 # %% [markdown]
-# The beginning of the line should be flat. A few rows share the reading of the weights, and their
-# arithmetic is done while the next weights arrive. Then the line rises: arithmetic is now the bottleneck,
-# and every row costs more time. On a GPU the flat part has a hundred rows or more; on one CPU core it is
-# short.
+# The beginning of the line should be flat. The heavy target shows it best: the small one fits in the
+# processor's caches, so its weights cost little and its second row is not free. A few rows share the
+# reading of the weights, and their arithmetic is done while the next weights arrive. Then the line rises:
+# arithmetic is now the bottleneck, and every row costs more time. On a GPU the flat part has a hundred rows
+# or more; on one CPU core it is short.
 #
 # Decode of one sequence uses one row of the flat part. **Speculation uses the other rows.**
 #
@@ -657,7 +658,7 @@ for ax, title, dist, noise, colour in (
     ax.plot(top, score[top], "o", color=colour, markersize=13, fillstyle="none", label="the largest: drawn")
     ax.set_title(f"{title}\ndraws token {top}", loc="left", fontsize=11)
     ax.set(xlabel="token", ylabel="log-probability", xticks=range(8))
-    ax.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    ax.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.3))
 show(
     fig,
     "Three bar charts of eight tokens with noise added. Target and draft with the same noise draw the "
@@ -862,9 +863,10 @@ for name in ("no drafts", "always 4"):
     print(f"{'rows for a token, ' + name:32}" + "".join(f"{rounds[0][name, n][1]:8.2f}" for n in crowds))
 
 # %% [markdown]
-# The last two lines are counts. With drafts, the target computes about twice as many rows for each token,
-# in a crowd of any size. One sequence gets these rows nearly free (7.1). With many sequences every plain
-# row gives a token already, and the additional rows cost as much as any others.
+# The last two lines are counts. With drafts the target computes more rows for each token, because rejected
+# guesses have rows too. (The first text is the easiest one to guess.) One sequence gets these rows nearly
+# free (7.1). With many sequences every plain row gives a token already, and the additional rows cost as much
+# as any others.
 #
 # Wrong guesses and short answers, for one sequence:
 
@@ -985,7 +987,7 @@ def mean_lengths():
 
 
 for count, length in mean_lengths().items():
-    print(f"{count:2} sequences: {length:.1f} tokens drafted on average")
+    print(f"{count:2} sequences: {length:.1f} tokens drafted on average, pauses included")
 
 # %% [markdown]
 # The answers are the same in every case, so the choice may depend on measured times.
