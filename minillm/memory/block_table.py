@@ -77,7 +77,11 @@ class BlockTable:
         return child, ((self.block_ids[num_full], own[0]) if own else None)
 
     def truncate(self, num_tokens: int) -> int:
-        """Free the blocks after the first `num_tokens` tokens; return their number."""
+        """Free the blocks after the first `num_tokens` tokens; return their number.
+
+        A block that still holds one of these tokens stays. The table is one owner of a freed block; there may
+        be others. A table that is already shorter does not change.
+        """
         keep = blocks_for(num_tokens, self._pool.block_size)
         behind = self.block_ids[keep:]
         self.block_ids = self.block_ids[:keep]
@@ -100,7 +104,10 @@ class BlockTable:
         return self._pool.allocate(blocks_for(num_tokens, size) - start // size)
 
     def adopt(self, start: int, own: list[int]) -> list[int]:
-        """Replace the blocks from position `start` on by a branch's `own` blocks; return the old ones."""
+        """Replace the blocks from position `start` on by a branch's `own` blocks; return the old ones.
+
+        The block of position `start` is replaced too. The caller frees the old blocks, and keeps its list.
+        """
         shared = start // self._pool.block_size
         before, self.block_ids = self.block_ids[shared:], self.block_ids[:shared] + own
         return before

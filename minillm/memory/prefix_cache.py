@@ -62,7 +62,11 @@ def sha256(data: bytes) -> bytes:
 
 
 def encode(*fields: str | bytes | int | Sequence[int] | None) -> bytes:
-    """Encode fields as bytes, each with its type and its length, so that different fields never collide."""
+    """Encode fields as bytes, each with its type and its length, so that different fields never collide.
+
+    A list and a tuple of the same ids are equal fields, and equal fields have equal bytes in every run. From
+    the bytes the fields could be decoded again, so a hash is no encoding. Ids go up to 2**31.
+    """
     parts = []
     for field in fields:
         if field is None:
@@ -84,8 +88,8 @@ class PrefixCache:
 
     def __init__(self, pool: BlockPool, hash_function: HashFunction = sha256) -> None:
         self._pool, self._hash = pool, hash_function
-        self._index: dict[bytes, list[CachedBlock]] = {}
-        self._by_block: dict[int, CachedBlock] = {}
+        self._index: dict[bytes, list[CachedBlock]] = {}  # digest -> all cached blocks that have it
+        self._by_block: dict[int, CachedBlock] = {}  # block id -> block
         self._unused: OrderedDict[int, CachedBlock] = OrderedDict()  # the least recently used first
         self.false_matches = 0  # candidates with the right digest but a different key
 
@@ -100,11 +104,19 @@ class PrefixCache:
         return len(self._unused)
 
     def digest(self, scope: Scope, parent: bytes | None, token_ids: Sequence[int]) -> bytes:
-        """The digest of the block with `token_ids` that follows the block with digest `parent`."""
+        """The digest of the block with `token_ids` that follows the block with digest `parent`.
+
+        The key consists of SCHEMA (the version of the format), every field of the scope, the parent (None
+        for a first block) and the ids. It is encoded and hashed with the cache's own hash function.
+        """
         return self._hash(encode(SCHEMA, *scope, parent, token_ids))
 
     def match(self, scope: Scope, blocks: Iterable[tuple[bytes, Sequence[int]]]) -> list[CachedBlock]:
-        """Find the longest chain of cached blocks with these (digest, token ids). No owner is added."""
+        """Find the longest chain of cached blocks with these (digest, token ids). No owner is added.
+
+        A block is searched with the block before it as its parent. The search ends at the first block that
+        is not found. The ids may be in any sequence; those of cached blocks are tuples.
+        """
         found: list[CachedBlock] = []
         for digest, token_ids in blocks:
             block = self._find(digest, scope, found[-1] if found else None, tuple(token_ids))
@@ -130,6 +142,10 @@ class PrefixCache:
     ) -> CachedBlock:
         """Add a written, full block to the cache.
 
+        The cache becomes an owner of the block, and finds it in `_by_block` and in its digest's list in
+        `_index`, beside other blocks with that digest. It keeps the ids in a tuple: the caller's list may
+        change. If the same content is already cached, nothing is added.
+
         Returns:
             The block the caller must use from now on. If the same content is already cached, this is the
             older copy: the caller must acquire it and free its own.
@@ -144,14 +160,21 @@ class PrefixCache:
         return block
 
     def released(self, block_ids: Sequence[int]) -> None:
-        """Called after a sequence has freed `block_ids`: blocks that only the cache owns become unused."""
+        """Called after a sequence has freed `block_ids`: blocks that only the cache owns become unused.
+
+        The last block of the list becomes unused first, so it is evicted first, and never after its parent.
+        Blocks that are not in the cache are left alone. `block_ids` is the caller's and does not change.
+        """
         for block_id in reversed(block_ids):
             block = self._by_block.get(block_id)
             if block is not None and self._pool.ref_count(block_id) == 1:
                 self._unused[block_id] = block
 
     def evict(self, count: int) -> int:
-        """Free up to `count` unused blocks, the least recently used first; return the number freed."""
+        """Free up to `count` unused blocks, the least recently used first; return the number freed.
+
+        An evicted block is in no collection any more, and its digest's list is removed when it is empty.
+        """
         evicted = min(count, len(self._unused))
         for _ in range(evicted):
             block_id, block = self._unused.popitem(last=False)
@@ -166,7 +189,10 @@ class PrefixCache:
     def _find(
         self, digest: bytes, scope: Scope, parent: CachedBlock | None, token_ids: tuple[int, ...]
     ) -> CachedBlock | None:
-        """Find the block with exactly this key. Every other block with the same digest is a false match."""
+        """Find the block with exactly this key: equal scope, equal token ids, and the same parent object.
+
+        Any other block with the digest that is looked at on the way is counted in `false_matches`.
+        """
         for block in self._index.get(digest, ()):
             if block.scope == scope and block.parent is parent and block.token_ids == token_ids:
                 return block

@@ -50,7 +50,8 @@ def verify_coupled(
     Returns:
         tokens, nodes: int64 [num_nodes]. From node_start[i] on: the tokens that request i emits, and for
         each the node (index within the request) after which it was sampled; padded with -1. A request emits
-        one token more than it accepted drafts. If several children match, the first one is taken.
+        one token more than it accepted drafts. If several children match, the first one is taken. Both are
+        new tensors; the arguments do not change.
     """
     starts, target = node_start.tolist(), sampled.tolist()
     draft, parent = drafted.tolist(), parents.tolist()
@@ -69,18 +70,21 @@ def verify_draft(
 ) -> tuple[Tensor, Tensor]:
     """Accept or replace each request's drafted tokens, so that the output is distributed as the target.
 
+    With p and q of row i, drafted token i is accepted if `uniform i * q[token] < p[token]`, in float64. The
+    first token that is rejected ends the draft: `draw_leftover` replaces it, from p and q of its row. If none
+    is rejected, one more token is drawn from the target's row after the draft, without a q.
+
     Args:
-        draft: int64 [num_requests, k], padded with -1 after a request's drafted tokens. draft_probs:
-        float32 [num_requests, k, vocab_size], the distribution each token was drawn from. None: each
-            drafted token had probability 1 (a point mass), as with a lookup.
-        target_probs: float32 [num_requests, k + 1, vocab_size]; row i is the distribution after i drafted
-        tokens. uniforms: float64 [num_requests, k + 1] in (0, 1): columns 0 to k - 1 decide acceptance, the
-        last one draws
-            the token after the accepted ones.
+        draft: int64 [num_requests, k], padded with -1 after a request's drafted tokens.
+        draft_probs: float32 [num_requests, k, vocab_size], the distribution each token was drawn from. None:
+            each drafted token had probability 1 (a point mass), as with a lookup.
+        target_probs: float32 [num_requests, k + 1, vocab_size]; row i: after i drafted tokens.
+        uniforms: float64 [num_requests, k + 1] in (0, 1): columns 0 to k - 1 decide acceptance, the last one
+            draws the token after the accepted ones.
 
     Returns:
         tokens, int64 [num_requests, k + 1], padded with -1; the number of accepted drafts, int64
-        [num_requests]. A token of probability 0 is never emitted.
+        [num_requests]. A token of probability 0 is never emitted. The arguments do not change.
     """
     num_requests, k = draft.shape
     tokens = torch.full((num_requests, k + 1), -1, dtype=torch.int64)
@@ -105,7 +109,7 @@ def draw_leftover(p: Tensor, q: Tensor | None, uniform: Tensor) -> int:
     """Draw a token from max(p - q, 0), normalised; from p if q is None or max(p - q, 0) is 0 everywhere.
 
     The running sum is inverted, so one uniform number gives one token: the first id at which the running sum
-    exceeds `uniform` times the total. An id of weight 0 is never returned.
+    exceeds `uniform` times the total. An id of weight 0 is never returned. p and q do not change.
 
     Args:
         p, q: float64 [vocab_size], the target's distribution, and the one the refused token was drawn from.

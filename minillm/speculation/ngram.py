@@ -55,7 +55,11 @@ class NgramIndex:
         self._next: dict[tuple[int, ...], deque[int]] = {}  # n-gram -> the positions after it, latest last
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Append tokens. An n-gram enters the index when a token has followed it."""
+        """Append tokens. An n-gram enters the index when a token has followed it.
+
+        Its length is SHORTEST to LONGEST. Only the PLACES latest positions of an n-gram are kept, and a new
+        token costs the same in a text of any length. `tokens` is the caller's: it may change later.
+        """
         for token in tokens:
             end = len(self.tokens)
             for n in range(SHORTEST, min(LONGEST, end) + 1):
@@ -63,7 +67,12 @@ class NgramIndex:
             self.tokens.append(token)
 
     def continuations(self, length: int, count: int) -> list[list[int]]:
-        """At most `count` branches of `length` tokens, all with different first tokens."""
+        """At most `count` branches of `length` tokens, all with different first tokens.
+
+        A branch copies what followed an earlier occurrence of the last n tokens: first that of the longest
+        n-gram, for one n-gram the latest. At the end of the text a copy goes on with the tokens it has just
+        copied. The index finds the places; the text is not searched. The lists are new.
+        """
         branches: dict[int, list[int]] = {}
         for n in range(min(LONGEST, len(self.tokens)), SHORTEST - 1, -1):
             for start in reversed(self._next.get(tuple(self.tokens[-n:]), ())):

@@ -7,7 +7,7 @@
 #
 # **Goals.** Afterwards you can
 #
-# * run both loops yourself, over a paged cache, and say what a block table and a slot are;
+# * call both loops yourself, over a paged cache, and say what a block table and a slot are;
 # * say what a step of the engine is: plain data in, plain data out;
 # * show that every division of a text into passes gives the same logits;
 # * compute FLOPs and bytes of a pass from the config, and compare it with your machine's roofline;
@@ -15,11 +15,13 @@
 #
 # **You need** notebook 1, or to know that attention reads the keys and values of all earlier tokens.
 #
-# **Read along** `minillm/worker/prefill.py`, `minillm/worker/decode.py` (40 lines each),
-# `minillm/worker/step.py`, `minillm/worker/runner.py` and `minillm/memory/block_table.py`.
+# **Read along** `minillm/worker/step.py`, `minillm/worker/runner.py` and `minillm/engine/batch.py`. The
+# bodies of the two loops are not shown: you write them in lab 3.
 #
 # The times in this notebook were measured in its last run, on some machine. Run it and **look at your own
-# figures**: the text describes only what should hold on every machine.
+# figures**: the text describes only what should hold on every machine. Where we measure ourselves, we count
+# the processor time of this process (`time.process_time`, one thread), so that other programs on the
+# machine disturb the figures less.
 
 # %%
 import time
@@ -28,6 +30,7 @@ from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import torch
+from IPython.display import display
 
 from minillm import LLM, SamplingParams
 from minillm.bench.engine import decode_rate
@@ -40,14 +43,22 @@ from minillm.memory.kv_cache import KVCache
 from minillm.model.loader import load_model, make_ops
 from minillm.model.locate import find_model
 from minillm.ops.reference import ReferenceOps
+from minillm.worker.decode import decode
+from minillm.worker.prefill import prefill
 from minillm.worker.runner import ModelRunner
-from minillm.worker.step import SequenceRows
+from minillm.worker.step import DecodeRow, PrefillChunk
 from minillm.worker.wire import from_bytes, to_bytes
 
 torch.set_num_threads(1)  # one core against one core's bandwidth, and steadier times
 torch.set_grad_enabled(False)
 plt.rcParams.update({"figure.dpi": 90, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#CCCCCC"  # safe for colour-blind readers
+
+
+def show(figure, alt):
+    """Display a figure; `alt` describes it for readers who do not see it."""
+    display(figure, metadata={"image/png": {"alt": alt}})
+    plt.close(figure)
 
 
 # %% [markdown]
@@ -68,9 +79,9 @@ class TimedOps:
         method = getattr(self.inner, op)
 
         def timed(*arguments):
-            started = time.perf_counter()
+            started = time.process_time()
             result = method(*arguments)
-            self.seconds[op] += time.perf_counter() - started
+            self.seconds[op] += time.process_time() - started
             return result
 
         return timed
@@ -85,12 +96,11 @@ print(f"KV cache: {config.kv_bytes_per_token(4):,} bytes per token")
 # %% [markdown]
 # ## 2.1 The cache is paged
 #
-# Keys and values of every token must be kept until its sequence ends. The length of that sequence is unknown.
-# Memory for the longest possible sequence would be mostly wasted. minillm does what operating systems do: the
-# cache is divided into *blocks* of a few token slots, and each sequence has a *block table*, which lists its
-# blocks in order.
-#
-#     position p  ->  block table[p // block_size]  ->  slot = block * block_size + p % block_size
+# Keys and values of every token must be kept until its sequence ends. The length of that sequence is
+# unknown. Memory for the longest possible sequence would be mostly wasted. minillm does what operating
+# systems do: the cache is divided into *blocks* of a few token slots, and each sequence has a *block
+# table*, which lists its blocks in order. So a token's place in the cache, its *slot*, is found in two
+# steps: its block in the table, then its place in that block.
 #
 # We build a small one: 16 blocks of 4 slots. (The engine's default is blocks of 16.)
 
@@ -120,26 +130,31 @@ for name, sequence in sequences.items():
 # %% [markdown]
 # ## 2.2 The two loops
 #
-# A pass takes a list of `SequenceRows`: token ids, the position of the first one, and a block table. The
-# runner concatenates the rows of all sequences, without padding, writes their keys and values to their slots,
-# and returns the logits of each sequence's last row.
+# The engine has one loop for each kind of work. `prefill` takes a list of `PrefillChunk`: known token ids,
+# the position of the first one, and a block table. `decode` takes a list of `DecodeRow`: the newest token
+# of a sequence, its position, and a block table. Both run one pass over the model for all sequences of the
+# list, without padding. They write the new keys and values to their slots, and return the logits of each
+# sequence's last token. (How they do this is lab 3.) The caller makes room in the tables before, and
+# appends the tokens after.
 #
 # The **prefill** pass runs the whole prompt.
 
 
 # %%
-def prefill(batch):
-    for sequence in batch:
-        sequence.table.grow(len(sequence.ids))  # take blocks from the pool
-    rows = [SequenceRows(s.ids, start=0, block_table=s.table.block_ids) for s in batch]
-    logits = runner.last_logits(rows)  # [len(batch), vocab_size]
+def append(batch, logits):
+    """Count what is now in the cache, and append each sequence's likeliest token."""
     for sequence, row in zip(batch, logits, strict=True):
         sequence.num_computed = len(sequence.ids)
         sequence.ids.append(int(row.argmax()))  # greedy, to keep this short
-    return logits
 
 
-prefill(list(sequences.values()))
+batch = list(sequences.values())
+for sequence in batch:
+    sequence.table.grow(len(sequence.ids))  # take blocks from the pool
+chunks = [PrefillChunk(s.ids, start=0, block_table=s.table.block_ids) for s in batch]
+logits = prefill(runner, chunks)
+print("logits:", list(logits.shape), "= [sequences, vocab_size]")
+append(batch, logits)
 for name, sequence in sequences.items():
     print(f"{name}: {sequence.num_computed} tokens in the cache, block table {sequence.table.block_ids}")
 
@@ -150,25 +165,18 @@ for name, sequence in sequences.items():
 
 
 # %%
-def decode(batch):
-    for sequence in batch:
-        sequence.table.grow(sequence.num_computed + 1)  # a new block every block_size steps
-    rows = [SequenceRows(s.ids[-1:], start=s.num_computed, block_table=s.table.block_ids) for s in batch]
-    logits = runner.last_logits(rows)
-    for sequence, row in zip(batch, logits, strict=True):
-        sequence.num_computed += 1
-        sequence.ids.append(int(row.argmax()))
-    return logits
-
-
 for _ in range(11):
-    decode(list(sequences.values()))
+    for sequence in batch:
+        sequence.table.grow(len(sequence.ids))  # a new block every block_size steps
+    newest = [DecodeRow(s.ids[-1], s.num_computed, s.table.block_ids) for s in batch]
+    append(batch, decode(runner, newest))
 for name, sequence in sequences.items():
     print(f"{name}: block table {sequence.table.block_ids}\n   {tokenizer.decode(sequence.ids)}")
 
 # %% [markdown]
-# The two sequences took blocks from the pool as they grew, in turns, so their blocks are
-# interleaved. Here is the address translation for the longer one:
+# The two sequences took blocks from the pool as they grew, in turns, so their blocks are interleaved. Here
+# are the blocks and slots of the longer one. (Which rule gives the slot from the block and the position?
+# That is exercise 3.)
 
 # %%
 sequence = sequences["A"]
@@ -178,7 +186,7 @@ print("position  token          block  slot")
 for position, slot in zip(positions, slots, strict=True):
     block = sequence.table.block_ids[position // BLOCK_SIZE]
     token = tokenizer.rust.id_to_token(sequence.ids[position]).replace("Ġ", "␣")
-    print(f"{position:8}  {token:13}  {block:5}  {slot:4} = {block} * {BLOCK_SIZE} + {position % BLOCK_SIZE}")
+    print(f"{position:8}  {token:13}  {block:5}  {slot:4}")
 
 # %%
 fig, ax = plt.subplots(figsize=(10, 2.6), layout="constrained")
@@ -202,7 +210,11 @@ for slot in range(NUM_BLOCKS * BLOCK_SIZE):
 ax.set(xlim=(-0.2, per_row * (BLOCK_SIZE + 0.6)), ylim=(-1.9, 1.6))
 ax.set_title("The pool: A is blue, B is orange, the number is the token's position", fontsize=11, loc="left")
 ax.axis("off")
-plt.show()
+show(
+    fig,
+    "Two rows of eight blocks with four slots each. The blocks of A are blue, those of B orange, and "
+    "they alternate. Only the last block of each sequence has empty slots.",
+)
 
 # %% [markdown]
 # Only the last block of a sequence has empty slots: at most `block_size - 1` per sequence are wasted.
@@ -275,27 +287,25 @@ print(f"{pool.num_free} of {pool.num_blocks} blocks free again")
 # ## 2.3 Same text, same logits, however it is cut
 #
 # A token's logits depend only on the token and the tokens before it. So a text may be computed in one pass,
-# in chunks, or token by token. We take A's text, collect the logits of *every* row, and compare. Before
-# each run the cache is filled with NaN. If a slot is read before it is written, the result is NaN.
+# in chunks, or token by token. We take A's text, collect the logits of *every* row from engines that
+# prefill in chunks of different sizes, and compare. Before each run the cache is filled with NaN. If a slot
+# is read before it is written, the result is NaN.
 
 
 # %%
 def logits_in_pieces(ids, size):
-    """Logits of all rows [len(ids), vocab_size], `size` tokens per pass, into fresh blocks."""
-    for tensor in (*cache.k, *cache.v):
+    """Logits of all rows [len(ids), vocab_size], computed with `size` tokens per pass."""
+    options = {"backend": "reference", "kv_memory": "16MiB", "prefill_chunk": size}
+    engine = LLM(dtype="float32", device="cpu", **options)
+    filled = engine.engine.worker.runner.cache
+    for tensor in (*filled.k, *filled.v):
         tensor.fill_(float("nan"))
-    table = BlockTable(pool)
-    table.grow(len(ids))
-    hidden = [
-        runner.forward([SequenceRows(ids[start : start + size], start, table.block_ids)])
-        for start in range(0, len(ids), size)
-    ]
-    table.release()
-    return model.decoder.logits(torch.cat(hidden))
+    return engine.logits(ids)
 
 
 ids = sequences["A"].ids
 whole = logits_in_pieces(ids, len(ids))
+assert whole.isfinite().all()
 for size in (7, 4, 1):
     pieces = logits_in_pieces(ids, size)
     worst, scale = (pieces - whole).abs().max().item(), whole.abs().max().item()
@@ -335,19 +345,18 @@ for length in (16, 64, 256, 1024):
 
 
 # %% [markdown]
-# Now we measure. `best` repeats a pass a few times and takes the fastest: on a shared machine, other programs
-# have disturbed this one least.
+# Now we measure. `best` repeats a pass a few times and takes the fastest, the one that was disturbed least.
 
 
 # %%
 def best(run, seconds=0.4, most=20):
     """Shortest time of `run()` in seconds, repeated 2 to `most` times within about `seconds`."""
     run()  # the first run warms caches and allocates
-    times, started = [], time.perf_counter()
-    while len(times) < 2 or (len(times) < most and time.perf_counter() - started < seconds):
-        before = time.perf_counter()
+    times, started = [], time.process_time()
+    while len(times) < 2 or (len(times) < most and time.process_time() - started < seconds):
+        before = time.process_time()
         run()
-        times.append(time.perf_counter() - before)
+        times.append(time.process_time() - before)
     return min(times)
 
 
@@ -362,7 +371,7 @@ long_table.grow(LONGEST)
 
 
 def one_pass(rows, start=0):
-    return runner.last_logits([SequenceRows(long_ids[start : start + rows], start, long_table.block_ids)])
+    return prefill(runner, [PrefillChunk(long_ids[start : start + rows], start, long_table.block_ids)])
 
 
 one_pass(LONGEST)  # fills the cache
@@ -385,7 +394,11 @@ ax.minorticks_off()
 ax.yaxis.set_major_formatter("{x:g}")
 ax.legend(frameon=False)
 ax.grid(color="#EEEEEE")
-plt.show()
+show(
+    fig,
+    "Time for the next token against the length of the text, both axes logarithmic. The curve of "
+    "recomputing rises with the length, that of decoding with the cache stays nearly level.",
+)
 
 # %% [markdown]
 # The upper curve should rise with the length of the text. The lower one should change little: a longer text
@@ -501,7 +514,7 @@ prefill_points = [
 fig, ax = plt.subplots(figsize=(8.5, 4.6), layout="constrained")
 reach = torch.logspace(-1, 3, 200)
 ax.plot(reach, (reach * bandwidth).clamp(max=flop_rate) / 1e9, color="black", label="roof")
-ax.axvline(ridge, color=GREY, linestyle="--")
+ax.axvline(ridge, color=GREY, linestyle="--", label="ridge")
 height = flop_rate / 1e9 * 1.3
 ax.text(ridge / 1.1, height, "bound by memory", ha="right", color="#666666")
 ax.text(ridge * 1.1, height, "bound by arithmetic", ha="left", color="#666666")
@@ -518,7 +531,12 @@ ax.xaxis.set_major_formatter("{x:g}")
 ax.yaxis.set_major_formatter("{x:g}")
 ax.legend(frameon=False, loc="lower right")
 ax.grid(color="#EEEEEE")
-plt.show()
+show(
+    fig,
+    "Roofline of this machine: GFLOP per second against FLOP per byte, both logarithmic. The roof rises "
+    "to the ridge, then is flat. Triangles of one matrix follow the slope, our model's prefills lie "
+    "below, its decode step is far below the roof.",
+)
 
 # %% [markdown]
 # How to read your figure:
@@ -559,24 +577,24 @@ CONTEXT = 128
 tables = [BlockTable(pool) for _ in range(BATCH)]
 for table in tables:
     table.grow(CONTEXT + 1)
-runner.forward([SequenceRows(long_ids[:CONTEXT], 0, table.block_ids) for table in tables])  # prefill
+prefill(runner, [PrefillChunk(long_ids[:CONTEXT], 0, table.block_ids) for table in tables])
 
 
 def decode_step(batch):
-    return runner.last_logits([SequenceRows(long_ids[:1], CONTEXT, t.block_ids) for t in tables[:batch]])
+    return decode(runner, [DecodeRow(long_ids[0], CONTEXT, t.block_ids) for t in tables[:batch]])
 
 
 def timed_step(batch):
     """Seconds of one decode step: all of it, its matrix products, its attention."""
     ops.seconds.clear()
-    started = time.perf_counter()
+    started = time.process_time()
     decode_step(batch)
-    return time.perf_counter() - started, ops.seconds["linear"], ops.seconds["paged_attention"]
+    return time.process_time() - started, ops.seconds["linear"], ops.seconds["paged_attention"]
 
 
 batches = [1, 2, 4, 8, 16]
 rounds = [[timed_step(batch) for batch in batches] for _ in range(12)]  # in turns: noise affects all
-timings = [min(results) for results in zip(*rounds, strict=True)]
+timings = [sorted(results)[len(results) // 2] for results in zip(*rounds, strict=True)]  # the median round
 print("batch    step   matrices  attention   rest (ms)   tokens/s")
 for batch, (total, linear, attention) in zip(batches, timings, strict=True):
     parts = [1e3 * t for t in (total, linear, attention, total - linear - attention)]
@@ -609,7 +627,12 @@ right.set(xlabel="sequences in the batch", ylabel="tokens per second, all sequen
 right.set_xticks(batches, batches)
 right.legend(frameon=False)
 right.grid(color="#EEEEEE")
-plt.show()
+show(
+    fig,
+    "Left: bars of the time of a decode step for 1 to 16 sequences, divided into matrices, attention "
+    "and the rest. Right: tokens per second rise with the batch, below the dashed line of steps that "
+    "take no longer.",
+)
 
 # %% [markdown]
 # Three things to look for in your figure.
@@ -646,8 +669,8 @@ assert keys_only == config.num_attention_heads / config.num_key_value_heads / 2
 #
 # So far every operation was PyTorch, because it is easy to read. The engine itself runs kernels in C++
 # (`csrc/cpu`), compiled on first use if there is a compiler. `minillm bench kernels` measures each at the
-# sizes of a model; here it is as a figure. Filled marks are the kernels, hollow ones PyTorch; each line
-# between two marks is one operation.
+# sizes of a model; here it is as a figure. Each line between two marks is one operation.
+# (The bench measures with the clock. On a busy machine both its roof and its marks are lower than in 2.6.)
 
 # %%
 native = make_ops("auto", "cpu")
@@ -664,7 +687,7 @@ kinds = {
 kinds["add_rms_norm"] = kinds["silu_mul"]
 fig, ax = plt.subplots(figsize=(8.5, 4.6), layout="constrained")
 reach = torch.logspace(-1, 3, 200)
-ax.plot(reach, (reach * bandwidth).clamp(max=flop_rate) / 1e9, color="black")
+ax.plot(reach, (reach * bandwidth).clamp(max=flop_rate) / 1e9, color="black", label="roof")
 for row in report["rows"]:
     if (kind := row["op"].split()[0]) not in kinds:
         continue
@@ -675,13 +698,18 @@ for row in report["rows"]:
     ax.plot(x, theirs, "o", color=colour, markerfacecolor="white")
     ax.plot(x, ours, "o", color=colour)
 for colour, label in dict.fromkeys(kinds.values()):
-    ax.plot([], [], "o", color=colour, label=label)
+    ax.plot([], [], "o", color=colour, label=f"{label}, compiled kernel")
+ax.plot([], [], "o", color="black", markerfacecolor="white", label="the same operation in PyTorch")
 ax.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP per byte)", ylabel="GFLOP/s")
 ax.xaxis.set_major_formatter("{x:g}")
 ax.yaxis.set_major_formatter("{x:g}")
 ax.legend(frameon=False, loc="lower right")
 ax.grid(color="#EEEEEE")
-plt.show()
+show(
+    fig,
+    "Roofline again: for each operation a hollow mark for PyTorch and a filled mark for the compiled "
+    "kernel, which is mostly higher.",
+)
 
 # %% [markdown]
 # The matrices with one row should now be on the sloping roof, those with 256 rows near the flat roof. (They

@@ -32,6 +32,7 @@ from statistics import mean, median
 
 import matplotlib.pyplot as plt
 import torch
+from IPython.display import display
 
 from minillm import LLM, SamplingParams
 from minillm.engine import scheduler
@@ -43,6 +44,12 @@ plt.rcParams.update({"figure.dpi": 90, "font.size": 11, "axes.spines.top": False
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#CCCCCC"  # safe for colour-blind readers
 
 SIZE = 16  # tokens in a block
+
+
+def show(figure, alt):
+    """Display a figure; `alt` describes it for readers who do not see it."""
+    display(figure, metadata={"image/png": {"alt": alt}})
+    plt.close(figure)
 
 
 def new_engine(name=None, **options):
@@ -173,16 +180,23 @@ fig, axes = plt.subplots(2, 1, figsize=(9.5, 4.4), sharex=True, layout="constrai
 for ax, name in zip(axes, ("static, ragged", "continuous"), strict=True):
     for number, (place, begin, length) in enumerate(bars(runs[name][0])):
         ax.barh(place, length, left=begin, color=plt.get_cmap("tab20")(number % 20), edgecolor="white")
-    ax.axvline(num_steps[name], color="black", linestyle=":")
+    ax.axvline(num_steps[name], color="black", linestyle=":", label="the last step")
     ax.set(ylabel="place", yticks=range(PLACES))
     ax.set_title(f"{name}: {num_steps[name]} steps", loc="left", fontsize=11)
 axes[-1].set_xlabel("engine step")
-plt.show()
+axes[-1].legend(frameon=False, loc="lower right")
+show(
+    fig,
+    "Two time lines of eight places. Static batches leave white gaps while all places wait for the "
+    "longest request. In the continuous one the next request begins at once, and it ends after fewer "
+    "steps.",
+)
 
 # %% [markdown]
-# A bar is a request. In the upper picture all places wait for the longest of eight requests; the white area
-# is lost. In the lower picture a free place is used again at once. There is white only at the end, when no
-# request waits. A service that never stops has no such end.
+# A bar is a request; its colour only separates it from its neighbours. In the upper picture all places wait
+# for the longest of eight requests; the white area is lost. In the lower picture a free place is used again
+# at once. There is white only at the end, when no request waits. A service that never stops has no such
+# end.
 #
 # Padding does not need more *steps*, but it is worse: the empty places are computed too.
 #
@@ -191,9 +205,11 @@ plt.show()
 #
 # ## 5.2 Adding requests and context, step by step
 #
-# We use one engine, after a warm-up. We change the number of sequences that decode together and the length of
-# their contexts, and measure the time of a step (the fastest of eight). To save time the prefix cache is on:
-# contexts are prefilled once and shared. (Attention still reads them for each sequence.)
+# We use one engine, after a warm-up. We change the number of sequences that decode together and the length
+# of their contexts, and measure the processor time of a step, which other programs disturb less than the
+# clock. Each number is the median of five rounds, and in each round the median of eight steps. To save time
+# the prefix cache is on: contexts are prefilled once and shared. (Attention still reads them for each
+# sequence.)
 
 # %%
 contexts, crowds = [64, 256, 1024], [1, 2, 4, 8, 16]
@@ -203,15 +219,29 @@ for context in contexts:
 
 
 def step_time(context, crowd):
-    """Shortest time (ms) of a step in which `crowd` sequences decode after `context` tokens."""
-    with warm.engine.events.record() as trace:
-        warm.generate([text[:context] + [100 + i] for i in range(crowd)], ask(9))
-    pure = [e for e in trace if e.kind == "step" and e["decode_rows"] == crowd and not e["prefill_tokens"]]
-    assert len(pure) == 8
-    return 1e3 * min(event["seconds"] for event in pure)  # the step with the least noise
+    """Median processor time (ms) of the steps in which `crowd` sequences decode after `context` tokens."""
+    engine, times = warm.engine, []
+    for i in range(crowd):
+        engine.add_request(text[:context] + [100 + i], ask(9))
+    while engine.has_unfinished_requests():
+        with engine.events.record() as trace:
+            before = time.process_time()
+            engine.step()
+            seconds = time.process_time() - before
+        rows = {(e["decode_rows"], e["prefill_tokens"]) for e in trace if e.kind == "step"}
+        times += [seconds] if rows == {(crowd, 0)} else []
+    assert len(times) == 8
+    return 1e3 * median(times)
 
 
-times = {context: [step_time(context, crowd) for crowd in crowds] for context in contexts}
+rounds = [
+    {(context, crowd): step_time(context, crowd) for context in contexts for crowd in crowds}
+    for _ in range(5)  # in turns: noise affects all
+]
+times = {
+    context: [median(one_round[context, crowd] for one_round in rounds) for crowd in crowds]
+    for context in contexts
+}
 print("ms per step     sequences" + "".join(f"{crowd:8}" for crowd in crowds))
 for context, row in times.items():
     print(f"context {context:5} {'':11}" + "".join(f"{t:8.1f}" for t in row))
@@ -233,15 +263,20 @@ left.legend(frameon=False)
 for ax in (left, right):
     ax.set_xticks(crowds, crowds)
     ax.grid(color="#EEEEEE")
-plt.show()
+show(
+    fig,
+    "Left: time of a step against the number of sequences, one curve for each context; the longest "
+    "context is the steepest. Right: tokens per second, all sequences together; with the longest "
+    "context they rise least.",
+)
 
 # %% [markdown]
 # Look at the left picture. At short contexts the time should grow much more slowly than the batch, because
 # the weights are shared. At long contexts it grows faster, because keys and values are not shared. The
-# right picture shows the same as throughput: with longer contexts, a larger batch stops helping earlier.
+# right picture shows the same as throughput: with longer contexts a larger batch helps less.
 #
-# A scheduler could stop adding sequences when the curve becomes flat. On most machines it must stop earlier,
-# because memory is full.
+# A scheduler could stop adding sequences when a curve on the right becomes flat (with batches of 16 yours
+# may still rise). Mostly it must stop earlier, because memory is full.
 #
 # ## 5.3 Three memory sizes
 #
@@ -297,21 +332,31 @@ for ax, (blocks, (_, trace)) in zip(axes, by_pool.items(), strict=True):
     steps = [event for event in trace if event.kind == "step"]
     xs = [event.step for event in steps]
     ax.step(xs, [event["running"] for event in steps], color=BLUE, label="running")
-    ax.step(
-        xs, [16 * event["used"] / blocks for event in steps], color=GREY, label="memory in use (16 = all)"
+    memory = ax.twinx()  # an axis of its own on the right
+    memory.fill_between(
+        xs, [100 * event["used"] / blocks for event in steps], color=GREY, alpha=0.4, step="pre"
     )
+    memory.set(ylim=(-12, 105), yticks=(0, 50, 100), ylabel="memory used (%)")
+    memory.spines["right"].set_visible(True)
     for kind, marker, colour in (("admit", "^", GREEN), ("preempt", "v", ORANGE), ("resume", "^", "black")):
         at = Counter(event.step for event in trace if event.kind == kind)
-        ax.plot(list(at), [-2] * len(at), marker, color=colour, label=kind, markersize=6)
+        ax.plot(list(at), [-2] * len(at), marker, color=colour, label=kind, markersize=6)  # below 0
+    ax.fill_between([], [], [], color=GREY, alpha=0.4, label="memory in use (right axis)")
+    ax.set(ylabel="running", ylim=(-3.5, 17), yticks=(0, 8, 16))
     ax.set_title(f"{blocks} blocks", loc="left", fontsize=11)
 axes[0].legend(frameon=False, ncols=5, loc="lower right", bbox_to_anchor=(1, 0.98), fontsize=10)
-axes[1].set_ylabel("requests")
 axes[-1].set_xlabel("engine step")
-plt.show()
+show(
+    fig,
+    "Three time lines, for 20, 40 and 80 blocks: the number of running requests, the used share of the "
+    "memory, and marks for admissions, preemptions and resumptions. With more blocks more requests run "
+    "at once, and fewer steps are needed.",
+)
 
 # %% [markdown]
-# The green triangles are **admissions**. With much memory, many requests are admitted early; with little
-# memory, one after the other. With fewer requests at a time, the same answers need more steps.
+# The blue line counts the requests that run, the grey area is the used share of the memory. The marks below
+# 0 are events. The green triangles are **admissions**. With much memory, many requests are admitted early;
+# with little memory, one after the other. With fewer requests at a time, the same answers need more steps.
 #
 # The orange triangles are **preemptions**: a running sequence needed a block, no block was free, and the
 # newest sequence was preempted. It loses its blocks but keeps its tokens. When it resumes, it computes
@@ -425,25 +470,32 @@ STREAMS, LONG = 6, 800
 
 
 def long_prompt(chunk):
-    """Gaps of one stream (seconds since arrival, ms), TTFT (ms) and number of steps of the long prompt."""
+    """Gaps of the streams (time since arrival, ms), TTFT (ms), and the steps with the long prompt.
+
+    Every stream gets a token in each step, so a gap is the time of a step: here its processor time, as on a
+    machine on which nothing else runs.
+    """
     engine = new_engine(prefill_chunk=chunk).engine
-    ids = [engine.add_request(text[: 20 + i], ask(400)) for i in range(STREAMS)]
+    for i in range(STREAMS):
+        engine.add_request(text[: 20 + i], ask(400))
     for _ in range(5):
         engine.step()
+    at = [time.process_time()]  # when each step ended
     with engine.events.record() as trace:
         for _ in range(5):
             engine.step()
-        arrival = time.perf_counter()
+            at.append(time.process_time())
         newcomer = engine.add_request(text[:LONG], ask(20))
-        first = None
+        arrival, first = at[-1], None
         while first is None:
             engine.step()
-            firsts = [e.time for e in trace if e.kind == "sample" and (newcomer, 0) in e["requests"]]
-            first = firsts[0] if firsts else None
+            at.append(time.process_time())
+            has_first = any(e.kind == "sample" and (newcomer, 0) in e["requests"] for e in trace)
+            first = at[-1] if has_first else None
         for _ in range(5):
             engine.step()
-    at = [event.time for event in trace if event.kind == "sample" and (ids[0], 0) in event["requests"]]
-    gaps = [(b - arrival, 1e3 * (b - a)) for a, b in pairwise(at)]
+            at.append(time.process_time())
+    gaps = [(1e3 * (b - arrival), 1e3 * (b - a)) for a, b in pairwise(at)]
     busy = [event for event in trace if event.kind == "step" and event["prefill_tokens"]]
     assert all(event["decode_rows"] == STREAMS for event in busy), "nobody is left out"
     return gaps, 1e3 * (first - arrival), busy
@@ -470,16 +522,20 @@ styles = zip(("o", "s", "^"), (BLUE, GREEN, ORANGE), strict=True)
 for (chunk, (gaps, ttft, _)), (style, colour) in zip(shown.items(), styles, strict=True):
     xs, ys = zip(*gaps, strict=True)
     label = f"chunks of {chunk}" if chunk < LONG else "in one piece"
-    ax.plot([1e3 * x for x in xs], ys, style + "-", color=colour, label=label, markersize=5, linewidth=1)
+    ax.plot(xs, ys, style + "-", color=colour, label=label, markersize=5, linewidth=1)
     ax.axvline(ttft, color=colour, linestyle=":")
-ax.set(
-    xlabel="ms since the long prompt arrived (dotted: its first token)", ylabel="gap before this token (ms)"
-)
+ax.plot([], [], ":", color="black", label="first token of the long prompt")
+ax.set(xlabel="processor time since the long prompt arrived (ms)", ylabel="gap before this token (ms)")
 ax.set(yscale="log")
 ax.yaxis.set_major_formatter("{x:g}")
 ax.legend(frameon=False)
 ax.grid(color="#EEEEEE")
-plt.show()
+show(
+    fig,
+    "Gaps between the tokens of one stream, on a logarithmic axis, for three chunk sizes. In one piece "
+    "there is one large gap; with chunks there are several smaller ones. Dotted lines show the first "
+    "token of the long prompt.",
+)
 
 # %% [markdown]
 # Each point is a token of one running stream. Without chunks one point should be far above all others: the
@@ -506,8 +562,8 @@ print("gaps (ms)           mean      p50      p90      p99    worst")
 for chunk in chunks:
     label = f"chunks of {chunk}" if chunk < LONG else "in one piece"
     # Add 200 normal gaps, as they were before the prompt arrived.
-    calm = [gap for one_round in rounds for at, gap in one_round[chunk][0] if at < 0]
-    gaps = [gap for at, gap in rounds[-1][chunk][0] if at >= 0] + (calm * 200)[:200]
+    calm = [gap for one_round in rounds for at, gap in one_round[chunk][0] if at <= 0]
+    gaps = [gap for at, gap in rounds[-1][chunk][0] if at > 0] + (calm * 200)[:200]
     print(f"{label:15}" + show(gaps))
 
 # %% [markdown]

@@ -21,18 +21,23 @@
 #
 # Counts of tokens and steps are the same on almost every machine. (Kernels of another machine can add in
 # another order; then the last digits of a sum differ.) Times were measured in the last run: **look at your
-# own**.
+# own**. They are processor times of this process (one thread), which other programs disturb less than the
+# clock.
 
 # %%
 import contextlib
 import io
 import json
+import random
 import tempfile
 import time
 from pathlib import Path
+from statistics import mean, median
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import torch
+from IPython.display import display
 from matplotlib.patches import Patch
 from safetensors.torch import load_file, save_file
 
@@ -41,14 +46,25 @@ from minillm.memory.block_table import BlockTable
 from minillm.model.locate import find_model
 from minillm.observe.speculation import summarize_speculation
 from minillm.ops.sampling import gumbel_noise, noise_key, uniforms
+from minillm.speculation.controller import Controller
 from minillm.speculation.scripted import RandomDrafter, ScriptedDrafter
-from minillm.worker.step import SequenceRows
+from minillm.speculation.state import Acceptance
+from minillm.worker.decode import decode
+from minillm.worker.prefill import prefill
+from minillm.worker.step import DecodeRow, PrefillChunk, SequenceRows
 from minillm.worker.wire import from_bytes, to_bytes
 
 torch.set_num_threads(1)  # steadier times
 torch.set_grad_enabled(False)
 plt.rcParams.update({"figure.dpi": 90, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#CCCCCC"  # safe for colour-blind readers
+
+
+def show(figure, alt):
+    """Display a figure; `alt` describes it for readers who do not see it."""
+    display(figure, metadata={"image/png": {"alt": alt}})
+    plt.close(figure)
+
 
 SMALL = "storyteller-1m"  # the draft that ships
 fixed = {"adaptive_draft": False}  # always draft the largest allowed number of tokens
@@ -126,9 +142,9 @@ def best(run, times):
     """The shortest time of a few runs in ms: the run with the least noise."""
     seconds = []
     for _ in range(times):
-        started = time.perf_counter()
+        started = time.process_time()
         run()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     return 1e3 * min(seconds)
 
 
@@ -164,21 +180,25 @@ for ax, name, colour in zip(axes, ("target", "heavy target"), (BLUE, ORANGE), st
     row, floor = costs[name]
     ax.plot(ROWS, list(row.values()), "o-", color=colour, label="measured")
     ax.plot(ROWS, [n * row[1] for n in ROWS], ":", color="black", label="if every row cost as much as one")
-    ax.axhline(floor, color=GREY, linestyle="--")
-    ax.text(32, floor, "memory floor ", color="#666666", ha="right", va="bottom")
-    ax.set(xscale="log", xlabel="rows in the pass", ylim=(0, 1.25 * row[32]))
+    ax.axhline(floor, color="#888888", linestyle="--", label="memory floor")
+    ax.set(xscale="log", xlabel="rows in the pass", ylabel="time of a pass (ms)", ylim=(0, 1.25 * row[32]))
     ax.set_xticks(ROWS, ROWS)
     ax.set_title(name, loc="left", fontsize=11)
     ax.grid(color="#EEEEEE")
-axes[0].set_ylabel("ms per pass")
 axes[0].legend(frameon=False, loc="upper left")
-plt.show()
+show(
+    fig,
+    "Time of a pass against its rows, for the target and the heavy target. Each curve is nearly flat "
+    "for few rows, above the dashed memory floor, then rises, far below the dotted line of rows that "
+    "all cost as much as the first.",
+)
 
 # %% [markdown]
-# The beginning of the line should be flat. A few rows share the reading of the weights, and their
-# arithmetic is done while the next weights arrive. Then the line rises: arithmetic is now the bottleneck,
-# and every row costs more time. On a GPU the flat part has a hundred rows or more; on one CPU core it is
-# short.
+# The beginning of the line should be flat. The heavy target shows it best: the small one fits in the
+# processor's caches, so its weights cost little and its second row is not free. A few rows share the
+# reading of the weights, and their arithmetic is done while the next weights arrive. Then the line rises:
+# arithmetic is now the bottleneck, and every row costs more time. On a GPU the flat part has a hundred rows
+# or more; on one CPU core it is short.
 #
 # Decode of one sequence uses one row of the flat part. **Speculation uses the other rows.**
 #
@@ -196,7 +216,7 @@ def begin(text):
     """Prefill a prompt; return its ids with the newest token at the end, and its block table."""
     ids, table = tokenizer.encode(text), BlockTable(pool)
     table.grow(len(ids))
-    logits = runner.last_logits([SequenceRows(ids, 0, table.block_ids)])
+    logits = prefill(runner, [PrefillChunk(ids, 0, table.block_ids)])
     return ids + [int(logits[0].argmax())], table
 
 
@@ -290,7 +310,12 @@ fig.legend(
     ncols=5,
     frameon=False,
 )
-plt.show()
+show(
+    fig,
+    "Three rows of blocks with eight slots. Before: cached slots in two blocks. Verified: the newest "
+    "token and five guesses are written, into a third block too. After roll back: the third block is "
+    "gone, and rejected guesses in the second block are stale.",
+)
 
 # %% [markdown]
 # Are these old keys and values harmless? Fill their slots with NaN and continue decoding: if one NaN is
@@ -304,7 +329,7 @@ def decode_on(ids, table, tokens):
     ids, rows = list(ids), []
     for _ in range(tokens):
         table.grow(len(ids))
-        rows.append(runner.last_logits([SequenceRows(ids[-1:], len(ids) - 1, table.block_ids)])[0])
+        rows.append(decode(runner, [DecodeRow(ids[-1], len(ids) - 1, table.block_ids)])[0])
         ids.append(int(rows[-1].argmax()))
     return torch.stack(rows), ids
 
@@ -398,9 +423,9 @@ def speculating(drafter, name=None, **options):
 def run_summary(llm, prompts, params):
     """Outputs, statistics of the drafts, and seconds."""
     with llm.engine.events.record() as trace:
-        started = time.perf_counter()
+        started = time.process_time()
         outputs = [llm.generate([prompt], params)[0] for prompt in prompts]
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
     return outputs, summarize_speculation(trace), seconds
 
 
@@ -438,41 +463,49 @@ print(f"\n8 at 0.8: {expected(0.8, 8):.2f}; 16 at 0.8: {expected(0.8, 16):.2f}; 
 # acceptance of the shipped draft model, by position.
 
 # %%
-pair = new_engine(draft_model="auto", num_draft_tokens=8, **fixed)
+DEEPEST = 8
+pair = new_engine(draft_model="auto", num_draft_tokens=DEEPEST, **fixed)
 _, pair_summary, _ = run_summary(pair, openings, greedy(64))
 by_position = pair_summary.acceptance_by_position
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.5), layout="constrained")
 fine = torch.linspace(0, 0.999, 100).tolist()
 for k, style, colour in zip(depths, ("o", "s", "^"), (BLUE, GREEN, ORANGE), strict=True):
-    left.plot(fine, [expected(a, k) for a in fine], color=colour, linewidth=1)
-    left.plot(dials, measured[k], style, color=colour, label=f"k = {k}")
+    left.plot(fine, [expected(a, k) for a in fine], color=colour, linewidth=1, label=f"k = {k}, formula")
+    left.plot(dials, measured[k], style, color=colour, label=f"k = {k}, measured")
 left.set(xlabel="acceptance of a token, a", ylabel="tokens a step")
 left.legend(frameon=False)
-places = range(1, 9)
+places = range(1, DEEPEST + 1)
 right.bar(places, [100 * p for p in by_position], color=BLUE, label="shipped draft, measured")
 right.plot(
     places, [100 * by_position[0] ** i for i in places], "o--", color=ORANGE, label="$a^i$ of the first"
 )
-right.set(xlabel="position in the draft", ylabel="stands (%)", ylim=(0, 100))
+right.set(xlabel="position in the draft", ylabel="accepted (%)", ylim=(0, 100), xticks=places)
 right.legend(frameon=False)
-plt.show()
+show(
+    fig,
+    "Left: tokens a step against the acceptance, for 2, 4 and 8 guesses; measured marks lie on the "
+    "curves of the formula. Right: bars of the accepted share by position in the draft, falling with "
+    "the position.",
+)
 print("accepted by position:", " ".join(f"{p:.0%}" for p in by_position))
 
 # %% [markdown]
 # ## 7.4 The speed-up
 #
-# The number of tokens per step is not the speed-up. With the milliseconds of 7.1,
+# The number of tokens per step is not the speed-up. A step takes longer than a pass: it also plans, samples
+# and appends. Plain decode has this overhead $o$ too, so it stands above and below the line. With the
+# milliseconds of 7.1,
 #
-# $$\text{speed-up}(k) = \frac{(1 + s_1 + \dots + s_k) \; T(1)}{T(1 + k) + k \, t}$$
+# $$\text{speed-up}(k) = \frac{(1 + s_1 + \dots + s_k) \; (T(1) + o)}{T(1 + k) + k \, t + o}$$
 #
 # where $s_i$ is the share of accepted guesses at position $i$, $T(n)$ the time of a target pass over $n$
-# rows, and
-# $t$ the time of a draft pass over one row.
+# rows, $t$ the time of a draft pass over one row, and $o$ the time of a plain decode step that is not in
+# its pass (here: the measured time for one token less $T(1)$).
 #
 # **Predict** from the table in 7.1: which of the two targets has the larger speed-up, and at about which $k$?
 
 # %%
-LENGTHS = [1, 2, 4, 6]
+LENGTHS = [1, 2, 4, DEEPEST]
 TOKENS = 40
 
 
@@ -485,21 +518,20 @@ def between(row, n):
 
 def predicted(name, k):
     tokens = 1 + sum(by_position[:k])
-    row, t = costs[name][0], costs["draft"][0][1]
-    return tokens * row[1] / (between(row, 1 + k) + k * t)
+    row, t, o = costs[name][0], costs["draft"][0][1], overhead[name]
+    return tokens * (row[1] + o) / (between(row, 1 + k) + k * t + o)
 
 
-def in_turns(engines, prompts, params, rounds):
-    """{name: (tokens per second of the best round, its drafts)}. In turns, so that noise affects all."""
-    best_of = {}
+def in_turns(engines, prompts, params, rounds=3):
+    """{name: (tokens per second in the median round, its drafts)}. In turns, so that noise affects all."""
+    rates = {name: [] for name in engines}
     for llm in engines.values():
         llm.generate([prompts[0]], greedy(8))  # warm up
     for _ in range(rounds):
         for name, llm in engines.items():
             outputs, summary, seconds = run_summary(llm, prompts, params)
-            rate = sum(len(output.token_ids) for output in outputs) / seconds
-            best_of[name] = max(best_of.get(name, (0.0, summary)), (rate, summary), key=lambda pair: pair[0])
-    return best_of
+            rates[name].append((sum(len(output.token_ids) for output in outputs) / seconds, summary))
+    return {name: sorted(row, key=lambda pair: pair[0])[rounds // 2] for name, row in rates.items()}
 
 
 def chains(folder, plain):
@@ -508,23 +540,36 @@ def chains(folder, plain):
     return {0: plain} | drafting
 
 
-asked = openings[:3]
-gains = {}
-print("                  plain       k" + "".join(f"{k:12}" for k in LENGTHS))
-for name, folder, plain, rounds in (("target", None, target, 3), ("heavy target", HEAVY, heavy, 2)):
+asked = openings[:2]
+gains, overhead, best_length = {}, {}, {}
+
+
+def compare(name, folder, plain):
+    """Measure and predict the speed-up of one target; returns its engines by draft length."""
     engines = chains(folder, plain)
-    runs = in_turns(engines, asked, greedy(TOKENS), rounds)
+    runs = in_turns(engines, asked, greedy(TOKENS))
+    overhead[name] = max(1e3 / runs[0][0] - costs[name][0][1], 0.0)
     gains[name] = [runs[k][0] / runs[0][0] for k in LENGTHS]
     print(f"{name:14}{runs[0][0]:6.0f} tokens/s  " + "".join(f"{runs[k][0]:12.0f}" for k in LENGTHS))
     print(f"{'':14}  speed-up measured" + "".join(f"{gain:12.2f}" for gain in gains[name]))
     print(f"{'':14}          predicted" + "".join(f"{predicted(name, k):12.2f}" for k in LENGTHS))
+    best_length[name] = max(range(1, DEEPEST + 1), key=lambda k, name=name: predicted(name, k))
+    found = LENGTHS[gains[name].index(max(gains[name]))]
+    print(f"{'':14}  best k: predicted {best_length[name]}, of the measured ones {found}")
     four = runs[4][1]
-    step = 1e3 * four.tokens_per_step / (TOKENS * len(asked))  # ms of a step for each second in all
     drafting, checking = 4 * costs["draft"][0][1], between(costs[name][0], 5)
-    parts = [step * t for t in (four.draft_seconds, four.verify_seconds, four.bookkeeping_seconds)]
+    shares = torch.tensor([four.draft_seconds, four.verify_seconds, four.bookkeeping_seconds])
+    parts = (1e3 * four.tokens_per_step / runs[4][0] * shares / shares.sum()).tolist()  # ms of a step
     print(f"{'':14}  a step at k = 4: draft {parts[0]:.2f} ms (predicted {drafting:.2f}),", end=" ")
-    print(f"check {parts[1]:.2f} ({checking:.2f}), the rest {parts[2]:.2f} (0)")
-heavy_fours = engines[4]
+    print(f"check {parts[1]:.2f} ({checking:.2f}), the rest {parts[2]:.2f} ({overhead[name]:.2f})")
+    return engines
+
+
+print("                  plain       k" + "".join(f"{k:12}" for k in LENGTHS))
+target_engines = compare("target", None, target)
+
+# %%
+heavy_fours = compare("heavy target", HEAVY, heavy)[4]
 
 # %%
 fig, ax = plt.subplots(figsize=(8, 3.6), layout="constrained")
@@ -532,24 +577,31 @@ for (name, row), style, colour in zip(gains.items(), ("o-", "s-"), (BLUE, ORANGE
     ax.plot(LENGTHS, row, style, color=colour, label=f"{name}, measured")
     ax.plot(
         LENGTHS, [predicted(name, k) for k in LENGTHS], style[0] + ":", color=colour, markerfacecolor="white",
-        label="predicted",
+        label=f"{name}, predicted",
     )  # fmt: skip
-ax.axhline(1, color="black", linewidth=0.8)
+ax.axhline(1, color="black", linewidth=0.8, label="plain decode")
 ax.set(xlabel="tokens drafted, k", ylabel="speed-up", ylim=(0, None))
 ax.set_xticks(LENGTHS)
 ax.legend(frameon=False, ncols=2)
 ax.grid(color="#EEEEEE")
-plt.show()
+show(
+    fig,
+    "Speed-up against the number of drafted tokens, for the target and the heavy target, measured and "
+    "predicted. The predicted curves rise to a best length and then fall.",
+)
 
 # %% [markdown]
 # The heavy target should have a larger speed-up with the same guesses: the draft is cheap compared with it,
-# and more rows are nearly free. There is also a best $k$: later guesses are seldom accepted but always cost
-# time.
+# and more rows are nearly free.
 #
-# If the measured speed-up is below the predicted one, the last line of each shows the reason. A step also
-# samples every token, walks the guesses and updates its data. The draft must also read tokens that it has
-# not read yet. And passes of two models in turns find less in the processor's caches than the single pass
-# that was repeated in 7.1. (On a busy machine the measured value can also be higher.)
+# A further guess pays while the tokens that it adds are worth its draft pass and its row. Later guesses are
+# seldom accepted (see the bars above) but always cost time, so the dotted curves rise, reach a best $k$ and
+# then fall. The lines "best k" in the table say where. If a measured curve of yours still rises at its
+# right end, its best $k$ is not among the lengths that we tried.
+#
+# If the measured speed-up is below the predicted one, the last line of each target shows the reason. The
+# draft must also read tokens that it has not read yet. And passes of two models in turns find less in the
+# processor's caches than the single pass that was repeated in 7.1. (Each rate is the median of three rounds.)
 #
 # **Guesses without a model.** If an answer copies from its prompt, a look-up can guess it: which tokens
 # came after these two to four tokens the last time? That costs nothing. (Our model is too small to copy a
@@ -568,7 +620,7 @@ print("                                  tokens a step      speed-up")
 trio = {"none": heavy, "look-up": look_up, "model": heavy_fours}
 tasks = {"repeats itself": (copying, greedy(TOKENS)), "free text, sampled": (free, sampled)}
 for label, (prompt, params) in tasks.items():
-    runs = in_turns(trio, [prompt], params, 2)
+    runs = in_turns(trio, [prompt], params)
     for drafts in ("look-up", "model"):
         rate, summary = runs[drafts]
         print(f"{label:20} {drafts:8} {summary.tokens_per_step:12.2f} {rate / runs['none'][0]:16.2f}")
@@ -601,12 +653,17 @@ for ax, title, dist, noise, colour in (
 ):
     score = (dist.log() + noise).tolist()
     top = max(range(8), key=lambda i, score=score: score[i])
-    ax.bar(range(8), dist.log(), color=GREY)
-    ax.plot(range(8), score, "o", color=colour)
-    ax.plot(top, score[top], "o", color=colour, markersize=13, fillstyle="none")
+    ax.bar(range(8), dist.log(), color=GREY, label="log-probability")
+    ax.plot(range(8), score, "o", color=colour, label="with noise added")
+    ax.plot(top, score[top], "o", color=colour, markersize=13, fillstyle="none", label="the largest: drawn")
     ax.set_title(f"{title}\ndraws token {top}", loc="left", fontsize=11)
-    ax.set(xlabel="token", xticks=range(8))
-plt.show()
+    ax.set(xlabel="token", ylabel="log-probability", xticks=range(8))
+    ax.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.3))
+show(
+    fig,
+    "Three bar charts of eight tokens with noise added. Target and draft with the same noise draw the "
+    "same token; the draft with other noise draws another one.",
+)
 
 DRAWS = 20_000
 keys = [noise_key(7, 0, i) for i in range(DRAWS)]
@@ -726,10 +783,14 @@ fig, ax = plt.subplots(figsize=(8, 3.3), layout="constrained")
 for shift, (name, found), colour in zip((-0.2, 0.2), histograms.items(), (BLUE, ORANGE), strict=True):
     share = found.bincount(minlength=8) / DRAWS
     ax.bar([i + shift for i in range(8)], 100 * share, width=0.4, color=colour, label=name)
-ax.plot(range(8), 100 * p, "_", color="black", markersize=36, label="the target's p")
-ax.set(xlabel="token", ylabel="came out (%)")
+ax.plot(range(8), 100 * p, "_", color="black", markersize=22, label="the target's p")
+ax.set(xlabel="token", ylabel="share of the draws (%)", xticks=range(8))
 ax.legend(frameon=False)
-plt.show()
+show(
+    fig,
+    "Bars of the share of each of eight tokens. The bars of rejection match the marks of the target; "
+    "the bars of accepting everything do not.",
+)
 for name, found in histograms.items():
     print(f"{name:18} chi-squared with 7 degrees of freedom: {chi_squared(found):8.1f}")
 print(f"accepted: {number.double().mean():.1%} (sum of min(p, q): {overlap:.1%}; coupled: {agree_same:.1%})")
@@ -773,17 +834,24 @@ modes = {
 
 
 def crowd_rate(llm, crowd):
-    """Tokens per second of `crowd` sequences together."""
+    """Tokens per second of `crowd` sequences together, and the target's rows for each token."""
     prompts = (openings * 3)[:crowd]
-    started = time.perf_counter()
-    outputs = llm.generate(prompts, greedy(20))
-    return sum(len(output.token_ids) for output in outputs) / (time.perf_counter() - started)
+    with llm.engine.events.record() as trace:
+        started = time.process_time()
+        outputs = llm.generate(prompts, greedy(20))
+        seconds = time.process_time() - started
+    rows = 0  # `decode_step` counts one row for each sequence, `speculate` all rows
+    for event in trace:
+        if event.kind in ("decode_step", "speculate"):
+            rows += event["rows"] - (len(event["requests"]) if event.kind == "speculate" else 0)
+    tokens = sum(len(output.token_ids) for output in outputs)
+    return tokens / seconds, rows / (tokens - crowd)
 
 
-rates = {}
 for name, llm in modes.items():
     llm.generate([free], greedy(40 if name == "adaptive" else 8))  # warm up; adaptive learns times
-    rates[name] = [crowd_rate(llm, crowd) for crowd in crowds]
+rounds = [{(name, n): crowd_rate(llm, n) for n in crowds for name, llm in modes.items()} for _ in range(3)]
+rates = {name: [median(one_round[name, n][0] for one_round in rounds) for n in crowds] for name in modes}
 print("tokens per second      sequences" + "".join(f"{crowd:8}" for crowd in crowds))
 for name, row in rates.items():
     print(f"{name:32}" + "".join(f"{rate:8.0f}" for rate in row))
@@ -791,10 +859,14 @@ print(
     f"{'always 4 against none':32}"
     + "".join(f"{a / b:8.2f}" for a, b in zip(rates["always 4"], rates["no drafts"], strict=True))
 )
+for name in ("no drafts", "always 4"):
+    print(f"{'rows for a token, ' + name:32}" + "".join(f"{rounds[0][name, n][1]:8.2f}" for n in crowds))
 
 # %% [markdown]
-# With many sequences the nearly free rows of 7.1 are already used, and every one of these rows gives a
-# token. Four guesses turn one row into five, and most guesses are rejected.
+# The last two lines are counts. With drafts the target computes more rows for each token, because rejected
+# guesses have rows too. (The first text is the easiest one to guess.) One sequence gets these rows nearly
+# free (7.1). With many sequences every plain row gives a token already, and the additional rows cost as much
+# as any others.
 #
 # Wrong guesses and short answers, for one sequence:
 
@@ -819,68 +891,106 @@ for name, (prompt, length, llm) in cases.items():
 #
 # No single draft length is best in all these cases. So the engine measures: the time by number of rows, for
 # target and draft, and each sequence's acceptance. Then it chooses the length that gives the most tokens
-# per second; 0 is a possible choice (`speculation/controller.py`). We watch two runs: a drafter that
-# guesses at random, and a batch that grows and shrinks.
+# per second; 0 is a possible choice (`speculation/controller.py`).
+#
+# Its decisions depend on clocks. So that the next picture is the same on every machine, we give the
+# engine's controller the times of a machine on paper: a target pass takes 4 ms, and from 16 rows on 0.25 ms
+# for each row; a drafted token takes 0.2 ms. The longest draft is six tokens.
 
 
 # %%
-def draft_lengths(trace):
-    """For each decoding step: (number of sequences, mean number of drafted tokens per sequence)."""
-    found = []
-    for event in trace:
-        if event.kind == "decode_step":
-            found.append([event["rows"], 0.0])
-        elif event.kind == "speculate":
-            found[-1][1] = sum(depth for _, depth, _ in event["outcomes"]) / len(event["outcomes"])
+def target_ms(rows):
+    return max(4.0, 0.25 * rows)
+
+
+def on_paper(acceptance, crowd, steps=110):
+    """For each step: the number of sequences, `crowd(step)`, and the mean number of drafted tokens."""
+    controller, luck, found = Controller(depth=6), random.Random(1), []
+    everyone = [SimpleNamespace(draft=SimpleNamespace(acceptance=Acceptance())) for _ in range(16)]
+    for step in range(steps):
+        running = everyone[: crowd(step)]
+        lengths = controller.choose(running)
+        rows = sum(1 + k for k in lengths)
+        controller.record_target(rows, target_ms(rows) / 1e3)
+        if any(lengths):
+            drafting = sum(k > 0 for k in lengths)
+            controller.record_draft(drafting, max(lengths), 0.2e-3 * max(lengths))
+        for sequence, k in zip(running, lengths, strict=True):
+            accepted = next((i for i in range(k) if luck.random() >= acceptance), k)
+            if k:
+                controller.record_result(sequence, k, accepted)
+        found.append((len(running), mean(lengths)))
     return list(zip(*found, strict=True))
 
 
-def alone(drafter):
-    llm = new_engine(HEAVY, num_draft_tokens=6, **drafter)
-    with llm.engine.events.record() as trace:
-        llm.generate([free], greedy(110))
-    return draft_lengths(trace)
+watched = {
+    "alone, 7 of 10 guesses are right": on_paper(0.7, lambda step: 1),
+    "alone, no guess is right": on_paper(0.0, lambda step: 1),
+    "1, then 16, then 1; 7 of 10 guesses are right": on_paper(0.7, lambda step: 16 if 25 <= step < 75 else 1),
+}
+fig, axes = plt.subplots(3, 1, figsize=(9.5, 5.6), layout="constrained", sharex=True)
+for ax, (name, (crowd, lengths)) in zip(axes, watched.items(), strict=True):
+    steps = range(len(crowd))
+    many = ax.twinx()  # an axis of its own on the right
+    many.fill_between(steps, crowd, color=GREY, alpha=0.4, step="mid")
+    many.set(ylim=(0, 17.3), yticks=(1, 16), ylabel="sequences")
+    many.spines["right"].set_visible(True)
+    ax.step(steps, lengths, where="mid", color=BLUE, label="tokens drafted for each (left axis)")
+    ax.fill_between([], [], color=GREY, alpha=0.4, label="sequences (right axis)")
+    ax.set_title(name, loc="left", fontsize=11)
+    ax.set(ylabel="draft length", ylim=(0, 6.5), yticks=(0, 2, 4, 6), xlim=(0, len(crowd)))
+axes[0].legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.98), fontsize=10)
+axes[-1].set_xlabel("decoding step")
+show(
+    fig,
+    "Three time lines of the draft length. Alone with good guesses it stays between four and six, with "
+    "wrong guesses it falls to zero with short trials. With sixteen sequences it is five for four "
+    "steps, then zero, and rises again when one is left.",
+)
+crowd_lengths = watched["1, then 16, then 1; 7 of 10 guesses are right"][1]
+print("drafted for each of 16 sequences, step by step:", [round(k, 1) for k in crowd_lengths[25:45]])
+assert min(watched["alone, 7 of 10 guesses are right"][1][2:]) >= 4
+assert sum(watched["alone, no guess is right"][1][10:]) < 12 and sum(crowd_lengths[31:75]) < 1
+
+# %% [markdown]
+# Alone, it drafts four to six tokens. If no guess is right it stops, and then tries two tokens after longer
+# and longer intervals.
+#
+# When sixteen sequences run, 112 rows are a number that it has never measured. So it first takes two steps
+# without drafts, then four steps with five tokens for each sequence. Then it knows that these steps take
+# too long, and drafts nothing, except for a trial with one sequence now and then. When the crowd has gone
+# it drafts again at once.
+#
+# Now the engine on your machine, with the heavy target. These lengths depend on measured times: they should
+# be small where "always 4" is slower than no drafts in the table above.
 
 
-def growing():
-    """One long sequence; fifteen more sequences run for a part of the time."""
-    llm = new_engine(HEAVY, num_draft_tokens=6, draft_model="auto")
-    engine = llm.engine
+# %%
+def mean_lengths():
+    """Mean draft length while one sequence runs alone, and while sixteen run."""
+    engine = new_engine(HEAVY, num_draft_tokens=6, draft_model="auto").engine
     with engine.events.record() as trace:
         engine.add_request(free, greedy(120))
         for _ in range(25):
             engine.step()
         for opening in (openings * 3)[:15]:
-            engine.add_request(opening, greedy(20))
+            engine.add_request(opening, greedy(40))
         while engine.has_unfinished_requests():
             engine.step()
-    return draft_lengths(trace)
+    found = []  # for each step: number of sequences, mean draft length
+    for event in trace:
+        if event.kind == "decode_step":
+            found.append([event["rows"], 0.0])
+        elif event.kind == "speculate":
+            found[-1][1] = sum(depth for _, depth, _ in event["outcomes"]) / found[-1][0]
+    return {count: mean([k for n, k in found if n == count]) for count in (1, 16)}
 
 
-watched = {
-    "alone, shipped draft": alone({"draft_model": "auto"}),
-    "alone, random tokens": alone({"parts": drafters["random tokens"]["parts"]}),
-    "1, then 16, then 1": growing(),
-}
-fig, axes = plt.subplots(3, 1, figsize=(9.5, 5.2), layout="constrained", sharey=True)
-for ax, (name, (rows, lengths)) in zip(axes, watched.items(), strict=True):
-    steps = range(len(rows))
-    ax.fill_between(
-        steps, 6 * torch.tensor(rows) / 16, color="#EEEEEE", step="mid", label="sequences (6 = 16)"
-    )
-    ax.step(steps, lengths, where="mid", color=BLUE, label="tokens drafted for each")
-    ax.set_title(name, loc="left", fontsize=11)
-    ax.set(ylim=(0, 6.5), yticks=(0, 2, 4, 6), xlim=(0, len(rows)))
-axes[0].legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.95))
-axes[1].set_ylabel("draft length")
-axes[-1].set_xlabel("decoding step")
-plt.show()
+for count, length in mean_lengths().items():
+    print(f"{count:2} sequences: {length:.1f} tokens drafted on average, pauses included")
 
 # %% [markdown]
-# The controller should draft a few tokens while the sequence is alone. For the random drafter it should
-# draft almost none, except for trials at longer and longer intervals. In a large batch it should draft
-# fewer tokens or none, and after it wait before the next trial. The answers are the same in every case, so
-# the choice may depend on measured times.
+# The answers are the same in every case, so the choice may depend on measured times.
 #
 # ## 7.7 Trees are block tables
 #

@@ -82,7 +82,7 @@ def prefill_in_chunks(runner, ids, table, chunk):
     for start in range(0, len(ids), chunk):
         piece = ids[start : start + chunk]
         table.grow(start + len(piece))
-        logits = runner.last_logits([SequenceRows(piece, start, table.block_ids)])
+        logits = prefill(runner, [PrefillChunk(piece, start, table.block_ids)])
     return logits[0]
 """,
             """
@@ -90,7 +90,7 @@ def prefill_in_chunks(runner, ids, table, chunk):
     for start in range(0, len(ids), chunk):
         piece = ids[start : start + chunk]
         table.grow(start + len(piece))
-        logits = runner.last_logits([SequenceRows(piece, 0, table.block_ids)])
+        logits = prefill(runner, [PrefillChunk(piece, 0, table.block_ids)])
     return logits[0]
 """,
         ),

@@ -6,26 +6,23 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from minillm.labs.grader.lab import Case, Lab, Part, Task
+from minillm.labs.grader.lab import Case, Lab, Part, Task, Words
 from minillm.labs.grader.serving import Ask, serve
-from minillm.labs.lab6_prefix.digest_cases import DIGEST_CASES, DIGEST_MISTAKES
-from minillm.labs.lab6_prefix.encode_cases import ENCODE_CASES, ENCODE_MISTAKES
-from minillm.labs.lab6_prefix.eviction_cases import (
-    EVICT_CASES,
-    EVICT_MISTAKES,
-    RELEASE_CASES,
-    RELEASE_MISTAKES,
-)
+from minillm.labs.lab6_prefix.cache_user import random_lives
+from minillm.labs.lab6_prefix.digest_cases import DIGEST_CASES, DIGEST_MISTAKES, random_changes
+from minillm.labs.lab6_prefix.encode_cases import ENCODE_CASES, ENCODE_MISTAKES, random_keys
+from minillm.labs.lab6_prefix.evict_cases import EVICT_CASES, EVICT_MISTAKES
 from minillm.labs.lab6_prefix.find_cases import FIND_CASES, FIND_MISTAKES
 from minillm.labs.lab6_prefix.match_cases import MATCH_CASES, MATCH_MISTAKES
 from minillm.labs.lab6_prefix.publish_cases import PUBLISH_CASES, PUBLISH_MISTAKES
+from minillm.labs.lab6_prefix.release_cases import RELEASE_CASES, RELEASE_MISTAKES
 from minillm.memory.prefix_cache import sha256
 
 CACHE = "minillm.memory.prefix_cache"
 
 
 def in_engine(asks: Sequence[Ask], num_blocks: int, is_constant: bool, parts: Any) -> list[Any]:
-    """Every step, the answers, and the cache's counters."""
+    """Every step, the answers, the blocks in the cache, and whether there were false matches."""
     caches = list[Any]()
 
     def make_cache(pool: Any) -> Any:
@@ -33,7 +30,8 @@ def in_engine(asks: Sequence[Ask], num_blocks: int, is_constant: bool, parts: An
         return caches[0]
 
     served = serve({"prefix_cache": make_cache}, asks, num_blocks)
-    return [*served, caches[0].num_blocks, caches[0].num_unused, caches[0].false_matches]
+    matches = Words("false matches" if caches[0].false_matches else "no false matches")
+    return [*served, caches[0].num_blocks, caches[0].num_unused, matches]
 
 
 QUESTIONS = (
@@ -50,7 +48,13 @@ LAB = Lab(
     "A prefix cache that proves its hits",
     (
         Task(
-            "6.1", "different keys, different bytes", 15, Part(CACHE, "encode"), ENCODE_CASES, ENCODE_MISTAKES
+            "6.1",
+            "different keys, different bytes",
+            15,
+            Part(CACHE, "encode"),
+            ENCODE_CASES,
+            ENCODE_MISTAKES,
+            random_keys,
         ),
         Task(
             "6.2",
@@ -59,8 +63,17 @@ LAB = Lab(
             Part(CACHE, "PrefixCache", ("digest",)),
             DIGEST_CASES,
             DIGEST_MISTAKES,
+            random_changes,
         ),
-        Task("6.3", "the proof", 20, Part(CACHE, "PrefixCache", ("_find",)), FIND_CASES, FIND_MISTAKES),
+        Task(
+            "6.3",
+            "the proof",
+            20,
+            Part(CACHE, "PrefixCache", ("_find",)),
+            FIND_CASES,
+            FIND_MISTAKES,
+            random_lives,
+        ),
         Task(
             "6.4",
             "the longest chain",
@@ -68,6 +81,7 @@ LAB = Lab(
             Part(CACHE, "PrefixCache", ("match",)),
             MATCH_CASES,
             MATCH_MISTAKES,
+            random_lives,
         ),
         Task(
             "6.5",
@@ -76,6 +90,7 @@ LAB = Lab(
             Part(CACHE, "PrefixCache", ("publish",)),
             PUBLISH_CASES,
             PUBLISH_MISTAKES,
+            random_lives,
         ),
         Task(
             "6.6",
@@ -84,8 +99,17 @@ LAB = Lab(
             Part(CACHE, "PrefixCache", ("released",)),
             RELEASE_CASES,
             RELEASE_MISTAKES,
+            random_lives,
         ),
-        Task("6.7", "make room", 10, Part(CACHE, "PrefixCache", ("evict",)), EVICT_CASES, EVICT_MISTAKES),
+        Task(
+            "6.7",
+            "make room",
+            10,
+            Part(CACHE, "PrefixCache", ("evict",)),
+            EVICT_CASES,
+            EVICT_MISTAKES,
+            random_lives,
+        ),
         Task(
             "6.8",
             "your cache in the running engine",

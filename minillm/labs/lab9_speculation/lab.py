@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from minillm.labs.grader.lab import Case, Change, Lab, Part, Task
-from minillm.labs.lab9_speculation.coupled_cases import WALK_CASES, WALK_MISTAKES
+from minillm.labs.lab9_speculation.branch_cases import BRANCH_CASES, BRANCH_MISTAKES, random_branches
+from minillm.labs.lab9_speculation.coupled_cases import WALK_CASES, WALK_MISTAKES, random_trees
 from minillm.labs.lab9_speculation.distribution_cases import DISTRIBUTION_CASES
 from minillm.labs.lab9_speculation.engine_cases import in_trees, looking_up, rejecting
-from minillm.labs.lab9_speculation.leftover_cases import LEFT_CASES, LEFT_MISTAKES
-from minillm.labs.lab9_speculation.ngram_cases import LOOKUP_CASES, LOOKUP_MISTAKES
-from minillm.labs.lab9_speculation.rejection_cases import ACCEPT_CASES, ACCEPT_MISTAKES
-from minillm.labs.lab9_speculation.rollback_cases import (
-    BRANCH_CASES,
-    BRANCH_MISTAKES,
-    TRUNCATE_CASES,
-    TRUNCATE_MISTAKES,
-)
+from minillm.labs.lab9_speculation.leftover_cases import LEFT_CASES, LEFT_MISTAKES, random_draws
+from minillm.labs.lab9_speculation.ngram_cases import LOOKUP_CASES, random_texts
+from minillm.labs.lab9_speculation.ngram_mistakes import LOOKUP_MISTAKES
+from minillm.labs.lab9_speculation.rejection_cases import ACCEPT_CASES, random_verdicts
+from minillm.labs.lab9_speculation.rejection_mistakes import ACCEPT_MISTAKES
+from minillm.labs.lab9_speculation.truncate_cases import TRUNCATE_CASES, TRUNCATE_MISTAKES, random_cuts
 
 VERIFICATION = "minillm.ops.verification"
 TABLE = "minillm.memory.block_table"
@@ -34,6 +32,7 @@ LAB = Lab(
             Part(VERIFICATION, "verify_coupled"),
             WALK_CASES,
             WALK_MISTAKES,
+            random_trees,
         ),
         Task(
             "9.2",
@@ -42,6 +41,7 @@ LAB = Lab(
             Part(VERIFICATION, "draw_leftover"),
             LEFT_CASES,
             LEFT_MISTAKES,
+            random_draws,
         ),
         Task(
             "9.3",
@@ -50,6 +50,7 @@ LAB = Lab(
             Part(VERIFICATION, "verify_draft"),
             ACCEPT_CASES + DISTRIBUTION_CASES,
             ACCEPT_MISTAKES,
+            random_verdicts,
         ),
         Task(
             "9.4",
@@ -58,6 +59,7 @@ LAB = Lab(
             Part("minillm.speculation.ngram", "NgramIndex", ("extend", "continuations"), ("_copy",)),
             LOOKUP_CASES,
             LOOKUP_MISTAKES,
+            random_texts,
         ),
         Task(
             "9.5",
@@ -66,6 +68,7 @@ LAB = Lab(
             Part(TABLE, "BlockTable", ("truncate",)),
             TRUNCATE_CASES,
             TRUNCATE_MISTAKES,
+            random_cuts,
         ),
         Task(
             "9.6",
@@ -74,6 +77,7 @@ LAB = Lab(
             Part(TABLE, "BlockTable", ("branch", "adopt")),
             BRANCH_CASES,
             BRANCH_MISTAKES,
+            random_branches,
         ),
         Task(
             "9.7",

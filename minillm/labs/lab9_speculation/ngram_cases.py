@@ -1,13 +1,12 @@
-"""Task 9.4, n-gram drafts: cases and known mistakes of `NgramIndex`."""
+"""Task 9.4, n-gram drafts: cases of `NgramIndex`."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from random import Random
 from typing import Any
 
-from minillm.labs.grader.lab import Case, Mistake
-from minillm.speculation.ngram import LONGEST, PLACES, SHORTEST, NgramIndex
+from minillm.labs.grader.lab import Case, Words
 
 
 def lookup_case(name: str, *pieces: str, length: int = 4, count: int = 1) -> Case:
@@ -23,6 +22,70 @@ def lookup_case(name: str, *pieces: str, length: int = 4, count: int = 1) -> Cas
     return Case(f"{name}: {' + '.join(pieces)}", run)
 
 
+def ids_of(text: str) -> list[int]:
+    """A letter is a token."""
+    return [ord(letter) for letter in text]
+
+
+def changed_case(index_class: Callable[[], Any]) -> list[Any]:
+    """The caller changes the list that it gave, and the lists that it got; then it asks again."""
+    index, given = index_class(), ids_of("abcxabcyabc")
+    index.extend(given)
+    given[:] = ids_of("zzzzzzzzzzz")
+    first = index.continuations(4, 3)
+    seen = [list(branch) for branch in first]
+    for branch in first:
+        branch[:] = [0, 0]
+    again = index.continuations(4, 3)
+    index.extend(())
+    index.extend(tuple(ids_of("xab")))
+    return [seen, again, index.continuations(3, 2), list(index.tokens)]
+
+
+def turns_case(index_class: Callable[[], Any]) -> list[Any]:
+    """Two requests in turns."""
+    one, two, seen = index_class(), index_class(), list[Any]()
+    for left, right in (("abcab", "xyzxy"), ("c", "q"), ("ab", "xy")):
+        one.extend(ids_of(left))
+        two.extend(ids_of(right))
+        seen.append([one.continuations(3, 2), two.continuations(3, 2)])
+    return seen
+
+
+class CountedId(int):
+    """A token id that counts how often it is hashed and compared."""
+
+    uses = 0
+
+    def __hash__(self) -> int:
+        CountedId.uses += 1
+        return super().__hash__()
+
+    def __eq__(self, other: object) -> bool:
+        CountedId.uses += 1
+        return super().__eq__(other)
+
+    def __ne__(self, other: object) -> bool:
+        CountedId.uses += 1
+        return super().__ne__(other)
+
+
+def cost_case(index_class: Callable[[], Any]) -> list[Words]:
+    """Hashed and compared ids for each token of an answer of 400 tokens, with drafts after each."""
+    index, letters, uses = index_class(), Random(1), [0, 0]
+    for _ in range(400):
+        CountedId.uses = 0
+        index.extend([CountedId(letters.randrange(8))])
+        uses[0] += CountedId.uses
+        index.continuations(4, 2)
+        uses[1] += CountedId.uses
+    uses[1] -= uses[0]
+    return [
+        Words(f"{name}: {'at most' if used <= 400 * 80 else 'more than'} 80 ids hashed or compared each time")
+        for name, used in zip(("extend", "continuations"), uses, strict=True)
+    ]
+
+
 LOOKUP_CASES = (
     lookup_case("the picture, one letter for each word", "tcsotm.tc"),
     lookup_case("nothing occurred before", "abcdefg"),
@@ -35,132 +98,23 @@ LOOKUP_CASES = (
     lookup_case("three branches", "abxxabyyabzzab", count=3),
     lookup_case("no two branches with the same first token", "abxpabxqabyrab", count=3),
     lookup_case("more branches from shorter n-grams", "bcq.abcz.abc", count=3),
+    lookup_case("four letters at most", "abcdex.bcdey.abcde"),
+    lookup_case("five letters occurred earlier than four", "pabcdx.qabcdy.pabcd", count=2),
+    lookup_case("an occurrence that is too old", "abz." + "abx." * 8 + "ab", count=3),
+    lookup_case("an occurrence that is just recent enough", "abz." + "abx." * 7 + "ab", count=3),
+    lookup_case("nothing at all", "", "a", "b"),
+    Case("lists that change after a call", changed_case, "aliasing"),
+    Case("two requests in turns", turns_case, "aliasing"),
+    Case("an answer of 400 tokens", cost_case, "cost"),
 )
 
 
-class Lookup(NgramIndex):
-    """The engine's index; subclasses change one part of it."""
-
-    def _sizes(self) -> Sequence[int]:
-        return range(min(LONGEST, len(self.tokens)), SHORTEST - 1, -1)
-
-    def _places(self, n: int) -> Sequence[int]:
-        return list(self._next.get(tuple(self.tokens[-n:]), ()))[::-1]
-
-    def _branch(self, start: int, length: int) -> list[int]:
-        period = len(self.tokens) - start
-        return [self.tokens[start + i % period] for i in range(length)]
-
-    def continuations(self, length: int, count: int) -> list[list[int]]:
-        branches: dict[int, list[int]] = {}
-        for n in self._sizes():
-            for start in self._places(n):
-                branch = self._branch(start, length)
-                if len(branches) < count:
-                    branches.setdefault(branch[0], branch)
-        return list(branches.values())
-
-
-class ShortestFirst(Lookup):
-    """Searches short n-grams before long ones."""
-
-    def _sizes(self) -> Sequence[int]:
-        return super()._sizes()[::-1]
-
-
-class OnlyLongest(Lookup):
-    """Searches only the longest n-gram."""
-
-    def _sizes(self) -> Sequence[int]:
-        return super()._sizes()[:1]
-
-
-class SingleTokens(Lookup):
-    """Also searches single tokens."""
-
-    def extend(self, tokens: Sequence[int]) -> None:
-        for token in tokens:
-            end = len(self.tokens)
-            for n in range(1, min(LONGEST, end) + 1):
-                self._next.setdefault(tuple(self.tokens[end - n :]), deque(maxlen=PLACES)).append(end)
-            self.tokens.append(token)
-
-    def _sizes(self) -> Sequence[int]:
-        return range(min(LONGEST, len(self.tokens)), 0, -1)
-
-
-class EarliestFirst(Lookup):
-    """Takes the earliest occurrence, not the latest."""
-
-    def _places(self, n: int) -> Sequence[int]:
-        return super()._places(n)[::-1]
-
-
-class StopsAtTheEnd(Lookup):
-    """Stops copying at the end of the text."""
-
-    def _branch(self, start: int, length: int) -> list[int]:
-        return self.tokens[start : start + length]
-
-
-class BeginsWithTheMatch(Lookup):
-    """Drafts the n-gram itself again."""
-
-    def _branch(self, start: int, length: int) -> list[int]:
-        n = next(n for n in self._sizes() if start in self._places(n))
-        return super()._branch(start - n, length)
-
-
-class Twins(Lookup):
-    """Two branches may begin with the same token."""
-
-    def continuations(self, length: int, count: int) -> list[list[int]]:
-        starts = list(dict.fromkeys(start for n in self._sizes() for start in self._places(n)))
-        return [self._branch(start, length) for start in starts[:count]]
-
-
-class AllBranches(Lookup):
-    """Returns more branches than `count`."""
-
-    def continuations(self, length: int, count: int) -> list[list[int]]:
-        return super().continuations(length, count + 1)
-
-
-class ForgetsTheSeam(Lookup):
-    """N-grams across two calls of `extend` are not stored."""
-
-    def extend(self, tokens: Sequence[int]) -> None:
-        first = len(self.tokens)
-        for token in tokens:
-            end = len(self.tokens)
-            for n in range(SHORTEST, min(LONGEST, end - first) + 1):
-                self._next.setdefault(tuple(self.tokens[end - n :]), deque(maxlen=PLACES)).append(end)
-            self.tokens.append(token)
-
-
-class OnePlace(Lookup):
-    """Uses only the latest occurrence of an n-gram."""
-
-    def _places(self, n: int) -> Sequence[int]:
-        return super()._places(n)[:1]
-
-
-LOOKUP_MISTAKES = (
-    Mistake("short n-grams are searched first: begin with the longest", ShortestFirst),
-    Mistake("only the longest n-gram is searched: if it did not occur, search a shorter one", OnlyLongest),
-    Mistake("single tokens are searched: an n-gram has at least SHORTEST tokens", SingleTokens),
-    Mistake("the earliest occurrence is copied: the latest one predicts better", EarliestFirst),
-    Mistake(
-        "a copy stops at the end of the text: continue with the tokens just copied, so that a repeated "
-        "phrase is drafted to any length",
-        StopsAtTheEnd,
-    ),
-    Mistake("the draft begins with the n-gram itself: begin with the token after it", BeginsWithTheMatch),
-    Mistake("two branches begin with the same token: only the first of them can be accepted", Twins),
-    Mistake("more branches than `count`: there are only `count` block tables", AllBranches),
-    Mistake(
-        "n-grams across two calls of `extend` are not found: `extend` gets each new token of an answer",
-        ForgetsTheSeam,
-    ),
-    Mistake("only one occurrence of an n-gram is used: the others give more branches", OnePlace),
-)
+def random_texts(random: Random) -> Iterable[Case]:
+    """Random cases: texts of few letters in pieces."""
+    for number in range(3):
+        pieces = [
+            "".join(random.choice("abc"[: 2 + number % 2]) for _ in range(random.randint(1, 12)))
+            for _ in range(4)
+        ]
+        length, count = random.randint(1, 6), random.randint(1, 3)
+        yield lookup_case(f"random text {number + 1}", *pieces, length=length, count=count)

@@ -1,18 +1,20 @@
-"""Task 9.3, accept or replace: cases and known mistakes of `verify_draft`.
+"""Task 9.3, accept or replace: cases of `verify_draft`.
 
 The small cases have four tokens and powers of two, so that you can compute them on paper.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from minillm.labs.grader.lab import Case, Mistake
-from minillm.ops.verification import draw_leftover
+from minillm.labs.grader.cost import counted_work
+from minillm.labs.grader.lab import Case, Words
 
 Verify = Callable[[Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Tensor]]
 Rows = Sequence[Sequence[float]]
@@ -35,18 +37,45 @@ def accept_case(name: str, *asked: Asked, is_point: bool = False) -> Case:
     """Requests verified together: tokens and accepted counts. `is_point`: draft_probs is None."""
 
     def run(verify: Verify) -> list[Tensor]:
-        draft = torch.tensor([a.draft for a in asked])
-        q = None if is_point else torch.tensor([a.q for a in asked])
-        p = torch.tensor([a.p for a in asked])
-        return list(verify(draft, q, p, torch.tensor([a.uniforms for a in asked], dtype=torch.float64)))
+        return list(verify(*inputs(asked, is_point)))
 
     return Case(name, run)
 
 
+def inputs(asked: Sequence[Asked], is_point: bool = False) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Draft, draft_probs, target_probs and uniforms of all requests."""
+    draft, p = torch.tensor([a.draft for a in asked]), torch.tensor([a.p for a in asked])
+    q = None if is_point else torch.tensor([a.q for a in asked])
+    return draft, q, p, torch.tensor([a.uniforms for a in asked], dtype=torch.float64)
+
+
+REJECTS = Asked([1, 0], [EVEN, LOW], [LOW, HIGH, EVEN], [0.5, 0.25, 0.75])
+ACCEPTS = Asked([1, 2], [EVEN, EVEN], [LOW, LOW, HIGH], [0.5, 0.5, 0.25])
+
+
+def twice_case(verify: Verify) -> list[Any]:
+    """Two batches in turns: the inputs and the first result must not change."""
+    one, two = inputs([REJECTS, ACCEPTS]), inputs([ACCEPTS, REJECTS])
+    first = list(verify(*one))
+    second = list(verify(*two))
+    return [first, second, list(verify(*one)), list(one), list(two)]
+
+
+def cost_case(verify: Verify) -> Words:
+    """The bytes written for 2 requests of 3 drafts, with 1024 ids."""
+    size = 1024
+    q, p = (torch.full((2, rows, size), 1 / size) for rows in (3, 4))
+    draft, uniforms = torch.zeros(2, 3, dtype=torch.int64), torch.full((2, 4), 0.5, dtype=torch.float64)
+    with counted_work() as work:
+        verify(draft, q, p, uniforms)
+    words = "at most" if work.bytes_written <= 60 * 4 * p.numel() else "more than"
+    return Words(f"{words} 60 times as many bytes written as target_probs has")
+
+
 ACCEPT_CASES = (
-    accept_case("both are accepted", Asked([1, 2], [EVEN, EVEN], [LOW, LOW, HIGH], [0.5, 0.5, 0.25])),
+    accept_case("both are accepted", ACCEPTS),
     accept_case("the first is rejected", Asked([0, 2], [LOW, EVEN], [HIGH, EVEN, EVEN], [0.5, 0.125, 0.75])),
-    accept_case("the second is rejected", Asked([1, 0], [EVEN, LOW], [LOW, HIGH, EVEN], [0.5, 0.25, 0.75])),
+    accept_case("the second is rejected", REJECTS),
     accept_case(
         "the first is rejected, the second would be accepted",
         Asked([0, 1], [LOW, EVEN], [HIGH, LOW, EVEN], [0.5, 0.5, 0.25]),
@@ -79,122 +108,29 @@ ACCEPT_CASES = (
         Asked([0, 0], [FIRST, FIRST], [FIRST, HIGH, HIGH], [0.9, 0.1, 0.5]),
         Asked([0, 0], [FIRST, FIRST], [FIRST, FIRST, FIRST], [0.9, 0.9, 0.5]),
     ),
+    accept_case("a rejection, then an acceptance, in two requests", REJECTS, ACCEPTS, REJECTS),
+    accept_case(
+        "each column of the uniforms decides its own draft",
+        *(Asked([0, 0], [LOW, LOW], [EVEN, EVEN, EVEN], u) for u in ([0.4, 0.6, 0.9], [0.6, 0.4, 0.9])),
+    ),
+    Case("two batches in turns, and their inputs", twice_case, "aliasing"),
+    Case("2 requests with 1024 ids", cost_case, "cost"),
 )
 
 
-@dataclass(frozen=True)
-class Accepts:
-    """`verify_draft`; each field replaces one part of it."""
+def random_verdicts(random: Random) -> Iterable[Case]:
+    """Random cases: three requests with four ids, and drafts of zero to three tokens."""
 
-    stands: Callable[[Tensor, Tensor, Tensor, int], Tensor] = lambda u, p, q, token: u * q[token] < p[token]
-    has_bonus: bool = True
-    bonus_row: Callable[[int, int], int] = lambda stands, k: stands
-    bonus_leaves: bool = False  # subtract the last q from the bonus row too
-    replaces: Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]] = lambda p, q: (p, q)
-    column: Callable[[int, int], int] = lambda stands, k: k
-    keeps: Callable[[int, bool], int] = lambda stands, is_refused: stands
-    reads_padding: bool = False
-    goes_on: bool = False  # after a rejected draft
-    point: Callable[[int, Tensor], Tensor] = lambda token, p: torch.eye(len(p), dtype=p.dtype)[token]
+    def row() -> list[float]:
+        weights = [random.choice([0, 1, 2]) * random.random() for _ in range(4)]
+        weights[random.randrange(4)] += 0.2
+        return [weight / sum(weights) for weight in weights]
 
-    def __call__(
-        self, draft: Tensor, draft_probs: Tensor | None, target_probs: Tensor, uniforms: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        number, k = draft.shape
-        tokens, accepted = torch.full((number, k + 1), -1), torch.zeros(number, dtype=torch.int64)
-        for i, row in enumerate(draft.tolist()):
-            emitted, refused = list[int](), None
-            q = target_probs[i, 0].double()
-            for at, token in enumerate(row):
-                if token < 0 and not self.reads_padding:
-                    break
-                p = target_probs[i, at].double()
-                q = self.point(token, p) if draft_probs is None else draft_probs[i, at].double()
-                if bool(self.stands(uniforms[i, at], p, q, token)):
-                    emitted.append(token)
-                elif not self.goes_on:
-                    refused = q
-                    break
-            count = len(emitted)
-            if refused is not None:
-                p, left = self.replaces(target_probs[i, count].double(), refused)
-                emitted.append(draw_leftover(p, left, uniforms[i, self.column(count, k)]))
-            elif self.has_bonus:
-                p = target_probs[i, self.bonus_row(count, k)].double()
-                left = q if self.bonus_leaves else None
-                emitted.append(draw_leftover(p, left, uniforms[i, self.column(count, k)]))
-            tokens[i, : len(emitted)] = torch.tensor(emitted, dtype=torch.int64)
-            accepted[i] = self.keeps(count, refused is not None)
-        return tokens, accepted
-
-
-ACCEPT_MISTAKES = (
-    Mistake(
-        "accepted with `<=`, so a token of probability 0 can be emitted: accept if u * q < p",
-        Accepts(lambda u, p, q, token: u * q[token] <= p[token]),
-    ),
-    Mistake(
-        "p and q are exchanged: accept if u * q < p", Accepts(lambda u, p, q, token: u * p[token] < q[token])
-    ),
-    Mistake(
-        "q is ignored: a token that is likelier under p than under q is always accepted, use u * q < p",
-        Accepts(lambda u, p, q, token: u < p[token]),
-    ),
-    Mistake(
-        "accepted only if p is at least q: other tokens are accepted with probability p / q",
-        Accepts(lambda u, p, q, token: q[token] <= p[token]),
-    ),
-    Mistake(
-        "every draft is accepted: the answer is the draft's", Accepts(lambda u, p, q, token: p.sum() > 0)
-    ),
-    Mistake(
-        "accepted if the draft is the target's likeliest token: that is greedy, not sampling",
-        Accepts(lambda u, p, q, token: p.argmax() == token),
-    ),
-    Mistake(
-        "no bonus token: if all drafts are accepted, draw from the row after them too",
-        Accepts(has_bonus=False),
-    ),
-    Mistake(
-        "the bonus token is drawn from the last draft's row: draw it from the next row",
-        Accepts(bonus_row=lambda stands, k: max(stands - 1, 0)),
-    ),
-    Mistake(
-        "the bonus token is drawn from row k: for a draft of n < k tokens, draw from row n",
-        Accepts(bonus_row=lambda stands, k: k),
-    ),
-    Mistake(
-        "the bonus token is drawn from max(p - q, 0): no draft was rejected, draw from p",
-        Accepts(bonus_leaves=True),
-    ),
-    Mistake(
-        "a rejected token is replaced by a draw from q: draw from max(p - q, 0)",
-        Accepts(replaces=lambda p, q: (q, None)),
-    ),
-    Mistake(
-        "a rejected token is replaced by a draw from p: draw from max(p - q, 0), otherwise tokens that are "
-        "likely under q come too often",
-        Accepts(replaces=lambda p, q: (p, None)),
-    ),
-    Mistake(
-        "the uniform of the rejection is used again: use the last column for the replacement",
-        Accepts(column=lambda stands, k: stands),
-    ),
-    Mistake(
-        "`accepted` counts the last token, which was not drafted",
-        Accepts(keeps=lambda stands, is_refused: stands + 1),
-    ),
-    Mistake(
-        "`accepted` counts the rejected draft",
-        Accepts(keeps=lambda stands, is_refused: stands + is_refused),
-    ),
-    Mistake(
-        "drafts after a rejected one are accepted: their rows were computed with the rejected token",
-        Accepts(goes_on=True),
-    ),
-    Mistake("padding is read as a token: -1 ends a request's draft", Accepts(reads_padding=True)),
-    Mistake(
-        "without draft_probs, q is 1 at the drafted token and 0 elsewhere",
-        Accepts(point=lambda token, p: torch.full_like(p, 1 / len(p))),
-    ),
-)
+    for number in range(3):
+        asked = []
+        for _ in range(3):
+            count = random.randint(0, 3)
+            draft = [random.randrange(4) for _ in range(count)] + [-1] * (3 - count)
+            rows = [row() for _ in range(7)]
+            asked.append(Asked(draft, rows[:3], rows[3:], [random.random() for _ in range(4)]))
+        yield accept_case(f"random drafts {number + 1}", *asked, is_point=number == 2)

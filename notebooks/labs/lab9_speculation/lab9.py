@@ -45,7 +45,8 @@ def verify_coupled(
     Returns:
         tokens, nodes: int64 [num_nodes]. From node_start[i] on: the tokens that request i emits, and for
         each the node (index within the request) after which it was sampled; padded with -1. A request emits
-        one token more than it accepted drafts. If several children match, the first one is taken.
+        one token more than it accepted drafts. If several children match, the first one is taken. Both are
+        new tensors; the arguments do not change.
     """
     # Stuck? minillm labs hint 9.1
     raise NotImplementedError("Lab 9.1 verify_coupled; hint: minillm labs hint 9.1")
@@ -55,7 +56,7 @@ def draw_leftover(p: Tensor, q: Tensor | None, uniform: Tensor) -> int:
     """Draw a token from max(p - q, 0), normalised; from p if q is None or max(p - q, 0) is 0 everywhere.
 
     The running sum is inverted, so one uniform number gives one token: the first id at which the running sum
-    exceeds `uniform` times the total. An id of weight 0 is never returned.
+    exceeds `uniform` times the total. An id of weight 0 is never returned. p and q do not change.
 
     Args:
         p, q: float64 [vocab_size], the target's distribution, and the one the refused token was drawn from.
@@ -70,18 +71,21 @@ def verify_draft(
 ) -> tuple[Tensor, Tensor]:
     """Accept or replace each request's drafted tokens, so that the output is distributed as the target.
 
+    With p and q of row i, drafted token i is accepted if `uniform i * q[token] < p[token]`, in float64. The
+    first token that is rejected ends the draft: `draw_leftover` replaces it, from p and q of its row. If none
+    is rejected, one more token is drawn from the target's row after the draft, without a q.
+
     Args:
-        draft: int64 [num_requests, k], padded with -1 after a request's drafted tokens. draft_probs:
-        float32 [num_requests, k, vocab_size], the distribution each token was drawn from. None: each
-            drafted token had probability 1 (a point mass), as with a lookup.
-        target_probs: float32 [num_requests, k + 1, vocab_size]; row i is the distribution after i drafted
-        tokens. uniforms: float64 [num_requests, k + 1] in (0, 1): columns 0 to k - 1 decide acceptance, the
-        last one draws
-            the token after the accepted ones.
+        draft: int64 [num_requests, k], padded with -1 after a request's drafted tokens.
+        draft_probs: float32 [num_requests, k, vocab_size], the distribution each token was drawn from. None:
+            each drafted token had probability 1 (a point mass), as with a lookup.
+        target_probs: float32 [num_requests, k + 1, vocab_size]; row i: after i drafted tokens.
+        uniforms: float64 [num_requests, k + 1] in (0, 1): columns 0 to k - 1 decide acceptance, the last one
+            draws the token after the accepted ones.
 
     Returns:
         tokens, int64 [num_requests, k + 1], padded with -1; the number of accepted drafts, int64
-        [num_requests]. A token of probability 0 is never emitted.
+        [num_requests]. A token of probability 0 is never emitted. The arguments do not change.
     """
     # Stuck? minillm labs hint 9.3
     raise NotImplementedError("Lab 9.3 verify_draft; hint: minillm labs hint 9.3")
@@ -95,14 +99,23 @@ class NgramIndex:
         self._next: dict[tuple[int, ...], deque[int]] = {}  # n-gram -> the positions after it, latest last
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Append tokens. An n-gram enters the index when a token has followed it."""
+        """Append tokens. An n-gram enters the index when a token has followed it.
+
+        Its length is SHORTEST to LONGEST. Only the PLACES latest positions of an n-gram are kept, and a new
+        token costs the same in a text of any length. `tokens` is the caller's: it may change later.
+        """
         # Stuck? minillm labs hint 9.4
         raise NotImplementedError(
             "Lab 9.4 NgramIndex.extend, NgramIndex.continuations; hint: minillm labs hint 9.4"
         )
 
     def continuations(self, length: int, count: int) -> list[list[int]]:
-        """At most `count` branches of `length` tokens, all with different first tokens."""
+        """At most `count` branches of `length` tokens, all with different first tokens.
+
+        A branch copies what followed an earlier occurrence of the last n tokens: first that of the longest
+        n-gram, for one n-gram the latest. At the end of the text a copy goes on with the tokens it has just
+        copied. The index finds the places; the text is not searched. The lists are new.
+        """
         # Stuck? minillm labs hint 9.4
         raise NotImplementedError(
             "Lab 9.4 NgramIndex.extend, NgramIndex.continuations; hint: minillm labs hint 9.4"
@@ -155,7 +168,11 @@ class BlockTable:
         return child, ((self.block_ids[num_full], own[0]) if own else None)
 
     def truncate(self, num_tokens: int) -> int:
-        """Free the blocks after the first `num_tokens` tokens; return their number."""
+        """Free the blocks after the first `num_tokens` tokens; return their number.
+
+        A block that still holds one of these tokens stays. The table is one owner of a freed block; there may
+        be others. A table that is already shorter does not change.
+        """
         # Stuck? minillm labs hint 9.5
         raise NotImplementedError("Lab 9.5 BlockTable.truncate; hint: minillm labs hint 9.5")
 
@@ -175,7 +192,10 @@ class BlockTable:
         raise NotImplementedError("Lab 9.6 BlockTable.branch, BlockTable.adopt; hint: minillm labs hint 9.6")
 
     def adopt(self, start: int, own: list[int]) -> list[int]:
-        """Replace the blocks from position `start` on by a branch's `own` blocks; return the old ones."""
+        """Replace the blocks from position `start` on by a branch's `own` blocks; return the old ones.
+
+        The block of position `start` is replaced too. The caller frees the old blocks, and keeps its list.
+        """
         # Stuck? minillm labs hint 9.6
         raise NotImplementedError("Lab 9.6 BlockTable.branch, BlockTable.adopt; hint: minillm labs hint 9.6")
 
