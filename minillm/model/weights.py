@@ -93,7 +93,7 @@ def _as_saved_by_the_model(stored: dict[str, StoredTensor]) -> dict[str, StoredT
     old versions of transformers saved, are left out: they are computed from the config.
     """
     kept = {name: t for name, t in stored.items() if not _ROTARY_TABLE.search(name)}
-    if any(name.startswith("model.") for name in kept):
+    if "embed_tokens.weight" not in kept:
         return kept
     return {name if name.startswith("lm_head.") else f"model.{name}": t for name, t in kept.items()}
 

@@ -26,7 +26,7 @@ from minillm.errors import TokenizerError
 from minillm.text.failures import tokenizer_failure
 
 _NAMES = frozenset("bos_token eos_token unk_token sep_token pad_token cls_token mask_token".split())
-_DECODER = "added_tokens_decoder"
+_DECODER, _EXTRA = "added_tokens_decoder", "extra_special_tokens"
 _FLAGS = frozenset("single_word lstrip rstrip normalized special".split())
 
 
@@ -37,6 +37,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
         UnreadableFile, TokenizerError: a file cannot be read, or is no JSON object.
     """
     settings = _object(folder / "tokenizer_config.json")
+    if not settings.get(_EXTRA):  # the name since transformers 5, and the older one
+        settings[_EXTRA] = settings.pop("additional_special_tokens", None)
     if _DECODER not in settings:
         settings |= _object(folder / "special_tokens_map.json")
     return settings
@@ -81,7 +83,7 @@ def _declared(settings: Mapping[str, Any]) -> dict[int, AddedToken]:
 
 def _from_file(folder: Path, settings: Mapping[str, Any], rust: RustTokenizer) -> dict[int, AddedToken]:
     """The tokens of added_tokens.json that tokenizer.json does not list itself, with its own flags."""
-    special = {_text(token) for token in _all_named(settings)}
+    special = {_text(token) for token in (*_named(settings).values(), *_listed(settings.get(_EXTRA)))}
     own = rust.get_added_tokens_decoder()
     return {
         token_id: _token({"content": text, "special": text in special, "normalized": text not in special})
@@ -118,12 +120,15 @@ def _missing(
 def _all_named(settings: Mapping[str, Any]) -> Iterator[Any]:
     """Tokens with a name, then the others that are listed as special."""
     yield from _named(settings).values()
-    more = settings.get("extra_special_tokens") or settings.get("additional_special_tokens")
-    yield from more if isinstance(more, list) else ()
+    yield from _listed(settings.get(_EXTRA) or settings.get("additional_special_tokens"))
+
+
+def _listed(tokens: Any) -> list[Any]:
+    return tokens if isinstance(tokens, list) else []
 
 
 def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
-    extra = settings.get("extra_special_tokens")
+    extra = settings.get(_EXTRA)
     given = {**settings, **extra} if isinstance(extra, dict) else settings
     return {
         name: token
