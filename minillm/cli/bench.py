@@ -105,7 +105,7 @@ def _kernels(args: argparse.Namespace) -> dict[str, Any]:
     from minillm.model.loader import make_ops, pick_dtype
     from minillm.model.locate import find_model
 
-    config = load_model_config(find_model(args.model))
+    config = load_model_config(find_model(args.model), args.allow_config_key)
     return run_kernels(config, make_ops(args.backend, "cpu"), pick_dtype(args.dtype, config), args.runs)
 
 

@@ -20,13 +20,25 @@ DEFAULT_MAX_TOKENS = 256
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """--model, --dtype, --device, --backend, --kv-memory."""
+    """--model, --dtype, --device, --backend, --kv-memory, --allow-config-key."""
     group = parser.add_argument_group("model and engine")
     group.add_argument("--model", metavar="PATH", help="folder or hub id (default: the model that ships)")
     group.add_argument("--dtype", choices=DTYPES, default="auto")
     group.add_argument("--device", choices=DEVICES, default="auto")
     group.add_argument("--backend", choices=BACKENDS, default="auto")
     group.add_argument("--kv-memory", default="auto", metavar="SIZE", help='KV cache budget, e.g. "256MiB"')
+    add_allow_option(group)
+
+
+def add_allow_option(parser: argparse._ActionsContainer) -> None:
+    """--allow-config-key."""
+    parser.add_argument(
+        "--allow-config-key",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="a key of config.json that minillm does not know and that changes no arithmetic; repeatable",
+    )
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +89,7 @@ def load_llm(args: argparse.Namespace, **more: Any) -> LLM:
         device=args.device,
         backend=args.backend,
         kv_memory=args.kv_memory,
+        allow_config_keys=args.allow_config_key,
         **more,
     )
 

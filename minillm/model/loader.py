@@ -104,14 +104,14 @@ def load_model(
     """Load a folder in Hugging Face layout.
 
     Args:
-        engine: dtype, device, backend and max_model_len are read.
+        engine: dtype, device, backend, max_model_len and allow_config_keys are read.
         ops: the backend to build the decoder over; None means the one that `engine` names.
         progress: called with (bytes read, bytes in all).
 
     Raises:
         ModelNotFound, UnsupportedModel, WeightsError, TokenizerError, BackendError, OutOfMemory.
     """
-    config = load_model_config(folder)
+    config = load_model_config(folder, engine.allow_config_keys)
     device = pick_device(engine.device)
     dtype = pick_dtype(engine.dtype, config)
     max_model_len = _max_model_len(engine, config)

@@ -2,8 +2,9 @@
 
 The tests must run without transformers, so its results are computed here, once. The folders and
 conversations are in `tests/helpers/side_files.py`, the chat templates in `tests/text/templates`. These
-templates are written for the tests; together they use what published ones use. With `--templates DIR` the templates of another
-folder are rendered by transformers and by minillm, and differences are printed; nothing is written.
+templates are written for the tests; together they use what published ones use. With `--templates DIR` the
+templates of another folder are rendered by transformers and by minillm, and differences are printed; nothing
+is written.
 
 Needs transformers, which the package itself does not need: `pip install transformers`. Written with 5.24.
 Run: python scripts/dev/make_text_references.py [--templates DIR]

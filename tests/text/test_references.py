@@ -95,7 +95,8 @@ def test_a_token_that_would_get_another_id(tmp_path: Path, token_id: int) -> Non
 @pytest.mark.parametrize(
     "entries",
     [5, [1], {"x": {"content": "a"}}, {"-1": {"content": "a"}}, {"1": 5}, {"1": {}},
-     {"9" * 400: {"content": "a"}}, {"1": {"content": 5}}, {"1": {"content": "a", "lstrip": "maybe"}}, {"1": {"content": "\ud800"}}],
+     {"9" * 400: {"content": "a"}}, {"1": {"content": 5}}, {"1": {"content": "a", "lstrip": "maybe"}},
+     {"1": {"content": "\ud800"}}],
 )  # fmt: skip
 def test_malformed_added_tokens(tmp_path: Path, entries: Any) -> None:
     with pytest.raises(TokenizerError, match="added"):
