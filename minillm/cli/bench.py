@@ -113,7 +113,7 @@ def _kernels(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     from minillm.model.loader import make_ops, pick_dtype
     from minillm.model.locate import find_model
 
-    config = load_model_config(find_model(model_of(args)))
+    config = load_model_config(find_model(model_of(args)), args.allow_config_key)
     ops, dtype = make_ops(args.backend, "cpu"), pick_dtype(args.dtype, config)
     return run_kernels(config, ops, dtype, args.runs, progress=progress)
 

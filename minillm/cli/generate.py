@@ -123,9 +123,11 @@ def stats_line(output: RequestOutput) -> str:
     speed = f"{1 / metrics.tpot:.1f} tok/s" if metrics.tpot else "-"
     first = f"{metrics.ttft * 1000:.0f} ms" if metrics.ttft is not None else "-"
     drafts = f"{metrics.accepted} of {metrics.drafted} drafts accepted | " if metrics.drafted else ""
+    allowed = output.envelope.get("allowed_config_keys")
+    keys = f" | config keys not understood: {allowed}" if allowed else ""
     return (
         f"[{len(output.prompt_token_ids)} prompt + {count} new tokens | first after {first}, then {speed} | "
-        f"{drafts}{output.finish_reason} | seed {output.outputs[0].seed}]"
+        f"{drafts}{output.finish_reason} | seed {output.outputs[0].seed}{keys}]"
     )
 
 

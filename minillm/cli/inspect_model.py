@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from minillm.cli.options import add_model_option, model_of
+from minillm.cli.options import add_allow_option, add_model_option, model_of
 from minillm.cli.parser import Parser
 from minillm.config import DTYPES, ModelConfig
 from minillm.errors import UsageError
@@ -29,8 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         "inspect",
         help="show a model's config, size and costs",
         description="The resolved config with the source of each value, the number of parameters, KV bytes "
-        "per token, the tokens that fit in a given memory, and the costs of a context. Reads only "
-        "config.json, no weights.",
+        "per token, the tokens that fit in a given memory, and the costs of a context. Reads no weights.",
     )
     add_model_option(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="dtype of weights and cache")
@@ -44,6 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         metavar="N",
         help="show the costs of N tokens; may be repeated",
     )
+    add_allow_option(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(func=run)
 
@@ -54,12 +55,27 @@ def run(args: argparse.Namespace) -> int:
     from minillm.model.locate import find_model
 
     folder = find_model(model_of(args))
-    report = collect(load_model_config(folder), args.dtype, args.memory, args.context)
+    config = load_model_config(folder, args.allow_config_key)
+    report = collect(config, args.dtype, args.memory, args.context)
+    _add_end_of_text(report["config"], folder, config)
     if args.json:
         print(json.dumps({"model": folder.name, **report}))
     else:
         _print(folder.name, report)
     return 0
+
+
+def _add_end_of_text(fields: list[dict[str, Any]], folder: Path, config: ModelConfig) -> None:
+    """Show every id that ends a text, and which files name it."""
+    from minillm.config.files import exists
+    from minillm.model.generation import end_of_text, load_generation_config
+    from minillm.text.tokenizer import FILE, Tokenizer
+
+    own = Tokenizer(folder).eos_token_ids if exists(folder / FILE) else ()
+    ends = end_of_text(load_generation_config(folder), config, own)
+    places = "; ".join(f"{token_id}: {', '.join(names)}" for token_id, names in ends.items())
+    row = next(field for field in fields if field["key"] == "eos_token_ids")
+    row |= {"value": list(ends), "source": places or "no file names one"}
 
 
 def collect(config: ModelConfig, dtype: str, memory: str, lengths: list[int] | None) -> dict[str, Any]:
@@ -103,7 +119,7 @@ def _fields(config: ModelConfig) -> list[dict[str, Any]]:
     values["layer_windows"] = [layer.window for layer in config.layers]
     del values["layers"]
     for name, value in values.items():
-        if name == "sources":
+        if name == "sources" or (name == "allowed_keys" and not value):
             continue
         source = config.sources.get(name) or config.sources.get(_DECIDED_BY.get(name, ""), "family")
         fields.append({"key": name, "value": value, "source": source})

@@ -66,7 +66,7 @@ def model_of(args: argparse.Namespace, *other_words: str) -> str | None:
 
 
 def add_engine_options(parser: Parser) -> None:
-    """The model, --dtype, --device, --backend, --kv-memory, --max-model-len, --threads."""
+    """The model, and the options of its engine."""
     add_model_option(parser)
     group = parser.add_argument_group("engine")
     group.add_argument("--dtype", choices=DTYPES, default="auto")
@@ -77,6 +77,18 @@ def add_engine_options(parser: Parser) -> None:
         "--max-model-len", type=int, metavar="N", help="prompt and answer in tokens (default: the model's)"
     )
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add_allow_option(group)
+
+
+def add_allow_option(parser: argparse._ActionsContainer) -> None:
+    """--allow-config-key."""
+    parser.add_argument(
+        "--allow-config-key",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="a key of config.json that minillm does not know and that changes no arithmetic; repeatable",
+    )
 
 
 def add_sampling_options(parser: Parser) -> None:
@@ -132,6 +144,7 @@ def engine_options(args: argparse.Namespace) -> EngineOptions:
     """
     names = ("dtype", "device", "backend", "kv_memory", "max_model_len")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    given["allow_config_keys"] = args.allow_config_key
     options = cast("EngineOptions", given)
     engine_config(options)
     if args.kv_memory != "auto":

@@ -37,6 +37,8 @@ class EngineConfig:
     where more would not pay. `draft_tree` drafts branches instead of one chain: (3, 1) gives three candidates
     for the first token and one candidate after each of them. `draft_verification` is "coupled" or
     "rejection".
+
+    `allow_config_keys` are keys of config.json that minillm does not know and that change no arithmetic.
     """
 
     dtype: Dtype = "auto"
@@ -57,6 +59,7 @@ class EngineConfig:
     draft_tree: Sequence[int] | None = None
     adaptive_draft: bool = True
     seed: int = 0
+    allow_config_keys: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         choices = {"dtype": DTYPES, "device": DEVICES, "backend": BACKENDS}
@@ -80,6 +83,9 @@ class EngineConfig:
         for name in ("prefix_caching", "adaptive_draft"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name} must be True or False, not {shown(getattr(self, name))}")
+        keys = self.allow_config_keys
+        if not isinstance(keys, list | tuple) or not all(isinstance(key, str) for key in keys):
+            raise UsageError(f"allow_config_keys must be a list of keys, not {shown(keys)}")
         self._check_draft()
 
     def _check_draft(self) -> None:
@@ -131,6 +137,7 @@ class EngineOptions(TypedDict, total=False):
     draft_verification: DraftVerification
     draft_tree: Sequence[int] | None
     adaptive_draft: bool
+    allow_config_keys: Sequence[str]
     public_prefixes: Sequence[str]
     tenant_limits: Mapping[str, Any] | None
 

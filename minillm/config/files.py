@@ -26,6 +26,7 @@ from minillm.errors import MinillmError, UnreadableFile
 
 SETTINGS_LIMIT = 32 << 20  # bytes of a JSON file, a header or a template; parsed, up to 30 times as many
 TOKENIZER_LIMIT = 512 << 20
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 AGAIN = "download the model again"
 
 
@@ -48,7 +49,7 @@ def open_file(path: Path) -> BufferedReader:
     """Open an ordinary file for reading. Never waits, as opening a pipe would.
 
     Raises:
-        UnreadableFile: it is something else, or the system refuses it.
+        UnreadableFile: it is something else, the system refuses it, or git-LFS has not fetched it.
     """
     try:
         file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115
@@ -57,7 +58,23 @@ def open_file(path: Path) -> BufferedReader:
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise UnreadableFile(f"{path} is not an ordinary file", "remove it, or put the model's file there")
+    _refuse_pointer(file, path)
     return file
+
+
+def _refuse_pointer(file: BufferedReader, path: Path) -> None:
+    """Refuse the few lines that git leaves in the place of a large file when it has no git-LFS."""
+    try:
+        is_pointer = file.peek(len(_LFS_POINTER)).startswith(_LFS_POINTER)
+    except OSError as error:
+        file.close()
+        raise unreadable(path, error) from None
+    if is_pointer:
+        file.close()
+        raise UnreadableFile(
+            f"{shown_path(path)} is a git-LFS pointer, and not the file itself",
+            "run `git lfs pull` in its folder, or download the file",
+        )
 
 
 def _open_at_once(path: str, flags: int) -> int:

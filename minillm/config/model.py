@@ -51,7 +51,8 @@ class LayerSpec:
 class ModelConfig:
     """A decoder Transformer, family differences resolved into plain fields.
 
-    `layers` has one entry a layer. `sources` maps each field to the config key it came from, or "default".
+    `layers` has one entry a layer. `allowed_keys` are keys of the config that minillm does not know
+    and the user takes for harmless. `sources` maps each field to the config key it came from, or "default".
     """
 
     family: str
@@ -74,6 +75,7 @@ class ModelConfig:
     dtype: str | None = None
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
+    allowed_keys: tuple[str, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property

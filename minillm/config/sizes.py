@@ -34,3 +34,11 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def format_apart(*counts: float) -> list[str]:
+    """Sizes for people that stand in one sentence: in bytes where different ones would look the same."""
+    texts = [format_bytes(count) for count in counts]
+    if len(set(texts)) == len(set(counts)):
+        return texts
+    return [f"{count:,.0f} B" for count in counts]

@@ -8,6 +8,7 @@ A request that fits but asks for too many tokens is accepted: the context and th
 from __future__ import annotations
 
 from collections.abc import Sequence as List
+from dataclasses import replace
 
 from minillm.config import EngineConfig, SamplingParams, shown
 from minillm.engine.parts import Parts, require_methods
@@ -33,13 +34,15 @@ def check_request(
 
     Raises:
         UsageError: the prompt is empty or is neither text nor token ids, an id is out of range,
-            `n` is more than the sequences that can run at once, or the tenant is not text.
+            `n` is more than the sequences that can run at once, the tenant is not text, or a stop string
+            can never match.
         PromptTooLong: the prompt leaves no room in the context for one more token.
         KVCapacityError: the prompt and one token per sample need more blocks than the whole pool has.
     """
     if not isinstance(params, SamplingParams):
         raise UsageError(f"sampling_params must be SamplingParams, not {shown(params)}")
     _check_tenant(tenant)
+    resolved_stops(params, model)
     ids = model.token_ids(prompt)
     if len(ids) + 1 > model.max_model_len:
         full = model.max_model_len == model.config.context_limit
@@ -57,6 +60,20 @@ def check_request(
             "raise kv_memory or shorten the prompt",
         )
     return ids
+
+
+def resolved_stops(params: SamplingParams, model: LoadedModel) -> SamplingParams:
+    """`params`, with the stop strings that are special tokens as stop ids, too.
+
+    Raises:
+        UsageError: a stop string that could never match.
+    """
+    if not params.stop:
+        return params
+    if model.tokenizer is None:
+        raise UsageError("stop strings need a tokenizer, and this model has none", "use stop_token_ids")
+    more = model.tokenizer.stop_token_ids(tuple(params.stop))
+    return replace(params, stop_token_ids=(*params.stop_token_ids, *more)) if more else params
 
 
 def _check_tenant(tenant: str | None) -> None:
@@ -95,6 +112,7 @@ def make_request(
 
     Calls the `detokenizer` part, which is foreign code: the caller must not hold a lock.
     """
+    params = resolved_stops(params, model)
     max_tokens = capped_max_tokens(len(ids), params, model.max_model_len, pool.num_blocks, pool.block_size)
     sequences = [
         Sequence(

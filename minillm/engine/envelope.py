@@ -42,6 +42,8 @@ def make_envelope(
         "dtype": str(model.dtype).removeprefix("torch."),
         "torch": torch.__version__,
     }
+    if keys := {*config.pop("allowed_keys"), *(draft.config.allowed_keys if draft else ())}:
+        readable["allowed_config_keys"] = ", ".join(sorted(keys))
     kv = {
         "schema": 1,
         "config": config,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from minillm.config import SamplingParams
-from minillm.config.sizes import format_bytes
+from minillm.config.sizes import format_apart
 from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.sequence import Sequence
 from minillm.errors import PromptTooLong, UsageError
@@ -45,8 +45,9 @@ def check_logits(model: LoadedModel, token_ids: List[int]) -> list[int]:
         raise PromptTooLong(f"{len(ids)} tokens are more than the context of {model.max_model_len}")
     nbytes = 4 * len(ids) * model.config.vocab_size
     if nbytes > MAX_LOGITS_BYTES:
+        needed, most = format_apart(nbytes, MAX_LOGITS_BYTES)
         raise UsageError(
-            f"the logits would take {format_bytes(nbytes)}, more than {format_bytes(MAX_LOGITS_BYTES)}",
+            f"the logits would take {needed}, more than {most}",
             "pass fewer tokens at a time",
         )
     return ids

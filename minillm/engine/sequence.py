@@ -92,6 +92,9 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.filters: SamplingFilters = self.params.filters
+        self._stop_token_ids = frozenset(
+            self.params.stop_token_ids
+        )  # each token is looked for in all of them
 
     @property
     def num_forks(self) -> int:
@@ -163,7 +166,7 @@ class Sequence:
         self.token_times.append(now)
         self.output_token_ids.append(token_id)  # last: `fail` shortens the other lists to this length
         is_end = not self.params.ignore_eos and token_id in eos_token_ids
-        if is_end or token_id in self.params.stop_token_ids:
+        if is_end or token_id in self._stop_token_ids:
             self.finish("stop")
             return
         self.text += _text(self.detokenizer.push(token_id))

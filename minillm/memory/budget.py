@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from minillm.config import EngineConfig
-from minillm.config.sizes import format_bytes, parse_bytes
+from minillm.config.sizes import format_apart, parse_bytes
 from minillm.errors import KVCapacityError
 from minillm.memory.block_table import blocks_for
 from minillm.ops.device_memory import free_memory
@@ -33,14 +33,15 @@ def num_blocks_for(
     else:
         budget, free = parse_bytes(engine.kv_memory), free_memory(device)
         if budget > free:
+            wanted, there = format_apart(budget, free)
             raise KVCapacityError(
-                f"kv_memory of {format_bytes(budget)} is more than the {format_bytes(free)} that are free",
+                f"kv_memory of {wanted} is more than the {there} that are free",
                 'lower kv_memory, or leave it at "auto"',
             )
     if budget < block_bytes:
+        given, needed = format_apart(budget, block_bytes)
         raise KVCapacityError(
-            f"kv_memory of {format_bytes(budget)} does not hold one block: {engine.block_size} tokens "
-            f"need {format_bytes(block_bytes)}",
+            f"kv_memory of {given} does not hold one block: {engine.block_size} tokens need {needed}",
             "raise kv_memory or lower block_size",
         )
     return budget // block_bytes

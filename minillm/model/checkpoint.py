@@ -16,6 +16,7 @@ link is followed wherever it leads: snapshots in the Hugging Face cache are made
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -37,7 +38,9 @@ from minillm.config.files import (
 )
 from minillm.errors import WeightsError
 
+_log = logging.getLogger(__name__)
 _PIECE_BYTES = 8 << 20
+_PIECE_NUMBERS = 2 << 20
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 # Bits of every number the format knows. Most cannot be loaded, but the file is sound.
 _BITS = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64}
@@ -71,8 +74,17 @@ class StoredTensor:
             )
         return _DTYPES[self.dtype]
 
-    def pieces(self) -> Iterator[bytearray]:
-        """The tensor's bytes in order, at most 8 MiB at a time.
+    def numbers(self) -> Iterator[torch.Tensor]:
+        """The tensor's numbers in order, flat, at most 2,097,152 at a time.
+
+        Raises:
+            UnreadableFile, WeightsError: as `pieces`; a dtype that is not supported.
+        """
+        for data in self.pieces(_PIECE_NUMBERS * self.torch_dtype.itemsize):
+            yield torch.frombuffer(data, dtype=self.torch_dtype)
+
+    def pieces(self, size: int = _PIECE_BYTES) -> Iterator[bytearray]:
+        """The tensor's bytes in order, at most `size` at a time.
 
         Raises:
             UnreadableFile: the file has vanished since its header was read, or a read fails.
@@ -83,7 +95,7 @@ class StoredTensor:
             try:
                 file.seek(self.offset)
                 while left:
-                    data = bytearray(min(left, _PIECE_BYTES))
+                    data = bytearray(min(left, size))
                     if file.readinto(data) != len(data):
                         raise WeightsError(f"{self.path.name} ends inside {shown(self.name)}", _AGAIN)
                     left -= len(data)
@@ -95,24 +107,26 @@ class StoredTensor:
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of a model folder, by name; nothing but headers is read.
 
-    With model.safetensors.index.json the weight map says which file holds which tensor; files it
-    does not name are not opened.
+    model.safetensors wins over model.safetensors.index.json, as in transformers: an index beside it is a
+    leftover of an earlier save. With an index alone, its weight map says which file holds which tensor, and
+    files that it does not name are not opened.
 
     Raises:
         UnreadableFile: a file is there and cannot be read.
         WeightsError: no weights, a missing shard, a damaged header, a tensor that is not where the
             index says.
     """
-    index_path = folder / "model.safetensors.index.json"
-    if exists(index_path):
-        return _from_index(folder, index_path)
-    single = folder / "model.safetensors"
-    if not exists(single):
-        raise WeightsError(
-            f"{folder} has neither model.safetensors nor model.safetensors.index.json",
-            "only safetensors are read: convert other formats first",
-        )
-    return _read_header(single)
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if exists(single):
+        if exists(index):
+            _log.warning(f"{folder.name}: {single.name} is read, {index.name} beside it is not")
+        return _read_header(single)
+    if exists(index):
+        return _from_index(folder, index)
+    raise WeightsError(
+        f"{folder} has neither model.safetensors nor model.safetensors.index.json",
+        "only safetensors are read: convert other formats first",
+    )
 
 
 def _from_index(folder: Path, index_path: Path) -> dict[str, StoredTensor]:
@@ -129,11 +143,37 @@ def _from_index(folder: Path, index_path: Path) -> dict[str, StoredTensor]:
     lost = [name for name, shard in weight_map.items() if name not in headers[shard]]
     if lost:
         raise WeightsError(f"{index_path.name} points to tensors that are not there: {listed(lost)}", _AGAIN)
+    _refuse_copies(weight_map, headers)
     # Tensors that the index does not list are kept: the loader refuses them by name.
     unlisted = {
         name: t for header in headers.values() for name, t in header.items() if name not in weight_map
     }
     return unlisted | {name: headers[shard][name] for name, shard in weight_map.items()}
+
+
+def _refuse_copies(weight_map: dict[str, str], headers: dict[str, dict[str, StoredTensor]]) -> None:
+    """Refuse a tensor that lies in two shards with different contents."""
+    for shard, header in headers.items():
+        for name, tensor in header.items():
+            listed_in = weight_map.get(name, shard)
+            if listed_in != shard and not same_numbers(tensor, headers[listed_in][name]):
+                raise WeightsError(
+                    f"{shown(name)} differs between {listed_in} and {shard}",
+                    "remove the shard of another save",
+                )
+
+
+def same_numbers(a: StoredTensor, b: StoredTensor) -> bool:
+    """Whether two tensors hold the same numbers, in the same dtype or in two.
+
+    Raises:
+        UnreadableFile, WeightsError: one of them cannot be read.
+    """
+    if a.shape != b.shape:
+        return False
+    if a.dtype == b.dtype:
+        return all(x == y for x, y in zip(a.pieces(), b.pieces(), strict=True))
+    return all(torch.equal(x.float(), y.float()) for x, y in zip(a.numbers(), b.numbers(), strict=True))
 
 
 def _require_name(shard: object, index_path: Path) -> None:

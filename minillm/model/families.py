@@ -1,9 +1,7 @@
 """From a Hugging Face config.json to a `ModelConfig`: the keys that each family reads.
 
-If a key is ignored that changes the forward pass, the model still writes fluent text, but wrong text. So
-every key is in one of four groups: its family reads it (the table `FAMILIES`); it does not change the
-forward pass (`INERT`); it changes nothing at one value and is refused at others (`ONLY_AT`); any other key
-is refused by name.
+If a key is ignored that changes the forward pass, the model still writes fluent text, but wrong text.
+`config_keys.py` decides about every key that no family reads.
 
 Both formats of configs are read: `rope_theta` + `rope_scaling` + `torch_dtype`, and `rope_parameters` +
 `dtype` of transformers 5. Rope is read in `rope_config.py`.
@@ -11,7 +9,7 @@ Both formats of configs are read: `rope_theta` + `rope_scaling` + `torch_dtype`,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from typing import Any
 from minillm.config import LayerSpec, ModelConfig, shown
 from minillm.config.files import exists, read_object
 from minillm.errors import ModelNotFound, UnsupportedModel
+from minillm.model.config_keys import refuse_unknown
 from minillm.model.config_reader import ConfigReader
 from minillm.model.rope_config import ROPE_KEYS, read_rope
 
@@ -83,43 +82,12 @@ FAMILIES = {
     ),
 }
 
-# Keys of published configs that do not change the forward pass of these families.
-INERT = frozenset(
-    "architectures model_type transformers_version _name_or_path _attn_implementation "
-    "_attn_implementation_autoset _commit_hash use_cache initializer_range attention_dropout "
-    "hidden_dropout pretraining_tp pad_token_id sep_token_id cls_token_id decoder_start_token_id "
-    "tokenizer_class tokenizer_padding_side model_max_length max_sequence_length max_length min_length "
-    "do_sample temperature top_p top_k typical_p num_beams num_beam_groups num_return_sequences "
-    "repetition_penalty length_penalty no_repeat_ngram_size early_stopping diversity_penalty "
-    "bad_words_ids forced_bos_token_id forced_eos_token_id remove_invalid_values "
-    "exponential_decay_length_penalty suppress_tokens begin_suppress_tokens "
-    "encoder_no_repeat_ngram_size output_scores return_dict return_dict_in_generate output_attentions "
-    "output_hidden_states torchscript use_bfloat16 id2label label2id chunk_size_feed_forward "
-    "is_encoder_decoder is_decoder tie_encoder_decoder task_specific_params problem_type "
-    "finetuning_task prefix tf_legacy_loss is_llama_config transformers.js_config unsloth_fixed "
-    "unsloth_version neftune_noise_alpha auto_map max_window_layers".split()
-)
 
-# Keys that change the forward pass, and the only value at which they do not.
-ONLY_AT: Mapping[str, Any] = {
-    "attention_bias": False,
-    "mlp_bias": False,
-    "use_sliding_window": False,
-    "rope_interleaved": False,
-    "use_mrope": False,
-    "use_logn_attn": False,
-    "use_dynamic_ntk": False,
-    "use_qk_norm": False,
-    "qk_layernorm": False,
-    "add_cross_attention": False,
-    "is_causal": True,
-    "partial_rotary_factor": 1.0,
-    "pruned_heads": {},
-}
-
-
-def load_model_config(folder: Path) -> ModelConfig:
+def load_model_config(folder: Path, allowed_keys: Sequence[str] = ()) -> ModelConfig:
     """Read `folder/config.json`.
+
+    Args:
+        allowed_keys: unknown keys that the user takes for harmless.
 
     Raises:
         ModelNotFound: there is no config.json.
@@ -129,18 +97,19 @@ def load_model_config(folder: Path) -> ModelConfig:
     path = folder / "config.json"
     if not exists(path):
         raise ModelNotFound(f"{folder} has no config.json", "a model is a folder in Hugging Face layout")
-    return parse_config(read_object(path, UnsupportedModel))
+    return parse_config(read_object(path, UnsupportedModel), allowed_keys)
 
 
-def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
-    """The model config of a config.json's content. Every key is read, inert, or refused by name.
+def parse_config(raw: Mapping[str, Any], allowed_keys: Sequence[str] = ()) -> ModelConfig:
+    """The model config of a config.json's content. Every key is read, harmless, allowed, or refused by name.
 
     Raises:
         UnsupportedModel: the message names the architecture, key or value, and what is supported.
     """
     name, family = _family_of(raw)
     cfg = ConfigReader(raw)
-    _refuse_unknown(raw, name, family)
+    allowed = refuse_unknown(raw, name, _SHAPE | family.reads | ROPE_KEYS, allowed_keys)
+    cfg.sources["allowed_keys"] = "allowed by the user"
     heads = cfg.integer("num_attention_heads")
     hidden = cfg.integer("hidden_size")
     layers = cfg.integer("num_hidden_layers", maximum=MAX_LAYERS)
@@ -174,6 +143,7 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
         dtype=_dtype(cfg),
         eos_token_ids=cfg.token_ids("eos_token_id"),
         bos_token_id=(cfg.token_ids("bos_token_id") or (None,))[0],
+        allowed_keys=allowed,
         sources=cfg.sources,
     )
 
@@ -192,23 +162,6 @@ def _family_of(raw: Mapping[str, Any]) -> tuple[str, Family]:
     if not isinstance(name, str) or name not in FAMILIES or model_type not in (None, name):
         raise UnsupportedModel(f"model_type {shown(model_type)} is not supported here", supported)
     return name, FAMILIES[name]
-
-
-def _refuse_unknown(raw: Mapping[str, Any], name: str, family: Family) -> None:
-    known = _SHAPE | family.reads | ROPE_KEYS
-    for key, value in raw.items():
-        if key in known or key in INERT or value is None:
-            continue
-        if key in ONLY_AT:
-            if value != ONLY_AT[key]:
-                raise UnsupportedModel(
-                    f"{key}={shown(value)} is not supported for {name}", f"only {key}={ONLY_AT[key]!r} is"
-                )
-        else:
-            raise UnsupportedModel(
-                f"config key {shown(key)} is not known for {name}, so its effect cannot be honoured",
-                f"keys {name} reads: {', '.join(sorted(known))}",
-            )
 
 
 def _default_kv_heads(raw: Mapping[str, Any], family: Family, heads: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from minillm.config import Backend, Device, EngineConfig, ModelConfig, SamplingParams, require_int, shown
-from minillm.config.files import exists, read_object
+from minillm.config.files import exists
 from minillm.errors import BackendError, TokenizerError, UnsupportedModel, UsageError
-from minillm.model.config_reader import ConfigReader
 from minillm.model.decoder import Decoder
 from minillm.model.families import load_model_config
+from minillm.model.generation import default_params, end_of_text, load_generation_config, not_honoured
 from minillm.model.memory import require_memory, rope_bytes, weight_bytes
 from minillm.model.rope_config import require_finite_angles
 from minillm.model.weights import Progress, load_weights
@@ -30,7 +30,6 @@ from minillm.text.tokenizer import Tokenizer
 from minillm.toolchain.compiler import BuildFailed
 
 _log = logging.getLogger(__name__)
-_GENERATION_CONFIG = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,8 @@ class LoadedModel:
     @property
     def num_token_ids(self) -> int:
         """Ids below this may be sampled: what the tokenizer can decode."""
-        return self.tokenizer.num_token_ids if self.tokenizer else self.config.vocab_size
+        size = self.config.vocab_size
+        return min(self.tokenizer.num_token_ids, size) if self.tokenizer else size
 
     def require_tokenizer(self) -> Tokenizer:
         """The tokenizer.
@@ -104,22 +104,23 @@ def load_model(
     """Load a folder in Hugging Face layout.
 
     Args:
-        engine: dtype, device, backend and max_model_len are read.
+        engine: dtype, device, backend, max_model_len and allow_config_keys are read.
         ops: the backend to build the decoder over; None means the one that `engine` names.
         progress: called with (bytes read, bytes in all).
 
     Raises:
         ModelNotFound, UnsupportedModel, WeightsError, TokenizerError, BackendError, OutOfMemory.
     """
-    config = load_model_config(folder)
+    config = load_model_config(folder, engine.allow_config_keys)
     device = pick_device(engine.device)
     dtype = pick_dtype(engine.dtype, config)
     max_model_len = _max_model_len(engine, config)
     require_memory(config, dtype, device, max_model_len)
     require_finite_angles(config.rope, config.head_dim, max_model_len)
-    generation = _load_generation_config(folder)
-    eos_token_ids = _eos_token_ids(generation, config)
+    generation = load_generation_config(folder)
+    eos_token_ids = tuple(end_of_text(generation, config))
     tokenizer = _load_tokenizer(folder, config, eos_token_ids)
+    params = _default_params(folder, generation, max_model_len, tokenizer is not None)
     ops = ops or make_ops(engine.backend, engine.device)
     check_model = getattr(ops, "check_model", None)
     if check_model is not None:
@@ -140,7 +141,7 @@ def load_model(
         device=device,
         max_model_len=max_model_len,
         eos_token_ids=tokenizer.eos_token_ids if tokenizer else eos_token_ids,
-        default_params=default_params(generation),
+        default_params=params,
         weights_digest=digest,
         tokenizer_digest=tokenizer.digest if tokenizer else "",
     )
@@ -209,24 +210,6 @@ def pick_dtype(name: str, config: ModelConfig) -> torch.dtype:
     return DTYPES[name]
 
 
-def default_params(generation: dict[str, Any]) -> SamplingParams:
-    """generation_config.json as sampling parameters; missing values keep their defaults.
-
-    Raises:
-        UsageError: a value that SamplingParams refuses.
-    """
-    wanted = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
-    given = {key: generation[key] for key in wanted if generation.get(key) is not None}
-    if generation.get("max_new_tokens") is not None:
-        given["max_tokens"] = generation["max_new_tokens"]
-    if generation.get("do_sample") is False:
-        given["temperature"] = 0.0
-    try:
-        return SamplingParams(**given)
-    except UsageError as error:
-        raise UsageError(f"{_GENERATION_CONFIG}: {error.message}", "correct it, or remove the file") from None
-
-
 def _max_model_len(engine: EngineConfig, config: ModelConfig) -> int:
     wanted = engine.max_model_len or config.max_position_embeddings
     if wanted > config.context_limit:
@@ -238,23 +221,25 @@ def _max_model_len(engine: EngineConfig, config: ModelConfig) -> int:
     return wanted
 
 
-def _load_tokenizer(folder: Path, config: ModelConfig, eos_token_ids: tuple[int, ...]) -> Tokenizer | None:
+def _load_tokenizer(folder: Path, config: ModelConfig, eos_token_ids: Sequence[int]) -> Tokenizer | None:
     if not exists(folder / TOKENIZER_FILE):
         return None
-    tokenizer = Tokenizer(folder, config.bos_token_id, eos_token_ids)
-    if tokenizer.num_token_ids > config.vocab_size:
+    tokenizer = Tokenizer(folder, config.bos_token_id, tuple(eos_token_ids))
+    if tokenizer.num_own_ids > config.vocab_size:
         raise TokenizerError(
-            f"the tokenizer has {tokenizer.num_token_ids} ids, the model's vocabulary {config.vocab_size}",
+            f"the tokenizer has {tokenizer.num_own_ids} ids, the model's vocabulary {config.vocab_size}",
             "tokenizer.json and config.json must come from the same model",
         )
     return tokenizer
 
 
-def _load_generation_config(folder: Path) -> dict[str, Any]:
-    path = folder / _GENERATION_CONFIG
-    return read_object(path, TokenizerError) if exists(path) else {}
-
-
-def _eos_token_ids(generation: dict[str, Any], config: ModelConfig) -> tuple[int, ...]:
-    """From generation_config.json, else config.json; empty if neither has one."""
-    return ConfigReader(generation, _GENERATION_CONFIG).token_ids("eos_token_id") or config.eos_token_ids
+def _default_params(folder: Path, generation: dict[str, Any], context: int, has_text: bool) -> SamplingParams:
+    """The model's own sampling parameters, with a warning that names what is not obeyed."""
+    ignored = not_honoured(generation, context)
+    params = default_params(generation)
+    if params.stop and not has_text:
+        ignored.append("stop_strings (there is no tokenizer)")
+        params = replace(params, stop=())
+    if ignored:
+        _log.warning(f"{folder.name}: generation_config.json asks for what is not done: {', '.join(ignored)}")
+    return params

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from minillm.config import ModelConfig
-from minillm.config.sizes import format_bytes
+from minillm.config.sizes import format_apart
 from minillm.errors import OutOfMemory
 from minillm.ops.contract import DTYPES
 from minillm.ops.device_memory import free_memory
@@ -36,15 +36,16 @@ def require_memory(config: ModelConfig, dtype: torch.dtype, device: torch.device
     """
     free, tables = free_memory(device), rope_bytes(config, max_model_len)
     if tables > free:
+        needed, there = format_apart(tables, free)
         raise OutOfMemory(
-            f"the rope tables of {max_model_len} positions need {format_bytes(tables)}, "
-            f"{format_bytes(free)} are free",
+            f"the rope tables of {max_model_len} positions need {needed}, {there} are free",
             "set max_model_len to what is needed",
         )
     if weight_bytes(config, dtype) + tables > free:
+        needed, there = format_apart(weight_bytes(config, dtype) + tables, free)
         fits = [name for name, t in DTYPES.items() if weight_bytes(config, t) + tables <= free]
         raise OutOfMemory(
-            f"the weights need {format_bytes(weight_bytes(config, dtype))} in "
-            f"{str(dtype).removeprefix('torch.')}, {format_bytes(free)} are free",
+            f"the weights and rope tables need {needed} in {str(dtype).removeprefix('torch.')}, "
+            f"{there} are free",
             f"dtype {fits[0]} would fit" if fits else "use a smaller model",
         )

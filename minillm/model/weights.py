@@ -12,6 +12,7 @@ that are missing, unexpected or of another shape are listed and refused before a
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,10 +21,11 @@ from torch import Tensor
 
 from minillm.config import shown
 from minillm.errors import WeightsError
-from minillm.model.checkpoint import StoredTensor, listed, stored_tensors
+from minillm.model.checkpoint import StoredTensor, listed, same_numbers, stored_tensors
 from minillm.model.decoder import Decoder
 from minillm.ops.contract import plain
 
+_ROTARY_TABLE = re.compile(r"(^|\.)rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)$")
 Progress = Callable[[int, int], None]
 
 
@@ -69,9 +71,9 @@ def load_weights(decoder: Decoder, folder: Path, progress: Progress | None = Non
         WeightsError: damaged files; missing, unexpected or mis-shaped tensors, by name.
     """
     table, stored = placements(decoder), stored_tensors(folder)
-    stored = {name: t for name, t in stored.items() if not name.endswith("rotary_emb.inv_freq")}
+    stored = _as_saved_by_the_model(stored)
     if decoder.config.tie_word_embeddings:
-        _drop_tied_copy(stored)
+        _join_tied(stored)
     _account(table, stored)
     total, done = sum(t.nbytes for t in stored.values()), 0
     digest = hashlib.sha256()
@@ -84,13 +86,29 @@ def load_weights(decoder: Decoder, folder: Path, progress: Progress | None = Non
     return digest.hexdigest()
 
 
-def _drop_tied_copy(stored: dict[str, StoredTensor]) -> None:
-    """Require that the lm_head of a tied checkpoint, if it is stored, equals the embedding."""
-    head, embedding = stored.pop("lm_head.weight", None), stored.get("model.embed_tokens.weight")
-    if not head or not embedding:
+def _as_saved_by_the_model(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors under the names of a causal language model.
+
+    A checkpoint of the part without a head lacks the prefix "model.". Tables of the rotary embedding, which
+    old versions of transformers saved, are left out: they are computed from the config.
+    """
+    kept = {name: t for name, t in stored.items() if not _ROTARY_TABLE.search(name)}
+    if "embed_tokens.weight" not in kept:
+        return kept
+    return {name if name.startswith("lm_head.") else f"model.{name}": t for name, t in kept.items()}
+
+
+def _join_tied(stored: dict[str, StoredTensor]) -> None:
+    """Keep a tied checkpoint's one matrix under the embedding's name, under whichever name it is stored.
+
+    Raises:
+        WeightsError: it is stored under both, and the numbers differ.
+    """
+    head = stored.pop("lm_head.weight", None)
+    if head is None:
         return
-    pieces = zip(head.pieces(), embedding.pieces(), strict=False)
-    if head.shape != embedding.shape or any(a != b for a, b in pieces):
+    embedding = stored.setdefault("model.embed_tokens.weight", head)
+    if embedding is not head and not same_numbers(head, embedding):
         raise WeightsError(
             "tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight",
             "set tie_word_embeddings to false in config.json if the head is meant to be used",

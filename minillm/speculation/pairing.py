@@ -39,20 +39,17 @@ def load_draft(
         return None
     try:
         folder = find_draft(config.draft_model)
-        _require_same_vocabulary(folder, target)
-        context = min(target.max_model_len, load_model_config(folder).context_limit)
+        draft = load_model_config(folder, config.allow_config_keys)
+        _require_same_vocabulary(folder, draft.vocab_size, target)
+        context = min(target.max_model_len, draft.context_limit)
         dtype = cast(Dtype, str(target.dtype).removeprefix("torch."))
         return load_model(folder, replace(config, dtype=dtype, max_model_len=context), progress=progress)
     except MinillmError as error:
         raise type(error)(f"draft model: {error.message}", error.hint) from None
 
 
-def _require_same_vocabulary(folder: Path, target: LoadedModel) -> None:
-    theirs = (
-        Tokenizer(folder).vocabulary_digest
-        if exists(folder / FILE)
-        else _ids(load_model_config(folder).vocab_size)
-    )
+def _require_same_vocabulary(folder: Path, vocab_size: int, target: LoadedModel) -> None:
+    theirs = Tokenizer(folder).vocabulary_digest if exists(folder / FILE) else _ids(vocab_size)
     mine = target.tokenizer.vocabulary_digest if target.tokenizer else _ids(target.config.vocab_size)
     if theirs != mine:
         raise TokenizerError(

@@ -10,6 +10,7 @@ stop string often spans several tokens. So text is held back at two places:
 
 from __future__ import annotations
 
+import bisect
 import codecs
 import re
 from collections.abc import Sequence
@@ -23,10 +24,15 @@ CONTEXT_SIZES = (4, 16, 64)
 
 
 class StopMatcher:
-    """Lets text through until a stop string appears; holds back what could be the start of one."""
+    """Lets text through until a stop string appears; holds back what could be the start of one.
+
+    A request may have thousands of stop strings, and every token is looked for in all of them. So they are
+    kept as a set, with the lengths that occur, and sorted: those that begin with a text stand together.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
+        self._stops, self._sorted, self._whole = tuple(stops), sorted(stops), frozenset(stops)
+        self._lengths = sorted({len(stop) for stop in stops}, reverse=True)
         self._held = ""
         self.matched: str | None = None
 
@@ -38,16 +44,16 @@ class StopMatcher:
         before it is returned, and the stop string and all text after it are dropped. Without a match the
         longest end of the text that begins a stop string is held back, and only this is stored.
         """
-        self._held += text
-        found = [(self._held.find(stop) + len(stop), stop) for stop in self._stops if stop in self._held]
-        if found:
+        first, self._held = len(self._held) + 1, self._held + text
+        for end in range(first, len(self._held) + 1) if self._stops else ():
             # The stop string that ends first counts, wherever the pieces were cut: the result is the same
             # as with one character at a time. Of several that end at one place the longest counts.
-            end = min(found)[0]
-            self.matched = max((stop for e, stop in found if e == end), key=len)
-            self._held = self._held[: end - len(self.matched)]
-            return self.flush()
-        keep = max((self._overlap(stop) for stop in self._stops), default=0)
+            last = (self._held[end - n : end] for n in self._lengths if n <= end)
+            self.matched = next((stop for stop in last if stop in self._whole), None)
+            if self.matched is not None:
+                self._held = self._held[: end - len(self.matched)]
+                return self.flush()
+        keep = self._overlap()
         out, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return out
 
@@ -56,10 +62,15 @@ class StopMatcher:
         out, self._held = self._held, ""
         return out
 
-    def _overlap(self, stop: str) -> int:
-        """Length of the longest proper prefix of `stop` that the held text ends with."""
-        longest = min(len(stop) - 1, len(self._held))
-        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
+    def _overlap(self) -> int:
+        """Length of the longest end of the held text that a stop string begins with."""
+        longest = min(max(self._lengths, default=1) - 1, len(self._held))
+        for size in range(longest, 0, -1):
+            start = self._held[-size:]
+            place = bisect.bisect_left(self._sorted, start)  # the first stop string not before `start`
+            if place < len(self._sorted) and self._sorted[place].startswith(start):
+                return size
+        return 0
 
 
 class Detokenizer:

@@ -27,7 +27,7 @@ from minillm.errors import TemplateLimit
 
 MAX_SECONDS = 10.0
 MAX_STEPS = 1_000_000  # and 10 for each pair of messages: templates look for other messages in a loop
-MAX_SIZE = 1 << 20  # characters of one value, and 8 for each character of the messages
+MAX_SIZE = 1 << 20  # characters of one value, and 8 for each character that it is given
 MAX_MADE = 64  # values of the largest size, in all
 MAX_DEPTH = 64  # of calls inside calls, and of lists inside lists
 MAX_BITS = 20_000  # of an integer
@@ -39,8 +39,10 @@ _ITEM = 8  # an item of a list is a word of memory, whatever it is
 class Budget:
     """What one rendering may still use. Every method raises `TemplateLimit` where that is too little."""
 
-    def __init__(self, messages: Sequence[Mapping[str, Any]]) -> None:
-        self.max_size = MAX_SIZE + 8 * weigh(messages)
+    def __init__(
+        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any] | None = None
+    ) -> None:
+        self.max_size = MAX_SIZE + 8 * (weigh(messages) + weigh(variables))
         self._steps = self._max_steps = MAX_STEPS + 10 * len(messages) ** 2
         self._made = MAX_MADE * self.max_size
         self._deadline = time.monotonic() + MAX_SECONDS

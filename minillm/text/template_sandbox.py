@@ -242,8 +242,12 @@ def _tojson(
     )
 
 
+class Refused(jinja2.TemplateError):
+    """The template called `raise_exception`."""
+
+
 def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
+    raise Refused(message)
 
 
 def _strftime_now(pattern: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -13,10 +14,10 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from minillm import LLM
-from minillm.errors import WeightsError
+from minillm.errors import UnreadableFile, WeightsError
 from minillm.model.checkpoint import stored_tensors
 from minillm.model.weights import load_weights, placements
 
@@ -144,8 +145,46 @@ def test_the_digest_does_not_depend_on_the_files(tmp_path: Path, folder: Path) -
 def test_stray_files_beside_an_index_are_not_read(tmp_path: Path, folder: Path) -> None:
     sharded(tmp_path)
     (tmp_path / "aaa.safetensors").write_bytes(b"no safetensors at all")
-    (tmp_path / "model.safetensors").write_bytes(b"nor this")
     assert torch.equal(tiny.load(tmp_path).logits([5, 6, 7]), tiny.load(folder).logits([5, 6, 7]))
+
+
+@pytest.mark.parametrize("shards", ["stay", "are gone"])
+def test_a_stale_index_beside_the_whole_file(
+    tmp_path: Path, shards: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """transformers reads model.safetensors where it is there; a save of several shards has none."""
+    new = tiny.make_folder(tmp_path / "new", tensors=tiny.weights(tiny.config(), seed=9))
+    sharded(tmp_path)
+    if shards == "are gone":
+        for path in tmp_path.glob("part-*.safetensors"):
+            path.unlink()
+    shutil.copy(new / "model.safetensors", tmp_path)
+    assert torch.equal(tiny.load(tmp_path).logits([5, 6, 7]), tiny.load(new).logits([5, 6, 7]))
+    assert "model.safetensors.index.json" in caplog.text
+
+
+def test_a_tensor_in_two_shards(tmp_path: Path, folder: Path) -> None:
+    """A copy is harmless; where two differ, nobody knows which one is meant."""
+    sharded(tmp_path)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    other = next(shard for shard in index.values() if shard != index[UP])
+    right, wrong = load_file(tmp_path / index[UP])[UP], load_file(tmp_path / other)
+    for copy, is_right in ((right, True), (right.half(), False), (right + 1, False)):
+        save_file(wrong | {UP: copy}, tmp_path / other)
+        if is_right:
+            assert torch.equal(tiny.load(tmp_path).logits([5, 6]), tiny.load(folder).logits([5, 6]))
+        else:
+            assert UP in refusal(tmp_path) and other in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_git_lfs_pointer_is_called_one(tmp_path: Path, file: str) -> None:
+    tiny.make_folder(tmp_path)
+    (tmp_path / file).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 269060552\n"
+    )
+    with pytest.raises(UnreadableFile, match=f"{file} is a git-LFS pointer.*git lfs pull"):
+        tiny.load(tmp_path)
 
 
 def test_missing_shard(tmp_path: Path) -> None:
@@ -231,8 +270,40 @@ def test_tied_head(tmp_path: Path) -> None:
         assert "tie_word_embeddings" in refusal(other)
 
 
+def test_a_tied_matrix_under_either_name(tmp_path: Path) -> None:
+    cfg = tiny.config(tie_word_embeddings=True)
+    tensors = {name: t.bfloat16() for name, t in tiny.weights(cfg).items()}
+    plain = tiny.load(tiny.make_folder(tmp_path / "plain", cfg, tensors=tensors))
+    rest = {name: t for name, t in tensors.items() if name != EMBED}
+    for name, stored in {
+        "head alone": rest | {"lm_head.weight": tensors[EMBED]},
+        "head in another dtype": tensors | {"lm_head.weight": tensors[EMBED].float()},
+        "embedding in another dtype": rest
+        | {EMBED: tensors[EMBED].float(), "lm_head.weight": tensors[EMBED]},
+    }.items():
+        llm = tiny.load(tiny.make_folder(tmp_path / name, cfg, tensors=stored))
+        assert torch.equal(llm.logits([5, 6]), plain.logits([5, 6])), name
+    other = tensors | {"lm_head.weight": tensors[EMBED].float() + 1e-3}
+    assert "tie_word_embeddings" in refusal(tiny.make_folder(tmp_path / "other", cfg, tensors=other))
+
+
+def test_an_untied_model_needs_both(tmp_path: Path) -> None:
+    for lost in (EMBED, "lm_head.weight"):
+        tensors = {name: t for name, t in tiny.weights(tiny.config()).items() if name != lost}
+        assert f"1 missing: {lost}" in refusal(tiny.make_folder(tmp_path / lost, tensors=tensors))
+
+
+def test_names_without_the_prefix(tmp_path: Path, folder: Path) -> None:
+    """What `save_pretrained` writes of the part without a head."""
+    bare = {name.removeprefix("model."): t for name, t in tiny.weights(tiny.config()).items()}
+    assert "layers.0.mlp.up_proj.weight" in bare and "lm_head.weight" in bare
+    tiny.make_folder(tmp_path, tensors=bare)
+    assert torch.equal(tiny.load(tmp_path).logits([5, 6]), tiny.load(folder).logits([5, 6]))
+
+
 def test_old_rotary_buffers_are_ignored(tmp_path: Path, folder: Path) -> None:
-    buffers = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(2)}
+    names = ["layers.0.self_attn.rotary_emb.inv_freq", "rotary_emb.inv_freq", "rotary_emb.cos_cached"]
+    buffers = {f"model.{name}": torch.ones(4) for name in names}
     tiny.make_folder(tmp_path, tensors=tiny.weights(tiny.config()) | buffers)
     assert torch.equal(tiny.load(tmp_path).logits([5, 6]), tiny.load(folder).logits([5, 6]))
 

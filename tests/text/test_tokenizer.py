@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models
 
@@ -33,9 +34,9 @@ def tokenizer(folder: Path, bos: bool = False, **settings: Any) -> Tokenizer:
 @pytest.mark.parametrize("text", ["the cat", "<s>the cat"])
 def test_never_two_bos(tmp_path: Path, writes_bos: bool, add_bos_token: bool | None, text: str) -> None:
     settings = {} if add_bos_token is None else {"add_bos_token": add_bos_token}
+    """tokenizer.json alone decides, as in transformers 5."""
     ids = tokenizer(tmp_path, writes_bos, **settings).encode(text)
-    wanted = writes_bos if add_bos_token is None else add_bos_token
-    assert ids.count(tiny.BOS) == (1 if wanted or text.startswith("<s>") else 0)
+    assert ids.count(tiny.BOS) == (1 if writes_bos or text.startswith("<s>") else 0)
     assert ids[-1] == tokenizer(tmp_path).encode("the cat")[-1]
 
 
@@ -43,8 +44,18 @@ def test_control_the_library_alone_would_write_two(tmp_path: Path) -> None:
     assert tokenizer(tmp_path, bos=True).rust.encode("<s>the cat").ids[:2] == [tiny.BOS, tiny.BOS]
 
 
+@pytest.mark.parametrize("config_bos", [None, tiny.BOS])
+def test_a_bos_that_the_user_wrote_is_never_dropped(tmp_path: Path, config_bos: int | None) -> None:
+    """Qwen: config.json names a BOS, the tokenizer names none and adds none."""
+    tiny.byte_level_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": None, "add_bos_token": False}))
+    made = Tokenizer(tmp_path, config_bos)
+    for count in range(3):
+        assert made.encode("<s>" * count + "the cat").count(tiny.BOS) == count
+
+
 def test_bos_given_as_an_object(tmp_path: Path) -> None:
-    made = tokenizer(tmp_path, bos_token={"content": "<s>", "special": True}, add_bos_token=True)
+    made = tokenizer(tmp_path, bos=True, bos_token={"content": "<s>", "special": True})
     assert made.bos_token_id == tiny.BOS and made.encode("a")[0] == tiny.BOS
 
 
@@ -71,7 +82,7 @@ def test_the_tokenizer_of_an_llm(tmp_path: Path) -> None:
     llm = tiny.load(folder)
     made = llm.tokenizer
     assert llm.get_tokenizer() is made
-    assert made.eos_token_ids == (7, 8) == llm.engine.model.eos_token_ids
+    assert made.eos_token_ids == (7, 8, tiny.EOS) == llm.engine.model.eos_token_ids
     params = SamplingParams(max_tokens=3, temperature=0)
     output = llm.generate("the cat", params)[0]
     assert output.prompt_token_ids == made.encode("the cat")
@@ -124,20 +135,33 @@ def test_a_folder_without_a_tokenizer_has_none_to_give(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("generation", "config", "expected"),
     [
-        ({"eos_token_id": 5}, 6, (5,)),
-        ({"eos_token_id": [7, 8]}, 6, (7, 8)),
-        ({"eos_token_id": []}, 6, (6,)),
-        ({"eos_token_id": None}, [6, 9], (6, 9)),
-        ({}, 6, (6,)),
+        ({"eos_token_id": 5}, 6, (5, 6, tiny.EOS)),
+        ({"eos_token_id": [7, 8]}, 8, (7, 8, tiny.EOS)),
+        ({"eos_token_id": []}, 6, (6, tiny.EOS)),
+        ({"eos_token_id": None}, [6, tiny.EOS], (6, tiny.EOS)),
+        ({}, 6, (6, tiny.EOS)),
         (None, None, (tiny.EOS,)),
         (None, [], (tiny.EOS,)),
     ],
 )
-def test_eos_precedence(tmp_path: Path, generation: Any, config: Any, expected: tuple[int, ...]) -> None:
+def test_every_place_that_names_an_eos_counts(
+    tmp_path: Path, generation: Any, config: Any, expected: tuple[int, ...]
+) -> None:
     folder = tiny.make_folder(
         tmp_path, tiny.config(eos_token_id=config), settings=NAMED, generation=generation
     )
     assert tiny.load(folder).engine.model.eos_token_ids == expected
+
+
+def test_a_text_ends_at_each_of_them(tmp_path: Path) -> None:
+    folder = tiny.make_folder(
+        tmp_path, tiny.config(eos_token_id=6), settings=NAMED, generation={"eos_token_id": 5}
+    )
+    for end in (5, 6, tiny.EOS):
+        script = iter([30, end, 31])
+        llm = tiny.load(folder, parts={"sampler": lambda logits, batch, s=script: torch.tensor([next(s)])})
+        output = llm.generate([[2, 3]], SamplingParams(max_tokens=3))[0]
+        assert (output.token_ids, output.finish_reason) == ([30, end], "stop")
 
 
 @pytest.mark.parametrize("eos", ["</s>", [1, "x"], [None], True, 1.5])
@@ -153,6 +177,8 @@ def test_generation_config_is_the_default(tmp_path: Path) -> None:
     assert tiny.load(folder).default_params == SamplingParams(temperature=0.5, top_k=7, max_tokens=9)
     tiny.make_folder(tmp_path, generation={"do_sample": False, "temperature": 0.5})
     assert tiny.load(folder).default_params.temperature == 0
+    tiny.make_folder(tmp_path, generation={"stop_strings": "cat", "num_beams": 1, "min_length": 0})
+    assert tiny.load(tmp_path).default_params.stop == ("cat",)
     for bad in ({"top_p": 7}, {"temperature": "warm"}, {"eos_token_id": "</s>"}):
         tiny.make_folder(tmp_path, generation=bad)
         with pytest.raises(MinillmError, match=rf"generation_config\.json: {next(iter(bad))}"):

@@ -6,6 +6,16 @@ from minillm.labs.grader.lab import Mistake
 from minillm.text.detokenizer import StopMatcher
 
 
+def shortest_overlap(text: str, stop: str) -> int:
+    """Length of the shortest end of `text` with which `stop` begins; 0 without one."""
+    return next((n for n in range(1, len(stop)) if text.endswith(stop[:n])), 0)
+
+
+def longest_overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` with which `stop` begins; 0 without one."""
+    return next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)
+
+
 class LetsThrough(StopMatcher):
     """Holds no text back."""
 
@@ -45,8 +55,8 @@ class HoldsLongest(StopMatcher):
 class HoldsShortest(StopMatcher):
     """Holds back the shortest end that begins a stop string, not the longest."""
 
-    def _overlap(self, stop: str) -> int:
-        return next((n for n in range(1, len(stop)) if self._held.endswith(stop[:n])), 0)
+    def _overlap(self) -> int:
+        return max((shortest_overlap(self._held, stop) for stop in self._stops), default=0)
 
 
 class HoldsForFirst(StopMatcher):
@@ -57,7 +67,8 @@ class HoldsForFirst(StopMatcher):
         if self.matched:
             return text
         self._held = text
-        keep = len(text) - next(filter(None, (self._overlap(stop) for stop in self._stops)), 0)
+        ends = (longest_overlap(text, stop) for stop in self._stops)
+        keep = len(text) - next(filter(None, ends), 0)
         self._held = text[keep:]
         return text[:keep]
 

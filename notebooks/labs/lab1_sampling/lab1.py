@@ -12,6 +12,7 @@ Made from the engine's source by `minillm labs start 1`.
 
 from __future__ import annotations
 
+import bisect
 import codecs
 import math
 from collections.abc import Sequence
@@ -100,10 +101,15 @@ def sample(logits: Tensor, batch: SamplingBatch) -> Tensor:
 
 
 class StopMatcher:
-    """Lets text through until a stop string appears; holds back what could be the start of one."""
+    """Lets text through until a stop string appears; holds back what could be the start of one.
+
+    A request may have thousands of stop strings, and every token is looked for in all of them. So they are
+    kept as a set, with the lengths that occur, and sorted: those that begin with a text stand together.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
+        self._stops, self._sorted, self._whole = tuple(stops), sorted(stops), frozenset(stops)
+        self._lengths = sorted({len(stop) for stop in stops}, reverse=True)
         self._held = ""
         self.matched: str | None = None
 

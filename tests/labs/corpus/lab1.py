@@ -63,7 +63,7 @@ SLIPS = [
     ),
     Slip(
         "stop string leaks between pieces",
-        "keep = max((self._overlap(stop) for stop in self._stops), default=0)",
+        "keep = self._overlap()",
         "keep = 0",
         {"1.5": "a stop string may span pieces"},
     ),
@@ -75,8 +75,9 @@ SLIPS = [
     ),
     Slip(
         "the first listed stop string",
-        "end = min(found)[0]",
-        "end = found[0][0]",
+        "self.matched = next((stop for stop in last if stop in self._whole), None)",
+        "self.matched = next((stop for stop in self._stops if stop in self._held), None)\n"
+        '            end = self._held.find(self.matched or "") + len(self.matched or "")',
         {"1.5": "is first in the list"},
     ),
     Slip(
