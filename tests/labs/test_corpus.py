@@ -15,8 +15,7 @@ from minillm.labs.grader.registry import find_lab
 from minillm.labs.grader.skeleton import solution
 
 # Labs whose corpus is not complete yet.
-TO_COMPLETE = {
-}
+TO_COMPLETE = {}
 
 
 def faults(lab, group, rows):
