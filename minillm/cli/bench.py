@@ -237,5 +237,5 @@ def _table(title: str, columns: list[str]) -> Table:
 
     table = Table(title=title)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     return table

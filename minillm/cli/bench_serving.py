@@ -6,14 +6,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+
+from minillm.tables import folding_table
 
 Row = tuple[str, str, str]
 
 
 def print_serving(report: dict[str, Any]) -> None:
     """Print every figure with the figure that it is compared with."""
-    table = Table("what", "figure", "compared with", title="the engine under load", title_justify="left")
+    table = folding_table(
+        "what", "figure", "compared with", title="the engine under load", title_justify="left"
+    )
     for row in (*_load(report), *_sharing(report)):
         table.add_row(*row)
     Console().print(table)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
 from minillm.cli.options import add_allow_option, add_model_option, model_of
 from minillm.cli.parser import Parser
 from minillm.config import DTYPES, ModelConfig
 from minillm.errors import UsageError
+from minillm.tables import folding_table
 
 if TYPE_CHECKING:
     from minillm.config import RopeConfig
@@ -130,7 +130,7 @@ def _print(name: str, report: dict[str, Any]) -> None:
     from minillm.config.sizes import format_bytes
 
     console = Console()
-    table = Table("key", "value", "source", title=f"{name}: resolved config")
+    table = folding_table("key", "value", "source", title=f"{name}: resolved config")
     for field in report["config"]:
         table.add_row(field["key"], _shown(field["value"]), field["source"])
     console.print(table)
@@ -141,7 +141,7 @@ def _print(name: str, report: dict[str, Any]) -> None:
         console.print("this is an upper limit: CPU kernels store a matrix as bfloat16 if all its numbers fit")
     fits = f"{format_bytes(report['memory'])} of KV memory holds {report['tokens_that_fit']:,} tokens"
     console.print(f"{format_bytes(report['kv_bytes_per_token'])} of KV cache per token; {fits}")
-    costs = Table("tokens", "KV cache", "prefill", "read per decoded token", "sequences that fit")
+    costs = folding_table("tokens", "KV cache", "prefill", "read per decoded token", "sequences that fit")
     costs.title = "the costs of a context"
     for row in report["contexts"]:
         costs.add_row(

@@ -1,6 +1,7 @@
 """stdin, stdout and stderr that are closed, full, of another encoding, or a pipe that nobody reads."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -56,6 +57,14 @@ def test_a_letter_that_the_encoding_lacks_is_written_as_an_escape():
 def test_a_reader_that_stops_early_is_no_error(command):
     done = shell(f"{{run}} {command} 2>&1 | head -c 1; exit ${{PIPESTATUS[0]}}")
     assert done.returncode in (0, 2) and len(done.stdout) == 1 and done.stderr == b""
+
+
+@pytest.mark.parametrize("command", ["inspect storyteller-1m", "labs list", "doctor", "list"])
+def test_a_narrow_terminal_shows_every_letter(command):
+    narrow, wide = (shell(f"{{run}} {command}", COLUMNS=width, TERM="dumb") for width in ("40", "400"))
+    assert "…" not in narrow.stdout.decode() and max(map(len, narrow.stdout.decode().splitlines())) < 120
+    letters = [sorted(re.findall("[A-Za-z0-9]", done.stdout.decode())) for done in (narrow, wide)]
+    assert letters[0] == letters[1] and len(letters[0]) > 100
 
 
 @pytest.mark.slow

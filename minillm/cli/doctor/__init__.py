@@ -46,10 +46,11 @@ def run(args: argparse.Namespace) -> int:
 def print_table(checks: list[Check]) -> None:
     """Print the checks as a table; advice, if there is any, is below the value."""
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table("check", "status", "value", title="minillm doctor", title_justify="left")
+    from minillm.tables import folding_table
+
+    table = folding_table("check", "status", "value", title="minillm doctor", title_justify="left")
     for check in checks:
         # Text, not str: rich would read a path with [brackets] as markup.
         value = Text(check.value, overflow="fold")

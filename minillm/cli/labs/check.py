@@ -19,6 +19,7 @@ from minillm.labs.grader import workspace
 from minillm.labs.grader.lab import Lab
 from minillm.labs.grader.registry import all_labs, find_lab
 from minillm.labs.grader.report import Report, as_json, print_report
+from minillm.tables import folding_table
 
 
 def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
@@ -74,7 +75,9 @@ def _file(lab: Lab, folder: Path) -> Path | None:
 
 
 def _table(labs: list[Lab], reports: list[Report]) -> Table:
-    table = Table("lab", "what", "points", "open or failed", title="minillm labs", title_justify="left")
+    table = folding_table(
+        "lab", "what", "points", "open or failed", title="minillm labs", title_justify="left"
+    )
     for lab, report in zip(labs, reports, strict=True):
         lost = " ".join(result.task for result in report.results if result.status != "ok")
         points = Text(f"{report.earned} / {lab.points}", justify="right")

@@ -8,12 +8,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.table import Table
 from rich.text import Text
 
 from minillm.errors import UsageError
 from minillm.labs.grader import workspace
 from minillm.labs.grader.registry import all_labs, find_lab, find_task
+from minillm.tables import folding_table
 
 
 def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
@@ -33,7 +33,7 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
 
 def print_labs() -> int:
     """Print a table of all labs with their tasks."""
-    table = Table("task", "what", "points", title="minillm labs", title_justify="left")
+    table = folding_table("task", "what", "points", title="minillm labs", title_justify="left")
     for lab in all_labs():
         table.add_row(Text(f"lab {lab.number}", style="bold"), Text(lab.title, style="bold"), str(lab.points))
         for task in lab.tasks:

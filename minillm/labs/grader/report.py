@@ -13,6 +13,7 @@ from rich.text import Text
 
 from minillm.labs.grader.lab import Lab
 from minillm.labs.grader.result import Status, TaskResult
+from minillm.tables import folding_table
 from minillm.version import __version__
 
 STATUS_WORDS: dict[Status, tuple[str, str]] = {
@@ -79,7 +80,7 @@ def as_json(lab: Lab, file: Path, report: Report) -> dict[str, Any]:
 
 def print_report(console: Console, lab: Lab, file: Path, report: Report) -> None:
     """Print the table of tasks, then each failure: its place, a part of both answers, and the diagnosis."""
-    table = Table(
+    table = folding_table(
         "task", "what", "points", "result", title=f"Lab {lab.number}: {lab.title}", title_justify="left"
     )
     for result in report.results:
