@@ -322,7 +322,6 @@ def test_what_a_part_replaces_is_named_and_passes_are_counted_below_the_names(ch
     [
         "import torch\ntorch.isclose = lambda *a, **k: torch.ones(1).bool()",
         "import minillm.labs.grader.answers as a\na.encode = lambda *x: None",
-        "from minillm.labs.grader.lab import Task\nTask.points = 1000",
         "import builtins\nbuiltins.len = lambda x: 1",
     ],
 )
