@@ -117,7 +117,7 @@ def misbehaving() -> Iterator[Submission]:
         "syntax error": "def broken(:\n",
         "no such module": "import no_such_module\n",
         "exits on import": "raise SystemExit(0)\n",
-        "not UTF-8": "# Zo\xeb\n".encode("latin-1") + code.encode(),
+        "not UTF-8": code.encode() + b"\nNAME = 'Zo\xeb'\n",
     }.items():
         yield refused(kind, lab, text(content, lab.file))
 

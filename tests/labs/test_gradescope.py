@@ -12,8 +12,8 @@ import pytest
 from minillm.labs.grader.registry import find_lab
 from minillm.labs.grader.skeleton import solution
 
-LAB = find_lab("4")
-WRONG = "\n\ndef group_blocks(*_):\n    return '<b>1</b>'\n"
+LAB = find_lab("5")
+WRONG = "\n\ndef rank(*_):\n    return '<b>1</b>'\n"
 # "Autograder Specifications", the part "Output format".
 VISIBILITY = {"hidden", "after_due_date", "after_published", "visible"}
 FORMATS = {"text", "html", "simple_format", "md", "ansi"}
@@ -32,7 +32,7 @@ TEST |= {"visibility", "extra_data"}
 METADATA = {
     "id": 1,
     "created_at": "2026-01-01T10:00:00.000000-08:00",
-    "assignment": {"title": "Lab 4"},
+    "assignment": {"title": "Lab 5"},
     "users": [],
 }
 
@@ -96,7 +96,7 @@ def autograder(cli, tmp_path):
 
 
 def test_submissions_get_their_points_in_gradescope_s_format(autograder):
-    results, said = autograder({"lab4.py": solution(LAB)})
+    results, said = autograder({"lab5.py": solution(LAB)})
     assert results["score"] == sum(test["score"] for test in results["tests"]) == 100 and said == ""
     assert {test["number"]: test["max_score"] for test in results["tests"]} == {
         t.number: t.points for t in LAB.tasks
@@ -105,18 +105,22 @@ def test_submissions_get_their_points_in_gradescope_s_format(autograder):
 
     results, _ = autograder({"my lab.py": solution(LAB) + WRONG})
     failed = [test for test in results["tests"] if test["status"] == "failed"]
-    assert results["score"] == 70 and [test["number"] for test in failed] == ["4.5", "4.6"]
-    assert "wrong answer" in failed[0]["output"] and {test["output_format"] for test in failed} == {"text"}
+    assert 0 < results["score"] < 100 and {"5.1"} <= {test["number"] for test in failed} <= {"5.1", "5.7"}
+    assert failed[0]["number"] == "5.1" and {test["output_format"] for test in failed} == {"text"}
 
     results, _ = autograder({"notes.txt": "hello"})
-    assert results["score"] == 0 and "no lab4.py" in results["output"] and len(results["tests"]) == 6
-    results, _ = autograder({"lab4.py": "import os\nos._exit(0)\n"})
+    assert (
+        results["score"] == 0
+        and "no lab5.py" in results["output"]
+        and len(results["tests"]) == len(LAB.tasks)
+    )
+    results, _ = autograder({"lab5.py": "import os\nos._exit(0)\n"})
     assert results["score"] == 0 and "exit code 0" in results["tests"][0]["output"]
 
 
 def test_results_are_written_when_the_autograder_itself_fails(autograder, tmp_path):
     (tmp_path / "autograder" / "source" / "rules.json").write_text("{}")
-    results, said = autograder({"lab4.py": solution(LAB)})
+    results, said = autograder({"lab5.py": solution(LAB)})
     assert results["score"] == 0 and "tell your instructor" in results["output"] and "KeyError" in said
 
 

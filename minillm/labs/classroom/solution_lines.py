@@ -19,7 +19,8 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 def normal(line: str) -> str:
     """The words and operators of a line, one space between them, without a comment."""
-    code = re.split(r"\s#\s|^#|//(?=\s)", line.strip(), maxsplit=1)[0]
+    # In Python // divides: in CUDA a comment stands at the line's start or after one of ; { } ,
+    code = re.split(r"\s#\s|^#|^//|(?<=[;{},])\s*//", line.strip(), maxsplit=1)[0]
     return " ".join(_WORD.findall(code))
 
 

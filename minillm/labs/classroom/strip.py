@@ -72,7 +72,7 @@ def stripped(source: str, parts: Sequence[Part]) -> str:
     for part in parts:
         owner = [part.name] if part.methods else []
         names = part.methods or (part.name,)
-        edits += [_body(nodes[*owner, name], [*owner, name]) for name in names]
+        edits += [_body(nodes[*owner, name], [*owner, name], lines) for name in names]
         edits += [_helper(nodes[*owner, name], [*owner, name]) for name in part.helpers]
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and any(part.methods and part.name == node.name for part in parts):
@@ -101,13 +101,15 @@ def edited(lines: list[str], edits: list[Edit]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _body(function: Function, path: list[str]) -> Edit:
+def _body(function: Function, path: list[str], lines: list[str]) -> Edit:
     """Replace a body by a call of the student's function; the docstring stays."""
-    first = function.body[0]
-    start = (first.end_lineno or 0) + 1 if ast.get_docstring(function) is not None else first.lineno
+    first, has_docstring = function.body[0], ast.get_docstring(function) is not None
+    start = (first.end_lineno or 0) + 1 if has_docstring else first.lineno
+    # What stands before the body on its line: spaces, or the head of a function of one line.
+    before = " " * first.col_offset if has_docstring else lines[first.lineno - 1][: first.col_offset]
     names = ", ".join(f'"{name}"' for name in path)
     call = f"return written({names})({', '.join(_arguments(function))})"
-    return start, function.end_lineno or 0, [" " * first.col_offset + call]
+    return start, function.end_lineno or 0, [before + call]
 
 
 def _arguments(function: Function) -> list[str]:
