@@ -176,7 +176,8 @@ def test_the_drafter_changes_no_bit() -> None:
 CHECK_LAB = """
 from pathlib import Path
 from minillm.cli.main import main
-from minillm.labs.grader.child import judge_file, load
+from minillm.labs.grader.judge_here import judge_file
+from minillm.labs.grader.student_file import load
 from minillm.labs.grader.registry import find_lab
 from minillm.labs.grader.skeleton import solution
 

@@ -73,9 +73,12 @@ def test_every_task_has_six_wrong_and_three_odd_solutions(lab):
     "variant",
     [
         Slip(
-            "another diagnosis", "-(-num_tokens //", "(num_tokens //", {"3.1": "words that it does not say"}
+            "another diagnosis",
+            "return -(-num_tokens //",
+            "return (num_tokens //",
+            {"3.1": "words that it does not say"},
         ),
-        Slip("another task", "-(-num_tokens //", "(num_tokens //", {"3.2": "rounded down"}),
+        Slip("another task", "return -(-num_tokens //", "return (num_tokens //", {"3.2": "rounded down"}),
         Rewrite("not right", "def blocks_for(num_tokens, block_size):\n    return 1\n"),
         Rewrite(
             "not wrong", "def blocks_for(n, size):\n    return (n + size - 1) // size\n", {"3.1": "down"}
@@ -90,11 +93,11 @@ def test_control_a_wrong_verdict_is_noticed(graded, variant):
 
 def test_variants_of_one_task_or_with_one_name_are_in_two_files():
     lab = find_lab("3")
-    grow = Rewrite("a", "def mine(self, n):\n    pass\n\nBlockTable.grow = mine\n", {"3.3": "x"})
-    fork = Rewrite("b", "def mine(self, n):\n    pass\n\nBlockTable.fork = mine\n", {"3.4": "x"})
-    table = Rewrite("c", "class BlockTable:\n    pass\n", {"3.3": "x"})
-    slip = Slip("d", "-(-num_tokens //", "(num_tokens //", {"3.1": "x"})
-    assert [v.tasks(lab) for v in (grow, fork, table, slip)] == [{"3.3"}, {"3.4"}, {"3.3", "3.4"}, {"3.1"}]
+    grow = Rewrite("a", "def mine(self, n):\n    pass\n\nBlockTable.grow = mine\n", {"3.5": "x"})
+    fork = Rewrite("b", "def mine(self, n):\n    pass\n\nBlockTable.fork = mine\n", {"3.6": "x"})
+    table = Rewrite("c", "class BlockTable:\n    pass\n", {"3.5": "x"})
+    slip = Slip("d", "return -(-num_tokens //", "return (num_tokens //", {"3.1": "x"})
+    assert [v.tasks(lab) for v in (grow, fork, table, slip)] == [{"3.5"}, {"3.6"}, {"3.5", "3.6"}, {"3.1"}]
     grouped = [[v.name for v in group] for _, group in files(lab, [grow, fork, table, slip])]
     assert grouped == [["a", "d"], ["b"], ["c"]]
 

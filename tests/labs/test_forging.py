@@ -259,8 +259,8 @@ Point = collections.namedtuple("Point", "x y")
 Kind = enum.Enum("Kind", "A B")
 
 @functools.lru_cache(maxsize=None)
-def _at(table, pos, size):
-    return Place(table[pos // size], pos % size)
+def _at(block, pos, size):
+    return Place(block, pos % size)
 
 def _slots(table, positions, size):
     print("hello", Pair(1, 2), Point(1, 2), Kind.A)
@@ -271,7 +271,7 @@ def _slots(table, positions, size):
         traceback.print_exc()
     with tempfile.TemporaryDirectory() as folder:
         open(folder + "/a", "w").write("x")
-    places = [_at(tuple(table), pos, size) for pos in positions]
+    places = [_at(table[pos // size], pos, size) for pos in positions]
     return [place.block * size + place.offset for place in places]
 
 @functools.wraps(_slots)
@@ -290,13 +290,13 @@ def test_ordinary_python_is_allowed(check, tmp_path):
     (tmp_path / "beside.py").write_text(BESIDE)
     rows, report = check(solution(LAB) + "\nimport torch\n" + HONEST, seconds=30.0)
     assert {row.status for row in rows.values()} == {"ok"}, rows
-    assert report.output.startswith("hello Pair(a=1, b=2) Point(x=1, y=2)") or "hello" in report.output
+    assert "hello Pair(a=1, b=2) Point(x=1, y=2)" in report.output
 
 
 REPLACES = """
 def blocks_for(n, size):
-    from minillm.labs.lab3_cache.loop_cases import WatchedRunner
-    WatchedRunner.forward = lambda self, batch: None
+    from minillm.labs.lab3_cache.loop_cases import LinearCounter
+    LinearCounter.__call__ = lambda self, x, weight, bias=None: None
     return -(-n // size)
 
 def decode(runner, rows):
@@ -312,7 +312,7 @@ def decode(runner, rows):
 
 def test_what_a_part_replaces_is_named_and_passes_are_counted_below_the_names(check):
     rows, _ = check(solution(LAB) + REPLACES, seconds=30.0)
-    assert rows["3.1"].status == "refused" and "WatchedRunner.forward" in rows["3.1"].message
+    assert rows["3.1"].status == "refused" and "LinearCounter.__call__" in rows["3.1"].message
     assert rows["3.8"].status == "wrong" and rows["3.8"].earned == 0
     assert [rows[f"3.{i}"].status for i in range(2, 8)] == ["ok"] * 6
 

@@ -156,7 +156,8 @@ def test_other_names_comments_and_annotations_do_not_hide_a_copy():
     lab = find_lab("3")
     text = solution(lab).replace("child", "fork_of_it").replace("num_tokens", "count")
     assert copied(lab, text) == copied(lab, solution(lab)) == ["3.6 BlockTable.fork"]
-    other = solution(lab).replace("return child, copy", "result = child, copy\n        return result")
+    made = "        child = BlockTable(self._pool)\n"
+    other = solution(lab).replace(made, f"{made}        rest = abs(rest)\n")
     assert other != solution(lab) and copied(lab, other) == []
 
 

@@ -42,7 +42,7 @@ def test_a_difference_shows_a_part_of_both_answers(graded):
         lab, solution(lab) + "\n\ndef slot_mapping(table, positions, size):\n    return [*positions]\n"
     )
     row = rows["3.2"]
-    assert (row.where, row.expected[:7], row.actual[:5]) == ("[0]", "[20, 21", "[0, 1")
+    assert (row.where, row.expected[:7], row.actual[:5]) == ("item 1", "[20, 21", "[0, 1")
 
 
 def test_an_error_names_its_line_and_a_not_implemented_error_of_torch_is_an_error(graded):

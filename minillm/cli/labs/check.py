@@ -14,7 +14,6 @@ from rich.text import Text
 from minillm.cli.labs.options import add_rules, rules
 from minillm.errors import UsageError
 from minillm.labs.classroom.record import Rules
-from minillm.labs.classroom.worker import checked
 from minillm.labs.grader import workspace
 from minillm.labs.grader.lab import Lab
 from minillm.labs.grader.registry import all_labs, find_lab
@@ -41,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
 
 def check_one(lab: Lab, folder: Path | None, how: Rules, is_json: bool) -> int:
     """Check the student's file and print the result."""
+    from minillm.labs.classroom.worker import checked  # imports torch: `minillm --help` must not wait
+
     file = workspace.find_file(lab, folder)
     report = checked(lab, file, how)
     if is_json:
@@ -52,6 +53,8 @@ def check_one(lab: Lab, folder: Path | None, how: Rules, is_json: bool) -> int:
 
 def check_all(folder: Path, how: Rules, is_json: bool) -> int:
     """Check every lab that has a file in `folder` or in its own folder there."""
+    from minillm.labs.classroom.worker import checked
+
     found = [(lab, file) for lab in all_labs() if (file := _file(lab, folder))]
     if not found:
         raise UsageError(

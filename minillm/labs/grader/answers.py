@@ -64,11 +64,14 @@ def _raised(error: BaseException, file: Path | None) -> Raised:
 def _place(error: BaseException) -> str:
     """Where the engine raised the error; "" if it was the file's code or a lab's own.
 
-    The simulator's errors have a place of their own, by kind, array and statements.
+    The simulator's errors have a place of their own, by kind, array and statements. A typed error has none: it
+    says enough, and a part may raise it itself or let the engine do so.
     """
     place = getattr(error, "place", None)
     if isinstance(place, str):
         return place
+    if isinstance(error, MinillmError):
+        return ""
     name, _, function = (list(_frames(error)) or [("", 0, "")])[-1]
     is_engine = name.startswith(ENGINE) and not name.startswith(_LABS)
     return f"{name.removeprefix(ENGINE)}:{function}" if is_engine else ""
