@@ -182,13 +182,13 @@ from minillm.labs.grader.registry import find_lab
 from minillm.labs.grader.skeleton import solution
 
 def check(what):
-    row = judge_file(lab, lab.tasks[0], load(file.resolve()), file)
+    row = judge_file(lab, lab.tasks[0], load(file), file)
     print(f"{what}: {row.status}, {row.earned} of {row.points}, {row.diagnosis}")
 
 main(["labs", "list"])
 main(["labs", "start", "10"])
 main(["labs", "hint", "10.1"])
-lab, file = find_lab("10"), Path("lab10_tail/lab10.py")
+lab, file = find_lab("10"), Path("lab10_tail/lab10.py").resolve()
 check("skeleton")
 file.write_text(solution(lab))
 check("solution")

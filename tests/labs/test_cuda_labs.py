@@ -130,9 +130,9 @@ def test_a_kernel_without_tiles_loses_the_points_of_what_it_moves(tmp_path):
     for number in ("7.5", "7.7"):
         row = judged(number, text, tmp_path)
         assert row.earned == 0 and row.message == "what 40 rows cost"
-        numbers = re.findall(r"\d[\d,]{2,}", row.actual.splitlines()[0])
-        used, needed = (int(number.replace(",", "")) for number in numbers)
-        assert row.actual.startswith("q, bytes") and used > 4 * needed
+        _, _, of_q = row.rows[0]
+        used, needed = (int(number.replace(",", "")) for number in re.findall(r"\d[\d,]+", of_q))
+        assert of_q.startswith("q, bytes") and used > 4 * needed
 
 
 def test_texts_that_are_compiled_together_stay_apart():

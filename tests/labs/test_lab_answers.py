@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from minillm.errors import OutOfBlocks, UsageError
+from minillm.errors import UsageError
 from minillm.labs.grader import sandbox, supervise
 from minillm.labs.grader.answers import answer
 from minillm.labs.grader.borrowed import copied
@@ -75,11 +75,15 @@ def test_what_encode_does_not_write_is_refused(message):
 
 
 def fails_in_engine(_):
-    BlockPool(1, 4).allocate(5)
+    BlockPool(1, 4).ref_count(5)
 
 
 def fails_itself(_):
-    raise OutOfBlocks("no block")
+    raise IndexError("block 5")
+
+
+def fails_with_a_typed_error(_):
+    BlockPool(1, 4).allocate(5)
 
 
 def test_a_diagnosis_needs_the_type_and_the_place_of_an_error():
@@ -87,8 +91,9 @@ def test_a_diagnosis_needs_the_type_and_the_place_of_an_error():
     task = Task("3.1", "title", 5, None, (case,), (Mistake("too many blocks", fails_in_engine),))
     assert judge(task, fails_in_engine, lambda _: 1).diagnosis == "too many blocks"
     assert judge(task, fails_itself, lambda _: 1).diagnosis == ""
-    assert decode(answer(case, fails_in_engine)).place == "memory/block_pool.py:allocate"
+    assert decode(answer(case, fails_in_engine)).place == "memory/block_pool.py:_checked"
     assert decode(answer(case, fails_itself)).place == ""
+    assert decode(answer(case, fails_with_a_typed_error)).place == ""
 
 
 def test_the_right_error_from_another_place_is_right():

@@ -64,7 +64,7 @@ def apply_rope(x, cos, sin):
         ("while True: pass\n", "endless loop"),
         (
             "import os\nfor fd in range(3, 20):\n  try: os.write(fd, b'{}\\n')\n  except OSError: pass\n",
-            "pipe is broken",
+            "the pipe to the grader is broken",
         ),
     ],
 )

@@ -64,8 +64,8 @@ def _raised(error: BaseException, file: Path | None) -> Raised:
 def _place(error: BaseException) -> str:
     """Where the engine raised the error; "" if it was the file's code or a lab's own.
 
-    The simulator's errors have a place of their own, by kind, array and statements. A typed error has none: it
-    says enough, and a part may raise it itself or let the engine do so.
+    The simulator's errors have a place of their own, by kind, array and statements. A typed error has none: a
+    part may raise it itself or let the engine do so.
     """
     place = getattr(error, "place", None)
     if isinstance(place, str):
