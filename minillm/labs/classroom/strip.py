@@ -1,8 +1,8 @@
 """The engine's source without the parts of a lab: their bodies call the student's file.
 
-    def blocks_for(num_tokens, block_size):           def blocks_for(num_tokens, block_size):
-        '''The number of blocks ...'''       ->          '''The number of blocks ...'''
-        return -(-num_tokens // block_size)               return written("blocks_for")(num_tokens, block_size)
+    def add(a, b):                def add(a, b):
+        '''The sum.'''     ->         '''The sum.'''
+        return a + b                  return written("add")(a, b)
 
 Helper functions of the parts become such calls too. A class gets `__getattr__`, so that a student's method,
 run on an object of the engine's class, finds helpers that only the student's class has. Of the module's
