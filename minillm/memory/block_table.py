@@ -18,8 +18,7 @@ from minillm.memory.block_pool import BlockPool
 def slot_mapping(block_table: Sequence[int], positions: Sequence[int], block_size: int) -> list[int]:
     """The cache slots of `positions` (logical token positions) of one sequence: a new list, one slot each.
 
-    The table may have more blocks than these positions need. Only the entries of these positions are read:
-    every decode step asks for one position of a table that may be long.
+    The table may have more blocks than these positions need.
 
     Raises:
         IndexError: the table has no block for a position. Any other slot would be another token's.

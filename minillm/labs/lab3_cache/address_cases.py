@@ -134,15 +134,6 @@ def entries_read(slots: Slots) -> Words:
     return Words(f"reads {table.num_reads} entries of the table, needs 24")
 
 
-def entries_for_one(slots: Slots) -> Words:
-    """The entries of a long table that are read for one token, as in every decode step."""
-    table = ReadTable(range(1024, 0, -1))
-    slots(table, [4093], 4)
-    if table.num_reads <= 8:
-        return Words("reads a few entries of the table at most")
-    return Words(f"reads {table.num_reads} entries of the table, needs 1")
-
-
 def remembers(key: Callable[..., Any], anew: bool = False) -> Slots:
     """Keeps results under `key(table, positions)`; returns the kept list, or with `anew` a copy of it."""
     known: dict[Any, list[int]] = {}
@@ -172,12 +163,6 @@ def scanned(table: Sequence[int], positions: Sequence[int], size: int) -> list[i
     ]
 
 
-def expanded(table: Sequence[int], positions: Sequence[int], size: int) -> list[int]:
-    """Lists the slots of the whole table first."""
-    every = [block * size + offset for block in table for offset in range(size)]
-    return [every[pos] for pos in positions]
-
-
 def more_slots(random: Random) -> Iterator[Case]:
     """Random tables, block sizes and positions."""
     for _ in range(4):
@@ -201,7 +186,6 @@ SLOT_CASES = (
     Case("two sequences at the same positions, in turns", in_turns, "aliasing"),
     Case("twice the same, and the first result is changed in between", twice, "aliasing"),
     Case("a long table", entries_read, "cost"),
-    Case("one token, a table of 1024 blocks", entries_for_one, "cost"),
 )
 SLOT_MISTAKES = (
     Mistake(
@@ -275,7 +259,4 @@ SLOT_MISTAKES = (
         remembers(lambda table, positions: (tuple(table), tuple(positions))),
     ),
     Mistake("the table is walked from its beginning for every position: index it", scanned),
-    Mistake(
-        "the whole table is read, also for one token: read only the entries of these positions", expanded
-    ),
 )

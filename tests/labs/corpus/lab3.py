@@ -370,15 +370,6 @@ def read_cache(cache, block_table, num_tokens):
 """,
     ),
     Rewrite(
-        "lists every slot of the table",
-        """
-def slot_mapping(block_table, positions, block_size):
-    slots = [block * block_size + i for block in block_table for i in range(block_size)]
-    return [slots[position] for position in positions]
-""",
-        {"3.2": "the whole table is read"},
-    ),
-    Rewrite(
         "runs equal rows once",
         """
 def decode(runner, rows):
