@@ -135,7 +135,7 @@ STREAM_CASES = (
     stream_case("ends inside a character and inside a stop string", "the E日".encode()[:-1], ("END",)),
     stream_case("ends with a real U+FFFD", "so \ufffd"),
     stream_case("held text, then a real U+FFFD", "the E\ufffd", ("E\ufffd!",)),
-    Case("the last token ends inside a character", inside_token_case),
+    Case("the last token is an A and the first byte of a character", inside_token_case),
     stream_case("no tokens", ""),
     stream_case("after a prompt", "日!", prompt="Once 日本"),
     words_case("words, as the beginning of a text", [], [0, 1, 3, 2]),

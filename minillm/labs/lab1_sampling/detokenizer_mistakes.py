@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 from typing import Any
 
 from minillm.labs.grader.lab import Mistake
-from minillm.text.detokenizer import Detokenizer
+from minillm.text.detokenizer import Detokenizer, token_bytes
 
 
 class TokenByToken(Detokenizer):
@@ -70,6 +71,17 @@ class DropsReplacement(Detokenizer):
         return self._decode(self._pending).replace("\ufffd", "")
 
 
+class DropsTheToken(Detokenizer):
+    """`finish` drops a token that ends inside a character, also the whole characters in it."""
+
+    def _tail(self) -> str:
+        kept, utf8 = 0, codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for i, token_id in enumerate(self._pending, 1):
+            utf8.decode(token_bytes(self._tokenizer, token_id))
+            kept = kept if utf8.getstate()[0] else i
+        return self._decode(self._before + self._pending[:kept])[len(self._decode(self._before)) :]
+
+
 class IgnoresStops(Detokenizer):
     """Text does not go through the stop matcher."""
 
@@ -107,6 +119,10 @@ STREAM_MISTAKES = (
     ),
     Mistake("an incomplete character at the end becomes U+FFFD: drop it", EmitsCut),
     Mistake("a real U+FFFD at the end is dropped: it is a character of the text", DropsReplacement),
+    Mistake(
+        "a token that ends inside a character is dropped whole: it can begin with a whole character",
+        DropsTheToken,
+    ),
     Mistake("the prompt's last tokens are ignored, so the first word loses its space", IgnoresPrompt),
     Mistake("the text of the prompt's last tokens is returned again", RepeatsPrompt),
     Mistake(

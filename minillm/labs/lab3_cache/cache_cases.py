@@ -35,12 +35,16 @@ def rows_of(seed: int, count: int) -> Tensor:
     return random_tensor(seed, count, *ROW)
 
 
-def within(work: Work, needed: int) -> Words:
-    """The bytes moved, in words; a number only if they are far more than needed."""
-    moved = max(work.bytes_written, work.bytes_read)
-    if moved <= ALLOWED * needed:
+def moved(work: Work) -> int:
+    """The bytes read or written, whichever are more."""
+    return max(work.bytes_written, work.bytes_read)
+
+
+def within(work: Work, needed: int, free: int = 0) -> Words:
+    """The bytes moved, in words; a number only if they are far more than needed, and `free` ones."""
+    if moved(work) <= ALLOWED * needed + free:
         return Words("moves a few times the bytes of the rows at most")
-    return Words(f"moves {moved:,} bytes, needs {needed:,}")
+    return Words(f"moves {moved(work):,} bytes, needs {needed:,}")
 
 
 # --- 3.3 write_cache --------------------------------------------------------------------------------
@@ -89,13 +93,17 @@ def two_caches(write: Write) -> list[Tensor]:
     return list(caches)
 
 
-def write_cost(write: Write) -> Words:
+def write_cost(dtype: torch.dtype) -> Case:
     """The bytes moved to write nine rows to a cache of many blocks."""
-    cache, rows = cache_of(61, MANY_BLOCKS), rows_of(62, 9)
-    slots = torch.arange(9) * 401
-    with counted_work() as work:
-        write(cache, slots, rows)
-    return within(work, rows.nbytes)
+
+    def run(write: Write) -> Words:
+        cache, rows = cache_of(61, MANY_BLOCKS, dtype), rows_of(62, 9)
+        slots = torch.arange(9) * 401
+        with counted_work() as work:
+            write(cache, slots, rows)
+        return within(work, rows.nbytes)
+
+    return Case(f"nine rows, a cache of {MANY_BLOCKS} blocks in {str(dtype)[6:]}", run, "cost")
 
 
 def more_writes(random: Random) -> Iterator[Case]:
@@ -114,7 +122,8 @@ WRITE_CASES = (
     Case("rows of K and V that are parts of one matrix", strided),
     Case("the same slots again, other rows", write_again, "aliasing"),
     Case("two layers in turns", two_caches, "aliasing"),
-    Case(f"nine rows, a cache of {MANY_BLOCKS} blocks", write_cost, "cost"),
+    write_cost(torch.float32),
+    write_cost(torch.bfloat16),
 )
 
 
@@ -168,12 +177,32 @@ def read_in_turns(read: Read) -> list[Tensor]:
     return [read(cache, table, 6) for table in tables for cache in caches]
 
 
-def read_cost(read: Read) -> Words:
-    """The bytes moved for nine tokens: a cache of many blocks, a table padded for a long sequence beside."""
-    cache, table = cache_of(77, MANY_BLOCKS), table_of(900, 5, 400, *[0] * 253)
-    with counted_work() as work:
-        rows = read(cache, table, 9)
-    return within(work, rows.nbytes)
+def read_cost(dtype: torch.dtype) -> Case:
+    """The bytes moved for nine tokens: a cache of many blocks, a table padded for a long sequence beside.
+
+    The table may be converted to int64: its ids are few bytes beside the rows of a real model.
+    """
+
+    def run(read: Read) -> Words:
+        cache, table = cache_of(77, MANY_BLOCKS, dtype), table_of(900, 5, 400, *[0] * 253)
+        with counted_work() as work:
+            read(cache, table, 9)
+        return within(work, 9 * cache[0, 0].nbytes, free=4 * table.nbytes)
+
+    title = f"nine tokens, a cache of {MANY_BLOCKS} blocks in {str(dtype)[6:]}, a table of 256 entries"
+    return Case(title, run, "cost")
+
+
+def full_block(read: Read) -> Words:
+    """The bytes moved for a block that is exactly full, beside those for one with a free slot."""
+    cache, table, work = random_tensor(79, 6, 64, *ROW), table_of(3, 5, 2), list[int]()
+    for num_tokens in (63, 64):
+        with counted_work() as counted:
+            read(cache, table, num_tokens)
+        work.append(moved(counted))
+    if work[1] <= 1.2 * work[0]:
+        return Words("64 tokens in a block of 64 cost as much as 63")
+    return Words(f"64 tokens in a block of 64 move {work[1]:,} bytes, and 63 tokens {work[0]:,}")
 
 
 def more_reads(random: Random) -> Iterator[Case]:
@@ -195,5 +224,7 @@ READ_CASES = (
     Case("read, write, read again", read_again, "aliasing"),
     Case("one table, several lengths, then another block", read_longer, "aliasing"),
     Case("K and V of two sequences in turns", read_in_turns, "aliasing"),
-    Case(f"nine tokens, a cache of {MANY_BLOCKS} blocks, a table of 256 entries", read_cost, "cost"),
+    read_cost(torch.float32),
+    read_cost(torch.bfloat16),
+    Case("a block that is exactly full", full_block, "cost"),
 )

@@ -54,6 +54,14 @@ def whole_cache(cache: Tensor, slots: Tensor, rows: Tensor) -> None:
     cache.copy_(into_a_copy(cache, slots, rows))
 
 
+def masked(cache: Tensor, slots: Tensor, rows: Tensor) -> None:
+    """Looks at every slot of the cache to find those of the rows."""
+    flat, order = cache.flatten(0, 1), slots.argsort()
+    mask = flat.new_zeros(len(flat), dtype=torch.bool)
+    mask[slots] = True
+    flat.masked_scatter_(mask[:, None, None].expand_as(flat), rows[order].to(cache.dtype))
+
+
 def heads_exchanged(cache: Tensor, slots: Tensor, rows: Tensor) -> None:
     """The heads of a row in the opposite order."""
     write_cache(cache, slots, rows.flip(1))
@@ -70,6 +78,7 @@ WRITE_MISTAKES = (
     Mistake("the rows are not converted to the cache's dtype", not_converted),
     Mistake("a copy of the cache is written, and the cache stays as it was: write in place", into_a_copy),
     Mistake("every slot of the cache is written again: write only the slots of the rows", whole_cache),
+    Mistake("a mask goes over every slot of the cache: index with the slots of the rows", masked),
     Mistake(
         "the slots are sorted, but not the rows: row i belongs to slot i",
         writes_to(lambda slots, size: slots.sort().values),
@@ -129,6 +138,21 @@ def copies_cache(cache: Tensor, table: Tensor, num_tokens: int) -> Tensor:
     return read_cache(cache.clone(), table, num_tokens)
 
 
+def one_more(cache: Tensor, table: Tensor, num_tokens: int) -> Tensor:
+    """Reads one more block if the last one is full."""
+    return cache[table[: num_tokens // cache.shape[1] + 1]].flatten(0, 1)[:num_tokens]
+
+
+def converts_cache(cache: Tensor, table: Tensor, num_tokens: int) -> Tensor:
+    """Converts the whole cache to float32 and the rows back."""
+    return read_cache(cache.float(), table, num_tokens).to(cache.dtype)
+
+
+def in_float32(cache: Tensor, table: Tensor, num_tokens: int) -> Tensor:
+    """Returns the rows in float32."""
+    return read_cache(cache, table, num_tokens).float()
+
+
 def remembers(key: Callable[[Tensor, Tensor, int], Any], anew: bool) -> Callable[..., Tensor]:
     """Keeps the rows that were read under `key(...)`; returns the kept tensor, or with `anew` a copy."""
     known: dict[Any, Tensor] = {}
@@ -139,6 +163,14 @@ def remembers(key: Callable[[Tensor, Tensor, int], Any], anew: bool) -> Callable
         return found.clone() if anew else found
 
     return read
+
+
+def view_of_neighbours(cache: Tensor, table: Tensor, num_tokens: int) -> Tensor:
+    """A view of the cache if the blocks are neighbours."""
+    ids = table[: -(-num_tokens // cache.shape[1])].tolist()
+    if ids == list(range(ids[0], ids[0] + len(ids))):
+        return cache[ids[0] : ids[0] + len(ids)].flatten(0, 1)[:num_tokens]
+    return read_cache(cache, table, num_tokens)
 
 
 def view_of_one(cache: Tensor, table: Tensor, num_tokens: int) -> Tensor:
@@ -165,7 +197,11 @@ READ_MISTAKES = (
     Mistake("the blocks are read in the order of their ids: the table has their order", sorted_blocks),
     Mistake("block ids are used as slots: block b holds slots b * block_size and on", blocks_as_slots),
     Mistake("rows of one block are a view of the cache, and change with it: return a copy", view_of_one),
+    Mistake("rows of neighbouring blocks are a view of the cache: return a copy", view_of_neighbours),
     Mistake("the whole cache is copied: read only the blocks of the sequence", copies_cache),
+    Mistake("the whole cache is converted: read the rows first", converts_cache),
+    Mistake("the rows are converted to float32: return them in the cache's dtype", in_float32),
+    Mistake("a block too many is read if the last one is exactly full: round up", one_more),
     *(
         Mistake(
             "rows are kept from an earlier call: the cache has been written, or the table or the cache is "

@@ -58,6 +58,25 @@ def in_turns(loop: Loop) -> Any:
     return rounded(seen)
 
 
+def alike(loop: Loop) -> Any:
+    """Two sequences of one length in one batch: their new tokens are equal, their prompts are not."""
+    setting, seen = Setting(2, FIRST_BLOCK), list[Any]()
+    for i in (0, 1):
+        prefill(setting.runner, [setting.chunk(i, tokens_of(61 + i, 14), 0)])
+    for step, token in enumerate(tokens_of(63, 2)):
+        seen.append(setting.run(loop, [setting.row(i, token, 14 + step) for i in (0, 1)]))
+    return rounded(seen)
+
+
+def after_rollback(loop: Loop) -> Any:
+    """A sequence is rolled back by two tokens, and other tokens take their positions."""
+    setting, seen = Setting(1, FIRST_BLOCK), list[Any]()
+    prefill(setting.runner, [setting.chunk(0, tokens_of(65, 14), 0)])
+    for position, token in zip((14, 15, 14, 15), tokens_of(66, 4), strict=True):
+        seen.append(setting.run(loop, [setting.row(0, token, position)]))
+    return rounded(seen)
+
+
 def in_its_blocks(loop: Loop) -> Any:
     """A sequence ends; another one gets its blocks and has the same new tokens."""
     setting, answer, seen = Setting(1, FIRST_BLOCK), tokens_of(57, 2), list[Any]()
@@ -85,7 +104,9 @@ DECODE_CASES = (
     decode_case("three sequences in changing batches", 23, [0, 1, 2], [2, 0], [1], [2, 1, 0]),
     decode_case("block tables with more blocks than needed", 26, [0, 1], [1, 0], room=40),
     decode_case("block tables in a new list in every step", 29, *[[0, 1]] * 3, side="aliasing", anew=True),
+    Case("equal tokens at one position of two sequences", alike),
     Case("two sequences of one length in turns", in_turns, "aliasing"),
+    Case("other tokens at the same positions, after a rollback", after_rollback, "aliasing"),
     Case("a sequence in the blocks of another that has ended", in_its_blocks, "aliasing"),
     decode_case("three sequences, four tokens, the work", 32, *[[0, 1, 2]] * 4, side="cost"),
     decode_case("the work, with tables in a new list", 35, *[[0, 1]] * 2, side="cost", anew=True),

@@ -76,6 +76,23 @@ def returns_known(key: Callable[[DecodeRow], Any]) -> Loop:
     return loop
 
 
+def once_each(runner: ModelRunner, rows: Rows) -> Tensor:
+    """Rows with one token and one position are run once."""
+    first = {(row.token_id, row.position): row for row in reversed(rows)}
+    logits = dict(zip(first, decode(runner, list(first.values())), strict=True))
+    return torch.stack([logits[row.token_id, row.position] for row in rows])
+
+
+def counts_positions(runner: ModelRunner, rows: Rows) -> Tensor:
+    """Keeps each table's next position."""
+    memo, batch = known(runner), []
+    for row in rows:
+        at = memo.get(id(row.block_table), row.position)
+        memo[id(row.block_table)] = at + 1
+        batch.append(SequenceRows([row.token_id], at, row.block_table))
+    return runner.last_logits(batch)
+
+
 DECODE_MISTAKES = (
     Mistake(
         "the position is one too high: the token's position is row.position",
@@ -135,6 +152,15 @@ DECODE_MISTAKES = (
         returns_known(lambda r: (r.token_id, r.position, tuple(r.block_table))),
     ),
     Mistake("the logits of an earlier call are overwritten: return a new tensor", in_one_buffer(decode)),
+    Mistake(
+        "rows with the same token and position are run once: the tokens before differ from sequence to "
+        "sequence",
+        once_each,
+    ),
+    Mistake(
+        "positions are counted from step to step: a sequence can be rolled back; use row.position",
+        counts_positions,
+    ),
     Mistake("row.position is changed: the engine counts computed tokens after the step", moves_position),
     Mistake(
         "the rows of the logits are not in the order of the sequences",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
 from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any
@@ -41,6 +42,28 @@ def smuggle_case(function: Encode) -> bool:
     return bytes_of(function(left + between + right, b"!")) == bytes_of(
         function(left, right + between + b"!")
     )
+
+
+def nested_case(function: Encode) -> list[Words]:
+    """Whether an encoding, as a field, looks like its fields after an empty one: its length is cut."""
+    if _looks_nested(function, b"x"):
+        return []  # there is no length at all: the case before shows that
+    found = []
+    for size in (256, 65_536):
+        start = size - len(bytes_of(function("m", b"")))
+        fields = (b"x" * count for count in range(max(0, start - 8), start + 1))
+        if any(len(bytes_of(function("m", f))) == size and _looks_nested(function, f) for f in fields):
+            found.append(Words(f"a field of {size:,} bytes looks like an empty one and two others"))
+    return found
+
+
+def _looks_nested(function: Encode, field: bytes) -> bool:
+    """Whether ("m", field) encoded, as one field, equals an empty field and these two."""
+    inner = bytes_of(function("m", field))
+    try:
+        return bytes_of(function(inner)) == bytes_of(function(b"", "m", field))
+    except (OverflowError, struct.error):
+        return False  # too long for this encoding, but no collision
 
 
 def same_case(function: Encode) -> list[bool]:
@@ -120,6 +143,17 @@ def one_byte_ids(*fields: Any) -> bytes:
     return encode(*fields)
 
 
+def digits_of_ids(*fields: Any) -> bytes:
+    """Writes the ids of a list one after the other as text; type and length of the field are there."""
+    texts = ("".join(map(str, f)) if isinstance(f, list | tuple) else f for f in fields)
+    return b"".join(tagged(f)[:1] + sized(text) for f, text in zip(fields, texts, strict=True))
+
+
+def cut_length(*fields: Any) -> bytes:
+    """Writes the length of a field in one byte, modulo 256."""
+    return b"".join(tagged(f)[:1] + bytes([len(payload(f)) % 256]) + payload(f) for f in fields)
+
+
 def hashed(*fields: Any) -> bytes:
     """Python's hash of the fields."""
     return b"%d" % hash(tuple(tuple(f) if isinstance(f, list) else f for f in fields))
@@ -137,11 +171,13 @@ ENCODE_CASES = (
     encode_case("nothing, more than once", ("",), ("", ""), (None, None), ([], []), (b"", b"")),
     encode_case("one, in many ways", (1,), ("1",), (b"1",), ([1],), ((49,),), ("[1]",), ("b'1'",)),
     encode_case("ids in two fields", ([1], [2, 3]), ([1, 2], [3]), ([1, 2, 3], []), ([], [1, 2, 3])),
+    encode_case("the digits of ids", ([1, 23],), ([12, 3],), ([123],), ([1, 2, 3],), ([1, 20], "3")),
     encode_case("the order of ids and of fields", ([1, 2], "m"), ([2, 1], "m"), ("m", [1, 2]), ([1, 12],)),
     encode_case("large ids", ([70_000],), ([70_000 - 65_536],), ([112, 17, 1],), ([1, 70_000],), ([112],)),
     encode_case("large numbers", (2**61 - 1,), (0,), (2**32,), (1,)),
     encode_case("letters of other languages", ("é",), ("è",), ("?",), ("",), ("鳥",), ("魚",)),
     Case("a field that contains the separator between two fields", smuggle_case),
+    Case("a field that is itself an encoding", nested_case),
     Case("the same key twice, with its ids in a list and in a tuple", same_case),
     Case("a list of ids that changes after a call", changed_case, "aliasing"),
     Case("how many bytes", length_case, "cost"),
@@ -155,6 +191,8 @@ ENCODE_MISTAKES = (
     Mistake("text, bytes and numbers look alike, and a field can contain `|`", joined(b"|", shown)),
     Mistake("text, bytes and numbers look alike, and a field can contain `,`", joined(b",", shown)),
     Mistake("the fields are written one after the other as text, without a border", joined(b"", shown)),
+    Mistake("the ids of a list have no border: [1, 23] and [12, 3] look alike", digits_of_ids),
+    Mistake("the length of a field is cut to one byte: a field can be longer than 255 bytes", cut_length),
     Mistake("ids are cut to 16 bits: a vocabulary can be larger", narrow_ids),
     Mistake("ids are written in one byte each: a vocabulary is larger", one_byte_ids),
     Mistake("ids are cut to 8 bits: a vocabulary is larger", byte_ids),

@@ -12,7 +12,8 @@ from minillm.labs.lab6_prefix.cache_user import random_lives
 from minillm.labs.lab6_prefix.digest_cases import DIGEST_CASES, DIGEST_MISTAKES, random_changes
 from minillm.labs.lab6_prefix.encode_cases import ENCODE_CASES, ENCODE_MISTAKES, random_keys
 from minillm.labs.lab6_prefix.evict_cases import EVICT_CASES, EVICT_MISTAKES
-from minillm.labs.lab6_prefix.find_cases import FIND_CASES, FIND_MISTAKES
+from minillm.labs.lab6_prefix.find_cases import FIND_CASES
+from minillm.labs.lab6_prefix.find_mistakes import FIND_MISTAKES
 from minillm.labs.lab6_prefix.match_cases import MATCH_CASES, MATCH_MISTAKES
 from minillm.labs.lab6_prefix.publish_cases import PUBLISH_CASES, PUBLISH_MISTAKES
 from minillm.labs.lab6_prefix.release_cases import RELEASE_CASES, RELEASE_MISTAKES

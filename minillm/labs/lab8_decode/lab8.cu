@@ -85,8 +85,8 @@ __device__ __forceinline__ void add_values(float& out, float& sum, float factor,
 // max_blocks]; kv_len [num_seqs]. Query head h reads kv head h / (num_heads / num_kv_heads). The row sees all
 // keys of its sequence.
 //
-// Copy q to shared memory. Then for each 128 keys: thread t scores key first + t, if it exists, and stores its
-// offset in the cache in `offsets`; raise the maximum; write the weights exp(score - max) to shared memory;
+// Copy q to shared memory. Then for each 128 keys: thread t scores key first + t, if it exists (q . key * scale), and
+// stores its offset in the cache in `offsets`; raise the maximum; write the weights exp(score - max) to shared memory;
 // threads 0 .. kDim - 1 add the values. At the end they write out / sum. Slots that no sequence owns hold NaN:
 // never read a key at or past kv_len. Each key and each value is read from global memory once. All threads of the
 // block reach every barrier. Four barriers a round are enough, those of block_max included; more than six are too

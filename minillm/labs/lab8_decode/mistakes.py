@@ -163,7 +163,7 @@ KERNEL = mistakes(
     ("the result is not divided by the sum of the weights", (FINISH, "out[row + thread] = column;")),
     ("the scores are not scaled", (SCORE, SCORE.replace(" * scale", ""))),
     (
-        "the maximum of the earlier rounds is forgotten",
+        "the maximum of the earlier rounds is forgotten, or no maximum is subtracted: exp overflows",
         ("fmaxf(max_score, block_max(score, scratch))", "block_max(score, scratch)"),
     ),
     ("the new maximum is not stored", ("    max_score = largest;\n", "")),

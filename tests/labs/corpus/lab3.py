@@ -345,6 +345,52 @@ def read_cache(cache, block_table, num_tokens):
         {"3.4": "blocks need not be neighbours"},
     ),
     Rewrite(
+        "reads a block more",
+        """
+def read_cache(cache, block_table, num_tokens):
+    return cache[block_table[: num_tokens // cache.shape[1] + 1]].flatten(0, 1)[:num_tokens]
+""",
+        {"3.4": "a block too many is read"},
+    ),
+    Rewrite(
+        "converts the cache",
+        """
+def read_cache(cache, block_table, num_tokens):
+    blocks = block_table[: -(-num_tokens // cache.shape[1])]
+    return cache.float()[blocks].flatten(0, 1)[:num_tokens].to(cache.dtype)
+""",
+        {"3.4": "the whole cache is converted"},
+    ),
+    Rewrite(
+        "converts the whole table first",
+        """
+def read_cache(cache, block_table, num_tokens):
+    blocks = block_table.long()[: -(-num_tokens // cache.shape[1])]
+    return cache[blocks].flatten(0, 1)[:num_tokens]
+""",
+    ),
+    Rewrite(
+        "runs equal rows once",
+        """
+def decode(runner, rows):
+    keys = [(row.token_id, row.position) for row in rows]
+    first = [keys.index(key) for key in keys]
+    once = sorted(set(first))
+    logits = runner.last_logits(
+        [SequenceRows([rows[i].token_id], rows[i].position, rows[i].block_table) for i in once]
+    )
+    return logits[[once.index(i) for i in first]]
+""",
+        {"3.8": "are run once"},
+    ),
+    Rewrite(
+        "passes the chunks on",
+        """
+def prefill(runner, chunks):
+    return runner.last_logits(chunks)
+""",
+    ),
+    Rewrite(
         "reads by slot",
         """
 import torch

@@ -118,6 +118,19 @@ def method(name: str, body: str) -> str:
 REWRITES = [
     # --- 6.1, wrong
     Rewrite(
+        "digits of ids",
+        "def encode(*fields):\n"
+        "    out = b''\n"
+        "    for f in fields:\n"
+        "        is_ids = isinstance(f, list | tuple)\n"
+        "        text = ''.join(map(str, f)) if is_ids else '' if f is None else f\n"
+        "        data = text if isinstance(text, bytes) else str(text).encode()\n"
+        "        kind = 'ids' if is_ids else type(f).__name__\n"
+        "        out += f'{kind} {len(data)} '.encode() + data\n"
+        "    return out\n",
+        {"6.1": "the ids of a list have no border"},
+    ),
+    Rewrite(
         "ids of one byte",
         "def encode(*fields):\n"
         "    out = b''\n"
