@@ -22,7 +22,17 @@ WITH_PYTHON = [
     for name, p in PAGES.items()
     if name != "docs/extending.md" and any(b.language == "python" for b in p.blocks)
 ]
-DOCS = ("README", "architecture", "contracts", "extending", "instructor_guide", "kernels", "teaching", "troubleshooting", "usage")
+DOCS = (
+    "README",
+    "architecture",
+    "contracts",
+    "extending",
+    "instructor_guide",
+    "kernels",
+    "teaching",
+    "troubleshooting",
+    "usage",
+)
 ORDER = ("Hear it speak", "Learn with it", "Read it", "Use it", "Work on it", "The rest")
 # Every one ends in a second or two; they do not need a terminal, a network or a long measurement.
 CHEAP = {"labs", "inspect", "doctor"}

@@ -5,6 +5,7 @@ the student's file is loaded, and cannot be removed.
 
     read     the engine's sources (of loaded modules), files outside Python, the student's folder and scratch
     write    anything outside the scratch folder
+    end      other processes
     start    processes, threads, sockets, ctypes, profilers
     look     at the engine's code objects, at all objects (gc), at the caller's frames (also through a
              traceback, a generator, or a function of Python's library that returns them)
@@ -122,6 +123,8 @@ class Watch:
         """What is refused about the event, as a verb phrase; "" if nothing is."""
         if event == "open":
             return self._opens(*args)
+        if event in ("os.kill", "os.killpg"):
+            return "" if event == "os.kill" and args[0] == os.getpid() else "ends other processes"
         if event in _NEVER:
             return _NEVER[event]
         if event in ("object.__getattr__", "object.__setattr__", "sys._getframe", "compile", *_MARSHAL):

@@ -109,7 +109,7 @@ def _forms(lab: Lab, text: str) -> dict[str, list[str]]:
         return {number: found for number, found in words.items() if len(found) >= LONG}
     try:
         functions = _functions(ast.parse(text))
-    except (SyntaxError, ValueError, RecursionError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last: too deep for the parser
         return {}
     forms: dict[str, list[str]] = {}
     for task in lab.tasks:

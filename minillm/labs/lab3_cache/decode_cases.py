@@ -68,6 +68,19 @@ def in_its_blocks(loop: Loop) -> Any:
     return rounded(seen)
 
 
+def alike(loop: Loop) -> Any:
+    """Two sequences in one batch: the same token at the same position, after different prompts."""
+    setting = Setting(2, FIRST_BLOCK)
+    for i in (0, 1):
+        prefill(setting.runner, [setting.chunk(i, tokens_of(61 + i, 9), 0)])
+    return rounded(
+        [
+            setting.run(loop, [setting.row(i, token, 9 + step) for i in (0, 1)])
+            for step, token in enumerate(tokens_of(63, 2))
+        ]
+    )
+
+
 def more_decodes(random: Random) -> Iterator[Case]:
     """Random batches of three sequences of random lengths."""
     for _ in range(2):
@@ -86,6 +99,7 @@ DECODE_CASES = (
     decode_case("block tables with more blocks than needed", 26, [0, 1], [1, 0], room=40),
     decode_case("block tables in a new list in every step", 29, *[[0, 1]] * 3, side="aliasing", anew=True),
     Case("two sequences of one length in turns", in_turns, "aliasing"),
+    Case("two sequences with the same token at the same position", alike, "aliasing"),
     Case("a sequence in the blocks of another that has ended", in_its_blocks, "aliasing"),
     decode_case("three sequences, four tokens, the work", 32, *[[0, 1, 2]] * 4, side="cost"),
     decode_case("the work, with tables in a new list", 35, *[[0, 1]] * 2, side="cost", anew=True),

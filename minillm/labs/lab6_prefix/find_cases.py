@@ -61,6 +61,17 @@ def again_case(cache_class: Any) -> list[Any]:
     return [*seen, user.find(STORY), user.find([OTHER, OTHER]), user.find([SECOND])]
 
 
+def missed_case(cache_class: Any) -> list[int]:
+    """The digests in the index before and after searches that find nothing."""
+    user = CacheUser(cache_class)
+    user.write(STORY)
+    sizes = [len(user.cache._index)]
+    for chain in ([OTHER, SECOND], [FIRST, OTHER]):
+        user.find(chain)
+        sizes.append(len(user.cache._index))
+    return sizes
+
+
 # --- known mistakes ---------------------------------------------------------------------------------
 
 Same = Callable[[CachedBlock, Scope, CachedBlock | None, tuple[int, ...]], bool]
@@ -196,6 +207,7 @@ FIND_CASES = (
     count_case("false matches of keys that are not there", [(7, 7, 7, 7)], [(8,) * 4], is_constant=True),
     count_case("false matches of keys that are there", STORY, [OTHER, SECOND], is_constant=False),
     Case("a block is evicted between two searches", again_case, "aliasing"),
+    Case("what searches without a hit leave behind", missed_case, "cost"),
     walk_case(lambda user, blocks: user.find(STORY)),
 )
 FIND_MISTAKES = (
