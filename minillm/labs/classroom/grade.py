@@ -68,6 +68,10 @@ class Grading:
         unpacked.mkdir()
         try:
             self.results.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            why = error.strerror or error
+            raise UsageError(f"cannot write {self.results}: {why}", "choose another --out") from None
+        try:
             ours = {self.out.resolve(), self.results.resolve()}
             found = find_submissions(root, all_labs(), only, unpacked, ours)
         except (OSError, BadZip) as error:

@@ -14,6 +14,7 @@ from typing import Any
 from minillm.labs.grader.lab import Lab
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+_BLANK = " \u00a0\u200b\ufeff"
 
 
 def gradebook(records: Sequence[dict[str, Any]], labs: Sequence[Lab]) -> str:
@@ -30,7 +31,7 @@ def gradebook(records: Sequence[dict[str, Any]], labs: Sequence[Lab]) -> str:
 
 def safe(cell: Any) -> Any:
     """`cell` as a value that no spreadsheet runs."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+    return f"'{cell}" if isinstance(cell, str) and cell.lstrip(_BLANK).startswith(_FORMULA) else cell
 
 
 def _row(record: dict[str, Any], tasks: list[str]) -> list[Any]:

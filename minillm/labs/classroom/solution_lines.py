@@ -1,7 +1,8 @@
 """The lines of a lab's solution that say something, in a form in which spaces and comments do not matter.
 
 A line such as `return out` or `else:` says nothing. A line says something if it has at least MIN_WORDS words
-and operators and is not in the skeleton.
+and operators and is not in the skeleton. A long piece of a line says something too: the statement after
+`for (...)`, the element of a list, the right side of an assignment.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from minillm.labs.grader.lab import Lab
 from minillm.labs.grader.skeleton import skeleton, solution
 
 MIN_WORDS = 8
+MIN_PIECE = 14  # words and operators of a piece
+_BETWEEN = re.compile(r"^for \( .*? ; .*? ; .*? \) |^return | = \[? ?| for \w+ in | ; ")
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -28,7 +31,15 @@ def solution_lines(lab: Lab) -> set[str]:
     """The lines of the finished file that say something and are not in the skeleton."""
     given = {normal(line) for line in _given(lab).splitlines()}
     found = {normal(line) for line in solution(lab).splitlines()}
+    pieces = {piece for line in found - given for piece in _pieces(line)}
+    all_given = " ".join(_WORD.findall(_given(lab)))
+    found |= {piece for piece in pieces if piece not in all_given}
     return {line for line in found - given if len(line.split()) >= MIN_WORDS and not _is_plain(line)}
+
+
+def _pieces(line: str) -> list[str]:
+    """The long pieces of a line in its normal form."""
+    return [piece for piece in _BETWEEN.split(line) if len(piece.split()) >= MIN_PIECE]
 
 
 def _given(lab: Lab) -> str:

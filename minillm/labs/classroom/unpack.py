@@ -33,7 +33,9 @@ def unpack(archive: Path, folder: Path) -> None:
     except BadZip:
         raise
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError) as error:
-        raise BadZip(f"{archive.name} cannot be unpacked: {error}") from None
+        # Not an OSError's whole text: it has paths of this machine, and students read the report.
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise BadZip(f"{archive.name} cannot be unpacked: {why}") from None
     except (RuntimeError, NotImplementedError) as error:  # a password, or an unknown compression
         raise BadZip(f"{archive.name} cannot be unpacked: {error}") from None
 

@@ -5,8 +5,10 @@ the student's file is loaded, and cannot be removed.
 
     read     the engine's sources (of loaded modules), files outside Python, the student's folder and scratch
     write    anything outside the scratch folder
+    end      other processes
     start    processes, threads, sockets, ctypes, profilers
-    look     at the engine's code objects, at all objects (gc), at the caller's frames
+    look     at the engine's code objects, at all objects (gc), at the caller's frames (also through a
+             traceback, a generator, or a function of Python's library that returns them)
 
 A refused action raises PermissionError, and the grader is told at once, so the file cannot hide it by
 catching the error. The hook stops ordinary ways, not every way: C code (an extension module) is not seen. The
@@ -16,6 +18,7 @@ sandbox (`sandbox.py`) is for that.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,7 +26,10 @@ from pathlib import Path
 from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
-from minillm.labs.grader.tripwire import ENGINE, student_is_below, theirs
+import _posixsubprocess
+
+from minillm.labs.grader.seal import sealed_object
+from minillm.labs.grader.tripwire import ENGINE, is_students, student_is_below
 
 _NEVER = {
     "gc.get_objects": "searches all objects",
@@ -43,6 +49,13 @@ _NEVER = {
     "pty.spawn": "starts a process",
     "_thread.start_new_thread": "starts a thread",
 }
+_FRAMES = ("tb_frame", "gi_frame", "cr_frame", "ag_frame")
+# Functions of Python's library that give a frame to their caller, by the end of their file's name.
+_PASS_FRAMES_ON = {
+    "/inspect.py": "",
+    "/logging/__init__.py": "currentframe <lambda>",
+    "/traceback.py": "walk_stack walk_tb",
+}
 _NEVER_IN = {"socket": "opens a socket", "ctypes": "uses ctypes"}
 _CHANGES = {
     "os.remove",
@@ -54,6 +67,7 @@ _CHANGES = {
     "os.truncate",
     "os.chmod",
 }
+_START = _posixsubprocess.fork_exec
 _MARSHAL = ("marshal.loads", "marshal.load")
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _SYSTEM = ("/usr/", "/lib", "/etc/", "/proc/", "/sys/", "/dev/")
@@ -69,14 +83,29 @@ class Watch:
     sources: frozenset[str] = field(default_factory=lambda: frozenset(_sources()))
     trusted: frozenset[int] = field(default_factory=lambda: frozenset(map(id, _grader_code())))
     readable: tuple[str, ...] = field(default_factory=lambda: tuple(_readable()))
+    busy: list[str] = field(default_factory=list)
 
     def arm(self) -> None:
-        """Install the hook, for the rest of the process."""
-        sys.addaudithook(self._hook)
+        """Install the hook, for the rest of the process. No file can change a name in it (`seal.py`)."""
+        sys.addaudithook(sealed_object(self)._hook)
+        for module in (_posixsubprocess, subprocess):
+            for name, value in list(vars(module).items()):
+                if value is _START:
+                    setattr(module, name, _refused_start)  # Python reports no event for it
 
     def _hook(self, event: str, args: tuple[Any, ...]) -> None:
-        if event == "object.__getattr__" and not _is_engines(args[0]):
-            return  # also frames, which the hook itself reads
+        if self.busy:  # the hook itself looks at frames
+            return
+        is_frame = event == "object.__getattr__" and args[1] in _FRAMES
+        if event == "object.__getattr__" and not is_frame and not _is_engines(args[0]):
+            return
+        self.busy.append(event)
+        try:
+            self._judge("sys._getframe" if is_frame else event, args)
+        finally:
+            self.busy.pop()
+
+    def _judge(self, event: str, args: tuple[Any, ...]) -> None:
         caller = _caller() if event.startswith("object.") else None
         if caller is not None and id(caller.f_code) in self.trusted:
             return
@@ -94,6 +123,8 @@ class Watch:
         """What is refused about the event, as a verb phrase; "" if nothing is."""
         if event == "open":
             return self._opens(*args)
+        if event in ("os.kill", "os.killpg"):
+            return "" if event == "os.kill" and args[0] == os.getpid() else "ends other processes"
         if event in _NEVER:
             return _NEVER[event]
         if event in ("object.__getattr__", "object.__setattr__", "sys._getframe", "compile", *_MARSHAL):
@@ -106,7 +137,7 @@ class Watch:
         frame = _caller()
         name = frame.f_code.co_filename if frame else ""
         if event == "sys._getframe":
-            return "looks at the frames of the check" if theirs(name, str(self.folder)) else ""
+            return "looks at the frames of the check" if _gets_frame(frame, str(self.folder)) else ""
         if event == "compile":
             is_spoof = str(args[1]).startswith(ENGINE) and not name.startswith("<frozen importlib")
             return "makes code in the engine's name" if is_spoof else ""
@@ -144,6 +175,23 @@ def _caller() -> FrameType | None:
     while frame is not None and frame.f_code.co_filename == __file__:
         frame = frame.f_back
     return frame
+
+
+def _gets_frame(frame: FrameType | None, folder: str) -> bool:
+    """Whether the student's code receives the frame that `frame` looks at."""
+    while frame is not None:
+        name, function = frame.f_code.co_filename, frame.f_code.co_name
+        passing = [names for end, names in _PASS_FRAMES_ON.items() if name.endswith(end)]
+        if not passing or (passing[0] and function not in passing[0].split()):
+            return is_students(frame, folder)
+        frame = frame.f_back
+    return False
+
+
+def _refused_start(*_: Any) -> None:
+    """In place of the C function below `subprocess` and `multiprocessing`."""
+    sys.audit("os.fork")
+    raise PermissionError("a check does not allow this: the file starts a process")
 
 
 def _is_quiet(event: str, frame: FrameType | None) -> bool:

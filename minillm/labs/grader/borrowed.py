@@ -13,7 +13,8 @@ import ast
 import inspect
 import re
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -25,8 +26,9 @@ from minillm.labs.grader.lab import Lab, Part
 from minillm.labs.grader.skeleton import Function, solution
 from minillm.labs.grader.tripwire import theirs
 
+_CACHED = type(lru_cache(len))
 LONG = 60  # nodes of the syntax tree, or words of CUDA: shorter functions are often equal by chance
-_WRAPPERS = (FunctionType, MethodType, partial, staticmethod, classmethod, property)
+_WRAPPERS = (_CACHED, FunctionType, MethodType, partial, staticmethod, classmethod, property)
 
 
 def borrowed(part: Part, module: ModuleType, file: Path) -> str:
@@ -38,7 +40,8 @@ def borrowed(part: Part, module: ModuleType, file: Path) -> str:
             kind = "class" if isinstance(own, type) else "function"
             return f"{label} is the engine's own {kind}, imported from {part.module}: write it in {file.name}"
         functions = [layer for layer in layers if isinstance(layer, FunctionType)]
-        if functions and not any(theirs(f.__code__.co_filename, str(file.parent)) for f in functions):
+        is_plain = mine is None or isinstance(mine, type | attrgetter | itemgetter)
+        if not is_plain and not any(theirs(f.__code__.co_filename, str(file.parent)) for f in functions):
             return f"{label} was made at run time or comes from elsewhere: write it in {file.name}"
     return ""
 
@@ -106,7 +109,7 @@ def _forms(lab: Lab, text: str) -> dict[str, list[str]]:
         return {number: found for number, found in words.items() if len(found) >= LONG}
     try:
         functions = _functions(ast.parse(text))
-    except (SyntaxError, ValueError, RecursionError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last: too deep for the parser
         return {}
     forms: dict[str, list[str]] = {}
     for task in lab.tasks:

@@ -22,9 +22,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import astuple
+from json.encoder import c_make_encoder, encode_basestring_ascii
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -38,12 +39,14 @@ from minillm.labs.grader.integrity import Snapshot
 from minillm.labs.grader.lab import Lab, Task
 from minillm.labs.grader.meter import counted_passes
 from minillm.labs.grader.registry import find_lab
+from minillm.labs.grader.seal import hide_grader, sealed, sealed_object
 from minillm.labs.grader.student_file import load, load_error, part_of
 from minillm.labs.grader.tripwire import Refused, tripwires
 from minillm.ops.simt.machine import machine
 
 MAX_FILE_BYTES = 64 << 20
 Send = Callable[..., None]
+Changed = Callable[[bool], str]
 _count_threads = _thread._count  # all but the first
 
 
@@ -57,22 +60,30 @@ def main() -> None:
     if isinstance(lab, CudaLab):
         machine()  # the first use compiles it, which takes longer than the limit of a task
     file = Path(order["file"])
-    before = Snapshot()
-    if not isinstance(lab, CudaLab):
-        Watch(file.parent, order["scratch"], lambda why: send("refused", status="refused", message=why)).arm()
+    check, changed = sealed(_check), _protected(lab, file, order["scratch"], send)
     set_limits(order["memory"], order["cpu"])
     first = order["first"]
     del order
     send("ready")
-    _check(lab, file, first, send, before)
+    check(lab, file, first, send, changed)
     with suppress(Exception):  # the file may have closed or replaced stdout
         sys.stdout.flush()
     os._exit(0)  # do not run the student's atexit handlers, do not wait for threads
 
 
+def _protected(lab: Lab, file: Path, scratch: str, send: Send) -> Changed:
+    """Arm the audit hook and hide the grader; return the function that says what the file has replaced."""
+    if isinstance(lab, CudaLab):
+        return cast(Changed, Snapshot().changed)
+    watch = Watch(file.parent, scratch, lambda why: send("refused", status="refused", message=why))
+    changed = sealed_object(Snapshot(hide_grader())).changed
+    watch.arm()
+    return cast(Changed, changed)
+
+
 def _sender(pipe: int, key: str) -> Send:
     """A function that sends one message. It ends the process if it cannot: nothing may go unsaid."""
-    dumps, write, leave = json.dumps, os.write, os._exit
+    dumps, write, leave = _encoder(), os.write, os._exit
 
     def send(event: str, **fields: Any) -> None:
         data = f"{key} {dumps({'event': event, **fields})}\n".encode()
@@ -85,7 +96,16 @@ def _sender(pipe: int, key: str) -> Send:
     return send
 
 
-def _check(lab: Lab, file: Path, first: int, send: Send, before: Snapshot) -> None:
+def _encoder() -> Callable[[Any], str]:
+    """`json.dumps`, but all of it is C code: no class or function of `json` can be replaced in it."""
+    make, join = c_make_encoder, "".join
+    if make is None:  # a Python without C code for json
+        return json.dumps
+    encoder = make(None, str, encode_basestring_ascii, None, ": ", ", ", False, False, True)
+    return lambda value: join(encoder(value, 0))
+
+
+def _check(lab: Lab, file: Path, first: int, send: Send, changed: Changed) -> None:
     """Load the file and send the answers from task `first` on, or say why the file cannot be loaded."""
     try:
         if message := earlier_version(lab, file.read_text(encoding="utf-8", errors="replace")):
@@ -95,12 +115,12 @@ def _check(lab: Lab, file: Path, first: int, send: Send, before: Snapshot) -> No
     except BaseException as error:
         send("unloadable", message=load_error(error, file))
         return
-    _compare(before, send)
+    _compare(changed, send)
     send("loaded")
     for task in lab.tasks[first:]:
         start = time.monotonic()
-        reason = _run_task(lab, task, module, file, send, before)
-        _compare(before, send)
+        reason = _run_task(lab, task, module, file, send, changed)
+        _compare(changed, send)
         if reason:
             send("end", task=task.number, status=reason.status, message=str(reason))
         else:
@@ -108,7 +128,7 @@ def _check(lab: Lab, file: Path, first: int, send: Send, before: Snapshot) -> No
 
 
 def _run_task(
-    lab: Lab, task: Task, module: ModuleType, file: Path, send: Send, before: Snapshot
+    lab: Lab, task: Task, module: ModuleType, file: Path, send: Send, changed: Changed
 ) -> NotJudged | None:
     """Send the answer to every case; return why there are none."""
 
@@ -120,7 +140,7 @@ def _run_task(
             for case in task.cases:
                 with counted_passes() as passes, tripwires(lab, task, file.parent, refuse):
                     found = answer(case, mine, file)
-                _compare(before, send, functions=False)
+                _compare(changed, send, functions=False)
                 send("case", task=task.number, answer=found, passes=astuple(passes))
     except NotJudged as reason:
         return reason
@@ -135,9 +155,9 @@ def _run_task(
     return None
 
 
-def _compare(before: Snapshot, send: Send, functions: bool = True) -> None:
+def _compare(changed: Changed, send: Send, functions: bool = True) -> None:
     """Tell the grader if the file replaced something that the check uses."""
-    if name := before.changed(functions):
+    if name := changed(functions):
         send("refused", status="refused", message=f"the file replaced {name}")
     if _count_threads() > 0:
         send("refused", status="refused", message="the file leaves a thread running")

@@ -1,7 +1,7 @@
 """The simulator's errors in a lab's words: both lines of a race, in the numbers of the student's file.
 
     lab7.cu:139   score_keys(scores, q_tile, kv_tile, ..)     the student's section; it calls
-    line 75       sum += q[row][d] * keys[key][d];            the lab's own part, which reads
+    line 75       ... q[row][d] ...                           the lab's own part, which reads
 
 The message names the function that made the access and the student's line that called it. An access that no
 line of the student leads to is in the lab's own part; a race there is still caused by the student's section

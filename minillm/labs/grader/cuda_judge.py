@@ -17,9 +17,13 @@ from minillm.labs.grader.cuda_text import STUB, filled, for_task, helpers, secti
 from minillm.labs.grader.lab import Task
 from minillm.labs.grader.result import Status
 
-# What reads other files (the finished kernel is one of them), or reaches into the simulator that counts.
+# What reads other files (the finished kernel is one of them), reaches into the simulator that counts, takes
+# loads and stores out of its sight (attributes), runs outside of kernels, or makes such a word of two (`##`).
 _REACHES = re.compile(
-    r"(?:#|%:|\?\?=)\s*(?:include\w*|import|embed|line)\b[^\n]*|\b(?:_Pragma|(?:__)?asm(?:__)?|simt|__tsan\w*)\b"
+    r"(?:#|%:|\?\?=)\s*(?:(?:include\w*|import|embed|line)\b|pragma\b(?!\s+unroll\b))[^\n]*"
+    r"|##|%:%:|\?\?=\s*\?\?="
+    r"|\b(?:_Pragma|(?:__)?asm(?:__)?|simt|__tsan\w*|__attribute(?:__)?)\b|\[\[\s*(?:using\s+)?(?:gnu|clang)\w*"
+    r"|\bextern\s*\"|\bstd\s*::\s*(?:mem|copy|move|fill|uninitialized)\w*\s*[(<]|#\s*undef\b"
 )
 
 

@@ -26,6 +26,21 @@ from minillm.labs.grader.cuda_text import for_task, replaced, sections
 from minillm.ops.simt import KernelLibrary, Profile, SimtError, compile_kernels, flavour, profile
 
 
+# The compiler makes calls of library functions of these, and the simulator does not see what they read.
+_COUNTED_COPIES = """
+extern "C" void* __tsan_memcpy(void*, const void*, size_t);
+extern "C" void* __tsan_memset(void*, int, size_t);
+#ifndef SIMT_ASAN
+#define memcpy __tsan_memcpy
+#define memmove __tsan_memcpy
+#define memset __tsan_memset
+#define __builtin_memcpy __tsan_memcpy
+#define __builtin_memmove __tsan_memcpy
+#define __builtin_memset __tsan_memset
+#endif
+"""
+
+
 class Build:
     """Texts that are compiled together, when the first of them runs."""
 
@@ -49,7 +64,9 @@ class Build:
         self._folder = tempfile.TemporaryDirectory()
         path = Path(self._folder.name) / self.name
         path.write_text(
-            '#include "dialect.h"\n' + "".join(map(_apart, range(len(self.texts)), self.texts)),
+            '#include "dialect.h"\n'
+            + _COUNTED_COPIES
+            + "".join(map(_apart, range(len(self.texts)), self.texts)),
             encoding="utf-8",
         )
         try:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import builtins
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -30,11 +30,12 @@ _OTHERS = (torch, torch.nn.functional, builtins, json)
 
 
 class Snapshot:
-    """Everything that is checked, as it is now."""
+    """Everything that is checked, as it is now. `hidden`: modules that are not in `sys.modules`."""
 
-    def __init__(self) -> None:
+    def __init__(self, hidden: Sequence[ModuleType] = ()) -> None:
         modules = list(_modules())
         self._modules = [(name, module, type(module)) for name, module in modules]
+        modules += [(module.__name__, module) for module in hidden]
         self._classes = [(kind, kind.__bases__, set(vars(kind))) for kind in _classes(modules)]
         owners: list[tuple[str, Mapping[str, Any]]] = [(name, vars(module)) for name, module in modules]
         owners += [(f"{kind.__module__}.{kind.__qualname__}", vars(kind)) for kind, _, _ in self._classes]

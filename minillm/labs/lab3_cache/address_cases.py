@@ -83,7 +83,9 @@ def slot_case(name: str, blocks: Sequence[int], positions: Sequence[int], size: 
 
 def beyond(slots: Slots) -> list[Any]:
     """What happens at positions that the table has no block for."""
-    return [_slots_or_error(slots, table_of(8, 3), positions) for positions in ([8], range(6, 10), [40])]
+    return [
+        _slots_or_error(slots, table_of(8, 3), positions) for positions in ([8], range(6, 10), [40], [9, 2])
+    ]
 
 
 def _slots_or_error(slots: Slots, table: list[int], positions: Sequence[int]) -> Any:

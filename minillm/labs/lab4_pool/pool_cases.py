@@ -74,13 +74,14 @@ def kept_lists(pool_class: Any) -> list[Any]:
     """The caller changes a list that it got from the pool, and reads lists that it gave to the pool."""
     pool = pool_class(6, 4)
     first, second = pool.allocate(2), pool.allocate(2)
-    got = [list(first), list(second)]
+    got, none = [list(first), list(second)], pool.allocate(0)
     first += [5, 5]
+    none += [5]
     second.clear()
     shared, freed = [0, 3], [3, 0, 1]
     pool.share(shared)
     pool.free(freed)
-    return [got, shared, freed, state(pool), pool.allocate(3)]
+    return [got, shared, freed, state(pool), pool.allocate(0), pool.allocate(3)]
 
 
 def iterators(pool_class: Any) -> list[Any]:

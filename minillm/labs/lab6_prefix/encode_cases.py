@@ -86,6 +86,13 @@ def changed_case(function: Encode) -> list[bool]:
     return [before != after, after == bytes_of(function("m", [1, 3])), ids == [1, 3]]
 
 
+def long_case(function: Encode) -> bool:
+    """Whether every id of a long list is in the bytes, also the last."""
+    ids = list(range(3000))
+    changed = [[*ids[:at], at + 2**30, *ids[at + 1 :]] for at in (0, 1500, 2999)]
+    return len({bytes_of(function("m", listed)) for listed in (ids, ids[:-1], *changed)}) == 5
+
+
 def length_case(function: Encode) -> Words:
     """The bytes of 1000 ids of 16 bits: 2000 bytes are needed."""
     ids = [i * 64_123 % 65_536 for i in range(1000)]
@@ -180,6 +187,7 @@ ENCODE_CASES = (
     Case("a field that is itself an encoding", nested_case),
     Case("the same key twice, with its ids in a list and in a tuple", same_case),
     Case("a list of ids that changes after a call", changed_case, "aliasing"),
+    Case("long lists that differ in one id", long_case),
     Case("how many bytes", length_case, "cost"),
 )
 ENCODE_MISTAKES = (
