@@ -1,4 +1,4 @@
-"""Tricks that reach the engine's part, or the check itself, by ways that leave no code of the file on the stack.
+"""Tricks that reach the engine's part or the check, and leave no code of the file on the stack.
 
 As in `test_forging.py`, a trick is added to a finished file; the forged task gets no points.
 """

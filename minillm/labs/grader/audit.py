@@ -17,6 +17,7 @@ sandbox (`sandbox.py`) is for that.
 
 from __future__ import annotations
 
+import _posixsubprocess
 import os
 import subprocess
 import sys
@@ -25,8 +26,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
-
-import _posixsubprocess
 
 from minillm.labs.grader.seal import sealed_object
 from minillm.labs.grader.tripwire import ENGINE, is_students, student_is_below

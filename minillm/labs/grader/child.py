@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import astuple
-from json.encoder import c_make_encoder, encode_basestring_ascii
+from json import encoder as json_encoder
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -98,10 +98,10 @@ def _sender(pipe: int, key: str) -> Send:
 
 def _encoder() -> Callable[[Any], str]:
     """`json.dumps`, but all of it is C code: no class or function of `json` can be replaced in it."""
-    make, join = c_make_encoder, "".join
+    make, join = getattr(json_encoder, "c_make_encoder", None), "".join
     if make is None:  # a Python without C code for json
         return json.dumps
-    encoder = make(None, str, encode_basestring_ascii, None, ": ", ", ", False, False, True)
+    encoder = make(None, str, json_encoder.encode_basestring_ascii, None, ": ", ", ", False, False, True)
     return lambda value: join(encoder(value, 0))
 
 

@@ -25,7 +25,6 @@ from minillm.labs.grader.cuda_errors import in_words
 from minillm.labs.grader.cuda_text import for_task, replaced, sections
 from minillm.ops.simt import KernelLibrary, Profile, SimtError, compile_kernels, flavour, profile
 
-
 # The compiler makes calls of library functions of these, and the simulator does not see what they read.
 _COUNTED_COPIES = """
 extern "C" void* __tsan_memcpy(void*, const void*, size_t);

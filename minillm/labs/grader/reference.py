@@ -19,7 +19,6 @@ from minillm.labs.grader.lab import Lab, Task
 from minillm.labs.grader.meter import Passes, counted_passes
 from minillm.labs.grader.registry import find_lab
 
-
 # For all references: a count of passes replaces code of the engine for a while (`intercept.py`).
 _LOCK = threading.RLock()
 

@@ -114,10 +114,8 @@ def is_students(frame: FrameType, folder: str) -> bool:
     """Whether code is the student's: it is in its files, or in no file of the engine or of a library."""
     name = frame.f_code.co_filename
     is_first = frame.f_back is None  # the command that started this process
-    return (
-        theirs(name, folder)
-        or not is_first
-        and not name.startswith((*_LIBRARIES, *_NOT_THEIRS, "<frozen ", "<cases>"))
+    return theirs(name, folder) or (
+        not is_first and not name.startswith((*_LIBRARIES, *_NOT_THEIRS, "<frozen ", "<cases>"))
     )
 
 
