@@ -7,7 +7,7 @@ constants, imports, modules.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from minillm.labs.classroom.strip import Edit, edited
 
@@ -112,8 +112,32 @@ def _bound(node: ast.stmt) -> Iterator[str]:
         yield from (name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name))
 
 
-def _used(node: ast.stmt) -> set[str]:
-    return {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+def _used(node: ast.AST, local: frozenset[str] = frozenset()) -> set[str]:
+    """The names of the module that `node` uses. A function's own variables are not."""
+    if isinstance(node, ast.Name):
+        return {node.id} - local
+    children = list(ast.iter_child_nodes(node))
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        return {name for child in children for name in _used(child, local)}
+    inside = node.body if isinstance(node.body, list) else [node.body]
+    outside = [child for child in children if child not in inside]
+    own = local | _variables(node.args, inside)
+    return {name for child in outside for name in _used(child, local)} | {
+        name for child in inside for name in _used(child, own)
+    }
+
+
+def _variables(arguments: ast.arguments, body: Sequence[ast.AST]) -> set[str]:
+    """The names that a function binds itself, in no function inside it."""
+    found = {argument.arg for argument in ast.walk(arguments) if isinstance(argument, ast.arg)}
+    todo = list(body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
+            todo += ast.iter_child_nodes(node)
+    return found
 
 
 def _first_line(node: ast.stmt, lines: list[str]) -> int:

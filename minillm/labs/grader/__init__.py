@@ -17,6 +17,7 @@ honest answers       borrowed.py       a part that is the engine's object, or ha
                      intercept.py      code in front of a function, under all its names
                      audit.py          what the file may open, start and look at
                      integrity.py      what the file replaced
+                     seal.py           copies of the check's functions that a file cannot replace
                      meter.py          passes of the model, counted below all names
 judging              judge.py          one task: differences, diagnosis
 (grader's process)   judge_here.py     the same for a trusted file, without a child
