@@ -76,6 +76,11 @@ def partly(kind: str, lab: Lab, broken: set[str], content: str) -> Submission:
 # --- the kinds ----------------------------------------------------------------------------------------
 
 
+def wrong_in(lab: Lab, part: str) -> set[str]:
+    """The tasks that fail if `part` is wrong: its own, and that of the whole file."""
+    return {task.number for task in lab.tasks if task.part is None or task.part.name == part}
+
+
 def honest() -> Iterator[Submission]:
     """Finished, not begun, half done, wrong in known ways, odd but right."""
     for lab in all_labs():
@@ -83,8 +88,9 @@ def honest() -> Iterator[Submission]:
     for number in ("1", "5", "7"):
         yield refused("not begun", find_lab(number), text(skeleton(find_lab(number)), find_lab(number).file))
     open_part = "\n\ndef {0}(*_):\n    raise NotImplementedError('Lab {1} {0}')\n"
-    for number, name, task in (("3", "decode", "3.6"), ("1", "sample", "1.4"), ("4", "group_blocks", "4.5")):
+    for number, name in (("3", "decode"), ("1", "sample"), ("4", "group_blocks")):
         lab = find_lab(number)
+        (task,) = wrong_in(lab, name) - {lab.tasks[-1].number}
         yield partly("half done", lab, {task}, solution(lab) + open_part.format(name, task))
     for first in (0, 1):
         for lab in all_labs():
@@ -104,11 +110,11 @@ def misbehaving() -> Iterator[Submission]:
     leave = "\n\nimport os\n\ndef slot_mapping(table, positions, size):\n    os._exit(0)\n"
     killed = "\n\nimport os, signal\n\ndef blocks_for(n, size):\n    os.kill(os.getpid(), signal.SIGSEGV)\n"
     depth = "\n\ndef slot_mapping(table, positions, size):\n    return slot_mapping(table, positions, size)\n"
-    yield partly("endless loop in a part", lab, {"3.6", "3.7"}, code + loop)
-    yield partly("more memory than there is", lab, {"3.2", "3.7"}, code + memory)
-    yield partly("ends the process with 0", lab, {"3.2", "3.7"}, code + leave)
-    yield partly("a signal", lab, {"3.1", "3.7"}, code + killed)
-    yield partly("endless recursion", lab, {"3.2", "3.7"}, code + depth)
+    yield partly("endless loop in a part", lab, wrong_in(lab, "decode"), code + loop)
+    yield partly("more memory than there is", lab, wrong_in(lab, "slot_mapping"), code + memory)
+    yield partly("ends the process with 0", lab, wrong_in(lab, "slot_mapping"), code + leave)
+    yield partly("a signal", lab, wrong_in(lab, "blocks_for"), code + killed)
+    yield partly("endless recursion", lab, wrong_in(lab, "slot_mapping"), code + depth)
     yield right(
         "prints a lot", lab, code + "\nprint('x' * 3_000_000)\nimport sys; print('y', file=sys.stderr)\n"
     )
@@ -163,7 +169,7 @@ def forged() -> Iterator[Submission]:
     equal = "\n\nclass Equal(list):\n    def __eq__(self, other): return True\n"
     equal += "    def __len__(self): return 10\n\n\n"
     equal += "def slot_mapping(table, positions, size):\n    return Equal([1])\n"
-    yield partly("equals everything", lab, {"3.2", "3.7"}, solution(lab) + equal)
+    yield partly("equals everything", lab, wrong_in(lab, "slot_mapping"), solution(lab) + equal)
     wrapped = "\n\nimport minillm.memory.block_table as t\n\n\ndef slot_mapping(table, positions, size):\n"
     yield partly(
         "wraps the engine",
