@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ RUN = [sys.executable, "-m", "minillm"]
 
 def shell(command, **env):
     """Run a shell command; {run} is `python -m minillm`."""
-    text = command.replace("{run}", " ".join(RUN))
+    text = command.replace("{run}", shlex.join(RUN))
     return subprocess.run(["bash", "-c", text], capture_output=True, env={**os.environ, **env}, timeout=120)
 
 

@@ -263,7 +263,7 @@ def _at(block, pos, size):
     return Place(block, pos % size)
 
 def _slots(table, positions, size):
-    print("hello", Pair(1, 2), Point(1, 2), Kind.A)
+    print("hello", Pair(1, 2), Point(1, 2), Kind.A, flush=True)
     warnings.warn("a warning")
     try:
         1 / 0
