@@ -16,8 +16,7 @@ from minillm.labs.grader.lab import Part
 from minillm.labs.grader.registry import find_lab
 from minillm.labs.grader.skeleton import skeleton, solution
 
-
-# Right, but it frees blocks in another order. In a package the other tasks run with it and see other block ids.
+# Right, but frees blocks in another order. In a package the other tasks run with it and see other block ids.
 OTHER_ORDER = {"a list of the oldest"}
 
 
