@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         print(dim(stats_line(output)), file=sys.stderr)
         if not args.chat and _answers_messages(llm):
             print(dim(CHAT_HINT), file=sys.stderr)
-    if output.error:
+    if output.error and not interrupted:  # Ctrl-C inside a step may end the request with an error
         raise output.error
     return INTERRUPTED if interrupted else 0
 
