@@ -95,7 +95,7 @@ def run_rm(args: argparse.Namespace) -> int:
 
 def _agrees(question: str) -> bool:
     if not sys.stdin.isatty():
-        raise UsageError("nobody can be asked: the input is no terminal", "use --yes")
+        raise UsageError("the question needs a terminal as input", "use --yes")
     print(question, end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
