@@ -24,7 +24,7 @@ def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     grade.add_argument(
         "--out", type=Path, required=True, metavar="CSV", help="the gradebook; results go beside it"
     )
-    grade.add_argument("--lab", metavar="N", help="grade this lab only; a student without a file gets a row too")
+    grade.add_argument("--lab", metavar="N", help="grade only this lab; students without a file get a row")
     grade.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, help="checks at once (default: one per core)"
     )
