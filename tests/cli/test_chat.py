@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +60,14 @@ class Terminal:
         os.write(self._fd, text.encode())
         return self.wait_for(words)
 
+    def interrupt(self, words="\n> "):
+        """Press Ctrl-C once the chat waits for a key: CPython holds an earlier signal back until then."""
+        stat, end = Path(f"/proc/{self._pid}/stat"), time.monotonic() + 90
+        while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "S":
+            assert time.monotonic() < end, self.seen
+            time.sleep(0.01)
+        return self.send("\x03", words)
+
     def end(self):
         code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
         os.close(self._fd)
@@ -77,7 +86,8 @@ def test_a_conversation_on_a_terminal(tmp_path):
     assert "5 messages are in" in chat.send(f"/save {tmp_path / 'chat.json'}\n")
     assert "File exists" in chat.send(f"/save {tmp_path / 'chat.json'}\n")
     assert "there is no command '/rest'" in chat.send("/rest\n")
-    assert "/bye ends the chat" in chat.send("abc\x03")
+    chat.send("abc", "abc")
+    assert "/bye ends the chat" in chat.interrupt()
     assert "forgotten" in chat.send("/reset\n")
     os.write(chat._fd, b"/bye\n")
     assert chat.end() == 0
