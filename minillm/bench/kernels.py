@@ -169,7 +169,7 @@ def _attention_jobs(config: ModelConfig, dtype: torch.dtype, n: int) -> Iterator
     heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     q, k, v = (torch.randn(n, count, dim).to(dtype) for count in (heads, kv_heads, kv_heads))
     k_cache, v_cache = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
-    tables = RopeTables(*rope_tables(config.rope, dim, kv_len))
+    tables = RopeTables(*rope_tables(config.ropes[0], dim, kv_len))
     rope = (q, k, v, tables, LayerCache(k_cache, v_cache), meta)
     moved = 2 * n * (config.q_size + 2 * config.kv_size) * dtype.itemsize
     turned = 3 * n * (config.q_size + config.kv_size)

@@ -14,7 +14,7 @@ from minillm.config.engine import (
     EngineOptions,
     engine_config,
 )
-from minillm.config.model import LayerSpec, ModelConfig, RopeConfig
+from minillm.config.model import Activation, ExpertSpec, LayerSpec, ModelConfig, RopeConfig
 from minillm.config.sampling import SamplingParams
 
 __all__ = [
@@ -22,12 +22,14 @@ __all__ = [
     "DEVICES",
     "DTYPES",
     "MAX_BRANCHES",
+    "Activation",
     "Backend",
     "Device",
     "DraftVerification",
     "Dtype",
     "EngineConfig",
     "EngineOptions",
+    "ExpertSpec",
     "LayerSpec",
     "ModelConfig",
     "RopeConfig",

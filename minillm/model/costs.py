@@ -10,9 +10,18 @@ from minillm.config import ModelConfig
 
 
 def matmul_weights(config: ModelConfig) -> int:
-    """The number of weights in matrix products of one decoded token: all but the embedding, plus the head."""
+    """The number of weights in matrix products of one decoded token: all but the embedding, plus the head.
+
+    Of the experts only those count that one token uses.
+    """
     embedding = config.vocab_size * config.hidden_size
-    return config.num_parameters - (0 if config.tie_word_embeddings else embedding)
+    positions = config.learned_positions * config.max_position_embeddings * config.hidden_size
+    unused = sum(
+        config.mlp_parameters(layer) - config.mlp_parameters(layer, layer.experts.per_token)
+        for layer in config.layers
+        if layer.experts is not None
+    )
+    return config.num_parameters - unused - positions - (0 if config.tie_word_embeddings else embedding)
 
 
 def visible_keys(config: ModelConfig, context: int) -> int:

@@ -116,7 +116,8 @@ def load_model(
     dtype = pick_dtype(engine.dtype, config)
     max_model_len = _max_model_len(engine, config)
     require_memory(config, dtype, device, max_model_len)
-    require_finite_angles(config.rope, config.head_dim, max_model_len)
+    for rope in config.ropes:
+        require_finite_angles(rope, config.head_dim, max_model_len)
     generation = load_generation_config(folder)
     eos_token_ids = tuple(end_of_text(generation, config))
     tokenizer = _load_tokenizer(folder, config, eos_token_ids)
@@ -213,7 +214,8 @@ def pick_dtype(name: str, config: ModelConfig) -> torch.dtype:
 def _max_model_len(engine: EngineConfig, config: ModelConfig) -> int:
     wanted = engine.max_model_len or config.max_position_embeddings
     if wanted > config.context_limit:
-        why = f"rope kind {config.rope.kind}, max_position_embeddings {config.max_position_embeddings}"
+        kinds = ", ".join(dict.fromkeys(rope.kind for rope in config.ropes)) or "none"
+        why = f"rope kind {kinds}, max_position_embeddings {config.max_position_embeddings}"
         raise UsageError(
             f"max_model_len={wanted} is beyond the model's {config.context_limit} positions ({why})",
             f"use at most {config.context_limit}",

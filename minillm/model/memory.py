@@ -24,8 +24,13 @@ def weight_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
 
 
 def rope_bytes(config: ModelConfig, num_positions: int) -> int:
-    """Bytes at the peak while the rope tables of `num_positions` positions are made."""
-    return _ROPE_COPIES * num_positions * (config.head_dim // 2) * torch.float32.itemsize
+    """Bytes at the peak while the rope tables of `num_positions` positions are made.
+
+    A table stays when the next one is made. longrope's tables have two parts.
+    """
+    pairs = [rope.rotary_dim(config.head_dim) // 2 * (1 + (rope.kind == "longrope")) for rope in config.ropes]
+    kept = 2 * sum(pairs[:-1]) + _ROPE_COPIES * sum(pairs[-1:])
+    return num_positions * kept * torch.float32.itemsize
 
 
 def require_memory(config: ModelConfig, dtype: torch.dtype, device: torch.device, max_model_len: int) -> None:

@@ -10,11 +10,18 @@ beyond L. Each kind of scaling maps them back into the trained range:
     yarn      the same idea with a ramp over pair indices; cos and sin are scaled by an attention factor
     dynamic   default up to the original length. Beyond it all keys would change whenever the sequence
               grows, which is impossible with a KV cache, so longer sequences are refused
+    longrope  every pair has two divisors: one in sequences up to the original length, one in longer ones
 
-yarn's attention factor applies to q and to k, so scores grow by its square.
+The attention factor of yarn and longrope applies to q and to k, so scores grow by its square.
 
-Sources: Su et al. 2104.09864; Chen et al. 2306.15595 (linear); Peng et al. 2309.00071 (YaRN);
-the Llama 3.1 release for `llama3`.
+With `rotary_factor` below 1 only the first components of a head are rotated. The tables of longrope hold both
+kinds of rows, one below the other; a long sequence reads row `original_max_position` + position:
+
+    row  0 ...............  original - 1 | original ....................... original + num_positions - 1
+         short divisors, positions 0 ..  | long divisors, positions 0 ..
+
+Sources: Su et al. 2104.09864; Chen et al. 2306.15595 (linear); Peng et al. 2309.00071 (YaRN); Ding et al.
+2402.13753 (LongRoPE); the Llama 3.1 release for `llama3`.
 """
 
 from __future__ import annotations
@@ -24,26 +31,60 @@ import math
 import torch
 from torch import Tensor
 
-from minillm.config import RopeConfig
+from minillm.config import ModelConfig, RopeConfig
+from minillm.ops.contract import RopeTables
+
+
+def layer_tables(config: ModelConfig, num_positions: int, device: torch.device) -> tuple[RopeTables, ...]:
+    """The tables of each layer; layers with the same rope share them, those without rope have no columns."""
+    made: dict[RopeConfig | None, RopeTables] = {
+        None: RopeTables(*torch.empty(2, num_positions, 0, device=device))
+    }
+    for rope in config.ropes:
+        tables = rope_tables(rope, config.head_dim, num_positions)
+        made[rope] = RopeTables(*(table.to(device) for table in tables))
+    return tuple(made[layer.rope] for layer in config.layers)
 
 
 def rope_tables(rope: RopeConfig, head_dim: int, num_positions: int) -> tuple[Tensor, Tensor]:
-    """cos and sin of the angles of every position: two float32 [num_positions, head_dim / 2]."""
-    positions = torch.arange(num_positions, dtype=torch.float32)
-    angles = torch.outer(positions, inverse_frequencies(rope, head_dim))
+    """cos and sin of the angles of every position: two float32 [num_positions, rotary_dim / 2].
+
+    longrope's have the rows of both kinds of sequences if `num_positions` is above the original length.
+    """
+    if rope.kind == "longrope" and num_positions > rope.original_max_position:
+        counts = (rope.original_max_position, num_positions)
+        factors = (rope.short_factor, rope.long_factor)
+        parts = [_angles(_longrope(rope, head_dim, f), n) for f, n in zip(factors, counts, strict=True)]
+        angles = torch.cat(parts)
+    else:
+        angles = _angles(inverse_frequencies(rope, head_dim), num_positions)
     return angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
-    """Radians per position of each component pair: float32 [head_dim / 2]."""
-    inv_freq = base_frequencies(rope.theta, head_dim)
+    """Radians per position of each component pair: float32 [rotary_dim / 2]; longrope's short ones."""
+    dim = rope.rotary_dim(head_dim)
+    if rope.kind == "longrope":
+        return _longrope(rope, head_dim, rope.short_factor)
+    inv_freq = base_frequencies(rope.theta, dim)
     if rope.kind == "linear":
         return inv_freq / rope.factor
     if rope.kind == "llama3":
         return _llama3(inv_freq, rope)
     if rope.kind == "yarn":
-        return _yarn(inv_freq, rope, head_dim)
+        return _yarn(inv_freq, rope, dim)
     return inv_freq
+
+
+def _angles(inv_freq: Tensor, num_positions: int) -> Tensor:
+    return torch.outer(torch.arange(num_positions, dtype=torch.float32), inv_freq)
+
+
+def _longrope(rope: RopeConfig, head_dim: int, factors: tuple[float, ...]) -> Tensor:
+    """Every pair is slowed by its own factor."""
+    dim = rope.rotary_dim(head_dim)
+    exponents = torch.arange(0, dim, 2, dtype=torch.float32) / dim
+    return 1.0 / (torch.tensor(factors, dtype=torch.float32) * rope.theta**exponents)
 
 
 def base_frequencies(theta: float, head_dim: int) -> Tensor:
@@ -96,3 +137,8 @@ def yarn_attention_factor(
     if mscale and mscale_all_dim:
         return scale(mscale) / scale(mscale_all_dim)
     return scale(1.0)
+
+
+def longrope_attention_factor(factor: float, original: int) -> float:
+    """LongRoPE's scale of cos and sin if the config gives none: sqrt(1 + ln(factor) / ln(original))."""
+    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0

@@ -1,56 +1,61 @@
 """Loads safetensors into the model's parameters and accounts for every tensor.
 
-The decoder stores some projections fused; a checkpoint stores the pieces:
+The decoder stores some projections fused; a checkpoint stores the pieces, or the whole, perhaps transposed:
 
-    qkv_proj.weight      q_proj rows | k_proj rows | v_proj rows
-    gate_up_proj.weight  gate_proj rows | up_proj rows
+    qkv       q_proj rows | k_proj rows | v_proj rows          expert_gate_up   gate rows | up rows, by expert
+    gate_up   gate_proj rows | up_proj rows
 
-`placements` is that table: checkpoint name -> the part of a parameter it fills. Tensors
-that are missing, unexpected or of another shape are listed and refused before a byte is loaded.
+`placements` is the table: checkpoint name -> the part of a parameter that it fills. The names come from the
+family (`families/family.py`). Tensors that are missing, unexpected or of another shape are listed and refused
+before a byte is loaded.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from minillm.config import shown
 from minillm.errors import WeightsError
+from minillm.model.blocks import Layer
 from minillm.model.checkpoint import StoredTensor, listed, same_numbers, stored_tensors
 from minillm.model.decoder import Decoder
+from minillm.model.families import FAMILIES, CheckpointNames
+from minillm.model.placement import Placement, layer_placements
 from minillm.ops.contract import plain
 
-_ROTARY_TABLE = re.compile(r"(^|\.)rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)$")
+_COMPUTED = re.compile(
+    r"(^|\.)rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)$|(^|\.)attn\.(bias|masked_bias)$"
+)
+_BLOCK = 2 << 20  # numbers that are copied at a time
 Progress = Callable[[int, int], None]
 
 
-def placements(decoder: Decoder) -> dict[str, Tensor]:
-    """Checkpoint name -> the rows of the parameter it fills (a view: writing it fills the model)."""
-    c = decoder.config
-    table: dict[str, Tensor] = {
-        "model.embed_tokens.weight": plain(decoder.embed_tokens),
-        "model.norm.weight": decoder.norm.weight,
-    }
+def placements(decoder: Decoder) -> dict[str, Placement]:
+    """Checkpoint name -> the part of the parameter it fills (a view: writing it fills the model)."""
+    names = FAMILIES[decoder.config.family].names
+    table: dict[str, Placement] = {}
+
+    def put(name: str, view: Tensor, shape: tuple[int, ...] | None = None) -> None:
+        table[name] = Placement(view.detach(), shape or tuple(view.shape))
+
+    put(f"{names.prefix}{names.embedding}.weight", plain(decoder.embed_tokens))
+    for kind, parameter in decoder.norm.named_parameters():
+        put(f"{names.prefix}{names.final_norm}.{kind}", parameter)
+    if decoder.positions is not None:
+        put(f"{names.prefix}{names.positions}.weight", decoder.positions)
     if decoder.lm_head is not None:
-        table["lm_head.weight"] = plain(decoder.lm_head)
-    fused = {
-        "self_attn.qkv_proj": {"q_proj": c.q_size, "k_proj": c.kv_size, "v_proj": c.kv_size},
-        "mlp.gate_up_proj": {"gate_proj": c.intermediate_size, "up_proj": c.intermediate_size},
-    }
+        put(f"{names.head}.weight", plain(decoder.lm_head))
     for i, layer in enumerate(decoder.layers):
-        for name, parameter in layer.named_parameters():
-            owner, _, kind = name.rpartition(".")
-            if owner not in fused:
-                table[f"model.layers.{i}.{name}"] = parameter
-                continue
-            rows = torch.split(parameter, list(fused[owner].values()))
-            for piece, view in zip(fused[owner], rows, strict=True):
-                table[f"model.layers.{i}.{owner.split('.')[0]}.{piece}.{kind}"] = view
+        in_layer = names.prefix + names.layer.format(i=i)
+        for name, placement in layer_placements(cast(Layer, layer), decoder.config, names).items():
+            table[in_layer + name] = placement
     return table
 
 
@@ -71,51 +76,57 @@ def load_weights(decoder: Decoder, folder: Path, progress: Progress | None = Non
         WeightsError: damaged files; missing, unexpected or mis-shaped tensors, by name.
     """
     table, stored = placements(decoder), stored_tensors(folder)
-    stored = _as_saved_by_the_model(stored)
+    names = FAMILIES[decoder.config.family].names
+    stored = _as_saved_by_the_model(stored, names)
     if decoder.config.tie_word_embeddings:
-        _join_tied(stored)
+        _join_tied(stored, names)
     _account(table, stored)
     total, done = sum(t.nbytes for t in stored.values()), 0
     digest = hashlib.sha256()
     for name in sorted(stored):
         digest.update(f"{name} {stored[name].dtype} {stored[name].shape}\n".encode())
-        _fill(table[name], stored[name], digest.update)
+        _fill(table[name].view, stored[name], digest.update)
         done += stored[name].nbytes
         if progress:
             progress(done, total)
     return digest.hexdigest()
 
 
-def _as_saved_by_the_model(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+def _as_saved_by_the_model(
+    stored: dict[str, StoredTensor], names: CheckpointNames
+) -> dict[str, StoredTensor]:
     """The tensors under the names of a causal language model.
 
-    A checkpoint of the part without a head lacks the prefix "model.". Tables of the rotary embedding, which
-    old versions of transformers saved, are left out: they are computed from the config.
+    A checkpoint of the part without a head lacks the prefix, e.g. "model.". Tables of the rotary embedding
+    and masks, which old versions of transformers saved, are left out: they are computed.
     """
-    kept = {name: t for name, t in stored.items() if not _ROTARY_TABLE.search(name)}
-    if "embed_tokens.weight" not in kept:
+    kept = {name: t for name, t in stored.items() if not _COMPUTED.search(name)}
+    if f"{names.embedding}.weight" not in kept:
         return kept
-    return {name if name.startswith("lm_head.") else f"model.{name}": t for name, t in kept.items()}
+    return {
+        name if name.startswith(f"{names.head}.") else f"{names.prefix}{name}": t for name, t in kept.items()
+    }
 
 
-def _join_tied(stored: dict[str, StoredTensor]) -> None:
+def _join_tied(stored: dict[str, StoredTensor], names: CheckpointNames) -> None:
     """Keep a tied checkpoint's one matrix under the embedding's name, under whichever name it is stored.
 
     Raises:
         WeightsError: it is stored under both, and the numbers differ.
     """
-    head = stored.pop("lm_head.weight", None)
+    own = f"{names.prefix}{names.embedding}.weight"
+    head = stored.pop(f"{names.head}.weight", None)
     if head is None:
         return
-    embedding = stored.setdefault("model.embed_tokens.weight", head)
+    embedding = stored.setdefault(own, head)
     if embedding is not head and not same_numbers(head, embedding):
         raise WeightsError(
-            "tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight",
+            f"tie_word_embeddings is true, but {names.head}.weight differs from {own}",
             "set tie_word_embeddings to false in config.json if the head is meant to be used",
         )
 
 
-def _account(table: dict[str, Tensor], stored: dict[str, StoredTensor]) -> None:
+def _account(table: dict[str, Placement], stored: dict[str, StoredTensor]) -> None:
     """Refuse unless names and shapes agree exactly."""
     problems = []
     for title, names in (
@@ -127,7 +138,7 @@ def _account(table: dict[str, Tensor], stored: dict[str, StoredTensor]) -> None:
     shapes = [
         f"{name} is {shown(list(stored[name].shape))}, the config asks for {list(table[name].shape)}"
         for name in sorted(table.keys() & stored.keys())
-        if stored[name].shape != tuple(table[name].shape)
+        if stored[name].shape != table[name].shape
     ]
     if shapes:
         problems.append(f"{len(shapes)} of another shape: {listed(shapes)}")
@@ -139,10 +150,27 @@ def _account(table: dict[str, Tensor], stored: dict[str, StoredTensor]) -> None:
 
 
 def _fill(target: Tensor, stored: StoredTensor, update_digest: Callable[[bytearray], None]) -> None:
-    """Copy a stored tensor into `target`, piece by piece, converting its dtype."""
-    flat, start = target.detach().view(-1), 0
-    for data in stored.pieces():
+    """Copy a stored tensor into `target`, block by block, converting its dtype."""
+    if not target.numel():
+        return
+    blocks, waiting = _blocks(target.view(-1) if target.is_contiguous() else target), bytearray()
+    width = stored.torch_dtype.itemsize
+    block: Tensor | None = next(blocks)
+    for data in stored.pieces(_BLOCK * width):
         update_digest(data)
-        piece = torch.frombuffer(data, dtype=stored.torch_dtype)
-        flat[start : start + len(piece)].copy_(piece)
-        start += len(piece)
+        waiting = waiting + data if waiting else data
+        while block is not None and len(waiting) >= block.numel() * width:
+            size = block.numel() * width
+            numbers = torch.frombuffer(waiting[:size], dtype=stored.torch_dtype)
+            block.copy_(numbers.view(block.shape))
+            waiting, block = waiting[size:], next(blocks, None)
+
+
+def _blocks(target: Tensor) -> Iterator[Tensor]:
+    """`target` in blocks of at most 2,097,152 numbers, in the order of its numbers."""
+    row = target.numel() // target.shape[0]
+    if row > _BLOCK:
+        for part in target:
+            yield from _blocks(part)
+    else:
+        yield from target.split(max(1, _BLOCK // row))

@@ -15,16 +15,14 @@ all three with one function.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from itertools import chain
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from minillm.config import ModelConfig
+from minillm.config import Activation, LayerSpec
 from minillm.ops.sampling import SamplingBatch
 
 
@@ -93,8 +91,31 @@ class PackedWeight:
 Weight = Tensor | PackedWeight
 
 
+class Matrix(NamedTuple):
+    """A projection: its weight [out, in], and its bias [out] if it has one."""
+
+    weight: Weight
+    bias: Tensor | None = None
+
+
+def expert_rows(size: int) -> int:
+    """Rows that one expert's matrix of `size` rows takes among the others: a multiple of 16."""
+    return -(-size // 16) * 16
+
+
+class Routing(NamedTuple):
+    """The experts of each token in rising order, and the weights of their outputs.
+
+    chosen   int64 [num_tokens, per_token]
+    weights  float32 [num_tokens, per_token]
+    """
+
+    chosen: Tensor
+    weights: Tensor
+
+
 class RopeTables(NamedTuple):
-    """Rotary angles: `cos` and `sin`, float32 [max_positions, head_dim / 2]."""
+    """Rotary angles: `cos` and `sin`, float32 [max_positions, rotary_dim / 2]."""
 
     cos: Tensor
     sin: Tensor
@@ -139,22 +160,53 @@ class Ops(Protocol):
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         """`x` [num_tokens, in] times `weight` [out, in] transposed, plus `bias` [out]."""
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """x / rms(x) * weight over the last dimension. `x` [..., n], `weight` [n]."""
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
+        """x / rms(x) * (weight + offset) over the last dimension. `x` [..., n], `weight` [n]."""
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """(x - mean) / deviation * weight + bias over the last dimension, like `rms_norm`."""
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """Sum = x + residual; returns (rms_norm(sum), sum), both [num_tokens, hidden]."""
 
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
-        """silu(gate) * up of `gate_up` [num_tokens, 2 * n] -> [num_tokens, n]."""
+    def act_and_mul(self, gate_up: Tensor, activation: Activation = "silu") -> Tensor:
+        """act(gate) * up of `gate_up` [num_tokens, 2 * n] -> [num_tokens, n].
+
+        "swiglu_clamped" is gpt-oss's: gate * sigmoid(1.702 gate) * (up + 1), with gate cut at 7 and up at
+        -7 and 7.
+        """
+
+    def act(self, x: Tensor, activation: Activation) -> Tensor:
+        """The activation of every number of `x` [num_tokens, n]; not "swiglu_clamped"."""
+
+    def softcap(self, x: Tensor, cap: float) -> Tensor:
+        """cap * tanh(x / cap) of `x` [num_rows, n]: numbers near 0 stay, none leaves (-cap, cap)."""
+
+    def route(self, logits: Tensor, per_token: int, renormalize: bool) -> Routing:
+        """The experts of each token, and their weights, from the router's `logits` [num_tokens, num_experts].
+
+        The experts with the highest logits are chosen; of equal ones those with the lower number; NaN counts
+        as the highest. The weights are a softmax over all experts, or with `renormalize` over the chosen.
+        """
+
+    def experts(
+        self, x: Tensor, routing: Routing, gate_up: Matrix, down: Matrix, activation: Activation
+    ) -> Tensor:
+        """A mixture of gated MLPs: the weighted sum of the outputs of each token's experts, in rising order.
+
+        `x` and the result [num_tokens, hidden]. The experts' matrices lie one below the other:
+        `gate_up` [num_experts * expert_rows(2 * size), hidden], `down` [num_experts * expert_rows(hidden),
+        size]; biases likewise. Only the matrices of chosen experts are read.
+        """
 
     def rope_and_cache(
         self, q: Tensor, k: Tensor, v: Tensor, rope: RopeTables, cache: LayerCache, meta: AttentionMetadata
     ) -> Tensor:
         """Rotate q and k by their positions and write k and v to their cache slots.
 
-        `q` [num_tokens, num_heads, head_dim], `k`, `v` [num_tokens, num_kv_heads, head_dim]. Returns
-        the rotated q.
+        `q` [num_tokens, num_heads, head_dim], `k`, `v` [num_tokens, num_kv_heads, head_dim]. The tables
+        have rotary_dim / 2 columns: the first rotary_dim components of a head are rotated, the others are
+        kept. Returns the rotated q.
         """
 
     def paged_attention(
@@ -171,6 +223,15 @@ class Ops(Protocol):
         The mask is aligned bottom-right: row r of a sequence with q_len new rows sees key c if
         c <= r + kv_len - q_len; with a window, only the last `window` of those. `q` and the result are
         [num_tokens, num_heads, head_dim]; num_heads is a multiple of num_kv_heads.
+        """
+
+    def variant_attention(
+        self, q: Tensor, cache: LayerCache, meta: AttentionMetadata, spec: LayerSpec, sinks: Tensor | None
+    ) -> Tensor:
+        """`paged_attention` of a layer whose scores are capped (`spec.softcap`) or that has sinks.
+
+        `sinks` [num_heads] adds one more score to the softmax of each row, and no value for it: a head can
+        so attend to nothing.
         """
 
     def copy_blocks(self, caches: list[Tensor], source: Tensor, destination: Tensor) -> None:
@@ -196,117 +257,6 @@ class Ops(Protocol):
         self, draft: Tensor, draft_probs: Tensor | None, target_probs: Tensor, uniforms: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Verification by rejection sampling, (tokens, number accepted): `verification.verify_draft`."""
-
-
-class Matrix(NamedTuple):
-    """A projection: its weight [out, in], and its bias [out] if it has one."""
-
-    weight: Weight
-    bias: Tensor | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class LayerWeights:
-    """The weights of one layer. `q_norm` and `k_norm` [head_dim] are None if the model has none.
-
-    `qkv` and `gate_up` are fused projections, see `model/decoder.py`. The C++ struct has members of the same
-    names (csrc/cpu/bind_weights.cpp).
-    """
-
-    input_norm: Tensor
-    qkv: Matrix
-    q_norm: Tensor | None
-    k_norm: Tensor | None
-    o: Matrix
-    post_attention_norm: Tensor
-    gate_up: Matrix
-    down: Matrix
-
-    def named(self) -> Iterator[tuple[str, Weight]]:
-        """Every weight that is present, by name: "input_norm", "qkv.weight", "qkv.bias", ..."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            parts = value._asdict() if isinstance(value, Matrix) else {"": value}
-            for part, weight in parts.items():
-                if weight is not None:
-                    yield f"{field.name}.{part}".rstrip("."), weight
-
-
-@dataclass(frozen=True, eq=False)
-class ModelWeights:
-    """All weights of a decoder, and its config. In a tied model `head` is the same object as `embedding`."""
-
-    config: ModelConfig
-    layers: tuple[LayerWeights, ...]
-    embedding: Weight
-    head: Weight
-    final_norm: Tensor
-    rope: RopeTables
-
-    @property
-    def is_packed(self) -> bool:
-        """Whether every matrix is packed."""
-        named = chain.from_iterable(layer.named() for layer in self.layers)
-        matrices = [self.embedding, self.head, *(w for name, w in named if name.endswith(".weight"))]
-        return all(isinstance(matrix, PackedWeight) for matrix in matrices)
-
-
-class FusedModel(ABC):
-    """A whole model and its cache, bound to a backend that runs one or several passes in one call.
-
-    In all methods `ids` are int64 [num_tokens] and `meta` describes their rows. Keys and values are written
-    to the bound caches. Results have the same bits as the decoder's loop over single ops.
-    """
-
-    @abstractmethod
-    def hidden(self, ids: Tensor, meta: AttentionMetadata) -> Tensor:
-        """`Decoder.forward`: the final norm's output [num_tokens, hidden_size]."""
-
-    @abstractmethod
-    def last_logits(self, ids: Tensor, meta: AttentionMetadata) -> Tensor:
-        """The logits of each sequence's last row: [num_seqs, vocab_size]."""
-
-    @abstractmethod
-    def decode_step(
-        self, ids: Tensor, meta: AttentionMetadata, batch: SamplingBatch
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`last_logits`, `finite_rows` and `sample` in one call: (tokens, finite, logits) of each sequence.
-
-        If a row of logits is not finite, its token has no meaning.
-        """
-
-    @abstractmethod
-    def decode_ahead(
-        self,
-        ids: Tensor,
-        meta: AttentionMetadata,
-        depths: Sequence[int],
-        keys: Sequence[Sequence[int]],
-        batch: SamplingBatch,
-    ) -> list[list[int]]:
-        """The next `depths[i]` tokens of each sequence, each drawn by `sample` and fed back.
-
-        The first step runs `ids` with `meta`, one or several rows per sequence. Sequences are sorted by
-        depth, the deepest first. `keys[i]` are the noise keys of sequence i's tokens; the other sampling
-        parameters are in `batch`, one row per sequence, without a repetition penalty. Block tables must
-        cover all tokens fed back.
-        """
-
-
-class FusedOps(ABC):
-    """A backend that can also run a whole model in one call.
-
-    This is a base class, not a protocol. So an object that wraps a backend, to observe or replace single
-    ops, is not an instance, and the decoder runs its layers op by op.
-    """
-
-    @abstractmethod
-    def bind(self, weights: ModelWeights, k_cache: list[Tensor], v_cache: list[Tensor]) -> FusedModel:
-        """The model with these weights and caches (one key and one value tensor per layer).
-
-        `weights.is_packed` must be true, and this backend must have packed the matrices. Caches and weights
-        stay alive as long as the result.
-        """
 
 
 def plain(weight: Weight) -> Tensor:

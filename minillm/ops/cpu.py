@@ -31,15 +31,13 @@ from torch import Tensor
 from minillm.ops import shapes
 from minillm.ops.contract import (
     AttentionMetadata,
-    FusedModel,
-    FusedOps,
     LayerCache,
-    ModelWeights,
     PackedWeight,
     RopeTables,
     Weight,
 )
 from minillm.ops.cpu_model import CpuModel
+from minillm.ops.fused import FusedModel, FusedOps, ModelWeights
 from minillm.ops.registered import current_isa, load_native, loaded_library, packed_shape
 from minillm.ops.sampling import SamplingBatch
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from minillm.ops.columns import column
-from minillm.ops.contract import AttentionMetadata, FusedModel, ModelWeights, PackedWeight, Weight
+from minillm.ops.contract import AttentionMetadata, PackedWeight, Weight
+from minillm.ops.fused import FusedModel, ModelWeights
 from minillm.ops.registered import bound_models
 from minillm.ops.sampling import SamplingBatch, as_int64
 
@@ -33,7 +34,7 @@ class CpuModel(FusedModel):
         c = weights.config
         self.vocab_size, self.hidden_size, self.dtype = c.vocab_size, c.hidden_size, weights.final_norm.dtype
         sizes = c.num_attention_heads, c.hidden_size, c.intermediate_size, c.vocab_size
-        self.number: int = ops.bind_model(*sizes, c.rms_norm_eps)
+        self.number: int = ops.bind_model(*sizes, c.norm_eps)
         finalize(self, ops.unbind_model, self.number)
         self._bind(weights, k_cache, v_cache)
         bound_models[self.number] = self

@@ -8,13 +8,15 @@ number of rows, so a token gets slightly different bits alone and in a batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.ops import sampling, shapes, verification
-from minillm.ops.contract import AttentionMetadata, LayerCache, RopeTables, Weight, plain
+from minillm.config import Activation, LayerSpec
+from minillm.ops import sampling, shapes, variants, verification
+from minillm.ops.contract import AttentionMetadata, LayerCache, Matrix, RopeTables, Routing, Weight, plain
 
 RopeFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 AttendFn = Callable[[Tensor, Tensor, Tensor, float, int | None], Tensor]
@@ -130,9 +132,19 @@ def rotate_and_write(
 ) -> Tensor:
     """`Ops.rope_and_cache`, composed of a rope function and two cache writes; returns the rotated q."""
     cos, sin = rope.cos[meta.positions], rope.sin[meta.positions]
-    write(cache.k, meta.slot_mapping, rotate(k, cos, sin))
+    write(cache.k, meta.slot_mapping, _rotate_first(rotate, k, cos, sin))
     write(cache.v, meta.slot_mapping, v)
-    return rotate(q, cos, sin)
+    return _rotate_first(rotate, q, cos, sin)
+
+
+def _rotate_first(rotate: RopeFn, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first components of each head, as many as the tables are made for; keep the others."""
+    rotary_dim = 2 * cos.shape[1]
+    if rotary_dim == x.shape[-1]:
+        return rotate(x, cos, sin)
+    if rotary_dim == 0:
+        return x
+    return torch.cat([rotate(x[..., :rotary_dim], cos, sin), x[..., rotary_dim:]], dim=-1)
 
 
 def attend_pages(
@@ -179,21 +191,44 @@ class ReferenceOps:
         shapes.check_linear(x, weight, bias)
         return F.linear(x, plain(weight), bias)
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
         shapes.check_norm("rms_norm", x, weight)
         x32 = x.float()
         normed = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + eps)
+        if offset:
+            return (normed * (weight.float() + offset)).to(x.dtype)
         return normed.to(x.dtype) * weight
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        shapes.check_norm("layer_norm", x, weight)
+        return F.layer_norm(x, weight.shape, weight, bias, eps)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         shapes.check_norm("add_rms_norm", x, weight, residual)
         total = x + residual
         return self.rms_norm(total, weight, eps), total
 
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
-        shapes.check_silu_mul(gate_up)
+    def act_and_mul(self, gate_up: Tensor, activation: Activation = "silu") -> Tensor:
+        shapes.check_act_and_mul(gate_up)
         gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate) * up
+        if activation == "swiglu_clamped":
+            return variants.swiglu_clamped(gate, up)
+        return self.act(gate, activation) * up
+
+    def act(self, x: Tensor, activation: Activation) -> Tensor:
+        return variants.ACTIVATIONS[activation](x)
+
+    def softcap(self, x: Tensor, cap: float) -> Tensor:
+        return variants.softcap(x, cap)
+
+    def route(self, logits: Tensor, per_token: int, renormalize: bool) -> Routing:
+        return variants.route(logits, per_token, renormalize)
+
+    def experts(
+        self, x: Tensor, routing: Routing, gate_up: Matrix, down: Matrix, activation: Activation
+    ) -> Tensor:
+        shapes.check_experts(x, routing, gate_up, down)
+        return variants.experts(self, x, routing, gate_up, down, activation)
 
     def rope_and_cache(
         self, q: Tensor, k: Tensor, v: Tensor, rope: RopeTables, cache: LayerCache, meta: AttentionMetadata
@@ -211,6 +246,12 @@ class ReferenceOps:
         window: int | None = None,
     ) -> Tensor:
         return attend_pages(grouped_query_attention, q, k_cache, v_cache, meta, scale, window)
+
+    def variant_attention(
+        self, q: Tensor, cache: LayerCache, meta: AttentionMetadata, spec: LayerSpec, sinks: Tensor | None
+    ) -> Tensor:
+        attend = partial(variants.attention, softcap=spec.softcap, sinks=sinks)
+        return attend_pages(attend, q, *cache, meta, spec.scale, spec.window)
 
     def copy_blocks(self, caches: list[Tensor], source: Tensor, destination: Tensor) -> None:
         shapes.check_copy(caches, source, destination)

@@ -10,7 +10,15 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from minillm.ops.contract import AttentionMetadata, LayerCache, RopeTables, Weight
+from minillm.ops.contract import (
+    AttentionMetadata,
+    LayerCache,
+    Matrix,
+    RopeTables,
+    Routing,
+    Weight,
+    expert_rows,
+)
 
 
 def check_embedding(ids: Tensor, weight: Weight) -> None:
@@ -38,10 +46,29 @@ def check_norm(op: str, x: Tensor, weight: Tensor, residual: Tensor | None = Non
         raise ValueError(f"{op}: residual is {_of(residual)}, x is {_of(x)}: the shapes must be equal")
 
 
-def check_silu_mul(gate_up: Tensor) -> None:
+def check_act_and_mul(gate_up: Tensor) -> None:
     """`gate_up` [..., 2 * n]."""
     if gate_up.dim() == 0 or gate_up.shape[-1] % 2:
-        raise ValueError(f"silu_mul: gate_up is {_of(gate_up)}, not [..., 2 * intermediate_size]")
+        raise ValueError(f"act_and_mul: gate_up is {_of(gate_up)}, not [..., 2 * intermediate_size]")
+
+
+def check_experts(x: Tensor, routing: Routing, gate_up: Matrix, down: Matrix) -> None:
+    """Shapes as in `Ops.experts`."""
+    op, (chosen, weights) = "experts", routing
+    _need_dims(op, "x", x, 2)
+    _need_dims(op, "chosen", chosen, 2)
+    (rows, hidden), size = x.shape, down.weight.shape[1]
+    if chosen.shape != weights.shape or chosen.shape[0] != rows:
+        raise ValueError(
+            f"{op}: chosen is {_of(chosen)}, weights is {_of(weights)}: both need one row for each of {rows}"
+        )
+    of_gate_up, of_down = expert_rows(2 * size), expert_rows(hidden)
+    count = gate_up.weight.shape[0] // of_gate_up
+    if gate_up.weight.shape != (count * of_gate_up, hidden) or down.weight.shape[0] != count * of_down:
+        raise ValueError(
+            f"{op}: gate_up is {_of(gate_up.weight)}, down {_of(down.weight)}: not the stacked matrices of "
+            f"experts of size {size} over {hidden} numbers"
+        )
 
 
 def check_rope(
@@ -57,10 +84,10 @@ def check_rope(
                 f"{op}: {name} is {_of(tensor)}, q has {num_tokens} tokens and the cache "
                 f"{num_kv_heads} kv heads of {head_dim}"
             )
-    if head_dim % 2 or cos.dim() != 2 or cos.shape != sin.shape or cos.shape[1] != head_dim // 2:
+    if cos.dim() != 2 or cos.shape != sin.shape or 2 * cos.shape[1] > head_dim:
         raise ValueError(
-            f"{op}: cos is {_of(cos)}, sin is {_of(sin)}: both must have head_dim / 2 columns, "
-            f"and head_dim is {head_dim}"
+            f"{op}: cos is {_of(cos)}, sin is {_of(sin)}: both must have rotary_dim / 2 columns, "
+            f"at most half of head_dim, which is {head_dim}"
         )
     for name, tensor in (("positions", meta.positions), ("slot_mapping", meta.slot_mapping)):
         if tuple(tensor.shape) != (num_tokens,):
@@ -84,6 +111,12 @@ def check_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, meta: Attention
             f"{op}: kv_len has {num_seqs} sequences, query_start needs {num_seqs + 1} "
             f"entries and has {meta.query_start.shape[0]}, block_table has {meta.block_table.shape[0]} rows"
         )
+
+
+def check_sinks(q: Tensor, sinks: Tensor | None) -> None:
+    """`q` [num_tokens, num_heads, head_dim], `sinks` [num_heads] or None."""
+    if sinks is not None and tuple(sinks.shape) != (q.shape[1],):
+        raise ValueError(f"variant_attention: sinks is {_of(sinks)}, q has {q.shape[1]} heads")
 
 
 def check_copy(caches: Sequence[Tensor], source: Tensor, destination: Tensor) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from minillm.ops import variants
 from minillm.ops.contract import Ops
 from minillm.ops.reference import (
     ReadFn,
@@ -51,6 +52,7 @@ class SwappedOps:
         if linear is not None:
             self.linear = linear
             self.packs = False
+            self.experts = partial(variants.experts, self)  # of `linear`, one expert after the other
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from minillm.memory.kv_cache import KVCache
 from minillm.model.decoder import Decoder
-from minillm.ops.contract import AttentionMetadata, FusedModel, FusedOps
+from minillm.ops.contract import AttentionMetadata
+from minillm.ops.fused import FusedModel, FusedOps
 
 
 class Pass(Protocol):

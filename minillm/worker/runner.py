@@ -22,7 +22,8 @@ from minillm.memory.block_table import slot_mapping
 from minillm.memory.kv_cache import KVCache
 from minillm.model.decoder import Decoder
 from minillm.ops.columns import column
-from minillm.ops.contract import AttentionMetadata, FusedModel
+from minillm.ops.contract import AttentionMetadata
+from minillm.ops.fused import FusedModel
 from minillm.ops.sampling import SamplingBatch
 from minillm.worker.passes import choose_pass
 from minillm.worker.step import Copy, SequenceRows

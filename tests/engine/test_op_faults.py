@@ -20,12 +20,12 @@ from minillm import MinillmError
 from minillm.config import engine_config
 from minillm.engine.engine import Engine
 from minillm.model.loader import LoadedModel
-from minillm.ops.contract import FusedOps
 from minillm.ops.cpu import CpuOps
+from minillm.ops.fused import FusedOps
 from minillm.speculation.pairing import load_draft
 from minillm.speculation.scripted import RandomDrafter
 
-LAYER_OPS = "embedding linear rms_norm add_rms_norm silu_mul rope_and_cache paged_attention sample"
+LAYER_OPS = "embedding linear rms_norm add_rms_norm act_and_mul rope_and_cache paged_attention sample"
 ONE_BY_ONE = [
     *((op, name) for op in LAYER_OPS.split() for name in ("prefill", "decode", "tree", "draft")),
     ("finite_rows", "decode"),

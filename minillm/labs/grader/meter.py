@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minillm.labs.grader.intercept import intercepted
-from minillm.model.decoder import Attention
+from minillm.model.blocks import Attention
 
 
 @dataclass
