@@ -192,7 +192,7 @@ expect("rms_norm", x, "input norm")
 # These are three linear maps. There are fewer key and value heads than query heads. This is called
 # *grouped-query attention*; it makes the KV cache smaller.
 #
-# The file stores three matrices; the decoder stacks them into one, `qkv_proj`, and reads the input
+# The file stores three matrices; the decoder stacks them into one, `qkv`, and reads the input
 # once instead of three times. Stacking rows of a matrix stacks columns of the result, so we
 # concatenate ours to compare.
 
