@@ -24,8 +24,9 @@ from minillm.config import EngineConfig
 from minillm.model.decoder import Decoder
 from minillm.model.families import FAMILIES
 from minillm.model.loader import load_model
-from minillm.ops.contract import AttentionMetadata
+from minillm.ops.contract import AttentionMetadata, Ops
 from minillm.ops.cpu import CpuOps
+from minillm.ops.reference import ReferenceOps
 from minillm.ops.sampling import SamplingBatch, noise_key
 
 DTYPES = ["float32", "bfloat16", "float16"]
@@ -40,8 +41,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {family: families.make_folder(base, family) for family in FAMILIES}
 
 
-def load(folder: Path, dtype: str) -> Decoder:
-    return load_model(folder, EngineConfig(dtype=dtype, device="cpu"), CpuOps()).decoder
+def load(folder: Path, dtype: str, ops: Ops | None = None) -> Decoder:
+    return load_model(folder, EngineConfig(dtype=dtype, device="cpu"), ops or CpuOps()).decoder
 
 
 def caches(decoder: Decoder) -> Caches:
@@ -125,15 +126,9 @@ def test_control_each_number_reaches_the_pass(folders: dict[str, Path], name: st
     plain = load(folders[family], "bfloat16")
     layers = tuple(replace(layer, **of_layers) for layer in plain.config.layers)
     changed = Decoder(replace(plain.config, layers=layers, **of_model), CpuOps()).to(torch.bfloat16)
-    changed.load_state_dict(load_plain(folders[family]).state_dict())
+    changed.load_state_dict(load(folders[family], "bfloat16", ReferenceOps()).state_dict())
     changed.ropes = plain.ropes
     changed.prepare()
     fused, by_op = logits(changed)
     assert torch.equal(fused, by_op)
     assert not torch.equal(fused, logits(plain)[0])
-
-
-def load_plain(folder: Path) -> Decoder:
-    from minillm.ops.reference import ReferenceOps
-
-    return load_model(folder, EngineConfig(dtype="bfloat16", device="cpu"), ReferenceOps()).decoder
