@@ -1,4 +1,4 @@
-"""The router and the experts, on every instruction set: ties, NaN, unused experts, rows alone and in batches."""
+"""The router and the experts, on every instruction set: ties, NaN, unused experts, rows alone or not."""
 
 from __future__ import annotations
 
