@@ -91,9 +91,13 @@ ONLY_AT: Mapping[str, Any] = {
     "pruned_heads": {},
 }
 
-UNSUPPORTED: Mapping[str, str] = dict.fromkeys(
+# key -> (what it says about the model, what to do next)
+UNSUPPORTED: Mapping[str, tuple[str, str]] = dict.fromkeys(
     ("quantization_config", "quantization", "compression_config", "quantize_config"),
-    "the weights are quantized",
+    ("the weights are quantized", "take the model's original weights: bfloat16, float16 or float32"),
+) | dict.fromkeys(
+    ("vision_config", "audio_config"),
+    ("the model has a part for images or sound", "take a checkpoint of its text model"),
 )
 
 
@@ -121,10 +125,8 @@ def refuse_unknown(
         if key in read or is_harmless(key) or value is None:
             continue
         if key in UNSUPPORTED:
-            raise UnsupportedModel(
-                f"{UNSUPPORTED[key]} ({key} in config.json), which is not supported",
-                "take the model's original weights: bfloat16, float16 or float32",
-            )
+            reason, hint = UNSUPPORTED[key]
+            raise UnsupportedModel(f"{reason} ({key} in config.json), which is not supported", hint)
         if key in ONLY_AT:
             if value != ONLY_AT[key]:
                 raise UnsupportedModel(

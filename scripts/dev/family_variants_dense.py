@@ -150,7 +150,9 @@ def partial(factor: float) -> Config:
 def _same_factors(which: str, part: float = 1.0) -> Control:
     """The divisors of the other side of the original length."""
     factors = longrope(part)["rope_parameters"]
-    return Control(f"{which} factors", longrope(part, short_factor=factors[which], long_factor=factors[which]))
+    return Control(
+        f"{which} factors", longrope(part, short_factor=factors[which], long_factor=factors[which])
+    )
 
 
 def _phi3(name: str, config: Config, *controls: Control, **rest: object) -> Variant:

@@ -21,7 +21,9 @@ def norms_without_offset(weights: Weights, config: Config) -> Weights:
 
 def qk_norms_without_offset(weights: Weights, config: Config) -> Weights:
     """The same mistake in the norms of q and k alone."""
-    return {name: w - 1 if name.endswith(("q_norm.weight", "k_norm.weight")) else w for name, w in weights.items()}
+    return {
+        name: w - 1 if name.endswith(("q_norm.weight", "k_norm.weight")) else w for name, w in weights.items()
+    }
 
 
 def unscaled_embedding(weights: Weights, config: Config) -> Weights:
