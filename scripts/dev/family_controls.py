@@ -2,8 +2,8 @@
 
 A variant has one feature of a config.json that changes the logits: a bias, a window, a kind of rope. Each
 variant lists *controls*: the same checkpoint with that feature switched off, or with a plausible mistake (a
-window off by one, heads grouped in the wrong order). The tables are in `family_variants.py` and the files that
-it joins; `make_family_checkpoints.py` builds them.
+window off by one, heads grouped in the wrong order). The tables are in `family_variants.py` and the files
+that it joins; `make_family_checkpoints.py` builds them.
 """
 
 from __future__ import annotations
