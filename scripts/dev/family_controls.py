@@ -2,8 +2,8 @@
 
 A variant has one feature of a config.json that changes the logits: a bias, a window, a kind of rope. Each
 variant lists *controls*: the same checkpoint with that feature switched off, or with a plausible mistake (a
-window off by one, heads grouped in the wrong order). The tables are in `family_variants.py` and the files that
-it joins; `make_family_checkpoints.py` builds them.
+window off by one, heads grouped in the wrong order). The tables are in `family_variants.py` and the files
+that it joins; `make_family_checkpoints.py` builds them.
 """
 
 from __future__ import annotations
@@ -153,4 +153,10 @@ THREE_LAYERS: Config = {"num_hidden_layers": 3, "intermediate_size": 16}
 ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
 
 # What the families beyond Llama's relatives share: 48 x 16 numbers for words, 8 in a head.
-SMALL: Config = BASE | {"vocab_size": 48, "hidden_size": 16, "intermediate_size": 16, "head_dim": 8, "pad_token_id": 0}
+SMALL: Config = BASE | {
+    "vocab_size": 48,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "head_dim": 8,
+    "pad_token_id": 0,
+}

@@ -12,6 +12,7 @@ Left out: speed and size. The models are random, and their text has no meaning.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from family_controls import (
     ALTERNATING,
@@ -46,6 +47,7 @@ from family_controls import (
 from family_variants_dense import DENSE
 from family_variants_experts import EXPERTS
 from family_variants_gemma import GEMMA
+from family_variants_more import MORE
 
 # ---- the table ------------------------------------------------------------------------------------
 
@@ -137,4 +139,4 @@ def _complete(variant: Variant) -> Variant:
 
 
 VARIANTS = [_complete(variant) for variant in [*LLAMA, *ROPE, *MISTRAL, *QWEN2, *QWEN3]]
-VARIANTS += [*DENSE, *GEMMA, *EXPERTS]
+VARIANTS += [*DENSE, *MORE, *GEMMA, *EXPERTS]

@@ -70,9 +70,13 @@ def renormalized(on: bool) -> Control:
 # ---- Qwen3-MoE ------------------------------------------------------------------------------------
 
 QWEN3_MOE_BASE: Config = SMALL | {
-    "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 5, "num_experts_per_tok": 2,
-    "moe_intermediate_size": 8, "norm_topk_prob": True,
-}  # fmt: skip
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 8,
+    "norm_topk_prob": True,
+}
 
 
 def _qwen(name: str, config: Config, *controls: Control, **rest: object) -> Variant:
@@ -83,28 +87,56 @@ def _qwen(name: str, config: Config, *controls: Control, **rest: object) -> Vari
 ALL_SLIDING: Config = {"use_sliding_window": True, "sliding_window": WINDOW}
 
 QWEN3_MOE = [
-    _qwen("qwen3_moe", {}, renormalized(False), ROTATED, *PER_TOKEN, *NO_QK_NORM,
-          exchanged("gate_proj", "up_proj"), old={"max_window_layers": 1}),
-    _qwen("qwen3_moe_not_renormalized", {"norm_topk_prob": False}, renormalized(True), *PER_TOKEN,
-          old={"norm_topk_prob": ...}),
+    _qwen(
+        "qwen3_moe",
+        {},
+        renormalized(False),
+        ROTATED,
+        *PER_TOKEN,
+        *NO_QK_NORM,
+        exchanged("gate_proj", "up_proj"),
+        old={"max_window_layers": 1},
+    ),
+    _qwen(
+        "qwen3_moe_not_renormalized",
+        {"norm_topk_prob": False},
+        renormalized(True),
+        *PER_TOKEN,
+        old={"norm_topk_prob": ...},
+    ),
     _qwen("qwen3_moe_mlp_only", {"mlp_only_layers": [0]}, renormalized(False), ROTATED),
-    _qwen("qwen3_moe_sparse_step", {"decoder_sparse_step": 2, "num_hidden_layers": 3}, renormalized(False), ROTATED),
+    _qwen(
+        "qwen3_moe_sparse_step",
+        {"decoder_sparse_step": 2, "num_hidden_layers": 3},
+        renormalized(False),
+        ROTATED,
+    ),
     _qwen("qwen3_moe_bias", {"attention_bias": True}, *without_bias("q", "k", "v", "o")),
     # transformers gives every layer the window: max_window_layers is not read.
     _qwen("qwen3_moe_window", ALL_SLIDING, *NEAR_WINDOWS, old={"max_window_layers": 1}),
-    _qwen("qwen3_moe_window_unused", {"use_sliding_window": False}, Control("used", ALL_SLIDING),
-          old={"sliding_window": WINDOW}),
+    _qwen(
+        "qwen3_moe_window_unused",
+        {"use_sliding_window": False},
+        Control("used", ALL_SLIDING),
+        old={"sliding_window": WINDOW},
+    ),
     _qwen("qwen3_moe_yarn", yarn(), *YARN_CONTROLS, rope_type_keys=("type",)),
-    _qwen("qwen3_moe_all_experts", {"num_experts_per_tok": 5}, Control("four experts", {"num_experts_per_tok": 4}),
-          ROTATED),
-]  # fmt: skip
+    _qwen(
+        "qwen3_moe_all_experts",
+        {"num_experts_per_tok": 5},
+        Control("four experts", {"num_experts_per_tok": 4}),
+        ROTATED,
+    ),
+]
 
 
 # ---- OLMoE ----------------------------------------------------------------------------------------
 
 OLMOE_BASE: Config = {key: value for key, value in SMALL.items() if key != "head_dim"} | {
-    "num_experts": 5, "num_experts_per_tok": 2, "num_key_value_heads": 2
-}  # fmt: skip
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+    "num_key_value_heads": 2,
+}
 
 
 def _olmoe(name: str, config: Config, *controls: Control, **rest: object) -> Variant:
@@ -112,12 +144,19 @@ def _olmoe(name: str, config: Config, *controls: Control, **rest: object) -> Var
 
 
 OLMOE = [
-    _olmoe("olmoe", {}, renormalized(True), ROTATED, *PER_TOKEN, *NO_QK_NORM,
-           old={"norm_topk_prob": ..., "clip_qkv": None}),
+    _olmoe(
+        "olmoe",
+        {},
+        renormalized(True),
+        ROTATED,
+        *PER_TOKEN,
+        *NO_QK_NORM,
+        old={"norm_topk_prob": ..., "clip_qkv": None},
+    ),
     _olmoe("olmoe_renormalized", {"norm_topk_prob": True}, renormalized(False)),
     _olmoe("olmoe_gqa", {"num_key_value_heads": 1, "tie_word_embeddings": True}, UNTIED, *NO_QK_NORM),
     _olmoe("olmoe_bias", {"attention_bias": True}, *without_bias("q", "k", "v", "o")),
-]  # fmt: skip
+]
 
 
 # ---- Mixtral --------------------------------------------------------------------------------------
@@ -133,16 +172,25 @@ MIXTRAL = [
     _mixtral("mixtral", {}, ROTATED, *PER_TOKEN, exchanged(".w1.", ".w3."), old={"head_dim": ...}),
     _mixtral("mixtral_window", {"sliding_window": WINDOW}, *NEAR_WINDOWS),
     _mixtral("mixtral_head_dim", {"num_attention_heads": 4, "num_key_value_heads": 2}, ROTATED, *PER_TOKEN),
-    _mixtral("mixtral_theta", rope("default", 1e6), Control("theta 100", rope("default")), old={"rope_theta": ...}),
-]  # fmt: skip
+    _mixtral(
+        "mixtral_theta", rope("default", 1e6), Control("theta 100", rope("default")), old={"rope_theta": ...}
+    ),
+]
 
 
 # ---- gpt-oss --------------------------------------------------------------------------------------
 
-GPT_OSS_BASE: Config = SMALL | yarn(truncate=False) | {
-    "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2,
-    "sliding_window": WINDOW,
-}  # fmt: skip
+GPT_OSS_BASE: Config = (
+    SMALL
+    | yarn(truncate=False)
+    | {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": WINDOW,
+    }
+)
 
 
 def _gpt_oss(name: str, config: Config, *controls: Control, **rest: object) -> Variant:
@@ -159,8 +207,13 @@ def large_gates(weights: Weights) -> Weights:
     return {name: 8 * tensor if "gate_up_proj_bias" in name else tensor for name, tensor in weights.items()}
 
 
-PUBLISHED_YARN = {"factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False,
-                  "beta_fast": 32.0, "beta_slow": 1.0}  # fmt: skip
+PUBLISHED_YARN = {
+    "factor": 32.0,
+    "original_max_position_embeddings": 4096,
+    "truncate": False,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+}
 EXPERT_BIASES = tuple(
     Control(f"no {name}", edit=filled(name, value=0.0))
     for name in ("router.bias", "gate_up_proj_bias", "down_proj_bias")
@@ -168,19 +221,37 @@ EXPERT_BIASES = tuple(
 SWIGLU = (Control("alpha 1", {"swiglu_alpha": 1.0}), Control("limit 1000", {"swiglu_limit": 1000.0}))
 
 GPT_OSS = [
-    _gpt_oss("gpt_oss", {}, ROTATED, *PER_TOKEN, Control("no sinks", edit=filled("sinks", value=-1e4)),
-             Control("sinks 0", edit=filled("sinks", value=0.0)), Control("halves", edit=halves_not_turns),
-             *EXPERT_BIASES, *without_bias("q", "k", "v", "o"), *SWIGLU, *NEAR_WINDOWS,
-             Control("windows exchanged", {"layer_types": [FULL, SLIDING]}),
-             old={"layer_types": ..., "swiglu_alpha": ..., "initial_context_length": 64, "experts_per_token": 2},
-             stored=large_gates),
-    _gpt_oss("gpt_oss_default_yarn", rope("yarn", 150000.0, **PUBLISHED_YARN), *YARN_CONTROLS,
-             old={"rope_scaling": ..., "rope_theta": ...}),
+    _gpt_oss(
+        "gpt_oss",
+        {},
+        ROTATED,
+        *PER_TOKEN,
+        Control("no sinks", edit=filled("sinks", value=-1e4)),
+        Control("sinks 0", edit=filled("sinks", value=0.0)),
+        Control("halves", edit=halves_not_turns),
+        *EXPERT_BIASES,
+        *without_bias("q", "k", "v", "o"),
+        *SWIGLU,
+        *NEAR_WINDOWS,
+        Control("windows exchanged", {"layer_types": [FULL, SLIDING]}),
+        old={"layer_types": ..., "swiglu_alpha": ..., "initial_context_length": 64, "experts_per_token": 2},
+        stored=large_gates,
+    ),
+    _gpt_oss(
+        "gpt_oss_default_yarn",
+        rope("yarn", 150000.0, **PUBLISHED_YARN),
+        *YARN_CONTROLS,
+        old={"rope_scaling": ..., "rope_theta": ...},
+    ),
     _gpt_oss("gpt_oss_no_bias", {"attention_bias": False}, Control("halves", edit=halves_not_turns)),
-    _gpt_oss("gpt_oss_layer_types", {"layer_types": [FULL, SLIDING]}, *NEAR_WINDOWS,
-             Control("the family's", {"layer_types": [SLIDING, FULL]})),
+    _gpt_oss(
+        "gpt_oss_layer_types",
+        {"layer_types": [FULL, SLIDING]},
+        *NEAR_WINDOWS,
+        Control("the family's", {"layer_types": [SLIDING, FULL]}),
+    ),
     _gpt_oss("gpt_oss_bfloat16", {}, ROTATED, stored=in_bfloat16),
     _gpt_oss("gpt_oss_default_rope", rope("default"), Control("yarn", yarn(truncate=False)), old=None),
-]  # fmt: skip
+]
 
 EXPERTS = [*QWEN3_MOE, *OLMOE, *MIXTRAL, *GPT_OSS]

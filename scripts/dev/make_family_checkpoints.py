@@ -120,7 +120,13 @@ def random_tensor(name: str, shape: torch.Size, generator: torch.Generator) -> t
 
 
 # Matrices [..., in, out], and those that make attention and routing decided.
-STORED_BY_INPUT = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight", "experts.gate_up_proj", "experts.down_proj")
+STORED_BY_INPUT = (
+    ".c_attn.weight",
+    ".c_proj.weight",
+    ".c_fc.weight",
+    "experts.gate_up_proj",
+    "experts.down_proj",
+)
 SHARP = (
     "q_proj.weight", "k_proj.weight", "qkv_proj.weight", "c_attn.weight", "mlp.gate.weight",
     "block_sparse_moe.gate.weight", "router.weight",
