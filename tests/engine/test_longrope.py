@@ -84,7 +84,7 @@ def test_a_request_that_would_cross_is_refused(
         with pytest.raises(LongRopeLimit) as caught:
             call()
         hint = caught.value.hint
-        assert hint.startswith(f"max_tokens of at most {fits} fits" if fits else "shorten the prompt"), hint
+        assert hint.startswith(f"max_tokens of at most {fits} fits;" if fits else "shorten the prompt;")
     assert tiny.all_free(llm)
     if fits:
         assert len(llm.generate(prompt(length), params(fits))[0].token_ids) == fits
