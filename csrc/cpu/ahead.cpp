@@ -34,9 +34,10 @@ class Ahead {
     for (int64_t level = 0, alive; (alive = count_alive(level)); level++) {
       if (level) {
         for (int64_t s = 0; s < alive; s++) {
-          positions[s] = first_.kv_len[s] + level - 1;
-          slots[s] = slot_of(s, positions[s]);
-          lengths[s] = static_cast<int32_t>(positions[s] + 1);
+          int64_t place = first_.kv_len[s] + level - 1;
+          positions[s] = first_.positions[first_.query_start[s + 1] - 1] + level;
+          slots[s] = slot_of(s, place);
+          lengths[s] = static_cast<int32_t>(place + 1);
         }
         Batch batch = {positions.data(), slots.data(), first_.block_table, first_.table_stride,
                        starts.data(),    lengths.data(), alive,            alive};
@@ -55,9 +56,10 @@ class Ahead {
     return alive;
   }
 
-  int64_t slot_of(int64_t sequence, int64_t position) const {
+  // The slot of a sequence's token number `place`.
+  int64_t slot_of(int64_t sequence, int64_t place) const {
     int64_t size = m_.heads.block_size;
-    return first_.block_table[sequence * first_.table_stride + position / size] * size + position % size;
+    return first_.block_table[sequence * first_.table_stride + place / size] * size + place % size;
   }
 
   void draw(int64_t level, int64_t alive, const int64_t* no_seen, int64_t* drawn) {

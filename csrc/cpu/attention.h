@@ -13,6 +13,8 @@
 // alone, in one chunk or in many. (If a V row that only later rows see holds an infinity, that zero becomes NaN:
 // engine/verdicts.py describes how such a draft is treated.)
 //
+// A sink is one more score in a head's softmax, without a key and a value: every row begins with m = sink, l = 1.
+//
 // A task is one kv head of one sequence and up to `kTaskRows` query rows that read it: rows = tokens x query heads
 // of the group. So the heads of a group share each packed tile, and in prefill many tokens share it. Bytes: K and V
 // of the visible keys, once per task. FLOPs: 4 head_dim for each (row, key). Limit: in decode, reading and packing
@@ -148,17 +150,24 @@ struct Span {
   }
 };
 
+// Scales the scores of one tile and keeps them below the cap: cap tanh(s / cap). Source: Gemma 2, 2408.00118.
+INLINE void cap_scores(float* scores, float scale, float cap) {
+  for (int p = 0; p < kKeyTile; p += VL) store(scores + p, cap * vtanh(load(scores + p) * scale / cap));
+}
+
 // One step of the online softmax: rows [r, r + count) of a task and the packed tile that begins at key `base`.
 template <class M, class T>
 void attend_tile(const AttentionArgs& a, Workspace<M, T>& s, const Span& span, int64_t base, int64_t r, int64_t count) {
   int64_t dim = a.heads.head_dim, group = a.heads.num_heads / a.heads.num_kv_heads, width = s.width;
+  float scale = a.softcap ? 1 : a.scale;
   product<M>(s.q.data + r * dim, dim, count, s.keys.data, 16 * dim, kKeyTile / 16, dim / M::kStep, s.scores.data,
              kKeyTile, false);
   for (int64_t i = 0; i < count; i++) {
     int64_t position = span.first_pos + (r + i) / group;
+    if (a.softcap) cap_scores(s.scores.data + i * kKeyTile, a.scale, a.softcap);
     int64_t low = a.window ? larger(0, position - a.window + 1 - base) : 0;
     float correction = softmax_step(s.scores.data + i * kKeyTile, s.p.data + i * kKeyTile, smaller(low, kKeyTile),
-                                    larger(0, smaller(position + 1 - base, kKeyTile)), a.scale, s.m.data[r + i],
+                                    larger(0, smaller(position + 1 - base, kKeyTile)), scale, s.m.data[r + i],
                                     s.l.data[r + i]);
     if (correction == 1.0f) continue;
     float* out = s.out.data + (r + i) * width;
@@ -182,8 +191,9 @@ void attend_task(const AttentionArgs& a, Workspace<M, T>& s, const Task& task, c
   Span span(a, task);
   memset(s.out.data, 0, rows * width * sizeof(float));
   for (int64_t r = 0; r < rows; r++) {
-    s.m.data[r] = -__builtin_inff();
-    s.l.data[r] = 0;
+    const T* sinks = static_cast<const T*>(a.sinks);
+    s.m.data[r] = sinks ? load_n(sinks + task.kv_head * group + r % group, 1)[0] : -__builtin_inff();
+    s.l.data[r] = sinks ? 1 : 0;
     const T* from = static_cast<const T*>(a.q) + (span.row_begin + task.first_token + r / group) * a.q_stride +
                     (task.kv_head * group + r % group) * dim;
     for (int64_t i = 0; i < dim; i += VL) store_n(s.q.data + r * dim + i, load_n(from + i, dim - i), dim - i);

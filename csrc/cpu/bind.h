@@ -13,10 +13,11 @@
 
 #include <memory>
 #include <optional>
+#include <string>
 #include <tuple>
 #include <vector>
 
-#include "kernels.h"
+#include "model.h"
 
 namespace minillm::cpu {
 
@@ -32,6 +33,15 @@ inline DType dtype_of(const char* op, const Tensor& t) {
     case ScalarType::Half: return DType::f16;
     default: STD_TORCH_CHECK(false, op, ": float32, bfloat16 or float16 only");
   }
+}
+
+// Names and order are those of `Activation` in minillm/config/model.py.
+constexpr const char* kActivations[] = {"silu", "gelu", "gelu_tanh", "relu", "swiglu_clamped"};
+
+inline Activation activation_of(const char* op, const std::string& name) {
+  for (int i = 0; i < 5; i++)
+    if (name == kActivations[i]) return static_cast<Activation>(i);
+  STD_TORCH_CHECK(false, op, ": there is no activation '", name, "'");
 }
 
 // Whether a matrix [out, in] may be stored in `dtype` where activations are in `wide`. An odd `in` is refused: the
@@ -82,12 +92,14 @@ inline void check_range(const char* op, const char* name, const int64_t* values,
 
 inline Tensor like(const Tensor& t, std::vector<int64_t> shape) { return torch::stable::new_empty(t, shape); }
 
-inline void check_rope(const char* op, const Tensor& cos, const Tensor& sin, int64_t head_dim) {
+// Tables of at most head_dim / 2 columns.
+inline RopeTables read_rope(const char* op, const Tensor& cos, const Tensor& sin, int64_t head_dim) {
   check(op, "cos", cos, 2, ScalarType::Float);
   check(op, "sin", sin, 2, ScalarType::Float);
-  check_size(op, "cos's width", cos.size(1), head_dim / 2);
+  STD_TORCH_CHECK(2 * cos.size(1) <= head_dim, op, ": cos's width is ", cos.size(1), ", more than half of ", head_dim);
   check_size(op, "sin's width", sin.size(1), cos.size(1));
   check_size(op, "sin's length", sin.size(0), cos.size(0));
+  return {data<float>(cos), data<float>(sin), cos.size(1)};
 }
 
 // Read the index tensors of a step and check them against the cache and the number of positions. `read_slots` makes
@@ -105,7 +117,8 @@ struct BoundModel {
   std::vector<Layer> layers;
   std::vector<Tensor> kept;  // the owners of the memory behind the pointers
   std::optional<Tensor> cache;  // the first layer's key cache; all caches have its shape
-  int64_t max_positions;
+  int64_t max_positions;  // the shortest table of angles or of learned positions
+  bool has_weights;
 };
 std::shared_ptr<const BoundModel> find_model(const char* op, int64_t number);
 

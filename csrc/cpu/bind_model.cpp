@@ -75,8 +75,9 @@ void check_ahead(const char* op, const BoundModel& bound, const Batch& batch, co
   int64_t num_blocks = bound.cache->size(0), block_size = bound.cache->size(1);
   for (int64_t s = 0; s < batch.num_seqs; s++) {
     STD_TORCH_CHECK(depths[s] >= 0 && (!s || depths[s] <= depths[s - 1]), op, ": depths rise at sequence ", s);
-    int64_t end = batch.kv_len[s] + (depths[s] > 0 ? depths[s] - 1 : 0);  // the last drawn token is not an input
-    STD_TORCH_CHECK(end <= bound.max_positions, op, ": sequence ", s, " would reach position ", end - 1, " of ",
+    int64_t more = depths[s] > 0 ? depths[s] - 1 : 0;  // the last drawn token is not an input
+    int64_t end = batch.kv_len[s] + more, position = batch.positions[batch.query_start[s + 1] - 1] + more;
+    STD_TORCH_CHECK(position < bound.max_positions, op, ": sequence ", s, " would reach position ", position, " of ",
                     bound.max_positions);
     int64_t used = (end + block_size - 1) / block_size;
     STD_TORCH_CHECK(used <= batch.table_stride, op, ": sequence ", s, " needs ", used, " blocks, its table has ",

@@ -1,29 +1,38 @@
 // Binds a model's weights by name.
 //
-//     bind_model     sizes                          -> a number that identifies the model in the other ops
-//     bind_layer     one layer's caches, window and scale; once per layer, in order
-//     bind_rope      the tables of angles
-//     bind_weight    one tensor: its layer (-1: not part of a layer) and its name, "qkv.weight" or "q_norm"
-//     finish_model   checks that nothing is missing; from now on the ops over a whole model accept the number
+//     bind_model      sizes                          -> a number that identifies the model in the other ops
+//     bind_layer      one layer's caches; once per layer, in order
+//     bind_number     one number by name: of a layer, or with the layer -1 of the model (bind_numbers.cpp)
+//     bind_rope       one layer's table of angles
+//     bind_positions  the learned positions, if there are any
+//     bind_weight     one tensor by name: "qkv.weight", "input_norm.bias", "sinks"
+//     finish_model    checks that nothing is missing; from now on the ops over a whole model accept the number
 //
-// The tables below list the names. A new weight is one member of its struct in kernels.h and one line here. A part
+// The tables below list the names. A new weight is one member of its struct in model.h and one line here. A part
 // of every matrix (a bias, a scale) is one member of `Matrix` and one line of `put_matrix`.
 
+#include <algorithm>
 #include <map>
 #include <mutex>
-#include <string>
 
 #include "bind.h"
+#include "bind_numbers.h"
 
 namespace minillm::cpu {
 namespace {
+
+template <class Owner>
+struct NormPlace {
+  const char* name;
+  Norm Owner::*place;
+  int64_t size, wide;  // the two sizes that it may have
+};
 
 template <class Owner>
 struct VectorPlace {
   const char* name;
   const void* Owner::*place;
   int64_t size;
-  bool may_lack;
 };
 
 template <class Owner>
@@ -33,27 +42,40 @@ struct MatrixPlace {
   int64_t out, in;
 };
 
+// Matrices are required; norms and vectors may be absent.
 template <class Owner>
 struct Places {
+  std::vector<NormPlace<Owner>> norms;
   std::vector<VectorPlace<Owner>> vectors;
   std::vector<MatrixPlace<Owner>> matrices;
 };
 
-Places<LayerWeights> places_in_layer(const Model& m) {
+Places<LayerWeights> places_in_layer(const Model& m, const Experts& e) {
   using W = LayerWeights;
   int64_t dim = m.heads.head_dim, q = m.heads.num_heads * dim, kv = m.heads.num_kv_heads * dim;
-  return {{{"input_norm", &W::input_norm, m.hidden, false},
-           {"q_norm", &W::q_norm, dim, true},
-           {"k_norm", &W::k_norm, dim, true},
-           {"post_attention_norm", &W::post_attention_norm, m.hidden, false}},
-          {{"qkv", &W::qkv, q + 2 * kv, m.hidden},
-           {"o", &W::o, m.hidden, q},
-           {"gate_up", &W::gate_up, 2 * m.intermediate, m.hidden},
-           {"down", &W::down, m.hidden, m.intermediate}}};
+  Places<W> places = {{{"input_norm", &W::input_norm, m.hidden, m.hidden},
+                       {"q_norm", &W::q_norm, dim, q},
+                       {"k_norm", &W::k_norm, dim, kv},
+                       {"attention_output_norm", &W::attention_output_norm, m.hidden, m.hidden},
+                       {"mlp_norm", &W::mlp_norm, m.hidden, m.hidden},
+                       {"mlp_output_norm", &W::mlp_output_norm, m.hidden, m.hidden}},
+                      {{"sinks", &W::sinks, m.heads.num_heads}},
+                      {{"qkv", &W::qkv, q + 2 * kv, m.hidden}, {"o", &W::o, m.hidden, q}}};
+  auto add = [&](MatrixPlace<W> place) { places.matrices.push_back(place); };
+  if (e.count) {
+    add({"router", &W::router, e.count, m.hidden});
+    add({"expert_gate_up", &W::expert_gate_up, e.count * expert_rows(2 * e.size), m.hidden});
+    add({"expert_down", &W::expert_down, e.count * expert_rows(m.hidden), e.size});
+  } else {
+    add({"gate_up", &W::gate_up, (m.gated ? 2 : 1) * m.intermediate, m.hidden});
+    add({"down", &W::down, m.hidden, m.intermediate});
+  }
+  return places;
 }
 
 Places<Model> places_in_model(const Model& m) {
-  return {{{"final_norm", &Model::final_norm, m.hidden, false}},
+  return {{{"final_norm", &Model::final_norm, m.hidden, m.hidden}},
+          {},
           {{"embedding", &Model::embedding, m.vocab, m.hidden}, {"head", &Model::head, m.vocab, m.hidden}}};
 }
 
@@ -81,6 +103,16 @@ bool put_matrix(const char* what, const MatrixPlace<Owner>& place, Matrix& matri
   return true;
 }
 
+// The same for a norm. Its first part decides which of the two sizes it has.
+template <class Owner>
+bool put_norm(const char* what, const NormPlace<Owner>& place, Norm& norm, const std::string& part, const Tensor& t,
+              DType dtype) {
+  if (part != "weight" && part != "bias") return false;
+  if (!norm.size) norm.size = t.numel() == place.wide ? place.wide : place.size;
+  (part == "weight" ? norm.weight : norm.bias) = vector_of(what, t, norm.size, dtype);
+  return true;
+}
+
 // If `owner` has a place of that name, checks the tensor and puts it there. Returns whether there is such a place.
 template <class Owner>
 bool put(const char* what, const Places<Owner>& places, Owner& owner, const std::string& name, const Tensor& t,
@@ -92,16 +124,19 @@ bool put(const char* what, const Places<Owner>& places, Owner& owner, const std:
     }
   size_t dot = name.find('.');
   if (dot == std::string::npos) return false;
+  const std::string whole = name.substr(0, dot), part = name.substr(dot + 1);
   for (const auto& place : places.matrices)
-    if (name.compare(0, dot, place.name) == 0)
-      return put_matrix(what, place, owner.*place.place, name.substr(dot + 1), t, dtype);
+    if (whole == place.name) return put_matrix(what, place, owner.*place.place, part, t, dtype);
+  for (const auto& place : places.norms)
+    if (whole == place.name) return put_norm(what, place, owner.*place.place, part, t, dtype);
   return false;
 }
 
 template <class Owner>
 void require_all(const std::string& where, const Places<Owner>& places, const Owner& owner) {
-  for (const auto& place : places.vectors)
-    STD_TORCH_CHECK(owner.*place.place || place.may_lack, "finish_model: ", where, place.name, " is missing");
+  for (const auto& place : places.norms)
+    STD_TORCH_CHECK((owner.*place.place).weight || !(owner.*place.place).bias, "finish_model: ", where, place.name,
+                    ".weight is missing");
   for (const auto& place : places.matrices)
     STD_TORCH_CHECK((owner.*place.place).packed, "finish_model: ", where, place.name, ".weight is missing");
 }
@@ -121,20 +156,23 @@ BoundModel& find_unfinished(const char* op, int64_t number) {
   return *found->second;
 }
 
-int64_t bind_model(int64_t num_heads, int64_t hidden, int64_t intermediate, int64_t vocab, double eps) {
+int64_t bind_model(int64_t num_heads, int64_t hidden, int64_t intermediate, int64_t vocab, std::string activation) {
   auto bound = std::make_shared<BoundModel>();
-  bound->model = {};
-  bound->model.heads.num_heads = num_heads;
-  bound->model.hidden = hidden;
-  bound->model.intermediate = intermediate;
-  bound->model.vocab = vocab;
-  bound->model.eps = static_cast<float>(eps);
+  Model& m = bound->model;
+  m.heads.num_heads = num_heads;
+  m.hidden = hidden;
+  m.intermediate = intermediate;
+  m.vocab = vocab;
+  m.activation = activation_of("bind_model", activation);
+  m.gated = true;
+  m.embedding_scale = m.residual_scale = m.logits_divisor = 1;
+  bound->max_positions = INT64_MAX;
   std::lock_guard lock(models_mutex);
   unfinished[++last_number] = bound;
   return last_number;
 }
 
-void bind_layer(int64_t number, const Tensor& k_cache, const Tensor& v_cache, int64_t window, double scale) {
+void bind_layer(int64_t number, const Tensor& k_cache, const Tensor& v_cache) {
   const char* op = "bind_layer";
   BoundModel& bound = find_unfinished(op, number);
   check_caches(op, k_cache, v_cache);
@@ -146,35 +184,69 @@ void bind_layer(int64_t number, const Tensor& k_cache, const Tensor& v_cache, in
   }
   STD_TORCH_CHECK(k_cache.scalar_type() == bound.cache->scalar_type(), op, ": the caches differ in dtype");
   for (int d = 0; d < 4; d++) check_size(op, "a cache's shape", k_cache.size(d), bound.cache->size(d));
-  bound.layers.push_back(
-      {{}, cache_of(k_cache, v_cache), window, static_cast<float>(scale)});
+  Layer layer = {};
+  layer.cache = cache_of(k_cache, v_cache);
+  layer.scale = 1;
+  bound.layers.push_back(layer);
   bound.kept.push_back(k_cache);
   bound.kept.push_back(v_cache);
 }
 
-void bind_rope(int64_t number, const Tensor& cos, const Tensor& sin) {
+// Null for -1, which stands for the model itself.
+Layer* find_layer(const char* op, BoundModel& bound, int64_t layer) {
+  STD_TORCH_CHECK(bound.cache, op, ": the layers come first");
+  int64_t count = bound.layers.size();
+  STD_TORCH_CHECK(layer >= -1 && layer < count, op, ": layer ", layer, " of ", count);
+  return layer < 0 ? nullptr : &bound.layers[layer];
+}
+
+std::string named(const char* op, int64_t layer, const std::string& name) {
+  return std::string(op) + ": " + (layer < 0 ? "" : "layer " + std::to_string(layer) + " ") + name;
+}
+
+void bind_number(int64_t number, int64_t layer, std::string name, double value) {
+  const char* op = "bind_number";
+  BoundModel& bound = find_unfinished(op, number);
+  Layer* owner = find_layer(op, bound, layer);
+  std::string what = named(op, layer, name);
+  STD_TORCH_CHECK(!bound.has_weights, what, ": the numbers come before the weights");
+  bool known = owner ? put_number(what.c_str(), *owner, name, value) : put_number(what.c_str(), bound.model, name, value);
+  STD_TORCH_CHECK(known, what, ": there is no number of that name");
+}
+
+void bind_rope(int64_t number, int64_t layer, const Tensor& cos, const Tensor& sin) {
   const char* op = "bind_rope";
   BoundModel& bound = find_unfinished(op, number);
-  STD_TORCH_CHECK(bound.cache, op, ": the layers come first");
-  check_rope(op, cos, sin, bound.model.heads.head_dim);
-  bound.model.rope = {data<float>(cos), data<float>(sin)};
-  bound.max_positions = cos.size(0);
+  Layer* owner = find_layer(op, bound, layer);
+  STD_TORCH_CHECK(owner, op, ": a table belongs to a layer");
+  owner->rope = read_rope(op, cos, sin, bound.model.heads.head_dim);
+  owner->has_rope = true;
+  bound.max_positions = std::min(bound.max_positions, cos.size(0));
   bound.kept.push_back(cos);
   bound.kept.push_back(sin);
+}
+
+void bind_positions(int64_t number, const Tensor& table) {
+  const char* op = "bind_positions";
+  BoundModel& bound = find_unfinished(op, number);
+  STD_TORCH_CHECK(bound.cache, op, ": the layers come first");
+  check(op, "positions", table, 2, bound.cache->scalar_type());
+  check_size(op, "positions' width", table.size(1), bound.model.hidden);
+  bound.model.positions = data<void>(table);
+  bound.max_positions = std::min(bound.max_positions, table.size(0));
+  bound.kept.push_back(table);
 }
 
 void bind_weight(int64_t number, int64_t layer, std::string name, const Tensor& tensor) {
   const char* op = "bind_weight";
   BoundModel& bound = find_unfinished(op, number);
   Model& m = bound.model;
-  STD_TORCH_CHECK(bound.cache, op, ": the layers come first");
-  int64_t count = bound.layers.size();
-  STD_TORCH_CHECK(layer >= -1 && layer < count, op, ": layer ", layer, " of ", count);
-  std::string what = std::string(op) + ": " + (layer < 0 ? "" : "layer " + std::to_string(layer) + " ") + name;
-  bool known = layer < 0 ? put(what.c_str(), places_in_model(m), m, name, tensor, m.heads.dtype)
-                         : put(what.c_str(), places_in_layer(m), bound.layers[layer].weights, name, tensor,
-                               m.heads.dtype);
+  Layer* owner = find_layer(op, bound, layer);
+  std::string what = named(op, layer, name);
+  bool known = owner ? put(what.c_str(), places_in_layer(m, owner->experts), owner->weights, name, tensor, m.heads.dtype)
+                     : put(what.c_str(), places_in_model(m), m, name, tensor, m.heads.dtype);
   STD_TORCH_CHECK(known, what, ": there is no weight of that name");
+  bound.has_weights = true;
   bound.kept.push_back(tensor);
 }
 
@@ -183,10 +255,14 @@ void finish_model(int64_t number) {
   BoundModel& bound = find_unfinished(op, number);
   Model& m = bound.model;
   STD_TORCH_CHECK(!bound.layers.empty(), op, ": there are no layers");
-  STD_TORCH_CHECK(m.rope.cos, op, ": rope is missing");
+  for (size_t i = 0; i < bound.layers.size(); i++) {
+    const Layer& layer = bound.layers[i];
+    STD_TORCH_CHECK(layer.has_rope, op, ": the rope of layer ", i, " is missing");
+    require_all("layer " + std::to_string(i) + " ", places_in_layer(m, layer.experts), layer.weights);
+    check_numbers(op, i, layer.experts);
+  }
   require_all("", places_in_model(m), m);
-  for (size_t i = 0; i < bound.layers.size(); i++)
-    require_all("layer " + std::to_string(i) + " ", places_in_layer(m), bound.layers[i].weights);
+  STD_TORCH_CHECK(m.final_norm.weight, op, ": final_norm.weight is missing");
   m.layers = bound.layers.data();
   m.num_layers = bound.layers.size();
   std::lock_guard lock(models_mutex);
@@ -210,9 +286,11 @@ std::shared_ptr<const BoundModel> find_model(const char* op, int64_t number) {
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(minillm, m) {
-  m.def("bind_model(int num_heads, int hidden, int intermediate_size, int vocab_size, float eps) -> int");
-  m.def("bind_layer(int model, Tensor k_cache, Tensor v_cache, int window, float scale) -> ()");
-  m.def("bind_rope(int model, Tensor cos, Tensor sin) -> ()");
+  m.def("bind_model(int num_heads, int hidden, int intermediate_size, int vocab_size, str activation) -> int");
+  m.def("bind_layer(int model, Tensor k_cache, Tensor v_cache) -> ()");
+  m.def("bind_number(int model, int layer, str name, float value) -> ()");
+  m.def("bind_rope(int model, int layer, Tensor cos, Tensor sin) -> ()");
+  m.def("bind_positions(int model, Tensor positions) -> ()");
   m.def("bind_weight(int model, int layer, str name, Tensor tensor) -> ()");
   m.def("finish_model(int model) -> ()");
   m.def("unbind_model(int model) -> ()");
@@ -221,11 +299,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(minillm, m) {
 STABLE_TORCH_LIBRARY_IMPL(minillm, CPU, m) {
   m.impl("bind_layer", TORCH_BOX(&bind_layer));
   m.impl("bind_rope", TORCH_BOX(&bind_rope));
+  m.impl("bind_positions", TORCH_BOX(&bind_positions));
   m.impl("bind_weight", TORCH_BOX(&bind_weight));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(minillm, CompositeExplicitAutograd, m) {
   m.impl("bind_model", TORCH_BOX(&bind_model));
+  m.impl("bind_number", TORCH_BOX(&bind_number));
   m.impl("finish_model", TORCH_BOX(&finish_model));
   m.impl("unbind_model", TORCH_BOX(&unbind_model));
 }

@@ -1,9 +1,11 @@
 // All kernels, compiled for one instruction set. The build compiles this file once for each: with
 // -DMINILLM_ISA_AVX512, with -DMINILLM_ISA_AVX2 or with neither, and with the matching machine flags.
 
+#include "activation.h"
 #include "attention.h"
 #include "kernels.h"
 #include "linear.h"
+#include "routing.h"
 #include "rowwise.h"
 
 namespace minillm::cpu {
@@ -20,6 +22,7 @@ namespace minillm::cpu {
 #endif
 
 extern const Kernels TABLE;
-const Kernels TABLE = {NAME, pack, embedding, linear, norm, silu_mul, rope_and_cache, attention, widen, first_highest};
+const Kernels TABLE = {NAME,           pack,      embedding, linear,  norm,  gate,         map, add,
+                       rope_and_cache, attention, route,     combine, widen, first_highest};
 
 }  // namespace minillm::cpu

@@ -75,21 +75,53 @@ struct LinearArgs {
   const void* prefetch_next;  // the packed weights that the next kernel reads, or null
 };
 
+// The weights of a norm. With a bias it is LayerNorm, else RMSNorm.
+struct Norm {
+  const void* weight;  // [size], or null: there is no norm
+  const void* bias;    // [size], or null
+  int64_t size;
+};
+
 struct NormArgs {
   const void* x;         // [rows, parts, size]
   const void* residual;  // [rows, parts, size], or null for the norm of x alone
-  const void* weight;    // [size]
+  Norm norm;             // `size` is that of a part
   void* sum;             // [rows, parts, size]: x + residual; may equal `residual`
   void* y;               // [rows, parts, size]; may equal `x`
-  int64_t rows, parts, size;  // parts: heads per row, each normalised separately
+  int64_t rows, parts;   // parts: heads per row, each normalised separately
   int64_t x_stride, y_stride;  // between rows; residual and sum are dense
-  float eps;
+  float eps, offset;           // RMSNorm multiplies by weight + offset
   DType dtype;
 };
 
-struct SiluArgs {
+// The same order as in `kActivations` (bind.h). The clamped SwiGLU needs a gate.
+enum class Activation : int { silu, gelu, gelu_tanh, relu, swiglu_clamped };
+
+struct GateArgs {
   const void* gate_up;  // [rows, 2 * size]: gate, then up
   void* y;              // [rows, size]
+  int64_t rows, size;
+  Activation activation;
+  DType dtype;
+};
+
+// A function of single numbers. `number` is the factor, the divisor or the cap.
+enum class Map : int { activation, multiply, divide, softcap };
+struct MapArgs {
+  const void* x;  // [rows, size]
+  void* y;        // [rows, size]; may equal `x`
+  int64_t rows, size;
+  Map map;
+  float number;
+  Activation activation;
+  DType dtype;
+};
+
+struct AddArgs {
+  const void* x;           // [rows, size]
+  const void* y;           // [rows, size]; with `y_rows` a table of rows
+  const int64_t* y_rows;   // [rows]: the row of `y` that each row takes, or null
+  void* sum;               // [rows, size]; may equal `x` or `y`
   int64_t rows, size;
   DType dtype;
 };
@@ -111,7 +143,8 @@ struct Heads {
 };
 
 struct RopeTables {
-  const float *cos, *sin;  // [max_positions, head_dim / 2]
+  const float *cos, *sin;  // [max_positions, half]
+  int64_t half;            // half the components of a head that are rotated; the others are kept
 };
 
 struct LayerCache {
@@ -137,7 +170,28 @@ struct AttentionArgs {
   Batch batch;
   Heads heads;
   float scale;
-  int64_t window;  // most keys a row sees, its own included; 0: all
+  int64_t window;     // most keys a row sees, its own included; 0: all
+  float softcap;      // scores s become softcap * tanh(s / softcap); 0: they stay
+  const void* sinks;  // [num_heads]: a score of each head that has no value, or null
+};
+
+// Rows of activations, each with `per_token` of `count` experts.
+struct RouteArgs {
+  const void* logits;  // [rows, count]
+  int64_t rows, count, per_token;
+  bool renormalize;
+  int64_t* chosen;  // [rows, per_token], rising in each row
+  float* weights;   // [rows, per_token]
+  DType dtype;
+};
+
+struct CombineArgs {
+  const void* outputs;     // [rows * per_token, size], in any order
+  const int64_t* places;   // [rows, per_token]: the row of `outputs` of each choice
+  const float* weights;    // [rows, per_token]
+  void* y;                 // [rows, size]: the weighted sums, in the order of the choices
+  int64_t rows, per_token, size;
+  DType dtype;
 };
 
 // The functions compiled for one instruction set.
@@ -147,52 +201,15 @@ struct Kernels {
   void (*embedding)(const EmbeddingArgs&);
   void (*linear)(const LinearArgs&);
   void (*norm)(const NormArgs&);
-  void (*silu_mul)(const SiluArgs&);
+  void (*gate)(const GateArgs&);
+  void (*map)(const MapArgs&);
+  void (*add)(const AddArgs&);
   void (*rope_and_cache)(const RopeArgs&);
   void (*attention)(const AttentionArgs&);
+  void (*route)(const RouteArgs&);
+  void (*combine)(const CombineArgs&);
   float (*widen)(const void* x, int64_t size, float* y, DType dtype);  // y = x as float; returns the maximum
   int64_t (*first_highest)(const void* x, int64_t size, DType dtype);  // first index of the maximum; 0 if that is NaN
-};
-
-// One layer's weights. Their names and sizes are in bind_weights.cpp.
-struct LayerWeights {
-  const void* input_norm;  // [hidden]
-  Matrix qkv;
-  const void *q_norm, *k_norm;  // [head_dim], or null
-  Matrix o;
-  const void* post_attention_norm;  // [hidden]
-  Matrix gate_up, down;
-};
-
-struct Layer {
-  LayerWeights weights;
-  LayerCache cache;
-  int64_t window;  // most keys a row sees, its own included; 0: all
-  float scale;     // of attention scores
-};
-
-struct Model {
-  const Layer* layers;
-  int64_t num_layers, hidden, intermediate, vocab;
-  Heads heads;
-  RopeTables rope;
-  Matrix embedding, head;  // [vocab, hidden]
-  const void* final_norm;  // [hidden]
-  float eps;
-};
-
-// The rows of a pass through all layers.
-struct LayersArgs {
-  Batch batch;
-  void* residual;  // [num_tokens, hidden]: updated in place
-  void* x;         // [num_tokens, hidden]: on entry the first layer's normed input, on return the final norm's output
-  bool last_only;  // return only the last row of each sequence: x is then [num_seqs, hidden]; no sequence is empty
-};
-
-// The input of a pass through a whole model.
-struct PassArgs {
-  Batch batch;
-  const int64_t* ids;  // [num_tokens]
 };
 
 struct SampleArgs {
@@ -206,18 +223,6 @@ struct SampleArgs {
   const int64_t* seen_end; // [rows]: the end of each row's ids in `seen`
   const bool* finite;      // [rows]: a row that is false is skipped and gets token 0; null: all rows are finite
   int64_t* tokens;         // [rows]
-};
-
-// Several decode steps of a whole model. Sequences are sorted by depth, the deepest first.
-struct AheadArgs {
-  PassArgs first;  // the first step; the later steps have one row per sequence
-  int64_t num_token_ids;
-  const int64_t* depths;  // [num_seqs]: tokens to draw for each sequence, in falling order
-  int64_t count;          // the largest depth
-  const int64_t* keys;    // [count, num_seqs]
-  const double* numbers;  // [num_seqs, 4], as for `sample`; the repetition penalty is 1
-  const int64_t* top_k;   // [num_seqs]
-  int64_t* tokens;        // [num_seqs, count]; entries beyond a sequence's depth are not written
 };
 
 struct LogprobsArgs {
@@ -255,16 +260,9 @@ struct DraftArgs {
 };
 
 // Compiled once, without vector instructions: the same code for every instruction set.
-void run_layers(const Kernels& kernels, const Model& model, const LayersArgs& args);
 void sample(const Kernels& kernels, const SampleArgs& args);
 void token_logprobs(const Kernels& kernels, const LogprobsArgs& args);
 void finite_rows(const FiniteArgs& args);
-void hidden_states(const Kernels& kernels, const Model& model, const PassArgs& args, void* x);  // [num_tokens, hidden]
-void last_logits(const Kernels& kernels, const Model& model, const PassArgs& args, void* logits);  // [num_seqs, vocab]
-// One pass and one draw per row of logits; finite[row] tells whether all logits of the row are finite.
-void decode_step(const Kernels& kernels, const Model& model, const PassArgs& args, const SampleArgs& draws,
-                 void* logits, bool* finite);
-void decode_ahead(const Kernels& kernels, const Model& model, const AheadArgs& args);
 void verify_coupled(const CoupledArgs& args);
 void verify_draft(const DraftArgs& args);  // a target row of zeros gives -1: no token can be drawn
 

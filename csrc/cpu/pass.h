@@ -1,6 +1,6 @@
 // One pass over a whole model: from token ids to the logits of each sequence's last row.
 //
-//     ids -> embedding -> norm -> layers -> last rows -> head -> logits [num_seqs, vocab]
+//     ids -> embedding (scale, positions) -> layers, norm -> last rows -> head (divisor, cap) -> logits [num_seqs, vocab]
 //
 // A pass only calls kernels: the same ones that the ops of the same names run, on the same rounded numbers. So the
 // bits equal those of minillm/model/decoder.py (a test compares them). It saves a dozen calls from Python. For a
@@ -10,6 +10,7 @@
 #pragma once
 
 #include "buffer.h"
+#include "model.h"
 
 namespace minillm::cpu {
 
@@ -27,15 +28,18 @@ class Pass {
     const DType dtype = m_.heads.dtype;
     int64_t rows = args.batch.num_tokens;
     kernels_.embedding({args.ids, rows, m_.embedding, m_.hidden, residual_.get(), dtype});
-    kernels_.norm({residual_.get(), nullptr, m_.layers[0].weights.input_norm, nullptr, x, rows, 1, m_.hidden,
-                   m_.hidden, m_.hidden, m_.eps, dtype});
+    map(residual_.get(), rows, m_.hidden, Map::multiply, m_.embedding_scale, 1);
+    if (m_.positions)
+      kernels_.add({residual_.get(), m_.positions, args.batch.positions, residual_.get(), rows, m_.hidden, dtype});
     run_layers(kernels_, m_, {args.batch, residual_.get(), x, last_only});
   }
 
   void logits(const PassArgs& args, void* logits) const {
+    int64_t rows = args.batch.num_seqs;
     hidden(args, x_.get(), true);
-    kernels_.linear({x_.get(), m_.hidden, m_.head, logits, args.batch.num_seqs, m_.vocab, m_.hidden, m_.heads.dtype,
-                     nullptr});
+    kernels_.linear({x_.get(), m_.hidden, m_.head, logits, rows, m_.vocab, m_.hidden, m_.heads.dtype, nullptr});
+    map(logits, rows, m_.vocab, Map::divide, m_.logits_divisor, 1);
+    map(logits, rows, m_.vocab, Map::softcap, m_.logits_softcap, 0);
   }
 
   // Draws a token from each row of logits that is finite.
@@ -47,6 +51,11 @@ class Pass {
   }
 
  private:
+  // Changes x in place, unless `number` is the one that changes nothing.
+  void map(void* x, int64_t rows, int64_t size, Map map, float number, float neutral) const {
+    if (number != neutral) kernels_.map({x, x, rows, size, map, number, {}, m_.heads.dtype});
+  }
+
   const Kernels& kernels_;
   const Model& m_;
   const Buffer residual_, x_;

@@ -1,4 +1,4 @@
-// The operations of a layer between its matrix products, one row at a time: norms, gate, rotation.
+// The operations of a layer between its matrix products, one row at a time: norms, sums, rotation.
 //
 // Bytes: each activation is read and written once or twice. FLOPs: a few per element. Limit: only the cost of
 // starting a kernel, so few rows run on one thread. A row's result depends on that row alone: sums run over fixed
@@ -16,22 +16,49 @@ namespace {
 // The fewest rows per thread. The number is larger outside a parallel region, where a thread must be woken first.
 INLINE int64_t row_grain(int64_t row_size) { return larger(1, (in_parallel_region() ? 1 << 11 : 1 << 14) / larger(1, row_size)); }
 
-// x / rms(x) * weight, computed in fp32 and rounded once. Source: Zhang & Sennrich, 1910.07467.
 template <class T>
-INLINE void norm_row(const T* x, const T* weight, T* y, int64_t size, float eps) {
+INLINE void add_row(const T* x, const T* y, T* sum, int64_t size) {
+  for (int64_t i = 0; i < size; i += VL)
+    store_n(sum + i, load_n(x + i, size - i) + load_n(y + i, size - i), size - i);
+}
+
+// x / rms(x) * (weight + offset), computed in fp32 and rounded once. Source: Zhang & Sennrich, 1910.07467.
+template <class T>
+INLINE void rms_row(const T* x, const T* weight, T* y, int64_t size, float eps, float offset) {
   vf squares = {};
   for (int64_t i = 0; i < size; i += VL) {
     vf value = load_n(x + i, size - i);
     squares = fma(value, value, squares);
   }
   float inverse = 1.0f / __builtin_sqrtf(sum_lanes(squares) / static_cast<float>(size) + eps);
-  for (int64_t i = 0; i < size; i += VL)
-    store_n(y + i, load_n(x + i, size - i) * inverse * load_n(weight + i, size - i), size - i);
+  for (int64_t i = 0; i < size; i += VL) {
+    vf factor = load_n(weight + i, size - i);
+    if (offset != 0) factor = factor + offset;
+    store_n(y + i, load_n(x + i, size - i) * inverse * factor, size - i);
+  }
+}
+
+// (x - mean) / deviation * weight + bias, likewise. Source: Ba et al., 1607.06450.
+template <class T>
+INLINE void layer_norm_row(const T* x, const T* weight, const T* bias, T* y, int64_t size, float eps) {
+  vf sum = {}, squares = {};
+  for (int64_t i = 0; i < size; i += VL) sum = sum + load_n(x + i, size - i);
+  float mean = sum_lanes(sum) / static_cast<float>(size);
+  for (int64_t i = 0; i < size; i += VL) {
+    vf distance = first_lanes(load_n(x + i, size - i) - mean, size - i, 0);
+    squares = fma(distance, distance, squares);
+  }
+  float inverse = 1.0f / __builtin_sqrtf(sum_lanes(squares) / static_cast<float>(size) + eps);
+  for (int64_t i = 0; i < size; i += VL) {
+    int64_t n = size - i;
+    store_n(y + i, (load_n(x + i, n) - mean) * inverse * load_n(weight + i, n) + load_n(bias + i, n), n);
+  }
 }
 
 template <class T>
 void norm_as(const NormArgs& a) {
-  int64_t row_size = a.parts * a.size;
+  int64_t size = a.norm.size, row_size = a.parts * size;
+  const T *weight = static_cast<const T*>(a.norm.weight), *bias = static_cast<const T*>(a.norm.bias);
   parallel_for(a.rows, row_grain(row_size), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; r++) {
       const T* x = static_cast<const T*>(a.x) + r * a.x_stride;
@@ -39,46 +66,43 @@ void norm_as(const NormArgs& a) {
       if (a.residual) {
         const T* residual = static_cast<const T*>(a.residual) + r * row_size;
         T* sum = static_cast<T*>(a.sum) + r * row_size;
-        for (int64_t i = 0; i < row_size; i += VL)
-          store_n(sum + i, load_n(x + i, row_size - i) + load_n(residual + i, row_size - i), row_size - i);
+        add_row(x, residual, sum, row_size);
         x = sum;
       }
-      for (int64_t i = 0; i < row_size; i += a.size)
-        norm_row(x + i, static_cast<const T*>(a.weight), y + i, a.size, a.eps);
-    }
-  });
-}
-
-// silu(gate) * up, silu(g) = g / (1 + e^-g). Source: Shazeer, 2002.05202.
-template <class T>
-void silu_mul_as(const SiluArgs& a) {
-  parallel_for(a.rows, row_grain(a.size), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; r++) {
-      const T* gate = static_cast<const T*>(a.gate_up) + r * 2 * a.size;
-      const T* up = gate + a.size;
-      T* y = static_cast<T*>(a.y) + r * a.size;
-      for (int64_t i = 0; i < a.size; i += VL) {
-        vf g = load_n(gate + i, a.size - i);
-        store_n(y + i, g / (vexp(-g) + 1.0f) * load_n(up + i, a.size - i), a.size - i);
+      for (int64_t i = 0; i < row_size; i += size) {
+        if (bias) layer_norm_row(x + i, weight, bias, y + i, size, a.eps);
+        else rms_row(x + i, weight, y + i, size, a.eps, a.offset);
       }
     }
   });
 }
 
-// (a, b) -> (a cos - b sin, b cos + a sin), a and b the halves of a head. Source: Su et al., 2104.09864.
 template <class T>
-INLINE void rotate_head(const T* x, const float* cos, const float* sin, T* y, int64_t half) {
+void add_as(const AddArgs& a) {
+  parallel_for(a.rows, row_grain(a.size), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; r++)
+      add_row(static_cast<const T*>(a.x) + r * a.size,
+              static_cast<const T*>(a.y) + (a.y_rows ? a.y_rows[r] : r) * a.size, static_cast<T*>(a.sum) + r * a.size,
+              a.size);
+  });
+}
+
+// (a, b) -> (a cos - b sin, b cos + a sin), a and b the first and the second `half` components of a head. The
+// components after them are copied. Source: Su et al., 2104.09864.
+template <class T>
+INLINE void rotate_head(const T* x, const float* cos, const float* sin, T* y, int64_t half, int64_t dim) {
   for (int64_t i = 0; i < half; i += VL) {
     int64_t n = half - i;
     vf a = load_n(x + i, n), b = load_n(x + half + i, n), c = load_n(cos + i, n), s = load_n(sin + i, n);
     store_n(y + i, a * c - b * s, n);
     store_n(y + half + i, b * c + a * s, n);
   }
+  if (y != x && 2 * half < dim) memcpy(y + 2 * half, x + 2 * half, (dim - 2 * half) * sizeof(T));
 }
 
 template <class T>
 void rope_and_cache_as(const RopeArgs& a) {
-  int64_t dim = a.heads.head_dim, half = dim / 2, kv_size = a.heads.num_kv_heads * dim;
+  int64_t dim = a.heads.head_dim, half = a.rope.half, kv_size = a.heads.num_kv_heads * dim;
   parallel_for(a.batch.num_tokens, row_grain((a.heads.num_heads + 2 * a.heads.num_kv_heads) * dim),
             [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; t++) {
@@ -89,8 +113,8 @@ void rope_and_cache_as(const RopeArgs& a) {
       T* q_out = static_cast<T*>(a.q_out) + t * a.q_out_stride;
       T* k_out = static_cast<T*>(a.cache.k) + a.batch.slot_mapping[t] * kv_size;
       T* v_out = static_cast<T*>(a.cache.v) + a.batch.slot_mapping[t] * kv_size;
-      for (int64_t h = 0; h < a.heads.num_heads; h++) rotate_head(q + h * dim, cos, sin, q_out + h * dim, half);
-      for (int64_t h = 0; h < a.heads.num_kv_heads; h++) rotate_head(k + h * dim, cos, sin, k_out + h * dim, half);
+      for (int64_t h = 0; h < a.heads.num_heads; h++) rotate_head(q + h * dim, cos, sin, q_out + h * dim, half, dim);
+      for (int64_t h = 0; h < a.heads.num_kv_heads; h++) rotate_head(k + h * dim, cos, sin, k_out + h * dim, half, dim);
       memcpy(v_out, static_cast<const T*>(a.v) + t * a.v_stride, kv_size * sizeof(T));
     }
   });
@@ -167,11 +191,11 @@ void norm(const NormArgs& a) {
   }
 }
 
-void silu_mul(const SiluArgs& a) {
+void add(const AddArgs& a) {
   switch (a.dtype) {
-    case DType::f32: return silu_mul_as<float>(a);
-    case DType::bf16: return silu_mul_as<bf16>(a);
-    case DType::f16: return silu_mul_as<fp16>(a);
+    case DType::f32: return add_as<float>(a);
+    case DType::bf16: return add_as<bf16>(a);
+    case DType::f16: return add_as<fp16>(a);
   }
 }
 

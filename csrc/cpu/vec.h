@@ -163,6 +163,14 @@ INLINE void store_n(T* p, vf x, int64_t n) {
   memcpy(p, padded, n * sizeof(T));
 }
 
+// The first n lanes of x, and `other` in the others.
+INLINE vf first_lanes(vf x, int64_t n, float other) {
+  if (n >= VL) return x;
+  vi lane;
+  for (int i = 0; i < VL; i++) lane[i] = i;
+  return lane < static_cast<int>(n) ? x : splat(other);
+}
+
 // ---- reductions over the lanes of a register, always in the same order ------------------------
 
 INLINE float sum_lanes(vf x) {
@@ -219,6 +227,30 @@ INLINE vf vexp(vf x) {
   result = x > 88.3f ? splat(__builtin_inff()) : result;
   return x == x ? result : x;
 #endif
+}
+
+INLINE vf vabs(vf x) { return (vf)((vu)x & 0x7fffffffu); }
+INLINE vf with_sign(vf x, vf sign) { return (vf)((vu)x | ((vu)sign & 0x80000000u)); }
+
+// tanh x. Near 0, where 1 - 2 / (e^2x + 1) would lose its digits, a polynomial. Source: Moshier, Cephes, tanhf.
+INLINE vf vtanh(vf x) {
+  vf size = vabs(x), z = x * x, p = splat(-5.70498872745e-3f);
+  p = fma(p, z, splat(2.06390887954e-2f));
+  p = fma(p, z, splat(-5.37397155531e-2f));
+  p = fma(p, z, splat(1.33314422036e-1f));
+  p = fma(p, z, splat(-3.33332819422e-1f));
+  vf far = with_sign(splat(1.0f) - splat(2.0f) / (vexp(size + size) + 1.0f), x);
+  return size < 0.625f ? fma(p * z, x, x) : far;
+}
+
+// The error function, to 1.5e-7. Source: Abramowitz & Stegun, 7.1.26.
+INLINE vf verf(vf x) {
+  vf size = vabs(x), t = splat(1.0f) / fma(size, splat(0.3275911f), splat(1.0f)), p = splat(1.061405429f);
+  p = fma(p, t, splat(-1.453152027f));
+  p = fma(p, t, splat(1.421413741f));
+  p = fma(p, t, splat(-0.284496736f));
+  p = fma(p, t, splat(0.254829592f));
+  return with_sign(splat(1.0f) - p * t * vexp(-size * size), x);
 }
 
 }  // namespace

@@ -117,7 +117,7 @@ def jobs(config: ModelConfig, dtype: torch.dtype, rows: tuple[int, ...]) -> Iter
         yield simple("rms_norm", n, 2 * n * hidden, 4 * n * hidden, random(n, hidden), norm, 1e-5)
         two = random(n, hidden), random(n, hidden)
         yield simple("add_rms_norm", n, 4 * n * hidden, 5 * n * hidden, *two, norm, 1e-5)
-        yield simple("silu_mul", n, 3 * n * inner, 10 * n * inner, random(n, 2 * inner))
+        yield simple("act_and_mul", n, 3 * n * inner, 10 * n * inner, random(n, 2 * inner))
         yield from _attention_jobs(config, dtype, n)
         if n <= 64:
             yield _sample_job(n, vocab, dtype)

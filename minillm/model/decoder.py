@@ -35,7 +35,7 @@ from minillm.errors import UnsupportedModel
 from minillm.model.blocks import Experts, Layer, Norm, empty
 from minillm.model.rope import layer_tables
 from minillm.ops.contract import AttentionMetadata, LayerCache, Ops, PackedWeight, RopeTables, Weight
-from minillm.ops.fused import ModelWeights
+from minillm.ops.fused import ModelWeights, rounded_to
 from minillm.ops.huge_pages import HugePages
 
 
@@ -201,11 +201,6 @@ class Decoder(nn.Module):
         yield self, "embed_tokens"
         if self.lm_head is not None:
             yield self, "lm_head"
-
-
-def rounded_to(dtype: torch.dtype, value: float) -> float:
-    """The number of `dtype` nearest to `value`: Gemma's embedding factor is of the model's dtype."""
-    return float(torch.tensor(value, dtype=dtype))
 
 
 def _before(norm: Norm | None, x: Tensor) -> Tensor:

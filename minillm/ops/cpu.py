@@ -28,13 +28,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minillm.config import Activation, LayerSpec
 from minillm.ops import shapes
 from minillm.ops.contract import (
     AttentionMetadata,
     LayerCache,
+    Matrix,
     PackedWeight,
     RopeTables,
+    Routing,
     Weight,
+    expert_rows,
 )
 from minillm.ops.cpu_model import CpuModel
 from minillm.ops.fused import FusedModel, FusedOps, ModelWeights
@@ -42,19 +46,25 @@ from minillm.ops.registered import current_isa, load_native, loaded_library, pac
 from minillm.ops.sampling import SamplingBatch
 
 _OPS = (
+    "act",
+    "act_and_mul",
     "add_rms_norm",
     "copy_blocks",
     "embedding",
+    "experts",
     "finite_rows",
+    "layer_norm",
     "linear",
     "pack",
     "pack_",
     "paged_attention",
     "rms_norm",
     "rope_and_cache",
+    "route",
     "sample",
-    "silu_mul",
+    "softcap",
     "token_logprobs",
+    "variant_attention",
     "verify_coupled",
     "verify_draft",
 )
@@ -106,13 +116,18 @@ class CpuOps(FusedOps):
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         shapes.check_linear(x, weight, bias)
-        packed = weight if isinstance(weight, PackedWeight) else self._packed(weight, weight.dtype)
+        packed = self._pack_if_plain(weight)
         result: Tensor = self._ops.linear(x.contiguous(), packed.data, bias, packed.shape[0])
         return result
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
         shapes.check_norm("rms_norm", x, weight)
-        result: Tensor = self._ops.rms_norm(x.contiguous(), weight, eps)
+        result: Tensor = self._ops.rms_norm(x.contiguous(), weight, eps, offset)
+        return result
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        shapes.check_norm("layer_norm", x, weight)
+        result: Tensor = self._ops.layer_norm(x.contiguous(), weight, bias, eps)
         return result
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -120,9 +135,31 @@ class CpuOps(FusedOps):
         normed, total = self._ops.add_rms_norm(x.contiguous(), residual.contiguous(), weight, eps)
         return normed, total
 
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
-        shapes.check_silu_mul(gate_up)
-        result: Tensor = self._ops.silu_mul(gate_up.contiguous())
+    def act_and_mul(self, gate_up: Tensor, activation: Activation = "silu") -> Tensor:
+        shapes.check_act_and_mul(gate_up)
+        result: Tensor = self._ops.act_and_mul(gate_up.contiguous(), activation)
+        return result
+
+    def act(self, x: Tensor, activation: Activation) -> Tensor:
+        result: Tensor = self._ops.act(x.contiguous(), activation)
+        return result
+
+    def softcap(self, x: Tensor, cap: float) -> Tensor:
+        result: Tensor = self._ops.softcap(x.contiguous(), cap)
+        return result
+
+    def route(self, logits: Tensor, per_token: int, renormalize: bool) -> Routing:
+        return Routing(*self._ops.route(logits.contiguous(), per_token, renormalize))
+
+    def experts(
+        self, x: Tensor, routing: Routing, gate_up: Matrix, down: Matrix, activation: Activation
+    ) -> Tensor:
+        shapes.check_experts(x, routing, gate_up, down)
+        count = down.weight.shape[0] // expert_rows(x.shape[1])
+        first, second = self._pack_if_plain(gate_up.weight), self._pack_if_plain(down.weight)
+        matrices = first.data, gate_up.bias, second.data, down.bias
+        sizes = count, second.shape[1]
+        result: Tensor = self._ops.experts(x.contiguous(), *routing, *matrices, *sizes, activation)
         return result
 
     def rope_and_cache(
@@ -146,6 +183,16 @@ class CpuOps(FusedOps):
         result: Tensor = self._ops.paged_attention(
             q, k_cache, v_cache, meta.block_table, meta.query_start, meta.kv_len, scale, window or 0
         )
+        return result
+
+    def variant_attention(
+        self, q: Tensor, cache: LayerCache, meta: AttentionMetadata, spec: LayerSpec, sinks: Tensor | None
+    ) -> Tensor:
+        shapes.check_attention(q, *cache, meta)
+        shapes.check_sinks(q, sinks)
+        sequences = meta.block_table, meta.query_start, meta.kv_len
+        scores = spec.scale, spec.window or 0, spec.softcap or 0.0
+        result: Tensor = self._ops.variant_attention(q, *cache, *sequences, *scores, sinks)
         return result
 
     def copy_blocks(self, caches: list[Tensor], source: Tensor, destination: Tensor) -> None:
@@ -190,6 +237,9 @@ class CpuOps(FusedOps):
         rest = target_probs.contiguous(), uniforms.contiguous()
         tokens, accepted = self._ops.verify_draft(draft.contiguous(), q, *rest)
         return tokens, accepted
+
+    def _pack_if_plain(self, weight: Weight) -> PackedWeight:
+        return weight if isinstance(weight, PackedWeight) else self._packed(weight, weight.dtype)
 
     def _packed(self, weight: Tensor, dtype: torch.dtype) -> PackedWeight:
         packed = self._ops.pack(weight.detach().contiguous())

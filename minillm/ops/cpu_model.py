@@ -13,9 +13,10 @@ from weakref import finalize
 import torch
 from torch import Tensor
 
+from minillm.config import LayerSpec, ModelConfig
 from minillm.ops.columns import column
 from minillm.ops.contract import AttentionMetadata, PackedWeight, Weight
-from minillm.ops.fused import FusedModel, ModelWeights
+from minillm.ops.fused import FusedModel, ModelWeights, rounded_to
 from minillm.ops.registered import bound_models
 from minillm.ops.sampling import SamplingBatch, as_int64
 
@@ -23,7 +24,7 @@ _OWN = -1  # the layer number of weights that are not part of a layer
 
 
 class CpuModel(FusedModel):
-    """`FusedModel` in C++. The methods are documented in `contract.py`.
+    """`FusedModel` in C++. The methods are documented in `fused.py`.
 
     Raises:
         RuntimeError: a weight or a cache is missing, has an unknown name, or does not fit the others.
@@ -32,9 +33,10 @@ class CpuModel(FusedModel):
     def __init__(self, weights: ModelWeights, k_cache: list[Tensor], v_cache: list[Tensor]) -> None:
         ops = torch.ops.minillm
         c = weights.config
-        self.vocab_size, self.hidden_size, self.dtype = c.vocab_size, c.hidden_size, weights.final_norm.dtype
+        self.vocab_size, self.hidden_size = c.vocab_size, c.hidden_size
+        self.dtype = weights.final_norm.weight.dtype
         sizes = c.num_attention_heads, c.hidden_size, c.intermediate_size, c.vocab_size
-        self.number: int = ops.bind_model(*sizes, c.norm_eps)
+        self.number: int = ops.bind_model(*sizes, c.activation)
         finalize(self, ops.unbind_model, self.number)
         self._bind(weights, k_cache, v_cache)
         bound_models[self.number] = self
@@ -81,20 +83,47 @@ class CpuModel(FusedModel):
 
     def _bind(self, weights: ModelWeights, k_cache: list[Tensor], v_cache: list[Tensor]) -> None:
         ops, number = torch.ops.minillm, self.number
-        for spec, k, v in zip(weights.config.layers, k_cache, v_cache, strict=True):
-            ops.bind_layer(number, k, v, spec.window or 0, spec.scale)
-        ops.bind_rope(number, *weights.rope)
-        own: dict[str, Weight] = {
-            "embedding.weight": weights.embedding,
-            "head.weight": weights.head,
-            "final_norm": weights.final_norm,
-        }
-        for name, weight in own.items():
+        for k, v in zip(k_cache, v_cache, strict=True):
+            ops.bind_layer(number, k, v)
+        for name, value in _numbers(weights.config, self.dtype).items():
+            ops.bind_number(number, _OWN, name, float(value))
+        for i, (spec, rope) in enumerate(zip(weights.config.layers, weights.ropes, strict=True)):
+            ops.bind_rope(number, i, *rope)
+            for name, value in _layer_numbers(spec).items():
+                ops.bind_number(number, i, name, float(value))
+        if weights.positions is not None:
+            ops.bind_positions(number, weights.positions)
+        for name, weight in weights.own():
             ops.bind_weight(number, _OWN, name, _data(weight))
         for i, layer in enumerate(weights.layers):
             for name, weight in layer.named():
                 ops.bind_weight(number, i, name, _data(weight))
         ops.finish_model(number)
+
+
+def _numbers(config: ModelConfig, dtype: torch.dtype) -> dict[str, float]:
+    """The numbers of a model under their names in csrc/cpu/bind_numbers.h."""
+    return {
+        "norm_eps": config.norm_eps,
+        "norm_offset": config.norm_offset,
+        "gated": config.gated,
+        "embedding_scale": rounded_to(dtype, config.embedding_scale),
+        "residual_scale": config.residual_scale,
+        "logits_divisor": config.logits_divisor,
+        "logits_softcap": config.logits_softcap or 0,
+    }
+
+
+def _layer_numbers(spec: LayerSpec) -> dict[str, float]:
+    """The numbers of a layer, likewise."""
+    numbers: dict[str, float] = {
+        "window": spec.window or 0,
+        "scale": spec.scale,
+        "softcap": spec.softcap or 0,
+    }
+    if spec.experts is not None:
+        numbers |= {f"experts.{name}": value for name, value in vars(spec.experts).items()}
+    return numbers
 
 
 def _data(weight: Weight) -> Tensor:

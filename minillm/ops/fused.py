@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from itertools import chain
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from minillm.config import ModelConfig
@@ -84,11 +85,23 @@ class ModelWeights:
     ropes: tuple[RopeTables, ...]
     positions: Tensor | None = None
 
+    def own(self) -> Iterator[tuple[str, Weight]]:
+        """The weights that are not part of a layer, by name; without `positions`, which are a table."""
+        yield from (("embedding.weight", self.embedding), ("head.weight", self.head))
+        for part, weight in self.final_norm._asdict().items():
+            if weight is not None:
+                yield f"final_norm.{part}", weight
+
     @property
     def is_packed(self) -> bool:
         """Whether every matrix is packed."""
         in_layers = chain.from_iterable(layer.matrices() for layer in self.layers)
         return all(isinstance(matrix, PackedWeight) for matrix in (self.embedding, self.head, *in_layers))
+
+
+def rounded_to(dtype: torch.dtype, value: float) -> float:
+    """The number of `dtype` nearest to `value`: Gemma's embedding factor is of the model's dtype."""
+    return float(torch.tensor(value, dtype=dtype))
 
 
 class FusedModel(ABC):

@@ -125,6 +125,15 @@ def _rows(ids: Tensor, packed: Tensor, vocab_size: int, hidden_size: int, dtype:
     return packed.new_empty([ids.shape[0], hidden_size], dtype=dtype)
 
 
+def _like(x: Tensor, *others: object) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _routing(logits: Tensor, per_token: int, renormalize: bool) -> tuple[Tensor, Tensor]:
+    chosen = logits.new_empty([logits.shape[0], per_token], dtype=torch.int64)
+    return chosen, torch.empty_like(chosen, dtype=torch.float32)
+
+
 def _two_like(x: Tensor, *others: object) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(x)
 
@@ -164,11 +173,17 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "pack_": lambda weight: None,
     "embedding": _rows,
     "linear": lambda x, packed, bias, out_features: x.new_empty([x.shape[0], out_features]),
-    "rms_norm": lambda x, weight, eps: torch.empty_like(x),
+    "rms_norm": _like,
+    "layer_norm": _like,
     "add_rms_norm": _two_like,
-    "silu_mul": lambda gate_up: gate_up.new_empty([gate_up.shape[0], gate_up.shape[1] // 2]),
+    "act_and_mul": lambda gate_up, activation: gate_up.new_empty([gate_up.shape[0], gate_up.shape[1] // 2]),
+    "act": _like,
+    "softcap": _like,
+    "route": _routing,
+    "experts": _like,
     "rope_and_cache": lambda q, *others: q.new_empty(q.shape),
     "paged_attention": lambda q, *others: q.new_empty(q.shape),
+    "variant_attention": lambda q, *others: q.new_empty(q.shape),
     "copy_blocks": lambda caches, source, destination: None,
     "hidden": _hidden,
     "last_logits": _last_logits,

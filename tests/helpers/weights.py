@@ -10,7 +10,8 @@ from torch import Tensor
 
 from minillm.config import ModelConfig
 from minillm.model.families import parse_config
-from minillm.ops.contract import LayerWeights, Matrix, ModelWeights, PackedWeight, RopeTables
+from minillm.ops.contract import Matrix, PackedWeight, RopeTables
+from minillm.ops.fused import LayerWeights, ModelWeights, NormWeights
 
 HIDDEN, INNER, VOCAB, POSITIONS = 16, 24, 17, 64
 INPUTS = {"qkv": HIDDEN, "o": 32, "gate_up": HIDDEN, "down": INNER}
@@ -31,9 +32,9 @@ def packed(
 
 def one_layer(dtype: torch.dtype = torch.float32, inner: int = INNER, **changes: Any) -> ModelWeights:
     """Make the model. `changes` replace fields of the layer."""
-    ones = torch.ones(HIDDEN, dtype=dtype)
+    ones = NormWeights(torch.ones(HIDDEN, dtype=dtype))
     shapes = {"qkv": (64, HIDDEN), "o": (HIDDEN, 32), "gate_up": (2 * inner, HIDDEN), "down": (HIDDEN, inner)}
-    own: dict[str, Any] = {"input_norm": ones, "q_norm": None, "k_norm": None, "post_attention_norm": ones}
+    own: dict[str, Any] = {"input_norm": ones, "mlp_norm": ones}
     own |= {name: Matrix(packed(*shape, dtype)) for name, shape in shapes.items()}
     return ModelWeights(
         config=config(intermediate_size=inner),
@@ -41,7 +42,7 @@ def one_layer(dtype: torch.dtype = torch.float32, inner: int = INNER, **changes:
         embedding=packed(VOCAB, HIDDEN, dtype),
         head=packed(VOCAB, HIDDEN, dtype),
         final_norm=ones,
-        rope=RopeTables(torch.ones(POSITIONS, 4), torch.zeros(POSITIONS, 4)),
+        ropes=(RopeTables(torch.ones(POSITIONS, 4), torch.zeros(POSITIONS, 4)),),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -12,8 +13,9 @@ import pytest
 import torch
 from weights import HIDDEN, INPUTS, POSITIONS, VOCAB, caches, one_layer, packed
 
-from minillm.ops.contract import AttentionMetadata, FusedModel, Matrix, ModelWeights, PackedWeight
+from minillm.ops.contract import AttentionMetadata, Matrix, PackedWeight
 from minillm.ops.cpu import CpuOps
+from minillm.ops.fused import FusedModel, ModelWeights, NormWeights
 
 ops = torch.ops.minillm
 META = AttentionMetadata(
@@ -29,6 +31,10 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 def bind(weights: ModelWeights, dtype: torch.dtype = torch.float32) -> FusedModel:
     return CpuOps().bind(weights, caches(dtype), caches(dtype))
+
+
+def norm(size: int, weight: float = 1.0, bias: float | None = None) -> NormWeights:
+    return NormWeights(torch.full((size,), weight), None if bias is None else torch.full((size,), bias))
 
 
 def test_a_bound_model_runs_and_an_unbound_one_is_refused() -> None:
@@ -49,14 +55,18 @@ def test_every_part_of_a_layer_has_a_name_on_both_sides() -> None:
         name: Matrix(getattr(plain.layers[0], name).weight, torch.full((size,), 0.5))
         for name, size in {"qkv": 64, "o": HIDDEN, "gate_up": 48, "down": HIDDEN}.items()
     }
-    changes = {**matrices, "q_norm": torch.full((8,), 2.0), "k_norm": torch.full((8,), 3.0)}
+    norms = {"q_norm": norm(8, 2.0), "k_norm": norm(8, 3.0, -0.5)}
+    norms |= {name: norm(HIDDEN, 2.0, 0.5) for name in ("input_norm", "mlp_norm")}
+    norms |= {name: norm(HIDDEN, 0.5) for name in ("attention_output_norm", "mlp_output_norm")}
+    changes = {**matrices, **norms, "sinks": torch.full((4,), 0.5)}
     found = [bind(one_layer(**{name: value})).last_logits(IDS, META) for name, value in changes.items()]
     names = [name for name, _ in one_layer(**changes).layers[0].named()]
     assert (
         names
         == (
-            "input_norm qkv.weight qkv.bias q_norm k_norm o.weight o.bias post_attention_norm "
-            "gate_up.weight gate_up.bias down.weight down.bias"
+            "qkv.weight qkv.bias o.weight o.bias input_norm.weight input_norm.bias q_norm.weight "
+            "k_norm.weight k_norm.bias sinks attention_output_norm.weight mlp_norm.weight mlp_norm.bias "
+            "gate_up.weight gate_up.bias down.weight down.bias mlp_output_norm.weight"
         ).split()
     )
     assert all(not torch.equal(logits, bind(plain).last_logits(IDS, META)) for logits in found)
@@ -92,13 +102,22 @@ def test_an_odd_number_of_inputs_is_not_kept_in_bfloat16() -> None:
             lambda: one_layer(qkv=Matrix(packed(16, 16))),
         ),
         ("layer 0 o.bias has 3 elements, not 16", lambda: one_layer(o=Matrix(packed(16, 32), torch.ones(3)))),
-        ("layer 0 k_norm has 7 elements, not 8", lambda: one_layer(k_norm=torch.ones(7))),
-        ("layer 0 q_norm has another dtype", lambda: one_layer(q_norm=torch.ones(8).half())),
-        ("layer 0 input_norm is missing", lambda: one_layer(input_norm=None)),
+        ("layer 0 k_norm.weight has 7 elements, not 8", lambda: one_layer(k_norm=norm(7))),
+        (
+            "layer 0 k_norm.bias has 8 elements, not 16",
+            lambda: one_layer(k_norm=NormWeights(torch.ones(16), torch.ones(8))),
+        ),
+        (
+            "layer 0 q_norm.weight has another dtype",
+            lambda: one_layer(q_norm=NormWeights(torch.ones(8).half())),
+        ),
+        ("layer 0 sinks has 2 elements, not 4", lambda: one_layer(sinks=torch.ones(2))),
         ("layer 0 down.weight is missing", lambda: one_layer(down=None)),
+        ("layer 0 router.weight: there is no weight", lambda: one_layer(router=Matrix(packed(4, HIDDEN)))),
         ("head.weight: the packed weight's size", lambda: replace(one_layer(), head=packed(40, HIDDEN))),
-        ("final_norm has 17 elements", lambda: replace(one_layer(), final_norm=torch.ones(17))),
-        ("cos's width is 3", lambda: replace(one_layer(), rope=[torch.ones(9, 3)] * 2)),
+        ("final_norm.weight has 17 elements", lambda: replace(one_layer(), final_norm=norm(17))),
+        ("cos's width is 5", lambda: replace(one_layer(), ropes=([torch.ones(9, 5)] * 2,))),
+        ("positions' width is 17", lambda: replace(one_layer(), positions=torch.ones(9, 17))),
     ],
 )
 def test_what_does_not_fit_is_named(says: str, weights: Callable[[], ModelWeights]) -> None:
@@ -108,34 +127,48 @@ def test_what_does_not_fit_is_named(says: str, weights: Callable[[], ModelWeight
 
 
 def test_names_and_order_are_checked() -> None:
-    number = ops.bind_model(4, HIDDEN, 24, VOCAB, 1e-5)
+    number = ops.bind_model(4, HIDDEN, 24, VOCAB, "silu")
     vector, cache = torch.ones(HIDDEN), caches()[0]
 
     def refused(says: str, op: str, *arguments: object) -> None:
         with pytest.raises(RuntimeError, match=says):
             getattr(ops, op)(number, *arguments)
 
-    refused("the layers come first", "bind_weight", -1, "final_norm", vector)
+    refused("the layers come first", "bind_weight", -1, "final_norm.weight", vector)
     refused("finish_model: there are no layers", "finish_model")
-    refused("4 heads over 3 kv heads", "bind_layer", *[torch.zeros(4, 16, 3, 8)] * 2, 0, 1.0)
-    ops.bind_layer(number, cache, cache, 0, 1.0)
-    refused("a cache's shape is 5, not 4", "bind_layer", *[torch.zeros(5, 16, 2, 8)] * 2, 0, 1.0)
-    refused("the caches differ in dtype", "bind_layer", cache.half(), cache.half(), 0, 1.0)
-    refused("layer 1 of 1", "bind_weight", 1, "input_norm", vector)
+    refused("4 heads over 3 kv heads", "bind_layer", *[torch.zeros(4, 16, 3, 8)] * 2)
+    ops.bind_layer(number, cache, cache)
+    refused("a cache's shape is 5, not 4", "bind_layer", *[torch.zeros(5, 16, 2, 8)] * 2)
+    refused("the caches differ in dtype", "bind_layer", cache.half(), cache.half())
+    refused("layer 1 of 1", "bind_weight", 1, "input_norm.weight", vector)
     for layer, name in [
         (0, "kqv.weight"),
         (0, "qkv"),
         (0, "qkv.scale"),
-        (0, "final_norm"),
-        (-1, "input_norm"),
+        (0, "input_norm"),
+        (0, "input_norm.scale"),
+        (0, "final_norm.weight"),
+        (-1, "input_norm.weight"),
     ]:
         refused(f"{name}: there is no weight of that name", "bind_weight", layer, name, vector)
-    refused("finish_model: rope is missing", "finish_model")
-    ops.bind_rope(number, *[torch.ones(POSITIONS, 4)] * 2)
-    refused("finish_model: final_norm is missing", "finish_model")
+    for layer, name in [(0, "gated"), (-1, "window"), (0, "experts")]:
+        refused(f"{name}: there is no number of that name", "bind_number", layer, name, 1.0)
+    refused("window: inf is no number", "bind_number", 0, "window", math.inf)
+    refused("bind_rope: a table belongs to a layer", "bind_rope", -1, *[torch.ones(POSITIONS, 4)] * 2)
+    refused("finish_model: the rope of layer 0 is missing", "finish_model")
+    ops.bind_rope(number, 0, *[torch.ones(POSITIONS, 4)] * 2)
+    refused("finish_model: layer 0 qkv.weight is missing", "finish_model")
+    ops.bind_weight(number, 0, "input_norm.bias", vector)
+    refused("layer 0 window: the numbers come before the weights", "bind_number", 0, "window", 1.0)
+    refused("finish_model: layer 0 input_norm.weight is missing", "finish_model")
     refused("hidden: no model is bound as", "hidden", IDS, [*vars(META).values()])
     ops.unbind_model(number)
     refused("finish_model: no model is being bound as", "finish_model")
+
+
+def test_an_unknown_activation_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="bind_model: there is no activation 'selu'"):
+        ops.bind_model(4, HIDDEN, 24, VOCAB, "selu")
 
 
 def test_a_pass_is_given_every_tensor_about_its_rows() -> None:

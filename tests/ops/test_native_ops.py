@@ -111,15 +111,15 @@ def test_norm_of_zeros_and_of_large_numbers(native_ops: CpuOps) -> None:
 def test_silu_mul(native_ops: CpuOps, dtype: torch.dtype, size: int) -> None:
     for rows in ODD:
         x = random(rows, 2 * size, dtype=dtype, scale=4)
-        check(native_ops.silu_mul(x), REFERENCE.silu_mul(x), oracle.silu_mul(x), f"{rows} x {size}")
+        check(native_ops.act_and_mul(x), REFERENCE.act_and_mul(x), oracle.silu_mul(x), f"{rows} x {size}")
 
 
 def test_silu_at_the_ends(native_ops: CpuOps) -> None:
     gate = torch.tensor([[0.0, -0.0, 100.0, -100.0, 1e30, -1e30, math.inf, 88.0, -88.0]])
     exact = oracle.silu_mul(torch.cat([gate, torch.ones_like(gate)], -1))
-    found = native_ops.silu_mul(torch.cat([gate, torch.ones_like(gate)], -1))
+    found = native_ops.act_and_mul(torch.cat([gate, torch.ones_like(gate)], -1))
     assert torch.allclose(found.double(), exact, rtol=1e-6, atol=1e-36)
-    assert native_ops.silu_mul(torch.tensor([[math.nan, 1.0]])).isnan().all()
+    assert native_ops.act_and_mul(torch.tensor([[math.nan, 1.0]])).isnan().all()
 
 
 # ---- attention ------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def test_no_rows_at_all(native_ops: CpuOps) -> None:
     assert native_ops.embedding(torch.empty(0, dtype=torch.int64), packed).shape == (0, 32)
     assert native_ops.rms_norm(none, torch.ones(32), 1e-5).shape == (0, 32)
     assert [t.shape for t in native_ops.add_rms_norm(none, none, torch.ones(32), 1e-5)] == [(0, 32), (0, 32)]
-    assert native_ops.silu_mul(none).shape == (0, 16)
+    assert native_ops.act_and_mul(none).shape == (0, 16)
     for seqs in ([], [(0, 5), (0, 0)]):
         case = Case(seqs, heads=2, kv_heads=1, dim=8)
         q, k_cache, v_cache, meta, _ = case.build(torch.float32)

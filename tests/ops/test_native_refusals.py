@@ -45,7 +45,7 @@ def bad_calls(ops: CpuOps) -> list[tuple[str, object]]:
             "add_rms_norm: residual is [3, 5]",
             lambda: ops.add_rms_norm(*map(torch.ones, [(2, 5), (3, 5), 5]), 1.0),
         ),
-        ("silu_mul: gate_up is [2, 5]", lambda: ops.silu_mul(torch.ones(2, 5))),
+        ("act_and_mul: gate_up is [2, 5]", lambda: ops.act_and_mul(torch.ones(2, 5))),
         ("q has 3 heads, not divisible by 2 kv heads (config num_key_value_heads)", attention(q=q[:, :3])),
         ("q has head_dim 4", attention(q=q[..., :4])),
         ("v_cache [5, 16, 2, 8]", attention(v=torch.ones(5, 16, 2, 8))),
@@ -54,11 +54,12 @@ def bad_calls(ops: CpuOps) -> list[tuple[str, object]]:
         ("block_table has 2 rows", attention(block_table=torch.zeros(2, 1, dtype=torch.int32))),
         ("rope_and_cache: k is [3, 1, 8]", rope(new=new[:, :1])),
         ("rope_and_cache: cos is [16, 3]", rope(cos=table[:, :3])),
+        ("at most half of head_dim, which is 8", rope(cos=torch.ones(16, 5), sin=torch.ones(16, 5))),
         ("copy_blocks: source is [1]", lambda: ops.copy_blocks([k], one, torch.tensor([0, 1]))),
     ]
 
 
-@pytest.mark.parametrize("number", range(16))
+@pytest.mark.parametrize("number", range(17))
 @pytest.mark.parametrize("backend", [CpuOps, ReferenceOps])
 def test_shape_errors_name_the_argument(backend: type, number: int) -> None:
     says, call = bad_calls(backend())[number]
@@ -126,7 +127,7 @@ def test_what_would_leave_a_tensor_is_refused(native_ops: CpuOps) -> None:
         ),
         (
             "float32, bfloat16 or float16 only",
-            lambda: native_ops.silu_mul(torch.ones(1, 8).double()),
+            lambda: native_ops.act_and_mul(torch.ones(1, 8).double()),
         ),
         (
             "token_logprobs: token 5",
@@ -142,7 +143,10 @@ def test_what_would_leave_a_tensor_is_refused(native_ops: CpuOps) -> None:
 # ---- as torch sees them ---------------------------------------------------------------------------
 
 
-BINDING = ("bind_model", "bind_layer", "bind_rope", "bind_weight", "finish_model", "unbind_model")
+BINDING = {
+    *("bind_model", "bind_layer", "bind_number", "bind_rope", "bind_positions", "bind_weight"),
+    *("finish_model", "unbind_model"),
+}
 KEPT: list[object] = []  # keeps the models alive that the calls below use by number
 
 
@@ -159,6 +163,7 @@ def opcheck_calls() -> dict[str, tuple[object, ...]]:
 
     index = meta.positions, meta.slot_mapping
     sequences = meta.block_table, meta.query_start, meta.kv_len
+    chosen = torch.tensor([[0, 1]] * 4), torch.ones(4, 2)
     bound = CpuOps().bind(one_layer(), [k], [v])
     KEPT.append(bound)
     ints, uniforms = torch.tensor([1, 2]), torch.full((2, 2), 0.5, dtype=torch.float64)
@@ -169,11 +174,17 @@ def opcheck_calls() -> dict[str, tuple[object, ...]]:
         "pack_": (random(32, 6),),
         "embedding": (ints, packed(17, 5), 17, 5, torch.float32),
         "linear": (x, packed(17, 16), random(17), 17),
-        "rms_norm": (x, torch.ones(16), 1e-5),
+        "rms_norm": (x, torch.ones(16), 1e-5, 0.0),
         "add_rms_norm": (x, x.clone(), torch.ones(16), 1e-5),
-        "silu_mul": (x,),
+        "layer_norm": (x, torch.ones(16), torch.zeros(16), 1e-5),
+        "act_and_mul": (x, "silu"),
+        "act": (x, "gelu"),
+        "softcap": (x, 3.0),
+        "route": (x, 3, True),
+        "experts": (x, *chosen, packed(2 * 32, 16), random(64), packed(2 * 16, 5), None, 2, 5, "silu"),
         "rope_and_cache": (q, new, new.clone(), table, table.clone(), k, v, *index),
         "paged_attention": (q, k, v, *sequences, 0.5, 0),
+        "variant_attention": (q, k, v, *sequences, 0.5, 0, 4.0, random(4)),
         "copy_blocks": ([k, v], ints, torch.tensor([0, 3])),
         "hidden": whole_pass,
         "sample": (
