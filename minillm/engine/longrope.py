@@ -39,9 +39,9 @@ def on_one_side(short: int | None, prompt_len: int, max_tokens: int, wanted: int
     room = short - prompt_len
     if room and isinstance(wanted, DefaultTokens):
         return room
+    what_fits = f"max_tokens of at most {room} fits" if room else "shorten the prompt"
     raise LongRopeLimit(
         f"{prompt_len} prompt tokens and up to {max_tokens} more would cross {short} tokens, "
         "where longrope changes all keys",
-        (f"max_tokens of at most {room} fits" if room else "shorten the prompt")
-        + f"; a prompt of more than {short} tokens may go on to the end of the context",
+        f"{what_fits}; a prompt of more than {short} tokens may go on to the end of the context",
     )
