@@ -63,7 +63,7 @@ class CudaOps:
 
     @property
     def head_dims(self) -> tuple[int, ...]:
-        """The head sizes that attention is compiled for. 256 takes 70 KB of shared memory, and sm_75 has 64."""
+        """Head sizes that attention is compiled for. 256 takes 70 KB of shared memory; sm_75 has 64 KB."""
         is_old = torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0)
         return HEAD_DIMS[:-1] if is_old else HEAD_DIMS
 
