@@ -55,17 +55,12 @@ class CudaOps:
     def __init__(self) -> None:
         self.library = self._load()
         self._ops = getattr(torch.ops, self.namespace)
+        self.head_dims = self._head_dims()
 
     @property
     def kernel_set(self) -> str:
         """The name of the library (digests of sources and compilers) and the two attention rungs."""
         return f"{self.library}/v2+d1"
-
-    @property
-    def head_dims(self) -> tuple[int, ...]:
-        """Head sizes that attention is compiled for. 256 takes 70 KB of shared memory; sm_75 has 64 KB."""
-        is_old = torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0)
-        return HEAD_DIMS[:-1] if is_old else HEAD_DIMS
 
     def check_model(self, config: ModelConfig) -> None:
         """Check that these kernels can run the model.
@@ -279,6 +274,11 @@ class CudaOps:
         shapes.check_attention(q, *cache, meta)
         if q.shape[2] not in self.head_dims:
             raise UnsupportedModel(f"{op}: head_dim {q.shape[2]} is not one of {_listed(self.head_dims)}")
+
+    def _head_dims(self) -> tuple[int, ...]:
+        """The head sizes that attention can run here. 256 takes 70 KB of shared memory; sm_75 has 64 KB."""
+        is_old = torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0)
+        return HEAD_DIMS[:-1] if is_old else HEAD_DIMS
 
     def _load(self) -> str:
         return load_library().name

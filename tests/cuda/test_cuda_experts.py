@@ -155,7 +155,7 @@ def test_only_the_matrices_of_used_experts_are_read():
         # A block of `linear` has 16 outputs, and reads its columns of the matrix once.
         assert p.tensors["gate_up"] == (len(chosen) * 2 * size * hidden * 4, 0)
         assert p.tensors["down"] == (len(chosen) * size * hidden * 4, 0)
-        assert p["linear_kernel"].launches == 2 * len(chosen)
+        assert p["linear"].launches == 2 * len(chosen)
 
 
 def test_experts_that_do_not_exist_are_refused():

@@ -24,7 +24,9 @@ class SimtOps(CudaOps):
 
     name = "simt"
     namespace = "minillm_simt"
-    head_dims = HEAD_DIMS
+
+    def _head_dims(self) -> tuple[int, ...]:
+        return HEAD_DIMS
 
     def _load(self) -> str:
         return load_ops().name
