@@ -95,6 +95,11 @@ for ax, (family, steps) in zip(axes, COLUMNS.items(), strict=True):
         edge = {"add": GREY}.get(step, ORANGE if is_new else BLUE)
         box = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": edge, "linewidth": 1.8}
         ax.text(2.6, y, step.removesuffix(" *"), ha="center", va="center", fontsize=10, bbox=box)
+        if i > 0 and steps[i - 1] != "add":
+            above = (2.6, y + height - 0.35)
+            ax.annotate(
+                "", (2.6, y + 0.3), above, arrowprops={"arrowstyle": "->", "color": "black"}, zorder=0
+            )
         if step == "add":  # the result goes back to the stream
             ax.annotate("", (0.4, y), (2.1, y), arrowprops={"arrowstyle": "->", "color": "black"})
         elif i == 0 or steps[i - 1] == "add":  # a part begins: it reads the stream
@@ -212,7 +217,7 @@ OPTIONS = {"device": "cpu", "dtype": "float32", "backend": "reference", "kv_memo
 llms = {family: LLM(folder, **OPTIONS) for family, folder in folders.items()}
 tokenizer = llms["Llama"].tokenizer
 ids = torch.tensor(tokenizer.encode(text))
-labels = [tokenizer.decode([i]).replace(" ", "␣") for i in ids.tolist()]
+labels = [tokenizer.decode([i]).replace(" ", "␣") or "<start>" for i in ids.tolist()]
 num_tokens = len(ids)
 print(num_tokens, "tokens:", *labels)
 
@@ -434,13 +439,13 @@ assert min(moved.values()) > 100 * 1e-4, moved
 
 fig, ax = plt.subplots(figsize=(8, 3.4), layout="constrained")
 ax.barh(list(moved), list(moved.values()), color=ORANGE)
-ax.axvline(1e-4, color="black", linestyle="--")
-ax.text(1.15e-4, -0.3, "tolerance of agree", fontsize=10)
+ax.axvline(1e-4, color="black", linestyle="--", label="tolerance of agree")
 ax.set_xscale("log")
 ax.set_xlim(5e-5, 5)
 ax.invert_yaxis()
 ax.set_xlabel("largest change of a logit, as a part of the largest logit")
 ax.set_ylabel("left out")
+ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1))
 show(
     fig,
     "Horizontal bars on a logarithmic scale: how far the logits move if one of eight parts of Gemma 3 is "
@@ -483,30 +488,32 @@ show(
 )
 
 # %% [markdown]
-# Why two ropes? A layer with a window compares tokens that are near. Its pairs may turn quickly. A layer that
-# sees 32,768 tokens needs pairs that turn so slowly that far positions still look different. The figure has
-# the 128 pairs of Gemma 3 1B, whose heads have 256 components.
+# Why two ropes? Far positions look different only to pairs that turn slowly: less than once over all that the
+# layer sees. With theta 10,000 half of the pairs are that slow in a window of 512 tokens, but only a few are
+# in 32,768 tokens. A larger theta gives the layers without a window more of them. The figure has the 128
+# pairs of Gemma 3 1B, whose heads have 256 components.
 
 # %%
 pair = torch.arange(128)
-fig, ax = plt.subplots(figsize=(8, 3.4), layout="constrained")
-for theta, reach, colour, name in [
-    (10_000.0, 512, BLUE, "theta 10,000, in a window of 512"),
-    (1_000_000.0, 32_768, ORANGE, "theta 1,000,000, in 32,768 tokens"),
+fig, ax = plt.subplots(figsize=(8, 3.6), layout="constrained")
+for theta, reach, style, name in [
+    (10_000.0, 512, {"color": BLUE}, "theta 10,000 in a window of 512 (Gemma's layers with a window)"),
+    (1_000_000.0, 32_768, {"color": ORANGE}, "theta 1,000,000 in 32,768 tokens (the other layers)"),
+    (10_000.0, 32_768, {"color": BLUE, "linestyle": ":"}, "theta 10,000 in 32,768 tokens (not in Gemma)"),
 ]:
     turns = reach * theta ** (-pair / 128) / (2 * math.pi)
-    ax.plot(pair, turns, color=colour, label=name)
-    print(f"{name}: {int((turns < 1).sum())} of 128 pairs make less than one turn")
+    ax.plot(pair, turns, label=name, **style)
+    print(f"{int((turns < 1).sum()):3} of 128 pairs make less than one turn: {name}")
 ax.axhline(1, color="black", linestyle="--", linewidth=1)
 ax.set_yscale("log")
 ax.set_xlabel("pair of components")
 ax.set_ylabel("turns over what is seen")
-ax.legend(frameon=False)
+ax.legend(frameon=False, fontsize=9)
 show(
     fig,
-    "Two falling lines on a logarithmic scale: the turns that each of 128 pairs makes, with theta 10,000 "
-    "over 512 tokens and with theta 1,000,000 over 32,768 tokens. Both fall below one turn near the last "
-    "third of the pairs.",
+    "Three falling lines on a logarithmic scale: the turns that each of 128 pairs makes. With theta 10,000 "
+    "over 512 tokens the line falls below one turn at pair 62, with theta 1,000,000 over 32,768 tokens at "
+    "pair 80, with theta 10,000 over 32,768 tokens only at pair 119.",
 )
 
 # %% [markdown]
@@ -580,7 +587,8 @@ assert tied.tolist() == [[0.0, 0.5, 0.5, 0.0]], "of equal scores the lower numbe
 # tokens of each expert and runs the expert on these rows. The result is the same; the work and the bytes are
 # a quarter.
 #
-# The router's choice, for each token and layer:
+# The router's choice, for each token and layer. The router reads a token after attention, so the same word in
+# two places may get other experts.
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(8.5, 4.8), sharey=True, layout="constrained")
@@ -597,8 +605,7 @@ fig.colorbar(image, ax=axes, label="weight of the expert", shrink=0.8)
 show(
     fig,
     "Two maps, token by expert, one for each layer. Each row has two coloured cells, whose weights sum to "
-    "one. Different tokens use different experts, and the same word in two places mostly uses the same "
-    "ones in layer 0.",
+    "one. Some experts are used by many tokens, some by few or none.",
 )
 
 # %% [markdown]
@@ -623,9 +630,8 @@ MIXTRAL_8X7B = {
 }
 mixtral = parse_config(MIXTRAL_8X7B)
 active = matmul_weights(mixtral)
-print(
-    f"{mixtral.num_parameters / 1e9:.1f} billion parameters, {active / 1e9:.1f} billion of them read for one token"
-)
+print(f"{mixtral.num_parameters / 1e9:.1f} billion parameters,")
+print(f"{active / 1e9:.1f} billion of them are read for one token")
 
 # %% [markdown]
 # All of them must be in memory, because the next token may use any expert. And a batch reads more than one
