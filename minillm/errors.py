@@ -47,6 +47,10 @@ class PromptTooLong(UsageError):
     """The prompt and one more token do not fit the context."""
 
 
+class LongRopeLimit(UsageError):
+    """Prompt and answer would cross the length where longrope changes all keys; the hint says what fits."""
+
+
 class QueueFull(MinillmError):
     """The engine's waiting queue is full; try again when requests have left it."""
 

@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 from minillm.config.checks import require_int, require_number, shown
 from minillm.errors import UsageError
 
-ANSWER_TOKENS = 256  # `max_tokens` of a stream, a chat and the command line, where none is given
+
+class DefaultTokens(int):
+    """A `max_tokens` that nobody asked for: the engine lowers it where longrope needs that.
+
+    It refuses a number that was given (`engine/longrope.py`).
+    """
+
+
+ANSWER_TOKENS = DefaultTokens(256)  # `max_tokens` of a stream, a chat and the command line, if none is given
 MAX_TOP_K = 1 << 31  # more than any vocabulary has
 
 
@@ -35,7 +43,7 @@ class SamplingParams:
     (`engine/scheduler.py`).
     """
 
-    max_tokens: int = 16
+    max_tokens: int = DefaultTokens(16)
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0

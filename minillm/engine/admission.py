@@ -11,6 +11,7 @@ from collections.abc import Sequence as List
 from dataclasses import replace
 
 from minillm.config import EngineConfig, SamplingParams, shown
+from minillm.engine.longrope import on_one_side
 from minillm.engine.parts import Parts, require_methods
 from minillm.engine.request import Request, group_blocks
 from minillm.engine.scheduler import max_running
@@ -38,6 +39,7 @@ def check_request(
             can never match.
         PromptTooLong: the prompt leaves no room in the context for one more token.
         KVCapacityError: the prompt and one token per sample need more blocks than the whole pool has.
+        LongRopeLimit: prompt and answer would cross longrope's original length.
     """
     if not isinstance(params, SamplingParams):
         raise UsageError(f"sampling_params must be SamplingParams, not {shown(params)}")
@@ -59,6 +61,7 @@ def check_request(
             f"prompt and one token need {needed} KV blocks, the whole pool has {num_blocks}",
             "raise kv_memory or shorten the prompt",
         )
+    capped_max_tokens(len(ids), params, model, num_blocks, config.block_size)
     return ids
 
 
@@ -91,13 +94,18 @@ def _check_tenant(tenant: str | None) -> None:
 
 
 def capped_max_tokens(
-    prompt_len: int, params: SamplingParams, max_model_len: int, num_blocks: int, block_size: int
+    prompt_len: int, params: SamplingParams, model: LoadedModel, num_blocks: int, block_size: int
 ) -> int:
-    """Return `max_tokens`, capped by what the context and the whole pool can hold after the prompt."""
+    """Return `max_tokens`, capped by what the context and the whole pool can hold after the prompt.
+
+    Raises:
+        LongRopeLimit: prompt and answer would cross longrope's original length.
+    """
     shared = prompt_len // block_size
     per_sample = (num_blocks - shared) // params.n
     pool_tokens = (shared + per_sample) * block_size
-    return min(params.max_tokens, max_model_len - prompt_len, pool_tokens - prompt_len)
+    capped = min(params.max_tokens, model.max_model_len - prompt_len, pool_tokens - prompt_len)
+    return on_one_side(model.short_length, prompt_len, capped, params.max_tokens)
 
 
 def make_request(
@@ -113,7 +121,7 @@ def make_request(
     Calls the `detokenizer` part, which is foreign code: the caller must not hold a lock.
     """
     params = resolved_stops(params, model)
-    max_tokens = capped_max_tokens(len(ids), params, model.max_model_len, pool.num_blocks, pool.block_size)
+    max_tokens = capped_max_tokens(len(ids), params, model, pool.num_blocks, pool.block_size)
     sequences = [
         Sequence(
             request_id="",
@@ -125,6 +133,7 @@ def make_request(
             block_table=BlockTable(pool),
             detokenizer=_text_stream(ids, params, model, parts),
             tenant=tenant,
+            rope_offset=model.rope_offset(len(ids)),
         )
         for i in range(params.n)
     ]

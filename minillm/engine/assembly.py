@@ -31,6 +31,7 @@ from minillm.engine.checked import (
 from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.parts import Parts, require_methods
 from minillm.engine.scheduler import Scheduler
+from minillm.engine.usable_parts import require_usable
 from minillm.errors import UsageError
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import slot_mapping
@@ -72,6 +73,7 @@ def assemble(model: LoadedModel, draft: LoadedModel | None, config: EngineConfig
         KVCapacityError: `kv_memory` does not hold one block.
         UsageError: drafts are longer than the context, or a part would never be used.
     """
+    require_usable(parts, model, config)
     if parts.replaces_ops:
         ops = SwappedOps(
             model.decoder.ops,
@@ -82,13 +84,7 @@ def assemble(model: LoadedModel, draft: LoadedModel | None, config: EngineConfig
             checked_read(parts.read_cache),
         )
         model = replace(model, decoder=model.decoder.with_ops(ops))
-    if parts.read_cache and parts.attention:
-        raise UsageError("part 'read_cache' is not used beside 'attention'", "replace only one of them")
     rejects = config.draft_verification == "rejection"
-    if parts.verify_draft and not rejects:
-        raise UsageError(
-            "part 'verify_draft' is used only in rejection sampling", 'set draft_verification="rejection"'
-        )
     token_bytes = sum(m.config.kv_bytes_per_token(m.dtype.itemsize) for m in (model, draft) if m)
     num_blocks = num_blocks_for(token_bytes, config, model.device, model.max_model_len)
     cache = KVCache.allocate(model.config, num_blocks, config.block_size, model.dtype, model.device)
@@ -174,4 +170,5 @@ def _make_drafter(
         chunk=config.prefill_chunk,
         tree=config.draft_shape,
         with_probs=config.draft_verification == "rejection",
+        has_long_rope=draft.short_length is not None,
     )

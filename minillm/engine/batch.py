@@ -80,7 +80,8 @@ def make_input(step: PlannedStep, block_size: int, num_token_ids: int, rejects: 
     rows = list[int]()  # for each draw, its row in the logits of the prefill pass
     for i, chunk in enumerate(plan.prefill):
         tokens = chunk.sequence.tokens(chunk.start, chunk.end)
-        made.prefill.append(PrefillChunk(tokens, chunk.start, chunk.sequence.block_table.block_ids))
+        table, offset = chunk.sequence.block_table.block_ids, chunk.sequence.rope_offset
+        made.prefill.append(PrefillChunk(tokens, chunk.start, table, offset))
         if chunk.end == chunk.sequence.num_tokens:
             rows += [i] * (1 + len(chunk.sequence.forks))
     if step.starting:
@@ -91,7 +92,7 @@ def make_input(step: PlannedStep, block_size: int, num_token_ids: int, rejects: 
         made.branch_copies = _branch_copies(made.verify, block_size)
     elif plan.decode:
         made.decode = [
-            DecodeRow(s.output_token_ids[-1], s.num_computed_tokens, s.block_table.block_ids)
+            DecodeRow(s.output_token_ids[-1], s.num_computed_tokens, s.block_table.block_ids, s.rope_offset)
             for s in plan.decode
         ]
         made.decode_draws = _draws(plan.decode, list(range(len(plan.decode))), num_token_ids)
@@ -120,6 +121,7 @@ def _draft_rows(sequence: Sequence, lookahead: Lookahead, proposal: Proposal, re
         keys=sequence.noise_keys(longest + 1),
         seen=sequence.seen_token_ids,
         top=sequence.params.logprobs,
+        rope_offset=sequence.rope_offset,
     )
     if rejects:
         rows.probs = proposal.probs

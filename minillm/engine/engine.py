@@ -88,7 +88,8 @@ class Engine:
             tenant: cached blocks are shared only with requests of the same tenant; None is a tenant too.
 
         Raises:
-            UsageError, PromptTooLong, KVCapacityError: the request could never be served; nothing is queued.
+            UsageError, PromptTooLong, LongRopeLimit, KVCapacityError: the request could never be served;
+                nothing is queued.
             QueueFull: the queue is full; try again after requests have finished.
             ForkedEngine: this process was forked from the process that made the engine.
         """
@@ -294,7 +295,10 @@ class Engine:
         self._begin()
         available = self.memory.available
         try:
-            return compute_logits(self.worker, self.memory, self.events, ids, self.config.prefill_chunk)
+            offset = self.model.rope_offset(len(ids))
+            return compute_logits(
+                self.worker, self.memory, self.events, ids, self.config.prefill_chunk, offset
+            )
         finally:
             if self.memory.available == available:  # all blocks are back; otherwise the next step recovers
                 self.events.release()

@@ -31,6 +31,7 @@ from minillm.memory.block_table import BlockTable, blocks_for
 from minillm.memory.prefix_cache import CachedBlock, PrefixCache, Scope
 from minillm.observe.events import Events
 
+LONG = "longrope"  # the conditioning of long sequences: the same ids have other keys than in short ones
 MakeCache = Callable[[BlockPool], PrefixCache]
 
 
@@ -291,7 +292,7 @@ class KVCacheManager:
         return self._draft is not None and block.draft == self._draft
 
     def _scope(self, sequence: Sequence) -> Scope:
-        return Scope(self.envelope, sequence.tenant)
+        return Scope(self.envelope, sequence.tenant, LONG if sequence.rope_offset else "")
 
     def _extend_digests(self, sequence: Sequence, full: int) -> None:
         """Compute the missing digests of the sequence's first `full` blocks."""

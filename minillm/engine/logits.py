@@ -54,9 +54,11 @@ def check_logits(model: LoadedModel, token_ids: List[int]) -> list[int]:
 
 
 def compute_logits(
-    worker: Worker, memory: KVCacheManager, events: Events, ids: list[int], chunk: int
+    worker: Worker, memory: KVCacheManager, events: Events, ids: list[int], chunk: int, rope_offset: int
 ) -> Tensor:
     """Compute logits, at most `chunk` tokens per pass; float32 [len(ids), vocab_size].
+
+    `rope_offset`: with longrope the number of ids decides whether they are a short or a long sequence.
 
     Raises:
         OutOfBlocks: the free blocks do not hold all tokens; nothing has changed.
@@ -66,7 +68,7 @@ def compute_logits(
         for start in range(0, len(ids), chunk):
             end = min(start + chunk, len(ids))
             events.emit("prefill_chunk", NAME, start=start, end=end, tokens=len(ids))
-            parts.append(worker.logits(SequenceRows(ids[start:end], start, block_table)))
+            parts.append(worker.logits(SequenceRows(ids[start:end], start, block_table, rope_offset)))
         return torch.cat(parts)
 
 

@@ -76,6 +76,7 @@ class Sequence:
     text: str = ""
     num_computed_tokens: int = 0
     tenant: str | None = None
+    rope_offset: int = 0  # longrope: the row of the rope tables that position 0 reads
     order: int = 0  # the submission number of its request
     rank: tuple[int, int, int] = (0, 0, 0)  # its rank among the running sequences in this step
     forks: list[Sequence] = field(default_factory=list)  # samples that will fork from it after its prefill

@@ -11,11 +11,13 @@ one that ends at the end token of another template.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from minillm.config import ModelConfig, SamplingParams, shown
 from minillm.config.files import exists, read_object
+from minillm.config.sampling import DefaultTokens
 from minillm.errors import TokenizerError, UsageError
 from minillm.model.config_reader import ConfigReader
 
@@ -77,9 +79,10 @@ def default_params(generation: Mapping[str, Any]) -> SamplingParams:
     if generation.get("do_sample") is False:
         given["temperature"] = 0.0
     try:
-        return SamplingParams(**given)
+        params = SamplingParams(**given)
     except UsageError as error:
         raise UsageError(f"{FILE}: {error.message}", "correct it, or remove the file") from None
+    return replace(params, max_tokens=DefaultTokens(params.max_tokens))
 
 
 def end_of_text(

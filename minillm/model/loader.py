@@ -18,6 +18,7 @@ from minillm.model.decoder import Decoder
 from minillm.model.families import load_model_config
 from minillm.model.generation import default_params, end_of_text, load_generation_config, not_honoured
 from minillm.model.memory import require_memory, rope_bytes, weight_bytes
+from minillm.model.rope import short_length
 from minillm.model.rope_config import require_finite_angles
 from minillm.model.weights import Progress, load_weights
 from minillm.ops.contract import DTYPES, Ops
@@ -53,6 +54,16 @@ class LoadedModel:
         """Ids below this may be sampled: what the tokenizer can decode."""
         size = self.config.vocab_size
         return min(self.tokenizer.num_token_ids, size) if self.tokenizer else size
+
+    @property
+    def short_length(self) -> int | None:
+        """The most tokens of a short sequence of longrope; None if all sequences are alike."""
+        return short_length(self.config, self.max_model_len)
+
+    def rope_offset(self, num_tokens: int) -> int:
+        """The row of the rope tables that a sequence reads at position 0, if `num_tokens` decide its kind."""
+        short = self.short_length
+        return short if short is not None and num_tokens > short else 0
 
     def require_tokenizer(self) -> Tokenizer:
         """The tokenizer.

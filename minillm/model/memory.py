@@ -11,6 +11,7 @@ import torch
 from minillm.config import ModelConfig
 from minillm.config.sizes import format_apart
 from minillm.errors import OutOfMemory
+from minillm.model.rope import short_length
 from minillm.ops.contract import DTYPES
 from minillm.ops.device_memory import free_memory
 
@@ -26,11 +27,12 @@ def weight_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
 def rope_bytes(config: ModelConfig, num_positions: int) -> int:
     """Bytes at the peak while the rope tables of `num_positions` positions are made.
 
-    A table stays when the next one is made. longrope's tables have two parts.
+    A table stays when the next one is made. With longrope the tables have rows for short sequences, too.
     """
-    pairs = [rope.rotary_dim(config.head_dim) // 2 * (1 + (rope.kind == "longrope")) for rope in config.ropes]
+    pairs = [rope.rotary_dim(config.head_dim) // 2 for rope in config.ropes]
     kept = 2 * sum(pairs[:-1]) + _ROPE_COPIES * sum(pairs[-1:])
-    return num_positions * kept * torch.float32.itemsize
+    num_rows = num_positions + (short_length(config, num_positions) or 0)
+    return num_rows * kept * torch.float32.itemsize
 
 
 def require_memory(config: ModelConfig, dtype: torch.dtype, device: torch.device, max_model_len: int) -> None:

@@ -14,8 +14,12 @@ beyond L. Each kind of scaling maps them back into the trained range:
 
 The attention factor of yarn and longrope applies to q and to k, so scores grow by its square.
 
-With `rotary_factor` below 1 only the first components of a head are rotated. The tables of longrope hold both
-kinds of rows, one below the other; a long sequence reads row `original_max_position` + position:
+With `rotary_factor` below 1 only the first components of a head are rotated.
+
+longrope has two keys for each token: a short and a long one. If the context is longer than the original
+length, every table of the model holds both kinds of rows, one below the other. A long sequence reads row
+original + position for all its tokens, from position 0 on (`rope_offset` in the engine; the rope of other
+layers has the same rows in both parts):
 
     row  0 ...............  original - 1 | original ....................... original + num_positions - 1
          short divisors, positions 0 ..  | long divisors, positions 0 ..
@@ -32,32 +36,54 @@ import torch
 from torch import Tensor
 
 from minillm.config import ModelConfig, RopeConfig
+from minillm.errors import UnsupportedModel
 from minillm.ops.contract import RopeTables
 
 
 def layer_tables(config: ModelConfig, num_positions: int, device: torch.device) -> tuple[RopeTables, ...]:
-    """The tables of each layer; layers with the same rope share them, those without rope have no columns."""
+    """The tables of each layer; layers with the same rope share them, those without rope have no columns.
+
+    All have the same number of rows.
+    """
+    short = short_length(config, num_positions)
+    num_rows = num_positions + (short or 0)
     made: dict[RopeConfig | None, RopeTables] = {
-        None: RopeTables(*torch.empty(2, num_positions, 0, device=device))
+        None: RopeTables(*torch.empty(2, num_rows, 0, device=device))
     }
     for rope in config.ropes:
-        tables = rope_tables(rope, config.head_dim, num_positions)
+        tables = rope_tables(rope, config.head_dim, num_positions, short)
         made[rope] = RopeTables(*(table.to(device) for table in tables))
     return tuple(made[layer.rope] for layer in config.layers)
 
 
-def rope_tables(rope: RopeConfig, head_dim: int, num_positions: int) -> tuple[Tensor, Tensor]:
+def short_length(config: ModelConfig, num_positions: int) -> int | None:
+    """The most tokens of a short sequence, in a context of `num_positions`; None if all sequences are alike.
+
+    Raises:
+        UnsupportedModel: two layers have longrope with different original lengths.
+    """
+    lengths = {rope.original_max_position for rope in config.ropes if rope.kind == "longrope"}
+    if len(lengths) > 1:
+        raise UnsupportedModel(
+            f"longrope has the original lengths {', '.join(map(str, sorted(lengths)))} in different layers",
+            "one original_max_position_embeddings for all layers is supported",
+        )
+    return next((length for length in lengths if length < num_positions), None)
+
+
+def rope_tables(
+    rope: RopeConfig, head_dim: int, num_positions: int, short: int | None = None
+) -> tuple[Tensor, Tensor]:
     """cos and sin of the angles of every position: two float32 [num_positions, rotary_dim / 2].
 
-    longrope's have the rows of both kinds of sequences if `num_positions` is above the original length.
+    With `short`, the rows of that many positions of a short sequence come first: `short` rows more.
     """
-    if rope.kind == "longrope" and num_positions > rope.original_max_position:
-        counts = (rope.original_max_position, num_positions)
-        factors = (rope.short_factor, rope.long_factor)
-        parts = [_angles(_longrope(rope, head_dim, f), n) for f, n in zip(factors, counts, strict=True)]
-        angles = torch.cat(parts)
+    frequencies = inverse_frequencies(rope, head_dim)
+    if short is None:
+        angles = _angles(frequencies, num_positions)
     else:
-        angles = _angles(inverse_frequencies(rope, head_dim), num_positions)
+        of_long = _longrope(rope, head_dim, rope.long_factor) if rope.kind == "longrope" else frequencies
+        angles = torch.cat([_angles(frequencies, short), _angles(of_long, num_positions)])
     return angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor
 
 

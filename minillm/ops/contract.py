@@ -30,11 +30,16 @@ from minillm.ops.sampling import SamplingBatch
 class AttentionMetadata:
     """The sequence, position and cache slot of each row of a step. All tensors are on the model's device.
 
-    positions     int64 [num_tokens]             position of each token in its sequence
+    positions     int64 [num_tokens]             row of each token in the rope tables, or among the learned
+                                                 positions: its position, unless longrope adds an offset
     slot_mapping  int64 [num_tokens]             cache slot of each token's key and value
     block_table   int32 [num_seqs, max_blocks]   block ids; rows are padded with any valid id
     query_start   int32 [num_seqs + 1]           row ranges, as above
     kv_len        int32 [num_seqs]               keys of each sequence, the new ones included
+
+    `positions` is read for rotation and learned positions only. What a row may attend to follows from
+    `kv_len` and `query_start`; its place in the cache is in `slot_mapping`. So longrope can add an offset to the
+    positions (`model/rope.py`), and no attention kernel sees it.
     """
 
     positions: Tensor
@@ -202,7 +207,7 @@ class Ops(Protocol):
     def rope_and_cache(
         self, q: Tensor, k: Tensor, v: Tensor, rope: RopeTables, cache: LayerCache, meta: AttentionMetadata
     ) -> Tensor:
-        """Rotate q and k by their positions and write k and v to their cache slots.
+        """Rotate q and k by row `meta.positions` of the tables; write k and v to their cache slots.
 
         `q` [num_tokens, num_heads, head_dim], `k`, `v` [num_tokens, num_kv_heads, head_dim]. The tables
         have rotary_dim / 2 columns: the first rotary_dim components of a head are rotated, the others are

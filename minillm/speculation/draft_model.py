@@ -53,6 +53,7 @@ class DraftModel:
         chunk: the most missing tokens to compute in one call, besides the new tokens of every step.
         tree: number of candidates at each depth (1 everywhere for a chain); its length is the longest draft.
         with_probs: sample with separate noise and report the distributions (rejection sampling).
+        has_long_rope: the draft model tells short from long sequences, as its target does (longrope).
     """
 
     def __init__(
@@ -64,10 +65,12 @@ class DraftModel:
         chunk: int,
         tree: tuple[int, ...],
         with_probs: bool = False,
+        has_long_rope: bool = False,
     ) -> None:
         self.runner = runner
         self._num_token_ids, self._vocab_size, self._chunk = num_token_ids, vocab_size, chunk
         self._max_model_len, self._with_probs = max_model_len, with_probs
+        self._has_long_rope = has_long_rope
         self._ranks = list(product(*map(range, tree)))  # for each branch its candidate's rank at each depth
 
     def propose(self, lookaheads: Sequence[Lookahead]) -> list[Proposal]:
@@ -102,7 +105,8 @@ class DraftModel:
             if end == start or total > self._max_model_len:
                 continue
             depth = min(lookahead.depth, self._max_model_len - total + 1) if end == total else 0
-            rows = SequenceRows(sequence.tokens(start, end), start, lookahead.block_tables[0])
+            offset = sequence.rope_offset if self._has_long_rope else 0
+            rows = SequenceRows(sequence.tokens(start, end), start, lookahead.block_tables[0], offset)
             caught.append(_CatchUp(lookahead, rows, depth))
             sequence.draft.num_computed_tokens = end
             budget -= end - start
@@ -152,7 +156,8 @@ class DraftModel:
     def _branches(self, row: int, caught: _CatchUp) -> list[Branch]:
         sequence, keys = caught.lookahead.sequence, self._keys(caught)
         tables = zip(caught.lookahead.block_tables, self._ranks, strict=False)
-        return [Branch(sequence, row, table, ranks, caught.depth, keys) for table, ranks in tables]
+        offset = caught.rows.rope_offset
+        return [Branch(sequence, row, table, ranks, caught.depth, keys, offset) for table, ranks in tables]
 
     def _copy_newest_block(self, ready: Sequence[_CatchUp]) -> None:
         """Copy the block that holds the newest token to every branch after the first."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minillm.ops.sampling import SamplingBatch, best_tokens, probabilities
 from minillm.speculation.proposal import DraftSequence
-from minillm.worker.runner import ModelRunner
+from minillm.worker.runner import ModelRunner, StepRows
 
 
 @dataclass
@@ -30,6 +30,7 @@ class Branch:
     ranks: Sequence[int]
     depth: int
     keys: Sequence[int]
+    rope_offset: int = 0
     tokens: list[int] = field(default_factory=list)
 
 
@@ -47,7 +48,9 @@ def draw_levels(
         For each level the distributions that its tokens were sampled from, float32 [branches, vocab_size];
         an empty list if `vocab_size` is 0.
     """
-    steps = runner.step_metadata([(p.sequence.num_tokens, p.table, p.depth - 1) for p in branches])
+    steps = runner.step_metadata(
+        [StepRows(p.sequence.num_tokens, p.table, p.depth - 1, p.rope_offset) for p in branches]
+    )
     logits, probs, ids = logits[[branch.row for branch in branches]], list[Tensor](), torch.empty(0)
     for level in range(branches[0].depth):
         branches = [branch for branch in branches if branch.depth > level]

@@ -11,12 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from minillm.config import Dtype, EngineConfig
+from minillm.config import Dtype, EngineConfig, ModelConfig
 from minillm.config.files import exists
 from minillm.errors import MinillmError, TokenizerError
 from minillm.model.families import load_model_config
 from minillm.model.loader import LoadedModel, load_model
 from minillm.model.locate import find_draft
+from minillm.model.rope import short_length
 from minillm.model.weights import Progress
 from minillm.text.tokenizer import FILE, Tokenizer
 
@@ -41,11 +42,19 @@ def load_draft(
         folder = find_draft(config.draft_model)
         draft = load_model_config(folder, config.allow_config_keys)
         _require_same_vocabulary(folder, draft.vocab_size, target)
-        context = min(target.max_model_len, draft.context_limit)
+        context = _context(draft, target)
         dtype = cast(Dtype, str(target.dtype).removeprefix("torch."))
         return load_model(folder, replace(config, dtype=dtype, max_model_len=context), progress=progress)
     except MinillmError as error:
         raise type(error)(f"draft model: {error.message}", error.hint) from None
+
+
+def _context(draft: ModelConfig, target: LoadedModel) -> int:
+    """The draft model's context length. A draft with longrope drafts for long sequences only if the target,
+    with the same original length, decides which sequences are long."""
+    context = min(target.max_model_len, draft.context_limit)
+    short = short_length(draft, context)
+    return context if short in (None, target.short_length) else short
 
 
 def _require_same_vocabulary(folder: Path, vocab_size: int, target: LoadedModel) -> None:

@@ -35,6 +35,7 @@ class DraftSequence(Protocol):
     params: SamplingParams
     filters: SamplingFilters
     max_tokens: int
+    rope_offset: int
     draft: DraftState
 
     @property

@@ -35,5 +35,5 @@ def decode(runner: ModelRunner, rows: Sequence[DecodeRow]) -> Tensor:
         The logits of each sequence's next token, in the order of `rows`: a new tensor
         [len(rows), vocab_size].
     """
-    batch = [SequenceRows([row.token_id], row.position, row.block_table) for row in rows]
+    batch = [SequenceRows([row.token_id], row.position, row.block_table, row.rope_offset) for row in rows]
     return runner.last_logits(batch)

@@ -40,5 +40,7 @@ def prefill(runner: ModelRunner, chunks: Sequence[PrefillChunk]) -> Tensor:
         [len(chunks), vocab_size]. If a chunk ends with the newest token of its sequence, these are the
         logits of the next token.
     """
-    batch = [SequenceRows(chunk.token_ids, chunk.start, chunk.block_table) for chunk in chunks]
+    batch = [
+        SequenceRows(chunk.token_ids, chunk.start, chunk.block_table, chunk.rope_offset) for chunk in chunks
+    ]
     return runner.last_logits(batch)

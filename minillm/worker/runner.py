@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -35,6 +35,15 @@ class SlotMapping(Protocol):
     def __call__(
         self, block_table: Sequence[int], positions: Sequence[int], block_size: int, /
     ) -> list[int]: ...
+
+
+class StepRows(NamedTuple):
+    """One sequence in future decode steps: `num_steps` rows from position `start` on, one in each step."""
+
+    start: int
+    block_table: Sequence[int]
+    num_steps: int
+    rope_offset: int = 0
 
 
 class ModelRunner:
@@ -113,7 +122,7 @@ class ModelRunner:
         query_start = [0]
         for rows in batch:
             new = range(rows.start, rows.end)
-            positions += new
+            positions += range(rows.rope_offset + rows.start, rows.rope_offset + rows.end)
             slots += self._slots(rows.block_table, new, self.block_size)
             query_start.append(len(positions))
         return AttentionMetadata(
@@ -124,35 +133,36 @@ class ModelRunner:
             kv_len=self._tensor([rows.start + len(rows.token_ids) for rows in batch], torch.int32),
         )
 
-    def step_metadata(self, rows: Sequence[tuple[int, Sequence[int], int]]) -> list[AttentionMetadata]:
+    def step_metadata(self, rows: Sequence[StepRows]) -> list[AttentionMetadata]:
         """Make the metadata of several future decode steps at once.
 
         Args:
-            rows: (next position, block table, number of steps) of each sequence, the most steps first.
+            rows: one for each sequence, the most steps first.
 
         Returns:
             One metadata object per step. Step i covers the sequences that have more than i steps; these are
             the first ones of `rows`.
         """
-        count, width, size = rows[0][2], len(rows), self.block_size
-        positions = [at + step for step in range(count) for at, _, _ in rows]
-        slots = [self._slots(table, range(at, at + n), size) + [0] * (count - n) for at, table, n in rows]
+        count, width, size = rows[0].num_steps, len(rows), self.block_size
+        positions = [row.start + row.rope_offset + step for step in range(count) for row in rows]
+        lengths = [row.start + step + 1 for step in range(count) for row in rows]
+        slots = [self._slots(table, range(at, at + n), size) + [0] * (count - n) for at, table, n, _ in rows]
         by_step = [slot for step in zip(*slots, strict=True) for slot in step]
         fields = (  # each [count, width]; one tensor split into rows is cheaper than one tensor per row
             self._tensor(values, dtype).view(count, width).unbind()
             for values, dtype in (
                 (positions, torch.int64),
                 (by_step, torch.int64),
-                ([position + 1 for position in positions], torch.int32),
+                (lengths, torch.int32),
             )
         )
-        tables = self._table([table for _, table, _ in rows])
+        tables = self._table([row.block_table for row in rows])
         query_start = _counted(width + 1, self.device)
         steps = [
             AttentionMetadata(at, slot, tables, query_start, kv_len)
             for at, slot, kv_len in zip(*fields, strict=True)
         ]
-        alive = [sum(n > step for _, _, n in rows) for step in range(count)]
+        alive = [sum(row.num_steps > step for row in rows) for step in range(count)]
         return [meta.first(n) if n < width else meta for n, meta in zip(alive, steps, strict=True)]
 
     def _inputs(self, batch: Sequence[SequenceRows]) -> tuple[Tensor, AttentionMetadata]:

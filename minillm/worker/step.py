@@ -28,11 +28,15 @@ from minillm.ops.sampling import Filters, SamplingBatch
 
 @dataclass(slots=True)
 class SequenceRows:
-    """The new tokens of one sequence in a pass: `token_ids` from position `start` on, and the block table."""
+    """The new tokens of one sequence in a pass: `token_ids` from position `start` on, and the block table.
+
+    `rope_offset`: with longrope, the row of the rope tables that position 0 reads (`model/rope.py`).
+    """
 
     token_ids: Sequence[int]
     start: int
     block_table: list[int]
+    rope_offset: int = 0
 
     @property
     def end(self) -> int:
@@ -47,6 +51,7 @@ class PrefillChunk:
     token_ids: list[int]
     start: int
     block_table: list[int]
+    rope_offset: int = 0
 
     @property
     def end(self) -> int:
@@ -61,6 +66,7 @@ class DecodeRow:
     token_id: int
     position: int
     block_table: list[int]
+    rope_offset: int = 0
 
 
 @dataclass(slots=True)
@@ -108,6 +114,7 @@ class DraftRows:
     keys: list[int]
     seen: list[int]
     top: int | None
+    rope_offset: int = 0
     probs: Tensor | None = None
     accept_keys: list[int] = field(default_factory=list)
     replace_key: int = 0

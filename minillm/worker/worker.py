@@ -132,7 +132,9 @@ class Worker:
     def _run_decode(self, rows: list[DecodeRow], draws: Draws) -> Drawn:
         """Compute one row per sequence and sample its next token."""
         if self._draws_in_pass:
-            batch = [SequenceRows((row.token_id,), row.position, row.block_table) for row in rows]
+            batch = [
+                SequenceRows((row.token_id,), row.position, row.block_table, row.rope_offset) for row in rows
+            ]
             tokens, finite, logits = self.runner.decode_step(batch, draws.batch)
             return self._report(logits, draws, finite.tolist(), tokens)
         logits = self._decode_loop(self.runner, rows)
@@ -194,5 +196,6 @@ def _branch_rows(sequence: DraftRows) -> list[SequenceRows]:
     """The rows of every branch: the newest token and its draft. Without a draft: the newest token."""
     tables = zip(sequence.branches or [[]], sequence.block_tables, strict=False)
     return [
-        SequenceRows([sequence.token_id, *drafted], sequence.position, table) for drafted, table in tables
+        SequenceRows([sequence.token_id, *drafted], sequence.position, table, sequence.rope_offset)
+        for drafted, table in tables
     ]

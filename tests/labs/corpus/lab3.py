@@ -4,8 +4,9 @@ from corpus.variants import Rewrite, Slip
 
 CUT = "num_full, rest = divmod(num_tokens, self._pool.block_size)"
 COPY = "((self.block_ids[num_full], own[0]) if own else None)"
-CHUNKS = "SequenceRows(chunk.token_ids, chunk.start, chunk.block_table) for chunk in chunks]"
-ROWS = "SequenceRows([row.token_id], row.position, row.block_table) for row in rows]"
+CHUNK = "SequenceRows(chunk.token_ids, chunk.start, chunk.block_table, chunk.rope_offset)"
+CHUNKS = f"{CHUNK} for chunk in chunks\n    ]"
+ROWS = "SequenceRows([row.token_id], row.position, row.block_table, row.rope_offset) for row in rows]"
 SLOT = "return [block_table[pos // block_size] * block_size + pos % block_size for pos in positions]"
 
 # Names every other part too, so that these variants are alone in a file: mistakes of other tasks would change
@@ -153,8 +154,8 @@ SLIPS = [
     ),
     Slip(
         "the first chunk's blocks for all",
-        "chunk.start, chunk.block_table) for chunk",
-        "chunk.start, chunks[0].block_table) for chunk",
+        "chunk.start, chunk.block_table, ",
+        "chunk.start, chunks[0].block_table, ",
         {"3.7": "all chunks use the first chunk's block table"},
     ),
     Slip(
@@ -165,32 +166,32 @@ SLIPS = [
     ),
     Slip(
         "position one too high",
-        "row.position, row.block_table)",
-        "row.position + 1, row.block_table)",
+        "row.position, row.block_table, ",
+        "row.position + 1, row.block_table, ",
         {"3.8": "the position is one too high"},
     ),
     Slip(
         "position one too low",
-        "row.position, row.block_table)",
-        "row.position - 1, row.block_table)",
+        "row.position, row.block_table, ",
+        "row.position - 1, row.block_table, ",
         {"3.8": "the position is one too low"},
     ),
     Slip(
         "decode computes everything again",
-        "SequenceRows([row.token_id], row.position, row.block_table)",
-        "SequenceRows([row.token_id] * (row.position + 1), 0, row.block_table)",
+        "SequenceRows([row.token_id], row.position, row.block_table, ",
+        "SequenceRows([row.token_id] * (row.position + 1), 0, row.block_table, ",
         {"3.8": "the whole sequence is computed again"},
     ),
     Slip(
         "the last block only",
-        "row.position, row.block_table)",
-        "row.position, row.block_table[-1:])",
+        "row.position, row.block_table, ",
+        "row.position, row.block_table[-1:], ",
         {"3.8": "the table is cut to its last block"},
     ),
     Slip(
         "the first row's blocks for all",
-        "row.position, row.block_table)",
-        "row.position, rows[0].block_table)",
+        "row.position, row.block_table, ",
+        "row.position, rows[0].block_table, ",
         {"3.8": "all rows use the first row's block table"},
     ),
     Slip(
