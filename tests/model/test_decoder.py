@@ -100,8 +100,6 @@ def test_weights_by_name_are_the_decoders_own(model_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"rope": False}, "layer 1: rope=False"),
-        ({"norm": "post"}, "layer 1: norm='post'"),
         ({"quantization": {"qkv": "int8"}}, "layer 1: quantization={'qkv': 'int8'}"),
     ],
 )

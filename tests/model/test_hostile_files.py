@@ -116,8 +116,9 @@ def test_any_value_at_any_key(family: str) -> None:
 
 def make_tables(raw: dict[str, Any]) -> None:
     config = parse_config(json.loads(json.dumps(raw)))
-    require_finite_angles(config.rope, config.head_dim, 32)
-    assert all(table.isfinite().all() for table in rope_tables(config.rope, config.head_dim, 32))
+    for rope in config.ropes:
+        require_finite_angles(rope, config.head_dim, 32)
+        assert all(table.isfinite().all() for table in rope_tables(rope, config.head_dim, 32))
 
 
 @pytest.mark.parametrize("rope", ROPES, ids=lambda rope: rope["rope_type"])
