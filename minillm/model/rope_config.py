@@ -86,17 +86,17 @@ def read_two_ropes(
 
     `sliding_theta` is that of the latter, unless the config has one for them.
     """
-    nested = _object("rope_parameters", cfg.raw.get("rope_parameters") or {})
+    nested = _object("rope_parameters", cfg.raw.get("rope_parameters"))
     if set(nested) - {FULL, SLIDING}:
         raise UnsupportedModel(
             f"rope_parameters={shown(nested)} must have the keys {FULL} and {SLIDING}",
             "this family has a rope for each kind of layer",
         )
-    scaling = _object("rope_scaling", cfg.raw.get("rope_scaling") or {})
+    scaling = _object("rope_scaling", cfg.raw.get("rope_scaling"))
     cfg.sources["rope"] = "rope_parameters" if nested else "rope_scaling" if scaling else "default"
     sizes = _Sizes(max_positions, head_dim, rules, by_kind=True)
-    full = _object(FULL, nested.get(FULL) or {}) | scaling
-    local = _object(SLIDING, nested.get(SLIDING) or {})
+    full = _object(FULL, nested.get(FULL)) | scaling
+    local = _object(SLIDING, nested.get(SLIDING))
     return (
         _parse(cfg, FULL, full, cfg.number("rope_theta", rules.theta), sizes),
         _parse(cfg, SLIDING, local, sliding_theta, sizes),
@@ -114,6 +114,9 @@ class _Sizes:
 
 
 def _object(name: str, value: Any) -> dict[str, Any]:
+    """A JSON object; null is an empty one."""
+    if value is None:
+        return {}
     if not isinstance(value, Mapping):
         raise UnsupportedModel(f"{name}={shown(value)} must be an object")
     return dict(value)

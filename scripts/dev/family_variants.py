@@ -105,8 +105,8 @@ ROPE = [
     _rope_variant("dynamic", rope("dynamic", factor=4.0) | {"max_position_embeddings": 64}, LINEAR_ROPE,
                   Control("base scaled from the start", rope("default", 100.0 * 4.0 ** (16 / 14))),
                   rope_type_keys=("type",)),
-    _rope_variant("longrope", longrope(), DEFAULT_ROPE, Control("attention factor 1", longrope(attention_factor=1.0)),
-                  length=32),
+    _rope_variant("longrope", longrope(), DEFAULT_ROPE,
+                  Control("attention factor 1", longrope(attention_factor=1.0)), length=32),
 ]  # fmt: skip
 
 MISTRAL = [

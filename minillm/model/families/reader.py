@@ -192,7 +192,8 @@ def _activation(cfg: ConfigReader) -> Activation:
     name = cfg.text("hidden_act", "silu")
     if name not in ACTIVATIONS:
         raise UnsupportedModel(
-            f"activation hidden_act={shown(name)} is not supported", f"supported: {', '.join(ACTIVATIONS)}"
+            f"activation {cfg.name('hidden_act')}={shown(name)} is not supported",
+            f"supported: {', '.join(ACTIVATIONS)}",
         )
     cfg.sources["activation"] = cfg.sources["hidden_act"]
     return ACTIVATIONS[name]
