@@ -1,4 +1,4 @@
-"""A multimodal folder runs its text model; folders without text, or with parts that do not fit, are refused."""
+"""A multimodal folder runs its text model; folders without text, or with unfit parts, are refused."""
 
 from __future__ import annotations
 
