@@ -6,22 +6,31 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
+from minillm.cli.inspect_layers import describe_layers, describe_rope, layer_tables
 from minillm.cli.options import add_allow_option, add_model_option, model_of
 from minillm.cli.parser import Parser
 from minillm.config import DTYPES, ModelConfig
 from minillm.errors import UsageError
 from minillm.tables import folding_table
 
-if TYPE_CHECKING:
-    from minillm.config import RopeConfig
-
 LENGTHS = (128, 512, 1024, 4096, 8192, 32768, 131072)
-# Fields of ModelConfig that depend on several config keys: the key whose source is shown.
-_DECIDED_BY = {"layer_windows": "sliding_window", "eos_token_ids": "eos_token_id"}
+# Where a value has the source of other config keys: the first that the config gives is shown.
+_DECIDED_BY = {
+    "norm_eps": ("rms_norm_eps",),
+    "dtype": ("torch_dtype",),
+    "eos_token_ids": ("eos_token_id",),
+    "rope": ("rope_theta", "rope_local_base_freq"),
+    "window": ("sliding_window",),
+    "experts": ("num_experts", "num_local_experts", "num_experts_per_tok"),
+    "embedding_scale": ("embedding_multiplier",),
+    "residual_scale": ("residual_multiplier",),
+    "logits_divisor": ("logits_scaling",),
+    "logits_softcap": ("final_logit_softcapping",),
+}
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
@@ -29,8 +38,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     parser = subparsers.add_parser(
         "inspect",
         help="show a model's config, size and costs",
-        description="The resolved config with the source of each value, the number of parameters, KV bytes "
-        "per token, the tokens that fit in a given memory, and the costs of a context. Reads no weights.",
+        description="The resolved config with the source of each value, the parts of the block layer by "
+        "layer, the number of parameters, KV bytes per token, the tokens that fit in a given memory, and the "
+        "costs of a context. Reads no weights.",
     )
     add_model_option(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="dtype of weights and cache")
@@ -61,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"model": folder.name, **report}))
     else:
-        _print(folder.name, report)
+        _print(folder.name, config, report)
     return 0
 
 
@@ -81,7 +91,7 @@ def _add_end_of_text(fields: list[dict[str, Any]], folder: Path, config: ModelCo
 def collect(config: ModelConfig, dtype: str, memory: str, lengths: list[int] | None) -> dict[str, Any]:
     """The values of the report; sizes in bytes."""
     from minillm.config.sizes import parse_bytes
-    from minillm.model.costs import decode_bytes, prefill_flops
+    from minillm.model.costs import decode_bytes, matmul_weights, prefill_flops
     from minillm.model.loader import pick_dtype
 
     number_bytes = pick_dtype(dtype, config).itemsize
@@ -94,7 +104,9 @@ def collect(config: ModelConfig, dtype: str, memory: str, lengths: list[int] | N
             raise UsageError(f"--context {length} is outside 1..{config.context_limit}")
     return {
         "config": _fields(config),
+        "layers": describe_layers(config),
         "parameters": config.num_parameters,
+        "active_parameters": matmul_weights(config),
         "weight_bytes": config.num_parameters * number_bytes,
         "dtype": str(pick_dtype(dtype, config)).removeprefix("torch."),
         "kv_bytes_per_token": per_token,
@@ -114,29 +126,44 @@ def collect(config: ModelConfig, dtype: str, memory: str, lengths: list[int] | N
 
 
 def _fields(config: ModelConfig) -> list[dict[str, Any]]:
-    """Each field of the config: name, value, and the source of the value."""
-    fields, values = [], asdict(config)
-    values["layer_windows"] = [layer.window for layer in config.layers]
-    del values["layers"]
-    for name, value in values.items():
-        if name == "sources" or (name == "allowed_keys" and not value):
-            continue
-        source = config.sources.get(name) or config.sources.get(_DECIDED_BY.get(name, ""), "family")
-        fields.append({"key": name, "value": value, "source": source})
-    return fields
+    """Each field of the config, and what its layers vary in: name, value, and the source of the value."""
+    found = []
+    for name, value in (asdict(config) | _of_layers(config)).items():
+        if name not in ("sources", "layers") and (name != "allowed_keys" or value):
+            found.append({"key": name, "value": value, "source": _source(config, name)})
+    return found
 
 
-def _print(name: str, report: dict[str, Any]) -> None:
+def _of_layers(config: ModelConfig) -> dict[str, list[Any]]:
+    """The different ropes, windows and experts of the layers, in the order of their first layer."""
+    experts = dict.fromkeys(layer.experts for layer in config.layers if layer.experts is not None)
+    return {
+        "rope": [describe_rope(rope, config.head_dim) for rope in config.ropes],
+        "window": list(dict.fromkeys(layer.window for layer in config.layers)),
+        "experts": [asdict(spec) for spec in experts],
+    }
+
+
+def _source(config: ModelConfig, name: str) -> str:
+    """The place that the value comes from; "family": the family decides it."""
+    found = [config.sources.get(key) for key in (name, *_DECIDED_BY.get(name, ()))]
+    given = [source for source in found if source not in (None, "default")]
+    return given[0] or "" if given else "default" if "default" in found else "family"
+
+
+def _print(name: str, config: ModelConfig, report: dict[str, Any]) -> None:
     from minillm.config.sizes import format_bytes
 
     console = Console()
     table = folding_table("key", "value", "source", title=f"{name}: resolved config")
     for field in report["config"]:
-        table.add_row(field["key"], _shown(field["value"]), field["source"])
-    console.print(table)
-    console.print(
-        f"{report['parameters']:,} parameters, {format_bytes(report['weight_bytes'])} in {report['dtype']}"
-    )
+        if _says_something(config, field):
+            table.add_row(field["key"], _shown(field["key"], field["value"]), field["source"])
+    console.print(table, *layer_tables(report["layers"]), sep="\n")
+    size = f"{format_bytes(report['weight_bytes'])} in {report['dtype']}"
+    console.print(f"{report['parameters']:,} parameters, {size}")
+    if any(layer.experts is not None for layer in config.layers):
+        console.print(f"{report['active_parameters']:,} of them are active per token: not the unused experts")
     if report["dtype"] == "float32":
         console.print("this is an upper limit: CPU kernels store a matrix as bfloat16 if all its numbers fit")
     fits = f"{format_bytes(report['memory'])} of KV memory holds {report['tokens_that_fit']:,} tokens"
@@ -154,17 +181,25 @@ def _print(name: str, report: dict[str, Any]) -> None:
     console.print(costs)
 
 
-def _shown(value: Any) -> str:
-    """A value for the table: equal layer windows are grouped, and rope's default values are left out."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key}={v}" for key, v in value.items() if key in _rope_keys(value))
-    if isinstance(value, list | tuple) and len(set(value)) == 1 and len(value) > 1:
-        return f"{value[0]} in all {len(value)} layers"
+def _says_something(config: ModelConfig, field: dict[str, Any]) -> bool:
+    """Whether a field deserves a row: not if the model lacks the part, or has it as Llama has."""
+    name, value = field["key"], field["value"]
+    default = ModelConfig.__dataclass_fields__.get(name)
+    if name == "intermediate_size":
+        return any(layer.experts is None for layer in config.layers)
+    if name in ("rope", "window", "experts"):
+        return value not in ([], [None])
+    if name.endswith("_bias"):
+        return bool(value)
+    return default is None or value != default.default
+
+
+def _shown(name: str, value: Any) -> str:
+    """A value for the table; the tables of the block say more about ropes, windows and experts."""
+    if name == "rope":
+        return "; ".join(f"{rope['kind']}, theta {rope['theta']:,.10g}" for rope in value)
+    if name == "window":
+        return "; ".join("none" if window is None else f"{window:,}" for window in value)
+    if name == "experts":
+        return "; ".join(f"{spec['count']}, {spec['per_token']} per token" for spec in value)
     return str(value)
-
-
-def _rope_keys(rope: dict[str, Any]) -> set[str]:
-    from minillm.config import RopeConfig
-
-    default: RopeConfig = RopeConfig()
-    return {"kind", "theta"} | {key for key, value in rope.items() if value != getattr(default, key)}

@@ -101,6 +101,7 @@ class ModelConfig:
     residual_scale      multiplies what attention and MLP add
     logits_divisor      divides the logits
     logits_softcap      logits x become softcap * tanh(x / softcap), or None
+    multimodal          whether this is the text model of a checkpoint that has a vision part, too
 
     `allowed_keys` are keys of the config that minillm does not know and the user takes for harmless.
     `sources` maps each field to the config key it came from, or "default".
@@ -132,6 +133,7 @@ class ModelConfig:
     residual_scale: float = 1.0
     logits_divisor: float = 1.0
     logits_softcap: float | None = None
+    multimodal: bool = False
     dtype: str | None = None
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None

@@ -26,8 +26,8 @@ _BOOKKEEPING = (
     "architectures model_type transformers_version auto_map name_or_path base_model "
     "base_model_name_or_path model_name model_version model_id version name description author license "
     "language languages tags library_name pipeline_tag task_specific_params finetuning_task problem_type "
-    "initial_context_length experts_per_token num_labels "
-    "id2label label2id is_llama_config tf_legacy_loss torchscript trust_remote_code"
+    "initial_context_length experts_per_token num_labels id2label label2id is_llama_config tf_legacy_loss "
+    "torchscript trust_remote_code"
 )
 _TEXT_AND_TOKENS = (
     "tokenizer_class tokenizer_name tokenizer_type tokenizer_padding_side tokenizer_model_max_length "
@@ -43,10 +43,9 @@ _TRAINING = (
     "gradient_checkpointing gradient_checkpointing_kwargs use_gradient_checkpointing use_recompute "
     "recompute_granularity neftune_noise_alpha neftune_alpha learning_rate lr weight_decay warmup_steps "
     "max_steps num_train_epochs batch_size train_batch_size gradient_accumulation_steps max_grad_norm "
-    "router_aux_loss_coef router_jitter_noise summary_type "
-    "summary_use_proj summary_activation "
-    "summary_proj_to_labels label_smoothing z_loss_coefficient loss_type training_args fp16 bf16 tf32 mixed_precision "
-    "pretraining_tp tensor_parallel_degree virtual_pp_degree sequence_parallel"
+    "router_aux_loss_coef router_jitter_noise summary_type summary_use_proj summary_activation "
+    "summary_proj_to_labels label_smoothing z_loss_coefficient loss_type training_args fp16 bf16 tf32 "
+    "mixed_precision pretraining_tp tensor_parallel_degree virtual_pp_degree sequence_parallel"
 )
 _TOOLS = (
     "transformers.js_config unsloth_fixed unsloth_version paddlenlp_version peft_version trl_version "
@@ -91,9 +90,13 @@ ONLY_AT: Mapping[str, Any] = {
     "pruned_heads": {},
 }
 
-UNSUPPORTED: Mapping[str, str] = dict.fromkeys(
+# key -> (what it says about the model, what to do next)
+UNSUPPORTED: Mapping[str, tuple[str, str]] = dict.fromkeys(
     ("quantization_config", "quantization", "compression_config", "quantize_config"),
-    "the weights are quantized",
+    ("the weights are quantized", "take the model's original weights: bfloat16, float16 or float32"),
+) | dict.fromkeys(
+    ("vision_config", "audio_config"),
+    ("the model has a part for images or sound", "take a checkpoint of its text model"),
 )
 
 
@@ -121,10 +124,8 @@ def refuse_unknown(
         if key in read or is_harmless(key) or value is None:
             continue
         if key in UNSUPPORTED:
-            raise UnsupportedModel(
-                f"{UNSUPPORTED[key]} ({key} in config.json), which is not supported",
-                "take the model's original weights: bfloat16, float16 or float32",
-            )
+            reason, hint = UNSUPPORTED[key]
+            raise UnsupportedModel(f"{reason} ({key} in config.json), which is not supported", hint)
         if key in ONLY_AT:
             if value != ONLY_AT[key]:
                 raise UnsupportedModel(

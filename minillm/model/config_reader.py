@@ -67,9 +67,9 @@ class ConfigReader:
         return value
 
     def optional_integer(self, key: str, default: int | None, maximum: int = LARGEST_INTEGER) -> int | None:
-        """A positive integer; an explicit null is None, an absent key is `default`."""
-        if self.is_null(key):
-            self.sources[key] = self.file
+        """A positive integer; null, in the file or as the family's default, is None; else `default`."""
+        if key in self.raw and self.raw[key] is None:
+            self.sources[key] = self.file if key in self._given else "default"
             return None
         return (
             None if default is None and key not in self.raw else self.integer(key, default, maximum=maximum)

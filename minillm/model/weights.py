@@ -27,6 +27,7 @@ from minillm.model.blocks import Layer
 from minillm.model.checkpoint import StoredTensor, listed, same_numbers, stored_tensors
 from minillm.model.decoder import Decoder
 from minillm.model.families import FAMILIES, CheckpointNames
+from minillm.model.multimodal import refuse_vision, text_tensors
 from minillm.model.placement import Placement, layer_placements
 from minillm.ops.contract import plain
 
@@ -77,6 +78,10 @@ def load_weights(decoder: Decoder, folder: Path, progress: Progress | None = Non
     """
     table, stored = placements(decoder), stored_tensors(folder)
     names = FAMILIES[decoder.config.family].names
+    if decoder.config.multimodal:
+        stored = text_tensors(stored, folder.name)
+    else:
+        refuse_vision(stored)
     stored = _as_saved_by_the_model(stored, names)
     if decoder.config.tie_word_embeddings:
         _join_tied(stored, names)

@@ -1,14 +1,14 @@
 """`Ops` on the kernels of csrc/cuda: a token has the same bits in any batch (contract C2).
 
 Prefill and decode use different kernels, attention_v2 and decode_d1. Both add the same numbers in the same
-order, so the choice affects only speed. PyTorch runs the embedding lookup, which has no arithmetic, and the
-log-probabilities, which are not part of a layer.
+order, so the choice affects only speed. PyTorch runs the embedding lookup and the sorting of rows by expert,
+which have no arithmetic, and the log-probabilities, which are not part of a layer.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,25 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.library import register_fake
 
-from minillm.config import ModelConfig
+from minillm.config import Activation, LayerSpec, ModelConfig
 from minillm.errors import UnsupportedModel
 from minillm.ops import sampling, shapes
-from minillm.ops.contract import AttentionMetadata, LayerCache, RopeTables, Weight, plain
+from minillm.ops.contract import (
+    AttentionMetadata,
+    LayerCache,
+    Matrix,
+    RopeTables,
+    Routing,
+    Weight,
+    expert_rows,
+    plain,
+)
+from minillm.ops.cuda_fakes import register_fakes
 from minillm.toolchain.compiler import BuildFailed
 from minillm.toolchain.cuda import cuda_library
 
-HEAD_DIMS = (32, 64, 96, 128)
+HEAD_DIMS = (32, 64, 96, 128, 256)
 # The kernels that `rung` can select: for attention, and for linear.
 ATTENTION_RUNGS = ("v1", "v2", "d1")
 TENSOR_RUNGS = {"v3": "v2", "d2": "d1"}  # attention on tensor cores; the rung that runs if they cannot
@@ -46,6 +55,7 @@ class CudaOps:
     def __init__(self) -> None:
         self.library = self._load()
         self._ops = getattr(torch.ops, self.namespace)
+        self.head_dims = self._head_dims()
 
     @property
     def kernel_set(self) -> str:
@@ -58,9 +68,9 @@ class CudaOps:
         Raises:
             UnsupportedModel: there is no attention kernel for its head_dim.
         """
-        if config.head_dim not in HEAD_DIMS:
+        if config.head_dim not in self.head_dims:
             raise UnsupportedModel(
-                f"head_dim {config.head_dim} has no CUDA attention kernel ({', '.join(map(str, HEAD_DIMS))})",
+                f"head_dim {config.head_dim} has no CUDA attention kernel ({_listed(self.head_dims)})",
                 'use device cpu, or backend "reference"',
             )
 
@@ -90,7 +100,7 @@ class CudaOps:
         shapes.check_linear(x, weight, bias)
         if rung not in LINEAR_RUNGS:
             raise ValueError(f"linear: there is no rung {rung}, only {' and '.join(LINEAR_RUNGS)}")
-        rows, matrix = x.reshape(-1, x.shape[-1]).contiguous(), plain(weight)
+        rows, matrix = _rows(x), plain(weight)
         obstacle = _no_mma(rows, matrix) if rung == "mma" else 'rung "tile" rounds'
         if float_out and obstacle:
             raise ValueError(f"linear: no float32 result for {x.dtype} numbers: {obstacle}")
@@ -103,9 +113,14 @@ class CudaOps:
         )
         return result.view(*x.shape[:-1], weight.shape[0])
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
         shapes.check_norm("rms_norm", x, weight)
-        result: Tensor = self._call("rms_norm", x.contiguous(), weight, eps)
+        result: Tensor = self._call("rms_norm", x.contiguous(), weight, eps, offset)
+        return result
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        shapes.check_norm("layer_norm", x, weight)
+        result: Tensor = self._call("layer_norm", x.contiguous(), weight, bias, eps)
         return result
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -113,10 +128,44 @@ class CudaOps:
         normed, total = self._call("add_rms_norm", x.contiguous(), residual.contiguous(), weight, eps)
         return normed, total
 
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
-        shapes.check_silu_mul(gate_up)
-        result: Tensor = self._call("silu_mul", gate_up.reshape(-1, gate_up.shape[-1]).contiguous())
+    def act_and_mul(self, gate_up: Tensor, activation: Activation = "silu") -> Tensor:
+        shapes.check_act_and_mul(gate_up)
+        result: Tensor = self._call("act_and_mul", _rows(gate_up), activation)
         return result.view(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
+
+    def act(self, x: Tensor, activation: Activation) -> Tensor:
+        result: Tensor = self._call("act", _rows(x), activation)
+        return result.view(x.shape)
+
+    def softcap(self, x: Tensor, cap: float) -> Tensor:
+        result: Tensor = self._call("softcap", _rows(x), cap)
+        return result.view(x.shape)
+
+    def route(self, logits: Tensor, per_token: int, renormalize: bool) -> Routing:
+        return Routing(*self._call("route", logits.contiguous(), per_token, renormalize))
+
+    def experts(
+        self, x: Tensor, routing: Routing, gate_up: Matrix, down: Matrix, activation: Activation
+    ) -> Tensor:
+        """`Ops.experts`: one product per used expert.
+
+        The rows of each expert are counted on the host, which launches the products: one wait for the GPU in
+        each layer. In return nothing is launched, and nothing read, for an expert that no token uses.
+        """
+        shapes.check_experts(x, routing, gate_up, down)
+        count = gate_up.weight.shape[0] // expert_rows(2 * down.weight.shape[1])
+        chosen = routing.chosen.flatten()
+        order = chosen.argsort(stable=True)
+        counts = chosen.bincount(minlength=count).tolist()
+        if len(counts) > count:
+            raise ValueError(f"experts: expert {len(counts) - 1} is chosen, and there are {count}")
+        x_rows = x[order // routing.chosen.shape[1]]
+        matrices = plain(gate_up.weight), gate_up.bias, plain(down.weight), down.bias
+        place = order.argsort().view_as(routing.chosen)
+        result: Tensor = self._call(
+            "experts", x_rows, counts, place, routing.weights.contiguous(), *matrices, activation
+        )
+        return result
 
     def rope_and_cache(
         self, q: Tensor, k: Tensor, v: Tensor, rope: RopeTables, cache: LayerCache, meta: AttentionMetadata
@@ -141,11 +190,8 @@ class CudaOps:
         "v3" and "d2" run on tensor cores and give a row the same bits. Where they cannot run, "v2" or "d1"
         runs instead, with a warning that says why.
         """
-        shapes.check_attention(q, k_cache, v_cache, meta)
-        if q.shape[2] not in HEAD_DIMS:
-            raise UnsupportedModel(f"paged_attention: head_dim {q.shape[2]} is not 32, 64, 96 or 128")
-        if rung is None:
-            rung = "d1" if q.shape[0] == meta.kv_len.shape[0] else "v2"
+        self._check_attention("paged_attention", q, LayerCache(k_cache, v_cache), meta)
+        rung = rung or _default_rung(q, meta)
         if rung in TENSOR_RUNGS and (obstacle := _no_tensor_attention(q)):
             warnings.warn(
                 f"paged_attention: rung {TENSOR_RUNGS[rung]} instead of {rung}: {obstacle}", stacklevel=2
@@ -158,6 +204,35 @@ class CudaOps:
         result: Tensor = self._call(
             "paged_attention", q, k_cache, v_cache, table, start, kv_len, scale, window or 0, rung, longest
         )
+        return result
+
+    def variant_attention(
+        self,
+        q: Tensor,
+        cache: LayerCache,
+        meta: AttentionMetadata,
+        spec: LayerSpec,
+        sinks: Tensor | None,
+        rung: str | None = None,
+    ) -> Tensor:
+        """`Ops.variant_attention`; `rung` selects a kernel, v2 or d1.
+
+        The rungs on tensor cores know neither caps nor sinks: "v2" or "d1" runs instead, with a warning.
+        """
+        op = "variant_attention"
+        self._check_attention(op, q, cache, meta)
+        shapes.check_sinks(q, sinks)
+        rung = rung or _default_rung(q, meta)
+        if rung in TENSOR_RUNGS:
+            warnings.warn(
+                f"{op}: rung {TENSOR_RUNGS[rung]} instead of {rung}: no softcap or sinks", stacklevel=2
+            )
+            rung = TENSOR_RUNGS[rung]
+        if rung not in ("v2", "d1"):
+            raise ValueError(f"{op}: rung {rung} has no softcap and no sinks, only v2 and d1")
+        places = meta.block_table, meta.query_start, meta.kv_len
+        numbers = spec.scale, spec.window or 0, spec.softcap or 0.0
+        result: Tensor = self._call(op, q, *cache, *places, *numbers, sinks, rung)
         return result
 
     def copy_blocks(self, caches: list[Tensor], source: Tensor, destination: Tensor) -> None:
@@ -195,6 +270,16 @@ class CudaOps:
         tokens, accepted = self._call("verify_draft", draft.contiguous(), q, *rest)
         return tokens, accepted
 
+    def _check_attention(self, op: str, q: Tensor, cache: LayerCache, meta: AttentionMetadata) -> None:
+        shapes.check_attention(q, *cache, meta)
+        if q.shape[2] not in self.head_dims:
+            raise UnsupportedModel(f"{op}: head_dim {q.shape[2]} is not one of {_listed(self.head_dims)}")
+
+    def _head_dims(self) -> tuple[int, ...]:
+        """The head sizes that attention can run here. 256 takes 70 KB of shared memory; sm_75 has 64 KB."""
+        is_old = torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0)
+        return HEAD_DIMS[:-1] if is_old else HEAD_DIMS
+
     def _load(self) -> str:
         return load_library().name
 
@@ -204,6 +289,19 @@ class CudaOps:
             raise ValueError(f"{op}: tensors are on {first.device}, the kernels run on a GPU")
         with torch.cuda.device(first.device):  # a launch goes to the current device, not the tensors' device
             return getattr(self._ops, op).default(*arguments, torch.cuda.current_stream().cuda_stream)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """`x` [..., n] as [num_rows, n]."""
+    return x.reshape(-1, x.shape[-1]).contiguous()
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _default_rung(q: Tensor, meta: AttentionMetadata) -> str:
+    return "d1" if q.shape[0] == meta.kv_len.shape[0] else "v2"
 
 
 def _no_mma(x: Tensor, weight: Tensor) -> str:
@@ -244,29 +342,3 @@ def load_library() -> Path:
         raise BuildFailed(f"{path} cannot be loaded: {error}; delete it to have it compiled again") from None
     register_fakes(CudaOps.namespace)
     return path
-
-
-def register_fakes(namespace: str) -> None:
-    """Register fake implementations (result shapes only) for tracing and for `opcheck`."""
-    for name, fake in _FAKES.items():
-        register_fake(f"{namespace}::{name}")(fake)
-
-
-_FAKES: dict[str, Callable[..., Any]] = {
-    "rms_norm": lambda x, *others: torch.empty_like(x),
-    "add_rms_norm": lambda x, *others: (torch.empty_like(x), torch.empty_like(x)),
-    "silu_mul": lambda gate_up, stream: gate_up.new_empty([gate_up.shape[0], gate_up.shape[1] // 2]),
-    "linear": lambda x, weight, bias, stream: x.new_empty([x.shape[0], weight.shape[0]]),
-    "linear_mma": lambda x, weight, bias, float_out, stream: x.new_empty(
-        [x.shape[0], weight.shape[0]], dtype=torch.float32 if float_out else x.dtype
-    ),
-    "rope_and_cache": lambda q, *others: q.new_empty(q.shape),
-    "paged_attention": lambda q, *others: q.new_empty(q.shape),
-    "sample": lambda logits, keys, *others: keys.new_empty([logits.shape[0]]),
-    "copy_blocks": lambda caches, source, destination, stream: None,
-    "verify_coupled": lambda sampled, *others: (torch.empty_like(sampled), torch.empty_like(sampled)),
-    "verify_draft": lambda draft, *others: (
-        draft.new_empty([draft.shape[0], draft.shape[1] + 1]),
-        draft.new_empty([draft.shape[0]]),
-    ),
-}

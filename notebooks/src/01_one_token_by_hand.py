@@ -323,7 +323,7 @@ up = x @ layer0["mlp.up_proj.weight"].T
 expect("linear", torch.cat([gate, up], dim=-1), "gate and up, side by side")
 
 activated = gate * torch.sigmoid(gate) * up
-expect("silu_mul", activated, "silu(gate) * up")
+expect("act_and_mul", activated, "silu(gate) * up")
 
 down = activated @ layer0["mlp.down_proj.weight"].T
 expect("linear", down, "down projection")
@@ -382,7 +382,7 @@ def layer(i, x, residual, next_norm_weight):
     gate, up = x @ w["mlp.gate_proj.weight"].T, x @ w["mlp.up_proj.weight"].T
     expect("linear", torch.cat([gate, up], dim=-1), f"layer {i}: gate and up", quiet=True)
     activated = gate * torch.sigmoid(gate) * up
-    expect("silu_mul", activated, f"layer {i}: silu", quiet=True)
+    expect("act_and_mul", activated, f"layer {i}: silu", quiet=True)
     down = activated @ w["mlp.down_proj.weight"].T
     expect("linear", down, f"layer {i}: down", quiet=True)
 
@@ -682,7 +682,8 @@ attempt(check_last)
 # ## What we left out
 #
 # * **Variants**: biases, norms on q and k (Qwen3), sliding windows (Mistral), stretched RoPE (Llama 3,
-#   YaRN). `minillm/model/families.py` lists which family has what; `decoder.py` shows where each goes.
+#   YaRN). `docs/families.md` lists which family has what; notebook 1b computes
+#   two other blocks by hand.
 # * **Lower precision**: in bfloat16 two correct implementations agree to 2 to 3 digits, not 6.
 # * **Speed**: every matrix was read for every token, and everything was recomputed for each.
 # * **Training**: how the numbers in the file were found.

@@ -13,7 +13,8 @@ The script checks that both configs give the same logits, that the rounding erro
 the tolerance (fp32 compared with fp64), and that every control changes them by more than 100 tolerances. A
 variant whose test could not fail is an error. Variants and controls are in `family_variants.py`.
 
-Needs transformers, which the package itself does not need: `pip install transformers`. Written with 5.23.
+Needs transformers, which the package itself does not need: `pip install transformers`. Written with 5.23
+and 5.24.
 Run: python scripts/dev/make_family_checkpoints.py [variant ...]
 """
 
@@ -29,8 +30,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from family_variants import VARIANTS, Config, Control, Variant, Weights
+from family_controls import Config, Control, Variant, Weights
+from family_variants import VARIANTS
 from safetensors.torch import save_file
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 TOLERANCE = 2e-4  # relative to the largest logit: contract C1
 SENSITIVITY = 100  # a control must change the logits by this many tolerances
@@ -45,21 +49,39 @@ def new_config(family: str, keys: Config) -> Config:
     """The config.json of transformers 5, as its `save_pretrained` writes it."""
     config = transformers.AutoConfig.for_model(family, **json.loads(json.dumps(keys)), dtype="float32")
     written = json.loads(json.dumps(config.to_diff_dict()))
-    return {"architectures": [f"{family.capitalize()}ForCausalLM"]} | written
+    return {"architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family]]} | written
 
 
 def old_config(variant: Variant, new: Config) -> Config:
     """The same model in the config format of transformers 4."""
-    old = {key: value for key, value in new.items() if key not in ("rope_parameters", "dtype")}
-    scaling = dict(new["rope_parameters"])
+    old = {key: value for key, value in new.items() if key != "dtype"}
     old |= {"torch_dtype": "float32", "transformers_version": "4.44.0"}
-    old["rope_theta"] = scaling.pop("rope_theta")
-    rope_type = scaling.pop("rope_type")
-    spelled = dict.fromkeys(variant.rope_type_keys, rope_type)
-    old["rope_scaling"] = None if rope_type == "default" else spelled | scaling
+    if "text_config" in new:
+        old["text_config"] = with_old_rope(new["text_config"], variant)
+    old = with_old_rope(old, variant)
     if not variant.config.get("layer_types"):
         old.pop("layer_types", None)  # derived, and not written before 4.53
-    return {key: value for key, value in (old | variant.old).items() if value is not ...}
+    return {key: value for key, value in (old | (variant.old or {})).items() if value is not ...}
+
+
+def with_old_rope(config: Config, variant: Variant) -> Config:
+    """`rope_theta` and `rope_scaling` in the place of `rope_parameters`, and Gemma 3's key of its own."""
+    if "rope_parameters" not in config:
+        return config
+    old, scaling = dict(config), config["rope_parameters"]
+    del old["rope_parameters"]
+    if "full_attention" in scaling:
+        if config["model_type"] == "gemma3_text":
+            old["rope_local_base_freq"] = scaling["sliding_attention"]["rope_theta"]
+        scaling = scaling["full_attention"]
+    scaling = dict(scaling)
+    old["rope_theta"] = scaling.pop("rope_theta")
+    rope_type = scaling.pop("rope_type")
+    if "partial_rotary_factor" in scaling:
+        old["partial_rotary_factor"] = scaling.pop("partial_rotary_factor")
+    spelled = dict.fromkeys(variant.rope_type_keys, rope_type)
+    old["rope_scaling"] = None if rope_type == "default" else spelled | scaling
+    return old
 
 
 # ---- weights --------------------------------------------------------------------------------------
@@ -69,24 +91,46 @@ def random_weights(variant: Variant, config: Config) -> Weights:
     """Random weights with which each feature changes the logits: peaked attention, large biases."""
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**config))
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    shapes = {name: tensor.shape for name, tensor in published_names(model).items()}
     if config["tie_word_embeddings"]:
-        del shapes["lm_head.weight"]
+        shapes = {name: shape for name, shape in shapes.items() if not name.endswith("lm_head.weight")}
     generator = torch.Generator().manual_seed(zlib.crc32(variant.name.encode()))
-    return {name: random_tensor(name, shape, generator) for name, shape in shapes.items()}
+    weights = {name: random_tensor(name, shape, generator) for name, shape in shapes.items()}
+    if config["model_type"].startswith("gemma"):
+        return {name: w - 1 if name.endswith("norm.weight") else w for name, w in weights.items()}
+    return weights
+
+
+def published_names(model: transformers.PreTrainedModel) -> Weights:
+    """The tensors as `save_pretrained` writes them: experts one by one, text and vision apart."""
+    return revert_weight_conversion(model, model.state_dict())
 
 
 def random_tensor(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
     """One tensor. Queries and keys are scaled so that attention is far from uniform."""
     if name.endswith(("q_norm.weight", "k_norm.weight")):
         return torch.rand(shape, generator=generator) * 1.6 + 0.8
-    if name.endswith("norm.weight"):
+    if name.endswith(("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight")):
         return torch.rand(shape, generator=generator) + 0.5
     noise = torch.randn(shape, generator=generator)
-    if name.endswith(("embed_tokens.weight", ".bias")):
+    if name.endswith(("embed_tokens.weight", "wte.weight", "wpe.weight", "bias", "sinks")):
         return noise
-    attention = 1.6 if name.endswith(("q_proj.weight", "k_proj.weight")) else 1.0
-    return noise * attention / shape[-1] ** 0.5
+    inputs = shape[-2] if name.endswith(STORED_BY_INPUT) else shape[-1]
+    return noise * (1.6 if name.endswith(SHARP) else 1.0) / inputs**0.5
+
+
+# Matrices [..., in, out], and those that make attention and routing decided.
+STORED_BY_INPUT = (
+    ".c_attn.weight",
+    ".c_proj.weight",
+    ".c_fc.weight",
+    "experts.gate_up_proj",
+    "experts.down_proj",
+)
+SHARP = (
+    "q_proj.weight", "k_proj.weight", "qkv_proj.weight", "c_attn.weight", "mlp.gate.weight",
+    "block_sparse_moe.gate.weight", "router.weight",
+)  # fmt: skip
 
 
 def write_weights(folder: Path, weights: Weights, shards: int) -> None:
@@ -113,7 +157,11 @@ def write_json(path: Path, content: Config) -> None:
 def folder_logits(folder: Path, token_ids: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Logits `[num_tokens, vocab]` of the checkpoint in `folder`, from one uncached eager forward pass."""
     model, report = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, attn_implementation="eager", dtype=dtype, output_loading_info=True
+        folder,
+        attn_implementation="eager",
+        experts_implementation="eager",
+        dtype=dtype,
+        output_loading_info=True,
     )
     problems = {key: value for key, value in report.items() if value}
     if problems:
@@ -142,7 +190,11 @@ def control_logits(
     """Logits of transformers for the variant with the mistake of `control`."""
     config = new_config(variant.family, variant.config | control.config)
     edited = control.edit(weights, config) if control.edit else weights
-    return logits_of(config, edited, token_ids)
+    return logits_of(config, as_stored(variant, edited), token_ids)
+
+
+def as_stored(variant: Variant, weights: Weights) -> Weights:
+    return variant.stored(weights) if variant.stored else weights
 
 
 class BadVariant(Exception):
@@ -160,17 +212,21 @@ def check(condition: bool, complaint: str) -> None:
 def build(variant: Variant, folder: Path) -> str:
     """Write one folder and return the line of the report."""
     new = new_config(variant.family, variant.config)
-    old = old_config(variant, new)
     weights = random_weights(variant, new)
-    token_ids = torch.from_numpy(np.random.default_rng(7).integers(0, new["vocab_size"], variant.length))
+    stored = as_stored(variant, weights)
+    vocab_size = new.get("text_config", new)["vocab_size"]
+    token_ids = torch.from_numpy(np.random.default_rng(7).integers(0, vocab_size, variant.length))
 
     folder.mkdir(parents=True)
     write_json(folder / "config.json", new)
-    write_json(folder / "config_old.json", old)
-    write_weights(folder, weights, variant.shards)
+    write_weights(folder, stored, variant.shards)
 
     logits = folder_logits(folder, token_ids)
-    check(torch.equal(logits, logits_of(old, weights, token_ids)), f"{variant.name}: the two configs differ")
+    if variant.old is not None:
+        old = old_config(variant, new)
+        write_json(folder / "config_old.json", old)
+        same = torch.equal(logits, logits_of(old, stored, token_ids))
+        check(same, f"{variant.name}: the two configs differ")
     noise = distance(folder_logits(folder, token_ids, torch.float64), logits)
     check(noise < 1 / HEADROOM, f"{variant.name}: rounding is {noise:.3f} tolerances")
 

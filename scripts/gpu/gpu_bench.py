@@ -28,7 +28,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minillm import LLM, SamplingParams
-from minillm.ops.contract import LayerCache, RopeTables
+from minillm.config import LayerSpec
+from minillm.ops.contract import LayerCache, Matrix, RopeTables
 from minillm.ops.cuda import LINEAR_RUNGS, CudaOps
 from minillm.ops.reference import ReferenceOps
 from minillm.ops.sampling import SamplingBatch
@@ -94,7 +95,7 @@ def rows(bench: Bench) -> None:
         calls: dict[str, tuple[int, Callable[[Any], Any]]] = {
             "rms_norm": (2, lambda o, x=x, w=weight: o.rms_norm(x, w, 1e-5)),
             "add_rms_norm": (4, lambda o, x=x, r=residual, w=weight: o.add_rms_norm(x, r, w, 1e-5)),
-            "silu_mul": (3, lambda o, g=wide: o.silu_mul(g)),
+            "act_and_mul": (3, lambda o, g=wide: o.act_and_mul(g)),
         }
         for op, (times, call) in calls.items():
             for name, ops in (("ours", bench.ops), ("torch", ReferenceOps())):
@@ -251,7 +252,15 @@ def one_of_each(bench: Bench) -> None:
         ops.linear(bench.random(rows, 72), bench.random(33, 72), rung="mma")
     ops.rms_norm(x, weight[0], 1e-5)
     ops.add_rms_norm(x, x.clone(), weight[0], 1e-5)
-    ops.silu_mul(x)
+    ops.layer_norm(x, weight[0], weight[0], 1e-5)
+    ops.act_and_mul(x)
+    routing = ops.route(x, 3, True)
+    stacked = Matrix(bench.random(70 * 16, 70)), Matrix(bench.random(70 * 80, 7))
+    ops.experts(x, routing, *stacked, "gelu")
+    wide = paged(bench.random, 1, 33, 70, 2, 1, 256)
+    spec, sinks = LayerSpec(None, 0.06, softcap=30.0, sinks=True), bench.random(2)
+    for rung in ("v2", "d1"):
+        ops.variant_attention(wide.q, LayerCache(wide.k, wide.v), wide.meta, spec, sinks, rung=rung)
     k, v, angles = bench.random(99, 2, 64), bench.random(99, 2, 64), torch.ones(80, 32).to(bench.device)
     ops.rope_and_cache(p.q, k, v, RopeTables(angles, angles), LayerCache(p.k, p.v), p.meta)
     zero, one = (torch.tensor([i]).to(bench.device) for i in range(2))

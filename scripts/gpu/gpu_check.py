@@ -37,6 +37,7 @@ BUDGET = 520  # seconds for everything; a lent machine gives a command ten minut
 LEAST = 8  # a step with less time than this is not started
 FILES = [f"{name}.log" for name in ("machine", "build", "tests", "bench", "sanitizer")]
 FILES += ["bench.json", "tensor_cores.json", "check.json"]
+GPU_TESTS = ("tests/cuda/test_cuda_gpu.py", "tests/cuda/test_cuda_gpu_families.py")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 HAS_GPU = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 3)"
 FACTS = """
@@ -80,7 +81,7 @@ def plan(out: Path, python: str, simulate: bool) -> list[Step]:
     bench = [python, str(REPO / "scripts" / "gpu" / "gpu_bench.py"), *(["--simulate"] if simulate else [])]
     load = "minillm.ops.simt.ops import load_ops" if simulate else "minillm.ops.cuda import load_library"
     workers = ["-n", "4"] if importlib.util.find_spec("xdist") else []
-    tests = [python, "-m", "pytest", "-q", "-m", "gpu", *workers, "tests/cuda/test_cuda_gpu.py"]
+    tests = [python, "-m", "pytest", "-q", "-m", "gpu", *workers, *GPU_TESTS]
     doctor = [python, "-m", "minillm.cli.main", "doctor", "--json"]
     on_cpu = "from minillm.model.loader import make_ops; make_ops('auto', 'cpu')"
     standin = {"MINILLM_STANDIN": "simt"} if simulate else {}

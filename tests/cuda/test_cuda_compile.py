@@ -141,14 +141,19 @@ def test_the_torch_binding_for_cuda_builds_and_loads_without_a_gpu():
     rows = (
         "rms_norm",
         "add_rms_norm",
-        "silu_mul",
+        "layer_norm",
+        "act_and_mul",
+        "act",
+        "softcap",
+        "route",
+        "experts",
         "linear",
         "linear_mma",
         "rope_and_cache",
         "copy_blocks",
         "sample",
     )
-    for op in (*rows, "verify_coupled", "verify_draft"):
+    for op in (*rows, "variant_attention", "verify_coupled", "verify_draft"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"minillm_cuda::{op}", "CUDA")
     assert torch._C._dispatch_has_kernel_for_dispatch_key("minillm_cuda::paged_attention", "CUDA")
     q = torch.empty(3, 2, 32, device="meta")

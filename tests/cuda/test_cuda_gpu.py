@@ -93,7 +93,7 @@ def test_rows(ops, dtype):
         normed, total = (t.cpu() for t in ops.add_rms_norm(*map(on_gpu, (x, residual, weight)), 1e-5))
         assert torch.equal(total, x + residual)
         check(normed, REFERENCE.rms_norm(total, weight, 1e-5), oracle.rms_norm(total, weight, 1e-5))
-        check(run(ops, "silu_mul", wide), REFERENCE.silu_mul(wide), oracle.silu_mul(wide))
+        check(run(ops, "act_and_mul", wide), REFERENCE.act_and_mul(wide), oracle.silu_mul(wide))
 
 
 @each_dtype
@@ -134,7 +134,7 @@ def test_a_rows_bits_do_not_depend_on_the_batch_on_tensor_cores(ops, dtype):
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=["bf16", "f16"])
 def test_silu_is_rounded_before_it_is_multiplied(ops, dtype):
     x, once, twice, is_clear = silu_roundings(dtype)
-    assert torch.equal(run(ops, "silu_mul", x)[is_clear], twice[is_clear])
+    assert torch.equal(run(ops, "act_and_mul", x)[is_clear], twice[is_clear])
     assert (once != twice)[is_clear].any(), "control"
 
 
@@ -221,7 +221,7 @@ def test_nothing_to_do_is_no_launch(ops):
     none, weight = on_gpu(torch.empty(0, 32)), on_gpu(random(16, 32))
     assert ops.linear(none, weight).shape == (0, 16)
     assert ops.rms_norm(none, weight[0], 1e-5).shape == (0, 32)
-    assert ops.silu_mul(none).shape == (0, 16)
+    assert ops.act_and_mul(none).shape == (0, 16)
     assert ops.sample(none, SamplingBatch([], [], [], 32)).shape == (0,)
     q, k_cache, v_cache, meta, _ = Case([(0, 5)], heads=2, kv_heads=1, dim=32).build(torch.float32)
     for rung in (None, *ATTENTION_RUNGS):
@@ -296,7 +296,7 @@ def test_matrices_of_more_than_two_to_the_31_numbers(ops, rows, size, out):
 @needs_chip
 def test_tensors_of_the_cpu_are_refused(ops):
     with pytest.raises(ValueError, match="the kernels run on a GPU"):
-        ops.silu_mul(torch.ones(1, 2))
+        ops.act_and_mul(torch.ones(1, 2))
     with pytest.raises(RuntimeError, match="another device"):
         ops.rms_norm(torch.ones(1, 2, device=DEVICE), torch.ones(2), 1e-5)
 

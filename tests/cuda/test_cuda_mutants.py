@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from itertools import accumulate, chain
 from pathlib import Path
 
+import family_oracle
 import oracle
 import pytest
 import torch
@@ -130,10 +131,45 @@ MUTANTS = [
     ("decode_d2", "parts from the first split on", "first = keys.first / kSplitKeys; first <= last", "first = 0; first <= last", BYTES),
     ("decode_d2", "the sequence after", "query_start[middle] <= token", "query_start[middle] < token", WRONG),
     ("decode_d2", "a row too many combined", "if (row >= rows) return;", "", "out of bounds"),
-    ("silu_mul", "bound off by one", "if (i >= p.size) return;", "if (i > p.size) return;", "out of bounds"),
-    ("silu_mul", "halves exchanged", "gate[p.size + i]", "gate[i]", WRONG),
+    ("activation", "bound off by one", "if (i >= p.size) return;", "if (i > p.size) return;", "out of bounds"),
+    ("activation", "halves exchanged", "from_float<T>(y)) * to_float(gate[p.size + i])", "from_float<T>(y)) * to_float(gate[i])", WRONG),
+    ("activation", "gate not cut", "gate = gate > 7.0f ? 7.0f : gate;", "", WRONG),
+    ("activation", "up cut on one side", "up < -7.0f ? -7.0f : up", "up", WRONG),
+    ("activation", "cap only outside", "tanhf(x / cap)", "tanhf(x)", WRONG),
+    ("activation", "half of the cube", "0.044715f * x * x * x", "0.044715f * x * x", WRONG),
+    ("activation", "error function unscaled", "erff(x * 0.70710678f)", "erff(x)", WRONG),
+    ("activation", "numbers below 0 kept", "x < 0 ? 0.0f : x", "x", WRONG),
+    ("combine", "bound off by one", "if (i >= p.size) return;", "if (i > p.size) return;", "out of bounds"),
+    ("combine", "rows in another order", "p.place[n] * p.size", "n * p.size", WRONG),
+    ("combine", "weight of the token before", "fmaf(p.weights[n]", "fmaf(p.weights[token]", WRONG),
+    ("combine", "an expert too few", "n < (token + 1) * p.per_token", "n + 1 < (token + 1) * p.per_token", WRONG),
+    ("combine", "a block too few", "ceil_div(p.size, kThreads)", "p.size / kThreads", WRONG),
+    ("route", "no barrier after the logits", f"{BARRIER}  // the logits are written", "", WRONG),
+    ("route", "no barrier after the ranks", f"{BARRIER}  // the ranks are written", "", WRONG),
+    ("route", "ties go to the highest number", "a == b && a_number < b_number", "a == b && a_number > b_number", WRONG),
+    ("route", "ties have one rank", "a > b || (a == b && a_number < b_number)", "a > b", "out of bounds"),
+    ("route", "NaN is the lowest", "return a_nan && (", "return b_nan && (", WRONG),
+    ("route", "not in rising order", "place += ranks[other] < p.per_token;", "place += ranks[other] < ranks[e];", WRONG),
+    ("route", "always over all experts", "!p.renormalize || ranks[e]", "true || ranks[e]", WRONG),
+    ("route", "always over the chosen", "!p.renormalize || ranks[e]", "ranks[e]", WRONG),
+    ("route", "an expert too many", "ranks[e] >= p.per_token", "ranks[e] > p.per_token", "out of bounds"),
+    ("route", "half of a warp", "step = 16; step > 0; step /= 2) sum", "step = 8; step > 0; step /= 2) sum", WRONG),
+    ("norm", "no barrier between the two sums", f"{BARRIER}  // the first sum has been read", "", "race"),
+    ("norm", "mean of another length", "block_sum(sum) / p.size", "block_sum(sum) / kThreads", WRONG),
+    ("norm", "mean not subtracted", "(to_float(x[i]) - mean) * scale", "to_float(x[i]) * scale", WRONG),
+    ("norm", "bias forgotten", "to_float(bias[i])));", "0.0f));", WRONG),
+    ("norm", "offset forgotten", "to_float(weight[i]) + p.offset", "to_float(weight[i])", WRONG),
+    ("rope_and_cache", "the rest not copied", "to[at] = from[at];", "", WRONG),
+    ("rope_and_cache", "the rest from the head's first number", "2 * half + i % kept;", "i % kept;", WRONG),
+    ("attention_v2", "cap before the scale", "paging.h: cap * tanhf(score / cap)", "cap * tanhf(score)", WRONG),
+    ("attention_v2", "sink of another head", "paging.h: (p.sinks)[head]", "(p.sinks)[0]", WRONG),
+    ("attention_v2", "a sink counts nothing", "paging.h: [head]), 1.0f}", "[head]), 0.0f}", WRONG),
+    ("attention_v2", "scores not capped", "if (kVariant) scores[j] = cap_score", "if (false) scores[j] = cap_score", WRONG),
+    ("decode_d1", "scores not capped", "if (kVariant) mine = cap_score", "if (false) mine = cap_score", WRONG),
+    ("decode_d1", "sinks forgotten", "first_state<T, kVariant>", "first_state<T, false>", WRONG),
+    ("attention_v2", "sinks forgotten", "first_state<T, kVariant>", "first_state<T, false>", WRONG),
     ("rope_and_cache", "turned the other way", "a * c - b * s", "a * c + b * s", WRONG),
-    ("rope_and_cache", "neighbours paired", "at = head * 2 * half + pair;", "at = head * 2 * half + 2 * pair - pair % 2;", "out of bounds"),
+    ("rope_and_cache", "neighbours paired", "at = head * head_dim + pair;", "at = head * head_dim + 2 * pair - pair % 2;", WRONG),
     ("rope_and_cache", "position for slot", "slot = p.slots[token]", "slot = p.positions[token]", WRONG),
     ("copy_blocks", "a word short", "i < words;", "i + 1 < words;", WRONG),
     ("copy_blocks", "the wrong way round", "p.cache) + p.source[pair]", "p.cache) + p.destination[pair]", WRONG),
@@ -161,8 +197,8 @@ MUTANTS = [
     ("linear", "a column too many", "column + k < columns", "column + k <= columns", "out of bounds"),
     ("linear", "a depth too many", "min(kDepth, p.in - column)", "min(kDepth, p.in - column + 1)", WAVEFRONTS),
     ("linear", "bias of the row", "(p.bias)[col]", "(p.bias)[row]", WRONG),
-    ("silu_mul", "rows overlap", "row * 2 * p.size", "row * p.size", WRONG),
-    ("silu_mul", "a block too many", "ceil_div(p.size, kThreads)", "ceil_div(p.size, kThreads) - 1", WRONG),
+    ("activation", "rows overlap", "row * (kGated ? 2 : 1) * p.size", "row * p.size", WRONG),
+    ("activation", "a block too many", "ceil_div(p.size, kThreads)", "ceil_div(p.size, kThreads) - 1", WRONG),
     ("rope_and_cache", "a pair too many", "i < heads * half;", "i <= heads * half;", "out of bounds"),
     ("rope_and_cache", "the next position", "p.cos + p.positions[token] * half", "p.cos + (p.positions[token] + 1) * half", WRONG),
     ("rope_and_cache", "a number of v short", "i < kv_size; i +=", "i + 1 < kv_size; i +=", WRONG),
@@ -230,6 +266,16 @@ def attention(run) -> tuple[Tensor, Tensor]:
     return out, oracle.paged_attention(q, k_cache, v_cache, tables, *lens, 0.2, 50)
 
 
+def both_attentions(run) -> tuple[Tensor, Tensor]:
+    """Plain, then with capped scores and sinks."""
+    sinks = random(4, seed=8)
+    out, exact = attention(lambda **arguments: run(**arguments, softcap=0.0, sinks=sinks))
+    capped, _ = attention(lambda **arguments: run(**arguments, softcap=0.7, sinks=sinks))
+    q, k_cache, v_cache, _, tables = ATTENTION.build(torch.float32)
+    variant = family_oracle.variant_attention(ATTENTION, q, k_cache, v_cache, tables, 0.2, 0.7, sinks)
+    return torch.cat([out, capped]), torch.cat([exact, variant])
+
+
 TENSOR = Case(
     [(1, 40), (70, 130), (0, 5), (2, 2), (1, 700), (9, 600)],
     heads=6, kv_heads=2, dim=64, block_size=4, window=100,
@@ -251,9 +297,11 @@ def tensor_attention(run) -> tuple[Tensor, Tensor]:
 
 def norm(run):
     x, residual, weight = random(3, 130), random(3, 130, seed=1), random(130, seed=2)
-    y, total = torch.zeros(3, 130), torch.zeros(3, 130)
-    run(x=x, residual=residual, weight=weight, y=y, sum=total, rows=3, size=130)
-    return y, oracle.rms_norm(x + residual, weight, 1e-5)
+    bias, ys, total = random(130, seed=3), torch.zeros(3, 3, 130), torch.zeros(3, 130)
+    names = zip(("y", "moved", "layer"), ys, strict=True)
+    run(x=x, residual=residual, weight=weight, bias=bias, **dict(names), sum=total, rows=3, size=130)
+    right = oracle.rms_norm(x + residual, weight, 1e-5), oracle.rms_norm(x, weight.double() + 1, 1e-5)
+    return ys, torch.stack([*right, family_oracle.layer_norm(x, weight, bias, 1e-5)])
 
 
 def linear(run):
@@ -279,26 +327,68 @@ def linear_mma(run):
     return torch.cat(found), torch.cat(exact)
 
 
-def silu_mul(run):
-    x, y = random(2, 2 * 130), torch.zeros(2, 130)
-    run(gate_up=x, y=y, rows=2, size=130)
-    return y, oracle.silu_mul(x)
+def activation(run):
+    """All gates, then all functions of one number; softcap, the last, with a cap of 3."""
+    x, found, exact = random(2, 2 * 130, scale=4), [], []
+    single = [*family_oracle.ACTIVATIONS.values(), lambda x: 3 * torch.tanh(x / 3)]
+    for function, name in enumerate([*family_oracle.ACTIVATIONS, "swiglu_clamped"]):
+        found.append(torch.zeros(2, 130))
+        exact.append(family_oracle.act_and_mul(x, name))
+        run(x=x, y=found[-1], rows=2, size=130, function=function, gated=1)
+    for function, apply in zip((0, 1, 2, 3, 5), single, strict=True):
+        found.append(torch.zeros(2, 260))
+        exact.append(apply(x.double()))
+        run(x=x, y=found[-1], rows=2, size=260, function=function, gated=0)
+    return torch.cat(found, 1), torch.cat(exact, 1)
+
+
+def route(run):
+    """Ties, NaN, and weights over all experts and over the chosen."""
+    logits, found, exact = random(4, 140, scale=2).round(), [], []
+    logits[3, [1, 138]] = torch.nan
+    for renormalize in (0, 1):
+        chosen, weights = torch.zeros(4, 3, dtype=torch.int64), torch.zeros(4, 3)
+        sizes = {"rows": 4, "num_experts": 140, "per_token": 3, "renormalize": renormalize}
+        run(logits=logits, chosen=chosen, weights=weights, **sizes)
+        right = family_oracle.route(logits, 3, bool(renormalize))
+        found += [chosen.float(), weights.nan_to_num(9)]
+        exact += [torch.tensor(right[0]).double(), right[1].nan_to_num(9)]
+    return torch.cat(found), torch.cat(exact)
+
+
+def combine(run):
+    outputs, weights, y = random(6, 130), random(2, 3, seed=1), torch.zeros(2, 130)
+    place = torch.tensor([[4, 0, 3], [1, 5, 2]])
+    run(outputs=outputs, weights=weights, place=place, y=y, rows=2, size=130, per_token=3)
+    return y, (outputs[place].double() * weights.double().unsqueeze(-1)).sum(1)
 
 
 def rope_and_cache(run):
     q, k, v = random(3, 2, 32), random(3, 1, 32, seed=1), random(3, 1, 32, seed=2)
-    angles, positions, slots = random(9, 16), torch.tensor([2, 0, 7]), torch.tensor([5, 1, 3])
-    q_out, caches = torch.zeros(3, 2, 32), torch.zeros(2, 9, 1, 32)
-    run(
-        q=q, k=k, v=v, cos=angles.cos(), sin=angles.sin(), positions=positions, slots=slots, q_out=q_out,
-        k_cache=caches[0], v_cache=caches[1], num_tokens=3, num_heads=2, num_kv_heads=1, head_dim=32,
-    )  # fmt: skip
-    at = angles.cos()[positions], angles.sin()[positions]
-    exact = torch.zeros(2, 9, 1, 32, dtype=torch.float64)
-    exact[0, slots], exact[1, slots] = oracle.rope(k, *at), v.double()
-    return torch.cat([q_out.flatten(), caches.flatten()]), torch.cat(
-        [oracle.rope(q, *at).flatten(), exact.flatten()]
-    )
+    positions, slots = torch.tensor([2, 0, 7]), torch.tensor([5, 1, 3])
+    found, right = [], []
+    for rotary_dim in (32, 24):
+        angles, q_out, caches = random(9, rotary_dim // 2), torch.zeros(3, 2, 32), torch.zeros(2, 9, 1, 32)
+        run(
+            q=q, k=k, v=v, cos=angles.cos(), sin=angles.sin(), positions=positions, slots=slots, q_out=q_out,
+            k_cache=caches[0], v_cache=caches[1], num_tokens=3, num_heads=2, num_kv_heads=1, head_dim=32,
+            rotary_dim=rotary_dim,
+        )  # fmt: skip
+        exact = torch.zeros(2, 9, 1, 32, dtype=torch.float64)
+        turned = [
+            torch.cat(
+                [
+                    oracle.rope(x[..., :rotary_dim], angles.cos()[positions], angles.sin()[positions]),
+                    x[..., rotary_dim:],
+                ],
+                -1,
+            )
+            for x in (q, k)
+        ]
+        exact[0, slots], exact[1, slots] = turned[1], v.double()
+        found += [q_out.flatten(), caches.flatten()]
+        right += [turned[0].flatten(), exact.flatten()]
+    return torch.cat(found), torch.cat(right)
 
 
 def copy_blocks(run):
@@ -387,14 +477,16 @@ def verify(run):
 
 RUNS = {
     "attention_v1": (naive, ["-DIS_NAIVE"]),
-    "attention_v2": (attention, ["-DIS_ATTENTION", "-DLAUNCHER=attention_v2"]),
-    "decode_d1": (attention, ["-DIS_ATTENTION", "-DLAUNCHER=decode_d1"]),
+    "attention_v2": (both_attentions, ["-DIS_ATTENTION", "-DLAUNCHER=attention_v2"]),
+    "decode_d1": (both_attentions, ["-DIS_ATTENTION", "-DLAUNCHER=decode_d1"]),
     "attention_v3": (tensor_attention, ["-DIS_TENSOR", "-DIS_V3"]),
     "decode_d2": (tensor_attention, ["-DIS_TENSOR"]),
     "norm": (norm, ["-DIS_NORM"]),
     "linear": (linear, ["-DIS_LINEAR"]),
     "linear_mma": (linear_mma, ["-DIS_LINEAR_MMA"]),
-    "silu_mul": (silu_mul, ["-DIS_SILU_MUL"]),
+    "activation": (activation, ["-DIS_ACTIVATION"]),
+    "route": (route, ["-DIS_ROUTE"]),
+    "combine": (combine, ["-DIS_COMBINE"]),
     "rope_and_cache": (rope_and_cache, ["-DIS_ROPE"]),
     "copy_blocks": (copy_blocks, ["-DIS_COPY"]),
     "sample": (sample, ["-DIS_SAMPLE"]),
@@ -433,7 +525,7 @@ def build(
         "\n".join(line for line in tile.splitlines() if "(float16{})" not in line and "int, 128" not in line)
     )
     dispatch = (folder / "dispatch.h").read_text().splitlines()
-    others = ("case DType::bf16", "case DType::f16", "case 64:", "case 96:", "case 128:")
+    others = ("case DType::bf16", "case DType::f16", "case 64:", "case 96:", "case 128:", "case 256:")
     (folder / "dispatch.h").write_text(
         "\n".join(line for line in dispatch if not line.strip().startswith(others))
     )

@@ -58,7 +58,7 @@ def attention(run: KernelLibrary, caches: list[Tensor], q: Tensor, blocks: list[
         "run", q=q, k_cache=caches[0], v_cache=caches[1], out=out, block_table=torch.tensor([blocks], dtype=torch.int32),
         query_start=torch.tensor([0, 3], dtype=torch.int32), kv_len=torch.tensor([40], dtype=torch.int32), num_seqs=1,
         max_blocks=3, num_tokens=3, q_stride=q.stride(0), num_heads=2, num_kv_heads=1, head_dim=32, block_size=16,
-        scale=0.2, window=0,
+        scale=0.2, window=0, softcap=0.0, sinks=torch.zeros(2),
     )  # fmt: skip
     return out
 
@@ -84,7 +84,7 @@ def rope_and_cache(library: KernelLibrary) -> bool:
     library.run(
         "run", q=q, k=k, v=v, cos=torch.ones(1, 16), sin=torch.zeros(1, 16), positions=torch.tensor([0]),
         slots=torch.tensor([slots - 1]), q_out=torch.zeros(1, 2, 32), k_cache=caches[0], v_cache=caches[1],
-        num_tokens=1, num_heads=2, num_kv_heads=1, head_dim=32,
+        num_tokens=1, num_heads=2, num_kv_heads=1, head_dim=32, rotary_dim=32,
     )  # fmt: skip
     return torch.equal(caches[0][-1], k.flatten()) and torch.equal(caches[1][-1], v.flatten())
 

@@ -27,6 +27,7 @@ DOCS = (
     "architecture",
     "contracts",
     "extending",
+    "families",
     "instructor_guide",
     "kernels",
     "teaching",

@@ -111,7 +111,7 @@ CASES = [
     *(Case([(1, kv)], heads=8, kv_heads=1, dim=32) for kv in (2, 31, 32, 33, 129, 257)),
     *(Case([(5, kv)], heads=2, kv_heads=2, dim=32) for kv in (33, 64, 131)),
     Case([(1, 40), (0, 20), (37, 37), (4, 70), (0, 0), (1, 1), (33, 100)], heads=3, kv_heads=1, dim=32),
-    *(Case([(5, 70), (1, 9)], heads=3, kv_heads=1, dim=dim) for dim in (96, 128)),
+    *(Case([(5, 70), (1, 9)], heads=3, kv_heads=1, dim=dim) for dim in (96, 128, 256)),
     *(Case([(7, 71), (1, 40)], heads=2, kv_heads=1, dim=32, block_size=s) for s in (1, 3, 100)),
     *(Case([(35, 80), (1, 90), (3, 3)], heads=2, kv_heads=1, dim=32, window=w) for w in (1, 17, 32, 33, 500)),
 ]

@@ -181,7 +181,7 @@ def opcheck_calls() -> dict[str, tuple[object, ...]]:
         "act": (x, "gelu"),
         "softcap": (x, 3.0),
         "route": (x, 3, True),
-        "experts": (x, *chosen, packed(2 * 32, 16), random(64), packed(2 * 16, 5), None, 2, 5, "silu"),
+        "experts": (x, *chosen, packed(2 * 16, 16), random(32), packed(2 * 16, 5), None, 2, 5, "silu"),
         "rope_and_cache": (q, new, new.clone(), table, table.clone(), k, v, *index),
         "paged_attention": (q, k, v, *sequences, 0.5, 0),
         "variant_attention": (q, k, v, *sequences, 0.5, 0, 4.0, random(4)),

@@ -63,6 +63,43 @@ def attend_last(q_last, k, v):
 """,
         ),
     ],
+    "01b_three_blocks": [
+        (
+            "check_reach",
+            """
+def reach(windows):
+    return 1 + sum(window - 1 for window in windows)
+""",
+            """
+def reach(windows):
+    return sum(windows)
+""",
+        ),
+        (
+            "check_olmoe",
+            """
+def olmoe_route(scores, per_token):
+    shares = scores.softmax(dim=-1)
+    best = scores.sort(dim=-1, descending=True, stable=True).indices[:, :per_token]
+    return torch.zeros_like(shares).scatter(1, best, shares.gather(1, best))
+""",
+            """
+def olmoe_route(scores, per_token):
+    return route(scores, per_token)
+""",
+        ),
+        (
+            "check_read",
+            """
+def experts_read(chosen):
+    return sum(len(layer.unique()) for layer in chosen)
+""",
+            """
+def experts_read(chosen):
+    return len(torch.cat(chosen).unique())
+""",
+        ),
+    ],
     "02_prefill_and_decode": [
         (
             "check_slots",

@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(32)
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     attention_v1_output(const __grid_constant__ AttentionArgs p, const __grid_constant__ NaiveScratch scratch) {
-  int column = threadIdx.x, token = blockIdx.x, head = blockIdx.y;
+  int column = blockIdx.z * kThreads + threadIdx.x, token = blockIdx.x, head = blockIdx.y;
   if (column >= p.head_dim) return;
   Row row = find_row(p, token);
   const float* weights = scratch.scores + score_row(p, scratch, head, token);
@@ -104,7 +104,8 @@ void attention_v1(const AttentionArgs& p, const NaiveScratch& scratch, Stream st
     dim3 pairs(ceil_div(scratch.max_kv_len, kThreads), tokens, p.num_heads);
     LAUNCH(attention_v1_scores<T>, pairs, kThreads, 0, s, p, scratch);
     LAUNCH(attention_v1_softmax, dim3(tokens, p.num_heads), 32, 0, s, p, scratch);
-    LAUNCH(attention_v1_output<T>, dim3(tokens, p.num_heads), kThreads, 0, s, p, scratch);
+    dim3 outputs(tokens, p.num_heads, ceil_div(p.head_dim, kThreads));
+    LAUNCH(attention_v1_output<T>, outputs, kThreads, 0, s, p, scratch);
   });
 }
 

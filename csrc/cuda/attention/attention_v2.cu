@@ -15,7 +15,7 @@
 //
 // Bytes: K and V are read once by each block that needs them, at most ceil(q_len / 32) times; q is read once
 // and out is written once. FLOPs: 4 * head_dim per visible (row, key). Limit: shared memory, about one load
-// per multiply-add. Left out: tensor cores, and sharing K and V among the query heads of a group (each head
+// per multiply-add. Capped scores and sinks (kVariant) are kernels of their own: Llama's has no branch for them. Left out: tensor cores, and sharing K and V among the query heads of a group (each head
 // reads them again).
 //
 // Source: Dao et al., FlashAttention (arXiv 2205.14135) and FlashAttention-2 (arXiv 2307.08691).
@@ -37,6 +37,22 @@ constexpr int kPitch = kDim + 1;
 
 template <int kDim>
 using Tile = float[kRows][kPitch<kDim>];
+
+// The tile of K and V. With heads of 256 the two tiles have 66 KB, more than static arrays may take: then this one is
+// dynamic. It is declared last, after the static arrays.
+template <int kDim>
+constexpr size_t kDynamicBytes = kDim > 128 ? sizeof(Tile<kDim>) : 0;
+
+template <int kDim>
+__device__ __forceinline__ Tile<kDim>& key_tile() {
+  if constexpr (kDynamicBytes<kDim> > 0) {
+    DYNAMIC_SHARED(Tile<kDim>, kv);
+    return *kv;
+  } else {
+    SHARED(float, kv, [kKeyTile][kPitch<kDim>]);
+    return kv;
+  }
+}
 
 struct RowTile {
   int sequence, first_row, rows;  // first_row: relative to the sequence's first new row
@@ -83,13 +99,13 @@ __device__ __forceinline__ void load_rows(Tile<kDim>& tile, RowAt row_at) {
   }
 }
 
-template <class T, int kDim>
+template <class T, int kDim, bool kVariant>
 __global__ void __launch_bounds__(kThreads) attention_v2_kernel(const __grid_constant__ AttentionArgs p) {
   static_assert(kRows == kKeyTile, "q and kv share the type of a tile");
   SHARED(float, q, [kRows][kPitch<kDim>]);
-  SHARED(float, kv, [kKeyTile][kPitch<kDim>]);
   SHARED(float, weights, [kRows][kKeyTile + 1]);
   SHARED(int64_t, slots, [kKeyTile]);
+  Tile<kDim>& kv = key_tile<kDim>();
 
   RowTile tile = find_tile(p.sequences);
   if (tile.rows == 0) return;  // the whole block returns: no thread waits at a barrier below
@@ -109,7 +125,7 @@ __global__ void __launch_bounds__(kThreads) attention_v2_kernel(const __grid_con
   int first_tile = visible_keys(tile.first_row, q_len, kv_len, p.window).first / kKeyTile;
   int last_tile = visible_keys(tile.first_row + tile.rows - 1, q_len, kv_len, p.window).last / kKeyTile;
 
-  Softmax softmax = {-INFINITY, 0.0f};
+  Softmax softmax = first_state<T, kVariant>(p, head);
   float out[kDim / kThreadsPerRow] = {};  // of columns part, part + 4, ...
   for (int key_tile = first_tile; key_tile <= last_tile; key_tile++) {
     int tile_start = key_tile * kKeyTile;
@@ -141,6 +157,7 @@ __global__ void __launch_bounds__(kThreads) attention_v2_kernel(const __grid_con
     for (int j = 0; j < kKeysPerThread; j++) {
       int key = part + j * kThreadsPerRow;
       scores[j] *= p.scale;
+      if (kVariant) scores[j] = cap_score(scores[j], p.softcap);
       if (key >= from && key < end) tile_max = fmaxf(tile_max, scores[j]);
     }
     tile_max = fmaxf(tile_max, __shfl_xor_sync(0xffffffff, tile_max, 1));
@@ -180,7 +197,10 @@ void attention_v2(const AttentionArgs& p, Stream stream) {
     with_head_dim(p.head_dim, [&](auto dim) {
       using T = decltype(zero);
       constexpr int kDim = decltype(dim)::value;
-      LAUNCH((attention_v2_kernel<T, kDim>), grid, kThreads, 0, stream_of(stream), p);
+      if (p.softcap > 0 || p.sinks)
+        LAUNCH((attention_v2_kernel<T, kDim, true>), grid, kThreads, kDynamicBytes<kDim>, stream_of(stream), p);
+      else
+        LAUNCH((attention_v2_kernel<T, kDim, false>), grid, kThreads, kDynamicBytes<kDim>, stream_of(stream), p);
     });
   });
 }

@@ -50,4 +50,15 @@ __device__ __forceinline__ float raise_max(Softmax& s, float tile_max) {
   return factor;
 }
 
+// What a family adds to a score: 0 <= |s| < cap, and nearly s where s is small. Source: Gemma 2, arXiv 2408.00118.
+__device__ __forceinline__ float cap_score(float score, float cap) { return cap > 0 ? cap * tanhf(score / cap) : score; }
+
+// The state of a row before its first key. A sink is one more score of each row, without a value: a head can so
+// attend to nothing. Source: gpt-oss, arXiv 2508.10925.
+template <class T, bool kVariant>
+__device__ __forceinline__ Softmax first_state(const AttentionArgs& p, int head) {
+  if (kVariant && p.sinks) return {to_float(static_cast<const T*>(p.sinks)[head]), 1.0f};
+  return {-INFINITY, 0.0f};
+}
+
 }  // namespace minillm::cuda

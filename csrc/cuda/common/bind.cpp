@@ -4,65 +4,14 @@
 // `stream` is torch.cuda.current_stream().cuda_stream as an integer; the simulator ignores it.
 
 #include "bind.h"
+#include "bind_experts.h"
+#include "bind_rows.h"
 #include "bind_verify.h"
 
 namespace minillm::cuda {
 namespace {
 
-using Optional = std::optional<Tensor>;
-
-// ---- row by row -------------------------------------------------------------------------------
-
-int64_t rows_of(const Tensor& t) { return t.size(t.dim() - 1) ? t.numel() / t.size(t.dim() - 1) : 0; }
-
-void check_norm(const char* op, const Tensor& x, const Tensor& weight) {
-  check(op, "x", x, x.dim(), x.scalar_type());
-  check(op, "weight", weight, 1, x.scalar_type());
-  check_size(op, "weight's length", weight.size(0), x.size(x.dim() - 1));
-}
-
-Tensor norm(const Tensor& x, const Tensor& weight, double eps, int64_t stream) {
-  check_norm("rms_norm", x, weight);
-  Tensor y = torch::stable::empty_like(x);
-  Call call("rms_norm");
-  call.with("x", x).with("weight", weight).with("y", y);
-  rms_norm({data<void>(x), nullptr, data<void>(weight), y.mutable_data_ptr(), nullptr, static_cast<int>(rows_of(x)),
-            static_cast<int>(weight.size(0)), static_cast<float>(eps), dtype_of("rms_norm", x)},
-           as_stream(stream));
-  call.done();
-  return y;
-}
-
-std::tuple<Tensor, Tensor> add_norm(const Tensor& x, const Tensor& residual, const Tensor& weight, double eps,
-                                    int64_t stream) {
-  const char* op = "add_rms_norm";
-  check_norm(op, x, weight);
-  check(op, "residual", residual, x.dim(), x.scalar_type());
-  check_size(op, "residual's size", residual.numel(), x.numel());
-  Tensor y = torch::stable::empty_like(x), sum = torch::stable::empty_like(x);
-  Call call(op);
-  call.with("x", x).with("residual", residual).with("weight", weight).with("y", y).with("sum", sum);
-  rms_norm({data<void>(x), data<void>(residual), data<void>(weight), y.mutable_data_ptr(), sum.mutable_data_ptr(),
-            static_cast<int>(rows_of(x)), static_cast<int>(weight.size(0)), static_cast<float>(eps), dtype_of(op, x)},
-           as_stream(stream));
-  call.done();
-  return {y, sum};
-}
-
-Tensor gated(const Tensor& gate_up, int64_t stream) {
-  const char* op = "silu_mul";
-  check(op, "gate_up", gate_up, 2, gate_up.scalar_type());
-  STD_TORCH_CHECK(gate_up.size(1) % 2 == 0, "silu_mul: gate_up has ", gate_up.size(1), " columns, an odd number");
-  Tensor y = like(gate_up, {gate_up.size(0), gate_up.size(1) / 2});
-  Call call(op);
-  call.with("gate_up", gate_up).with("y", y);
-  if (y.numel())
-    silu_mul({data<void>(gate_up), y.mutable_data_ptr(), static_cast<int>(y.size(0)), static_cast<int>(y.size(1)),
-              dtype_of(op, gate_up)},
-             as_stream(stream));
-  call.done();
-  return y;
-}
+// ---- matrices -------------------------------------------------------------------------------------
 
 template <class Launch>
 Tensor multiply(const char* op, const Tensor& x, const Tensor& weight, const Optional& bias, bool float_out,
@@ -116,9 +65,10 @@ Tensor rotate_and_cache(const Tensor& q, const Tensor& k, const Tensor& v, const
   }
   for (const Tensor* t : {&cos, &sin}) {
     check(op, "cos or sin", *t, 2, ScalarType::Float);
-    check_size(op, "cos's or sin's width", t->size(1), q.size(2) / 2);
+    check_size(op, "cos's or sin's width", t->size(1), cos.size(1));
     check_size(op, "cos's or sin's length", t->size(0), cos.size(0));
   }
+  STD_TORCH_CHECK(2 * cos.size(1) <= q.size(2), op, ": ", 2 * cos.size(1), " rotated components of ", q.size(2));
   for (const Tensor* t : {&positions, &slot_mapping}) {
     check(op, "positions or slot_mapping", *t, 1, ScalarType::Long);
     check_size(op, "positions' or slot_mapping's length", t->size(0), tokens);
@@ -131,7 +81,7 @@ Tensor rotate_and_cache(const Tensor& q, const Tensor& k, const Tensor& v, const
                   data<float>(sin), data<int64_t>(positions), data<int64_t>(slot_mapping), out.mutable_data_ptr(),
                   k_cache.mutable_data_ptr(), v_cache.mutable_data_ptr(), static_cast<int>(tokens),
                   static_cast<int>(q.size(1)), static_cast<int>(k.size(1)), static_cast<int>(q.size(2)),
-                  dtype_of(op, q)},
+                  static_cast<int>(2 * cos.size(1)), dtype_of(op, q)},
                  as_stream(stream));
   call.done();
   return out;
@@ -163,7 +113,7 @@ AttentionArgs attention_args(const char* op, const Tensor& q, const Tensor& k_ca
   check_caches(op, k_cache, v_cache);
   check_heads(op, "q", q, k_cache);
   STD_TORCH_CHECK(q.size(1) % k_cache.size(2) == 0, op, ": ", q.size(1), " heads over ", k_cache.size(2), " kv heads");
-  STD_TORCH_CHECK(supports_head_dim(q.size(2)), op, ": head_dim ", q.size(2), " is not 32, 64, 96 or 128");
+  STD_TORCH_CHECK(supports_head_dim(q.size(2)), op, ": head_dim ", q.size(2), " is not 32, 64, 96, 128 or 256");
   for (const Tensor* t : {&q, &k_cache, &v_cache})  // a head has 32 numbers or more, so each head is aligned too
     STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(t->const_data_ptr()) % 16 == 0, op, ": q or a cache begins at no multiple of 16 bytes");
   STD_TORCH_CHECK(q.stride(0) * q.element_size() % 16 == 0, op, ": rows of q begin at no multiple of 16 bytes");
@@ -224,6 +174,31 @@ Tensor attend(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, con
   return out;
 }
 
+Tensor attend_variant(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& block_table,
+                      const Tensor& query_start, const Tensor& kv_len, double scale, int64_t window, double softcap,
+                      const Optional& sinks, const std::string& rung, int64_t stream) {
+  const char* op = "variant_attention";
+  Tensor out = like(q, {q.size(0), q.size(1), q.size(2)});
+  AttentionArgs args = attention_args(op, q, k_cache, v_cache, block_table, query_start, kv_len, out, scale, window);
+  Call call(op);
+  call.with("q", q).with("k_cache", k_cache).with("v_cache", v_cache).with("block_table", block_table);
+  call.with("query_start", query_start).with("kv_len", kv_len).with("out", out);
+  args.softcap = static_cast<float>(softcap);
+  if (sinks) {
+    check(op, "sinks", *sinks, 1, q.scalar_type());
+    check_size(op, "sinks' length", sinks->size(0), q.size(1));
+    call.with("sinks", *sinks);
+    args.sinks = data<void>(*sinks);
+  }
+  STD_TORCH_CHECK(rung == "v2" || rung == "d1", op, ": there is no rung ", rung, ", only v2 and d1");
+  if (rung == "v2")
+    attention_v2(args, as_stream(stream));
+  else
+    decode_d1(args, as_stream(stream));
+  call.done();
+  return out;
+}
+
 // ---- sampling ---------------------------------------------------------------------------------
 
 Tensor draw(const Tensor& logits, const Tensor& keys, const Tensor& numbers, const Tensor& top_k, const Tensor& seen,
@@ -259,9 +234,8 @@ Tensor draw(const Tensor& logits, const Tensor& keys, const Tensor& numbers, con
 }  // namespace
 
 #define MINILLM_OPS(m)                                                                                              \
-  m.def("rms_norm(Tensor x, Tensor weight, float eps, int stream) -> Tensor");                                      \
-  m.def("add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps, int stream) -> (Tensor, Tensor)");       \
-  m.def("silu_mul(Tensor gate_up, int stream) -> Tensor");                                                          \
+  MINILLM_ROW_OPS(m);                                                                                               \
+  MINILLM_EXPERT_OPS(m);                                                                                            \
   m.def("linear(Tensor x, Tensor weight, Tensor? bias, int stream) -> Tensor");                                     \
   m.def("linear_mma(Tensor x, Tensor weight, Tensor? bias, bool float_out, int stream) -> Tensor");                 \
   m.def(                                                                                                            \
@@ -271,6 +245,9 @@ Tensor draw(const Tensor& logits, const Tensor& keys, const Tensor& numbers, con
   m.def(                                                                                                            \
       "paged_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_table, Tensor query_start, "          \
       "Tensor kv_len, float scale, int window, str rung, int max_kv_len, int stream) -> Tensor");                   \
+  m.def(                                                                                                            \
+      "variant_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_table, Tensor query_start, "        \
+      "Tensor kv_len, float scale, int window, float softcap, Tensor? sinks, str rung, int stream) -> Tensor");     \
   m.def(                                                                                                            \
       "sample(Tensor logits, Tensor keys, Tensor numbers, Tensor top_k, Tensor seen, Tensor seen_end, "             \
       "int num_token_ids, int stream) -> Tensor");                                                                  \
@@ -282,14 +259,14 @@ Tensor draw(const Tensor& logits, const Tensor& keys, const Tensor& numbers, con
       "-> (Tensor, Tensor)")
 
 #define MINILLM_KERNELS(m)                                    \
-  m.impl("rms_norm", TORCH_BOX(&norm));                       \
-  m.impl("add_rms_norm", TORCH_BOX(&add_norm));               \
-  m.impl("silu_mul", TORCH_BOX(&gated));                      \
+  MINILLM_ROW_KERNELS(m);                                     \
+  MINILLM_EXPERT_KERNELS(m);                                  \
   m.impl("linear", TORCH_BOX(&multiply_tiles));               \
   m.impl("linear_mma", TORCH_BOX(&multiply_mma));             \
   m.impl("rope_and_cache", TORCH_BOX(&rotate_and_cache));     \
   m.impl("copy_blocks", TORCH_BOX(&copy));                    \
   m.impl("paged_attention", TORCH_BOX(&attend));              \
+  m.impl("variant_attention", TORCH_BOX(&attend_variant));    \
   m.impl("sample", TORCH_BOX(&draw));                         \
   m.impl("verify_coupled", TORCH_BOX(&walk_drafts));          \
   m.impl("verify_draft", TORCH_BOX(&accept_drafts))

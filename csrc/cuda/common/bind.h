@@ -31,6 +31,7 @@ namespace minillm::cuda {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
 
 #ifdef MINILLM_SIMT
 constexpr bool kOnCuda = false;

@@ -27,7 +27,7 @@ inline std::tuple<Tensor, Tensor> walk_drafts(const Tensor& sampled, const Tenso
   return {tokens, nodes};
 }
 
-inline std::tuple<Tensor, Tensor> accept_drafts(const Tensor& draft, const std::optional<Tensor>& draft_probs,
+inline std::tuple<Tensor, Tensor> accept_drafts(const Tensor& draft, const Optional& draft_probs,
                                                 const Tensor& target_probs, const Tensor& uniforms, int64_t stream) {
   const char* op = "verify_draft";
   check(op, "draft", draft, 2, ScalarType::Long);

@@ -16,12 +16,12 @@
 #define LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   launch_kernel(kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
 
-// A block has 48 KB of shared memory, and more only if its kernel asks for it before the launch. What a chip
-// refuses stays behind as CUDA's last error, like the launch's own.
+// A block has 48 KB of shared memory, static arrays included, and more only if its kernel asks for it before the
+// launch: a kernel with dynamic memory always asks. What a chip refuses stays behind as CUDA's last error, like the launch's own.
 template <class... Parameters, class... Arguments>
 void launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
                    const Arguments&... arguments) {
-  if (shared_bytes > 48 << 10)
+  if (shared_bytes)
     cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                          static_cast<int>(shared_bytes));
   kernel<<<grid, block, shared_bytes, stream>>>(arguments...);

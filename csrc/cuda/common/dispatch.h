@@ -26,6 +26,7 @@ void with_head_dim(int head_dim, F f) {
     case 64: return f(std::integral_constant<int, 64>{});
     case 96: return f(std::integral_constant<int, 96>{});
     case 128: return f(std::integral_constant<int, 128>{});
+    case 256: return f(std::integral_constant<int, 256>{});
   }
 }
 

@@ -20,27 +20,33 @@ struct Sequences {
 };
 
 struct NormArgs {
-  const void *x, *residual, *weight;  // residual: null in rms_norm
-  void *y, *sum;                      // sum: null in rms_norm
+  const void *x, *residual, *weight;  // residual: null in rms_norm and layer_norm
+  void *y, *sum;                      // sum: null in rms_norm and layer_norm
   int rows, size;
   float eps;
   DType dtype;
+  float offset = 0;                   // added to the weight of rms_norm
+  const void* bias = nullptr;         // of layer_norm
 };
 
-struct SiluMulArgs {
-  const void* gate_up;  // [rows, 2 * size]
+enum class Function { silu, gelu, gelu_tanh, relu, swiglu_clamped, softcap };
+
+struct ActivationArgs {
+  const void* x;        // [rows, 2 * size], gate and up, in act_and_mul; else [rows, size]
   void* y;              // [rows, size]
   int rows, size;
+  Function function;
+  float cap;            // of softcap
   DType dtype;
 };
 
 struct RopeArgs {
   const void *q, *k, *v;                  // [num_tokens, heads, head_dim], rows `stride` elements apart
   int64_t q_stride, k_stride, v_stride;
-  const float *cos, *sin;                 // [max_positions, head_dim / 2]
+  const float *cos, *sin;                 // [max_positions, rotary_dim / 2]
   const int64_t *positions, *slots;       // [num_tokens]
   void *q_out, *k_cache, *v_cache;        // q_out dense
-  int num_tokens, num_heads, num_kv_heads, head_dim;
+  int num_tokens, num_heads, num_kv_heads, head_dim, rotary_dim;
   DType dtype;
 };
 
@@ -59,6 +65,24 @@ struct LinearArgs {
   bool float_out = false;         // y is float32, whatever dtype is: linear_mma alone can
 };
 
+struct RouteArgs {
+  const void* logits;             // [rows, num_experts]
+  int64_t* chosen;                // [rows, per_token]
+  float* weights;                 // [rows, per_token]
+  int rows, num_experts, per_token;
+  bool renormalize;               // the weights of the chosen experts sum to 1
+  DType dtype;
+};
+
+struct CombineArgs {
+  const void* outputs;            // [rows * per_token, size], in any order
+  const float* weights;           // [rows, per_token]
+  const int64_t* place;           // [rows, per_token]: rows of `outputs`
+  void* y;                        // [rows, size]
+  int rows, size, per_token;
+  DType dtype;
+};
+
 struct AttentionArgs {
   const void* q;                    // [num_tokens, num_heads, head_dim], rows q_stride elements apart
   int64_t q_stride;
@@ -69,6 +93,8 @@ struct AttentionArgs {
   float scale;
   int window;                       // most keys a row sees, its own included; 0: all
   DType dtype;
+  float softcap = 0;                // scores s become softcap * tanh(s / softcap); 0: they stay
+  const void* sinks = nullptr;      // [num_heads], or null: a score of each head that adds no value
 };
 
 struct NaiveScratch {               // of attention_v1, float
@@ -114,17 +140,23 @@ struct DraftArgs {
 using Stream = void*;
 
 void rms_norm(const NormArgs&, Stream);
-void silu_mul(const SiluMulArgs&, Stream);
+void layer_norm(const NormArgs&, Stream);
+void act_and_mul(const ActivationArgs&, Stream);  // not softcap
+void act(const ActivationArgs&, Stream);          // not swiglu_clamped
 void rope_and_cache(const RopeArgs&, Stream);
 void copy_blocks(const CopyBlocksArgs&, Stream);
 void linear(const LinearArgs&, Stream);
 void linear_mma(const LinearArgs&, Stream);  // 16-bit, `in` a multiple of 8 below 2^24, all at multiples of 16 bytes
+
+void route(const RouteArgs&, Stream);  // per_token is 1 to num_experts
+void combine(const CombineArgs&, Stream);
 
 void sample(const SampleArgs&, Stream);
 void verify_coupled(const CoupledArgs&, Stream);
 void verify_draft(const DraftArgs&, Stream);  // a target row of zeros gives -1: no token can be drawn
 
 bool supports_head_dim(int head_dim);
+// softcap and sinks: attention_v2 and decode_d1 only.
 void attention_v1(const AttentionArgs&, const NaiveScratch&, Stream);
 void attention_v2(const AttentionArgs&, Stream);
 void attention_v3(const AttentionArgs&, Stream);  // 16-bit, head_dim 64 or 128

@@ -3,7 +3,8 @@
 //     128 keys at a time        thread t: the whole score of key t, read directly from its page
 //     [ 32 | 32 | 32 | 32 ]     warp w: the largest score of tile w
 //       |    |    |    |
-//       v    v    v    v        thread d: column d of the output, over the keys in order
+//       v    v    v    v        thread d: column d of the output, over the keys in order (with heads of
+//                               256 also column d + 128)
 //
 // With a single row, each K and V element is read once and used once, so shared memory would not help; it holds
 // only the 128 scores. Bytes: 2 * keys * head_dim elements per query head. FLOPs: 4 per pair of K and V
@@ -21,10 +22,13 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kTiles = kThreads / kKeyTile;  // tiles per iteration
 
+template <int kDim>
+constexpr int kColumns = kDim > kThreads ? kDim / kThreads : 1;  // columns of a thread
+
 // The number of V rows that are loaded before the first one is used. It is a constant, so the loads are issued
 // without a wait between them. 32 rows of float32 would not fit into the registers.
-template <class T>
-constexpr int kAhead = sizeof(T) == 2 ? kKeyTile : kKeyTile / 2;
+template <class T, int kDim>
+constexpr int kAhead = (sizeof(T) == 2 ? kKeyTile : kKeyTile / 2) / kColumns<kDim>;
 
 template <class T, int kDim>
 __device__ __forceinline__ float score(const float* q, const T* key) {
@@ -40,9 +44,11 @@ __device__ __forceinline__ float score(const float* q, const T* key) {
 
 // Four blocks per multiprocessor leave 128 registers per thread. Without this bound ptxas targets more blocks and
 // spills registers.
-template <class T, int kDim>
+template <class T, int kDim, bool kVariant>
 __global__ void __launch_bounds__(kThreads, 4) decode_d1_kernel(const __grid_constant__ AttentionArgs p) {
-  static_assert(kDim <= kThreads && kTiles * 32 == kThreads, "a column per thread, a warp per tile");
+  static_assert(kDim <= kThreads || kDim % kThreads == 0, "threads share the columns evenly");
+  static_assert(kTiles * 32 == kThreads, "a warp per tile");
+  constexpr int kMine = kColumns<kDim>, kRows = kAhead<T, kDim>;
   SHARED(float, q, [kDim]);
   SHARED(float, weights, [kThreads]);
   SHARED(float, tile_max, [kTiles]);
@@ -57,10 +63,12 @@ __global__ void __launch_bounds__(kThreads, 4) decode_d1_kernel(const __grid_con
 
   for (int64_t token = row_start; token < row_end; token++) {  // one row in decode; any number works
     KeyRange keys = visible_keys(token - row_start, row_end - row_start, kv_len, p.window);
-    if (thread < kDim) q[thread] = to_float(static_cast<const T*>(p.q)[token * p.q_stride + head * kDim + thread]);
+    UNROLL
+    for (int c = thread; c < kDim; c += kThreads)
+      q[c] = to_float(static_cast<const T*>(p.q)[token * p.q_stride + head * kDim + c]);
 
-    Softmax softmax = {-INFINITY, 0.0f};
-    float out = 0;
+    Softmax softmax = first_state<T, kVariant>(p, head);
+    float out[kMine] = {};
     for (int start = keys.first / kKeyTile * kKeyTile; start <= keys.last; start += kThreads) {
       __syncthreads();  // q is written; the previous iteration's weights have been read
       int key = start + thread;
@@ -69,6 +77,7 @@ __global__ void __launch_bounds__(kThreads, 4) decode_d1_kernel(const __grid_con
       if (visible) {
         slots[thread] = slot_of(p.sequences, sequence, key, p.block_size);
         mine = score<T, kDim>(q, cache_at(p.k_cache, slots[thread])) * p.scale;
+        if (kVariant) mine = cap_score(mine, p.softcap);
       }
       float largest = mine;
       for (int step = 16; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, step));
@@ -85,28 +94,36 @@ __global__ void __launch_bounds__(kThreads, 4) decode_d1_kernel(const __grid_con
         int tile_start = start + tile * kKeyTile;
         int from = max(keys.first, tile_start), end = min(keys.last + 1, tile_start + kKeyTile);
         if (from >= end) continue;
-        out *= raise_max(softmax, tile_max[tile]);
+        float factor = raise_max(softmax, tile_max[tile]);
+        UNROLL
+        for (int c = 0; c < kMine; c++) out[c] *= factor;
         if (thread >= kDim) continue;  // this thread has no column; it only keeps `softmax` up to date
         UNROLL
-        for (int first = 0; first < kKeyTile; first += kAhead<T>) {
-          T v[kAhead<T>];
+        for (int first = 0; first < kKeyTile; first += kRows) {
+          T v[kRows][kMine];
           UNROLL
-          for (int i = 0; i < kAhead<T>; i++) {
+          for (int i = 0; i < kRows; i++) {
             int k = tile_start + first + i;
-            if (k >= from && k < end) v[i] = cache_at(p.v_cache, slots[k - start])[thread];
+            if (k < from || k >= end) continue;
+            const T* row = cache_at(p.v_cache, slots[k - start]);
+            UNROLL
+            for (int c = 0; c < kMine; c++) v[i][c] = row[thread + c * kThreads];
           }
           UNROLL
-          for (int i = 0; i < kAhead<T>; i++) {
+          for (int i = 0; i < kRows; i++) {
             int k = tile_start + first + i;
             if (k < from || k >= end) continue;
             softmax.sum += weights[k - start];
-            out = fmaf(weights[k - start], to_float(v[i]), out);
+            UNROLL
+            for (int c = 0; c < kMine; c++) out[c] = fmaf(weights[k - start], to_float(v[i][c]), out[c]);
           }
         }
       }
     }
-    if (thread < kDim)
-      static_cast<T*>(p.out)[(token * p.num_heads + head) * kDim + thread] = from_float<T>(out / softmax.sum);
+    if (thread >= kDim) continue;
+    T* to = static_cast<T*>(p.out) + (token * p.num_heads + head) * kDim;
+    UNROLL
+    for (int c = 0; c < kMine; c++) to[thread + c * kThreads] = from_float<T>(out[c] / softmax.sum);
   }
 }
 
@@ -119,7 +136,10 @@ void decode_d1(const AttentionArgs& p, Stream stream) {
     with_head_dim(p.head_dim, [&](auto dim) {
       using T = decltype(zero);
       constexpr int kDim = decltype(dim)::value;
-      LAUNCH((decode_d1_kernel<T, kDim>), grid, kThreads, 0, stream_of(stream), p);
+      if (p.softcap > 0 || p.sinks)
+        LAUNCH((decode_d1_kernel<T, kDim, true>), grid, kThreads, 0, stream_of(stream), p);
+      else
+        LAUNCH((decode_d1_kernel<T, kDim, false>), grid, kThreads, 0, stream_of(stream), p);
     });
   });
 }

@@ -1,4 +1,4 @@
-// rms_norm and add_rms_norm: y = x / rms(x) * weight, one block per row.
+// rms_norm, add_rms_norm and layer_norm: y = x / rms(x) * weight, one block per row.
 //
 //     row of x   x0 x1 x2 ... x127 | x128 ...       thread t takes elements t, t + 128, ...; the lanes of
 //                 \  \  \  ...                      a warp are summed by shuffles, the four warps
@@ -6,7 +6,9 @@
 //
 // Bytes: each element is read twice and written once (on a GPU the second read comes from a cache). With kAdd
 // the sum x + residual is written too. The norm uses the *rounded* sum, as if the two ops had run one after the
-// other. Limit: memory. Source: Zhang & Sennrich, arXiv 1910.07467.
+// other. layer_norm subtracts the mean first, and adds a bias; it reads x three times, since a variance from sums of
+// x and x^2 would lose its digits where the mean is large. FLOPs: 4 per element (layer_norm: 7). Limit: memory.
+// Sources: Zhang & Sennrich, arXiv 1910.07467; Ba et al., arXiv 1607.06450.
 
 #include "dispatch.h"
 
@@ -49,8 +51,32 @@ __global__ void __launch_bounds__(kThreads) norm(const __grid_constant__ NormArg
   // Each thread reads only elements that it wrote itself, so no barrier is needed.
   const T* source = kAdd ? sum : x;
   for (int i = threadIdx.x; i < p.size; i += kThreads) {
-    T normed = from_float<T>(to_float(source[i]) * scale);  // rounded before the weight, as in Llama's code
-    y[i] = from_float<T>(to_float(normed) * to_float(weight[i]));
+    float normed = to_float(source[i]) * scale;
+    if (p.offset != 0)
+      y[i] = from_float<T>(normed * (to_float(weight[i]) + p.offset));
+    else  // rounded before the weight, as in Llama's code
+      y[i] = from_float<T>(to_float(from_float<T>(normed)) * to_float(weight[i]));
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) layer_norm_kernel(const __grid_constant__ NormArgs p) {
+  int64_t row = static_cast<int64_t>(blockIdx.x) * p.size;
+  const T* x = static_cast<const T*>(p.x) + row;
+  const T *weight = static_cast<const T*>(p.weight), *bias = static_cast<const T*>(p.bias);
+
+  float sum = 0, squares = 0;
+  for (int i = threadIdx.x; i < p.size; i += kThreads) sum += to_float(x[i]);
+  float mean = block_sum(sum) / p.size;
+  __syncthreads();  // the first sum has been read
+  for (int i = threadIdx.x; i < p.size; i += kThreads) {
+    float apart = to_float(x[i]) - mean;
+    squares = fmaf(apart, apart, squares);
+  }
+  float scale = rsqrtf(block_sum(squares) / p.size + p.eps);
+  for (int i = threadIdx.x; i < p.size; i += kThreads) {
+    float normed = (to_float(x[i]) - mean) * scale;
+    static_cast<T*>(p.y)[row + i] = from_float<T>(fmaf(normed, to_float(weight[i]), to_float(bias[i])));
   }
 }
 
@@ -64,6 +90,14 @@ void rms_norm(const NormArgs& p, Stream stream) {
       LAUNCH((norm<T, true>), p.rows, kThreads, 0, stream_of(stream), p);
     else
       LAUNCH((norm<T, false>), p.rows, kThreads, 0, stream_of(stream), p);
+  });
+}
+
+void layer_norm(const NormArgs& p, Stream stream) {
+  if (p.rows == 0) return;
+  with_number_type(p.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    LAUNCH(layer_norm_kernel<T>, p.rows, kThreads, 0, stream_of(stream), p);
   });
 }
 

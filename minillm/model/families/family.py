@@ -70,12 +70,14 @@ class Family:
     reads          keys beyond the common ones
     defaults       values of missing keys, where they differ from those in `reader.py`
     spelled        other names of common keys: {"hidden_size": "n_embd"}
+    aliases        second names of keys, which transformers takes, too: {"num_local_experts": "num_experts"}
+    unused         keys of its published configs that transformers does not use
     qkv_bias       and `o_bias`: True, False, or "attention_bias" if that key of the config decides
     rope           how its configs mean rope; None: it has none
     sliding_theta  of layers with a window, where these have a rope of their own
     windows        which layers have the window that `sliding_window` names, if the config has no
-                   `layer_types`: "none", "all", "deep" (from `max_window_layers` on), or n: all but every
-                   n-th layer; "own": `differs` says
+                   `layer_types`: "none", "all", "switched" (all, if `use_sliding_window`), "deep" (the same
+                   from `max_window_layers` on), or n: all but every n-th layer; "own": `differs` says
     inner_ratio    intermediate_size / hidden_size where a config lacks the former
     differs        replaces fields of the config as it would be for Llama
     """
@@ -84,12 +86,14 @@ class Family:
     reads: frozenset[str] = frozenset()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     spelled: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    unused: frozenset[str] = frozenset()
     names: CheckpointNames = LLAMA_NAMES
     qkv_bias: bool | str = False
     o_bias: bool | str = False
     qk_norm: Literal["head", "wide"] | None = None
     rope: RopeRules | None = PLAIN_ROPE
     sliding_theta: float | None = None
-    windows: Literal["none", "all", "deep", "own"] | int = "none"
+    windows: Literal["none", "all", "switched", "deep", "own"] | int = "none"
     inner_ratio: int | None = None
     differs: Callable[[ConfigReader, ModelConfig], ModelConfig] = as_llama

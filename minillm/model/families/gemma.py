@@ -25,7 +25,7 @@ _NAMES = CheckpointNames(
     }
 )
 _READS = frozenset(
-    "attention_bias sliding_window query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping "
+    "attention_bias sliding_window query_pre_attn_scalar final_logit_softcapping "
     "use_bidirectional_attention".split()
 )
 
@@ -35,10 +35,8 @@ def _gemma(cfg: ConfigReader, base: ModelConfig) -> ModelConfig:
         raise UnsupportedModel(
             "use_bidirectional_attention=true is not supported", "a decoder reads only earlier tokens"
         )
-    scale, cap = (
-        cfg.number("query_pre_attn_scalar", 256) ** -0.5,
-        cfg.nullable_number("attn_logit_softcapping"),
-    )
+    scale = cfg.number("query_pre_attn_scalar", 256) ** -0.5
+    cap = cfg.nullable_number("attn_logit_softcapping")
     return replace(
         base,
         norm_offset=1.0,
@@ -50,7 +48,8 @@ def _gemma(cfg: ConfigReader, base: ModelConfig) -> ModelConfig:
 
 GEMMA2 = Family(
     "Gemma2ForCausalLM",
-    reads=_READS,
+    reads=_READS | {"attn_logit_softcapping"},
+    unused=frozenset({"hidden_act", "sliding_window_size"}),
     spelled={"hidden_act": "hidden_activation"},
     defaults={
         "num_key_value_heads": 4,
@@ -69,15 +68,21 @@ GEMMA2 = Family(
 )
 
 
+# The scores of Gemma 3 are not capped: transformers reads attn_logit_softcapping and does not use it.
 GEMMA3 = replace(
     GEMMA2,
     architecture="Gemma3ForCausalLM",
     reads=_READS | {"rope_local_base_freq", "sliding_window_pattern"},
+    unused=frozenset({"hidden_act", "attn_logit_softcapping"}),
     defaults={
-        **GEMMA2.defaults,
+        # The text_config of gemma-3-4b names few sizes.
+        "vocab_size": 262208,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
         "max_position_embeddings": 131072,
-        "attn_logit_softcapping": None,
-        "final_logit_softcapping": None,
+        "hidden_act": "gelu_pytorch_tanh",
+        "tie_word_embeddings": True,
     },
     qk_norm="head",
     rope=RopeRules(theta=1000000.0),

@@ -52,6 +52,12 @@ GPT2 = Family(
         "rms_norm_eps": "layer_norm_epsilon",
         "hidden_act": "activation_function",
     },
+    aliases={
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "max_position_embeddings": "n_positions",
+    },
     defaults={
         "max_position_embeddings": 1024,
         "rms_norm_eps": 1e-5,

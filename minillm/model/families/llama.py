@@ -50,7 +50,9 @@ def _smollm3(cfg: ConfigReader, base: ModelConfig) -> ModelConfig:
     """Every fourth layer is not rotated: attention there does not see positions."""
     count = base.num_hidden_layers
     every = cfg.integer("no_rope_layer_interval", 4)
-    rotated = cfg.raw.get("no_rope_layers") or [(i + 1) % every != 0 for i in range(count)]
+    rotated = cfg.raw.get("no_rope_layers")
+    if rotated is None:
+        rotated = [(i + 1) % every != 0 for i in range(count)]
     if not isinstance(rotated, list) or len(rotated) < count or any(r not in (0, 1) for r in rotated):
         raise UnsupportedModel(
             f"no_rope_layers={shown(rotated)} must list 1 (rope) or 0 (no rope) for each of {count} layers"
@@ -59,7 +61,7 @@ def _smollm3(cfg: ConfigReader, base: ModelConfig) -> ModelConfig:
     if not cfg.boolean("use_sliding_window", False):
         window = None
     kinds = cfg.raw.get("layer_types")
-    if window is None or kinds is None:
+    if kinds is None:
         windows = tuple(None if r else window for r in rotated[:count])
     else:
         windows = windows_by_kind(kinds, window, count)

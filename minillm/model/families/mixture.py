@@ -89,11 +89,11 @@ def _qwen3_moe(cfg: ConfigReader, base: ModelConfig) -> ModelConfig:
 QWEN3_MOE = replace(
     QWEN3,
     architecture="Qwen3MoeForCausalLM",
-    reads=QWEN3.reads
-    | frozenset(
-        "num_experts num_local_experts num_experts_per_tok moe_intermediate_size norm_topk_prob "
-        "decoder_sparse_step mlp_only_layers".split()
+    reads=frozenset(
+        "attention_bias use_sliding_window sliding_window num_experts num_experts_per_tok "
+        "moe_intermediate_size norm_topk_prob decoder_sparse_step mlp_only_layers".split()
     ),
+    aliases={"num_local_experts": "num_experts"},
     defaults={
         "num_key_value_heads": 4,
         "max_position_embeddings": 32768,
@@ -102,6 +102,7 @@ QWEN3_MOE = replace(
         "num_experts_per_tok": 8,
     },
     names=_QWEN_NAMES,
+    windows="switched",  # transformers does not read max_window_layers here
     differs=_qwen3_moe,
 )
 
@@ -114,6 +115,7 @@ def _olmoe(cfg: ConfigReader, base: ModelConfig) -> ModelConfig:
 OLMOE = Family(
     "OlmoeForCausalLM",
     reads=frozenset("attention_bias num_experts num_experts_per_tok norm_topk_prob".split()),
+    aliases={"num_local_experts": "num_experts"},
     defaults={
         "max_position_embeddings": 4096,
         "rms_norm_eps": 1e-5,
@@ -136,6 +138,7 @@ MIXTRAL = replace(
     MISTRAL,
     architecture="MixtralForCausalLM",
     reads=MISTRAL.reads | {"num_local_experts", "num_experts_per_tok"},
+    aliases={"num_experts": "num_local_experts"},
     defaults={
         **MISTRAL.defaults,
         "rms_norm_eps": 1e-5,
@@ -164,6 +167,7 @@ GPT_OSS = Family(
         "attention_bias sliding_window num_local_experts num_experts_per_tok swiglu_alpha "
         "swiglu_limit".split()
     ),
+    aliases={"num_experts": "num_local_experts"},
     defaults={
         "num_key_value_heads": 8,
         "head_dim": 64,

@@ -10,6 +10,7 @@ Both formats of configs are read: `rope_theta` + `rope_scaling` + `torch_dtype`,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from minillm.model.config_reader import ConfigReader
 from minillm.model.families.family import Family
 from minillm.model.families.table import FAMILIES
 from minillm.model.families.windows import layer_windows
+from minillm.model.multimodal import refuse_other_inputs, text_config
 from minillm.model.rope_config import ROPE_KEYS, read_rope, read_two_ropes
 
 _COMMON = frozenset(
@@ -36,6 +38,7 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
     "relu": "relu",
 }
 
@@ -63,18 +66,31 @@ def parse_config(raw: Mapping[str, Any], allowed_keys: Sequence[str] = ()) -> Mo
     Raises:
         UnsupportedModel: the message names the architecture, key or value, and what is supported.
     """
+    text = text_config(raw, allowed_keys)
+    if text is not None:
+        return replace(parse_config(text, allowed_keys), multimodal=True)
     name, family = _family_of(raw)
-    spelled = family.spelled
-    read = {spelled.get(key, key) for key in _COMMON} | family.reads | ROPE_KEYS
-    allowed = refuse_unknown(raw, name, read, allowed_keys)
-    common = {other: key for key, other in spelled.items()}
-    cfg = ConfigReader(
-        {common.get(key, key): value for key, value in raw.items()},
-        defaults=family.defaults,
-        spelled=spelled,
-    )
+    read = {family.spelled.get(key, key) for key in _COMMON} | family.reads | ROPE_KEYS
+    allowed = refuse_unknown(raw, name, read | family.unused | family.aliases.keys(), allowed_keys)
+    cfg = ConfigReader(_by_common_names(raw, family), defaults=family.defaults, spelled=family.spelled)
     cfg.sources["allowed_keys"] = "allowed by the user"
     return family.differs(cfg, _base(cfg, name, family, allowed))
+
+
+def _by_common_names(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """The config under the names that this file uses, without the keys that the family does not read."""
+    common = {other: key for key, other in family.spelled.items()}
+    left_out = family.unused | family.spelled.keys()
+    named = {common.get(key, key): value for key, value in raw.items() if key not in left_out}
+    for alias, key in family.aliases.items():
+        value = raw.get(alias)
+        if value is not None and raw.get(key) not in (None, value):
+            raise UnsupportedModel(
+                f"{alias}={shown(value)} and {key}={shown(raw[key])} must agree", "they are one key"
+            )
+        if value is not None:
+            named[common.get(key, key)] = value
+    return named
 
 
 def _base(cfg: ConfigReader, name: str, family: Family, allowed: tuple[str, ...]) -> ModelConfig:
@@ -142,6 +158,8 @@ def _family_of(raw: Mapping[str, Any]) -> tuple[str, Family]:
     if not isinstance(architectures, list) or len(architectures) > 1:
         raise UnsupportedModel(f"architectures={shown(architectures)} must name one architecture", supported)
     for architecture in architectures:
+        if isinstance(architecture, str) and architecture not in by_architecture:
+            refuse_other_inputs(architecture, raw)
         if not isinstance(architecture, str) or architecture not in by_architecture:
             raise UnsupportedModel(f"architecture {shown(architecture)} is not supported", supported)
     model_type = raw.get("model_type")

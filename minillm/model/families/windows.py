@@ -33,15 +33,15 @@ def layer_windows(cfg: ConfigReader, family: str, rule: str | int, layers: int) 
     if rule != "none":
         window = cfg.optional_integer("sliding_window", 4096, maximum=MAX_WINDOW)
     first = 0
+    if rule in ("switched", "deep") and not cfg.boolean("use_sliding_window", False):
+        window = None
     if rule == "deep":
-        if not cfg.boolean("use_sliding_window", False):
-            window = None
         first = cfg.integer("max_window_layers", 28, minimum=0)
     kinds = cfg.raw.get("layer_types")
     if isinstance(rule, int):
         rule = cfg.integer("sliding_window_pattern", rule)
-        kinds = kinds or [FULL if (i + 1) % rule == 0 else SLIDING for i in range(layers)]
-        return windows_by_kind(kinds, window, layers)
+        derived = [FULL if (i + 1) % rule == 0 else SLIDING for i in range(layers)]
+        return windows_by_kind(derived if kinds is None else kinds, window, layers)
     by_depth = tuple(window if i >= first else None for i in range(layers))
     if kinds is None:
         return by_depth

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from minillm.ops.cuda import CudaOps, register_fakes
+from minillm.ops.cuda import HEAD_DIMS, CudaOps
+from minillm.ops.cuda_fakes import register_fakes
 from minillm.ops.simt.machine import machine, raise_error
 from minillm.toolchain.simt import ops_library
 
@@ -23,6 +24,9 @@ class SimtOps(CudaOps):
 
     name = "simt"
     namespace = "minillm_simt"
+
+    def _head_dims(self) -> tuple[int, ...]:
+        return HEAD_DIMS
 
     def _load(self) -> str:
         return load_ops().name

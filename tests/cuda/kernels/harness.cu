@@ -8,10 +8,12 @@ using namespace minillm::cuda;
 #if defined(IS_ATTENTION)
 extern "C" void run(const float* q, const float* k_cache, const float* v_cache, float* out, const int* block_table,
                     const int* query_start, const int* kv_len, int num_seqs, int max_blocks, int num_tokens, int q_stride,
-                    int num_heads, int num_kv_heads, int head_dim, int block_size, float scale, int window) {
+                    int num_heads, int num_kv_heads, int head_dim, int block_size, float scale, int window, float softcap,
+                    const float* sinks) {
   AttentionArgs args = {q, q_stride, k_cache, v_cache, out,
                         {block_table, query_start, kv_len, num_seqs, max_blocks, num_tokens},
-                        num_heads, num_kv_heads, head_dim, block_size, scale, window, DType::f32};
+                        num_heads, num_kv_heads, head_dim, block_size, scale, window, DType::f32, softcap,
+                        softcap > 0 ? sinks : nullptr};
   LAUNCHER(args, nullptr);
 }
 #elif defined(IS_TENSOR)
@@ -39,8 +41,12 @@ extern "C" void run(const float* q, const float* k_cache, const float* v_cache, 
   attention_v1(args, {scores, sums, max_kv_len}, nullptr);
 }
 #elif defined(IS_NORM)
-extern "C" void run(const float* x, const float* residual, const float* weight, float* y, float* sum, int rows, int size) {
+// add_rms_norm, rms_norm with an offset of 1, and layer_norm.
+extern "C" void run(const float* x, const float* residual, const float* weight, const float* bias, float* y, float* moved,
+                    float* layer, float* sum, int rows, int size) {
   rms_norm({x, residual, weight, y, sum, rows, size, 1e-5f, DType::f32}, nullptr);
+  rms_norm({x, nullptr, weight, moved, nullptr, rows, size, 1e-5f, DType::f32, 1.0f}, nullptr);
+  layer_norm({x, nullptr, weight, layer, nullptr, rows, size, 1e-5f, DType::f32, 0.0f, bias}, nullptr);
 }
 #elif defined(IS_LINEAR)
 extern "C" void run(const float* x, const float* weight, const float* bias, float* y, int rows, int in, int out) {
@@ -57,16 +63,27 @@ extern "C" void run(const bfloat16* x, const bfloat16* weight, const bfloat16* b
   if (shape == 3) launch<bfloat16, Tile64x64>(args, nullptr);
   if (shape == 4) launch<bfloat16, Tile128x128>(args, nullptr);
 }
-#elif defined(IS_SILU_MUL)
-extern "C" void run(const float* gate_up, float* y, int rows, int size) {
-  silu_mul({gate_up, y, rows, size, DType::f32}, nullptr);
+#elif defined(IS_ACTIVATION)
+extern "C" void run(const float* x, float* y, int rows, int size, int function, int gated) {
+  ActivationArgs args = {x, y, rows, size, static_cast<Function>(function), 3.0f, DType::f32};
+  gated ? act_and_mul(args, nullptr) : act(args, nullptr);
+}
+#elif defined(IS_ROUTE)
+extern "C" void run(const float* logits, int64_t* chosen, float* weights, int rows, int num_experts, int per_token,
+                    int renormalize) {
+  route({logits, chosen, weights, rows, num_experts, per_token, renormalize != 0, DType::f32}, nullptr);
+}
+#elif defined(IS_COMBINE)
+extern "C" void run(const float* outputs, const float* weights, const int64_t* place, float* y, int rows, int size,
+                    int per_token) {
+  combine({outputs, weights, place, y, rows, size, per_token, DType::f32}, nullptr);
 }
 #elif defined(IS_ROPE)
 extern "C" void run(const float* q, const float* k, const float* v, const float* cos, const float* sin,
                     const int64_t* positions, const int64_t* slots, float* q_out, float* k_cache, float* v_cache,
-                    int num_tokens, int num_heads, int num_kv_heads, int head_dim) {
+                    int num_tokens, int num_heads, int num_kv_heads, int head_dim, int rotary_dim) {
   rope_and_cache({q, k, v, num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim, cos, sin, positions,
-                  slots, q_out, k_cache, v_cache, num_tokens, num_heads, num_kv_heads, head_dim, DType::f32},
+                  slots, q_out, k_cache, v_cache, num_tokens, num_heads, num_kv_heads, head_dim, rotary_dim, DType::f32},
                  nullptr);
 }
 #elif defined(IS_COPY)

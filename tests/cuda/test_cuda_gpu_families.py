@@ -1,0 +1,66 @@
+"""What model families add, on a GPU; see test_cuda_gpu.py.
+
+The shapes are small: test_cuda_families.py and test_cuda_experts.py have more, in the simulator.
+"""
+
+from __future__ import annotations
+
+import oracle
+import pytest
+import torch
+from cases import BOUND, CASES, DTYPES, REFERENCE, random
+from test_cuda_gpu import broken_context, on_gpu, ops, run
+
+from minillm.config import LayerSpec
+from minillm.ops.contract import LayerCache, Matrix, Routing
+
+__all__ = ["broken_context", "ops"]  # fixtures
+pytestmark = pytest.mark.gpu
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["f32", "bf16", "f16"])
+
+
+@each_dtype
+def test_rows(ops, dtype):
+    x, weight = random(17, 64, dtype=dtype, scale=2), random(64, dtype=dtype, seed=1)
+    for name, *arguments in [
+        ("layer_norm", x, weight, weight, 1e-5),
+        ("rms_norm", x, weight, 1e-5, 1.0),
+        ("softcap", x, 3.0),
+        *(("act", x, activation) for activation in ("silu", "gelu", "gelu_tanh", "relu")),
+        *(("act_and_mul", x, activation) for activation in ("gelu", "gelu_tanh", "swiglu_clamped")),
+    ]:
+        expected = getattr(REFERENCE, name)(
+            *(t.double() if isinstance(t, torch.Tensor) else t for t in arguments)
+        )
+        assert oracle.error(run(ops, name, *arguments), expected) <= BOUND[dtype], name
+
+
+@each_dtype
+def test_experts(ops, dtype):
+    x, logits = random(17, 64, dtype=dtype), random(17, 33, dtype=dtype, seed=1).mul(2).round()
+    matrices = (
+        random(33 * 32, 64, dtype=dtype, scale=0.2),
+        random(33 * 64, 16, dtype=dtype, seed=2, scale=0.2),
+    )
+    routing = ops.route(on_gpu(logits), 4, True)
+    assert torch.equal(routing.chosen.cpu(), REFERENCE.route(logits, 4, True).chosen)
+    on_device = [Matrix(on_gpu(matrix)) for matrix in matrices]
+    whole = ops.experts(on_gpu(x), routing, *on_device, "silu")
+    exact = [Matrix(matrix.double()) for matrix in matrices]
+    expected = REFERENCE.experts(x.double(), Routing(*(t.cpu() for t in routing)), *exact, "silu")
+    assert oracle.error(whole.cpu(), expected) <= 2 * BOUND[dtype]
+    alone = ops.experts(on_gpu(x[3:4]), Routing(*(t[3:4] for t in routing)), *on_device, "silu")
+    assert torch.equal(alone, whole[3:4])
+
+
+@each_dtype
+def test_variant_attention(ops, dtype):
+    for case in CASES:
+        q, k_cache, v_cache, meta, _ = case.build(dtype)
+        spec = LayerSpec(case.window, 0.2, softcap=3.0, sinks=True)
+        cache, sinks = LayerCache(k_cache, v_cache), random(case.heads, dtype=dtype)
+        arguments = on_gpu(q), LayerCache(*map(on_gpu, cache)), on_gpu(meta), spec, on_gpu(sinks)
+        v2, d1 = (ops.variant_attention(*arguments, rung=rung).cpu() for rung in ("v2", "d1"))
+        assert torch.equal(v2, d1), case
+        expected = REFERENCE.variant_attention(q, cache, meta, spec, sinks)
+        assert oracle.error(v2, expected.double()) < 2 * BOUND[dtype], case
