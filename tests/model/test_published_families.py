@@ -17,14 +17,12 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 Config = dict[str, Any]
 
 
-def sizes(
-    hidden: int, inner: int, layers: int, heads: int, kv: int | None, vocab: int, **more: Any
-) -> Config:
-    base = {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers, "vocab_size": vocab,
-            "num_attention_heads": heads, "num_key_value_heads": kv, "attention_dropout": 0.0,
-            "initializer_range": 0.02, "use_cache": True, "torch_dtype": "bfloat16",
-            "transformers_version": "4.55.0", "pad_token_id": 0}  # fmt: skip
-    return base | more
+def sizes(hidden: int, inner: int, layers: int, heads: int, kv: int, vocab: int, **more: Any) -> Config:
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    base = dict(zip(names, (hidden, inner, layers, heads), strict=True))
+    base |= {"num_key_value_heads": kv, "vocab_size": vocab, "pad_token_id": 0}
+    rest = {"attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": True, "torch_dtype": "bfloat16"}
+    return base | rest | {"transformers_version": "4.55.0"} | more
 
 
 SMOLLM3 = sizes(
