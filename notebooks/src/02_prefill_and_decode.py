@@ -682,7 +682,7 @@ print(f"read bandwidth {bandwidth / 1e9:.1f} GB/s, arithmetic {flop_rate / 1e9:.
 kinds = {
     "linear": (GREEN, "matrices"),
     "paged_attention": (ORANGE, "attention"),
-    "act_and_mul": (BLUE, "gate, norm"),
+    "act_and_mul": (BLUE, "silu, norm"),
 }
 kinds["add_rms_norm"] = kinds["act_and_mul"]
 fig, ax = plt.subplots(figsize=(8.5, 4.6), layout="constrained")
