@@ -94,7 +94,7 @@ struct NormArgs {
   DType dtype;
 };
 
-// The same order as in `kActivations` (bind.h). The clamped SwiGLU needs a gate.
+// The same order as in `kActivations` (bind.h); the functions are in activation.h. The clamped SwiGLU needs a gate.
 enum class Activation : int { silu, gelu, gelu_tanh, relu, swiglu_clamped };
 
 struct GateArgs {

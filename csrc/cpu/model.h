@@ -30,7 +30,7 @@ struct ExpertsArgs {
   DType dtype;
 };
 
-// One layer's weights. Their names and sizes are in bind_weights.cpp.
+// One layer's weights. Their names and sizes are in bind_places.h.
 struct LayerWeights {
   Norm input_norm;  // [hidden]
   Matrix qkv;

@@ -234,13 +234,13 @@ INLINE vf with_sign(vf x, vf sign) { return (vf)((vu)x | ((vu)sign & 0x80000000u
 
 // tanh x. Near 0, where 1 - 2 / (e^2x + 1) would lose its digits, a polynomial. Source: Moshier, Cephes, tanhf.
 INLINE vf vtanh(vf x) {
-  vf size = vabs(x), z = x * x, p = splat(-5.70498872745e-3f);
+  vf size = vabs(x), z = size * size, p = splat(-5.70498872745e-3f);
   p = fma(p, z, splat(2.06390887954e-2f));
   p = fma(p, z, splat(-5.37397155531e-2f));
   p = fma(p, z, splat(1.33314422036e-1f));
   p = fma(p, z, splat(-3.33332819422e-1f));
-  vf far = with_sign(splat(1.0f) - splat(2.0f) / (vexp(size + size) + 1.0f), x);
-  return size < 0.625f ? fma(p * z, x, x) : far;
+  vf far = splat(1.0f) - splat(2.0f) / (vexp(size + size) + 1.0f);
+  return with_sign(size < 0.625f ? fma(p * z, size, size) : far, x);
 }
 
 // The error function, to 1.5e-7. Source: Abramowitz & Stegun, 7.1.26.

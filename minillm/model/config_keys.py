@@ -120,12 +120,12 @@ def refuse_unknown(
         UnsupportedModel: the message names the key, and the way past it where there is one.
     """
     needed = []
+    for key, (reason, hint) in UNSUPPORTED.items():
+        if raw.get(key) is not None and key not in read:
+            raise UnsupportedModel(f"{reason} ({key} in config.json), which is not supported", hint)
     for key, value in raw.items():
         if key in read or is_harmless(key) or value is None:
             continue
-        if key in UNSUPPORTED:
-            reason, hint = UNSUPPORTED[key]
-            raise UnsupportedModel(f"{reason} ({key} in config.json), which is not supported", hint)
         if key in ONLY_AT:
             if value != ONLY_AT[key]:
                 raise UnsupportedModel(

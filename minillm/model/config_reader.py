@@ -42,12 +42,13 @@ class ConfigReader:
             return value
         if default is _REQUIRED:
             raise UnsupportedModel(
-                f"{self.file} has no {self._name(key)}", "the model cannot be built without it"
+                f"{self.file} has no {self.name(key)}", "the model cannot be built without it"
             )
         self.sources[key] = "default"
         return default
 
-    def _name(self, key: str) -> str:
+    def name(self, key: str) -> str:
+        """What the file calls the key, for messages."""
         return self._spelled.get(key, key)
 
     def is_null(self, key: str) -> bool:
@@ -61,8 +62,7 @@ class ConfigReader:
         value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
             raise UnsupportedModel(
-                f"{self.file}: {self._name(key)}={shown(value)} must be an integer "
-                f"from {minimum} to {maximum}"
+                f"{self.file}: {self.name(key)}={shown(value)} must be an integer from {minimum} to {maximum}"
             )
         return value
 
@@ -81,7 +81,7 @@ class ConfigReader:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not SMALLEST_NUMBER <= value <= LARGEST_NUMBER:
             raise UnsupportedModel(
-                f"{self.file}: {self._name(key)}={shown(value)} must be a number "
+                f"{self.file}: {self.name(key)}={shown(value)} must be a number "
                 f"from {SMALLEST_NUMBER:g} to {LARGEST_NUMBER:g}"
             )
         return float(value)
@@ -97,7 +97,7 @@ class ConfigReader:
         values = self._value(key, _REQUIRED)
         if not isinstance(values, list) or len(values) != count:
             raise UnsupportedModel(
-                f"{self.file}: {self._name(key)}={shown(values)} must be a list of {count} numbers"
+                f"{self.file}: {self.name(key)}={shown(values)} must be a list of {count} numbers"
             )
         one_by_one = ConfigReader({key: None}, self.file)
         return tuple(one_by_one.number(key, value) for value in values)
@@ -110,14 +110,14 @@ class ConfigReader:
         """True or false."""
         value = self._value(key, default)
         if not isinstance(value, bool):
-            raise UnsupportedModel(f"{self.file}: {self._name(key)}={shown(value)} must be true or false")
+            raise UnsupportedModel(f"{self.file}: {self.name(key)}={shown(value)} must be true or false")
         return value
 
     def text(self, key: str, default: Any = _REQUIRED) -> str:
         """A string."""
         value = self._value(key, default)
         if not isinstance(value, str):
-            raise UnsupportedModel(f"{self.file}: {self._name(key)}={shown(value)} must be a string")
+            raise UnsupportedModel(f"{self.file}: {self.name(key)}={shown(value)} must be a string")
         return value
 
     def optional_text(self, key: str) -> str | None:
@@ -132,7 +132,7 @@ class ConfigReader:
         ids = value if isinstance(value, list) else [value]
         if not all(type(i) is int and i <= LARGEST_INTEGER for i in ids):
             raise UnsupportedModel(
-                f"{self.file}: {self._name(key)}={shown(value)} must be a token id or a list of them"
+                f"{self.file}: {self.name(key)}={shown(value)} must be a token id or a list of them"
             )
         self.sources[key] = self.file
         return tuple(i for i in ids if i >= 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class LoadedModel:
         size = self.config.vocab_size
         return min(self.tokenizer.num_token_ids, size) if self.tokenizer else size
 
-    @property
+    @cached_property
     def short_length(self) -> int | None:
         """The most tokens of a short sequence of longrope; None if all sequences are alike."""
         return short_length(self.config, self.max_model_len)

@@ -72,8 +72,9 @@ def read_rope(cfg: ConfigReader, max_positions: int, head_dim: int, rules: RopeR
         UnsupportedModel: an unknown kind, or a missing or unknown parameter; the message names it.
     """
     source = "rope_scaling" if cfg.raw.get("rope_scaling") else "rope_parameters"
-    params = cfg.raw.get(source) or rules.absent
-    cfg.sources["rope"] = source if cfg.raw.get(source) else "default"
+    given = cfg.raw.get(source)
+    params = rules.absent if given is None else given
+    cfg.sources["rope"] = source if given else "default"
     theta = cfg.number("rope_theta", rules.theta)
     return _parse(cfg, source, _object(source, params), theta, _Sizes(max_positions, head_dim, rules))
 
@@ -85,17 +86,17 @@ def read_two_ropes(
 
     `sliding_theta` is that of the latter, unless the config has one for them.
     """
-    nested = _object("rope_parameters", cfg.raw.get("rope_parameters") or {})
+    nested = _object("rope_parameters", cfg.raw.get("rope_parameters"))
     if set(nested) - {FULL, SLIDING}:
         raise UnsupportedModel(
             f"rope_parameters={shown(nested)} must have the keys {FULL} and {SLIDING}",
             "this family has a rope for each kind of layer",
         )
-    scaling = _object("rope_scaling", cfg.raw.get("rope_scaling") or {})
+    scaling = _object("rope_scaling", cfg.raw.get("rope_scaling"))
     cfg.sources["rope"] = "rope_parameters" if nested else "rope_scaling" if scaling else "default"
-    sizes = _Sizes(max_positions, head_dim, rules)
-    full = _object(FULL, nested.get(FULL) or {}) | scaling
-    local = _object(SLIDING, nested.get(SLIDING) or {})
+    sizes = _Sizes(max_positions, head_dim, rules, by_kind=True)
+    full = _object(FULL, nested.get(FULL)) | scaling
+    local = _object(SLIDING, nested.get(SLIDING))
     return (
         _parse(cfg, FULL, full, cfg.number("rope_theta", rules.theta), sizes),
         _parse(cfg, SLIDING, local, sliding_theta, sizes),
@@ -104,14 +105,18 @@ def read_two_ropes(
 
 @dataclass(frozen=True)
 class _Sizes:
-    """What the parameters of a rope are checked against."""
+    """What the parameters of a rope are checked against, and whether each kind of layer has its own."""
 
     max_positions: int
     head_dim: int
     rules: RopeRules
+    by_kind: bool = False
 
 
 def _object(name: str, value: Any) -> dict[str, Any]:
+    """A JSON object; null is an empty one."""
+    if value is None:
+        return {}
     if not isinstance(value, Mapping):
         raise UnsupportedModel(f"{name}={shown(value)} must be an object")
     return dict(value)
@@ -129,15 +134,17 @@ def _parse(
     theta = inner.number("rope_theta", default_theta)
     if kind == "default":
         return RopeConfig(theta=theta, rotary_factor=part)
-    original = cfg.integer(
-        "original_max_position_embeddings", inner.integer("original_max_position_embeddings", max_positions)
-    )
+    original = inner.integer("original_max_position_embeddings", max_positions)
+    if not sizes.by_kind:
+        original = cfg.integer("original_max_position_embeddings", original)
     if kind == "yarn" and theta <= 1:
         raise UnsupportedModel(
             f"rope_theta={theta:g} must be above 1 for yarn", "its ramp divides by ln(theta)"
         )
     if kind == "yarn":
-        return replace(_yarn(inner, theta, original, max_positions), rotary_factor=part)
+        yarn = _yarn(inner, theta, original, max_positions)
+        # transformers looks for `truncate` beside the ropes of both kinds, where no config has it.
+        return replace(yarn, rotary_factor=part, truncate=yarn.truncate or sizes.by_kind)
     if kind == "longrope":
         return _longrope(inner, RopeConfig(kind, theta, part, original_max_position=original), sizes)
     if kind == "dynamic":

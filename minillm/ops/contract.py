@@ -38,8 +38,8 @@ class AttentionMetadata:
     kv_len        int32 [num_seqs]               keys of each sequence, the new ones included
 
     `positions` is read for rotation and learned positions only. What a row may attend to follows from
-    `kv_len` and `query_start`; its place in the cache is in `slot_mapping`. So longrope can add an offset to the
-    positions (`model/rope.py`), and no attention kernel sees it.
+    `kv_len` and `query_start`; its place in the cache is in `slot_mapping`. So longrope can add an offset to
+    the positions (`model/rope.py`), and no attention kernel sees it.
     """
 
     positions: Tensor

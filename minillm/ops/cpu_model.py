@@ -2,7 +2,7 @@
 
 A step passes the model's number, the token ids and five index tensors. Weights and caches are checked when
 they are bound; csrc/cpu holds references to them until this object is deleted. The table of names in C++ is
-csrc/cpu/bind_weights.cpp: a missing or unknown name is refused when the model is bound.
+csrc/cpu/bind_places.h: a missing or unknown name is refused when the model is bound.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class LayerWeights:
 
     `qkv` and `gate_up` are fused projections, see `model/decoder.py`; without a gate, `gate_up` is the
     projection up. `sinks` [num_heads]. The C++ struct has members of the same names
-    (csrc/cpu/bind_weights.cpp).
+    (csrc/cpu/bind_places.h).
     """
 
     qkv: Matrix

@@ -250,6 +250,7 @@ class ReferenceOps:
     def variant_attention(
         self, q: Tensor, cache: LayerCache, meta: AttentionMetadata, spec: LayerSpec, sinks: Tensor | None
     ) -> Tensor:
+        shapes.check_sinks(q, sinks)
         attend = partial(variants.attention, softcap=spec.softcap, sinks=sinks)
         return attend_pages(attend, q, *cache, meta, spec.scale, spec.window)
 

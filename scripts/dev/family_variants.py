@@ -73,6 +73,12 @@ LLAMA = [
 ]  # fmt: skip
 
 
+def longrope(**keys: Any) -> Config:
+    """Trained on 32 positions; `length` is 32, so that the short divisors are those used."""
+    factors = {"short_factor": [1 + i / 8 for i in range(8)], "long_factor": [2.0 + i for i in range(8)]}
+    return rope("longrope", original_max_position_embeddings=32, **factors, **keys)
+
+
 def _rope_variant(name: str, config: Config, *controls: Control, **rest: Any) -> Variant:
     return Variant(f"llama_rope_{name}", "llama", config, controls, **rest)
 
@@ -99,6 +105,8 @@ ROPE = [
     _rope_variant("dynamic", rope("dynamic", factor=4.0) | {"max_position_embeddings": 64}, LINEAR_ROPE,
                   Control("base scaled from the start", rope("default", 100.0 * 4.0 ** (16 / 14))),
                   rope_type_keys=("type",)),
+    _rope_variant("longrope", longrope(), DEFAULT_ROPE,
+                  Control("attention factor 1", longrope(attention_factor=1.0)), length=32),
 ]  # fmt: skip
 
 MISTRAL = [

@@ -149,6 +149,13 @@ OLMO = [
         Control("all layers scaled", LONG_YARN | {"layer_types": [FULL, FULL]}),
         Control("attention factor 1", olmo3_ropes(OLMO_YARN | {"attention_factor": 1.0})),
     ),
+    # transformers does not find `truncate` inside the ropes of two kinds of layers.
+    _olmo(
+        "olmo3_yarn_truncate",
+        olmo3_ropes(OLMO_YARN | {"beta_fast": 4.0, "beta_slow": 0.5, "truncate": False})
+        | {"layer_types": [SLIDING, FULL]},
+        Control("not scaled", olmo3_ropes()),
+    ),
     # The older format cannot name the theta of sliding layers: transformers takes 500000 for them.
     _olmo(
         "olmo3_theta",

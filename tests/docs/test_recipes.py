@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +90,12 @@ def run_in(root: Path, program: str) -> str:
 
 
 @pytest.fixture
-def fable(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def fable() -> Iterator[dict[str, Any]]:
     """The names of the family's recipe, which registers a family for the time of a test."""
-    monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
-    return run_blocks("A model family")
+    try:
+        yield run_blocks("A model family")
+    finally:
+        families.FAMILIES.pop("fable", None)
 
 
 def test_the_family_s_checkpoint_answers_as_a_dense_pass_does(fable: dict[str, Any]) -> None:

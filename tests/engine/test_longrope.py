@@ -51,6 +51,15 @@ def test_the_number_of_ids_decides_for_logits(folders: dict[str, Path], count: i
     assert count == 1 or apart > 0.1, "the sides differ clearly"
 
 
+@pytest.mark.parametrize("family", ["llama", "smollm3", "gemma3_text"])
+def test_layers_with_and_without_longrope(tmp_path: Path, family: str) -> None:
+    """In SmolLM3 a layer has no rope, in Gemma 3 the layer with a window has another: their rows fit."""
+    folders = longrope.make_folders(tmp_path, family)
+    for count, name in ((20, "short_only"), (60, "long_only")):
+        found, wanted = (load(folders[kind]).logits(prompt(count)) for kind in ("model", name))
+        assert torch.equal(found, wanted)
+
+
 @pytest.mark.parametrize(
     ("length", "max_tokens", "fits"),
     [

@@ -22,16 +22,20 @@ LONG = [1.5 + 0.6 * pair for pair in range(12)]
 KINDS = {"model": (SHORT, LONG), "short_only": (SHORT, SHORT), "long_only": (LONG, LONG)}
 
 
-def make_folders(base: Path, **changes: Any) -> dict[str, Path]:
-    """A folder of Phi-3 for each of the three kinds. 24 of 32 components of a head are rotated."""
-    return {name: make_folder(base / name, *divisors, **changes) for name, divisors in KINDS.items()}
+def make_folders(base: Path, family: str = "phi3", **changes: Any) -> dict[str, Path]:
+    """A folder for each of the three kinds. Phi-3 rotates 24 of 32 components of a head."""
+    return {name: make_folder(base / name, *both, family, **changes) for name, both in KINDS.items()}
 
 
-def make_folder(base: Path, short: list[float], long: list[float], **changes: Any) -> Path:
-    """A folder of Phi-3 with these divisors."""
+def make_folder(
+    base: Path, short: list[float], long: list[float], family: str = "phi3", **changes: Any
+) -> Path:
+    """A folder of the family with these divisors; a family that rotates whole heads has some more."""
+    if family != "phi3":
+        short, long = [*short, 1.3, 1.4, 1.5, 1.6], [*long, 9.0, 9.5, 10.0, 10.5]
     scaling = {"type": "longrope", "short_factor": short, "long_factor": long}
     shape = {"max_position_embeddings": CONTEXT, "original_max_position_embeddings": ORIGINAL}
-    return families.make_folder(base, "phi3", **{**shape, "rope_scaling": scaling, **changes})
+    return families.make_folder(base, family, **{**shape, "rope_scaling": scaling, **changes})
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from minillm import LLM
+from minillm.model.families import FAMILIES
 
 VOCAB_SIZE = 320  # a few more rows than the tokenizer has ids
 BOS, EOS = 0, 1
@@ -74,6 +75,15 @@ def config(**changes: Any) -> dict[str, Any]:
         "eos_token_id": EOS,
     }
     return base | changes
+
+
+def config_of(family: str, **changes: Any) -> dict[str, Any]:
+    """The same shape for another family, with the names of its keys."""
+    described = FAMILIES[family]
+    own = config(architectures=[described.architecture], model_type=family)
+    if described.spelled:
+        del own["num_key_value_heads"]  # GPT-2 has no such key
+    return {described.spelled.get(key, key): value for key, value in own.items()} | changes
 
 
 def mistral_config(window: int, **changes: Any) -> dict[str, Any]:

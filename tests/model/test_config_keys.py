@@ -70,7 +70,7 @@ ROPE: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("changes", "expected"), ROPE, ids=lambda v: str(v)[:70])
 def test_rope_given_in_several_places(changes: dict[str, Any], expected: dict[str, Any]) -> None:
-    rope = parsed(**({"rope_theta": LEFT_OUT} | changes)).rope
+    (rope,) = parsed(**({"rope_theta": LEFT_OUT} | changes)).ropes
     found = {name: getattr(rope, name) for name in expected}
     assert found == pytest.approx(expected) if "kind" not in expected else found == expected
 
@@ -128,7 +128,7 @@ WINDOW = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
         ({"head_dim": 16}, "head_dim", 16, "head_dim"),
         ({"num_key_value_heads": None}, "num_key_value_heads", 4, "num_key_value_heads"),
         ({"num_key_value_heads": LEFT_OUT}, "num_key_value_heads", 4, "num_key_value_heads"),
-        ({"rms_norm_eps": LEFT_OUT}, "rms_norm_eps", 1e-6, "rms_norm_eps"),
+        ({"rms_norm_eps": LEFT_OUT}, "norm_eps", 1e-6, "rms_norm_eps"),
         ({"max_position_embeddings": LEFT_OUT}, "max_position_embeddings", 2048, "max_position_embeddings"),
         ({"eos_token_id": [3, -1, 4]}, "eos_token_ids", (3, 4), "eos_token_id"),
         ({"eos_token_id": 0}, "eos_token_ids", (0,), "eos_token_id"),

@@ -107,7 +107,7 @@ YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 
         ({"architectures": []}, "model_type"),
         ({"architectures": "LlamaForCausalLM"}, "architectures"),
         ({"model_type": "gpt2"}, "gpt2"),
-        ({"hidden_act": "relu"}, "relu"),
+        ({"hidden_act": "quick_gelu"}, "quick_gelu"),
         ({"rope_scaling": {"rope_type": "spiral", "factor": 2.0}}, "spiral"),
         ({"rope_scaling": [1]}, "rope_scaling"),
         ({"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0, "high_freq_factor": 4.0}}, "low_freq_factor"),

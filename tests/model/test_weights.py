@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from minillm import LLM
 from minillm.errors import UnreadableFile, WeightsError
 from minillm.model.checkpoint import stored_tensors
+from minillm.model.placement import Placement
 from minillm.model.weights import load_weights, placements
 
 EMBED = "model.embed_tokens.weight"
@@ -319,7 +320,19 @@ def test_values_land_exactly(tmp_path: Path, stored: torch.dtype, wanted: str) -
     placed = placements(llm.engine.model.decoder)
     assert placed.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert torch.equal(placed[name], tensor.to(getattr(torch, wanted))), name
+        assert torch.equal(placed[name].view, tensor.to(getattr(torch, wanted))), name
+
+
+@pytest.mark.parametrize("checkpoint", ["gpt2", "mixtral", "qwen3_moe_mlp_only", "gpt_oss", "phi3", "gemma3"])
+def test_values_land_exactly_in_every_layout(checkpoint: str) -> None:
+    """Transposed, fused, expert by expert, and gate and up in turns."""
+    source = Path(__file__).parent / "families" / checkpoint
+    llm = LLM(source, dtype="float32", device="cpu", backend="reference")
+    placed, tensors = placements(llm.engine.model.decoder), load_file(source / "model.safetensors")
+    assert placed.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert placed[name].shape == tensor.shape
+        assert torch.equal(placed[name].view.reshape(tensor.shape), tensor), name
 
 
 def test_auto_dtype_is_the_checkpoints(tmp_path: Path) -> None:
@@ -339,13 +352,13 @@ def test_progress_reaches_the_total(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 class Stub:
     """As much of a decoder as the loading of weights asks for."""
 
-    config = SimpleNamespace(tie_word_embeddings=False)
+    config = SimpleNamespace(family="llama", multimodal=False, tie_word_embeddings=False)
 
 
 def digest(folder: Path, monkeypatch: pytest.MonkeyPatch, tensors: dict[str, torch.Tensor]) -> str:
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")
-    table = {name: torch.empty(t.shape) for name, t in tensors.items()}
+    table = {name: Placement(torch.empty(t.shape), tuple(t.shape)) for name, t in tensors.items()}
     monkeypatch.setattr("minillm.model.weights.placements", lambda decoder: table)
     return load_weights(Stub(), folder)  # type: ignore[arg-type]
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from weights import one_layer
 
 from minillm import SamplingParams
+from minillm.config import LayerSpec
 from minillm.ops.contract import AttentionMetadata, LayerCache, RopeTables
 from minillm.ops.cpu import CpuOps
 from minillm.ops.reference import ReferenceOps
@@ -35,6 +36,10 @@ def bad_calls(ops: CpuOps) -> list[tuple[str, object]]:
         changed = AttentionMetadata(**(vars(meta) | changes))
         return lambda: ops.paged_attention(q, k, v, changed, 1.0)
 
+    def variant(sinks: Tensor):
+        spec = LayerSpec(None, 1.0, sinks=True)
+        return lambda: ops.variant_attention(q, LayerCache(k, v), meta, spec, sinks)
+
     return [
         ("linear: x is [2, 5], weight is [4, 6]", lambda: ops.linear(torch.ones(2, 5), torch.ones(4, 6))),
         ("linear: bias is [3]", lambda: ops.linear(torch.ones(2, 5), torch.ones(4, 5), torch.ones(3))),
@@ -52,6 +57,7 @@ def bad_calls(ops: CpuOps) -> list[tuple[str, object]]:
         ("q is [3, 32]", attention(q=q.flatten(1))),
         ("query_start needs 2 entries and has 3", attention(query_start=torch.zeros(3, dtype=torch.int32))),
         ("block_table has 2 rows", attention(block_table=torch.zeros(2, 1, dtype=torch.int32))),
+        ("variant_attention: sinks is [3], q has 4 heads", variant(torch.ones(3))),
         ("rope_and_cache: k is [3, 1, 8]", rope(new=new[:, :1])),
         ("rope_and_cache: cos is [16, 3]", rope(cos=table[:, :3])),
         ("at most half of head_dim, which is 8", rope(cos=torch.ones(16, 5), sin=torch.ones(16, 5))),
@@ -59,7 +65,7 @@ def bad_calls(ops: CpuOps) -> list[tuple[str, object]]:
     ]
 
 
-@pytest.mark.parametrize("number", range(17))
+@pytest.mark.parametrize("number", range(18))
 @pytest.mark.parametrize("backend", [CpuOps, ReferenceOps])
 def test_shape_errors_name_the_argument(backend: type, number: int) -> None:
     says, call = bad_calls(backend())[number]

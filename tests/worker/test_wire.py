@@ -271,7 +271,7 @@ def frame(header: Any, tail: bytes = b"") -> bytes:
     return struct.pack("<Q", len(text)) + text + tail
 
 
-DRAFT = ["DraftRows", 1, 2, ["[]"], ["[]"], ["filters", 1.0, 0, 1.0, 0.0, 1.0], ["[]"], ["[]"], None]
+DRAFT = ["DraftRows", 1, 2, ["[]"], ["[]"], ["filters", 1.0, 0, 1.0, 0.0, 1.0], ["[]"], ["[]"], None, 0]
 
 
 def step_with(probs: Any) -> bytes:

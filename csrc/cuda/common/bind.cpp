@@ -191,10 +191,7 @@ Tensor attend_variant(const Tensor& q, const Tensor& k_cache, const Tensor& v_ca
     args.sinks = data<void>(*sinks);
   }
   STD_TORCH_CHECK(rung == "v2" || rung == "d1", op, ": there is no rung ", rung, ", only v2 and d1");
-  if (rung == "v2")
-    attention_v2(args, as_stream(stream));
-  else
-    decode_d1(args, as_stream(stream));
+  (rung == "v2" ? attention_v2 : decode_d1)(args, as_stream(stream));
   call.done();
   return out;
 }

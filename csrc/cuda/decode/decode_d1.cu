@@ -64,8 +64,10 @@ __global__ void __launch_bounds__(kThreads, 4) decode_d1_kernel(const __grid_con
   for (int64_t token = row_start; token < row_end; token++) {  // one row in decode; any number works
     KeyRange keys = visible_keys(token - row_start, row_end - row_start, kv_len, p.window);
     UNROLL
-    for (int c = thread; c < kDim; c += kThreads)
-      q[c] = to_float(static_cast<const T*>(p.q)[token * p.q_stride + head * kDim + c]);
+    for (int c = 0; c < kMine; c++) {
+      int d = thread + c * kThreads;
+      if (d < kDim) q[d] = to_float(static_cast<const T*>(p.q)[token * p.q_stride + head * kDim + d]);
+    }
 
     Softmax softmax = first_state<T, kVariant>(p, head);
     float out[kMine] = {};
@@ -104,10 +106,9 @@ __global__ void __launch_bounds__(kThreads, 4) decode_d1_kernel(const __grid_con
           UNROLL
           for (int i = 0; i < kRows; i++) {
             int k = tile_start + first + i;
-            if (k < from || k >= end) continue;
-            const T* row = cache_at(p.v_cache, slots[k - start]);
             UNROLL
-            for (int c = 0; c < kMine; c++) v[i][c] = row[thread + c * kThreads];
+            for (int c = 0; c < kMine; c++)
+              if (k >= from && k < end) v[i][c] = cache_at(p.v_cache, slots[k - start])[thread + c * kThreads];
           }
           UNROLL
           for (int i = 0; i < kRows; i++) {
@@ -120,10 +121,11 @@ __global__ void __launch_bounds__(kThreads, 4) decode_d1_kernel(const __grid_con
         }
       }
     }
-    if (thread >= kDim) continue;
-    T* to = static_cast<T*>(p.out) + (token * p.num_heads + head) * kDim;
     UNROLL
-    for (int c = 0; c < kMine; c++) to[thread + c * kThreads] = from_float<T>(out[c] / softmax.sum);
+    for (int c = 0; c < kMine; c++) {
+      int d = thread + c * kThreads;
+      if (d < kDim) static_cast<T*>(p.out)[(token * p.num_heads + head) * kDim + d] = from_float<T>(out[c] / softmax.sum);
+    }
   }
 }
 

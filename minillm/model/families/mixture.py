@@ -76,7 +76,8 @@ def _qwen3_moe(cfg: ConfigReader, base: ModelConfig) -> ModelConfig:
     """Layers in `mlp_only_layers`, and those that `decoder_sparse_step` leaves out, have one MLP."""
     size = cfg.integer("moe_intermediate_size")
     experts = read_experts(cfg, "num_experts", size, cfg.boolean("norm_topk_prob", False))
-    step, dense = cfg.integer("decoder_sparse_step", 1), cfg.raw.get("mlp_only_layers") or []
+    step, dense = cfg.integer("decoder_sparse_step", 1), cfg.raw.get("mlp_only_layers")
+    dense = [] if dense is None else dense
     if not isinstance(dense, list) or not all(type(i) is int and 0 <= i < len(base.layers) for i in dense):
         raise UnsupportedModel(f"mlp_only_layers={shown(dense)} must list numbers of layers")
     layers = (

@@ -99,7 +99,7 @@ def _base(cfg: ConfigReader, name: str, family: Family, allowed: tuple[str, ...]
     hidden = cfg.integer("hidden_size")
     layers = cfg.integer("num_hidden_layers", maximum=MAX_LAYERS)
     head_dim = cfg.integer("head_dim", hidden // heads)
-    kv_heads = heads if cfg.is_null("num_key_value_heads") else cfg.integer("num_key_value_heads", heads)
+    kv_heads = cfg.integer("num_key_value_heads", heads)
     _check_heads(heads, kv_heads, head_dim)
     max_positions = cfg.integer("max_position_embeddings", 2048)
     full, sliding = _ropes(cfg, family, max_positions, head_dim)
@@ -192,7 +192,8 @@ def _activation(cfg: ConfigReader) -> Activation:
     name = cfg.text("hidden_act", "silu")
     if name not in ACTIVATIONS:
         raise UnsupportedModel(
-            f"activation hidden_act={shown(name)} is not supported", f"supported: {', '.join(ACTIVATIONS)}"
+            f"activation {cfg.name('hidden_act')}={shown(name)} is not supported",
+            f"supported: {', '.join(ACTIVATIONS)}",
         )
     cfg.sources["activation"] = cfg.sources["hidden_act"]
     return ACTIVATIONS[name]
