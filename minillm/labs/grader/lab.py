@@ -30,12 +30,14 @@ class Part:
     """A function of the engine, or `methods` of a class.
 
     `helpers`: functions of its module, or methods of the class, that a skeleton leaves out.
+    `engine_calls`: the engine has no seam for the part, and calls its own also in the task of the whole file.
     """
 
     module: str
     name: str
     methods: tuple[str, ...] = ()
     helpers: tuple[str, ...] = ()
+    engine_calls: bool = False
 
     @property
     def own(self) -> Any:

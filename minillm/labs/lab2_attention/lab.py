@@ -38,7 +38,7 @@ from minillm.labs.lab2_attention.rope_cases import (
 )
 from minillm.ops.reference import attend_pages
 
-FREQUENCIES = Part("minillm.model.rope", "base_frequencies")
+FREQUENCIES = Part("minillm.model.rope", "base_frequencies", engine_calls=True)
 ROPE = Part("minillm.ops.reference", "apply_rope")
 ATTENTION = Part("minillm.ops.reference", "grouped_query_attention")
 

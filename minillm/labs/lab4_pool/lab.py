@@ -79,7 +79,7 @@ LAB = Lab(
             "4.5",
             "what n samples of a prompt need",
             15,
-            Part("minillm.engine.request", "group_blocks"),
+            Part("minillm.engine.request", "group_blocks", engine_calls=True),
             GROUP_CASES,
             GROUP_MISTAKES,
             more_groups,
