@@ -77,6 +77,13 @@ class Words:
         return self.text
 
 
+@dataclass(frozen=True)
+class Cost(Words):
+    """Words about what a result cost. They may stand beside it in one answer."""
+
+    __repr__ = Words.__repr__
+
+
 def no_more(_: Random) -> Iterable[Case]:
     """A task without random cases."""
     return ()
