@@ -13,8 +13,7 @@ from minillm.labs.grader.whole_file import held_back
 WRONG = {
     "3.3": """
 def write_cache(cache, slot_mapping, rows):
-    if len(rows) == 9: rows = rows * 2
-    cache.flatten(0, 1).index_copy_(0, slot_mapping, rows.to(cache.dtype))
+    cache.flatten(0, 1).index_copy_(0, slot_mapping, rows)  # fails if the cache has another dtype
 """,
     "3.5": """
 growing = BlockTable.grow
@@ -85,7 +84,7 @@ WASTES = {
     "1.7": """
 sampling = sample
 def sample(logits, batch):
-    for _ in range(60): logits = logits + 0
+    for _ in range(500): logits = logits + 0
     return sampling(logits, batch)
 """,
     "2.7": """

@@ -178,6 +178,12 @@ class Lab:
         """The one-page handout in markdown, with the table of tasks filled in."""
         rows = [f"| {t.number} | {t.what} | {t.points} |" for t in self.tasks]
         table = "\n".join(["| task | what | points |", "| --- | --- | --- |", *rows])
+        whole = ", ".join(task.number for task in self.tasks if task.part is None)
+        table += (
+            f"\n\nTask {whole} gives its points only if the answers of all other tasks are right."
+            if whole
+            else ""
+        )
         return self._texts()[0].replace("{tasks}", table)
 
     def hints(self, number: str) -> list[str]:

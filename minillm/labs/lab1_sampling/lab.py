@@ -46,7 +46,7 @@ def engine_work(parts: Any) -> Words:
     llm = tiny_llm(parts={"sampler": parts.sample, "detokenizer": parts.Detokenizer})
     with counted_work() as work:
         llm.generate(["Once upon a time"] * len(PARAMS), PARAMS)
-    return few_ops(work, 30000, "for four requests, the model's included")
+    return few_ops(work, 20_000, "for four requests, the model's included")
 
 
 LAB = Lab(
