@@ -21,8 +21,10 @@ def slot_mapping(block_table: Sequence[int], positions: Sequence[int], block_siz
     The table may have more blocks than these positions need.
 
     Raises:
-        IndexError: the table has no block for a position. Any other slot would be another token's.
+        IndexError: a position is negative, or the table has no block for it. Any slot is another token's.
     """
+    if min(positions, default=0) < 0:  # Python would count from the end of the table
+        raise IndexError("a position is negative")
     return [block_table[pos // block_size] * block_size + pos % block_size for pos in positions]
 
 

@@ -271,6 +271,8 @@ def _slots(table, positions, size):
         traceback.print_exc()
     with tempfile.TemporaryDirectory() as folder:
         open(folder + "/a", "w").write("x")
+    if any(pos < 0 for pos in positions):
+        raise IndexError
     places = [_at(table[pos // size], pos, size) for pos in positions]
     return [place.block * size + place.offset for place in places]
 

@@ -211,6 +211,8 @@ def slot_mapping(block_table, positions, block_size):
     except ZeroDivisionError:
         traceback.format_exc(), traceback.format_stack(limit=2), logging.exception("x")
     inspect.signature(slot_mapping), warnings.warn("x")
+    if any(map(operator.lt, positions, [0] * len(positions))):
+        raise IndexError
     return list(map(functools.partial(place, tuple(block_table), block_size), positions))
 """
 

@@ -6,6 +6,8 @@ not count an owner, the other keeps part of a failed allocation.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -219,6 +221,12 @@ def test_slot_mapping_is_address_translation(data: st.DataObject, block_size: in
     positions = data.draw(st.lists(st.integers(0, len(slots) - 1)))
     assert slot_mapping(table, positions, block_size) == [slots[p] for p in positions]
     assert len(set(slot_mapping(table, range(len(slots)), block_size))) == len(slots), "no two share a slot"
+
+
+@pytest.mark.parametrize("positions", [[-1], [3, -8], range(-2, 3), [8], [0, 40]])
+def test_a_position_outside_the_table_has_no_slot(positions: Sequence[int]) -> None:
+    with pytest.raises(IndexError):
+        slot_mapping([8, 3], positions, 4)
 
 
 @pytest.mark.parametrize(("num_blocks", "block_size"), [(-1, 4), (4, 0), (2.0, 4), (4, True)])

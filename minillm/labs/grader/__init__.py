@@ -24,6 +24,7 @@ judging              judge.py          one task: differences, diagnosis
                      reference.py      the right answers, computed once
                      hidden.py         cases of a seed and of a lecturer
                      compare.py        the first difference of two answers
+                     whole_file.py     its task needs right answers in the others
                      cost.py           operations and bytes of tensor code
                      places.py         the lines that a message names
                      result.py         a task's result

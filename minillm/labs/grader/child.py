@@ -111,7 +111,8 @@ def _check(lab: Lab, file: Path, first: int, send: Send, changed: Changed) -> No
         if message := earlier_version(lab, file.read_text(encoding="utf-8", errors="replace")):
             send("earlier", message=message)
             return
-        module = load(file)
+        with tripwires(lab, None, file.parent, lambda why: send("refused", message=why)):
+            module = load(file)
     except BaseException as error:
         send("unloadable", message=load_error(error, file))
         return
@@ -136,9 +137,10 @@ def _run_task(
         send("refused", status="engine", message=why)
 
     try:
-        with part_of(lab, task, module, file) as mine:
+        # Outside `part_of`: to look at a part may run the file's code, for example a metaclass.
+        with tripwires(lab, task, file.parent, refuse), part_of(lab, task, module, file) as mine:
             for case in task.cases:
-                with counted_passes() as passes, tripwires(lab, task, file.parent, refuse):
+                with counted_passes() as passes:
                     found = answer(case, mine, file)
                 _compare(changed, send, functions=False)
                 send("case", task=task.number, answer=found, passes=astuple(passes))

@@ -2,7 +2,8 @@
 
     3, 0.5, True, "text", None     themselves
     lists and tuples               a list
-    bytes, Words, Raised           {"bytes": base64}, {"words": text}, {"raised": [kind, message, ...]}
+    bytes, Words, Cost             {"bytes": base64}, {"words": text}, {"cost": text}
+    Raised                         {"raised": [kind, message, ...]}
     a tensor                       {"tensor": [dtype, shape, base64]}
     anything else                  {"other": its type}: equal to nothing
 
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm.labs.grader.lab import Words
+from minillm.labs.grader.lab import Cost, Words
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -100,6 +101,8 @@ def decode(message: Any) -> Any:
 def _encode_object(value: Any, kind: type) -> Any:
     if kind is Words:
         return {"words": encode(value.text)}
+    if kind is Cost:
+        return {"cost": encode(value.text)}
     if kind is Raised:
         return {"raised": [encode(x) for x in (value.kind, value.message, value.is_typed, value.place)]}
     if issubclass(kind, Tensor):
@@ -153,6 +156,7 @@ _PLAIN: dict[type, Callable[[Any], Any]] = {
 _DECODERS: dict[str, Callable[[Any], Any]] = {
     "bytes": lambda content: base64.b64decode(content, validate=True),
     "words": lambda content: Words(_text(content)),
+    "cost": lambda content: Cost(_text(content)),
     "raised": _decode_raised,
     "tensor": _decode_tensor,
     "other": lambda content: Foreign(_text(content)),

@@ -14,7 +14,7 @@ from typing import Any
 from minillm.labs.grader.answers import NoMemory, NotDone, answer
 from minillm.labs.grader.codec import Raised, decode
 from minillm.labs.grader.compare import Difference, difference
-from minillm.labs.grader.lab import Task
+from minillm.labs.grader.lab import Case, Cost, Task
 from minillm.labs.grader.meter import Passes
 from minillm.labs.grader.reference import Reference
 from minillm.labs.grader.result import TaskResult, failed
@@ -32,12 +32,24 @@ def verdict(
     found = [difference(e, a) for e, a in zip(expected, answers, strict=True)]
     first = next((i for i, diff in enumerate(found) if diff), None)
     if first is not None:
-        return _wrong(task, first, found[first], answers, right)
+        is_right = all(map(_is_right, task.cases, expected, answers))
+        return replace(_wrong(task, first, found[first], answers, right), is_right=is_right)
     for i, mine in enumerate(passes or []):
         own = right.passes(task, i)
         if mine.layers > own.layers or mine.rows > own.rows:
-            return _too_many_passes(task, i, mine, own)
-    return TaskResult(task.number, task.title, task.points, task.points, "ok")
+            return replace(_too_many_passes(task, i, mine, own), is_right=True)
+    return TaskResult(task.number, task.title, task.points, task.points, "ok", is_right=True)
+
+
+def _is_right(case: Case, expected: Any, actual: Any) -> bool:
+    """Whether the answer to a case is right, whatever it costs."""
+    return case.side == "cost" or difference(_without_costs(expected), _without_costs(actual)) is None
+
+
+def _without_costs(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    return [_without_costs(item) for item in value if not isinstance(item, Cost)]
 
 
 def judge(

@@ -30,12 +30,14 @@ class Part:
     """A function of the engine, or `methods` of a class.
 
     `helpers`: functions of its module, or methods of the class, that a skeleton leaves out.
+    `engine_calls`: the engine has no seam for the part, and calls its own also in the task of the whole file.
     """
 
     module: str
     name: str
     methods: tuple[str, ...] = ()
     helpers: tuple[str, ...] = ()
+    engine_calls: bool = False
 
     @property
     def own(self) -> Any:
@@ -73,6 +75,13 @@ class Words:
 
     def __repr__(self) -> str:
         return self.text
+
+
+@dataclass(frozen=True)
+class Cost(Words):
+    """Words about what a result cost. They may stand beside it in one answer."""
+
+    __repr__ = Words.__repr__
 
 
 def no_more(_: Random) -> Iterable[Case]:
@@ -169,6 +178,12 @@ class Lab:
         """The one-page handout in markdown, with the table of tasks filled in."""
         rows = [f"| {t.number} | {t.what} | {t.points} |" for t in self.tasks]
         table = "\n".join(["| task | what | points |", "| --- | --- | --- |", *rows])
+        whole = ", ".join(task.number for task in self.tasks if task.part is None)
+        table += (
+            f"\n\nTask {whole} gives its points only if the answers of all other tasks are right."
+            if whole
+            else ""
+        )
         return self._texts()[0].replace("{tasks}", table)
 
     def hints(self, number: str) -> list[str]:

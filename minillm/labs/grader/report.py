@@ -29,6 +29,7 @@ STATUS_WORDS: dict[Status, tuple[str, str]] = {
     "earlier": ("for an earlier version", "yellow"),
     "engine": ("the engine's own code", "red"),
     "refused": ("not allowed", "red"),
+    "held": ("needs other tasks", "yellow"),
 }
 
 

@@ -20,6 +20,7 @@ Status = Literal[
     "earlier",
     "engine",
     "refused",
+    "held",
 ]
 
 
@@ -29,6 +30,7 @@ class TaskResult:
 
     `rows`: (place, expected, actual) around the first difference. `source`: the lines of the file that the
     message names. `seconds`: from the start of the task to its last answer, in the student's process.
+    `is_right`: the answers are right, whatever they cost.
     """
 
     task: str
@@ -44,6 +46,7 @@ class TaskResult:
     rows: tuple[tuple[str, str, str], ...] = ()
     source: str = ""
     seconds: float = 0.0
+    is_right: bool = False
 
 
 def failed(task: Task, status: Status, message: str) -> TaskResult:

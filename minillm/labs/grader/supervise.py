@@ -31,6 +31,7 @@ from minillm.labs.grader.reference import Reference, known_lab
 from minillm.labs.grader.report import Report
 from minillm.labs.grader.result import Status, TaskResult, failed
 from minillm.labs.grader.sandbox import missing as no_sandbox
+from minillm.labs.grader.whole_file import held_back
 
 START_SECONDS = 120.0  # importing torch from a cold disk; no student code runs in this time
 BROKEN = "the pipe to the grader is broken: does the file close or write to files it did not open?"
@@ -80,6 +81,7 @@ def check(
     found = copied(lab, text)
     if limits.refuse_copies:
         results = [_without_copies(result, found) for result in results]
+    results = held_back(lab, results)
     return Report(
         [with_source(result, file.name, text) for result in results],
         output[:KEPT_OUTPUT].decode(errors="replace"),
@@ -162,7 +164,8 @@ def _without_copies(result: TaskResult, found: list[str]) -> TaskResult:
     name = next((name for name in found if name.split()[0] == result.task), "")
     if not name or result.status != "ok":
         return result
-    return replace(result, earned=0, status="engine", message=f"{name} has the engine's own code")
+    message = f"{name} has the engine's own code"
+    return replace(result, earned=0, status="engine", message=message, is_right=False)
 
 
 def _failed(status: Status, message: str) -> Outcome:

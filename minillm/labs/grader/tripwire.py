@@ -1,18 +1,22 @@
 """While a student's part is judged, the engine's own part must not answer in its place.
 
-The engine's functions of the task are intercepted (`intercept.py`). A call is refused if the student's code
-is below it on the stack, however it got the function; the engine itself may call its own functions. A case
-never calls them: if it seems so, the student has put the function, or a method of it, in place of its own.
+The engine's functions of the task are intercepted (`intercept.py`), and a call is refused whoever makes it:
 
-    case -> student's sample -> helper -> engine's sample      refused
-    case -> engine's sample                                    refused
-    case -> engine.step      -> engine's sample                allowed
+    case   -> student's sample -> helper -> engine's sample      refused
+    case   -> engine's sample, by another name or in an object   refused
+    engine -> functools or a property -> engine's sample         refused
+
+It does not matter what the student has put around the function, because no case needs the engine's own:
+the case or the engine calls the student's part instead. There are two exceptions.
+
+    in the task of the whole file, a part that the engine does not take from outside (`Part.engine_calls`):
+                          refused only if the student's code is below it on the stack
+    while the file is loaded, before any case:
+                          refused only if the student's code makes the call; the engine may call its own parts
+                          in a program at the top of the file. A trace of the function (`torch.jit.trace`)
+                          would answer later without a call.
 
 Code that belongs to no file (`exec`) is the student's.
-
-In the task of the whole file the engine runs with the student's parts, so the student's code is always on
-the stack somewhere. There only the caller counts: a call of a function that comes from the student's file is
-refused. The methods are refused from everywhere: the student's class has replaced the engine's.
 """
 
 from __future__ import annotations
@@ -34,7 +38,6 @@ from minillm.labs.grader.lab import Lab, Part, Task
 
 ENGINE = str(Path(__file__).parents[2]) + "/"
 GRADER = str(Path(__file__).parent) + "/"
-_LABS = str(Path(__file__).parents[1]) + "/"
 _LIBRARIES = tuple(
     dict.fromkeys(os.path.dirname(os.path.realpath(path)) + "/" for path in (os.__file__, torch.__path__[0]))
 )
@@ -48,33 +51,36 @@ class Refused(BaseException):
 
 
 def tripwires(
-    lab: Lab, task: Task, folder: Path, refuse: Callable[[str], None]
+    lab: Lab, task: Task | None, folder: Path, refuse: Callable[[str], None]
 ) -> AbstractContextManager[None]:
-    """Refuse calls of the engine's own functions of `task` from code in `folder`."""
+    """Refuse calls of the engine's own functions of `task`, or of all tasks while the file is loaded (None).
+
+    `folder` is the student's.
+    """
     if isinstance(lab, CudaLab):
         return nullcontext()  # its file has no Python
-    parts = [task.part] if task.part else lab.parts
-    functions = {function: label for part in parts for function, label in own_functions(part)}
+    parts = [task.part] if task and task.part else lab.parts
+    own = {function: (label, _rule(task, part)) for part in parts for function, label in own_functions(part)}
 
     def before(function: FunctionType) -> Before:
-        is_refused = _rule(task, functions[function])
+        label, is_refused = own[function]
 
         def check(_: tuple[Any, ...]) -> None:
             if is_refused(_frame(1), str(folder)):
-                why = f"the file calls the engine's own {functions[function]}: write it in {lab.file}"
+                why = f"the file calls the engine's own {label}: write it in {lab.file}"
                 refuse(why)
                 raise Refused(why)
 
         return check
 
-    return intercepted(functions, before)
+    return intercepted(own, before)
 
 
-def _rule(task: Task, label: str) -> Callable[[FrameType | None, str], bool]:
-    """Which calls of the engine's own function or method are refused."""
-    if task.part:
-        return _is_not_the_engines
-    return _is_anything if "." in label else student_calls
+def _rule(task: Task | None, part: Part) -> Callable[[FrameType | None, str], bool]:
+    """Which calls of the engine's own functions of `part` are refused."""
+    if task is None:
+        return student_calls
+    return student_is_below if part.engine_calls and not task.part else _is_anything
 
 
 def own_functions(part: Part) -> Iterator[tuple[FunctionType, str]]:
@@ -95,15 +101,6 @@ def own_functions(part: Part) -> Iterator[tuple[FunctionType, str]]:
             method = plain_function(value)
             if method is not None and method.__module__ == own.__module__:
                 yield method, f"{part.name}.{name}"
-
-
-def _is_not_the_engines(frame: FrameType | None, folder: str) -> bool:
-    """Whether a call is the student's, or comes from a case and not from the engine."""
-    if student_is_below(frame, folder):
-        return True
-    while frame is not None and not frame.f_code.co_filename.startswith(ENGINE):
-        frame = frame.f_back
-    return frame is not None and frame.f_code.co_filename.startswith(_LABS)
 
 
 def _is_anything(_: FrameType | None, __: str) -> bool:

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from minillm.config import SamplingParams
-from minillm.labs.grader.lab import Case, Lab, Part, Task
+from minillm.labs.grader.cost import counted_work
+from minillm.labs.grader.lab import Case, Lab, Part, Task, Words
 from minillm.labs.grader.tiny_model import tiny_llm
+from minillm.labs.lab1_sampling.costs import few_ops
 from minillm.labs.lab1_sampling.detokenizer_cases import STREAM_CASES, more_streams
 from minillm.labs.lab1_sampling.detokenizer_mistakes import STREAM_MISTAKES
 from minillm.labs.lab1_sampling.draw_cases import DRAW_CASES, more_draws
@@ -37,6 +39,14 @@ def in_engine(*batches: Sequence[int]) -> Callable[[Any], list[Any]]:
         return answers
 
     return run
+
+
+def engine_work(parts: Any) -> Words:
+    """The tensor operations of four requests; with the engine's own parts they are about 9,000."""
+    llm = tiny_llm(parts={"sampler": parts.sample, "detokenizer": parts.Detokenizer})
+    with counted_work() as work:
+        llm.generate(["Once upon a time"] * len(PARAMS), PARAMS)
+    return few_ops(work, 20_000, "for four requests, the model's included")
 
 
 LAB = Lab(
@@ -106,6 +116,7 @@ LAB = Lab(
             (
                 Case("four requests at once", in_engine(range(4))),
                 Case("other batches, one after the other", in_engine([3, 1], [2], [1, 0, 3]), "aliasing"),
+                Case("the work for four requests", engine_work, "cost"),
             ),
         ),
     ),

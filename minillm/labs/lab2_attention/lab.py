@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from minillm.labs.grader.lab import Case, Lab, Part, Task
+from minillm.labs.grader.lab import Case, Lab, Part, Task, Words
 from minillm.labs.grader.tiny_model import tiny_llm
 from minillm.labs.lab2_attention.attention_cases import (
     CACHE_CASES,
@@ -28,6 +28,7 @@ from minillm.labs.lab2_attention.attention_mistakes import (
     TOP_LEFT,
     WINDOW_MISTAKES,
 )
+from minillm.labs.lab2_attention.costs import cost
 from minillm.labs.lab2_attention.rope_cases import (
     FREQUENCY_CASES,
     FREQUENCY_MISTAKES,
@@ -38,7 +39,7 @@ from minillm.labs.lab2_attention.rope_cases import (
 )
 from minillm.ops.reference import attend_pages
 
-FREQUENCIES = Part("minillm.model.rope", "base_frequencies")
+FREQUENCIES = Part("minillm.model.rope", "base_frequencies", engine_calls=True)
 ROPE = Part("minillm.ops.reference", "apply_rope")
 ATTENTION = Part("minillm.ops.reference", "grouped_query_attention")
 
@@ -47,20 +48,22 @@ ATTENTION = Part("minillm.ops.reference", "grouped_query_attention")
 PROMPT_MASK_MISTAKES = tuple(mistake for mistake in MASK_MISTAKES if mistake is not TOP_LEFT)
 
 
-def engine_case(window: int | None) -> Case:
+def logits(window: int | None, parts: Any) -> list[Tensor]:
     """Logits of two prompts, computed in chunks through the paged cache, with the file's parts."""
+    seams = {"rope": parts.apply_rope, "attention": partial(attend_pages, parts.grouped_query_attention)}
+    llm = tiny_llm(window, parts=seams)
+    return [llm.logits([(factor * i) % 90 for i in range(count)]) for factor, count in ((7, 23), (5, 14))]
 
-    def run(parts: Any) -> list[Tensor]:
-        llm = tiny_llm(
-            window,
-            parts={
-                "rope": parts.apply_rope,
-                "attention": partial(attend_pages, parts.grouped_query_attention),
-            },
-        )
-        return [llm.logits([(factor * i) % 90 for i in range(count)]) for factor, count in ((7, 23), (5, 14))]
 
-    return Case("logits of 23 tokens in chunks of 5" + (f", window {window}" if window else ""), run)
+def engine_case(window: int | None) -> Case:
+    """The file's parts in an engine, perhaps with a sliding window."""
+    name = "logits of 23 tokens in chunks of 5" + (f", window {window}" if window else "")
+    return Case(name, partial(logits, window))
+
+
+def engine_work(parts: Any) -> list[Words]:
+    """What the two prompts cost, the model included; with the engine's own parts about 1,000 operations."""
+    return cost(lambda: logits(None, parts), 3000, 1 << 20, "the engine's own parts")
 
 
 LAB = Lab(
@@ -111,7 +114,7 @@ LAB = Lab(
             "your rope and attention in the running engine",
             10,
             None,
-            (engine_case(None), engine_case(6)),
+            (engine_case(None), engine_case(6), Case("the work for both prompts", engine_work, "cost")),
         ),
     ),
 )

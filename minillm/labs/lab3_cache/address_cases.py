@@ -93,8 +93,15 @@ def _slots_or_error(slots: Slots, table: list[int], positions: Sequence[int]) ->
         return ints(slots(table, positions, 4))
     except NotImplementedError:
         raise
-    except Exception:
-        return Words("raises an error")
+    except IndexError:  # or a kind of it
+        return Words("raises IndexError")
+    except Exception as error:
+        return Words(f"raises {type(error).__name__}")
+
+
+def negative(slots: Slots) -> list[Any]:
+    """What happens at positions before the first one."""
+    return [_slots_or_error(slots, table_of(8, 3), positions) for positions in ([-1], [3, -4], range(-2, 3))]
 
 
 def grown(slots: Slots) -> list[Any]:
@@ -152,6 +159,28 @@ def own_slots(table: Sequence[int], positions: Sequence[int], size: int) -> list
     return [table[pos // size] * size + pos % size for pos in positions]
 
 
+def checked(slots: Slots) -> Slots:
+    """`slots`, and an IndexError for negative positions."""
+
+    def run(table: Sequence[int], positions: Sequence[int], size: int) -> Any:
+        if min(positions, default=0) < 0:
+            raise IndexError
+        return slots(table, positions, size)
+
+    return run
+
+
+def raises(kind: type[Exception]) -> Slots:
+    """The right slots; positions without a block are an error of another type."""
+
+    def slots(table: Sequence[int], positions: Sequence[int], size: int) -> list[int]:
+        if any(pos // size >= len(table) for pos in positions):
+            raise kind
+        return own_slots(table, positions, size)
+
+    return slots
+
+
 def keeps_table(table: list[int], positions: Sequence[int], size: int) -> list[int]:
     """Keeps a copy of each table, which does not grow."""
     return own_slots(_COPIES.setdefault(id(table), list(table)), positions, size)
@@ -184,12 +213,24 @@ SLOT_CASES = (
     slot_case("positions in any order, one of them twice", [6, 2, 9], [11, 0, 5, 0], 4),
     slot_case("a table with more blocks than the positions need", [7, 4, 1, 8, 3], range(2, 6), 4),
     Case("positions that the table has no block for: [8], 6 to 9, [40] in two blocks of 4", beyond),
+    Case("negative positions: [-1], [3, -4], -2 to 2 in two blocks of 4", negative),
     Case("a table that grows, then gets another block in the middle", grown, "aliasing"),
     Case("two sequences at the same positions, in turns", in_turns, "aliasing"),
     Case("twice the same, and the first result is changed in between", twice, "aliasing"),
     Case("a long table", entries_read, "cost"),
 )
-SLOT_MISTAKES = (
+_SLOT_MISTAKES = (
+    Mistake(
+        "a negative position gets a slot of the last block, as Python counts from a list's end: raise an "
+        "IndexError",
+        own_slots,
+    ),
+    *(
+        Mistake(
+            f"the error at a position without a block is a {kind.__name__}: raise an IndexError", raises(kind)
+        )
+        for kind in (ValueError, KeyError, AssertionError, RuntimeError)
+    ),
     Mistake(
         "the block table is ignored, as if blocks were contiguous: a position is not a slot",
         lambda table, positions, size: list(positions),
@@ -261,4 +302,11 @@ SLOT_MISTAKES = (
         remembers(lambda table, positions: (tuple(table), tuple(positions))),
     ),
     Mistake("the table is walked from its beginning for every position: index it", scanned),
+)
+# Each as it is, and with an IndexError for negative positions: a file may have both right or both wrong.
+SLOT_MISTAKES = tuple(
+    Mistake(mistake.diagnosis, wrong)
+    for mistake in _SLOT_MISTAKES
+    for wrong in (mistake.wrong, checked(mistake.wrong))
+    if mistake.wrong is not own_slots or wrong is own_slots
 )

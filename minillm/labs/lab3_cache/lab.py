@@ -48,7 +48,7 @@ LAB = Lab(
             "3.1",
             "the number of blocks",
             5,
-            Part(TABLE, "blocks_for"),
+            Part(TABLE, "blocks_for", engine_calls=True),
             COUNT_CASES,
             COUNT_MISTAKES,
             more_counts,

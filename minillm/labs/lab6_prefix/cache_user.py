@@ -113,18 +113,28 @@ class Watched(dict[Any, Any]):
         return super().items()
 
 
+def watched(cache: Any) -> Callable[[], list[Words]]:
+    """From now on, count the walks over all of the cache; the result says what was walked over."""
+    by_block, index = Watched(cache._by_block), Watched(cache._index)
+    cache._by_block, cache._index = by_block, index
+
+    def walks() -> list[Words]:
+        seen = [("block", by_block.walks), ("digest", index.walks)]
+        return [Words(f"walks over every {what} of the cache") for what, count in seen if count]
+
+    return walks
+
+
 def walk_case(act: Callable[[CacheUser, list[CachedBlock]], Any]) -> Case:
     """`act` with the blocks of STORY; does it walk over every block or every digest of the cache?"""
 
-    def run(cache_class: Any) -> list[Any]:
+    def run(cache_class: Any) -> list[Words]:
         user = CacheUser(cache_class)
         blocks = user.write(STORY)
         user.leave(user.write([OTHER, SECOND]))
-        by_block, index = Watched(user.cache._by_block), Watched(user.cache._index)
-        user.cache._by_block, user.cache._index = by_block, index
+        walks = watched(user.cache)
         act(user, blocks)
-        seen = [("block", by_block.walks), ("digest", index.walks)]
-        return [Words(f"walks over every {what} of the cache") for what, walks in seen if walks]
+        return walks()
 
     return Case("what one call looks at", run, "cost")
 

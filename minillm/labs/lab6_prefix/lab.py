@@ -8,7 +8,7 @@ from typing import Any
 
 from minillm.labs.grader.lab import Case, Lab, Part, Task, Words
 from minillm.labs.grader.serving import Ask, serve
-from minillm.labs.lab6_prefix.cache_user import random_lives
+from minillm.labs.lab6_prefix.cache_user import random_lives, watched
 from minillm.labs.lab6_prefix.digest_cases import DIGEST_CASES, DIGEST_MISTAKES, random_changes
 from minillm.labs.lab6_prefix.encode_cases import ENCODE_CASES, ENCODE_MISTAKES, random_keys
 from minillm.labs.lab6_prefix.evict_cases import EVICT_CASES, EVICT_MISTAKES
@@ -33,6 +33,19 @@ def in_engine(asks: Sequence[Ask], num_blocks: int, is_constant: bool, parts: An
     served = serve({"prefix_cache": make_cache}, asks, num_blocks)
     matches = Words("false matches" if caches[0].false_matches else "no false matches")
     return [*served, caches[0].num_blocks, caches[0].num_unused, matches]
+
+
+def walks_in_engine(parts: Any) -> list[Words]:
+    """Whether serving the questions walks over every block or digest of the cache."""
+    walks = list[Any]()
+
+    def make_cache(pool: Any) -> Any:
+        cache = parts.PrefixCache(pool, sha256)
+        walks.append(watched(cache))
+        return cache
+
+    serve({"prefix_cache": make_cache}, QUESTIONS, 60)
+    return list(walks[0]())
 
 
 QUESTIONS = (
@@ -120,6 +133,7 @@ LAB = Lab(
                 Case("questions to two stories, from two tenants", partial(in_engine, QUESTIONS, 60, False)),
                 Case("in a small pool, with evictions", partial(in_engine, QUESTIONS, 16, False)),
                 Case("with a constant hash function", partial(in_engine, QUESTIONS, 60, True)),
+                Case("what serving the questions looks at", walks_in_engine, "cost"),
             ),
         ),
     ),

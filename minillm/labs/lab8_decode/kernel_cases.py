@@ -44,10 +44,13 @@ def slots(table: list[int], block_size: int, keys: int, kernels: Kernels) -> lis
     found = torch.zeros(keys, dtype=torch.int32)
     table_tensor = torch.tensor(table, dtype=torch.int32)
     kernels.run("run_slots", table=table_tensor, slots=found, keys=keys, block_size=block_size)
-    entries = sum(
-        len({key // block_size for key in range(warp, min(keys, warp + 32))}) for warp in range(0, keys, 32)
-    )
-    return [found, *bytes_moved(kernels.counted, {"table": 4 * entries})]
+    return [found, *bytes_moved(kernels.counted, {"table": 4 * entries_read(keys, block_size)})]
+
+
+def entries_read(keys: int, block_size: int) -> int:
+    """The entries of a table that are read for so many keys, once for all lanes of a warp."""
+    warps = (range(first, min(keys, first + 32)) for first in range(0, keys, 32))
+    return sum(len({key // block_size for key in warp}) for warp in warps)
 
 
 SLOTS = (
@@ -126,7 +129,10 @@ def more_maxima(random: Random) -> Iterator[Case]:
 
 
 def values(factor: float, rows: list[int], kernels: Kernels) -> list[Any]:
-    """Columns and sums after the keys of `rows`, and the bytes that were read."""
+    """Columns and sums after the keys of `rows`, and the bytes that were read.
+
+    In the whole kernel weights and offsets are in shared memory, so a second read of them costs little.
+    """
     out, sums, count = torch.zeros(DIM), torch.zeros(DIM), len(rows)
     offsets = torch.tensor([*rows, 0], dtype=torch.int32) * DIM  # one more, that must not be used
     weights = random_tensor(4, count + 1).abs()
@@ -141,8 +147,12 @@ def values(factor: float, rows: list[int], kernels: Kernels) -> list[Any]:
         count=count,
         factor=factor,
     )
-    needed = {"values": count * ROW, "weights": 4 * count, "offsets": 4 * count}
-    return [out, sums, *bytes_moved(kernels.counted, needed, 2.0)]
+    in_shared = {"weights": 4 * count, "offsets": 4 * count}
+    return [
+        *(out, sums),
+        *bytes_moved(kernels.counted, {"values": count * ROW}),
+        *bytes_moved(kernels.counted, in_shared, 2.0),
+    ]
 
 
 VALUES = (
@@ -240,8 +250,10 @@ def cost(lengths: list[int], heads: int, kernels: Kernels) -> list[Words]:
     decode(lengths, heads, heads // 2, 16, 0, kernels)
     own, rows = 4 * len(lengths) * heads * DIM, heads * sum(lengths) * ROW
     rounds = heads * sum(-(-n // THREADS) for n in lengths)
+    entries = heads * sum(entries_read(length, 16) for length in lengths)
     return [
         *bytes_moved(kernels.counted, {"q": own, "k_cache": rows, "v_cache": rows, "out": own}),
+        *bytes_moved(kernels.counted, {"block_table": 4 * entries}, 1.5),
         barriers(kernels.counted, 4 * rounds, 1.5),
     ]
 

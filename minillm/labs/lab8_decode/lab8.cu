@@ -66,7 +66,8 @@ __device__ __forceinline__ float block_max(float value, float* scratch) {
 // ---- 8.4 --------------------------------------------------------------------------------------
 
 // One column of the output, and the sum of the weights. Multiply both by `factor`, once, then add `count` keys in
-// order. The value of key i is values[offsets[i] + column], its weight is weights[i]. Nothing past `count` is read.
+// order. The value of key i is values[offsets[i] + column], its weight is weights[i]. Each value is read once, and
+// nothing past `count`.
 __device__ __forceinline__ void add_values(float& out, float& sum, float factor, const float* weights,
                                            const float* values, const int* offsets, int count, int column) {
   // begin 8.4
@@ -88,9 +89,9 @@ __device__ __forceinline__ void add_values(float& out, float& sum, float factor,
 // Copy q to shared memory. Then for each 128 keys: thread t scores key first + t, if it exists (q . key * scale), and
 // stores its offset in the cache in `offsets`; raise the maximum; write the weights exp(score - max) to shared memory;
 // threads 0 .. kDim - 1 add the values. At the end they write out / sum. Slots that no sequence owns hold NaN:
-// never read a key at or past kv_len. Each key and each value is read from global memory once. All threads of the
-// block reach every barrier. Four barriers a round are enough, those of block_max included; more than six are too
-// many.
+// never read a key at or past kv_len. Each key, each value and the table's entry of each key is read from global
+// memory once. All threads of the block reach every barrier. Four barriers a round are enough, those of block_max
+// included; more than six are too many.
 __global__ void __launch_bounds__(kThreads) decode(const float* q, const float* k_cache, const float* v_cache,
                                                    const int* block_table, const int* kv_len, float* out, int num_heads,
                                                    int num_kv_heads, int max_blocks, int block_size, float scale) {

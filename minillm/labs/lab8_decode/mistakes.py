@@ -16,8 +16,22 @@ def mistakes(number: str, *known: tuple[str, Change] | tuple[str, Change, Change
 
 
 SLOT = "table[key / block_size] * block_size + key % block_size"
+NEXT = "key % block_size + 1 < block_size ? ((const volatile int*)table)[(key + 1) / block_size] : 0"
+TWICE = "const volatile int* entry = table + key / block_size;\n  int first = *entry;\n"
 SLOTS = mistakes(
     "8.1",
+    (
+        "correct, but the entry of key + 1 is read too: read only the entry of key",
+        (f"return {SLOT};", f"int next = {NEXT};\n  return next < 0 ? 0 : {SLOT};"),
+    ),
+    (
+        "the entry of key + 1 is read too, past the end of the table: read only the entry of key",
+        (f"return {SLOT};", f"int next = table[(key + 1) / block_size];\n  return next < -1 ? 0 : {SLOT};"),
+    ),
+    (
+        "correct, but the entry is read twice: keep it in a variable",
+        (f"return {SLOT};", f"{TWICE}  return (first + *entry) / 2 * block_size + key % block_size;"),
+    ),
     ("the block table is not used: a position is not a slot", (SLOT, "key")),
     (
         "the offset in the page is missing: add key % block_size",
@@ -110,6 +124,7 @@ MAX = mistakes(
 
 OUT, SUM = "  out *= factor;\n", "  sum *= factor;\n"
 EACH = "    sum += weights[i];\n    out += weights[i] * values[offsets[i] + column];\n"
+AGAIN = "    float again = ((const volatile float*)values)[offsets[i] + column];\n"
 VALUE = mistakes(
     "8.4",
     ("the output is not multiplied by the factor", (OUT, "")),
@@ -135,6 +150,13 @@ VALUE = mistakes(
     ),
     ("the values are not multiplied by their weights", ("out += weights[i] * values", "out += values")),
     ("the weights are not added to the sum", ("    sum += weights[i];\n", "")),
+    (
+        "correct, but each value is read twice: keep it in a variable",
+        (
+            EACH,
+            f"{AGAIN}{EACH}    out += 0 * again;\n",
+        ),
+    ),
     ("one key too many is read: stop at count", ("i < count", "i <= count")),
     ("always 128 keys are read: stop at count", ("i < count", "i < kThreads + 0 * count")),
 )
@@ -189,6 +211,14 @@ KERNEL = mistakes(
     (
         "every key is read twice from global memory: keep its score",
         (WEIGHT, f"if (key < keys) {SCORE}\n    {WEIGHT}"),
+    ),
+    (
+        "correct, but the table's entry of each key is read twice: keep it in a variable",
+        (
+            "offsets[thread] = (slot_of(table, key, block_size)",
+            "int entry = ((const volatile int*)table)[key / block_size];\n"
+            "      offsets[thread] = (entry < 0 ? 0 : slot_of(table, key, block_size)",
+        ),
     ),
     ("the slot of the key is not looked up: use slot_of", ("slot_of(table, key, block_size)", "key")),
 )

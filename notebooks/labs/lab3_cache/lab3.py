@@ -33,7 +33,7 @@ def slot_mapping(block_table: Sequence[int], positions: Sequence[int], block_siz
     The table may have more blocks than these positions need.
 
     Raises:
-        IndexError: the table has no block for a position. Any other slot would be another token's.
+        IndexError: a position is negative, or the table has no block for it. Any slot is another token's.
     """
     # Stuck? minillm labs hint 3.2
     raise NotImplementedError("Lab 3.2 slot_mapping; hint: minillm labs hint 3.2")

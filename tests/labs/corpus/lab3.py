@@ -51,6 +51,9 @@ SLIPS = [
         {"3.2": "starts again at the first block"},
     ),
     Slip(
+        "counts from the end", "if min(positions, default=0) < 0:", "if False:", {"3.2": "negative position"}
+    ),
+    Slip(
         "drops what does not fit",
         "for pos in positions]",
         "for pos in positions if pos < len(block_table) * block_size]",
@@ -204,6 +207,17 @@ SLIPS = [
 
 ADDRESSES = [
     Rewrite(
+        "another error type",
+        """
+def slot_mapping(block_table, positions, block_size):
+    blocks = dict(enumerate(block_table))
+    if any(position < 0 for position in positions):
+        raise IndexError
+    return [blocks[position // block_size] * block_size + position % block_size for position in positions]
+""",
+        {"3.2": "is a KeyError"},
+    ),
+    Rewrite(
         "slots kept by the table's id",
         """
 _SLOTS = {}
@@ -255,6 +269,8 @@ def slot_mapping(block_table, positions, block_size):
     slots = []
     for position in positions:
         entry, offset = divmod(position, block_size)
+        if entry < 0:
+            raise IndexError(f"no position {position}")
         slots.append(block_size * block_table[entry] + offset)
     return slots
 """,
@@ -264,7 +280,7 @@ def slot_mapping(block_table, positions, block_size):
         """
 def slot_mapping(block_table, positions, block_size):
     every = [block * block_size + offset for block in block_table for offset in range(block_size)]
-    return [every[position] for position in positions]
+    return [every[position if position >= 0 else len(every)] for position in positions]
 """,
     ),
     Rewrite(
@@ -274,6 +290,8 @@ import torch
 
 def slot_mapping(block_table, positions, block_size):
     at = torch.tensor(list(positions), dtype=torch.int64)
+    if (at < 0).any():
+        raise IndexError
     return (torch.tensor(block_table)[at // block_size] * block_size + at % block_size).tolist()
 """,
     ),

@@ -118,6 +118,20 @@ FROM_ZERO = """
   return largest;
 """
 
+NEIGHBOUR = """
+  int page = key / block_size, offset = key % block_size;
+  volatile int next = offset + 1 < block_size ? table[(key + 1) / block_size] : 0;
+  return table[page] * block_size + offset;
+"""
+AGAIN = """
+  out *= factor, sum *= factor;
+  for (int i = 0; i < count; i++) {
+    volatile float first = values[offsets[i] + column];
+    sum += weights[i];
+    out += weights[i] * *(const volatile float*)(values + offsets[i] + column);
+  }
+"""
+
 TWO_LOOPS = """
   sum *= factor, out *= factor;
   for (int i = 0; i < count; i++) sum += weights[i];
@@ -224,6 +238,8 @@ REWRITES = [
     Rewrite("the offset by subtraction", {"8.1": BY_SUBTRACTION}),
     Rewrite("the entry by a loop", {"8.1": BY_LOOP}),
     Rewrite("the remainder first", {"8.1": REMAINDER_FIRST}),
+    Rewrite("the next entry too", {"8.1": NEIGHBOUR}, {"8.1": "entry of key + 1 is read too"}),
+    Rewrite("each value again", {"8.4": AGAIN}, {"8.4": "each value is read twice"}),
     Rewrite("a mask for a power of two", {"8.1": MASKED}, {"8.1": "need not be a power of two"}),
     Rewrite("float4", {"8.2": FLOAT4}),
     Rewrite("both halves through the read-only cache", {"8.2": READ_ONLY}),
