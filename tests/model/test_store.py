@@ -117,6 +117,58 @@ def test_damage_is_repaired_from_the_gguf_file(index: Path, monkeypatch: pytest.
     assert (model.folder / "model.safetensors").read_bytes() == weights
 
 
+def made_by_an_older_minillm(name: str) -> Path:
+    """Change a folder of the cache into what an older conversion left: another config, no number."""
+    folder = models_folder() / name
+    (folder / "config.json").write_text("{}")
+    source = json.loads((folder / "source.json").read_text())
+    del source["format"]
+    source["files"]["config.json"] = [2, hashlib.sha256(b"{}").hexdigest()]
+    (folder / "source.json").write_text(json.dumps(source))
+    return folder
+
+
+@pytest.mark.parametrize("first", [lambda: pull("tiny")[0].folder, lambda: find_model("tiny")])
+def test_a_folder_of_an_older_conversion_is_made_again(
+    index: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, first: Any
+) -> None:
+    pull("tiny")
+    folder = made_by_an_older_minillm("tiny")
+    no_downloads(monkeypatch)
+    assert first() == folder and "older minillm" in caplog.text
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "llama"
+    caplog.clear()
+    assert find_model("tiny") == folder and pull("tiny")[1] is False and caplog.text == ""
+
+
+def test_an_older_folder_that_cannot_be_made_again_is_used(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pull("tiny")
+    folder = made_by_an_older_minillm("tiny")
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 5})())
+        assert find_model("tiny") == folder and "5 B free" in caplog.text
+    file = write_other(tmp_path)
+    name = find_model(file).name
+    made_by_an_older_minillm(name)
+    caplog.clear()
+    find_model(name)
+    assert f"minillm rm {name}" in caplog.text
+    caplog.clear()
+    assert (find_model(file) / "config.json").stat().st_size > 2 and caplog.text == ""
+
+
+def test_the_hubs_original_is_never_outdated(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def snapshot_download(repo_id: str, allow_patterns: list[str], local_dir: Path) -> None:
+        shutil.copytree(ggufs.FAMILIES / "llama_tied", local_dir, dirs_exist_ok=True)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    pull("smollm2-bf16")
+    made_by_an_older_minillm("smollm2-bf16")
+    assert pull("smollm2-bf16")[1] is False
+
+
 def test_damage_of_everything_downloads_again(index: Path) -> None:
     model, _ = pull("tiny")
     for path in model.folder.iterdir():
