@@ -149,7 +149,7 @@ def store_lock() -> Iterator[Path]:
             folder = stack.enter_context(locked_cache(models_folder()))
         except OSError as error:
             raise not_writable(models_folder(), error) from None
-        for leftover in folder.glob(".*.new-*"):  # of killed processes: all others hold the lock
+        for leftover in folder.glob(".*.new-*"):  # of dead processes: all others hold the lock
             shutil.rmtree(leftover, ignore_errors=True)
         yield folder
 
