@@ -3,8 +3,8 @@
     .NAME.new-<random>/     filled here, under a lock that ends with the process
     NAME/                   the same folder, renamed when everything in it is written
 
-If the process is interrupted or killed, the folder is removed (`toolchain/crew.py`). After a power failure the
-next process that makes NAME removes it; the lock tells a dead process from a running one.
+If the process is interrupted or killed, the folder is removed (`toolchain/crew.py`). After a power failure
+the next process that makes NAME removes it; the lock tells a dead process from a running one.
 """
 
 from __future__ import annotations
