@@ -35,7 +35,7 @@ class _NoOutput(io.TextIOBase):
 class _NamedOutput(io.FileIO):
     """The file behind stdout. Its errors say that they are of stdout: an OSError of a write names no file."""
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except BrokenPipeError:
