@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from minillm.cli.bench_serving import print_serving
 from minillm.cli.bench_speculation import print_speculation
 from minillm.cli.options import add_engine_options, load_llm, model_of, pulled_model
 from minillm.cli.parser import Parser
+from minillm.cli.streams import say
 from minillm.config import require_int
 from minillm.progress import Bar
 
@@ -103,7 +103,7 @@ def _engine(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     if args.peer:
         report["peer"] = run_peer(llm, args.peer, args.prompt_len, args.tokens, args.runs, args.batch)
         if report["peer"] is None:
-            print(f"minillm: {args.peer} is not installed: no comparison", file=sys.stderr)
+            say(f"minillm: {args.peer} is not installed: no comparison")
     return report
 
 
@@ -122,7 +122,7 @@ def _serving(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     from minillm.bench.serving import run_serving
 
     if args.data is None:
-        print("minillm: no --data: the tales and the trace are left out", file=sys.stderr)
+        say("minillm: no --data: the tales and the trace are left out")
     return run_serving(lambda **changes: load_llm(args, **changes), args.runs, args.data, progress)
 
 

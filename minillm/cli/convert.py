@@ -22,7 +22,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         "--dtype",
         choices=("auto", "bfloat16", "float32"),
         default="auto",
-        help="of the weights (default auto: float32 if FILE stores matrices in F32 or F16, else bfloat16)",
+        help="of the stored weights and of the arithmetic (default auto: float32 if FILE stores matrices in "
+        "F32 or F16, bfloat16 if all are BF16; of a quantised FILE, bfloat16 weights and float32 arithmetic)",
     )
     parser.add_argument(
         "--tokenizer-only", action="store_true", help="write no config and no weights; for every architecture"
@@ -43,8 +44,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     with Bar("converting", in_bytes=True) as bar:
         made = convert(args.file, args.out, args.dtype, bar)
+    stored, computed = str(made.dtype).removeprefix("torch."), made.config["torch_dtype"]
     print(
         f"{args.out}: {made.config['model_type']}, {len(made.tensors)} tensors, "
-        f"{format_bytes(made.num_bytes)} in {made.config['torch_dtype']}"
+        f"{format_bytes(made.num_bytes)} in {stored}"
+        + (f", to be computed in {computed}" if computed != stored else "")
     )
     return 0

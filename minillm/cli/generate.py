@@ -19,12 +19,14 @@ from minillm.cli.options import (
     sampling_params,
 )
 from minillm.cli.parser import Once, Parser
+from minillm.cli.streams import say
 from minillm.config.sampling import ANSWER_TOKENS
 from minillm.errors import UsageError
 
 if TYPE_CHECKING:
     from minillm.engine.outputs import RequestOutput
-    from minillm.llm import LLM, TextIterator
+    from minillm.llm import TextIterator
+    from minillm.text.tokenizer import Tokenizer
 
 INTERRUPTED = 130
 CHAT_HINT = (
@@ -63,32 +65,38 @@ def run(args: argparse.Namespace) -> int:
     ids = llm.chat_prompt([{"role": "user", "content": prompt}])[0] if args.chat else None
     stream = llm.stream(prompt if ids is None else ids, params)
     if not args.json and not args.chat and sys.stdout.isatty() and sys.stderr.isatty():
-        print(dim(prompt), end="", file=sys.stderr, flush=True)
+        say(dim(prompt), end="")
     interrupted = print_stream(stream, show=not args.json)
     output = stream.result
     if args.json:
         print(json.dumps(as_json(output, str(llm.engine.model.folder.name)), ensure_ascii=False))
     if not args.quiet:
-        print(dim(stats_line(output)), file=sys.stderr)
-        if not args.chat and _answers_messages(llm):
-            print(dim(CHAT_HINT), file=sys.stderr)
+        say(dim(stats_line(output)))
+        if not (args.chat or args.json) and _lacks_marks(prompt, llm.engine.model.tokenizer):
+            say(dim(CHAT_HINT))
     if output.error and not interrupted:  # Ctrl-C inside a step may end the request with an error
         raise output.error
     return INTERRUPTED if interrupted else 0
 
 
-def _answers_messages(llm: LLM) -> bool:
-    """Whether the model's chat template puts marks around a message, as instruct models need."""
-    tokenizer = llm.engine.model.tokenizer
+def _lacks_marks(prompt: str, tokenizer: Tokenizer | None) -> bool:
+    """Whether the model was trained on messages between marks, and the prompt has no such mark."""
     if tokenizer is None or tokenizer.chat_template is None:
         return False
-    message = [{"role": "user", "content": "x"}]
     try:
-        ids = tokenizer.apply_chat_template(message, add_generation_prompt=False)
-    except UsageError:  # a template with other needs: no reason for a hint
+        marks = _marks(tokenizer)
+    except UsageError:  # a template with other needs
         return False
-    own = [token_id for token_id in ids if token_id != tokenizer.bos_token_id]
-    return tokenizer.decode(own, skip_special_tokens=False).strip() != "x"
+    return bool(marks) and not any(mark in prompt for mark in marks)
+
+
+def _marks(tokenizer: Tokenizer) -> list[str]:
+    """The words that the chat template puts before and behind a message: <|im_start|>user, <|im_end|>."""
+    content = "content-of-the-message"
+    message = [{"role": "user", "content": content}]
+    text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=False)
+    before, _, behind = text.removeprefix(tokenizer.special_tokens.get("bos_token", "")).partition(content)
+    return before.split()[-1:] + behind.split()[:1]
 
 
 def print_stream(stream: TextIterator, show: bool = True) -> bool:

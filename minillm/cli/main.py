@@ -28,7 +28,6 @@ from minillm.version import __version__
 
 COMMANDS = (generate, chat, pull, models, convert, inspect_model, bench, doctor, labs)
 INTERRUPTED = 130
-WRITE_FAILED = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,19 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if debug:
             raise
-        streams.complain("\nminillm: interrupted")
+        streams.say("\nminillm: interrupted")
         return INTERRUPTED
     except MinillmError as error:
+        if isinstance(error, streams.StdoutFailed):
+            streams.abandon(sys.stdout)
         if debug:
             raise
-        streams.complain(f"minillm: {_one_line(error)}")
+        streams.say(f"minillm: {_one_line(error)}")
         return error.exit_code
-    except OSError as error:
-        if debug or not _is_of_stdout(error):
-            raise
-        streams.abandon(sys.stdout)
-        streams.complain(f"minillm: cannot write to stdout: {error.strerror}")
-        return WRITE_FAILED
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -84,11 +79,6 @@ def _with_help(parser: Parser, words: list[str], commands: Sequence[str]) -> lis
     if first is not None and first not in commands:
         parser.error(f"there is no command {first!r}; {nearest_command(first, commands)}")
     return words
-
-
-def _is_of_stdout(error: OSError) -> bool:
-    """Whether a write to a stream failed: such an error names no file. Other OSErrors are bugs to be seen."""
-    return error.filename is None and error.errno is not None
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict, dataclass
 
 from minillm.cli.parser import Parser
+from minillm.cli.streams import say
 from minillm.errors import UsageError
 
 
@@ -96,7 +97,7 @@ def run_rm(args: argparse.Namespace) -> int:
 def _agrees(question: str) -> bool:
     if not sys.stdin.isatty():
         raise UsageError("the question needs a terminal as input", "use --yes")
-    print(question, end="", file=sys.stderr, flush=True)
+    say(question, end="")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 

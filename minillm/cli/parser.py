@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from minillm.cli.streams import complain
+from minillm.cli.streams import say
 
 USAGE_ERROR = 2
 
@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End the program with one line and exit code 2."""
-        complain(f"minillm: {' '.join(message.split())}; `{self.prog} --help` lists what there is")
+        say(f"minillm: {' '.join(message.split())}; `{self.prog} --help` lists what there is")
         sys.exit(USAGE_ERROR)
 
 

@@ -32,17 +32,46 @@ class _NoOutput(io.TextIOBase):
         raise StdoutFailed("cannot write to stdout: it is closed", "redirect it to a file, or to /dev/null")
 
 
+class _NamedOutput(io.FileIO):
+    """The file behind stdout. Its errors say that they are of stdout: an OSError of a write names no file."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise StdoutFailed(
+                f"cannot write to stdout: {error.strerror}", "redirect it to another place"
+            ) from None
+
+
 def prepare() -> None:
     """Make the three streams usable; a stream that works already is only told to escape missing letters."""
     if sys.stdin is None:
         sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 - open as long as the process
-    if sys.stdout is None:
-        sys.stdout = _NoOutput()
+    sys.stdout = _NoOutput() if sys.stdout is None else _named(sys.stdout)
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _named(stream: TextIO) -> TextIO:
+    """The same stream above a `_NamedOutput`, if it writes to a file of the system."""
+    buffer: Any = getattr(stream, "buffer", None)
+    raw = getattr(buffer, "raw", buffer)  # the same with PYTHONUNBUFFERED
+    if not isinstance(stream, io.TextIOWrapper) or type(raw) is not io.FileIO:
+        return stream
+    stream.flush()
+    file: Any = _NamedOutput(raw.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        file if buffer is raw else io.BufferedWriter(file),
+        stream.encoding,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 def abandon(stream: TextIO | Any) -> None:
@@ -56,10 +85,10 @@ def abandon(stream: TextIO | Any) -> None:
     os.close(nowhere)
 
 
-def complain(line: str) -> None:
-    """Print an error's line to stderr; if nobody can read it, the exit code must be enough."""
+def say(text: str, end: str = "\n") -> None:
+    """Print a message to stderr. If that fails, this and all later ones are dropped."""
     try:
-        print(line, file=sys.stderr, flush=True)
+        print(text, end=end, file=sys.stderr, flush=True)
     except OSError:
         abandon(sys.stderr)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from minillm.config import shown
 from minillm.errors import ModelNotFound, UsageError, is_interrupt
 from minillm.model.gguf.header import is_gguf
-from minillm.model.store.folder import cached_model, cached_models
+from minillm.model.store.folder import CachedModel, cached_model, cached_models
 from minillm.model.store.published import PUBLISHED
 
 ZOO = Path(__file__).resolve().parent.parent / "zoo"
@@ -57,7 +57,7 @@ def find_model(model: str | Path | None) -> Path:
         return ZOO / name
     cached = cached_model(name)
     if cached is not None:
-        return cached.folder
+        return _up_to_date(cached)
     if name in PUBLISHED:
         raise ModelNotFound(f"the model {name} is not on this machine yet", f"get it: minillm pull {name}")
     if _HUB_ID.fullmatch(name) and not path.parent.is_dir():
@@ -73,6 +73,14 @@ def find_draft(model: str | Path) -> Path:
 def shipped_models() -> list[str]:
     """Names of the models in the package."""
     return sorted(p.parent.name for p in ZOO.glob("*/config.json"))
+
+
+def _up_to_date(model: CachedModel) -> Path:
+    if not model.is_outdated():
+        return model.folder
+    from minillm.model.store.pull import renewed  # slow to import, and rarely needed
+
+    return renewed(model)
 
 
 def _shipped(name: str) -> Path:

@@ -3,8 +3,8 @@
     .NAME.new-<random>/     filled here, under a lock that ends with the process
     NAME/                   the same folder, renamed when everything in it is written
 
-If the process is interrupted, the folder is removed. If it is killed, the next process that makes NAME
-removes it; the lock tells a killed process from a running one.
+If the process is interrupted or killed, the folder is removed (`toolchain/crew.py`). After a power failure
+the next process that makes NAME removes it; the lock tells a dead process from a running one.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import contextlib
 import fcntl
 import glob
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from minillm.config.files import shown_path
 from minillm.config.sizes import format_bytes
 from minillm.errors import MinillmError, StorageError
+from minillm.toolchain.crew import Crew
 
 
 @contextlib.contextmanager
@@ -33,11 +34,11 @@ def new_folder(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(target)
-        folder = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
     except OSError as error:
         raise not_writable(target.parent, error) from None
+    folder = target.with_name(_prefix(target) + secrets.token_hex(4))
     try:
-        with _locked(folder):
+        with Crew(folder), _made(folder), _locked(folder):
             yield folder
             os.chmod(folder, 0o755)
             _flush(folder)
@@ -46,12 +47,10 @@ def new_folder(target: Path) -> Iterator[Path]:
         raise
     except OSError as error:  # what is read reports its own errors, so this is about writing
         raise not_writable(target, error) from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_leftovers(target: Path) -> None:
-    """Remove what killed processes left of `target`."""
+    """Remove what dead processes left of `target`."""
     for leftover in target.parent.glob(f"{glob.escape(_prefix(target))}*"):
         with contextlib.suppress(OSError), _locked(leftover):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -81,6 +80,15 @@ def not_writable(path: Path, error: OSError) -> StorageError:
 
 def _prefix(target: Path) -> str:
     return f".{target.name}.new-"
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(mode=0o700)
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

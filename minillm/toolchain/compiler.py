@@ -1,13 +1,4 @@
-"""Finds and runs the C++ compiler.
-
-A build runs several compilers at once, and each starts processes of its own. They form one process group,
-which ends with the build, however the build ends:
-
-    an error, Ctrl-C             `Crew` kills the group
-    SIGTERM, SIGKILL, a crash    nothing of this process runs any more. The first process of the group is a
-                                 shell that reads from a pipe. The pipe closes with this process. The shell
-                                 then kills the group and removes the unfinished objects
-"""
+"""Finds and runs the C++ compiler."""
 
 from __future__ import annotations
 
@@ -15,19 +6,18 @@ import contextlib
 import errno
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from minillm.toolchain.crew import Crew
+
 # Flags of all host code except csrc/cpu, which is compiled for speed.
 COMMON = (
     "-std=c++20 -g -fPIC -Wall -Wextra -ffp-contract=off -fno-strict-aliasing -fno-threadsafe-statics".split()
 )
-# Reads until its input is closed. The group is asked first: gcc then removes its temporary files.
-_WATCH = 'read -r line; trap "" TERM; kill -TERM 0; sleep 0.2; rm -rf -- "$1"; kill -KILL 0'
 _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -75,56 +65,27 @@ def shared_runtime(compiler: Compiler) -> list[str]:
     return [str(path)] if found.returncode == 0 and path.is_absolute() and path.is_file() else []
 
 
-class Crew:
-    """The compilers of one build, as a context: none of them is left when it ends.
+def run_compiler(crew: Crew, command: list[str]) -> None:
+    """Run a compiler in the crew's process group.
 
-    Args:
-        scratch: the folder of unfinished objects.
+    Raises:
+        BuildFailed: it fails; the message has its first errors.
+        OSError: it fails because the disk is full.
     """
-
-    def __init__(self, scratch: Path) -> None:
-        self._scratch = scratch
-
-    def __enter__(self) -> Crew:
-        self._watch = subprocess.Popen(
-            ["/bin/sh", "-c", _WATCH, "sh", str(self._scratch)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            process_group=0,
-        )
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.kill()
-        self._watch.communicate()
-
-    def kill(self) -> None:
-        """End every process of the group."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._watch.pid, signal.SIGKILL)
-
-    def run(self, command: list[str]) -> None:
-        """Run a compiler.
-
-        Raises:
-            BuildFailed: it fails; the message has its first errors.
-            OSError: it fails because the disk is full.
-        """
-        variables = os.environ | {"LC_ALL": "C"}  # English messages: they are searched below
-        if os.environ.get("MINILLM_SANITIZE"):
-            variables.pop("LD_PRELOAD", None)  # under the sanitizers a compiler takes twice the time
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-            env=variables,
-            process_group=self._watch.pid,
-        )
-        if done.returncode:
-            _raise_complaint(command, done)
+    variables = os.environ | {"LC_ALL": "C"}  # English messages: they are searched below
+    if os.environ.get("MINILLM_SANITIZE"):
+        variables.pop("LD_PRELOAD", None)  # under the sanitizers a compiler takes twice the time
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+        env=variables,
+        process_group=crew.group,
+    )
+    if done.returncode:
+        _raise_complaint(command, done)
 
 
 def _raise_complaint(command: list[str], done: subprocess.CompletedProcess[str]) -> NoReturn:

@@ -39,12 +39,13 @@ from minillm.toolchain.cache import (
 from minillm.toolchain.compiler import (
     BuildFailed,
     Compiler,
-    Crew,
     find_compiler,
     num_jobs,
     require_compiler,
+    run_compiler,
     shared_runtime,
 )
+from minillm.toolchain.crew import Crew
 from minillm.toolchain.sources import PACKAGE
 
 _log = logging.getLogger(__name__)
@@ -155,7 +156,7 @@ class Library:
             built = Path(scratch) / target.name
             with Crew(Path(scratch)) as crew:
                 _run_all(crew, commands, progress)
-                crew.run(self._link_command(compiler, objects, built))
+                run_compiler(crew, self._link_command(compiler, objects, built))
             install(built, target)
         return target
 
@@ -211,7 +212,7 @@ class Library:
 
 def _run_all(crew: Crew, commands: Sequence[list[str]], progress: Progress | None) -> None:
     with ThreadPoolExecutor(num_jobs()) as pool:
-        jobs = [pool.submit(crew.run, command) for command in commands]
+        jobs = [pool.submit(run_compiler, crew, command) for command in commands]
         try:
             for done, job in enumerate(as_completed(jobs), start=1):
                 job.result()

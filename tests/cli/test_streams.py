@@ -29,6 +29,14 @@ def shell(command, **env):
         ("{run} labs list >&-", 1, "stdout: it is closed"),
         ("{run} generate storyteller-1m -p Once -n 4 --json >/dev/full", 1, "No space left"),
         ("{run} inspect storyteller-1m >/dev/full", 1, "No space left"),
+        (
+            "{run} inspect storyteller-1m --json >/dev/full",
+            1,
+            "minillm: cannot write to stdout: No space left",
+        ),
+        ("{run} generate storyteller-1m -p Once -n 4 2>/dev/full", 0, ""),
+        ("echo Once | {run} chat storyteller-1m -n 4 2>/dev/full", 0, ""),
+        ("{run} chat storyteller-1m 0>/dev/null", 3, "stdin cannot be read: Bad file descriptor"),
         ("{run} generate -p '' 2>&-", 2, ""),
         ("{run} generate -p '' 2>/dev/full", 2, ""),
     ],
@@ -40,9 +48,30 @@ def test_a_stream_that_fails_is_one_line_and_an_exit_code(command, code, words):
     assert "Traceback" not in err and "Error" not in err
 
 
-def test_a_closed_stderr_loses_no_text():
+def test_a_stderr_that_fails_loses_no_text():
     text = "{run} generate storyteller-1m -p Once -n 4 --temperature 0"
-    assert shell(text + " 2>&-").stdout == shell(text).stdout != b""
+    assert shell(text).stdout == shell(text + " 2>&-").stdout == shell(text + " 2>/dev/full").stdout != b""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_error_that_is_not_of_stdout_is_not_called_so(unbuffered):
+    """It is a fault of the program, and its traceback says where."""
+    code = """
+import errno, sys
+from minillm.cli import models
+from minillm.cli.main import main
+def fail():
+    print("x" * 100_000)
+    raise OSError(errno.ENOSPC, "No space left on device")
+models.collect = fail
+sys.exit(main(["list"]))
+"""
+    command = shlex.join([sys.executable, "-c", code])
+    done = shell(command, PYTHONUNBUFFERED=unbuffered)
+    err = done.stderr.decode()
+    assert done.returncode == 1 and "Traceback" in err and "cannot write to stdout" not in err
+    full = shell(command + " >/dev/full", PYTHONUNBUFFERED=unbuffered).stderr.decode()
+    assert full == "minillm: cannot write to stdout: No space left on device; redirect it to another place\n"
 
 
 def test_a_letter_that_the_encoding_lacks_is_written_as_an_escape():

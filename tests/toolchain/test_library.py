@@ -202,7 +202,7 @@ def test_compilers_end_with_their_builder(builder: Builder, number: int) -> None
 
 @needs_proc
 def test_control_without_the_watch_they_go_on(builder: Builder) -> None:
-    unwatched = "import minillm.toolchain.compiler as c; c._WATCH = 'sleep 600'\n" + BUILD
+    unwatched = "import minillm.toolchain.crew as c; c._WATCH = 'sleep 600'\n" + BUILD
     _, pids = ended_by(builder, signal.SIGTERM, unwatched)
     time.sleep(1.0)
     try:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from minillm.toolchain.compiler import BuildFailed, Crew
+from minillm.toolchain.compiler import BuildFailed, run_compiler
+from minillm.toolchain.crew import Crew
 from minillm.toolchain.sanitizer import environment, preload
 
 REPO = Path(__file__).resolve().parents[2]
@@ -57,9 +58,9 @@ def test_the_compiler_itself_runs_without_the_sanitizers(
     monkeypatch.setenv("LD_PRELOAD", "libnone.so")
     with Crew(tmp_path / "scratch") as crew:
         with pytest.raises(BuildFailed, match="found it"):
-            crew.run([str(compiler)])
+            run_compiler(crew, [str(compiler)])
         monkeypatch.setenv("MINILLM_SANITIZE", "1")
-        crew.run([str(compiler)])
+        run_compiler(crew, [str(compiler)])
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from minillm.cli.options import (
     sampling_params,
 )
 from minillm.cli.parser import Parser
-from minillm.cli.streams import complain
+from minillm.cli.streams import say
 from minillm.config import SamplingParams
 from minillm.config.sampling import ANSWER_TOKENS
 from minillm.errors import MinillmError
@@ -76,18 +76,18 @@ def run(args: argparse.Namespace) -> int:
                     said = session.command(text)
                     if said is None:
                         break
-                    print(dim(said), file=sys.stderr)
+                    say(dim(said))
                 else:
                     _answer(session, text, args.quiet)
             except MinillmError as error:
                 if llm.tokenizer.chat_template is None:
                     raise
-                complain(f"minillm: {error.message}; {error.hint}".rstrip("; "))
+                say(f"minillm: {error.message}; {error.hint}".rstrip("; "))
                 code = error.exit_code
             except KeyboardInterrupt:  # before the answer began, or in a pipe
                 if not reader.is_terminal:
                     raise
-                print(dim("[stopped]"), file=sys.stderr)
+                say(dim("[stopped]"))
     return 0 if reader.is_terminal else code
 
 
@@ -95,11 +95,11 @@ def _answer(session: Session, text: str, quiet: bool) -> None:
     """Answer one message. A refused message does not stay in the conversation."""
     stream, dropped = session.ask(text)
     if dropped and not quiet:
-        print(dim(f"[the {dropped} oldest messages no longer fit and are dropped]"), file=sys.stderr)
+        say(dim(f"[the {dropped} oldest messages no longer fit and are dropped]"))
     interrupted = print_stream(stream)
     session.keep(stream.result)
     if not quiet:
-        print(dim(stats_line(stream.result)), file=sys.stderr)
+        say(dim(stats_line(stream.result)))
     if stream.result.error:
         raise stream.result.error
     if interrupted and not sys.stdin.isatty():
@@ -123,4 +123,4 @@ def _print_banner(llm: LLM, params: SamplingParams, source: str) -> None:
         model = llm.engine.model
         lines = [f"{model.folder.name}, context {model.max_model_len:,} tokens", *lines, HELP[0]]
     for line in lines:
-        print(dim(line), file=sys.stderr)
+        say(dim(line))

@@ -11,7 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from minillm.cli.options import dim
-from minillm.errors import UsageError
+from minillm.cli.streams import say
+from minillm.errors import UnreadableFile, UsageError
 from minillm.toolchain.cache import cache_folder
 
 try:
@@ -54,7 +55,7 @@ class Reader:
             except KeyboardInterrupt:
                 if not self.is_terminal:
                     raise
-                print(dim("\n[Ctrl-D or /bye ends the chat]"), file=sys.stderr)
+                say(dim("\n[Ctrl-D or /bye ends the chat]"))
                 continue
             if text is None or text:
                 return text
@@ -78,12 +79,15 @@ class Reader:
             if self._readline is not None:
                 return input(sign)
             if self.is_terminal and not self._quiet:
-                print(dim(sign), end="", file=sys.stderr, flush=True)
+                say(dim(sign), end="")
             line = sys.stdin.readline()
         except EOFError:
             return None
         except UnicodeDecodeError as error:
             raise UsageError(f"stdin is not UTF-8: {error.reason} at offset {error.start}") from None
+        except OSError as error:  # a folder, or a terminal that is gone
+            reason = f"stdin cannot be read: {error.strerror}"
+            raise UnreadableFile(reason, "give it a file or a pipe") from None
         return line.removesuffix("\n") if line else None
 
 

@@ -6,6 +6,16 @@ Weights are written in pieces: a piece of quantised blocks is read, becomes floa
 folder's dtype and appended, so memory holds some tens of MiB whatever the model's size. Everything that can
 be refused is refused before the first weight is written.
 
+Two dtypes are chosen, that of the stored numbers and the one that config.json names for the arithmetic:
+
+    the file's matrices     stored      computed in
+    F32 or F16 among them   float32     float32       bfloat16 would round them
+    all BF16                bfloat16    bfloat16      the model was made for it
+    quantised               bfloat16    float32       rounding has cost enough already: llama.cpp, too, keeps
+                                                      what flows between the matrices in float32
+
+The native kernels keep such a matrix in 2 bytes a number whatever the arithmetic is (`ops/cpu.py`).
+
 Left out: the file's quantised numbers. The folder holds what they stand for, in 2 or 4 bytes each.
 """
 
@@ -47,7 +57,7 @@ class Conversion:
     config: dict[str, Any]
     texts: dict[str, str]
     tensors: list[Rewrite]
-    dtype: torch.dtype
+    dtype: torch.dtype  # of the stored numbers
 
     @property
     def num_bytes(self) -> int:
@@ -59,8 +69,8 @@ class Conversion:
         """Read and check a file's header.
 
         Args:
-            dtype: "bfloat16", "float32", or "auto": float32 if a matrix is stored in F32 or F16, whose
-                numbers bfloat16 would round, else bfloat16.
+            dtype: "bfloat16" or "float32", for the stored numbers and for the arithmetic; or "auto", the
+                table at the top of this file.
 
         Raises:
             UnreadableFile, UnsupportedModel, WeightsError, TokenizerError: the file cannot be converted.
@@ -68,12 +78,11 @@ class Conversion:
         file = read_header(path)
         config = config_json(file, rope_factors(file))
         tensors = rewrites(file, parse_config(config), reordered=config["model_type"] in ("llama", "mistral"))
-        wanted = _dtype(dtype, tensors)
-        config["torch_dtype"] = str(wanted).removeprefix("torch.")
+        stored, config["torch_dtype"] = _dtypes(dtype, tensors)
         texts = tokenizer_files(file)
         config |= _token_ids(json.loads(texts["generation_config.json"]))
         texts["config.json"] = _json(config)
-        return cls(file, config, texts, tensors, wanted)
+        return cls(file, config, texts, tensors, DTYPES[stored])
 
     def write(self, folder: Path, progress: Progress | None = None) -> None:
         """Write all files into `folder`; `progress` is called with (bytes written, bytes in all)."""
@@ -182,13 +191,15 @@ def _token_ids(generation: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in generation.items() if key in ("bos_token_id", "eos_token_id")}
 
 
-def _dtype(name: str, tensors: Sequence[Rewrite]) -> torch.dtype:
+def _dtypes(name: str, tensors: Sequence[Rewrite]) -> tuple[str, str]:
+    """The dtype of the stored numbers, and the one to compute in."""
     if name == "auto":
-        stored = {block_layout(t.source.type_id)[0] for t in tensors if len(t.shape) > 1}
-        name = "float32" if stored & set(_EXACT_ONLY_IN_FLOAT32) else "bfloat16"
+        kinds = {block_layout(t.source.type_id)[0] for t in tensors if len(t.shape) > 1}
+        stored = "float32" if kinds & set(_EXACT_ONLY_IN_FLOAT32) else "bfloat16"
+        return stored, "bfloat16" if kinds == {"BF16"} else "float32"
     if name not in DTYPES:
         raise UsageError(f"dtype {shown(name)} is not known here", f"use {' or '.join(DTYPES)}")
-    return DTYPES[name]
+    return name, name
 
 
 def _header(tensors: Sequence[Rewrite], dtype: torch.dtype) -> bytes:

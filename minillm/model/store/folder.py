@@ -30,6 +30,7 @@ from minillm.toolchain.cache import cache_folder, locked_cache
 from minillm.version import __version__
 
 SOURCE, GGUF = "source.json", "model.gguf"
+FORMAT = 2  # of the folders that conversion writes: folders of a smaller number are made again
 _NAME = re.compile(r"\w[\w.+-]*")
 
 
@@ -50,11 +51,16 @@ class CachedModel:
     folder: Path
     source: Source
     files: dict[str, list[Any]]
+    format: int = FORMAT
 
     @property
     def num_bytes(self) -> int:
         """Bytes of its files."""
         return sum(size for size, _ in self.files.values())
+
+    def is_outdated(self) -> bool:
+        """Whether it was converted by an older minillm, which made another folder of the same file."""
+        return self.format < FORMAT and _is_there(self.folder / GGUF)
 
     def is_whole(self) -> bool:
         """Whether every file is there and has the digest it was written with."""
@@ -86,7 +92,8 @@ def cached_model(name: str) -> CachedModel | None:
     try:
         content = read_object(folder / SOURCE, ModelNotFound)
         files = {str(key): [int(size), str(digest)] for key, (size, digest) in content["files"].items()}
-        return CachedModel(name, folder, Source(**content["source"]), files)
+        source = Source(**content["source"])
+        return CachedModel(name, folder, source, files, int(content.get("format", 1)))
     except (MinillmError, KeyError, TypeError, ValueError, AttributeError):
         return CachedModel(name, folder, Source("damaged: remove it"), {})
 
@@ -101,7 +108,7 @@ def seal(folder: Path, source: Source) -> None:
     """Write `source.json` for the files that are in `folder`."""
     paths = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.is_symlink()]
     files = {path.name: [path.stat().st_size, file_digest(path)] for path in paths}
-    content = {"minillm": __version__, "source": asdict(source), "files": files}
+    content = {"minillm": __version__, "format": FORMAT, "source": asdict(source), "files": files}
     (folder / SOURCE).write_text(dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -142,7 +149,7 @@ def store_lock() -> Iterator[Path]:
             folder = stack.enter_context(locked_cache(models_folder()))
         except OSError as error:
             raise not_writable(models_folder(), error) from None
-        for leftover in folder.glob(".*.new-*"):  # of killed processes: all others hold the lock
+        for leftover in folder.glob(".*.new-*"):  # of dead processes: all others hold the lock
             shutil.rmtree(leftover, ignore_errors=True)
         yield folder
 

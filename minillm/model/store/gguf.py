@@ -15,11 +15,10 @@ from pathlib import Path
 from minillm.config.files import unreadable
 from minillm.model.gguf.convert import Conversion
 from minillm.model.new_folder import new_folder
-from minillm.model.store.folder import GGUF, Source, cached_model, seal, store_lock
+from minillm.model.store.folder import GGUF, Source, cached_model, discard, seal, store_lock
 from minillm.progress import Bar
 
 _log = logging.getLogger(__name__)
-_FORMAT = 1  # of the folders that conversion writes: another number converts every file again
 
 
 def folder_of_gguf(path: Path) -> Path:
@@ -31,12 +30,12 @@ def folder_of_gguf(path: Path) -> Path:
     """
     name = _name(path)
     there = cached_model(name)
-    if there and there.files:
+    if there and there.files and not there.is_outdated():
         return there.folder
     conversion = Conversion.of(path)
     with store_lock() as models:
         there = cached_model(name)  # another process may have made it in the meantime
-        if there and there.files:
+        if there and there.files and not there.is_outdated():
             return there.folder
         _log.info("converting %s, once; minillm list shows it as %s", path.name, name)
         with new_folder(models / name) as folder, Bar("converting", in_bytes=True) as bar:
@@ -44,6 +43,7 @@ def folder_of_gguf(path: Path) -> Path:
             os.symlink(path.resolve(), folder / GGUF)
             license_name = str(conversion.file.metadata.get("general.license", ""))
             seal(folder, Source(f"made of {path.resolve()}", license_name, str(path.resolve())))
+            discard(models / name)
     return models / name
 
 
@@ -52,6 +52,6 @@ def _name(path: Path) -> str:
         status = path.stat()
     except OSError as error:
         raise unreadable(path, error) from None
-    parts = (_FORMAT, str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino)
+    parts = (str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino)
     stem = re.sub(r"[^\w.+-]", "-", path.stem).lstrip(".+-")[:80] or "model"
     return f"{stem}-{hashlib.sha256(repr(parts).encode(errors='surrogateescape')).hexdigest()[:10]}"

