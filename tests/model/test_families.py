@@ -20,7 +20,9 @@ import pytest
 import torch
 
 from minillm import LLM
+from minillm.config import Backend
 from minillm.errors import UnsupportedModel
+from minillm.toolchain.compiler import find_compiler
 
 FAMILIES = Path(__file__).parent / "families"
 TOLERANCE = 2e-4  # relative to max |logits|
@@ -42,8 +44,8 @@ EXPECTED = {
     "olmoe", "olmoe_renormalized", "mixtral", "mixtral_window", "gpt_oss", "gpt_oss_default_yarn",
     "gpt_oss_bfloat16",
 }  # fmt: skip
+NEEDS_COMPILER = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler")
 ONLY_NEW = {"olmo3_two_thetas", "gpt_oss_default_rope"}  # the older format has no key for it
-NOT_YET = {"phi3_longrope_long", "phi3_longrope_partial_long"}  # the engine does not take the long divisors
 
 
 def copy_with(folder: Path, target: Path, config: dict[str, Any]) -> Path:
@@ -53,8 +55,8 @@ def copy_with(folder: Path, target: Path, config: dict[str, Any]) -> Path:
     return target
 
 
-def load(folder: Path) -> LLM:
-    return LLM(model=str(folder), dtype="float32", backend="reference", device="cpu")
+def load(folder: Path, backend: Backend = "reference") -> LLM:
+    return LLM(model=str(folder), dtype="float32", backend=backend, device="cpu")
 
 
 def distance(logits: torch.Tensor, reference: torch.Tensor) -> float:
@@ -72,18 +74,13 @@ def test_no_variant_is_missing() -> None:
     assert len(CASES) == 2 * len(found) - len(ONLY_NEW), "every other variant has both configs"
 
 
-def case_marks(case: Path) -> Any:
-    """Strict: the mark must go when these sequences are right."""
-    late = pytest.mark.xfail(strict=True, reason="sequences beyond longrope's original length")
-    return pytest.param(case, marks=[late] if case.parent.name in NOT_YET else [])
-
-
-@pytest.mark.parametrize("case", [case_marks(case) for case in CASES], ids=str)
-def test_logits_equal_transformers(case: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=NEEDS_COMPILER)])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_logits_equal_transformers(case: Path, backend: Backend, tmp_path: Path) -> None:
     source = FAMILIES / case.parent
     reference = np.load(source / "reference.npz", allow_pickle=False)
     expected = torch.from_numpy(reference["logits"])
-    llm = load(copy_with(source, tmp_path / "model", json.loads((FAMILIES / case).read_text())))
+    llm = load(copy_with(source, tmp_path / "model", json.loads((FAMILIES / case).read_text())), backend)
 
     logits = llm.logits(reference["token_ids"].tolist())
 
