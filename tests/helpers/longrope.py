@@ -33,8 +33,14 @@ def make_folder(
     """A folder of the family with these divisors; a family that rotates whole heads has some more."""
     if family != "phi3":
         short, long = [*short, 1.3, 1.4, 1.5, 1.6], [*long, 9.0, 9.5, 10.0, 10.5]
-    scaling = {"type": "longrope", "short_factor": short, "long_factor": long}
-    shape = {"max_position_embeddings": CONTEXT, "original_max_position_embeddings": ORIGINAL}
+    original = changes.get("original_max_position_embeddings", ORIGINAL)
+    scaling = {
+        "type": "longrope",
+        "short_factor": short,
+        "long_factor": long,
+        "original_max_position_embeddings": original,  # here Gemma 3 reads it, Phi-3 at the top level
+    }
+    shape = {"max_position_embeddings": CONTEXT, "original_max_position_embeddings": original}
     return families.make_folder(base, family, **{**shape, "rope_scaling": scaling, **changes})
 
 
