@@ -25,7 +25,8 @@ part "every solution of the labs' corpus" \
     env OMP_NUM_THREADS=1 "$env_python" -m pytest -n auto tests/labs/test_corpus.py --corpus
 part "native kernels under ASan and UBSan" bash "$repo/scripts/sanitize.sh"
 part "CUDA kernels under ASan and UBSan, in the simulator" \
-    bash "$repo/scripts/sanitize.sh" tests/cuda/test_cuda_kernels.py tests/cuda/test_simt_engine.py
+    bash "$repo/scripts/sanitize.sh" tests/cuda/test_cuda_kernels.py tests/cuda/test_cuda_families.py \
+    tests/cuda/test_cuda_experts.py tests/cuda/test_simt_engine.py
 
 printf '\nfull_check.sh, %d min in all:%s\n' "$((SECONDS / 60))" "$summary"
 [ "$status" = 0 ] && printf 'full_check.sh: all passed\n' || printf 'full_check.sh: FAILED\n'

@@ -26,8 +26,8 @@ _BOOKKEEPING = (
     "architectures model_type transformers_version auto_map name_or_path base_model "
     "base_model_name_or_path model_name model_version model_id version name description author license "
     "language languages tags library_name pipeline_tag task_specific_params finetuning_task problem_type "
-    "initial_context_length experts_per_token num_labels id2label label2id is_llama_config tf_legacy_loss "
-    "torchscript trust_remote_code"
+    "initial_context_length experts_per_token n_special predict_special_tokens output_past num_labels "
+    "id2label label2id is_llama_config tf_legacy_loss torchscript trust_remote_code"
 )
 _TEXT_AND_TOKENS = (
     "tokenizer_class tokenizer_name tokenizer_type tokenizer_padding_side tokenizer_model_max_length "
@@ -82,6 +82,11 @@ ONLY_AT: Mapping[str, Any] = {
     "use_dynamic_ntk": False,
     "use_qk_norm": False,
     "qk_layernorm": False,
+    "qkv_bias": False,
+    "lm_head_bias": False,
+    "shared_expert_intermediate_size": 0,
+    "full_attn_mod": 1,
+    "interpolate_factor": 1,
     "add_cross_attention": False,
     "is_causal": True,
     "partial_rotary_factor": 1.0,

@@ -19,7 +19,7 @@ class ConfigReader:
 
     Args:
         raw: by the common names of keys.
-        defaults: values of keys that are absent; an explicit null is not absent.
+        defaults: values of keys that are absent. An explicit null is absent for texts and numbers only.
         spelled: the file's own names of keys, where they are others, for messages.
     """
 
@@ -31,7 +31,7 @@ class ConfigReader:
         spelled: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.raw, self.file = {**defaults, **raw}, file
-        self._spelled = spelled
+        self._spelled, self._defaults = spelled, defaults
         self._given = raw.keys()
         self.sources: dict[str, str] = {}
 
@@ -77,7 +77,7 @@ class ConfigReader:
 
     def number(self, key: str, default: Any = _REQUIRED) -> float:
         """A positive number that arithmetic can use: products of a few of them are finite, too."""
-        value = self._value(key, default)
+        value = self._value(key, self._defaults.get(key, default))
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not SMALLEST_NUMBER <= value <= LARGEST_NUMBER:
             raise UnsupportedModel(
@@ -115,7 +115,7 @@ class ConfigReader:
 
     def text(self, key: str, default: Any = _REQUIRED) -> str:
         """A string."""
-        value = self._value(key, default)
+        value = self._value(key, self._defaults.get(key, default))
         if not isinstance(value, str):
             raise UnsupportedModel(f"{self.file}: {self.name(key)}={shown(value)} must be a string")
         return value

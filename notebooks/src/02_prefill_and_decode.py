@@ -682,9 +682,9 @@ print(f"read bandwidth {bandwidth / 1e9:.1f} GB/s, arithmetic {flop_rate / 1e9:.
 kinds = {
     "linear": (GREEN, "matrices"),
     "paged_attention": (ORANGE, "attention"),
-    "silu_mul": (BLUE, "silu, norm"),
+    "act_and_mul": (BLUE, "silu, norm"),
 }
-kinds["add_rms_norm"] = kinds["silu_mul"]
+kinds["add_rms_norm"] = kinds["act_and_mul"]
 fig, ax = plt.subplots(figsize=(8.5, 4.6), layout="constrained")
 reach = torch.logspace(-1, 3, 200)
 ax.plot(reach, (reach * bandwidth).clamp(max=flop_rate) / 1e9, color="black", label="roof")

@@ -14,6 +14,7 @@ from cases import CASES, DTYPES, REFERENCE, Case, check, random
 from minillm.config import LayerSpec
 from minillm.errors import UnsupportedModel
 from minillm.ops.contract import LayerCache, RopeTables
+from minillm.ops.cuda import CudaOps
 from minillm.ops.simt import SimtOps, flavour, flavours, profile, schedule
 from minillm.ops.simt.ops import load_ops
 from minillm.toolchain.compiler import BuildFailed, find_compiler
@@ -218,6 +219,14 @@ def test_arguments_that_do_not_fit_are_refused():
     q, k_cache, v_cache, meta, _ = Case([(1, 3)], heads=2, kv_heads=1, dim=80).build(torch.float32)
     with pytest.raises(UnsupportedModel, match="variant_attention: head_dim 80"):
         OPS.variant_attention(q, LayerCache(k_cache, v_cache), meta, spec, torch.zeros(2))
+
+
+def test_heads_of_256_need_more_shared_memory_than_sm_75_has(monkeypatch):
+    assert 256 in OPS.head_dims
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capability, has in (((7, 5), False), ((8, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda capability=capability: capability)
+        assert (256 in CudaOps._head_dims(OPS)) == has
 
 
 # ---- no rows, and torch's checks of an op -----------------------------------------------------------

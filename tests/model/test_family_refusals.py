@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import hostile
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -151,6 +152,28 @@ def test_a_config_that_does_not_fit_is_refused(checkpoint: str, keys: dict[str, 
     with pytest.raises(UnsupportedModel) as refusal:
         parse_config(changed(checkpoint, keys))
     assert named in str(refusal.value)
+
+
+@pytest.mark.parametrize("kind", [FULL, SLIDING])
+def test_any_value_at_any_key_of_a_rope_by_kind_of_layer(kind: str) -> None:
+    """A config or a typed error, never another one."""
+    ropes = changed("olmo3_yarn", {})["rope_parameters"]
+    accepted, refused = 0, 0
+    for key in (*ropes[FULL], "truncate", "mscale", "extra"):
+        for value in hostile.VALUES:
+            nested = ropes | {kind: ropes[FULL] | {key: value}}
+            try:
+                parse_config(changed("olmo3_yarn", {"rope_parameters": nested}))
+                accepted += 1
+            except UnsupportedModel:
+                refused += 1
+    assert accepted and refused
+
+
+def test_null_is_the_family_s_default_of_a_text_and_of_a_number() -> None:
+    """Gemma's configs of other tools have a null activation: silu would give wrong text."""
+    assert parse_config(changed("gemma2", {"hidden_activation": None})).activation == "gelu_tanh"
+    assert parse_config(changed("olmo2", {"rms_norm_eps": None})).norm_eps == 1e-5
 
 
 @pytest.mark.parametrize(("checkpoint", "keys"), ACCEPTED, ids=lambda v: str(v)[:60])

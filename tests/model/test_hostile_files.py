@@ -516,6 +516,6 @@ def test_the_fuzz_notices_what_is_untyped(tmp_path: Path, monkeypatch: pytest.Mo
     def plain(path: Path, damaged: Any) -> Any:
         return json.loads(path.read_text())
 
-    monkeypatch.setattr("minillm.model.families.read_object", plain)
+    monkeypatch.setattr("minillm.model.families.reader.read_object", plain)
     monkeypatch.setattr("minillm.model.generation.read_object", plain)
     assert fuzz(tmp_path, range(80)) != []

@@ -106,6 +106,7 @@ def test_a_text_config_may_leave_sizes_to_their_defaults() -> None:
         ({"text_config": []}, "text_config"),
         ({"text_config": {"model_type": "gemma3n_text"}}, "gemma3n_text"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+        ({"text_config": config_of()["text_config"] | {"quantization_config": {"bits": 4}}}, "quantized"),
         ({"model_type": "gemma4"}, "gemma4"),
         ({"a_key_nobody_knows": 1}, "a_key_nobody_knows"),
         ({"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava"}, "images"),

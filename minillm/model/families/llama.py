@@ -38,6 +38,7 @@ QWEN2 = Family(
 QWEN3 = Family(
     "Qwen3ForCausalLM",
     reads=BY_DEPTH | {"attention_bias"},
+    unused=frozenset({"use_qk_norm"}),
     defaults={"num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 32768},
     qkv_bias="attention_bias",
     o_bias="attention_bias",

@@ -45,6 +45,7 @@ OLMO3 = replace(
     architecture="Olmo3ForCausalLM",
     reads=OLMO2.reads | {"sliding_window"},
     rope=RopeRules(theta=500000.0),
+    # transformers takes this theta for layers with a window, whatever `rope_theta` of the older format says.
     sliding_theta=500000.0,
     windows=4,
 )
