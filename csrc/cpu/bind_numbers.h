@@ -37,7 +37,7 @@ inline const NumberPlace<Layer> kLayerNumbers[] = {
 template <class Owner, size_t N>
 bool put_among(const NumberPlace<Owner> (&places)[N], const char* what, Owner& owner, const std::string& name,
                double value) {
-  constexpr double most = int64_t{1} << 40;  // far above every size, and a small enough factor for the checks of sizes
+  constexpr double most = int64_t{1} << 40;  // far above every size; no conversion to int64_t overflows
   STD_TORCH_CHECK(value >= -most && value <= most, what, ": ", value, " is no number of a model");
   for (const auto& place : places)
     if (name == place.name) return place.put(owner, value), true;

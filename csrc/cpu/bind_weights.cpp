@@ -140,6 +140,7 @@ void finish_model(int64_t number) {
   }
   require_all("", places_in_model(m), m);
   STD_TORCH_CHECK(m.final_norm.weight, op, ": final_norm.weight is missing");
+  STD_TORCH_CHECK(m.gated || m.activation != Activation::swiglu_clamped, op, ": swiglu_clamped needs a gate");
   m.layers = bound.layers.data();
   m.num_layers = bound.layers.size();
   std::lock_guard lock(models_mutex);

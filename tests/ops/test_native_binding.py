@@ -13,6 +13,7 @@ import pytest
 import torch
 from weights import HIDDEN, INPUTS, POSITIONS, VOCAB, caches, one_layer, packed
 
+from minillm.config import ExpertSpec
 from minillm.ops.contract import AttentionMetadata, Matrix, PackedWeight
 from minillm.ops.cpu import CpuOps
 from minillm.ops.fused import FusedModel, ModelWeights, NormWeights
@@ -164,6 +165,37 @@ def test_names_and_order_are_checked() -> None:
     refused("hidden: no model is bound as", "hidden", IDS, [*vars(META).values()])
     ops.unbind_model(number)
     refused("finish_model: no model is being bound as", "finish_model")
+
+
+def test_a_clamped_gate_needs_a_gate() -> None:
+    changes = {"activation": "swiglu_clamped", "gated": False}
+    weights = one_layer(gate_up=Matrix(packed(24, HIDDEN)))
+    with pytest.raises(RuntimeError, match="finish_model: swiglu_clamped needs a gate"):
+        bind(replace(weights, config=replace(weights.config, **changes)))
+
+
+def test_experts_that_do_not_fit_are_refused() -> None:
+    spec = ExpertSpec(count=3, per_token=4, size=16, renormalize=True)
+    weights = one_layer(
+        gate_up=None,
+        down=None,
+        router=Matrix(packed(3, HIDDEN)),
+        expert_gate_up=Matrix(packed(3 * 32, HIDDEN)),
+        expert_down=Matrix(packed(3 * 16, 16)),
+    )
+
+    def bound(spec: ExpertSpec) -> FusedModel:
+        layers = (replace(weights.config.layers[0], experts=spec),)
+        return bind(replace(weights, config=replace(weights.config, layers=layers)))
+
+    bound(replace(spec, per_token=3)).hidden(IDS, META)  # the control
+    for says, wrong in [
+        ("layer 0 has 3 experts of size 16, and a token uses 4", spec),
+        ("layer 0 router.weight: the packed weight's size is 256, not 512", replace(spec, count=17)),
+        ("layer 0 expert_gate_up.weight: the packed weight's size", replace(spec, size=17)),
+    ]:
+        with pytest.raises(RuntimeError, match=says):
+            bound(wrong)
 
 
 def test_an_unknown_activation_is_refused() -> None:

@@ -153,6 +153,19 @@ def test_a_row_does_not_depend_on_the_others(native_ops: CpuOps, dtype: torch.dt
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_of_nan_spoils_only_itself(native_ops: CpuOps, dtype: torch.dtype) -> None:
+    """It gets experts like any other row; the rows that share them keep their bits."""
+    matrices = [packed(native_ops, matrix) for matrix in layer(dtype, bias=True)]
+    x, logits = random(9, HIDDEN, dtype=dtype), random(9, COUNT, dtype=dtype, seed=3)
+    expected = native_ops.experts(x, native_ops.route(logits, TOKEN, True), *matrices, ACTIVATION)
+    x[4], logits[4] = math.nan, math.nan
+    found = native_ops.experts(x, native_ops.route(logits, TOKEN, True), *matrices, ACTIVATION)
+    others = torch.arange(9) != 4
+    assert torch.equal(found[others], expected[others])
+    assert found[4].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_unused_experts_are_not_read(native_ops: CpuOps, dtype: torch.dtype) -> None:
     """Experts full of NaN, matrices and biases, do not touch the result; the control uses one of them."""
     plain, x = layer(dtype, bias=True), random(5, HIDDEN, dtype=dtype)
