@@ -29,6 +29,8 @@ inline std::tuple<Tensor, Tensor> choose(const Tensor& logits, int64_t per_token
   return {chosen, weights};
 }
 
+namespace {
+
 // The experts' matrices, one below the other: each has `out` rows, and takes `pitch` of them.
 struct Stacked {
   const Tensor &weight, &like;
@@ -58,6 +60,8 @@ struct Stacked {
   }
 };
 
+}  // namespace
+
 inline Tensor mix(const Tensor& x_rows, const std::vector<int64_t>& counts, const Tensor& place, const Tensor& weights,
                   const Tensor& gate_up, const Optional& gate_up_bias, const Tensor& down, const Optional& down_bias,
                   const std::string& activation, int64_t stream) {
@@ -70,7 +74,10 @@ inline Tensor mix(const Tensor& x_rows, const std::vector<int64_t>& counts, cons
   Stacked first{gate_up, x_rows, gate_up_bias, 2 * size, pitch(2 * size)}, second{down, x_rows, down_bias, hidden, pitch(hidden)};
   first.check_shape(op, "gate_up", experts, hidden);
   second.check_shape(op, "down", experts, size);
-  for (int64_t count : counts) total += count;
+  for (int64_t count : counts) {
+    STD_TORCH_CHECK(count >= 0, op, ": an expert has ", count, " rows");
+    total += count;
+  }
   for (int64_t found : {total, place.numel(), weights.numel()}) check_size(op, "the number of rows", found, pairs);
 
   Tensor both = like(x_rows, {pairs, 2 * size}), inner = like(x_rows, {pairs, size}), outputs = like(x_rows, {pairs, hidden});
