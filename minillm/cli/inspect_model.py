@@ -168,8 +168,8 @@ def _print(name: str, config: ModelConfig, report: dict[str, Any]) -> None:
         console.print("this is an upper limit: CPU kernels store a matrix as bfloat16 if all its numbers fit")
     fits = f"{format_bytes(report['memory'])} of KV memory holds {report['tokens_that_fit']:,} tokens"
     console.print(f"{format_bytes(report['kv_bytes_per_token'])} of KV cache per token; {fits}")
-    costs = folding_table("tokens", "KV cache", "prefill", "read per decoded token", "sequences that fit")
-    costs.title = "the costs of a context"
+    costs = folding_table("tokens", "KV cache", "prefill", "read", "fit")
+    costs.title = "the costs of a context: bytes read per decoded token, sequences that fit"
     for row in report["contexts"]:
         costs.add_row(
             f"{row['tokens']:,}",
