@@ -75,9 +75,9 @@ Linux, Python 3.11 or newer.{compiler} In the folder of this page:
     minillm labs check {lab.number}
 
 The last line checks `{lab.file}`, the skeleton beside this page. Hand in this file. The package has an engine
-without the parts of this lab: it calls those in your file. So work in the order of the tasks: a mistake in one can
-make a later one fail. The expected answers are recorded. The lecturer's check may have more cases, and tells the
-cause of common mistakes.
+without the parts of this lab: it calls those in your file. So keep the order of the tasks: a mistake in one
+can make a later one fail. The expected answers are recorded. The lecturer's check may have more cases, and
+tells the cause of common mistakes.
 """
 _COMPILER = " A C++ compiler, for example g++, for the kernels."
 
