@@ -23,6 +23,7 @@ from minillm.cli import (
     streams,
 )
 from minillm.cli.parser import USAGE_ERROR, Parser, nearest_command
+from minillm.cli.signals import TERMINATED, Terminated
 from minillm.errors import MinillmError
 from minillm.version import __version__
 
@@ -31,7 +32,7 @@ INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code (see `errors.py`; 130 after Ctrl-C)."""
+    """Run one command and return the exit code (see `errors.py`; 130 after Ctrl-C, 143 after SIGTERM)."""
     streams.prepare()
     debug = "--debug" in (sys.argv[1:] if argv is None else argv)[:1]
     try:
@@ -45,6 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         streams.abandon(sys.stdout)
         streams.abandon(sys.stderr)
         return 0
+    except Terminated:
+        if debug:
+            raise
+        streams.complain("minillm: terminated")
+        return TERMINATED
     except KeyboardInterrupt:
         if debug:
             raise

@@ -23,6 +23,7 @@ import json
 
 import matplotlib.pyplot as plt
 import torch
+from IPython.display import display
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
@@ -40,6 +41,13 @@ torch.set_num_threads(1)  # a small model: a second thread costs more than it br
 torch.set_grad_enabled(False)
 plt.rcParams.update({"figure.dpi": 90, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#CCCCCC"  # safe for colour-blind readers
+
+
+def show(fig, alt):
+    """Display a picture with `alt`, a text for those who cannot see it."""
+    display(fig, metadata={"image/png": {"alt": alt}})
+    plt.close(fig)
+
 
 # %% [markdown]
 # ## 1.1 What is in a model folder
@@ -437,7 +445,12 @@ for ax, (title, which) in zip(axes, picked.items(), strict=True):
     ax.set_xlabel("key (looked at)")
 axes[0].set_ylabel("query (looking)")
 fig.colorbar(image, ax=axes, label="attention weight", shrink=0.8)
-plt.show()
+show(
+    fig,
+    "Three square maps of attention weights from 0 to 1, query down and key across: "
+    f"{', '.join(picked)}. Above the diagonal they are empty. The first is bright just below the "
+    "diagonal, the second in column 0, the third spreads over all earlier keys.",
+)
 
 # %% [markdown]
 # ## 1.12 Scores for the next token
@@ -569,7 +582,12 @@ ax.set_xticks(
 ax.set_ylabel("probability")
 ax.set_xlabel("next token")
 ax.legend(frameon=False)
-plt.show()
+show(
+    fig,
+    "Bars of the 12 most probable next tokens, highest first: wide grey bars for softmax, narrow blue "
+    "bars after temperature and top-p. Tokens without a blue bar are never drawn; on the others the "
+    "points of the frequency lie on the top of the blue bars.",
+)
 
 # %% [markdown]
 # ## 1.14 A sentence

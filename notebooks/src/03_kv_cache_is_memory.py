@@ -30,6 +30,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from IPython.display import display
 
 from minillm import LLM, SamplingParams
 from minillm.config.sizes import format_bytes
@@ -41,6 +42,13 @@ from minillm.model.families import parse_config
 torch.set_num_threads(1)
 plt.rcParams.update({"figure.dpi": 90, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#CCCCCC"  # safe for colour-blind readers
+
+
+def show(fig, alt):
+    """Display a picture with `alt`, a text for those who cannot see it."""
+    display(fig, metadata={"image/png": {"alt": alt}})
+    plt.close(fig)
+
 
 # %% [markdown]
 # ## 3.1 What one token costs
@@ -131,7 +139,12 @@ ax.invert_yaxis()
 ax.set(xlim=(0, 100), xlabel="GB of a GPU with 80, 72 of them usable")
 ax.set_title(f"How many sequences of {CONTEXT:,} tokens fit", loc="left", fontsize=11)
 ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.3, -0.32), ncols=2)
-plt.show()
+show(
+    fig,
+    f"A bar for each of {len(models)} models: its weights in grey, then as many whole sequences of "
+    f"{CONTEXT:,} tokens as fit into 72 GB, in blue, with their number. The last model has no blue "
+    "part: its weights do not fit.",
+)
 
 # %% [markdown]
 # ## 3.2 The length of an answer is unknown
@@ -314,7 +327,12 @@ ax.invert_yaxis()
 ax.set(xlim=(0, 118), xlabel="% of the cache, mean over the steps in which somebody waits")
 ax.set_xticks(range(0, 101, 20))
 ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.35, -0.62), ncols=3)
-plt.show()
+show(
+    fig,
+    f"Three shares of the cache for each of {len(results)} allocators: live tokens, allocated but empty "
+    "slots, free slots. Beside each bar stands how many requests run at once. Paging has the largest "
+    "share of live tokens.",
+)
 
 held = {name: means(log)[0] for name, (log, _) in results.items()}
 paged_waste = means(results["paged: blocks of 16"][0])
@@ -423,7 +441,12 @@ bottom.step(range(len(frames)), [e["running"] for e in step_events], color=BLUE,
 bottom.step(range(len(frames)), [e["waiting"] for e in step_events], color=ORANGE, label="waiting to start")
 bottom.set(xlabel="engine step", ylabel="requests", ylim=(0, None))
 bottom.legend(frameon=False)
-plt.show()
+show(
+    fig,
+    "Above, the owner of each block at each engine step: the colours of a request lie scattered over "
+    "the pool, and white blocks are rare while requests wait. Dotted lines mark preemptions. Below, "
+    "running and waiting requests at each step.",
+)
 print(f"dotted: {len(preempted)} preemptions")
 
 # %% [markdown]
@@ -464,7 +487,12 @@ ax.set_xticks(sizes, sizes)
 ax.minorticks_off()
 ax.legend(frameon=False)
 ax.grid(color="#EEEEEE")
-plt.show()
+show(
+    fig,
+    "Empty slots in percent over the block size from 1 to 256 tokens. The curve rises with the block "
+    "size, from 0 at blocks of one token. The points that were counted while requests were served lie "
+    "near the curve.",
+)
 
 # %% [markdown]
 # Why not use blocks of one token? Because a block is also

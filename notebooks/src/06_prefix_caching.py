@@ -30,6 +30,7 @@ from statistics import median
 
 import matplotlib.pyplot as plt
 import torch
+from IPython.display import display
 
 from minillm import LLM, SamplingParams
 from minillm.memory.block_pool import BlockPool
@@ -41,6 +42,13 @@ torch.set_num_threads(1)
 torch.set_grad_enabled(False)
 plt.rcParams.update({"figure.dpi": 90, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#CCCCCC"  # safe for colour-blind readers
+
+
+def show(fig, alt):
+    """Display a picture with `alt`, a text for those who cannot see it."""
+    display(fig, metadata={"image/png": {"alt": alt}})
+    plt.close(fig)
+
 
 SIZE = 16  # tokens in a block
 
@@ -111,7 +119,12 @@ for shift, (name, values), colour in zip((-0.2, 0.2), difference.items(), (BLUE,
 ax.set(xlabel="layer", ylabel="relative difference of the keys", ylim=(0, 1.3))
 ax.set_title("The same 16 tokens, but ...", loc="left", fontsize=11)
 ax.legend(frameon=False, ncols=2, loc="upper left")
-plt.show()
+show(
+    fig,
+    "Relative difference of the keys for each layer, two bars a layer. Behind another block it is 0 in "
+    "the first layer and more than 0 in all later ones; at another position it is more than 0.1 in the "
+    "first layer too.",
+)
 
 # %% [markdown]
 # In layer 0 a key depends only on its own token and position, so it is the same after `z` as after `x`.
@@ -446,7 +459,12 @@ for name, style, colour in (
 right.set(xlabel="question", ylabel="time to the first token (ms)", ylim=(0, None))
 right.legend(frameon=False)
 right.grid(color="#EEEEEE")
-plt.show()
+show(
+    fig,
+    f"Left, {total:,} prompt tokens for each of five ways to ask: computed or found. Only the ways with "
+    "a cache find tokens. Right, time to the first token of each question: without a cache it is about "
+    "the same for each question, with one it falls after the first.",
+)
 
 # %% [markdown]
 # * The **first** question always computes the whole story. With the cache all other questions should start
@@ -503,7 +521,12 @@ ax.set(xlabel="blocks in the pool", ylabel="prompt tokens found (%)", ylim=(0, 1
 ax.set_xticks(sizes)
 ax.legend(frameon=False, loc="center left")
 ax.grid(color="#EEEEEE")
-plt.show()
+show(
+    fig,
+    "Prompt tokens found, in percent, over pools of 14, 28 and 44 blocks. Story by story, more than "
+    "half are found in the smallest pool; in turn, nothing is found in pools of 14 and 28. A dashed "
+    "line marks the size at which all stories fit; there both orders find the same.",
+)
 assert shares["story by story"][0][0] > 0.5 > 0.1 > shares["in turn"][0][0]
 assert shares["in turn"][1][0] == 0 and shares["in turn"][-1] == shares["story by story"][-1]
 

@@ -8,7 +8,7 @@ import pytest
 from corpus.variants import files, odd, wrong
 from lab_list import each_lab
 
-from minillm.labs.classroom.package import DEPENDENCIES, export_package
+from minillm.labs.classroom.package import DEPENDENCIES, export_package, readme
 from minillm.labs.classroom.solution_lines import quoted, solution_lines
 from minillm.labs.classroom.strip import stripped
 from minillm.labs.classroom.tidy import tidied
@@ -102,7 +102,11 @@ def test_in_the_package_a_finished_file_is_right_and_a_skeleton_is_open(packages
     earned, statuses = points(package, lab, skeleton(lab), tmp_path)
     assert earned == 0 and set(statuses.values()) == {"todo"}
     assert (package / lab.file).read_text() == skeleton(lab)
-    assert (package / "README.md").read_text() == lab.handout()
+    page = (package / "README.md").read_text()
+    assert page == readme(lab) and "pip install -e ." in page and "labs start" not in page
+    assert set(lab.handout().splitlines()) - set(page.splitlines()) == {
+        line for line in lab.handout().splitlines() if f"labs start {lab.number} " in line
+    }
 
 
 @each_lab

@@ -17,6 +17,7 @@ from minillm.labs.classroom.gradebook import gradebook, safe
 from minillm.labs.classroom.pool import Pool
 from minillm.labs.classroom.record import place, read_record, sha256
 from minillm.labs.classroom.submissions import Submission
+from minillm.labs.grader import sandbox
 from minillm.labs.grader.registry import all_labs, find_lab
 from minillm.labs.grader.skeleton import skeleton, solution
 
@@ -51,6 +52,7 @@ def test_a_class_is_graded_and_a_second_run_grades_only_what_changed(cli, room, 
     out = tmp_path / "out" / "grades.csv"
     code, text, _ = cli("grade", room, "--out", out, "--jobs", 2)
     assert code == 1 and "5 graded, 1 not graded" in text and "dan, lab 5: lab5.py is empty" in text
+    assert text.count("no sandbox on this system") == bool(sandbox.missing())
     rows = rows_of(out)
     assert list(rows) == ["'=1+1", "Alice", "alice", "bob", "carol ünal", "dan"]
     points = {name: int(row["points"]) for name, row in rows.items()}
@@ -134,20 +136,25 @@ def test_a_check_that_ends_its_process_loses_only_itself(room, tmp_path, monkeyp
     assert lost == ["alice", "dan"] and "grade it again" in records[2]["problem"]
 
 
-def test_ctrl_c_leaves_results_that_the_next_run_uses(room, tmp_path):
+SIGNALS = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated")}
+
+
+@pytest.mark.parametrize("sent", SIGNALS, ids=lambda sent: sent.name)
+def test_a_signal_leaves_results_that_the_next_run_uses(room, tmp_path, sent):
     put(room / "zed" / "lab5.py", "while True: pass\n")
     out = tmp_path / "g.csv"
     command = [sys.executable, "-m", "minillm.cli.main", "labs", "grade", str(room), "--out", str(out)]
     process = subprocess.Popen(
         [*command, "--jobs", "1"], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not list((tmp_path / "g").rglob("carol*/lab5.json")) and time.monotonic() < deadline:
         time.sleep(0.1)
     time.sleep(1.0)  # zed's file is being checked
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and err.endswith("minillm: interrupted\n")
+    code, word = SIGNALS[sent]
+    assert process.returncode == code and err.strip() == f"minillm: {word}"
     rows = rows_of(out)
     assert rows["alice"]["points"] == "100" and rows["zed"]["status"] == "not graded: not checked yet"
     assert not _processes_with(str(room)) and not list(tmp_path.rglob("*.part"))

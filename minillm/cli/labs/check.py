@@ -67,6 +67,8 @@ def check_all(folder: Path, how: Rules, is_json: bool) -> int:
     else:
         Console().print(_table([lab for lab, _ in found], reports))
         print("for the failures of one lab: minillm labs check N")
+        if reports[0].no_sandbox:
+            print(reports[0].sandbox)
     return (
         0 if all(report.earned == lab.points for (lab, _), report in zip(found, reports, strict=True)) else 1
     )

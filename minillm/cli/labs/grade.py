@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from minillm.cli.labs.options import add_rules, rules
+from minillm.cli.signals import sigterm_interrupts
 from minillm.errors import UsageError
 from minillm.labs.classroom.feedback import read_template
 from minillm.labs.classroom.grade import Grading, Record
 from minillm.labs.grader.registry import find_lab
+from minillm.labs.grader.report import SANDBOX
 
 
 def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
@@ -41,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--out is {args.out}", "give a file that ends with .csv")
     only = find_lab(args.lab) if args.lab else None
     grading = Grading(args.out, rules(args), read_template(args.template), args.jobs)
-    records = grading.run(args.dir, only)
+    with sigterm_interrupts():
+        records = grading.run(args.dir, only)
     _print_summary(grading, records)
     return 0 if all(record["report"] for record in records) else 1
 
@@ -53,5 +56,7 @@ def _print_summary(grading: Grading, records: list[Record]) -> None:
         if not record["report"]:
             lab = f", lab {record['lab']}" if record["lab"] else ""
             print(f"  {ascii(record['student'])[1:-1]}{lab}: {ascii(record['problem'])[1:-1]}")
+    for sandbox in sorted({r["report"]["sandbox"] for r in records if r["report"]} - {SANDBOX}):
+        print(f"  {sandbox}")
     print(f"  {grading.out}    points")
     print(f"  {grading.results}{os.sep}    a report for each student (.md), all details (.json)")

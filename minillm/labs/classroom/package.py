@@ -1,6 +1,6 @@
 """A student package for one lab: an engine without the parts that the student writes, and recorded answers.
 
-    DIR/README.md          the handout                 DIR/minillm/           the engine
+    DIR/README.md          set-up, handout               DIR/minillm/           the engine
     DIR/lab3.py            the skeleton                    memory/...         parts call the student's file
     DIR/pyproject.toml     pip install -e DIR              labs/lab3_cache/   cases, without known mistakes
                                                                recorded.json  expected answers
@@ -63,6 +63,25 @@ minillm = ["py.typed", "labs/**/*", "csrc/**/*"]
 """
 
 
+_SET_UP = """
+
+## Set-up
+
+Linux, Python 3.11 or newer.{compiler} In the folder of this page:
+
+    python3 -m venv .venv
+    source .venv/bin/activate
+    pip install -e .
+    minillm labs check {lab.number}
+
+The last line checks `{lab.file}`, the skeleton beside this page. Hand in this file. The package has an engine
+without the parts of this lab: it calls those in your file. So keep the order of the tasks: a mistake in one
+can make a later one fail. The expected answers are recorded. The lecturer's check may have more cases, and
+tells the cause of common mistakes.
+"""
+_COMPILER = " A C++ compiler, for example g++, for the kernels."
+
+
 def export_package(lab: Lab, folder: Path) -> None:
     """Write the package of `lab` to `folder`, which must be empty or not exist.
 
@@ -75,12 +94,20 @@ def export_package(lab: Lab, folder: Path) -> None:
             raise UsageError(f"{folder} is not empty", "give an empty or a new folder")
         _write_engine(lab, folder / "minillm")
         _write_lab(lab, folder / "minillm" / "labs" / lab.folder)
-        (folder / "README.md").write_text(lab.handout(), encoding="utf-8")
+        (folder / "README.md").write_text(readme(lab), encoding="utf-8")
         (folder / lab.file).write_text(skeleton(lab), encoding="utf-8")
         project = _PROJECT.format(version=minillm.__version__, dependencies=json.dumps(DEPENDENCIES))
         (folder / "pyproject.toml").write_text(project, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot write {folder}: {error.strerror}", "choose another folder") from None
+
+
+def readme(lab: Lab) -> str:
+    """The handout after a section about the package. There `start` is not needed: the skeleton is in it."""
+    title, _, page = lab.handout().partition("\n")
+    kept = [line for line in page.splitlines() if f"minillm labs start {lab.number}" not in line]
+    compiler = _COMPILER if isinstance(lab, CudaLab) else ""
+    return title + _SET_UP.format(lab=lab, compiler=compiler) + "\n".join(kept) + "\n"
 
 
 def recordings(lab: Lab) -> dict[str, list[Recording]]:

@@ -27,8 +27,12 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what anything prints must not come between the answers
     for line in sys.stdin:
-        answers.write(json.dumps(_answer(json.loads(line))) + "\n")
-        answers.flush()
+        answer = json.dumps(_answer(json.loads(line))) + "\n"
+        try:
+            answers.write(answer)
+            answers.flush()
+        except BrokenPipeError:  # the run was killed: nobody reads
+            os._exit(1)
 
 
 def checked(lab: Lab, file: Path, rules: Rules) -> Report:

@@ -16,6 +16,7 @@ from minillm.labs.grader.result import Status, TaskResult
 from minillm.tables import folding_table
 from minillm.version import __version__
 
+SANDBOX = "bubblewrap"
 STATUS_WORDS: dict[Status, tuple[str, str]] = {
     "ok": ("ok", "green"),
     "todo": ("not written yet", "yellow"),
@@ -51,7 +52,7 @@ class Report:
     @property
     def sandbox(self) -> str:
         """Its name, or that there is none and why."""
-        return f"no sandbox on this system: {self.no_sandbox}" if self.no_sandbox else "bubblewrap"
+        return f"no sandbox on this system: {self.no_sandbox}" if self.no_sandbox else SANDBOX
 
     @property
     def earned(self) -> int:
