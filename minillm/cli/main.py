@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Terminated:
         if debug:
             raise
-        streams.complain("minillm: terminated")
+        streams.say("minillm: terminated")
         return TERMINATED
     except KeyboardInterrupt:
         if debug:

@@ -6,10 +6,15 @@ import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from minillm.cli.parser import Parser
 from minillm.cli.streams import say
-from minillm.errors import UsageError
+from minillm.config import shown
+from minillm.errors import ModelNotFound, UsageError
+
+if TYPE_CHECKING:
+    from minillm.model.store.folder import CachedModel
 
 
 @dataclass(frozen=True)
@@ -74,24 +79,28 @@ def collect() -> list[Row]:
 def run_rm(args: argparse.Namespace) -> int:
     """Ask, and remove; 1 if the answer was no."""
     from minillm.config.sizes import format_bytes
-    from minillm.errors import ModelNotFound
-    from minillm.model.locate import shipped_models
-    from minillm.model.store.folder import cached_model, remove
+    from minillm.model.store.folder import remove
 
-    for name in args.names:
-        if name in shipped_models() and cached_model(name) is None:
-            raise UsageError(
-                f"{name} ships with minillm and cannot be removed", "minillm list shows the cache"
-            )
-        model = cached_model(name)
-        if model is None:
-            raise ModelNotFound(f"the cache has no model {name}", "minillm list shows what there is")
-        if not args.yes and not _agrees(f"remove {name} ({format_bytes(model.num_bytes)})? [y/N] "):
-            print(f"{name} was kept")
+    models = [_removable(name) for name in dict.fromkeys(args.names)]  # all of them, before the first goes
+    for model in models:
+        if not args.yes and not _agrees(f"remove {model.name} ({format_bytes(model.num_bytes)})? [y/N] "):
+            print(f"{model.name} was kept")
             return 1
-        remove(name)
-        print(f"{name} was removed")
+        remove(model.name)
+        print(f"{model.name} was removed")
     return 0
+
+
+def _removable(name: str) -> CachedModel:
+    from minillm.model.locate import shipped_models
+    from minillm.model.store.folder import cached_model
+
+    model = cached_model(name)
+    if model is not None:
+        return model
+    if name in shipped_models():
+        raise UsageError(f"{name} ships with minillm and cannot be removed", "minillm list shows the cache")
+    raise ModelNotFound(f"the cache has no model {shown(name)}", "minillm list shows what there is")
 
 
 def _agrees(question: str) -> bool:

@@ -150,8 +150,13 @@ def engine_options(args: argparse.Namespace) -> EngineOptions:
     if args.kv_memory != "auto":
         parse_bytes(args.kv_memory)
     if args.threads is not None:
-        require_int("--threads", args.threads, minimum=1)
+        require_int("--threads", args.threads, minimum=1, maximum=_most_threads())
     return options
+
+
+def _most_threads() -> int:
+    """More than this only wait for each other, and a system refuses to start very many."""
+    return max(64, 2 * (os.cpu_count() or 1))
 
 
 def load_llm(args: argparse.Namespace, **more: Any) -> LLM:
@@ -214,11 +219,12 @@ def read_text(source: str) -> str:
         ModelNotFound: the file cannot be read (exit code 3).
         UsageError: the text is not UTF-8; the message names the byte.
     """
-    name = "stdin" if source == "-" else source
+    name = "stdin" if source == "-" else shown(source)
     try:
         data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-    except OSError as error:
-        raise ModelNotFound(f"cannot read {name}: {error.strerror}", "check the path") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL, a lone surrogate
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise ModelNotFound(f"cannot read {name}: {reason}", "check the path") from None
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -34,5 +34,5 @@ def run(args: argparse.Namespace) -> int:
     model, is_new = pull(args.name, args.given)
     print(f"{model.name}: {model.source.origin}; licence {model.source.license}")
     state = "is ready" if is_new else "was here already, and is whole"
-    print(f"it {state}: {format_bytes(model.num_bytes)}; try: minillm chat --model {model.name}")
+    print(f"it {state}: {format_bytes(model.num_bytes)}; try: minillm chat {model.name}")
     return 0

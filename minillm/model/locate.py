@@ -35,14 +35,17 @@ def find_model(model: str | Path | None) -> Path:
         return _shipped(DEFAULT_MODEL)
     if not isinstance(model, str | Path):
         raise UsageError(f"model must be a folder, a name or a hub id, not {shown(model)}")
+    if not str(model):
+        raise UsageError("the model's name is empty", "leave it out to have the model that ships")
     try:
         path = Path(model).expanduser()
         path.stat()
     except FileNotFoundError:
         pass
     except (OSError, RuntimeError, ValueError) as error:  # too long, no permission, no such ~user, a NUL
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
         raise ModelNotFound(
-            f"there is no model folder {shown(str(model))}: {error}", "check the name"
+            f"there is no model folder {shown(str(model))}: {reason}", "check the name"
         ) from None
     if path.is_dir():
         return path

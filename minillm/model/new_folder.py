@@ -57,15 +57,16 @@ def remove_leftovers(target: Path) -> None:
 
 
 def require_space(folder: Path, num_bytes: int) -> None:
-    """Refuse before anything is written.
+    """Refuse before anything is written into a new folder.
 
     Raises:
         StorageError: the file system of `folder` has less than `num_bytes` free.
     """
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
+        there, needed = format_bytes(free), format_bytes(num_bytes)
         raise StorageError(
-            f"{shown_path(folder)} has {format_bytes(free)} free and {format_bytes(num_bytes)} are needed",
+            f"{shown_path(folder.parent)} has {there} free and {needed} are needed",
             "free some space, or choose another folder",
         )
 

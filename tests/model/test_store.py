@@ -448,7 +448,7 @@ def test_list_pull_list_rm(index: Path, capsys: pytest.CaptureFixture[str], monk
 
     assert listed()["tiny"]["here"] is False and listed()["storyteller-6m"]["here"]
     code, out, _ = cli(capsys, "pull", "tiny")
-    assert code == 0 and "CC0-1.0" in out and "Tiny by nobody" in out and "chat --model tiny" in out
+    assert code == 0 and "CC0-1.0" in out and "Tiny by nobody" in out and "minillm chat tiny" in out
     assert "was here already" in cli(capsys, "pull", "tiny")[1]
     assert listed()["tiny"]["here"] and listed()["tiny"]["license"] == "CC0-1.0"
     assert "tiny" in cli(capsys, "list")[1]

@@ -124,7 +124,9 @@ def convert_tokenizer(path: Path, out: Path) -> None:
 
 
 def require_absent(out: Path) -> None:
-    """Refuse a folder that exists and holds something."""
+    """Refuse a folder that exists and holds something, and what can be no new folder's name."""
+    if out.name in ("", ".."):
+        raise UsageError(f"{shown_path(out)} is no name for a new folder", "give another one, as my-model")
     try:
         if exists(out) and not (out.is_dir() and not any(out.iterdir())):
             raise UsageError(f"{shown_path(out)} exists", "give the name of a new folder, or remove it first")

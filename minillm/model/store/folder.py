@@ -89,13 +89,36 @@ def cached_model(name: str) -> CachedModel | None:
     folder = models_folder() / name
     if not _NAME.fullmatch(name) or not _is_there(folder / SOURCE):
         return None
-    try:
+    with contextlib.suppress(MinillmError):
         content = read_object(folder / SOURCE, ModelNotFound)
-        files = {str(key): [int(size), str(digest)] for key, (size, digest) in content["files"].items()}
-        source = Source(**content["source"])
-        return CachedModel(name, folder, source, files, int(content.get("format", 1)))
-    except (MinillmError, KeyError, TypeError, ValueError, AttributeError):
-        return CachedModel(name, folder, Source("damaged: remove it"), {})
+        source: Any = content.get("source")
+        files: Any = content.get("files")
+        number: Any = content.get("format", 1)
+        if _is_source(source) and _are_files(files) and isinstance(number, int):
+            return CachedModel(name, folder, Source(**source), files, number)
+    return CachedModel(name, folder, Source("damaged: remove it"), {})
+
+
+def _is_source(content: Any) -> bool:
+    return (
+        isinstance(content, dict)
+        and "origin" in content
+        and content.keys() <= {"origin", "license", "made_from"}
+        and all(isinstance(text, str) for text in content.values())
+    )
+
+
+def _are_files(content: Any) -> bool:
+    """Whether it is {name: [size, digest]}, of names in the folder itself."""
+    return isinstance(content, dict) and all(
+        _NAME.fullmatch(name)
+        and isinstance(pair, list)
+        and len(pair) == 2
+        and isinstance(pair[0], int)
+        and 0 <= pair[0] < 1 << 63
+        and isinstance(pair[1], str)
+        for name, pair in content.items()
+    )
 
 
 def _is_there(path: Path) -> bool:
@@ -129,7 +152,11 @@ def remove(name: str) -> None:
 def discard(folder: Path) -> None:
     """Remove a folder; its name is free at once, and incomplete is what is never found under it."""
     try:
-        (folder / SOURCE).unlink(missing_ok=True)
+        if folder.is_symlink():  # a user's own arrangement: what it leads to is not ours
+            folder.unlink()
+            return
+        with contextlib.suppress(IsADirectoryError):
+            (folder / SOURCE).unlink(missing_ok=True)
         shutil.rmtree(folder)
     except FileNotFoundError:
         pass
