@@ -77,7 +77,7 @@ Linux, Python 3.11 or newer.{compiler} In the folder of this page:
 The last line checks `{lab.file}`, the skeleton beside this page. Hand in this file. The package has an engine
 without the parts of this lab: it calls those in your file. So keep the order of the tasks: a mistake in one
 can make a later one fail. The expected answers are recorded. The lecturer's check may have more cases, and
-tells the cause of common mistakes.
+tells the cause of common mistakes. `minillm doctor` misses kernels and models: this lab needs none of them.
 """
 _COMPILER = " A C++ compiler, for example g++, for the kernels."
 

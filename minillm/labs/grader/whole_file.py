@@ -28,7 +28,7 @@ def held_back(lab: Lab, results: Sequence[TaskResult]) -> list[TaskResult]:
 
 def _held(result: TaskResult, wrong: Sequence[str]) -> TaskResult:
     message = (
-        f"your file runs in the engine, whose requests do not meet every case; the points need right answers "
-        f"in {', '.join(wrong)} too"
+        f"your file runs in the engine, whose requests do not meet every case; these points need "
+        f"{', '.join(wrong)} too"
     )
     return replace(result, earned=0, status="held", message=message, is_right=False)
