@@ -52,7 +52,7 @@ OWN: dict[str, Config] = {
         "attention_multiplier": 0.2,
         "logits_scaling": 3.0,
     },
-    "gpt2": {"activation_function": "gelu_new"},
+    "gpt2": {"activation_function": "gelu_new", "n_head": 3},
     "qwen3_moe": {
         "num_experts": 9,
         "num_experts_per_tok": 3,
