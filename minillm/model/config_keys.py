@@ -92,6 +92,7 @@ ONLY_AT: Mapping[str, Any] = {
     "partial_rotary_factor": 1.0,
     "rope_scaling_factor": 1.0,
     "output_router_logits": False,
+    "clip_qkv": None,
     "pruned_heads": {},
 }
 

@@ -82,16 +82,19 @@ def rope_tables(
     if short is None:
         angles = _angles(frequencies, num_positions)
     else:
-        of_long = _longrope(rope, head_dim, rope.long_factor) if rope.kind == "longrope" else frequencies
+        of_long = inverse_frequencies(rope, head_dim, long=True)
         angles = torch.cat([_angles(frequencies, short), _angles(of_long, num_positions)])
     return angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor
 
 
-def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
-    """Radians per position of each component pair: float32 [rotary_dim / 2]; longrope's short ones."""
+def inverse_frequencies(rope: RopeConfig, head_dim: int, long: bool = False) -> Tensor:
+    """Radians per position of each component pair: float32 [rotary_dim / 2].
+
+    `long`: of long sequences; only in longrope do these differ.
+    """
     dim = rope.rotary_dim(head_dim)
     if rope.kind == "longrope":
-        return _longrope(rope, head_dim, rope.short_factor)
+        return _longrope(rope, head_dim, rope.long_factor if long else rope.short_factor)
     inv_freq = base_frequencies(rope.theta, dim)
     if rope.kind == "linear":
         return inv_freq / rope.factor

@@ -193,7 +193,8 @@ def require_finite_angles(rope: RopeConfig, head_dim: int, num_positions: int) -
     Raises:
         UnsupportedModel: each parameter is in range, and together they are not.
     """
-    fastest = float(inverse_frequencies(rope, head_dim).max()) * num_positions
+    kinds = (False, True) if rope.kind == "longrope" else (False,)
+    fastest = max(float(inverse_frequencies(rope, head_dim, long).max()) for long in kinds) * num_positions
     if not (fastest < _LARGEST_FLOAT32 and rope.attention_factor < _LARGEST_FLOAT32):
         raise UnsupportedModel(
             f"rope_scaling of kind {rope.kind} with rope_theta={rope.theta:g} and factor={rope.factor:g} "
