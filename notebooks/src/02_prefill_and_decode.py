@@ -765,7 +765,7 @@ for name, engine in engines.items():
 # comparison of 2.5 with the engine's own kernels, for the model that ships and, where it was pulled, for
 # SmolLM2. The notebook does not need it.
 #
-# **Predict:** a decode step reads twenty times as many bytes. Does it take twenty times as long, or less?
+# **Predict:** a decode step reads twenty times as many bytes. By which factor does its time grow?
 
 
 # %%
