@@ -103,7 +103,7 @@ def test_in_the_package_a_finished_file_is_right_and_a_skeleton_is_open(packages
     assert earned == 0 and set(statuses.values()) == {"todo"}
     assert (package / lab.file).read_text() == skeleton(lab)
     page = (package / "README.md").read_text()
-    assert page == readme(lab) and "pip install -e ." in page and "labs start" not in page
+    assert page == readme(lab) and "pip install -e ." in page and f"labs start {lab.number}" not in page
     assert set(lab.handout().splitlines()) - set(page.splitlines()) == {
         line for line in lab.handout().splitlines() if f"labs start {lab.number} " in line
     }

@@ -159,6 +159,14 @@ def test_a_method_that_a_property_finds_is_refused(outcome, number):
     assert refused(outcome(number[0], text, number))
 
 
+def test_another_function_of_the_engine_that_computes_the_same_is_refused(outcome):
+    """The attention of models with softcaps and sinks computes plain attention if both are None."""
+    text = solution(find_lab("2")) + "\nimport minillm.ops.variants as engines\n"
+    text += "def grouped_query_attention(q, k, v, scale, window):\n"
+    text += "    return engines.attention(q, k, v, scale, window, None, None)\n"
+    assert refused(outcome(2, text, "2.4"))
+
+
 TOP = "import torch, minillm.ops.sampling as engines\n"
 AT_LOADING = {
     "a trace": "traced = torch.jit.trace(lambda x: engines.keep_top(x, 3, 1.0), torch.randn(2, 9))",

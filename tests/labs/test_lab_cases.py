@@ -26,7 +26,7 @@ def test_cases_with_little_memory_preempt_and_evict(number, case, words):
 
 def test_a_constant_hash_costs_false_matches_and_changes_nothing_else():
     lab, task = find_task("6.8")
-    sound, _, constant = (case.run(lab.own()) for case in task.cases)
+    sound, _, constant, *_ = (case.run(lab.own()) for case in task.cases)
     assert sound[:-1] == constant[:-1]
     assert (sound[-1].text, constant[-1].text) == ("no false matches", "false matches")
 

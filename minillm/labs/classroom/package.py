@@ -15,12 +15,13 @@ import json
 import shutil
 from dataclasses import astuple
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import minillm
 from minillm.errors import UsageError
 from minillm.labs.classroom.solution_lines import quoted, solution_lines
-from minillm.labs.classroom.strip import WRITTEN, stripped
+from minillm.labs.classroom.strip import WRITTEN, stripped, without
 from minillm.labs.classroom.tidy import tidied
 from minillm.labs.grader.codec import encode
 from minillm.labs.grader.cuda_lab import CudaLab
@@ -130,6 +131,7 @@ def _recorded(right: Reference, task: Task, case: int) -> Recording:
 def _write_engine(lab: Lab, target: Path) -> None:
     """Every module of the engine; those with parts of the lab without their bodies."""
     parts = {} if isinstance(lab, CudaLab) else _parts_by_module(lab)
+    twins = {} if isinstance(lab, CudaLab) else _twins_by_module(lab)
     for path in sorted(ENGINE.rglob("*")):
         place = path.relative_to(ENGINE)
         is_left_out = place.parts[0] in _LEFT_OUT or place.as_posix() in _LEFT_OUT
@@ -137,7 +139,11 @@ def _write_engine(lab: Lab, target: Path) -> None:
             continue
         text = path.read_text(encoding="utf-8")
         module = ".".join(["minillm", *place.with_suffix("").parts])
-        _write(target / place, stripped(text, parts[module]) if module in parts else text)
+        if module in parts:
+            text = stripped(text, parts[module])
+        elif module in twins:
+            text = without(text, twins[module])
+        _write(target / place, text)
     _write(target / "written.py", WRITTEN)
     for folder in ("grader", "classroom"):
         shutil.copytree(
@@ -147,6 +153,12 @@ def _write_engine(lab: Lab, target: Path) -> None:
     shutil.copy(ENGINE / "labs" / "__init__.py", target / "labs")
     if isinstance(lab, CudaLab):
         _write_simulator(target / "csrc")
+
+
+def _twins_by_module(lab: Lab) -> dict[str, list[str]]:
+    """The names of functions that could answer in a part's place."""
+    ordered = sorted(twin for part in lab.parts for twin in part.twins)
+    return {module: [name for _, name in twins] for module, twins in groupby(ordered, key=itemgetter(0))}
 
 
 def _parts_by_module(lab: Lab) -> dict[str, list[Part]]:

@@ -82,6 +82,16 @@ def stripped(source: str, parts: Sequence[Part]) -> str:
     return edited(lines, edits)
 
 
+def without(source: str, names: Sequence[str]) -> str:
+    """The source of a module whose functions `names` have no body."""
+    tree, lines = ast.parse(source), source.splitlines()
+    nodes, edits = _functions(tree), list[Edit]()
+    for name in names:
+        start, end, _ = _body(nodes[name,], [name], lines)
+        edits.append((start, end, ['    raise NotImplementedError("not in a student package")']))
+    return edited(lines, edits)
+
+
 def _functions(tree: ast.Module) -> dict[tuple[str, ...], Function]:
     """Functions by (name,), methods by (class, name)."""
     found: dict[tuple[str, ...], Function] = {}

@@ -30,6 +30,8 @@ class Part:
     """A function of the engine, or `methods` of a class.
 
     `helpers`: functions of its module, or methods of the class, that a skeleton leaves out.
+    `twins`: (module, name) of other functions of the engine that could answer in its place. A student's file
+    may not call them, and a student package lacks them.
     `engine_calls`: the engine has no seam for the part, and calls its own also in the task of the whole file.
     """
 
@@ -37,6 +39,7 @@ class Part:
     name: str
     methods: tuple[str, ...] = ()
     helpers: tuple[str, ...] = ()
+    twins: tuple[tuple[str, str], ...] = ()
     engine_calls: bool = False
 
     @property

@@ -21,6 +21,7 @@ Code that belongs to no file (`exec`) is the student's.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from _thread import get_ident
@@ -84,7 +85,7 @@ def _rule(task: Task | None, part: Part) -> Callable[[FrameType | None, str], bo
 
 
 def own_functions(part: Part) -> Iterator[tuple[FunctionType, str]]:
-    """The engine's functions of a part and its helpers, with their names."""
+    """The engine's functions of a part, its helpers and its twins, with their names."""
     own = part.own
     if not part.methods:
         module = sys.modules[part.module]
@@ -92,6 +93,7 @@ def own_functions(part: Part) -> Iterator[tuple[FunctionType, str]]:
     else:
         names = (*part.methods, *part.helpers)
         found = [(vars(own).get(name), f"{part.name}.{name}") for name in names]
+    found += [(getattr(importlib.import_module(module), name), name) for module, name in part.twins]
     for value, label in found:
         function = plain_function(value)
         if function is not None:

@@ -41,7 +41,9 @@ from minillm.ops.reference import attend_pages
 
 FREQUENCIES = Part("minillm.model.rope", "base_frequencies", engine_calls=True)
 ROPE = Part("minillm.ops.reference", "apply_rope")
-ATTENTION = Part("minillm.ops.reference", "grouped_query_attention")
+ATTENTION = Part(
+    "minillm.ops.reference", "grouped_query_attention", twins=(("minillm.ops.variants", "attention"),)
+)
 
 
 # In a prompt without a cache, top-left and bottom-right are one alignment.
