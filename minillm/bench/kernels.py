@@ -16,7 +16,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle
 from typing import Any
 
@@ -25,9 +25,9 @@ from torch import Tensor
 
 from minillm.bench.machine import describe, peak_flops, read_bandwidth
 from minillm.bench.parts import Progress, no_progress
-from minillm.config import ModelConfig, SamplingParams
+from minillm.config import ExpertSpec, ModelConfig, SamplingParams
 from minillm.model.rope import rope_tables
-from minillm.ops.contract import AttentionMetadata, LayerCache, Ops, RopeTables
+from minillm.ops.contract import AttentionMetadata, LayerCache, Matrix, Ops, RopeTables, expert_rows
 from minillm.ops.huge_pages import HugePages
 from minillm.ops.reference import ReferenceOps
 from minillm.ops.sampling import SamplingBatch
@@ -102,22 +102,34 @@ def jobs(config: ModelConfig, dtype: torch.dtype, rows: tuple[int, ...]) -> Iter
     def simple(op: str, n: int, elements: int, flops: int, *arguments: object) -> Job:
         return Job(op, f"{n}", elements * width, flops, lambda o: cycle([lambda: getattr(o, op)(*arguments)]))
 
+    up = (2 if config.gated else 1) * inner
+    has_mlp = any(layer.experts is None for layer in config.layers)
     for n in rows:
         for name, size, out in (
             ("qkv", hidden, q + 2 * kv),
             ("o", q, hidden),
-            ("gate_up", hidden, 2 * inner),
+            ("gate_up", hidden, up),
             ("down", inner, hidden),
             ("head", hidden, vocab),
         ):
             if name == "head" and n > 64:
                 continue  # in prefill the head runs only for the last row
+            if name in ("gate_up", "down") and not has_mlp:
+                continue
             yield _linear_job(name, n, size, out, dtype)
-        norm = random(hidden)
-        yield simple("rms_norm", n, 2 * n * hidden, 4 * n * hidden, random(n, hidden), norm, 1e-5)
-        two = random(n, hidden), random(n, hidden)
-        yield simple("add_rms_norm", n, 4 * n * hidden, 5 * n * hidden, *two, norm, 1e-5)
-        yield simple("act_and_mul", n, 3 * n * inner, 10 * n * inner, random(n, 2 * inner))
+        norm, x = random(hidden), random(n, hidden)
+        if config.norm_kind == "layer":
+            yield simple("layer_norm", n, 2 * n * hidden, 7 * n * hidden, x, norm, random(hidden), 1e-5)
+        else:
+            yield simple("rms_norm", n, 2 * n * hidden, 4 * n * hidden, x, norm, 1e-5)
+            yield simple("add_rms_norm", n, 4 * n * hidden, 5 * n * hidden, x, random(n, hidden), norm, 1e-5)
+        op = "act_and_mul" if config.gated else "act"
+        if has_mlp:
+            yield simple(op, n, n * (up + inner), 10 * n * inner, random(n, up), config.activation)
+        if config.logits_softcap is not None and n <= 64:
+            yield simple("softcap", n, 2 * n * vocab, 10 * n * vocab, random(n, vocab), config.logits_softcap)
+        for experts in dict.fromkeys(layer.experts for layer in config.layers if layer.experts is not None):
+            yield from _expert_jobs(config, experts, dtype, n)
         yield from _attention_jobs(config, dtype, n)
         if n <= 64:
             yield _sample_job(n, vocab, dtype)
@@ -169,20 +181,43 @@ def _attention_jobs(config: ModelConfig, dtype: torch.dtype, n: int) -> Iterator
     heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     q, k, v = (torch.randn(n, count, dim).to(dtype) for count in (heads, kv_heads, kv_heads))
     k_cache, v_cache = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
-    tables = RopeTables(*rope_tables(config.ropes[0], dim, kv_len))
+    angles = rope_tables(config.ropes[0], dim, kv_len) if config.ropes else torch.empty(2, kv_len, 0)
+    tables = RopeTables(*angles)
     rope = (q, k, v, tables, LayerCache(k_cache, v_cache), meta)
     moved = 2 * n * (config.q_size + 2 * config.kv_size) * dtype.itemsize
     turned = 3 * n * (config.q_size + config.kv_size)
     yield Job("rope_and_cache", f"{n}", moved, turned, lambda o: cycle([lambda: o.rope_and_cache(*rope)]))
     pairs = n * kv_len if decoding else n * (n + 1) // 2
     moved = 2 * (num_seqs * kv_len * config.kv_size + n * config.q_size) * dtype.itemsize
-    yield Job(
-        "paged_attention",
-        f"{num_seqs}x{kv_len} keys" if decoding else f"{n} causal",
-        moved,
-        4 * pairs * config.q_size,
-        lambda o: cycle([lambda: o.paged_attention(q, k_cache, v_cache, meta, dim**-0.5)]),
-    )
+    size = f"{num_seqs}x{kv_len} keys" if decoding else f"{n} causal"
+    flops, cache = 4 * pairs * config.q_size, LayerCache(k_cache, v_cache)
+    spec = next((layer for layer in config.layers if layer.softcap is not None or layer.sinks), None)
+    op, arguments = "paged_attention", tuple[object, ...]((q, *cache, meta, dim**-0.5))
+    if spec is not None:
+        sinks = torch.randn(heads).to(dtype) if spec.sinks else None
+        op, arguments = "variant_attention", (q, cache, meta, replace(spec, window=None), sinks)
+    yield Job(op, size, moved, flops, lambda o: cycle([lambda: getattr(o, op)(*arguments)]))
+
+
+def _expert_jobs(config: ModelConfig, spec: ExpertSpec, dtype: torch.dtype, n: int) -> Iterator[Job]:
+    """The router's choice and the chosen experts. All tokens may choose different experts."""
+    hidden, chosen = config.hidden_size, n * spec.per_token
+    logits = torch.randn(n, spec.count).to(dtype)
+    routed = logits, spec.per_token, spec.renormalize
+    moved = logits.nbytes + 12 * chosen  # a number and a weight for each
+    yield Job("route", f"{n}x{spec.count}", moved, 0, lambda o: cycle([lambda: o.route(*routed)]))
+    x = torch.randn(n, hidden).to(dtype)
+    gate_up = torch.randn(spec.count * expert_rows(2 * spec.size), hidden).to(dtype)
+    down = torch.randn(spec.count * expert_rows(hidden), spec.size).to(dtype)
+
+    def make(ops: Ops) -> Iterator[Callable[[], object]]:
+        first, second = (Matrix(ops.prepare_weight(weight.clone())) for weight in (gate_up, down))
+        routing = ops.route(*routed)
+        return cycle([lambda: ops.experts(x, routing, first, second, config.activation)])
+
+    each = 3 * spec.size * hidden
+    moved = min(spec.count, chosen) * each * dtype.itemsize
+    yield Job("experts", f"{n}x{spec.per_token} of {spec.count}", moved, 2 * chosen * each, make)
 
 
 def _sample_job(n: int, vocab: int, dtype: torch.dtype) -> Job:
