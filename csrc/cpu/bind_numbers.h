@@ -11,6 +11,7 @@ template <class Owner>
 struct NumberPlace {
   const char* name;
   void (*put)(Owner& owner, double value);
+  bool is_size = false;  // the others may be anything that float has: a config may ask for huge numbers
 };
 
 inline const NumberPlace<Model> kModelNumbers[] = {
@@ -24,12 +25,12 @@ inline const NumberPlace<Model> kModelNumbers[] = {
 };
 
 inline const NumberPlace<Layer> kLayerNumbers[] = {
-    {"window", [](Layer& l, double value) { l.window = static_cast<int64_t>(value); }},
+    {"window", [](Layer& l, double value) { l.window = static_cast<int64_t>(value); }, true},
     {"scale", [](Layer& l, double value) { l.scale = static_cast<float>(value); }},
     {"softcap", [](Layer& l, double value) { l.softcap = static_cast<float>(value); }},
-    {"experts.count", [](Layer& l, double value) { l.experts.count = static_cast<int64_t>(value); }},
-    {"experts.per_token", [](Layer& l, double value) { l.experts.per_token = static_cast<int64_t>(value); }},
-    {"experts.size", [](Layer& l, double value) { l.experts.size = static_cast<int64_t>(value); }},
+    {"experts.count", [](Layer& l, double value) { l.experts.count = static_cast<int64_t>(value); }, true},
+    {"experts.per_token", [](Layer& l, double value) { l.experts.per_token = static_cast<int64_t>(value); }, true},
+    {"experts.size", [](Layer& l, double value) { l.experts.size = static_cast<int64_t>(value); }, true},
     {"experts.renormalize", [](Layer& l, double value) { l.experts.renormalize = value != 0; }},
 };
 
@@ -38,9 +39,11 @@ template <class Owner, size_t N>
 bool put_among(const NumberPlace<Owner> (&places)[N], const char* what, Owner& owner, const std::string& name,
                double value) {
   constexpr double most = int64_t{1} << 40;  // far above every size; no conversion to int64_t overflows
-  STD_TORCH_CHECK(value >= -most && value <= most, what, ": ", value, " is no number of a model");
-  for (const auto& place : places)
-    if (name == place.name) return place.put(owner, value), true;
+  for (const auto& place : places) {
+    if (name != place.name) continue;
+    STD_TORCH_CHECK(!place.is_size || (value >= -most && value <= most), what, ": ", value, " is no number of a size");
+    return place.put(owner, value), true;
+  }
   return false;
 }
 

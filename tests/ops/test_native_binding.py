@@ -154,7 +154,7 @@ def test_names_and_order_are_checked() -> None:
         refused(f"{name}: there is no weight of that name", "bind_weight", layer, name, vector)
     for layer, name in [(0, "gated"), (-1, "window"), (0, "experts")]:
         refused(f"{name}: there is no number of that name", "bind_number", layer, name, 1.0)
-    refused("window: inf is no number", "bind_number", 0, "window", math.inf)
+    refused("window: inf is no number of a size", "bind_number", 0, "window", math.inf)
     refused("bind_rope: a table belongs to a layer", "bind_rope", -1, *[torch.ones(POSITIONS, 4)] * 2)
     refused("finish_model: the rope of layer 0 is missing", "finish_model")
     ops.bind_rope(number, 0, *[torch.ones(POSITIONS, 4)] * 2)

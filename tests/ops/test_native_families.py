@@ -15,6 +15,7 @@ from typing import Any
 
 import families
 import pytest
+import tiny
 import torch
 from native import make_meta
 from torch import Tensor
@@ -117,6 +118,31 @@ CHANGES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "scale": ("llama", {}, {"scale": 0.4}),
     "softcap": ("llama", {}, {"softcap": 0.1}),
 }
+
+
+NUMBERS = {
+    ("llama", "rms_norm_eps"),
+    ("gemma2", "attn_logit_softcapping"),
+    ("gemma2", "final_logit_softcapping"),
+    ("granite", "embedding_multiplier"),
+    ("granite", "residual_multiplier"),
+    ("granite", "logits_scaling"),
+}
+
+
+@pytest.mark.parametrize(("family", "key"), sorted(NUMBERS))
+@pytest.mark.parametrize("value", [1e-20, 1e13, 1e20])
+def test_any_number_that_a_config_may_have(family: str, key: str, value: float, tmp_path: Path) -> None:
+    """The largest become infinite in float16. Both backends answer, or end the request with one error."""
+    folder = families.make_folder(tmp_path, family, **{key: value})
+    for dtype in ("float32", "float16"):
+        outputs = [
+            tiny.load(folder, backend=backend, dtype=dtype).generate([[1, 2, 3]], SamplingParams(2, 0.0))[0]
+            for backend in ("native", "reference")
+        ]
+        native, reference = ((len(output.token_ids), str(output.error)) for output in outputs)
+        assert native == reference
+        assert dtype == "float16" or outputs[0].token_ids == outputs[1].token_ids
 
 
 @pytest.mark.parametrize("name", CHANGES)
