@@ -192,7 +192,8 @@ def _attention_jobs(config: ModelConfig, dtype: torch.dtype, n: int) -> Iterator
     size = f"{num_seqs}x{kv_len} keys" if decoding else f"{n} causal"
     flops, cache = 4 * pairs * config.q_size, LayerCache(k_cache, v_cache)
     spec = next((layer for layer in config.layers if layer.softcap is not None or layer.sinks), None)
-    op, arguments = "paged_attention", tuple[object, ...]((q, *cache, meta, dim**-0.5))
+    op = "paged_attention"
+    arguments: tuple[object, ...] = (q, *cache, meta, dim**-0.5)
     if spec is not None:
         sinks = torch.randn(heads).to(dtype) if spec.sinks else None
         op, arguments = "variant_attention", (q, cache, meta, replace(spec, window=None), sinks)
