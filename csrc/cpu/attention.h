@@ -193,7 +193,8 @@ void attend_task(const AttentionArgs& a, Workspace<M, T>& s, const Task& task, c
   for (int64_t r = 0; r < rows; r++) {
     const T* sinks = static_cast<const T*>(a.sinks);
     s.m.data[r] = sinks ? load_n(sinks + task.kv_head * group + r % group, 1)[0] : -__builtin_inff();
-    s.l.data[r] = sinks ? 1 : 0;
+    float sum = s.m.data[r] < __builtin_inff() ? 1 : __builtin_nanf("");  // an infinite sink is a damaged weight
+    s.l.data[r] = sinks ? sum : 0;
     const T* from = static_cast<const T*>(a.q) + (span.row_begin + task.first_token + r / group) * a.q_stride +
                     (task.kv_head * group + r % group) * dim;
     for (int64_t i = 0; i < dim; i += VL) store_n(s.q.data + r * dim + i, load_n(from + i, dim - i), dim - i);

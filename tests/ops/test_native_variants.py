@@ -200,3 +200,13 @@ def test_a_sink_of_minus_infinity_is_no_sink(native_ops: CpuOps) -> None:
     assert torch.equal(found, native_ops.paged_attention(q, k, v, meta, 0.125))
     large = native_ops.variant_attention(q, LayerCache(k, v), meta, spec, torch.full((3,), 200.0))
     assert large.abs().max() < 1e-30, "all of the softmax goes to the sink"
+
+
+@pytest.mark.parametrize("sink", [math.inf, math.nan])
+def test_a_damaged_sink_is_seen_in_the_result(native_ops: CpuOps, sink: float) -> None:
+    """As in the softmax of the reference: the request then ends with an error instead of a wrong text."""
+    q, k, v, meta, _ = CASES[0].build(torch.float32)
+    spec, sinks = LayerSpec(None, 0.125, sinks=True), torch.tensor([0.0, sink, 0.0])
+    for ops in (native_ops, REFERENCE):
+        found = ops.variant_attention(q, LayerCache(k, v), meta, spec, sinks)
+        assert found[:, 1].isnan().all() and found[:, [0, 2]].isfinite().all()

@@ -57,8 +57,9 @@ __device__ __forceinline__ float cap_score(float score, float cap) { return cap 
 // attend to nothing. Source: gpt-oss, arXiv 2508.10925.
 template <class T, bool kVariant>
 __device__ __forceinline__ Softmax first_state(const AttentionArgs& p, int head) {
-  if (kVariant && p.sinks) return {to_float(static_cast<const T*>(p.sinks)[head]), 1.0f};
-  return {-INFINITY, 0.0f};
+  if (!kVariant || !p.sinks) return {-INFINITY, 0.0f};
+  float sink = to_float(static_cast<const T*>(p.sinks)[head]);
+  return {sink, sink < INFINITY ? 1.0f : NAN};  // an infinite sink is a damaged weight
 }
 
 }  // namespace minillm::cuda
