@@ -12,7 +12,7 @@ from minillm.config import ModelConfig
 from minillm.config.sizes import format_apart
 from minillm.errors import OutOfMemory
 from minillm.model.rope import short_length
-from minillm.ops.contract import DTYPES
+from minillm.ops.contract import DTYPES, expert_rows
 from minillm.ops.device_memory import free_memory
 
 # While they are made there are angles, cosines, sines, and one of the two scaled (rope.py).
@@ -21,7 +21,19 @@ _ROPE_COPIES = 4
 
 def weight_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     """Bytes of all weights while loading; a float32 model may need half of it later (ops/cpu.py)."""
-    return config.num_parameters * dtype.itemsize
+    return (config.num_parameters + _expert_padding(config)) * dtype.itemsize
+
+
+def _expert_padding(config: ModelConfig) -> int:
+    """Numbers between the experts' matrices, which no checkpoint has."""
+    total = 0
+    for experts in (layer.experts for layer in config.layers if layer.experts is not None):
+        gate_up = expert_rows(2 * experts.size) - 2 * experts.size
+        down = expert_rows(config.hidden_size) - config.hidden_size
+        total += experts.count * (
+            gate_up * (config.hidden_size + config.expert_bias) + down * (experts.size + config.expert_bias)
+        )
+    return total
 
 
 def rope_bytes(config: ModelConfig, num_positions: int) -> int:
