@@ -163,7 +163,7 @@ MUTANTS = [
     ("rope_and_cache", "the rest from the head's first number", "2 * half + i % kept;", "i % kept;", WRONG),
     ("attention_v2", "cap before the scale", "paging.h: cap * tanhf(score / cap)", "cap * tanhf(score)", WRONG),
     ("attention_v2", "sink of another head", "paging.h: (p.sinks)[head]", "(p.sinks)[0]", WRONG),
-    ("attention_v2", "a sink counts nothing", "paging.h: [head]), 1.0f}", "[head]), 0.0f}", WRONG),
+    ("attention_v2", "a sink counts nothing", "paging.h: INFINITY ? 1.0f", "INFINITY ? 0.0f", WRONG),
     ("attention_v2", "scores not capped", "if (kVariant) scores[j] = cap_score", "if (false) scores[j] = cap_score", WRONG),
     ("decode_d1", "scores not capped", "if (kVariant) mine = cap_score", "if (false) mine = cap_score", WRONG),
     ("decode_d1", "sinks forgotten", "first_state<T, kVariant>", "first_state<T, false>", WRONG),
