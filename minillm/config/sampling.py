@@ -12,9 +12,10 @@ from minillm.errors import UsageError
 
 
 class DefaultTokens(int):
-    """A `max_tokens` that nobody asked for: the engine lowers it where longrope needs that.
+    """A default `max_tokens`. The engine may lower a default where longrope needs that.
 
-    It refuses a number that was given (`engine/longrope.py`).
+    A `max_tokens` that the user gave is never lowered for longrope: the request is refused
+    (`engine/longrope.py`).
     """
 
 

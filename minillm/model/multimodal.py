@@ -31,8 +31,11 @@ _READ = frozenset(
     "torch_dtype tie_word_embeddings".split()
 )
 _FROM_THE_WHOLE = ("dtype", "torch_dtype", "eos_token_id", "bos_token_id")
-_TEXT = (("language_model.lm_head.", "lm_head."), ("language_model.model.", "model."))
-_TEXT_OF_V5 = (("model.language_model.", "model."),)
+_TEXT = (
+    ("language_model.lm_head.", "lm_head."),
+    ("language_model.model.", "model."),
+    ("model.language_model.", "model."),
+)
 _VISION = re.compile(r"^(model\.)?(vision_tower|vision_model|multi_modal_projector)\.")
 
 
@@ -125,7 +128,7 @@ def refuse_vision(stored: Mapping[str, StoredTensor]) -> None:
 
 
 def _as_text(name: str) -> str:
-    for begin, other in (*_TEXT, *_TEXT_OF_V5):
+    for begin, other in _TEXT:
         if name.startswith(begin):
             return other + name.removeprefix(begin)
     return name

@@ -37,7 +37,7 @@ def cache_folder() -> Path:
     """$MINILLM_CACHE, else $XDG_CACHE_HOME/minillm, else ~/.cache/minillm. The folder may not exist yet.
 
     Raises:
-        UsageError: $MINILLM_CACHE names the home of a user who does not exist.
+        UsageError: $MINILLM_CACHE begins with the home folder of an unknown user, such as ~nobody.
     """
     own = os.environ.get("MINILLM_CACHE")
     if own:

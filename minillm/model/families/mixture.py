@@ -21,8 +21,6 @@ from minillm.model.rope_config import RopeRules
 
 MAX_EXPERTS = 4096
 
-_ATTENTION = {name: part for name, part in LLAMA_PARTS.items() if name not in ("gate_up", "down")}
-
 
 def _names(router: str, gate: str, up: str, down: str) -> CheckpointNames:
     return CheckpointNames(
@@ -40,8 +38,8 @@ _MIXTRAL_NAMES = _names(
     "block_sparse_moe.experts.{e}.w2",
 )
 _GPT_OSS_NAMES = CheckpointNames(
-    _ATTENTION
-    | {
+    {
+        **LLAMA_PARTS,
         "sinks": "self_attn.sinks",
         "router": "mlp.router",
         "expert_gate_up.weight": "mlp.experts.gate_up_proj",
