@@ -17,9 +17,10 @@ namespace {
 
 class Ahead {
  public:
-  Ahead(const Kernels& kernels, const Model& model, const AheadArgs& args)
+  Ahead(const Kernels& kernels, const Model& model, const AheadArgs& args, int64_t* tokens)
       : m_(model),
         a_(args),
+        tokens_(tokens),
         first_(args.first.batch),
         pass_(kernels, model, first_.num_tokens),
         logits_(first_.num_seqs, model.vocab, width_of(model.heads.dtype)),
@@ -44,7 +45,7 @@ class Ahead {
         pass_.logits({batch, drawn.data()}, logits_.get());
       }
       draw(level, alive, no_seen.data(), drawn.data());
-      for (int64_t s = 0; s < alive; s++) a_.tokens[s * a_.count + level] = drawn[s];
+      for (int64_t s = 0; s < alive; s++) tokens_[s * a_.count + level] = drawn[s];
     }
   }
 
@@ -70,6 +71,7 @@ class Ahead {
 
   const Model& m_;
   const AheadArgs& a_;
+  int64_t* const tokens_;
   const Batch& first_;
   const Pass pass_;
   const Buffer logits_, finite_;
@@ -104,9 +106,9 @@ void decode_step(const Kernels& kernels, const Model& model, const PassArgs& arg
   });
 }
 
-void decode_ahead(const Kernels& kernels, const Model& model, const AheadArgs& args) {
+void decode_ahead(const Kernels& kernels, const Model& model, const AheadArgs& args, int64_t* tokens) {
   if (!args.first.batch.num_seqs) return;
-  Ahead ahead(kernels, model, args);
+  Ahead ahead(kernels, model, args, tokens);
   in_one_region([&] { ahead.run(); });
 }
 

@@ -1,48 +1,13 @@
-// Helpers of the torch binding: check the tensors of a call once and turn them into pointers.
-//
-// Python reports wrong shapes with the argument's name (ops/cpu.py). The checks here prevent reads and writes
-// outside a tensor.
+// What the torch binding of csrc/cpu adds to csrc/shared: the kernels in use, and the sampler's arguments.
 
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
-#include <memory>
-#include <optional>
-#include <string>
-#include <tuple>
-#include <vector>
-
-#include "model.h"
+#include "bound.h"
+#include "passes.h"
 
 namespace minillm::cpu {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
 const Kernels& kernels();  // of the instruction set in use
-
-inline DType dtype_of(const char* op, const Tensor& t) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float: return DType::f32;
-    case ScalarType::BFloat16: return DType::bf16;
-    case ScalarType::Half: return DType::f16;
-    default: STD_TORCH_CHECK(false, op, ": float32, bfloat16 or float16 only");
-  }
-}
-
-// Names and order are those of `Activation` in minillm/config/model.py.
-constexpr const char* kActivations[] = {"silu", "gelu", "gelu_tanh", "relu", "swiglu_clamped"};
-
-inline Activation activation_of(const char* op, const std::string& name) {
-  for (int i = 0; i < 5; i++)
-    if (name == kActivations[i]) return static_cast<Activation>(i);
-  STD_TORCH_CHECK(false, op, ": there is no activation '", name, "'");
-}
 
 // Whether a matrix [out, in] may be stored in `dtype` where activations are in `wide`. An odd `in` is refused: the
 // padding of the last pair would add one more product to each sum.
@@ -50,87 +15,7 @@ inline bool narrower(DType dtype, DType wide, int64_t in) {
   return dtype == DType::bf16 && wide == DType::f32 && in % 2 == 0;
 }
 
-// A dense tensor of `dim` dimensions of the given type.
-inline void check(const char* op, const char* name, const Tensor& t, int64_t dim, ScalarType type) {
-  STD_TORCH_CHECK(t.scalar_type() == type, op, ": ", name, " has another dtype than it should");
-  STD_TORCH_CHECK(t.dim() == dim, op, ": ", name, " has ", t.dim(), " dimensions, not ", dim);
-  STD_TORCH_CHECK(t.is_contiguous(), op, ": ", name, " is not contiguous");
-}
-
-inline void check_size(const char* op, const char* name, int64_t found, int64_t wanted) {
-  STD_TORCH_CHECK(found == wanted, op, ": ", name, " is ", found, ", not ", wanted);
-}
-
-// [tokens, heads, head_dim] with the cache's dtype and head_dim. Rows may be strided, heads are dense.
-inline void check_heads(const char* op, const char* name, const Tensor& t, const Tensor& cache) {
-  STD_TORCH_CHECK(t.dim() == 3 && t.scalar_type() == cache.scalar_type() && t.size(2) == cache.size(3), op, ": ", name,
-                  " does not fit the cache");
-  STD_TORCH_CHECK(!t.numel() || (t.stride(2) == 1 && t.stride(1) == t.size(2)), op, ": heads of ", name,
-                  " are not dense");
-}
-
-inline void check_caches(const char* op, const Tensor& k_cache, const Tensor& v_cache) {
-  check(op, "k_cache", k_cache, 4, k_cache.scalar_type());
-  check(op, "v_cache", v_cache, 4, k_cache.scalar_type());
-  for (int i = 0; i < 4; i++) check_size(op, "v_cache's shape", v_cache.size(i), k_cache.size(i));
-  STD_TORCH_CHECK(k_cache.size(3) % 2 == 0, op, ": head_dim ", k_cache.size(3), " is odd");
-}
-
-inline LayerCache cache_of(const Tensor& k_cache, const Tensor& v_cache) {
-  return {k_cache.mutable_data_ptr(), v_cache.mutable_data_ptr()};
-}
-
-template <class T>
-const T* data(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-
-inline void check_range(const char* op, const char* name, const int64_t* values, int64_t count, int64_t limit) {
-  for (int64_t i = 0; i < count; i++)
-    STD_TORCH_CHECK(values[i] >= 0 && values[i] < limit, op, ": ", name, " ", values[i], " is outside 0..", limit - 1);
-}
-
-inline Tensor like(const Tensor& t, std::vector<int64_t> shape) { return torch::stable::new_empty(t, shape); }
-
-// Tables of at most head_dim / 2 columns.
-inline RopeTables read_rope(const char* op, const Tensor& cos, const Tensor& sin, int64_t head_dim) {
-  check(op, "cos", cos, 2, ScalarType::Float);
-  check(op, "sin", sin, 2, ScalarType::Float);
-  STD_TORCH_CHECK(2 * cos.size(1) <= head_dim, op, ": cos's width is ", cos.size(1), ", more than half of ", head_dim);
-  check_size(op, "sin's width", sin.size(1), cos.size(1));
-  check_size(op, "sin's length", sin.size(0), cos.size(0));
-  return {data<float>(cos), data<float>(sin), cos.size(1)};
-}
-
-// Read the index tensors of a step and check them against the cache and the number of positions. `read_slots` makes
-// a batch of the tensors per token; `read_sequences` adds the tensors per sequence.
-Batch read_slots(const char* op, const Tensor& positions, const Tensor& slot_mapping, int64_t num_tokens,
-                 int64_t max_positions, const Tensor& cache);
-void read_sequences(const char* op, Batch& batch, const Tensor& block_table, const Tensor& query_start,
-                    const Tensor& kv_len, const Tensor& cache);
-Heads heads_of(const Tensor& cache, int64_t num_heads, DType dtype);
-
-// A model's weights and caches, checked once and kept (bind_weights.cpp). A step then passes one number instead of
-// hundreds of tensors: the dispatcher's work for those would take a tenth of the time that reading the weights takes.
-struct BoundModel {
-  Model model;
-  std::vector<Layer> layers;
-  std::vector<Tensor> kept;  // the owners of the memory behind the pointers
-  std::optional<Tensor> cache;  // the first layer's key cache; all caches have its shape
-  int64_t max_positions;  // the shortest table of angles or of learned positions
-  bool has_weights;
-};
-std::shared_ptr<const BoundModel> find_model(const char* op, int64_t number);
-
-// The sampling parameters of each row of logits: `SamplingBatch.tensors` in minillm/ops/sampling.py.
-struct SamplingTensors {
-  const Tensor &keys, &numbers, &top_k, &seen, &seen_end;
-  int64_t num_token_ids;
-};
-// The same, checked for `rows` rows of logits. The caller sets the pointers to the logits and the tokens.
-SampleArgs read_sampling(const char* op, int64_t rows, int64_t vocab, DType dtype, const SamplingTensors& t);
-
-// Checks a packed matrix [out, in] for a product with activations of `dtype`.
-Matrix matrix_of(const char* op, const Tensor& packed, int64_t out, int64_t in, DType dtype);
+// The caller sets the pointers to the logits and the tokens.
+SampleArgs sample_args(const Draws& draws, int64_t vocab, DType dtype);
 
 }  // namespace minillm::cpu

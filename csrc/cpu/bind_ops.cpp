@@ -4,10 +4,21 @@
 
 #include "bind.h"
 
+namespace minillm {
+
+Matrix matrix_of(const char* op, const Tensor& packed, int64_t out, int64_t in, DType dtype) {
+  Matrix matrix = {data<void>(packed), dtype_of(op, packed), nullptr};
+  STD_TORCH_CHECK(matrix.dtype == dtype || cpu::narrower(matrix.dtype, dtype, in), op,
+                  ": x has another dtype than the packed weight");
+  STD_TORCH_CHECK(packed.is_contiguous(), op, ": the packed weight is not contiguous");
+  check_size(op, "the packed weight's size", packed.numel(), cpu::packed_blocks(out) * cpu::packed_block_size(in, matrix.dtype));
+  return matrix;
+}
+
+}  // namespace minillm
+
 namespace minillm::cpu {
 namespace {
-
-using Optional = std::optional<Tensor>;
 
 // ---- packed weights ---------------------------------------------------------------------------
 
@@ -30,19 +41,6 @@ void pack_in_place(const Tensor& weight) {
   check_size("pack_", "weight's size", weight.numel(), packed_blocks(out) * packed_block_size(in, dtype));
   kernels().pack({data<void>(weight), weight.mutable_data_ptr(), out, in, dtype});
 }
-
-}  // namespace
-
-Matrix matrix_of(const char* op, const Tensor& packed, int64_t out, int64_t in, DType dtype) {
-  Matrix matrix = {data<void>(packed), dtype_of(op, packed), nullptr};
-  STD_TORCH_CHECK(matrix.dtype == dtype || narrower(matrix.dtype, dtype, in), op,
-                  ": x has another dtype than the packed weight");
-  STD_TORCH_CHECK(packed.is_contiguous(), op, ": the packed weight is not contiguous");
-  check_size(op, "the packed weight's size", packed.numel(), packed_blocks(out) * packed_block_size(in, matrix.dtype));
-  return matrix;
-}
-
-namespace {
 
 Tensor embedding(const Tensor& ids, const Tensor& packed, int64_t vocab, int64_t in, ScalarType type) {
   check("embedding", "ids", ids, 1, ScalarType::Long);

@@ -4,27 +4,8 @@
 
 namespace minillm::cpu {
 
-SampleArgs read_sampling(const char* op, int64_t rows, int64_t vocab, DType dtype, const SamplingTensors& t) {
-  check(op, "keys", t.keys, 1, ScalarType::Long);
-  check(op, "numbers", t.numbers, 2, ScalarType::Double);
-  check(op, "top_k", t.top_k, 1, ScalarType::Long);
-  check(op, "seen", t.seen, 1, ScalarType::Long);
-  check(op, "seen_end", t.seen_end, 1, ScalarType::Long);
-  check_size(op, "the number of keys", t.keys.size(0), rows);
-  check_size(op, "numbers' length", t.numbers.numel(), 4 * rows);
-  check_size(op, "top_k's length", t.top_k.size(0), rows);
-  check_size(op, "seen_end's length", t.seen_end.size(0), rows);
-  STD_TORCH_CHECK(t.num_token_ids > 0 && vocab > 0, op, ": there are no token ids");
-  const int64_t* ends = data<int64_t>(t.seen_end);
-  int64_t end = 0;
-  for (int64_t r = 0; r < rows; r++) {
-    STD_TORCH_CHECK(ends[r] >= end, op, ": seen_end falls at row ", r);
-    end = ends[r];
-  }
-  STD_TORCH_CHECK(end <= t.seen.size(0), op, ": seen_end is ", end, ", seen has ", t.seen.size(0));
-  check_range(op, "seen id", data<int64_t>(t.seen), end, INT64_MAX);
-  return {nullptr, dtype, rows, vocab, t.num_token_ids, data<int64_t>(t.keys), data<double>(t.numbers), data<int64_t>(t.top_k),
-          data<int64_t>(t.seen), ends, nullptr, nullptr};
+SampleArgs sample_args(const Draws& d, int64_t vocab, DType dtype) {
+  return {nullptr, dtype, d.rows, vocab, d.num_token_ids, d.keys, d.numbers, d.top_k, d.seen, d.seen_end, nullptr, nullptr};
 }
 
 namespace {
@@ -33,8 +14,8 @@ Tensor draw(const Tensor& logits, const Tensor& keys, const Tensor& numbers, con
             const Tensor& seen_end, int64_t num_token_ids) {
   const char* op = "sample";
   check(op, "logits", logits, 2, logits.scalar_type());
-  SampleArgs args = read_sampling(op, logits.size(0), logits.size(1), dtype_of(op, logits),
-                                  {keys, numbers, top_k, seen, seen_end, num_token_ids});
+  Draws draws = read_draws(op, logits.size(0), logits.size(1), {keys, numbers, top_k, seen, seen_end}, num_token_ids);
+  SampleArgs args = sample_args(draws, logits.size(1), dtype_of(op, logits));
   Tensor tokens = like(keys, {logits.size(0)});
   args.logits = data<void>(logits);
   args.tokens = static_cast<int64_t*>(tokens.mutable_data_ptr());

@@ -8,8 +8,6 @@
 
 namespace minillm::cpu {
 
-inline int64_t width_of(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
-
 class Buffer {
  public:
   Buffer(int64_t rows, int64_t size, int64_t width)

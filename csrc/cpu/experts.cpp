@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "buffer.h"
-#include "model.h"
+#include "passes.h"
 
 namespace minillm::cpu {
 namespace {
@@ -26,7 +26,7 @@ Matrix slice(const Matrix& all, int64_t expert, int64_t size, int64_t in, DType 
   int64_t first = expert * expert_rows(size);
   int64_t elements = first / kPackLanes * packed_block_size(in, all.dtype);
   const char* bias = static_cast<const char*>(all.bias);
-  return {static_cast<const char*>(all.packed) + elements * width_of(all.dtype), all.dtype,
+  return {static_cast<const char*>(all.weight) + elements * width_of(all.dtype), all.dtype,
           bias ? bias + first * width_of(dtype) : nullptr};
 }
 
@@ -76,7 +76,7 @@ class Mixture {
   }
 
   void linear(const void* x, const Matrix& w, void* y, int64_t rows, int64_t out, int64_t in, const Matrix& next) const {
-    kernels_.linear({x, in, w, y, rows, out, in, a_.dtype, next.packed});
+    kernels_.linear({x, in, w, y, rows, out, in, a_.dtype, next.weight});
   }
 
   // The matrix that is read after expert `e`, for prefetching.

@@ -15,11 +15,9 @@
 
 #pragma once
 
-#include <cstdint>
+#include "types.h"
 
 namespace minillm::cpu {
-
-enum class DType : int { f32, bf16, f16 };
 
 // Keys per step of the online softmax. Tiles have absolute positions: tile i is keys 64 i .. 64 i + 63 of a sequence.
 constexpr int64_t kKeyTile = 64;
@@ -41,13 +39,6 @@ bool in_parallel_region();
 // Torch's pool, set by the binding.
 extern void (*pool_ranges)(int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context);
 extern int64_t (*thread_count)();
-
-// A packed matrix and its bias. The dtype is that of the activations, or bf16 with float32 activations.
-struct Matrix {
-  const void* packed;
-  DType dtype;
-  const void* bias;  // [out], or null
-};
 
 struct PackArgs {
   const void* source;  // [out, in]
@@ -75,13 +66,6 @@ struct LinearArgs {
   const void* prefetch_next;  // the packed weights that the next kernel reads, or null
 };
 
-// The weights of a norm. With a bias it is LayerNorm, else RMSNorm.
-struct Norm {
-  const void* weight;  // [size], or null: there is no norm
-  const void* bias;    // [size], or null
-  int64_t size;
-};
-
 struct NormArgs {
   const void* x;         // [rows, parts, size]
   const void* residual;  // [rows, parts, size], or null for the norm of x alone
@@ -93,9 +77,6 @@ struct NormArgs {
   float eps, offset;           // RMSNorm multiplies by weight + offset
   DType dtype;
 };
-
-// The same order as in `kActivations` (bind.h); the functions are in activation.h. The clamped SwiGLU needs a gate.
-enum class Activation : int { silu, gelu, gelu_tanh, relu, swiglu_clamped };
 
 struct GateArgs {
   const void* gate_up;  // [rows, 2 * size]: gate, then up
@@ -124,31 +105,6 @@ struct AddArgs {
   void* sum;               // [rows, size]; may equal `x` or `y`
   int64_t rows, size;
   DType dtype;
-};
-
-// Which rows belong to which sequence (pictured in minillm/ops/contract.py).
-struct Batch {
-  const int64_t* positions;     // [num_tokens]
-  const int64_t* slot_mapping;  // [num_tokens]
-  const int32_t* block_table;   // [num_seqs, table_stride]
-  int64_t table_stride;
-  const int32_t* query_start;  // [num_seqs + 1]
-  const int32_t* kv_len;       // [num_seqs]
-  int64_t num_tokens, num_seqs;
-};
-
-struct Heads {
-  int64_t num_heads, num_kv_heads, head_dim, block_size;
-  DType dtype;
-};
-
-struct RopeTables {
-  const float *cos, *sin;  // [max_positions, half]
-  int64_t half;            // half the components of a head that are rotated; the others are kept
-};
-
-struct LayerCache {
-  void *k, *v;  // [num_blocks, block_size, num_kv_heads, head_dim]
 };
 
 struct RopeArgs {

@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "buffer.h"
-#include "model.h"
+#include "passes.h"
 
 namespace minillm::cpu {
 namespace {
@@ -61,7 +61,7 @@ class Layers {
   void* column(int64_t first) const { return static_cast<char*>(qkv_.get()) + first * width_; }
 
   void linear(const void* x, const Matrix& w, void* y, int64_t out, int64_t in, const Matrix& next) const {
-    kernels_.linear({x, in, w, y, rows_, out, in, m_.heads.dtype, next.packed});
+    kernels_.linear({x, in, w, y, rows_, out, in, m_.heads.dtype, next.weight});
   }
 
   // The input of a part: the norm of the residual, or the residual itself.

@@ -62,7 +62,7 @@ void embedding_as(const EmbeddingArgs& a) {
   parallel_for(a.num_tokens, 64, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; t++) {
       int64_t id = a.ids[t];
-      const W* from = static_cast<const W*>(a.weight.packed) + id / 16 * block_size + id % 16 * step;
+      const W* from = static_cast<const W*>(a.weight.weight) + id / 16 * block_size + id % 16 * step;
       T* to = static_cast<T*>(a.y) + t * a.in;
       for (int64_t k = 0; k < a.in; k++) put(from[k / step * 16 * step + k % step], to + k);
     }
@@ -93,7 +93,7 @@ void linear_strip(const LinearArgs& a, const typename M::X* x, int64_t x_stride,
   constexpr int64_t tile_stride = kMaxColumns * 16;
   alignas(64) float tile[kMaxRows * tile_stride];
   int64_t block_size = packed_block_size(a.in, a.weight.dtype), steps = (a.in + M::kStep - 1) / M::kStep;
-  const typename M::W* w = static_cast<const typename M::W*>(a.weight.packed) + begin * block_size;
+  const typename M::W* w = static_cast<const typename M::W*>(a.weight.weight) + begin * block_size;
   for (int64_t r = 0; r < a.rows; r += kRows<M>) {
     int rows = smaller(kRows<M>, a.rows - r);
     pick_tile<M>(rows, width)(x + r * x_stride, x_stride, w, block_size, steps, tile, tile_stride, false,
@@ -111,7 +111,7 @@ void linear_over(const LinearArgs& a, const typename M::X* x, int64_t x_stride) 
     for (; tasks.left(); tasks.advance()) {
       int64_t offset = (tasks.next - tasks.now) * strip;
       if (tasks.last()) {  // prefetch the next matrix, at the strip with which this thread will begin
-        const W *own = static_cast<const W*>(a.weight.packed), *next = static_cast<const W*>(a.prefetch_next);
+        const W *own = static_cast<const W*>(a.weight.weight), *next = static_cast<const W*>(a.prefetch_next);
         offset = next ? next - own + (tasks.rank - tasks.now) * strip : 0;
       }
       linear_strip<M, T>(a, x, x_stride, tasks.now * width, smaller(width, blocks - tasks.now * width), offset);

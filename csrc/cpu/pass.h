@@ -10,7 +10,7 @@
 #pragma once
 
 #include "buffer.h"
-#include "model.h"
+#include "passes.h"
 
 namespace minillm::cpu {
 

@@ -14,7 +14,7 @@ import platform
 
 from minillm.toolchain.library import Library, Unit
 from minillm.toolchain.sanitizer import SANITIZE, sanitizing
-from minillm.toolchain.sources import csrc, find_sources, include_flags
+from minillm.toolchain.sources import SHARED, csrc, find_sources, include_flags
 from minillm.toolchain.torch_files import LINK, STABLE, torch_includes, torch_library_folder, torch_version
 
 FLAGS = (
@@ -36,12 +36,11 @@ def cpu_library() -> Library:
     Raises:
         BuildFailed: the sources are missing.
     """
-    folder = csrc() / "cpu"
     observer = SANITIZE if sanitizing() else []
-    flags = [*FLAGS, *STABLE, *observer]
-    named = f"-ffile-prefix-map={folder}=csrc/cpu"  # messages then contain paths as in the repository
+    flags = [*FLAGS, *STABLE, *observer, "-DMINILLM_NAMESPACE=minillm", "-DMINILLM_KEY=CPU"]
+    named = f"-ffile-prefix-map={csrc()}=csrc"  # messages then contain paths as in the repository
     places = [named, *include_flags("cpu"), *torch_includes()]
-    sources = find_sources("cpu", ".cpp")
+    sources = find_sources("cpu", ".cpp") + find_sources(SHARED, ".cpp")
     per_isa = [source for source in sources if source.name == PER_ISA]
     units = [Unit(source, [*flags, *isa], places) for source in per_isa for isa in _isas().values()]
     units += [Unit(source, flags, places) for source in sources if source not in per_isa]
@@ -50,7 +49,7 @@ def cpu_library() -> Library:
         units,
         libraries=[*LINK, *observer],
         places=[torch_library_folder()],
-        headers=[folder],
+        headers=[csrc() / "cpu", csrc() / SHARED],
         versions=[torch_version()],
     )
 

@@ -17,12 +17,14 @@ from pathlib import Path
 from minillm.toolchain.compiler import COMMON, BuildFailed, Compiler
 from minillm.toolchain.cuda_toolkit import find_cuda, headers, nvcc_version, runtime_folder
 from minillm.toolchain.library import Library, Unit
-from minillm.toolchain.sources import csrc, find_sources, include_flags
+from minillm.toolchain.sources import SHARED, csrc, find_sources, include_flags
 from minillm.toolchain.torch_files import LINK, STABLE, torch_includes, torch_library_folder, torch_version
 
 ARCHITECTURES = ("75", "80", "90")
 # -fmad=false: a fused multiply-add is written fmaf in the source (reason: csrc/cuda/common/dialect.h).
 FLAGS = ["-x", "cu", "-std=c++17", "-O3", "-fmad=false", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC"]
+# The binding for CUDA tensors (csrc/shared/tensors.h).
+DEFINED = ["-DMINILLM_NAMESPACE=minillm_cuda", "-DMINILLM_KEY=CUDA", "-DMINILLM_ON_CUDA"]
 RUNTIME = ["-lcudart_static", "-lrt", "-ldl", "-lpthread"]
 
 
@@ -47,17 +49,18 @@ def cuda_library() -> Library:
     cuda = find_cuda()
     if cuda is None:
         raise BuildFailed("there is no CUDA toolkit (nvcc and its headers)")
-    bound, includes = [*COMMON, "-O2", *STABLE], include_flags("cuda")
+    bound, includes = [*COMMON, "-O2", *STABLE, *DEFINED], include_flags("cuda")
     places = [*includes, *torch_includes(), "-isystem", str(headers(cuda))]
     nvcc, code = _nvcc(cuda), _code(wanted_architectures())
-    units = [Unit(path, bound, places) for path in find_sources("cuda", ".cpp")]
+    sources = find_sources("cuda", ".cpp") + find_sources(SHARED, ".cpp")
+    units = [Unit(path, bound, places) for path in sources]
     units += [Unit(path, [*FLAGS, *code], includes, nvcc) for path in find_sources("cuda", ".cu")]
     return Library(
         "cuda",
         units,
         libraries=[*LINK, *RUNTIME],
         places=[torch_library_folder(), f"-L{runtime_folder(cuda)}"],
-        headers=[csrc() / "cuda", csrc() / "simt"],
+        headers=[csrc() / "cuda", csrc() / SHARED, csrc() / "simt"],
         versions=[torch_version()],
     )
 

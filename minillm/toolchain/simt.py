@@ -24,10 +24,12 @@ from pathlib import Path
 from minillm.toolchain.compiler import COMMON, BuildFailed
 from minillm.toolchain.library import Library, Unit
 from minillm.toolchain.sanitizer import SANITIZE, sanitizing
-from minillm.toolchain.sources import csrc, find_sources, include_flags
+from minillm.toolchain.sources import SHARED, csrc, find_sources, include_flags
 from minillm.toolchain.torch_files import LINK, STABLE, torch_includes, torch_library_folder, torch_version
 
 MACHINE = [*COMMON, "-O2"]
+# The binding for the simulator (csrc/shared/tensors.h).
+DEFINED = ["-DMINILLM_NAMESPACE=minillm_simt", "-DMINILLM_KEY=CPU", "-DMINILLM_SIMT"]
 # DWARF 4: binutils 2.40 cannot read inlined functions in clang's DWARF 5, and reports wrong lines.
 KERNEL = [*COMMON, "-x", "c++", "-O1", "-gdwarf-4", "-Wno-unknown-pragmas"]
 
@@ -50,8 +52,9 @@ def ops_library() -> Library:
     Raises:
         BuildFailed: the sources are missing.
     """
-    bound, includes = [*MACHINE, *STABLE, "-DMINILLM_SIMT"], include_flags("cuda")
-    units = [Unit(path, bound, [*includes, *torch_includes()]) for path in find_sources("cuda", ".cpp")]
+    bound, includes = [*MACHINE, *STABLE, *DEFINED], include_flags("cuda")
+    sources = find_sources("cuda", ".cpp") + find_sources(SHARED, ".cpp")
+    units = [Unit(path, bound, [*includes, *torch_includes()]) for path in sources]
     units += [_kernel(path) for path in find_sources("cuda", ".cu")]
     return Library(
         "simt-ops",
@@ -87,7 +90,7 @@ def _observer() -> list[str]:
 
 
 def _headers() -> list[Path]:
-    return [csrc() / "simt", csrc() / "cuda"]
+    return [csrc() / name for name in ("simt", "cuda", SHARED)]
 
 
 def _runtime() -> list[str]:

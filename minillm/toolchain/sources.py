@@ -1,7 +1,7 @@
 """The files of csrc: beside the package in a checkout, inside the package when installed.
 
-A source may be in any sub-folder of its part (cpu, cuda, simt). It can include the headers of every folder
-of that part by their bare names.
+A source may be in any sub-folder of its part (cpu, cuda, shared, simt). It can include the headers of every folder
+of that part, and those of csrc/shared, by their bare names.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from pathlib import Path
 
 from minillm.toolchain.compiler import BuildFailed
 
+SHARED = "shared"  # the description of a model and its binding, a part of several libraries
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def csrc() -> Path:
-    """The folder that contains cpu, cuda and simt.
+    """The folder that contains cpu, cuda, shared and simt.
 
     Raises:
         BuildFailed: it does not exist.
@@ -39,7 +40,7 @@ def find_sources(part: str, suffix: str) -> list[Path]:
 
 
 def include_flags(part: str) -> list[str]:
-    """-I flags for csrc/<part> and for every folder below it that has headers."""
+    """-I flags for csrc/<part>, for every folder below it that has headers, and for csrc/shared."""
     top = csrc() / part
     folders = sorted({path.parent for path in top.rglob("*.h")} - {top})
-    return [word for folder in (top, *folders) for word in ("-I", str(folder))]
+    return [word for folder in (top, *folders, csrc() / SHARED) for word in ("-I", str(folder))]

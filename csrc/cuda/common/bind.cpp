@@ -268,12 +268,7 @@ Tensor draw(const Tensor& logits, const Tensor& keys, const Tensor& numbers, con
   m.impl("verify_coupled", TORCH_BOX(&walk_drafts));          \
   m.impl("verify_draft", TORCH_BOX(&accept_drafts))
 
-#ifdef MINILLM_SIMT
-STABLE_TORCH_LIBRARY(minillm_simt, m) { MINILLM_OPS(m); }
-STABLE_TORCH_LIBRARY_IMPL(minillm_simt, CPU, m) { MINILLM_KERNELS(m); }
-#else
-STABLE_TORCH_LIBRARY(minillm_cuda, m) { MINILLM_OPS(m); }
-STABLE_TORCH_LIBRARY_IMPL(minillm_cuda, CUDA, m) { MINILLM_KERNELS(m); }
-#endif
+MINILLM_FRAGMENT(MINILLM_NAMESPACE, m) { MINILLM_OPS(m); }
+MINILLM_IMPL(MINILLM_NAMESPACE, MINILLM_KEY, m) { MINILLM_KERNELS(m); }
 
 }  // namespace minillm::cuda

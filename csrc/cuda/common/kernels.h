@@ -5,11 +5,9 @@
 
 #pragma once
 
-#include <cstdint>
+#include "model.h"
 
 namespace minillm::cuda {
-
-enum class DType { f32, bf16, f16 };
 
 // Which rows of the token dimension belong to which sequence (pictured in minillm/ops/contract.py).
 struct Sequences {

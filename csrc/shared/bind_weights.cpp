@@ -2,22 +2,23 @@
 //
 //     bind_model      sizes                          -> a number that identifies the model in the other ops
 //     bind_layer      one layer's caches; once per layer, in order
-//     bind_number     one number by name: of a layer, or with the layer -1 of the model (bind_numbers.cpp)
+//     bind_number     one number by name: of a layer, or with the layer -1 of the model (numbers.h)
 //     bind_rope       one layer's table of angles
 //     bind_positions  the learned positions, if there are any
 //     bind_weight     one tensor by name: "qkv.weight", "input_norm.bias", "sinks"
 //     finish_model    checks that nothing is missing; from now on the ops over a whole model accept the number
 //
-// The names of weights and numbers are in bind_places.h and bind_numbers.h.
+// The names of weights and numbers are in places.h and numbers.h.
 
 #include <algorithm>
 #include <map>
 #include <mutex>
 
-#include "bind_numbers.h"
-#include "bind_places.h"
+#include "bound.h"
+#include "numbers.h"
+#include "places.h"
 
-namespace minillm::cpu {
+namespace minillm {
 namespace {
 
 std::mutex models_mutex;
@@ -163,7 +164,7 @@ std::shared_ptr<const BoundModel> find_model(const char* op, int64_t number) {
   return found->second;
 }
 
-STABLE_TORCH_LIBRARY_FRAGMENT(minillm, m) {
+MINILLM_FRAGMENT(MINILLM_NAMESPACE, m) {
   m.def("bind_model(int num_heads, int hidden, int intermediate_size, int vocab_size, str activation) -> int");
   m.def("bind_layer(int model, Tensor k_cache, Tensor v_cache) -> ()");
   m.def("bind_number(int model, int layer, str name, float value) -> ()");
@@ -174,18 +175,18 @@ STABLE_TORCH_LIBRARY_FRAGMENT(minillm, m) {
   m.def("unbind_model(int model) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(minillm, CPU, m) {
+MINILLM_IMPL(MINILLM_NAMESPACE, MINILLM_KEY, m) {
   m.impl("bind_layer", TORCH_BOX(&bind_layer));
   m.impl("bind_rope", TORCH_BOX(&bind_rope));
   m.impl("bind_positions", TORCH_BOX(&bind_positions));
   m.impl("bind_weight", TORCH_BOX(&bind_weight));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(minillm, CompositeExplicitAutograd, m) {
+MINILLM_IMPL(MINILLM_NAMESPACE, CompositeExplicitAutograd, m) {
   m.impl("bind_model", TORCH_BOX(&bind_model));
   m.impl("bind_number", TORCH_BOX(&bind_number));
   m.impl("finish_model", TORCH_BOX(&finish_model));
   m.impl("unbind_model", TORCH_BOX(&unbind_model));
 }
 
-}  // namespace minillm::cpu
+}  // namespace minillm

@@ -3,9 +3,9 @@
 
 #pragma once
 
-#include "bind.h"
+#include "tensors.h"
 
-namespace minillm::cpu {
+namespace minillm {
 
 template <class Owner>
 struct NumberPlace {
@@ -60,4 +60,4 @@ inline void check_numbers(const char* op, size_t layer, const Experts& e) {
                   " has ", e.count, " experts of size ", e.size, ", and a token uses ", e.per_token);
 }
 
-}  // namespace minillm::cpu
+}  // namespace minillm

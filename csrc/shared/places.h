@@ -5,9 +5,9 @@
 
 #pragma once
 
-#include "bind.h"
+#include "tensors.h"
 
-namespace minillm::cpu {
+namespace minillm {
 
 template <class Owner>
 struct NormPlace {
@@ -79,7 +79,7 @@ bool put_matrix(const char* what, const MatrixPlace<Owner>& place, Matrix& matri
                 const Tensor& t, DType dtype) {
   if (part == "weight") {
     Matrix found = matrix_of(what, t, place.out, place.in, dtype);
-    matrix.packed = found.packed;
+    matrix.weight = found.weight;
     matrix.dtype = found.dtype;
   } else if (part == "bias") {
     matrix.bias = vector_of(what, t, place.out, dtype);
@@ -124,7 +124,7 @@ void require_all(const std::string& where, const Places<Owner>& places, const Ow
     STD_TORCH_CHECK((owner.*place.place).weight || !(owner.*place.place).bias, "finish_model: ", where, place.name,
                     ".weight is missing");
   for (const auto& place : places.matrices)
-    STD_TORCH_CHECK((owner.*place.place).packed, "finish_model: ", where, place.name, ".weight is missing");
+    STD_TORCH_CHECK((owner.*place.place).weight, "finish_model: ", where, place.name, ".weight is missing");
 }
 
-}  // namespace minillm::cpu
+}  // namespace minillm

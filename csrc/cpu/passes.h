@@ -1,0 +1,40 @@
+// The passes over a whole model (csrc/shared/model.h).
+
+#pragma once
+
+#include "kernels.h"
+#include "model.h"
+
+namespace minillm::cpu {
+
+struct ExpertsArgs {
+  const void* x;  // [rows, hidden]
+  int64_t rows, hidden;
+  Experts experts;
+  const int64_t* chosen;  // [rows, per_token]
+  const float* weights;   // [rows, per_token]
+  Matrix gate_up, down;
+  Activation activation;
+  void* y;  // [rows, hidden]
+  DType dtype;
+};
+
+// The rows of a pass through all layers.
+struct LayersArgs {
+  Batch batch;
+  void* residual;  // [num_tokens, hidden]: on entry the embedding; updated in place
+  void* x;         // [num_tokens, hidden]: on return the final norm's output
+  bool last_only;  // return only the last row of each sequence: x is then [num_seqs, hidden]; no sequence is empty
+};
+
+void experts(const Kernels& kernels, const ExpertsArgs& args);
+void run_layers(const Kernels& kernels, const Model& model, const LayersArgs& args);
+void hidden_states(const Kernels& kernels, const Model& model, const PassArgs& args, void* x);  // [num_tokens, hidden]
+void last_logits(const Kernels& kernels, const Model& model, const PassArgs& args, void* logits);  // [num_seqs, vocab]
+// One pass and one draw per row of logits; finite[row] tells whether all logits of the row are finite.
+void decode_step(const Kernels& kernels, const Model& model, const PassArgs& args, const SampleArgs& draws,
+                 void* logits, bool* finite);
+// `tokens` [num_seqs, args.count]; entries beyond a sequence's depth are not written.
+void decode_ahead(const Kernels& kernels, const Model& model, const AheadArgs& args, int64_t* tokens);
+
+}  // namespace minillm::cpu
