@@ -70,6 +70,7 @@ struct Draws {
   const int64_t* top_k;     // [rows]
   const int64_t* seen;      // ids that get the repetition penalty, row after row, each id once per row
   const int64_t* seen_end;  // [rows]: the end of each row's ids in `seen`
+  int64_t num_seen;
 };
 
 // Several decode steps of a whole model. Sequences are sorted by depth, the deepest first.

@@ -85,7 +85,8 @@ Draws read_draws(const char* op, int64_t rows, int64_t vocab, const Tensors& sam
   }
   STD_TORCH_CHECK(end <= seen.size(0), op, ": seen_end is ", end, ", seen has ", seen.size(0));
   check_range(op, "seen id", data<int64_t>(seen), end, INT64_MAX);
-  return {rows, num_token_ids, data<int64_t>(keys), data<double>(numbers), data<int64_t>(top_k), data<int64_t>(seen), ends};
+  return {rows, num_token_ids, data<int64_t>(keys), data<double>(numbers), data<int64_t>(top_k), data<int64_t>(seen), ends,
+          end};
 }
 
 namespace {

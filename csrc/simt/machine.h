@@ -151,6 +151,12 @@ struct Counters {
   std::map<std::string, Moved> tensors;  // the global bytes by tensor name
 };
 
+// What the host asked of the CUDA runtime besides launches (csrc/cuda/model/runtime.h).
+struct HostCalls {
+  uint64_t copies_to_device = 0, copies_to_host = 0, waits = 0;
+};
+HostCalls& host_calls();  // since `start_profile`
+
 void start_profile();
 std::vector<std::pair<std::string, Counters>> stop_profile();
 void count_launch(const std::string& kernel, uint64_t blocks, uint64_t threads);

@@ -56,10 +56,14 @@ py::dict as_dict(const Counters& c) {
   return d;
 }
 
-py::dict finish_profile() {
-  py::dict kernels;
+// (the counters of each kernel, the calls of the host)
+py::tuple finish_profile() {
+  py::dict kernels, host;
   for (const auto& [name, counted] : stop_profile()) kernels[py::str(name)] = as_dict(counted);
-  return kernels;
+  host["copies_to_device"] = host_calls().copies_to_device;
+  host["copies_to_host"] = host_calls().copies_to_host;
+  host["waits"] = host_calls().waits;
+  return py::make_tuple(kernels, host);
 }
 
 }  // namespace

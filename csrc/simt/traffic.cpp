@@ -108,7 +108,13 @@ void collect(const Location& at, bool write, const void* address, size_t bytes, 
 
 }  // namespace
 
+HostCalls& host_calls() {
+  static HostCalls calls;
+  return calls;
+}
+
 void start_profile() {
+  host_calls() = {};
   profile.clear();
   current = nullptr;
   profiling = true;

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from minillm.config import Activation, LayerSpec
 from minillm.ops import shapes
+from minillm.ops.bound_model import BoundModel
 from minillm.ops.contract import (
     AttentionMetadata,
     LayerCache,
@@ -40,7 +41,6 @@ from minillm.ops.contract import (
     Weight,
     expert_rows,
 )
-from minillm.ops.cpu_model import CpuModel
 from minillm.ops.fused import FusedModel, FusedOps, ModelWeights
 from minillm.ops.registered import current_isa, load_native, loaded_library, packed_shape
 from minillm.ops.sampling import SamplingBatch
@@ -199,8 +199,11 @@ class CpuOps(FusedOps):
         shapes.check_copy(caches, source, destination)
         self._ops.copy_blocks(caches, source, destination)
 
+    def can_bind(self, weights: ModelWeights) -> bool:
+        return weights.is_packed
+
     def bind(self, weights: ModelWeights, k_cache: list[Tensor], v_cache: list[Tensor]) -> FusedModel:
-        return CpuModel(weights, k_cache, v_cache)
+        return BoundModel("minillm", weights, k_cache, v_cache)
 
     def sample(self, logits: Tensor, batch: SamplingBatch) -> Tensor:
         tokens: Tensor = self._ops.sample(logits.contiguous(), *batch.tensors(), batch.num_token_ids)

@@ -31,6 +31,8 @@ from minillm.ops.contract import (
     plain,
 )
 from minillm.ops.cuda_fakes import register_fakes
+from minillm.ops.cuda_model import CudaModel, can_run_fused
+from minillm.ops.fused import FusedModel, FusedOps, ModelWeights
 from minillm.toolchain.compiler import BuildFailed
 from minillm.toolchain.cuda import cuda_library
 
@@ -41,7 +43,7 @@ TENSOR_RUNGS = {"v3": "v2", "d2": "d1"}  # attention on tensor cores; the rung t
 LINEAR_RUNGS = ("tile", "mma")
 
 
-class CudaOps:
+class CudaOps(FusedOps):
     """`Ops` in CUDA. The methods are documented in `contract.py`.
 
     Raises:
@@ -270,6 +272,12 @@ class CudaOps:
         tokens, accepted = self._call("verify_draft", draft.contiguous(), q, *rest)
         return tokens, accepted
 
+    def can_bind(self, weights: ModelWeights) -> bool:
+        return can_run_fused(weights)
+
+    def bind(self, weights: ModelWeights, k_cache: list[Tensor], v_cache: list[Tensor]) -> FusedModel:
+        return CudaModel(self.namespace, self._launch, weights, k_cache, v_cache)
+
     def _check_attention(self, op: str, q: Tensor, cache: LayerCache, meta: AttentionMetadata) -> None:
         shapes.check_attention(q, *cache, meta)
         if q.shape[2] not in self.head_dims:
@@ -287,8 +295,11 @@ class CudaOps:
         first = arguments[0][0] if isinstance(arguments[0], list) else arguments[0]
         if not first.is_cuda:
             raise ValueError(f"{op}: tensors are on {first.device}, the kernels run on a GPU")
-        with torch.cuda.device(first.device):  # a launch goes to the current device, not the tensors' device
-            return getattr(self._ops, op).default(*arguments, torch.cuda.current_stream().cuda_stream)
+        return self._launch(getattr(self._ops, op).default, first.device, *arguments)
+
+    def _launch(self, overload: Any, device: torch.device, *arguments: Any) -> Any:
+        with torch.cuda.device(device):  # a launch goes to the current device, not the tensors' device
+            return overload(*arguments, torch.cuda.current_stream().cuda_stream)
 
 
 def _rows(x: Tensor) -> Tensor:

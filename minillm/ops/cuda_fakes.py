@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch.library import register_fake
 
+from minillm.ops.model_fakes import register_model_fakes
+
 
 def register_fakes(namespace: str) -> None:
     """Register fake implementations (result shapes only) for tracing and for `opcheck`."""
     for name, fake in _FAKES.items():
         register_fake(f"{namespace}::{name}")(fake)
+    register_model_fakes(namespace)
 
 
 _FAKES: dict[str, Callable[..., Any]] = {

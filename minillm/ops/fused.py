@@ -33,7 +33,7 @@ class LayerWeights:
 
     `qkv` and `gate_up` are fused projections, see `model/decoder.py`; without a gate, `gate_up` is the
     projection up. `sinks` [num_heads]. The C++ struct has members of the same names
-    (csrc/cpu/bind_places.h).
+    (csrc/shared/places.h).
     """
 
     qkv: Matrix
@@ -107,8 +107,9 @@ def rounded_to(dtype: torch.dtype, value: float) -> float:
 class FusedModel(ABC):
     """A whole model and its cache, bound to a backend that runs one or several passes in one call.
 
-    In all methods `ids` are int64 [num_tokens] and `meta` describes their rows. Keys and values are written
-    to the bound caches. Results have the same bits as the decoder's loop over single ops.
+    In all methods `ids` are int64 [num_tokens] and `meta` describes their rows; all these tensors are on the
+    CPU, also for a model on a GPU. Keys and values are written to the bound caches. Results have the same
+    bits as the decoder's loop over single ops.
     """
 
     @abstractmethod
@@ -125,7 +126,7 @@ class FusedModel(ABC):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`last_logits`, `finite_rows` and `sample` in one call: (tokens, finite, logits) of each sequence.
 
-        If a row of logits is not finite, its token has no meaning.
+        Tokens and flags are on the CPU, logits on the model's device. If a row of logits is not finite, its token has no meaning.
         """
 
     @abstractmethod
@@ -154,9 +155,12 @@ class FusedOps(ABC):
     """
 
     @abstractmethod
+    def can_bind(self, weights: ModelWeights) -> bool:
+        """Whether `bind` accepts these weights."""
+
+    @abstractmethod
     def bind(self, weights: ModelWeights, k_cache: list[Tensor], v_cache: list[Tensor]) -> FusedModel:
         """The model with these weights and caches (one key and one value tensor per layer).
 
-        `weights.is_packed` must be true, and this backend must have packed the matrices. Caches and weights
-        stay alive as long as the result.
+        This backend must have prepared the matrices. Caches and weights stay alive as long as the result.
         """

@@ -11,13 +11,13 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
-from weakref import WeakValueDictionary
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import register_fake
 
+from minillm.ops.model_fakes import register_model_fakes
 from minillm.toolchain.cache import cache_folder, release, remove
 from minillm.toolchain.compiler import BuildFailed
 from minillm.toolchain.cpu import cpu_library
@@ -25,15 +25,6 @@ from minillm.toolchain.cpu import cpu_library
 _lock = threading.Lock()
 _state: list[str] = []  # empty until the library is loaded, then [its name]
 _failure: list[BuildFailed] = []  # the first failure to load, raised again by later calls
-bound_models: WeakValueDictionary[int, BoundModel] = WeakValueDictionary()  # by number, for the fakes
-
-
-class BoundModel(Protocol):
-    """The attributes of a bound model that the fake implementations read."""
-
-    vocab_size: int
-    hidden_size: int
-    dtype: torch.dtype
 
 
 def load_native() -> None:
@@ -119,6 +110,7 @@ def packed_shape(out: int, size: int, dtype: torch.dtype) -> list[int]:
 def _register_fakes() -> None:
     for name, fake in _FAKES.items():
         register_fake(f"minillm::{name}")(fake)
+    register_model_fakes("minillm")
 
 
 def _rows(ids: Tensor, packed: Tensor, vocab_size: int, hidden_size: int, dtype: torch.dtype) -> Tensor:
@@ -148,26 +140,6 @@ def _verified(draft: Tensor, *others: object) -> tuple[Tensor, Tensor]:
     return draft.new_empty([draft.shape[0], draft.shape[1] + 1]), draft.new_empty([draft.shape[0]])
 
 
-def _hidden(model: int, ids: Tensor, rows: list[Tensor]) -> Tensor:
-    bound = bound_models[model]
-    return ids.new_empty([ids.shape[0], bound.hidden_size], dtype=bound.dtype)
-
-
-def _last_logits(model: int, ids: Tensor, rows: list[Tensor], *others: object) -> Tensor:
-    bound, kv_len = bound_models[model], rows[4]
-    return ids.new_empty([kv_len.shape[0], bound.vocab_size], dtype=bound.dtype)
-
-
-def _step(model: int, ids: Tensor, rows: list[Tensor], *others: object) -> tuple[Tensor, Tensor, Tensor]:
-    logits = _last_logits(model, ids, rows)
-    count = logits.shape[:1]
-    return ids.new_empty(count), ids.new_empty(count, dtype=torch.bool), logits
-
-
-def _ahead(model: int, ids: Tensor, rows: object, depths: Tensor, keys: Tensor, *others: object) -> Tensor:
-    return ids.new_empty([depths.shape[0], keys.shape[0]])
-
-
 _FAKES: dict[str, Callable[..., Any]] = {
     "pack": lambda weight: weight.new_empty(packed_shape(weight.shape[0], weight.shape[1], weight.dtype)),
     "pack_": lambda weight: None,
@@ -185,10 +157,6 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "paged_attention": lambda q, *others: q.new_empty(q.shape),
     "variant_attention": lambda q, *others: q.new_empty(q.shape),
     "copy_blocks": lambda caches, source, destination: None,
-    "hidden": _hidden,
-    "last_logits": _last_logits,
-    "decode_step": _step,
-    "decode_ahead": _ahead,
     "finite_rows": lambda logits: logits.new_empty([logits.shape[0]], dtype=torch.bool),
     "sample": lambda logits, keys, *others: keys.new_empty([logits.shape[0]]),
     "token_logprobs": _logprobs,

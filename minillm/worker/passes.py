@@ -48,13 +48,13 @@ class OpByOp:
 
 
 def choose_pass(decoder: Decoder, cache: KVCache) -> tuple[Pass, FusedModel | None]:
-    """Choose the pass for this decoder: fused if its backend supports it and has packed every matrix.
+    """Choose the pass for this decoder: fused if its backend can run the whole model in one call.
 
     Returns:
         The pass; and, if it is fused, the same object again as a `FusedModel`, which has more methods.
     """
     ops, weights = decoder.ops, decoder.weights()
-    if not (isinstance(ops, FusedOps) and weights.is_packed):
+    if not (isinstance(ops, FusedOps) and ops.can_bind(weights)):
         return OpByOp(decoder, cache), None
     fused = ops.bind(weights, cache.k, cache.v)
     return fused, fused

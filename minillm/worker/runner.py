@@ -56,6 +56,8 @@ class ModelRunner:
         self.device = decoder.embed_tokens.device
         self._slots = slots
         self._pass, self._fused = choose_pass(decoder, cache)
+        # A fused pass checks the index tensors on the CPU and takes them to its device in one copy.
+        self._index_device = torch.device("cpu") if self._fused is not None else self.device
 
     @property
     def is_fused(self) -> bool:
@@ -112,7 +114,7 @@ class ModelRunner:
     def copy_blocks(self, copies: Sequence[Copy]) -> None:
         """Copy each (source, destination) pair of blocks, in all layers."""
         if copies:
-            index = (self._tensor(blocks) for blocks in zip(*copies, strict=True))
+            index = (column(blocks, device=self.device) for blocks in zip(*copies, strict=True))
             self.decoder.ops.copy_blocks([*self.cache.k, *self.cache.v], *index)
 
     def metadata(self, batch: Sequence[SequenceRows]) -> AttentionMetadata:
@@ -157,7 +159,7 @@ class ModelRunner:
             )
         )
         tables = self._table([row.block_table for row in rows])
-        query_start = _counted(width + 1, self.device)
+        query_start = _counted(width + 1, self._index_device)
         steps = [
             AttentionMetadata(at, slot, tables, query_start, kv_len)
             for at, slot, kv_len in zip(*fields, strict=True)
@@ -183,11 +185,11 @@ class ModelRunner:
     def _query_start(self, starts: list[int]) -> Tensor:
         """Row ranges of the sequences. A decode pass has one row per sequence; its ranges are cached."""
         if starts == list(range(len(starts))):
-            return _counted(len(starts), self.device)
+            return _counted(len(starts), self._index_device)
         return self._tensor(starts, torch.int32)
 
     def _tensor(self, values: Iterable[int], dtype: torch.dtype = torch.int64) -> Tensor:
-        return column(values, dtype, self.device)
+        return column(values, dtype, self._index_device)
 
 
 @lru_cache(maxsize=128)

@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(kThreads) attention_v2_kernel(const __grid_con
   T* to = static_cast<T*>(p.out) + (token * p.num_heads + head) * kDim;
   UNROLL
   for (int i = 0; i < kDim / kThreadsPerRow; i++)
-    to[part + i * kThreadsPerRow] = from_float<T>(out[i] / softmax.sum);
+    to[part + i * kThreadsPerRow] = from_float<T>(finished(out[i], softmax, keys));
 }
 
 }  // namespace

@@ -40,6 +40,11 @@ struct Softmax {
   float max, sum;
 };
 
+// The result of one column: the weighted sum over the sum of the weights, or 0 for a row that sees no key.
+__device__ __forceinline__ float finished(float out, const Softmax& s, const KeyRange& keys) {
+  return keys.last < keys.first ? 0.0f : out / s.sum;
+}
+
 // Raises the maximum to at least `tile_max`. Returns the factor by which all earlier sums must be multiplied;
 // `sum` is multiplied here, the output by the caller.
 __device__ __forceinline__ float raise_max(Softmax& s, float tile_max) {

@@ -13,7 +13,7 @@ namespace minillm::cuda {
 struct Sequences {
   const int32_t* block_table;  // [num_seqs, max_blocks]
   const int32_t* query_start;  // [num_seqs + 1]
-  const int32_t* kv_len;       // [num_seqs]
+  const int32_t* kv_len;       // [num_seqs]; 0: a row that fills up a batch; its result is 0
   int num_seqs, max_blocks, num_tokens;
 };
 
@@ -25,6 +25,30 @@ struct NormArgs {
   DType dtype;
   float offset = 0;                   // added to the weight of rms_norm
   const void* bias = nullptr;         // of layer_norm
+  int parts = 1;                      // a row is [parts, size], and each part is normed apart
+  int64_t stride = 0;                 // elements between two rows of x and of y; 0: dense. y may equal x
+};
+
+struct GatherArgs {
+  const void* table;                  // [any, size]
+  const int64_t* ids;                 // [rows]: the row of `table` that each row takes
+  const void* positions;              // [max_positions, size], a second table whose rows are added, or null
+  const int64_t* position_ids;        // [rows]
+  void* y;                            // [rows, size]
+  int rows, size;
+  float scale;                        // of the table's rows; 1: none
+  DType dtype;
+};
+
+enum class Map { multiply, divide, add };
+
+struct MapArgs {
+  const void* x;
+  const void* other;                  // of add
+  void* y;                            // may equal x or other
+  int64_t count;                      // elements
+  float number;                       // of multiply and divide
+  DType dtype;
 };
 
 enum class Function { silu, gelu, gelu_tanh, relu, swiglu_clamped, softcap };
@@ -42,7 +66,7 @@ struct RopeArgs {
   const void *q, *k, *v;                  // [num_tokens, heads, head_dim], rows `stride` elements apart
   int64_t q_stride, k_stride, v_stride;
   const float *cos, *sin;                 // [max_positions, rotary_dim / 2]
-  const int64_t *positions, *slots;       // [num_tokens]
+  const int64_t *positions, *slots;       // [num_tokens]; with a negative slot, k and v are not written
   void *q_out, *k_cache, *v_cache;        // q_out dense
   int num_tokens, num_heads, num_kv_heads, head_dim, rotary_dim;
   DType dtype;
@@ -119,6 +143,13 @@ struct SampleArgs {
   DType dtype;
 };
 
+struct FiniteArgs {
+  const void* logits;               // [rows, size]
+  bool* finite;                     // [rows]
+  int rows, size;
+  DType dtype;
+};
+
 struct CoupledArgs {
   const int64_t *sampled, *drafted, *parents;  // [num_nodes]
   const int64_t* node_start;        // [requests + 1], from 0 to num_nodes
@@ -139,6 +170,8 @@ using Stream = void*;
 
 void rms_norm(const NormArgs&, Stream);
 void layer_norm(const NormArgs&, Stream);
+void gather(const GatherArgs&, Stream);
+void map(Map, const MapArgs&, Stream);
 void act_and_mul(const ActivationArgs&, Stream);  // not softcap
 void act(const ActivationArgs&, Stream);          // not swiglu_clamped
 void rope_and_cache(const RopeArgs&, Stream);
@@ -149,6 +182,7 @@ void linear_mma(const LinearArgs&, Stream);  // 16-bit, `in` a multiple of 8 bel
 void route(const RouteArgs&, Stream);  // per_token is 1 to num_experts
 void combine(const CombineArgs&, Stream);
 
+void finite_rows(const FiniteArgs&, Stream);
 void sample(const SampleArgs&, Stream);
 void verify_coupled(const CoupledArgs&, Stream);
 void verify_draft(const DraftArgs&, Stream);  // a target row of zeros gives -1: no token can be drawn

@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, 4) decode_d1_kernel(const __grid_con
     UNROLL
     for (int c = 0; c < kMine; c++) {
       int d = thread + c * kThreads;
-      if (d < kDim) static_cast<T*>(p.out)[(token * p.num_heads + head) * kDim + d] = from_float<T>(out[c] / softmax.sum);
+      if (d < kDim) static_cast<T*>(p.out)[(token * p.num_heads + head) * kDim + d] = from_float<T>(finished(out[c], softmax, keys));
     }
   }
 }

@@ -1,4 +1,5 @@
-// rms_norm, add_rms_norm and layer_norm: y = x / rms(x) * weight, one block per row.
+// rms_norm, add_rms_norm and layer_norm: y = x / rms(x) * weight, one block per row, or per head of
+// a row.
 //
 //     row of x   x0 x1 x2 ... x127 | x128 ...       thread t takes elements t, t + 128, ...; the lanes of
 //                 \  \  \  ...                      a warp are summed by shuffles, the four warps
@@ -27,9 +28,14 @@ __device__ __forceinline__ float block_sum(float value) {
   return sum;
 }
 
+// The block's part of x: rows lie `stride` elements apart, and each has `parts` parts that are normed apart.
+__device__ __forceinline__ int64_t part_start(const NormArgs& p) {
+  return static_cast<int64_t>(blockIdx.x / p.parts) * p.stride + static_cast<int64_t>(blockIdx.x % p.parts) * p.size;
+}
+
 template <class T, bool kAdd>
 __global__ void __launch_bounds__(kThreads) norm(const __grid_constant__ NormArgs p) {
-  int64_t row = static_cast<int64_t>(blockIdx.x) * p.size;
+  int64_t row = part_start(p);
   const T* x = static_cast<const T*>(p.x) + row;
   const T* residual = static_cast<const T*>(p.residual) + row;
   const T* weight = static_cast<const T*>(p.weight);
@@ -61,7 +67,7 @@ __global__ void __launch_bounds__(kThreads) norm(const __grid_constant__ NormArg
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) layer_norm_kernel(const __grid_constant__ NormArgs p) {
-  int64_t row = static_cast<int64_t>(blockIdx.x) * p.size;
+  int64_t row = part_start(p);
   const T* x = static_cast<const T*>(p.x) + row;
   const T *weight = static_cast<const T*>(p.weight), *bias = static_cast<const T*>(p.bias);
 
@@ -80,6 +86,12 @@ __global__ void __launch_bounds__(kThreads) layer_norm_kernel(const __grid_const
   }
 }
 
+// Rows are dense unless the caller says otherwise.
+NormArgs placed(NormArgs p) {
+  if (!p.stride) p.stride = static_cast<int64_t>(p.parts) * p.size;
+  return p;
+}
+
 }  // namespace
 
 void rms_norm(const NormArgs& p, Stream stream) {
@@ -87,9 +99,9 @@ void rms_norm(const NormArgs& p, Stream stream) {
   with_number_type(p.dtype, [&](auto zero) {
     using T = decltype(zero);
     if (p.residual)
-      LAUNCH((norm<T, true>), p.rows, kThreads, 0, stream_of(stream), p);
+      LAUNCH((norm<T, true>), p.rows * p.parts, kThreads, 0, stream_of(stream), placed(p));
     else
-      LAUNCH((norm<T, false>), p.rows, kThreads, 0, stream_of(stream), p);
+      LAUNCH((norm<T, false>), p.rows * p.parts, kThreads, 0, stream_of(stream), placed(p));
   });
 }
 
@@ -97,7 +109,7 @@ void layer_norm(const NormArgs& p, Stream stream) {
   if (p.rows == 0) return;
   with_number_type(p.dtype, [&](auto zero) {
     using T = decltype(zero);
-    LAUNCH(layer_norm_kernel<T>, p.rows, kThreads, 0, stream_of(stream), p);
+    LAUNCH(layer_norm_kernel<T>, p.rows * p.parts, kThreads, 0, stream_of(stream), placed(p));
   });
 }
 

@@ -5,8 +5,10 @@
 //                             heads of v  -> v_cache[slot]   unchanged
 //
 // Component i of a head is paired with component i + rotary_dim / 2; the pair is rotated by the angle of
-// (position, i). Components from rotary_dim on are copied: all of them, if rotary_dim is 0. The two steps are fused: each of q, k and v is read once and written once. Two kernels would
-// read k and v twice. Limit: memory. Source: Su et al., arXiv 2104.09864, in Llama's layout.
+// (position, i). Components from rotary_dim on are copied: all of them, if rotary_dim is 0. The two steps are fused:
+// each of q, k and v is read once and written once. Two kernels would read k and v twice. A token with a negative slot
+// only fills up a batch (model/pass.h): nothing is written to the cache. Limit: memory. Source: Su et al., arXiv
+// 2104.09864, in Llama's layout.
 
 #include "dispatch.h"
 
@@ -40,6 +42,7 @@ __global__ void __launch_bounds__(kThreads) rope_and_cache_kernel(const __grid_c
 
   rotate(static_cast<const T*>(p.q) + token * p.q_stride, static_cast<T*>(p.q_out) + token * q_size, cos, sin,
          p.num_heads, half, p.head_dim);
+  if (slot < 0) return;
   rotate(static_cast<const T*>(p.k) + token * p.k_stride, static_cast<T*>(p.k_cache) + slot * kv_size, cos, sin,
          p.num_kv_heads, half, p.head_dim);
   const T* v = static_cast<const T*>(p.v) + token * p.v_stride;

@@ -115,19 +115,24 @@ class Counters:
 
 
 class Profile(Counters):
-    """The sum over all kernels. `profile["rms_norm"]` are one kernel's counters, `kernels` those of each."""
+    """The sum over all kernels. `profile["rms_norm"]` are one kernel's counters, `kernels` those of each.
+
+    `copies_to_device`, `copies_to_host`, `waits`: what a pass over a whole model asked of the CUDA runtime
+    besides launches.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.kernels: dict[str, Counters] = {}
+        self.copies_to_device = self.copies_to_host = self.waits = 0
 
     def __getitem__(self, kernel: str) -> Counters:
         return self.kernels[kernel]
 
-    def finish(self, kernels: dict[str, dict[str, Any]]) -> None:
+    def finish(self, kernels: dict[str, dict[str, Any]], host: dict[str, int]) -> None:
         """Store the counters of a finished run."""
         self.kernels = {name: Counters(**counts) for name, counts in kernels.items()}
-        self.__dict__.update(vars(sum(self.kernels.values(), Counters())))
+        self.__dict__.update(vars(sum(self.kernels.values(), Counters())) | host)
 
 
 @cache
@@ -167,7 +172,7 @@ def profile() -> Iterator[Profile]:
     try:
         yield counts
     finally:
-        counts.finish(machine().stop_profile())
+        counts.finish(*machine().stop_profile())
 
 
 def flavours() -> tuple[str, ...]:

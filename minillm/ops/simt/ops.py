@@ -13,6 +13,8 @@ from minillm.ops.cuda_fakes import register_fakes
 from minillm.ops.simt.machine import machine, raise_error
 from minillm.toolchain.simt import ops_library
 
+_CPU = torch.device("cpu")
+
 
 class SimtOps(CudaOps):
     """`Ops` on CPU tensors; the simulator runs every kernel.
@@ -32,8 +34,11 @@ class SimtOps(CudaOps):
         return load_ops().name
 
     def _call(self, op: str, *arguments: Any) -> Any:
+        return self._launch(getattr(self._ops, op).default, _CPU, *arguments)
+
+    def _launch(self, overload: Any, device: torch.device, *arguments: Any) -> Any:
         try:
-            return getattr(self._ops, op).default(*arguments, 0)
+            return overload(*arguments, 0)
         except RuntimeError:
             raise_error()  # an error of the simulator has more detail
             raise

@@ -1,0 +1,273 @@
+// The torch ops over a whole model (those of csrc/cpu/bind_model.cpp, with a stream). The index tensors are on the CPU:
+// they are checked there, and reach the GPU in one copy. Tokens and flags come back in one copy, the only wait of a step.
+//
+//     hidden, last_logits   one copy in
+//     step                  one copy in, one copy out
+//     decode_ahead          one copy in, one copy out, and a pass per token: a token goes from one pass to the next on
+//                           the GPU
+
+#include <algorithm>
+
+#include "bind.h"
+#include "device.h"
+#include "pass.h"
+
+namespace minillm {
+
+Matrix matrix_of(const char* op, const Tensor& weight, int64_t out, int64_t in, DType dtype) {
+  check(op, "a matrix", weight, 2, weight.scalar_type());
+  check_size(op, "a matrix's number of rows", weight.size(0), out);
+  check_size(op, "a matrix's number of columns", weight.size(1), in);
+  STD_TORCH_CHECK(dtype_of(op, weight) == dtype, op, ": the matrix has another dtype than the caches");
+  return {data<void>(weight), dtype, nullptr};
+}
+
+namespace cuda {
+namespace {
+
+using Bound = std::shared_ptr<const BoundModel>;
+
+std::mutex states_mutex;
+
+DeviceState& state_of(const BoundModel& bound) {
+  std::lock_guard lock(states_mutex);
+  if (!bound.device) bound.device = std::make_shared<DeviceState>();
+  return *bound.device;
+}
+
+Tensor make(const BoundModel& bound, int64_t rows, int64_t columns) { return like(*bound.cache, {rows, columns}); }
+
+// Errors of the launches of a call.
+void finish(const char* op) { Call(op).done(); }
+
+// A pass on the device: its input, its scratch memory. `more` are bytes that the caller will put beside the input,
+// padding included.
+class DevicePass {
+ public:
+  DevicePass(const BoundModel& bound, DeviceState& state, const PassArgs& args, size_t more, Stream stream)
+      : bound_(bound), state_(state), stream_(stream), args_(args) {
+    const Batch& b = args.batch;
+    size_t bytes = more;
+    for (size_t piece : {b.num_tokens * 8, b.num_tokens * 8, b.num_tokens * 8, b.num_seqs * b.table_stride * 4,
+                         (b.num_seqs + 1) * 4, b.num_seqs * 4, b.num_seqs * 8})
+      bytes += aligned(piece);
+    state.staging.begin(*bound.cache, bytes);
+    args_.ids = put(args.ids, b.num_tokens);
+    args_.batch.positions = put(b.positions, b.num_tokens);
+    args_.batch.slot_mapping = put(b.slot_mapping, b.num_tokens);
+    args_.batch.block_table = put(b.block_table, b.num_seqs * b.table_stride);
+    args_.batch.query_start = put(b.query_start, b.num_seqs + 1);
+    args_.batch.kv_len = put(b.kv_len, b.num_seqs);
+    if (b.num_tokens == b.num_seqs) return;  // one row per sequence: each is the last one
+    std::vector<int64_t> last(b.num_seqs);
+    for (int64_t s = 0; s < b.num_seqs; s++) last[s] = b.query_start[s + 1] - 1;
+    last_rows_ = put(last.data(), b.num_seqs);
+  }
+
+  template <class T>
+  const T* put(const T* values, int64_t count) {
+    return state_.staging.put(values, count);
+  }
+
+  Draws put(const Draws& d) {
+    Draws there = d;
+    there.keys = put(d.keys, d.rows);
+    there.numbers = put(d.numbers, 4 * d.rows);
+    there.top_k = put(d.top_k, d.rows);
+    there.seen = put(d.seen, d.num_seen);
+    there.seen_end = put(d.seen_end, d.rows);
+    return there;
+  }
+
+  // Sends the input. Then `pass` may run.
+  Pass send(int64_t draws, int64_t num_token_ids) {
+    state_.staging.send(stream_);
+    size_t bytes;
+    const int64_t rows = args_.batch.num_tokens;
+    Scratch::cut(nullptr, bound_.model, rows, draws, num_token_ids, bytes);
+    scratch_ = Scratch::cut(state_.scratch.reserve(*bound_.cache, bytes), bound_.model, rows, draws, num_token_ids, bytes);
+    return Pass(bound_, scratch_, stream_);
+  }
+
+  const PassArgs& args() const { return args_; }
+  const int64_t* last_rows() const { return last_rows_; }
+
+ private:
+  const BoundModel& bound_;
+  DeviceState& state_;
+  const Stream stream_;
+  PassArgs args_;  // with the device's pointers
+  const int64_t* last_rows_ = nullptr;
+  Scratch scratch_ = {};
+};
+
+size_t bytes_of(const Draws& d) {
+  return aligned(d.rows * 8) * 3 + aligned(d.rows * 32) + aligned(d.num_seen * 8);
+}
+
+Tensor hidden(int64_t number, const Tensor& ids, const Tensors& rows, int64_t stream) {
+  const char* op = "hidden";
+  Bound bound = find_model(op, number);
+  PassArgs args = read_pass(op, *bound, ids, rows);
+  Tensor x = make(*bound, ids.size(0), bound->model.hidden);
+  if (!ids.size(0)) return x;
+  DeviceState& state = state_of(*bound);
+  std::lock_guard lock(state.busy);
+  DevicePass on_device(*bound, state, args, 0, as_stream(stream));
+  on_device.send(0, 0).hidden(on_device.args(), x.mutable_data_ptr());
+  finish(op);
+  return x;
+}
+
+Tensor last_logits(int64_t number, const Tensor& ids, const Tensors& rows, int64_t stream) {
+  const char* op = "last_logits";
+  Bound bound = find_model(op, number);
+  PassArgs args = read_pass(op, *bound, ids, rows);
+  require_rows(op, args.batch);
+  Tensor logits = make(*bound, args.batch.num_seqs, bound->model.vocab);
+  if (!args.batch.num_seqs) return logits;
+  DeviceState& state = state_of(*bound);
+  std::lock_guard lock(state.busy);
+  DevicePass on_device(*bound, state, args, 0, as_stream(stream));
+  on_device.send(0, 0).logits(on_device.args(), on_device.last_rows(), logits.mutable_data_ptr());
+  finish(op);
+  return logits;
+}
+
+// Tokens and flags of `rows` rows, as a kernel writes them and as the host reads them.
+struct Drawn {
+  explicit Drawn(char* start, int64_t rows, int64_t steps = 1)
+      : tokens(reinterpret_cast<int64_t*>(start)), finite(reinterpret_cast<bool*>(start + 8 * rows * steps)) {}
+  static size_t bytes(int64_t rows, int64_t steps = 1) { return 8 * rows * steps + rows; }
+  int64_t* tokens;
+  bool* finite;
+};
+
+std::tuple<Tensor, Tensor, Tensor> step(int64_t number, const Tensor& ids, const Tensors& rows, const Tensors& sampling,
+                                        int64_t num_token_ids, int64_t stream) {
+  const char* op = "decode_step";
+  Bound bound = find_model(op, number);
+  PassArgs args = read_pass(op, *bound, ids, rows);
+  require_rows(op, args.batch);
+  int64_t count = args.batch.num_seqs, vocab = bound->model.vocab;
+  Draws draws = read_draws(op, count, vocab, sampling, num_token_ids);
+  STD_TORCH_CHECK(num_token_ids <= vocab, op, ": ", num_token_ids, " ids of ", vocab);
+  Tensor logits = make(*bound, count, vocab), tokens = like(ids, {count});
+  Tensor finite = torch::stable::new_empty(ids, {count}, ScalarType::Bool);
+  if (!count) return {tokens, finite, logits};
+  DeviceState& state = state_of(*bound);
+  std::lock_guard lock(state.busy);
+  DevicePass on_device(*bound, state, args, bytes_of(draws), as_stream(stream));
+  Draws there = on_device.put(draws);
+  state.results.begin(*bound->cache, Drawn::bytes(count));
+  Drawn drawn(state.results.on_device(), count);
+  Pass pass = on_device.send(count, num_token_ids);
+  pass.logits(on_device.args(), on_device.last_rows(), logits.mutable_data_ptr());
+  pass.draw(there, logits.const_data_ptr(), drawn.finite, drawn.tokens);
+  Drawn here(const_cast<char*>(state.results.fetch(as_stream(stream))), count);
+  state.staging.arrived();
+  finish(op);
+  memcpy(tokens.mutable_data_ptr(), here.tokens, 8 * count);
+  memcpy(finite.mutable_data_ptr(), here.finite, count);
+  return {tokens, finite, logits};
+}
+
+// The rows of the later levels: one per sequence. Positions, slots and lengths are known before the tokens are.
+struct Level {
+  std::vector<int64_t> positions, slots;
+  std::vector<int32_t> lengths;
+
+  Level(const AheadArgs& a, int64_t alive, int64_t level, int64_t block_size) {
+    const Batch& first = a.first.batch;
+    for (int64_t s = 0; s < alive; s++) {
+      int64_t place = first.kv_len[s] + level - 1;
+      int64_t block = first.block_table[s * first.table_stride + place / block_size];
+      positions.push_back(first.positions[first.query_start[s + 1] - 1] + level);
+      slots.push_back(block * block_size + place % block_size);
+      lengths.push_back(static_cast<int32_t>(place + 1));
+    }
+  }
+};
+
+int64_t count_alive(const AheadArgs& a, int64_t level) {
+  int64_t alive = 0;
+  while (alive < a.first.batch.num_seqs && a.depths[alive] > level) alive++;
+  return alive;
+}
+
+Tensor decode_ahead(int64_t number, const Tensor& ids, const Tensors& rows, const Tensor& depths, const Tensor& keys,
+                    const Tensors& filters, int64_t num_token_ids, int64_t stream) {
+  const char* op = "decode_ahead";
+  Bound bound = find_model(op, number);
+  AheadArgs args = read_ahead(op, *bound, ids, rows, depths, keys, filters, num_token_ids);
+  const Batch& first = args.first.batch;
+  const int64_t count = first.num_seqs, levels = args.count, vocab = bound->model.vocab;
+  Tensor result = like(ids, {count, levels});
+  int64_t* tokens = static_cast<int64_t*>(result.mutable_data_ptr());
+  std::fill_n(tokens, count * levels, -1);
+  if (!count || !levels) return result;
+
+  DeviceState& state = state_of(*bound);
+  std::lock_guard lock(state.busy);
+  const size_t more = levels * (2 * aligned(count * 8) + aligned(count * 4)) + aligned(levels * count * 8) +
+                      aligned(count * 32) + 2 * aligned(count * 8) + aligned((count + 1) * 4);
+  DevicePass on_device(*bound, state, args.first, more, as_stream(stream));
+  std::vector<int32_t> starts(count + 1);
+  for (int64_t s = 0; s <= count; s++) starts[s] = static_cast<int32_t>(s);
+  const std::vector<int64_t> nothing(count);
+  const int64_t* all_keys = on_device.put(args.keys, levels * count);
+  Draws draws = {count, num_token_ids, nullptr, on_device.put(args.numbers, 4 * count), on_device.put(args.top_k, count),
+                 nullptr, on_device.put(nothing.data(), count), 0};
+  const int32_t* one_each = on_device.put(starts.data(), count + 1);
+  std::vector<Batch> batches;
+  for (int64_t level = 1; level < levels; level++) {
+    int64_t alive = count_alive(args, level);
+    Level l(args, alive, level, bound->model.heads.block_size);
+    batches.push_back({on_device.put(l.positions.data(), alive), on_device.put(l.slots.data(), alive),
+                       on_device.args().batch.block_table, first.table_stride, one_each,
+                       on_device.put(l.lengths.data(), alive), alive, alive});
+  }
+  Tensor logits = make(*bound, count, vocab);
+  state.results.begin(*bound->cache, Drawn::bytes(count, levels));
+  Drawn drawn(state.results.on_device(), count, levels);
+  Pass pass = on_device.send(count, num_token_ids);
+  for (int64_t level = 0; level < levels; level++) {
+    draws.rows = count_alive(args, level);
+    draws.keys = all_keys + level * count;
+    if (level == 0)
+      pass.logits(on_device.args(), on_device.last_rows(), logits.mutable_data_ptr());
+    else
+      pass.logits({batches[level - 1], drawn.tokens + (level - 1) * count}, nullptr, logits.mutable_data_ptr());
+    pass.draw(draws, logits.const_data_ptr(), drawn.finite, drawn.tokens + level * count);
+  }
+  Drawn here(const_cast<char*>(state.results.fetch(as_stream(stream))), count, levels);
+  state.staging.arrived();
+  finish(op);
+  for (int64_t level = 0; level < levels; level++)
+    for (int64_t s = 0; s < count_alive(args, level); s++) tokens[s * levels + level] = here.tokens[level * count + s];
+  return result;
+}
+
+}  // namespace
+
+MINILLM_FRAGMENT(MINILLM_NAMESPACE, m) {
+  m.def("hidden(int model, Tensor ids, Tensor[] rows, int stream) -> Tensor");
+  m.def("last_logits(int model, Tensor ids, Tensor[] rows, int stream) -> Tensor");
+  m.def(
+      "decode_step(int model, Tensor ids, Tensor[] rows, Tensor[] sampling, int num_token_ids, int stream) -> "
+      "(Tensor, Tensor, Tensor)");
+  m.def(
+      "decode_ahead(int model, Tensor ids, Tensor[] rows, Tensor depths, Tensor keys, Tensor[] filters, "
+      "int num_token_ids, int stream) -> Tensor");
+}
+
+// The tensors are on the CPU, whatever the model is on.
+MINILLM_IMPL(MINILLM_NAMESPACE, CPU, m) {
+  m.impl("hidden", TORCH_BOX(&hidden));
+  m.impl("last_logits", TORCH_BOX(&last_logits));
+  m.impl("decode_step", TORCH_BOX(&step));
+  m.impl("decode_ahead", TORCH_BOX(&decode_ahead));
+}
+
+}  // namespace cuda
+}  // namespace minillm

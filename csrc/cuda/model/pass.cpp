@@ -1,0 +1,190 @@
+// The loop over the layers: kernels of csrc/cuda in the order of minillm/model/decoder.py (pass.h).
+
+#include "pass.h"
+
+#include "device.h"
+#include "touches.h"
+
+namespace minillm::cuda {
+namespace {
+
+// The functions of the cuda kernels have one name more: softcap is one of them.
+Function function_of(Activation activation) { return static_cast<Function>(activation); }
+static_assert(static_cast<int>(Function::swiglu_clamped) == static_cast<int>(Activation::swiglu_clamped));
+
+}  // namespace
+
+Scratch Scratch::cut(char* base, const Model& m, int64_t rows, int64_t draws, int64_t num_token_ids, size_t& end) {
+  const int64_t width = width_of(m.heads.dtype), q = m.heads.num_heads * m.heads.head_dim;
+  const int64_t qkv = q + 2 * m.heads.num_kv_heads * m.heads.head_dim;
+  end = 0;
+  auto piece = [&](int64_t columns) {
+    char* at = base ? base + end : nullptr;
+    end += aligned(rows * columns * width);
+    return at;
+  };
+  Scratch s = {};
+  s.residual = piece(m.hidden);
+  s.x = piece(m.hidden);
+  s.qkv = piece(qkv);
+  s.q = piece(q);
+  s.attended = piece(q);
+  s.added = piece(m.hidden);
+  s.gate_up = piece((m.gated ? 2 : 1) * m.intermediate);
+  s.gated = piece(m.intermediate);
+  s.sampling = reinterpret_cast<float*>(base ? base + end : nullptr);
+  end += aligned(draws * num_token_ids * sizeof(float));
+  return s;
+}
+
+Pass::Pass(const BoundModel& bound, const Scratch& scratch, Stream stream)
+    : bound_(bound),
+      m_(bound.model),
+      s_(scratch),
+      stream_(stream),
+      dtype_(m_.heads.dtype),
+      width_(width_of(dtype_)),
+      dim_(m_.heads.head_dim),
+      q_size_(m_.heads.num_heads * dim_),
+      kv_size_(m_.heads.num_kv_heads * dim_),
+      qkv_size_(q_size_ + 2 * kv_size_),
+      up_size_((m_.gated ? 2 : 1) * m_.intermediate),
+      cache_bytes_(bound.cache->numel() * width_) {}
+
+void Pass::hidden(const PassArgs& args, void* x) const {
+  const Batch& batch = args.batch;
+  const int rows = static_cast<int>(batch.num_tokens), hidden = static_cast<int>(m_.hidden);
+  touches({{"ids", args.ids, rows * 8}, {"embedding", m_.embedding.weight, m_.vocab * m_.hidden * width_},
+           {"position_table", m_.positions, bound_.max_positions * m_.hidden * width_},
+           {"positions", batch.positions, rows * 8}, {"residual", s_.residual, rows * m_.hidden * width_}});
+  gather({m_.embedding.weight, args.ids, m_.positions, batch.positions, s_.residual, rows, hidden, m_.embedding_scale,
+          dtype_},
+         stream_);
+  const Norm& first = m_.layers[0].weights.input_norm;
+  if (first.weight) norm(s_.residual, nullptr, first, s_.x, nullptr, rows);
+  const void* input = first.weight ? s_.x : s_.residual;
+  for (int64_t i = 0; i < m_.num_layers; i++) {
+    const LayerWeights& w = m_.layers[i].weights;
+    const bool last = i + 1 == m_.num_layers;
+    attend(m_.layers[i], input, batch);
+    input = add(w.attention_output_norm, w.mlp_norm, rows, s_.x);
+    feed_forward(w, input, rows);
+    input = add(w.mlp_output_norm, last ? m_.final_norm : m_.layers[i + 1].weights.input_norm, rows, last ? x : s_.x);
+  }
+}
+
+void Pass::logits(const PassArgs& args, const int64_t* last_rows, void* logits) const {
+  const int rows = static_cast<int>(args.batch.num_tokens), count = static_cast<int>(args.batch.num_seqs);
+  hidden(args, s_.x);
+  const void* x = s_.x;
+  if (last_rows) {
+    touches({{"x", s_.x, rows * m_.hidden * width_}, {"last_rows", last_rows, count * 8},
+             {"last_x", s_.added, count * m_.hidden * width_}});
+    gather({s_.x, last_rows, nullptr, nullptr, s_.added, count, static_cast<int>(m_.hidden), 1, dtype_}, stream_);
+    x = s_.added;
+  }
+  linear(x, m_.head, logits, count, m_.vocab, m_.hidden);
+  if (m_.logits_divisor != 1) map(Map::divide, logits, nullptr, count, m_.vocab, m_.logits_divisor);
+  if (m_.logits_softcap == 0) return;
+  touches({{"logits", logits, count * m_.vocab * width_}});
+  act({logits, logits, count, static_cast<int>(m_.vocab), Function::softcap, m_.logits_softcap, dtype_}, stream_);
+}
+
+void Pass::draw(const Draws& d, const void* logits, bool* finite, int64_t* tokens) const {
+  const int rows = static_cast<int>(d.rows), vocab = static_cast<int>(m_.vocab), ids = static_cast<int>(d.num_token_ids);
+  const Span read = {"logits", logits, rows * m_.vocab * width_};
+  touches({read, {"finite", finite, rows}});
+  finite_rows({logits, finite, rows, vocab, dtype_}, stream_);
+  touches({read, {"keys", d.keys, rows * 8}, {"numbers", d.numbers, rows * 32}, {"top_k", d.top_k, rows * 8},
+           {"seen", d.seen, d.num_seen * 8}, {"seen_end", d.seen_end, rows * 8},
+           {"scratch", s_.sampling, rows * d.num_token_ids * 4}, {"finite", finite, rows}, {"tokens", tokens, rows * 8}});
+  sample({logits, reinterpret_cast<const uint64_t*>(d.keys), d.numbers, d.top_k, d.seen, d.seen_end, s_.sampling, tokens,
+          rows, vocab, ids, 0, dtype_},
+         stream_);
+}
+
+void Pass::attend(const Layer& layer, const void* x, const Batch& batch) const {
+  const LayerWeights& w = layer.weights;
+  const int rows = static_cast<int>(batch.num_tokens), seqs = static_cast<int>(batch.num_seqs), width = batch.table_stride;
+  char *q = s_.qkv, *k = q + q_size_ * width_, *v = k + kv_size_ * width_;
+  linear(x, w.qkv, s_.qkv, rows, qkv_size_, m_.hidden);
+  head_norm(q, w.q_norm, m_.heads.num_heads, rows);
+  head_norm(k, w.k_norm, m_.heads.num_kv_heads, rows);
+
+  const int heads = m_.heads.num_heads, kv_heads = m_.heads.num_kv_heads, dim = dim_;
+  const int64_t table = bound_.max_positions * layer.rope.half * 4, q_bytes = rows * q_size_ * width_;
+  touches({{"qkv", s_.qkv, rows * qkv_size_ * width_}, {"cos", layer.rope.cos, table}, {"sin", layer.rope.sin, table},
+           {"k_cache", layer.cache.k, cache_bytes_}, {"v_cache", layer.cache.v, cache_bytes_},
+           {"positions", batch.positions, rows * 8}, {"slot_mapping", batch.slot_mapping, rows * 8},
+           {"q_out", s_.q, q_bytes}});
+  rope_and_cache({q, k, v, qkv_size_, qkv_size_, qkv_size_, layer.rope.cos, layer.rope.sin, batch.positions,
+                  batch.slot_mapping, s_.q, layer.cache.k, layer.cache.v, rows, heads, kv_heads, dim,
+                  static_cast<int>(2 * layer.rope.half), dtype_},
+                 stream_);
+
+  touches({{"q", s_.q, q_bytes}, {"k_cache", layer.cache.k, cache_bytes_}, {"v_cache", layer.cache.v, cache_bytes_},
+           {"block_table", batch.block_table, int64_t{seqs} * width * 4}, {"query_start", batch.query_start, (seqs + 1) * 4},
+           {"kv_len", batch.kv_len, seqs * 4}, {"sinks", w.sinks, heads * width_}, {"out", s_.attended, q_bytes}});
+  const AttentionArgs args = {s_.q, q_size_, layer.cache.k, layer.cache.v, s_.attended,
+                              {batch.block_table, batch.query_start, batch.kv_len, seqs, width, rows},
+                              heads, kv_heads, dim, static_cast<int>(m_.heads.block_size), layer.scale,
+                              static_cast<int>(layer.window), dtype_, layer.softcap, w.sinks};
+  (rows == seqs ? decode_d1 : attention_v2)(args, stream_);
+  linear(s_.attended, w.o, s_.added, rows, m_.hidden, q_size_);
+}
+
+void Pass::feed_forward(const LayerWeights& w, const void* x, int rows) const {
+  linear(x, w.gate_up, s_.gate_up, rows, up_size_, m_.hidden);
+  touches({{"gate_up", s_.gate_up, rows * up_size_ * width_}, {"y", s_.gated, rows * m_.intermediate * width_}});
+  (m_.gated ? act_and_mul : act)({s_.gate_up, s_.gated, rows, static_cast<int>(m_.intermediate),
+                                  function_of(m_.activation), 0.0f, dtype_},
+                                 stream_);
+  linear(s_.gated, w.down, s_.added, rows, m_.hidden, m_.intermediate);
+}
+
+const void* Pass::add(const Norm& after, const Norm& before, int rows, void* x) const {
+  if (after.weight) norm(s_.added, nullptr, after, s_.added, nullptr, rows);
+  if (m_.residual_scale != 1) map(Map::multiply, s_.added, nullptr, rows, m_.hidden, m_.residual_scale);
+  if (before.weight && !before.bias) {
+    norm(s_.added, s_.residual, before, x, s_.residual, rows);
+    return x;
+  }
+  map(Map::add, s_.residual, s_.added, rows, m_.hidden, 0);
+  if (!before.weight) return s_.residual;
+  norm(s_.residual, nullptr, before, x, nullptr, rows);
+  return x;
+}
+
+void Pass::linear(const void* x, const Matrix& w, void* y, int rows, int64_t out, int64_t in) const {
+  touches({{"x", x, rows * in * width_}, {"weight", w.weight, out * in * width_}, {"bias", w.bias, out * width_},
+           {"y", y, rows * out * width_}});
+  cuda::linear({x, w.weight, w.bias, y, rows, static_cast<int>(in), static_cast<int>(out), dtype_}, stream_);
+}
+
+void Pass::norm(const void* x, const void* residual, const Norm& norm, void* y, void* sum, int rows) const {
+  const int64_t bytes = rows * norm.size * width_;
+  touches({{"x", x, bytes}, {"residual", residual, bytes}, {"weight", norm.weight, norm.size * width_},
+           {"bias", norm.bias, norm.size * width_}, {"y", y, bytes}});
+  (norm.bias ? layer_norm : rms_norm)({x, residual, norm.weight, y, sum, rows, static_cast<int>(norm.size), m_.eps, dtype_,
+                                       m_.norm_offset, norm.bias},
+                                      stream_);
+}
+
+// The norm over q or k, in place: over each head apart, or over all as one.
+void Pass::head_norm(char* x, const Norm& norm, int64_t heads, int rows) const {
+  if (!norm.weight) return;
+  touches({{"qkv", s_.qkv, rows * qkv_size_ * width_}, {"weight", norm.weight, norm.size * width_},
+           {"bias", norm.bias, norm.size * width_}});
+  (norm.bias ? layer_norm : rms_norm)({x, nullptr, norm.weight, x, nullptr, rows, static_cast<int>(norm.size), m_.eps, dtype_,
+                                       m_.norm_offset, norm.bias, static_cast<int>(heads * dim_ / norm.size), qkv_size_},
+                                      stream_);
+}
+
+// Changes x in place.
+void Pass::map(Map kind, void* x, const void* other, int64_t rows, int64_t size, float number) const {
+  const int64_t bytes = rows * size * width_;
+  touches({{"x", x, bytes}, {"other", other, bytes}});
+  cuda::map(kind, {x, other, x, rows * size, number, dtype_}, stream_);
+}
+
+}  // namespace minillm::cuda

@@ -1,0 +1,58 @@
+// A pass over a whole model on the kernels of csrc/cuda: from token ids to logits and drawn tokens.
+//
+//     ids -> gather (scale, positions) -> layers, norm -> last rows -> head (divisor, cap) -> finite? -> sample
+//
+// The kernels and their order are those of minillm/model/decoder.py, with results rounded to the storage type at the
+// same places, so the bits equal those of the single ops (a test compares them). Layers of experts are left out: the
+// rows of each expert are counted on the host there.
+//
+// Rows that only fill up a batch to a fixed size have slot -1 and kv_len 0. They write nothing to the cache, no row
+// reads them, and their logits are not used.
+
+#pragma once
+
+#include "bound.h"
+#include "kernels.h"
+
+namespace minillm::cuda {
+
+// Scratch memory of a pass over `rows` rows, cut from one piece.
+struct Scratch {
+  char *residual, *x, *qkv, *q, *attended, *added, *gate_up, *gated;
+  float* sampling;
+
+  // Cuts `base`, or only measures if it is null; `end` is the number of bytes. Of `draws` rows tokens are drawn.
+  static Scratch cut(char* base, const Model& model, int64_t rows, int64_t draws, int64_t num_token_ids, size_t& end);
+};
+
+class Pass {
+ public:
+  Pass(const BoundModel& bound, const Scratch& scratch, Stream stream);
+
+  // From ids to the final norm's output [num_tokens, hidden]. All pointers of `args` are the device's.
+  void hidden(const PassArgs& args, void* x) const;
+  // The logits [num_seqs, vocab] of the rows `last_rows`; null: of all rows, one per sequence.
+  void logits(const PassArgs& args, const int64_t* last_rows, void* logits) const;
+  // Which rows of logits are finite, and a token for each of them.
+  void draw(const Draws& draws, const void* logits, bool* finite, int64_t* tokens) const;
+
+ private:
+  void attend(const Layer& layer, const void* x, const Batch& batch) const;
+  void feed_forward(const LayerWeights& w, const void* x, int rows) const;
+  // Adds `added` to the residual. Returns the input of the next part: the norm of the sum, in `x`, or the sum.
+  const void* add(const Norm& after, const Norm& before, int rows, void* x) const;
+
+  void linear(const void* x, const Matrix& w, void* y, int rows, int64_t out, int64_t in) const;
+  void norm(const void* x, const void* residual, const Norm& norm, void* y, void* sum, int rows) const;
+  void head_norm(char* x, const Norm& norm, int64_t heads, int rows) const;
+  void map(Map kind, void* x, const void* other, int64_t rows, int64_t size, float number) const;
+
+  const BoundModel& bound_;
+  const Model& m_;
+  const Scratch& s_;
+  const Stream stream_;
+  const DType dtype_;
+  const int64_t width_, dim_, q_size_, kv_size_, qkv_size_, up_size_, cache_bytes_;
+};
+
+}  // namespace minillm::cuda

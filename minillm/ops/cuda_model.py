@@ -1,0 +1,47 @@
+"""A whole model on the CUDA kernels, on a GPU or in the simulator: a pass is one call (csrc/cuda/model).
+
+    Python   index tensors, on the CPU -- one call -->  C++: one copy in, all kernels, one copy out, one wait
+
+The single ops of `CudaOps` run one after the other take ten small copies and about ten calls a layer instead.
+Left out: models with experts, whose rows are counted on the host in each layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from minillm.ops.bound_model import BoundModel
+from minillm.ops.fused import ModelWeights
+
+
+class Launcher(Protocol):
+    """Calls an overload of an op on a device, with its stream as the last argument."""
+
+    def __call__(self, overload: Any, device: torch.device, *arguments: Any) -> Any: ...
+
+
+class CudaModel(BoundModel):
+    """`FusedModel` on CUDA kernels. Steps of one model run one at a time, on one stream."""
+
+    def __init__(
+        self,
+        namespace: str,
+        launch: Launcher,
+        weights: ModelWeights,
+        k_cache: list[Tensor],
+        v_cache: list[Tensor],
+    ) -> None:
+        super().__init__(namespace, weights, k_cache, v_cache)
+        self._launch = launch
+
+    def call(self, op: str, *arguments: Any) -> Any:
+        return self._launch(self._ops[op], self.device, self.number, *arguments)
+
+
+def can_run_fused(weights: ModelWeights) -> bool:
+    """Whether a `CudaModel` can have these weights: no experts, and every matrix as it was loaded."""
+    plain = all(isinstance(matrix, Tensor) for layer in weights.layers for matrix in layer.matrices())
+    return plain and all(spec.experts is None for spec in weights.config.layers)
