@@ -253,7 +253,8 @@ class CudaOps(FusedOps):
         return sampling.token_logprobs(logits, token_ids, tops)
 
     def finite_rows(self, logits: Tensor) -> Tensor:
-        return sampling.finite_rows(logits)
+        finite: Tensor = self._call("finite_rows", logits.contiguous())
+        return finite
 
     def verify_coupled(
         self, sampled: Tensor, drafted: Tensor, parents: Tensor, node_start: Tensor

@@ -38,6 +38,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "paged_attention": lambda q, *others: q.new_empty(q.shape),
     "variant_attention": lambda q, *others: q.new_empty(q.shape),
     "sample": lambda logits, keys, *others: keys.new_empty([logits.shape[0]]),
+    "finite_rows": lambda logits, stream: logits.new_empty([logits.shape[0]], dtype=torch.bool),
     "copy_blocks": lambda caches, source, destination, stream: None,
     "verify_coupled": lambda sampled, *others: (torch.empty_like(sampled), torch.empty_like(sampled)),
     "verify_draft": lambda draft, *others: (

@@ -152,6 +152,7 @@ def test_the_torch_binding_for_cuda_builds_and_loads_without_a_gpu():
         "rope_and_cache",
         "copy_blocks",
         "sample",
+        "finite_rows",
     )
     for op in (*rows, "variant_attention", "verify_coupled", "verify_draft"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"minillm_cuda::{op}", "CUDA")

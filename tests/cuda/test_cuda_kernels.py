@@ -259,6 +259,8 @@ def test_no_rows_at_all():
         assert OPS.rope_and_cache(q, kv, kv, rope, cache, meta).shape == (0, 2, 32)
     OPS.copy_blocks([torch.ones(2, 3)], *[torch.empty(0, dtype=torch.int64)] * 2)
     assert OPS.sample(torch.empty(0, 5), SamplingBatch([], [], [], 5)).shape == (0,)
+    assert OPS.finite_rows(torch.empty(0, 5)).shape == (0,)
+    assert OPS.finite_rows(torch.empty(2, 0)).tolist() == [True, True]
 
 
 def test_opcheck():
@@ -281,6 +283,7 @@ def test_opcheck():
         ),
         (ops.copy_blocks, ([k_cache], *index)),
         (ops.sample, (x, *SamplingBatch([SamplingParams()] * 2, [1, 2], [[], []], 32).tensors(), 32)),
+        (ops.finite_rows, (x,)),
         (ops.paged_attention, (q, k_cache, v_cache, *places, 0.2, 0, "v2", 0)),
         (ops.verify_coupled, (ints, ints.clone(), torch.tensor([-1, 0]), torch.tensor([0, 2]))),
         (ops.verify_draft, (ints.view(2, 1), None, random(2, 2, 16).abs(), half)),

@@ -6,6 +6,7 @@
 #include "bind.h"
 #include "bind_experts.h"
 #include "bind_rows.h"
+#include "bind_sampling.h"
 #include "bind_verify.h"
 
 namespace minillm::cuda {
@@ -196,43 +197,12 @@ Tensor attend_variant(const Tensor& q, const Tensor& k_cache, const Tensor& v_ca
   return out;
 }
 
-// ---- sampling ---------------------------------------------------------------------------------
-
-Tensor draw(const Tensor& logits, const Tensor& keys, const Tensor& numbers, const Tensor& top_k, const Tensor& seen,
-            const Tensor& seen_end, int64_t num_token_ids, int64_t stream) {
-  const char* op = "sample";
-  int64_t rows = logits.size(0);
-  check(op, "logits", logits, 2, logits.scalar_type());
-  check(op, "keys", keys, 1, ScalarType::Long);
-  check(op, "numbers", numbers, 2, ScalarType::Double);
-  check(op, "top_k", top_k, 1, ScalarType::Long);
-  check(op, "seen", seen, 1, ScalarType::Long);
-  check(op, "seen_end", seen_end, 1, ScalarType::Long);
-  check_size(op, "the number of keys", keys.size(0), rows);
-  check_size(op, "numbers' length", numbers.numel(), 4 * rows);
-  check_size(op, "top_k's length", top_k.size(0), rows);
-  check_size(op, "seen_end's length", seen_end.size(0), rows);
-  STD_TORCH_CHECK(num_token_ids > 0 && num_token_ids <= logits.size(1), op, ": ", num_token_ids, " ids of ",
-                  logits.size(1));
-  Tensor tokens = like(keys, {rows});
-  Tensor scratch = torch::stable::new_empty(logits, std::vector<int64_t>{rows, num_token_ids}, ScalarType::Float);
-  Call call(op);
-  call.with("logits", logits).with("keys", keys).with("numbers", numbers).with("top_k", top_k).with("seen", seen);
-  call.with("seen_end", seen_end).with("scratch", scratch).with("tokens", tokens);
-  sample({data<void>(logits), data<uint64_t>(keys), data<double>(numbers), data<int64_t>(top_k), data<int64_t>(seen),
-          data<int64_t>(seen_end), static_cast<float*>(scratch.mutable_data_ptr()),
-          static_cast<int64_t*>(tokens.mutable_data_ptr()), static_cast<int>(rows), static_cast<int>(logits.size(1)),
-          static_cast<int>(num_token_ids), 0, dtype_of(op, logits)},
-         as_stream(stream));
-  call.done();
-  return tokens;
-}
-
 }  // namespace
 
 #define MINILLM_OPS(m)                                                                                              \
   MINILLM_ROW_OPS(m);                                                                                               \
   MINILLM_EXPERT_OPS(m);                                                                                            \
+  MINILLM_SAMPLING_OPS(m);                                                                                          \
   m.def("linear(Tensor x, Tensor weight, Tensor? bias, int stream) -> Tensor");                                     \
   m.def("linear_mma(Tensor x, Tensor weight, Tensor? bias, bool float_out, int stream) -> Tensor");                 \
   m.def(                                                                                                            \
@@ -246,9 +216,6 @@ Tensor draw(const Tensor& logits, const Tensor& keys, const Tensor& numbers, con
       "variant_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_table, Tensor query_start, "        \
       "Tensor kv_len, float scale, int window, float softcap, Tensor? sinks, str rung, int stream) -> Tensor");     \
   m.def(                                                                                                            \
-      "sample(Tensor logits, Tensor keys, Tensor numbers, Tensor top_k, Tensor seen, Tensor seen_end, "             \
-      "int num_token_ids, int stream) -> Tensor");                                                                  \
-  m.def(                                                                                                            \
       "verify_coupled(Tensor sampled, Tensor drafted, Tensor parents, Tensor node_start, int stream) "              \
       "-> (Tensor, Tensor)");                                                                                       \
   m.def(                                                                                                            \
@@ -258,13 +225,13 @@ Tensor draw(const Tensor& logits, const Tensor& keys, const Tensor& numbers, con
 #define MINILLM_KERNELS(m)                                    \
   MINILLM_ROW_KERNELS(m);                                     \
   MINILLM_EXPERT_KERNELS(m);                                  \
+  MINILLM_SAMPLING_KERNELS(m);                                \
   m.impl("linear", TORCH_BOX(&multiply_tiles));               \
   m.impl("linear_mma", TORCH_BOX(&multiply_mma));             \
   m.impl("rope_and_cache", TORCH_BOX(&rotate_and_cache));     \
   m.impl("copy_blocks", TORCH_BOX(&copy));                    \
   m.impl("paged_attention", TORCH_BOX(&attend));              \
   m.impl("variant_attention", TORCH_BOX(&attend_variant));    \
-  m.impl("sample", TORCH_BOX(&draw));                         \
   m.impl("verify_coupled", TORCH_BOX(&walk_drafts));          \
   m.impl("verify_draft", TORCH_BOX(&accept_drafts))
 

@@ -136,10 +136,18 @@ struct SampleArgs {
   const uint64_t* keys;             // [rows]
   const double* numbers;            // [rows, 4]: temperature, top_p, min_p, repetition penalty
   const int64_t *top_k, *seen, *seen_end;  // [rows]; ids row after row, each once per row; [rows]
-  float* scratch;                   // [rows, num_token_ids]
+  void* scratch;                    // sample_scratch_bytes(rows, num_token_ids), at a multiple of 16 bytes
   int64_t* tokens;                  // [rows]
   int rows, vocab_size, num_token_ids;
   int id_bits;                      // bits of an id, set by the launcher: num_token_ids <= 2^id_bits
+  DType dtype;
+  const bool* finite = nullptr;     // [rows]: a row that is false is skipped, its token is -1; null: none is
+};
+
+struct FiniteArgs {
+  const void* logits;               // [rows, size]
+  bool* finite;                     // [rows]: all numbers of the row are finite
+  int rows, size;
   DType dtype;
 };
 
@@ -184,6 +192,8 @@ void combine(const CombineArgs&, Stream);
 
 void finite_rows(const FiniteArgs&, Stream);
 void sample(const SampleArgs&, Stream);
+int64_t sample_scratch_bytes(int rows, int num_token_ids);
+void finite_rows(const FiniteArgs&, Stream);
 void verify_coupled(const CoupledArgs&, Stream);
 void verify_draft(const DraftArgs&, Stream);  // a target row of zeros gives -1: no token can be drawn
 

@@ -126,7 +126,11 @@ __device__ __forceinline__ void read_logits(const SampleArgs& p, float* values, 
 template <class T>
 __global__ void __launch_bounds__(kThreads) sample_kernel(const __grid_constant__ SampleArgs p) {
   int row_number = blockIdx.x;
-  float* values = p.scratch + static_cast<int64_t>(row_number) * p.num_token_ids;
+  float* values = static_cast<float*>(p.scratch) + static_cast<int64_t>(row_number) * p.num_token_ids;
+  if (p.finite && !p.finite[row_number]) {
+    if (threadIdx.x == 0) p.tokens[row_number] = -1;
+    return;
+  }
   const double* numbers = p.numbers + 4 * row_number;
   double temperature = numbers[0], top_p = numbers[1], min_p = numbers[2];
   int64_t top_k = p.top_k[row_number];
@@ -165,6 +169,8 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const __grid_constant_
 }
 
 }  // namespace
+
+int64_t sample_scratch_bytes(int rows, int num_token_ids) { return int64_t{4} * rows * num_token_ids; }
 
 void sample(const SampleArgs& given, Stream stream) {
   if (given.rows == 0) return;
