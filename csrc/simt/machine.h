@@ -67,17 +67,20 @@ struct Thread {
 struct Order {  // of blocks, warps and lanes
   bool reversed = false;
   uint64_t seed = 0;  // 0: not shuffled
+  uint64_t last = 0;  // only so many of the grid's last blocks run; 0: all
 };
 
 struct Machine {
   // settings
   bool check = false;
   Order order;
+  std::map<std::string, unsigned> registers;  // of a thread, by kernel, where they are known
 
   // the launch
   std::string kernel;
   dim3 grid, block_size;
   size_t dynamic_bytes = 0;
+  size_t asked_bytes = 0;  // of dynamic shared memory, by the kernel, before this launch
   void (*call)(const void*) = nullptr;
   const void* arguments = nullptr;
   size_t arguments_bytes = 0;
@@ -99,6 +102,14 @@ Machine& machine();
 // Records the error and stops the kernel: never returns to the thread that called it.
 [[noreturn]] void fail(const char* kind, const std::string& message, Place at, const std::string& other = "",
                        Place other_at = {});
+
+// ---- limits.cpp -------------------------------------------------------------------------------
+
+// Why a chip refuses this launch; "" if it does not.
+std::string wrong_launch(const std::string& kernel, dim3 grid, dim3 block);
+std::string wrong_shared(size_t static_bytes);  // the same of the shared memory, once arrays are known
+bool too_many_arrays(size_t static_bytes);      // for nvcc
+size_t asked_for(const char* kernel);
 
 // ---- memory.cpp -------------------------------------------------------------------------------
 

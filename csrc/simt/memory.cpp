@@ -17,9 +17,7 @@
 namespace simt {
 namespace {
 
-constexpr size_t kStaticLimit = 48 << 10;    // what a kernel may declare on any GPU since sm_20
-constexpr size_t kDynamicLimit = 227 << 10;  // sm_90's limit for a block; older chips refuse such a launch
-constexpr size_t kGap = 128;                 // a multiple of 128, so that every array begins at bank 0
+constexpr size_t kGap = 128;  // a multiple of 128, so that every array begins at bank 0
 constexpr size_t kArenaBytes = 1 << 20;
 
 struct SharedArray : Range {
@@ -93,15 +91,10 @@ void* allocate(const char* name, size_t bytes, const Where& where) {
   return array.base;
 }
 
-void* find_or_allocate(const char* name, size_t bytes, const Where& where, size_t limit) {
+void* find(const char* name, const Where& where) {
   for (const SharedArray& a : arrays)
     if (a.line == where.line && a.name == name && !strcmp(a.file, where.file)) return a.base;
-  Place at{where.file, where.line, nullptr};
-  static_bytes += bytes;
-  if (static_bytes > limit || bytes > limit)
-    fail("shared memory", "`" + std::string(name) + "` makes it " + std::to_string(static_bytes) + " bytes; a block has " +
-                              std::to_string(limit), at);
-  return allocate(name, bytes, where);
+  return nullptr;
 }
 
 }  // namespace
@@ -128,11 +121,19 @@ void begin_block_memory() {
 }
 
 void* shared_array(const char* name, size_t bytes, Where where) {
-  return find_or_allocate(name, bytes, where, kStaticLimit);
+  if (void* there = find(name, where)) return there;
+  static_bytes += bytes;
+  // A GPU refuses too many static arrays when it compiles, and too many beside dynamic ones when it launches.
+  std::string wrong = wrong_shared(static_bytes);
+  const char* kind = too_many_arrays(static_bytes) ? "shared memory" : "launch";
+  if (!wrong.empty()) fail(kind, "with `" + std::string(name) + "` it is " + wrong, {where.file, where.line, nullptr});
+  return allocate(name, bytes, where);
 }
 
 void* dynamic_shared(Where where) {
-  return find_or_allocate("dynamic shared memory", machine().dynamic_bytes, where, kDynamicLimit);
+  const char* name = "dynamic shared memory";
+  void* there = find(name, where);
+  return there ? there : allocate(name, machine().dynamic_bytes, where);
 }
 
 size_t shared_offset(const void* address) { return number(address) - number(arena); }

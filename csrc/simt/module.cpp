@@ -78,8 +78,11 @@ PYBIND11_MODULE(MINILLM_MODULE, m) {
   m.def("start_profile", &start_profile);
   m.def("stop_profile", &finish_profile);
   m.def("set_check", [](bool on) { return std::exchange(machine().check, on); });
-  m.def("set_order", [](bool reversed, uint64_t seed) {
-    Order before = std::exchange(machine().order, {reversed, seed});
-    return py::make_tuple(before.reversed, before.seed);
+  m.def("set_order", [](bool reversed, uint64_t seed, uint64_t last) {
+    Order before = std::exchange(machine().order, {reversed, seed, last});
+    return py::make_tuple(before.reversed, before.seed, before.last);
+  });
+  m.def("set_registers", [](std::map<std::string, unsigned> registers) {
+    return std::exchange(machine().registers, std::move(registers));
   });
 }

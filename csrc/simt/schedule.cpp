@@ -23,8 +23,6 @@ Machine& machine() {
 
 namespace {
 
-constexpr unsigned kMaxThreads = 1024;
-
 Place place(const Where& where) { return {where.file, where.line, nullptr}; }
 
 bool same(const Place& a, const Place& b) { return a.line == b.line && !strcmp(a.file, b.file); }
@@ -36,12 +34,12 @@ uint64_t mix(uint64_t x) {
 }
 
 // 0..count-1 in the order of the settings; `salt` gives every block a different shuffle.
-std::vector<unsigned> sequence(unsigned count, uint64_t salt) {
+std::vector<unsigned> sequence(uint64_t count, uint64_t salt) {
   const Order& order = machine().order;
   std::vector<unsigned> numbers(count);
   std::iota(numbers.begin(), numbers.end(), 0u);
   if (order.seed)
-    for (unsigned i = count; i > 1; i--) std::swap(numbers[i - 1], numbers[mix(order.seed * 0x9E3779B9u + salt + i) % i]);
+    for (uint64_t i = count; i > 1; i--) std::swap(numbers[i - 1], numbers[mix(order.seed * 0x9E3779B9u + salt + i) % i]);
   if (order.reversed) std::reverse(numbers.begin(), numbers.end());
   return numbers;
 }
@@ -219,20 +217,30 @@ bool refuse(const std::string& message) {
   return false;
 }
 
+// Fewer than the grid has if the settings say so.
+uint64_t blocks_to_run(dim3 grid) {
+  uint64_t all = uint64_t{grid.x} * grid.y * grid.z, last = machine().order.last;
+  return last ? std::min(last, all) : all;
+}
+
+uint3 block_at(uint64_t i, dim3 grid) {
+  uint64_t row = i / grid.x;
+  return {static_cast<unsigned>(i % grid.x), static_cast<unsigned>(row % grid.y), static_cast<unsigned>(row / grid.y)};
+}
+
 bool begin_launch(dim3 grid, dim3 block) {
   Machine& m = machine();
+  std::string wrong = wrong_launch(m.kernel, grid, block);
+  if (!wrong.empty()) return refuse(wrong);
+  if (blocks_to_run(grid) >> 32) return refuse("2^32 blocks and more are too many to simulate");
   unsigned count = block.x * block.y * block.z;
-  if (count == 0 || count > kMaxThreads) return refuse("a block has 1 to 1024 threads, not " + std::to_string(count));
-  if (count % 32) return refuse("a block is whole warps: " + std::to_string(count) + " threads is no multiple of 32");
-  if (!grid.x || !grid.y || !grid.z) return refuse("the grid is empty: launch nothing instead");
-  if (grid.y > 65535 || grid.z > 65535) return refuse("grid.y and grid.z end at 65535");
   m.grid = grid;
   m.block_size = block;
   m.block_serial = 0;
   make_threads(block);
   begin_launch_memory();
   begin_launch_races();
-  count_launch(m.kernel, uint64_t{grid.x} * grid.y * grid.z, uint64_t{grid.x} * grid.y * grid.z * count);
+  count_launch(m.kernel, blocks_to_run(grid), blocks_to_run(grid) * count);
   return true;
 }
 
@@ -254,12 +262,14 @@ void launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, void
   if (m.failed) return;
   m.kernel = plain_name(kernel);
   m.dynamic_bytes = shared_bytes;
+  m.asked_bytes = asked_for(kernel);
   m.call = call;
   m.arguments = arguments;
   m.arguments_bytes = arguments_bytes;
   if (!begin_launch(grid, block)) return;
-  for (unsigned i : sequence(grid.x * grid.y * grid.z, 0)) {
-    run_block({i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y});
+  uint64_t count = blocks_to_run(grid), first = uint64_t{grid.x} * grid.y * grid.z - count;
+  for (unsigned n : sequence(count, 0)) {
+    run_block(block_at(first + n, grid));
     if (m.failed) return;
   }
 }

@@ -76,6 +76,9 @@ void wait_copies(int pending_groups);
 
 void count_mma();
 
+// How much dynamic shared memory the kernel's launches may have (limits.cpp).
+void allow_shared(const char* kernel, size_t bytes);
+
 // Runs `call(arguments)` once in every thread of the grid.
 void launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, void (*call)(const void*),
             const void* arguments, size_t arguments_bytes);
@@ -108,8 +111,9 @@ inline void __syncthreads(simt::Where where = simt::Where::current()) { simt::ba
 // DYNAMIC_SHARED(float, buffer);    `shared_bytes` of the launch
 #define DYNAMIC_SHARED(type, name) type* name = static_cast<type*>(simt::dynamic_shared(simt::Where::current()))
 
-// LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...)
-#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+// The two halves of LAUNCH (dialect.h).
+#define ALLOW_SHARED(kernel, shared_bytes) simt::allow_shared(#kernel, shared_bytes)
+#define START(kernel, grid, block, shared_bytes, stream, ...) \
   ((void)(stream), simt::launch(#kernel, grid, block, shared_bytes, [=] { kernel(__VA_ARGS__); }))
 
 template <class V>

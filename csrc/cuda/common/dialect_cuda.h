@@ -13,17 +13,21 @@
 #define DYNAMIC_SHARED(type, name)                             \
   extern __shared__ __align__(128) char dynamic_shared_memory[]; \
   type* name = reinterpret_cast<type*>(dynamic_shared_memory)
-#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-  launch_kernel(kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
 
-// A block has 48 KB of shared memory, static arrays included, and more only if its kernel asks for it before the
-// launch: a kernel with dynamic memory always asks. What a chip refuses stays behind as CUDA's last error, like the launch's own.
+// The two halves of LAUNCH (dialect.h). What a chip refuses stays behind as CUDA's last error.
+#define ALLOW_SHARED(kernel, shared_bytes) allow_shared(kernel, shared_bytes)
+#define START(kernel, grid, block, shared_bytes, stream, ...) \
+  start_kernel(kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
+
+template <class... Parameters>
+void allow_shared(void (*kernel)(Parameters...), size_t bytes) {
+  cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                       static_cast<int>(bytes));
+}
+
 template <class... Parameters, class... Arguments>
-void launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
-                   const Arguments&... arguments) {
-  if (shared_bytes)
-    cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                         static_cast<int>(shared_bytes));
+void start_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                  const Arguments&... arguments) {
   kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
 }
 

@@ -31,7 +31,8 @@ def in_words(error: SimtError, file: str) -> SimtError:
     if _UNORDERED in first:
         message += "; no barrier is between them"
     where = f"block {error.block[0]}, thread {error.thread[0]}"
-    error.args = (message if "thread" in message else f"{where}: {message}",)
+    has_no_thread = error.kind == "launch" or "thread" in message
+    error.args = (message if has_no_thread else f"{where}: {message}",)
     account = _account(error)
     error.__class__ = type(account, (SimtError,), {"place": account})
     return error

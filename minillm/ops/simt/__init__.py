@@ -1,7 +1,16 @@
 """Runs the CUDA kernels of csrc/cuda on a CPU, with counters and checks (the simulator is csrc/simt)."""
 
 from minillm.ops.simt.library import KernelLibrary, compile_kernels
-from minillm.ops.simt.machine import Counters, Profile, SimtError, flavour, flavours, profile, schedule
+from minillm.ops.simt.machine import (
+    Counters,
+    Profile,
+    SimtError,
+    flavour,
+    flavours,
+    profile,
+    registers,
+    schedule,
+)
 from minillm.ops.simt.ops import SimtOps
 
 __all__ = [
@@ -14,5 +23,6 @@ __all__ = [
     "flavour",
     "flavours",
     "profile",
+    "registers",
     "schedule",
 ]

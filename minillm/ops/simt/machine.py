@@ -19,7 +19,7 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib.machinery import ExtensionFileLoader
@@ -72,8 +72,10 @@ class SimtError(MinillmError):
         self.kind, self.kernel, self.block, self.thread = kind, kernel, block, thread
         self.file, self.line, self.detail = file, line, detail
         self.frames, self.other_frames = tuple(frames), tuple(other_frames)
+        # A launch that is refused has no threads yet.
+        who = "" if kind == "launch" else f", block {_index(block)}, thread {_index(thread)}"
         at = f" at {file}:{line}" if file else ""
-        super().__init__(f"{kind} in {kernel}, block {_index(block)}, thread {_index(thread)}{at}: {what}")
+        super().__init__(f"{kind} in {kernel}{who}{at}: {what}")
 
 
 @dataclass
@@ -200,13 +202,29 @@ def flavour(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def schedule(reverse: bool = False, seed: int = 0) -> Iterator[None]:
-    """Run blocks, warps and lanes in another order: shuffled if `seed` is not 0, then reversed if wanted."""
-    before = machine().set_order(reverse, seed)
+def schedule(reverse: bool = False, seed: int = 0, last_blocks: int = 0) -> Iterator[None]:
+    """Run blocks, warps and lanes in another order: shuffled if `seed` is not 0, then reversed if wanted.
+
+    With `last_blocks` only so many blocks at the end of each grid run: for grids too large to simulate.
+    """
+    before = machine().set_order(reverse, seed, last_blocks)
     try:
         yield
     finally:
         machine().set_order(*before)
+
+
+@contextlib.contextmanager
+def registers(of_thread: Mapping[str, int]) -> Iterator[None]:
+    """Refuse launches of these kernels, named as in a profile, whose blocks need too many registers.
+
+    ptxas chooses how many a thread has. Without this the simulator does not know them.
+    """
+    before = machine().set_registers(dict(of_thread))
+    try:
+        yield
+    finally:
+        machine().set_registers(before)
 
 
 def raise_error() -> None:
