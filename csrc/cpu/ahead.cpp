@@ -96,13 +96,17 @@ void last_logits(const Kernels& kernels, const Model& model, const PassArgs& arg
   in_one_region([&] { pass.logits(args, logits); });
 }
 
-void decode_step(const Kernels& kernels, const Model& model, const PassArgs& args, const SampleArgs& draws,
-                 void* logits, bool* finite) {
-  if (!args.batch.num_seqs) return;
-  Pass pass(kernels, model, args.batch.num_tokens);
+void step(const Kernels& kernels, const Model& model, const StepArgs& args) {
+  const Batch& batch = args.pass.batch;
+  if (!batch.num_tokens) return;
+  Pass pass(kernels, model, batch.num_tokens);
   in_one_region([&] {
-    pass.logits(args, logits);
-    pass.draw(draws, finite);
+    pass.logits(args.pass, args.logits, args.all_rows);
+    SampleArgs draws = args.draws;
+    draws.logits = args.logits;
+    if (!args.draw_rows) return pass.draw(draws, args.finite);
+    finite_rows({args.logits, draws.dtype, args.all_rows ? batch.num_tokens : batch.num_seqs, draws.vocab, args.finite});
+    pass.draw_from(args);
   });
 }
 

@@ -1,4 +1,4 @@
-// The ops over a whole model. `hidden` and `last_logits` run one pass, `decode_step` runs one pass and draws tokens,
+// The ops over a whole model. `hidden` and `last_logits` run one pass, `step` runs one pass and draws tokens,
 // `decode_ahead` runs one pass per token to draw.
 //
 // `rows` are the tensors of AttentionMetadata (minillm/ops/contract.py); `sampling` and `filters` are those of
@@ -33,20 +33,22 @@ Tensor logits(int64_t number, const Tensor& ids, const Tensors& rows) {
   return result;
 }
 
-std::tuple<Tensor, Tensor, Tensor> step(int64_t number, const Tensor& ids, const Tensors& rows,
-                                        const Tensors& sampling, int64_t num_token_ids) {
-  const char* op = "decode_step";
+std::tuple<Tensor, Tensor, Tensor> draw_step(int64_t number, const Tensor& ids, const Tensors& rows, bool all_rows,
+                                             const Optional& draw_rows, const Tensors& sampling,
+                                             int64_t num_token_ids) {
+  const char* op = "step";
   std::shared_ptr<const BoundModel> bound = find_model(op, number);
   PassArgs args = read_pass(op, *bound, ids, rows);
-  require_rows(op, args.batch);
-  int64_t count = args.batch.num_seqs, vocab = bound->model.vocab;
-  SampleArgs draws = sample_args(read_draws(op, count, vocab, sampling, num_token_ids), vocab, bound->model.heads.dtype);
-  Tensor logits = make(*bound, count, vocab), tokens = like(ids, {count});
+  if (!all_rows) require_rows(op, args.batch);
+  int64_t count = all_rows ? args.batch.num_tokens : args.batch.num_seqs, vocab = bound->model.vocab;
+  const int64_t* drawn_from = read_draw_rows(op, draw_rows, count);
+  int64_t draws = drawn_from ? draw_rows->size(0) : count;
+  SampleArgs sampled = sample_args(read_draws(op, draws, vocab, sampling, num_token_ids), vocab, bound->model.heads.dtype);
+  Tensor logits = make(*bound, count, vocab), tokens = like(ids, {draws});
   Tensor finite = torch::stable::new_empty(ids, {count}, ScalarType::Bool);
-  draws.logits = data<void>(logits);
-  draws.tokens = static_cast<int64_t*>(tokens.mutable_data_ptr());
-  decode_step(kernels(), bound->model, args, draws, logits.mutable_data_ptr(),
-              static_cast<bool*>(finite.mutable_data_ptr()));
+  sampled.tokens = static_cast<int64_t*>(tokens.mutable_data_ptr());
+  step(kernels(), bound->model, {args, all_rows, drawn_from, sampled, logits.mutable_data_ptr(),
+                                 static_cast<bool*>(finite.mutable_data_ptr())});
   return {tokens, finite, logits};
 }
 
@@ -68,8 +70,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(minillm, m) {
   m.def("hidden(int model, Tensor ids, Tensor[] rows) -> Tensor");
   m.def("last_logits(int model, Tensor ids, Tensor[] rows) -> Tensor");
   m.def(
-      "decode_step(int model, Tensor ids, Tensor[] rows, Tensor[] sampling, int num_token_ids) -> "
-      "(Tensor, Tensor, Tensor)");
+      "step(int model, Tensor ids, Tensor[] rows, bool all_rows, Tensor? draw_rows, Tensor[] sampling, "
+      "int num_token_ids) -> (Tensor, Tensor, Tensor)");
   m.def(
       "decode_ahead(int model, Tensor ids, Tensor[] rows, Tensor depths, Tensor keys, Tensor[] filters, "
       "int num_token_ids) -> Tensor");
@@ -78,7 +80,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(minillm, m) {
 STABLE_TORCH_LIBRARY_IMPL(minillm, CPU, m) {
   m.impl("hidden", TORCH_BOX(&hidden));
   m.impl("last_logits", TORCH_BOX(&logits));
-  m.impl("decode_step", TORCH_BOX(&step));
+  m.impl("step", TORCH_BOX(&draw_step));
   m.impl("decode_ahead", TORCH_BOX(&ahead));
 }
 

@@ -9,6 +9,8 @@
 
 #pragma once
 
+#include <cstring>
+
 #include "buffer.h"
 #include "passes.h"
 
@@ -34,9 +36,10 @@ class Pass {
     run_layers(kernels_, m_, {args.batch, residual_.get(), x, last_only});
   }
 
-  void logits(const PassArgs& args, void* logits) const {
-    int64_t rows = args.batch.num_seqs;
-    hidden(args, x_.get(), true);
+  // For every row, or for the last row of each sequence.
+  void logits(const PassArgs& args, void* logits, bool all_rows = false) const {
+    int64_t rows = all_rows ? args.batch.num_tokens : args.batch.num_seqs;
+    hidden(args, x_.get(), !all_rows);
     kernels_.linear({x_.get(), m_.hidden, m_.head, logits, rows, m_.vocab, m_.hidden, m_.heads.dtype, nullptr});
     map(logits, rows, m_.vocab, Map::divide, m_.logits_divisor, 1);
     map(logits, rows, m_.vocab, Map::softcap, m_.logits_softcap, 0);
@@ -48,6 +51,18 @@ class Pass {
     SampleArgs of_healthy = args;
     of_healthy.finite = finite;
     sample(kernels_, of_healthy);
+  }
+
+  // Draws from some rows of logits, which may repeat. `finite` is for all of them.
+  void draw_from(const StepArgs& args) const {
+    int64_t row_bytes = m_.vocab * width_of(m_.heads.dtype), rows = args.draws.rows;
+    const Buffer copies(rows, row_bytes, 1), finite(rows, 1, sizeof(bool));
+    for (int64_t i = 0; i < rows; i++)
+      memcpy(static_cast<char*>(copies.get()) + i * row_bytes,
+             static_cast<const char*>(args.logits) + args.draw_rows[i] * row_bytes, row_bytes);
+    SampleArgs draws = args.draws;
+    draws.logits = copies.get();
+    draw(draws, static_cast<bool*>(finite.get()));
   }
 
  private:

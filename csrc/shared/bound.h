@@ -39,6 +39,9 @@ void require_rows(const char* op, const Batch& batch);
 
 Draws read_draws(const char* op, int64_t rows, int64_t vocab, const Tensors& sampling, int64_t num_token_ids);
 
+// The rows of logits that are drawn from: `rows` of `count`, or null for all of them in order.
+const int64_t* read_draw_rows(const char* op, const Optional& rows, int64_t count);
+
 AheadArgs read_ahead(const char* op, const BoundModel& bound, const Tensor& ids, const Tensors& rows,
                      const Tensor& depths, const Tensor& keys, const Tensors& filters, int64_t num_token_ids);
 

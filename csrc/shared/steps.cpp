@@ -89,6 +89,13 @@ Draws read_draws(const char* op, int64_t rows, int64_t vocab, const Tensors& sam
           end};
 }
 
+const int64_t* read_draw_rows(const char* op, const Optional& rows, int64_t count) {
+  if (!rows) return nullptr;
+  check_host(op, "draw_rows", *rows, 1, ScalarType::Long);
+  check_range(op, "draw_rows' row", data<int64_t>(*rows), rows->size(0), count);
+  return data<int64_t>(*rows);
+}
+
 namespace {
 
 // Checks the blocks and positions of every token that will be drawn. Those of the first step are checked already.

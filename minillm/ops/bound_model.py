@@ -47,7 +47,7 @@ class BoundModel(FusedModel):
         _bind(ops, self.number, weights, k_cache, v_cache, self.dtype)
         bound_models[namespace, self.number] = self
         # The overloads are looked up once: a lookup by name costs as much as a small kernel.
-        names = ("hidden", "last_logits", "decode_step", "decode_ahead")
+        names = ("hidden", "last_logits", "step", "decode_ahead")
         self._ops = {name: getattr(ops, name).default for name in names}
 
     def hidden(self, ids: Tensor, meta: AttentionMetadata) -> Tensor:
@@ -58,11 +58,18 @@ class BoundModel(FusedModel):
         result: Tensor = self.call("last_logits", ids, _rows(meta))
         return result
 
-    def decode_step(
-        self, ids: Tensor, meta: AttentionMetadata, batch: SamplingBatch
+    def step(
+        self,
+        ids: Tensor,
+        meta: AttentionMetadata,
+        batch: SamplingBatch,
+        *,
+        all_rows: bool = False,
+        draw_rows: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        draws = None if draw_rows is None else column(draw_rows)
         sampling = batch.tensors(), batch.num_token_ids
-        tokens, finite, logits = self.call("decode_step", ids, _rows(meta), *sampling)
+        tokens, finite, logits = self.call("step", ids, _rows(meta), all_rows, draws, *sampling)
         return tokens, finite, logits
 
     def decode_ahead(

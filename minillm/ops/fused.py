@@ -121,12 +121,21 @@ class FusedModel(ABC):
         """The logits of each sequence's last row: [num_seqs, vocab_size]."""
 
     @abstractmethod
-    def decode_step(
-        self, ids: Tensor, meta: AttentionMetadata, batch: SamplingBatch
+    def step(
+        self,
+        ids: Tensor,
+        meta: AttentionMetadata,
+        batch: SamplingBatch,
+        *,
+        all_rows: bool = False,
+        draw_rows: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`last_logits`, `finite_rows` and `sample` in one call: (tokens, finite, logits) of each sequence.
+        """A pass, `finite_rows` and `sample` in one call: (tokens, finite, logits).
 
-        Tokens and flags are on the CPU, logits on the model's device. If a row of logits is not finite, its token has no meaning.
+        Logits are those of each sequence's last row, or with `all_rows` of every row. Draw i reads row
+        `draw_rows[i]` of the logits; None: one draw per row, in order. Tokens [num_draws] and flags
+        [num_rows] are on the CPU, logits [num_rows, vocab_size] on the model's device. If a row of logits is
+        not finite, a token drawn from it has no meaning.
         """
 
     @abstractmethod

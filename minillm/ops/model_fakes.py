@@ -23,17 +23,22 @@ def register_model_fakes(namespace: str) -> None:
         bound, kv_len = bound_models[namespace, model], rows[4]
         return torch.empty([kv_len.shape[0], bound.vocab_size], dtype=bound.dtype, device=bound.device)
 
-    def decode_step(
-        model: int, ids: Tensor, rows: list[Tensor], *others: object
+    def step(
+        model: int,
+        ids: Tensor,
+        rows: list[Tensor],
+        all_rows: bool,
+        draw_rows: Tensor | None,
+        sampling: list[Tensor],
+        *others: object,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        logits = last_logits(model, ids, rows)
-        count = logits.shape[:1]
-        return ids.new_empty(count), ids.new_empty(count, dtype=torch.bool), logits
+        logits = last_logits(model, ids, [ids] * 5 if all_rows else rows)
+        return torch.empty_like(sampling[0]), ids.new_empty(logits.shape[:1], dtype=torch.bool), logits
 
     def decode_ahead(
         model: int, ids: Tensor, rows: object, depths: Tensor, keys: Tensor, *others: object
     ) -> Tensor:
         return ids.new_empty([depths.shape[0], keys.shape[0]])
 
-    for fake in (hidden, last_logits, decode_step, decode_ahead):
+    for fake in (hidden, last_logits, step, decode_ahead):
         register_fake(f"{namespace}::{fake.__name__}")(fake)

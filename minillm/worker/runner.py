@@ -61,7 +61,7 @@ class ModelRunner:
 
     @property
     def is_fused(self) -> bool:
-        """Whether the backend supports `decode_step` and `decode_ahead`, which run in one call."""
+        """Whether the backend supports `step` and `decode_ahead`, which run in one call."""
         return self._fused is not None
 
     def forward(self, batch: Sequence[SequenceRows]) -> Tensor:
@@ -88,15 +88,24 @@ class ModelRunner:
         """
         return self._pass.last_logits(ids, meta)
 
-    def decode_step(
-        self, batch: Sequence[SequenceRows], sampling: SamplingBatch
+    def step(
+        self,
+        batch: Sequence[SequenceRows],
+        sampling: SamplingBatch,
+        *,
+        all_rows: bool = False,
+        draw_rows: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run one pass and sample from each row in one call; requires `is_fused`.
+        """Run one pass and sample from its logits in one call; requires `is_fused`.
+
+        Logits are those of each sequence's last row, or with `all_rows` of every row. Draw i reads row
+        `draw_rows[i]` of the logits; None: one draw per row, in order.
 
         Returns:
-            (tokens, finite, logits). If the logits of a row are not finite, its token has no meaning.
+            (tokens, finite, logits). If a row of logits is not finite, a token drawn from it has no meaning.
         """
-        return self._require_fused().decode_step(*self._inputs(batch), sampling)
+        model = self._require_fused()
+        return model.step(*self._inputs(batch), sampling, all_rows=all_rows, draw_rows=draw_rows)
 
     def decode_ahead(
         self,

@@ -87,8 +87,10 @@ class Worker:
         self._prefill_loop, self._decode_loop = parts.prefill_loop, parts.decode_loop
         self._verification = parts.verification
         self._sample: Sampler = parts.sampler or self._ops.sample
-        # With the default parts a fused backend runs decoding, the finiteness check and sampling in one call.
-        self._draws_in_pass = runner.is_fused and parts.sampler is None and parts.decode_loop is decode
+        # With the default parts a fused backend runs a pass, the finiteness check and sampling in one call.
+        samples = runner.is_fused and parts.sampler is None
+        self._prefills_in_one_call = samples and parts.prefill_loop is prefill
+        self._decodes_in_one_call = samples and parts.decode_loop is decode
 
     @property
     def ops(self) -> Ops:
@@ -123,6 +125,12 @@ class Worker:
 
     def _run_prefill(self, step: StepInput) -> Drawn:
         """Compute the chunks, then sample the first tokens of the sequences whose prefill ends."""
+        draws = step.prefill_draws
+        if self._prefills_in_one_call and draws is not None:
+            rows = [SequenceRows(c.token_ids, c.start, c.block_table, c.rope_offset) for c in step.prefill]
+            tokens, finite, logits = self.runner.step(rows, draws.batch, draw_rows=draws.rows)
+            self.runner.copy_blocks(step.fork_copies)
+            return self._report(logits, draws, finite.tolist(), tokens)
         logits = self._prefill_loop(self.runner, step.prefill)
         self._check("prefill_loop", logits, len(step.prefill))
         finite = self._ops.finite_rows(logits).tolist()
@@ -131,11 +139,11 @@ class Worker:
 
     def _run_decode(self, rows: list[DecodeRow], draws: Draws) -> Drawn:
         """Compute one row per sequence and sample its next token."""
-        if self._draws_in_pass:
+        if self._decodes_in_one_call:
             batch = [
                 SequenceRows((row.token_id,), row.position, row.block_table, row.rope_offset) for row in rows
             ]
-            tokens, finite, logits = self.runner.decode_step(batch, draws.batch)
+            tokens, finite, logits = self.runner.step(batch, draws.batch)
             return self._report(logits, draws, finite.tolist(), tokens)
         logits = self._decode_loop(self.runner, rows)
         self._check("decode_loop", logits, len(rows))
@@ -159,10 +167,10 @@ class Worker:
         if len(alive) == len(draws.rows):
             picked = logits if draws.rows == list(range(len(logits))) else logits[draws.rows]
             tokens = self._sample(picked, draws.batch)
-            return self._report(picked, draws, finite, tokens)
+            return self._report(logits, draws, finite, tokens)
         rows = [draws.rows[i] for i in alive]
         some = Draws(rows, draws.batch.rows(alive), [draws.tops[i] for i in alive])
-        found = self._report(logits[rows], some, finite, self._sample(logits[rows], some.batch))
+        found = self._report(logits, some, finite, self._sample(logits[rows], some.batch))
         all_tokens = [-1] * len(draws.rows)
         all_logprobs: list[dict[int, float] | None] = [None] * len(draws.rows)
         for i, token, logprobs in zip(alive, found.tokens, found.logprobs, strict=True):
@@ -185,9 +193,9 @@ class Worker:
         wanted = [i for i, top in enumerate(draws.tops) if top is not None and finite[draws.rows[i]]]
         if wanted:
             tops = [draws.tops[i] or 0 for i in wanted]
-            for i, row in zip(
-                wanted, self._ops.token_logprobs(logits[wanted], tokens[wanted], tops), strict=True
-            ):
+            picked = logits[[draws.rows[i] for i in wanted]]
+            drawn = tokens[wanted].to(logits.device)
+            for i, row in zip(wanted, self._ops.token_logprobs(picked, drawn, tops), strict=True):
                 logprobs[i] = row
         return Drawn(finite, tokens.tolist(), logprobs)
 

@@ -21,7 +21,7 @@ from minillm.config import engine_config
 from minillm.engine.engine import Engine
 from minillm.model.loader import LoadedModel
 from minillm.ops.cpu import CpuOps
-from minillm.ops.fused import FusedOps
+from minillm.ops.fused import FusedOps, ModelWeights
 from minillm.speculation.pairing import load_draft
 from minillm.speculation.scripted import RandomDrafter
 
@@ -36,10 +36,9 @@ ONE_BY_ONE = [
     *(("verify_coupled", name) for name in ("chain", "tree")),
 ]
 FUSED = [
-    *(("last_logits", name) for name in ("prefill", "draft tree")),
+    ("last_logits", "draft tree"),
     *(("hidden", name) for name in ("chain", "tree")),
-    ("decode_step", "decode"),
-    ("decode_step", "preempt"),
+    *(("step", name) for name in ("prefill", "decode", "preempt")),
     ("decode_ahead", "draft"),
 ]
 # A draft model that is the target, so every draft token is accepted. One request waits while others run.
@@ -67,6 +66,9 @@ class Ops:
 
 class Bound(Ops, FusedOps):
     """The native ops with their fused form, one method of which runs through the fuse."""
+
+    def can_bind(self, weights: ModelWeights) -> bool:
+        return self._inner.can_bind(weights)
 
     def bind(self, *args: Any) -> Any:
         return Ops(self._inner.bind(*args), self._op, self._fuse)

@@ -1,6 +1,6 @@
 """Whole passes and several decode steps in one call give the same results as single ops.
 
-`last_logits`, `decode_step` and `decode_ahead` are compared bit for bit with the ops they replace: `forward`,
+`last_logits`, `step` and `decode_ahead` are compared bit for bit with the ops they replace: `forward`,
 `logits`, `finite_rows` and `sample`.
 """
 
@@ -150,12 +150,12 @@ def test_a_step_in_one_call_is_the_pass_the_look_and_the_draws(
         batch = [SequenceRows([7 * i + step], r.end + step, r.block_table) for i, r in enumerate(rows)]
         sampling = SamplingBatch(params, [noise_key(i, 0, step) for i in range(count)], seen, 300)
         expected = last_rows(looped, batch)
-        tokens, finite, logits = stepped.decode_step(batch, sampling)
+        tokens, finite, logits = stepped.step(batch, sampling)
         assert torch.equal(logits.nan_to_num(9.0), expected.nan_to_num(9.0))
         assert (~finite).nonzero().tolist() == [[broken]]
         drawn = native_ops.sample(expected.nan_to_num(0.0), sampling)
         assert torch.equal(tokens[finite], drawn[finite])
-    alone = stepped.decode_step(batch[:1], sampling.rows([0]))  # a sequence alone gives the same
+    alone = stepped.step(batch[:1], sampling.rows([0]))  # a sequence alone gives the same
     assert torch.equal(alone[2], logits[:1])
     assert torch.equal(alone[0], tokens[:1])
 

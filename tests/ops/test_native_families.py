@@ -100,7 +100,7 @@ def test_steps_ahead_are_passes_and_draws(
     drawn = ahead.decode_ahead(ids, meta, [3] * 5, keys, SamplingBatch(params, [0] * 5, [()] * 5, 300))
     for level in range(3):
         batch = SamplingBatch(params, [own[level] for own in keys], [()] * 5, 300)
-        ids, _, _ = looped.decode_step(ids, meta, batch)
+        ids, _, _ = looped.step(ids, meta, batch)
         assert ids.tolist() == [tokens[level] for tokens in drawn]
         meta = make_meta(TABLES, [1] * 5, [length + level + 1 for length in KV_LENS], 16)
         meta = replace(meta, positions=meta.positions + shift)

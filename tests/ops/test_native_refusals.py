@@ -203,7 +203,7 @@ def opcheck_calls() -> dict[str, tuple[object, ...]]:
             16,
         ),
         "last_logits": whole_pass,
-        "decode_step": (*whole_pass, [torch.arange(2), *filters, ints, ints.new_zeros(2)], 17),
+        "step": (*whole_pass, False, None, [torch.arange(2), *filters, ints, ints.new_zeros(2)], 17),
         "decode_ahead": (*whole_pass, torch.tensor([1, 1]), torch.zeros(1, 2).long(), [*filters], 17),
         "finite_rows": (x,),
         "token_logprobs": (x, torch.arange(4), 3),

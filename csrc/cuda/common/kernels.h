@@ -141,19 +141,12 @@ struct SampleArgs {
   int rows, vocab_size, num_token_ids;
   int id_bits;                      // bits of an id, set by the launcher: num_token_ids <= 2^id_bits
   DType dtype;
-  const bool* finite = nullptr;     // [rows]: a row that is false is skipped, its token is -1; null: none is
+  const bool* finite = nullptr;     // [rows]: a row that is false is skipped, its token is 0; null: none is
 };
 
 struct FiniteArgs {
   const void* logits;               // [rows, size]
   bool* finite;                     // [rows]: all numbers of the row are finite
-  int rows, size;
-  DType dtype;
-};
-
-struct FiniteArgs {
-  const void* logits;               // [rows, size]
-  bool* finite;                     // [rows]
   int rows, size;
   DType dtype;
 };
@@ -190,7 +183,6 @@ void linear_mma(const LinearArgs&, Stream);  // 16-bit, `in` a multiple of 8 bel
 void route(const RouteArgs&, Stream);  // per_token is 1 to num_experts
 void combine(const CombineArgs&, Stream);
 
-void finite_rows(const FiniteArgs&, Stream);
 void sample(const SampleArgs&, Stream);
 int64_t sample_scratch_bytes(int rows, int num_token_ids);
 void finite_rows(const FiniteArgs&, Stream);

@@ -80,12 +80,12 @@ class DevicePass {
   }
 
   // Sends the input. Then `pass` may run.
-  Pass send(int64_t draws, int64_t num_token_ids) {
+  Pass send(int64_t draws, int64_t num_token_ids, bool gathers = false) {
     state_.staging.send(stream_);
     size_t bytes;
-    const int64_t rows = args_.batch.num_tokens;
-    Scratch::cut(nullptr, bound_.model, rows, draws, num_token_ids, bytes);
-    scratch_ = Scratch::cut(state_.scratch.reserve(*bound_.cache, bytes), bound_.model, rows, draws, num_token_ids, bytes);
+    const Sizes sizes = {args_.batch.num_tokens, draws, num_token_ids, gathers};
+    Scratch::cut(nullptr, bound_.model, sizes, bytes);
+    scratch_ = Scratch::cut(state_.scratch.reserve(*bound_.cache, bytes), bound_.model, sizes, bytes);
     return Pass(bound_, scratch_, stream_);
   }
 
@@ -114,7 +114,7 @@ Tensor hidden(int64_t number, const Tensor& ids, const Tensors& rows, int64_t st
   DeviceState& state = state_of(*bound);
   std::lock_guard lock(state.busy);
   DevicePass on_device(*bound, state, args, 0, as_stream(stream));
-  on_device.send(0, 0).hidden(on_device.args(), x.mutable_data_ptr());
+  on_device.send(0, 1).hidden(on_device.args(), x.mutable_data_ptr());
   finish(op);
   return x;
 }
@@ -129,45 +129,52 @@ Tensor last_logits(int64_t number, const Tensor& ids, const Tensors& rows, int64
   DeviceState& state = state_of(*bound);
   std::lock_guard lock(state.busy);
   DevicePass on_device(*bound, state, args, 0, as_stream(stream));
-  on_device.send(0, 0).logits(on_device.args(), on_device.last_rows(), logits.mutable_data_ptr());
+  on_device.send(0, 1).logits(on_device.args(), on_device.last_rows(), logits.mutable_data_ptr());
   finish(op);
   return logits;
 }
 
-// Tokens and flags of `rows` rows, as a kernel writes them and as the host reads them.
+// The tokens of draws and then the flags of rows of logits, as kernels write them and as the host reads them.
 struct Drawn {
-  explicit Drawn(char* start, int64_t rows, int64_t steps = 1)
-      : tokens(reinterpret_cast<int64_t*>(start)), finite(reinterpret_cast<bool*>(start + 8 * rows * steps)) {}
-  static size_t bytes(int64_t rows, int64_t steps = 1) { return 8 * rows * steps + rows; }
+  Drawn(char* start, int64_t draws)
+      : tokens(reinterpret_cast<int64_t*>(start)), finite(reinterpret_cast<bool*>(start + 8 * draws)) {}
+  static size_t bytes(int64_t draws, int64_t rows) { return 8 * draws + rows; }
   int64_t* tokens;
   bool* finite;
 };
 
-std::tuple<Tensor, Tensor, Tensor> step(int64_t number, const Tensor& ids, const Tensors& rows, const Tensors& sampling,
-                                        int64_t num_token_ids, int64_t stream) {
-  const char* op = "decode_step";
+std::tuple<Tensor, Tensor, Tensor> step(int64_t number, const Tensor& ids, const Tensors& rows, bool all_rows,
+                                        const Optional& draw_rows, const Tensors& sampling, int64_t num_token_ids,
+                                        int64_t stream) {
+  const char* op = "step";
   Bound bound = find_model(op, number);
   PassArgs args = read_pass(op, *bound, ids, rows);
-  require_rows(op, args.batch);
-  int64_t count = args.batch.num_seqs, vocab = bound->model.vocab;
-  Draws draws = read_draws(op, count, vocab, sampling, num_token_ids);
+  if (!all_rows) require_rows(op, args.batch);
+  int64_t count = all_rows ? args.batch.num_tokens : args.batch.num_seqs, vocab = bound->model.vocab;
+  const int64_t* drawn_from = read_draw_rows(op, draw_rows, count);
+  Draws draws = read_draws(op, drawn_from ? draw_rows->size(0) : count, vocab, sampling, num_token_ids);
   STD_TORCH_CHECK(num_token_ids <= vocab, op, ": ", num_token_ids, " ids of ", vocab);
-  Tensor logits = make(*bound, count, vocab), tokens = like(ids, {count});
+  Tensor logits = make(*bound, count, vocab), tokens = like(ids, {draws.rows});
   Tensor finite = torch::stable::new_empty(ids, {count}, ScalarType::Bool);
-  if (!count) return {tokens, finite, logits};
+  if (!args.batch.num_tokens) return {tokens, finite, logits};
   DeviceState& state = state_of(*bound);
   std::lock_guard lock(state.busy);
-  DevicePass on_device(*bound, state, args, bytes_of(draws), as_stream(stream));
+  DevicePass on_device(*bound, state, args, bytes_of(draws) + aligned(draws.rows * 8), as_stream(stream));
   Draws there = on_device.put(draws);
-  state.results.begin(*bound->cache, Drawn::bytes(count));
-  Drawn drawn(state.results.on_device(), count);
-  Pass pass = on_device.send(count, num_token_ids);
-  pass.logits(on_device.args(), on_device.last_rows(), logits.mutable_data_ptr());
-  pass.draw(there, logits.const_data_ptr(), drawn.finite, drawn.tokens);
-  Drawn here(const_cast<char*>(state.results.fetch(as_stream(stream))), count);
+  if (drawn_from) drawn_from = on_device.put(drawn_from, draws.rows);
+  state.results.begin(*bound->cache, Drawn::bytes(draws.rows, count));
+  Drawn drawn(state.results.on_device(), draws.rows);
+  Pass pass = on_device.send(draws.rows, num_token_ids, drawn_from != nullptr);
+  pass.logits(on_device.args(), all_rows ? nullptr : on_device.last_rows(), logits.mutable_data_ptr());
+  pass.look(logits.const_data_ptr(), count, drawn.finite);
+  if (drawn_from)
+    pass.draw_from(there, logits.const_data_ptr(), count, drawn_from, drawn.tokens);
+  else
+    pass.draw(there, logits.const_data_ptr(), drawn.finite, drawn.tokens);
+  Drawn here(const_cast<char*>(state.results.fetch(as_stream(stream))), draws.rows);
   state.staging.arrived();
   finish(op);
-  memcpy(tokens.mutable_data_ptr(), here.tokens, 8 * count);
+  memcpy(tokens.mutable_data_ptr(), here.tokens, 8 * draws.rows);
   memcpy(finite.mutable_data_ptr(), here.finite, count);
   return {tokens, finite, logits};
 }
@@ -228,8 +235,8 @@ Tensor decode_ahead(int64_t number, const Tensor& ids, const Tensors& rows, cons
                        on_device.put(l.lengths.data(), alive), alive, alive});
   }
   Tensor logits = make(*bound, count, vocab);
-  state.results.begin(*bound->cache, Drawn::bytes(count, levels));
-  Drawn drawn(state.results.on_device(), count, levels);
+  state.results.begin(*bound->cache, Drawn::bytes(count * levels, count));
+  Drawn drawn(state.results.on_device(), count * levels);
   Pass pass = on_device.send(count, num_token_ids);
   for (int64_t level = 0; level < levels; level++) {
     draws.rows = count_alive(args, level);
@@ -238,9 +245,10 @@ Tensor decode_ahead(int64_t number, const Tensor& ids, const Tensors& rows, cons
       pass.logits(on_device.args(), on_device.last_rows(), logits.mutable_data_ptr());
     else
       pass.logits({batches[level - 1], drawn.tokens + (level - 1) * count}, nullptr, logits.mutable_data_ptr());
+    pass.look(logits.const_data_ptr(), draws.rows, drawn.finite);
     pass.draw(draws, logits.const_data_ptr(), drawn.finite, drawn.tokens + level * count);
   }
-  Drawn here(const_cast<char*>(state.results.fetch(as_stream(stream))), count, levels);
+  Drawn here(const_cast<char*>(state.results.fetch(as_stream(stream))), count * levels);
   state.staging.arrived();
   finish(op);
   for (int64_t level = 0; level < levels; level++)
@@ -254,8 +262,8 @@ MINILLM_FRAGMENT(MINILLM_NAMESPACE, m) {
   m.def("hidden(int model, Tensor ids, Tensor[] rows, int stream) -> Tensor");
   m.def("last_logits(int model, Tensor ids, Tensor[] rows, int stream) -> Tensor");
   m.def(
-      "decode_step(int model, Tensor ids, Tensor[] rows, Tensor[] sampling, int num_token_ids, int stream) -> "
-      "(Tensor, Tensor, Tensor)");
+      "step(int model, Tensor ids, Tensor[] rows, bool all_rows, Tensor? draw_rows, Tensor[] sampling, "
+      "int num_token_ids, int stream) -> (Tensor, Tensor, Tensor)");
   m.def(
       "decode_ahead(int model, Tensor ids, Tensor[] rows, Tensor depths, Tensor keys, Tensor[] filters, "
       "int num_token_ids, int stream) -> Tensor");
@@ -265,7 +273,7 @@ MINILLM_FRAGMENT(MINILLM_NAMESPACE, m) {
 MINILLM_IMPL(MINILLM_NAMESPACE, CPU, m) {
   m.impl("hidden", TORCH_BOX(&hidden));
   m.impl("last_logits", TORCH_BOX(&last_logits));
-  m.impl("decode_step", TORCH_BOX(&step));
+  m.impl("step", TORCH_BOX(&step));
   m.impl("decode_ahead", TORCH_BOX(&decode_ahead));
 }
 

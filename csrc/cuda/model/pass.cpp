@@ -14,26 +14,28 @@ static_assert(static_cast<int>(Function::swiglu_clamped) == static_cast<int>(Act
 
 }  // namespace
 
-Scratch Scratch::cut(char* base, const Model& m, int64_t rows, int64_t draws, int64_t num_token_ids, size_t& end) {
+Scratch Scratch::cut(char* base, const Model& m, const Sizes& sizes, size_t& end) {
   const int64_t width = width_of(m.heads.dtype), q = m.heads.num_heads * m.heads.head_dim;
   const int64_t qkv = q + 2 * m.heads.num_kv_heads * m.heads.head_dim;
   end = 0;
-  auto piece = [&](int64_t columns) {
+  auto piece = [&](int64_t bytes) {
     char* at = base ? base + end : nullptr;
-    end += aligned(rows * columns * width);
+    end += aligned(bytes);
     return at;
   };
+  auto rows = [&](int64_t columns) { return piece(sizes.rows * columns * width); };
   Scratch s = {};
-  s.residual = piece(m.hidden);
-  s.x = piece(m.hidden);
-  s.qkv = piece(qkv);
-  s.q = piece(q);
-  s.attended = piece(q);
-  s.added = piece(m.hidden);
-  s.gate_up = piece((m.gated ? 2 : 1) * m.intermediate);
-  s.gated = piece(m.intermediate);
-  s.sampling = reinterpret_cast<float*>(base ? base + end : nullptr);
-  end += aligned(draws * num_token_ids * sizeof(float));
+  s.residual = rows(m.hidden);
+  s.x = rows(m.hidden);
+  s.qkv = rows(qkv);
+  s.q = rows(q);
+  s.attended = rows(q);
+  s.added = rows(m.hidden);
+  s.gate_up = rows((m.gated ? 2 : 1) * m.intermediate);
+  s.gated = rows(m.intermediate);
+  s.sampling = piece(sample_scratch_bytes(static_cast<int>(sizes.draws), static_cast<int>(sizes.num_token_ids)));
+  s.drawn_from = piece(sizes.gathers ? sizes.draws * m.vocab * width : 0);
+  s.drawn_finite = piece(sizes.gathers ? sizes.draws : 0);
   return s;
 }
 
@@ -74,7 +76,8 @@ void Pass::hidden(const PassArgs& args, void* x) const {
 }
 
 void Pass::logits(const PassArgs& args, const int64_t* last_rows, void* logits) const {
-  const int rows = static_cast<int>(args.batch.num_tokens), count = static_cast<int>(args.batch.num_seqs);
+  const int rows = static_cast<int>(args.batch.num_tokens);
+  const int count = last_rows ? static_cast<int>(args.batch.num_seqs) : rows;
   hidden(args, s_.x);
   const void* x = s_.x;
   if (last_rows) {
@@ -90,17 +93,29 @@ void Pass::logits(const PassArgs& args, const int64_t* last_rows, void* logits) 
   act({logits, logits, count, static_cast<int>(m_.vocab), Function::softcap, m_.logits_softcap, dtype_}, stream_);
 }
 
-void Pass::draw(const Draws& d, const void* logits, bool* finite, int64_t* tokens) const {
+void Pass::look(const void* logits, int64_t rows, bool* finite) const {
+  touches({{"logits", logits, rows * m_.vocab * width_}, {"finite", finite, rows}});
+  finite_rows({logits, finite, static_cast<int>(rows), static_cast<int>(m_.vocab), dtype_}, stream_);
+}
+
+void Pass::draw(const Draws& d, const void* logits, const bool* finite, int64_t* tokens) const {
   const int rows = static_cast<int>(d.rows), vocab = static_cast<int>(m_.vocab), ids = static_cast<int>(d.num_token_ids);
-  const Span read = {"logits", logits, rows * m_.vocab * width_};
-  touches({read, {"finite", finite, rows}});
-  finite_rows({logits, finite, rows, vocab, dtype_}, stream_);
-  touches({read, {"keys", d.keys, rows * 8}, {"numbers", d.numbers, rows * 32}, {"top_k", d.top_k, rows * 8},
-           {"seen", d.seen, d.num_seen * 8}, {"seen_end", d.seen_end, rows * 8},
-           {"scratch", s_.sampling, rows * d.num_token_ids * 4}, {"finite", finite, rows}, {"tokens", tokens, rows * 8}});
+  touches({{"logits", logits, rows * m_.vocab * width_}, {"keys", d.keys, rows * 8}, {"numbers", d.numbers, rows * 32},
+           {"top_k", d.top_k, rows * 8}, {"seen", d.seen, d.num_seen * 8}, {"seen_end", d.seen_end, rows * 8},
+           {"scratch", s_.sampling, sample_scratch_bytes(rows, ids)}, {"finite", finite, rows}, {"tokens", tokens, rows * 8}});
   sample({logits, reinterpret_cast<const uint64_t*>(d.keys), d.numbers, d.top_k, d.seen, d.seen_end, s_.sampling, tokens,
-          rows, vocab, ids, 0, dtype_},
+          rows, vocab, ids, 0, dtype_, finite},
          stream_);
+}
+
+void Pass::draw_from(const Draws& d, const void* logits, int64_t count, const int64_t* rows, int64_t* tokens) const {
+  touches({{"logits", logits, count * m_.vocab * width_}, {"draw_rows", rows, d.rows * 8},
+           {"drawn_from", s_.drawn_from, d.rows * m_.vocab * width_}});
+  gather({logits, rows, nullptr, nullptr, s_.drawn_from, static_cast<int>(d.rows), static_cast<int>(m_.vocab), 1, dtype_},
+         stream_);
+  bool* finite = reinterpret_cast<bool*>(s_.drawn_finite);
+  look(s_.drawn_from, d.rows, finite);
+  draw(d, s_.drawn_from, finite, tokens);
 }
 
 void Pass::attend(const Layer& layer, const void* x, const Batch& batch) const {

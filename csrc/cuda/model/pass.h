@@ -16,13 +16,18 @@
 
 namespace minillm::cuda {
 
-// Scratch memory of a pass over `rows` rows, cut from one piece.
-struct Scratch {
-  char *residual, *x, *qkv, *q, *attended, *added, *gate_up, *gated;
-  float* sampling;
+// What decides how much scratch memory a pass needs.
+struct Sizes {
+  int64_t rows, draws, num_token_ids;
+  bool gathers;  // whether it draws from some rows of the logits only: they are copied first
+};
 
-  // Cuts `base`, or only measures if it is null; `end` is the number of bytes. Of `draws` rows tokens are drawn.
-  static Scratch cut(char* base, const Model& model, int64_t rows, int64_t draws, int64_t num_token_ids, size_t& end);
+// The scratch memory of a pass, cut from one piece.
+struct Scratch {
+  char *residual, *x, *qkv, *q, *attended, *added, *gate_up, *gated, *sampling, *drawn_from, *drawn_finite;
+
+  // Cuts `base`, or only measures if it is null; `end` is the number of bytes.
+  static Scratch cut(char* base, const Model& model, const Sizes& sizes, size_t& end);
 };
 
 class Pass {
@@ -31,10 +36,14 @@ class Pass {
 
   // From ids to the final norm's output [num_tokens, hidden]. All pointers of `args` are the device's.
   void hidden(const PassArgs& args, void* x) const;
-  // The logits [num_seqs, vocab] of the rows `last_rows`; null: of all rows, one per sequence.
+  // The logits of the rows `last_rows` [num_seqs, vocab]; null: of all rows [num_tokens, vocab].
   void logits(const PassArgs& args, const int64_t* last_rows, void* logits) const;
-  // Which rows of logits are finite, and a token for each of them.
-  void draw(const Draws& draws, const void* logits, bool* finite, int64_t* tokens) const;
+  // Which rows of logits [rows, vocab] are finite.
+  void look(const void* logits, int64_t rows, bool* finite) const;
+  // A token for each row of logits; 0 where it is not finite.
+  void draw(const Draws& draws, const void* logits, const bool* finite, int64_t* tokens) const;
+  // A token for each of `rows`, which may repeat, of logits [count, vocab].
+  void draw_from(const Draws& draws, const void* logits, int64_t count, const int64_t* rows, int64_t* tokens) const;
 
  private:
   void attend(const Layer& layer, const void* x, const Batch& batch) const;

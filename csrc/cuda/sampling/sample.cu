@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const __grid_constant_
   int row_number = blockIdx.x;
   float* values = static_cast<float*>(p.scratch) + static_cast<int64_t>(row_number) * p.num_token_ids;
   if (p.finite && !p.finite[row_number]) {
-    if (threadIdx.x == 0) p.tokens[row_number] = -1;
+    if (threadIdx.x == 0) p.tokens[row_number] = 0;
     return;
   }
   const double* numbers = p.numbers + 4 * row_number;
