@@ -7,6 +7,7 @@ which have no arithmetic, and the log-probabilities, which are not part of a lay
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -41,6 +42,8 @@ HEAD_DIMS = (32, 64, 96, 128, 256)
 ATTENTION_RUNGS = ("v1", "v2", "d1")
 TENSOR_RUNGS = {"v3": "v2", "d2": "d1"}  # attention on tensor cores; the rung that runs if they cannot
 LINEAR_RUNGS = ("tile", "mma")
+# The numbers of sequences for which a decode step is captured as a CUDA graph.
+GRAPH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 
 
 class CudaOps(FusedOps):
@@ -277,7 +280,10 @@ class CudaOps(FusedOps):
         return can_run_fused(weights)
 
     def bind(self, weights: ModelWeights, k_cache: list[Tensor], v_cache: list[Tensor]) -> FusedModel:
-        return CudaModel(self.namespace, self._launch, weights, k_cache, v_cache)
+        model = CudaModel(self.namespace, self._launch, weights, k_cache, v_cache)
+        if model.device.type == "cuda" and os.environ.get("MINILLM_CUDA_GRAPHS") != "0":
+            model.fill_up_to(GRAPH_SIZES)
+        return model
 
     def _check_attention(self, op: str, q: Tensor, cache: LayerCache, meta: AttentionMetadata) -> None:
         shapes.check_attention(q, *cache, meta)

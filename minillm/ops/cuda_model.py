@@ -8,6 +8,7 @@ Left out: models with experts, whose rows are counted on the host in each layer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -36,6 +37,15 @@ class CudaModel(BoundModel):
     ) -> None:
         super().__init__(namespace, weights, k_cache, v_cache)
         self._launch = launch
+        self._bind_buckets = getattr(torch.ops, namespace).bind_buckets.default
+
+    def fill_up_to(self, sizes: Sequence[int]) -> None:
+        """Fill up steps whose sequences have equally many rows to one of these numbers of sequences.
+
+        On a GPU such a step is captured as a CUDA graph; the simulator only fills it up. The bits are those
+        of the step as it is. No sizes: steps run as they are, as before the first call.
+        """
+        self._launch(self._bind_buckets, self.device, self.number, list(sizes))
 
     def call(self, op: str, *arguments: Any) -> Any:
         return self._launch(self._ops[op], self.device, self.number, *arguments)

@@ -25,6 +25,7 @@ from torch import Tensor
 from minillm.ops.columns import column
 from minillm.ops.contract import Ops
 from minillm.ops.sampling import Filters, SamplingBatch, probabilities, uniforms
+from minillm.ops.verification import verify_coupled
 from minillm.worker.step import DraftRows, VerifyResult
 from minillm.worker.worker import Sampler
 
@@ -58,27 +59,38 @@ class Verifier:
         healthy = self._ops.finite_rows(logits).tolist()
         if not all(healthy):
             logits = torch.where(torch.tensor(healthy, device=logits.device).unsqueeze(1), logits, 0.0)
-        trees, start = list[Tree](), 0
-        for sequence in rows:
-            trees.append(Tree.of(sequence, start, healthy))
-            start = trees[-1].end
-        batch = _sampling_batch(trees, num_token_ids)
+        batch = _sampling_batch(rows, num_token_ids)
         if self._verify_draft is None:
-            walks = self._coupled(trees, logits, batch)
-        else:
-            walks = self._sampled([tree for tree in trees if not tree.chain], logits, batch)
-            chains = [tree for tree in trees if tree.chain]
-            walks |= _rejection(chains, probabilities(logits, batch), self._verify_draft)
+            return self.decide(rows, self._sampler(logits, batch), healthy, logits)
+        trees = _trees(rows, healthy)
+        walks = self._sampled([tree for tree in trees if not tree.chain], logits, batch)
+        chains = [tree for tree in trees if tree.chain]
+        walks |= _rejection(chains, probabilities(logits, batch), self._verify_draft)
         return self._results([walks[tree.start] for tree in trees], logits)
 
-    def _coupled(self, trees: list[Tree], logits: Tensor, batch: SamplingBatch) -> dict[int, Walk]:
-        """Verify all trees by coupled sampling; return each walk under the first row of its tree."""
-        sampled = self._sampler(logits, batch)
+    def draws(self, rows: Sequence[DraftRows], num_token_ids: int) -> SamplingBatch | None:
+        """The draws of coupled verification, one per row. None: rejection, which needs the logits first."""
+        return _sampling_batch(rows, num_token_ids) if self._verify_draft is None else None
+
+    def decide(
+        self, rows: Sequence[DraftRows], sampled: Tensor, healthy: Sequence[bool], logits: Tensor
+    ) -> list[VerifyResult]:
+        """Coupled verification of rows whose tokens are already sampled."""
+        trees = _trees(rows, healthy)
+        walks = self._coupled(trees, sampled, logits.device)
+        return self._results([walks[tree.start] for tree in trees], logits)
+
+    def _coupled(self, trees: list[Tree], sampled: Tensor, device: torch.device) -> dict[int, Walk]:
+        """Walk all trees; return each walk under the first row of its tree.
+
+        Tokens that are on the CPU already are compared there: the walk is shorter than a launch.
+        """
         drafted = [token for tree in trees for token in tree.drafted]
         parents = [parent for tree in trees for parent in tree.parents]
         starts = [0, *(tree.end for tree in trees)]
         columns = (column(values, device=sampled.device) for values in (drafted, parents, starts))
-        tokens, nodes = (found.tolist() for found in self._ops.verify_coupled(sampled, *columns))
+        walk_trees = self._ops.verify_coupled if sampled.device == device else verify_coupled
+        tokens, nodes = (found.tolist() for found in walk_trees(sampled, *columns))
         walks = {}
         for tree in trees:
             walked = [node for node in nodes[tree.start : tree.end] if node >= 0]
@@ -164,12 +176,20 @@ class Tree:
         return Walk(self, tokens, [self.start + node for node in nodes], branch)
 
 
-def _sampling_batch(trees: Sequence[Tree], num_token_ids: int) -> SamplingBatch:
+def _trees(rows: Sequence[DraftRows], healthy: Sequence[bool]) -> list[Tree]:
+    """The tree of each sequence; `healthy` says of every row whether its logits are finite."""
+    trees, start = list[Tree](), 0
+    for sequence in rows:
+        trees.append(Tree.of(sequence, start, healthy))
+        start = trees[-1].end
+    return trees
+
+
+def _sampling_batch(rows: Sequence[DraftRows], num_token_ids: int) -> SamplingBatch:
     """The sampling parameters of every row, as without a draft: its noise key, the tokens before it."""
     params, keys, seen = list[Filters](), list[int](), list[list[int]]()
-    for tree in trees:
-        own = tree.rows
-        for branch in tree.branches:
+    for own in rows:
+        for branch in own.branches or [[]]:
             params += [own.filters] * (len(branch) + 1)
             keys += own.keys[: len(branch) + 1]
             seen += [own.seen + branch[:i] if own.seen else own.seen for i in range(len(branch) + 1)]

@@ -67,6 +67,14 @@ class Verification(Protocol):
         `logits` [num_rows, vocab_size]: the rows of all branches, one branch after the other.
         """
 
+    def draws(self, rows: Sequence[DraftRows], num_token_ids: int) -> SamplingBatch | None:
+        """The tokens to draw, one per row, for `decide`; None: only `verify` can verify these rows."""
+
+    def decide(
+        self, rows: Sequence[DraftRows], sampled: Tensor, healthy: Sequence[bool], logits: Tensor
+    ) -> list[VerifyResult]:
+        """Like `verify`, with the tokens that were drawn and the rows whose logits are finite."""
+
 
 @dataclass(frozen=True)
 class WorkerParts:
@@ -88,9 +96,9 @@ class Worker:
         self._verification = parts.verification
         self._sample: Sampler = parts.sampler or self._ops.sample
         # With the default parts a fused backend runs a pass, the finiteness check and sampling in one call.
-        samples = runner.is_fused and parts.sampler is None
-        self._prefills_in_one_call = samples and parts.prefill_loop is prefill
-        self._decodes_in_one_call = samples and parts.decode_loop is decode
+        self._samples_in_pass = runner.is_fused and parts.sampler is None
+        self._prefills_in_one_call = self._samples_in_pass and parts.prefill_loop is prefill
+        self._decodes_in_one_call = self._samples_in_pass and parts.decode_loop is decode
 
     @property
     def ops(self) -> Ops:
@@ -154,7 +162,12 @@ class Worker:
         if self._verification is None:
             raise PartError("this worker cannot verify drafts", "give it a verification")
         self.runner.copy_blocks(step.branch_copies)
-        logits = self.runner.all_logits([rows for seq in step.verify for rows in _branch_rows(seq)])
+        batch = [rows for seq in step.verify for rows in _branch_rows(seq)]
+        draws = self._verification.draws(step.verify, step.num_token_ids) if self._samples_in_pass else None
+        if draws is not None:
+            tokens, finite, logits = self.runner.step(batch, draws, all_rows=True)
+            return self._verification.decide(step.verify, tokens, finite.tolist(), logits)
+        logits = self.runner.all_logits(batch)
         return self._verification.verify(step.verify, logits, step.num_token_ids)
 
     def _draw(self, logits: Tensor, draws: Draws | None, finite: list[bool]) -> Drawn:

@@ -164,9 +164,7 @@ def test_what_a_step_asks_of_the_gpu(folders: dict[str, Path]) -> None:
     batch.tensors()  # makes the columns that later steps reuse
     with profile() as one, Dispatched() as called:
         fused.step(ids, meta, batch)
-    assert [name for name in called.names if name.startswith("minillm")] == [
-        "minillm_simt.step.default"
-    ]
+    assert [name for name in called.names if name.startswith("minillm")] == ["minillm_simt.step.default"]
     assert (one.copies_to_device, one.copies_to_host, one.waits) == (1, 1, 1)
     around = {"gather_kernel": 1, "finite_kernel": 1}
     for name, count in around.items():

@@ -37,8 +37,7 @@ ONE_BY_ONE = [
 ]
 FUSED = [
     ("last_logits", "draft tree"),
-    *(("hidden", name) for name in ("chain", "tree")),
-    *(("step", name) for name in ("prefill", "decode", "preempt")),
+    *(("step", name) for name in ("prefill", "decode", "preempt", "chain", "tree")),
     ("decode_ahead", "draft"),
 ]
 # A draft model that is the target, so every draft token is accepted. One request waits while others run.

@@ -9,8 +9,7 @@
 #include <algorithm>
 
 #include "bind.h"
-#include "device.h"
-#include "pass.h"
+#include "bucket.h"
 
 namespace minillm {
 
@@ -21,6 +20,9 @@ Matrix matrix_of(const char* op, const Tensor& weight, int64_t out, int64_t in, 
   STD_TORCH_CHECK(dtype_of(op, weight) == dtype, op, ": the matrix has another dtype than the caches");
   return {data<void>(weight), dtype, nullptr};
 }
+
+DeviceState::DeviceState() : buckets(std::make_unique<cuda::Buckets>(std::vector<int64_t>{})) {}
+DeviceState::~DeviceState() = default;
 
 namespace cuda {
 namespace {
@@ -105,6 +107,17 @@ size_t bytes_of(const Draws& d) {
   return aligned(d.rows * 8) * 3 + aligned(d.rows * 32) + aligned(d.num_seen * 8);
 }
 
+// From now on steps are filled up to these numbers of sequences; none: they run as they are.
+void bind_buckets(int64_t number, std::vector<int64_t> sizes, int64_t) {
+  const char* op = "bind_buckets";
+  Bound bound = find_model(op, number);
+  for (size_t i = 0; i < sizes.size(); i++)
+    STD_TORCH_CHECK(sizes[i] > (i ? sizes[i - 1] : 0), op, ": sizes must be positive and rise");
+  DeviceState& state = state_of(*bound);
+  std::lock_guard lock(state.busy);
+  state.buckets = std::make_unique<Buckets>(sizes);
+}
+
 Tensor hidden(int64_t number, const Tensor& ids, const Tensors& rows, int64_t stream) {
   const char* op = "hidden";
   Bound bound = find_model(op, number);
@@ -159,6 +172,12 @@ std::tuple<Tensor, Tensor, Tensor> step(int64_t number, const Tensor& ids, const
   if (!args.batch.num_tokens) return {tokens, finite, logits};
   DeviceState& state = state_of(*bound);
   std::lock_guard lock(state.busy);
+  if (std::optional<Shape> shape = drawn_from ? std::nullopt : state.buckets->find(args, draws)) {
+    state.buckets->run(*bound, *shape, args, draws, as_stream(stream), static_cast<int64_t*>(tokens.mutable_data_ptr()),
+                       static_cast<bool*>(finite.mutable_data_ptr()), logits.mutable_data_ptr());
+    finish(op);
+    return {tokens, finite, logits};
+  }
   DevicePass on_device(*bound, state, args, bytes_of(draws) + aligned(draws.rows * 8), as_stream(stream));
   Draws there = on_device.put(draws);
   if (drawn_from) drawn_from = on_device.put(drawn_from, draws.rows);
@@ -259,6 +278,7 @@ Tensor decode_ahead(int64_t number, const Tensor& ids, const Tensors& rows, cons
 }  // namespace
 
 MINILLM_FRAGMENT(MINILLM_NAMESPACE, m) {
+  m.def("bind_buckets(int model, int[] sizes, int stream) -> ()");
   m.def("hidden(int model, Tensor ids, Tensor[] rows, int stream) -> Tensor");
   m.def("last_logits(int model, Tensor ids, Tensor[] rows, int stream) -> Tensor");
   m.def(
@@ -276,6 +296,8 @@ MINILLM_IMPL(MINILLM_NAMESPACE, CPU, m) {
   m.impl("step", TORCH_BOX(&step));
   m.impl("decode_ahead", TORCH_BOX(&decode_ahead));
 }
+
+MINILLM_IMPL(MINILLM_NAMESPACE, CompositeExplicitAutograd, m) { m.impl("bind_buckets", TORCH_BOX(&bind_buckets)); }
 
 }  // namespace cuda
 }  // namespace minillm

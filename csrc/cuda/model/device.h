@@ -18,6 +18,10 @@
 
 namespace minillm {
 
+namespace cuda {
+class Buckets;
+}
+
 constexpr size_t kAlign = 256;  // of every piece: enough for the widest load
 inline size_t aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
@@ -92,10 +96,13 @@ class Results {
 };
 
 struct DeviceState {
+  DeviceState();
+  ~DeviceState();
   std::mutex busy;  // one step at a time
   Staging staging;
   Results results;
   DeviceMemory scratch;
+  std::unique_ptr<cuda::Buckets> buckets;
 };
 
 }  // namespace minillm

@@ -58,6 +58,12 @@ void wait(Stream) {
   late.clear();
 }
 
+void copy_on_device(void* to, const void* from, size_t bytes, Stream) { memcpy(to, from, bytes); }
+
+Graph::~Graph() {}
+
+void Graph::run(Stream stream, const std::function<void(Stream)>& work) { work(stream); }
+
 Event::~Event() {}
 
 void Event::record(Stream) { recorded_ = true; }
@@ -99,6 +105,42 @@ void copy_to_device(void* to, const void* pinned, size_t bytes, Stream stream) {
 
 void copy_to_host(void* pinned, const void* from, size_t bytes, Stream stream) {
   require(cudaMemcpyAsync(pinned, from, bytes, cudaMemcpyDeviceToHost, static_cast<cudaStream_t>(stream)), "copy from the GPU");
+}
+
+void copy_on_device(void* to, const void* from, size_t bytes, Stream stream) {
+  require(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, static_cast<cudaStream_t>(stream)), "copy on the GPU");
+}
+
+// Torch's usual stream is CUDA's default stream, which cannot be captured, so the work is captured on another one.
+class CaptureStream {
+ public:
+  CaptureStream() { require(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a stream"); }
+  ~CaptureStream() { cudaStreamDestroy(stream_); }
+  cudaStream_t get() const { return stream_; }
+
+ private:
+  cudaStream_t stream_;
+};
+
+Graph::~Graph() {
+  if (captured_) cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(captured_));
+}
+
+void Graph::run(Stream stream, const std::function<void(Stream)>& work) {
+  if (runs_++ == 0) return work(stream);
+  if (!captured_) {
+    CaptureStream side;
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t ready = nullptr;
+    require(cudaStreamBeginCapture(side.get(), cudaStreamCaptureModeThreadLocal), "capturing a step");
+    work(side.get());
+    require(cudaStreamEndCapture(side.get(), &graph), "capturing a step");
+    cudaError_t error = cudaGraphInstantiate(&ready, graph, 0);
+    cudaGraphDestroy(graph);
+    require(error, "capturing a step");
+    captured_ = ready;
+  }
+  require(cudaGraphLaunch(static_cast<cudaGraphExec_t>(captured_), static_cast<cudaStream_t>(stream)), "launching a step");
 }
 
 void wait(Stream stream) { require(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "waiting for the GPU"); }

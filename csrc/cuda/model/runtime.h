@@ -1,4 +1,4 @@
-// What a pass asks of the CUDA runtime besides launches. Only `wait` and `Event::wait` block; the copies return at once,
+// What a pass asks of the CUDA runtime besides launches. Only `wait` and `Event::wait` block; copies return at once,
 // because the host's side of them is pinned memory.
 //
 // In the simulator a copy to the host arrives as late as is legal, at the next wait, so a missing wait shows; and the
@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 
 #include "kernels.h"
 
@@ -28,6 +29,7 @@ class Pinned {
 
 void copy_to_device(void* to, const void* pinned, size_t bytes, Stream stream);
 void copy_to_host(void* pinned, const void* from, size_t bytes, Stream stream);
+void copy_on_device(void* to, const void* from, size_t bytes, Stream stream);
 void wait(Stream stream);  // until all that the stream was given is done
 
 // A point in a stream that the host can wait for.
@@ -43,6 +45,20 @@ class Event {
  private:
   void* event_ = nullptr;
   bool recorded_ = false;
+};
+
+// Work that is repeated with the same addresses and sizes. The first run gives it to the stream, the second captures it
+// as a CUDA graph, and from then on a run is one launch. The simulator has no graphs: it runs the work each time.
+class Graph {
+ public:
+  Graph() = default;
+  Graph(const Graph&) = delete;
+  ~Graph();
+  void run(Stream stream, const std::function<void(Stream)>& work);
+
+ private:
+  int runs_ = 0;
+  void* captured_ = nullptr;
 };
 
 }  // namespace minillm::cuda
