@@ -1,7 +1,7 @@
 """The files of csrc: beside the package in a checkout, inside the package when installed.
 
-A source may be in any sub-folder of its part (cpu, cuda, shared, simt). It can include the headers of every folder
-of that part, and those of csrc/shared, by their bare names.
+A source may be in any sub-folder of its part (cpu, cuda, shared, simt). It can include the headers of every
+folder of that part, and those of csrc/shared, by their bare names.
 """
 
 from __future__ import annotations

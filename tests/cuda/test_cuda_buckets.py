@@ -1,7 +1,7 @@
 """Steps that are filled up to a fixed size, as a CUDA graph needs them: the bits of the step as it is.
 
-The kernels must leave the cache alone for a row with a negative slot and give 0 for a row that sees no key; both
-have a mutant. The simulator runs a filled-up step without a graph; tests/cuda/test_cuda_runtime.py captures one.
+The kernels leave the cache alone for a row with a negative slot, and give 0 for a row that sees no key. The
+simulator runs a filled-up step without a graph; test_cuda_runtime.py captures one.
 """
 
 from __future__ import annotations
@@ -72,14 +72,12 @@ def step(rows_each: int) -> tuple[Tensor, AttentionMetadata, SamplingBatch]:
     return torch.arange(3 * rows_each) * 31 % 300, make_meta(TABLES, [rows_each] * 3, after, 16), batch
 
 
-@pytest.mark.parametrize(
-    ("family", "rows_each"), [("llama", 1), ("llama", 4), ("gemma2", 1), ("gpt2", 2), ("qwen3", 3)]
-)
+@pytest.mark.parametrize(("family", "rows_each"), [("llama", 1), ("gemma2", 3), ("gpt2", 1), ("qwen3", 2)])
 def test_a_filled_up_step_has_the_bits_of_the_step(
     decoders: dict[str, Decoder], family: str, rows_each: int
 ) -> None:
     """A decode step, and a verification pass of `rows_each` rows a sequence; the cache is equal too."""
-    (plain, caches), (filled, written) = bind(decoders[family]), bind(decoders[family], (1, 2, 8))
+    (plain, caches), (filled, written) = bind(decoders[family]), bind(decoders[family], (1, 2, 5))
     ids, meta, batch = step(rows_each)
     expected = plain.step(ids, meta, batch, all_rows=True)
     with profile() as counted:
@@ -87,7 +85,7 @@ def test_a_filled_up_step_has_the_bits_of_the_step(
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert found[1].all()
     assert all(torch.equal(a, b) for a, b in zip(written, caches, strict=True))
-    assert next(c.blocks for name, c in counted.kernels.items() if "gather" in name) == 8 * rows_each
+    assert next(c.blocks for name, c in counted.kernels.items() if "gather" in name) == 5 * rows_each
     assert (counted.copies_to_device, counted.copies_to_host, counted.waits) == (1, 1, 1)
 
 

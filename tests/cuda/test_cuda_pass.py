@@ -1,8 +1,8 @@
-"""A whole pass on the CUDA kernels, under the simulator: the bits of single ops, and what a step asks of the GPU.
+"""A whole pass on the CUDA kernels in the simulator: the bits of single ops, and what a step asks of the GPU.
 
-Every family without experts runs with long and short sequences in one batch: in bfloat16, and a few that have all
-kernels between them in the other dtypes. The control for
-the bits is `test_control_each_number_reaches_the_pass`; the control for the counts is the same step op by op.
+Every family without experts runs with long and short sequences in one batch: in bfloat16, and a few that have
+all kernels between them in the other dtypes. The control for the bits is
+`test_control_each_number_reaches_the_pass`; the control for the counts is the same step op by op.
 """
 
 from __future__ import annotations

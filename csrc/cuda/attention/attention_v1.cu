@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads)
   float out = 0;
   for (int key = row.keys.first; key <= row.keys.last; key++)
     out = fmaf(weights[key], to_float(cached<T>(p, p.v_cache, row.sequence, key, head)[column]), out);
-  out /= scratch.sums[head * p.sequences.num_tokens + token];
+  if (row.keys.first <= row.keys.last) out /= scratch.sums[head * p.sequences.num_tokens + token];
   static_cast<T*>(p.out)[(static_cast<int64_t>(token) * p.num_heads + head) * p.head_dim + column] = from_float<T>(out);
 }
 

@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads, 1) attention_v3_kernel(const __grid_
   for (int i = 0; i < 2; i++) {
     int row = first_row + lane / 4 + 8 * i;
     if (row >= count) return;
-    float inverse = 1.0f / softmax[i].sum;
+    float inverse = inverse_sum(softmax[i], rows.keys(row));
     T* to = static_cast<T*>(p.out) + rows.flat(row, p.num_heads) * kDim + lane % 4 * 2;
     UNROLL
     for (int j = 0; j < kDim / 8; j++) {

@@ -45,6 +45,11 @@ __device__ __forceinline__ float finished(float out, const Softmax& s, const Key
   return keys.last < keys.first ? 0.0f : out / s.sum;
 }
 
+// What the tensor-core rungs multiply by instead; likewise 0 for a row that sees no key.
+__device__ __forceinline__ float inverse_sum(const Softmax& s, const KeyRange& keys) {
+  return keys.last < keys.first ? 0.0f : 1.0f / s.sum;
+}
+
 // Raises the maximum to at least `tile_max`. Returns the factor by which all earlier sums must be multiplied;
 // `sum` is multiplied here, the output by the caller.
 __device__ __forceinline__ float raise_max(Softmax& s, float tile_max) {

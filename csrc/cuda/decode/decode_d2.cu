@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(32 * kCombineWarps)
   int token = static_cast<int>(row / p.num_heads), sequence = sequence_of(p.sequences, token);
   int start = p.sequences.query_start[sequence], q_len = p.sequences.query_start[sequence + 1] - start;
   KeyRange keys = visible_keys(token - start, q_len, p.sequences.kv_len[sequence], p.window);
-  int column = threadIdx.x % 32 * (kDim / 32), last = keys.last / kSplitKeys;
+  int column = threadIdx.x % 32 * (kDim / 32), last = keys.last < 0 ? -1 : keys.last / kSplitKeys;
 
   Softmax softmax = {-INFINITY, 0.0f};
   Columns out = {};
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(32 * kCombineWarps)
       for (int j = 0; j < kDim / 32; j++) out.v[j] = merged(out.v[j], part_out[i].v[j], by);
     }
   }
-  float inverse = 1.0f / softmax.sum;
+  float inverse = inverse_sum(softmax, keys);
   Vec<T, kDim / 32> result;
   UNROLL
   for (int j = 0; j < kDim / 32; j++) result.v[j] = from_float<T>(out.v[j] * inverse);

@@ -1,0 +1,167 @@
+"""What a step asks of the CUDA runtime, call by call, with a stand-in for the runtime (helpers/standin.py).
+
+The simulator counts the same calls in test_cuda_pass.py; only here the code runs that calls CUDA on a GPU, graphs
+included. No kernel runs, so nothing is said about results.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import families
+import pytest
+import torch
+from cases import make_meta
+from torch import Tensor
+
+from minillm import SamplingParams
+from minillm.config import EngineConfig
+from minillm.model.decoder import Decoder
+from minillm.model.loader import load_model
+from minillm.ops.contract import AttentionMetadata
+from minillm.ops.cuda_model import CudaModel
+from minillm.ops.sampling import SamplingBatch
+from minillm.toolchain.compiler import find_compiler
+from minillm.toolchain.cuda_toolkit import find_cuda
+
+if find_cuda() is None or find_compiler() is None:
+    pytest.skip("no nvcc or no C++ compiler", allow_module_level=True)
+
+from standin import StandInOps, load, log
+
+TABLES = [[3, 7, 1], [0, 2, 9], [4, 5, 6]]
+LAYER = ["linear", "rope_and_cache", "decode_d1", "linear", "norm", "linear", "activation", "linear", "norm"]
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    folder = families.make_folder(tmp_path_factory.mktemp("families"), "llama")
+    return load_model(folder, EngineConfig(dtype="bfloat16", device="cpu"), StandInOps()).decoder
+
+
+def bind(decoder: Decoder, sizes: tuple[int, ...] = ()) -> CudaModel:
+    c = decoder.config
+    k, v = (
+        [torch.zeros(12, 16, c.num_key_value_heads, c.head_dim, dtype=torch.bfloat16) for _ in c.layers]
+        for _ in range(2)
+    )
+    model = StandInOps().bind(decoder.weights(), k, v)
+    assert isinstance(model, CudaModel)
+    model.fill_up_to(sizes)
+    log()
+    return model
+
+
+def step(
+    count: int = 3, rows: int = 1, penalty: float = 1.0
+) -> tuple[Tensor, AttentionMetadata, SamplingBatch]:
+    params = [SamplingParams(temperature=1.0, repetition_penalty=penalty)] * count
+    batch = SamplingBatch(params, range(count), [[1]] * count, 300)
+    return torch.arange(count * rows), make_meta(TABLES[:count], [rows] * count, [20] * count, 16), batch
+
+
+def kernels(lines: list[str]) -> list[str]:
+    """The launched kernels, their names without "_kernel"."""
+    return [line.split("launch ")[1].removesuffix("_kernel") for line in lines if "launch " in line]
+
+
+def test_a_step_is_one_copy_in_the_launches_one_copy_out_and_one_wait(decoder: Decoder) -> None:
+    model = bind(decoder)
+    for _ in range(2):
+        model.step(*step())
+        lines = log()
+        assert lines[0].startswith("to device ")
+        assert lines[-2].startswith("to host ")
+        assert lines[-1] == "wait"
+        assert all(line.startswith("launch ") for line in lines[1:-2])
+        assert not any("pageable" in line for line in lines)
+        launched = kernels(lines)
+        layers = decoder.config.num_hidden_layers
+        assert launched[: 2 + 9 * layers + 2] == ["gather", "norm", *LAYER * layers, "linear", "finite"]
+        assert all(
+            name.startswith(("sample", "sort", "search", "draw")) for name in launched[4 + 9 * layers :]
+        )
+
+
+def test_a_prompt_waits_for_nothing_but_the_last_copy_of_numbers(decoder: Decoder) -> None:
+    """The host may not write the next input before the GPU has taken this one."""
+    model, (ids, meta, _) = bind(decoder), step(3, 2)
+    model.last_logits(ids, meta)
+    first = log()
+    assert first[0].startswith("to device ")
+    assert all(line.startswith("launch ") for line in first[1:])
+    model.last_logits(ids, meta)
+    assert [line.split()[0] for line in log()[:2]] == ["wait", "to"]
+    model.step(*step())
+    assert log()[0] == "wait for an event"
+    model.last_logits(ids, meta)
+    assert log()[0].startswith("to device "), "a step has waited for all that was before"
+
+
+def test_a_filled_up_step_is_captured_the_second_time_and_then_launched_as_one(decoder: Decoder) -> None:
+    model = bind(decoder, (1, 4))
+    model.step(*step())
+    eager = [line for line in log() if not line.startswith(("wait", "on device"))]
+    model.step(*step())
+    captured = log()
+    assert [line.removeprefix("captured: ") for line in captured[:-3]] == eager
+    assert all(line.startswith("captured: ") for line in captured[:-3])
+    assert [line.split()[0] for line in captured[-3:]] == ["launch", "on", "wait"]
+    for count in (3, 4 - 1, 3):
+        model.step(*step(count))
+        again = log()
+        assert again == captured[-3:]
+
+
+def test_each_shape_has_its_own_graph_and_more_memory_ends_all(decoder: Decoder) -> None:
+    model = bind(decoder, (1, 2, 4))
+
+    def graph(count: int, rows: int = 1) -> str:
+        for _ in range(2):
+            model.step(
+                *step(count, rows)[:2],
+                step(count * rows)[2] if count * rows <= 3 else many(count * rows),
+                all_rows=True,
+            )
+            lines = log()
+        return next(line for line in lines if "launch graph" in line)
+
+    def many(rows: int) -> SamplingBatch:
+        params = [SamplingParams(temperature=1.0)] * rows
+        return SamplingBatch(params, range(rows), [()] * rows, 300)
+
+    large = graph(3)
+    one, two = graph(1), graph(2)
+    assert len({large, one, two}) == 3
+    assert (graph(3), graph(1), graph(2)) == (large, one, two)
+    verify = graph(3, 5)  # five rows a sequence: more memory than before
+    assert verify not in (large, one, two)
+    assert graph(3) not in (large, one, two), "its addresses have moved, so it is captured again"
+    assert graph(3, 5) == verify
+
+
+def test_a_step_with_a_repetition_penalty_is_not_captured(decoder: Decoder) -> None:
+    model = bind(decoder, (4,))
+    for _ in range(3):
+        model.step(*step(penalty=1.5))
+        assert not any("graph" in line for line in log())
+
+
+def test_steps_ahead_keep_tokens_on_the_gpu(decoder: Decoder) -> None:
+    model, (ids, meta, batch) = bind(decoder), step()
+    model.decode_ahead(ids, meta, [3, 3, 2], [[1, 2, 3]] * 3, batch)
+    lines = log()
+    assert Counter(line.split()[0] for line in lines if not line.startswith("launch")) == {"to": 2, "wait": 1}
+    assert lines[0].startswith("to device ")
+    assert lines[-1] == "wait"
+    assert kernels(lines).count("gather") == 3
+
+
+def test_control_single_ops_launch_one_by_one(decoder: Decoder) -> None:
+    """The stand-in sees launches of single ops too; their copies are PyTorch's."""
+    ops = StandInOps()
+    log()
+    ops.rms_norm(torch.zeros(2, 96), torch.ones(96), 1e-5)
+    assert log() == ["launch norm"]
+    assert Path(load()._name).name.startswith("standin")
