@@ -167,7 +167,7 @@ def test_an_engine_whose_steps_are_filled_up_answers_the_same(tmp_path: Path) ->
         tiny.make_folder(tmp_path / "model"),
         SamplingParams(6, temperature=0.8, seed=4, logprobs=3),
     )
-    prompts = [[1, 2, 3], [4] * 9, [7, 8]]
+    prompts = [[1, 2, 3], [4] * 9, [7, 8]]  # a step has one to three sequences
     answers = []
     for sizes in ((), (1, 4)):
         llm = tiny.load(folder, backend="simt", dtype="bfloat16")
