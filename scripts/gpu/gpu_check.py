@@ -37,7 +37,11 @@ BUDGET = 520  # seconds for everything; a lent machine gives a command ten minut
 LEAST = 8  # a step with less time than this is not started
 FILES = [f"{name}.log" for name in ("machine", "build", "tests", "bench", "sanitizer")]
 FILES += ["bench.json", "tensor_cores.json", "check.json"]
-GPU_TESTS = ("tests/cuda/test_cuda_gpu.py", "tests/cuda/test_cuda_gpu_families.py")
+GPU_TESTS = (
+    "tests/cuda/test_cuda_gpu.py",
+    "tests/cuda/test_cuda_gpu_families.py",
+    "tests/cuda/test_cuda_gpu_pass.py",
+)
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 HAS_GPU = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 3)"
 FACTS = """

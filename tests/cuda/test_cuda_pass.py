@@ -14,6 +14,7 @@ from typing import Any
 
 import families
 import pytest
+import tiny
 import torch
 from cases import make_meta
 from torch import Tensor
@@ -260,3 +261,72 @@ def test_control_each_number_reaches_the_pass(
     by_op = changed.logits(changed.forward(ids, *caches(changed), meta)[meta.query_start[1:] - 1])
     assert torch.equal(found, by_op)
     assert not torch.equal(found, bind(plain, caches(plain)).last_logits(ids, meta))
+
+
+BLOCKING = (
+    "_local_scalar_dense",
+    "_to_copy",
+    "copy_",
+    "item",
+    "nonzero",
+)  # of PyTorch, for a tensor on a GPU
+
+
+def engine_steps(
+    llm: Any, prompts: list[list[int]], params: SamplingParams
+) -> list[tuple[str, Any, list[str]]]:
+    """Each step of a generation: its kind, what it asked of the simulator, the ops that Python dispatched."""
+    worker, seen = llm.engine.worker, list[tuple[str, Any, list[str]]]()
+    execute = worker.execute
+
+    def counted(step: Any) -> Any:
+        kinds = [kind for kind in ("prefill", "decode", "verify") if getattr(step, kind)]
+        with profile() as one, Dispatched() as called:
+            output = execute(step)
+        seen.append((" + ".join(kinds), one, called.names))
+        return output
+
+    worker.execute = counted
+    llm.generate(prompts, params)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"draft_model": "ngram", "num_draft_tokens": 3}], ids=["plain", "drafts"]
+)
+def test_every_step_of_an_engine_is_one_call_a_pass(
+    folders: dict[str, Path], options: dict[str, Any]
+) -> None:
+    """A prompt with its first draws, a decode step, a verification: each is one op, one copy in and one out."""
+    llm = tiny.load(folders["llama"], backend="simt", dtype="bfloat16", **options)
+    prompts = [[7, 8, 9] * 4, [5, 6] * 3]
+    seen = engine_steps(llm, prompts, SamplingParams(6, temperature=0.0))
+    kinds = [kind for kind, _, _ in seen]
+    assert "prefill" in kinds
+    assert ("verify" if options else "decode") in kinds
+    for kind, counted, dispatched in seen:
+        passes = kind.count("+") + 1
+        ours = [name for name in dispatched if name.startswith("minillm") and "verify_coupled" not in name]
+        assert ours == ["minillm_simt.step.default"] * passes, kind
+        assert (counted.copies_to_device, counted.copies_to_host, counted.waits) == (passes,) * 3
+        assert not [name for name in dispatched if any(word in name for word in BLOCKING)], kind
+
+
+def test_a_chunk_that_ends_no_prompt_draws_nothing(folders: dict[str, Path]) -> None:
+    llm = tiny.load(folders["llama"], backend="simt", dtype="bfloat16", prefill_chunk=8)
+    seen = engine_steps(llm, [[3, 4] * 10], SamplingParams(2, temperature=0.0))
+    first = seen[0][1]
+    assert [kind for kind, _, _ in seen] == ["prefill", "prefill", "prefill", "decode"]
+    assert (first.copies_to_device, first.copies_to_host, first.waits) == (1, 0, 0)
+    assert not [name for name in first.kernels if "sample" in name]
+
+
+def test_control_a_replaced_part_runs_op_by_op(folders: dict[str, Path]) -> None:
+    def sampler(logits: Tensor, batch: SamplingBatch) -> Tensor:
+        return SimtOps().sample(logits, batch)
+
+    llm = tiny.load(folders["llama"], backend="simt", dtype="bfloat16", parts={"sampler": sampler})
+    seen = engine_steps(llm, [[3, 4, 5]], SamplingParams(2, temperature=0.0))
+    ours = [name for name in seen[-1][2] if name.startswith("minillm")]
+    assert len(ours) > 1
+    assert [name for name in seen[-1][2] if any(word in name for word in BLOCKING)]

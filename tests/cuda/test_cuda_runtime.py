@@ -1,7 +1,7 @@
 """What a step asks of the CUDA runtime, call by call, with a stand-in for the runtime (helpers/standin.py).
 
-The simulator counts the same calls in test_cuda_pass.py; only here the code runs that calls CUDA on a GPU, graphs
-included. No kernel runs, so nothing is said about results.
+The simulator counts the same calls in test_cuda_pass.py; only here the code runs that calls CUDA on a GPU,
+graphs included. No kernel runs, so nothing is said about results.
 """
 
 from __future__ import annotations
