@@ -136,9 +136,9 @@ class Worker:
         draws = step.prefill_draws
         if self._prefills_in_one_call and draws is not None:
             rows = [SequenceRows(c.token_ids, c.start, c.block_table, c.rope_offset) for c in step.prefill]
-            tokens, finite, logits = self.runner.step(rows, draws.batch, draw_rows=draws.rows)
+            tokens, flags, logits = self.runner.step(rows, draws.batch, draw_rows=draws.rows)
             self.runner.copy_blocks(step.fork_copies)
-            return self._report(logits, draws, finite.tolist(), tokens)
+            return self._report(logits, draws, flags.tolist(), tokens)
         logits = self._prefill_loop(self.runner, step.prefill)
         self._check("prefill_loop", logits, len(step.prefill))
         finite = self._ops.finite_rows(logits).tolist()
