@@ -1,4 +1,4 @@
-"""What a chip refuses to launch, the simulator refuses, and nothing else: each limit, and the last value before it.
+"""What a chip refuses to launch the simulator refuses: each limit, and the last value before it.
 
 The numbers are those of sm_80 and sm_90 (CUDA C++ Programming Guide, Compute Capabilities).
 """
@@ -110,7 +110,9 @@ def test_static_arrays_beside_dynamic_memory_count_together(limits):
     assert f"40000 bytes of shared arrays and {227 * KB - ARRAYS + 4} of dynamic" in says
 
 
-@pytest.mark.parametrize(("count", "threads"), [(32, 1024), (64, 1024), (65, 768), (128, 512), (232, 256), (255, 256)])
+@pytest.mark.parametrize(
+    ("count", "threads"), [(32, 1024), (64, 1024), (65, 768), (128, 512), (232, 256), (255, 256)]
+)
 def test_as_many_registers_as_a_multiprocessor_has(limits, count, threads):
     with registers({"mark": count}):
         assert runs(limits, "run_shape", 1, 1, 1, threads, 1, 1)
@@ -120,7 +122,9 @@ def test_as_many_registers_as_a_multiprocessor_has(limits, count, threads):
 def test_a_block_with_more_registers_is_refused(limits, count, threads):
     assert math.ceil(count / 8) * 8 * threads > 60_000, "near the limit of 65,536"
     with registers({"mark": count}):
-        assert f"{threads} threads of {count} registers" in refused(limits, "run_shape", 1, 1, 1, threads, 1, 1)
+        assert f"{threads} threads of {count} registers" in refused(
+            limits, "run_shape", 1, 1, 1, threads, 1, 1
+        )
     with registers({"another": count}):
         assert runs(limits, "run_shape", 1, 1, 1, threads, 1, 1), "control: a number for another kernel"
 
@@ -132,5 +136,7 @@ def test_only_the_last_blocks_run_if_that_is_wanted():
             y = torch.full((12, 32), -1, dtype=torch.int32)
             with schedule(reverse=reverse, last_blocks=last):
                 library.run("run_where", y=y)
-            assert [b for b in range(12) if y[b].tolist() == [1000 * b + i for i in range(32)]] == list(expected)
+            assert [b for b in range(12) if y[b].tolist() == [1000 * b + i for i in range(32)]] == list(
+                expected
+            )
             assert (y >= 0).sum() == 32 * len(expected)
