@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from gpu_objects import changed, compile_once
+from gpu_objects import RECORD, changed, compile_once
 
 from minillm.labs.grader.registry import find_lab
 from minillm.toolchain.cuda import ARCHITECTURES, compile_command
@@ -26,7 +26,6 @@ CUDA = find_cuda()
 if CUDA is None:
     pytest.skip("no nvcc: the kernels are only simulated here", allow_module_level=True)
 
-RECORD = Path(__file__).parent / "cuda_registers.json"
 SOURCES = find_sources("cuda", ".cu")
 OTHERS = [
     Path(__file__).parent / "kernels" / name for name in ("counted.cu", "bugs.cu", "words.cu", "limits.cu")

@@ -141,11 +141,9 @@ W_STORED = "    store_elements(w_tile, w_next);\n"
 
 
 def test_control_loads_that_wait_for_a_store_are_seen(tmp_path):
-    late = [
-        ("linear.cu", W_LOADED, ""),
-        ("linear.cu", W_STORED, "    __syncthreads();\n" + W_LOADED + W_STORED),
-    ]
-    assert max(linear_loads(of_mutant("linear", tmp_path, late))) < 4
+    late = f"    __syncthreads();\n{W_LOADED}{W_STORED}"
+    edits = [("linear.cu", W_LOADED, ""), ("linear.cu", W_STORED, late)]
+    assert max(linear_loads(of_mutant("linear", tmp_path, edits))) < 4
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gpu_objects import recorded_registers
 
 from minillm.ops.simt import SimtError, compile_kernels, registers, schedule
 from minillm.ops.simt.machine import machine
@@ -127,6 +128,13 @@ def test_a_block_with_more_registers_is_refused(limits, count, threads):
         )
     with registers({"another": count}):
         assert runs(limits, "run_shape", 1, 1, 1, threads, 1, 1), "control: a number for another kernel"
+
+
+def test_the_registers_of_the_engines_kernels_are_known_here():
+    """By conftest.py, in all tests of this folder."""
+    assert len(recorded_registers()) > 15
+    with registers({}) as before:
+        assert before == recorded_registers()
 
 
 def test_only_the_last_blocks_run_if_that_is_wanted():

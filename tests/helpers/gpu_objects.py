@@ -1,4 +1,4 @@
-"""The CUDA kernels as nvcc compiles them: each source once in a test run, in whichever process it is needed first.
+"""The CUDA kernels as nvcc compiles them: each source once in a test run, whatever the number of processes.
 
 gpu-objects/linear.o      SASS for all architectures
             linear.txt    what nvcc and ptxas said: registers, spills, static shared memory of each function
@@ -8,6 +8,7 @@ gpu-objects/linear.o      SASS for all architectures
 from __future__ import annotations
 
 import fcntl
+import json
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from pathlib import Path
 from minillm.toolchain.cuda import ARCHITECTURES, compile_command
 from minillm.toolchain.cuda_toolkit import find_cuda
 from minillm.toolchain.sources import csrc, find_sources
+
+RECORD = Path(__file__).parents[1] / "cuda" / "cuda_registers.json"
 
 
 def compile_once(
@@ -35,6 +38,15 @@ def compile_once(
             assert "warning" not in done.stderr, done.stderr
             said.write_text(done.stderr)
     return compiled, said.read_text()
+
+
+def recorded_registers() -> dict[str, int]:
+    """{kernel as a profile names it: registers of a thread, the most of sm_80 and sm_90}, on record."""
+    found = {}
+    for kernels in json.loads(RECORD.read_text())["registers"].values():
+        for name, per_arch in kernels.items():
+            found[name.removesuffix("_kernel")] = max(per_arch["sm_80"], per_arch["sm_90"])
+    return found
 
 
 def changed(kernel: str, folder: Path, edits: Sequence[tuple[str, str, str]]) -> Path:
