@@ -59,13 +59,15 @@ class Disassembler:
     cuobjdump: Path
     nvdisasm: Path
 
-    def command(self, compiled: Path, architecture: str) -> list[str]:
-        """Prints an object file's instructions for one architecture, "sm_90"; run it in `environment()`."""
-        return [str(self.cuobjdump), "-sass", "-arch", architecture, str(compiled)]
+    def show(self, what: str, compiled: Path, architecture: str) -> str:
+        """What an object file has for an architecture, "sm_90": its instructions ("sass") or the rest ("elf").
 
-    def environment(self) -> dict[str, str]:
-        """The environment in which cuobjdump finds nvdisasm."""
-        return {**os.environ, "NVDISASM_PATH": str(self.nvdisasm.parent)}
+        Raises:
+            CalledProcessError: cuobjdump cannot read the file.
+        """
+        command = [self.cuobjdump, f"-{what}", "-arch", architecture, compiled]
+        environment = {**os.environ, "NVDISASM_PATH": str(self.nvdisasm.parent)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
 
 def find_disassembler() -> Disassembler | None:

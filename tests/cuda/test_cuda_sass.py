@@ -9,22 +9,13 @@ Needs nvcc and a disassembler, no GPU. The packages nvidia-cuda-cuobjdump and nv
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from gpu_objects import changed, compile_once
-from sass import Instruction, before_the_first, disassemble, loads_under_way
+from sass import Instruction, before_the_first, disassemble, loads_under_way, require_tools
 
-from minillm.toolchain.cuda_toolkit import find_cuda, find_disassembler
 from minillm.toolchain.sources import find_sources
 
-TOOL = find_disassembler()
-if find_cuda() is None:
-    pytest.skip("no nvcc: the kernels are only simulated here", allow_module_level=True)
-if TOOL is None:
-    if os.environ.get("CI"):
-        raise RuntimeError("no disassembler, although scripts/test.sh installs it with the tests")
-    pytest.skip("no cuobjdump and nvdisasm: install minillm[test]", allow_module_level=True)
+TOOL = require_tools()
 
 each_arch = pytest.mark.parametrize("arch", ["80", "90"])
 ROWS_AHEAD = {

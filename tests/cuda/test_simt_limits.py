@@ -6,6 +6,7 @@ The numbers are those of sm_80 and sm_90 (CUDA C++ Programming Guide, Compute Ca
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from gpu_objects import recorded_registers
 from minillm.ops.simt import SimtError, compile_kernels, registers, schedule
 from minillm.ops.simt.machine import machine
 from minillm.toolchain.compiler import BuildFailed, find_compiler
+from minillm.toolchain.sources import find_sources
 
 try:
     machine()
@@ -101,6 +103,18 @@ def test_shared_memory_above_48_kb_is_refused_if_the_kernel_does_not_ask(limits)
     for launcher in ("run_without_asking", "run_asked_for_less"):
         says = refused(limits, launcher, 100 * KB)
         assert "102400 of dynamic shared memory: a block has 49152, and more only if its kernel asks" in says
+
+
+def test_a_launch_that_does_not_ask_is_noticed(tmp_path):
+    """The mutant of LAUNCH, which both machines share."""
+    (dialect,) = find_sources("cuda", "dialect.h")
+    text, asks = dialect.read_text(), "(shared_bytes) ? ALLOW_SHARED"
+    assert asks in text
+    (tmp_path / "dialect.h").write_text(text.replace(asks, "false ? ALLOW_SHARED"))
+    shutil.copy(FILE, tmp_path)
+    mutant = compile_kernels(tmp_path / FILE.name, folder=tmp_path)
+    assert runs(mutant, "run_dynamic", 48 * KB)
+    assert "only if its kernel asks" in refused(mutant, "run_dynamic", 100 * KB)
 
 
 def test_static_arrays_beside_dynamic_memory_count_together(limits):

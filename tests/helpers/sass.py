@@ -6,16 +6,31 @@ cuobjdump -sass linear.o      Function : _ZN7minillm...linear_kernel...
 
 from __future__ import annotations
 
+import math
+import os
 import re
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from minillm.toolchain.cuda_toolkit import Disassembler
+import pytest
+
+from minillm.toolchain.cuda_toolkit import Disassembler, find_cuda, find_disassembler
 
 FUNCTION = re.compile(r"^\s*Function : (\S+)$")
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@(!?)(U?P\d+)\s+)?([A-Z][\w.]*)\s*([^;]*);")
 REGISTER = re.compile(r"\bR(\d+)\b")
+MAX_THREADS = re.compile(r"EIATTR_MAX_THREADS\s+Format:\s+\w+\s+Value:\s+((?:0x[0-9a-f]+ ?)+)")
+
+
+def require_tools() -> Disassembler:
+    """The disassembler. The module is skipped without it or nvcc; with CI set its absence is an error."""
+    if find_cuda() is None:
+        pytest.skip("no nvcc: the kernels are only simulated here", allow_module_level=True)
+    if tool := find_disassembler():
+        return tool
+    if os.environ.get("CI"):
+        raise RuntimeError("no cuobjdump and nvdisasm, which scripts/test.sh installs with the tests")
+    pytest.skip("no cuobjdump and nvdisasm: install minillm[test]", allow_module_level=True)
 
 
 @dataclass(frozen=True)
@@ -50,17 +65,22 @@ class Instruction:
 
 def disassemble(tool: Disassembler, compiled: Path, arch: str) -> dict[str, list[Instruction]]:
     """The instructions of each function in an object file, by its mangled name."""
-    said = subprocess.run(
-        tool.command(compiled, f"sm_{arch}"), env=tool.environment(), capture_output=True, text=True
-    )
-    assert said.returncode == 0, said.stderr
     found: dict[str, list[Instruction]] = {}
-    for line in said.stdout.splitlines():
+    for line in tool.show("sass", compiled, f"sm_{arch}").splitlines():
         if match := FUNCTION.match(line):
             instructions = found.setdefault(match[1], [])
         elif match := INSTRUCTION.match(line):
             guard = (match[1], match[2]) if match[2] else None
             instructions.append(Instruction(guard, match[3], match[4].strip()))
+    return found
+
+
+def launch_bounds(tool: Disassembler, compiled: Path, arch: str) -> dict[str, int]:
+    """The most threads that a block may have, of each function with __launch_bounds__."""
+    found = {}
+    for section in tool.show("elf", compiled, f"sm_{arch}").split("\n.nv.info.")[1:]:
+        if threads := MAX_THREADS.search(section.partition("\n.")[0]):
+            found[section.split("\n", 1)[0].strip()] = math.prod(int(n, 16) for n in threads[1].split())
     return found
 
 
