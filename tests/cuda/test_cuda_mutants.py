@@ -173,8 +173,8 @@ MUTANTS = [
     ("rope_and_cache", "position for slot", "slot = p.slots[token]", "slot = p.positions[token]", WRONG),
     ("copy_blocks", "a word short", "i < words;", "i + 1 < words;", WRONG),
     ("copy_blocks", "the wrong way round", "p.cache) + p.source[pair]", "p.cache) + p.destination[pair]", WRONG),
-    ("copy_blocks", "half of the rounds", "i += gridDim.x * kThreads", "i += 2 * gridDim.x * kThreads", WRONG),
-    ("copy_blocks", "rounds overlap", "i += gridDim.x * kThreads", "i += kThreads", "race"),
+    ("copy_blocks", "half of the rounds", "i += gridDim.y * kThreads", "i += 2 * gridDim.y * kThreads", WRONG),
+    ("copy_blocks", "rounds overlap", "i += gridDim.y * kThreads", "i += kThreads", "race"),
     ("linear", "order of the sum by the number of rows", "k < depth; k++) sum = fmaf(x_tile[local_row][k], w_tile[local_col][k], sum)", "k < depth; k++) { int j = p.rows > 16 ? depth - 1 - k : k; sum = fmaf(x_tile[local_row][j], w_tile[local_col][j], sum); }", WRONG),
     ("sample", "no barrier between two bests", f"{BARRIER}  // the previous call's results have been read", "", WRONG),
     ("sample", "no barrier after the logits", f"{BARRIER}\n  float factor", "float factor", WRONG),
@@ -495,11 +495,16 @@ RUNS = {
 
 
 def build(
-    kernel: str, folder: Path, old: str = "", new: str = "", edits: Sequence[tuple[str, str]] = ()
+    kernel: str,
+    folder: Path,
+    old: str = "",
+    new: str = "",
+    edits: Sequence[tuple[str, str]] = (),
+    number: str = "",
 ) -> KernelLibrary:
     """The kernel with `old` replaced; only float32 and head_dim 32, so that it compiles in half a second.
 
-    `edits` are made first, everywhere in the kernel's file.
+    `edits` are made first, everywhere in the kernel's file. `number` is bfloat16 or nothing.
     """
     for name in (f"{kernel}.cu", "paging.h", "tensor_tile.h", "dispatch.h"):
         (source,) = find_sources("cuda", name)
@@ -525,11 +530,17 @@ def build(
         "\n".join(line for line in tile.splitlines() if "(float16{})" not in line and "int, 128" not in line)
     )
     dispatch = (folder / "dispatch.h").read_text().splitlines()
-    others = ("case DType::bf16", "case DType::f16", "case 64:", "case 96:", "case 128:", "case 256:")
+    others = ("case 64:", "case 96:", "case 128:", "case 256:", "case DType::f16")
+    others += ("case DType::f32",) if number else ("case DType::bf16",)
     (folder / "dispatch.h").write_text(
         "\n".join(line for line in dispatch if not line.strip().startswith(others))
     )
-    return compile_kernels(folder / "harness.cu", [f'-DKERNEL="{kernel}.cu"', *RUNS[kernel][1]])
+    flags = [
+        f'-DKERNEL="{kernel}.cu"',
+        *RUNS[kernel][1],
+        *([f"-DNUMBER={number}", "-DDTYPE=bf16"] if number else []),
+    ]
+    return compile_kernels(folder / "harness.cu", flags)
 
 
 def verdict(kernel: str, library: KernelLibrary, right: KernelLibrary) -> str:
