@@ -71,12 +71,11 @@ __global__ void __launch_bounds__(kSliceThreads) sort_kernel(const __grid_consta
 __global__ void __launch_bounds__(kSliceThreads) cut_kernel(const __grid_constant__ Work w) {
   SHARED(int, low, [kMaxSlices]);
   SHARED(int, high, [kMaxSlices]);
-  SHARED(uint16_t, found, [kSliceWarps * kMaxSlices]);
   Row row(w, blockIdx.x);
   if (!row.is_cut(w)) return;
   int num_ids = w.p.num_token_ids;
   int64_t place = static_cast<int64_t>(row.part) * num_ids;
-  Ranges ranges = {w.keys + place, w.masses + place, num_ids, w.slices, low, high, found};
+  Ranges ranges = {w.keys + place, w.masses + place, num_ids, w.slices, low, high};
   uint64_t lowest = 0;
   for (int slice = threadIdx.x; slice < w.slices; slice += kSliceThreads)
     low[slice] = 0, high[slice] = ranges.size(slice);
@@ -85,8 +84,7 @@ __global__ void __launch_bounds__(kSliceThreads) cut_kernel(const __grid_constan
     lowest = threshold(ranges, static_cast<double>(row.top_k), Number());
     __syncthreads();  // the ranges have been read
     for (int slice = threadIdx.x; slice < w.slices; slice += kSliceThreads) low[slice] = 0;
-    __syncthreads();  // the ranges of top-p end where those of top-k ended
-  }
+  }  // the ranges of top-p end where those of top-k ended; total_weight has the next barrier
   double total = row.top_p < 1 ? total_weight(ranges, Mass()) : 0, enough = row.top_p * total;
   if (row.top_p < 1 && total >= enough) lowest = threshold(ranges, enough, Mass());  // not if the total is NaN
   if (threadIdx.x == 0) w.lowest[row.part] = lowest;

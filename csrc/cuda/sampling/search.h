@@ -6,13 +6,13 @@
 // The threshold is the highest rank t such that the ids with rank >= t have enough weight. It is the rank of an id,
 // which is searched for in all slices at once. In each slice a range of ids is left that it could be:
 //
-//     slice 0    | too high | [ . . . . . | . . . . ] | too low |      a round tries 16 pivots, evenly spaced in
-//     slice 1    |   too high   | [ . . | . . ] |    too low    |      the ranges laid end to end, one for each warp
-//     slice 2    | too high | [ . ] |          too low          |
+//     slice 0    | too high | [ . . . . . | . . . . ] | too low |      a round tries 8 pivots, evenly spaced in
+//     slice 1    |   too high   | [ . . | . . ] |    too low    |      the ranges laid end to end, one for each
+//     slice 2    | too high | [ . ] |          too low          |      group of two warps
 //
 // A binary search in each slice counts the ids that rank at least as high as the pivot, and the running sum there is
 // their weight. The highest pivot with enough weight becomes the new lower end, the next pivot above it the upper end:
-// about a sixteenth of the ids is left, and 150,000 ids take five rounds. One id is left at last. Each round excludes
+// about an eighth of the ids is left, and 150,000 ids take six rounds. One id is left at last. Each round excludes
 // all pivots but one, so the search ends for any ranks.
 
 #pragma once
@@ -22,6 +22,12 @@
 namespace minillm::cuda {
 
 constexpr int kMaxSlices = kMaxTokenIds / kSlice;
+constexpr int kPivots = 8, kGroup = kSliceThreads / kPivots, kGroupWarps = kGroup / 32;
+
+struct Pivot {
+  uint64_t rank;
+  int slice, count;  // where it is: the ids of this slice with rank >= its own
+};
 
 // The sorted slices of one row, and the range that is left of each.
 struct Ranges {
@@ -29,7 +35,6 @@ struct Ranges {
   const double* masses;   // [num_ids]
   int num_ids, slices;
   int *low, *high;        // [slices], in shared memory
-  uint16_t* found;        // [kSliceWarps, kMaxSlices], in shared memory: where each pivot stands in each slice
 
   __device__ __forceinline__ int size(int slice) const { return min(kSlice, num_ids - slice * kSlice); }
 
@@ -38,18 +43,20 @@ struct Ranges {
     for (int slice = 0; slice < slices; slice++) sum += high[slice] - low[slice];
     return sum;
   }
-  // The rank of entry `place` of the ranges laid end to end.
-  __device__ __forceinline__ uint64_t at(int place) const {
+  // Entry `place` of the ranges laid end to end.
+  __device__ __forceinline__ Pivot at(int place) const {
     int slice = 0;
     for (; place >= high[slice] - low[slice]; slice++) place -= high[slice] - low[slice];
-    return ranks[slice * kSlice + low[slice] + place];
+    place += low[slice];
+    return {ranks[slice * kSlice + place], slice, place + 1};
   }
-  // The number of ids of the slice with rank >= pivot, if it is in the slice's range.
-  __device__ __forceinline__ int count(int slice, uint64_t pivot) const {
+  // The number of ids of the slice with rank >= the pivot's, if that is in the slice's range.
+  __device__ __forceinline__ int count(int slice, const Pivot& pivot) const {
+    if (slice == pivot.slice) return pivot.count;
     int from = low[slice], to = high[slice];
     while (from < to) {
       int middle = (from + to) / 2;
-      if (ranks[slice * kSlice + middle] >= pivot)
+      if (ranks[slice * kSlice + middle] >= pivot.rank)
         from = middle + 1;
       else
         to = middle;
@@ -68,54 +75,59 @@ struct Mass {
   }
 };
 
-__device__ __forceinline__ double warp_sum(double sum) {
+// The weight of the first count(slice) ids of all slices: a group's warps leave it in their places of `sums`.
+template <class Count, class Weight>
+__device__ __forceinline__ void weigh(const Ranges& r, Count count, Weight weight, double* sums) {
+  double sum = 0;
+  for (int slice = threadIdx.x % kGroup; slice < r.slices; slice += kGroup) sum += weight(r, slice, count(slice));
   for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffff, sum, step);
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
+}
+
+__device__ __forceinline__ double sum_of_group(const double* sums, int group) {
+  double sum = 0;
+  for (int warp = 0; warp < kGroupWarps; warp++) sum += sums[group * kGroupWarps + warp];
   return sum;
 }
 
-// The total weight of all ranges' ids and of those above them. Each warp computes it by itself.
+// The weight of the ids down to the ends of the ranges. All threads must call it, once in a kernel.
 template <class Weight>
 __device__ __forceinline__ double total_weight(const Ranges& r, Weight weight) {
-  double sum = 0;
-  for (int slice = threadIdx.x % 32; slice < r.slices; slice += 32) sum += weight(r, slice, r.high[slice]);
-  return warp_sum(sum);
+  SHARED(double, totals, [kSliceWarps]);
+  weigh(r, [&](int slice) { return r.high[slice]; }, weight, totals);
+  __syncthreads();  // the sums are written
+  return sum_of_group(totals, 0);
 }
 
-// The weight of the ids with rank >= pivot. The warp leaves in found[slice] how many there are.
-template <class Weight>
-__device__ __forceinline__ double weigh(const Ranges& r, uint64_t pivot, uint16_t* found, Weight weight) {
-  double sum = 0;
-  for (int slice = threadIdx.x % 32; slice < r.slices; slice += 32) {
-    int count = r.count(slice, pivot);
-    found[slice] = static_cast<uint16_t>(count);
-    sum += weight(r, slice, count);
-  }
-  return warp_sum(sum);
-}
-
-// The threshold; the ranges end below it afterwards. Their ids and those above must have enough weight.
+// The threshold; the ranges end with its id afterwards. If all ids have too little weight, it is the lowest rank.
+// All threads must call it, and a barrier is needed between it and other uses of the ranges.
 template <class Weight>
 __device__ __forceinline__ uint64_t threshold(const Ranges& r, double enough, Weight weight) {
-  SHARED(uint64_t, pivots, [kSliceWarps]);
-  SHARED(int, is_enough, [kSliceWarps]);
-  int warp = threadIdx.x / 32, left;
+  SHARED(uint16_t, found, [kPivots][kMaxSlices]);  // how many ids of each slice rank at least as high as each pivot
+  SHARED(uint64_t, ranks, [kPivots]);
+  SHARED(double, sums, [kSliceWarps]);
+  int group = threadIdx.x / kGroup, left;
   while ((left = r.left()) > 1) {
-    uint64_t pivot = r.at(static_cast<int>((2 * warp + 1) * static_cast<int64_t>(left) / (2 * kSliceWarps)));
-    double sum = weigh(r, pivot, r.found + warp * kMaxSlices, weight);
-    if (threadIdx.x % 32 == 0) pivots[warp] = pivot, is_enough[warp] = sum >= enough;
+    int pivots = min(left, kPivots);
+    if (group < pivots) {
+      Pivot pivot = r.at(static_cast<int>((2 * group + 1) * static_cast<int64_t>(left) / (2 * pivots)));
+      auto count = [&](int slice) { return found[group][slice] = static_cast<uint16_t>(r.count(slice, pivot)); };
+      weigh(r, count, weight, sums);
+      if (threadIdx.x % kGroup == 0) ranks[group] = pivot.rank;
+    }
     __syncthreads();  // the pivots are written, and all threads have read the ranges
     int lower = -1, upper = -1;
-    for (int i = 0; i < kSliceWarps; i++)
-      if (is_enough[i] && (lower < 0 || pivots[i] > pivots[lower])) lower = i;
-    for (int i = 0; i < kSliceWarps; i++)
-      if ((lower < 0 || pivots[i] > pivots[lower]) && (upper < 0 || pivots[i] < pivots[upper])) upper = i;
+    for (int i = 0; i < pivots; i++)
+      if (sum_of_group(sums, i) >= enough && (lower < 0 || ranks[i] > ranks[lower])) lower = i;
+    for (int i = 0; i < pivots; i++)
+      if ((lower < 0 || ranks[i] > ranks[lower]) && (upper < 0 || ranks[i] < ranks[upper])) upper = i;
     for (int slice = threadIdx.x; slice < r.slices; slice += kSliceThreads) {
-      if (lower >= 0) r.high[slice] = r.found[lower * kMaxSlices + slice];
-      if (upper >= 0) r.low[slice] = r.found[upper * kMaxSlices + slice];
+      if (lower >= 0) r.high[slice] = found[lower][slice];
+      if (upper >= 0) r.low[slice] = found[upper][slice];
     }
     __syncthreads();  // the ranges are written, and all threads have read the pivots
   }
-  return r.at(0);
+  return r.at(0).rank;
 }
 
 }  // namespace minillm::cuda
