@@ -97,12 +97,6 @@ extern "C" void run(const float* q, const float* k, const float* v, const float*
 extern "C" void run(float* cache, const int64_t* source, const int64_t* destination, int block_bytes, int count) {
   copy_blocks({cache, source, destination, block_bytes, count}, nullptr);
 }
-#elif defined(IS_SAMPLE)
-extern "C" void run(const float* logits, const uint64_t* keys, const double* numbers, const int64_t* top_k,
-                    const int64_t* seen, const int64_t* seen_end, float* scratch, int64_t* tokens, int rows, int vocab,
-                    int ids) {
-  sample({logits, keys, numbers, top_k, seen, seen_end, scratch, tokens, rows, vocab, ids, 0, DType::f32}, nullptr);
-}
 #elif defined(IS_VERIFY)
 // Runs both kernels; with `certain` there are no draft probabilities.
 extern "C" void run(const int64_t* sampled, const int64_t* drafted, const int64_t* parents, const int64_t* node_start,
