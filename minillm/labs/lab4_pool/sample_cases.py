@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from random import Random
 
-from minillm.labs.grader.lab import Case, Mistake
+from minillm.labs.grader.counts import lines_at_most
+from minillm.labs.grader.lab import Case, Counted, Mistake
 from minillm.memory.block_table import blocks_for
 
 
@@ -25,19 +26,42 @@ def more_groups(random: Random) -> Iterable[Case]:
         yield group_case(prompt, prompt + random.randint(0, 60), random.randint(1, 7), random.randint(1, 20))
 
 
-GROUP_CASES = tuple(
-    group_case(*sizes)
-    for sizes in (
-        (8, 16, 1, 4),
-        (8, 16, 3, 4),
-        (10, 17, 3, 4),
-        (3, 4, 5, 4),
-        (8, 8, 2, 4),
-        (7, 7, 2, 4),
-        (5, 9, 4, 1),
-        (33, 100, 4, 16),
-        (1000, 50_000, 100, 16),
-    )
+def lines_for_group(blocks: Callable[..., int]) -> Counted:
+    """The lines that run for 4 samples of 64 blocks. A loop over the blocks is right, over the tokens not."""
+    endless = (1 << 49, 1 << 50, 4, 1 << 40)
+    return lines_at_most(LINES, blocks, (10, 17, 3, 4), (32_000, 64_000, 4, 1_000), endless)
+
+
+def token_by_token(prompt_len: int, total_len: int, n: int, block_size: int) -> int:
+    """Looks at every token of every sample, and counts the blocks that begin with it."""
+    blocks, own = prompt_len // block_size, prompt_len // block_size * block_size
+    for _ in range(n):
+        for position in range(own, total_len):
+            blocks += position % block_size == 0
+    return blocks
+
+
+LINES = 20 * 4 * 64  # lines of Python for each block of each sample
+GROUP_CASES = (
+    *(
+        group_case(*sizes)
+        for sizes in (
+            (8, 16, 1, 4),
+            (8, 16, 3, 4),
+            (10, 17, 3, 4),
+            (3, 4, 5, 4),
+            (8, 8, 2, 4),
+            (7, 7, 2, 4),
+            (5, 9, 4, 1),
+            (33, 100, 4, 16),
+            (1000, 50_000, 100, 16),
+        )
+    ),
+    Case(
+        "the work for 4 x 64,000 tokens, 32,000 of them in the prompt, blocks of 1,000",
+        lines_for_group,
+        "cost",
+    ),
 )
 
 
@@ -92,5 +116,10 @@ GROUP_MISTAKES = (
     Mistake(
         "the answers are counted as shared too: they differ from the first token on",
         blocks_if_shared(lambda prompt, total, size: blocks_for(total, size)),
+    ),
+    Mistake(
+        f"more than {LINES:,} lines of Python run for 4 samples of 64 blocks: the work may grow with the "
+        "blocks and the samples, not with the tokens",
+        token_by_token,
     ),
 )
