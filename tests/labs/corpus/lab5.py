@@ -978,14 +978,10 @@ Scheduler._start = _start
         "start that looks three times",
         """
 def _start(self, plan, sequence):
-    size = self._memory.pool.block_size
-    if self._memory.match(sequence) != self._memory.match(sequence):
-        return False
+    needed = blocks_for(sequence.num_tokens + 1, self._memory.pool.block_size) + self._copies(sequence)
+    needed -= len(self._memory.match(sequence))
+    rest = self._memory.available_without(self._memory.match(sequence)) - plan.num_blocks - needed
     found = list(self._memory.match(sequence))
-    unused = len(self._memory.match(sequence)) - self._memory.available
-    unused += self._memory.available_without([]) - len(found)
-    rest = self._memory.available_without(found) - plan.num_blocks + unused
-    rest -= blocks_for(sequence.num_tokens + 1, size) - len(found) + self._copies(sequence)
     if self.running and rest < self._headroom() or rest < 0:
         return False
     self._memory.start_from(sequence, found)
