@@ -1,11 +1,11 @@
-"""Count the work of plain Python, which calls no tensor operation: lines that run, entries that are read.
+"""Count the work of plain Python, which calls no tensor operation: lines, entries of lists, bytes.
 
     for block in table:        runs once for each block, and once more to end
         count += 1             runs once for each block
     [f(x) for x in row]        runs once for each x, and each line of f too
 
     table[3]                   reads one entry of a `ReadList`
-    sorted(table), table[:]    reads all of them
+    sorted(table), table[:]    reads all of them, and needs the bytes of another list
 
 The numbers are not measurements of time: a slow or busy computer counts the same. They differ a little
 between versions of Python, so a limit is a multiple of what is needed. A loop inside a C function
@@ -16,6 +16,7 @@ calls the part with a number so large that the loop never ends.
 from __future__ import annotations
 
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import FrameType
@@ -42,26 +43,56 @@ def counted_lines(action: Callable[[], Any]) -> int:
     return count
 
 
-def lines_run(limit: int, count: int) -> Counted:
-    """Whether `count` lines are within `limit`, in words."""
+def counted_bytes(action: Callable[[], Any]) -> int:
+    """Run `action`; return the most bytes that the objects it made took at once. Tensors are not counted."""
+    was_tracing = tracemalloc.is_tracing()
+    if not was_tracing:
+        tracemalloc.start()
+    try:
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        action()
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        if not was_tracing:
+            tracemalloc.stop()
+
+
+def within(limit: int, count: int, what: str) -> Counted:
+    """Whether `count` is within `limit`, in words; `what` is "lines of Python run"."""
     if count <= limit:
-        return Counted(f"at most {limit:,} lines of Python run")
-    return Counted(f"more than {limit:,} lines of Python run", f"{count:,}")
+        return Counted(f"at most {limit:,} {what}")
+    return Counted(f"more than {limit:,} {what}", f"{count:,}")
 
 
-def lines_at_most(
-    limit: int, part: Callable[..., Any], first: tuple[Any, ...], much: tuple[Any, ...], endless: Any = None
+def together(*found: Counted) -> Counted:
+    """The first of the counts that is too large; all of them if none is."""
+    too_large = [words for words in found if words.count]
+    return too_large[0] if too_large else Counted(", and ".join(words.text for words in found))
+
+
+LINES, BYTES = "lines of Python run", "bytes are needed at once"
+
+
+def small_work(
+    limits: tuple[int, int],
+    part: Callable[..., Any],
+    first: tuple[Any, ...],
+    much: tuple[Any, ...],
+    endless: tuple[Any, ...] = (),
 ) -> Counted:
-    """Call `part` with the arguments `first`, then count the lines that it needs for `much`.
+    """Whether `part` needs at most so many lines and bytes for the arguments `much`.
 
-    The first call also imports what it needs. With the arguments `endless` a loop of C code that is too long
-    never ends, or fills the memory.
+    It is called with `first` before, so that what it imports is not counted, and with `endless` at the end:
+    then a loop of C code that is too long never ends.
     """
     part(*first)
-    words = lines_run(limit, counted_lines(partial(part, *much)))
-    if endless and not words.count:
+    lines = list[int]()
+    size = counted_bytes(lambda: lines.append(counted_lines(partial(part, *much))))
+    found = together(within(limits[0], lines[0], LINES), within(limits[1], size, BYTES))
+    if endless and not found.count:
         part(*endless)
-    return words
+    return found
 
 
 class ReadList(list[Any]):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import Any, SupportsIndex
 
-from minillm.labs.grader.counts import ReadList, lines_at_most
+from minillm.labs.grader.counts import BYTES, LINES, ReadList, small_work
 from minillm.labs.grader.lab import Case, Counted, Mistake, Words
 
 Slots = Callable[..., Any]
@@ -27,9 +27,9 @@ def more_counts(random: Random) -> Iterator[Case]:
         yield from (count_case(tokens, size) for tokens in (full - 1, full, full + 1))
 
 
-def lines_for_blocks(count: Callable[[int, int], Any]) -> Counted:
-    """The lines that run for 250 blocks: a loop over the blocks is allowed, one over the tokens is not."""
-    return lines_at_most(LINES, count, (9, 4), (64_000, 256), endless=(1 << 50, 1 << 40))
+def work_for_blocks(count: Callable[[int, int], Any]) -> Counted:
+    """The work for 250 blocks: a loop over the blocks is right, one over the tokens is not."""
+    return small_work(COUNT_LIMITS, count, (9, 4), (64_000, 256), endless=(1 << 50, 1 << 40))
 
 
 def token_by_token(num_tokens: int, block_size: int) -> int:
@@ -37,10 +37,10 @@ def token_by_token(num_tokens: int, block_size: int) -> int:
     return sum(position % block_size == 0 for position in range(num_tokens))
 
 
-LINES = 20 * 250  # lines of Python for each block
+COUNT_LIMITS = 20 * 250, 400 * 250  # lines of Python and bytes for each block
 COUNT_CASES = (
     *(count_case(*sizes) for sizes in ((10, 4), (8, 4), (1, 16), (0, 4), (17, 16), (5, 1), (15, 16))),
-    Case("the work for 64,000 tokens, blocks of 256", lines_for_blocks, "cost"),
+    Case("the work for 64,000 tokens, blocks of 256", work_for_blocks, "cost"),
 )
 COUNT_MISTAKES = (
     Mistake("rounded down: a partly full last block is a block too", lambda n, size: n // size),
@@ -51,10 +51,15 @@ COUNT_MISTAKES = (
     Mistake(
         "the result is the number of slots in the blocks, not of blocks", lambda n, size: -(-n // size) * size
     ),
-    Mistake(
-        f"more than {LINES:,} lines of Python run for 250 blocks: the work may grow with the blocks, not "
-        "with the tokens",
-        token_by_token,
+    *(
+        Mistake(
+            f"more than {limit:,} {what} for 250 blocks: the work may grow with the blocks, not the tokens",
+            wrong,
+        )
+        for limit, what, wrong in (
+            (COUNT_LIMITS[0], LINES, token_by_token),
+            (COUNT_LIMITS[1], BYTES, lambda n, size: len([*range(n)][::size])),
+        )
     ),
 )
 

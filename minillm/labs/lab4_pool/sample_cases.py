@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from random import Random
 
-from minillm.labs.grader.counts import lines_at_most
+from minillm.labs.grader.counts import BYTES, LINES, small_work
 from minillm.labs.grader.lab import Case, Counted, Mistake
 from minillm.memory.block_table import blocks_for
 
@@ -26,10 +26,10 @@ def more_groups(random: Random) -> Iterable[Case]:
         yield group_case(prompt, prompt + random.randint(0, 60), random.randint(1, 7), random.randint(1, 20))
 
 
-def lines_for_group(blocks: Callable[..., int]) -> Counted:
-    """The lines that run for 4 samples of 64 blocks. A loop over the blocks is right, over the tokens not."""
+def work_for_group(blocks: Callable[..., int]) -> Counted:
+    """The work for 4 samples of 64 blocks: a loop over the blocks is right, one over the tokens is not."""
     endless = (1 << 49, 1 << 50, 4, 1 << 40)
-    return lines_at_most(LINES, blocks, (10, 17, 3, 4), (32_000, 64_000, 4, 1_000), endless)
+    return small_work(GROUP_LIMITS, blocks, (10, 17, 3, 4), (32_000, 64_000, 4, 1_000), endless)
 
 
 def token_by_token(prompt_len: int, total_len: int, n: int, block_size: int) -> int:
@@ -41,7 +41,13 @@ def token_by_token(prompt_len: int, total_len: int, n: int, block_size: int) -> 
     return blocks
 
 
-LINES = 20 * 4 * 64  # lines of Python for each block of each sample
+def lists_of_tokens(prompt_len: int, total_len: int, n: int, block_size: int) -> int:
+    """Makes a list of the tokens that follow the shared blocks."""
+    shared = prompt_len // block_size
+    return shared + n * len([*range(shared * block_size, total_len)][::block_size])
+
+
+GROUP_LIMITS = 20 * 4 * 64, 400 * 4 * 64  # lines of Python and bytes for each block of each sample
 GROUP_CASES = (
     *(
         group_case(*sizes)
@@ -59,7 +65,7 @@ GROUP_CASES = (
     ),
     Case(
         "the work for 4 x 64,000 tokens, 32,000 of them in the prompt, blocks of 1,000",
-        lines_for_group,
+        work_for_group,
         "cost",
     ),
 )
@@ -117,9 +123,15 @@ GROUP_MISTAKES = (
         "the answers are counted as shared too: they differ from the first token on",
         blocks_if_shared(lambda prompt, total, size: blocks_for(total, size)),
     ),
-    Mistake(
-        f"more than {LINES:,} lines of Python run for 4 samples of 64 blocks: the work may grow with the "
-        "blocks and the samples, not with the tokens",
-        token_by_token,
+    *(
+        Mistake(
+            f"more than {limit:,} {what} for 4 samples of 64 blocks: the work may grow with the blocks and "
+            "the samples, not the tokens",
+            wrong,
+        )
+        for limit, what, wrong in (
+            (GROUP_LIMITS[0], LINES, token_by_token),
+            (GROUP_LIMITS[1], BYTES, lists_of_tokens),
+        )
     ),
 )

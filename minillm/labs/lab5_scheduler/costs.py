@@ -19,7 +19,16 @@ from typing import Any
 from minillm.engine.scheduler import Scheduler, WaitingLine, rank
 from minillm.engine.sequence import Sequence
 from minillm.engine.step_plan import StepPlan
-from minillm.labs.grader.counts import ReadList, counted_lines, lines_at_most, lines_run, lists_read
+from minillm.labs.grader.counts import (
+    BYTES,
+    LINES,
+    ReadList,
+    counted_lines,
+    lists_read,
+    small_work,
+    together,
+    within,
+)
 from minillm.labs.grader.lab import Case, Counted, Mistake
 from minillm.labs.grader.serving import BLOCK_SIZE
 from minillm.labs.lab5_scheduler.plan_cases import SequenceState, Stage, waiting_sequence
@@ -32,16 +41,13 @@ DECODING, STARTED, NEW = SequenceState(6, 6, 1), SequenceState(30, 8), SequenceS
 def measured(limit: int, action: Callable[[], Any], *lists: tuple[str, ReadList]) -> Counted:
     """What `action` costs, in words: the lines that run or, if these are few, the entries that it reads."""
     sizes = [(name, items, len(items)) for name, items in lists]
-    lines = lines_run(limit, counted_lines(action))
-    reads = lists_read(READS, sizes)
-    if lines.count or reads.count:
-        return lines if lines.count else reads
-    return Counted(f"{lines}, and {reads}")
+    lines = within(limit, counted_lines(action), LINES)
+    return together(lines, lists_read(READS, sizes))
 
 
-def too_much(limit: int, what: str, rule: str, wrong: Any) -> Mistake:
-    """The mistake of a part that runs more than `limit` lines for `what`."""
-    return Mistake(f"more than {limit:,} lines of Python run for {what}: {rule}", wrong)
+def too_much(limit: int, what: str, rule: str, wrong: Any, counted: str = LINES) -> Mistake:
+    """The mistake of a part that needs more than `limit` lines, or bytes, for `what`."""
+    return Mistake(f"more than {limit:,} {counted} for {what}: {rule}", wrong)
 
 
 def too_often(name: str, what: str, wrong: Any) -> Mistake:
@@ -51,7 +57,7 @@ def too_often(name: str, what: str, wrong: Any) -> Mistake:
 
 # --- 5.1 and 5.2, the order ---------------------------------------------------------------------------
 
-RANK_LINES = 2_500  # for 300 steps of AGING_SECONDS
+RANK_LINES, RANK_BYTES = 2_500, 120_000  # for 300 steps of AGING_SECONDS
 FIRST_LINES = 40_000  # for 400 waiting sequences
 
 
@@ -59,7 +65,7 @@ def rank_cost(rank_of: Callable[..., Any]) -> Counted:
     """The rank of a sequence with 100,000 tokens that has waited 3,000 s."""
     sequence = waiting_sequence(0)
     sequence.prompt_token_ids = [1] * 100_000
-    return lines_at_most(RANK_LINES, rank_of, (waiting_sequence(1), 25.0), (sequence, 3000.0))
+    return small_work((RANK_LINES, RANK_BYTES), rank_of, (waiting_sequence(1), 25.0), (sequence, 3000.0))
 
 
 def first_cost(line_class: Any) -> Counted:
@@ -79,6 +85,12 @@ def second_by_second(sequence: Sequence, now: float) -> tuple[int, int, int]:
         seconds += 1
         aged += seconds % 10 == 0
     return sequence.params.priority - aged, sequence.order, sequence.index
+
+
+def copies_tokens(sequence: Sequence, now: float) -> tuple[int, int, int]:
+    """Copies the tokens of the sequence, which it does not need."""
+    list(sequence.prompt_token_ids)
+    return rank(sequence, now)
 
 
 class ComparesAll(WaitingLine):
@@ -105,13 +117,11 @@ class CopiesLines(WaitingLine):
 
 RANK_COST = Case("the work after 3,000 s, for a sequence of 100,000 tokens", rank_cost, "cost")
 FIRST_COST = Case("the work for 400 sequences in four lines", first_cost, "cost")
+AGE = "an age of 300 steps"
+RANK_RULE = "the work may grow with the steps, not with the seconds or the tokens"
 RANK_TOO_MUCH = (
-    too_much(
-        RANK_LINES,
-        "an age of 300 steps",
-        "the work may grow with the steps, not with the seconds or the tokens",
-        second_by_second,
-    ),
+    too_much(RANK_LINES, AGE, RANK_RULE, second_by_second),
+    too_much(RANK_BYTES, AGE, RANK_RULE, copies_tokens, BYTES),
 )
 FIRST_TOO_MUCH = (
     too_much(FIRST_LINES, "400 sequences", "the work may grow as sorting does, not faster", ComparesAll),

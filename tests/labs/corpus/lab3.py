@@ -272,6 +272,15 @@ def blocks_for(num_tokens, block_size):
         {"3.1": "lines of Python run for 250 blocks"},
     ),
     Rewrite(
+        "blocks of a list of tokens",
+        """
+def blocks_for(num_tokens, block_size):
+    tokens = [0] * num_tokens
+    return len(tokens[::block_size])
+""",
+        {"3.1": "bytes are needed at once for 250 blocks"},
+    ),
+    Rewrite(
         "blocks as fractions",
         """
 def blocks_for(num_tokens, block_size):

@@ -575,6 +575,16 @@ def group_blocks(prompt_len, total_len, n, block_size):
         {"4.5": "lines of Python run for 4 samples of 64 blocks"},
     ),
     Rewrite(
+        "4.5 a set of the tokens",
+        """
+def group_blocks(prompt_len, total_len, n, block_size):
+    shared = prompt_len // block_size
+    tokens = set(range(total_len)) - set(range(shared * block_size))
+    return shared + n * blocks_for(len(tokens), block_size)
+""",
+        {"4.5": "bytes are needed at once for 4 samples of 64 blocks"},
+    ),
+    Rewrite(
         "4.5 the answer token by token",
         """
 def group_blocks(prompt_len, total_len, n, block_size):

@@ -670,6 +670,27 @@ def rank(sequence, now):
         {"5.1": "lines of Python run for an age of 300 steps"},
     ),
     Rewrite(
+        "rank with a copy of the tokens",
+        """
+def rank(sequence, now):
+    tokens = sequence.prompt_token_ids + sequence.output_token_ids
+    age = int((now - sequence.arrival) / AGING_SECONDS)
+    return sequence.params.priority - age * (len(tokens) > 0), sequence.order, sequence.index
+""",
+        {"5.1": "bytes are needed at once for an age of 300 steps"},
+    ),
+    Rewrite(
+        "rank with a list of the steps",
+        """
+def rank(sequence, now):
+    steps, since = [], sequence.arrival + AGING_SECONDS
+    while since <= now:
+        steps.append((since, sequence.order))
+        since += AGING_SECONDS
+    return sequence.params.priority - len(steps), sequence.order, sequence.index
+""",
+    ),
+    Rewrite(
         "rank by recursion",
         """
 def rank(sequence, now):
