@@ -142,12 +142,17 @@ def rank(sequence, now):
         seconds += 1
     return sequence.params.priority - seconds // 10, sequence.order, sequence.index
 """
-HIDDEN = """
+ENDS_IT = """
 import sys
 
 def rank(sequence, now):
     sys.settrace(None)
     return sequence.params.priority - int((now - sequence.arrival) // 10), sequence.order, sequence.index
+"""
+REPLACES_IT = """
+import sys, tracemalloc
+
+sys.settrace = tracemalloc.start = tracemalloc.reset_peak = lambda *_: None
 """
 
 
@@ -160,5 +165,10 @@ def test_lines_are_counted_in_the_students_process(check):
 
 
 def test_a_file_cannot_end_the_count(check):
-    rows, _ = check(solution(find_lab("5")) + HIDDEN, lab=5)
+    rows, _ = check(solution(find_lab("5")) + ENDS_IT, lab=5)
     assert (rows["5.1"].status, rows["5.1"].earned) == ("refused", 0)
+
+
+def test_replaced_names_of_python_do_not_end_the_count(check):
+    rows, _ = check(solution(find_lab("5")) + REPLACES_IT + SLOW, lab=5)
+    assert (rows["5.1"].earned, rows["5.1"].actual[:9]) == (0, "more than")

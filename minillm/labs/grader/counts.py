@@ -15,10 +15,10 @@ calls the part with a number so large that the loop never ends.
 
 from __future__ import annotations
 
-import sys
-import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from sys import gettrace, settrace  # not by way of the modules: a file can replace names there
+from tracemalloc import get_traced_memory, is_tracing, reset_peak, start, stop
 from types import FrameType
 from typing import Any
 
@@ -34,28 +34,28 @@ def counted_lines(action: Callable[[], Any]) -> int:
         count += event == "line"
         return step
 
-    before = sys.gettrace()
-    sys.settrace(step)
+    before = gettrace()
+    settrace(step)
     try:
         action()
     finally:
-        sys.settrace(before)
+        settrace(before)
     return count
 
 
 def counted_bytes(action: Callable[[], Any]) -> int:
     """Run `action`; return the most bytes that the objects it made took at once. Tensors are not counted."""
-    was_tracing = tracemalloc.is_tracing()
+    was_tracing = is_tracing()
     if not was_tracing:
-        tracemalloc.start()
+        start()
     try:
-        tracemalloc.reset_peak()
-        before = tracemalloc.get_traced_memory()[0]
+        reset_peak()
+        before = get_traced_memory()[0]
         action()
-        return tracemalloc.get_traced_memory()[1] - before
+        return get_traced_memory()[1] - before
     finally:
         if not was_tracing:
-            tracemalloc.stop()
+            stop()
 
 
 def within(limit: int, count: int, what: str) -> Counted:
