@@ -21,7 +21,7 @@ constexpr unsigned kMostBlocks = 0x7FFFFFFF, kMostBlocksYZ = 65535;
 constexpr unsigned kQuarterRegisters = 65536 / 4;
 constexpr size_t kUnasked = 48 << 10, kAsked = 227 << 10;
 
-std::map<std::string, size_t> allowed;  // by the kernel's name in its launch
+std::map<std::string, size_t> allowed;  // by the kernel's name and file in its launch
 
 std::string text(uint64_t number) { return std::to_string(number); }
 
@@ -55,10 +55,10 @@ std::string wrong_registers(const std::string& kernel, dim3 block) {
 
 }  // namespace
 
-void allow_shared(const char* kernel, size_t bytes) { allowed[kernel] = bytes; }
+void allow_shared(const char* kernel, size_t bytes, Where where) { allowed[where.file + std::string(kernel)] = bytes; }
 
-size_t asked_for(const char* kernel) {
-  auto found = allowed.find(kernel);
+size_t asked_for(const char* kernel, Where where) {
+  auto found = allowed.find(where.file + std::string(kernel));
   return found == allowed.end() ? 0 : found->second;
 }
 
