@@ -159,7 +159,9 @@ class CudaOps(FusedOps):
         """
         shapes.check_experts(x, routing, gate_up, down)
         if not x.is_cuda:
-            shapes.check_chosen(routing.chosen, gate_up.weight.shape[0] // expert_rows(2 * down.weight.shape[1]))
+            shapes.check_chosen(
+                routing.chosen, gate_up.weight.shape[0] // expert_rows(2 * down.weight.shape[1])
+            )
         rows = x.contiguous(), routing.chosen.contiguous(), routing.weights.contiguous()
         matrices = plain(gate_up.weight), gate_up.bias, plain(down.weight), down.bias
         result: Tensor = self._call("experts", *rows, *matrices, activation)
