@@ -96,6 +96,8 @@ def group_blocks(prompt_len: int, total_len: int, n: int, block_size: int) -> in
 
     They share the blocks that the prompt fills. Each has its own copy of a block that the prompt
     fills in part, because it continues there.
+
+    The work may grow with the number of blocks and with n, but not with the number of tokens.
     """
     shared = prompt_len // block_size
     return shared + n * (blocks_for(total_len, block_size) - shared)

@@ -29,7 +29,11 @@ def slot_mapping(block_table: Sequence[int], positions: Sequence[int], block_siz
 
 
 def blocks_for(num_tokens: int, block_size: int) -> int:
-    """The number of blocks that hold `num_tokens` tokens; the last one may be partly full."""
+    """The number of blocks that hold `num_tokens` tokens; the last one may be partly full.
+
+    It is needed for every sequence in every step, so the work must not grow with the number of tokens. It may
+    grow with the number of blocks.
+    """
     return -(-num_tokens // block_size)
 
 

@@ -33,17 +33,18 @@ from minillm.ops.contract import (
 )
 from minillm.ops.cuda_fakes import register_fakes
 from minillm.ops.cuda_model import CudaModel, can_run_fused
+from minillm.ops.cuda_rungs import (
+    GRAPH_SIZES,
+    HEAD_DIMS,
+    LINEAR_RUNGS,
+    TENSOR_RUNGS,
+    default_rung,
+    no_mma,
+    no_tensor_attention,
+)
 from minillm.ops.fused import FusedModel, FusedOps, ModelWeights
 from minillm.toolchain.compiler import BuildFailed
 from minillm.toolchain.cuda import cuda_library
-
-HEAD_DIMS = (32, 64, 96, 128, 256)
-# The kernels that `rung` can select: for attention, and for linear.
-ATTENTION_RUNGS = ("v1", "v2", "d1")
-TENSOR_RUNGS = {"v3": "v2", "d2": "d1"}  # attention on tensor cores; the rung that runs if they cannot
-LINEAR_RUNGS = ("tile", "mma")
-# The numbers of sequences for which a decode step is captured as a CUDA graph.
-GRAPH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 
 
 class CudaOps(FusedOps):
@@ -106,7 +107,7 @@ class CudaOps(FusedOps):
         if rung not in LINEAR_RUNGS:
             raise ValueError(f"linear: there is no rung {rung}, only {' and '.join(LINEAR_RUNGS)}")
         rows, matrix = _rows(x), plain(weight)
-        obstacle = _no_mma(rows, matrix) if rung == "mma" else 'rung "tile" rounds'
+        obstacle = no_mma(rows, matrix) if rung == "mma" else 'rung "tile" rounds'
         if float_out and obstacle:
             raise ValueError(f"linear: no float32 result for {x.dtype} numbers: {obstacle}")
         if rung == "mma" and obstacle:
@@ -191,8 +192,8 @@ class CudaOps(FusedOps):
         runs instead, with a warning that says why.
         """
         self._check_attention("paged_attention", q, LayerCache(k_cache, v_cache), meta)
-        rung = rung or _default_rung(q, meta)
-        if rung in TENSOR_RUNGS and (obstacle := _no_tensor_attention(q)):
+        rung = rung or default_rung(q, meta)
+        if rung in TENSOR_RUNGS and (obstacle := no_tensor_attention(q)):
             warnings.warn(
                 f"paged_attention: rung {TENSOR_RUNGS[rung]} instead of {rung}: {obstacle}", stacklevel=2
             )
@@ -222,7 +223,7 @@ class CudaOps(FusedOps):
         op = "variant_attention"
         self._check_attention(op, q, cache, meta)
         shapes.check_sinks(q, sinks)
-        rung = rung or _default_rung(q, meta)
+        rung = rung or default_rung(q, meta)
         if rung in TENSOR_RUNGS:
             warnings.warn(
                 f"{op}: rung {TENSOR_RUNGS[rung]} instead of {rung}: no softcap or sinks", stacklevel=2
@@ -311,34 +312,6 @@ def _rows(x: Tensor) -> Tensor:
 
 def _listed(numbers: tuple[int, ...]) -> str:
     return ", ".join(map(str, numbers))
-
-
-def _default_rung(q: Tensor, meta: AttentionMetadata) -> str:
-    return "d1" if q.shape[0] == meta.kv_len.shape[0] else "v2"
-
-
-def _no_mma(x: Tensor, weight: Tensor) -> str:
-    """Why tensor cores cannot multiply these, or nothing."""
-    if x.dtype == torch.float32:
-        return "tensor cores take bfloat16 and float16"
-    if x.shape[1] % 8 or x.data_ptr() % 16 or weight.data_ptr() % 16:
-        return "rows begin at no multiple of 16 bytes"
-    if x.shape[1] >= 1 << 24:
-        return "rows of 2^24 numbers and more"
-    if x.is_cuda and torch.cuda.get_device_capability(x.device) < (8, 0):
-        return "the GPU is older than sm_80"
-    return ""
-
-
-def _no_tensor_attention(q: Tensor) -> str:
-    """Why attention on tensor cores cannot take these queries, or nothing."""
-    if q.dtype == torch.float32:
-        return "tensor cores take bfloat16 and float16"
-    if q.shape[2] not in (64, 128):
-        return f"head_dim {q.shape[2]} is not 64 or 128"
-    if q.is_cuda and torch.cuda.get_device_capability(q.device) < (8, 0):
-        return "the GPU is older than sm_80"
-    return ""
 
 
 @cache

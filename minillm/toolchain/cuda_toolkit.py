@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -48,3 +50,38 @@ def nvcc_version(cuda: Path) -> str:
     said = subprocess.run([cuda / "bin" / "nvcc", "--version"], capture_output=True, text=True).stdout
     match = re.search(r"release (\S+),", said)
     return match[1] if match else "unknown"
+
+
+@dataclass(frozen=True)
+class Disassembler:
+    """cuobjdump, and the nvdisasm that it calls."""
+
+    cuobjdump: Path
+    nvdisasm: Path
+
+    def show(self, what: str, compiled: Path, architecture: str) -> str:
+        """What an object file has for an architecture, "sm_90": its instructions ("sass") or the rest ("elf").
+
+        Raises:
+            CalledProcessError: cuobjdump cannot read the file.
+        """
+        command = [self.cuobjdump, f"-{what}", "-arch", architecture, compiled]
+        environment = {**os.environ, "NVDISASM_PATH": str(self.nvdisasm.parent)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def find_disassembler() -> Disassembler | None:
+    """Of CUDA's folder, of the PATH, or of the packages nvidia-cuda-cuobjdump and -nvdisasm; None without."""
+    cuobjdump, nvdisasm = _find_tool("cuobjdump"), _find_tool("nvdisasm")
+    return Disassembler(cuobjdump, nvdisasm) if cuobjdump and nvdisasm else None
+
+
+def _find_tool(name: str) -> Path | None:
+    cuda, on_path = find_cuda(), shutil.which(name)
+    found = [cuda / "bin" / name] if cuda else []
+    found += [Path(on_path)] if on_path else []
+    # nvidia is a namespace package: several folders can hold its parts.
+    spec = importlib.util.find_spec("nvidia")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        found += sorted(Path(folder).glob(f"*/bin/{name}"))
+    return next((path for path in found if path.is_file()), None)

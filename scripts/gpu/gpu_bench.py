@@ -30,7 +30,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from minillm import LLM, SamplingParams
 from minillm.config import LayerSpec
 from minillm.ops.contract import LayerCache, Matrix, RopeTables
-from minillm.ops.cuda import LINEAR_RUNGS, CudaOps
+from minillm.ops.cuda import CudaOps
+from minillm.ops.cuda_rungs import LINEAR_RUNGS
 from minillm.ops.reference import ReferenceOps
 from minillm.ops.sampling import SamplingBatch
 

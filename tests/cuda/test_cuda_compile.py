@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gpu_objects import RECORD, changed, compile_once
 
 from minillm.labs.grader.registry import find_lab
 from minillm.toolchain.cuda import ARCHITECTURES, compile_command
@@ -25,24 +26,16 @@ CUDA = find_cuda()
 if CUDA is None:
     pytest.skip("no nvcc: the kernels are only simulated here", allow_module_level=True)
 
-RECORD = Path(__file__).parent / "cuda_registers.json"
 SOURCES = find_sources("cuda", ".cu")
-OTHERS = [Path(__file__).parent / "kernels" / name for name in ("counted.cu", "bugs.cu", "words.cu")]
+OTHERS = [
+    Path(__file__).parent / "kernels" / name for name in ("counted.cu", "bugs.cu", "words.cu", "limits.cu")
+]
 OTHERS += [find_lab(number).package / f"lab{number}.cu" for number in ("7", "8")]
 FUNCTION = re.compile(
     r"Compiling entry function '(\S+)' for '(\S+)'.*?"
     r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
     re.DOTALL,
 )
-
-
-def compile_all(source: Path, folder: Path, *flags: str) -> str:
-    """The output of nvcc; the test fails with this output if nvcc fails or warns."""
-    command = compile_command(CUDA, source, folder / "out.o", ARCHITECTURES)
-    done = subprocess.run([*command, *flags], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "warning" not in done.stderr, done.stderr
-    return done.stderr
 
 
 def registers(source: Path, said: str) -> dict[str, dict[str, int]]:
@@ -59,8 +52,8 @@ def registers(source: Path, said: str) -> dict[str, dict[str, int]]:
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
-def test_kernels_compile_without_spills(source, tmp_path):
-    found = registers(source, compile_all(source, tmp_path, "-Xptxas", "-v"))
+def test_kernels_compile_without_spills(source, gpu_objects):
+    found = registers(source, compile_once(source, gpu_objects)[1])
     assert all(set(per_arch) == {f"sm_{arch}" for arch in ARCHITECTURES} for per_arch in found.values())
     record = json.loads(RECORD.read_text()) if RECORD.is_file() else {"nvcc": "", "registers": {}}
     version = nvcc_version(CUDA)
@@ -72,11 +65,9 @@ def test_kernels_compile_without_spills(source, tmp_path):
 
 
 def test_control_a_spill_is_seen(tmp_path):
-    source = tmp_path / "spills.cu"
-    (kernel,) = find_sources("cuda", "decode_d1.cu")
-    text = kernel.read_text()
-    source.write_text(text.replace("__launch_bounds__(kThreads, 4)", "__launch_bounds__(kThreads, 8)"))
-    said = compile_all(source, tmp_path, "-Xptxas", "-v")
+    more_blocks = "__launch_bounds__(kThreads, 4)", "__launch_bounds__(kThreads, 8)"
+    source = changed("decode_d1", tmp_path, [("decode_d1.cu", *more_blocks)])
+    said = compile_once(source, tmp_path, ["90"])[1]
     with pytest.raises(AssertionError, match="spills"):
         registers(source, said)
 
@@ -94,18 +85,6 @@ def test_what_the_simulator_runs_in_tests_is_cuda(source, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    ("name", "arch", "instruction"),
-    [("attention_v2", "80", r"ld\.global\S*\.v4"), ("decode_d1", "75", r"ld\.global\S*\.v4")],
-)
-def test_wide_loads_are_one_instruction(name, arch, instruction, tmp_path):
-    target = tmp_path / "out.ptx"
-    (source,) = find_sources("cuda", f"{name}.cu")
-    command = compile_command(CUDA, source, target, [])
-    subprocess.run([*command, "-ptx", f"-arch=compute_{arch}"], check=True, capture_output=True)
-    assert re.search(instruction, target.read_text())
-
-
 def test_asynchronous_copies_exist_from_sm_80_on(tmp_path):
     for arch, there in (("75", False), ("80", True)):
         target = tmp_path / f"{arch}.ptx"
@@ -113,23 +92,6 @@ def test_asynchronous_copies_exist_from_sm_80_on(tmp_path):
         command = compile_command(CUDA, source, target, [])
         subprocess.run([*command, "-ptx", f"-arch=compute_{arch}"], check=True, capture_output=True)
         assert ("cp.async.ca" in target.read_text()) == there
-
-
-@pytest.mark.parametrize("word", ["mma.sync.aligned.m16n8k16", "ldmatrix.sync", "cp.async.cg"])
-def test_the_mma_rung_uses_what_it_is_named_for(word, tmp_path):
-    (source,) = find_sources("cuda", "linear_mma.cu")
-    command = compile_command(CUDA, source, tmp_path / "out.ptx", [])
-    subprocess.run([*command, "-ptx", "-arch=compute_80"], check=True, capture_output=True)
-    assert word in (tmp_path / "out.ptx").read_text()
-
-
-@pytest.mark.parametrize("name", ["attention_v3", "decode_d2"])
-def test_attention_on_tensor_cores_uses_them(name, tmp_path):
-    (source,) = find_sources("cuda", f"{name}.cu")
-    command = compile_command(CUDA, source, tmp_path / "out.ptx", [])
-    subprocess.run([*command, "-ptx", "-arch=compute_80"], check=True, capture_output=True)
-    for word in ("mma.sync.aligned.m16n8k16", "m8n8.x4.trans", "cp.async.cg", "ex2.approx.ftz"):
-        assert word in (tmp_path / "out.ptx").read_text()
 
 
 @pytest.mark.slow

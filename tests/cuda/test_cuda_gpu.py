@@ -32,7 +32,8 @@ from torch import Tensor
 
 from minillm import SamplingParams
 from minillm.ops.contract import AttentionMetadata, LayerCache, RopeTables
-from minillm.ops.cuda import ATTENTION_RUNGS, TENSOR_RUNGS, CudaOps
+from minillm.ops.cuda import CudaOps
+from minillm.ops.cuda_rungs import ATTENTION_RUNGS, TENSOR_RUNGS
 from minillm.ops.sampling import SamplingBatch, noise_key
 
 pytestmark = pytest.mark.gpu

@@ -17,7 +17,7 @@ from torch import Tensor
 from minillm import SamplingParams
 from minillm.errors import UnsupportedModel
 from minillm.ops.contract import LayerCache, RopeTables
-from minillm.ops.cuda import ATTENTION_RUNGS
+from minillm.ops.cuda_rungs import ATTENTION_RUNGS
 from minillm.ops.sampling import SamplingBatch, noise_key
 from minillm.ops.simt import SimtOps, flavour, flavours, schedule
 from minillm.ops.simt.ops import load_ops

@@ -173,7 +173,7 @@ def test_control_single_ops_launch_one_by_one(decoder: Decoder) -> None:
 
 
 def test_the_hosts_share_of_a_decode_step(tmp_path: Path) -> None:
-    """At 22 layers and four sequences it is at most 250 us: the fastest of many steps, so no load disturbs it.
+    """At 22 layers and four sequences it is at most 250 us: the fastest of many steps, whatever else runs.
 
     From plain data to tokens (`Worker.execute`), with all kernels stubbed out; 44 us were measured.
     """

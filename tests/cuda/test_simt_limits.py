@@ -1,4 +1,4 @@
-"""What a chip refuses to launch, the simulator refuses, and nothing else: each limit, and the last value before it.
+"""What a chip refuses to launch the simulator refuses: each limit, and the last value before it.
 
 The numbers are those of sm_80 and sm_90 (CUDA C++ Programming Guide, Compute Capabilities).
 """
@@ -6,14 +6,17 @@ The numbers are those of sm_80 and sm_90 (CUDA C++ Programming Guide, Compute Ca
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from gpu_objects import recorded_registers
 
 from minillm.ops.simt import SimtError, compile_kernels, registers, schedule
 from minillm.ops.simt.machine import machine
 from minillm.toolchain.compiler import BuildFailed, find_compiler
+from minillm.toolchain.sources import find_sources
 
 try:
     machine()
@@ -102,6 +105,18 @@ def test_shared_memory_above_48_kb_is_refused_if_the_kernel_does_not_ask(limits)
         assert "102400 of dynamic shared memory: a block has 49152, and more only if its kernel asks" in says
 
 
+def test_a_launch_that_does_not_ask_is_noticed(tmp_path):
+    """The mutant of LAUNCH, which both machines share."""
+    (dialect,) = find_sources("cuda", "dialect.h")
+    text, asks = dialect.read_text(), "(shared_bytes) ? ALLOW_SHARED"
+    assert asks in text
+    (tmp_path / "dialect.h").write_text(text.replace(asks, "false ? ALLOW_SHARED"))
+    shutil.copy(FILE, tmp_path)
+    mutant = compile_kernels(tmp_path / FILE.name, folder=tmp_path)
+    assert runs(mutant, "run_dynamic", 48 * KB)
+    assert "only if its kernel asks" in refused(mutant, "run_dynamic", 100 * KB)
+
+
 def test_static_arrays_beside_dynamic_memory_count_together(limits):
     assert runs(limits, "run_arrays_behind", 128)
     assert runs(limits, "run_arrays_behind", 100 * KB)  # more than 48 KB of both, arrays declared last
@@ -127,6 +142,13 @@ def test_a_block_with_more_registers_is_refused(limits, count, threads):
         )
     with registers({"another": count}):
         assert runs(limits, "run_shape", 1, 1, 1, threads, 1, 1), "control: a number for another kernel"
+
+
+def test_the_registers_of_the_engines_kernels_are_known_here():
+    """By conftest.py, in all tests of this folder."""
+    assert len(recorded_registers()) > 15
+    with registers({}) as before:
+        assert before == recorded_registers()
 
 
 def test_only_the_last_blocks_run_if_that_is_wanted():

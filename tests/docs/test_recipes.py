@@ -125,7 +125,7 @@ def test_without_its_entry_the_family_is_refused(
 COMPARE = """
 import oracle, torch
 from cases import CASES
-from minillm.ops.cuda import ATTENTION_RUNGS
+from minillm.ops.cuda_rungs import ATTENTION_RUNGS
 from minillm.ops.simt import SimtOps, flavour
 ops = SimtOps()
 print(*ATTENTION_RUNGS)

@@ -51,6 +51,21 @@ def silu_roundings(
     return torch.cat([gate, up], dim=-1), once.to(dtype), twice.to(dtype), is_clear
 
 
+def norm_roundings(
+    dtype: torch.dtype, rows: int = 8, size: int = 257
+) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    """(x, residual, weight), their add_rms_norm with eps 1e-5, and where its bits are certain.
+
+    The sum is rounded, then its norm, then the product with the weight.
+    """
+    x, residual = (random(rows, size, dtype=dtype, seed=s) for s in (1, 2))
+    weight = random(size, dtype=dtype, seed=3)
+    total = (x + residual).double()
+    normed = total / (total.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    is_clear = (normed * (1 - 3e-6)).to(dtype) == (normed * (1 + 3e-6)).to(dtype)
+    return (x, residual, weight), (normed.to(dtype).double() * weight.double()).to(dtype), is_clear
+
+
 @dataclass
 class Case:
     """One (number of new rows, number of keys including them) per sequence."""

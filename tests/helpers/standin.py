@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from minillm.ops.cuda import HEAD_DIMS, CudaOps
+from minillm.ops.cuda import CudaOps
+from minillm.ops.cuda_rungs import HEAD_DIMS
 from minillm.toolchain import cuda as toolchain
 from minillm.toolchain.compiler import COMMON
 from minillm.toolchain.cuda_toolkit import find_cuda, headers

@@ -72,7 +72,8 @@ def test_setup_compiles_ahead_of_time_only_when_asked(tmp_path: Path) -> None:
     checkout = tmp_path / "check out"
     ignore = shutil.ignore_patterns("zoo", "kernels", "__pycache__")
     shutil.copytree(REPO / "minillm", checkout / "minillm", ignore=ignore)
-    shutil.copytree(REPO / "csrc" / "cpu", checkout / "csrc" / "cpu")
+    for part in ("cpu", "shared"):
+        shutil.copytree(REPO / "csrc" / part, checkout / "csrc" / part)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPO / name, checkout)
     quick = tmp_path / "c++"

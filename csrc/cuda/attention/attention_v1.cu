@@ -48,7 +48,7 @@ __device__ __forceinline__ const T* cached(const AttentionArgs& p, const void* c
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     attention_v1_scores(const __grid_constant__ AttentionArgs p, const __grid_constant__ NaiveScratch scratch) {
-  int key = blockIdx.x * kThreads + threadIdx.x, token = blockIdx.y, head = blockIdx.z;
+  int key = blockIdx.z * kThreads + threadIdx.x, token = blockIdx.x, head = blockIdx.y;
   Row row = find_row(p, token);
   if (key >= p.sequences.kv_len[row.sequence]) return;
   float score = -INFINITY;
@@ -101,7 +101,7 @@ void attention_v1(const AttentionArgs& p, const NaiveScratch& scratch, Stream st
   with_number_type(p.dtype, [&](auto zero) {
     using T = decltype(zero);
     cudaStream_t s = stream_of(stream);
-    dim3 pairs(ceil_div(scratch.max_kv_len, kThreads), tokens, p.num_heads);
+    dim3 pairs(tokens, p.num_heads, ceil_div(scratch.max_kv_len, kThreads));  // grid.y and grid.z end at 65,535
     LAUNCH(attention_v1_scores<T>, pairs, kThreads, 0, s, p, scratch);
     LAUNCH(attention_v1_softmax, dim3(tokens, p.num_heads), 32, 0, s, p, scratch);
     dim3 outputs(tokens, p.num_heads, ceil_div(p.head_dim, kThreads));

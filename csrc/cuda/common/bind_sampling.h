@@ -22,6 +22,7 @@ inline Tensor draw(const Tensor& logits, const Tensor& keys, const Tensor& numbe
   check_size(op, "seen_end's length", seen_end.size(0), rows);
   STD_TORCH_CHECK(num_token_ids > 0 && num_token_ids <= logits.size(1), op, ": ", num_token_ids, " ids of ",
                   logits.size(1));
+  STD_TORCH_CHECK(num_token_ids <= kMaxTokenIds, op, ": ", num_token_ids, " ids, at most ", kMaxTokenIds);
   Tensor tokens = like(keys, {rows});
   int64_t bytes = sample_scratch_bytes(static_cast<int>(rows), static_cast<int>(num_token_ids));
   Tensor scratch = torch::stable::new_empty(logits, std::vector<int64_t>{bytes}, ScalarType::Byte);

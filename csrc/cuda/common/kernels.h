@@ -145,6 +145,8 @@ struct SplitScratch {               // of decode_d2, float
   int splits;                       // num_splits of the longest sequence, or more
 };
 
+constexpr int kMaxTokenIds = 1 << 21;  // of `sample`
+
 struct SampleArgs {
   const void* logits;               // [rows, vocab_size]
   const uint64_t* keys;             // [rows]
@@ -153,7 +155,7 @@ struct SampleArgs {
   void* scratch;                    // sample_scratch_bytes(rows, num_token_ids), at a multiple of 16 bytes
   int64_t* tokens;                  // [rows]
   int rows, vocab_size, num_token_ids;
-  int id_bits;                      // bits of an id, set by the launcher: num_token_ids <= 2^id_bits
+  int first_row;                    // of a launch; set by the launcher
   DType dtype;
   const bool* finite = nullptr;     // [rows]: a row that is false is skipped, its token is 0; null: none is
 };

@@ -110,6 +110,7 @@ __global__ void __launch_bounds__(kThreads, 4) decode_d1_kernel(const __grid_con
             for (int c = 0; c < kMine; c++)
               if (k >= from && k < end) v[i][c] = cache_at(p.v_cache, slots[k - start])[thread + c * kThreads];
           }
+          __syncwarp();  // orders nothing that matters: ptxas would wait for the first rows before it loads the last
           UNROLL
           for (int i = 0; i < kRows; i++) {
             int k = tile_start + first + i;

@@ -1,7 +1,7 @@
 // copy_blocks: copies block source[i] of the cache to block destination[i]. A forked sequence gets its own copy
 // of a shared block this way.
 //
-//     cache  [ block 0 | block 1 | block 2 | ... ]     blockIdx.y is the pair;
+//     cache  [ block 0 | block 1 | block 2 | ... ]     blockIdx.x is the pair (grid.y would end at 65,535);
 //                 \______________^                     16 bytes per thread and iteration
 //
 // All pairs run at once, so no destination may be the source or destination of another pair: two such pairs
@@ -16,10 +16,10 @@ constexpr int kThreads = 128;
 
 template <class Word>
 __global__ void __launch_bounds__(kThreads) copy_blocks_kernel(const __grid_constant__ CopyBlocksArgs p) {
-  int64_t words = p.block_bytes / sizeof(Word), pair = blockIdx.y;
+  int64_t words = p.block_bytes / sizeof(Word), pair = blockIdx.x;
   const Word* from = static_cast<const Word*>(p.cache) + p.source[pair] * words;
   Word* to = static_cast<Word*>(p.cache) + p.destination[pair] * words;
-  for (int64_t i = blockIdx.x * kThreads + threadIdx.x; i < words; i += gridDim.x * kThreads)
+  for (int64_t i = blockIdx.y * kThreads + threadIdx.x; i < words; i += gridDim.y * kThreads)
     store_wide(to + i, load_wide<Word>(from + i));
 }
 
@@ -31,9 +31,9 @@ void copy_blocks(const CopyBlocksArgs& p, Stream stream) {
   int64_t words = p.block_bytes / (wide ? 16 : 2);
   int per_pair = words > 16 * kThreads ? 16 : static_cast<int>(ceil_div<int64_t>(words, kThreads));
   if (wide)
-    LAUNCH((copy_blocks_kernel<Vec<uint32_t, 4>>), dim3(per_pair, p.count), kThreads, 0, stream_of(stream), p);
+    LAUNCH((copy_blocks_kernel<Vec<uint32_t, 4>>), dim3(p.count, per_pair), kThreads, 0, stream_of(stream), p);
   else
-    LAUNCH((copy_blocks_kernel<Vec<uint16_t, 1>>), dim3(per_pair, p.count), kThreads, 0, stream_of(stream), p);
+    LAUNCH((copy_blocks_kernel<Vec<uint16_t, 1>>), dim3(p.count, per_pair), kThreads, 0, stream_of(stream), p);
 }
 
 }  // namespace minillm::cuda

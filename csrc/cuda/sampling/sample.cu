@@ -1,186 +1,168 @@
-// sample: from logits to a token, one block per row (rules and reasons: minillm/ops/sampling.py).
+// sample: from logits to a token, several blocks per row (rules and reasons: minillm/ops/sampling.py).
 //
 //     mask, penalty -> highest -> (x - highest) / temperature -> top-k -> top-p -> min-p -> + noise -> argmax
 //
-// Nothing is sorted. Each id has a *rank*, an integer. Its upper bits are those of the id's value, mapped so
-// that integers have the order of the floats. Its lower bits are the id reversed, so that of two equal values
-// the lower id ranks higher. No two ranks are equal. Both filters are the same search: the highest rank t such
-// that the ids with rank >= t have enough total weight.
+// Five launches, since no block waits for another. A block has one slice of a row (slice.h); `cut` and `finish` have
+// a row:
 //
-//     top-k    weight of an id: 1          enough: k
-//     top-p    weight of an id: e^x        enough: top_p times the total weight of the ids that top-k kept
+//                   reads                        writes
+//     highest       logits                       the most likely id of each slice
+//     sort          logits                       each slice sorted by rank (sort.h), its masses    top-k, top-p only
+//     cut           a few of those               the lowest rank that stays (search.h)             top-k, top-p only
+//     draw          logits                       the best id of each slice, with noise (noise.h)   not greedy
+//     finish        the best of each slice       the token
 //
-// t is found bit by bit from the top, as in a radix select with one bit per pass. Bytes: a pass reads the row
-// (mostly from L2); each filter in use takes 32 + log2(vocab) passes. Limit: the latency of these passes; a
-// select by 8 bits at a time would need an eighth of them.
+// The two filters are one search: the highest rank t such that the ids with rank >= t have enough weight. Top-p is
+// searched for among the ids that top-k kept. Ranks are distinct, so ties need no care.
 //
-// Noise is a function of (key, id) only, so rows are independent (contract C3). Float64 is used where the
-// reference uses it: for sums of probabilities and for the final argmax.
+// Bytes: the row of logits once (greedy), twice (no top-k, no top-p) or three times. A row that is cut also writes 16
+// bytes an id and reads a few per cent of them. Everything after the first pass comes from L2 if there are few rows.
+// Limit: for one row the latency of five launches and of the search; for many, sorting in shared memory (78 stages).
+//
+// One e^x for each id, and noise for few (noise.h). Float64 is used where the reference uses it: for sums of
+// probabilities and for the final argmax. The order of a sum depends only on the vocabulary and on the row.
+//
+// Sources: the comparison of radix select with sorting on GPUs in Zhang et al., "Parallel Top-K Algorithms on GPU"
+// (SC 2023); selection from several sorted runs is Frederickson and Johnson, "The Complexity of Selection and Ranking
+// in X + Y and Matrices with Sorted Columns" (JCSS 1982). A radix select by 8 bits takes four passes over a row for
+// the value of one threshold, and top-p can begin only when top-k is done; ids that tie need passes of their own.
+// Sorted slices answer both filters, with ties, after one pass. Left out: a sort of only the likely ids, and warps
+// that sort in registers.
 
-#include "dispatch.h"
+#include "noise.h"
+#include "search.h"
 
 namespace minillm::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
+constexpr int64_t kScratchBytes = 1 << 26;  // most of one round of launches; more rows take more rounds
+constexpr int kMaxRows = 1 << 15;           // of one round: a grid has at most 65,535 in y
 
-// A candidate for the argmax. The higher score is better; of equal scores, the lower id.
-struct Best {
-  double score;
-  int id;
-};
-
-__device__ __forceinline__ Best better(Best a, Best b) {
-  return b.score > a.score || (b.score == a.score && b.id < a.id) ? b : a;
+template <class T>
+__global__ void __launch_bounds__(kSliceThreads) highest_kernel(const __grid_constant__ Work w) {
+  int slice = blockIdx.x;
+  Row row(w, blockIdx.y);
+  if (!row.finite) return;
+  Best best = {-INFINITY, w.p.num_token_ids};
+  read_values<T>(w, row, slice).each([&](int id, float value) { best = better(best, {value, id}); });
+  best = block_best(best);
+  if (threadIdx.x == 0) w.highest[static_cast<int64_t>(row.part) * w.slices + slice] = best;
 }
 
-// The best candidate of the block, returned in every thread. All threads of the block must call it.
-__device__ __forceinline__ Best block_best(Best best) {
-  SHARED(double, scores, [kWarps]);
-  SHARED(int, ids, [kWarps]);
-  for (int step = 16; step > 0; step /= 2)
-    best = better(best, {__shfl_xor_sync(0xffffffff, best.score, step), __shfl_xor_sync(0xffffffff, best.id, step)});
-  __syncthreads();  // the previous call's results have been read
-  if (threadIdx.x % 32 == 0) scores[threadIdx.x / 32] = best.score, ids[threadIdx.x / 32] = best.id;
-  __syncthreads();
-  for (int warp = 0; warp < kWarps; warp++) best = better(best, {scores[warp], ids[warp]});
-  return best;
+template <class T>
+__global__ void __launch_bounds__(kSliceThreads) sort_kernel(const __grid_constant__ Work w) {
+  SHARED(uint64_t, ranks, [kSlice]);
+  int slice = blockIdx.x, first = slice * kSlice, count = min(kSlice, w.p.num_token_ids - first), size = 1;
+  Row row(w, blockIdx.y);
+  if (!row.is_cut(w)) return;
+  while (size < count) size *= 2;
+  float highest = static_cast<float>(best_of_row(w, w.highest, row.part).score), divisor = moderate(row.temperature);
+  for (int i = count + threadIdx.x; i < size; i += kSliceThreads) ranks[i] = 0;  // below every rank
+  read_values<T>(w, row, slice).each([&](int id, float value) {
+    ranks[id - first] = rank_of((value - highest) / divisor, id);
+  });
+  __syncthreads();  // the ranks are written
+  sort_ranks(ranks, size);
+  int64_t place = static_cast<int64_t>(row.part) * w.p.num_token_ids + first;
+  for (int i = threadIdx.x; i < count; i += kSliceThreads) w.keys[place + i] = ranks[i];
+  if (row.top_p < 1) write_masses(ranks, count, w.masses + place);
 }
 
-__device__ __forceinline__ double block_sum(double value) {
-  SHARED(double, sums, [kWarps]);
-  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffff, value, step);
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = value;
-  __syncthreads();
-  double sum = 0;
-  for (int warp = 0; warp < kWarps; warp++) sum += sums[warp];
-  return sum;
-}
-
-struct Row {
-  const float* values;  // [count], in global memory
-  int count, id_bits;
-};
-
-// The rank of `id`. For the order of floats, all bits of a negative value are flipped; of a positive one, only
-// the sign bit.
-__device__ __forceinline__ uint64_t rank_of(const Row& row, int id) {
-  union {
-    float value;
-    uint32_t bits;
-  } x = {row.values[id] + 0.0f};  // -0 becomes +0: the two are equal
-  uint32_t ordered = x.bits & 0x80000000u ? ~x.bits : x.bits | 0x80000000u;
-  return static_cast<uint64_t>(ordered) << row.id_bits | ((1u << row.id_bits) - 1 - id);
-}
-
-// The total weight of the ids with rank >= `lowest`.
-template <class Weight>
-__device__ __forceinline__ double weigh(const Row& row, uint64_t lowest, Weight weight) {
-  double sum = 0;
-  for (int id = threadIdx.x; id < row.count; id += kThreads)
-    if (rank_of(row, id) >= lowest) sum += weight(id);
-  return block_sum(sum);
-}
-
-// The highest rank t such that the ids with rank >= t have a total weight of `enough`; 0 if all ids have less.
-template <class Weight>
-__device__ __forceinline__ uint64_t threshold(const Row& row, double enough, Weight weight) {
+__global__ void __launch_bounds__(kSliceThreads) cut_kernel(const __grid_constant__ Work w) {
+  SHARED(int, low, [kMaxSlices]);
+  SHARED(int, high, [kMaxSlices]);
+  Row row(w, blockIdx.x);
+  if (!row.is_cut(w)) return;
+  int num_ids = w.p.num_token_ids;
+  int64_t place = static_cast<int64_t>(row.part) * num_ids;
+  Ranges ranges = {w.keys + place, w.masses + place, num_ids, w.slices, low, high};
   uint64_t lowest = 0;
-  for (int bit = 31 + row.id_bits; bit >= 0; bit--) {
-    uint64_t candidate = lowest | uint64_t{1} << bit;
-    if (weigh(row, candidate, weight) >= enough) lowest = candidate;
-  }
-  return lowest;
-}
-
-// A Gumbel variable from SplitMix64's finaliser of key and id.
-__device__ __forceinline__ double gumbel(uint64_t key, int id) {
-  uint64_t x = key + (static_cast<uint64_t>(id) + 1) * 0x9e3779b97f4a7c15u;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  double uniform = (static_cast<double>((x ^ (x >> 31)) >> 12) + 0.5) * 0x1p-52;
-  return -log(-log(uniform));
-}
-
-__device__ __forceinline__ float moderate(double divisor) {
-  return static_cast<float>(min(max(divisor, 1e-20), 1e20));
-}
-
-// Writes the row's logits as floats, after the repetition penalty.
-template <class T>
-__device__ __forceinline__ void read_logits(const SampleArgs& p, float* values, int row, double penalty) {
-  const T* logits = static_cast<const T*>(p.logits) + static_cast<int64_t>(row) * p.vocab_size;
-  for (int id = threadIdx.x; id < p.num_token_ids; id += kThreads) values[id] = to_float(logits[id]);
-  __syncthreads();
-  float factor = moderate(penalty);
-  int64_t begin = row ? p.seen_end[row - 1] : 0, end = p.seen_end[row];
-  for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {  // each id occurs once: no two threads share a value
-    int64_t id = p.seen[i];
-    if (id < p.num_token_ids) values[id] = values[id] > 0 ? values[id] / factor : values[id] * factor;
-  }
-  __syncthreads();
+  for (int slice = threadIdx.x; slice < w.slices; slice += kSliceThreads)
+    low[slice] = 0, high[slice] = ranges.size(slice);
+  __syncthreads();  // the ranges are written
+  if (row.top_k > 0 && row.top_k < num_ids) {
+    lowest = threshold(ranges, static_cast<double>(row.top_k), Number());
+    __syncthreads();  // the ranges have been read
+    for (int slice = threadIdx.x; slice < w.slices; slice += kSliceThreads) low[slice] = 0;
+  }  // the ranges of top-p end where those of top-k ended; total_weight has the next barrier
+  double total = row.top_p < 1 ? total_weight(ranges, Mass()) : 0, enough = row.top_p * total;
+  if (row.top_p < 1 && total >= enough) lowest = threshold(ranges, enough, Mass());  // not if the total is NaN
+  if (threadIdx.x == 0) w.lowest[row.part] = lowest;
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) sample_kernel(const __grid_constant__ SampleArgs p) {
-  int row_number = blockIdx.x;
-  float* values = static_cast<float*>(p.scratch) + static_cast<int64_t>(row_number) * p.num_token_ids;
-  if (p.finite && !p.finite[row_number]) {
-    if (threadIdx.x == 0) p.tokens[row_number] = 0;
-    return;
-  }
-  const double* numbers = p.numbers + 4 * row_number;
-  double temperature = numbers[0], top_p = numbers[1], min_p = numbers[2];
-  int64_t top_k = p.top_k[row_number];
-  read_logits<T>(p, values, row_number, numbers[3]);
+__global__ void __launch_bounds__(kSliceThreads) draw_kernel(const __grid_constant__ Work w) {
+  int slice = blockIdx.x;
+  Row row(w, blockIdx.y);
+  if (!row.is_drawn()) return;
+  Best likeliest = best_of_row(w, w.highest, row.part);
+  float highest = static_cast<float>(likeliest.score), divisor = moderate(row.temperature);
+  float least = row.min_p > 0 ? static_cast<float>(log(row.min_p)) : -INFINITY;  // min_p times the highest weight, e^0
+  uint64_t lowest = row.is_cut(w) ? w.lowest[row.part] : 0, key = w.p.keys[row.index];
+  // The most likely id passes every filter, so the token's score is not below this one. NaN leaves no id out.
+  double reached = (highest - highest) / divisor + gumbel(uniform_bits(key, likeliest.id));
 
-  Best likeliest = {-INFINITY, p.num_token_ids};
-  for (int id = threadIdx.x; id < p.num_token_ids; id += kThreads) likeliest = better(likeliest, {values[id], id});
-  likeliest = block_best(likeliest);
-  if (temperature == 0) {
-    if (threadIdx.x == 0) p.tokens[row_number] = likeliest.id;
-    return;  // the whole block returns: all its threads have the same temperature
-  }
-
-  float highest = static_cast<float>(likeliest.score), divisor = moderate(temperature);
-  for (int id = threadIdx.x; id < p.num_token_ids; id += kThreads) values[id] = (values[id] - highest) / divisor;
-
-  Row row = {values, p.num_token_ids, p.id_bits};
-  uint64_t lowest = 0;  // from here on, a thread reads only values that it wrote itself
-  if (top_k > 0) lowest = threshold(row, static_cast<double>(top_k), [](int) { return 1.0; });
-  if (top_p < 1) {
-    uint64_t kept = lowest;
-    auto mass = [&](int id) { return rank_of(row, id) >= kept ? exp(static_cast<double>(values[id])) : 0.0; };
-    uint64_t nucleus = threshold(row, top_p * weigh(row, kept, mass), mass);
-    lowest = max(kept, nucleus);
-  }
-  float least = min_p > 0 ? static_cast<float>(log(min_p)) : -INFINITY;  // min_p times the highest weight, e^0
-
-  Best drawn = {-INFINITY, p.num_token_ids};
-  for (int id = threadIdx.x; id < p.num_token_ids; id += kThreads) {
-    float value = values[id];
-    bool out = value == -INFINITY || value < least || rank_of(row, id) < lowest;
-    if (!out) drawn = better(drawn, {value + gumbel(p.keys[row_number], id), id});
-  }
+  Best drawn = {-INFINITY, w.p.num_token_ids};
+  read_values<T>(w, row, slice).each([&](int id, float logit) {
+    float value = (logit - highest) / divisor;
+    uint64_t bits = uniform_bits(key, id);
+    bool out = value == -INFINITY || value < least || rank_of(value, id) < lowest;
+    if (out || value + gumbel_bound(bits) < reached) return;
+    drawn = better(drawn, {value + gumbel(bits), id});
+  });
   drawn = block_best(drawn);
-  if (threadIdx.x == 0) p.tokens[row_number] = drawn.id;
+  if (threadIdx.x == 0) w.drawn[static_cast<int64_t>(row.part) * w.slices + slice] = drawn;
+}
+
+__global__ void __launch_bounds__(kSliceThreads) finish_kernel(const __grid_constant__ Work w) {
+  Row row(w, blockIdx.x);
+  int64_t token = 0;
+  if (row.finite) token = best_of_row(w, row.is_drawn() ? w.drawn : w.highest, row.part).id;
+  if (threadIdx.x == 0) w.p.tokens[row.index] = token;
+}
+
+int slices_of(int num_token_ids) { return ceil_div(num_token_ids, kSlice); }
+
+int64_t bytes_of_row(int num_token_ids) {
+  int64_t of_id = sizeof(uint64_t) + sizeof(double), of_slice = 2 * sizeof(Best);
+  return of_id * num_token_ids + of_slice * slices_of(num_token_ids) + sizeof(uint64_t);
+}
+
+// The rows of one round of launches.
+int rows_at_once(int rows, int num_token_ids) {
+  int64_t fitting = kScratchBytes / bytes_of_row(num_token_ids);
+  return static_cast<int>(min(max(fitting, int64_t{1}), int64_t{min(rows, kMaxRows)}));
+}
+
+Work work_of(const SampleArgs& p, int rows) {
+  int64_t ids = int64_t{rows} * p.num_token_ids, parts = int64_t{rows} * slices_of(p.num_token_ids);
+  auto* keys = static_cast<uint64_t*>(p.scratch);
+  auto* masses = reinterpret_cast<double*>(keys + ids);
+  auto* highest = reinterpret_cast<Best*>(masses + ids);
+  return {p, slices_of(p.num_token_ids), keys, masses, highest, highest + parts,
+          reinterpret_cast<uint64_t*>(highest + 2 * parts)};
 }
 
 }  // namespace
 
-int64_t sample_scratch_bytes(int rows, int num_token_ids) { return int64_t{4} * rows * num_token_ids; }
+int64_t sample_scratch_bytes(int rows, int num_token_ids) {
+  return rows_at_once(rows, num_token_ids) * bytes_of_row(num_token_ids);
+}
 
-void sample(const SampleArgs& given, Stream stream) {
-  if (given.rows == 0) return;
-  SampleArgs p = given;
-  p.id_bits = 1;
-  while (1 << p.id_bits < p.num_token_ids) p.id_bits++;
-  with_number_type(p.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    LAUNCH(sample_kernel<T>, p.rows, kThreads, 0, stream_of(stream), p);
-  });
+void sample(const SampleArgs& p, Stream stream) {
+  int at_once = rows_at_once(p.rows, p.num_token_ids);
+  Work w = work_of(p, at_once);
+  for (w.p.first_row = 0; w.p.first_row < p.rows; w.p.first_row += at_once) {
+    unsigned rows = min(at_once, p.rows - w.p.first_row), slices = w.slices;
+    with_number_type(p.dtype, [&](auto zero) {
+      using T = decltype(zero);
+      LAUNCH(highest_kernel<T>, dim3(slices, rows), kSliceThreads, 0, stream_of(stream), w);
+      LAUNCH(sort_kernel<T>, dim3(slices, rows), kSliceThreads, 0, stream_of(stream), w);
+      LAUNCH(cut_kernel, rows, kSliceThreads, 0, stream_of(stream), w);
+      LAUNCH(draw_kernel<T>, dim3(slices, rows), kSliceThreads, 0, stream_of(stream), w);
+    });
+    LAUNCH(finish_kernel, rows, kSliceThreads, 0, stream_of(stream), w);
+  }
 }
 
 }  // namespace minillm::cuda

@@ -3,6 +3,7 @@
     3, 0.5, True, "text", None     themselves
     lists and tuples               a list
     bytes, Words, Cost             {"bytes": base64}, {"words": text}, {"cost": text}
+    Counted                        {"counted": [text, count]}
     Raised                         {"raised": [kind, message, ...]}
     a tensor                       {"tensor": [dtype, shape, base64]}
     anything else                  {"other": its type}: equal to nothing
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm.labs.grader.lab import Cost, Words
+from minillm.labs.grader.lab import Cost, Counted, Words
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -103,6 +104,8 @@ def _encode_object(value: Any, kind: type) -> Any:
         return {"words": encode(value.text)}
     if kind is Cost:
         return {"cost": encode(value.text)}
+    if kind is Counted:
+        return {"counted": [encode(value.text), encode(value.count)]}
     if kind is Raised:
         return {"raised": [encode(x) for x in (value.kind, value.message, value.is_typed, value.place)]}
     if issubclass(kind, Tensor):
@@ -140,6 +143,10 @@ def _decode_raised(content: Any) -> Raised:
     return Raised(_text(kind), _text(message), is_typed is True, _text(place))
 
 
+def _decode_counted(text: Any, count: Any) -> Counted:
+    return Counted(_text(text), _text(count))
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("not a text")
@@ -157,6 +164,7 @@ _DECODERS: dict[str, Callable[[Any], Any]] = {
     "bytes": lambda content: base64.b64decode(content, validate=True),
     "words": lambda content: Words(_text(content)),
     "cost": lambda content: Cost(_text(content)),
+    "counted": lambda content: _decode_counted(*content),
     "raised": _decode_raised,
     "tensor": _decode_tensor,
     "other": lambda content: Foreign(_text(content)),

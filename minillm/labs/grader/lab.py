@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -85,6 +85,19 @@ class Cost(Words):
     """Words about what a result cost. They may stand beside it in one answer."""
 
     __repr__ = Words.__repr__
+
+
+@dataclass(frozen=True)
+class Counted(Words):
+    """Words about a count that is too large, and the count. Only the words are compared.
+
+    So a known mistake is recognised although the student's program counts a few more or less.
+    """
+
+    count: str = field(default="", compare=False)
+
+    def __repr__(self) -> str:
+        return f"{self.text}: {self.count}" if self.count else self.text
 
 
 def no_more(_: Random) -> Iterable[Case]:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import Any, SupportsIndex
 
-from minillm.labs.grader.lab import Case, Mistake, Words
+from minillm.labs.grader.counts import BYTES, LINES, ReadList, small_work
+from minillm.labs.grader.lab import Case, Counted, Mistake, Words
 
 Slots = Callable[..., Any]
 
@@ -26,8 +27,20 @@ def more_counts(random: Random) -> Iterator[Case]:
         yield from (count_case(tokens, size) for tokens in (full - 1, full, full + 1))
 
 
+def work_for_blocks(count: Callable[[int, int], Any]) -> Counted:
+    """The work for 250 blocks: a loop over the blocks is right, one over the tokens is not."""
+    return small_work(COUNT_LIMITS, count, (9, 4), (64_000, 256), endless=(1 << 50, 1 << 40))
+
+
+def token_by_token(num_tokens: int, block_size: int) -> int:
+    """Looks at every token, and counts those that begin a block."""
+    return sum(position % block_size == 0 for position in range(num_tokens))
+
+
+COUNT_LIMITS = 20 * 250, 400 * 250  # lines of Python and bytes for each block
 COUNT_CASES = (
     *(count_case(*sizes) for sizes in ((10, 4), (8, 4), (1, 16), (0, 4), (17, 16), (5, 1), (15, 16))),
+    Case("the work for 64,000 tokens, blocks of 256", work_for_blocks, "cost"),
 )
 COUNT_MISTAKES = (
     Mistake("rounded down: a partly full last block is a block too", lambda n, size: n // size),
@@ -38,6 +51,16 @@ COUNT_MISTAKES = (
     Mistake(
         "the result is the number of slots in the blocks, not of blocks", lambda n, size: -(-n // size) * size
     ),
+    *(
+        Mistake(
+            f"more than {limit:,} {what} for 250 blocks: the work may grow with the blocks, not the tokens",
+            wrong,
+        )
+        for limit, what, wrong in (
+            (COUNT_LIMITS[0], LINES, token_by_token),
+            (COUNT_LIMITS[1], BYTES, lambda n, size: len([*range(n)][::size])),
+        )
+    ),
 )
 
 
@@ -45,23 +68,6 @@ COUNT_MISTAKES = (
 
 _COPIES: dict[int, list[int]] = {}
 _KEPT: list[Any] = []  # tables stay alive, so that no two of them ever have the same `id`
-
-
-class ReadTable(list[int]):
-    """A block table that counts how many of its entries are read one by one."""
-
-    def __init__(self, blocks: Sequence[int]) -> None:
-        super().__init__(blocks)
-        self.num_reads = 0
-
-    def __getitem__(self, index: Any) -> Any:
-        found = super().__getitem__(index)
-        self.num_reads += len(found) if isinstance(index, slice) else 1
-        return found
-
-    def __iter__(self) -> Iterator[int]:
-        self.num_reads += len(self)
-        return super().__iter__()
 
 
 def table_of(*blocks: int) -> list[int]:
@@ -135,7 +141,7 @@ def twice(slots: Slots) -> list[Any]:
 
 def entries_read(slots: Slots) -> Words:
     """The entries of a long table that are read for a chunk at its end."""
-    table, positions = ReadTable(range(1024, 0, -1)), range(4000, 4096)
+    table, positions = ReadList(range(1024, 0, -1)), range(4000, 4096)
     slots(table, positions, 4)
     allowed = 4 * (len(table) + len(positions))
     if table.num_reads <= allowed:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from random import Random
 
-from minillm.labs.grader.lab import Case, Mistake
+from minillm.labs.grader.counts import BYTES, LINES, small_work
+from minillm.labs.grader.lab import Case, Counted, Mistake
 from minillm.memory.block_table import blocks_for
 
 
@@ -25,19 +26,48 @@ def more_groups(random: Random) -> Iterable[Case]:
         yield group_case(prompt, prompt + random.randint(0, 60), random.randint(1, 7), random.randint(1, 20))
 
 
-GROUP_CASES = tuple(
-    group_case(*sizes)
-    for sizes in (
-        (8, 16, 1, 4),
-        (8, 16, 3, 4),
-        (10, 17, 3, 4),
-        (3, 4, 5, 4),
-        (8, 8, 2, 4),
-        (7, 7, 2, 4),
-        (5, 9, 4, 1),
-        (33, 100, 4, 16),
-        (1000, 50_000, 100, 16),
-    )
+def work_for_group(blocks: Callable[..., int]) -> Counted:
+    """The work for 4 samples of 64 blocks: a loop over the blocks is right, one over the tokens is not."""
+    endless = (1 << 49, 1 << 50, 4, 1 << 40)
+    return small_work(GROUP_LIMITS, blocks, (10, 17, 3, 4), (32_000, 64_000, 4, 1_000), endless)
+
+
+def token_by_token(prompt_len: int, total_len: int, n: int, block_size: int) -> int:
+    """Looks at every token of every sample, and counts the blocks that begin with it."""
+    blocks, own = prompt_len // block_size, prompt_len // block_size * block_size
+    for _ in range(n):
+        for position in range(own, total_len):
+            blocks += position % block_size == 0
+    return blocks
+
+
+def lists_of_tokens(prompt_len: int, total_len: int, n: int, block_size: int) -> int:
+    """Makes a list of the tokens that follow the shared blocks."""
+    shared = prompt_len // block_size
+    return shared + n * len([*range(shared * block_size, total_len)][::block_size])
+
+
+GROUP_LIMITS = 20 * 4 * 64, 400 * 4 * 64  # lines of Python and bytes for each block of each sample
+GROUP_CASES = (
+    *(
+        group_case(*sizes)
+        for sizes in (
+            (8, 16, 1, 4),
+            (8, 16, 3, 4),
+            (10, 17, 3, 4),
+            (3, 4, 5, 4),
+            (8, 8, 2, 4),
+            (7, 7, 2, 4),
+            (5, 9, 4, 1),
+            (33, 100, 4, 16),
+            (1000, 50_000, 100, 16),
+        )
+    ),
+    Case(
+        "the work for 4 x 64,000 tokens, 32,000 of them in the prompt, blocks of 1,000",
+        work_for_group,
+        "cost",
+    ),
 )
 
 
@@ -92,5 +122,16 @@ GROUP_MISTAKES = (
     Mistake(
         "the answers are counted as shared too: they differ from the first token on",
         blocks_if_shared(lambda prompt, total, size: blocks_for(total, size)),
+    ),
+    *(
+        Mistake(
+            f"more than {limit:,} {what} for 4 samples of 64 blocks: the work may grow with the blocks and "
+            "the samples, not the tokens",
+            wrong,
+        )
+        for limit, what, wrong in (
+            (GROUP_LIMITS[0], LINES, token_by_token),
+            (GROUP_LIMITS[1], BYTES, lists_of_tokens),
+        )
     ),
 )

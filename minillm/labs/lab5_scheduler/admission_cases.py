@@ -9,6 +9,7 @@ from minillm.engine.sequence import Sequence
 from minillm.engine.step_plan import StepPlan
 from minillm.labs.grader.lab import Mistake
 from minillm.labs.grader.serving import Ask
+from minillm.labs.lab5_scheduler.costs import START_COST, START_TOO_MUCH
 from minillm.labs.lab5_scheduler.plan_cases import (
     SequenceState,
     in_turns_case,
@@ -172,6 +173,7 @@ ADMISSION_CASES = (
     serving_case(
         "the same while another sequence runs", 14, Ask(30, 2), Ask(3, 20, at=5), Ask(34, 4, at=6, story=0)
     ),
+    START_COST,
 )
 ADMISSION_MISTAKES = (
     Mistake("no headroom: running sequences need blocks for their next tokens", NoHeadroom),
@@ -190,4 +192,5 @@ ADMISSION_MISTAKES = (
     Mistake("only the first chunk is counted: the whole sequence must fit", OneChunkOfRoom),
     Mistake("blocks are allocated at admission: they are allocated chunk by chunk", AllocatesAtOnce),
     Mistake("the found blocks are not used: call `start_from`", TakesNothingFound),
+    *START_TOO_MUCH,
 )

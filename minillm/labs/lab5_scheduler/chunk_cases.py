@@ -6,6 +6,7 @@ from minillm.engine.scheduler import Scheduler
 from minillm.engine.sequence import Sequence
 from minillm.engine.step_plan import Chunk, StepPlan
 from minillm.labs.grader.lab import Mistake
+from minillm.labs.lab5_scheduler.costs import CHUNK_COST, CHUNK_TOO_MUCH
 from minillm.labs.lab5_scheduler.plan_cases import SequenceState, in_turns_case, step_case, twice_case
 
 
@@ -193,6 +194,7 @@ CHUNK_CASES = (
     step_case("a budget that is no full block", 20, *[SequenceState(20, 20, 1)] * 6, SequenceState(30, 4)),
     twice_case("two prompts", 9, SequenceState(30, 8), SequenceState(10)),
     in_turns_case("two prompts", 9, SequenceState(30, 8), SequenceState(10)),
+    CHUNK_COST,
 )
 CHUNK_MISTAKES = (
     Mistake("the prompt is not cut: a chunk has at most `prefill_chunk` tokens", WholePrompts),
@@ -227,4 +229,5 @@ CHUNK_MISTAKES = (
     Mistake("the chunk's blocks are allocated when it is planned: a plan only counts them", AllocatesAtOnce),
     Mistake("a chunk that does not fit is planned: return 0 if `_fits` is false", PlansAnyway),
     Mistake("the chunk's size is not returned, so the next prompt gets the same budget again", SaysNothing),
+    *CHUNK_TOO_MUCH,
 )

@@ -56,12 +56,19 @@ class SequenceState:
 class Stage:
     """A scheduler of the student's class, with sequences in given states."""
 
-    def __init__(self, scheduler_class: Any, num_free: int, states: Iterable[SequenceState]) -> None:
+    def __init__(
+        self,
+        scheduler_class: Any,
+        num_free: int,
+        states: Iterable[SequenceState],
+        prefix_caching: bool = False,
+        **sizes: int,
+    ) -> None:
         states = list(states)
         used = sum(blocks_for(state.computed, BLOCK_SIZE) for state in states)
         pool, events = BlockPool(used + num_free, BLOCK_SIZE), Events()
-        self.memory = KVCacheManager(pool, "lab", events, prefix_caching=False)
-        config = EngineConfig(block_size=BLOCK_SIZE, **SIZES)
+        self.memory = KVCacheManager(pool, "lab", events, prefix_caching)
+        config = EngineConfig(block_size=BLOCK_SIZE, **{**SIZES, **sizes})
         self.scheduler = scheduler_class(config, self.memory, events)
         self.sequences = [state.make(i, pool) for i, state in enumerate(states)]
         for state, sequence in zip(states, self.sequences, strict=True):

@@ -7,6 +7,7 @@ from minillm.engine.sequence import Sequence
 from minillm.engine.step_plan import StepPlan
 from minillm.labs.grader.lab import Mistake
 from minillm.labs.grader.serving import Ask
+from minillm.labs.lab5_scheduler.costs import FIT_COST, FIT_TOO_MUCH
 from minillm.labs.lab5_scheduler.plan_cases import (
     SequenceState,
     in_turns_case,
@@ -208,6 +209,7 @@ FIT_CASES = (
     twice_case("two answers, and one block", 1, SequenceState(8, 8, 1), SequenceState(8, 8, 1)),
     in_turns_case("two answers, and one block", 1, SequenceState(8, 8, 1), SequenceState(8, 8, 1)),
     serving_case("unused blocks of the prefix cache", 12, Ask(30, 2), Ask(34, 4, at=6), Ask(3, 9, at=6)),
+    FIT_COST,
 )
 FIT_MISTAKES = (
     Mistake(
@@ -237,4 +239,5 @@ FIT_MISTAKES = (
     Mistake("unused blocks of the prefix cache are not counted: use `available`", CountsFreeOnly),
     Mistake("blocks are counted twice: subtract the blocks that are already in the plan", ForgetsPromises),
     Mistake("the blocks for other samples (`forks`) are not counted", ForgetsTheCopies),
+    *FIT_TOO_MUCH,
 )

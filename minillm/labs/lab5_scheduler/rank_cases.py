@@ -12,6 +12,7 @@ from minillm.engine.scheduler import AGING_SECONDS, WaitingLine, rank
 from minillm.engine.sequence import Sequence
 from minillm.labs.grader.lab import Case, Mistake
 from minillm.labs.grader.serving import name
+from minillm.labs.lab5_scheduler.costs import FIRST_COST, FIRST_TOO_MUCH, RANK_COST, RANK_TOO_MUCH
 from minillm.labs.lab5_scheduler.plan_cases import waiting_sequence
 
 Turn = tuple[int, float]  # priority, arrival
@@ -109,6 +110,7 @@ RANK_CASES = (
     fields_case("the fields of the ranks", 30, (2, 11), (0, 29), (1, 19), (-1, 3)),
     fields_case("exactly one and two steps", 25, (1, 5), (1, 15), (1, 15.5)),
     Case("three sequences at 12 s, 40 s and 12 s again", later, "aliasing"),
+    RANK_COST,
 )
 RANK_MISTAKES = (
     Mistake("priorities are ignored", lambda r, now: (r.order, r.index)),
@@ -134,6 +136,7 @@ RANK_MISTAKES = (
         "samples of one request have equal ranks: the sample index comes last",
         lambda r, now: rank(r, now)[:2],
     ),
+    *RANK_TOO_MUCH,
 )
 
 
@@ -269,6 +272,7 @@ FIRST_CASES = (
     first_case("arrival and submission differ", 30, (1, 4), (0, 3), (0, 2)),
     Case("first twice, then others come and time passes", looks_only, "aliasing"),
     Case("two waiting lines in turns", two_lines, "aliasing"),
+    FIRST_COST,
 )
 FIRST_MISTAKES = (
     Mistake("the first submitted is returned, whatever its priority: compare ranks at `now`", CallsTheOldest),
@@ -283,4 +287,5 @@ FIRST_MISTAKES = (
     Mistake("between equal priorities minus age, the submission must decide: compare ranks", CallsByLine),
     Mistake("the longest waiting is returned, whatever its priority: compare ranks at `now`", CallsLongest),
     Mistake("it fails if no sequence waits: return None", ExpectsSomebody),
+    *FIRST_TOO_MUCH,
 )

@@ -10,6 +10,7 @@ from minillm.engine.sequence import Sequence
 from minillm.engine.step_plan import StepPlan
 from minillm.labs.grader.lab import Mistake
 from minillm.labs.grader.serving import Ask
+from minillm.labs.lab5_scheduler.costs import STEP_COST, STEP_TOO_MUCH
 from minillm.labs.lab5_scheduler.plan_cases import (
     SequenceState,
     in_turns_case,
@@ -237,6 +238,7 @@ STEP_CASES = (
     twice_case("two answers and a prompt", 9, *[SequenceState(6, 6, 1)] * 2, SequenceState(30, 8)),
     twice_case("two answers, no block", 0, SequenceState(8, 8, 1), SequenceState(6, 6, 1)),
     in_turns_case("two answers and a prompt", 9, *[SequenceState(6, 6, 1)] * 2, SequenceState(30, 8)),
+    STEP_COST,
 )
 STEP_MISTAKES = (
     Mistake("prompts go before answers, so answers have gaps: plan decode first", PrefillFirst),
@@ -255,4 +257,5 @@ STEP_MISTAKES = (
         "no room is made for the newest token: it needs num_computed_tokens + 1 tokens", NoTokenForDecode
     ),
     Mistake("the ranks are those of admission: call `_order_running(now)` first", RanksOfLongAgo),
+    *STEP_TOO_MUCH,
 )

@@ -215,14 +215,15 @@ def schedule(reverse: bool = False, seed: int = 0, last_blocks: int = 0) -> Iter
 
 
 @contextlib.contextmanager
-def registers(of_thread: Mapping[str, int]) -> Iterator[None]:
+def registers(of_thread: Mapping[str, int]) -> Iterator[dict[str, int]]:
     """Refuse launches of these kernels, named as in a profile, whose blocks need too many registers.
 
-    ptxas chooses how many a thread has. Without this the simulator does not know them.
+    ptxas chooses how many a thread has: without this the simulator does not know them. Gives the numbers
+    that were known before.
     """
     before = machine().set_registers(dict(of_thread))
     try:
-        yield
+        yield before
     finally:
         machine().set_registers(before)
 

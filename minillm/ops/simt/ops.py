@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from minillm.ops.cuda import HEAD_DIMS, CudaOps
+from minillm.ops.cuda import CudaOps
 from minillm.ops.cuda_fakes import register_fakes
+from minillm.ops.cuda_rungs import HEAD_DIMS
 from minillm.ops.simt.machine import machine, raise_error
 from minillm.toolchain.simt import ops_library
 

@@ -22,7 +22,11 @@ from minillm.worker.step import DecodeRow, PrefillChunk, SequenceRows
 
 
 def blocks_for(num_tokens: int, block_size: int) -> int:
-    """The number of blocks that hold `num_tokens` tokens; the last one may be partly full."""
+    """The number of blocks that hold `num_tokens` tokens; the last one may be partly full.
+
+    It is needed for every sequence in every step, so the work must not grow with the number of tokens. It may
+    grow with the number of blocks.
+    """
     # Stuck? minillm labs hint 3.1
     raise NotImplementedError("Lab 3.1 blocks_for; hint: minillm labs hint 3.1")
 

@@ -105,6 +105,8 @@ def group_blocks(prompt_len: int, total_len: int, n: int, block_size: int) -> in
 
     They share the blocks that the prompt fills. Each has its own copy of a block that the prompt
     fills in part, because it continues there.
+
+    The work may grow with the number of blocks and with n, but not with the number of tokens.
     """
     # Stuck? minillm labs hint 4.5
     raise NotImplementedError("Lab 4.5 group_blocks; hint: minillm labs hint 4.5")

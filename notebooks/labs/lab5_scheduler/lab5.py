@@ -30,6 +30,9 @@ def rank(sequence: Sequence, now: float) -> tuple[int, int, int]:
     A smaller priority goes first. The age is the number of complete `AGING_SECONDS` since the arrival: each
     counts as one priority, parts count nothing. Of two equal ones the earlier submission (`order`) goes
     first; of two samples of one request the smaller `index`. The sequence itself does not change.
+
+    Every step computes all ranks, so the work must not grow with the sequence's tokens or with the seconds.
+    It may grow with the number of complete `AGING_SECONDS`.
     """
     # Stuck? minillm labs hint 5.1
     raise NotImplementedError("Lab 5.1 rank; hint: minillm labs hint 5.1")
@@ -62,6 +65,9 @@ class WaitingLine:
 
         Only looks: the sequence stays in the line. Each line is in order of submission, and all its sequences
         have one priority, so only its first can be the next one.
+
+        The work may grow with the number of waiting sequences as in sorting them, but not faster: none is
+        compared with all others, and no line is copied for each sequence.
         """
         # Stuck? minillm labs hint 5.2
         raise NotImplementedError("Lab 5.2 WaitingLine.first; hint: minillm labs hint 5.2")
@@ -112,6 +118,9 @@ class Scheduler:
         A step computes at most `max_num_batched_tokens` tokens. The tokens of decode are the first of them
         (`max_running` keeps their number below), chunks get what is left.
 
+        The work may grow with the number of running sequences as in sorting them, but not faster: nothing
+        looks at all sequences again for each of them.
+
         Returns:
             A new plan, with lists of its own. Only preemption and admission have changed a sequence.
         """
@@ -136,6 +145,9 @@ class Scheduler:
         While blocks are missing, the newest of `running` is preempted, one after another and no more than
         necessary. If the newest is this sequence: in its prefill, and beside others, it keeps its blocks and
         waits for a later step; else it is preempted itself, so that older ones can use its blocks.
+
+        The work may grow with the number of running sequences, but not faster: nothing looks at all of them
+        again for each one that is preempted.
 
         Returns:
             True if the blocks are counted (`plan.take`). False if the sequence has been preempted or waits.
@@ -165,6 +177,9 @@ class Scheduler:
         no room for any token, a chunk of at most one block is tried, and `_fits` decides.
 
         The last chunk also needs a block for the copy of each fork (`_copies`); earlier chunks do not.
+
+        The work may grow with the chunk's tokens and with the number of running sequences. It must not grow
+        with the tokens of the whole sequence: then a long prompt would cost its length in every step.
         """
         # Stuck? minillm labs hint 5.3
         raise NotImplementedError("Lab 5.3 Scheduler._prefill; hint: minillm labs hint 5.3")
@@ -198,6 +213,9 @@ class Scheduler:
         The blocks of `_headroom` must stay free after that, so that the running sequences can go on without
         preemption. If no sequence runs, headroom is not required: the sequence would wait forever. If there
         is no room, nothing changes.
+
+        The work may grow with the number of found blocks and of running sequences, but not faster: `match`
+        and `_headroom` already look at all of them, so they are called a few times at most.
         """
         # Stuck? minillm labs hint 5.6
         raise NotImplementedError("Lab 5.6 Scheduler._start; hint: minillm labs hint 5.6")

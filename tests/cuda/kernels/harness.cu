@@ -1,7 +1,13 @@
 // C entry points to one kernel file, float32 only. test_cuda_mutants.py compiles it together with a changed
-// copy of the kernel: -DKERNEL="attention_v2.cu" -DLAUNCHER=attention_v2
+// copy of the kernel: -DKERNEL="attention_v2.cu" -DLAUNCHER=attention_v2. norm, linear and activation also in 16 bits:
+// -DNUMBER=bfloat16 -DDTYPE=bf16
 
 #include KERNEL
+
+#ifndef NUMBER
+#define NUMBER float
+#define DTYPE f32
+#endif
 
 using namespace minillm::cuda;
 using minillm::DType;
@@ -43,21 +49,22 @@ extern "C" void run(const float* q, const float* k_cache, const float* v_cache, 
 }
 #elif defined(IS_NORM)
 // add_rms_norm, rms_norm with an offset of 1, and layer_norm.
-extern "C" void run(const float* x, const float* residual, const float* weight, const float* bias, float* y, float* moved,
-                    float* layer, float* sum, int rows, int size) {
-  rms_norm({x, residual, weight, y, sum, rows, size, 1e-5f, DType::f32}, nullptr);
-  rms_norm({x, nullptr, weight, moved, nullptr, rows, size, 1e-5f, DType::f32, 1.0f}, nullptr);
-  layer_norm({x, nullptr, weight, layer, nullptr, rows, size, 1e-5f, DType::f32, 0.0f, bias}, nullptr);
+extern "C" void run(const NUMBER* x, const NUMBER* residual, const NUMBER* weight, const NUMBER* bias, NUMBER* y,
+                    NUMBER* moved, NUMBER* layer, NUMBER* sum, int rows, int size) {
+  rms_norm({x, residual, weight, y, sum, rows, size, 1e-5f, DType::DTYPE}, nullptr);
+  rms_norm({x, nullptr, weight, moved, nullptr, rows, size, 1e-5f, DType::DTYPE, 1.0f}, nullptr);
+  layer_norm({x, nullptr, weight, layer, nullptr, rows, size, 1e-5f, DType::DTYPE, 0.0f, bias}, nullptr);
 }
 #elif defined(IS_LINEAR)
-extern "C" void run(const float* x, const float* weight, const float* bias, float* y, int rows, int in, int out) {
-  linear({x, weight, bias, y, rows, in, out, DType::f32}, nullptr);
+extern "C" void run(const NUMBER* x, const NUMBER* weight, const NUMBER* bias, NUMBER* y, int rows, int in, int out) {
+  linear({x, weight, bias, y, rows, in, out, DType::DTYPE}, nullptr);
 }
 #elif defined(IS_LINEAR_MMA)
-// Any shape of tile for any number of rows; bfloat16 in, float32 out.
+// Any shape of tile for any number of rows; with -1 the launcher chooses. bfloat16 in, float32 out.
 extern "C" void run(const bfloat16* x, const bfloat16* weight, const bfloat16* bias, float* y, int rows, int in, int out,
                     int shape) {
   LinearArgs args = {x, weight, bias, y, rows, in, out, DType::bf16, true};
+  if (shape < 0) linear_mma(args, nullptr);
   if (shape == 0) launch<bfloat16, Tile16x8>(args, nullptr);
   if (shape == 1) launch<bfloat16, Tile16x16>(args, nullptr);
   if (shape == 2) launch<bfloat16, Tile32x32>(args, nullptr);
@@ -65,8 +72,8 @@ extern "C" void run(const bfloat16* x, const bfloat16* weight, const bfloat16* b
   if (shape == 4) launch<bfloat16, Tile128x128>(args, nullptr);
 }
 #elif defined(IS_ACTIVATION)
-extern "C" void run(const float* x, float* y, int rows, int size, int function, int gated) {
-  ActivationArgs args = {x, y, rows, size, static_cast<Function>(function), 3.0f, DType::f32};
+extern "C" void run(const NUMBER* x, NUMBER* y, int rows, int size, int function, int gated) {
+  ActivationArgs args = {x, y, rows, size, static_cast<Function>(function), 3.0f, DType::DTYPE};
   gated ? act_and_mul(args, nullptr) : act(args, nullptr);
 }
 #elif defined(IS_ROUTE)
@@ -90,12 +97,6 @@ extern "C" void run(const float* q, const float* k, const float* v, const float*
 #elif defined(IS_COPY)
 extern "C" void run(float* cache, const int64_t* source, const int64_t* destination, int block_bytes, int count) {
   copy_blocks({cache, source, destination, block_bytes, count}, nullptr);
-}
-#elif defined(IS_SAMPLE)
-extern "C" void run(const float* logits, const uint64_t* keys, const double* numbers, const int64_t* top_k,
-                    const int64_t* seen, const int64_t* seen_end, float* scratch, int64_t* tokens, int rows, int vocab,
-                    int ids) {
-  sample({logits, keys, numbers, top_k, seen, seen_end, scratch, tokens, rows, vocab, ids, 0, DType::f32}, nullptr);
 }
 #elif defined(IS_VERIFY)
 // Runs both kernels; with `certain` there are no draft probabilities.

@@ -252,6 +252,51 @@ def blocks_for(num_tokens, block_size):
 """,
     ),
     Rewrite(
+        "blocks counted token by token",
+        """
+def blocks_for(num_tokens, block_size):
+    blocks = 0
+    for position in range(num_tokens):
+        if position % block_size == 0:
+            blocks += 1
+    return blocks
+""",
+        {"3.1": "lines of Python run for 250 blocks"},
+    ),
+    Rewrite(
+        "blocks of a set of tokens",
+        """
+def blocks_for(num_tokens, block_size):
+    return len({position // block_size for position in range(num_tokens)})
+""",
+        {"3.1": "lines of Python run for 250 blocks"},
+    ),
+    Rewrite(
+        "blocks of a list of tokens",
+        """
+def blocks_for(num_tokens, block_size):
+    tokens = [0] * num_tokens
+    return len(tokens[::block_size])
+""",
+        {"3.1": "bytes are needed at once for 250 blocks"},
+    ),
+    Rewrite(
+        "blocks as fractions",
+        """
+def blocks_for(num_tokens, block_size):
+    from fractions import Fraction
+
+    return -int(Fraction(-num_tokens, block_size) // 1)
+""",
+    ),
+    Rewrite(
+        "blocks in a list",
+        """
+def blocks_for(num_tokens, block_size):
+    return len([start for start in range(0, num_tokens, block_size)])
+""",
+    ),
+    Rewrite(
         "blocks by math.ceil", "import math\n\ndef blocks_for(n, size):\n    return math.ceil(n / size)\n"
     ),
     Rewrite(

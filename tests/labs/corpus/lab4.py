@@ -550,6 +550,51 @@ def group_blocks(prompt_len, total_len, n, block_size):
 """,
     ),
     Rewrite(
+        "4.5 every block of every sample, shared ones once",
+        """
+def group_blocks(prompt_len, total_len, n, block_size):
+    shared, blocks = prompt_len // block_size, set()
+    for sample in range(n):
+        for block in range(blocks_for(total_len, block_size)):
+            owner = 0 if block < shared else sample
+            blocks.add((owner, block))
+    return len(blocks)
+""",
+    ),
+    Rewrite(
+        "4.5 every token of every sample",
+        """
+def group_blocks(prompt_len, total_len, n, block_size):
+    full = prompt_len - prompt_len % block_size
+    blocks = set()
+    for sample in range(n):
+        for position in range(total_len):
+            blocks.add((sample if position >= full else 0, position // block_size))
+    return len(blocks)
+""",
+        {"4.5": "lines of Python run for 4 samples of 64 blocks"},
+    ),
+    Rewrite(
+        "4.5 a set of the tokens",
+        """
+def group_blocks(prompt_len, total_len, n, block_size):
+    shared = prompt_len // block_size
+    tokens = set(range(total_len)) - set(range(shared * block_size))
+    return shared + n * blocks_for(len(tokens), block_size)
+""",
+        {"4.5": "bytes are needed at once for 4 samples of 64 blocks"},
+    ),
+    Rewrite(
+        "4.5 the answer token by token",
+        """
+def group_blocks(prompt_len, total_len, n, block_size):
+    shared = prompt_len // block_size
+    own = sum(1 for position in range(shared * block_size, total_len) if position % block_size == 0)
+    return shared + n * own
+""",
+        {"4.5": "lines of Python run for 4 samples of 64 blocks"},
+    ),
+    Rewrite(
         "4.5 the answer's own blocks",
         """
 def group_blocks(prompt_len, total_len, n, block_size):

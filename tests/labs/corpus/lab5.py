@@ -647,4 +647,369 @@ Scheduler._start = _start
 """,
     ),
 ]
-REWRITES = [*ORDER, *CHUNKS, *FITS, *STEPS]
+COSTS = [
+    Rewrite(
+        "rank counted in seconds",
+        """
+def rank(sequence, now):
+    age = sum(1 for second in range(1, int(now - sequence.arrival) + 1) if second % AGING_SECONDS == 0)
+    return sequence.params.priority - age, sequence.order, sequence.index
+""",
+        {"5.1": "lines of Python run for an age of 300 steps"},
+    ),
+    Rewrite(
+        "rank of a deep copy",
+        """
+import copy
+
+def rank(sequence, now):
+    mine = copy.deepcopy(sequence)
+    mine.params = sequence.params
+    return mine.params.priority - int((now - mine.arrival) / AGING_SECONDS), mine.order, mine.index
+""",
+        {"5.1": "lines of Python run for an age of 300 steps"},
+    ),
+    Rewrite(
+        "rank with a copy of the tokens",
+        """
+def rank(sequence, now):
+    tokens = sequence.prompt_token_ids + sequence.output_token_ids
+    age = int((now - sequence.arrival) / AGING_SECONDS)
+    return sequence.params.priority - age * (len(tokens) > 0), sequence.order, sequence.index
+""",
+        {"5.1": "bytes are needed at once for an age of 300 steps"},
+    ),
+    Rewrite(
+        "rank with a list of the steps",
+        """
+def rank(sequence, now):
+    steps, since = [], sequence.arrival + AGING_SECONDS
+    while since <= now:
+        steps.append((since, sequence.order))
+        since += AGING_SECONDS
+    return sequence.params.priority - len(steps), sequence.order, sequence.index
+""",
+    ),
+    Rewrite(
+        "rank by recursion",
+        """
+def rank(sequence, now):
+    if now - sequence.arrival < AGING_SECONDS:
+        return sequence.params.priority, sequence.order, sequence.index
+    level, *rest = rank(sequence, now - AGING_SECONDS)
+    return (level - 1, *rest)
+""",
+    ),
+    Rewrite(
+        "first of all compared with all",
+        """
+def first(self, now):
+    everyone = []
+    for line in self._lines.values():
+        everyone.extend(line)
+    for sequence in reversed(everyone):
+        beaten = [other for other in everyone if rank(other, now) < rank(sequence, now)]
+        if not beaten:
+            return sequence
+    return None
+
+WaitingLine.first = first
+""",
+        {"5.2": "lines of Python run for 400 sequences"},
+    ),
+    Rewrite(
+        "first by selection sort",
+        """
+def first(self, now):
+    rest, order = [sequence for line in self._lines.values() for sequence in line], []
+    while rest:
+        order.append(min(rest, key=lambda r: rank(r, now)))
+        rest.remove(order[-1])
+    return order[0] if order else None
+
+WaitingLine.first = first
+""",
+        {"5.2": "lines of Python run for 400 sequences"},
+    ),
+    Rewrite(
+        "first with a copy of the line for each",
+        """
+def first(self, now):
+    ranked = []
+    for line in self._lines.values():
+        for i in range(len(line)):
+            ahead = line[:i]
+            ranked.append((rank(line[len(ahead)], now), i, line[len(ahead)]))
+    return min(ranked)[2] if ranked else None
+
+WaitingLine.first = first
+""",
+        {"5.2": "all of a waiting line is read more than 20 times"},
+    ),
+    Rewrite(
+        "first by a comparison",
+        """
+from functools import cmp_to_key
+
+def first(self, now):
+    def compare(left, right):
+        mine, other = rank(left, now), rank(right, now)
+        return (mine > other) - (mine < other)
+
+    everyone = sum(self._lines.values(), [])
+    everyone = sorted(everyone, key=cmp_to_key(compare))
+    return everyone[0] if everyone else None
+
+WaitingLine.first = first
+""",
+    ),
+    Rewrite(
+        "chunk end searched in the whole sequence",
+        """
+def _prefill(self, plan, sequence, budget):
+    start, total = sequence.num_computed_tokens, sequence.num_tokens
+    block_size = self._memory.pool.block_size
+    blocks = len(sequence.block_table.block_ids) + self._memory.available - plan.num_blocks
+    most = start + min(self._config.prefill_chunk, budget)
+    ends = [end for end in range(start + 1, total + 1) if end <= most]
+    fitting = [end for end in ends if end <= blocks * block_size]
+    end = max(fitting) if fitting else min(ends[-1], start + block_size)
+    if not self._fits(plan, sequence, end, self._copies(sequence) if end == total else 0):
+        return 0
+    plan.prefill.append(Chunk(sequence, start, end))
+    return end - start
+
+Scheduler._prefill = _prefill
+""",
+        {"5.3": "lines of Python run for a chunk of 64 tokens"},
+    ),
+    Rewrite(
+        "chunk with a copy of the prompt for each token",
+        """
+def _prefill(self, plan, sequence, budget):
+    start, size = sequence.num_computed_tokens, 0
+    block_size = self._memory.pool.block_size
+    blocks = len(sequence.block_table.block_ids) + self._memory.available - plan.num_blocks
+    room = blocks * block_size - start
+    room = room if room > 0 else block_size
+    while size < min(self._config.prefill_chunk, budget, room):
+        tokens = sequence.prompt_token_ids + sequence.output_token_ids
+        if start + size == len(tokens):
+            break
+        size += 1
+    forks = self._copies(sequence) if start + size == sequence.num_tokens else 0
+    if not self._fits(plan, sequence, start + size, forks):
+        return 0
+    plan.prefill.append(Chunk(sequence, start, start + size))
+    return size
+
+Scheduler._prefill = _prefill
+""",
+        {"5.3": "all of the prompt is read more than 20 times"},
+    ),
+    Rewrite(
+        "chunk with one copy of all tokens",
+        """
+def _prefill(self, plan, sequence, budget):
+    start, tokens = sequence.num_computed_tokens, sequence.prompt_token_ids + sequence.output_token_ids
+    total, block_size = len(tokens), self._memory.pool.block_size
+    size = len(tokens[start:][: min(self._config.prefill_chunk, budget)])
+    taken = sum(plan.blocks[other] for other in self.running if other in plan.blocks)
+    room = (len(sequence.block_table.block_ids) + self._memory.available - taken) * block_size - start
+    if room < size:
+        size = room if room > 0 else min(size, block_size)
+    if not self._fits(plan, sequence, start + size, self._copies(sequence) if start + size == total else 0):
+        return 0
+    plan.prefill.append(Chunk(sequence, start, start + size))
+    return size
+
+Scheduler._prefill = _prefill
+""",
+    ),
+    Rewrite(
+        "fits with a search for the newest",
+        """
+def _fits(self, plan, sequence, num_tokens, forks=0):
+    needed = self._memory.shortage(sequence, num_tokens) + forks
+    while needed and plan.num_blocks + needed > self._memory.available:
+        newest = max(self.running, key=lambda r: r.rank)
+        if newest is sequence and sequence.is_prefilling and len(self.running) > 1:
+            return False
+        self._preempt(plan, newest)
+        if newest is sequence:
+            return False
+    plan.take(sequence, needed)
+    return True
+
+Scheduler._fits = _fits
+""",
+        {"5.4": "lines of Python run for 400 running sequences"},
+    ),
+    Rewrite(
+        "fits with a copy for each victim",
+        """
+def _fits(self, plan, sequence, num_tokens, forks=0):
+    needed = self._memory.shortage(sequence, num_tokens) + forks
+    while needed and plan.num_blocks + needed > self._memory.available:
+        newest, *older = reversed(self.running)
+        if newest is sequence and sequence.is_prefilling and older:
+            return False
+        self._preempt(plan, newest)
+        if newest is sequence:
+            return False
+    plan.take(sequence, needed)
+    return True
+
+Scheduler._fits = _fits
+""",
+        {"5.4": "all of the list of running sequences is read more than 20 times"},
+    ),
+    Rewrite(
+        "fits with victims sorted first",
+        """
+def _fits(self, plan, sequence, num_tokens, forks=0):
+    victims = sorted(list(self.running), key=lambda r: r.rank)
+    while True:
+        needed = self._memory.shortage(sequence, num_tokens) + forks
+        if needed == 0 or plan.num_blocks + needed <= self._memory.available:
+            plan.take(sequence, needed)
+            return True
+        newest = victims.pop()
+        if newest is sequence and sequence.is_prefilling and victims:
+            return False
+        self._preempt(plan, newest)
+        if newest is sequence:
+            return False
+
+Scheduler._fits = _fits
+""",
+    ),
+    Rewrite(
+        "schedule with a new order for each",
+        """
+def schedule(self, now):
+    plan, self.current = StepPlan(), None
+    self._order_running(now)
+    done = 0
+    while done < len(self.running):
+        waiting = [r for r in self.running if not r.is_prefilling and r not in plan.blocks]
+        if not waiting:
+            break
+        sequence = min(waiting, key=lambda r: r.rank)
+        if self._fits(plan, sequence, sequence.num_computed_tokens + 1):
+            plan.decode.append(sequence)
+        done += 1
+    budget = self._config.max_num_batched_tokens - len(plan.decode)
+    for sequence in [r for r in self.running if r.is_prefilling]:
+        if budget > 0 and sequence not in plan.preempted:
+            budget -= self._prefill(plan, sequence, budget)
+    self._admit(plan, budget, now)
+    self.current = None
+    return plan
+
+Scheduler.schedule = schedule
+""",
+        {"5.5": "lines of Python run for 1,020 running sequences"},
+    ),
+    Rewrite(
+        "schedule with a copy for each",
+        """
+def schedule(self, now):
+    plan, i = StepPlan(), 0
+    self._order_running(now)
+    while i < len(self.running):
+        sequence = tuple(self.running)[i]
+        if not sequence.is_prefilling:
+            if self._fits(plan, sequence, sequence.num_computed_tokens + 1):
+                plan.decode.append(sequence)
+        i += 1
+    left = self._config.max_num_batched_tokens - len(plan.decode)
+    for sequence in tuple(self.running):
+        if sequence.is_prefilling and sequence not in plan.preempted and left > 0:
+            left -= self._prefill(plan, sequence, left)
+    self._admit(plan, left, now)
+    self.current = None
+    return plan
+
+Scheduler.schedule = schedule
+""",
+        {"5.5": "all of the list of running sequences is read more than 20 times"},
+    ),
+    Rewrite(
+        "schedule with sorted copies",
+        """
+def schedule(self, now):
+    plan = StepPlan()
+    self._order_running(now)
+    by_rank = sorted(self.running, key=lambda r: rank(r, now))
+    decoding = sorted((r for r in by_rank if not r.is_prefilling), key=lambda r: rank(r, now))
+    started = [r for r in list(by_rank) if r not in decoding]
+    for r in decoding:
+        if r in self.running and self._fits(plan, r, r.num_computed_tokens + 1):
+            plan.decode = plan.decode + [r]
+    left = self._config.max_num_batched_tokens - plan.num_rows
+    for r in started:
+        if r in self.running and left > 0:
+            left -= self._prefill(plan, r, left)
+    self._admit(plan, left, now)
+    self.current = None
+    return plan
+
+Scheduler.schedule = schedule
+""",
+    ),
+    Rewrite(
+        "start with the headroom of each",
+        """
+def _start(self, plan, sequence):
+    found = self._memory.match(sequence)
+    size = self._memory.pool.block_size
+    needed = blocks_for(sequence.num_tokens + 1, size) - len(found) + self._copies(sequence)
+    left = self._memory.available_without(found) - plan.num_blocks - needed
+    enough = all(left >= self._headroom() for _ in self.running)
+    if left < 0 or not enough:
+        return False
+    self._memory.start_from(sequence, found)
+    return True
+
+Scheduler._start = _start
+""",
+        {"5.6": "lines of Python run for 300 running sequences"},
+    ),
+    Rewrite(
+        "start that matches for each block",
+        """
+def _start(self, plan, sequence):
+    count = 0
+    while count < len(self._memory.match(sequence)):
+        count += 1
+    needed = blocks_for(sequence.num_tokens + 1, self._memory.pool.block_size) + self._copies(sequence)
+    found = self._memory.match(sequence)[:count]
+    left = self._memory.available_without(found) - plan.num_blocks - needed + count
+    if left < (self._headroom() if self.running else 0):
+        return False
+    self._memory.start_from(sequence, found)
+    return True
+
+Scheduler._start = _start
+""",
+        {"5.6": "lines of Python run for 300 running sequences"},
+    ),
+    Rewrite(
+        "start that looks three times",
+        """
+def _start(self, plan, sequence):
+    needed = blocks_for(sequence.num_tokens + 1, self._memory.pool.block_size) + self._copies(sequence)
+    needed -= len(self._memory.match(sequence))
+    rest = self._memory.available_without(self._memory.match(sequence)) - plan.num_blocks - needed
+    found = list(self._memory.match(sequence))
+    if self.running and rest < self._headroom() or rest < 0:
+        return False
+    self._memory.start_from(sequence, found)
+    return True
+
+Scheduler._start = _start
+""",
+    ),
+]
+REWRITES = [*ORDER, *CHUNKS, *FITS, *STEPS, *COSTS]
