@@ -58,8 +58,9 @@ MUTANTS = [
     ("linear_experts", "tiles of lanes before forgotten", "if (lane >= step) up_to_me += before;", "", "out of bounds"),
     ("linear_experts", "the first tile again and again", "start + within * kTile", "start", WRONG),
     ("linear_experts", "blocks without a tile go on", "if (tile.end == 0) return;", "", BYTES),
-    ("combine", "a pair without a row is read", "p.place[n] < 0 ? NAN : ", "", "out of bounds"),
+    ("combine", "a pair without a row is read", "place > 0 ? place : 0", "place", "out of bounds"),
     ("combine", "a pair without a row counts nothing", "? NAN :", "? 0.0f :", WRONG),
+    ("combine", "a pair without a row takes the first", "place < 0 ? NAN : weight", "weight", WRONG),
 ]  # fmt: skip
 
 
@@ -208,6 +209,12 @@ def test_each_mutant_is_caught(
     kernel: str, old: str, new: str, caught_by: str, right: dict[str, KernelLibrary], tmp_path: Path
 ) -> None:
     assert verdict(kernel, build(kernel, tmp_path, old, new), right[kernel]) == caught_by
+
+
+def test_each_barrier_of_group_has_a_mutant() -> None:
+    (source,) = find_sources("cuda", "group.cu")
+    dropped = [old for kernel, _, old, _, _ in MUTANTS if kernel == "group" and BARRIER in old]
+    assert len(dropped) == source.read_text().count(BARRIER) == 1
 
 
 @pytest.mark.parametrize("name", ["fast", "check"])
