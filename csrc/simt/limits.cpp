@@ -21,7 +21,7 @@ constexpr unsigned kMostBlocks = 0x7FFFFFFF, kMostBlocksYZ = 65535;
 constexpr unsigned kQuarterRegisters = 65536 / 4;
 constexpr size_t kUnasked = 48 << 10, kAsked = 227 << 10;
 
-std::map<std::string, size_t> allowed;  // by the kernel's name in its launch
+std::map<std::string, size_t> allowed;  // by the kernel's name and file in its launch
 
 std::string text(uint64_t number) { return std::to_string(number); }
 
@@ -38,8 +38,8 @@ std::string wrong_block(dim3 block) {
 std::string wrong_grid(dim3 grid) {
   if (!grid.x || !grid.y || !grid.z) return "the grid is empty: launch nothing instead";
   if (grid.x > kMostBlocks) return "grid.x ends at " + text(kMostBlocks) + ", this is " + text(grid.x);
-  if (grid.y > kMostBlocksYZ || grid.z > kMostBlocksYZ)
-    return "grid.y and grid.z end at " + text(kMostBlocksYZ) + ", this is " + text(grid.y > kMostBlocksYZ ? grid.y : grid.z);
+  for (unsigned size : {grid.y, grid.z})
+    if (size > kMostBlocksYZ) return "grid.y and grid.z end at " + text(kMostBlocksYZ) + ", this is " + text(size);
   return "";
 }
 
@@ -50,15 +50,16 @@ std::string wrong_registers(const std::string& kernel, dim3 block) {
   unsigned threads = block.x * block.y * block.z, warps = threads / 32;
   uint64_t of_warp = (found->second + 7) / 8 * 8 * 32;
   if ((warps + 3) / 4 * of_warp <= kQuarterRegisters) return "";
-  return text(threads) + " threads of " + text(found->second) + " registers: a multiprocessor has " + text(4 * kQuarterRegisters);
+  return text(threads) + " threads of " + text(found->second) + " registers: a multiprocessor has " +
+         text(4 * kQuarterRegisters);
 }
 
 }  // namespace
 
-void allow_shared(const char* kernel, size_t bytes) { allowed[kernel] = bytes; }
+void allow_shared(const char* kernel, size_t bytes, Where where) { allowed[where.file + std::string(kernel)] = bytes; }
 
-size_t asked_for(const char* kernel) {
-  auto found = allowed.find(kernel);
+size_t asked_for(const char* kernel, Where where) {
+  auto found = allowed.find(where.file + std::string(kernel));
   return found == allowed.end() ? 0 : found->second;
 }
 
@@ -66,7 +67,8 @@ bool too_many_arrays(size_t static_bytes) { return static_bytes > kUnasked; }
 
 std::string wrong_shared(size_t static_bytes) {
   size_t dynamic = machine().dynamic_bytes, all = static_bytes + dynamic;
-  if (!too_many_arrays(static_bytes) && all <= (machine().asked_bytes >= dynamic && dynamic ? kAsked : kUnasked)) return "";
+  size_t limit = dynamic && machine().asked_bytes >= dynamic ? kAsked : kUnasked;
+  if (!too_many_arrays(static_bytes) && all <= limit) return "";
   std::string have = text(static_bytes) + " bytes of shared arrays and " + text(dynamic) + " of dynamic shared memory: ";
   if (too_many_arrays(static_bytes)) return have + "arrays end at " + text(kUnasked);
   if (all > kAsked) return have + "a block has " + text(kAsked);

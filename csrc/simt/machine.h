@@ -109,7 +109,7 @@ Machine& machine();
 std::string wrong_launch(const std::string& kernel, dim3 grid, dim3 block);
 std::string wrong_shared(size_t static_bytes);  // the same of the shared memory, once arrays are known
 bool too_many_arrays(size_t static_bytes);      // for nvcc
-size_t asked_for(const char* kernel);
+size_t asked_for(const char* kernel, Where where);
 
 // ---- memory.cpp -------------------------------------------------------------------------------
 

@@ -255,14 +255,14 @@ void fail(const char* kind, const std::string& message, Place at, const std::str
 }
 
 void launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, void (*call)(const void*),
-            const void* arguments, size_t arguments_bytes) {
+            const void* arguments, size_t arguments_bytes, Where where) {
   static std::mutex one_at_a_time;
   std::lock_guard<std::mutex> hold(one_at_a_time);
   Machine& m = machine();
   if (m.failed) return;
   m.kernel = plain_name(kernel);
   m.dynamic_bytes = shared_bytes;
-  m.asked_bytes = asked_for(kernel);
+  m.asked_bytes = asked_for(kernel, where);
   m.call = call;
   m.arguments = arguments;
   m.arguments_bytes = arguments_bytes;

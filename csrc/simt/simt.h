@@ -77,16 +77,17 @@ void wait_copies(int pending_groups);
 void count_mma();
 
 // How much dynamic shared memory the kernel's launches may have (limits.cpp).
-void allow_shared(const char* kernel, size_t bytes);
+void allow_shared(const char* kernel, size_t bytes, Where where = Where::current());
 
 // Runs `call(arguments)` once in every thread of the grid.
 void launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, void (*call)(const void*),
-            const void* arguments, size_t arguments_bytes);
+            const void* arguments, size_t arguments_bytes, Where where);
 
 template <class Body>
-void launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, const Body& body) {
+void launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, const Body& body,
+            Where where = Where::current()) {
   launch(kernel, grid, block, shared_bytes, [](const void* b) { (*static_cast<const Body*>(b))(); }, &body,
-         sizeof(body));
+         sizeof(body), where);
 }
 
 }  // namespace simt

@@ -60,7 +60,7 @@ class Disassembler:
     nvdisasm: Path
 
     def show(self, what: str, compiled: Path, architecture: str) -> str:
-        """What an object file has for an architecture, "sm_90": its instructions ("sass") or the rest ("elf").
+        """What an object file has for an architecture ("sm_90"): instructions ("sass") or the rest ("elf").
 
         Raises:
             CalledProcessError: cuobjdump cannot read the file.

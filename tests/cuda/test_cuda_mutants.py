@@ -186,7 +186,24 @@ MUTANTS = [
     ("decode_d1", "wrong kv head", "kv_head = head / (p.num_heads / p.num_kv_heads)", "kv_head = head % p.num_kv_heads", WRONG),
     ("decode_d1", "rounds overlap", "start <= keys.last; start += kThreads", "start <= keys.last; start += kKeyTile", WRONG),
     ("norm", "weight backwards", "to_float(weight[i])", "to_float(weight[p.size - 1 - i])", WRONG),
-    ("norm", "row of the neighbour", "static_cast<int64_t>(blockIdx.x) * p.size", "static_cast<int64_t>(blockIdx.x ^ 1) * p.size", "out of bounds"),
+    ("norm", "row of the neighbour", "static_cast<int64_t>(blockIdx.x / p.parts)", "static_cast<int64_t>(blockIdx.x / p.parts ^ 1)", "out of bounds"),
+    ("norm", "heads overlap", "(blockIdx.x % p.parts) * p.size", "(blockIdx.x % p.parts) * (p.size - 1)", WRONG),
+    ("norm", "rows without gaps", "if (!p.stride) p.stride", "p.stride", WRONG),
+    ("gather", "row of the next token", "p.ids[row] * p.size", "p.ids[row + 1] * p.size", "out of bounds"),
+    ("gather", "a number too few", "i < p.size;", "i + 1 < p.size;", WRONG),
+    ("gather", "scaled after the sum", "to_float(value) + to_float(added[i])", "to_float(value) + p.scale * to_float(added[i])", WRONG),
+    ("gather", "position of the token", "p.position_ids[row] * p.size", "p.ids[row] % 5 * p.size", WRONG),
+    ("map", "a number too many", "if (i >= p.count) return;", "if (i > p.count) return;", "out of bounds"),
+    ("map", "a block too few", "ceil_div<int64_t>(p.count, kThreads)", "p.count / kThreads", WRONG),
+    ("map", "times instead of divided", "x /= p.number;", "x *= p.number;", WRONG),
+    ("map", "not added", "x += to_float(static_cast<const T*>(p.other)[i]);", "", WRONG),
+    ("attention_v2", "NaN for a row without keys", "paging.h: keys.last < keys.first ? 0.0f : out / s.sum", "out / s.sum", WRONG),
+    ("decode_d1", "NaN for a row without keys", "paging.h: keys.last < keys.first ? 0.0f : out / s.sum", "out / s.sum", WRONG),
+    ("attention_v1", "NaN for a row without keys", "if (row.keys.first <= row.keys.last) out /=", "out /=", WRONG),
+    ("attention_v3", "NaN for a row without keys", "paging.h: keys.last < keys.first ? 0.0f : 1.0f / s.sum", "1.0f / s.sum", WRONG),
+    ("decode_d2", "NaN for a row without keys", "paging.h: keys.last < keys.first ? 0.0f : 1.0f / s.sum", "1.0f / s.sum", WRONG),
+    ("decode_d2", "a row without keys reads a split", "last = keys.last < 0 ? -1 : keys.last / kSplitKeys", "last = keys.last / kSplitKeys", BYTES),
+    ("rope_and_cache", "a negative slot is written", "if (slot < 0) return;", "", "out of bounds"),
     ("linear", "a column too many", "column + k < columns", "column + k <= columns", "out of bounds"),
     ("linear", "a depth too many", "min(kDepth, p.in - column)", "min(kDepth, p.in - column + 1)", WAVEFRONTS),
     ("linear", "bias of the row", "(p.bias)[col]", "(p.bias)[row]", WRONG),
@@ -242,12 +259,16 @@ def attention(run) -> tuple[Tensor, Tensor]:
     q, k_cache, v_cache, meta, tables = ATTENTION.build(torch.float32)
     out = torch.zeros(q.shape)
     lens = [n for n, _ in ATTENTION.seqs], [n for _, n in ATTENTION.seqs]
-    run(
-        q=q, k_cache=k_cache, v_cache=v_cache, out=out, block_table=meta.block_table, query_start=meta.query_start,
-        kv_len=meta.kv_len, num_seqs=4, max_blocks=meta.block_table.shape[1], num_tokens=len(q), q_stride=q.stride(0),
-        num_heads=4, num_kv_heads=2, head_dim=32, block_size=4, scale=0.2, window=50,
-    )  # fmt: skip
-    return out, oracle.paged_attention(q, k_cache, v_cache, tables, *lens, 0.2, 50)
+    without = torch.full(q.shape, 7.0)  # rows that fill up a batch see no key
+    for result, kv_len in ((out, meta.kv_len), (without, torch.zeros_like(meta.kv_len))):
+        run(
+            q=q, k_cache=k_cache, v_cache=v_cache, out=result, block_table=meta.block_table,
+            query_start=meta.query_start, kv_len=kv_len, num_seqs=4, max_blocks=meta.block_table.shape[1],
+            num_tokens=len(q), q_stride=q.stride(0), num_heads=4, num_kv_heads=2, head_dim=32, block_size=4, scale=0.2,
+            window=50,
+        )  # fmt: skip
+    exact = oracle.paged_attention(q, k_cache, v_cache, tables, *lens, 0.2, 50)
+    return torch.cat([out, without]), torch.cat([exact, torch.zeros_like(exact)])
 
 
 def both_attentions(run) -> tuple[Tensor, Tensor]:
@@ -257,7 +278,7 @@ def both_attentions(run) -> tuple[Tensor, Tensor]:
     capped, _ = attention(lambda **arguments: run(**arguments, softcap=0.7, sinks=sinks))
     q, k_cache, v_cache, _, tables = ATTENTION.build(torch.float32)
     variant = family_oracle.variant_attention(ATTENTION, q, k_cache, v_cache, tables, 0.2, 0.7, sinks)
-    return torch.cat([out, capped]), torch.cat([exact, variant])
+    return torch.cat([out, capped]), torch.cat([exact, variant, torch.zeros_like(variant)])
 
 
 TENSOR = Case(
@@ -271,21 +292,48 @@ def tensor_attention(run) -> tuple[Tensor, Tensor]:
     q, k_cache, v_cache, meta, tables = TENSOR.build(torch.bfloat16)
     out, splits = torch.zeros(q.shape, dtype=q.dtype), 2
     lens = [n for n, _ in TENSOR.seqs], [n for _, n in TENSOR.seqs]
-    run(
-        q=q, k_cache=k_cache, v_cache=v_cache, out=out, block_table=meta.block_table, query_start=meta.query_start,
-        kv_len=meta.kv_len, softmax=torch.zeros(splits, *q.shape[:2], 2), parts=torch.zeros(splits, *q.shape),
-        num_seqs=6, max_blocks=meta.block_table.shape[1], num_tokens=len(q), q_stride=q.stride(0), splits=splits,
-    )  # fmt: skip
-    return out, oracle.paged_attention(q, k_cache, v_cache, tables, *lens, 0.2, 100)
+    without = torch.full(q.shape, 7.0, dtype=q.dtype)  # rows that fill up a batch see no key
+    for result, kv_len in ((out, meta.kv_len), (without, torch.zeros_like(meta.kv_len))):
+        run(
+            q=q, k_cache=k_cache, v_cache=v_cache, out=result, block_table=meta.block_table,
+            query_start=meta.query_start, kv_len=kv_len, softmax=torch.zeros(splits, *q.shape[:2], 2),
+            parts=torch.zeros(splits, *q.shape), num_seqs=6, max_blocks=meta.block_table.shape[1], num_tokens=len(q),
+            q_stride=q.stride(0), splits=splits,
+        )  # fmt: skip
+    exact = oracle.paged_attention(q, k_cache, v_cache, tables, *lens, 0.2, 100)
+    return torch.cat([out, without]), torch.cat([exact, torch.zeros_like(exact)])
 
 
 def norm(run):
     x, residual, weight = random(3, 130), random(3, 130, seed=1), random(130, seed=2)
     bias, ys, total = random(130, seed=3), torch.zeros(3, 3, 130), torch.zeros(3, 130)
     names = zip(("y", "moved", "layer"), ys, strict=True)
-    run(x=x, residual=residual, weight=weight, bias=bias, **dict(names), sum=total, rows=3, size=130)
+    heads = random(3, 2 * 130 + 5, seed=4)  # two heads in each row, and five numbers that are not theirs
+    normed = heads.double()
+    for part in (slice(0, 130), slice(130, 260)):
+        normed[:, part] = oracle.rms_norm(heads[:, part], weight, 1e-5)
+    sizes = {"rows": 3, "size": 130, "stride": heads.shape[1]}
+    run(x=x, residual=residual, weight=weight, bias=bias, **dict(names), sum=total, heads=heads, **sizes)
     right = oracle.rms_norm(x + residual, weight, 1e-5), oracle.rms_norm(x, weight.double() + 1, 1e-5)
-    return ys, torch.stack([*right, family_oracle.layer_norm(x, weight, bias, 1e-5)])
+    exact = torch.stack([*right, family_oracle.layer_norm(x, weight, bias, 1e-5)])
+    return torch.cat([ys.flatten(), heads.flatten()]), torch.cat([exact.flatten(), normed.flatten()])
+
+
+def gather(run):
+    """Plain rows, then scaled rows with learned positions."""
+    table, positions, ids = random(7, 130), random(5, 130, seed=1), torch.tensor([6, 0, 6, 3])
+    at, found = torch.tensor([4, 0, 1, 1]), torch.zeros(2, 4, 130)
+    names = {"table": table, "ids": ids, "positions": positions, "position_ids": at}
+    run(**names, y=found[0], rows=4, size=130, scale=1.0, is_learned=0)
+    run(**names, y=found[1], rows=4, size=130, scale=1.5, is_learned=1)
+    return found, torch.stack([table[ids].double(), table[ids].double() * 1.5 + positions[at]])
+
+
+def maps(run):
+    x, other, found = random(517), random(517, seed=1), torch.zeros(3, 517)
+    names = dict(zip(("sum", "product", "quotient"), found, strict=True))
+    run(x=x, other=other, **names, count=517, number=3.0)
+    return found, torch.stack([x.double() + other, x.double() * 3, x.double() / 3])
 
 
 def linear(run):
@@ -349,7 +397,8 @@ def combine(run):
 
 def rope_and_cache(run):
     q, k, v = random(3, 2, 32), random(3, 1, 32, seed=1), random(3, 1, 32, seed=2)
-    positions, slots = torch.tensor([2, 0, 7]), torch.tensor([5, 1, 3])
+    positions, slots = torch.tensor([2, 0, 7]), torch.tensor([5, -1, 3])
+    filled = slots[slots >= 0]
     found, right = [], []
     for rotary_dim in (32, 24):
         angles, q_out, caches = random(9, rotary_dim // 2), torch.zeros(3, 2, 32), torch.zeros(2, 9, 1, 32)
@@ -369,7 +418,7 @@ def rope_and_cache(run):
             )
             for x in (q, k)
         ]
-        exact[0, slots], exact[1, slots] = turned[1], v.double()
+        exact[0, filled], exact[1, filled] = turned[1][slots >= 0], v[slots >= 0].double()
         found += [q_out.flatten(), caches.flatten()]
         right += [turned[0].flatten(), exact.flatten()]
     return torch.cat(found), torch.cat(right)
@@ -447,6 +496,8 @@ RUNS = {
     "attention_v3": (tensor_attention, ["-DIS_TENSOR", "-DIS_V3"]),
     "decode_d2": (tensor_attention, ["-DIS_TENSOR"]),
     "norm": (norm, ["-DIS_NORM"]),
+    "gather": (gather, ["-DIS_GATHER"]),
+    "map": (maps, ["-DIS_MAP"]),
     "linear": (linear, ["-DIS_LINEAR"]),
     "linear_mma": (linear_mma, ["-DIS_LINEAR_MMA"]),
     "activation": (activation, ["-DIS_ACTIVATION"]),

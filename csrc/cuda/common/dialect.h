@@ -22,8 +22,8 @@
 
 // LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...)
 //
-// A block has 48 KB of shared memory, its static arrays included. It has more only if the kernel asks before the launch:
-// a kernel with dynamic shared memory always asks, as the size of its static arrays is not known here.
+// A block has 48 KB of shared memory, its static arrays included. It has more only if the kernel asks before the
+// launch. A kernel with dynamic shared memory always asks: the size of its static arrays is not known here.
 #define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                 \
   ((shared_bytes) ? ALLOW_SHARED(kernel, shared_bytes) : static_cast<void>(0), \
    START(kernel, grid, block, shared_bytes, stream, __VA_ARGS__))

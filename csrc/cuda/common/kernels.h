@@ -9,6 +9,8 @@
 
 namespace minillm::cuda {
 
+using minillm::DType;
+
 // Which rows of the token dimension belong to which sequence (pictured in minillm/ops/contract.py).
 struct Sequences {
   const int32_t* block_table;  // [num_seqs, max_blocks]

@@ -48,12 +48,26 @@ extern "C" void run(const float* q, const float* k_cache, const float* v_cache, 
   attention_v1(args, {scores, sums, max_kv_len}, nullptr);
 }
 #elif defined(IS_NORM)
-// add_rms_norm, rms_norm with an offset of 1, and layer_norm.
+// add_rms_norm, rms_norm with an offset of 1, layer_norm, and rms_norm of two heads a row, in place.
 extern "C" void run(const NUMBER* x, const NUMBER* residual, const NUMBER* weight, const NUMBER* bias, NUMBER* y,
-                    NUMBER* moved, NUMBER* layer, NUMBER* sum, int rows, int size) {
+                    NUMBER* moved, NUMBER* layer, NUMBER* sum, NUMBER* heads, int rows, int size, int stride) {
   rms_norm({x, residual, weight, y, sum, rows, size, 1e-5f, DType::DTYPE}, nullptr);
   rms_norm({x, nullptr, weight, moved, nullptr, rows, size, 1e-5f, DType::DTYPE, 1.0f}, nullptr);
   layer_norm({x, nullptr, weight, layer, nullptr, rows, size, 1e-5f, DType::DTYPE, 0.0f, bias}, nullptr);
+  rms_norm({heads, nullptr, weight, heads, nullptr, rows, size, 1e-5f, DType::DTYPE, 0.0f, nullptr, 2, stride}, nullptr);
+}
+#elif defined(IS_GATHER)
+extern "C" void run(const float* table, const int64_t* ids, const float* positions, const int64_t* position_ids, float* y,
+                    int rows, int size, float scale, int is_learned) {
+  gather({table, ids, is_learned ? positions : nullptr, position_ids, y, rows, size, scale, DType::f32}, nullptr);
+}
+#elif defined(IS_MAP)
+// Sum, product and quotient.
+extern "C" void run(const float* x, const float* other, float* sum, float* product, float* quotient, int count,
+                    float number) {
+  map(Map::add, {x, other, sum, count, number, DType::f32}, nullptr);
+  map(Map::multiply, {x, nullptr, product, count, number, DType::f32}, nullptr);
+  map(Map::divide, {x, nullptr, quotient, count, number, DType::f32}, nullptr);
 }
 #elif defined(IS_LINEAR)
 extern "C" void run(const NUMBER* x, const NUMBER* weight, const NUMBER* bias, NUMBER* y, int rows, int in, int out) {

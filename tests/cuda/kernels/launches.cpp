@@ -1,5 +1,5 @@
-// Every launch of csrc/cuda's launchers, as nvcc compiled them, on a machine without a GPU: this file takes the place of
-// the CUDA runtime, and keeps what a launch asks for instead of running it. test_cuda_launches.py looks at the list.
+// Every launch of csrc/cuda's launchers, as nvcc compiled them, on a machine without a GPU. This file takes the place
+// of the CUDA runtime: it keeps what a launch asks for, and runs nothing. test_cuda_launches.py looks at the list.
 //
 //     launcher (nvcc) --> __cudaPushCallConfiguration, cudaFuncSetAttribute, __cudaLaunchKernel --> a line of text
 
