@@ -156,8 +156,8 @@ def test_only_the_matrices_of_used_experts_are_read():
         assert p.tensors["gate_up"] == (len(chosen) * 2 * size * hidden * 4, 0)
         assert p.tensors["down"] == (len(chosen) * size * hidden * 4, 0)
         # A product is one launch, and there are blocks for used experts only: 3 of 16 outputs each.
-        assert p["linear_experts_kernel<T>"].launches == 2
-        assert p["linear_experts_kernel<T>"].blocks == len(chosen) * 2 * 3
+        assert p["linear_experts"].launches == 2
+        assert p["linear_experts"].blocks == len(chosen) * 2 * 3
 
 
 def launches(routing: Routing, mixture: Mixture) -> dict[str, tuple[int, int]]:
@@ -174,7 +174,8 @@ def test_the_launches_do_not_depend_on_which_experts_are_chosen():
     same = torch.tensor([[2, 5]]).expand(20, 2)
     found = [launches(Routing(chosen, shares), mixture) for chosen in (spread, same)]
     assert found[0] == found[1]
-    assert [count for count, _ in found[0].values()] == [1, 1, 2, 1, 1]
+    assert {name for name, (count, _) in found[0].items() if count == 2} == {"linear_experts"}
+    assert sum(count for count, _ in found[0].values()) == 6
     assert launches(Routing(same[:3], shares[:3]), mixture) != found[0]
 
 
