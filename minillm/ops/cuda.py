@@ -1,8 +1,8 @@
 """`Ops` on the kernels of csrc/cuda: a token has the same bits in any batch (contract C2).
 
 Prefill and decode use different kernels, attention_v2 and decode_d1. Both add the same numbers in the same
-order, so the choice affects only speed. PyTorch runs the embedding lookup and the sorting of rows by expert,
-which have no arithmetic, and the log-probabilities, which are not part of a layer.
+order, so the choice affects only speed. PyTorch runs the embedding lookup, which has no arithmetic, and the
+log-probabilities, which are not part of a layer.
 """
 
 from __future__ import annotations
@@ -153,24 +153,19 @@ class CudaOps(FusedOps):
     def experts(
         self, x: Tensor, routing: Routing, gate_up: Matrix, down: Matrix, activation: Activation
     ) -> Tensor:
-        """`Ops.experts`: one product per used expert.
+        """`Ops.experts`: the same launches whatever experts are chosen, and no wait for the GPU.
 
-        The rows of each expert are counted on the host, which launches the products: one wait for the GPU in
-        each layer. In return nothing is launched, and nothing read, for an expert that no token uses.
+        An expert that does not exist is refused where the tensors are on the CPU. On a GPU a look would be a
+        wait: there the token's result is NaN, which the engine finds in the logits (`finite_rows`).
         """
         shapes.check_experts(x, routing, gate_up, down)
-        count = gate_up.weight.shape[0] // expert_rows(2 * down.weight.shape[1])
-        chosen = routing.chosen.flatten()
-        order = chosen.argsort(stable=True)
-        counts = chosen.bincount(minlength=count).tolist()
-        if len(counts) > count:
-            raise ValueError(f"experts: expert {len(counts) - 1} is chosen, and there are {count}")
-        x_rows = x[order // routing.chosen.shape[1]]
+        if not x.is_cuda:
+            shapes.check_chosen(
+                routing.chosen, gate_up.weight.shape[0] // expert_rows(2 * down.weight.shape[1])
+            )
+        rows = x.contiguous(), routing.chosen.contiguous(), routing.weights.contiguous()
         matrices = plain(gate_up.weight), gate_up.bias, plain(down.weight), down.bias
-        place = order.argsort().view_as(routing.chosen)
-        result: Tensor = self._call(
-            "experts", x_rows, counts, place, routing.weights.contiguous(), *matrices, activation
-        )
+        result: Tensor = self._call("experts", *rows, *matrices, activation)
         return result
 
     def rope_and_cache(

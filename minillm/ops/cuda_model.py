@@ -3,7 +3,6 @@
     Python   index tensors, on the CPU -- one call -->  C++: one copy in, all kernels, one copy out, one wait
 
 The single ops of `CudaOps` run one after the other take ten small copies and about ten calls a layer instead.
-Left out: models with experts, whose rows are counted on the host in each layer.
 """
 
 from __future__ import annotations
@@ -52,6 +51,5 @@ class CudaModel(BoundModel):
 
 
 def can_run_fused(weights: ModelWeights) -> bool:
-    """Whether a `CudaModel` can have these weights: no experts, and every matrix as it was loaded."""
-    plain = all(isinstance(matrix, Tensor) for layer in weights.layers for matrix in layer.matrices())
-    return plain and all(spec.experts is None for spec in weights.config.layers)
+    """Whether a `CudaModel` can have these weights: every matrix must be as it was loaded."""
+    return all(isinstance(matrix, Tensor) for layer in weights.layers for matrix in layer.matrices())

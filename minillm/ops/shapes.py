@@ -71,6 +71,13 @@ def check_experts(x: Tensor, routing: Routing, gate_up: Matrix, down: Matrix) ->
         )
 
 
+def check_chosen(chosen: Tensor, count: int) -> None:
+    """Experts that exist: 0 to `count` - 1. Reads the numbers, so on a GPU it waits."""
+    outside = chosen[(chosen < 0) | (chosen >= count)]
+    if outside.numel():
+        raise ValueError(f"experts: expert {outside[0].item()} is chosen, and there are {count}")
+
+
 def check_rope(
     q: Tensor, k: Tensor, v: Tensor, rope: RopeTables, cache: LayerCache, meta: AttentionMetadata
 ) -> None:

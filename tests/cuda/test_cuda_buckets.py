@@ -48,7 +48,7 @@ def decoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Decoder]:
     config = EngineConfig(dtype="bfloat16", device="cpu")
     return {
         family: load_model(families.make_folder(base, family), config, SimtOps()).decoder
-        for family in ("llama", "gemma2", "gpt2", "qwen3")
+        for family in ("llama", "gemma2", "gpt2", "qwen3", "qwen3_moe", "gpt_oss")
     }
 
 
@@ -72,7 +72,10 @@ def step(rows_each: int) -> tuple[Tensor, AttentionMetadata, SamplingBatch]:
     return torch.arange(3 * rows_each) * 31 % 300, make_meta(TABLES, [rows_each] * 3, after, 16), batch
 
 
-@pytest.mark.parametrize(("family", "rows_each"), [("llama", 1), ("gemma2", 3), ("gpt2", 1), ("qwen3", 2)])
+@pytest.mark.parametrize(
+    ("family", "rows_each"),
+    [("llama", 1), ("gemma2", 3), ("gpt2", 1), ("qwen3", 2), ("qwen3_moe", 1), ("gpt_oss", 2)],
+)
 def test_a_filled_up_step_has_the_bits_of_the_step(
     decoders: dict[str, Decoder], family: str, rows_each: int
 ) -> None:
@@ -85,7 +88,8 @@ def test_a_filled_up_step_has_the_bits_of_the_step(
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert found[1].all()
     assert all(torch.equal(a, b) for a, b in zip(written, caches, strict=True))
-    assert next(c.blocks for name, c in counted.kernels.items() if "gather" in name) == 5 * rows_each
+    layers = decoders[family].config.num_hidden_layers
+    assert next(c.blocks for name, c in counted.kernels.items() if "rope" in name) == 5 * rows_each * layers
     assert (counted.copies_to_device, counted.copies_to_host, counted.waits) == (1, 1, 1)
 
 

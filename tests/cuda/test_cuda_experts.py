@@ -152,16 +152,70 @@ def test_only_the_matrices_of_used_experts_are_read():
         routing = Routing(torch.tensor([chosen]), torch.ones(1, len(chosen)))
         with profile() as p:
             OPS.experts(x, routing, *mixture.matrices, "silu")
-        # A block of `linear` has 16 outputs, and reads its columns of the matrix once.
+        # A block of `linear_experts` has 16 outputs, and reads its columns of the matrix once.
         assert p.tensors["gate_up"] == (len(chosen) * 2 * size * hidden * 4, 0)
         assert p.tensors["down"] == (len(chosen) * size * hidden * 4, 0)
-        assert p["linear"].launches == 2 * len(chosen)
+        # A product is one launch, and there are blocks for used experts only: 3 of 16 outputs each.
+        assert p["linear_experts"].launches == 2
+        assert p["linear_experts"].blocks == len(chosen) * 2 * 3
 
 
-def test_experts_that_do_not_exist_are_refused():
-    mixture, x = Mixture(4, 40, 24, torch.float32, with_bias=False), random(1, 40)
-    with pytest.raises(ValueError, match="expert 4 is chosen, and there are 4"):
-        OPS.experts(x, Routing(torch.tensor([[1, 4]]), torch.ones(1, 2)), *mixture.matrices, "silu")
+def launches(routing: Routing, mixture: Mixture) -> dict[str, tuple[int, int]]:
+    with profile() as p:
+        OPS.experts(random(len(routing.chosen), 40), routing, *mixture.matrices, "silu")
+    return {name: (c.launches, c.blocks) for name, c in p.kernels.items()}
+
+
+@pytest.mark.skipif(sanitizing(), reason="the asan flavour counts nothing")
+def test_the_launches_do_not_depend_on_which_experts_are_chosen():
+    """So the host need not know, and a graph can repeat them. The control: the number of rows changes them."""
+    mixture, shares = Mixture(8, 40, 24, torch.float32, with_bias=False), torch.ones(20, 2)
+    spread = torch.stack([torch.arange(20) % 4, torch.arange(20) % 4 + 4], 1)
+    same = torch.tensor([[2, 5]]).expand(20, 2)
+    found = [launches(Routing(chosen, shares), mixture) for chosen in (spread, same)]
+    assert found[0] == found[1]
+    assert {name for name, (count, _) in found[0].items() if count == 2} == {"linear_experts"}
+    assert sum(count for count, _ in found[0].values()) == 6
+    assert launches(Routing(same[:3], shares[:3]), mixture) != found[0]
+
+
+@pytest.mark.parametrize("wrong", [4, -1, 2**40])
+def test_experts_that_do_not_exist(wrong):
+    """Refused where that costs no wait; on a GPU the token is NaN, and the others keep their bits."""
+    mixture, x = Mixture(4, 40, 24, torch.float32, with_bias=True), random(3, 40)
+    chosen = torch.tensor([[1, 2], [1, wrong], [0, 3]])
+    weights, matrices = torch.ones(3, 2), mixture.matrices
+    with pytest.raises(ValueError, match=f"expert {wrong} is chosen, and there are 4"):
+        OPS.experts(x, Routing(chosen, weights), *matrices, "silu")
+    stacked = matrices[0].weight, matrices[0].bias, matrices[1].weight, matrices[1].bias
+    found = torch.ops.minillm_simt.experts(x, chosen, weights, *stacked, "silu", 0)
+    assert found[1].isnan().all()
+    right = OPS.experts(x[::2], Routing(chosen[::2], weights[::2]), *matrices, "silu")
+    assert torch.equal(found[::2], right)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"chosen": torch.zeros(3, 2, dtype=torch.int64)}, "number of rows is 3, not 2"),
+        ({"weights": torch.ones(2, 1)}, "experts per token is 1, not 2"),
+        ({"gate_up": torch.ones(33, 40)}, "gate_up is 33, not 0|gate_up is 33, not"),
+        ({"down": torch.ones(40, 8)}, "down is 40, not"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(change, says):
+    """By the op itself: nothing may read outside of them."""
+    arguments = {
+        "x": random(2, 40),
+        "chosen": torch.zeros(2, 2, dtype=torch.int64),
+        "weights": torch.ones(2, 2),
+        "gate_up": torch.ones(4 * 16, 40),
+        "gate_up_bias": None,
+        "down": torch.ones(4 * 48, 8),
+        "down_bias": None,
+    } | change
+    with pytest.raises(RuntimeError, match=says):
+        torch.ops.minillm_simt.experts(*arguments.values(), "silu", 0)
 
 
 def test_no_rows_at_all():
@@ -174,9 +228,9 @@ def test_no_rows_at_all():
 def test_opcheck():
     ops, x = torch.ops.minillm_simt, random(2, 32)
     gate_up, down = (m.weight.nan_to_num() for m in Mixture(2, 32, 8, torch.float32, False).matrices)
-    one_each, shares = torch.tensor([[0], [1]]), torch.ones(2, 1)
+    chosen, shares = torch.tensor([[0], [1]]), torch.ones(2, 1)
     for op, arguments in [
         (ops.route, (x, 4, True)),
-        (ops.experts, (x, [1, 1], one_each, shares, gate_up, None, down, None, "silu")),
+        (ops.experts, (x, chosen, shares, gate_up, None, down, None, "silu")),
     ]:
         torch.library.opcheck(op.default, (*arguments, 0), test_utils=["test_schema", "test_faketensor"])

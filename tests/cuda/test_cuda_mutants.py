@@ -138,8 +138,8 @@ MUTANTS = [
     ("activation", "error function unscaled", "erff(x * 0.70710678f)", "erff(x)", WRONG),
     ("activation", "numbers below 0 kept", "x < 0 ? 0.0f : x", "x", WRONG),
     ("combine", "bound off by one", "if (i >= p.size) return;", "if (i > p.size) return;", "out of bounds"),
-    ("combine", "rows in another order", "p.place[n] * p.size", "n * p.size", WRONG),
-    ("combine", "weight of the token before", "fmaf(p.weights[n]", "fmaf(p.weights[token]", WRONG),
+    ("combine", "rows in another order", "row * p.size", "n * p.size", WRONG),
+    ("combine", "weight of the token before", "weight = p.weights[n]", "weight = p.weights[token]", WRONG),
     ("combine", "an expert too few", "n < (token + 1) * p.per_token", "n + 1 < (token + 1) * p.per_token", WRONG),
     ("combine", "a block too few", "ceil_div(p.size, kThreads)", "p.size / kThreads", WRONG),
     ("route", "no barrier after the logits", f"{BARRIER}  // the logits are written", "", WRONG),
@@ -591,8 +591,8 @@ def right(tmp_path_factory):
 
 def test_every_kernel_has_mutants_and_every_barrier_one_of_its_own():
     for path in find_sources("cuda", ".cu"):
-        if path.stem in ("sample", "finite"):
-            continue  # test_sample_mutants.py
+        if path.stem in ("sample", "finite", "group"):
+            continue  # test_sample_mutants.py, test_expert_mutants.py
         changes = [(old, new) for kernel, _, old, new, _ in MUTANTS if kernel == path.stem]
         assert len(changes) >= 3, f"{path.name} has {len(changes)} mutants"
         dropped = {old for old, new in changes if BARRIER in old and BARRIER not in new}

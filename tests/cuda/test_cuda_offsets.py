@@ -69,7 +69,7 @@ MUTANTS = [
     ("activation", "rows before the second launch", "static_cast<int64_t>(first) * (kGated", "first * (kGated"),
     ("activation", "results before the second launch", "static_cast<int64_t>(first) * p.size", "first * p.size"),
     ("combine", "rows of the result", "int64_t token = blockIdx.x", "int token = blockIdx.x"),
-    ("combine", "rows of the experts' outputs", "p.place[n] * p.size", "(int)(p.place[n] * p.size)"),
+    ("combine", "rows of the experts' outputs", "row * p.size", "(int)(row * p.size)"),
     ("route", "rows of logits", "p.logits) + token * p.num_experts", "p.logits) + (int)(token * p.num_experts)"),
     ("route", "rows of the chosen", "int64_t place = token * p.per_token", "int place = token * p.per_token"),
     ("verify", "rows of the draw", "int64_t request = blockIdx.x", "int request = blockIdx.x"),

@@ -1,6 +1,6 @@
 """A whole pass on the CUDA kernels in the simulator: the bits of single ops, and what a step asks of the GPU.
 
-Every family without experts runs with long and short sequences in one batch: in bfloat16, and a few that have
+Every family runs with long and short sequences in one batch: in bfloat16, and a few that have
 all kernels between them in the other dtypes. The control for the bits is
 `test_control_each_number_reaches_the_pass`; the control for the counts is the same step op by op.
 """
@@ -29,7 +29,7 @@ from minillm.ops.contract import AttentionMetadata, Ops
 from minillm.ops.fused import FusedModel
 from minillm.ops.reference import ReferenceOps
 from minillm.ops.sampling import SamplingBatch, noise_key
-from minillm.ops.simt import SimtOps, flavour, profile
+from minillm.ops.simt import SimtOps, flavour, profile, schedule
 from minillm.ops.simt.ops import load_ops
 from minillm.toolchain.compiler import BuildFailed, find_compiler
 
@@ -40,11 +40,9 @@ except BuildFailed as reason:
         raise  # sources that do not compile are a failure, not a skip
     pytest.skip(f"simulator: {reason}", allow_module_level=True)
 
-DENSE = [family for family in FAMILIES if family not in ("qwen3_moe", "olmoe", "mixtral", "gpt_oss")]
-CASES = [(family, "bfloat16") for family in DENSE]
-CASES += [
-    (family, dtype) for family in ("llama", "gemma2", "gpt2", "olmo2") for dtype in ("float32", "float16")
-]
+IN_EVERY_DTYPE = ("llama", "gemma2", "gpt2", "olmo2", "qwen3_moe", "gpt_oss")
+CASES = [(family, "bfloat16") for family in FAMILIES]
+CASES += [(family, dtype) for family in IN_EVERY_DTYPE for dtype in ("float32", "float16")]
 Q_LENS, KV_LENS = [1, 5, 11, 3, 1], [1, 9, 11, 3, 20]
 TABLES = [list(range(9 * i, 9 * i + 9)) for i in range(5)]
 Caches = tuple[list[Tensor], list[Tensor]]
@@ -209,9 +207,31 @@ def test_a_pass_is_free_of_races(folders: dict[str, Path]) -> None:
             assert (tokens >= 0).all()
 
 
-def test_a_model_with_experts_runs_op_by_op(folders: dict[str, Path]) -> None:
+def test_a_model_with_experts_is_free_of_races(folders: dict[str, Path]) -> None:
+    decoder = load(folders["gpt_oss"], "bfloat16")
+    fused = bind(decoder, caches(decoder))
+    with flavour("check"), schedule(reverse=True):
+        for ids, meta in steps():
+            assert fused.step(ids, meta, sampling(0))[1].all()
+
+
+def test_a_step_of_a_model_with_experts(folders: dict[str, Path]) -> None:
+    """16 launches a layer of experts, 11 another, of any tokens, and so for any experts; one wait."""
     decoder = load(folders["qwen3_moe"], "bfloat16")
-    assert not SimtOps().can_bind(decoder.weights())
+    fused, (ids, meta) = bind(decoder, caches(decoder)), steps()[1]
+    with profile() as one:
+        fused.step(ids, meta, sampling(1))
+    assert (one.copies_to_device, one.copies_to_host, one.waits) == (1, 1, 1)
+
+    with_experts = [spec.experts is not None for spec in decoder.config.layers]
+    found = []
+    for others in (ids, ids * 17 % tiny.VOCAB_SIZE, torch.zeros_like(ids)):
+        with profile() as one:
+            fused.last_logits(others, meta)
+        assert one.launches == sum(16 if here else 11 for here in with_experts) + 3  # embedding, norm, head
+        found.append(({name: (c.launches, c.blocks) for name, c in one.kernels.items()}, one.tensors["gate_up"]))
+    assert found[0][0] == found[1][0] == found[2][0]
+    assert found[0][1] != found[2][1]  # the control: equal tokens use fewer experts, and read fewer matrices
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -98,10 +98,24 @@ struct RouteArgs {
   DType dtype;
 };
 
+struct GroupArgs {
+  const int64_t* chosen;          // [pairs]: the experts of each token, `per_token` of each
+  int32_t* starts;                // [num_experts + 1]: the first row of each expert, and the end of the last
+  int64_t* order;                 // [pairs]: the token of each row; rows of no expert come last
+  int64_t* place;                 // [pairs]: the row of each pair; -1: its expert does not exist
+  int pairs, per_token, num_experts;
+};
+
+struct ExpertLinearArgs : LinearArgs {  // rows of all experts; weight and bias begin with those of expert 0
+  const int32_t* starts;          // [num_experts + 1]: expert e has rows starts[e] to starts[e + 1] of x and y
+  int num_experts;
+  int pitch;                      // rows from one expert's matrix to the next, at least `out`
+};
+
 struct CombineArgs {
   const void* outputs;            // [rows * per_token, size], in any order
   const float* weights;           // [rows, per_token]
-  const int64_t* place;           // [rows, per_token]: rows of `outputs`
+  const int64_t* place;           // [rows, per_token]: rows of `outputs`; -1: there is none, NaN stands for it
   void* y;                        // [rows, size]
   int rows, size, per_token;
   DType dtype;
@@ -185,6 +199,8 @@ void linear(const LinearArgs&, Stream);
 void linear_mma(const LinearArgs&, Stream);  // 16-bit, `in` a multiple of 8 below 2^24, all at multiples of 16 bytes
 
 void route(const RouteArgs&, Stream);  // per_token is 1 to num_experts
+void group(const GroupArgs&, Stream);
+void linear_experts(const ExpertLinearArgs&, Stream);  // rows of no expert are not written
 void combine(const CombineArgs&, Stream);
 
 void sample(const SampleArgs&, Stream);

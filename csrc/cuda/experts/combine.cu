@@ -4,7 +4,7 @@
 //     place      token 0: rows 0, 2      token 1: row 3, ...               where each token's rows are
 //
 // The sum runs over the token's experts in rising order, in float32, and is rounded once: it does not depend on the
-// other tokens of the batch (contract C2). Bytes: per_token numbers are read and one is written per element. FLOPs:
+// other tokens of the batch (contract C2). A pair without a row makes its token NaN (group.cu). Bytes: per_token numbers are read and one is written per element. FLOPs:
 // 2 * per_token per element. Limit: memory.
 
 #include "dispatch.h"
@@ -21,8 +21,11 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(const __grid_constant
   if (i >= p.size) return;
   const T* outputs = static_cast<const T*>(p.outputs);
   float sum = 0;
-  for (int64_t n = token * p.per_token; n < (token + 1) * p.per_token; n++)
-    sum = fmaf(p.weights[n], to_float(outputs[p.place[n] * p.size + i]), sum);
+  for (int64_t n = token * p.per_token; n < (token + 1) * p.per_token; n++) {
+    int64_t place = p.place[n], row = place > 0 ? place : 0;  // no branch: loads of several experts are under way
+    float weight = p.weights[n], output = to_float(outputs[row * p.size + i]);
+    sum = fmaf(place < 0 ? NAN : weight, output, sum);
+  }
   static_cast<T*>(p.y)[token * p.size + i] = from_float<T>(sum);
 }
 

@@ -7,7 +7,15 @@
 //        32              32                thread (row, col): one output, one accumulator
 //
 // Each output is one float32 sum over k = 0, 1, 2, ... for every number of rows: a token's result does not
-// depend on the other rows of the batch (contract C2). Bytes: rows * out * in * (1/16 + 1/16) elements.
+// depend on the other rows of the batch (contract C2).
+//
+// linear_experts is the same for rows that lie expert by expert, each with a matrix of its own. A tile has rows of one
+// expert, and an expert without rows has no tile:
+//
+//     x   [ expert 1: 20 rows | expert 3: 5 rows ]      tile 0: rows 0 to 15, tile 1: 16 to 19, tile 2: 20 to 24
+//
+// The host does not know how many rows an expert has. It starts as many tiles as there can be; those without rows end
+// at once. Bytes: rows * out * in * (1/16 + 1/16) elements.
 // FLOPs: 2 * rows * out * in. The next tiles are loaded into registers while the current ones are used. Limit:
 // shared memory, two loads per multiply-add. Left out: register tiles, tensor cores, split-K (which would
 // change the order of the sum).
@@ -52,17 +60,18 @@ __device__ __forceinline__ void store_elements(float (&tile)[kTile][kPitch], con
 // One block less than a multiprocessor can hold leaves each thread 36 registers. Without this ptxas spills on sm_80.
 constexpr int kBlocks = kResidentThreads / kThreads - 1;
 
+// Outputs of the rows from `first_row` to p.rows, at most kTile, and of kTile columns.
 template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocks) linear_kernel(const __grid_constant__ LinearArgs p) {
+__device__ __forceinline__ void multiply_tile(const LinearArgs& p, int first_row) {
   SHARED(float, x_tile, [kTile][kPitch]);
   SHARED(float, w_tile, [kTile][kPitch]);
   int local_row = threadIdx.x / kTile, local_col = threadIdx.x % kTile;
-  int row = blockIdx.y * kTile + local_row, col = blockIdx.x * kTile + local_col;
+  int row = first_row + local_row, col = blockIdx.x * kTile + local_col;
   bool inside = row < p.rows && col < p.out;
 
   T x_next[kLoads], w_next[kLoads];
   auto load_next = [&](int column) {
-    load_elements(x_next, static_cast<const T*>(p.x), blockIdx.y * kTile, p.rows, column, p.in);
+    load_elements(x_next, static_cast<const T*>(p.x), first_row, p.rows, column, p.in);
     load_elements(w_next, static_cast<const T*>(p.weight), blockIdx.x * kTile, p.out, column, p.in);
   };
   load_next(0);
@@ -82,6 +91,53 @@ __global__ void __launch_bounds__(kThreads, kBlocks) linear_kernel(const __grid_
   static_cast<T*>(p.y)[static_cast<int64_t>(row) * p.out + col] = from_float<T>(sum);
 }
 
+template <class T>
+__global__ void __launch_bounds__(kThreads, kBlocks) linear_kernel(const __grid_constant__ LinearArgs p) {
+  multiply_tile<T>(p, blockIdx.y * kTile);
+}
+
+struct RowTile {
+  int expert, first, end;  // all 0: there is no such tile
+};
+
+// The tile of this block. Each lane of a warp counts the tiles of one expert, of 32 at a time; one lane finds the tile
+// among its own, and the sums over the warp tell the others.
+__device__ __forceinline__ RowTile find_tile(const ExpertLinearArgs& p) {
+  int tile = blockIdx.y, lane = threadIdx.x % 32, expert = 0, first = 0, end = 0;
+  for (int from = 0; from < p.num_experts; from += 32) {
+    int mine = min(from + lane, p.num_experts), start = p.starts[mine];
+    int stop = mine < p.num_experts ? p.starts[mine + 1] : start;
+    int tiles = (stop - start + kTile - 1) / kTile, up_to_me = tiles;
+    for (int step = 1; step < 32; step *= 2) {
+      int before = __shfl_up_sync(0xffffffff, up_to_me, step);
+      if (lane >= step) up_to_me += before;
+    }
+    int within = tile - (up_to_me - tiles);
+    if (within >= 0 && within < tiles) expert = mine, first = start + within * kTile, end = stop;
+    tile -= __shfl_sync(0xffffffff, up_to_me, 31);
+  }
+  for (int step = 16; step > 0; step /= 2) {
+    expert += __shfl_xor_sync(0xffffffff, expert, step);
+    first += __shfl_xor_sync(0xffffffff, first, step);
+    end += __shfl_xor_sync(0xffffffff, end, step);
+  }
+  return {expert, first, end};
+}
+
+// Two blocks less than `linear` has: the addresses of the expert's matrix take registers.
+template <class T>
+__global__ void __launch_bounds__(kThreads, kBlocks - 2)
+    linear_experts_kernel(const __grid_constant__ ExpertLinearArgs p) {
+  RowTile tile = find_tile(p);
+  if (tile.end == 0) return;  // the whole block returns: no thread waits at a barrier
+  LinearArgs own = p;
+  int64_t above = static_cast<int64_t>(tile.expert) * p.pitch;  // rows of the matrices of lower experts
+  own.weight = static_cast<const T*>(own.weight) + above * own.in;
+  if (own.bias) own.bias = static_cast<const T*>(own.bias) + above;
+  own.rows = tile.end;
+  multiply_tile<T>(own, tile.first);
+}
+
 }  // namespace
 
 void linear(const LinearArgs& p, Stream stream) {
@@ -90,6 +146,17 @@ void linear(const LinearArgs& p, Stream stream) {
     using T = decltype(zero);
     dim3 grid(ceil_div(p.out, kTile), ceil_div(p.rows, kTile));
     LAUNCH(linear_kernel<T>, grid, kThreads, 0, stream_of(stream), p);
+  });
+}
+
+void linear_experts(const ExpertLinearArgs& p, Stream stream) {
+  if (p.rows == 0 || p.out == 0) return;
+  with_number_type(p.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    // At most `used` experts have rows, and the tiles of one hold at most 15 rows more than it has.
+    int used = p.rows < p.num_experts ? p.rows : p.num_experts;
+    dim3 grid(ceil_div(p.out, kTile), (p.rows + used * (kTile - 1)) / kTile);
+    LAUNCH(linear_experts_kernel<T>, grid, kThreads, 0, stream_of(stream), p);
   });
 }
 

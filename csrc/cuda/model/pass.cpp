@@ -2,6 +2,8 @@
 
 #include "pass.h"
 
+#include <algorithm>
+
 #include "device.h"
 #include "touches.h"
 
@@ -11,6 +13,16 @@ namespace {
 // The functions of the cuda kernels have one name more: softcap is one of them.
 Function function_of(Activation activation) { return static_cast<Function>(activation); }
 static_assert(static_cast<int>(Function::swiglu_clamped) == static_cast<int>(Activation::swiglu_clamped));
+
+// The largest sizes of all layers; count 0: none has experts.
+Experts most_experts(const Model& m) {
+  Experts most = {};
+  for (int64_t i = 0; i < m.num_layers; i++) {
+    const Experts& e = m.layers[i].experts;
+    most = {std::max(most.count, e.count), std::max(most.per_token, e.per_token), std::max(most.size, e.size), false};
+  }
+  return most;
+}
 
 }  // namespace
 
@@ -33,6 +45,12 @@ Scratch Scratch::cut(char* base, const Model& m, const Sizes& sizes, size_t& end
   s.added = rows(m.hidden);
   s.gate_up = rows((m.gated ? 2 : 1) * m.intermediate);
   s.gated = rows(m.intermediate);
+  if (const Experts most = most_experts(m); most.count) {
+    s.router = rows(most.count);
+    s.chosen = piece(sizes.rows * most.per_token * 8);
+    s.shares = piece(sizes.rows * most.per_token * 4);
+    s.mixture = MixtureScratch::cut(base, most, m.hidden, width, sizes.rows, end);
+  }
   s.sampling = piece(sample_scratch_bytes(static_cast<int>(sizes.draws), static_cast<int>(sizes.num_token_ids)));
   s.drawn_from = piece(sizes.gathers ? sizes.draws * m.vocab * width : 0);
   s.drawn_finite = piece(sizes.gathers ? sizes.draws : 0);
@@ -70,7 +88,10 @@ void Pass::hidden(const PassArgs& args, void* x) const {
     const bool last = i + 1 == m_.num_layers;
     attend(m_.layers[i], input, batch);
     input = add(w.attention_output_norm, w.mlp_norm, rows, s_.x);
-    feed_forward(w, input, rows);
+    if (m_.layers[i].experts.count)
+      mix_experts(m_.layers[i], input, rows);
+    else
+      feed_forward(w, input, rows);
     input = add(w.mlp_output_norm, last ? m_.final_norm : m_.layers[i + 1].weights.input_norm, rows, last ? x : s_.x);
   }
 }
@@ -155,6 +176,20 @@ void Pass::feed_forward(const LayerWeights& w, const void* x, int rows) const {
                                   function_of(m_.activation), 0.0f, dtype_},
                                  stream_);
   linear(s_.gated, w.down, s_.added, rows, m_.hidden, m_.intermediate);
+}
+
+void Pass::mix_experts(const Layer& layer, const void* x, int rows) const {
+  const LayerWeights& w = layer.weights;
+  const Experts& e = layer.experts;
+  int64_t* chosen = reinterpret_cast<int64_t*>(s_.chosen);
+  float* shares = reinterpret_cast<float*>(s_.shares);
+  linear(x, w.router, s_.router, rows, e.count, m_.hidden);
+  touches({{"logits", s_.router, rows * e.count * width_}, {"chosen", chosen, rows * e.per_token * 8},
+           {"weights", shares, rows * e.per_token * 4}});
+  route({s_.router, chosen, shares, rows, static_cast<int>(e.count), static_cast<int>(e.per_token), e.renormalize, dtype_},
+        stream_);
+  mix({e, w.expert_gate_up, w.expert_down, function_of(m_.activation), m_.hidden, dtype_}, {x, chosen, shares, rows},
+      s_.mixture, s_.added, stream_);
 }
 
 const void* Pass::add(const Norm& after, const Norm& before, int rows, void* x) const {

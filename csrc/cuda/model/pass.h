@@ -3,8 +3,8 @@
 //     ids -> gather (scale, positions) -> layers, norm -> last rows -> head (divisor, cap) -> finite? -> sample
 //
 // The kernels and their order are those of minillm/model/decoder.py, with results rounded to the storage type at the
-// same places, so the bits equal those of the single ops (a test compares them). Layers of experts are left out: the
-// rows of each expert are counted on the host there.
+// same places, so the bits equal those of the single ops (a test compares them). Which experts a layer uses, only the
+// GPU knows: the launches are the same for all of them (experts/mixture.h).
 //
 // Rows that only fill up a batch to a fixed size have slot -1 and kv_len 0. They write nothing to the cache, no row
 // reads them, and their logits are not used.
@@ -13,6 +13,7 @@
 
 #include "bound.h"
 #include "kernels.h"
+#include "mixture.h"
 
 namespace minillm::cuda {
 
@@ -25,6 +26,8 @@ struct Sizes {
 // The scratch memory of a pass, cut from one piece.
 struct Scratch {
   char *residual, *x, *qkv, *q, *attended, *added, *gate_up, *gated, *sampling, *drawn_from, *drawn_finite;
+  char *router, *chosen, *shares;  // of layers with experts: logits, experts and their weights
+  MixtureScratch mixture;
 
   // Cuts `base`, or only measures if it is null; `end` is the number of bytes.
   static Scratch cut(char* base, const Model& model, const Sizes& sizes, size_t& end);
@@ -48,6 +51,7 @@ class Pass {
  private:
   void attend(const Layer& layer, const void* x, const Batch& batch) const;
   void feed_forward(const LayerWeights& w, const void* x, int rows) const;
+  void mix_experts(const Layer& layer, const void* x, int rows) const;
   // Adds `added` to the residual. Returns the input of the next part: the norm of the sum, in `x`, or the sum.
   const void* add(const Norm& after, const Norm& before, int rows, void* x) const;
 

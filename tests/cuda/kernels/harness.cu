@@ -10,6 +10,7 @@
 #endif
 
 using namespace minillm::cuda;
+using minillm::DType;
 
 #if defined(IS_ATTENTION)
 extern "C" void run(const float* q, const float* k_cache, const float* v_cache, float* out, const int* block_table,

@@ -69,6 +69,7 @@ int __cudaLaunchKernel(const void* stub, Size grid, Size block, void**, size_t s
 // ---- every launcher, with large numbers of everything ---------------------------------------------
 
 using namespace minillm::cuda;
+using minillm::DType;
 
 namespace {
 
@@ -88,6 +89,7 @@ void rows(DType type) {
   rope_and_cache(rope, nullptr);
   for (int experts : {8, 8192}) route({nullptr, nullptr, nullptr, kMany, experts, 8, true, type}, nullptr);
   combine({nullptr, nullptr, nullptr, nullptr, kMany, 4096, 8, type}, nullptr);
+  for (int experts : {8, 8192}) group({nullptr, nullptr, nullptr, nullptr, 8 * kMany, 8, experts}, nullptr);
   SampleArgs sampled = {};
   sampled.rows = kMany, sampled.vocab_size = sampled.num_token_ids = 151'936, sampled.dtype = type;
   sample(sampled, nullptr);
@@ -98,6 +100,7 @@ void products(DType type) {
     for (int out : {64, 151'936}) {
       LinearArgs p = {nullptr, nullptr, nullptr, nullptr, count, 4096, out, type};
       linear(p, nullptr), linear_mma(p, nullptr);
+      for (int experts : {1, 128}) linear_experts({p, nullptr, experts, out}, nullptr);
     }
 }
 
