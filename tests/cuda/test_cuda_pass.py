@@ -229,7 +229,8 @@ def test_a_step_of_a_model_with_experts(folders: dict[str, Path]) -> None:
         with profile() as one:
             fused.last_logits(others, meta)
         assert one.launches == sum(16 if here else 11 for here in with_experts) + 3  # embedding, norm, head
-        found.append(({name: (c.launches, c.blocks) for name, c in one.kernels.items()}, one.tensors["gate_up"]))
+        grids = {name: (c.launches, c.blocks) for name, c in one.kernels.items()}
+        found.append((grids, one.tensors["gate_up"]))
     assert found[0][0] == found[1][0] == found[2][0]
     assert found[0][1] != found[2][1]  # the control: equal tokens use fewer experts, and read fewer matrices
 
