@@ -65,7 +65,7 @@ class Disassembler:
         Raises:
             CalledProcessError: cuobjdump cannot read the file.
         """
-        command = [self.cuobjdump, f"-{what}", "-arch", architecture, compiled]
+        command = [str(self.cuobjdump), f"-{what}", "-arch", architecture, str(compiled)]
         environment = {**os.environ, "NVDISASM_PATH": str(self.nvdisasm.parent)}
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 

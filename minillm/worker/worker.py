@@ -136,7 +136,8 @@ class Worker:
         draws = step.prefill_draws
         if self._prefills_in_one_call and draws is not None:
             rows = [SequenceRows(c.token_ids, c.start, c.block_table, c.rope_offset) for c in step.prefill]
-            tokens, flags, logits = self.runner.step(rows, draws.batch, draw_rows=draws.rows)
+            picked = None if draws.rows == list(range(len(rows))) else draws.rows
+            tokens, flags, logits = self.runner.step(rows, draws.batch, draw_rows=picked)
             self.runner.copy_blocks(step.fork_copies)
             return self._report(logits, draws, flags.tolist(), tokens)
         logits = self._prefill_loop(self.runner, step.prefill)

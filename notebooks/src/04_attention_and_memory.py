@@ -13,11 +13,13 @@
 # * predict the bytes that naive and tiled attention move, to the byte, and check the prediction;
 # * say what tiling removes (the score matrix), what it reduces (the reads of K and V) and what it does not
 #   change (the arithmetic, the cache);
-# * say what limits prefill and decode, from their FLOPs and bytes.
+# * say what limits prefill and decode, from their FLOPs and bytes;
+# * say what the host asks of the GPU in a step of the engine.
 #
 # **You need** notebook 2 (intensity and roofline) and a C++ compiler (`minillm doctor` looks for one).
 #
-# **Read along** `csrc/cuda/attention/attention_v1.cu`, `attention_v2.cu`, and `csrc/simt/simt.h`.
+# **Read along** `csrc/cuda/attention/attention_v1.cu`, `attention_v2.cu`, `csrc/simt/simt.h`, and for 4.8
+# `csrc/cuda/model/pass.h`.
 #
 # The simulator does not measure time. Everything here is counted, so your figures will equal the printed
 # ones.
@@ -375,6 +377,41 @@ assert intensity(naive, 1024, 1024) < 2 < 20 < intensity(tiled, 1024, 1024)
 # * **Decode** does one FLOP per byte in every kernel, because a single row cannot share K and V with other
 #   rows. Tiling does not help. Only fewer bytes per row help: grouped-query attention (heads share a kv
 #   head), smaller numbers, or several rows at once (speculative decoding).
+#
+# ## 4.8 A whole step: launches, copies, waits
+#
+# A step of the engine is not one kernel. Each layer has nine launches, and the host has to start every one.
+# It also sends token ids and block tables to the GPU, and it fetches the drawn tokens, since it decides
+# what the next step is. A launch takes the host a few microseconds. A wait stops it until the GPU is done,
+# and then the GPU has nothing to do until the next launch arrives.
+#
+# The simulator counts these calls too. Two sequences, three steps: their prompts, then two decode steps. The
+# model has one layer only.
+
+# %%
+from minillm import LLM, SamplingParams
+
+llm = LLM("storyteller-1m", device="cpu", backend="simt", kv_memory="4MiB")
+layers = llm.engine.model.decoder.config.num_hidden_layers
+prompts, params = [[5, 6, 7], [8, 9]], SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
+with profile() as p:
+    llm.generate(prompts, params)
+steps = 3
+print(f"a step with {layers} layer: {p.launches / steps:.0f} launches,", end=" ")
+print(f"{p.copies_to_device // steps} copy there, {p.copies_to_host // steps} back, {p.waits // steps} wait")
+for name, counters in sorted(p.kernels.items(), key=lambda pair: -pair[1].launches):
+    print(f"  {name:16} {counters.launches / steps:5.1f} launches a step")
+assert (p.copies_to_device, p.copies_to_host, p.waits) == (steps, steps, steps)
+
+# %% [markdown]
+# One copy there, one back, one wait: the index tensors of a step lie in one piece of memory, and everything
+# between them, the draw included, stays on the GPU. Calling the same kernels one by one from PyTorch takes
+# ten copies and two waits a step, and a call from Python for each launch.
+#
+# The launches remain. A decode step has the same ones each time, with other numbers. So on a GPU the engine
+# records them once, as a *CUDA graph*, and then starts all of them with a single call
+# (`csrc/cuda/model/bucket.h`). A graph repeats its kernels with fixed sizes. A batch of three sequences is
+# therefore filled up to four; the fourth row has no keys and writes nothing.
 #
 # ## Exercises
 

@@ -151,8 +151,9 @@ def test_a_row_alone_gets_the_token_it_gets_in_a_batch(vocab):
     batch = random_batch(Random(vocab), 70, vocab)
     logits = logits_of("ties", 70, vocab, torch.float32)
     together = OPS.sample(logits, batch)
-    alone = [OPS.sample(logits[row : row + 1], batch.rows([row])) for row in range(70)]
-    assert torch.equal(together, torch.cat(alone))
+    some = list(range(0, 70, 1 if vocab < 4000 else 7))
+    alone = [OPS.sample(logits[row : row + 1], batch.rows([row])) for row in some]
+    assert torch.equal(together[some], torch.cat(alone))
     assert len(set(together.tolist())) > 20, "control: the rows differ"
     others = torch.arange(69, -1, -1)
     turned = OPS.sample(logits[others], batch.rows(others.tolist()))
@@ -208,7 +209,8 @@ def test_a_short_row_costs_two_kilobytes_more(vocab):
     """Of a few ids the search tries nearly all as pivots, each once or twice."""
     for options in CUT:
         p = count(logits_of("plain", 1, vocab, torch.float32), **options)
-        assert p.tensors["logits"][0] == (12 * vocab if vocab > 1 or "top_p" in options else 8)
+        is_cut = "top_p" in options or options["top_k"] < vocab
+        assert p.tensors["logits"][0] == (12 if is_cut else 8) * vocab
         assert p.tensors["scratch"][0] < 2048
 
 
