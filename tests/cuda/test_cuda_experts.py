@@ -168,7 +168,7 @@ def launches(routing: Routing, mixture: Mixture) -> dict[str, tuple[int, int]]:
 
 @pytest.mark.skipif(sanitizing(), reason="the asan flavour counts nothing")
 def test_the_launches_do_not_depend_on_which_experts_are_chosen():
-    """So the host need not know, and a graph can repeat them. The control: other rows change them."""
+    """So the host need not know, and a graph can repeat them. The number of rows changes them."""
     mixture, shares = Mixture(8, 40, 24, torch.float32, with_bias=False), torch.ones(20, 2)
     spread = torch.stack([torch.arange(20) % 4, torch.arange(20) % 4 + 4], 1)
     same = torch.tensor([[2, 5]]).expand(20, 2)

@@ -5,12 +5,16 @@ The shapes are small: test_cuda_families.py and test_cuda_experts.py have more, 
 
 from __future__ import annotations
 
+import families
 import oracle
 import pytest
+import tiny
 import torch
 from cases import BOUND, CASES, DTYPES, REFERENCE, random
 from test_cuda_gpu import broken_context, on_gpu, ops, run
+from test_cuda_gpu_pass import BACKEND, DEVICE
 
+from minillm import SamplingParams
 from minillm.config import LayerSpec
 from minillm.ops.contract import LayerCache, Matrix, Routing
 
@@ -51,6 +55,20 @@ def test_experts(ops, dtype):
     assert oracle.error(whole.cpu(), expected) <= 2 * BOUND[dtype]
     alone = ops.experts(on_gpu(x[3:4]), Routing(*(t[3:4] for t in routing)), *on_device, "silu")
     assert torch.equal(alone, whole[3:4])
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+def test_a_captured_step_with_experts_has_the_bits_of_the_step(tmp_path, family):
+    folder, params = (
+        families.make_folder(tmp_path, family),
+        SamplingParams(8, temperature=0.8, seed=1, logprobs=2),
+    )
+    found = []
+    for sizes in ((), (1, 2, 4)):
+        llm = tiny.load(folder, device=DEVICE, backend=BACKEND, kv_memory="4MiB", dtype="bfloat16")
+        llm.engine.worker.runner._fused.fill_up_to(sizes)
+        found.append([(o.token_ids, o.logprobs) for o in llm.generate([[1, 2, 3], [4] * 9, [7, 8]], params)])
+    assert found[0] == found[1]
 
 
 @each_dtype

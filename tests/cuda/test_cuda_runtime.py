@@ -119,6 +119,31 @@ def test_a_filled_up_step_is_captured_the_second_time_and_then_launched_as_one(d
         assert again == captured[-3:]
 
 
+def test_a_layer_of_experts_waits_for_nothing_and_is_captured(tmp_path: Path) -> None:
+    folder = families.make_folder(tmp_path, "mixtral")
+    model = bind(load_model(folder, EngineConfig(dtype="bfloat16", device="cpu"), StandInOps()).decoder, (4,))
+    model.step(*step())
+    eager = log()
+    experts = [
+        "linear",
+        "route",
+        "group",
+        "gather",
+        "linear_experts",
+        "activation",
+        "linear_experts",
+        "combine",
+    ]
+    launched = kernels(eager)
+    start = launched.index("route") - 1
+    assert launched[start : start + len(experts)] == experts
+    assert [line for line in eager if "wait" in line] == ["wait"]
+    model.step(*step())
+    log()
+    model.step(*step())
+    assert [line.split()[0] for line in log()] == ["launch", "on", "wait"]
+
+
 def test_each_shape_has_its_own_graph_and_more_memory_ends_all(decoder: Decoder) -> None:
     model = bind(decoder, (1, 2, 4))
 
