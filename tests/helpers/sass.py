@@ -23,7 +23,7 @@ MAX_THREADS = re.compile(r"EIATTR_MAX_THREADS\s+Format:\s+\w+\s+Value:\s+((?:0x[
 
 
 def require_tools() -> Disassembler:
-    """The disassembler. The module is skipped without it or nvcc; with MINILLM_CI=1 its absence is an error."""
+    """The disassembler. Without it or nvcc the module is skipped; with MINILLM_CI=1 nvcc alone is an error."""
     if find_cuda() is None:
         pytest.skip("no nvcc: the kernels are only simulated here", allow_module_level=True)
     if tool := find_disassembler():
