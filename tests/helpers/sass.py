@@ -23,7 +23,7 @@ MAX_THREADS = re.compile(r"EIATTR_MAX_THREADS\s+Format:\s+\w+\s+Value:\s+((?:0x[
 
 
 def require_tools() -> Disassembler:
-    """The disassembler. Without it or nvcc the module is skipped; with MINILLM_CI=1 nvcc alone is an error."""
+    """The disassembler. Skips the module without it or nvcc; nvcc alone is an error with MINILLM_CI=1."""
     if find_cuda() is None:
         pytest.skip("no nvcc: the kernels are only simulated here", allow_module_level=True)
     if tool := find_disassembler():
