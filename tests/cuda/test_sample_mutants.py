@@ -69,8 +69,8 @@ MUTANTS = [
     ("sort.h", "-0 below +0", "x = {value + 0.0f};", "x = {value};", WRONG),
     ("sort.h", "rises instead of falls", "falls = !(one & width)", "falls = one & width", WRONG),
     ("sort.h", "last merge forgotten", "width <= size", "width < size", WRONG),
-    ("sort.h", "masses of the slice's own warp only", "i < warp; i++) earlier", "i < 0; i++) earlier", WRONG),
-    ("sort.h", "masses without their own id", "masses[begin + i] = before + sums[i]", "masses[begin + i] = before + (i ? sums[i - 1] : 0)", WRONG),
+    ("sort.h", "masses of the slice's own warp only", "i < warp; i++) earlier", "i < 0; i++) earlier", BYTES),
+    ("sort.h", "masses without their own id", "masses[begin + i] = before + sums[i]", "masses[begin + i] = before + (i ? sums[i - 1] : 0)", BYTES),
     ("search.h", "no barrier after the total", f"{BARRIER}  // the sums are written", "", "divergence"),
     ("search.h", "no barrier after the pivots", f"{BARRIER}  // the pivots are written, and all threads have read the ranges", "", "out of bounds"),
     ("search.h", "no barrier after the ranges", f"{BARRIER}  // the ranges are written, and all threads have read the pivots", "", "divergence"),
@@ -122,7 +122,7 @@ def inputs() -> tuple[Tensor, SamplingBatch, Tensor]:
     logits[:, 300:] = 9
     logits[3, 299] = math.inf
     logits[5, 290] = 12  # in the last slice
-    logits[7] = torch.where(torch.arange(310) < 150, -0.0, 0.0)
+    logits[7] = torch.where((torch.arange(310) - 75).abs() < 75, -0.0, 0.0)  # only id 0 and the last are +0
     return logits, SamplingBatch(params, keys, seen, 300), logits[:, :300].isfinite().all(-1)
 
 
