@@ -2,7 +2,7 @@
 """sample.cu, its headers and finite.cu with one wrong line each: each mutant is caught by the named check.
 
 `sample` is built with small slices, few pivots and little scratch memory. So rows of 300 ids have three slices,
-the search takes several rounds, and 14 rows take three rounds of launches. The memory of the results and of
+the search takes several rounds, and 21 rows take five rounds of launches. The memory of the results and of
 the scratch begins as 0xff in each byte, which is NaN.
 """
 
@@ -40,14 +40,20 @@ SMALL = [
     ("search.h", "kPivots = 8", "kPivots = 2"),
     ("sample.cu", "kScratchBytes = 1 << 26", "kScratchBytes = 30000"),
     ("kernels.h", "kMaxTokenIds = 1 << 21", "kMaxTokenIds = 1 << 12"),
+    # The search of a mutant may not end.
+    (
+        "search.h",
+        "while ((left = r.left()) > 1) {",
+        "for (int i = 0; (left = r.left()) > 1 && i < 99; i++) {",
+    ),
 ]
 
 # (file, name of the mutant, text, replacement, what catches it)
 MUTANTS = [
     ("slice.h", "no barrier between two bests", f"{BARRIER}  // the previous call's results have been read", "", WRONG),
     ("slice.h", "no barrier after the bests", f"ids[threadIdx.x / 32] = best.id;\n  {BARRIER}", "ids[threadIdx.x / 32] = best.id;", WRONG),
-    ("slice.h", "no barrier after zeroing", f"seen[i] = 0;\n  {BARRIER}", "seen[i] = 0;", WRONG),
-    ("slice.h", "no barrier after the marks", f"seen[place] = 1;\n  }}\n  {BARRIER}", "seen[place] = 1;\n  }", WRONG),
+    ("slice.h", "no barrier after zeroing", f"seen[i] = 0;\n  {BARRIER}", "seen[i] = 0;", "race"),
+    ("slice.h", "no barrier after the marks", f"seen[place] = 1;\n  }}\n  {BARRIER}", "seen[place] = 1;\n  }", "race"),
     ("slice.h", "ids of the next slice are seen", "place >= 0 && place < kSlice", "place >= 0", "out of bounds"),
     ("slice.h", "ids of the slice before are seen", "place >= 0 && place < kSlice", "place < kSlice", "out of bounds"),
     ("slice.h", "ids the tokenizer lacks are drawn", "left = w.p.num_token_ids - mine.first", "left = w.p.vocab_size - mine.first", WRONG),
@@ -58,24 +64,24 @@ MUTANTS = [
     ("slice.h", "one slice too few", "slice < w.slices; slice += kSliceThreads)\n    best", "slice + 1 < w.slices; slice += kSliceThreads)\n    best", WRONG),
     ("slice.h", "top-p alone cuts nothing", "|| top_p < 1);", ");", WRONG),
     ("sort.h", "no barrier between two stages", f"{BARRIER}  // the next stage pairs other places", "", WRONG),
-    ("sort.h", "no barrier after the sums", f"sums[warp] = sum;\n  {BARRIER}", "sums[warp] = sum;", WRONG),
+    ("sort.h", "no barrier after the sums", f"sums[warp] = sum;\n  {BARRIER}", "sums[warp] = sum;", "race"),
     ("sort.h", "ties go to the highest id", "| ~static_cast<uint32_t>(id)", "| static_cast<uint32_t>(id)", WRONG),
     ("sort.h", "-0 below +0", "x = {value + 0.0f};", "x = {value};", WRONG),
     ("sort.h", "rises instead of falls", "falls = !(one & width)", "falls = one & width", WRONG),
     ("sort.h", "last merge forgotten", "width <= size", "width < size", WRONG),
     ("sort.h", "masses of the slice's own warp only", "i < warp; i++) earlier", "i < 0; i++) earlier", WRONG),
     ("sort.h", "masses without their own id", "masses[begin + i] = before + sums[i]", "masses[begin + i] = before + (i ? sums[i - 1] : 0)", WRONG),
-    ("search.h", "no barrier after the total", f"{BARRIER}  // the sums are written", "", WRONG),
-    ("search.h", "no barrier after the pivots", f"{BARRIER}  // the pivots are written, and all threads have read the ranges", "", WRONG),
-    ("search.h", "no barrier after the ranges", f"{BARRIER}  // the ranges are written, and all threads have read the pivots", "", WRONG),
+    ("search.h", "no barrier after the total", f"{BARRIER}  // the sums are written", "", "divergence"),
+    ("search.h", "no barrier after the pivots", f"{BARRIER}  // the pivots are written, and all threads have read the ranges", "", "out of bounds"),
+    ("search.h", "no barrier after the ranges", f"{BARRIER}  // the ranges are written, and all threads have read the pivots", "", "divergence"),
     ("search.h", "one id too few", ">= enough", "> enough", WRONG),
-    ("search.h", "a pivot above itself", "return {ranks[slice * kSlice + place], slice, place + 1};", "return {ranks[slice * kSlice + place], slice, place};", "deadlock"),
+    ("search.h", "a pivot above itself", "return {ranks[slice * kSlice + place], slice, place + 1};", "return {ranks[slice * kSlice + place], slice, place};", BYTES),
     ("search.h", "the pivot's own slice is searched", "if (slice == pivot.slice) return pivot.count;", "", BYTES),
     ("search.h", "mass of one id more", "slice * kSlice + count - 1]", "slice * kSlice + count]", WRONG),
-    ("search.h", "the lowest pivot with enough", "ranks[i] > ranks[lower])) lower = i;", "ranks[i] < ranks[lower])) lower = i;", BYTES),
+    ("search.h", "the lowest pivot with enough", "ranks[i] > ranks[lower])) lower = i;", "ranks[i] < ranks[lower])) lower = i;", WRONG),
     ("sample.cu", "no barrier before the sort", f"{BARRIER}  // the ranks are written", "", WRONG),
-    ("sample.cu", "no barrier before the search", f"{BARRIER}  // the ranges are written", "", WRONG),
-    ("sample.cu", "no barrier between two searches", f"{BARRIER}  // the ranges have been read", "", "race"),
+    ("sample.cu", "no barrier before the search", f"{BARRIER}  // the ranges are written", "", "uninitialised"),
+    ("sample.cu", "no barrier between two searches", f"{BARRIER}  // the ranges have been read", "", "divergence"),
     ("sample.cu", "padding above every rank", "ranks[i] = 0;", "ranks[i] = ~uint64_t{0};", WRONG),
     ("sample.cu", "the slice's own maximum", "best_of_row(w, w.highest, row.part).score", "w.highest[static_cast<int64_t>(row.part) * w.slices + slice].score", WRONG),
     ("sample.cu", "nucleus of another sum", "enough = row.top_p * total", "enough = row.top_p", WRONG),
@@ -98,47 +104,49 @@ MUTANTS = [
 
 
 def inputs() -> tuple[Tensor, SamplingBatch, Tensor]:
-    """14 rows of 310 ids, of which the tokenizer has 300; a row that is not finite; values that tie, -0 too."""
+    """21 rows of 310 ids, of which the tokenizer has 300; a row that is not finite; values that tie, -0 too."""
     options = [
         {"top_k": 3},
         {"top_k": 7, "temperature": 4.0},
-        {"top_p": 0.5, "temperature": 3.0},
+        {"top_p": 0.5, "temperature": 9.0},
         {"repetition_penalty": 2.0},
-        {"top_k": 300, "top_p": 0.6, "temperature": 20.0},
+        {"top_k": 100, "top_p": 0.6, "temperature": 20.0},
         {"temperature": 0.0},
         {"min_p": 0.2, "temperature": 2.0},
     ]
-    params = [SamplingParams(**options[i % 7]) for i in range(14)]  # type: ignore[arg-type]
-    keys = [noise_key(i, 0, 0) for i in range(14)]
-    seen = [[0, 5, 127, 128, 255 + i, 305] for i in range(14)]
-    logits = random(14, 310, scale=1.5).round()
+    params = [SamplingParams(**options[i % 7]) for i in range(21)]  # type: ignore[arg-type]
+    keys = [noise_key(i, 0, 0) for i in range(21)]
+    seen = [[0, 5, 127, 128, 255 + i, 305] for i in range(21)]
+    logits = random(21, 310, scale=1.5).round()
     logits[:, 5] = 6  # likely without the penalty
     logits[:, 300:] = 9
     logits[3, 299] = math.inf
-    logits[7] = torch.where(torch.arange(310) % 2 == 1, 0.0, -0.0)
+    logits[5, 290] = 12  # in the last slice
+    logits[7] = torch.where(torch.arange(310) < 150, -0.0, 0.0)
     return logits, SamplingBatch(params, keys, seen, 300), logits[:, :300].isfinite().all(-1)
 
 
 def sample(library: KernelLibrary) -> tuple[Tensor, Tensor]:
     logits, batch, finite = inputs()
     size = torch.zeros(1, dtype=torch.int64)
-    library.run("scratch_bytes", bytes=size, rows=14, ids=300)
+    library.run("scratch_bytes", bytes=size, rows=21, ids=300)
     scratch = torch.full([int(size)], 255, dtype=torch.uint8)
-    tokens = torch.full([14], -2)
+    tokens = torch.full([21], -2)
     names = ("keys", "numbers", "top_k", "seen", "seen_end")
     columns = dict(zip(names, batch.tensors(), strict=True))
     places = {"scratch": scratch, "tokens": tokens, "finite": finite}
-    library.run("run", logits=logits, **columns, **places, rows=14, vocab=310, ids=300)
+    library.run("run", logits=logits, **columns, **places, rows=21, vocab=310, ids=300)
     return tokens, torch.where(finite, ReferenceOps().sample(logits, batch), 0)
 
 
 def finite_rows(library: KernelLibrary) -> tuple[Tensor, Tensor]:
     """Rows of an odd size begin at every alignment."""
-    logits = random(40, 4099)
-    for row, column in enumerate([0, 1, 2, 3, 4, 2000, 4090, 4094, 4095, 4096, 4097, 4098] * 3):
-        logits[row, column] = (math.nan, math.inf, -math.inf)[row // 12]
-    found = torch.full([40], 255, dtype=torch.uint8)
-    library.run("run", logits=logits, finite=found, rows=40, size=4099)
+    logits = random(52, 4099)
+    for row in range(48):  # each place at each alignment
+        column = (0, 1, 2, 3, 4, 2000, 4090, 4094, 4095, 4096, 4097, 4098)[row // 4]
+        logits[row, column] = (math.nan, math.inf, -math.inf)[row % 3]
+    found = torch.full([52], 255, dtype=torch.uint8)
+    library.run("run", logits=logits, finite=found, rows=52, size=4099)
     return found, logits.isfinite().all(-1).to(torch.uint8)
 
 

@@ -23,12 +23,12 @@ MAX_THREADS = re.compile(r"EIATTR_MAX_THREADS\s+Format:\s+\w+\s+Value:\s+((?:0x[
 
 
 def require_tools() -> Disassembler:
-    """The disassembler. The module is skipped without it or nvcc; with CI set its absence is an error."""
+    """The disassembler. Skips the module without it or nvcc; nvcc alone is an error with MINILLM_CI=1."""
     if find_cuda() is None:
         pytest.skip("no nvcc: the kernels are only simulated here", allow_module_level=True)
     if tool := find_disassembler():
         return tool
-    if os.environ.get("CI"):
+    if os.environ.get("MINILLM_CI") == "1":
         raise RuntimeError("no cuobjdump and nvdisasm, which scripts/test.sh installs with the tests")
     pytest.skip("no cuobjdump and nvdisasm: install minillm[test]", allow_module_level=True)
 

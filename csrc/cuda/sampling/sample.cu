@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kSliceThreads) highest_kernel(const __grid_con
 }
 
 template <class T>
-__global__ void __launch_bounds__(kSliceThreads) sort_kernel(const __grid_constant__ Work w) {
+__global__ void __launch_bounds__(kSliceThreads, 2) sort_kernel(const __grid_constant__ Work w) {
   SHARED(uint64_t, ranks, [kSlice]);
   int slice = blockIdx.x, first = slice * kSlice, count = min(kSlice, w.p.num_token_ids - first), size = 1;
   Row row(w, blockIdx.y);
