@@ -25,6 +25,7 @@ from minillm.ops.sampling import SamplingBatch, noise_key
 from minillm.ops.simt import SimtOps, flavour, profile
 from minillm.ops.simt.ops import load_ops
 from minillm.toolchain.compiler import BuildFailed, find_compiler
+from minillm.toolchain.sanitizer import sanitizing
 
 try:
     load_ops()
@@ -32,6 +33,10 @@ except BuildFailed as reason:
     if find_compiler():
         raise  # sources that do not compile are a failure, not a skip
     pytest.skip(f"simulator: {reason}", allow_module_level=True)
+
+counted_or_checked = pytest.mark.skipif(
+    sanitizing(), reason="the asan flavour neither counts nor looks for races"
+)
 
 TABLES = [[3, 7, 1], [0, 2, 9], [4, 5, 6]]
 CONTEXT = [17, 0, 33]
@@ -72,6 +77,7 @@ def step(rows_each: int) -> tuple[Tensor, AttentionMetadata, SamplingBatch]:
     return torch.arange(3 * rows_each) * 31 % 300, make_meta(TABLES, [rows_each] * 3, after, 16), batch
 
 
+@counted_or_checked
 @pytest.mark.parametrize(
     ("family", "rows_each"),
     [("llama", 1), ("gemma2", 3), ("gpt2", 1), ("qwen3", 2), ("qwen3_moe", 1), ("gpt_oss", 2)],
@@ -93,6 +99,7 @@ def test_a_filled_up_step_has_the_bits_of_the_step(
     assert (counted.copies_to_device, counted.copies_to_host, counted.waits) == (1, 1, 1)
 
 
+@counted_or_checked
 def test_filled_up_rows_race_with_nothing(decoders: dict[str, Decoder]) -> None:
     model, _ = bind(decoders["llama"], (4,))
     with flavour("check"):
@@ -109,6 +116,7 @@ def test_a_row_that_is_not_finite_harms_no_other(decoders: dict[str, Decoder]) -
     assert torch.equal(found[2][:2], expected[2][:2])
 
 
+@counted_or_checked
 def test_what_has_no_shape_runs_as_it_is(decoders: dict[str, Decoder]) -> None:
     """More sequences than the largest size, unequal numbers of rows, repetition penalties."""
 

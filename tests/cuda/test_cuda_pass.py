@@ -32,6 +32,7 @@ from minillm.ops.sampling import SamplingBatch, noise_key
 from minillm.ops.simt import SimtOps, flavour, profile
 from minillm.ops.simt.ops import load_ops
 from minillm.toolchain.compiler import BuildFailed, find_compiler
+from minillm.toolchain.sanitizer import sanitizing
 
 try:
     load_ops()
@@ -39,6 +40,10 @@ except BuildFailed as reason:
     if find_compiler():
         raise  # sources that do not compile are a failure, not a skip
     pytest.skip(f"simulator: {reason}", allow_module_level=True)
+
+counted_or_checked = pytest.mark.skipif(
+    sanitizing(), reason="the asan flavour neither counts nor looks for races"
+)
 
 IN_EVERY_DTYPE = ("llama", "gemma2", "gpt2", "olmo2", "qwen3_moe", "gpt_oss")
 CASES = [(family, "bfloat16") for family in FAMILIES]
@@ -156,6 +161,7 @@ class Dispatched(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@counted_or_checked
 def test_what_a_step_asks_of_the_gpu(folders: dict[str, Path]) -> None:
     """One op, one copy in, one copy out, one wait; nine launches a layer and five around the layers."""
     decoder = load(folders["llama"], "bfloat16")
@@ -179,6 +185,7 @@ def test_what_a_step_asks_of_the_gpu(folders: dict[str, Path]) -> None:
     assert many.launches < one.launches + 1
 
 
+@counted_or_checked
 def test_a_prompt_takes_one_copy(folders: dict[str, Path]) -> None:
     decoder = load(folders["llama"], "bfloat16")
     fused, (ids, meta) = bind(decoder, caches(decoder)), steps()[0]
@@ -187,6 +194,7 @@ def test_a_prompt_takes_one_copy(folders: dict[str, Path]) -> None:
     assert (counted.copies_to_device, counted.copies_to_host, counted.waits) == (1, 0, 0)
 
 
+@counted_or_checked
 def test_steps_ahead_take_one_copy_in_and_one_out(folders: dict[str, Path]) -> None:
     decoder = load(folders["llama"], "bfloat16")
     fused, (ids, meta) = bind(decoder, caches(decoder)), steps()[1]
@@ -197,6 +205,7 @@ def test_steps_ahead_take_one_copy_in_and_one_out(folders: dict[str, Path]) -> N
     assert (counted.copies_to_device, counted.copies_to_host, counted.waits) == (1, 1, 1)
 
 
+@counted_or_checked
 def test_a_pass_is_free_of_races(folders: dict[str, Path]) -> None:
     decoder = load(folders["gemma2"], "float16")
     fused = bind(decoder, caches(decoder))
@@ -216,6 +225,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@counted_or_checked
 @pytest.mark.parametrize("name", REFUSED)
 def test_indexes_outside_the_cache_are_refused(folders: dict[str, Path], name: str) -> None:
     """They are checked on the host, before anything reaches the GPU."""
@@ -283,6 +293,7 @@ def engine_steps(
     return seen
 
 
+@counted_or_checked
 @pytest.mark.parametrize(
     "options", [{}, {"draft_model": "ngram", "num_draft_tokens": 3}], ids=["plain", "drafts"]
 )
@@ -304,6 +315,7 @@ def test_every_step_of_an_engine_is_one_call_a_pass(
         assert not [name for name in dispatched if any(word in name for word in BLOCKING)], kind
 
 
+@counted_or_checked
 def test_a_chunk_that_ends_no_prompt_draws_nothing(folders: dict[str, Path]) -> None:
     llm = tiny.load(folders["llama"], backend="simt", dtype="bfloat16", prefill_chunk=8)
     seen = engine_steps(llm, [[3, 4] * 10], SamplingParams(2, temperature=0.0))
@@ -313,6 +325,7 @@ def test_a_chunk_that_ends_no_prompt_draws_nothing(folders: dict[str, Path]) -> 
     assert not [name for name in first.kernels if "sample" in name]
 
 
+@counted_or_checked
 def test_control_a_replaced_part_runs_op_by_op(folders: dict[str, Path]) -> None:
     def sampler(logits: Tensor, batch: SamplingBatch) -> Tensor:
         return SimtOps().sample(logits, batch)
