@@ -332,7 +332,7 @@ def gather(run):
 def maps(run):
     x, other, found = random(517), random(517, seed=1), torch.zeros(3, 517)
     names = dict(zip(("sum", "product", "quotient"), found, strict=True))
-    run(x=x, other=other, **names, count=517, number=3.0)
+    run(x=x, other=other, **names, rows=1, size=517, number=3.0)
     return found, torch.stack([x.double() + other, x.double() * 3, x.double() / 3])
 
 

@@ -63,8 +63,9 @@ extern "C" void run(const float* table, const int64_t* ids, const float* positio
 }
 #elif defined(IS_MAP)
 // Sum, product and quotient.
-extern "C" void run(const float* x, const float* other, float* sum, float* product, float* quotient, int count,
+extern "C" void run(const float* x, const float* other, float* sum, float* product, float* quotient, int rows, int size,
                     float number) {
+  int64_t count = int64_t{rows} * size;
   map(Map::add, {x, other, sum, count, number, DType::f32}, nullptr);
   map(Map::multiply, {x, nullptr, product, count, number, DType::f32}, nullptr);
   map(Map::divide, {x, nullptr, quotient, count, number, DType::f32}, nullptr);
