@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from gpu_inputs import Paged, paged
-from gpu_model import our_rates, random_model, step_profile, transformers_rates
+from gpu_model import our_rates, random_model, step_profile, transformers_rates, whole_step
 from gpu_timing import Report, timed
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -273,6 +273,7 @@ def one_of_each(bench: Bench) -> None:
     probs = torch.full((3, 3, 301), 1 / 301).to(bench.device)
     uniforms = torch.full((3, 3), 0.5, dtype=torch.float64).to(bench.device)
     ops.verify_draft(nodes[:2].expand(3, 2), probs[:, :2], probs, uniforms)
+    whole_step(ops, bench.device)  # kernels that only a pass launches
 
 
 # ---- command line ---------------------------------------------------------------------------------

@@ -20,9 +20,14 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from minillm import LLM
+from minillm import LLM, SamplingParams
 from minillm.bench.engine import decode_rate, prefill_rate
+from minillm.config import LayerSpec, ModelConfig
+from minillm.model.decoder import Decoder
 from minillm.model.locate import DEFAULT_MODEL, ZOO
+from minillm.ops.contract import AttentionMetadata
+from minillm.ops.cuda import CudaOps
+from minillm.ops.sampling import SamplingBatch
 
 SHIPPED = ZOO / DEFAULT_MODEL
 ONE_B = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
@@ -43,6 +48,24 @@ def random_model(full: bool, device: str) -> Iterator[Path]:
             shutil.copy(SHIPPED / extra, folder)
         save_file(_weights(config, device), folder / "model.safetensors", {"format": "pt"})
         yield folder
+
+
+def whole_step(ops: CudaOps, device: str) -> None:
+    """A decode step of a small random model in one call, with a sum and a product that few families have."""
+    config = ModelConfig(
+        family="random", vocab_size=70, hidden_size=64, intermediate_size=40, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=32, norm_eps=1e-5, max_position_embeddings=64,
+        tie_word_embeddings=True, qkv_bias=False, o_bias=False, mlp_bias=False, residual_scale=0.5,
+        layers=(LayerSpec(None, 0.2),),
+    )  # fmt: skip
+    decoder = Decoder.build(config, ops, torch.bfloat16, torch.device(device), 64)
+    for weight in decoder.parameters():
+        weight.copy_(torch.randn(weight.shape, device=device) / 4)
+    k, v = (torch.zeros(4, 16, 1, 32, dtype=torch.bfloat16, device=device) for _ in range(2))
+    at, one = torch.tensor([0]), torch.tensor([1], dtype=torch.int32)
+    meta = AttentionMetadata(at, at, one.view(1, 1), torch.tensor([0, 1], dtype=torch.int32), one)
+    batch = SamplingBatch([SamplingParams(temperature=1.0)], [7], [[]], 70)
+    ops.bind(decoder.weights(), [k], [v]).step(at, meta, batch)
 
 
 def _weights(config: dict[str, Any], device: str) -> dict[str, torch.Tensor]:

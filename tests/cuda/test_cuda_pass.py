@@ -174,8 +174,9 @@ def test_what_a_step_asks_of_the_gpu(folders: dict[str, Path]) -> None:
     for name in ("gather", "finite"):
         assert sum(c.launches for kernel, c in one.kernels.items() if name in kernel) == 1
     layers = decoder.config.num_hidden_layers
-    drawing = sum(c.launches for kernel, c in one.kernels.items() if "sample" in kernel)
-    assert one.launches == 9 * layers + 4 + drawing  # embedding, norm before the first layer, head, finite
+    drawing = [one[kernel].launches for kernel in ("highest", "sort", "cut", "draw", "finish")]
+    assert drawing == [1] * 5
+    assert one.launches == 9 * layers + 4 + 5  # embedding, norm before the first layer, head, finite
 
     with profile() as many, Dispatched() as called:  # the control: the same step op by op
         logits = decoder.logits(decoder.forward(ids, *caches(decoder), meta))
@@ -322,7 +323,8 @@ def test_a_chunk_that_ends_no_prompt_draws_nothing(folders: dict[str, Path]) -> 
     first = seen[0][1]
     assert [kind for kind, _, _ in seen] == ["prefill", "prefill", "prefill", "decode"]
     assert (first.copies_to_device, first.copies_to_host, first.waits) == (1, 0, 0)
-    assert not [name for name in first.kernels if "sample" in name]
+    assert "draw" not in first.kernels
+    assert "draw" in seen[2][1].kernels, "the control: the last chunk draws"
 
 
 @counted_or_checked

@@ -78,9 +78,10 @@ def test_the_tests_of_the_plan_need_no_simulator_and_no_package_that_a_gpu_machi
     """Collecting other test files would import the notebooks' packages and compile the simulator."""
     (tests,) = (s for s in check.plan(Path("out"), PYTHON, False) if s.name == "tests")
     files = [word for word in tests.command if word.startswith("tests/")]
-    assert files == ["tests/cuda/test_cuda_gpu.py", "tests/cuda/test_cuda_gpu_families.py"]
+    names = ["test_cuda_gpu", "test_cuda_gpu_families", "test_cuda_gpu_pass"]
+    assert files == [f"tests/cuda/{name}.py" for name in names]
     paths = "sys.path[:0] = ['tests/cuda', 'tests/helpers']"
-    code = f"import sys; {paths}; import test_cuda_gpu, test_cuda_gpu_families; print(*sys.modules)"
+    code = f"import sys; {paths}; import {', '.join(names)}; print(*sys.modules)"
     done = subprocess.run([PYTHON, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert "minillm.ops.simt" not in done.stdout.split()

@@ -103,6 +103,11 @@ class DevicePass {
   Scratch scratch_ = {};
 };
 
+void check_ids(const char* op, int64_t num_token_ids, int64_t vocab) {
+  STD_TORCH_CHECK(num_token_ids <= vocab && num_token_ids <= kMaxTokenIds, op, ": ", num_token_ids, " ids, at most ",
+                  std::min<int64_t>(vocab, kMaxTokenIds));
+}
+
 size_t bytes_of(const Draws& d) {
   return aligned(d.rows * 8) * 3 + aligned(d.rows * 32) + aligned(d.num_seen * 8);
 }
@@ -166,7 +171,7 @@ std::tuple<Tensor, Tensor, Tensor> step(int64_t number, const Tensor& ids, const
   int64_t count = all_rows ? args.batch.num_tokens : args.batch.num_seqs, vocab = bound->model.vocab;
   const int64_t* drawn_from = read_draw_rows(op, draw_rows, count);
   Draws draws = read_draws(op, drawn_from ? draw_rows->size(0) : count, vocab, sampling, num_token_ids);
-  STD_TORCH_CHECK(num_token_ids <= vocab, op, ": ", num_token_ids, " ids of ", vocab);
+  check_ids(op, num_token_ids, vocab);
   Tensor logits = make(*bound, count, vocab), tokens = like(ids, {draws.rows});
   Tensor finite = torch::stable::new_empty(ids, {count}, ScalarType::Bool);
   if (!args.batch.num_tokens) return {tokens, finite, logits};
@@ -228,6 +233,7 @@ Tensor decode_ahead(int64_t number, const Tensor& ids, const Tensors& rows, cons
   AheadArgs args = read_ahead(op, *bound, ids, rows, depths, keys, filters, num_token_ids);
   const Batch& first = args.first.batch;
   const int64_t count = first.num_seqs, levels = args.count, vocab = bound->model.vocab;
+  check_ids(op, num_token_ids, vocab);
   Tensor result = like(ids, {count, levels});
   int64_t* tokens = static_cast<int64_t*>(result.mutable_data_ptr());
   std::fill_n(tokens, count * levels, -1);
