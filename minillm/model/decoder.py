@@ -162,7 +162,9 @@ class Decoder(nn.Module):
         """The logits: hidden [num_rows, hidden_size] -> [num_rows, vocab_size]."""
         logits = self.ops.linear(hidden, self._head)
         if self.config.logits_divisor != 1:
-            logits = logits / self.config.logits_divisor
+            # Divided by a tensor: by a number, PyTorch on a GPU multiplies with the reciprocal.
+            divisor = torch.tensor(self.config.logits_divisor, dtype=torch.float32, device=logits.device)
+            logits = (logits.float() / divisor).to(logits.dtype)
         cap = self.config.logits_softcap
         return logits if cap is None else self.ops.softcap(logits, cap)
 

@@ -175,10 +175,8 @@ def test_a_negative_slot_is_not_written() -> None:
 
 
 def test_an_engine_whose_steps_are_filled_up_answers_the_same(tmp_path: Path) -> None:
-    folder, params = (
-        tiny.make_folder(tmp_path / "model"),
-        SamplingParams(6, temperature=0.8, seed=4, logprobs=3),
-    )
+    folder = families.make_folder(tmp_path, "llama")
+    params = SamplingParams(5, temperature=0.8, seed=4, logprobs=3)
     prompts = [[1, 2, 3], [4] * 9, [7, 8]]  # a step has one to three sequences
     answers = []
     for sizes in ((), (1, 4)):
