@@ -89,6 +89,10 @@ void rows(DType type) {
   rope_and_cache(rope, nullptr);
   for (int experts : {8, 8192}) route({nullptr, nullptr, nullptr, kMany, experts, 8, true, type}, nullptr);
   combine({nullptr, nullptr, nullptr, nullptr, kMany, 4096, 8, type}, nullptr);
+  gather({nullptr, nullptr, nullptr, nullptr, nullptr, kMany, 4096, 1.0f, type}, nullptr);
+  for (Map kind : {Map::multiply, Map::divide, Map::add})
+    map(kind, {nullptr, nullptr, nullptr, int64_t{kMany} * 4096, 1.0f, type}, nullptr);
+  finite_rows({nullptr, nullptr, kMany, 151'936, type}, nullptr);
   for (int experts : {8, 8192}) group({nullptr, nullptr, nullptr, nullptr, 8 * kMany, 8, experts}, nullptr);
   SampleArgs sampled = {};
   sampled.rows = kMany, sampled.vocab_size = sampled.num_token_ids = 151'936, sampled.dtype = type;
