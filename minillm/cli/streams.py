@@ -13,9 +13,12 @@ from __future__ import annotations
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 from typing import Any, TextIO
 
+from minillm.cli.signals import Terminated
 from minillm.errors import MinillmError
 
 
@@ -36,14 +39,28 @@ class _NamedOutput(io.FileIO):
     """The file behind stdout. Its errors say that they are of stdout: an OSError of a write names no file."""
 
     def write(self, data: Any, /) -> int:
+        # One call in C writes and keeps the count. An interrupt between the two would lose the count, and the
+        # buffer above would write the same text again.
+        written: list[int] = []
         try:
-            return super().write(data)
+            written.extend(map(super().write, (data,)))
+        except KeyboardInterrupt as interrupt:
+            if not written or isinstance(interrupt, Terminated):  # a second SIGTERM would be ignored
+                raise
+            _interrupt_soon()
         except BrokenPipeError:
             raise
         except OSError as error:
             raise StdoutFailed(
                 f"cannot write to stdout: {error.strerror}", "redirect it to another place"
             ) from None
+        return written[0]
+
+
+def _interrupt_soon() -> None:
+    """Interrupt the main thread again, when the write that was interrupted has returned."""
+    main = threading.main_thread().ident
+    threading.Timer(0.001, signal.pthread_kill, (main, signal.SIGINT)).start()
 
 
 def prepare() -> None:

@@ -111,3 +111,34 @@ def test_ctrl_c_at_any_moment_prints_no_traceback():
         _, err = process.communicate(timeout=60)
         assert b"Traceback" not in err, f"after {0.25 + 0.1 * number:.2f} s: {err.decode()[-300:]}"
         assert process.returncode in (0, 130, -signal.SIGINT)
+
+
+INTERRUPTED = """
+import io, os, signal, sys, time
+from minillm.cli import streams
+
+def interrupt(frame, event, arg):
+    if event == "c_return" and frame.f_code.co_name == "write" and arg.__name__ in ("write", "extend"):
+        sys.setprofile(None)
+        raise KeyboardInterrupt
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+reader, writer = os.pipe()
+out = io.TextIOWrapper(io.BufferedWriter(streams._NamedOutput(writer, "w", closefd=False)), "utf-8")
+sys.setprofile(interrupt)
+try:
+    out.write("a")
+    out.flush()
+    time.sleep(30)
+except KeyboardInterrupt:
+    out.write("b")
+    out.flush()
+os.close(writer)
+print(os.read(reader, 9))
+"""
+
+
+def test_text_is_written_once_if_ctrl_c_comes_right_after_it():
+    """The interrupt comes when the text is written, and before the buffer above knows it."""
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "b'ab'\n", done.stderr
