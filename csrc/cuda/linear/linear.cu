@@ -100,8 +100,8 @@ struct RowTile {
   int expert, first, end;  // all 0: there is no such tile
 };
 
-// The tile of this block. Each lane of a warp counts the tiles of one expert, of 32 at a time; one lane finds the tile
-// among its own, and the sums over the warp tell the others.
+// Finds the tile of this block. In each round the 32 lanes of a warp count the row tiles of 32 experts, one expert per
+// lane. The lane that has this block's tile keeps it. At the end a sum over the warp gives it to all lanes.
 __device__ __forceinline__ RowTile find_tile(const ExpertLinearArgs& p) {
   int tile = blockIdx.y, lane = threadIdx.x % 32, expert = 0, first = 0, end = 0;
   for (int from = 0; from < p.num_experts; from += 32) {

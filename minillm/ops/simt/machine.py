@@ -73,9 +73,9 @@ class SimtError(MinillmError):
         self.file, self.line, self.detail = file, line, detail
         self.frames, self.other_frames = tuple(frames), tuple(other_frames)
         # A launch that is refused has no threads yet.
-        who = "" if kind == "launch" else f", block {_index(block)}, thread {_index(thread)}"
+        place = "" if kind == "launch" else f", block {_index(block)}, thread {_index(thread)}"
         at = f" at {file}:{line}" if file else ""
-        super().__init__(f"{kind} in {kernel}{who}{at}: {what}")
+        super().__init__(f"{kind} in {kernel}{place}{at}: {what}")
 
 
 @dataclass
