@@ -95,28 +95,24 @@ class CudaOps(FusedOps):
         x: Tensor,
         weight: Weight,
         bias: Tensor | None = None,
-        rung: str = "tile",
+        rung: str = "l2",
         float_out: bool = False,
     ) -> Tensor:
-        """`Ops.linear`; `rung` picks a kernel: "tile", the engine's own, or "mma", on tensor cores.
+        """`Ops.linear`; `rung` picks a kernel: "l2", the engine's own, or "l5", on tensor cores.
 
-        With `float_out` the result is float32, which only "mma" can. What "mma" was not written for runs on
-        "tile", with a warning that says why.
+        With `float_out` the result is float32, which only "l5" can. What "l5" was not written for runs on
+        "l2", with a warning that says why.
         """
         shapes.check_linear(x, weight, bias)
         if rung not in LINEAR_RUNGS:
             raise ValueError(f"linear: there is no rung {rung}, only {' and '.join(LINEAR_RUNGS)}")
         rows, matrix = _rows(x), plain(weight)
-        obstacle = no_mma(rows, matrix) if rung == "mma" else 'rung "tile" rounds'
+        obstacle = no_mma(rows, matrix) if rung == "l5" else 'rung "l2" rounds'
         if float_out and obstacle:
             raise ValueError(f"linear: no float32 result for {x.dtype} numbers: {obstacle}")
-        if rung == "mma" and obstacle:
-            warnings.warn(f"linear: rung tile instead of mma: {obstacle}", stacklevel=2)
-        result: Tensor = (
-            self._call("linear", rows, matrix, bias)
-            if obstacle
-            else self._call("linear_mma", rows, matrix, bias, float_out)
-        )
+        if rung == "l5" and obstacle:
+            warnings.warn(f"linear: rung l2 instead of l5: {obstacle}", stacklevel=2)
+        result: Tensor = self._call("linear", rows, matrix, bias, "l2" if obstacle else "l5", float_out)
         return result.view(*x.shape[:-1], weight.shape[0])
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
@@ -186,9 +182,9 @@ class CudaOps(FusedOps):
         window: int | None = None,
         rung: str | None = None,
     ) -> Tensor:
-        """`Ops.paged_attention`; `rung` selects a kernel, v1, v2, v3, d1 or d2, not the default.
+        """`Ops.paged_attention`; `rung` selects a kernel, v1, v2, v3, d1 or d3, not the default.
 
-        "v3" and "d2" run on tensor cores and give a row the same bits. Where they cannot run, "v2" or "d1"
+        "v3" and "d3" run on tensor cores and give a row the same bits. Where they cannot run, "v2" or "d1"
         runs instead, with a warning that says why.
         """
         self._check_attention("paged_attention", q, LayerCache(k_cache, v_cache), meta)

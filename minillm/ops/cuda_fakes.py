@@ -30,8 +30,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
         logits.new_empty([logits.shape[0], per_token], dtype=torch.float32),
     ),
     "experts": lambda x, *others: torch.empty_like(x),
-    "linear": lambda x, weight, bias, stream: x.new_empty([x.shape[0], weight.shape[0]]),
-    "linear_mma": lambda x, weight, bias, float_out, stream: x.new_empty(
+    "linear": lambda x, weight, bias, rung, float_out, stream: x.new_empty(
         [x.shape[0], weight.shape[0]], dtype=torch.float32 if float_out else x.dtype
     ),
     "rope_and_cache": lambda q, *others: q.new_empty(q.shape),

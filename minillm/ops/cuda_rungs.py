@@ -10,8 +10,8 @@ from minillm.ops.contract import AttentionMetadata
 HEAD_DIMS = (32, 64, 96, 128, 256)
 # The kernels that `rung` can select: for attention, and for linear.
 ATTENTION_RUNGS = ("v1", "v2", "d1")
-TENSOR_RUNGS = {"v3": "v2", "d2": "d1"}  # attention on tensor cores; the rung that runs if they cannot
-LINEAR_RUNGS = ("tile", "mma")
+TENSOR_RUNGS = {"v3": "v2", "d3": "d1"}  # attention on tensor cores; the rung that runs if they cannot
+LINEAR_RUNGS = ("l2", "l5")
 # The numbers of sequences for which a decode step is captured as a CUDA graph.
 GRAPH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 

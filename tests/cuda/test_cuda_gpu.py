@@ -114,9 +114,9 @@ def test_linear_on_tensor_cores(ops, dtype):
         x, weight = random(rows, size, dtype=dtype), random(out, size, dtype=dtype, seed=1)
         bias = random(out, dtype=dtype, seed=2)
         exact = oracle.linear(x, weight, bias)
-        found = run(ops, "linear", x, weight, bias, rung="mma")
+        found = run(ops, "linear", x, weight, bias, rung="l5")
         check(found, REFERENCE.linear(x, weight, bias), exact, (rows, size, out))
-        unrounded = run(ops, "linear", x, weight, bias, rung="mma", float_out=True)
+        unrounded = run(ops, "linear", x, weight, bias, rung="l5", float_out=True)
         assert oracle.error(unrounded, exact) < 1e-4  # tensor cores cut off what an addition cannot hold
 
 
@@ -125,10 +125,10 @@ def test_a_rows_bits_do_not_depend_on_the_batch_on_tensor_cores(ops, dtype):
     """In float32, where a sum in another order shows; every tile has a turn, 128 x 128 on a GPU alone."""
     rows, size, out = (512, 4096, 4096) if ON_GPU else (70, 136, 20)
     x, weight = random(rows, size, dtype=dtype), random(out, size, dtype=dtype, seed=1)
-    whole = run(ops, "linear", x, weight, rung="mma", float_out=True)
+    whole = run(ops, "linear", x, weight, rung="l5", float_out=True)
     for count in (1, 7, 8, 9, 16, 17, 33, 70):
         for part in (slice(0, count), slice(rows - count, rows)):
-            found = run(ops, "linear", x[part], weight, rung="mma", float_out=True)
+            found = run(ops, "linear", x[part], weight, rung="l5", float_out=True)
             assert torch.equal(found, whole[part]), (count, part)
 
 
@@ -190,7 +190,7 @@ LARGE_CASES = [
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=["bf16", "f16"])
-@pytest.mark.parametrize("rung", ["v3", "d2"])
+@pytest.mark.parametrize("rung", ["v3", "d3"])
 def test_attention_on_tensor_cores(ops, dtype, rung):
     for case in [*TENSOR_CASES, *(LARGE_CASES if ON_GPU else [])]:
         q, k_cache, v_cache, meta, tables = case.build(dtype)
@@ -205,7 +205,7 @@ def test_attention_on_tensor_cores(ops, dtype, rung):
 def test_the_two_kernels_on_tensor_cores_give_the_same_bits(ops, dtype):
     for case in [*TENSOR_CASES, *(LARGE_CASES if ON_GPU else [])]:
         arguments = (*case.build(dtype)[:4], 0.2, case.window)
-        found = [run(ops, "paged_attention", *arguments, rung=rung) for rung in ("v3", "d2")]
+        found = [run(ops, "paged_attention", *arguments, rung=rung) for rung in ("v3", "d3")]
         assert torch.equal(*found), case
 
 
@@ -247,7 +247,7 @@ def test_kernels_run_on_the_current_stream(ops):
 
 
 @needs_chip
-@pytest.mark.parametrize("rung", [None, "v3", "d2"])
+@pytest.mark.parametrize("rung", [None, "v3", "d3"])
 def test_kernels_can_be_recorded_in_a_graph(ops, rung):
     case = Case([(1, 70), (1, 9)], heads=4, kv_heads=2, dim=64)
     q, k_cache, v_cache, meta, _ = map(on_gpu, case.build(torch.bfloat16))

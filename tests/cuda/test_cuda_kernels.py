@@ -246,7 +246,7 @@ def test_sample_draws_what_the_reference_draws(kind, simulated):
 def test_no_rows_at_all():
     none = torch.empty(0, 32)
     assert OPS.linear(none, random(16, 32)).shape == (0, 16)
-    assert OPS.linear(none.half(), random(16, 32).half(), rung="mma").shape == (0, 16)
+    assert OPS.linear(none.half(), random(16, 32).half(), rung="l5").shape == (0, 16)
     assert OPS.rms_norm(none, torch.ones(32), 1e-5).shape == (0, 32)
     assert [t.shape for t in OPS.add_rms_norm(none, none, torch.ones(32), 1e-5)] == [(0, 32), (0, 32)]
     assert OPS.act_and_mul(none).shape == (0, 16)
@@ -276,7 +276,7 @@ def test_opcheck():
         (ops.add_rms_norm, (x, x.clone(), weight, 1e-5)),
         (ops.act_and_mul, (x, "silu")),
         (ops.linear, (x, random(7, 32), random(7))),
-        (ops.linear_mma, (x.bfloat16(), random(7, 32).bfloat16(), None, True)),
+        (ops.linear_l5, (x.bfloat16(), random(7, 32).bfloat16(), None, True)),
         (
             ops.rope_and_cache,
             (q, kv, kv.clone(), angle, angle.clone(), k_cache, v_cache, meta.positions, meta.slot_mapping),

@@ -136,9 +136,9 @@ def test_a_chip_refuses_no_launch(compiled, needs, tmp_path):
 
 # (kernel, file, text, replacement, what a chip refuses)
 MUTANTS = [
-    ("linear_mma", "dialect.h", "(shared_bytes) ? ALLOW_SHARED", "false ? ALLOW_SHARED", "shared memory"),
-    ("linear_mma", "dialect_cuda.h", "static_cast<int>(bytes)", "48 * 1024", "shared memory"),
-    ("linear_mma", "linear_mma.cu", "Shape<2, 2, 4, 8, 3, 2>", "Shape<2, 2, 4, 8, 8, 1>", "shared memory"),
+    ("linear_l5", "dialect.h", "(shared_bytes) ? ALLOW_SHARED", "false ? ALLOW_SHARED", "shared memory"),
+    ("linear_l5", "dialect_cuda.h", "static_cast<int>(bytes)", "48 * 1024", "shared memory"),
+    ("linear_l5", "linear_l5.cu", "Shape<2, 2, 4, 8, 3, 2>", "Shape<2, 2, 4, 8, 8, 1>", "shared memory"),
     ("copy_blocks", "copy_blocks.cu", "dim3(p.count, per_pair)", "dim3(per_pair, p.count)", "grid"),
     ("combine", "combine.cu", "kThreads)), kThreads, 0", "kThreads)), 2 * kThreads, 0", "launch bounds"),
     ("verify", "verify.cu", "kMinWarps = 4, kMaxWarps = 32", "kMinWarps = 4, kMaxWarps = 40", "block"),

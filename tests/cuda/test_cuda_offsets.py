@@ -46,10 +46,10 @@ MUTANTS = [
     ("attention_v3", "rows of the cache", "tensor_tile.h: static_cast<int64_t>(slot) * row_bytes_", "slot * row_bytes_"),
     ("attention_v3", "rows of q", "tensor_tile.h: (rows.token_start + row / rows.group) * p.q_stride", "(int)((rows.token_start + row / rows.group) * p.q_stride)"),
     ("attention_v3", "rows of out", "rows.flat(row, p.num_heads) * kDim", "(int)(rows.flat(row, p.num_heads) * kDim)"),
-    ("decode_d2", "rows of the cache", "tensor_tile.h: static_cast<int64_t>(slot) * row_bytes_", "slot * row_bytes_"),
-    ("decode_d2", "rows of parts, written", "store_wide(scratch.out + at * kDim", "store_wide(scratch.out + (int)(at * kDim)"),
-    ("decode_d2", "rows of parts, read", "load_wide<Columns>(scratch.out + at * kDim", "load_wide<Columns>(scratch.out + (int)(at * kDim)"),
-    ("decode_d2", "rows of out", "row * kDim + column, result", "(int)(row * kDim) + column, result"),
+    ("decode_d3", "rows of the cache", "tensor_tile.h: static_cast<int64_t>(slot) * row_bytes_", "slot * row_bytes_"),
+    ("decode_d3", "rows of parts, written", "store_wide(scratch.out + at * kDim", "store_wide(scratch.out + (int)(at * kDim)"),
+    ("decode_d3", "rows of parts, read", "load_wide<Columns>(scratch.out + at * kDim", "load_wide<Columns>(scratch.out + (int)(at * kDim)"),
+    ("decode_d3", "rows of out", "row * kDim + column, result", "(int)(row * kDim) + column, result"),
     ("rope_and_cache", "rows of k's cache", "(p.k_cache) + slot * kv_size", "(p.k_cache) + (int)(slot * kv_size)"),
     ("rope_and_cache", "rows of v's cache", "(p.v_cache) + slot * kv_size", "(p.v_cache) + (int)(slot * kv_size)"),
     ("rope_and_cache", "rows of q", "token * p.q_stride", "(int)(token * p.q_stride)"),
@@ -58,10 +58,10 @@ MUTANTS = [
     ("rope_and_cache", "rows of v", "token * p.v_stride", "(int)(token * p.v_stride)"),
     ("rope_and_cache", "rows of cosines", "p.cos + p.positions[token] * half", "p.cos + (int)(p.positions[token] * half)"),
     ("rope_and_cache", "rows of sines", "p.sin + p.positions[token] * half", "p.sin + (int)(p.positions[token] * half)"),
-    ("linear", "rows of x and of the weight", "static_cast<int64_t>(first + row) * columns", "(first + row) * columns"),
-    ("linear", "rows of y", "static_cast<int64_t>(row) * p.out", "row * p.out"),
-    ("linear_mma", "rows of x and of the weight", "static_cast<int64_t>(first + row) * columns", "(first + row) * columns"),
-    ("linear_mma", "rows of y", "static_cast<int64_t>(token) * p.out", "token * p.out"),
+    ("linear_l2", "rows of x and of the weight", "static_cast<int64_t>(first + row) * columns", "(first + row) * columns"),
+    ("linear_l2", "rows of y", "static_cast<int64_t>(row) * p.out", "row * p.out"),
+    ("linear_l5", "rows of x and of the weight", "static_cast<int64_t>(first + row) * columns", "(first + row) * columns"),
+    ("linear_l5", "rows of y", "static_cast<int64_t>(token) * p.out", "token * p.out"),
     ("norm", "rows", "static_cast<int64_t>(blockIdx.x / p.parts) * p.stride", "static_cast<int>(blockIdx.x / p.parts * p.stride)"),
     ("gather", "rows of the table", "p.ids[row] * p.size", "(int)(p.ids[row] * p.size)"),
     ("gather", "rows of positions", "p.position_ids[row] * p.size", "(int)(p.position_ids[row] * p.size)"),
@@ -140,7 +140,7 @@ def linear(library: KernelLibrary) -> bool:
     return matrix(run, 65535 * 16, 2064, torch.float32)
 
 
-def linear_mma(library: KernelLibrary) -> bool:
+def linear_l5(library: KernelLibrary) -> bool:
     """Tiles of 64 x 64: the last one has the last rows and columns."""
 
     def run(x: Tensor, weight: Tensor) -> Tensor:
@@ -270,10 +270,10 @@ RUNS: dict[str, Callable[[KernelLibrary], bool]] = {
     "attention_v2": lambda library: Attention(library).is_right(),
     "attention_v3": lambda library: OnTensorCores(library).is_right(),
     "decode_d1": decode_d1,
-    "decode_d2": lambda library: InSplits(library).is_right(),
+    "decode_d3": lambda library: InSplits(library).is_right(),
     "rope_and_cache": rope_and_cache,
-    "linear": linear,
-    "linear_mma": linear_mma,
+    "linear_l2": linear,
+    "linear_l5": linear_l5,
     "norm": norm,
     "gather": gather,
     "map": maps,
@@ -288,7 +288,7 @@ WITH_ALL_BLOCKS = (
     "attention_v2",
     "attention_v3",
     "decode_d1",
-    "decode_d2",
+    "decode_d3",
 )  # they choose themselves
 
 

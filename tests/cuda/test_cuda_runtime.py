@@ -36,7 +36,17 @@ if find_cuda() is None or find_compiler() is None:
 from standin import StandInOps, load, log
 
 TABLES = [[3, 7, 1], [0, 2, 9], [4, 5, 6]]
-LAYER = ["linear", "rope_and_cache", "decode_d1", "linear", "norm", "linear", "activation", "linear", "norm"]
+LAYER = [
+    "linear_l2",
+    "rope_and_cache",
+    "decode_d1",
+    "linear_l2",
+    "norm",
+    "linear_l2",
+    "activation",
+    "linear_l2",
+    "norm",
+]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +93,7 @@ def test_a_step_is_one_copy_in_the_launches_one_copy_out_and_one_wait(decoder: D
         assert not any("pageable" in line for line in lines)
         launched = kernels(lines)
         layers = decoder.config.num_hidden_layers
-        assert launched[: 2 + 9 * layers + 2] == ["gather", "norm", *LAYER * layers, "linear", "finite"]
+        assert launched[: 2 + 9 * layers + 2] == ["gather", "norm", *LAYER * layers, "linear_l2", "finite"]
         assert launched[4 + 9 * layers :] == ["highest", "sort", "cut", "draw", "finish"]
 
 
@@ -123,7 +133,7 @@ def test_a_layer_of_experts_waits_for_nothing_and_is_captured(tmp_path: Path) ->
     model.step(*step())
     eager = log()
     experts = [
-        "linear",
+        "linear_l2",
         "route",
         "group",
         "gather",

@@ -28,7 +28,7 @@ HMMA = ("HMMA", "16816", "F32")
 COPY = ("LDGSTS", "BYPASS", "128")
 # What the functions of a file, whose symbol has this word, promise to use.
 PROMISES = {
-    ("linear_mma", "linear_mma_kernel"): [HMMA, COPY, ("LDSM", "M88", "4")],
+    ("linear_l5", "linear_l5_kernel"): [HMMA, COPY, ("LDSM", "M88", "4")],
     ("attention_v3", "attention_v3_kernel"): [
         HMMA,
         COPY,
@@ -36,7 +36,7 @@ PROMISES = {
         ("LDSM", "MT88", "4"),
         ("MUFU", "EX2"),
     ],
-    ("decode_d2", "decode_d2_kernel"): [
+    ("decode_d3", "decode_d3_kernel"): [
         HMMA,
         COPY,
         ("LDSM", "M88", "4"),
@@ -77,7 +77,7 @@ def test_each_instantiation_uses_what_is_promised(promise, arch, gpu_objects):
 
 @each_arch
 def test_control_the_tile_kernel_uses_no_tensor_cores(arch, gpu_objects):
-    for instructions in functions("linear", arch, gpu_objects).values():
+    for instructions in functions("linear_l2", arch, gpu_objects).values():
         assert not any(uses(instructions, parts) for parts in (HMMA, COPY, ("LDSM",), ("LDG", "128")))
 
 
@@ -87,7 +87,7 @@ def test_control_a_plain_copy_is_seen(tmp_path):
         "#if __CUDA_ARCH__ >= 800\n  uint32_t to",
         "#if __CUDA_ARCH__ >= 9999\n  uint32_t to",
     )
-    found = of_mutant("linear_mma", tmp_path, [plain])
+    found = of_mutant("linear_l5", tmp_path, [plain])
     assert found and not any(uses(instructions, COPY) for instructions in found.values())
 
 
@@ -101,7 +101,7 @@ def linear_loads(found: dict[str, list[Instruction]]) -> list[int]:
 
 @each_arch
 def test_linear_has_four_loads_under_way(arch, gpu_objects):
-    found = linear_loads(functions("linear", arch, gpu_objects))
+    found = linear_loads(functions("linear_l2", arch, gpu_objects))
     assert len(found) == 6 and min(found) >= 4
 
 
@@ -133,8 +133,8 @@ W_STORED = "    store_elements(w_tile, w_next);\n"
 
 def test_control_loads_that_wait_for_a_store_are_seen(tmp_path):
     late = f"    __syncthreads();\n{W_LOADED}{W_STORED}"
-    edits = [("linear.cu", W_LOADED, ""), ("linear.cu", W_STORED, late)]
-    assert max(linear_loads(of_mutant("linear", tmp_path, edits))) < 4
+    edits = [("linear_l2.cu", W_LOADED, ""), ("linear_l2.cu", W_STORED, late)]
+    assert max(linear_loads(of_mutant("linear_l2", tmp_path, edits))) < 4
 
 
 @pytest.mark.parametrize(

@@ -67,9 +67,9 @@ def test_the_order_of_linears_sum_does_not_depend_on_the_number_of_rows(dtype, s
 
 @sixteen_bits
 @pytest.mark.parametrize("float_out", [True, False], ids=["float32 out", "16 bits out"])
-def test_the_order_of_linear_mmas_sum_does_not_depend_on_the_number_of_rows(dtype, float_out, simulated):
+def test_the_order_of_linear_l5s_sum_does_not_depend_on_the_number_of_rows(dtype, float_out, simulated):
     x, weight = cancelling(dtype, ROWS[-1], 524, 16)
-    assert has_one_order(lambda rows: OPS.linear(rows, weight, rung="mma", float_out=float_out), x)
+    assert has_one_order(lambda rows: OPS.linear(rows, weight, rung="l5", float_out=float_out), x)
 
 
 def run_linear(library: KernelLibrary) -> bool:
@@ -84,7 +84,7 @@ def run_linear(library: KernelLibrary) -> bool:
     return has_one_order(multiply, x)
 
 
-def run_linear_mma(library: KernelLibrary) -> bool:
+def run_linear_l5(library: KernelLibrary) -> bool:
     x, weight = cancelling(torch.bfloat16, ROWS[-1], 524, 16)
 
     def multiply(rows: Tensor) -> Tensor:
@@ -128,13 +128,13 @@ def run_activation(library: KernelLibrary) -> bool:
 
 # ---- mutants ---------------------------------------------------------------------------------------
 
-RUNS = {"linear": run_linear, "linear_mma": run_linear_mma, "norm": run_norm, "activation": run_activation}
+RUNS = {"linear_l2": run_linear, "linear_l5": run_linear_l5, "norm": run_norm, "activation": run_activation}
 # (kernel, name of the mutant, [(text, replacement)])
 MUTANTS = [
-    ("linear", "backwards for many rows", [(SUM, "for (int k = 0; k < depth; k++) { int j = p.rows > 8 ? depth - 1 - k : k; sum = fmaf(x_tile[local_row][j], w_tile[local_col][j], sum); }")]),
-    ("linear", "in two sums for few rows", [(SUM, "{ float odd = 0; for (int k = 0; k < depth; k++) { float& to = p.rows < 8 && k % 2 ? odd : sum; to = fmaf(x_tile[local_row][k], w_tile[local_col][k], to); } sum += odd; }")]),
-    ("linear_mma", "stages backwards for many rows", [("stage * kDepth, step)", BY_ROWS)]),
-    ("linear_mma", "stages backwards in large tiles", [("stage * kDepth, step)", BY_SHAPE)]),
+    ("linear_l2", "backwards for many rows", [(SUM, "for (int k = 0; k < depth; k++) { int j = p.rows > 8 ? depth - 1 - k : k; sum = fmaf(x_tile[local_row][j], w_tile[local_col][j], sum); }")]),
+    ("linear_l2", "in two sums for few rows", [(SUM, "{ float odd = 0; for (int k = 0; k < depth; k++) { float& to = p.rows < 8 && k % 2 ? odd : sum; to = fmaf(x_tile[local_row][k], w_tile[local_col][k], to); } sum += odd; }")]),
+    ("linear_l5", "stages backwards for many rows", [("stage * kDepth, step)", BY_ROWS)]),
+    ("linear_l5", "stages backwards in large tiles", [("stage * kDepth, step)", BY_SHAPE)]),
     ("norm", "not rounded before the weight", [("to_float(from_float<T>(normed)) * to_float(weight[i])", "normed * to_float(weight[i])")]),
     ("norm", "norm of the sum before it was rounded", [("value = to_float(rounded);", "value += to_float(residual[i]);")]),
     ("activation", "silu not rounded before the product", [("y = to_float(from_float<T>(y)) *", "y = y *")]),
@@ -142,7 +142,7 @@ MUTANTS = [
 
 
 def number_of(kernel: str) -> str:
-    return "" if kernel == "linear_mma" else "bfloat16"  # the tensor cores' harness has 16 bits anyway
+    return "" if kernel == "linear_l5" else "bfloat16"  # the tensor cores' harness has 16 bits anyway
 
 
 @pytest.mark.parametrize("kernel", RUNS)

@@ -35,7 +35,7 @@ except BuildFailed as reason:
 BARRIER = "__syncthreads();"
 WRONG, BYTES = "wrong numbers", "bytes"
 
-# (kernel, name of the mutant, text, replacement, what catches it). "linear_experts" is in linear.cu.
+# (kernel, name of the mutant, text, replacement, what catches it). "linear_experts" is in linear_l2.cu.
 MUTANTS = [
     ("group", "no barrier after the sums", f"{BARRIER}  // the sums of all warps are written", "", "out of bounds"),
     ("group", "a thread's last pair forgotten", "for (int pair = first; pair < last; pair++) {\n    int", "for (int pair = first; pair + 1 < last; pair++) {\n    int", WRONG),

@@ -24,13 +24,13 @@ from minillm.toolchain.sources import find_sources
 FILES = {
     "sample": ("sample.cu", "slice.h", "sort.h", "search.h", "noise.h"),
     "finite": ("finite.cu",),
-    "linear_experts": ("linear.cu",),
+    "linear_experts": ("linear_l2.cu",),
 }
 # (kernel, file, what is kept in 32 bits, part of a line, what stands there instead)
 MUTANTS = [
     ("sample", "slice.h", "rows of logits", "row.index * w.p.vocab_size", "(int)(row.index * w.p.vocab_size)"),
     ("finite", "finite.cu", "rows of logits", "static_cast<int64_t>(blockIdx.x) * p.size", "static_cast<int>(blockIdx.x * p.size)"),
-    ("linear_experts", "linear.cu", "matrices", "above * own.in", "(int)(above * own.in)"),
+    ("linear_experts", "linear_l2.cu", "matrices", "above * own.in", "(int)(above * own.in)"),
 ]  # fmt: skip
 
 

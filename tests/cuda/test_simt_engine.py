@@ -85,7 +85,7 @@ def test_a_whole_generation_under_check_is_clean_and_counted(folder):
     assert p["attention_v2"].launches == layers
     assert p["decode_d1"].launches == layers * (steps - 1)
     assert p["rope_and_cache"].launches == layers * steps
-    assert p["linear"].launches == (4 * layers + 1) * steps
+    assert p["linear_l2"].launches == (4 * layers + 1) * steps
 
 
 def counting():

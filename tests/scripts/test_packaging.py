@@ -108,7 +108,7 @@ def test_a_wheel_from_the_sdist_is_whole(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert found == wheel_files()
-    assert {"minillm/py.typed", "minillm/csrc/cuda/linear/linear.cu", "minillm/csrc/simt/simt.h"} <= found
+    assert {"minillm/py.typed", "minillm/csrc/cuda/linear/linear_l2.cu", "minillm/csrc/simt/simt.h"} <= found
 
 
 def test_the_version_is_written_once(wheel: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_file_that_the_manifest_leaves_out_is_noticed(tmp_path: Path) -> None:
     subprocess.run(listing, cwd=checkout, capture_output=True, check=True)
     listed = (checkout / "minillm.egg-info" / "SOURCES.txt").read_text().splitlines()
     left_out = project_files() - set(listed)
-    assert {"csrc/cuda/linear/linear.cu", "tests/helpers/tiny.py", "scripts/env.sh"} <= left_out
+    assert {"csrc/cuda/linear/linear_l2.cu", "tests/helpers/tiny.py", "scripts/env.sh"} <= left_out
     assert "csrc/cpu/isa.cpp" not in left_out
 
 

@@ -5,7 +5,7 @@
 //     8 warps of 16 rows: Q, scores, weights and output never leave registers (tensor_tile.h)
 //
 // The keys are summed split by split, and each split is merged into the output so far: a second set of
-// accumulators, the price of having decode_d2's bits (contract C2). It is touched once in 512 keys, so it lies in
+// accumulators, the price of having decode_d3's bits (contract C2). It is touched once in 512 keys, so it lies in
 // shared memory, where no thread reads another's numbers; registers would spill.
 //
 // Bytes: K and V once per block that visits them, q_len * group / 128 times at most; heads of a group share

@@ -1,4 +1,4 @@
-// Attention on tensor cores: the one tile function of attention_v3 and decode_d2, and what surrounds it.
+// Attention on tensor cores: the one tile function of attention_v3 and decode_d3, and what surrounds it.
 //
 //     rows      query heads that share a kv head, packed: row = token * group + head of the group. A warp
 //               has 16 of them, the rows of an mma
@@ -11,7 +11,7 @@
 //                    part 0        +         part 1         merged in this order
 //
 // Tiles and splits lie at fixed places in the sequence, and each row is merged by the same arithmetic whether
-// one block walks over all splits (v3) or each split has a block (d2). So a row's bits depend on its own query
+// one block walks over all splits (v3) or each split has a block (d3). So a row's bits depend on its own query
 // and keys alone (contract C2). A tile that a row does not see changes nothing in it: every weight is exactly
 // 0, and every factor exactly 1.
 //

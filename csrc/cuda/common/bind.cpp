@@ -14,12 +14,32 @@ namespace {
 
 // ---- matrices -------------------------------------------------------------------------------------
 
-template <class Launch>
-Tensor multiply(const char* op, const Tensor& x, const Tensor& weight, const Optional& bias, bool float_out,
-                Launch launch) {
+using Rung = void (*)(const LinearArgs&, Stream);
+
+Rung linear_rung(const char* op, const std::string& name) {
+  const std::pair<const char*, Rung> rungs[] = {{"l2", linear_l2}, {"l5", linear_l5}};
+  for (const auto& [known, rung] : rungs)
+    if (name == known) return rung;
+  STD_TORCH_CHECK(false, op, ": there is no rung ", name);
+}
+
+// What a rung on tensor cores asks of its input.
+void check_tensor_cores(const char* op, const Tensor& x, const Tensor& weight) {
+  STD_TORCH_CHECK(dtype_of(op, x) != DType::f32, op, ": bfloat16 or float16 only");
+  STD_TORCH_CHECK(x.size(1) % 8 == 0 && x.size(1) < 1 << 24, op, ": x has ", x.size(1), " columns, not a multiple of 8 below 2^24");
+  for (const Tensor* t : {&x, &weight})
+    STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(t->const_data_ptr()) % 16 == 0, op, ": x or weight begins at no multiple of 16 bytes");
+}
+
+Tensor multiply(const Tensor& x, const Tensor& weight, const Optional& bias, const std::string& rung, bool float_out,
+                int64_t stream) {
+  const char* op = "linear";
+  const bool tensor_cores = rung == "l5";
   check(op, "x", x, 2, x.scalar_type());
   check(op, "weight", weight, 2, x.scalar_type());
   check_size(op, "weight's number of columns", weight.size(1), x.size(1));
+  if (tensor_cores) check_tensor_cores(op, x, weight);
+  STD_TORCH_CHECK(tensor_cores || !float_out, op, ": rung ", rung, " has no float32 result");
   std::vector<int64_t> shape = {x.size(0), weight.size(0)};
   Tensor y = float_out ? torch::stable::new_empty(x, shape, ScalarType::Float) : like(x, shape);
   Call call(op);
@@ -29,24 +49,12 @@ Tensor multiply(const char* op, const Tensor& x, const Tensor& weight, const Opt
     check_size(op, "bias's length", bias->size(0), weight.size(0));
     call.with("bias", *bias);
   }
-  launch(LinearArgs{data<void>(x), data<void>(weight), bias ? data<void>(*bias) : nullptr, y.mutable_data_ptr(),
-                    static_cast<int>(x.size(0)), static_cast<int>(x.size(1)), static_cast<int>(weight.size(0)),
-                    dtype_of(op, x), float_out});
+  linear_rung(op, rung)({data<void>(x), data<void>(weight), bias ? data<void>(*bias) : nullptr, y.mutable_data_ptr(),
+                         static_cast<int>(x.size(0)), static_cast<int>(x.size(1)), static_cast<int>(weight.size(0)),
+                         dtype_of(op, x), float_out},
+                        as_stream(stream));
   call.done();
   return y;
-}
-
-Tensor multiply_tiles(const Tensor& x, const Tensor& weight, const Optional& bias, int64_t stream) {
-  return multiply("linear", x, weight, bias, false, [&](const LinearArgs& p) { linear(p, as_stream(stream)); });
-}
-
-Tensor multiply_mma(const Tensor& x, const Tensor& weight, const Optional& bias, bool float_out, int64_t stream) {
-  const char* op = "linear_mma";
-  STD_TORCH_CHECK(dtype_of(op, x) != DType::f32, op, ": bfloat16 or float16 only");
-  STD_TORCH_CHECK(x.size(1) % 8 == 0 && x.size(1) < 1 << 24, op, ": x has ", x.size(1), " columns, not a multiple of 8 below 2^24");
-  for (const Tensor* t : {&x, &weight})
-    STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(t->const_data_ptr()) % 16 == 0, op, ": x or weight begins at no multiple of 16 bytes");
-  return multiply(op, x, weight, bias, float_out, [&](const LinearArgs& p) { linear_mma(p, as_stream(stream)); });
 }
 
 // ---- the cache --------------------------------------------------------------------------------
@@ -138,7 +146,7 @@ void attend_in_splits(Call& call, const AttentionArgs& args, const Tensor& q, St
   };
   Tensor softmax = scratch(2), parts = scratch(q.size(2));
   call.with("softmax", softmax).with("parts", parts);
-  decode_d2(args, {static_cast<float*>(softmax.mutable_data_ptr()), static_cast<float*>(parts.mutable_data_ptr()), splits},
+  decode_d3(args, {static_cast<float*>(softmax.mutable_data_ptr()), static_cast<float*>(parts.mutable_data_ptr()), splits},
             stream);
 }
 
@@ -163,7 +171,7 @@ Tensor attend(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, con
   } else if (rung == "d1") {
     decode_d1(args, as_stream(stream));
   } else {
-    STD_TORCH_CHECK(rung == "v3" || rung == "d2", op, ": there is no rung ", rung, ", only v1, v2, v3, d1 and d2");
+    STD_TORCH_CHECK(rung == "v3" || rung == "d3", op, ": there is no rung ", rung, ", only v1, v2, v3, d1 and d3");
     STD_TORCH_CHECK(args.dtype != DType::f32 && (args.head_dim == 64 || args.head_dim == 128), op, ": rung ", rung,
                     " takes bfloat16 and float16, head_dim 64 and 128 only");
     if (rung == "v3")
@@ -203,8 +211,7 @@ Tensor attend_variant(const Tensor& q, const Tensor& k_cache, const Tensor& v_ca
   MINILLM_ROW_OPS(m);                                                                                               \
   MINILLM_EXPERT_OPS(m);                                                                                            \
   MINILLM_SAMPLING_OPS(m);                                                                                          \
-  m.def("linear(Tensor x, Tensor weight, Tensor? bias, int stream) -> Tensor");                                     \
-  m.def("linear_mma(Tensor x, Tensor weight, Tensor? bias, bool float_out, int stream) -> Tensor");                 \
+  m.def("linear(Tensor x, Tensor weight, Tensor? bias, str rung, bool float_out, int stream) -> Tensor");           \
   m.def(                                                                                                            \
       "rope_and_cache(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin, Tensor(a!) k_cache, "                   \
       "Tensor(b!) v_cache, Tensor positions, Tensor slot_mapping, int stream) -> Tensor");                          \
@@ -226,8 +233,7 @@ Tensor attend_variant(const Tensor& q, const Tensor& k_cache, const Tensor& v_ca
   MINILLM_ROW_KERNELS(m);                                     \
   MINILLM_EXPERT_KERNELS(m);                                  \
   MINILLM_SAMPLING_KERNELS(m);                                \
-  m.impl("linear", TORCH_BOX(&multiply_tiles));               \
-  m.impl("linear_mma", TORCH_BOX(&multiply_mma));             \
+  m.impl("linear", TORCH_BOX(&multiply));                     \
   m.impl("rope_and_cache", TORCH_BOX(&rotate_and_cache));     \
   m.impl("copy_blocks", TORCH_BOX(&copy));                    \
   m.impl("paged_attention", TORCH_BOX(&attend));              \

@@ -86,7 +86,7 @@ struct LinearArgs {
   void* y;                        // [rows, out]
   int rows, in, out;
   DType dtype;
-  bool float_out = false;         // y is float32, whatever dtype is: linear_mma alone can
+  bool float_out = false;         // y is float32, whatever dtype is: linear_l5 alone can
 };
 
 struct RouteArgs {
@@ -141,7 +141,7 @@ struct NaiveScratch {               // of attention_v1, float
   int max_kv_len;
 };
 
-struct SplitScratch {               // of decode_d2, float
+struct SplitScratch {               // of decode_d3, float
   float* softmax;                   // [splits, num_tokens, num_heads, 2]: largest score and sum
   float* out;                       // [splits, num_tokens, num_heads, head_dim]
   int splits;                       // num_splits of the longest sequence, or more
@@ -195,8 +195,8 @@ void act_and_mul(const ActivationArgs&, Stream);  // not softcap
 void act(const ActivationArgs&, Stream);          // not swiglu_clamped
 void rope_and_cache(const RopeArgs&, Stream);
 void copy_blocks(const CopyBlocksArgs&, Stream);
-void linear(const LinearArgs&, Stream);
-void linear_mma(const LinearArgs&, Stream);  // 16-bit, `in` a multiple of 8 below 2^24, all at multiples of 16 bytes
+void linear_l2(const LinearArgs&, Stream);
+void linear_l5(const LinearArgs&, Stream);  // 16-bit, `in` a multiple of 8 below 2^24, all at multiples of 16 bytes
 
 void route(const RouteArgs&, Stream);  // per_token is 1 to num_experts
 void group(const GroupArgs&, Stream);
@@ -215,7 +215,7 @@ void attention_v1(const AttentionArgs&, const NaiveScratch&, Stream);
 void attention_v2(const AttentionArgs&, Stream);
 void attention_v3(const AttentionArgs&, Stream);  // 16-bit, head_dim 64 or 128
 void decode_d1(const AttentionArgs&, Stream);
-void decode_d2(const AttentionArgs&, const SplitScratch&, Stream);  // like attention_v3
+void decode_d3(const AttentionArgs&, const SplitScratch&, Stream);  // like attention_v3
 int num_splits(int max_kv_len);
 
 }  // namespace minillm::cuda

@@ -208,7 +208,7 @@ const void* Pass::add(const Norm& after, const Norm& before, int rows, void* x) 
 void Pass::linear(const void* x, const Matrix& w, void* y, int rows, int64_t out, int64_t in) const {
   touches({{"x", x, rows * in * width_}, {"weight", w.weight, out * in * width_}, {"bias", w.bias, out * width_},
            {"y", y, rows * out * width_}});
-  cuda::linear({x, w.weight, w.bias, y, rows, static_cast<int>(in), static_cast<int>(out), dtype_}, stream_);
+  linear_l2({x, w.weight, w.bias, y, rows, static_cast<int>(in), static_cast<int>(out), dtype_}, stream_);
 }
 
 void Pass::norm(const void* x, const void* residual, const Norm& norm, void* y, void* sum, int rows) const {

@@ -17,7 +17,7 @@ extern "C" void run(const float* x, const float* weight, const float* bias, floa
   linear_experts({{x, weight, bias, y, rows, in, out, DType::f32}, starts, num_experts, pitch}, nullptr);
 }
 extern "C" void run_linear(const float* x, const float* weight, const float* bias, float* y, int rows, int in, int out) {
-  linear({x, weight, bias, y, rows, in, out, DType::f32}, nullptr);
+  linear_l2({x, weight, bias, y, rows, in, out, DType::f32}, nullptr);
 }
 #elif defined(IS_COMBINE)
 extern "C" void run(const float* outputs, const float* weights, const int64_t* place, float* y, int rows, int size,

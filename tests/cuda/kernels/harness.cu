@@ -34,7 +34,7 @@ extern "C" void run(const bfloat16* q, const bfloat16* k_cache, const bfloat16* 
 #ifdef IS_V3
   attention_v3(args, nullptr);
 #else
-  decode_d2(args, {softmax, parts, splits}, nullptr);
+  decode_d3(args, {softmax, parts, splits}, nullptr);
 #endif
 }
 #elif defined(IS_NAIVE)
@@ -72,14 +72,14 @@ extern "C" void run(const float* x, const float* other, float* sum, float* produ
 }
 #elif defined(IS_LINEAR)
 extern "C" void run(const NUMBER* x, const NUMBER* weight, const NUMBER* bias, NUMBER* y, int rows, int in, int out) {
-  linear({x, weight, bias, y, rows, in, out, DType::DTYPE}, nullptr);
+  linear_l2({x, weight, bias, y, rows, in, out, DType::DTYPE}, nullptr);
 }
 #elif defined(IS_LINEAR_MMA)
 // Any shape of tile for any number of rows; with -1 the launcher chooses. bfloat16 in, float32 out.
 extern "C" void run(const bfloat16* x, const bfloat16* weight, const bfloat16* bias, float* y, int rows, int in, int out,
                     int shape) {
   LinearArgs args = {x, weight, bias, y, rows, in, out, DType::bf16, true};
-  if (shape < 0) linear_mma(args, nullptr);
+  if (shape < 0) linear_l5(args, nullptr);
   if (shape == 0) launch<bfloat16, Tile16x8>(args, nullptr);
   if (shape == 1) launch<bfloat16, Tile16x16>(args, nullptr);
   if (shape == 2) launch<bfloat16, Tile32x32>(args, nullptr);

@@ -23,7 +23,7 @@ constexpr int kCombineWarps = 4;
 constexpr int kAhead = 8;  // splits whose parts are loaded before the first is merged
 
 template <class T, int kDim>
-__global__ void __launch_bounds__(32) decode_d2_kernel(const __grid_constant__ AttentionArgs p,
+__global__ void __launch_bounds__(32) decode_d3_kernel(const __grid_constant__ AttentionArgs p,
                                                        const __grid_constant__ SplitScratch scratch) {
   DYNAMIC_SHARED(T, memory);
   PackedRows rows(p, blockIdx.x, blockIdx.y);
@@ -72,7 +72,7 @@ __device__ __forceinline__ int sequence_of(const Sequences& s, int token) {
 
 template <class T, int kDim>
 __global__ void __launch_bounds__(32 * kCombineWarps)
-    decode_d2_combine(const __grid_constant__ AttentionArgs p, const __grid_constant__ SplitScratch scratch) {
+    decode_d3_combine(const __grid_constant__ AttentionArgs p, const __grid_constant__ SplitScratch scratch) {
   using Columns = Vec<float, kDim / 32>;
   int64_t rows = static_cast<int64_t>(p.sequences.num_tokens) * p.num_heads;
   int64_t row = static_cast<int64_t>(blockIdx.x) * kCombineWarps + threadIdx.x / 32;
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(32 * kCombineWarps)
 
 int num_splits(int max_kv_len) { return ceil_div(max_kv_len, kSplitKeys); }
 
-void decode_d2(const AttentionArgs& p, const SplitScratch& scratch, Stream stream) {
+void decode_d3(const AttentionArgs& p, const SplitScratch& scratch, Stream stream) {
   if (p.sequences.num_tokens == 0) return;
   dim3 grid(p.sequences.num_seqs, p.num_kv_heads, scratch.splits);
   int64_t rows = int64_t{1} * p.sequences.num_tokens * p.num_heads;
@@ -122,9 +122,9 @@ void decode_d2(const AttentionArgs& p, const SplitScratch& scratch, Stream strea
     constexpr int kDim = decltype(dim)::value;
     cudaStream_t s = stream_of(stream);
     constexpr int kBytes = Ring<T, kDim, 1, kStages>::kBytes;
-    LAUNCH((decode_d2_kernel<T, kDim>), grid, 32, kBytes, s, p, scratch);
+    LAUNCH((decode_d3_kernel<T, kDim>), grid, 32, kBytes, s, p, scratch);
     dim3 combine(static_cast<unsigned>(ceil_div(rows, int64_t{kCombineWarps})));
-    LAUNCH((decode_d2_combine<T, kDim>), combine, 32 * kCombineWarps, 0, s, p, scratch);
+    LAUNCH((decode_d3_combine<T, kDim>), combine, 32 * kCombineWarps, 0, s, p, scratch);
   });
 }
 

@@ -92,7 +92,7 @@ __device__ __forceinline__ void multiply_tile(const LinearArgs& p, int first_row
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocks) linear_kernel(const __grid_constant__ LinearArgs p) {
+__global__ void __launch_bounds__(kThreads, kBlocks) linear_l2_kernel(const __grid_constant__ LinearArgs p) {
   multiply_tile<T>(p, blockIdx.y * kTile);
 }
 
@@ -140,12 +140,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks - 2)
 
 }  // namespace
 
-void linear(const LinearArgs& p, Stream stream) {
+void linear_l2(const LinearArgs& p, Stream stream) {
   if (p.rows == 0 || p.out == 0) return;
   with_number_type(p.dtype, [&](auto zero) {
     using T = decltype(zero);
     dim3 grid(ceil_div(p.out, kTile), ceil_div(p.rows, kTile));
-    LAUNCH(linear_kernel<T>, grid, kThreads, 0, stream_of(stream), p);
+    LAUNCH(linear_l2_kernel<T>, grid, kThreads, 0, stream_of(stream), p);
   });
 }
 

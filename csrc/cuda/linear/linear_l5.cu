@@ -137,7 +137,7 @@ __device__ __forceinline__ void store(const LinearArgs& p, const float (&sums)[S
 }
 
 template <class T, class S>
-__global__ void __launch_bounds__(S::kThreads, S::kBlocks) linear_mma_kernel(const __grid_constant__ LinearArgs p) {
+__global__ void __launch_bounds__(S::kThreads, S::kBlocks) linear_l5_kernel(const __grid_constant__ LinearArgs p) {
   DYNAMIC_SHARED(T, ring);
   int first_out = blockIdx.x * S::kOut, first_token = blockIdx.y * S::kTokens;
   int stages = (p.in + kDepth - 1) / kDepth;
@@ -198,7 +198,7 @@ template <class T, class S>
 void launch(const LinearArgs& p, Stream stream) {
   dim3 grid(ceil_div(p.out, S::kOut), ceil_div(p.rows, S::kTokens));
   constexpr int kBytes = S::kStages * S::kStageSize * static_cast<int>(sizeof(T));
-  LAUNCH((linear_mma_kernel<T, S>), grid, S::kThreads, kBytes, stream_of(stream), p);
+  LAUNCH((linear_l5_kernel<T, S>), grid, S::kThreads, kBytes, stream_of(stream), p);
 }
 
 using Tile16x8 = Shape<1, 1, 1, 1, 16, 4>;
@@ -222,7 +222,7 @@ void launch_shape(const LinearArgs& p, Stream stream) {
 
 }  // namespace
 
-void linear_mma(const LinearArgs& p, Stream stream) {
+void linear_l5(const LinearArgs& p, Stream stream) {
   if (p.rows == 0 || p.out == 0) return;
   if (p.dtype == DType::bf16) launch_shape<bfloat16>(p, stream);
   if (p.dtype == DType::f16) launch_shape<float16>(p, stream);

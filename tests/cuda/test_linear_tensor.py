@@ -38,11 +38,11 @@ def simulated(request):
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory) -> KernelLibrary:
     """Every shape of tile by its number, however many rows there are."""
-    folder = tmp_path_factory.mktemp("linear_mma")
-    (source,) = find_sources("cuda", "linear_mma.cu")
+    folder = tmp_path_factory.mktemp("linear_l5")
+    (source,) = find_sources("cuda", "linear_l5.cu")
     for path in (source, Path(__file__).parent / "kernels" / "harness.cu"):
         shutil.copy(path, folder)
-    return compile_kernels(folder / "harness.cu", ['-DKERNEL="linear_mma.cu"', "-DIS_LINEAR_MMA"])
+    return compile_kernels(folder / "harness.cu", ['-DKERNEL="linear_l5.cu"', "-DIS_LINEAR_MMA"])
 
 
 def multiply(tiles: KernelLibrary, shape: int, x: Tensor, weight: Tensor) -> Tensor:
@@ -60,9 +60,9 @@ def test_odd_sizes_against_float64(dtype):
         x, weight = random(rows, size, dtype=dtype, seed=n), random(out, size, dtype=dtype, seed=n + 9)
         bias = random(out, dtype=dtype, seed=n + 5) if n % 2 else None
         exact = oracle.linear(x, weight, bias)
-        found = OPS.linear(x, weight, bias, rung="mma")
+        found = OPS.linear(x, weight, bias, rung="l5")
         check(found, REFERENCE.linear(x, weight, bias), exact, (rows, size, out))
-        unrounded = OPS.linear(x, weight, bias, rung="mma", float_out=True)
+        unrounded = OPS.linear(x, weight, bias, rung="l5", float_out=True)
         assert oracle.error(unrounded, exact) < 2e-6
         assert torch.equal(unrounded.to(dtype), found)
 
@@ -70,17 +70,17 @@ def test_odd_sizes_against_float64(dtype):
 @each_dtype
 def test_a_rows_bits_do_not_depend_on_the_batch(dtype):
     x, weight = random(70, 520, dtype=dtype), random(17, 520, dtype=dtype, seed=1)
-    whole = OPS.linear(x, weight, rung="mma", float_out=True)
+    whole = OPS.linear(x, weight, rung="l5", float_out=True)
     for count in (1, 7, 8, 9, 16, 17, 33):
         for part in (slice(0, count), slice(70 - count, 70)):
-            assert torch.equal(OPS.linear(x[part], weight, rung="mma", float_out=True), whole[part]), part
+            assert torch.equal(OPS.linear(x[part], weight, rung="l5", float_out=True), whole[part]), part
 
 
 def test_control_a_sum_in_two_parts_has_other_bits():
     x, weight = random(9, 520, dtype=torch.bfloat16), random(17, 520, dtype=torch.bfloat16, seed=1)
-    halves = [OPS.linear(x[:, s], weight[:, s].contiguous(), rung="mma", float_out=True)
+    halves = [OPS.linear(x[:, s], weight[:, s].contiguous(), rung="l5", float_out=True)
               for s in (slice(0, 256), slice(256, 520))]  # fmt: skip
-    assert not torch.equal(halves[0] + halves[1], OPS.linear(x, weight, rung="mma", float_out=True))
+    assert not torch.equal(halves[0] + halves[1], OPS.linear(x, weight, rung="l5", float_out=True))
 
 
 def test_every_shape_of_tile_gives_the_same_bits(tiles):
@@ -116,12 +116,12 @@ def test_what_it_was_not_written_for_runs_on_the_tile_kernel_and_says_so():
         (x, weight, "16 bytes"),
         (x.flatten()[4:].view(-1, 8), weight.flatten()[4:].view(-1, 8), "16 bytes"),
     ]:
-        with pytest.warns(UserWarning, match=f"rung tile instead of mma.*{word}"):
-            found = OPS.linear(a, b, rung="mma")
+        with pytest.warns(UserWarning, match=f"rung l2 instead of l5.*{word}"):
+            found = OPS.linear(a, b, rung="l5")
         assert torch.equal(found, OPS.linear(a, b))
         with pytest.raises(ValueError, match="no float32 result"):
-            OPS.linear(a, b, rung="mma", float_out=True)
+            OPS.linear(a, b, rung="l5", float_out=True)
     with pytest.raises(ValueError, match="no float32 result"):
         OPS.linear(x, weight, float_out=True)
-    with pytest.raises(ValueError, match="no rung wgmma, only tile and mma"):
+    with pytest.raises(ValueError, match="no rung wgmma, only l2 and l5"):
         OPS.linear(x, weight, rung="wgmma")
