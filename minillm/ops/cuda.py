@@ -1,7 +1,8 @@
 """`Ops` on the kernels of csrc/cuda: a token has the same bits in any batch (contract C2).
 
-Prefill and decode use different kernels, attention_v2 and decode_d1. Both add the same numbers in the same
-order, so the choice affects only speed. PyTorch runs the embedding lookup, which has no arithmetic, and the
+Prefill and decode use different kernels, on tensor cores attention_v3 and decode_d3, else attention_v2 and
+decode_d1. Both of a pair add the same numbers in the same order, so the choice affects only speed. Which pair
+runs depends on the model alone (csrc/cuda/model/rungs.h). PyTorch runs the embedding lookup, which has no arithmetic, and the
 log-probabilities, which are not part of a layer.
 """
 
@@ -34,13 +35,16 @@ from minillm.ops.contract import (
 from minillm.ops.cuda_fakes import register_fakes
 from minillm.ops.cuda_model import CudaModel, can_run_fused
 from minillm.ops.cuda_rungs import (
+    ATTENTION_RUNGS,
     GRAPH_SIZES,
     HEAD_DIMS,
+    INSTEAD,
     LINEAR_RUNGS,
-    TENSOR_RUNGS,
-    default_rung,
-    no_mma,
+    aligned,
+    has_tensor_cores,
     no_tensor_attention,
+    no_tensor_linear,
+    wants_tensor_cores,
 )
 from minillm.ops.fused import FusedModel, FusedOps, ModelWeights
 from minillm.toolchain.compiler import BuildFailed
@@ -62,11 +66,12 @@ class CudaOps(FusedOps):
         self.library = self._load()
         self._ops = getattr(torch.ops, self.namespace)
         self.head_dims = self._head_dims()
+        self.tensor_cores = self._tensor_cores()
 
     @property
     def kernel_set(self) -> str:
-        """The name of the library (digests of sources and compilers) and the two attention rungs."""
-        return f"{self.library}/v2+d1"
+        """The name of the library (digests of sources and compilers) and the rungs that it may run."""
+        return f"{self.library}/{'v3+d3+l5' if self.tensor_cores else 'v2+d1+l2'}"
 
     def check_model(self, config: ModelConfig) -> None:
         """Check that these kernels can run the model.
@@ -81,7 +86,7 @@ class CudaOps(FusedOps):
             )
 
     def prepare_weight(self, weight: Tensor) -> Weight:
-        return weight
+        return aligned(weight)
 
     def unpack_weight(self, weight: Weight) -> Tensor:
         return plain(weight)
@@ -95,24 +100,22 @@ class CudaOps(FusedOps):
         x: Tensor,
         weight: Weight,
         bias: Tensor | None = None,
-        rung: str = "l2",
+        rung: str | None = None,
         float_out: bool = False,
     ) -> Tensor:
-        """`Ops.linear`; `rung` picks a kernel: "l2", the engine's own, or "l5", on tensor cores.
+        """`Ops.linear`; `rung` picks a kernel, "l1" to "l5", not the engine's own.
 
-        With `float_out` the result is float32, which only "l5" can. What "l5" was not written for runs on
-        "l2", with a warning that says why.
+        "l4" and "l5" run on tensor cores. What they were not written for runs on "l2", with a warning that
+        says why. With `float_out` the result is float32, which only "l5" can.
         """
         shapes.check_linear(x, weight, bias)
-        if rung not in LINEAR_RUNGS:
-            raise ValueError(f"linear: there is no rung {rung}, only {' and '.join(LINEAR_RUNGS)}")
-        rows, matrix = _rows(x), plain(weight)
-        obstacle = no_mma(rows, matrix) if rung == "l5" else 'rung "l2" rounds'
-        if float_out and obstacle:
-            raise ValueError(f"linear: no float32 result for {x.dtype} numbers: {obstacle}")
-        if rung == "l5" and obstacle:
-            warnings.warn(f"linear: rung l2 instead of l5: {obstacle}", stacklevel=2)
-        result: Tensor = self._call("linear", rows, matrix, bias, "l2" if obstacle else "l5", float_out)
+        if rung not in (None, *LINEAR_RUNGS):
+            raise ValueError(f"linear: there is no rung {rung}, only {', '.join(LINEAR_RUNGS)}")
+        rows, matrix = aligned(_rows(x)), aligned(plain(weight))
+        chosen = self._rung("linear", rung, no_tensor_linear(rows))
+        if float_out and chosen != "l5":
+            raise ValueError(f"linear: only rung l5 has a float32 result, not {chosen}")
+        result: Tensor = self._call("linear", rows, matrix, bias, chosen, float_out)
         return result.view(*x.shape[:-1], weight.shape[0])
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
@@ -159,9 +162,9 @@ class CudaOps(FusedOps):
             shapes.check_chosen(
                 routing.chosen, gate_up.weight.shape[0] // expert_rows(2 * down.weight.shape[1])
             )
-        rows = x.contiguous(), routing.chosen.contiguous(), routing.weights.contiguous()
-        matrices = plain(gate_up.weight), gate_up.bias, plain(down.weight), down.bias
-        result: Tensor = self._call("experts", *rows, *matrices, activation)
+        rows = aligned(x.contiguous()), routing.chosen.contiguous(), routing.weights.contiguous()
+        matrices = aligned(plain(gate_up.weight)), gate_up.bias, aligned(plain(down.weight)), down.bias
+        result: Tensor = self._call("experts", *rows, *matrices, activation, self.tensor_cores)
         return result
 
     def rope_and_cache(
@@ -182,18 +185,15 @@ class CudaOps(FusedOps):
         window: int | None = None,
         rung: str | None = None,
     ) -> Tensor:
-        """`Ops.paged_attention`; `rung` selects a kernel, v1, v2, v3, d1 or d3, not the default.
+        """`Ops.paged_attention`; `rung` selects a kernel, v1 to v3 or d1 to d3, not the engine's own.
 
-        "v3" and "d3" run on tensor cores and give a row the same bits. Where they cannot run, "v2" or "d1"
-        runs instead, with a warning that says why.
+        "v3", "d2" and "d3" run on tensor cores and give a row the same bits. Where they cannot run, "v2" or
+        "d1" runs instead, with a warning that says why.
         """
         self._check_attention("paged_attention", q, LayerCache(k_cache, v_cache), meta)
-        rung = rung or default_rung(q, meta)
-        if rung in TENSOR_RUNGS and (obstacle := no_tensor_attention(q)):
-            warnings.warn(
-                f"paged_attention: rung {TENSOR_RUNGS[rung]} instead of {rung}: {obstacle}", stacklevel=2
-            )
-            rung = TENSOR_RUNGS[rung]
+        if rung not in (None, *ATTENTION_RUNGS):
+            raise ValueError(f"paged_attention: there is no rung {rung}, only {', '.join(ATTENTION_RUNGS)}")
+        rung = self._rung("paged_attention", rung, no_tensor_attention(q))
         # Only v1 needs the longest kv_len here, to allocate its score matrix. It forces a GPU
         # synchronisation.
         longest = int(meta.kv_len.max()) if rung == "v1" and len(meta.kv_len) else 0
@@ -212,20 +212,15 @@ class CudaOps(FusedOps):
         sinks: Tensor | None,
         rung: str | None = None,
     ) -> Tensor:
-        """`Ops.variant_attention`; `rung` selects a kernel, v2 or d1.
+        """`Ops.variant_attention`; `rung` selects a kernel, v2 or d1, not the engine's own.
 
         The rungs on tensor cores know neither caps nor sinks: "v2" or "d1" runs instead, with a warning.
         """
         op = "variant_attention"
         self._check_attention(op, q, cache, meta)
         shapes.check_sinks(q, sinks)
-        rung = rung or default_rung(q, meta)
-        if rung in TENSOR_RUNGS:
-            warnings.warn(
-                f"{op}: rung {TENSOR_RUNGS[rung]} instead of {rung}: no softcap or sinks", stacklevel=2
-            )
-            rung = TENSOR_RUNGS[rung]
-        if rung not in ("v2", "d1"):
+        rung = self._rung(op, rung, "no softcap or sinks")
+        if rung not in ("v2", "d1", "plain", "tensor"):
             raise ValueError(f"{op}: rung {rung} has no softcap and no sinks, only v2 and d1")
         places = meta.block_table, meta.query_start, meta.kv_len
         numbers = spec.scale, spec.window or 0, spec.softcap or 0.0
@@ -272,10 +267,23 @@ class CudaOps(FusedOps):
         return can_run_fused(weights)
 
     def bind(self, weights: ModelWeights, k_cache: list[Tensor], v_cache: list[Tensor]) -> FusedModel:
-        model = CudaModel(self.namespace, self._launch, weights, k_cache, v_cache)
+        model = CudaModel(self.namespace, self._launch, weights, k_cache, v_cache, self.tensor_cores)
         if model.device.type == "cuda" and os.environ.get("MINILLM_CUDA_GRAPHS") != "0":
             model.fill_up_to(GRAPH_SIZES)
         return model
+
+    def _rung(self, op: str, asked: str | None, obstacle: str) -> str:
+        """The rung asked for, the one that runs `INSTEAD` if there is an obstacle, or the engine's choice."""
+        if asked is None:
+            return "tensor" if self.tensor_cores else "plain"
+        if asked in INSTEAD and obstacle:
+            warnings.warn(f"{op}: rung {INSTEAD[asked]} instead of {asked}: {obstacle}", stacklevel=3)
+            return INSTEAD[asked]
+        return asked
+
+    def _tensor_cores(self) -> bool:
+        """Whether the engine's choice may be a rung on tensor cores."""
+        return wants_tensor_cores() and torch.cuda.is_available() and has_tensor_cores()
 
     def _check_attention(self, op: str, q: Tensor, cache: LayerCache, meta: AttentionMetadata) -> None:
         shapes.check_attention(q, *cache, meta)

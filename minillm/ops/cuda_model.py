@@ -24,7 +24,10 @@ class Launcher(Protocol):
 
 
 class CudaModel(BoundModel):
-    """`FusedModel` on CUDA kernels. Steps of one model run one at a time, on one stream."""
+    """`FusedModel` on CUDA kernels. Steps of one model run one at a time, on one stream.
+
+    `tensor_cores`: the rungs that run on them are allowed; single ops must be told the same.
+    """
 
     def __init__(
         self,
@@ -33,10 +36,13 @@ class CudaModel(BoundModel):
         weights: ModelWeights,
         k_cache: list[Tensor],
         v_cache: list[Tensor],
+        tensor_cores: bool,
     ) -> None:
         super().__init__(namespace, weights, k_cache, v_cache)
         self._launch = launch
-        self._bind_buckets = getattr(torch.ops, namespace).bind_buckets.default
+        self._bind_device = getattr(torch.ops, namespace).bind_device.default
+        self.tensor_cores = tensor_cores
+        self.fill_up_to([])
 
     def fill_up_to(self, sizes: Sequence[int]) -> None:
         """Fill up steps whose sequences have equally many rows to one of these numbers of sequences.
@@ -44,7 +50,7 @@ class CudaModel(BoundModel):
         On a GPU such a step is captured as a CUDA graph; the simulator only fills it up. The bits are those
         of the step as it is. No sizes: steps run as they are, as before the first call.
         """
-        self._launch(self._bind_buckets, self.device, self.number, list(sizes))
+        self._launch(self._bind_device, self.device, self.number, list(sizes), self.tensor_cores)
 
     def call(self, op: str, *arguments: Any) -> Any:
         return self._launch(self._ops[op], self.device, self.number, *arguments)

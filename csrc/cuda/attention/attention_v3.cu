@@ -12,7 +12,7 @@
 // them. FLOPs: 4 * head_dim per visible (row, key). Limit: tensor cores and shared memory: each warp reads each
 // tile for 16 rows alone. Left out: wgmma and TMA; softmax of one tile under the multiplications of another.
 
-#include "tensor_tile.h"
+#include "splits.h"
 
 namespace minillm::cuda {
 namespace {
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads, 1) attention_v3_kernel(const __grid_
   RowTile tile = find_tile(p.sequences, p.num_heads / p.num_kv_heads);
   if (tile.sequence < 0) return;  // the whole block: nobody waits at a barrier below
   PackedRows rows(p, tile.sequence, blockIdx.y);
-  int count = min(rows.count(), tile.first_row + kRows), lane = threadIdx.x % 32;
+  int count = min(rows.count(), tile.first_row + kRows);
   int first_row = tile.first_row + threadIdx.x / 32 * kWarpRows;  // of the warp
   Query<T, kDim> query(p, rows, first_row, count);
   int warp_last = rows.keys(min(first_row + kWarpRows, count) - 1).last;
@@ -59,39 +59,13 @@ __global__ void __launch_bounds__(kThreads, 1) attention_v3_kernel(const __grid_
 
   float scale = log2_scale(p);
   Ring<T, kDim, kWarps, kStages> ring(p, rows, memory);
-  Stash whole{reinterpret_cast<float*>(memory + ring.kSize)};
-  UNROLL
-  for (int i = 0; i < kDim / 2; i++) whole[i] = 0;
-  Softmax softmax[2] = {{-INFINITY, 0.0f}, {-INFINITY, 0.0f}};
+  Whole<kDim, Stash> whole(Stash{reinterpret_cast<float*>(memory + ring.kSize)});
   Part<kDim> part;
   ring.walk(first_tile, last_tile, [&](const T* k, const T* v, int key_tile) {
     if (key_tile * kTileKeys <= warp_last) add_tile(part, query, k, v, key_tile * kTileKeys, scale);
-    if ((key_tile + 1) % (kSplitKeys / kTileKeys) != 0 && key_tile != last_tile) return;
-    finish(part);
-    UNROLL
-    for (int i = 0; i < 2; i++) {
-      Factors by = merge(softmax[i], part.softmax[i]);
-      UNROLL
-      for (int j = 0; j < kDim / 4; j++) {
-        float& out = whole[i * kDim / 4 + j];
-        out = merged(out, part.out[j / 2][2 * i + j % 2], by);
-      }
-    }
-    part = Part<kDim>();
+    if (ends_split(key_tile) || key_tile == last_tile) whole.add(part);
   });
-
-  UNROLL
-  for (int i = 0; i < 2; i++) {
-    int row = first_row + lane / 4 + 8 * i;
-    if (row >= count) return;
-    float inverse = inverse_sum(softmax[i], rows.keys(row));
-    T* to = static_cast<T*>(p.out) + rows.flat(row, p.num_heads) * kDim + lane % 4 * 2;
-    UNROLL
-    for (int j = 0; j < kDim / 8; j++) {
-      int at = i * kDim / 4 + 2 * j;
-      store_wide(to + 8 * j, Vec<T, 2>{{from_float<T>(whole[at] * inverse), from_float<T>(whole[at + 1] * inverse)}});
-    }
-  }
+  whole.template store<T>(p, rows, first_row, count);
 }
 
 }  // namespace

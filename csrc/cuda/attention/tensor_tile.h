@@ -1,4 +1,4 @@
-// Attention on tensor cores: the one tile function of attention_v3 and decode_d3, and what surrounds it.
+// Attention on tensor cores: the one tile function of attention_v3, decode_d2 and decode_d3, and how tiles arrive.
 //
 //     rows      query heads that share a kv head, packed: row = token * group + head of the group. A warp
 //               has 16 of them, the rows of an mma
@@ -11,7 +11,7 @@
 //                    part 0        +         part 1         merged in this order
 //
 // Tiles and splits lie at fixed places in the sequence, and each row is merged by the same arithmetic whether
-// one block walks over all splits (v3) or each split has a block (d3). So a row's bits depend on its own query
+// one block walks over all splits (v3, d2) or each split has a block (d3). splits.h merges them. So a row's bits depend on its own query
 // and keys alone (contract C2). A tile that a row does not see changes nothing in it: every weight is exactly
 // 0, and every factor exactly 1.
 //
@@ -162,35 +162,6 @@ __device__ __forceinline__ void add_tile(Part<kDim>& to, const Query<T, kDim>& q
       mma_m16n8k16(to.out[j + 1], weights.v, b[1].v);
     }
   }
-}
-
-// The end of a split: the sums of a row's four lanes become one.
-template <int kDim>
-__device__ __forceinline__ void finish(Part<kDim>& part) {
-  UNROLL
-  for (int i = 0; i < 2; i++) {
-    float& sum = part.softmax[i].sum;
-    sum += __shfl_xor_sync(0xffffffff, sum, 1);
-    sum += __shfl_xor_sync(0xffffffff, sum, 2);
-  }
-}
-
-// By what the output so far is multiplied when a split is merged, and by what the split's.
-struct Factors {
-  float old, added;
-};
-
-__device__ __forceinline__ Factors merge(Softmax& to, Softmax split) {
-  if (split.sum == 0.0f) return {1.0f, 0.0f};  // the row sees none of its keys
-  float before = to.max;
-  to.max = fmaxf(before, split.max);
-  Factors by = {exp2_approx(before - to.max), exp2_approx(split.max - to.max)};
-  to.sum = fmaf(split.sum, by.added, to.sum * by.old);
-  return by;
-}
-
-__device__ __forceinline__ float merged(float out, float split, Factors by) {
-  return fmaf(split, by.added, out * by.old);
 }
 
 // How a block brings tiles to shared memory: each warp the same share of every tile's keys.

@@ -8,38 +8,37 @@
 #include "bind_rows.h"
 #include "bind_sampling.h"
 #include "bind_verify.h"
+#include "rungs.h"
 
 namespace minillm::cuda {
 namespace {
 
 // ---- matrices -------------------------------------------------------------------------------------
 
-using Rung = void (*)(const LinearArgs&, Stream);
-
-Rung linear_rung(const char* op, const std::string& name) {
-  const std::pair<const char*, Rung> rungs[] = {{"l2", linear_l2}, {"l5", linear_l5}};
-  for (const auto& [known, rung] : rungs)
-    if (name == known) return rung;
-  STD_TORCH_CHECK(false, op, ": there is no rung ", name);
+// `rung` is one of the ladder, or the engine's choice (rungs.h): "plain" or "tensor".
+void multiply_by(const char* op, const std::string& rung, const LinearArgs& p, Stream stream) {
+  if (rung == "plain" || rung == "tensor") return linear(p, rung == "tensor", stream);
+  const std::pair<const char*, void (*)(const LinearArgs&, Stream)> rungs[] = {
+      {"l1", linear_l1}, {"l2", linear_l2}, {"l3", linear_l3}, {"l4", linear_l4}, {"l5", linear_l5}};
+  for (const auto& [name, launch] : rungs)
+    if (rung == name) return launch(p, stream);
+  STD_TORCH_CHECK(false, op, ": there is no rung ", rung);
 }
 
-// What a rung on tensor cores asks of its input.
-void check_tensor_cores(const char* op, const Tensor& x, const Tensor& weight) {
-  STD_TORCH_CHECK(dtype_of(op, x) != DType::f32, op, ": bfloat16 or float16 only");
-  STD_TORCH_CHECK(x.size(1) % 8 == 0 && x.size(1) < 1 << 24, op, ": x has ", x.size(1), " columns, not a multiple of 8 below 2^24");
-  for (const Tensor* t : {&x, &weight})
-    STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(t->const_data_ptr()) % 16 == 0, op, ": x or weight begins at no multiple of 16 bytes");
+// What the rungs on tensor cores ask of their input.
+void check_tensor_cores(const char* op, const LinearArgs& p) {
+  STD_TORCH_CHECK(can_use_tensor_cores(p), op, ": ", p.in, " columns; tensor cores take bfloat16 and float16, a multiple of 8 columns below 2^24");
+  for (const void* start : {p.x, p.weight})
+    STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(start) % 16 == 0, op, ": x or weight begins at no multiple of 16 bytes");
 }
 
 Tensor multiply(const Tensor& x, const Tensor& weight, const Optional& bias, const std::string& rung, bool float_out,
                 int64_t stream) {
   const char* op = "linear";
-  const bool tensor_cores = rung == "l5";
   check(op, "x", x, 2, x.scalar_type());
   check(op, "weight", weight, 2, x.scalar_type());
   check_size(op, "weight's number of columns", weight.size(1), x.size(1));
-  if (tensor_cores) check_tensor_cores(op, x, weight);
-  STD_TORCH_CHECK(tensor_cores || !float_out, op, ": rung ", rung, " has no float32 result");
+  STD_TORCH_CHECK(rung == "l5" || !float_out, op, ": rung ", rung, " has no float32 result");
   std::vector<int64_t> shape = {x.size(0), weight.size(0)};
   Tensor y = float_out ? torch::stable::new_empty(x, shape, ScalarType::Float) : like(x, shape);
   Call call(op);
@@ -49,10 +48,11 @@ Tensor multiply(const Tensor& x, const Tensor& weight, const Optional& bias, con
     check_size(op, "bias's length", bias->size(0), weight.size(0));
     call.with("bias", *bias);
   }
-  linear_rung(op, rung)({data<void>(x), data<void>(weight), bias ? data<void>(*bias) : nullptr, y.mutable_data_ptr(),
-                         static_cast<int>(x.size(0)), static_cast<int>(x.size(1)), static_cast<int>(weight.size(0)),
-                         dtype_of(op, x), float_out},
-                        as_stream(stream));
+  const LinearArgs args = {data<void>(x), data<void>(weight), bias ? data<void>(*bias) : nullptr, y.mutable_data_ptr(),
+                           static_cast<int>(x.size(0)), static_cast<int>(x.size(1)), static_cast<int>(weight.size(0)),
+                           dtype_of(op, x), float_out};
+  if (rung == "l4" || rung == "l5" || (rung == "tensor" && can_use_tensor_cores(args))) check_tensor_cores(op, args);
+  multiply_by(op, rung, args, as_stream(stream));
   call.done();
   return y;
 }
@@ -138,16 +138,29 @@ AttentionArgs attention_args(const char* op, const Tensor& q, const Tensor& k_ca
           static_cast<int>(k_cache.size(1)), static_cast<float>(scale), static_cast<int>(window), dtype_of(op, q)};
 }
 
-// The longest sequence is not known here; none is longer than the block table is wide.
-void attend_in_splits(Call& call, const AttentionArgs& args, const Tensor& q, Stream stream) {
-  int splits = num_splits(args.sequences.max_blocks * args.block_size);
-  auto scratch = [&](int64_t columns) {
-    return torch::stable::new_empty(q, std::vector<int64_t>{splits, q.size(0), q.size(1), columns}, ScalarType::Float);
-  };
-  Tensor softmax = scratch(2), parts = scratch(q.size(2));
-  call.with("softmax", softmax).with("parts", parts);
-  decode_d3(args, {static_cast<float*>(softmax.mutable_data_ptr()), static_cast<float*>(parts.mutable_data_ptr()), splits},
-            stream);
+// Memory that only the running kernels need; nothing for 0 bytes.
+struct Memory {
+  std::optional<Tensor> kept;
+
+  Memory(Call& call, const Tensor& beside, int64_t bytes) {
+    if (!bytes) return;
+    kept = torch::stable::new_empty(beside, {bytes / 4}, ScalarType::Float);
+    call.with("parts", *kept);
+  }
+  void* start() const { return kept ? kept->mutable_data_ptr() : nullptr; }
+};
+
+// The engine's choice of a rung, "plain" or "tensor" (rungs.h).
+bool attend_as_engine(Call& call, const std::string& rung, const AttentionArgs& args, const Tensor& q, Stream stream) {
+  if (rung != "plain" && rung != "tensor") return false;
+  const bool tensor_cores = rung == "tensor";
+  const Memory memory(call, q, attention_bytes(args, tensor_cores));
+  attention(args, memory.start(), tensor_cores, stream);
+  return true;
+}
+
+void check_tensor_cores(const char* op, const std::string& rung, const AttentionArgs& p) {
+  STD_TORCH_CHECK(can_use_tensor_cores(p), op, ": rung ", rung, " takes bfloat16 and float16, head_dim 64 and 128 only");
 }
 
 Tensor attend(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& block_table,
@@ -159,6 +172,7 @@ Tensor attend(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, con
   Call call(op);
   call.with("q", q).with("k_cache", k_cache).with("v_cache", v_cache).with("block_table", block_table);
   call.with("query_start", query_start).with("kv_len", kv_len).with("out", out);
+  if (attend_as_engine(call, rung, args, q, as_stream(stream))) return call.done(), out;
   if (rung == "v1") {
     auto scratch = [&](std::vector<int64_t> shape) { return torch::stable::new_empty(q, shape, ScalarType::Float); };
     Tensor scores = scratch({q.size(1), q.size(0), max_kv_len}), sums = scratch({q.size(1), q.size(0)});
@@ -166,18 +180,16 @@ Tensor attend(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, con
     attention_v1(args, {static_cast<float*>(scores.mutable_data_ptr()), static_cast<float*>(sums.mutable_data_ptr()),
                         static_cast<int>(max_kv_len)},
                  as_stream(stream));
-  } else if (rung == "v2") {
-    attention_v2(args, as_stream(stream));
-  } else if (rung == "d1") {
-    decode_d1(args, as_stream(stream));
+  } else if (rung == "d3") {
+    check_tensor_cores(op, rung, args);
+    const Memory memory(call, q, split_bytes(args));
+    attention_in_splits(args, memory.start(), as_stream(stream));
+  } else if (rung == "v3" || rung == "d2") {
+    check_tensor_cores(op, rung, args);
+    (rung == "v3" ? attention_v3 : decode_d2)(args, as_stream(stream));
   } else {
-    STD_TORCH_CHECK(rung == "v3" || rung == "d3", op, ": there is no rung ", rung, ", only v1, v2, v3, d1 and d3");
-    STD_TORCH_CHECK(args.dtype != DType::f32 && (args.head_dim == 64 || args.head_dim == 128), op, ": rung ", rung,
-                    " takes bfloat16 and float16, head_dim 64 and 128 only");
-    if (rung == "v3")
-      attention_v3(args, as_stream(stream));
-    else
-      attend_in_splits(call, args, q, as_stream(stream));
+    STD_TORCH_CHECK(rung == "v2" || rung == "d1", op, ": there is no rung ", rung, ", only v1, v2, v3, d1, d2 and d3");
+    (rung == "v2" ? attention_v2 : decode_d1)(args, as_stream(stream));
   }
   call.done();
   return out;
@@ -199,8 +211,10 @@ Tensor attend_variant(const Tensor& q, const Tensor& k_cache, const Tensor& v_ca
     call.with("sinks", *sinks);
     args.sinks = data<void>(*sinks);
   }
-  STD_TORCH_CHECK(rung == "v2" || rung == "d1", op, ": there is no rung ", rung, ", only v2 and d1");
-  (rung == "v2" ? attention_v2 : decode_d1)(args, as_stream(stream));
+  if (!attend_as_engine(call, rung, args, q, as_stream(stream))) {
+    STD_TORCH_CHECK(rung == "v2" || rung == "d1", op, ": there is no rung ", rung, ", only v2 and d1");
+    (rung == "v2" ? attention_v2 : decode_d1)(args, as_stream(stream));
+  }
   call.done();
   return out;
 }

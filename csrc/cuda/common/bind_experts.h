@@ -44,7 +44,7 @@ inline Matrix stacked(const char* op, const char* name, const Tensor& x, const T
 
 inline Tensor mix_experts(const Tensor& x, const Tensor& chosen, const Tensor& weights, const Tensor& gate_up,
                           const Optional& gate_up_bias, const Tensor& down, const Optional& down_bias,
-                          const std::string& activation, int64_t stream) {
+                          const std::string& activation, bool tensor_cores, int64_t stream) {
   const char* op = "experts";
   check(op, "x", x, 2, x.scalar_type());
   check(op, "chosen", chosen, 2, ScalarType::Long);
@@ -61,7 +61,7 @@ inline Tensor mix_experts(const Tensor& x, const Tensor& chosen, const Tensor& w
   const Mixture mixture = {{count, per_token, size, false},
                            stacked(op, "gate_up", x, gate_up, gate_up_bias, count, 2 * size, hidden),
                            stacked(op, "down", x, down, down_bias, count, hidden, size),
-                           function_of(op, activation), hidden, dtype_of(op, x)};
+                           function_of(op, activation), hidden, dtype_of(op, x), tensor_cores};
   Tensor y = like(x, {rows, hidden});
   if (!rows) return y;
   size_t bytes = 0, end = 0;
@@ -82,7 +82,7 @@ inline Tensor mix_experts(const Tensor& x, const Tensor& chosen, const Tensor& w
   m.def("route(Tensor logits, int per_token, bool renormalize, int stream) -> (Tensor, Tensor)");             \
   m.def(                                                                                                      \
       "experts(Tensor x, Tensor chosen, Tensor weights, Tensor gate_up, Tensor? gate_up_bias, Tensor down, "  \
-      "Tensor? down_bias, str activation, int stream) -> Tensor")
+      "Tensor? down_bias, str activation, bool tensor_cores, int stream) -> Tensor")
 
 #define MINILLM_EXPERT_KERNELS(m)         \
   m.impl("route", TORCH_BOX(&choose));    \

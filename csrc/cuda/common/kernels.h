@@ -195,12 +195,17 @@ void act_and_mul(const ActivationArgs&, Stream);  // not softcap
 void act(const ActivationArgs&, Stream);          // not swiglu_clamped
 void rope_and_cache(const RopeArgs&, Stream);
 void copy_blocks(const CopyBlocksArgs&, Stream);
+void linear_l1(const LinearArgs&, Stream);
 void linear_l2(const LinearArgs&, Stream);
-void linear_l5(const LinearArgs&, Stream);  // 16-bit, `in` a multiple of 8 below 2^24, all at multiples of 16 bytes
+void linear_l3(const LinearArgs&, Stream);
+// On tensor cores: 16-bit, `in` a multiple of 8 below 2^24, all at multiples of 16 bytes.
+void linear_l4(const LinearArgs&, Stream);  // no float_out
+void linear_l5(const LinearArgs&, Stream);
 
 void route(const RouteArgs&, Stream);  // per_token is 1 to num_experts
 void group(const GroupArgs&, Stream);
-void linear_experts(const ExpertLinearArgs&, Stream);  // rows of no expert are not written
+void linear_experts(const ExpertLinearArgs&, Stream);     // rows of no expert are not written
+void linear_l5_experts(const ExpertLinearArgs&, Stream);  // like linear_l5
 void combine(const CombineArgs&, Stream);
 
 void sample(const SampleArgs&, Stream);
@@ -215,6 +220,7 @@ void attention_v1(const AttentionArgs&, const NaiveScratch&, Stream);
 void attention_v2(const AttentionArgs&, Stream);
 void attention_v3(const AttentionArgs&, Stream);  // 16-bit, head_dim 64 or 128
 void decode_d1(const AttentionArgs&, Stream);
+void decode_d2(const AttentionArgs&, Stream);     // like attention_v3
 void decode_d3(const AttentionArgs&, const SplitScratch&, Stream);  // like attention_v3
 int num_splits(int max_kv_len);
 

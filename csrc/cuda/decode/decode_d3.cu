@@ -1,19 +1,18 @@
-// Decode attention, rung 2: tensor cores, and a block for every 512 keys. Two kernels.
+// Decode attention, rung 3: decode_d2 with a block for every 512 keys. Two kernels.
 //
 //     keys    |-- split 0 --|-- split 1 --|-- split 2 --|     a warp each: 16 packed rows, which are the query
 //                  part          part          part           heads of a group (and the drafted tokens)
 //                    \____________ | ____________/
 //                              combine                        a warp per row, parts in order
 //
-// One sequence then keeps kv_len / 512 times its kv heads of blocks busy, where d1 had one per head, and K and V are
-// read once for the whole group. Each block has the tile after the present one on its way: 32 KB where head_dim is
+// One sequence then keeps kv_len / 512 times its kv heads of blocks busy, where d2 had one per kv head. Each block has the tile after the present one on its way: 32 KB where head_dim is
 // 128, three blocks to a multiprocessor, several times what bandwidth times latency asks for.
 //
 // Bytes: 2 * keys * head_dim elements per kv head, and head_dim + 2 floats per row and split, written and read.
 // FLOPs: 4 * head_dim * 16 per key and kv head, most of them for rows that are not there. Limit: memory.
 // The arithmetic is attention_v3's (tensor_tile.h): a token has the same bits, prefilled or decoded.
 
-#include "tensor_tile.h"
+#include "splits.h"
 
 namespace minillm::cuda {
 namespace {

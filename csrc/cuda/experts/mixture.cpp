@@ -3,6 +3,7 @@
 #include "mixture.h"
 
 #include "device.h"
+#include "rungs.h"
 #include "touches.h"
 
 namespace minillm::cuda {
@@ -14,9 +15,9 @@ void multiply(const Mixture& m, const char* name, const Matrix& w, const int32_t
   const int64_t count = m.experts.count, pitch = expert_rows(out), width = width_of(m.dtype);
   touches({{name, w.weight, count * pitch * in * width}, {"bias", w.bias, count * pitch * width},
            {"starts", starts, (count + 1) * 4}, {"x_rows", x, pairs * in * width}, {"y_rows", y, pairs * out * width}});
-  linear_experts({{x, w.weight, w.bias, y, static_cast<int>(pairs), static_cast<int>(in), static_cast<int>(out), m.dtype},
-                  starts, static_cast<int>(count), static_cast<int>(pitch)},
-                 stream);
+  cuda::experts({{x, w.weight, w.bias, y, static_cast<int>(pairs), static_cast<int>(in), static_cast<int>(out), m.dtype},
+                 starts, static_cast<int>(count), static_cast<int>(pitch)},
+                m.tensor_cores, stream);
 }
 
 }  // namespace

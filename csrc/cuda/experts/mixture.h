@@ -19,6 +19,7 @@ struct Mixture {
   Function activation;
   int64_t hidden;
   DType dtype;
+  bool tensor_cores;  // the rungs that run on them are allowed (rungs.h)
 };
 
 // Rows, and the experts of each.

@@ -1,13 +1,11 @@
-// linear: y = x W^T + bias, tiled in shared memory: the simplest matrix product that reuses its inputs.
+// linear, rung 2: loads in flight. The tiles of l1, but the next ones are on their way while these are multiplied.
 //
-//     x [rows, in]    W [out, in]          a block computes 16 x 16 outputs; 32 columns of both inputs
-//     +--------+      +--------+           are in shared memory at a time, so each number read from
-//     |  ====  | 16   |  ====  | 16        global memory is used 16 times
-//     +--------+      +--------+
-//        32              32                thread (row, col): one output, one accumulator
+//     shared memory   | tiles n     |  multiplied now       x [rows, in]: 16 rows, 32 columns
+//     registers       | tiles n + 1 |  on their way         W [out, in]: 16 outputs, 32 columns
 //
-// Each output is one float32 sum over k = 0, 1, 2, ... for every number of rows: a token's result does not
-// depend on the other rows of the batch (contract C2).
+// A thread loads its four numbers without waiting between them: their number is a constant, so the compiler issues all
+// loads before the first number is used. Each output is one float32 sum over k = 0, 1, 2, ...: the bits of l1, for
+// every number of rows (contract C2).
 //
 // linear_experts is the same for rows that lie expert by expert, each with a matrix of its own. A tile has rows of one
 // expert, and an expert without rows has no tile:
@@ -15,12 +13,13 @@
 //     x   [ expert 1: 20 rows | expert 3: 5 rows ]      tile 0: rows 0 to 15, tile 1: 16 to 19, tile 2: 20 to 24
 //
 // The host does not know how many rows an expert has. It starts as many tiles as there can be; those without rows end
-// at once. Bytes: rows * out * in * (1/16 + 1/16) elements.
-// FLOPs: 2 * rows * out * in. The next tiles are loaded into registers while the current ones are used. Limit:
-// shared memory, two loads per multiply-add. Left out: register tiles, tensor cores, split-K (which would
-// change the order of the sum).
+// at once.
+//
+// Bytes: rows * out * in * (1/16 + 1/16) elements. FLOPs: 2 * rows * out * in. Limit: shared memory, two loads per
+// multiply-add. Left out: register tiles (l3), tensor cores (l4), split-K (which would change the order of the sum).
 
 #include "dispatch.h"
+#include "row_tiles.h"
 
 namespace minillm::cuda {
 namespace {
@@ -96,46 +95,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks) linear_l2_kernel(const __gr
   multiply_tile<T>(p, blockIdx.y * kTile);
 }
 
-struct RowTile {
-  int expert, first, end;  // all 0: there is no such tile
-};
-
-// Finds the tile of this block. In each round the 32 lanes of a warp count the row tiles of 32 experts, one expert per
-// lane. The lane that has this block's tile keeps it. At the end a sum over the warp gives it to all lanes.
-__device__ __forceinline__ RowTile find_tile(const ExpertLinearArgs& p) {
-  int tile = blockIdx.y, lane = threadIdx.x % 32, expert = 0, first = 0, end = 0;
-  for (int from = 0; from < p.num_experts; from += 32) {
-    int mine = min(from + lane, p.num_experts), start = p.starts[mine];
-    int stop = mine < p.num_experts ? p.starts[mine + 1] : start;
-    int tiles = (stop - start + kTile - 1) / kTile, up_to_me = tiles;
-    for (int step = 1; step < 32; step *= 2) {
-      int before = __shfl_up_sync(0xffffffff, up_to_me, step);
-      if (lane >= step) up_to_me += before;
-    }
-    int within = tile - (up_to_me - tiles);
-    if (within >= 0 && within < tiles) expert = mine, first = start + within * kTile, end = stop;
-    tile -= __shfl_sync(0xffffffff, up_to_me, 31);
-  }
-  for (int step = 16; step > 0; step /= 2) {
-    expert += __shfl_xor_sync(0xffffffff, expert, step);
-    first += __shfl_xor_sync(0xffffffff, first, step);
-    end += __shfl_xor_sync(0xffffffff, end, step);
-  }
-  return {expert, first, end};
-}
-
 // Two blocks less than `linear` has: the addresses of the expert's matrix take registers.
 template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocks - 2)
     linear_experts_kernel(const __grid_constant__ ExpertLinearArgs p) {
-  RowTile tile = find_tile(p);
+  ExpertTile tile = find_tile<kTile>(p);
   if (tile.end == 0) return;  // the whole block returns: no thread waits at a barrier
-  LinearArgs own = p;
-  int64_t above = static_cast<int64_t>(tile.expert) * p.pitch;  // rows of the matrices of lower experts
-  own.weight = static_cast<const T*>(own.weight) + above * own.in;
-  if (own.bias) own.bias = static_cast<const T*>(own.bias) + above;
-  own.rows = tile.end;
-  multiply_tile<T>(own, tile.first);
+  multiply_tile<T>(own_matrix<T>(p, tile), tile.first);
 }
 
 }  // namespace
@@ -153,9 +119,7 @@ void linear_experts(const ExpertLinearArgs& p, Stream stream) {
   if (p.rows == 0 || p.out == 0) return;
   with_number_type(p.dtype, [&](auto zero) {
     using T = decltype(zero);
-    // At most `used` experts have rows, and the tiles of one hold at most 15 rows more than it has.
-    int used = p.rows < p.num_experts ? p.rows : p.num_experts;
-    dim3 grid(ceil_div(p.out, kTile), (p.rows + used * (kTile - 1)) / kTile);
+    dim3 grid(ceil_div(p.out, kTile), most_tiles<kTile>(p));
     LAUNCH(linear_experts_kernel<T>, grid, kThreads, 0, stream_of(stream), p);
   });
 }

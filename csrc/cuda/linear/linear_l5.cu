@@ -1,4 +1,5 @@
-// linear on tensor cores: y = x W^T + bias for 16-bit numbers, one accumulator per output at every batch size.
+// linear, rung 5: ldmatrix, swizzled tiles, and shapes of tiles by the number of tokens. y = x W^T + bias for 16-bit
+// numbers on tensor cores, one accumulator per output at every batch size.
 //
 //     W [out, in]: the 16 rows of an mma        x [tokens, in]: its 8 columns
 //
@@ -17,9 +18,13 @@
 //
 // Bytes: W ceil(rows / kTokens) times, x ceil(out / kOut) times. FLOPs: 2 * rows * out * in. Limit: memory for few
 // tokens; for many the tensor cores, of which mma.sync reaches about 60 % on sm_90 (wgmma all of it).
+//
+// linear_l5_experts is the same for rows that lie expert by expert (row_tiles.h), each with its expert's matrix.
+//
 // Left out: wgmma and TMA, split-K (which would change the order of the sum).
 
 #include "dispatch.h"
+#include "row_tiles.h"
 
 namespace minillm::cuda {
 namespace {
@@ -136,10 +141,11 @@ __device__ __forceinline__ void store(const LinearArgs& p, const float (&sums)[S
   }
 }
 
+// Outputs of the tokens from `first_token` on, S::kTokens at most, below p.rows.
 template <class T, class S>
-__global__ void __launch_bounds__(S::kThreads, S::kBlocks) linear_l5_kernel(const __grid_constant__ LinearArgs p) {
+__device__ __forceinline__ void multiply(const LinearArgs& p, int first_token) {
   DYNAMIC_SHARED(T, ring);
-  int first_out = blockIdx.x * S::kOut, first_token = blockIdx.y * S::kTokens;
+  int first_out = blockIdx.x * S::kOut;
   int stages = (p.in + kDepth - 1) / kDepth;
   Source<T, S::kOut, S::kThreads> w(p.weight, first_out, p.out, p.in);
   Source<T, S::kTokens, S::kThreads> x(p.x, first_token, p.rows, p.in);
@@ -195,10 +201,30 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks) linear_l5_kernel(cons
 }
 
 template <class T, class S>
+__global__ void __launch_bounds__(S::kThreads, S::kBlocks) linear_l5_kernel(const __grid_constant__ LinearArgs p) {
+  multiply<T, S>(p, blockIdx.y * S::kTokens);
+}
+
+template <class T, class S>
+__global__ void __launch_bounds__(S::kThreads, S::kBlocks)
+    linear_l5_experts_kernel(const __grid_constant__ ExpertLinearArgs p) {
+  ExpertTile tile = find_tile<S::kTokens>(p);
+  if (tile.end == 0) return;  // the whole block returns: no thread waits at a barrier
+  multiply<T, S>(own_matrix<T>(p, tile), tile.first);
+}
+
+template <class T, class S>
 void launch(const LinearArgs& p, Stream stream) {
   dim3 grid(ceil_div(p.out, S::kOut), ceil_div(p.rows, S::kTokens));
   constexpr int kBytes = S::kStages * S::kStageSize * static_cast<int>(sizeof(T));
   LAUNCH((linear_l5_kernel<T, S>), grid, S::kThreads, kBytes, stream_of(stream), p);
+}
+
+template <class T, class S>
+void launch_experts(const ExpertLinearArgs& p, Stream stream) {
+  dim3 grid(ceil_div(p.out, S::kOut), most_tiles<S::kTokens>(p));
+  constexpr int kBytes = S::kStages * S::kStageSize * static_cast<int>(sizeof(T));
+  LAUNCH((linear_l5_experts_kernel<T, S>), grid, S::kThreads, kBytes, stream_of(stream), p);
 }
 
 using Tile16x8 = Shape<1, 1, 1, 1, 16, 4>;
@@ -220,12 +246,27 @@ void launch_shape(const LinearArgs& p, Stream stream) {
   launch<T, Tile128x128>(p, stream);
 }
 
+// How many rows each expert has, the host does not know: tiles for the average.
+template <class T>
+void launch_expert_shape(const ExpertLinearArgs& p, Stream stream) {
+  int each = p.rows / most_used(p);
+  if (each <= 8) return launch_experts<T, Tile16x8>(p, stream);
+  if (each <= 32) return launch_experts<T, Tile32x32>(p, stream);
+  launch_experts<T, Tile64x64>(p, stream);
+}
+
 }  // namespace
 
 void linear_l5(const LinearArgs& p, Stream stream) {
   if (p.rows == 0 || p.out == 0) return;
   if (p.dtype == DType::bf16) launch_shape<bfloat16>(p, stream);
   if (p.dtype == DType::f16) launch_shape<float16>(p, stream);
+}
+
+void linear_l5_experts(const ExpertLinearArgs& p, Stream stream) {
+  if (p.rows == 0 || p.out == 0) return;
+  if (p.dtype == DType::bf16) launch_expert_shape<bfloat16>(p, stream);
+  if (p.dtype == DType::f16) launch_expert_shape<float16>(p, stream);
 }
 
 }  // namespace minillm::cuda

@@ -18,10 +18,11 @@ Matrix matrix_of(const char* op, const Tensor& weight, int64_t out, int64_t in, 
   check_size(op, "a matrix's number of rows", weight.size(0), out);
   check_size(op, "a matrix's number of columns", weight.size(1), in);
   STD_TORCH_CHECK(dtype_of(op, weight) == dtype, op, ": the matrix has another dtype than the caches");
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(weight.const_data_ptr()) % 16 == 0, op, ": a matrix begins at no multiple of 16 bytes");
   return {data<void>(weight), dtype, nullptr};
 }
 
-DeviceState::DeviceState() : buckets(std::make_unique<cuda::Buckets>(std::vector<int64_t>{})) {}
+DeviceState::DeviceState() : buckets(std::make_unique<cuda::Buckets>(std::vector<int64_t>{}, false)) {}
 DeviceState::~DeviceState() = default;
 
 namespace cuda {
@@ -85,10 +86,11 @@ class DevicePass {
   Pass send(int64_t draws, int64_t num_token_ids, bool gathers = false) {
     state_.staging.send(stream_);
     size_t bytes;
-    const Sizes sizes = {args_.batch.num_tokens, draws, num_token_ids, gathers};
+    const Batch& b = args_.batch;
+    const Sizes sizes = {b.num_tokens, draws, num_token_ids, gathers, b.num_seqs, b.table_stride, state_.tensor_cores};
     Scratch::cut(nullptr, bound_.model, sizes, bytes);
     scratch_ = Scratch::cut(state_.scratch.reserve(*bound_.cache, bytes), bound_.model, sizes, bytes);
-    return Pass(bound_, scratch_, stream_);
+    return Pass(bound_, scratch_, state_.tensor_cores, stream_);
   }
 
   const PassArgs& args() const { return args_; }
@@ -112,15 +114,17 @@ size_t bytes_of(const Draws& d) {
   return aligned(d.rows * 8) * 3 + aligned(d.rows * 32) + aligned(d.num_seen * 8);
 }
 
-// From now on steps are filled up to these numbers of sequences; none: they run as they are.
-void bind_buckets(int64_t number, std::vector<int64_t> sizes, int64_t) {
-  const char* op = "bind_buckets";
+// From now on steps are filled up to these numbers of sequences; none: they run as they are. `tensor_cores`: the rungs
+// that run on them are allowed (rungs.h).
+void bind_device(int64_t number, std::vector<int64_t> sizes, bool tensor_cores, int64_t) {
+  const char* op = "bind_device";
   Bound bound = find_model(op, number);
   for (size_t i = 0; i < sizes.size(); i++)
     STD_TORCH_CHECK(sizes[i] > (i ? sizes[i - 1] : 0), op, ": sizes must be positive and rise");
   DeviceState& state = state_of(*bound);
   std::lock_guard lock(state.busy);
-  state.buckets = std::make_unique<Buckets>(sizes);
+  state.tensor_cores = tensor_cores;
+  state.buckets = std::make_unique<Buckets>(sizes, tensor_cores);
 }
 
 Tensor hidden(int64_t number, const Tensor& ids, const Tensors& rows, int64_t stream) {
@@ -284,7 +288,7 @@ Tensor decode_ahead(int64_t number, const Tensor& ids, const Tensors& rows, cons
 }  // namespace
 
 MINILLM_FRAGMENT(MINILLM_NAMESPACE, m) {
-  m.def("bind_buckets(int model, int[] sizes, int stream) -> ()");
+  m.def("bind_device(int model, int[] sizes, bool tensor_cores, int stream) -> ()");
   m.def("hidden(int model, Tensor ids, Tensor[] rows, int stream) -> Tensor");
   m.def("last_logits(int model, Tensor ids, Tensor[] rows, int stream) -> Tensor");
   m.def(
@@ -303,7 +307,7 @@ MINILLM_IMPL(MINILLM_NAMESPACE, CPU, m) {
   m.impl("decode_ahead", TORCH_BOX(&decode_ahead));
 }
 
-MINILLM_IMPL(MINILLM_NAMESPACE, CompositeExplicitAutograd, m) { m.impl("bind_buckets", TORCH_BOX(&bind_buckets)); }
+MINILLM_IMPL(MINILLM_NAMESPACE, CompositeExplicitAutograd, m) { m.impl("bind_device", TORCH_BOX(&bind_device)); }
 
 }  // namespace cuda
 }  // namespace minillm

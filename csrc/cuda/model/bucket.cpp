@@ -107,7 +107,7 @@ std::optional<Shape> Buckets::find(const PassArgs& args, const Draws& draws) con
 
 Buckets::Places Buckets::reserve(const BoundModel& bound, const Shape& s) {
   const Model& m = bound.model;
-  const Sizes sizes = {s.rows(), s.rows(), s.num_token_ids, false};
+  const Sizes sizes = {s.rows(), s.rows(), s.num_token_ids, false, s.seqs, s.table_width, tensor_cores_};
   const size_t in = Input(nullptr, s).bytes, out = aligned(s.rows() * 9);
   const size_t logits = aligned(s.rows() * m.vocab * width_of(m.heads.dtype));
   size_t scratch;
@@ -128,7 +128,7 @@ void Buckets::run(const BoundModel& bound, const Shape& s, const PassArgs& args,
   bool* looked = reinterpret_cast<bool*>(at.results + 8 * s.rows());
   auto enqueue = [&](Stream on) {
     copy_to_device(at.device_in.ids, at.host_in.ids, at.host_in.bytes, on);
-    const Pass pass(bound, at.scratch, on);
+    const Pass pass(bound, at.scratch, tensor_cores_, on);
     pass.logits(at.device_in.pass(s), nullptr, at.logits);
     pass.look(at.logits, s.rows(), looked);
     pass.draw(at.device_in.draws(s), at.logits, looked, drawn);

@@ -33,7 +33,7 @@ struct Shape {
 class Buckets {
  public:
   // The numbers of sequences that a step is filled up to, rising; none: steps run as they are.
-  explicit Buckets(std::vector<int64_t> sizes) : sizes_(std::move(sizes)) {}
+  Buckets(std::vector<int64_t> sizes, bool tensor_cores) : sizes_(std::move(sizes)), tensor_cores_(tensor_cores) {}
 
   // The shape for this step, or none if it cannot be filled up to one.
   std::optional<Shape> find(const PassArgs& args, const Draws& draws) const;
@@ -47,6 +47,7 @@ class Buckets {
   Places reserve(const BoundModel& bound, const Shape& shape);
 
   std::vector<int64_t> sizes_;
+  const bool tensor_cores_;
   Pinned input_, output_;
   DeviceMemory memory_;
   char* start_ = nullptr;            // of the memory that graphs were captured with

@@ -102,6 +102,7 @@ struct DeviceState {
   Staging staging;
   Results results;
   DeviceMemory scratch;
+  bool tensor_cores = false;  // the rungs that run on them are allowed (rungs.h)
   std::unique_ptr<cuda::Buckets> buckets;
 };
 

@@ -24,6 +24,20 @@ Experts most_experts(const Model& m) {
   return most;
 }
 
+// The most memory that attention needs, for the batch as it is or for one row of each sequence, as drafting has it.
+int64_t most_attention_bytes(const Model& m, const Sizes& sizes) {
+  AttentionArgs p = {};
+  p.num_heads = static_cast<int>(m.heads.num_heads), p.head_dim = static_cast<int>(m.heads.head_dim);
+  p.block_size = static_cast<int>(m.heads.block_size), p.dtype = m.heads.dtype;
+  p.sequences.num_seqs = static_cast<int>(sizes.seqs), p.sequences.max_blocks = static_cast<int>(sizes.table_width);
+  int64_t most = 0;
+  for (int64_t rows : {sizes.rows, sizes.seqs}) {
+    p.sequences.num_tokens = static_cast<int>(rows);
+    most = std::max(most, attention_bytes(p, sizes.tensor_cores));
+  }
+  return most;
+}
+
 }  // namespace
 
 Scratch Scratch::cut(char* base, const Model& m, const Sizes& sizes, size_t& end) {
@@ -42,6 +56,7 @@ Scratch Scratch::cut(char* base, const Model& m, const Sizes& sizes, size_t& end
   s.qkv = rows(qkv);
   s.q = rows(q);
   s.attended = rows(q);
+  s.parts = piece(most_attention_bytes(m, sizes));
   s.added = rows(m.hidden);
   s.gate_up = rows((m.gated ? 2 : 1) * m.intermediate);
   s.gated = rows(m.intermediate);
@@ -57,10 +72,11 @@ Scratch Scratch::cut(char* base, const Model& m, const Sizes& sizes, size_t& end
   return s;
 }
 
-Pass::Pass(const BoundModel& bound, const Scratch& scratch, Stream stream)
+Pass::Pass(const BoundModel& bound, const Scratch& scratch, bool tensor_cores, Stream stream)
     : bound_(bound),
       m_(bound.model),
       s_(scratch),
+      tensor_cores_(tensor_cores),
       stream_(stream),
       dtype_(m_.heads.dtype),
       width_(width_of(dtype_)),
@@ -158,14 +174,15 @@ void Pass::attend(const Layer& layer, const void* x, const Batch& batch) const {
                   static_cast<int>(2 * layer.rope.half), dtype_},
                  stream_);
 
-  touches({{"q", s_.q, q_bytes}, {"k_cache", layer.cache.k, cache_bytes_}, {"v_cache", layer.cache.v, cache_bytes_},
-           {"block_table", batch.block_table, int64_t{seqs} * width * 4}, {"query_start", batch.query_start, (seqs + 1) * 4},
-           {"kv_len", batch.kv_len, seqs * 4}, {"sinks", w.sinks, heads * width_}, {"out", s_.attended, q_bytes}});
   const AttentionArgs args = {s_.q, q_size_, layer.cache.k, layer.cache.v, s_.attended,
                               {batch.block_table, batch.query_start, batch.kv_len, seqs, width, rows},
                               heads, kv_heads, dim, static_cast<int>(m_.heads.block_size), layer.scale,
                               static_cast<int>(layer.window), dtype_, layer.softcap, w.sinks};
-  (rows == seqs ? decode_d1 : attention_v2)(args, stream_);
+  touches({{"q", s_.q, q_bytes}, {"k_cache", layer.cache.k, cache_bytes_}, {"v_cache", layer.cache.v, cache_bytes_},
+           {"parts", s_.parts, attention_bytes(args, tensor_cores_)},
+           {"block_table", batch.block_table, int64_t{seqs} * width * 4}, {"query_start", batch.query_start, (seqs + 1) * 4},
+           {"kv_len", batch.kv_len, seqs * 4}, {"sinks", w.sinks, heads * width_}, {"out", s_.attended, q_bytes}});
+  attention(args, s_.parts, tensor_cores_, stream_);
   linear(s_.attended, w.o, s_.added, rows, m_.hidden, q_size_);
 }
 
@@ -188,7 +205,7 @@ void Pass::mix_experts(const Layer& layer, const void* x, int rows) const {
            {"weights", shares, rows * e.per_token * 4}});
   route({s_.router, chosen, shares, rows, static_cast<int>(e.count), static_cast<int>(e.per_token), e.renormalize, dtype_},
         stream_);
-  mix({e, w.expert_gate_up, w.expert_down, function_of(m_.activation), m_.hidden, dtype_}, {x, chosen, shares, rows},
+  mix({e, w.expert_gate_up, w.expert_down, function_of(m_.activation), m_.hidden, dtype_, tensor_cores_}, {x, chosen, shares, rows},
       s_.mixture, s_.added, stream_);
 }
 
@@ -208,7 +225,7 @@ const void* Pass::add(const Norm& after, const Norm& before, int rows, void* x) 
 void Pass::linear(const void* x, const Matrix& w, void* y, int rows, int64_t out, int64_t in) const {
   touches({{"x", x, rows * in * width_}, {"weight", w.weight, out * in * width_}, {"bias", w.bias, out * width_},
            {"y", y, rows * out * width_}});
-  linear_l2({x, w.weight, w.bias, y, rows, static_cast<int>(in), static_cast<int>(out), dtype_}, stream_);
+  cuda::linear({x, w.weight, w.bias, y, rows, static_cast<int>(in), static_cast<int>(out), dtype_}, tensor_cores_, stream_);
 }
 
 void Pass::norm(const void* x, const void* residual, const Norm& norm, void* y, void* sum, int rows) const {

@@ -14,6 +14,7 @@
 #include "bound.h"
 #include "kernels.h"
 #include "mixture.h"
+#include "rungs.h"
 
 namespace minillm::cuda {
 
@@ -21,11 +22,14 @@ namespace minillm::cuda {
 struct Sizes {
   int64_t rows, draws, num_token_ids;
   bool gathers;  // whether it draws from some rows of the logits only: they are copied first
+  int64_t seqs, table_width;  // the batch's: of them depends whether attention runs in splits
+  bool tensor_cores;
 };
 
 // The scratch memory of a pass, cut from one piece.
 struct Scratch {
   char *residual, *x, *qkv, *q, *attended, *added, *gate_up, *gated, *sampling, *drawn_from, *drawn_finite;
+  char* parts;                     // of attention in splits
   char *router, *chosen, *shares;  // of layers with experts: logits, experts and their weights
   MixtureScratch mixture;
 
@@ -35,7 +39,7 @@ struct Scratch {
 
 class Pass {
  public:
-  Pass(const BoundModel& bound, const Scratch& scratch, Stream stream);
+  Pass(const BoundModel& bound, const Scratch& scratch, bool tensor_cores, Stream stream);
 
   // From ids to the final norm's output [num_tokens, hidden]. All pointers of `args` are the device's.
   void hidden(const PassArgs& args, void* x) const;
@@ -63,6 +67,7 @@ class Pass {
   const BoundModel& bound_;
   const Model& m_;
   const Scratch& s_;
+  const bool tensor_cores_;  // the rungs that run on them are allowed (rungs.h)
   const Stream stream_;
   const DType dtype_;
   const int64_t width_, dim_, q_size_, kv_size_, qkv_size_, up_size_, cache_bytes_;

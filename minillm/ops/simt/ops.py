@@ -10,7 +10,7 @@ import torch
 
 from minillm.ops.cuda import CudaOps
 from minillm.ops.cuda_fakes import register_fakes
-from minillm.ops.cuda_rungs import HEAD_DIMS
+from minillm.ops.cuda_rungs import HEAD_DIMS, wants_tensor_cores
 from minillm.ops.simt.machine import machine, raise_error
 from minillm.toolchain.simt import ops_library
 
@@ -30,6 +30,9 @@ class SimtOps(CudaOps):
 
     def _head_dims(self) -> tuple[int, ...]:
         return HEAD_DIMS
+
+    def _tensor_cores(self) -> bool:
+        return wants_tensor_cores()
 
     def _load(self) -> str:
         return load_ops().name

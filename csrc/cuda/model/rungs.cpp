@@ -1,0 +1,68 @@
+// The rules of rungs.h.
+
+#include "rungs.h"
+
+namespace minillm::cuda {
+namespace {
+
+// So many rows of a tile of linear_l3 are filled that it is faster than linear_l2.
+constexpr int kRowsForRegisterTiles = 64;
+
+// Decode has one row for each sequence, a verification a few: their keys are split over blocks. A prompt has rows
+// enough to keep every multiprocessor busy.
+constexpr int kMostRowsInSplits = 8;
+
+// Parts of very many rows and splits would take too much memory; attention_v3 needs none.
+constexpr int64_t kMostSplitBytes = int64_t{256} << 20;
+
+// The longest sequence is not known here; none is longer than the block table is wide.
+int most_splits(const AttentionArgs& p) { return num_splits(p.sequences.max_blocks * p.block_size); }
+
+}  // namespace
+
+bool can_use_tensor_cores(const LinearArgs& p) { return p.dtype != DType::f32 && p.in % 8 == 0 && p.in < 1 << 24; }
+
+bool can_use_tensor_cores(const AttentionArgs& p) {
+  return p.dtype != DType::f32 && (p.head_dim == 64 || p.head_dim == 128) && p.softcap == 0 && !p.sinks;
+}
+
+void linear(const LinearArgs& p, bool tensor_cores, Stream stream) {
+  if (tensor_cores && can_use_tensor_cores(p))
+    linear_l5(p, stream);
+  else
+    (p.rows <= kRowsForRegisterTiles ? linear_l2 : linear_l3)(p, stream);
+}
+
+void experts(const ExpertLinearArgs& p, bool tensor_cores, Stream stream) {
+  (tensor_cores && can_use_tensor_cores(p) ? linear_l5_experts : linear_experts)(p, stream);
+}
+
+int64_t split_bytes(const AttentionArgs& p) {
+  const int64_t rows = int64_t{p.sequences.num_tokens} * p.num_heads;
+  return most_splits(p) * rows * (2 + p.head_dim) * 4;
+}
+
+void attention_in_splits(const AttentionArgs& p, void* memory, Stream stream) {
+  const int splits = most_splits(p);
+  float* softmax = static_cast<float*>(memory);
+  decode_d3(p, {softmax, softmax + 2 * int64_t{splits} * p.sequences.num_tokens * p.num_heads, splits}, stream);
+}
+
+int64_t attention_bytes(const AttentionArgs& p, bool tensor_cores) {
+  const Sequences& s = p.sequences;
+  if (!tensor_cores || !can_use_tensor_cores(p)) return 0;
+  if (s.num_tokens > int64_t{kMostRowsInSplits} * s.num_seqs) return 0;
+  const int64_t bytes = split_bytes(p);
+  return bytes <= kMostSplitBytes ? bytes : 0;
+}
+
+void attention(const AttentionArgs& p, void* memory, bool tensor_cores, Stream stream) {
+  if (attention_bytes(p, tensor_cores))
+    attention_in_splits(p, memory, stream);
+  else if (tensor_cores && can_use_tensor_cores(p))
+    attention_v3(p, stream);
+  else
+    (p.sequences.num_tokens == p.sequences.num_seqs ? decode_d1 : attention_v2)(p, stream);
+}
+
+}  // namespace minillm::cuda
