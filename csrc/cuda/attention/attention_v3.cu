@@ -36,14 +36,8 @@ __device__ __forceinline__ RowTile find_tile(const Sequences& s, int group) {
   return {-1, 0};
 }
 
-// The output of a thread's two rows over the splits so far, in shared memory: number i lies beside the neighbours'.
-struct Stash {
-  float* memory;
-  __device__ __forceinline__ float& operator[](int i) const { return memory[i * kThreads + threadIdx.x]; }
-};
-
 template <class T, int kDim>
-constexpr int kSharedBytes = Ring<T, kDim, kWarps, kStages>::kBytes + kDim / 2 * kThreads * static_cast<int>(sizeof(float));
+constexpr int kSharedBytes = Ring<T, kDim, kWarps, kStages>::kBytes + Whole<kDim, kThreads>::kBytes;
 
 template <class T, int kDim>
 __global__ void __launch_bounds__(kThreads, 1) attention_v3_kernel(const __grid_constant__ AttentionArgs p) {
@@ -59,7 +53,7 @@ __global__ void __launch_bounds__(kThreads, 1) attention_v3_kernel(const __grid_
 
   float scale = log2_scale(p);
   Ring<T, kDim, kWarps, kStages> ring(p, rows, memory);
-  Whole<kDim, Stash> whole(Stash{reinterpret_cast<float*>(memory + ring.kSize)});
+  Whole<kDim, kThreads> whole(reinterpret_cast<float*>(memory + ring.kSize));
   Part<kDim> part;
   ring.walk(first_tile, last_tile, [&](const T* k, const T* v, int key_tile) {
     if (key_tile * kTileKeys <= warp_last) add_tile(part, query, k, v, key_tile * kTileKeys, scale);

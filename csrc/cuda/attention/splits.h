@@ -4,8 +4,9 @@
 //     part 1     (max, sum, out)  ---+--> whole (max, sum, out) --> out / sum
 //     part 2     (max, sum, out)  --'
 //
-// attention_v3 and decode_d2 merge each part as soon as it is done, and keep the whole in shared memory or in registers.
-// decode_d3 writes the parts to global memory, and a second kernel merges them. The numbers are the same.
+// attention_v3 and decode_d2 merge each part as soon as it is done. The whole is touched once in 512 keys, so it lies in
+// shared memory, where no thread reads another's numbers; registers would spill. decode_d3 writes the parts to global
+// memory, and a second kernel merges them. The numbers are the same.
 
 #pragma once
 
@@ -42,16 +43,20 @@ __device__ __forceinline__ float merged(float out, float split, Factors by) {
   return fmaf(split, by.added, out * by.old);
 }
 
-// A lane's two rows over the splits so far. `Out` holds their kDim / 2 numbers: an array, or a place in shared memory.
-template <int kDim, class Out>
+// A lane's two rows over the splits so far. Their output, kDim / 2 numbers, is in shared memory.
+template <int kDim, int kThreads>
 struct Whole {
+  static constexpr int kBytes = kDim / 2 * kThreads * static_cast<int>(sizeof(float));
   Softmax softmax[2] = {{-INFINITY, 0.0f}, {-INFINITY, 0.0f}};
-  Out out;
+  float* memory;
 
-  __device__ __forceinline__ explicit Whole(Out place) : out(place) {
+  __device__ __forceinline__ explicit Whole(float* memory) : memory(memory) {
     UNROLL
-    for (int i = 0; i < kDim / 2; i++) out[i] = 0;
+    for (int i = 0; i < kDim / 2; i++) out(i) = 0;
   }
+
+  // Number i lies beside the neighbours'.
+  __device__ __forceinline__ float& out(int i) const { return memory[i * kThreads + threadIdx.x]; }
 
   // Merges the part of a split that has ended; `part` then begins anew.
   __device__ __forceinline__ void add(Part<kDim>& part) {
@@ -61,7 +66,7 @@ struct Whole {
       Factors by = merge(softmax[i], part.softmax[i]);
       UNROLL
       for (int j = 0; j < kDim / 4; j++) {
-        float& to = out[i * kDim / 4 + j];
+        float& to = out(i * kDim / 4 + j);
         to = merged(to, part.out[j / 2][2 * i + j % 2], by);
       }
     }
@@ -81,7 +86,7 @@ struct Whole {
       UNROLL
       for (int j = 0; j < kDim / 8; j++) {
         int at = i * kDim / 4 + 2 * j;
-        store_wide(to + 8 * j, Vec<T, 2>{{from_float<T>(out[at] * inverse), from_float<T>(out[at + 1] * inverse)}});
+        store_wide(to + 8 * j, Vec<T, 2>{{from_float<T>(out(at) * inverse), from_float<T>(out(at + 1) * inverse)}});
       }
     }
   }

@@ -18,15 +18,11 @@ namespace {
 
 constexpr int kStages = 2;
 
-template <int kDim>
-struct Registers {
-  float numbers[kDim / 2];
-  __device__ __forceinline__ float& operator[](int i) { return numbers[i]; }
-};
-
+// Six blocks for each multiprocessor: without a number ptxas aims at more, and spills registers for heads of 64.
 template <class T, int kDim>
-__global__ void __launch_bounds__(32) decode_d2_kernel(const __grid_constant__ AttentionArgs p) {
+__global__ void __launch_bounds__(32, 6) decode_d2_kernel(const __grid_constant__ AttentionArgs p) {
   DYNAMIC_SHARED(T, memory);
+  SHARED(float, outputs, [kDim / 2 * 32]);
   PackedRows rows(p, blockIdx.x, blockIdx.y);
   float scale = log2_scale(p);
   Ring<T, kDim, 1, kStages> ring(p, rows, memory);
@@ -35,7 +31,7 @@ __global__ void __launch_bounds__(32) decode_d2_kernel(const __grid_constant__ A
     int first = rows.keys(first_row).first / kTileKeys, last = rows.keys(count - 1).last / kTileKeys;
     __syncthreads();  // the rows before are done with shared memory
     Query<T, kDim> query(p, rows, first_row, count);
-    Whole<kDim, Registers<kDim>> whole(Registers<kDim>{});
+    Whole<kDim, 32> whole(outputs);
     Part<kDim> part;
     ring.walk(first, last, [&](const T* k, const T* v, int tile) {
       add_tile(part, query, k, v, tile * kTileKeys, scale);
