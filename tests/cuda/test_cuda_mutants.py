@@ -108,15 +108,15 @@ MUTANTS = [
     ("attention_v3", "old output not rescaled", "tensor_tile.h: to.out[j / 2][2 * i + j % 2] *= factor;", "to.out[j / 2][2 * i + j % 2] *= 1;", WRONG),
     ("attention_v3", "sum not rescaled", "tensor_tile.h: softmax.sum *= factor;", "", WRONG),
     ("attention_v3", "maximum of two lanes only", "tensor_tile.h: largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 2));", "", WRONG),
-    ("attention_v3", "sum of two lanes only", "tensor_tile.h: sum += __shfl_xor_sync(0xffffffff, sum, 2);", "", WRONG),
+    ("attention_v3", "sum of two lanes only", "splits.h: sum += __shfl_xor_sync(0xffffffff, sum, 2);", "", WRONG),
     ("attention_v3", "V not turned over", "tensor_tile.h: load_matrices_transposed<4>", "load_matrices<4>", WRONG),
     ("attention_v3", "halves of K exchanged", "tensor_tile.h: lane / 16 * 8 + lane % 8, lane / 8 % 2", "lane / 16 * 8 + lane % 8, (lane / 8 + 1) % 2", WRONG),
     ("attention_v3", "no swizzle", "tensor_tile.h: kSwizzled = 8", "kSwizzled = 1", WAVEFRONTS),
-    ("attention_v3", "a split as it is", "tensor_tile.h: fmaf(split, by.added,", "fmaf(split, 1.0f,", WRONG),
-    ("attention_v3", "a split twice", "part = Part<kDim>();", "", WRONG),
+    ("attention_v3", "a split as it is", "splits.h: fmaf(split, by.added,", "fmaf(split, 1.0f,", WRONG),
+    ("attention_v3", "a split twice", "splits.h: part = Part<kDim>();", "", WRONG),
     ("attention_v3", "last tile forgotten", "ring.walk(first_tile, last_tile,", "ring.walk(first_tile, last_tile - 1,", WRONG),
     ("attention_v3", "all tiles from the first", "int first_tile = ", "int first_tile = 0 * ", BYTES),
-    ("attention_v3", "rows past the last written", "if (row >= count) return;", "", "out of bounds"),
+    ("attention_v3", "rows past the last written", "splits.h: if (row >= count) return;", "", "out of bounds"),
     ("attention_v3", "tiles of the warp's first row", "<= warp_last)", "<= query.all_last)", WRONG),
     ("decode_d3", "no barrier before the tile", f"tensor_tile.h: {BARRIER}  // everybody's copies", "// everybody's copies", WRONG),
     ("decode_d3", "no barrier before the next rows", f"{BARRIER}             // the rows before", "// the rows before", "race"),
@@ -247,6 +247,42 @@ MUTANTS = [
     ("verify", "the last draft's uniform draws", "p.uniforms[request * (p.k + 1) + p.k])", "p.uniforms[request * (p.k + 1) + p.k - 1])", WRONG),
     ("verify", "one token too few written", "i <= p.k; i += blockDim.x", "i < p.k; i += blockDim.x", WRONG),
     ("verify", "the whole row once more", "if (part_size == 1) return begin;", "if (part_size == 1) return weigh_all() > 0 ? begin : 0;", BYTES),
+    ("linear_l1", "no barrier before loading", f"{BARRIER}  // the previous tiles have been read", "", WRONG),
+    ("linear_l1", "no barrier after loading", f"{BARRIER}\n    int depth", "int depth", WRONG),
+    ("linear_l1", "a row too many", "first + row < rows", "first + row <= rows", "out of bounds"),
+    ("linear_l1", "a column too many", "column + k < columns", "column + k <= columns", "out of bounds"),
+    ("linear_l1", "weights transposed", "w_tile[local_col][k]", "w_tile[local_row][k]", WRONG),
+    ("linear_l1", "no padding", "kPitch = kDepth + 1", "kPitch = kDepth", WAVEFRONTS),
+    ("linear_l1", "bias of the row", "(p.bias)[col]", "(p.bias)[row]", WRONG),
+    ("linear_l3", "no barrier before storing", f"{BARRIER}  // the previous tiles have been read", "", WRONG),
+    ("linear_l3", "no barrier after storing", f"{BARRIER}\n    load_next(", "load_next(", WRONG),
+    ("linear_l3", "a row too many", "first + row < rows", "first + row <= rows", "out of bounds"),
+    ("linear_l3", "a column too many", "column + k < columns", "column + k <= columns", "out of bounds"),
+    ("linear_l3", "the other half of a row", "row + half * kHalf + first", "row + (1 - half) * kHalf + first", WRONG),
+    ("linear_l3", "rows and outputs exchanged", "fmaf(x[i], w[j],", "fmaf(x[j], w[i],", WRONG),
+    ("linear_l3", "no padding", "kPitch = kTile + kFour", "kPitch = kTile", WAVEFRONTS),
+    ("linear_l3", "rows past the last written", "if (row >= p.rows) return;", "", "out of bounds"),
+    ("linear_l3", "outputs past the last written", "if (col >= p.out) continue;", "", "out of bounds"),
+    ("linear_l3", "order of the sum by the number of rows", "read_eight(x, x_tile[k], local_row);\n      read_eight(w, w_tile[k], local_col);", "int at = p.rows > 16 ? depth - 1 - k : k;\n      read_eight(x, x_tile[at], local_row);\n      read_eight(w, w_tile[at], local_col);", WRONG),
+    ("linear_l3", "bias of the row", "(p.bias)[col]", "(p.bias)[row]", WRONG),
+    ("linear_l4", "no barrier", f"{BARRIER}  // everybody's copies", "// everybody's copies", WRONG),
+    ("linear_l4", "the stage not waited for", "wait_copies<kStages - 2>();", "wait_copies<kStages - 1>();", WRONG),
+    ("linear_l4", "copies in no group", "commit_copies();", "", WRONG),
+    ("linear_l4", "copied over what is being read", "copy(stage + kStages - 1);", "copy(stage + kStages - 1), copy(stage + kStages);", WRONG),
+    ("linear_l4", "a row too many", "first + row < rows", "first + row <= rows", "out of bounds"),
+    ("linear_l4", "columns past the end", "&& column + k < columns", "", WRONG),
+    ("linear_l4", "quarters of W exchanged", "row + j % 2 * 8][column + j / 2 * 8]", "row + j / 2 * 8][column + j % 2 * 8]", WRONG),
+    ("linear_l4", "halves of x exchanged", "[column + 8 * j])", "[column + 8 * (1 - j)])", WRONG),
+    ("linear_l4", "no padding", "kPitch = kDepth + kWide", "kPitch = kDepth", WAVEFRONTS),
+    ("linear_l4", "tokens past the last written", "if (to < p.rows)", "", "out of bounds"),
+    ("linear_l4", "bias of the token", "(p.bias)[row]", "(p.bias)[min(first_token, p.out - 1)]", WRONG),
+    ("decode_d2", "no barrier before the tile", f"tensor_tile.h: {BARRIER}  // everybody's copies", "// everybody's copies", WRONG),
+    ("decode_d2", "no barrier before the next rows", f"{BARRIER}  // the rows before", "// the rows before", "race"),
+    ("decode_d2", "rows of one group", "first_row < rows.count(); first_row", "first_row < min(16, rows.count()); first_row", WRONG),
+    ("decode_d2", "the last split forgotten", "ends_split(tile) || tile == last", "ends_split(tile)", WRONG),
+    ("decode_d2", "all tiles from the first", "int first = rows", "int first = 0 * rows", BYTES),
+    ("decode_d2", "the last tile forgotten", "ring.walk(first, last,", "ring.walk(first, last - 1,", WRONG),
+    ("decode_d2", "keys of the first row", "last = rows.keys(count - 1)", "last = rows.keys(first_row)", WRONG),
 ]  # fmt: skip
 
 
@@ -344,6 +380,14 @@ def linear(run):
     is_same = torch.tensor([torch.equal(y[:1], alone)])  # contract C2: to the bit
     exact = oracle.linear(x, weight, bias)
     return torch.cat([y.flatten(), is_same]), torch.cat([exact.flatten(), torch.ones(1, dtype=torch.float64)])
+
+
+def linear_l4(run):
+    """Three stages in columns, two tiles in rows and in outputs; the results are bfloat16."""
+    x, weight, bias = (random(*s, dtype=torch.bfloat16, seed=len(s)) for s in ((70, 136), (66, 136), (66,)))
+    y = torch.zeros(70, 66, dtype=torch.bfloat16)
+    run(x=x, weight=weight, bias=bias, y=y, rows=70, **{"in": 136}, out=66)
+    return y, oracle.linear(x, weight, bias)
 
 
 def linear_l5(run):
@@ -494,11 +538,15 @@ RUNS = {
     "attention_v2": (both_attentions, ["-DIS_ATTENTION", "-DLAUNCHER=attention_v2"]),
     "decode_d1": (both_attentions, ["-DIS_ATTENTION", "-DLAUNCHER=decode_d1"]),
     "attention_v3": (tensor_attention, ["-DIS_TENSOR", "-DIS_V3"]),
+    "decode_d2": (tensor_attention, ["-DIS_TENSOR", "-DIS_D2"]),
     "decode_d3": (tensor_attention, ["-DIS_TENSOR"]),
     "norm": (norm, ["-DIS_NORM"]),
     "gather": (gather, ["-DIS_GATHER"]),
     "map": (maps, ["-DIS_MAP"]),
-    "linear_l2": (linear, ["-DIS_LINEAR"]),
+    "linear_l1": (linear, ["-DIS_LINEAR", "-DLAUNCHER=linear_l1"]),
+    "linear_l2": (linear, ["-DIS_LINEAR", "-DLAUNCHER=linear_l2"]),
+    "linear_l3": (linear, ["-DIS_LINEAR", "-DLAUNCHER=linear_l3"]),
+    "linear_l4": (linear_l4, ["-DIS_LINEAR", "-DLAUNCHER=linear_l4", "-DNUMBER=bfloat16", "-DDTYPE=bf16"]),
     "linear_l5": (linear_l5, ["-DIS_LINEAR_MMA"]),
     "activation": (activation, ["-DIS_ACTIVATION"]),
     "route": (route, ["-DIS_ROUTE"]),
@@ -507,6 +555,9 @@ RUNS = {
     "copy_blocks": (copy_blocks, ["-DIS_COPY"]),
     "verify": (verify, ["-DIS_VERIFY"]),
 }
+
+
+HEADERS = ("paging.h", "tensor_tile.h", "splits.h", "row_tiles.h")
 
 
 def build(
@@ -521,7 +572,7 @@ def build(
 
     `edits` are made first, everywhere in the kernel's file. `number` is bfloat16 or nothing.
     """
-    for name in (f"{kernel}.cu", "paging.h", "tensor_tile.h", "dispatch.h"):
+    for name in (f"{kernel}.cu", *HEADERS, "dispatch.h"):
         (source,) = find_sources("cuda", name)
         shutil.copy(source, folder)
     shutil.copy(Path(__file__).parent / "kernels" / "harness.cu", folder)
@@ -530,7 +581,7 @@ def build(
         assert before in source, f"{kernel}.cu has no {before!r} any more"
         source = source.replace(before, after)
     (folder / f"{kernel}.cu").write_text(source)
-    in_header = old.startswith(("paging.h: ", "tensor_tile.h: "))
+    in_header = old.startswith(tuple(f"{name}: " for name in HEADERS))
     file, _, text = old.partition(": ") if in_header else (f"{kernel}.cu", "", old)
     source = (folder / file).read_text()
     if old:
@@ -597,7 +648,7 @@ def test_every_kernel_has_mutants_and_every_barrier_one_of_its_own():
         assert len(changes) >= 3, f"{path.name} has {len(changes)} mutants"
         dropped = {old for old, new in changes if BARRIER in old and BARRIER not in new}
         text = path.read_text()
-        if "tensor_tile.h" in text:
+        if "splits.h" in text:
             text += path.parents[1].joinpath("attention", "tensor_tile.h").read_text()
         assert len(dropped) == text.count(BARRIER), f"{path.name}: {dropped}"
 

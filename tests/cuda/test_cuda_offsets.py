@@ -45,7 +45,10 @@ MUTANTS = [
     ("decode_d1", "rows of the block table", "paging.h: static_cast<int64_t>(sequence) * s.max_blocks", "sequence * s.max_blocks"),
     ("attention_v3", "rows of the cache", "tensor_tile.h: static_cast<int64_t>(slot) * row_bytes_", "slot * row_bytes_"),
     ("attention_v3", "rows of q", "tensor_tile.h: (rows.token_start + row / rows.group) * p.q_stride", "(int)((rows.token_start + row / rows.group) * p.q_stride)"),
-    ("attention_v3", "rows of out", "rows.flat(row, p.num_heads) * kDim", "(int)(rows.flat(row, p.num_heads) * kDim)"),
+    ("attention_v3", "rows of out", "splits.h: rows.flat(row, p.num_heads) * kDim", "(int)(rows.flat(row, p.num_heads) * kDim)"),
+    ("decode_d2", "rows of the cache", "tensor_tile.h: static_cast<int64_t>(slot) * row_bytes_", "slot * row_bytes_"),
+    ("decode_d2", "rows of q", "tensor_tile.h: (rows.token_start + row / rows.group) * p.q_stride", "(int)((rows.token_start + row / rows.group) * p.q_stride)"),
+    ("decode_d2", "rows of out", "splits.h: rows.flat(row, p.num_heads) * kDim", "(int)(rows.flat(row, p.num_heads) * kDim)"),
     ("decode_d3", "rows of the cache", "tensor_tile.h: static_cast<int64_t>(slot) * row_bytes_", "slot * row_bytes_"),
     ("decode_d3", "rows of parts, written", "store_wide(scratch.out + at * kDim", "store_wide(scratch.out + (int)(at * kDim)"),
     ("decode_d3", "rows of parts, read", "load_wide<Columns>(scratch.out + at * kDim", "load_wide<Columns>(scratch.out + (int)(at * kDim)"),
@@ -58,6 +61,12 @@ MUTANTS = [
     ("rope_and_cache", "rows of v", "token * p.v_stride", "(int)(token * p.v_stride)"),
     ("rope_and_cache", "rows of cosines", "p.cos + p.positions[token] * half", "p.cos + (int)(p.positions[token] * half)"),
     ("rope_and_cache", "rows of sines", "p.sin + p.positions[token] * half", "p.sin + (int)(p.positions[token] * half)"),
+    ("linear_l1", "rows of x and of the weight", "static_cast<int64_t>(first + row) * columns", "(first + row) * columns"),
+    ("linear_l1", "rows of y", "static_cast<int64_t>(row) * p.out", "row * p.out"),
+    ("linear_l3", "rows of x and of the weight", "static_cast<int64_t>(first + row) * columns", "(first + row) * columns"),
+    ("linear_l3", "rows of y", "static_cast<int64_t>(row) * p.out", "row * p.out"),
+    ("linear_l4", "rows of x and of the weight", "static_cast<int64_t>(first + row) * columns", "(first + row) * columns"),
+    ("linear_l4", "rows of y", "static_cast<int64_t>(to) * p.out", "to * p.out"),
     ("linear_l2", "rows of x and of the weight", "static_cast<int64_t>(first + row) * columns", "(first + row) * columns"),
     ("linear_l2", "rows of y", "static_cast<int64_t>(row) * p.out", "row * p.out"),
     ("linear_l5", "rows of x and of the weight", "static_cast<int64_t>(first + row) * columns", "(first + row) * columns"),
@@ -120,24 +129,30 @@ def rope_and_cache(library: KernelLibrary) -> bool:
     return same(run(1), run(rows_beyond(16)))
 
 
-def matrix(run: Callable[..., Tensor], most_rows: int, size: int, dtype: torch.dtype) -> bool:
-    """The last block of many rows of x and y, then of many rows of the weight, which has 16."""
-    x, weight = random(16, size, dtype=dtype), random(16, size, dtype=dtype, seed=1)
+def matrix(run: Callable[..., Tensor], tile: int, size: int, dtype: torch.dtype) -> bool:
+    """The last block of many rows of x and y, then of many rows of the weight, which has `tile` rows."""
+    x, weight = random(tile, size, dtype=dtype), random(tile, size, dtype=dtype, seed=1)
     near, out = run(x, weight), rows_beyond(size)
-    rows = most_rows // 16 * 16
-    far_rows = run(far_end(x, rows), far_end(weight, -(-FAR // rows) // 16 * 16 + 16))
-    far_out = run(x, far_end(weight, out // 16 * 16 + 16))
+    rows = 65535 * tile
+    far_rows = run(far_end(x, rows), far_end(weight, -(-FAR // rows) // tile * tile + tile))
+    far_out = run(x, far_end(weight, out // tile * tile + tile))
     assert rows * size > FAR, "the rows lie beyond 2^31"
-    return same([near] * 2, [far_rows[:, -16:], far_out[:, -16:]])
+    return same([near] * 2, [far_rows[:, -tile:], far_out[:, -tile:]])
 
 
-def linear(library: KernelLibrary) -> bool:
-    def run(x: Tensor, weight: Tensor) -> Tensor:
-        y, sizes = untouched(len(x), len(weight)), {"rows": len(x), "in": x.shape[1], "out": len(weight)}
-        library.run("run", x=x, weight=weight, bias=untouched(len(weight)), y=y, **sizes)
-        return y
+def linear(tile: int, size: int, dtype: torch.dtype = torch.float32) -> Callable[[KernelLibrary], bool]:
+    """With tiles of `tile` x `tile`."""
 
-    return matrix(run, 65535 * 16, 2064, torch.float32)
+    def is_right(library: KernelLibrary) -> bool:
+        def run(x: Tensor, weight: Tensor) -> Tensor:
+            sizes = {"rows": len(x), "in": x.shape[1], "out": len(weight)}
+            y, bias = (untouched(*shape, dtype=dtype) for shape in ((len(x), len(weight)), (len(weight),)))
+            library.run("run", x=x, weight=weight, bias=bias, y=y, **sizes)
+            return y
+
+        return matrix(run, tile, size, dtype)
+
+    return is_right
 
 
 def linear_l5(library: KernelLibrary) -> bool:
@@ -149,7 +164,7 @@ def linear_l5(library: KernelLibrary) -> bool:
         library.run("run", x=x, weight=weight, bias=bias, y=y, **sizes, shape=3)
         return y
 
-    return matrix(run, 65535 * 64, 520, torch.bfloat16)
+    return matrix(run, 64, 520, torch.bfloat16)
 
 
 def norm(library: KernelLibrary) -> bool:
@@ -270,9 +285,13 @@ RUNS: dict[str, Callable[[KernelLibrary], bool]] = {
     "attention_v2": lambda library: Attention(library).is_right(),
     "attention_v3": lambda library: OnTensorCores(library).is_right(),
     "decode_d1": decode_d1,
+    "decode_d2": lambda library: OnTensorCores(library).is_right(),
     "decode_d3": lambda library: InSplits(library).is_right(),
     "rope_and_cache": rope_and_cache,
-    "linear_l2": linear,
+    "linear_l1": linear(16, 2064),
+    "linear_l2": linear(16, 2064),
+    "linear_l3": linear(128, 264),
+    "linear_l4": linear(64, 520, torch.bfloat16),
     "linear_l5": linear_l5,
     "norm": norm,
     "gather": gather,
@@ -288,6 +307,7 @@ WITH_ALL_BLOCKS = (
     "attention_v2",
     "attention_v3",
     "decode_d1",
+    "decode_d2",
     "decode_d3",
 )  # they choose themselves
 

@@ -31,8 +31,10 @@ extern "C" void run(const bfloat16* q, const bfloat16* k_cache, const bfloat16* 
   AttentionArgs args = {q, q_stride, k_cache, v_cache, out,
                         {block_table, query_start, kv_len, num_seqs, max_blocks, num_tokens},
                         6, 2, 64, 4, 0.2f, 100, DType::bf16};
-#ifdef IS_V3
+#if defined(IS_V3)
   attention_v3(args, nullptr);
+#elif defined(IS_D2)
+  decode_d2(args, nullptr);
 #else
   decode_d3(args, {softmax, parts, splits}, nullptr);
 #endif
@@ -72,7 +74,7 @@ extern "C" void run(const float* x, const float* other, float* sum, float* produ
 }
 #elif defined(IS_LINEAR)
 extern "C" void run(const NUMBER* x, const NUMBER* weight, const NUMBER* bias, NUMBER* y, int rows, int in, int out) {
-  linear_l2({x, weight, bias, y, rows, in, out, DType::DTYPE}, nullptr);
+  LAUNCHER({x, weight, bias, y, rows, in, out, DType::DTYPE}, nullptr);
 }
 #elif defined(IS_LINEAR_MMA)
 // Any shape of tile for any number of rows; with -1 the launcher chooses. bfloat16 in, float32 out.

@@ -103,8 +103,9 @@ void products(DType type) {
   for (int count : {1, 9, 17, 70, kMany})
     for (int out : {64, 151'936}) {
       LinearArgs p = {nullptr, nullptr, nullptr, nullptr, count, 4096, out, type};
-      linear_l2(p, nullptr), linear_l5(p, nullptr);
-      for (int experts : {1, 128}) linear_experts({p, nullptr, experts, out}, nullptr);
+      for (auto* rung : {linear_l1, linear_l2, linear_l3, linear_l4, linear_l5}) rung(p, nullptr);
+      for (int experts : {1, 128})
+        for (auto* rung : {linear_experts, linear_l5_experts}) rung({p, nullptr, experts, out}, nullptr);
     }
 }
 
@@ -114,7 +115,8 @@ void attention(DType type) {
     p.sequences.num_seqs = p.sequences.num_tokens = kMany;
     p.num_heads = 32, p.num_kv_heads = 8, p.head_dim = dim, p.block_size = 16, p.dtype = type;
     attention_v1(p, {nullptr, nullptr, 131'072}, nullptr);
-    if (dim == 64 || dim == 128) attention_v3(p, nullptr), decode_d3(p, {nullptr, nullptr, 256}, nullptr);
+    if (dim == 64 || dim == 128)
+      attention_v3(p, nullptr), decode_d2(p, nullptr), decode_d3(p, {nullptr, nullptr, 256}, nullptr);
     for (float cap : {0.0f, 30.0f}) p.softcap = cap, attention_v2(p, nullptr), decode_d1(p, nullptr);
   }
 }
