@@ -40,6 +40,7 @@ from minillm.ops.cuda_rungs import (
     HEAD_DIMS,
     INSTEAD,
     LINEAR_RUNGS,
+    TENSOR_RUNGS,
     aligned,
     has_tensor_cores,
     no_tensor_attention,
@@ -191,8 +192,9 @@ class CudaOps(FusedOps):
         "d1" runs instead, with a warning that says why.
         """
         self._check_attention("paged_attention", q, LayerCache(k_cache, v_cache), meta)
-        if rung not in (None, *ATTENTION_RUNGS):
-            raise ValueError(f"paged_attention: there is no rung {rung}, only {', '.join(ATTENTION_RUNGS)}")
+        rungs = (*ATTENTION_RUNGS, *TENSOR_RUNGS)
+        if rung not in (None, *rungs):
+            raise ValueError(f"paged_attention: there is no rung {rung}, only {', '.join(rungs)}")
         rung = self._rung("paged_attention", rung, no_tensor_attention(q))
         # Only v1 needs the longest kv_len here, to allocate its score matrix. It forces a GPU
         # synchronisation.

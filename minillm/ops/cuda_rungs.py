@@ -14,10 +14,14 @@ from torch import Tensor
 HEAD_DIMS = (32, 64, 96, 128, 256)
 TENSOR_HEAD_DIMS = (64, 128)
 # The kernels that `rung` can select: for attention, and for linear.
-ATTENTION_RUNGS = ("v1", "v2", "v3", "d1", "d2", "d3")
+ATTENTION_RUNGS = ("v1", "v2", "d1")
 LINEAR_RUNGS = ("l1", "l2", "l3", "l4", "l5")
-# Those on tensor cores, and the rung that runs if these cannot.
-INSTEAD = {"v3": "v2", "d2": "d1", "d3": "d1", "l4": "l2", "l5": "l2"}
+TENSOR_RUNGS = {
+    "v3": "v2",
+    "d2": "d1",
+    "d3": "d1",
+}  # attention on tensor cores; the rung that runs if they cannot
+INSTEAD = TENSOR_RUNGS | {"l4": "l2", "l5": "l2"}
 # The numbers of sequences for which a decode step is captured as a CUDA graph.
 GRAPH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 

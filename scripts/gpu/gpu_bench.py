@@ -33,7 +33,7 @@ from minillm import LLM, SamplingParams
 from minillm.config import LayerSpec
 from minillm.ops.contract import LayerCache, Matrix, RopeTables
 from minillm.ops.cuda import CudaOps
-from minillm.ops.cuda_rungs import ATTENTION_RUNGS, LINEAR_RUNGS
+from minillm.ops.cuda_rungs import ATTENTION_RUNGS, LINEAR_RUNGS, TENSOR_RUNGS
 from minillm.ops.reference import ReferenceOps
 from minillm.ops.sampling import SamplingBatch
 
@@ -255,7 +255,7 @@ def _rated(
 def one_of_each(bench: Bench) -> None:
     """Every kernel once, on shapes with odd ends."""
     ops, p = bench.ops, paged(bench.random, 3, 33, 70, 4, 2, 64)
-    for rung in ATTENTION_RUNGS:
+    for rung in (*ATTENTION_RUNGS, *TENSOR_RUNGS):
         ops.paged_attention(p.q, p.k, p.v, p.meta, 0.125, rung=rung)
     x, weight = bench.random(17, 70), bench.random(33, 70)
     for rung in ("l1", "l2", "l3"):
@@ -270,8 +270,8 @@ def one_of_each(bench: Bench) -> None:
     routing = ops.route(x, 3, True)
     stacked = Matrix(bench.random(70 * 16, 70)), Matrix(bench.random(70 * 80, 7))
     ops.experts(x, routing, *stacked, "gelu")
-    x, routing = bench.random(70, 72), ops.route(bench.random(70, 70), 3, True)  # on tensor cores
-    ops.experts(x, routing, Matrix(bench.random(70 * 16, 72)), Matrix(bench.random(70 * 80, 8)), "gelu")
+    stacked = Matrix(bench.random(70 * 16, 72)), Matrix(bench.random(70 * 80, 8))
+    ops.experts(bench.random(17, 72), routing, *stacked, "gelu")  # on tensor cores
     wide = paged(bench.random, 1, 33, 70, 2, 1, 256)
     spec, sinks = LayerSpec(None, 0.06, softcap=30.0, sinks=True), bench.random(2)
     for rung in ("v2", "d1"):
@@ -337,7 +337,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     for name in args.sections or SECTIONS:
         SECTIONS[name](bench)
-    return int(bench.report.failed({"ours", *ATTENTION_RUNGS, *LINEAR_RUNGS}))
+    return int(bench.report.failed({"ours", *ATTENTION_RUNGS, *TENSOR_RUNGS, *LINEAR_RUNGS}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Attention on tensor cores in the simulator: v3, d2 and d3 against float64, and bitwise against each other."""
+"""Attention on tensor cores in the simulator: v3, d2, d3 against float64, and bitwise against each other."""
 
 from __future__ import annotations
 

@@ -159,8 +159,13 @@ bool attend_as_engine(Call& call, const std::string& rung, const AttentionArgs& 
   return true;
 }
 
-void check_tensor_cores(const char* op, const std::string& rung, const AttentionArgs& p) {
+void attend_on_tensor_cores(Call& call, const std::string& rung, const AttentionArgs& p, const Tensor& q, Stream stream) {
+  const char* op = "paged_attention";
+  STD_TORCH_CHECK(rung == "v3" || rung == "d2" || rung == "d3", op, ": there is no rung ", rung);
   STD_TORCH_CHECK(can_use_tensor_cores(p), op, ": rung ", rung, " takes bfloat16 and float16, head_dim 64 and 128 only");
+  if (rung != "d3") return (rung == "v3" ? attention_v3 : decode_d2)(p, stream);
+  const Memory memory(call, q, split_bytes(p));
+  attention_in_splits(p, memory.start(), stream);
 }
 
 Tensor attend(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& block_table,
@@ -180,16 +185,12 @@ Tensor attend(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, con
     attention_v1(args, {static_cast<float*>(scores.mutable_data_ptr()), static_cast<float*>(sums.mutable_data_ptr()),
                         static_cast<int>(max_kv_len)},
                  as_stream(stream));
-  } else if (rung == "d3") {
-    check_tensor_cores(op, rung, args);
-    const Memory memory(call, q, split_bytes(args));
-    attention_in_splits(args, memory.start(), as_stream(stream));
-  } else if (rung == "v3" || rung == "d2") {
-    check_tensor_cores(op, rung, args);
-    (rung == "v3" ? attention_v3 : decode_d2)(args, as_stream(stream));
+  } else if (rung == "v2") {
+    attention_v2(args, as_stream(stream));
+  } else if (rung == "d1") {
+    decode_d1(args, as_stream(stream));
   } else {
-    STD_TORCH_CHECK(rung == "v2" || rung == "d1", op, ": there is no rung ", rung, ", only v1, v2, v3, d1, d2 and d3");
-    (rung == "v2" ? attention_v2 : decode_d1)(args, as_stream(stream));
+    attend_on_tensor_cores(call, rung, args, q, as_stream(stream));
   }
   call.done();
   return out;
