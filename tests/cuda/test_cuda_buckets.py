@@ -51,10 +51,12 @@ PARAMS = [
 def decoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Decoder]:
     base = tmp_path_factory.mktemp("families")
     config = EngineConfig(dtype="bfloat16", device="cpu")
-    return {
-        family: load_model(families.make_folder(base, family), config, SimtOps()).decoder
+    made = {
+        family: families.make_folder(base, family)
         for family in ("llama", "gemma2", "gpt2", "qwen3", "qwen3_moe", "gpt_oss")
     }
+    made["heads of 64"] = families.make_folder(base / "64", "llama", **families.WIDE_HEADS)
+    return {name: load_model(folder, config, SimtOps()).decoder for name, folder in made.items()}
 
 
 def bind(decoder: Decoder, sizes: tuple[int, ...] = ()) -> tuple[CudaModel, list[Tensor]]:
@@ -80,7 +82,16 @@ def step(rows_each: int) -> tuple[Tensor, AttentionMetadata, SamplingBatch]:
 @counted_or_checked
 @pytest.mark.parametrize(
     ("family", "rows_each"),
-    [("llama", 1), ("gemma2", 3), ("gpt2", 1), ("qwen3", 2), ("qwen3_moe", 1), ("gpt_oss", 2)],
+    [
+        ("llama", 1),
+        ("gemma2", 3),
+        ("gpt2", 1),
+        ("qwen3", 2),
+        ("qwen3_moe", 1),
+        ("gpt_oss", 2),
+        ("heads of 64", 1),
+        ("heads of 64", 3),
+    ],
 )
 def test_a_filled_up_step_has_the_bits_of_the_step(
     decoders: dict[str, Decoder], family: str, rows_each: int
@@ -145,7 +156,7 @@ def test_sizes_must_rise(decoders: dict[str, Decoder]) -> None:
             model.fill_up_to(sizes)
 
 
-@pytest.mark.parametrize("rung", ["v1", "v2", "d1", "v3", "d3"])
+@pytest.mark.parametrize("rung", ["v1", "v2", "d1", "v3", "d2", "d3"])
 def test_a_row_without_keys_is_zero(rung: str) -> None:
     """kv_len 0 stands for a row that fills up a batch. The other rows keep their bits."""
     ops, generator = SimtOps(), torch.Generator().manual_seed(1)

@@ -48,6 +48,8 @@ counted_or_checked = pytest.mark.skipif(
 IN_EVERY_DTYPE = ("llama", "gemma2", "gpt2", "olmo2", "qwen3_moe", "gpt_oss")
 CASES = [(family, "bfloat16") for family in FAMILIES]
 CASES += [(family, dtype) for family in IN_EVERY_DTYPE for dtype in ("float32", "float16")]
+WIDE = {f"{family} with heads of 64": family for family in ("llama", "mistral", "qwen3_moe")}
+CASES += [(name, dtype) for name, dtype in zip(WIDE, ("bfloat16", "float16", "bfloat16"), strict=True)]
 Q_LENS, KV_LENS = [1, 5, 11, 3, 1], [1, 9, 11, 3, 20]
 TABLES = [list(range(9 * i, 9 * i + 9)) for i in range(5)]
 Caches = tuple[list[Tensor], list[Tensor]]
@@ -56,7 +58,9 @@ Caches = tuple[list[Tensor], list[Tensor]]
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     base = tmp_path_factory.mktemp("families")
-    return {family: families.make_folder(base, family) for family in FAMILIES}
+    made = {family: families.make_folder(base, family) for family in FAMILIES}
+    wide = families.WIDE_HEADS
+    return made | {name: families.make_folder(base / "64", family, **wide) for name, family in WIDE.items()}
 
 
 def load(folder: Path, dtype: str, ops: Ops | None = None) -> Decoder:

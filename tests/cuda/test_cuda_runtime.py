@@ -48,6 +48,9 @@ LAYER = [
     "norm",
 ]
 
+INSTEAD = {"linear_l2": ["linear_l5"], "decode_d1": ["decode_d3", "decode_d3_combine"]}
+TENSOR_LAYER = [kernel for name in LAYER for kernel in INSTEAD.get(name, [name])]
+
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
@@ -55,13 +58,13 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     return load_model(folder, EngineConfig(dtype="bfloat16", device="cpu"), StandInOps()).decoder
 
 
-def bind(decoder: Decoder, sizes: tuple[int, ...] = ()) -> CudaModel:
+def bind(decoder: Decoder, sizes: tuple[int, ...] = (), tensor_cores: bool = False) -> CudaModel:
     c = decoder.config
     k, v = (
         [torch.zeros(12, 16, c.num_key_value_heads, c.head_dim, dtype=torch.bfloat16) for _ in c.layers]
         for _ in range(2)
     )
-    model = StandInOps().bind(decoder.weights(), k, v)
+    model = StandInOps(tensor_cores).bind(decoder.weights(), k, v)
     assert isinstance(model, CudaModel)
     model.fill_up_to(sizes)
     log()
@@ -95,6 +98,20 @@ def test_a_step_is_one_copy_in_the_launches_one_copy_out_and_one_wait(decoder: D
         layers = decoder.config.num_hidden_layers
         assert launched[: 2 + 9 * layers + 2] == ["gather", "norm", *LAYER * layers, "linear_l2", "finite"]
         assert launched[4 + 9 * layers :] == ["highest", "sort", "cut", "draw", "finish"]
+
+
+def test_on_tensor_cores_a_step_asks_for_as_little(tmp_path: Path) -> None:
+    folder = families.make_folder(tmp_path, "llama", **families.WIDE_HEADS)
+    decoder = load_model(folder, EngineConfig(dtype="bfloat16", device="cpu"), StandInOps(True)).decoder
+    model = bind(decoder, (4,), tensor_cores=True)
+    model.step(*step())
+    eager = log()
+    assert [line.split()[0] for line in eager if not line.startswith("launch")] == ["to", "to", "on", "wait"]
+    assert kernels(eager)[2 : 2 + len(TENSOR_LAYER)] == TENSOR_LAYER
+    model.step(*step())
+    assert any(line.startswith("captured: launch decode_d3") for line in log())
+    model.step(*step())
+    assert [line.split()[0] for line in log()] == ["launch", "on", "wait"]
 
 
 def test_a_prompt_waits_for_nothing_but_the_last_copy_of_numbers(decoder: Decoder) -> None:
@@ -205,13 +222,15 @@ def test_control_single_ops_launch_one_by_one(decoder: Decoder) -> None:
     assert Path(load()._name).name.startswith("standin")
 
 
-def test_the_hosts_share_of_a_decode_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tensor_cores", [False, True], ids=["plain", "on tensor cores"])
+def test_the_hosts_share_of_a_decode_step(tmp_path: Path, tensor_cores: bool) -> None:
     """At 22 layers and four sequences it is at most 250 us: the fastest of many steps, whatever else runs.
 
     From plain data to tokens (`Worker.execute`), with all kernels stubbed out; 44 us were measured.
     """
-    folder = families.make_folder(tmp_path, "llama", num_hidden_layers=22)
-    decoder = load_model(folder, EngineConfig(dtype="bfloat16", device="cpu"), StandInOps()).decoder
+    folder = families.make_folder(tmp_path, "llama", num_hidden_layers=22, **families.WIDE_HEADS)
+    ops = StandInOps(tensor_cores)
+    decoder = load_model(folder, EngineConfig(dtype="bfloat16", device="cpu"), ops).decoder
     c = decoder.config
     shape = 64, 16, c.num_key_value_heads, c.head_dim
     k, v = ([torch.zeros(shape, dtype=torch.bfloat16) for _ in c.layers] for _ in range(2))

@@ -32,7 +32,7 @@ except BuildFailed as reason:
     pytest.skip(f"simulator: {reason}", allow_module_level=True)
 
 counts = pytest.mark.skipif(sanitizing(), reason="the asan flavour counts nothing")
-HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "hidden_size": 64}
+HEADS = families.WIDE_HEADS | {"hidden_size": 64}
 ONE_LAYER = {"num_hidden_layers": 1, "intermediate_size": 72, "max_position_embeddings": 640}
 PROMPTS = [[(i * 7919 + j * 104_729) % 300 for j in range(n)] for i, n in enumerate((1, 7, 66, 130))]
 LONG = [(j * 104_729) % 300 for j in range(515)]

@@ -72,6 +72,8 @@ OWN: dict[str, Config] = {
                             "rope_theta": 10000.0, "truncate": False},
     },
 }  # fmt: skip
+# Heads that the rungs on tensor cores take.
+WIDE_HEADS: Config = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
 _GPT2_LACKS = ("num_key_value_heads", "head_dim")
 
 

@@ -67,6 +67,10 @@ class StandInOps(CudaOps):
 
     namespace = NAMESPACE
 
+    def __init__(self, tensor_cores: bool = False) -> None:
+        super().__init__()
+        self.tensor_cores = tensor_cores
+
     def _head_dims(self) -> tuple[int, ...]:
         return HEAD_DIMS
 
