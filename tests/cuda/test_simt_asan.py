@@ -84,7 +84,13 @@ RUNS = {SYNC_FILE: [*SYNC_ALWAYS, *SYNC_RIGHT], FILE: [*SAYS, *BY_THE_MACHINE, *
 @pytest.fixture(scope="module")
 def reports() -> dict[str, tuple[int, str]]:
     """For each kernel the exit status and the text on stderr."""
-    command = [sys.executable, "-P", "-c", RUN_EACH, json.dumps({str(file): names for file, names in RUNS.items()})]
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        RUN_EACH,
+        json.dumps({str(file): names for file, names in RUNS.items()}),
+    ]
     here = os.environ | environment() | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=here, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
