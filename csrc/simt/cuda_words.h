@@ -104,14 +104,11 @@ SIMT_NO_ATOMIC(atomicMax)
 SIMT_NO_ATOMIC(atomicMin)
 SIMT_NO_ATOMIC(atomicExch)
 SIMT_NO_ATOMIC(atomicCAS)
-#define SIMT_NO_VOTE(name) SIMT_ABSENT(name, "exchange numbers with __shfl_xor_sync")
-SIMT_NO_VOTE(__ballot_sync)
-SIMT_NO_VOTE(__any_sync)
-SIMT_NO_VOTE(__all_sync)
-SIMT_NO_VOTE(__activemask)
-SIMT_NO_VOTE(__reduce_add_sync)
-SIMT_NO_VOTE(__reduce_max_sync)
-SIMT_NO_VOTE(__reduce_min_sync)
+#define SIMT_NO_REDUCTION(name) SIMT_ABSENT(name, "exchange numbers with __shfl_xor_sync")
+SIMT_NO_REDUCTION(__reduce_add_sync)
+SIMT_NO_REDUCTION(__reduce_max_sync)
+SIMT_NO_REDUCTION(__reduce_min_sync)
+SIMT_ABSENT(__activemask, "CUDA does not say which lanes are active: use __ballot_sync of lanes that you name")
 #define SIMT_NO_SUM(name) SIMT_ABSENT(name, "write to shared memory between two calls of __syncthreads")
 SIMT_NO_SUM(__syncthreads_count)
 SIMT_NO_SUM(__syncthreads_and)
@@ -119,7 +116,7 @@ SIMT_NO_SUM(__syncthreads_or)
 SIMT_ABSENT(__threadfence, "blocks do not wait for each other")
 SIMT_ABSENT(__threadfence_block, "use __syncthreads or __syncwarp")
 #undef SIMT_NO_SUM
-#undef SIMT_NO_VOTE
+#undef SIMT_NO_REDUCTION
 #undef SIMT_NO_ATOMIC
 #undef SIMT_ABSENT
 #define __shared__ static_assert(false, "the simulator has no __shared__: write SHARED(float, name, [size]);");

@@ -4,6 +4,7 @@
 //                                       --> race.cpp     (check only) is it ordered after conflicting accesses?
 //                                       --> traffic.cpp  (while profiling) bytes, sectors, wavefronts
 //     kernel --barrier, shuffle-----------> schedule.cpp which thread runs, which waits; deadlock, divergence
+//                                           warps.cpp, named_barriers.cpp  who waits for whom
 //
 // One launch at a time, one block at a time, one thread at a time. Compiled without instrumentation.
 
@@ -44,6 +45,11 @@ struct PendingCopy {
   int group;
 };
 
+struct NamedBarrier {
+  int id = 0, threads = 0;  // id 0: none
+  bool operator==(const NamedBarrier&) const = default;
+};
+
 struct Thread {
   Fiber fiber;
   uint3 index{};
@@ -51,6 +57,8 @@ struct Thread {
   State state = State::done;
   const char* waits_for = nullptr;  // "__syncthreads"
   bool at_barrier = false;
+  unsigned mask = 0;           // lanes of the warp that must come here too; 0: not a matter of this warp alone
+  NamedBarrier named;          // at named_barrier_sync or named_barrier_arrive
   Place at;
   void* operand = nullptr;
   std::vector<PendingCopy> copies;
@@ -103,6 +111,22 @@ Machine& machine();
 [[noreturn]] void fail(const char* kind, const std::string& message, Place at, const std::string& other = "",
                        Place other_at = {});
 
+Place place(const Where& where);
+bool same_wait(const Thread& a, const Thread& b);  // they wait for the same, at one line
+void wait(const char* name, Where where);          // the running thread, from its next Fiber::suspend() on
+
+// ---- warps.cpp --------------------------------------------------------------------------------
+
+// The running lane waits for the lanes of `mask`. True in the last one; the others return when they run again.
+bool last_lane(const char* name, unsigned mask, NamedBarrier named, Where where);
+std::string mask_text(unsigned mask);
+
+// ---- named_barriers.cpp -----------------------------------------------------------------------
+
+void begin_block_barriers();
+void end_block_barriers();               // an error if warps have arrived for whom nobody waited
+std::string arrived_text(int id);        // "64 of 96 threads are there"
+
 // ---- limits.cpp -------------------------------------------------------------------------------
 
 // Why a chip refuses this launch; "" if it does not.
@@ -149,6 +173,17 @@ void check_read(Space space, const void* address, size_t bytes, const void* pc);
 void check_write(Space space, const void* address, size_t bytes, const void* pc);
 void mark_copy(const void* to, size_t bytes, const void* pc);  // a copy was issued and not yet waited for
 void unmark_copy(const void* to, size_t bytes);
+
+// ---- clocks.cpp -------------------------------------------------------------------------------
+
+using Clocks = std::vector<uint32_t>;               // by thread: up to which moment its accesses are known; 0: none
+void start_clocks();                                // at the first word of a block that needs them
+void stop_clocks();                                 // a new block
+uint32_t moment();                                  // of the running thread
+bool knows(unsigned rank, uint32_t moment);         // the running thread knows that thread's accesses up to `moment`
+void release_into(Clocks& to, unsigned rank);       // what the thread did and knows so far
+void acquire(const Clocks& from, unsigned rank);
+void meet_in_warp(unsigned warp, unsigned mask);    // __syncwarp
 
 // ---- traffic.cpp ------------------------------------------------------------------------------
 

@@ -3,19 +3,21 @@
 // Two accesses to one byte, at least one of them a write, race unless something orders them:
 //
 //     the same thread                      program order
-//     the same block, different warps      a __syncthreads between them      (Machine::barriers grew)
-//     the same warp                        the same, or a __syncwarp         (Machine::warp_syncs grew)
+//     the same block                       a __syncthreads between them               (Machine::barriers grew)
+//     the same block, by a barrier of      the second thread knows the first up to    (clocks.cpp)
+//     some threads, or a __syncwarp        that moment
 //     different blocks                     nothing orders them
 //
-// So a cell (one byte) needs only three counters instead of a vector clock. A cell stores its last write. Of the
-// reads since the last barrier it stores the lanes of the latest warp, and whether another warp or block read too:
-// enough to decide whether a write conflicts. The counters decide, not the order of events, so a race is found in
+// A cell (one byte) stores its last write, and the reads since then that nothing orders before the latest one: mostly
+// one record, with a bit for each lane of a warp. The counters decide, not the order of events, so a race is found in
 // whatever order the threads ran.
 //
 // After Flanagan & Freund, "FastTrack" (PLDI 2009). Left out: atomics, which the dialect does not have.
 
+#include <algorithm>
 #include <memory>
 #include <unordered_map>
+#include <utility>
 
 #include "machine.h"
 
@@ -25,14 +27,14 @@ namespace {
 struct Access {
   const void* pc = nullptr;
   uint32_t block = 0;  // serial number; 0: no access yet
-  uint32_t barriers = 0, warp_syncs = 0;
+  uint32_t barriers = 0, moment = 0;
   uint32_t lanes = 0;  // one bit per lane
-  uint16_t warp = 0;
-  bool other_warps = false, other_blocks = false;
+  uint32_t warp = 0;
 };
 
 struct Cell {
   Access write, read;
+  std::vector<Access> other_reads;  // by other warps, or at other moments; of other blocks only one
   const void* copy = nullptr;  // an asynchronous copy to here was issued and not waited for
 };
 
@@ -56,7 +58,7 @@ Cell& cell(uintptr_t address) {
 Access now(const void* pc) {
   const Machine& m = machine();
   const Thread& t = *m.running;
-  return {pc, m.block_serial, m.barriers, m.warp_syncs[t.warp()], 1u << t.lane(), static_cast<uint16_t>(t.warp())};
+  return {pc, m.block_serial, m.barriers, moment(), 1u << t.lane(), static_cast<uint32_t>(t.warp())};
 }
 
 // An earlier block's accesses to shared memory do not count: shared memory begins anew with each block.
@@ -64,11 +66,14 @@ bool is_live(const Access& a, Space space, const Access& here) {
   return a.block && (a.block == here.block || space == Space::global);
 }
 
+// Whether all lanes of `a` come before `here`, an access of the running thread.
 bool ordered(const Access& a, const Access& here) {
-  if (a.block != here.block || a.other_blocks) return false;
+  if (a.block != here.block) return false;
   if (a.barriers < here.barriers) return true;
-  if (a.warp != here.warp || a.other_warps) return false;
-  return a.warp_syncs < here.warp_syncs || a.lanes == here.lanes;
+  if (a.warp == here.warp && a.lanes == here.lanes) return true;
+  for (uint32_t lanes = a.lanes; lanes; lanes &= lanes - 1)
+    if (!knows(a.warp * 32 + __builtin_ctz(lanes), a.moment)) return false;
+  return true;
 }
 
 // The first thread of an access; of several lanes of the warp of `here` one that is not `here`.
@@ -87,20 +92,32 @@ std::string name_of(const Access& a, const Access& here) {
        {nullptr, 0, here.pc}, name_of(other, here) + " " + other_verb + " it", {nullptr, 0, other.pc});
 }
 
-void note_read(Access& read, const Access& here) {
-  bool other_blocks = read.other_blocks || (read.block && read.block != here.block);
-  if (read.block != here.block || read.barriers != here.barriers) {
-    read = here;
-    read.other_blocks = other_blocks;
-  } else if (read.warp != here.warp) {
-    read = here;
-    read.other_blocks = other_blocks;
-    read.other_warps = true;
-  } else if (read.warp_syncs != here.warp_syncs) {
-    read.lanes = here.lanes, read.warp_syncs = here.warp_syncs, read.pc = here.pc;
-  } else {
-    read.lanes |= here.lanes;
+bool together(const Access& a, const Access& b) {
+  return a.warp == b.warp && a.moment == b.moment && a.barriers == b.barriers && a.block == b.block;
+}
+
+// Keeps the record that `here` belongs to in front: the lanes of a warp read one after another.
+void note_read(Cell& c, const Access& here) {
+  if (together(c.read, here)) {
+    c.read.lanes |= here.lanes;
+    return;
   }
+  Access before = std::exchange(c.read, here);
+  auto past = [&](const Access& a) { return ordered(a, here); };
+  c.other_reads.erase(std::remove_if(c.other_reads.begin(), c.other_reads.end(), past), c.other_reads.end());
+  auto mine = std::find_if(c.other_reads.begin(), c.other_reads.end(), [&](const Access& a) { return together(a, here); });
+  if (mine != c.other_reads.end()) {
+    c.read.lanes |= mine->lanes;
+    c.other_reads.erase(mine);
+  }
+  auto foreign = [&](const Access& a) { return a.block != here.block; };
+  bool enough = foreign(before) && std::any_of(c.other_reads.begin(), c.other_reads.end(), foreign);
+  if (before.block && !enough && !past(before)) c.other_reads.push_back(before);
+}
+
+void forget_reads(Cell& c) {
+  c.read = {};
+  c.other_reads.clear();
 }
 
 }  // namespace
@@ -117,8 +134,8 @@ void check_read(Space space, const void* address, size_t bytes, const void* pc) 
     if (space == Space::shared && !written)
       fail("uninitialised", "reads " + describe(byte) + ", which this block has not written", {nullptr, 0, pc});
     if (written && !ordered(c.write, here)) race(byte, "reads", here, "wrote", c.write);
-    if (space == Space::shared && c.read.block != here.block) c.read = {};
-    note_read(c.read, here);
+    if (space == Space::shared && c.read.block != here.block) forget_reads(c);
+    note_read(c, here);
   }
 }
 
@@ -130,6 +147,9 @@ void check_write(Space space, const void* address, size_t bytes, const void* pc)
     if (c.copy) fail("copy not waited for", "writes " + describe(byte), {nullptr, 0, pc}, "the copy was issued", {nullptr, 0, c.copy});
     if (is_live(c.write, space, here) && !ordered(c.write, here)) race(byte, "writes", here, "wrote", c.write);
     if (is_live(c.read, space, here) && !ordered(c.read, here)) race(byte, "writes", here, "read", c.read);
+    for (const Access& read : c.other_reads)
+      if (is_live(read, space, here) && !ordered(read, here)) race(byte, "writes", here, "read", read);
+    forget_reads(c);
     c.write = here;
   }
 }

@@ -23,9 +23,8 @@ Machine& machine() {
 
 namespace {
 
-Place place(const Where& where) { return {where.file, where.line, nullptr}; }
-
-bool same(const Place& a, const Place& b) { return a.line == b.line && !strcmp(a.file, b.file); }
+bool same(const char* a, const char* b) { return a == b || !strcmp(a, b); }
+bool same(const Place& a, const Place& b) { return a.line == b.line && same(a.file, b.file); }
 
 uint64_t mix(uint64_t x) {
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
@@ -58,14 +57,6 @@ void run_thread(Thread& t) {
   m.running = nullptr;
 }
 
-void wait(const char* name, bool at_barrier, const Where& where) {
-  Thread& t = *machine().running;
-  t.state = State::waiting;
-  t.waits_for = name;
-  t.at_barrier = at_barrier;
-  t.at = place(where);
-}
-
 // ---- warps ------------------------------------------------------------------------------------
 
 bool run_warp(unsigned warp, const std::vector<unsigned>& lanes) {
@@ -95,6 +86,13 @@ const char* base_name(const char* file) {
   return slash ? slash + 1 : file;
 }
 
+// "__syncthreads", "__syncwarp of 0x0000000f", "named_barrier_sync(1, 96)"
+std::string waits_for(const Thread& t) {
+  std::string name = t.waits_for;
+  if (t.named.id) return name + "(" + std::to_string(t.named.id) + ", " + std::to_string(t.named.threads) + ")";
+  return t.mask && t.mask != kAllLanes ? name + " of " + mask_text(t.mask) : name;
+}
+
 // "96 threads wait at __syncthreads (norm.cu:12), 32 threads have returned"
 std::string who_waits_where() {
   std::map<std::string, size_t> groups;
@@ -102,8 +100,8 @@ std::string who_waits_where() {
     if (t->state == State::done)
       groups["have returned"]++;
     else
-      groups[std::string("wait at ") + t->waits_for + " (" + base_name(t->at.file) + ":" + std::to_string(t->at.line) +
-             ")"]++;
+      groups["wait at " + waits_for(*t) + " (" + base_name(t->at.file) + ":" + std::to_string(t->at.line) +
+             (t->named.id && !t->mask ? "; " + arrived_text(t->named.id) : "") + ")"]++;
   }
   std::string text;
   for (const auto& [what, count] : groups) text += (text.empty() ? "" : ", ") + plural(count, "thread") + " " + what;
@@ -117,7 +115,7 @@ bool some_warp_is_split() {
     const Thread& a = *threads[first];
     for (size_t i = first; i < first + 32; i++) {
       const Thread& b = *threads[i];
-      if (a.state != b.state || (a.state == State::waiting && !same(a.at, b.at))) return true;
+      if (a.state != b.state || (a.state == State::waiting && !same_wait(a, b))) return true;
     }
   }
   return false;
@@ -159,6 +157,8 @@ void begin_block(uint3 block) {
   m.barriers = 0;
   std::fill(m.warp_syncs.begin(), m.warp_syncs.end(), 0);
   begin_block_memory();
+  begin_block_barriers();
+  stop_clocks();
   for (Thread* t : m.threads) {
     t->state = State::ready;
     for (const PendingCopy& copy : t->copies) unmark_copy(copy.to, copy.bytes);  // copies of an earlier block
@@ -180,7 +180,7 @@ void run_block(uint3 block) {
       moved |= run_warp(warp, lane_order);
       if (m.failed) return;
     }
-    if (all_done()) return;
+    if (all_done()) return end_block_barriers();
     if (all_at_one_barrier())
       open_barrier();
     else if (!moved)
@@ -246,6 +246,22 @@ bool begin_launch(dim3 grid, dim3 block) {
 
 }  // namespace
 
+Place place(const Where& where) { return {where.file, where.line, nullptr}; }
+
+bool same_wait(const Thread& a, const Thread& b) {
+  return a.mask == b.mask && a.named == b.named && same(a.at, b.at) && same(a.waits_for, b.waits_for);
+}
+
+void wait(const char* name, Where where) {
+  Thread& t = *machine().running;
+  t.state = State::waiting;
+  t.waits_for = name;
+  t.at_barrier = false;
+  t.mask = 0;
+  t.named = {};
+  t.at = place(where);
+}
+
 void fail(const char* kind, const std::string& message, Place at, const std::string& other, Place other_at) {
   Machine& m = machine();
   Thread* t = m.running;
@@ -282,38 +298,9 @@ dim3 block_size() { return machine().block_size; }
 dim3 grid_size() { return machine().grid; }
 
 void barrier(const char* name, Where where) {
-  wait(name, true, where);
+  wait(name, where);
+  machine().running->at_barrier = true;
   Fiber::suspend();
-}
-
-void require_full_mask(unsigned mask, Where where) {
-  if (mask != ~0u) fail("warp operation", "the mask must name all 32 lanes (0xffffffff)", place(where));
-}
-
-void require_width(int width, Where where) {
-  if (width < 1 || width > 32 || (width & (width - 1)))
-    fail("warp operation", "the width is 32, 16, 8, 4, 2 or 1, not " + std::to_string(width), place(where));
-}
-
-void warp_operation(const char* name, void* operand, Combine combine, Where where) {
-  Machine& m = machine();
-  Thread& self = *m.running;
-  wait(name, false, where);
-  self.operand = operand;
-  Thread* const* warp = &m.threads[self.warp() * 32];
-  bool complete = std::all_of(warp, warp + 32, [&](Thread* t) {
-    return t->state == State::waiting && !t->at_barrier && same(t->at, self.at);
-  });
-  if (!complete) return Fiber::suspend();
-  void* operands[32];
-  for (int i = 0; i < 32; i++) operands[i] = warp[i]->operand, warp[i]->state = State::ready;
-  m.running = nullptr;  // hooks ignore these accesses: `combine` reads the registers of all lanes
-  combine(operands);
-  m.running = &self;
-  // Only __syncwarp orders memory; a shuffle exchanges registers and orders nothing.
-  if (!strcmp(name, "__syncwarp")) m.warp_syncs[self.warp()]++;
-  if (Counters* c = counters()) c->warp_operations++;
-  flush_warp();
 }
 
 void count_mma() {

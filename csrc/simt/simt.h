@@ -11,8 +11,9 @@
 // call for each access, and hooks.cpp implements these calls. With -DSIMT_ASAN the kernel is compiled with
 // AddressSanitizer instead, which checks plain C++ accesses.
 //
-// Stricter than CUDA on purpose: a block is whole warps, a warp operation takes all 32 lanes, no block waits for
-// another, and there are no atomics (the order of atomic additions would change the bits of a sum).
+// Stricter than CUDA on purpose: a block is whole warps, the lanes of a warp operation meet at one line (warps.cpp), an
+// arrival at a named barrier needs a warp that waits (named_barriers.cpp), no block waits for another, and there are no
+// atomics (the order of atomic additions would change the bits of a sum).
 
 #pragma once
 
@@ -56,10 +57,16 @@ dim3 grid_size();
 
 void barrier(const char* name, Where where);
 
-// Each of the 32 lanes stores a pointer and waits; the last lane to arrive calls `combine` with all pointers.
+void named_barrier(const char* name, int id, int threads, bool waits, Where where);
+
+constexpr unsigned kAllLanes = ~0u;
+// Each lane of the mask stores a pointer and waits; the last lane to arrive calls `combine` with all pointers, null
+// for lanes outside the mask.
 using Combine = void (*)(void* const operands[32]);
-void warp_operation(const char* name, void* operand, Combine combine, Where where);
-void require_full_mask(unsigned mask, Where where);
+void warp_operation(const char* name, unsigned mask, void* operand, Combine combine, Where where);
+void sync_warp(unsigned mask, Where where);
+int own_lane(unsigned mask, Where where);  // an error if the mask does not name it
+void require_read(unsigned mask, int lane, Where where);
 void require_width(int width, Where where);
 
 // The block's array of this name: the same memory for every thread of the block.
@@ -98,6 +105,14 @@ void launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, cons
 #define gridDim (simt::grid_size())
 
 inline void __syncthreads(simt::Where where = simt::Where::current()) { simt::barrier("__syncthreads", where); }
+
+// Named barriers: whole warps, of which some wait (sync) and some only say that they came (arrive).
+inline void named_barrier_sync(int id, int threads, simt::Where where = simt::Where::current()) {
+  simt::named_barrier("named_barrier_sync", id, threads, true, where);
+}
+inline void named_barrier_arrive(int id, int threads, simt::Where where = simt::Where::current()) {
+  simt::named_barrier("named_barrier_arrive", id, threads, false, where);
+}
 
 #include "warp.h"
 
@@ -190,7 +205,7 @@ void multiply_tiles(void* const* operands) {
 template <class T>
 void mma_m16n8k16(float (&c)[4], const T (&a)[8], const T (&b)[4], simt::Where where = simt::Where::current()) {
   simt::MmaOperands<T> mine{c, a, b};
-  simt::warp_operation("mma", &mine, simt::multiply_tiles<T>, where);
+  simt::warp_operation("mma", simt::kAllLanes, &mine, simt::multiply_tiles<T>, where);
 }
 
 // kMatrices (4 or 2) matrices of 8 x 8 from shared memory, as mma wants them. Lane i gives the place of row i % 8
@@ -220,7 +235,7 @@ void load_matrices(T* numbers, const T* row, simt::Where where = simt::Where::cu
   static_assert(kMatrices == 2 || kMatrices == 4, "ldmatrix.x2 and .x4");
   simt::MatrixRow<T> mine{{}, numbers};
   if (threadIdx.x % 32 < 8 * kMatrices) mine.row = load_wide<typename simt::MatrixRow<T>::Numbers>(row);
-  simt::warp_operation("ldmatrix", &mine, simt::spread_matrices<kMatrices, false, T>, where);
+  simt::warp_operation("ldmatrix", simt::kAllLanes, &mine, simt::spread_matrices<kMatrices, false, T>, where);
 }
 
 // The same with each matrix turned over: a lane gets the numbers (t, g) and (t + 1, g). PTX ISA: ldmatrix .trans.
@@ -228,7 +243,7 @@ template <int kMatrices, class T>
 void load_matrices_transposed(T* numbers, const T* row, simt::Where where = simt::Where::current()) {
   static_assert(kMatrices == 4, "ldmatrix.x4.trans");
   simt::MatrixRow<T> mine{load_wide<typename simt::MatrixRow<T>::Numbers>(row), numbers};
-  simt::warp_operation("ldmatrix.trans", &mine, simt::spread_matrices<kMatrices, true, T>, where);
+  simt::warp_operation("ldmatrix.trans", simt::kAllLanes, &mine, simt::spread_matrices<kMatrices, true, T>, where);
 }
 
 // ex2.approx.ftz: subnormal results are 0. PTX ISA: ex2.

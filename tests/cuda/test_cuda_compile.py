@@ -27,9 +27,8 @@ if CUDA is None:
     pytest.skip("no nvcc: the kernels are only simulated here", allow_module_level=True)
 
 SOURCES = find_sources("cuda", ".cu")
-OTHERS = [
-    Path(__file__).parent / "kernels" / name for name in ("counted.cu", "bugs.cu", "words.cu", "limits.cu")
-]
+RUN_IN_TESTS = ("counted.cu", "bugs.cu", "sync.cu", "words.cu", "limits.cu")
+OTHERS = [Path(__file__).parent / "kernels" / name for name in RUN_IN_TESTS]
 OTHERS += [find_lab(number).package / f"lab{number}.cu" for number in ("7", "8")]
 FUNCTION = re.compile(
     r"Compiling entry function '(\S+)' for '(\S+)'.*?"

@@ -110,7 +110,8 @@ def test_arithmetic_is_that_of_cuda(words):
     ("line", "says"),
     [
         ("atomicAdd(x, 1.0f);", "no atomicAdd: the order of atomic operations"),
-        ("x[0] = __ballot_sync(0xffffffff, 1);", "no __ballot_sync: exchange numbers"),
+        ("x[0] = __reduce_add_sync(0xffffffff, 1);", "no __reduce_add_sync: exchange numbers"),
+        ("x[0] = __activemask();", "no __activemask: CUDA does not say which lanes are active"),
         ("x[0] = __syncthreads_count(1);", "no __syncthreads_count: write to shared memory"),
         ("__threadfence();", "no __threadfence: blocks do not wait"),
         ("__shared__ float y[4];", "no __shared__: write SHARED"),

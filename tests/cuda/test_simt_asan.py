@@ -1,7 +1,7 @@
 """The `asan` flavour: AddressSanitizer finds accesses outside of memory, independently of the simulator.
 
 The flavour needs a prepared process (minillm/toolchain/sanitizer.py), which ends at the first error. So the
-tests start one such process, and it runs each kernel of bugs.cu in a forked copy of itself.
+tests start one such process, and it runs each kernel of bugs.cu and sync.cu in a forked copy of itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from bugs import ALWAYS, ASAN, FILE, RIGHT
+from bugs import ALWAYS, ASAN, FILE, RIGHT, SYNC_ALWAYS, SYNC_FILE, SYNC_RIGHT
 
 from minillm.errors import UsageError
 from minillm.ops.simt import flavour, flavours
@@ -30,7 +30,7 @@ import torch
 from minillm.errors import MinillmError
 from minillm.ops.simt import compile_kernels, flavour, profile, schedule
 
-def attempt(name):
+def attempt(library, name):
     try:
         with flavour("asan"), schedule(seed=5 if name.startswith("right") else 0):
             library.run("run_" + name, x=torch.arange(64.0), y=torch.zeros(256))
@@ -52,11 +52,13 @@ def counted():
     with profile():
         pass
 
-library = compile_kernels(sys.argv[1])
-found = {name: in_a_copy(attempt, name) for name in sys.argv[2:]}
+found = {}
+for file, names in json.loads(sys.argv[1]).items():
+    library = compile_kernels(file)
+    found |= {name: in_a_copy(attempt, library, name) for name in names}
 for _ in range(3):  # kernels that stop half-way in one process: their stack frames must be unpoisoned
-    attempt("barrier_in_a_branch")
-    attempt("right_local_arrays")
+    attempt(library, "barrier_in_a_branch")
+    attempt(library, "right_local_arrays")
 try:
     counted()
 except MinillmError as error:
@@ -72,15 +74,23 @@ OUTSIDE = {
     "past_a_shared_array": "use-after-poison",
     "misaligned": "misaligned address",
 }
-LINES = {name: line for name, (_, line) in (ALWAYS | ASAN).items()}
+LINES = {name: line for name, (_, line) in (SYNC_ALWAYS | ALWAYS | ASAN).items()}
 SAYS = OUTSIDE | {name: what for name, (what, _) in ASAN.items()}
 BY_THE_MACHINE = ["barrier_in_a_branch", "shuffle_in_a_branch", "warps_at_two_barriers", "too_much_shared"]
+# The last file's library stays loaded for what runs in one process.
+RUNS = {SYNC_FILE: [*SYNC_ALWAYS, *SYNC_RIGHT], FILE: [*SAYS, *BY_THE_MACHINE, *RIGHT]}
 
 
 @pytest.fixture(scope="module")
 def reports() -> dict[str, tuple[int, str]]:
     """For each kernel the exit status and the text on stderr."""
-    command = [sys.executable, "-P", "-c", RUN_EACH, str(FILE), *SAYS, *BY_THE_MACHINE, *RIGHT]
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        RUN_EACH,
+        json.dumps({str(file): names for file, names in RUNS.items()}),
+    ]
     here = os.environ | environment() | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=here, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -96,14 +106,15 @@ def test_what_lies_outside_ends_the_process_with_its_line(reports, name):
     assert places and int(places[0]) == LINES[name], said[:2000]
 
 
-@pytest.mark.parametrize("name", BY_THE_MACHINE)
+@pytest.mark.parametrize("name", [*BY_THE_MACHINE, *SYNC_ALWAYS])
 def test_what_the_machine_sees_it_sees_here_too(reports, name):
     status, said = reports[name]
     assert status == 0
-    assert f"{name}, block" in said and f"bugs.cu:{LINES[name]}" in said
+    file = (SYNC_FILE if name in SYNC_ALWAYS else FILE).name
+    assert f"{name}, block" in said and f"{file}:{LINES[name]}" in said
 
 
-@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("name", [*RIGHT, *SYNC_RIGHT])
 def test_right_kernels_may_use_their_stacks(reports, name):
     assert reports[name] == (0, "")
 

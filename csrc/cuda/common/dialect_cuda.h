@@ -48,6 +48,16 @@ __device__ __forceinline__ void store_wide(void* to, V value) {
   *static_cast<V*>(to) = value;
 }
 
+// ---- named barriers: barriers 1 to 15 of a block, for so many threads in whole warps ---------------
+
+__device__ __forceinline__ void named_barrier_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+// Says that this warp has come, and goes on.
+__device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 // ---- tensor cores (sm_80); csrc/simt/simt.h shows which lane holds which element -------------------
 
 __device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const __nv_bfloat16 (&a)[8], const __nv_bfloat16 (&b)[4]) {
