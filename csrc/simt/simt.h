@@ -176,36 +176,26 @@ __forceinline__ void wait_copies() {
 //     c   (g, t) (g, t + 1)   (g + 8, t) (g + 8, t + 1)
 // Each element of c is summed as an H100 sums it (tensor_core.cpp). PTX ISA: mma.m16n8k16.
 namespace simt {
-template <class T>
-struct MmaOperands {
+struct MmaOperands {  // of a lane; 16-bit numbers as bits
   float* c;
-  const T *a, *b;
+  const uint16_t *a, *b;
 };
-// c + a[0] * b[0] + ... + a[15] * b[15]. The factors are numbers of a 16-bit type; `smallest_exponent` is the type's.
-float tensor_core_sum(const float (&a)[16], const float (&b)[16], float c, int smallest_exponent);
+// `number` gives the value of a 16-bit number, `smallest_exponent` is its type's.
+void multiply_tiles(void* const* operands, float (*number)(uint16_t), int smallest_exponent);
 
 template <class T>
-void multiply_tiles(void* const* operands) {
-  const MmaOperands<T>* const* lanes = reinterpret_cast<const MmaOperands<T>* const*>(operands);
-  for (int row = 0; row < 16; row++)
-    for (int col = 0; col < 8; col++) {
-      float& c = lanes[row % 8 * 4 + col / 2]->c[row / 8 * 2 + col % 2];
-      float a[16], b[16];
-      for (int k = 0; k < 16; k++) {
-        int half = k / 8, pair = k % 8 / 2;
-        a[k] = to_float(lanes[row % 8 * 4 + pair]->a[half * 4 + row / 8 * 2 + k % 2]);
-        b[k] = to_float(lanes[col * 4 + pair]->b[half * 2 + k % 2]);
-      }
-      c = tensor_core_sum(a, b, c, smallest_exponent(T{}));
-    }
-  count_mma();
+const uint16_t* bits_of(const T* numbers) {
+  static_assert(sizeof(T) == 2, "tensor cores take bfloat16 and float16");
+  return reinterpret_cast<const uint16_t*>(numbers);
 }
 }  // namespace simt
 
 template <class T>
 void mma_m16n8k16(float (&c)[4], const T (&a)[8], const T (&b)[4], simt::Where where = simt::Where::current()) {
-  simt::MmaOperands<T> mine{c, a, b};
-  simt::warp_operation("mma", simt::kAllLanes, &mine, simt::multiply_tiles<T>, where);
+  simt::MmaOperands mine{c, simt::bits_of(a), simt::bits_of(b)};
+  simt::warp_operation("mma", simt::kAllLanes, &mine, [](void* const* operands) {
+    simt::multiply_tiles(operands, [](uint16_t bits) { return to_float(T{bits}); }, smallest_exponent(T{}));
+  }, where);
 }
 
 // kMatrices (4 or 2) matrices of 8 x 8 from shared memory, as mma wants them. Lane i gives the place of row i % 8

@@ -107,21 +107,3 @@ def test_each_number_is_read_once_per_tile(tiles, simulated):
     with profile() as p:
         multiply(tiles, 3, x, weight)  # 64 x 64: 3 tiles of outputs, 2 of tokens
     assert (p.tensors["x"][0], p.tensors["weight"][0]) == (3 * x.nbytes, 2 * weight.nbytes)
-
-
-def test_what_it_was_not_written_for_runs_on_the_tile_kernel_and_says_so():
-    x, weight = random(3, 36, dtype=torch.bfloat16), random(5, 36, dtype=torch.bfloat16, seed=1)
-    for a, b, word in [
-        (x.float(), weight.float(), "bfloat16 and float16"),
-        (x, weight, "16 bytes"),
-        (x.flatten()[4:].view(-1, 8), weight.flatten()[4:].view(-1, 8), "16 bytes"),
-    ]:
-        with pytest.warns(UserWarning, match=f"rung l2 instead of l5.*{word}"):
-            found = OPS.linear(a, b, rung="l5")
-        assert torch.equal(found, OPS.linear(a, b))
-        with pytest.raises(ValueError, match="no float32 result"):
-            OPS.linear(a, b, rung="l5", float_out=True)
-    with pytest.raises(ValueError, match="no float32 result"):
-        OPS.linear(x, weight, float_out=True)
-    with pytest.raises(ValueError, match="no rung wgmma, only l2 and l5"):
-        OPS.linear(x, weight, rung="wgmma")
