@@ -55,8 +55,8 @@ def test_the_rungs_of_a_column_have_the_same_bits(dtype, simulated):
 
 def test_sums_that_cancel_have_the_same_bits():
     """What is left of a sum of large numbers that cancel is its rounding errors: each order has its own."""
-    half = random(70, 520, seed=1) * 1000
-    x, weight = torch.cat([half, -half], 1), random(33, 520, seed=2).repeat(1, 2)
+    half = random(20, 260, seed=1) * 1000
+    x, weight = torch.cat([half, -half], 1), random(33, 260, seed=2).repeat(1, 2)
     first, *others = (OPS.linear(x, weight, rung=rung) for rung in PLAIN)
     assert all(torch.equal(first, other) for other in others)
     backwards = OPS.linear(x.flip(1), weight.flip(1), rung="l1")
@@ -115,7 +115,7 @@ def test_what_tensor_cores_cannot_take_runs_on_l2_and_says_so(rung):
         with pytest.warns(UserWarning, match=f"rung l2 instead of {rung}.*{word}"):
             found = OPS.linear(a, b, rung=rung)
         assert torch.equal(found, OPS.linear(a, b, rung="l2"))
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match="only rung l5 has a float32 result"):
+    with pytest.warns(match="instead of l5"), pytest.raises(ValueError, match="only rung l5 has a float32"):
         OPS.linear(x, weight, rung="l5", float_out=True)
     for other in (None, "l2", "l4"):
         with pytest.raises(ValueError, match="only rung l5 has a float32 result"):

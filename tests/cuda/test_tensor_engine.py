@@ -34,7 +34,7 @@ except BuildFailed as reason:
 counts = pytest.mark.skipif(sanitizing(), reason="the asan flavour counts nothing")
 HEADS = families.WIDE_HEADS | {"hidden_size": 64}
 ONE_LAYER = {"num_hidden_layers": 1, "intermediate_size": 72, "max_position_embeddings": 640}
-PROMPTS = [[(i * 7919 + j * 104_729) % 300 for j in range(n)] for i, n in enumerate((1, 7, 66, 130))]
+PROMPTS = [[(i * 7919 + j * 104_729) % 300 for j in range(n)] for i, n in enumerate((1, 7, 66))]
 LONG = [(j * 104_729) % 300 for j in range(515)]
 PLAIN = {"attention_v2", "decode_d1", "linear_l2", "linear_l3", "linear_experts"}
 
@@ -71,6 +71,7 @@ def test_alone_in_a_batch_in_chunks_and_decoded(load, dtype):
         assert torch.equal(decoded, again[len(prompt) - 1 :])
 
 
+@pytest.mark.slow
 def test_over_two_splits_in_chunks_and_by_prefix(load):
     """510 tokens and a few more: decode begins in the first split and ends in the second."""
     llm, params = (
@@ -89,15 +90,18 @@ def test_windows_and_experts(load, family):
     """A window makes a row begin inside a tile; experts' products have tiles of their own."""
     whole = load(family)
     batched = answers(whole, PROMPTS[1:])
-    assert same(batched, [answers(load(family, prefill_chunk=21), [prompt])[0] for prompt in PROMPTS[1:]])
+    alone = load(family, prefill_chunk=21)
+    assert same(batched, [answers(alone, [prompt])[0] for prompt in PROMPTS[1:]])
 
 
 def test_preempted(load):
     """A pool too small for all: requests are put back and computed again."""
     known = load().generate(PROMPTS[1:], GREEDY)
-    small = load(kv_memory=11 * 16 * 2 * 2 * 64 * 2)
-    assert drafting.differing(small.generate(PROMPTS[1:], GREEDY), known) == []
-    assert small.engine.stats()["preemptions"] > 0
+    small = load(kv_memory=6 * 16 * 2 * 2 * 64 * 2)
+    with small.engine.events.record() as events:
+        outputs = small.generate(PROMPTS[1:], GREEDY)
+    assert drafting.differing(outputs, known) == []
+    assert any(event.kind == "preempt" for event in events)
 
 
 def test_drafts_change_no_bit(load, folders):
