@@ -231,6 +231,6 @@ def test_opcheck():
     chosen, shares = torch.tensor([[0], [1]]), torch.ones(2, 1)
     for op, arguments in [
         (ops.route, (x, 4, True)),
-        (ops.experts, (x, chosen, shares, gate_up, None, down, None, "silu")),
+        (ops.experts, (x, chosen, shares, gate_up, None, down, None, "silu", False)),
     ]:
         torch.library.opcheck(op.default, (*arguments, 0), test_utils=["test_schema", "test_faketensor"])

@@ -275,8 +275,8 @@ def test_opcheck():
         (ops.rms_norm, (x, weight, 1e-5, 0.0)),
         (ops.add_rms_norm, (x, x.clone(), weight, 1e-5)),
         (ops.act_and_mul, (x, "silu")),
-        (ops.linear, (x, random(7, 32), random(7))),
-        (ops.linear_l5, (x.bfloat16(), random(7, 32).bfloat16(), None, True)),
+        (ops.linear, (x, random(7, 32), random(7), "plain", False)),
+        (ops.linear, (x.bfloat16(), random(7, 32).bfloat16(), None, "l5", True)),
         (
             ops.rope_and_cache,
             (q, kv, kv.clone(), angle, angle.clone(), k_cache, v_cache, meta.positions, meta.slot_mapping),
