@@ -90,7 +90,7 @@ def right_profile(run: Run, right: KernelLibrary) -> Profile:
 def verdict(
     run: Run, library: KernelLibrary, right: KernelLibrary, is_right: Callable[[Tensor, Tensor], bool]
 ) -> str:
-    """The check that catches the mutant, or "survived". `run` gives the library's result and the exact one."""
+    """The check that catches the mutant, or "survived". `run` gives its result and the exact one."""
     for name in ("fast", "check"):
         try:
             with flavour(name), profile() as p:

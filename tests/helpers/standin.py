@@ -1,7 +1,7 @@
 """`CudaOps` whose CUDA runtime is a stand-in (tests/cuda/kernels/runtime_standin.cpp): no kernel runs.
 
-nvcc compiles the kernels to PTX only, which nothing executes: so it need not be optimised. The binding, the pass over a model and the
-calls of the runtime are the code that runs on a GPU; the tensors are on the CPU.
+nvcc compiles the kernels to PTX only, which nothing executes, so it is not optimised. The binding, the pass
+over a model and the calls of the runtime are the code that runs on a GPU; the tensors are on the CPU.
 """
 
 from __future__ import annotations
