@@ -55,7 +55,7 @@ def ops_library() -> Library:
     bound, includes = [*MACHINE, *STABLE, *DEFINED], include_flags("cuda")
     sources = find_sources("cuda", ".cpp") + find_sources(SHARED, ".cpp")
     units = [Unit(path, bound, [*includes, *torch_includes()]) for path in sources]
-    units += [_kernel(path) for path in find_sources("cuda", ".cu")]
+    units += [kernel_unit(path) for path in find_sources("cuda", ".cu")]
     return Library(
         "simt-ops",
         units,
@@ -74,11 +74,12 @@ def build_kernels(source: Path, flags: Sequence[str] = (), folder: Path | None =
     """
     if not source.is_file():
         raise BuildFailed(f"{source} is not a file")
-    unit = _kernel(source.resolve(), flags)
+    unit = kernel_unit(source.resolve(), flags)
     return Library(source.stem, [unit], _runtime(), headers=_headers(), folder=folder).build()
 
 
-def _kernel(source: Path, flags: Sequence[str] = ()) -> Unit:
+def kernel_unit(source: Path, flags: Sequence[str] = ()) -> Unit:
+    """How a kernel's file is compiled in the flavours of this process; `flags` come last."""
     return Unit(source, [*KERNEL, *_observer(), *flags], include_flags("cuda"))
 
 

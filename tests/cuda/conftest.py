@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import mutants
 import pytest
 from gpu_objects import recorded_registers
 
@@ -13,11 +14,18 @@ from minillm.ops.simt import registers
 from minillm.ops.simt.machine import machine
 
 
-@pytest.fixture(scope="session")
-def gpu_objects(tmp_path_factory) -> Path:
-    """The folder in which each kernel is compiled once, for all processes of this run."""
+@pytest.fixture(scope="session", autouse=True)
+def run_folder(tmp_path_factory) -> Path:
+    """What is compiled once for all processes of this run lies here."""
     own = tmp_path_factory.getbasetemp()
-    return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "gpu-objects"
+    mutants.run_folder = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    return mutants.run_folder
+
+
+@pytest.fixture(scope="session")
+def gpu_objects(run_folder) -> Path:
+    """The folder in which nvcc compiles each kernel once."""
+    return run_folder / "gpu-objects"
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -17,14 +17,13 @@ import pytest
 import tiny
 import torch
 from cases import make_meta
+from family_steps import TABLES, Caches, load_decoder, two_steps
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minillm import SamplingParams
-from minillm.config import EngineConfig
 from minillm.model.decoder import Decoder
 from minillm.model.families import FAMILIES
-from minillm.model.loader import load_model
 from minillm.ops.contract import AttentionMetadata, Ops
 from minillm.ops.fused import FusedModel
 from minillm.ops.reference import ReferenceOps
@@ -51,8 +50,6 @@ CASES += [(family, dtype) for family in IN_EVERY_DTYPE for dtype in ("float32", 
 WIDE = {f"{family} with heads of 64": family for family in ("llama", "mistral", "qwen3_moe")}
 CASES += [(name, dtype) for name, dtype in zip(WIDE, ("bfloat16", "float16", "bfloat16"), strict=True)]
 Q_LENS, KV_LENS = [1, 5, 11, 3, 1], [1, 9, 11, 3, 20]
-TABLES = [list(range(9 * i, 9 * i + 9)) for i in range(5)]
-Caches = tuple[list[Tensor], list[Tensor]]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +61,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def load(folder: Path, dtype: str, ops: Ops | None = None) -> Decoder:
-    return load_model(folder, EngineConfig(dtype=dtype, device="cpu"), ops or SimtOps()).decoder
+    return load_decoder(folder, dtype, ops or SimtOps())
 
 
 def caches(decoder: Decoder) -> Caches:
@@ -83,10 +80,7 @@ def bind(decoder: Decoder, kv: Caches) -> FusedModel:
 
 def steps() -> list[tuple[Tensor, AttentionMetadata]]:
     """A step with a chunk of each of five sequences, then one with a single new token for each."""
-    ids = [torch.arange(sum(Q_LENS)) * 37 % 300, torch.arange(5) * 11 + 3]
-    after = [length + 1 for length in KV_LENS]
-    metas = make_meta(TABLES, Q_LENS, KV_LENS, 16), make_meta(TABLES, [1] * 5, after, 16)
-    return list(zip(ids, metas, strict=True))
+    return two_steps(Q_LENS, KV_LENS)
 
 
 @pytest.mark.parametrize(("family", "dtype"), CASES)

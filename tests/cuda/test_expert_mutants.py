@@ -8,8 +8,8 @@ As in test_cuda_mutants.py each mutant is caught by the check that the table nam
 from __future__ import annotations
 
 import random as random_numbers
-import shutil
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,10 +17,21 @@ import oracle
 import pytest
 import torch
 from cases import random
+from mutants import (
+    BARRIER,
+    BYTES,
+    FLOAT32_ONLY,
+    WRONG,
+    compile_here,
+    copy_sources,
+    drop_lines,
+    make_edits,
+    verdict,
+)
 from torch import Tensor
 
 from minillm.ops.contract import expert_rows
-from minillm.ops.simt import KernelLibrary, SimtError, compile_kernels, flavour, profile, schedule
+from minillm.ops.simt import KernelLibrary, flavour, schedule
 from minillm.ops.simt.machine import machine
 from minillm.toolchain.compiler import BuildFailed, find_compiler
 from minillm.toolchain.sources import find_sources
@@ -32,10 +43,7 @@ except BuildFailed as reason:
         raise  # sources that do not compile are a failure, not a skip
     pytest.skip(f"simulator: {reason}", allow_module_level=True)
 
-BARRIER = "__syncthreads();"
-WRONG, BYTES = "wrong numbers", "bytes"
-
-# (kernel, name of the mutant, text, replacement, what catches it). "linear_experts" is in linear_l2.cu.
+# (kernel, name of the mutant, text, replacement, what catches it). "linear_experts" is in linear_l2.cu and row_tiles.h.
 MUTANTS = [
     ("group", "no barrier after the sums", f"{BARRIER}  // the sums of all warps are written", "", "out of bounds"),
     ("group", "a thread's last pair forgotten", "for (int pair = first; pair < last; pair++) {\n    int", "for (int pair = first; pair + 1 < last; pair++) {\n    int", WRONG),
@@ -54,9 +62,9 @@ MUTANTS = [
     ("linear_experts", "a tile of two experts", "within < tiles)", "within <= tiles)", "out of bounds"),
     ("linear_experts", "the first 32 experts counted again", "tile -= __shfl_sync(0xffffffff, up_to_me, 31);", "", "out of bounds"),
     ("linear_experts", "only 32 experts", "from < p.num_experts; from += 32", "from < 32; from += 32", WRONG),
-    ("linear_experts", "too few tiles", "(kTile - 1)) / kTile", "(kTile - 2)) / kTile", WRONG),
+    ("linear_experts", "too few tiles", "(kRows - 1)) / kRows", "(kRows - 2)) / kRows", WRONG),
     ("linear_experts", "tiles of lanes before forgotten", "if (lane >= step) up_to_me += before;", "", "out of bounds"),
-    ("linear_experts", "the first tile again and again", "start + within * kTile", "start", WRONG),
+    ("linear_experts", "the first tile again and again", "start + within * kRows", "start", WRONG),
     ("linear_experts", "blocks without a tile go on", "if (tile.end == 0) return;", "", BYTES),
     ("combine", "a pair without a row is read", "place > 0 ? place : 0", "place", "out of bounds"),
     ("combine", "a pair without a row counts nothing", "? NAN :", "? 0.0f :", WRONG),
@@ -155,39 +163,34 @@ def combine(run: Callable[..., None]) -> tuple[Tensor, Tensor]:
     return y.nan_to_num(9.0), exact
 
 
+FILES = {
+    "group": ("group.cu",),
+    "linear_experts": ("linear_l2.cu", "row_tiles.h"),
+    "combine": ("combine.cu",),
+}
 RUNS = {"group": group, "linear_experts": linear_experts, "combine": combine}
 
 
 def build(kernel: str, folder: Path, old: str = "", new: str = "") -> KernelLibrary:
-    """The kernel with `old` replaced, for float32 only."""
-    (source,) = find_sources("cuda", f"{kernel.removesuffix('_experts')}.cu")
-    (dispatch,) = find_sources("cuda", "dispatch.h")
-    text = source.read_text()
-    assert old in text, f"{source.name} has no {old!r} any more"
-    (folder / source.name).write_text(text.replace(old, new, 1))
-    (folder / "dispatch.h").write_text(
-        "\n".join(
-            line for line in dispatch.read_text().splitlines() if "case DType::" not in line or "f32" in line
-        )
-    )
-    shutil.copy(Path(__file__).parent / "kernels" / "experts.cu", folder)
-    return compile_kernels(folder / "experts.cu", [f'-DKERNEL="{source.name}"', f"-DIS_{kernel.upper()}"])
+    """The kernel with `old` replaced in the first of its files that has it, for float32 only."""
+    copy_sources(folder, (*FILES[kernel], "dispatch.h"))
+    changed = next((name for name in FILES[kernel] if old in (folder / name).read_text()), FILES[kernel][0])
+    make_edits(folder, [(changed, old, new)] if old else [])
+    drop_lines(folder / "dispatch.h", FLOAT32_ONLY)
+    return compile_here(folder, "experts.cu", [f'-DKERNEL="{FILES[kernel][0]}"', f"-DIS_{kernel.upper()}"])
 
 
-def verdict(kernel: str, library: KernelLibrary, right: KernelLibrary) -> str:
-    """The check that catches the mutant, or "survived"."""
-    case = RUNS[kernel]
-    for name in ("fast", "check"):
-        try:
-            with flavour(name), profile() as p:
-                found, exact = case(lambda **arguments: library.run("run", **arguments))
-        except SimtError as error:
-            return error.kind
-        if oracle.error(found, exact) > 2e-6:
-            return WRONG
-    with profile() as expected:
-        case(lambda **arguments: right.run("run", **arguments))
-    return "survived" if p.tensors == expected.tensors else BYTES
+def run_library(
+    case: Callable[[Callable[..., None]], tuple[Tensor, Tensor]], library: KernelLibrary
+) -> tuple[Tensor, Tensor]:
+    return case(lambda **arguments: library.run("run", **arguments))
+
+
+CASES = {kernel: partial(run_library, case) for kernel, case in RUNS.items()}
+
+
+def is_right(found: Tensor, exact: Tensor) -> bool:
+    return oracle.error(found, exact) <= 2e-6
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +201,7 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> dict[str, KernelLibrary]:
 
 @pytest.mark.parametrize("kernel", RUNS)
 def test_the_right_kernel_survives(kernel: str, right: dict[str, KernelLibrary]) -> None:
-    assert verdict(kernel, right[kernel], right[kernel]) == "survived"
+    assert verdict(CASES[kernel], right[kernel], right[kernel], is_right) == "survived"
 
 
 @pytest.mark.parametrize(
@@ -208,7 +211,8 @@ def test_the_right_kernel_survives(kernel: str, right: dict[str, KernelLibrary])
 def test_each_mutant_is_caught(
     kernel: str, old: str, new: str, caught_by: str, right: dict[str, KernelLibrary], tmp_path: Path
 ) -> None:
-    assert verdict(kernel, build(kernel, tmp_path, old, new), right[kernel]) == caught_by
+    mutant = build(kernel, tmp_path, old, new)
+    assert verdict(CASES[kernel], mutant, right[kernel], is_right) == caught_by
 
 
 def test_each_barrier_of_group_has_a_mutant() -> None:

@@ -6,7 +6,6 @@ As in test_cuda_offsets.py: only the last block of each launch runs, in memory t
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,21 +15,21 @@ import test_sample_mutants as sampling
 import torch
 from cases import random
 from far import far_end, rows_beyond, same, untouched
+from mutants import FLOAT32_ONLY, compile_here, copy_sources, drop_lines, make_edits
 from torch import Tensor
 
-from minillm.ops.simt import KernelLibrary, SimtError, compile_kernels, schedule
-from minillm.toolchain.sources import find_sources
+from minillm.ops.simt import KernelLibrary, SimtError, schedule
 
 FILES = {
     "sample": ("sample.cu", "slice.h", "sort.h", "search.h", "noise.h"),
     "finite": ("finite.cu",),
-    "linear_experts": ("linear_l2.cu",),
+    "linear_experts": ("linear_l2.cu", "row_tiles.h"),
 }
 # (kernel, file, what is kept in 32 bits, part of a line, what stands there instead)
 MUTANTS = [
     ("sample", "slice.h", "rows of logits", "row.index * w.p.vocab_size", "(int)(row.index * w.p.vocab_size)"),
     ("finite", "finite.cu", "rows of logits", "static_cast<int64_t>(blockIdx.x) * p.size", "static_cast<int>(blockIdx.x * p.size)"),
-    ("linear_experts", "linear_l2.cu", "matrices", "above * own.in", "(int)(above * own.in)"),
+    ("linear_experts", "row_tiles.h", "matrices", "above * own.in", "(int)(above * own.in)"),
 ]  # fmt: skip
 
 
@@ -86,24 +85,16 @@ RUNS: dict[str, Callable[[KernelLibrary], bool]] = {
 
 
 def build(kernel: str, folder: Path, file: str = "", old: str = "", new: str = "") -> KernelLibrary:
-    """The kernel in its true sizes, for float32."""
-    for name in (*FILES[kernel], "dispatch.h"):
-        (source,) = [path for path in find_sources("cuda", name) if path.name == name]
-        text = source.read_text()
-        if name == "dispatch.h":
-            lines = text.splitlines()
-            text = "\n".join(line for line in lines if "case DType::" not in line or "f32" in line)
-        if name == file:
-            assert old in text, f"{file} has no {old!r} any more"
-            text = text.replace(old, new, 1)
-        (folder / name).write_text(text)
+    """The kernel with `old` in `file` replaced; only float32, so that it compiles quickly."""
+    copy_sources(folder, (*FILES[kernel], "dispatch.h"))
+    drop_lines(folder / "dispatch.h", FLOAT32_ONLY)
+    make_edits(folder, [(file, old, new)] if file else [])
     harness, flag = {
         "sample": ("sampling.cu", ["-DIS_SAMPLE"]),
         "finite": ("sampling.cu", []),
         "linear_experts": ("experts.cu", ["-DIS_LINEAR_EXPERTS"]),
     }[kernel]
-    shutil.copy(Path(__file__).parent / "kernels" / harness, folder)
-    return compile_kernels(folder / harness, [f'-DKERNEL="{FILES[kernel][0]}"', *flag])
+    return compile_here(folder, harness, [f'-DKERNEL="{FILES[kernel][0]}"', *flag])
 
 
 def run(kernel: str, library: KernelLibrary) -> bool:

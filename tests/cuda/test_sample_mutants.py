@@ -9,18 +9,28 @@ the scratch begins as 0xff in each byte, which is NaN.
 from __future__ import annotations
 
 import math
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from cases import random
+from mutants import (
+    BARRIER,
+    BYTES,
+    FLOAT32_ONLY,
+    WRONG,
+    compile_here,
+    copy_sources,
+    drop_lines,
+    make_edits,
+    verdict,
+)
 from torch import Tensor
 
 from minillm import SamplingParams
 from minillm.ops.reference import ReferenceOps
 from minillm.ops.sampling import SamplingBatch, noise_key
-from minillm.ops.simt import KernelLibrary, Profile, SimtError, compile_kernels, flavour, profile
+from minillm.ops.simt import KernelLibrary
 from minillm.ops.simt.machine import machine
 from minillm.toolchain.compiler import BuildFailed, find_compiler
 from minillm.toolchain.sources import find_sources
@@ -32,8 +42,6 @@ except BuildFailed as reason:
         raise  # sources that do not compile are a failure, not a skip
     pytest.skip(f"simulator: {reason}", allow_module_level=True)
 
-BARRIER = "__syncthreads();"
-WRONG, BYTES = "wrong numbers", "bytes"
 FILES = {"sample": ("sample.cu", "slice.h", "sort.h", "search.h", "noise.h"), "finite": ("finite.cu",)}
 SMALL = [
     ("slice.h", "kSlice = 4096, kSliceThreads = 512", "kSlice = 128, kSliceThreads = 64"),
@@ -159,42 +167,12 @@ def kernel_of(file: str) -> str:
 
 def build(kernel: str, folder: Path, file: str = "", old: str = "", new: str = "") -> KernelLibrary:
     """The kernel with `old` in `file` replaced; only float32, so that it compiles quickly."""
-    for name in (*FILES[kernel], "dispatch.h", "kernels.h"):
-        (source,) = [path for path in find_sources("cuda", name) if path.name == name]
-        shutil.copy(source, folder)
-    shutil.copy(Path(__file__).parent / "kernels" / "sampling.cu", folder)
-    edits = [
-        ("dispatch.h", f"    case DType::{t}: return f({n}{{}});\n", "")
-        for t, n in (("bf16", "bfloat16"), ("f16", "float16"))
-    ]
-    edits += SMALL if kernel == "sample" else []
-    edits += [(file, old, new)] if file else []
-    for name, before, after in edits:
-        text = (folder / name).read_text()
-        assert before in text, f"{name} has no {before!r} any more"
-        (folder / name).write_text(text.replace(before, after, 1))
-    return compile_kernels(
-        folder / "sampling.cu", [f'-DKERNEL="{kernel}.cu"', *(["-DIS_SAMPLE"] if kernel == "sample" else [])]
-    )
-
-
-def traffic(p: Profile) -> tuple[object, ...]:
-    return p.tensors, p.global_read_bytes, p.launches, p.blocks
-
-
-def verdict(kernel: str, library: KernelLibrary, right: KernelLibrary) -> str:
-    """The check that catches the mutant, or "survived"."""
-    for name in ("fast", "check"):
-        try:
-            with flavour(name), profile() as p:
-                found, exact = RUNS[kernel](library)
-        except SimtError as error:
-            return error.kind
-        if not torch.equal(found, exact):
-            return WRONG
-    with profile() as expected:
-        RUNS[kernel](right)
-    return "survived" if traffic(p) == traffic(expected) else BYTES
+    copy_sources(folder, (*FILES[kernel], "dispatch.h", "kernels.h"))
+    drop_lines(folder / "dispatch.h", FLOAT32_ONLY)
+    make_edits(folder, SMALL if kernel == "sample" else [])
+    make_edits(folder, [(file, old, new)] if file else [])
+    is_sample = ["-DIS_SAMPLE"] if kernel == "sample" else []
+    return compile_here(folder, "sampling.cu", [f'-DKERNEL="{kernel}.cu"', *is_sample])
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +192,7 @@ def test_every_file_has_mutants_and_every_barrier_one_of_its_own() -> None:
 
 @pytest.mark.parametrize("kernel", FILES)
 def test_the_right_kernel_survives(kernel: str, right: dict[str, KernelLibrary]) -> None:
-    assert verdict(kernel, right[kernel], right[kernel]) == "survived"
+    assert verdict(RUNS[kernel], right[kernel], right[kernel], torch.equal) == "survived"
 
 
 @pytest.mark.parametrize(
@@ -225,4 +203,5 @@ def test_each_mutant_is_caught(
     file: str, old: str, new: str, caught_by: str, right: dict[str, KernelLibrary], tmp_path: Path
 ) -> None:
     kernel = kernel_of(file)
-    assert verdict(kernel, build(kernel, tmp_path, file, old, new), right[kernel]) == caught_by
+    mutant = build(kernel, tmp_path, file, old, new)
+    assert verdict(RUNS[kernel], mutant, right[kernel], torch.equal) == caught_by

@@ -14,8 +14,6 @@ SYNC_RIGHT = [
     "right_order_before_the_first_barrier",
     "right_two_readers",
     "right_two_lines",
-    "by_parity",
-    "pairs_of_warps",
 ]
 
 

@@ -1,7 +1,7 @@
 """`CudaOps` whose CUDA runtime is a stand-in (tests/cuda/kernels/runtime_standin.cpp): no kernel runs.
 
-nvcc compiles the kernels to PTX only, which nothing executes. The binding, the pass over a model and the
-calls of the runtime are the code that runs on a GPU; the tensors are on the CPU.
+nvcc compiles the kernels to PTX only, which nothing executes, so it is not optimised. The binding, the pass
+over a model and the calls of the runtime are the code that runs on a GPU; the tensors are on the CPU.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def load() -> ctypes.CDLL:
     flags = [*COMMON, "-O2", *STABLE, f"-DMINILLM_NAMESPACE={NAMESPACE}", "-DMINILLM_KEY=CPU"]
     sources = [*find_sources("cuda", ".cpp"), *find_sources(SHARED, ".cpp"), STANDIN]
     units = [Unit(path, flags, places) for path in sources]
-    code = [*toolchain.FLAGS, "-gencode=arch=compute_80,code=compute_80"]
+    code = [*toolchain.FLAGS, "-gencode=arch=compute_80,code=compute_80", "-Xcicc", "-O0"]
     units += [Unit(path, code, includes, toolchain._nvcc(cuda)) for path in find_sources("cuda", ".cu")]
     # -Bsymbolic: on a machine with CUDA, torch has loaded the true runtime already.
     library = Library(

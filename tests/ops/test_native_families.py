@@ -17,14 +17,13 @@ import families
 import pytest
 import tiny
 import torch
+from family_steps import TABLES, Caches, load_decoder, two_steps
 from native import make_meta
 from torch import Tensor
 
 from minillm import SamplingParams
-from minillm.config import EngineConfig
 from minillm.model.decoder import Decoder
 from minillm.model.families import FAMILIES
-from minillm.model.loader import load_model
 from minillm.ops.contract import AttentionMetadata, Ops
 from minillm.ops.cpu import CpuOps
 from minillm.ops.reference import ReferenceOps
@@ -32,8 +31,6 @@ from minillm.ops.sampling import SamplingBatch, noise_key
 
 DTYPES = ["float32", "bfloat16", "float16"]
 Q_LENS, KV_LENS = [1, 5, 70, 3, 1], [1, 5, 70, 3, 1]
-TABLES = [list(range(9 * i, 9 * i + 9)) for i in range(5)]
-Caches = tuple[list[Tensor], list[Tensor]]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +40,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def load(folder: Path, dtype: str, ops: Ops | None = None) -> Decoder:
-    return load_model(folder, EngineConfig(dtype=dtype, device="cpu"), ops or CpuOps()).decoder
+    return load_decoder(folder, dtype, ops or CpuOps())
 
 
 def caches(decoder: Decoder) -> Caches:
@@ -61,10 +58,7 @@ def same(a: Any, b: Any) -> bool:
 
 def steps() -> list[tuple[Tensor, AttentionMetadata]]:
     """A step that begins five sequences, then one with a single new token for each."""
-    ids = [torch.arange(sum(Q_LENS)) * 37 % 300, torch.arange(5) * 11 + 3]
-    after = [length + 1 for length in KV_LENS]
-    metas = make_meta(TABLES, Q_LENS, KV_LENS, 16), make_meta(TABLES, [1] * 5, after, 16)
-    return list(zip(ids, metas, strict=True))
+    return two_steps(Q_LENS, KV_LENS)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
