@@ -56,6 +56,12 @@ MUTANTS = [
     ("group", "what does not exist has a place", "expert < p.num_experts ? row : -1", "row", WRONG),
     ("group", "number in the row for the token", "pair / p.per_token", "pair % p.per_token", WRONG),
     ("group", "no end of the last expert", "p.num_experts + 1, kThreads", "p.num_experts, kThreads", WRONG),
+    ("linear_l5_experts", "tiles of another size", "find_tile<S::kTokens>", "find_tile<16>", WRONG),
+    ("linear_l5_experts", "blocks without a tile go on", "if (tile.end == 0) return;", "", BYTES),
+    ("linear_l5_experts", "rows of the next expert", "own.rows = tile.end;", "", "race"),
+    ("linear_l5_experts", "the first matrix", "above * own.in", "0 * above * own.in", WRONG),
+    ("linear_l5_experts", "too few tiles", "(kRows - 1)) / kRows", "(kRows - 2)) / kRows", WRONG),
+    ("linear_l5_experts", "the first tile again and again", "start + within * kRows", "start", WRONG),
     ("linear_experts", "experts lie closer", "* p.pitch;", "* p.out;", WRONG),
     ("linear_experts", "bias of the first expert", "if (own.bias) own.bias = static_cast<const T*>(own.bias) + above;", "", WRONG),
     ("linear_experts", "rows of the next expert", "own.rows = tile.end;", "", WRONG),
@@ -119,19 +125,23 @@ COUNTS = {  # rows of each expert: two tiles and more, one row each, experts bey
 class Products:
     """Experts of 21 outputs, filled up with NaN. `rows` more than the experts have belong to none."""
 
-    def __init__(self, counts: list[int], rows: int | None = None) -> None:
+    def __init__(
+        self, counts: list[int], rows: int | None = None, dtype: torch.dtype = torch.float32, size: int = 70
+    ) -> None:
         self.starts = [sum(counts[:e]) for e in range(len(counts) + 1)]
-        self.rows, self.x = rows or self.starts[-1], random(rows or self.starts[-1], 70)
-        shape = len(counts), expert_rows(21)
-        self.weight, self.bias = torch.full((*shape, 70), torch.nan), torch.full(shape, torch.nan)
+        self.rows, self.size = rows or self.starts[-1], size
+        self.x, shape = random(self.rows, size, dtype=dtype), (len(counts), expert_rows(21))
+        self.weight = torch.full((*shape, size), torch.nan, dtype=dtype)
+        self.bias = torch.full(shape, torch.nan, dtype=dtype)
         for e in range(len(counts)):
-            self.weight[e, :21], self.bias[e, :21] = random(21, 70, seed=e + 1), random(21, seed=e)
+            self.weight[e, :21] = random(21, size, dtype=dtype, seed=e + 1)
+            self.bias[e, :21] = random(21, dtype=dtype, seed=e)
 
     def run(self, run: Callable[..., None]) -> Tensor:
         y, starts = torch.full((self.rows, 21), 7.0), torch.tensor(self.starts, dtype=torch.int32)
         sizes = {
             "rows": self.rows,
-            "in": 70,
+            "in": self.size,
             "out": 21,
             "num_experts": len(self.bias),
             "pitch": expert_rows(21),
@@ -153,6 +163,21 @@ def linear_experts(run: Callable[..., None]) -> tuple[Tensor, Tensor]:
     return found.nan_to_num(9e9), torch.cat(exact)
 
 
+ON_TENSOR_CORES = [*COUNTS.values(), [70, 3]]  # averages for each shape of tile
+
+
+def on_tensor_cores(counts: list[int]) -> Products:
+    return Products(counts, dtype=torch.bfloat16, size=136)
+
+
+def linear_l5_experts(run: Callable[..., None]) -> tuple[Tensor, Tensor]:
+    """bfloat16, the results in float32."""
+    cases = [on_tensor_cores(counts) for counts in ON_TENSOR_CORES]
+    found = torch.cat([products.run(run) for products in cases])
+    exact = [products.expert_by_expert(oracle.linear, torch.float64) for products in cases]
+    return found, torch.cat(exact)
+
+
 def combine(run: Callable[..., None]) -> tuple[Tensor, Tensor]:
     """One token has a pair without a row."""
     outputs, weights, y = random(5, 130), random(3, 2, seed=1), torch.zeros(3, 130)
@@ -166,9 +191,15 @@ def combine(run: Callable[..., None]) -> tuple[Tensor, Tensor]:
 FILES = {
     "group": ("group.cu",),
     "linear_experts": ("linear_l2.cu", "row_tiles.h"),
+    "linear_l5_experts": ("linear_l5.cu", "row_tiles.h"),
     "combine": ("combine.cu",),
 }
-RUNS = {"group": group, "linear_experts": linear_experts, "combine": combine}
+RUNS = {
+    "group": group,
+    "linear_experts": linear_experts,
+    "linear_l5_experts": linear_l5_experts,
+    "combine": combine,
+}
 
 
 def build(kernel: str, folder: Path, old: str = "", new: str = "") -> KernelLibrary:
@@ -177,6 +208,9 @@ def build(kernel: str, folder: Path, old: str = "", new: str = "") -> KernelLibr
     changed = next((name for name in FILES[kernel] if old in (folder / name).read_text()), FILES[kernel][0])
     make_edits(folder, [(changed, old, new)] if old else [])
     drop_lines(folder / "dispatch.h", FLOAT32_ONLY)
+    drop_lines(
+        folder / FILES[kernel][0], ("if (p.dtype == DType::f16)",)
+    )  # it would take as long again to compile
     return compile_here(folder, "experts.cu", [f'-DKERNEL="{FILES[kernel][0]}"', f"-DIS_{kernel.upper()}"])
 
 
@@ -261,4 +295,17 @@ def test_each_row_has_the_bits_of_linear(
     products = Products(counts)
     with schedule(**order):
         found = products.run(lambda **arguments: right["linear_experts"].run("run", **arguments))
+    assert torch.equal(found, products.expert_by_expert(linear, torch.float32))
+
+
+@pytest.mark.parametrize("counts", ON_TENSOR_CORES, ids=[*COUNTS, "many rows each"])
+def test_each_row_has_the_bits_of_linear_l5(counts: list[int], right: dict[str, KernelLibrary]) -> None:
+    library, products = right["linear_l5_experts"], on_tensor_cores(counts)
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        y, sizes = torch.zeros(len(x), 21), {"rows": len(x), "in": products.size, "out": 21}
+        library.run("run_linear", x=x, weight=weight, bias=bias, y=y, **sizes)
+        return y
+
+    found = products.run(lambda **arguments: library.run("run", **arguments))
     assert torch.equal(found, products.expert_by_expert(linear, torch.float32))

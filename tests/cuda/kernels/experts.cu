@@ -1,4 +1,4 @@
-// C entry points to the kernels of layers with experts, float32 only. test_expert_mutants.py compiles it together with
+// C entry points to the kernels of layers with experts, in float32 or bfloat16. test_expert_mutants.py compiles it together with
 // a changed copy of a kernel: -DKERNEL="group.cu" -DIS_GROUP
 
 #include KERNEL
@@ -18,6 +18,15 @@ extern "C" void run(const float* x, const float* weight, const float* bias, floa
 }
 extern "C" void run_linear(const float* x, const float* weight, const float* bias, float* y, int rows, int in, int out) {
   linear_l2({x, weight, bias, y, rows, in, out, DType::f32}, nullptr);
+}
+#elif defined(IS_LINEAR_L5_EXPERTS)  // bfloat16 in, float32 out
+extern "C" void run(const bfloat16* x, const bfloat16* weight, const bfloat16* bias, float* y, const int* starts, int rows,
+                    int in, int out, int num_experts, int pitch) {
+  linear_l5_experts({{x, weight, bias, y, rows, in, out, DType::bf16, true}, starts, num_experts, pitch}, nullptr);
+}
+extern "C" void run_linear(const bfloat16* x, const bfloat16* weight, const bfloat16* bias, float* y, int rows, int in,
+                           int out) {
+  linear_l5({x, weight, bias, y, rows, in, out, DType::bf16, true}, nullptr);
 }
 #elif defined(IS_COMBINE)
 extern "C" void run(const float* outputs, const float* weights, const int64_t* place, float* y, int rows, int size,
