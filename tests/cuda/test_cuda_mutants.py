@@ -279,7 +279,7 @@ MUTANTS = [
     ("linear_l4", "copies in no group", "commit_copies();", "", WRONG),
     ("linear_l4", "copied over what is being read", "copy(stage + kStages - 1);", "copy(stage + kStages - 1), copy(stage + kStages);", WRONG),
     ("linear_l4", "a row too many", "first + row < rows", "first + row <= rows", "out of bounds"),
-    ("linear_l4", "columns past the end", "&& column + k < columns", "", WRONG),
+    ("linear_l4", "columns past the end", "&& column + k < columns", "", "out of bounds"),
     ("linear_l4", "quarters of W exchanged", "row + j % 2 * 8][column + j / 2 * 8]", "row + j / 2 * 8][column + j % 2 * 8]", WRONG),
     ("linear_l4", "halves of x exchanged", "[column + 8 * j])", "[column + 8 * (1 - j)])", WRONG),
     ("linear_l4", "no padding", "kPitch = kDepth + kWide", "kPitch = kDepth", WAVEFRONTS),
