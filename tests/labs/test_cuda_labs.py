@@ -11,21 +11,21 @@ from minillm.labs.grader.cuda_text import filled, helpers, replaced, sections
 from minillm.labs.grader.judge_here import judge_file
 from minillm.labs.grader.registry import find_lab
 from minillm.labs.grader.student_file import load
-from minillm.ops.simt import compile_kernels, profile
+from minillm.ops.simt import compile_kernels, flavour, profile
 
 if not any(lab.number == 7 for lab in LABS):
     pytest.skip("no compiler for the simulator", allow_module_level=True)
 
-LAB7 = find_lab("7")
+LAB7, LAB10 = find_lab("7"), find_lab("10")
 SOLUTION = LAB7.solution()
 
 
-def judged(number, text, tmp_path):
-    """The result of one task of lab 7 for a whole text."""
-    file = tmp_path / "lab7.cu"
+def judged(number, text, tmp_path, lab=LAB7):
+    """The result of one task of a lab for a whole text."""
+    file = tmp_path / lab.file
     file.write_text(text)
-    task = next(task for task in LAB7.tasks if task.number == number)
-    return judge_file(LAB7, task, load(file), file)
+    task = next(task for task in lab.tasks if task.number == number)
+    return judge_file(lab, task, load(file), file)
 
 
 def line_of(text, part, nth=0):
@@ -146,23 +146,61 @@ def test_texts_that_are_compiled_together_stay_apart():
     assert (x.unique().tolist(), y.unique().tolist()) == ([1.0], [2.0])
 
 
+# --- lab 10 -------------------------------------------------------------------------------------------------
+
+
+def test_a_copy_that_nobody_waits_for_names_the_line_of_the_copy(tmp_path):
+    text = "// a line more\n" + LAB10.solution().replace("wait_copies<1>();", "wait_copies<2>();")
+    row = judged("10.6", text, tmp_path, LAB10)
+    assert "copy not waited for of w_stages" in row.message and "still on their way" in row.diagnosis
+    assert (
+        f"the copy was issued at lab10.cu:{line_of(text, 'copy_rows<kOut>(')} (in copy_rows)" in row.message
+    )
+
+
+def test_the_last_task_needs_the_student_s_own_layout_and_copies(tmp_path):
+    """Its own layout is right, but each ldmatrix needs eight wavefronts; the other tasks have the lab's."""
+    text = replaced(LAB10.solution(), "10.4", "  return row * kDepth + chunk * kWide;\n")
+    assert judged("10.6", text, tmp_path, LAB10).status == "ok"
+    row = judged("10.7", text, tmp_path, LAB10)
+    assert (row.earned, row.is_right) == (0, True) and "wavefronts of shared memory" in row.actual
+
+
 # --- handouts -----------------------------------------------------------------------------------------------
 
 
+def of_the_page(lab, tmp_path):
+    """The handout of a lab, and its kernel."""
+    page = lab.handout()
+    (tmp_path / "page.cu").write_text(re.search(r"```cuda\n(.*?)```", page, re.DOTALL)[1])
+    return page, compile_kernels(tmp_path / "page.cu", folder=tmp_path)
+
+
 def test_the_kernel_of_the_handout_does_what_the_page_says(tmp_path):
-    page = LAB7.handout()
-    source = re.search(r"```cuda\n(.*?)```", page, re.DOTALL)[1]
-    (tmp_path / "page.cu").write_text(source)
+    page, library = of_the_page(LAB7, tmp_path)
     x, y, total = torch.randn(64), torch.zeros(64), torch.zeros(1)
     with profile() as p:
-        compile_kernels(tmp_path / "page.cu", folder=tmp_path).run("run", x=x, y=y, sum=total)
+        library.run("run", x=x, y=y, sum=total)
     assert torch.equal(y, x.flip(0)) and total.item() == pytest.approx(x[:32].sum().item(), abs=1e-5)
     told = f"{p.global_read_bytes} bytes read in {p.global_read_sectors} sectors, "
     told += f"{p.shared_wavefronts} wavefronts, {p.barriers} barrier, {p.warp_operations} shuffles"
     assert told in page
 
 
-@pytest.mark.parametrize("number", ["7", "8"])
+def test_the_copying_kernel_of_the_handout_does_what_the_page_says(tmp_path):
+    page, library = of_the_page(LAB10, tmp_path)
+    x, y = torch.randn(256).bfloat16(), torch.zeros(256).bfloat16()
+    with profile() as p, flavour("check"):
+        library.run("run", **{"from": x, "to": y, "count": 200})
+    x[200:] = 0
+    assert torch.equal(y.view(32, 8), x.view(32, 8).flip(0))
+    told = (
+        f"{p.async_copy_bytes} bytes by cp.async, {p.shared_wavefronts} wavefronts (4 to write, 4 to read), "
+    )
+    assert f"With count = 200 the simulator counts {told}{p.barriers} barrier." in page
+
+
+@pytest.mark.parametrize("number", ["7", "8", "10"])
 def test_a_handout_names_no_file_that_holds_the_answer(number):
     page = find_lab(number).handout()
-    assert "csrc/cuda/attention" not in page and "csrc/cuda/decode" not in page
+    assert not re.search(r"csrc/cuda/(attention|decode|linear)", page)

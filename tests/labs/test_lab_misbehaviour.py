@@ -3,6 +3,7 @@
 import pytest
 
 from minillm.labs.grader import supervise
+from minillm.labs.grader.cuda_text import replaced, sections
 from minillm.labs.grader.registry import find_lab
 from minillm.labs.grader.skeleton import solution
 
@@ -72,3 +73,30 @@ def test_a_file_that_does_not_load_says_why_once(check, text, says):
     rows, _ = check(text, seconds=2.0)
     assert {row.status for row in rows.values()} == {"unloadable"}
     assert all(says in row.message for row in rows.values())
+
+
+# What a section of lab 10 does before its right lines, and the status of its task.
+KERNELS = {
+    "10.1": ("if (*reinterpret_cast<const volatile int*>(64)) return;", "error"),
+    "10.2": ("static volatile int calls = 0;\n  calls = calls + 1;", "error"),  # memory of no tensor
+    "10.3": ("volatile char* much = new char[1ull << 40];\n  much[threadIdx.x] = 1;", "crash"),
+    "10.5": ("for (volatile int i = 0; i < 1; i = 0) {\n  }", "timeout"),
+    "10.6": ("if (lane == 5) __builtin_trap();", "crash"),
+}
+
+
+@pytest.mark.slow
+def test_only_the_misbehaving_kernels_fail(tmp_path):
+    lab = find_lab("10")
+    text, file = solution(lab), tmp_path / lab.file
+    for number, (line, _) in KERNELS.items():
+        text = replaced(text, number, f"  {line}\n{sections(text)[number][1]}")
+    file.write_text(text)
+    rows = {row.task: row for row in supervise.check(lab, file, supervise.Limits(30.0)).results}
+    statuses = {number: row.status for number, row in rows.items()}
+    assert statuses == {
+        **{number: status for number, (_, status) in KERNELS.items()},
+        **{"10.4": "ok", "10.7": statuses["10.7"]},
+    }
+    assert statuses["10.7"] != "ok" and "endless loop" in rows["10.5"].message
+    assert "out of bounds" in rows["10.1"].message and "out of bounds" in rows["10.2"].message
