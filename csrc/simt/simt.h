@@ -221,7 +221,7 @@ void spread_matrices(void* const* operands) {
 }  // namespace simt
 
 template <int kMatrices, class T>
-void load_matrices(T* numbers, const T* row, simt::Where where = simt::Where::current()) {
+__forceinline__ void load_matrices(T* numbers, const T* row, simt::Where where = simt::Where::current()) {
   static_assert(kMatrices == 2 || kMatrices == 4, "ldmatrix.x2 and .x4");
   simt::MatrixRow<T> mine{{}, numbers};
   if (threadIdx.x % 32 < 8 * kMatrices) mine.row = load_wide<typename simt::MatrixRow<T>::Numbers>(row);
@@ -230,7 +230,7 @@ void load_matrices(T* numbers, const T* row, simt::Where where = simt::Where::cu
 
 // The same with each matrix turned over: a lane gets the numbers (t, g) and (t + 1, g). PTX ISA: ldmatrix .trans.
 template <int kMatrices, class T>
-void load_matrices_transposed(T* numbers, const T* row, simt::Where where = simt::Where::current()) {
+__forceinline__ void load_matrices_transposed(T* numbers, const T* row, simt::Where where = simt::Where::current()) {
   static_assert(kMatrices == 4, "ldmatrix.x4.trans");
   simt::MatrixRow<T> mine{load_wide<typename simt::MatrixRow<T>::Numbers>(row), numbers};
   simt::warp_operation("ldmatrix.trans", simt::kAllLanes, &mine, simt::spread_matrices<kMatrices, true, T>, where);
