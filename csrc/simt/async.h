@@ -14,6 +14,9 @@ struct Mbarrier;
 
 namespace simt {
 
+// Records an error where no thread runs; `rank` is the thread it belongs to. Returns false.
+bool report(const char* kind, const std::string& message, int rank, const void* pc);
+
 // ---- agents.cpp -------------------------------------------------------------------------------
 
 void begin_block_agents();
@@ -55,5 +58,6 @@ void release_warpgroup(Thread* const* lanes);
 // ---- wgmma.cpp --------------------------------------------------------------------------------
 
 void begin_block_wgmma();
+bool end_block_wgmma();
 
 }  // namespace simt

@@ -69,14 +69,6 @@ void claim(const Piece& piece, const void* pc) {
   mark_copy(piece.to, piece.all(), pc);
 }
 
-// In the scheduler, where no thread runs.
-bool report(const char* kind, const std::string& message, const Copy& copy) {
-  Machine& m = machine();
-  m.failed = true;
-  m.error = {kind, m.kernel, message, m.block, m.threads[copy.rank]->index, {nullptr, 0, copy.pc}, "", {}};
-  return false;
-}
-
 // True if a phase is complete now.
 bool land(const Copy& copy) {
   unsigned agent = agent_of(copy.bar);
@@ -130,15 +122,22 @@ bool land_a_copy() {
     under_way.erase(under_way.begin() + i);
     if (land(copy)) return true;
     std::string wrong = too_many_bytes(copy.bar);
-    if (!wrong.empty()) return !report("mbarrier", wrong, copy);
+    if (!wrong.empty()) return !report("mbarrier", wrong, copy.rank, copy.pc);
   }
   return false;
 }
 
+bool report(const char* kind, const std::string& message, int rank, const void* pc) {
+  Machine& m = machine();
+  m.failed = true;
+  m.error = {kind, m.kernel, message, m.block, m.threads[rank]->index, {nullptr, 0, pc}, "", {}};
+  return false;
+}
+
 bool end_block_async() {
-  if (under_way.empty()) return true;
+  if (under_way.empty()) return end_block_wgmma();
   const Copy& copy = under_way.front();
-  return report("copy not waited for", "the block ends while a copy to " + describe(copy.pieces[0].to) + " is under way", copy);
+  return report("copy not waited for", "the block ends while a copy to " + describe(copy.pieces[0].to) + " is under way", copy.rank, copy.pc);
 }
 
 void begin_block_async() {

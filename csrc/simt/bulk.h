@@ -17,7 +17,7 @@
 #include "mbarrier.h"
 
 // Made by a launcher, given to a kernel inside its __grid_constant__ parameters.
-struct alignas(64) TensorMap {
+struct TensorMap {
   TensorShape shape;
 };
 

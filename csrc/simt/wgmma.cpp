@@ -199,6 +199,7 @@ void issue(Thread* const* lanes, const void* pc) {
   m.call = call_of(lanes[0]);
   m.group = sides[lanes[0]->rank].commits;
   m.pc = pc;
+  start_clocks();
   for (int rank = 0; rank < kThreads; rank++)
     if (sides[lanes[rank]->rank].commits != m.group)
       fail("wgmma", "the threads of the warpgroup have not committed equally many groups", {nullptr, 0, pc});
@@ -226,14 +227,14 @@ void finish(Warpgroup& group, Multiplication& m) {
   multiply(*m.chain, m.a, read_operand(call, call.b_matrix, call.b_major, m.chain->columns, m.pc), call.smallest_exponent);
   m.done = true;
   if (!machine().check) return;
-  if (clocks_run() && !group.has_agent) {
+  if (!group.has_agent) {
     group.agent = new_agent("wgmma of warps " + std::to_string((&group - groups) * 4) + " to " + std::to_string((&group - groups) * 4 + 3));
     group.has_agent = true;
   }
   m.moment = next_moment(group.agent);
   for (const char* chunk : m.chunks) {
     unmark_operand(chunk, kChunk);
-    if (m.moment) agent_read(group.agent, m.moment, chunk, kChunk, m.pc);
+    agent_read(group.agent, m.moment, chunk, kChunk, m.pc);
   }
 }
 
@@ -259,6 +260,13 @@ void give_back(const Warpgroup& group, const std::shared_ptr<Chain>& chain, int 
 void begin_block_wgmma() {
   for (Warpgroup& group : groups) group = {};
   for (Sides& s : sides) s = {};
+}
+
+bool end_block_wgmma() {
+  for (const Warpgroup& group : groups)
+    if (!group.queue.empty())
+      return report("wgmma not waited for", "the block ends while it is under way", (&group - groups) * kThreads, group.queue.front().pc);
+  return true;
 }
 
 uint32_t shared_address(const void* p, Where where) {
@@ -294,7 +302,7 @@ void wait_wgmma(int pending_groups, float* const* arrays, int count) {
     if (m.landed[rank]) continue;
     if (!m.done) finish(group, m);
     m.landed[rank] = true;
-    if (m.moment) learn(group.agent, m.moment);
+    learn(group.agent, m.moment);
     if (std::find(chains.begin(), chains.end(), m.chain) == chains.end()) chains.push_back(m.chain);
   }
   for (const auto& chain : chains) give_back(group, chain, rank, arrays, count, pc);

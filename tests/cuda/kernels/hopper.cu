@@ -42,7 +42,7 @@ __global__ void ring_sums(const float* x, float* y, int n) {
       __syncwarp();
       if (lane == 0) mbarrier_arrive(empty[stage]);
       for (int step = 16; step; step /= 2) sum += __shfl_xor_sync(0xffffffff, sum, step);
-      if (threadIdx.x == 32 * (1 + stage)) y[i] = sum;
+      if (lane == 0 && threadIdx.x / 32 == 1u + stage) y[i] = sum;
     }
   }
 }
@@ -207,7 +207,7 @@ extern "C" void run_product_128(const float* a, const float* b, float* c) {
 __global__ void __launch_bounds__(128) two_groups(const float* x, float* y) {
   DYNAMIC_SHARED(char, memory);
   bfloat16* tile = reinterpret_cast<bfloat16*>(memory + (1024 - shared_address(memory) % 1024) % 1024);
-  for (int i = threadIdx.x; i < 64 * 64; i += 128) tile[i] = from_float<bfloat16>(x[i % 64]);
+  for (int i = threadIdx.x; i < 64 * 64; i += 128) tile[i] = from_float<bfloat16>(x[i % 8]);  // the same in every piece
   fence_proxy_async();
   __syncthreads();
   float one[8][4] = {}, two[8][4] = {};
