@@ -11,6 +11,7 @@
 #include "machine.h"
 
 struct Mbarrier;
+enum class Major;
 
 namespace simt {
 
@@ -54,6 +55,15 @@ void start_bulk_copy(std::vector<Piece> pieces, Mbarrier* bar, const void* pc);
 // come back, with false, after it has made them ready.
 bool meet_warpgroup(const char* name, void* operand, Where where, Thread* const** lanes);
 void release_warpgroup(Thread* const* lanes);
+
+// ---- matrix_layout.cpp ------------------------------------------------------------------------
+
+constexpr size_t kChunk = 16;  // bytes, 8 numbers: what lies together in every layout
+struct SharedMatrix {
+  std::vector<const char*> chunks;  // row by row
+  int chunks_per_row;
+};
+SharedMatrix find_matrix(MatrixDescriptor matrix, Major major, int extent, const void* pc);
 
 // ---- wgmma.cpp --------------------------------------------------------------------------------
 

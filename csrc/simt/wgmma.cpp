@@ -24,12 +24,12 @@
 #include <memory>
 
 #include "async.h"
+#include "tensor_core.h"
 
 namespace simt {
 namespace {
 
 constexpr int kThreads = 128, kRows = 64, kDepth = 16;
-constexpr size_t kChunk = 16;  // bytes, 8 numbers: what lies together in every layout
 
 struct Chain {
   float* c[kThreads];
@@ -40,7 +40,7 @@ struct Chain {
 struct Multiplication {
   std::shared_ptr<Chain> chain;
   WgmmaCall call;
-  std::vector<float> a;              // [kRows, kDepth], if it comes from registers
+  std::vector<Factor> a;             // [kRows, kDepth], if it comes from registers
   std::vector<const char*> chunks;   // of both operands, with `check`
   int group;
   const void* pc;
@@ -69,71 +69,16 @@ Warpgroup& group_of(const Thread& t) { return groups[t.rank / kThreads]; }
 int row_of(int rank, int i) { return rank / 32 * 16 + rank % 32 / 4 + i % 4 / 2 * 8; }
 int column_of(int rank, int i) { return i / 4 * 8 + rank % 4 * 2 + i % 2; }
 
-// ---- operands in shared memory ------------------------------------------------------------------
-
-struct Layout {
-  size_t start, leading, stride;  // bytes
-  Swizzle swizzle;
-};
-
-Layout layout_of(MatrixDescriptor matrix) {
-  constexpr Swizzle kModes[] = {Swizzle::none, Swizzle::bytes128, Swizzle::bytes64, Swizzle::bytes32};
-  auto field = [&](int bit) { return (matrix.bits >> bit & 0x3FFF) * 16; };
-  return {field(0), field(16), field(32), kModes[matrix.bits >> 62]};
-}
-
-// The address of chunk `chunk` of row `row`, before the swizzle. `row` counts what lies 16 bytes or a span apart:
-// columns of the product for Major::k, numbers of k for Major::mn.
-size_t chunk_at(const Layout& m, Major major, int row, int chunk) {
-  size_t span = swizzle_span(m.swizzle), at = m.start + row % 8 * span;
-  if (m.swizzle == Swizzle::none) {
-    bool rows_by_stride = major == Major::k;
-    return at + row / 8 * (rows_by_stride ? m.stride : m.leading) + chunk * (rows_by_stride ? m.leading : m.stride);
-  }
-  int chunks = span / kChunk;
-  return at + row / 8 * m.stride + chunk / chunks * m.leading + chunk % chunks * kChunk;
-}
-
-// Why the descriptor cannot be used, or "". A swizzle's pattern has 8 rows; their number is in the address.
-std::string wrong_layout(const Layout& m, Major major) {
-  size_t pattern = 8 * swizzle_span(m.swizzle);
-  if (m.swizzle != Swizzle::none && (m.start & (pattern - 1) & ~size_t{127}))
-    return "a matrix with this swizzle begins in the first row of a pattern of " + std::to_string(pattern) + " bytes";
-  if (m.swizzle != Swizzle::none && major == Major::k && m.start % swizzle_span(m.swizzle) + 2 * kChunk > static_cast<size_t>(swizzle_span(m.swizzle)))
-    return "16 numbers of k run over the end of a row of " + std::to_string(swizzle_span(m.swizzle)) + " bytes";
-  return "";
-}
-
-struct Operand {
-  std::vector<const char*> chunks;  // row by row
-  int chunks_per_row;
-};
-
-Operand find_operand(MatrixDescriptor matrix, Major major, int extent, const void* pc) {
-  Layout m = layout_of(matrix);
-  if (std::string wrong = wrong_layout(m, major); !wrong.empty()) fail("wgmma", wrong, {nullptr, 0, pc});
-  int rows = major == Major::k ? extent : kDepth, per_row = major == Major::k ? 2 : extent / 8;
-  Operand operand{{}, per_row};
-  for (int row = 0; row < rows; row++)
-    for (int chunk = 0; chunk < per_row; chunk++) {
-      const char* at = at_shared_offset(swizzled(chunk_at(m, major, row, chunk), m.swizzle));
-      if (!in_shared_array(at, kChunk))
-        fail("out of bounds", "wgmma reads row " + std::to_string(row) + " of a matrix outside the shared arrays", {nullptr, 0, pc});
-      operand.chunks.push_back(at);
-    }
-  return operand;
-}
-
 // The operand as [extent, kDepth].
-std::vector<float> read_operand(const WgmmaCall& call, MatrixDescriptor matrix, Major major, int extent, const void* pc) {
-  Operand operand = find_operand(matrix, major, extent, pc);
-  std::vector<float> numbers(extent * kDepth);
+std::vector<Factor> read_operand(const WgmmaCall& call, MatrixDescriptor from, Major major, int extent, const void* pc) {
+  SharedMatrix matrix = find_matrix(from, major, extent, pc);
+  std::vector<Factor> numbers(extent * kDepth);
   for (int i = 0; i < extent; i++)
     for (int k = 0; k < kDepth; k++) {
       int row = major == Major::k ? i : k, place = major == Major::k ? k : i;
       uint16_t bits;
-      memcpy(&bits, operand.chunks[row * operand.chunks_per_row + place / 8] + place % 8 * 2, 2);
-      numbers[i * kDepth + k] = call.number(bits);
+      memcpy(&bits, matrix.chunks[row * matrix.chunks_per_row + place / 8] + place % 8 * 2, 2);
+      numbers[i * kDepth + k] = factor_of(call.number(bits), call.smallest_exponent);
     }
   return numbers;
 }
@@ -164,13 +109,14 @@ std::shared_ptr<Chain> find_chain(Warpgroup& group, Thread* const* lanes, const 
 }
 
 // Register number i of a is element (row_of(rank, i % 4), 8 * (i / 4) + ..), as for mma.
-std::vector<float> registers_of_a(Thread* const* lanes) {
-  std::vector<float> a(kRows * kDepth);
+std::vector<Factor> registers_of_a(Thread* const* lanes) {
+  std::vector<Factor> a(kRows * kDepth);
   for (int rank = 0; rank < kThreads; rank++)
     for (int i = 0; i < 8; i++) {
       uint16_t bits;
       memcpy(&bits, static_cast<const char*>(call_of(lanes[rank]).a) + 2 * i, 2);
-      a[row_of(rank, i) * kDepth + column_of(rank, i)] = call_of(lanes[rank]).number(bits);
+      const WgmmaCall& call = call_of(lanes[rank]);
+      a[row_of(rank, i) * kDepth + column_of(rank, i)] = factor_of(call.number(bits), call.smallest_exponent);
     }
   return a;
 }
@@ -178,9 +124,9 @@ std::vector<float> registers_of_a(Thread* const* lanes) {
 // What tensor cores will read must be ready for a thread of each warp, and stay as it is.
 void claim_operands(Multiplication& m, Thread* const* lanes) {
   const WgmmaCall& call = m.call;
-  m.chunks = find_operand(call.b_matrix, call.b_major, call.count * 2, m.pc).chunks;
+  m.chunks = find_matrix(call.b_matrix, call.b_major, call.count * 2, m.pc).chunks;
   if (!call.a) {
-    Operand a = find_operand(call.a_matrix, call.a_major, kRows, m.pc);
+    SharedMatrix a = find_matrix(call.a_matrix, call.a_major, kRows, m.pc);
     m.chunks.insert(m.chunks.end(), a.chunks.begin(), a.chunks.end());
   }
   if (!machine().check) return;
@@ -212,19 +158,18 @@ void issue(Thread* const* lanes, const void* pc) {
 
 // ---- wait ---------------------------------------------------------------------------------------
 
-void multiply(Chain& chain, const std::vector<float>& a, const std::vector<float>& b, int smallest_exponent) {
+void multiply(Chain& chain, const std::vector<Factor>& a, const std::vector<Factor>& b) {
   for (int row = 0; row < kRows; row++)
     for (int column = 0; column < chain.columns; column++) {
       float& c = chain.sums[row * chain.columns + column];
-      auto sixteen = [](const float* from) -> const float(&)[kDepth] { return *reinterpret_cast<const float(*)[kDepth]>(from); };
-      c = tensor_core_sum(sixteen(&a[row * kDepth]), sixteen(&b[column * kDepth]), c, smallest_exponent);
+      c = tensor_core_sum(&a[row * kDepth], &b[column * kDepth], c);
     }
 }
 
 void finish(Warpgroup& group, Multiplication& m) {
   const WgmmaCall& call = m.call;
   if (!call.a) m.a = read_operand(call, call.a_matrix, call.a_major, kRows, m.pc);
-  multiply(*m.chain, m.a, read_operand(call, call.b_matrix, call.b_major, m.chain->columns, m.pc), call.smallest_exponent);
+  multiply(*m.chain, m.a, read_operand(call, call.b_matrix, call.b_major, m.chain->columns, m.pc));
   m.done = true;
   if (!machine().check) return;
   if (!group.has_agent) {
