@@ -20,7 +20,7 @@ using Encode = decltype(&cuTensorMapEncodeTiled);
 
 inline Encode find_encode() {
   void* found = nullptr;
-  cudaDriverEntryPointQueryResult status;
+  cudaDriverEntryPointQueryResult status = cudaDriverEntryPointSymbolNotFound;
 #if CUDART_VERSION >= 12050
   cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &status);
 #else
