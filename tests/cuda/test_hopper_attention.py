@@ -1,4 +1,4 @@
-"""attention_v4 in the simulator: against float64, bit by bit with v3, its bytes; and that a GPU refuses it."""
+"""attention_v4 in the simulator: against float64 and v3, and its bytes; and that a GPU refuses it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ def test_all_cases_of_the_other_rungs(case):
         compare(case, dtype)
 
 
-@pytest.mark.parametrize(("case", "order"), [(CASES[0], "forward"), (CASES[1], "reversed"), (CASES[4], "shuffled")])
+@pytest.mark.parametrize(
+    ("case", "order"), [(CASES[0], "forward"), (CASES[1], "reversed"), (CASES[4], "shuffled")]
+)
 def test_nothing_races_in_any_order(case, order):
     if "check" not in flavours():
         pytest.skip("the asan flavour has no race checks")
@@ -85,7 +87,7 @@ def test_each_block_reads_whole_tiles_once_and_the_last_keys_alone():
     assert p.tensors["k_cache"] == p.tensors["v_cache"] == (keys * row, 0)
     assert p.async_copy_bytes == 2 * keys * row
     assert p.mma == 0
-    # Each of two warpgroups has four steps of k and four of keys a tile; the first of them sees one tile less.
+    # Each of two warpgroups has four steps of k and four of keys a tile.
     assert p.wgmma % 8 == 0 and 0 < p.wgmma <= 2 * 8 * sum(tiles)
 
 

@@ -14,6 +14,7 @@ from sass import disassemble, require_tools
 
 from minillm.toolchain.cuda import compile_command
 from minillm.toolchain.cuda_toolkit import find_cuda
+from minillm.toolchain.sources import find_sources
 
 TOOL = require_tools()
 KERNELS = Path(__file__).parent / "kernels"
@@ -45,11 +46,15 @@ def functions(compiled):
     return disassemble(TOOL, compiled[0], "90a")
 
 
-def test_nothing_spills_and_no_wgmma_waits_alone(compiled):
-    said = compiled[1]
+def check_said(said: str) -> None:
+    """What ptxas said of kernels for sm_90a."""
     assert "0 bytes spill stores" in said
     assert said.count(" spill stores") == said.count("0 bytes stack frame, 0 bytes spill stores")
     assert "Potential Performance Loss" not in said  # ptxas would serialise wgmma, or ignore setmaxnreg
+
+
+def test_nothing_spills_and_no_wgmma_waits_alone(compiled):
+    check_said(compiled[1])
 
 
 @pytest.mark.parametrize(("kernel", "instruction"), INSTRUCTIONS)
@@ -57,6 +62,32 @@ def test_a_word_is_the_instruction_that_it_stands_for(functions, kernel, instruc
     found = [code for name, code in functions.items() if kernel in name]
     assert found
     assert all(any(i.name.startswith(instruction) for i in code) for code in found)
+
+
+def test_attention_v4_copies_and_multiplies_with_these_instructions(tmp_path):
+    (source,) = find_sources("cuda", "attention_v4.cu")
+    compiled, said = compile_once(source, tmp_path, ["90a"])
+    check_said(said)
+    functions = disassemble(TOOL, compiled, "90a")
+    assert len(functions) == 4
+    for name, code in functions.items():
+        steps = 4 + (8 if "Li128E" in name else 4)  # of P V, and of Q K^T
+        assert sum(i.name.startswith("HGMMA") for i in code) == steps, name
+        for instruction in ("UTMALDG.3D", "LDGSTS", "SYNCS.PHASECHK", "USETMAXREG"):
+            assert any(i.name.startswith(instruction) for i in code), (name, instruction)
+        assert not any(i.is_a("HMMA") or i.is_a("LDSM") for i in code)
+
+
+def test_control_a_use_under_the_wgmma_is_seen(tmp_path):
+    """ptxas says so if a kernel touches the registers of a wgmma before the wait."""
+    text = (KERNELS / "hopper.cu").read_text()
+    wait = "  wgmma_wait<1>(one);\n  y[threadIdx.x] = one[0][0];\n"
+    assert wait in text
+    source = tmp_path / "early.cu"
+    source.write_text(text.replace(wait, "  y[threadIdx.x] = one[0][0];\n  wgmma_wait<1>(one);\n"))
+    said = compile_once(source, tmp_path / "objects", ["90a"])[1]
+    with pytest.raises(AssertionError):
+        check_said(said)
 
 
 def test_control_plain_sm_90_has_no_wgmma(tmp_path):

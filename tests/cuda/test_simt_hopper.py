@@ -110,9 +110,7 @@ def test_a_tensor_copy_brings_its_box_swizzled_with_zeros_outside(right, dims, b
     with flavour("check"), profile() as p:
         right.run("run_box", x=x, y=y, **given, rank=len(dims), bytes=x.element_size(), swizzle=swizzle)
     assert torch.equal(y.view(torch.uint8), expected)
-    inside = [
-        min(first + size, dim) - max(first, 0) for first, size, dim in zip(at, box, dims, strict=True)
-    ]
+    inside = [min(first + size, dim) - max(first, 0) for first, size, dim in zip(at, box, dims, strict=True)]
     assert p.tensors["x"] == (torch.tensor(inside).prod() * x.element_size(), 0)
     assert p.async_copy_bytes == p.tensors["x"][0]
 
@@ -184,7 +182,9 @@ def test_a_warpgroup_changes_its_registers(right):
 def test_numbers_of_registers_that_do_not_exist_do_not_compile(number, tmp_path):
     kernel = f"__global__ void f() {{ raise_registers<{number}>(); }}"
     source = tmp_path / "registers.cu"
-    source.write_text(f'#include "dialect_hopper.h"\n{kernel}\nextern "C" void run() {{ LAUNCH(f, 1, 128, 0, 0); }}\n')
+    source.write_text(
+        f'#include "dialect_hopper.h"\n{kernel}\nextern "C" void run() {{ LAUNCH(f, 1, 128, 0, 0); }}\n'
+    )
     with pytest.raises(Exception, match="setmaxnreg takes 24 to 256"):
         compile_kernels(source)
 
@@ -232,12 +232,21 @@ RACES = [name for name, (kind, _) in CHECKED.items() if kind in ("race", "no pro
 def test_missing_order_is_found_in_any_order(bugs, name, order):
     with flavour("check"), pytest.raises(SimtError) as caught:
         attempt(bugs, name, order)
-    kinds = {CHECKED[name][0], "race", "copy not waited for", "wgmma not waited for", "no proxy fence", "mbarrier"}
+    kinds = {
+        CHECKED[name][0],
+        "race",
+        "copy not waited for",
+        "wgmma not waited for",
+        "no proxy fence",
+        "mbarrier",
+    }
     assert caught.value.kind in kinds
 
 
 def test_a_deadlock_says_what_the_mbarrier_lacks(bugs):
-    with pytest.raises(SimtError, match=r"32 threads wait at mbarrier_wait \(hopper_bugs.cu:\d+\) for `full`"):
+    with pytest.raises(
+        SimtError, match=r"32 threads wait at mbarrier_wait \(hopper_bugs.cu:\d+\) for `full`"
+    ):
         attempt(bugs, "more_bytes_expected")
     with pytest.raises(SimtError, match="whose phase 0 lacks 1 arrival"):
         attempt(bugs, "an_arrival_is_missing")
@@ -254,7 +263,8 @@ library = compile_kernels(sys.argv[1])
 x, y, c = torch.arange(64.0), torch.zeros(64), torch.zeros(64, 64)
 with flavour("asan"):
     library.run("run_bulk_reverse", x=x, y=y)
-    library.run("run_product_64", a=torch.ones(64, 64), b=torch.ones(64, 64), c=c, bf16=1, swizzle=3, mn=1, a_in=1)
+    ones = torch.ones(64, 64)
+    library.run("run_product_64", a=ones, b=ones, c=c, bf16=1, swizzle=3, mn=1, a_in=1)
 print(json.dumps([y.tolist(), c.unique().tolist()]))
 """
 

@@ -56,8 +56,8 @@ class SimtError(MinillmError):
 
     `kind` is "race", "uninitialised", "copy not waited for", "divergence", "deadlock", "out of bounds",
     "misaligned", "shared memory", "warp operation" or "launch"; with the words of sm_90 also "mbarrier",
-    "copy", "no proxy fence", "warpgroup", "wgmma" or "wgmma not waited for". `file` and `line` are None if the debug
-    information could not be read.
+    "copy", "no proxy fence", "warpgroup", "wgmma" or "wgmma not waited for". `file` and `line` are None if
+    the debug information could not be read.
     """
 
     def __init__(
@@ -91,7 +91,8 @@ class Counters:
     *wavefront* each of the 32 banks of shared memory serves one word. `shared_accesses` counts warp-wide
     instructions: wavefronts / accesses is 1 for 4-byte accesses without bank conflicts. `barriers` are
     counted once per block. `async_copy_bytes` are those of cp.async and of bulk copies. `mma` counts
-    instructions of a warp, `wgmma` instructions of a warpgroup. `tensors` has the global bytes by tensor: (read, written).
+    instructions of a warp, `wgmma` instructions of a warpgroup. `tensors` has the global bytes by tensor:
+    (read, written).
     """
 
     launches: int = 0
