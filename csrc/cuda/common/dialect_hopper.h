@@ -145,8 +145,7 @@ __device__ __forceinline__ void wgmma_wait(Arrays&... c) {
 
 template <class T, Major kMajorB = Major::k, int kEights>
 __device__ __forceinline__ void wgmma(float (&c)[kEights][4], const T (&a)[8], MatrixDescriptor b) {
-  const uint32_t* x = reinterpret_cast<const uint32_t*>(a);
-  ON_SM_90A((wgmma_shape<T, kMajorB == Major::mn>(c, x, b.bits)));
+  ON_SM_90A((wgmma_shape<T, kMajorB == Major::mn>(c, reinterpret_cast<const uint32_t*>(a), b.bits)));
 }
 
 template <class T, Major kMajorA = Major::k, Major kMajorB = Major::k, int kEights>
