@@ -9,10 +9,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from gpu_objects import compile_once
 from sass import disassemble, require_tools
 
-from minillm.toolchain.cuda import compile_command
+from minillm.toolchain.cuda import compile_command, wanted_architectures
 from minillm.toolchain.cuda_toolkit import find_cuda
 from minillm.toolchain.sources import find_sources
 
@@ -103,3 +104,14 @@ def test_a_file_with_these_words_compiles_for_older_chips(tmp_path):
     command = compile_command(find_cuda(), KERNELS / "hopper_bugs.cu", tmp_path / "out.o", ["75", "90"])
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("named", "capability", "wanted"),
+    [("", (9, 0), ["90a"]), ("", (8, 6), ["86"]), ("8.0 9.0a;12.0", (9, 0), ["80", "90a", "120"])],
+)
+def test_a_gpu_of_sm_90_gets_its_own_instructions(monkeypatch, named, capability, wanted):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", named)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert wanted_architectures() == wanted

@@ -7,18 +7,18 @@ waits for are under way when the block ends: an error, before its numbers are lo
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import oracle
 import pytest
 import torch
 from cases import Case
+from mutants import SURVIVED, WRONG, compile_here, copy_sources, drop_lines, make_edits, verdict
+from torch import Tensor
 
-from minillm.ops.simt import KernelLibrary, SimtError, compile_kernels, flavour
+from minillm.ops.simt import KernelLibrary
 from minillm.ops.simt.machine import machine
 from minillm.toolchain.compiler import BuildFailed, find_compiler
-from minillm.toolchain.sources import csrc
 
 try:
     machine()
@@ -27,7 +27,7 @@ except BuildFailed as reason:
         raise  # sources that do not compile are a failure, not a skip
     pytest.skip(f"simulator: {reason}", allow_module_level=True)
 
-WRONG, LEFT = "wrong numbers", "copy not waited for"
+LEFT = "copy not waited for"
 V4, TILE = "attention_v4.cu", "hopper_tile.h"
 FREED_LATE = """    if (key_tile * kTileKeys <= group_last) add_hopper_tile(part, query, k, v, key_tile * kTileKeys, scale);
     __syncwarp();
@@ -66,22 +66,15 @@ SLOW = [
 CASE = Case([(70, 330), (3, 64)], heads=2, kv_heads=1, dim=64)
 
 
-def build(folder: Path, file: str = "", old: str = "", new: str = "") -> KernelLibrary:
+def build(folder: Path, *edits: tuple[str, str, str]) -> KernelLibrary:
     """The kernel for heads of 64 in bfloat16."""
-    for path in (csrc() / "cuda" / "attention").iterdir():
-        text = path.read_text()
-        if path.name == "tensor_tile.h":
-            lines = text.splitlines()
-            text = "\n".join(line for line in lines if not line.strip().startswith(OTHERS))
-        if path.name == file:
-            assert old in text, f"{file} has no {old!r} any more"
-            text = text.replace(old, new)
-        (folder / path.name).write_text(text)
-    shutil.copy(Path(__file__).parent / "kernels" / "hopper_attention.cu", folder)
-    return compile_kernels(folder / "hopper_attention.cu")
+    copy_sources(folder, (V4, TILE, "query_tiles.h", "paging.h", "tensor_tile.h", "splits.h"))
+    make_edits(folder, edits)
+    drop_lines(folder / "tensor_tile.h", OTHERS)
+    return compile_here(folder, "hopper_attention.cu", [])
 
 
-def is_right(library: KernelLibrary) -> bool:
+def attention(library: KernelLibrary) -> tuple[Tensor, Tensor]:
     q, k_cache, v_cache, meta, tables = CASE.build(torch.bfloat16)
     out = torch.full(q.shape, torch.nan, dtype=q.dtype)
     library.run(
@@ -90,24 +83,20 @@ def is_right(library: KernelLibrary) -> bool:
         num_tokens=len(q), q_stride=q.stride(0), block_size=CASE.block_size,
     )  # fmt: skip
     lens = [n for n, _ in CASE.seqs], [n for _, n in CASE.seqs]
-    exact = oracle.paged_attention(q, k_cache, v_cache, tables, *lens, 0.2, None)
+    return out, oracle.paged_attention(q, k_cache, v_cache, tables, *lens, 0.2, None)
+
+
+def is_right(out: Tensor, exact: Tensor) -> bool:
     return oracle.error(out, exact) < 6e-3
 
 
-def seen(library: KernelLibrary) -> str:
-    """What is noticed first."""
-    for name in ("fast", "check"):
-        try:
-            with flavour(name):
-                if not is_right(library):
-                    return WRONG
-        except SimtError as error:
-            return error.kind
-    return "nothing"
+@pytest.fixture(scope="module")
+def right(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("right"))
 
 
-def test_control_the_kernel_itself_is_right(tmp_path):
-    assert seen(build(tmp_path)) == "nothing"
+def test_control_the_kernel_itself_survives(right):
+    assert verdict(attention, right, right, is_right) == SURVIVED
 
 
 @pytest.mark.parametrize(
@@ -117,5 +106,5 @@ def test_control_the_kernel_itself_is_right(tmp_path):
         *(pytest.param(f, o, n, c, id=name, marks=pytest.mark.slow) for f, name, o, n, c in SLOW),
     ],
 )
-def test_each_mutant_is_caught(file, old, new, caught, tmp_path):
-    assert seen(build(tmp_path, file, old, new)) == caught
+def test_each_mutant_is_caught(file, old, new, caught, right, tmp_path):
+    assert verdict(attention, build(tmp_path, (file, old, new)), right, is_right) == caught
