@@ -58,7 +58,7 @@ bool knows(unsigned rank, uint32_t moment) {
   const Machine& m = machine();
   const Thread& self = *m.running;
   if (static_cast<int>(rank) == self.rank) return true;
-  if (running) return known[self.rank][rank] >= moment;
+  if (running) return rank < known[self.rank].size() && known[self.rank][rank] >= moment;
   return static_cast<int>(rank) / 32 == self.warp() && m.warp_syncs[self.warp()] >= moment;
 }
 

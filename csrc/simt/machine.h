@@ -36,7 +36,7 @@ struct Error {
   Place other_at;
 };
 
-enum class State { ready, waiting, done };
+enum class State { ready, waiting, blocked, done };  // blocked: by an asynchronous word (async.h)
 
 struct PendingCopy {
   char* to;
@@ -63,6 +63,9 @@ struct Thread {
   void* operand = nullptr;
   std::vector<PendingCopy> copies;
   int copy_group = 0;
+  const void* mbarrier = nullptr;  // blocked there, until the phase of `parity` is complete
+  unsigned parity = 0;
+  uint32_t proxy_fences = 0;       // fence_proxy_async run in this block
   const void* last_address = nullptr;  // with `repeats`: to detect a thread that spins on a value
   uint32_t repeats = 0;
 
@@ -114,6 +117,7 @@ Machine& machine();
 Place place(const Where& where);
 bool same_wait(const Thread& a, const Thread& b);  // they wait for the same, at one line
 void wait(const char* name, Where where);          // the running thread, from its next Fiber::suspend() on
+void block(const char* name, Where where);         // the same, until somebody makes it ready
 
 // ---- warps.cpp --------------------------------------------------------------------------------
 
@@ -165,6 +169,8 @@ void begin_block_memory();
 Location locate(const void* address, size_t bytes, bool aligned, const char* verb, const void* pc);
 std::string describe(const void* address);  // "`tile` + 128 bytes"
 size_t shared_offset(const void* address);
+char* at_shared_offset(size_t offset);
+bool in_shared_array(const void* address, size_t bytes);
 
 // ---- race.cpp ---------------------------------------------------------------------------------
 
@@ -173,6 +179,16 @@ void check_read(Space space, const void* address, size_t bytes, const void* pc);
 void check_write(Space space, const void* address, size_t bytes, const void* pc);
 void mark_copy(const void* to, size_t bytes, const void* pc);  // a copy was issued and not yet waited for
 void unmark_copy(const void* to, size_t bytes);
+
+// Accesses of copies and of tensor cores (agents.cpp), in shared memory. `check_operand`: the running thread's warp
+// may let tensor cores read this now; `mark_operand`: they may do so until `unmark_operand`.
+void begin_block_races();
+void require_proxy_fence(const void* address, size_t bytes, const char* verb, const void* pc);
+void agent_wrote(unsigned agent, uint32_t moment, const void* address, size_t bytes, const void* pc);
+void agent_read(unsigned agent, uint32_t moment, const void* address, size_t bytes, const void* pc);
+void check_operand(const void* address, size_t bytes, const void* pc);
+void mark_operand(const void* address, size_t bytes, const void* pc);
+void unmark_operand(const void* address, size_t bytes);
 
 // ---- clocks.cpp -------------------------------------------------------------------------------
 
@@ -185,6 +201,15 @@ void release_into(Clocks& to, unsigned rank);       // what the thread did and k
 void acquire(const Clocks& from, unsigned rank);
 void meet_in_warp(unsigned warp, unsigned mask);    // __syncwarp
 
+// ---- asynchronous words (async.h) ---------------------------------------------------------------
+
+void begin_block_async();
+bool end_block_async();                             // false: an error, something is still under way
+bool land_a_copy();                                 // no thread can continue; false: that would not help
+std::string mbarrier_state(const void* mbarrier);   // "`full` + 8 bytes, whose phase 0 lacks 1 arrival"
+bool is_agent(unsigned rank);
+std::string agent_name(unsigned rank);
+
 // ---- traffic.cpp ------------------------------------------------------------------------------
 
 struct Counters {
@@ -193,7 +218,7 @@ struct Counters {
   uint64_t global_read_sectors = 0, global_write_sectors = 0;
   uint64_t shared_read_bytes = 0, shared_write_bytes = 0;
   uint64_t shared_accesses = 0, shared_wavefronts = 0;
-  uint64_t barriers = 0, warp_operations = 0, async_copy_bytes = 0, mma = 0;
+  uint64_t barriers = 0, warp_operations = 0, async_copy_bytes = 0, mma = 0, wgmma = 0;
   std::map<std::string, Moved> tensors;  // the global bytes by tensor name
 };
 

@@ -28,7 +28,7 @@ struct SharedArray : Range {
 std::vector<Range> globals;      // sorted by address
 std::vector<SharedArray> arrays;
 size_t static_bytes = 0, used = 0;
-alignas(128) char arena[kArenaBytes];
+alignas(1024) char arena[kArenaBytes];  // as aligned as the pattern of a swizzle
 
 uintptr_t number(const void* p) { return reinterpret_cast<uintptr_t>(p); }
 
@@ -137,6 +137,10 @@ void* dynamic_shared(Where where) {
 }
 
 size_t shared_offset(const void* address) { return number(address) - number(arena); }
+
+char* at_shared_offset(size_t offset) { return arena + offset; }
+
+bool in_shared_array(const void* address, size_t bytes) { return in_arena(address) && any_holds(arrays, address, bytes); }
 
 std::string describe(const void* address) {
   std::string text = "memory";

@@ -48,7 +48,7 @@ py::dict as_dict(const Counters& c) {
   FIELD(global_read_sectors), FIELD(global_write_sectors);
   FIELD(shared_read_bytes), FIELD(shared_write_bytes);
   FIELD(shared_accesses), FIELD(shared_wavefronts);
-  FIELD(barriers), FIELD(warp_operations), FIELD(async_copy_bytes), FIELD(mma);
+  FIELD(barriers), FIELD(warp_operations), FIELD(async_copy_bytes), FIELD(mma), FIELD(wgmma);
 #undef FIELD
   py::dict tensors;
   for (const auto& [name, moved] : c.tensors) tensors[py::str(name)] = py::make_tuple(moved.read_bytes, moved.write_bytes);

@@ -101,11 +101,18 @@ std::string who_waits_where() {
       groups["have returned"]++;
     else
       groups["wait at " + waits_for(*t) + " (" + base_name(t->at.file) + ":" + std::to_string(t->at.line) +
-             (t->named.id && !t->mask ? "; " + arrived_text(t->named.id) : "") + ")"]++;
+             (t->named.id && !t->mask ? "; " + arrived_text(t->named.id) : "") + ")" +
+             (t->mbarrier ? " for " + mbarrier_state(t->mbarrier) : "")]++;
   }
   std::string text;
   for (const auto& [what, count] : groups) text += (text.empty() ? "" : ", ") + plural(count, "thread") + " " + what;
   return text;
+}
+
+Thread* somebody_at_an_mbarrier() {
+  for (Thread* t : machine().threads)
+    if (t->mbarrier) return t;
+  return nullptr;
 }
 
 // If the lanes of one warp wait at different places, the error is divergence; if whole warps do, it is a deadlock.
@@ -115,7 +122,7 @@ bool some_warp_is_split() {
     const Thread& a = *threads[first];
     for (size_t i = first; i < first + 32; i++) {
       const Thread& b = *threads[i];
-      if (a.state != b.state || (a.state == State::waiting && !same_wait(a, b))) return true;
+      if (a.state != b.state || (a.state != State::done && !same_wait(a, b))) return true;
     }
   }
   return false;
@@ -123,8 +130,9 @@ bool some_warp_is_split() {
 
 void report_stuck() {
   Machine& m = machine();
-  Thread* first = *std::find_if(m.threads.begin(), m.threads.end(), [](Thread* t) { return t->state == State::waiting; });
-  const char* kind = some_warp_is_split() ? "divergence" : "deadlock";
+  Thread* first = somebody_at_an_mbarrier();  // lanes may wait there alone: that is no divergence
+  const char* kind = !first && some_warp_is_split() ? "divergence" : "deadlock";
+  if (!first) first = *std::find_if(m.threads.begin(), m.threads.end(), [](Thread* t) { return t->state != State::done; });
   m.failed = true;
   m.error = {kind, m.kernel, who_waits_where(), m.block, first->index, first->at, "", {}};
 }
@@ -159,12 +167,15 @@ void begin_block(uint3 block) {
   begin_block_memory();
   begin_block_barriers();
   stop_clocks();
+  begin_block_async();
   for (Thread* t : m.threads) {
     t->state = State::ready;
     for (const PendingCopy& copy : t->copies) unmark_copy(copy.to, copy.bytes);  // copies of an earlier block
     t->copies.clear();
     t->copy_group = 0;
     t->last_address = nullptr;
+    t->mbarrier = nullptr;
+    t->proxy_fences = 0;
     t->fiber.prepare(thread_main);
   }
 }
@@ -180,10 +191,10 @@ void run_block(uint3 block) {
       moved |= run_warp(warp, lane_order);
       if (m.failed) return;
     }
-    if (all_done()) return end_block_barriers();
+    if (all_done()) return end_block_async() ? end_block_barriers() : void();
     if (all_at_one_barrier())
       open_barrier();
-    else if (!moved)
+    else if (!moved && !land_a_copy())
       return report_stuck();
   }
 }
@@ -260,6 +271,11 @@ void wait(const char* name, Where where) {
   t.mask = 0;
   t.named = {};
   t.at = place(where);
+}
+
+void block(const char* name, Where where) {
+  wait(name, where);
+  machine().running->state = State::blocked;
 }
 
 void fail(const char* kind, const std::string& message, Place at, const std::string& other, Place other_at) {

@@ -41,10 +41,12 @@ from minillm.ops.cuda_rungs import (
     INSTEAD,
     LINEAR_RUNGS,
     TENSOR_RUNGS,
+    UNTESTED_RUNGS,
     aligned,
     has_tensor_cores,
     no_tensor_attention,
     no_tensor_linear,
+    refuse_untested,
     wants_tensor_cores,
 )
 from minillm.ops.fused import FusedModel, FusedOps, ModelWeights
@@ -186,15 +188,16 @@ class CudaOps(FusedOps):
         window: int | None = None,
         rung: str | None = None,
     ) -> Tensor:
-        """`Ops.paged_attention`; `rung` selects a kernel, v1 to v3 or d1 to d3, not the engine's own.
+        """`Ops.paged_attention`; `rung` selects a kernel, v1 to v4 or d1 to d3, not the engine's own.
 
-        "v3", "d2" and "d3" run on tensor cores and give a row the same bits. Where they cannot run, "v2" or
-        "d1" runs instead, with a warning that says why.
+        "v3", "v4", "d2" and "d3" run on tensor cores and give a row the same bits. Where they cannot run,
+        "v2" or "d1" runs instead, with a warning that says why. A GPU refuses "v4" (`refuse_untested`).
         """
         self._check_attention("paged_attention", q, LayerCache(k_cache, v_cache), meta)
-        rungs = (*ATTENTION_RUNGS, *TENSOR_RUNGS)
+        rungs = (*ATTENTION_RUNGS, *TENSOR_RUNGS, *UNTESTED_RUNGS)
         if rung not in (None, *rungs):
             raise ValueError(f"paged_attention: there is no rung {rung}, only {', '.join(rungs)}")
+        refuse_untested(rung, q)
         rung = self._rung("paged_attention", rung, no_tensor_attention(q))
         # Only v1 needs the longest kv_len here, to allocate its score matrix. It forces a GPU
         # synchronisation.

@@ -11,6 +11,8 @@ import os
 import torch
 from torch import Tensor
 
+from minillm.errors import UsageError
+
 HEAD_DIMS = (32, 64, 96, 128, 256)
 TENSOR_HEAD_DIMS = (64, 128)
 # The kernels that `rung` can select: for attention, and for linear.
@@ -21,7 +23,8 @@ TENSOR_RUNGS = {
     "d2": "d1",
     "d3": "d1",
 }  # attention on tensor cores; the rung that runs if they cannot
-INSTEAD = TENSOR_RUNGS | {"l4": "l2", "l5": "l2"}
+UNTESTED_RUNGS = {"v4": "v2"}  # they have run in the simulator only
+INSTEAD = TENSOR_RUNGS | UNTESTED_RUNGS | {"l4": "l2", "l5": "l2"}
 # The numbers of sequences for which a decode step is captured as a CUDA graph.
 GRAPH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 
@@ -54,6 +57,23 @@ def no_tensor_attention(q: Tensor) -> str:
     if q.shape[2] not in TENSOR_HEAD_DIMS:
         return f"head_dim {q.shape[2]} is not 64 or 128"
     return _no_tensor_cores(q)
+
+
+def refuse_untested(rung: str | None, x: Tensor) -> None:
+    """Refuse a rung that no GPU has judged, unless MINILLM_UNTESTED_RUNGS=1 asks for it.
+
+    Raises:
+        UsageError: `x` is on a GPU, and the rung is refused there or needs another GPU.
+    """
+    if rung not in UNTESTED_RUNGS or not x.is_cuda:
+        return
+    if torch.cuda.get_device_capability(x.device) != (9, 0):
+        raise UsageError(f"rung {rung} needs a GPU of sm_90", "leave out rung")
+    if os.environ.get("MINILLM_UNTESTED_RUNGS") != "1":
+        raise UsageError(
+            f"rung {rung} has run in the simulator only, no chip has judged it",
+            "MINILLM_UNTESTED_RUNGS=1 runs it all the same",
+        )
 
 
 def aligned(x: Tensor) -> Tensor:

@@ -29,14 +29,18 @@ RUNTIME = ["-lcudart_static", "-lrt", "-ldl", "-lpthread"]
 
 
 def wanted_architectures() -> list[str]:
-    """The architectures of TORCH_CUDA_ARCH_LIST, else of this machine's GPU, else all that are tested."""
+    """The architectures of TORCH_CUDA_ARCH_LIST, else of this machine's GPU, else all that are tested.
+
+    A GPU of sm_90 gets code for sm_90a: only that has wgmma.
+    """
     import torch
 
-    named = re.findall(r"(\d+)\.(\d+)", os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
+    named = re.findall(r"(\d+)\.(\d+a?)", os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
     if named:
         return [major + minor for major, minor in named]
     if torch.cuda.is_available():
-        return ["{}{}".format(*torch.cuda.get_device_capability())]
+        name = "{}{}".format(*torch.cuda.get_device_capability())
+        return ["90a" if name == "90" else name]
     return list(ARCHITECTURES)
 
 

@@ -33,7 +33,7 @@ from minillm import LLM, SamplingParams
 from minillm.config import LayerSpec
 from minillm.ops.contract import LayerCache, Matrix, RopeTables
 from minillm.ops.cuda import CudaOps
-from minillm.ops.cuda_rungs import ATTENTION_RUNGS, LINEAR_RUNGS, TENSOR_RUNGS
+from minillm.ops.cuda_rungs import ATTENTION_RUNGS, LINEAR_RUNGS, TENSOR_RUNGS, UNTESTED_RUNGS
 from minillm.ops.reference import ReferenceOps
 from minillm.ops.sampling import SamplingBatch
 
@@ -257,6 +257,9 @@ def one_of_each(bench: Bench) -> None:
     ops, p = bench.ops, paged(bench.random, 3, 33, 70, 4, 2, 64)
     for rung in (*ATTENTION_RUNGS, *TENSOR_RUNGS):
         ops.paged_attention(p.q, p.k, p.v, p.meta, 0.125, rung=rung)
+    if not p.q.is_cuda:  # a GPU refuses these
+        for rung in UNTESTED_RUNGS:
+            ops.paged_attention(p.q, p.k, p.v, p.meta, 0.125, rung=rung)
     x, weight = bench.random(17, 70), bench.random(33, 70)
     for rung in ("l1", "l2", "l3"):
         ops.linear(x, weight, rung=rung)

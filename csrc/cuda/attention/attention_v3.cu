@@ -12,6 +12,7 @@
 // them. FLOPs: 4 * head_dim per visible (row, key). Limit: tensor cores and shared memory: each warp reads each
 // tile for 16 rows alone. Left out: wgmma and TMA; softmax of one tile under the multiplications of another.
 
+#include "query_tiles.h"
 #include "splits.h"
 
 namespace minillm::cuda {
@@ -20,29 +21,13 @@ namespace {
 constexpr int kWarps = 8, kThreads = 32 * kWarps, kRows = kWarpRows * kWarps;
 constexpr int kStages = 2;
 
-struct RowTile {
-  int sequence, first_row;  // sequence -1: there are fewer tiles
-};
-
-// The tile of rows of this block, counted through the sequences from the last: a prompt's last rows see the most
-// keys, so the tiles with the most work start first.
-__device__ __forceinline__ RowTile find_tile(const Sequences& s, int group) {
-  int tile = blockIdx.x;
-  for (int i = s.num_seqs - 1; i >= 0; i--) {
-    int tiles = ((s.query_start[i + 1] - s.query_start[i]) * group + kRows - 1) / kRows;
-    if (tile < tiles) return {i, (tiles - 1 - tile) * kRows};
-    tile -= tiles;
-  }
-  return {-1, 0};
-}
-
 template <class T, int kDim>
 constexpr int kSharedBytes = Ring<T, kDim, kWarps, kStages>::kBytes + Whole<kDim, kThreads>::kBytes;
 
 template <class T, int kDim>
 __global__ void __launch_bounds__(kThreads, 1) attention_v3_kernel(const __grid_constant__ AttentionArgs p) {
   DYNAMIC_SHARED(T, memory);
-  RowTile tile = find_tile(p.sequences, p.num_heads / p.num_kv_heads);
+  RowTile tile = find_tile<kRows>(p.sequences, p.num_heads / p.num_kv_heads);
   if (tile.sequence < 0) return;  // the whole block: nobody waits at a barrier below
   PackedRows rows(p, tile.sequence, blockIdx.y);
   int count = min(rows.count(), tile.first_row + kRows);
@@ -66,14 +51,11 @@ __global__ void __launch_bounds__(kThreads, 1) attention_v3_kernel(const __grid_
 
 void attention_v3(const AttentionArgs& p, Stream stream) {
   if (p.sequences.num_tokens == 0) return;
-  // How the rows divide among sequences is known on the GPU only: enough tiles for any division.
-  int64_t rows = int64_t{1} * p.sequences.num_tokens * (p.num_heads / p.num_kv_heads);
-  dim3 grid(static_cast<unsigned>(rows / kRows + p.sequences.num_seqs), p.num_kv_heads);
   with_tensor_types(p, [&](auto zero, auto dim) {
     using T = decltype(zero);
     constexpr int kDim = decltype(dim)::value;
     constexpr int kBytes = kSharedBytes<T, kDim>;
-    LAUNCH((attention_v3_kernel<T, kDim>), grid, kThreads, kBytes, stream_of(stream), p);
+    LAUNCH((attention_v3_kernel<T, kDim>), tile_grid<kRows>(p), kThreads, kBytes, stream_of(stream), p);
   });
 }
 

@@ -92,26 +92,11 @@ struct Part {
   float out[kDim / 8][4] = {};  // columns 8 j + t and its neighbour, of both rows; t = 2 * (lane % 4)
 };
 
-// 64 keys more. `k` and `v` [64, kDim] are in shared memory, the first key is `start`.
+// Turns the scores of 64 keys, from `start` on, into weights, and rescales what `to` has so far.
 template <class T, int kDim>
-__device__ __forceinline__ void add_tile(Part<kDim>& to, const Query<T, kDim>& query, const T* k, const T* v, int start,
-                                         float scale) {
+__device__ __forceinline__ void weigh(Part<kDim>& to, const Query<T, kDim>& query, float (&scores)[kTileKeys / 8][4], int start,
+                                      float scale) {
   int lane = threadIdx.x % 32;
-  float scores[kTileKeys / 8][4] = {};
-  int k_at = place<kDim>(lane / 16 * 8 + lane % 8, lane / 8 % 2);  // two times eight keys, two chunks
-  UNROLL
-  for (int step = 0; step < kDim / 16; step++)
-    UNROLL
-    for (int j = 0; j < kTileKeys / 8; j += 2) {
-      Vec<T, 8> both;
-      load_matrices<4>(both.v, k + (k_at ^ 2 * step * kWide) + 8 * j * kDim);
-      Vec<T, 4> b[2];
-      UNROLL
-      for (int i = 0; i < 8; i++) b[i / 4].v[i % 4] = both.v[i];
-      mma_m16n8k16(scores[j], query.q[step].v, b[0].v);
-      mma_m16n8k16(scores[j + 1], query.q[step].v, b[1].v);
-    }
-
   UNROLL
   for (int i = 0; i < kTileKeys / 2; i++) scores[i / 4][i % 4] *= scale;
   if (start < query.all_first || start + kTileKeys - 1 > query.all_last) {  // few tiles: not all rows see all of it
@@ -144,6 +129,29 @@ __device__ __forceinline__ void add_tile(Part<kDim>& to, const Query<T, kDim>& q
     UNROLL
     for (int j = 0; j < kDim / 4; j++) to.out[j / 2][2 * i + j % 2] *= factor;
   }
+}
+
+// 64 keys more. `k` and `v` [64, kDim] are in shared memory, the first key is `start`.
+template <class T, int kDim>
+__device__ __forceinline__ void add_tile(Part<kDim>& to, const Query<T, kDim>& query, const T* k, const T* v, int start,
+                                         float scale) {
+  int lane = threadIdx.x % 32;
+  float scores[kTileKeys / 8][4] = {};
+  int k_at = place<kDim>(lane / 16 * 8 + lane % 8, lane / 8 % 2);  // two times eight keys, two chunks
+  UNROLL
+  for (int step = 0; step < kDim / 16; step++)
+    UNROLL
+    for (int j = 0; j < kTileKeys / 8; j += 2) {
+      Vec<T, 8> both;
+      load_matrices<4>(both.v, k + (k_at ^ 2 * step * kWide) + 8 * j * kDim);
+      Vec<T, 4> b[2];
+      UNROLL
+      for (int i = 0; i < 8; i++) b[i / 4].v[i % 4] = both.v[i];
+      mma_m16n8k16(scores[j], query.q[step].v, b[0].v);
+      mma_m16n8k16(scores[j + 1], query.q[step].v, b[1].v);
+    }
+
+  weigh(to, query, scores, start, scale);
 
   int v_at = place<kDim>(lane % 16, lane / 16);  // 16 keys, two chunks
   UNROLL

@@ -161,9 +161,9 @@ bool attend_as_engine(Call& call, const std::string& rung, const AttentionArgs& 
 
 void attend_on_tensor_cores(Call& call, const std::string& rung, const AttentionArgs& p, const Tensor& q, Stream stream) {
   const char* op = "paged_attention";
-  STD_TORCH_CHECK(rung == "v3" || rung == "d2" || rung == "d3", op, ": there is no rung ", rung);
+  STD_TORCH_CHECK(rung == "v3" || rung == "v4" || rung == "d2" || rung == "d3", op, ": there is no rung ", rung);
   STD_TORCH_CHECK(can_use_tensor_cores(p), op, ": rung ", rung, " takes bfloat16 and float16, head_dim 64 and 128 only");
-  if (rung != "d3") return (rung == "v3" ? attention_v3 : decode_d2)(p, stream);
+  if (rung != "d3") return (rung == "v3" ? attention_v3 : rung == "v4" ? attention_v4 : decode_d2)(p, stream);
   const Memory memory(call, q, split_bytes(p));
   attention_in_splits(p, memory.start(), stream);
 }

@@ -219,6 +219,7 @@ bool supports_head_dim(int head_dim);
 void attention_v1(const AttentionArgs&, const NaiveScratch&, Stream);
 void attention_v2(const AttentionArgs&, Stream);
 void attention_v3(const AttentionArgs&, Stream);  // 16-bit, head_dim 64 or 128
+void attention_v4(const AttentionArgs&, Stream);  // like attention_v3; sm_90a
 void decode_d1(const AttentionArgs&, Stream);
 void decode_d2(const AttentionArgs&, Stream);     // like attention_v3
 void decode_d3(const AttentionArgs&, const SplitScratch&, Stream);  // like attention_v3

@@ -32,7 +32,10 @@ from minillm.toolchain.simt import machine_library
 
 FLAVOURS = ("fast", "check", "asan")
 # Frames in these files are left out: they are functions of the dialect, not of a kernel.
-_DIALECT = ("simt.h", "warp.h", "cuda_words.h", "dialect.h", "dialect_cuda.h", "numbers.h")
+_DIALECT = (
+    *("simt.h", "warp.h", "cuda_words.h", "mbarrier.h", "bulk.h", "warpgroup.h", "wgmma.h"),
+    *("dialect.h", "dialect_cuda.h", "dialect_hopper.h", "tiles.h", "numbers.h"),
+)
 _lock = threading.Lock()
 
 
@@ -52,8 +55,9 @@ class SimtError(MinillmError):
     what happened at both.
 
     `kind` is "race", "uninitialised", "copy not waited for", "divergence", "deadlock", "out of bounds",
-    "misaligned", "shared memory", "warp operation" or "launch". `file` and `line` are None if the debug
-    information could not be read.
+    "misaligned", "shared memory", "warp operation" or "launch"; with the words of sm_90 also "mbarrier",
+    "copy", "no proxy fence", "warpgroup", "wgmma" or "wgmma not waited for". `file` and `line` are None if
+    the debug information could not be read.
     """
 
     def __init__(
@@ -86,7 +90,9 @@ class Counters:
     are counted per lane. A *sector* is 32 bytes of global memory, the smallest unit that is fetched. In one
     *wavefront* each of the 32 banks of shared memory serves one word. `shared_accesses` counts warp-wide
     instructions: wavefronts / accesses is 1 for 4-byte accesses without bank conflicts. `barriers` are
-    counted once per block. `tensors` has the global bytes by tensor: (read, written).
+    counted once per block. `async_copy_bytes` are those of cp.async and of bulk copies. `mma` counts
+    instructions of a warp, `wgmma` instructions of a warpgroup. `tensors` has the global bytes by tensor:
+    (read, written).
     """
 
     launches: int = 0
@@ -104,6 +110,7 @@ class Counters:
     warp_operations: int = 0
     async_copy_bytes: int = 0
     mma: int = 0
+    wgmma: int = 0
     tensors: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def __add__(self, other: Counters) -> Counters:

@@ -54,6 +54,10 @@ int __cudaGetKernel(const void** kernel, const void* stub) {
   *kernel = stub;
   return 0;
 }
+int cudaGetDriverEntryPointByVersion(const char*, void** found, unsigned, unsigned long long, int* status) {
+  *found = nullptr, *status = 1;  // no driver: tensor maps stay empty
+  return 0;
+}
 int cudaFuncSetAttribute(const void* stub, int attribute, int value) {
   if (attribute == 8) kernels[stub].allowed = value;  // cudaFuncAttributeMaxDynamicSharedMemorySize
   return 0;
@@ -116,7 +120,7 @@ void attention(DType type) {
     p.num_heads = 32, p.num_kv_heads = 8, p.head_dim = dim, p.block_size = 16, p.dtype = type;
     attention_v1(p, {nullptr, nullptr, 131'072}, nullptr);
     if (dim == 64 || dim == 128)
-      attention_v3(p, nullptr), decode_d2(p, nullptr), decode_d3(p, {nullptr, nullptr, 256}, nullptr);
+      attention_v3(p, nullptr), attention_v4(p, nullptr), decode_d2(p, nullptr), decode_d3(p, {nullptr, nullptr, 256}, nullptr);
     for (float cap : {0.0f, 30.0f}) p.softcap = cap, attention_v2(p, nullptr), decode_d1(p, nullptr);
   }
 }
