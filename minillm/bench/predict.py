@@ -116,6 +116,8 @@ def occupancy(work: Work, code: Code, chip: Chip) -> int:
 
 def busiest_sm(blocks: Sequence[float], sms: int, resident: int) -> float:
     """The work of the SM that gets most: blocks in turn, later ones to the SM that has done least."""
+    if min(blocks) == max(blocks):
+        return blocks[0] * -(-len(blocks) // sms)
     loads = [0.0] * sms
     for i, block in enumerate(blocks[: sms * resident]):
         loads[i % sms] += block
