@@ -35,7 +35,6 @@ class Chip:
     sms: int
     clock: float  # Hz, boost
     bandwidth: float  # of DRAM, bytes a second
-    l2_bytes: int
     l2_bandwidth: float  # bytes a second
     shared_bytes: int  # for the blocks of an SM together
     max_warps: int
@@ -49,13 +48,49 @@ class Chip:
     block_overhead: int = 1_024  # shared memory that the system keeps for each block, from sm_80 on [G]
 
 
-# Latencies [J]; L2 bandwidth measured [J]. Its tensor cores have no mma.m16n8k16 (PTX ISA: sm_80).
-T4 = Chip("T4", "75", 40, 1.59e9, 320e9, 4 << 20, 1.27e12, 64 << 10, 32, 16, 64, 0, 296, block_overhead=0)
-# The 40 GB part [A]. mma.sync reaches the peak, 312 TFLOP/s: 2048 FLOPs a cycle and SM. L2: 5120 bytes a
-# cycle [A].
-A100 = Chip("A100", "80", 108, 1.41e9, 1555e9, 40 << 20, 7.2e12, 164 << 10, 64, 32, 64, 2048, 466)
-# SXM [H]. Peak 4096 FLOPs a cycle and SM, of which mma.sync reaches 63 % [L].
-H100 = Chip("H100", "90", 132, 1.755e9, 3350e9, 50 << 20, 6.5e12, 228 << 10, 64, 32, 128, 2580, 479)
+T4 = Chip(
+    name="T4",
+    arch="75",
+    sms=40,
+    clock=1.59e9,
+    bandwidth=320e9,  # [T4]
+    l2_bandwidth=1.27e12,  # measured [J]
+    shared_bytes=64 << 10,
+    max_warps=32,
+    max_blocks=16,
+    fp32=64,
+    tensor_flops=0,  # its tensor cores have no m16n8k16
+    dram_latency=296,  # [J]
+    block_overhead=0,
+)
+A100 = Chip(  # of 40 GB
+    name="A100",
+    arch="80",
+    sms=108,
+    clock=1.41e9,
+    bandwidth=1555e9,  # [A]
+    l2_bandwidth=7.2e12,  # 5120 bytes a cycle [A]
+    shared_bytes=164 << 10,
+    max_warps=64,
+    max_blocks=32,
+    fp32=64,
+    tensor_flops=2048,  # mma.sync reaches the peak of 312 TFLOP/s [A]
+    dram_latency=466,  # [L]
+)
+H100 = Chip(  # SXM
+    name="H100",
+    arch="90",
+    sms=132,
+    clock=1.755e9,
+    bandwidth=3350e9,  # [H]
+    l2_bandwidth=6.5e12,  # 5.6e12 with 114 SMs [C], scaled to 132; linear_l5 moves 6.3e12 [B]
+    shared_bytes=228 << 10,
+    max_warps=64,
+    max_blocks=32,
+    fp32=128,
+    tensor_flops=2580,  # 63 % of 4096 [L]
+    dram_latency=479,  # [L]
+)
 
 CHIPS = {"t4": T4, "a100": A100, "h100": H100}
 

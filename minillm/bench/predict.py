@@ -17,9 +17,10 @@ them. It takes more if few warps are there to overlap them. Two laws say how muc
 The last is the wait in front of a server that always needs the same time (M/D/1). With one block T is C;
 with many T tends to n * D of the busiest unit. The warps of a block meet at a barrier in each trip, and then
 all want the same unit: so C is the time of a warp alone and, at the busiest unit, the turns of the others.
-There is no number fitted to a kernel. Sources: Little, "A proof for the queuing formula L = lambda W"
-(1961); Kleinrock, "Queueing Systems" (1975); Volkov, "Understanding latency hiding on GPUs" (2016). Left
-out: hits in L1, what barriers of a block wait for, the clock under load, misses of the instruction cache.
+There is no number fitted to a kernel.
+
+Sources: Little, "A proof for the queuing formula L = lambda W" (1961); Kleinrock, "Queueing Systems" (1975); Volkov, "Understanding latency hiding on GPUs" (2016).
+Left out: hits in L1, what barriers of a block wait for, the clock under load, misses of the instruction cache.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from minillm.bench.sass import Code
 from minillm.errors import UsageError
 
 MMA_FLOPS = 2 * 16 * 8 * 16
-LINE = WAVEFRONT = 128  # bytes
+LINE = 128  # bytes
 
 # One efficiency for each resource, the same for every kernel and chip: what the best of all measured kernels
 # reached on an H100 (benchmarks/README.md). Nothing here may make a kernel look better than its limit.

@@ -32,8 +32,7 @@ class Kernel:
     """A kernel of a file: the name of its record, its symbol, and the loops of the record by what is in them.
 
     The symbol's groups are the number type, if there is one, and what else the name has. Of several loops
-    that have what is wanted the one with the most instructions counts, but no loop twice: `wanted` is in the
-    order of the text.
+    that have what is wanted the first counts, and no loop counts twice: `wanted` is in the order of the text.
     """
 
     file: str
