@@ -19,8 +19,9 @@ with many T tends to n * D of the busiest unit. The warps of a block meet at a b
 all want the same unit: so C is the time of a warp alone and, at the busiest unit, the turns of the others.
 There is no number fitted to a kernel.
 
-Sources: Little, "A proof for the queuing formula L = lambda W" (1961); Kleinrock, "Queueing Systems" (1975); Volkov, "Understanding latency hiding on GPUs" (2016).
-Left out: hits in L1, what barriers of a block wait for, the clock under load, misses of the instruction cache.
+Sources: Little, "A proof for the queuing formula L = lambda W" (1961); Kleinrock, "Queueing Systems" (1975);
+Volkov, "Understanding latency hiding on GPUs" (2016).
+Left out: hits in L1, other waits at a block's barriers, the clock under load, instruction cache misses.
 """
 
 from __future__ import annotations

@@ -33,9 +33,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         description="Prefill and decode rates, the share of the memory bandwidth (measured in the same run), "
         "and peak memory. With `kernels`: each op, compared with the machine's roofline and the reference "
         "(`--backend simt`: the bytes that each attention kernel moves, and its predicted time on a GPU). "
-        "With `serving`: the gain from batching, chunks and sharing. With `speculation`: the gain and the cost of drafts. All figures are "
-        "medians with lowest and highest value, because shared machines are noisy. Without a model the "
-        "engine is measured with smollm2 where it was pulled, all else with the model that ships.",
+        "With `serving`: the gain from batching, chunks and sharing. With `speculation`: the gain and the "
+        "cost of drafts. All figures are medians with lowest and highest value, because shared machines are "
+        "noisy. Without a model the engine is measured with smollm2 where it was pulled, all else with the "
+        "model that ships.",
         usage="minillm bench [engine|kernels|serving|speculation] [MODEL] [options]",
     )
     parser.add_argument(
