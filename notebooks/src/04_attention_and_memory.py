@@ -427,7 +427,7 @@ assert (p.copies_to_device, p.copies_to_host, p.waits) == (steps, steps, steps)
 # serves one wavefront a cycle, and an H100's tensor cores take an `mma` of this kind in 1.6 cycles.
 
 # %%
-print("                                     wavefronts         mma    each")
+print("                                     wavefronts         mma  per mma")
 tile = tensor_tile(128)
 print(f"v3, d3: 16 rows, 64 keys of 128 {tile.wavefronts:15} {tile.mma:11} {tile.wavefronts / tile.mma:8.2f}")
 for rows in (8, 64, 4096):  # tiles of 8, of 64 and of 128 tokens
@@ -483,7 +483,7 @@ for file, names in (("after.json", {"tile": "l2", "mma": "l5"}), ("tensor-cores.
         measured[names.get(row["by"], row["by"]), row["what"].split(",")[0]] = row.get("median_s")
 
 fig, ax = plt.subplots(figsize=(8, 4.6), layout="constrained")
-x = [0.2, 5000]
+x = [0.1, 2000]
 mma_roof = H100.tensor_flops * H100.sms * H100.clock / 1e12
 fp32_roof = 2 * H100.fp32 * H100.sms * H100.clock / 1e12
 for roof, label in ((mma_roof, "mma.sync"), (fp32_roof, "float32")):
@@ -492,7 +492,7 @@ for roof, label in ((mma_roof, "mma.sync"), (fp32_roof, "float32")):
     ax.text(x[1], roof * 1.1, label, ha="right", color="#555555")
 edge = mma_roof * 1e12 / (DRAM_EFFICIENCY * H100.bandwidth)
 ax.plot([x[0], edge], [i * DRAM_EFFICIENCY * H100.bandwidth / 1e12 for i in (x[0], edge)], color=GREY)
-ax.text(0.3, 1.3, "DRAM", color="#555555", rotation=32)
+ax.text(0.14, 0.6, "DRAM", color="#555555", rotation=32)
 for rung, job, name, colour in (
     ("v2", prefill(8192), "prefill 8192", BLUE),
     ("v3", prefill(8192), "prefill 8192", BLUE),
@@ -509,8 +509,13 @@ for rung, job, name, colour in (
     ax.plot(intensity_of, rate / estimate(rung, job, H100).seconds, "o", color=colour, markersize=6)
     ax.plot(intensity_of, rate / measured[rung, name], "o", color=colour, markersize=12, fillstyle="none")
     size = name.split(" ", 1)[1].removesuffix(" x 4096 x 4096")
+    left = rung in ("l5", "d3")
     ax.annotate(
-        f"{rung}, {size}", (intensity_of, rate / measured[rung, name]), (9, -11), textcoords="offset points"
+        f"{rung}, {size}",
+        (intensity_of, rate / measured[rung, name]),
+        (-10, 4) if left else (10, -10),
+        textcoords="offset points",
+        ha="right" if left else "left",
     )
 ax.plot([], [], "o", color=GREY, markersize=6, label="predicted")
 ax.plot([], [], "o", color=GREY, markersize=12, fillstyle="none", label="measured")
