@@ -26,6 +26,11 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
+def seen(shape: Shape, row: int) -> int:
+    """The number of keys that a row sees: shape.visible[row], without the list."""
+    return shape.kv_len - shape.q_len + row + 1
+
+
 def in_banks(words: Iterable[int]) -> int:
     """Wavefronts of a warp that reads or writes these words: the most different ones in a bank."""
     return max(Counter(word % 32 for word in set(words)).values())
@@ -57,18 +62,18 @@ def v2_block(shape: Shape, first: int, rows: int) -> Counts:
     per_row = dim // wide  # threads that load a row, each `wide` numbers
     stored = dim * in_banks(lane // per_row * (dim + 1) + lane % per_row * wide for lane in range(WARP))
     weights = 8 * 4 * in_banks(lane // 4 * (TILE + 1) + lane % 4 for lane in range(WARP))
-    tiles = ceil_div(shape.visible[first + rows - 1], TILE)
+    tiles = ceil_div(seen(shape, first + rows - 1), TILE)
     slots = 2 + 2 * (
         2 * per_row
     )  # 8 bytes each, so two wavefronts: written once, read for each load of K and V
     each = slots + 2 * stored + 9 * dim * 4 + weights
-    seen = 0  # keys that the warps visit in the second product
+    visited = 0  # keys that the warps visit in the second product
     for warp in range(4):
         last = (
             min(first + min(8 * warp + 8, rows), shape.q_len) - 1
         )  # rows that are not there follow the last one
-        seen += shape.visible[last]
-    return Counts(stored + tiles * each + seen * (1 + dim // 4))
+        visited += seen(shape, last)
+    return Counts(stored + tiles * each + visited * (1 + dim // 4))
 
 
 def d1_block(shape: Shape) -> Counts:
@@ -97,11 +102,11 @@ def copied_tile(dim: int) -> Counts:
 def v3_block(shape: Shape, first: int, rows: int) -> Counts:
     """attention_v3: up to 128 packed rows of a kv head; the outputs of splits wait in shared memory."""
     dim, group = shape.head_dim, shape.num_heads // shape.num_kv_heads
-    tiles = ceil_div(shape.visible[(first + rows - 1) // group], TENSOR_KEYS)
+    tiles = ceil_div(seen(shape, (first + rows - 1) // group), TENSOR_KEYS)
     found = copied_tile(dim).times(tiles)
     for warp in range(V3_WARPS):
         last = min(first + TENSOR_ROWS * (warp + 1), first + rows) - 1
-        found += tensor_tile(dim).times(ceil_div(shape.visible[last // group], TENSOR_KEYS))
+        found += tensor_tile(dim).times(ceil_div(seen(shape, last // group), TENSOR_KEYS))
         found += Counts(
             dim // 2 + ceil_div(tiles, SPLIT // TENSOR_KEYS) * dim + _stored(dim, first + rows, first, warp)
         )

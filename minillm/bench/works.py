@@ -17,7 +17,7 @@ import torch
 
 from minillm.bench import counts
 from minillm.bench.chips import Chip
-from minillm.bench.counts import SPLIT, TENSOR_KEYS, TENSOR_ROWS, Counts, Tiles, ceil_div
+from minillm.bench.counts import SPLIT, TENSOR_KEYS, TENSOR_ROWS, Counts, Tiles, ceil_div, seen
 from minillm.bench.predict import LINE, Estimate, Trips, Work, predict
 from minillm.bench.sass import Code, code_of
 from minillm.bench.traffic import Shape, Traffic, minimum, naive, one_by_one, tiled
@@ -62,7 +62,7 @@ def _v1(a: Attention, code_at: CodeOf) -> list[Launch]:
     column, key = code_at(names[0]).loops["column"], code_at(names[2]).loops["key"]
     largest, weights = (code_at(names[1]).loops[loop] for loop in ("largest", "weights"))
     matrix = 4 * rows * s.kv_len
-    seen = (
+    busy = (
         sum(ceil_div(keys, 32) for keys in s.visible) / s.q_len / (4 * ceil_div(s.kv_len, 128))
     )  # of the warps
     chunks, columns = ceil_div(s.kv_len, 128), ceil_div(s.head_dim, 128)
@@ -72,7 +72,7 @@ def _v1(a: Attention, code_at: CodeOf) -> list[Launch]:
         "v1 scores",
         [1] * (rows * chunks),
         4,
-        (Trips("column", seen * s.head_dim / column.ffma),),
+        (Trips("column", busy * s.head_dim / column.ffma),),
         lines=pairs * s.head_dim,
         requested=cached + matrix,
         unique=least + matrix,
@@ -108,11 +108,11 @@ def _v2(a: Attention, code_at: CodeOf) -> list[Launch]:
     s, name = a.shape, _name("v2", a.shape)
     loops = code_at(name).loops
     blocks = [
-        (first, rows, ceil_div(s.visible[first + rows - 1], 32)) for first, rows in counts.row_tiles(s, 32)
+        (first, rows, ceil_div(seen(s, first + rows - 1), 32)) for first, rows in counts.row_tiles(s, 32)
     ]
     total = sum((counts.v2_block(s, first, rows) for first, rows, _ in blocks), Counts()).times(s.num_heads)
     tiles = sum(n for _, _, n in blocks) / len(blocks)
-    keys = sum(s.visible[first + rows - 1] for first, rows, _ in blocks) / len(blocks)
+    keys = sum(seen(s, first + rows - 1) for first, rows, _ in blocks) / len(blocks)
     trips = (
         Trips("tile", tiles),
         Trips("column", tiles * s.head_dim * 8 / loops["column"].ffma),
@@ -142,7 +142,7 @@ def _v3(a: Attention, code_at: CodeOf) -> list[Launch]:
     packed = s.q_len * group
     starts = [(first, min(rows, packed - first)) for first in range(0, packed, rows)][::-1]
     total = sum((counts.v3_block(s, *start) for start in starts), Counts()).times(s.num_kv_heads * a.num_seqs)
-    tiles = [ceil_div(s.visible[(first + n - 1) // group], TENSOR_KEYS) for first, n in starts]
+    tiles = [ceil_div(seen(s, (first + n - 1) // group), TENSOR_KEYS) for first, n in starts]
     keys = sum(min(s.kv_len, n * TENSOR_KEYS) for n in tiles)
     requested = a.num_seqs * (2 * keys * s.num_kv_heads + 2 * s.q_len * s.num_heads) * s.row
     blocks = tiles * s.num_kv_heads * a.num_seqs
