@@ -32,10 +32,11 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         help="measure prefill and decode",
         description="Prefill and decode rates, the share of the memory bandwidth (measured in the same run), "
         "and peak memory. With `kernels`: each op, compared with the machine's roofline and the reference "
-        "(`--backend simt`: the bytes that each attention kernel moves). With `serving`: the gain from "
-        "batching, chunks and sharing. With `speculation`: the gain and the cost of drafts. All figures are "
-        "medians with lowest and highest value, because shared machines are noisy. Without a model the "
-        "engine is measured with smollm2 where it was pulled, all else with the model that ships.",
+        "(`--backend simt`: the bytes that each attention kernel moves, and its predicted time on a GPU). "
+        "With `serving`: the gain from batching, chunks and sharing. With `speculation`: the gain and the "
+        "cost of drafts. All figures are medians with lowest and highest value, because shared machines are "
+        "noisy. Without a model the engine is measured with smollm2 where it was pulled, all else with the "
+        "model that ships.",
         usage="minillm bench [engine|kernels|serving|speculation] [MODEL] [options]",
     )
     parser.add_argument(
@@ -59,6 +60,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     )
     parser.add_argument(
         "--peer", choices=PEERS, help="also measure this engine, in turns with minillm, on the same weights"
+    )
+    parser.add_argument(
+        "--chip", default="h100", metavar="NAME", help="kernels, simt: predict for t4, a100 or h100"
     )
     add_engine_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -136,10 +140,22 @@ def _speculation(args: argparse.Namespace, progress: Progress) -> dict[str, Any]
 
 
 def _traffic(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    from minillm.bench.traffic import run_traffic
+    from minillm.bench.chips import chip_named
+    from minillm.bench.traffic import Shape, run_traffic
+    from minillm.bench.works import Attention, estimate
+    from minillm.errors import UsageError
     from minillm.ops.contract import DTYPES
 
-    return run_traffic(args.prompt_len, DTYPES["float32" if args.dtype == "auto" else args.dtype])
+    chip, dtype = chip_named(args.chip), DTYPES["float32" if args.dtype == "auto" else args.dtype]
+    report = run_traffic(args.prompt_len, dtype) | {"chip": chip.name}
+    for row in report["rows"]:
+        try:
+            found = estimate(row["rung"], Attention(Shape(row["rows"], row["keys"], dtype=dtype)), chip)
+        except UsageError as missing:  # its machine code is not on record for this chip
+            row |= {"predicted_s": None, "bound": str(missing)}
+        else:
+            row |= {"predicted_s": found.seconds, "bound": found.bound}
+    return report
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -224,12 +240,17 @@ def _print_traffic(report: dict[str, Any]) -> None:
     from rich.console import Console
 
     title = f"attention, counted bytes of global memory · {report['dtype']} · {report['shape']}"
-    table = _table(title, ["rung", "rows x keys", "read", "written", "scores", "minimum", "ratio"])
+    columns = ["rung", "rows x keys", "read", "written", "scores", "minimum", "ratio"]
+    table = _table(title, [*columns, f"predicted, {report['chip']}", "bound"])
     for row in report["rows"]:
         bytes_moved = [row[name] for name in ("read", "written", "scores", "minimum")]
-        shape = f"{row['rows']} x {row['keys']}"
-        table.add_row(row["rung"], shape, *(f"{n:,}" for n in bytes_moved), f"{row['ratio']:.1f}")
-    Console().print(table)
+        shape, seconds = f"{row['rows']} x {row['keys']}", row["predicted_s"]
+        predicted = f"{seconds * 1e6:,.1f} µs" if seconds else "unknown"
+        cells = (*(f"{n:,}" for n in bytes_moved), f"{row['ratio']:.1f}", predicted, row["bound"])
+        table.add_row(row["rung"], shape, *cells)
+    console = Console()
+    console.width = max(console.width, 110)  # a wrapped row of figures is hard to read
+    console.print(table)
 
 
 def _table(title: str, columns: list[str]) -> Table:

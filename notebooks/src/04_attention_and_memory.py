@@ -14,17 +14,19 @@
 # * say what tiling removes (the score matrix), what it reduces (the reads of K and V) and what it does not
 #   change (the arithmetic, the cache);
 # * say what limits prefill and decode, from their FLOPs and bytes;
-# * say what the host asks of the GPU in a step of the engine.
+# * say what the host asks of the GPU in a step of the engine;
+# * predict a kernel's time on a GPU, and say what bounds it.
 #
 # **You need** notebook 2 (intensity and roofline) and a C++ compiler (`minillm doctor` looks for one).
 #
 # **Read along** `csrc/cuda/attention/attention_v1.cu`, `attention_v2.cu`, `csrc/simt/simt.h`, and for 4.8
 # `csrc/cuda/model/pass.h`.
 #
-# The simulator does not measure time. Everything here is counted, so your figures will equal the printed
-# ones.
+# The simulator does not measure time. Everything here is counted or computed from counts, so your figures
+# will equal the printed ones. In 4.9 the counts become a time on a GPU.
 
 # %%
+import json
 import tempfile
 from pathlib import Path
 
@@ -33,7 +35,12 @@ import torch
 from IPython.display import display
 from matplotlib.patches import Rectangle
 
+from minillm.bench.chips import H100
+from minillm.bench.counts import linear_counts, tensor_tile
+from minillm.bench.figures import decode, flops, prefill, product
+from minillm.bench.predict import DRAM_EFFICIENCY, LOADED_LATENCY
 from minillm.bench.traffic import Shape, minimum, naive, one_by_one, run_rung, tiled
+from minillm.bench.works import estimate, work_of
 from minillm.ops.simt import SimtError, compile_kernels, flavour, profile
 
 plt.rcParams.update({"figure.dpi": 90, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
@@ -413,6 +420,118 @@ assert (p.copies_to_device, p.copies_to_host, p.waits) == (steps, steps, steps)
 # (`csrc/cuda/model/bucket.h`). A graph repeats its kernels with fixed sizes. A batch of three sequences is
 # therefore filled up to four; the fourth row has no keys and writes nothing.
 #
+# ## 4.9 Tensor cores, and a time without a GPU
+#
+# The later rungs multiply on tensor cores: one instruction of a warp, `mma`, multiplies 16 x 16 by 16 x 8
+# numbers. Its operands come from shared memory. So the question is how many wavefronts an `mma` needs. An SM
+# serves one wavefront a cycle, and an H100's tensor cores take an `mma` of this kind in 1.6 cycles.
+
+# %%
+print("                                     wavefronts         mma  per mma")
+tile = tensor_tile(128)
+print(f"v3, d3: 16 rows, 64 keys of 128 {tile.wavefronts:15} {tile.mma:11} {tile.wavefronts / tile.mma:8.2f}")
+for rows in (8, 64, 4096):  # tiles of 8, of 64 and of 128 tokens
+    n = linear_counts("l5", rows, 4096, 4096)
+    print(f"l5: {rows:4} rows of 4096 x 4096 {n.wavefronts:18,} {n.mma:11,} {n.wavefronts / n.mma:8.2f}")
+
+counted = run_rung("v3", Shape(16, 64, num_heads=1, num_kv_heads=1, head_dim=64, dtype=torch.bfloat16))
+print(f"counted: v3, a block of 8 warps, 64 keys of 64: {counted.mma} mma")
+assert counted.mma == 8 * tensor_tile(64).mma  # seven warps repeat the last row
+
+# %% [markdown]
+# In `v3` a warp reads 2 wavefronts for each `mma`: more than the 1.6 cycles, so shared memory
+# is its limit, not the tensor cores. In the largest tile of `l5` a warp uses what it read for 64 x 64
+# outputs, and 1.5 are enough.
+#
+# Now the time. Each unit alone gives a limit, its work over its rate. A kernel takes at least the longest
+# limit, and more if few warps are there to overlap them (`minillm/bench/predict.py`):
+
+# %%
+for rung, job, what in (
+    ("v3", prefill(8192), "8192 tokens"),
+    ("d1", decode(1, 4096), "1 x 4096 keys"),
+    ("d3", decode(32, 4096), "32 x 4096 keys"),
+    ("l5", product(1), "1 row"),
+    ("l5", product(4096), "4096 rows"),
+):
+    e = estimate(rung, job, H100)
+    longest = sorted(e.parts.items(), key=lambda part: -part[1])[:3]
+    print(f"{rung}, {what:15} {e.seconds * 1e6:7.1f} us = ", end="")
+    print(", ".join(f"{name} {seconds * 1e6:.1f}" for name, seconds in longest), "...")
+
+# %% [markdown]
+# `d1` with one sequence is bound by none of the chip's rates. It waits for *bytes in flight*.
+# Little's law: to read at bandwidth $B$ with latency $L$, $B \cdot L$ bytes must be on their way at any
+# time.
+
+# %%
+latency = LOADED_LATENCY * H100.dram_latency / H100.clock
+needed = H100.bandwidth * latency
+print(f"{H100.bandwidth / 1e12:.2f} TB/s x {latency * 1e9:.0f} ns = {needed / 1e6:.2f} MB in flight")
+print(f"32 blocks with one tile of V each, 11 rows of 256 bytes: {32 * 11 * 256 / 1e6:.2f} MB")
+print(f"64 blocks of d3 with one tile of K and V each: {64 * 2 * 64 * 256 / 1e6:.2f} MB")
+
+# %% [markdown]
+# The roofline of an H100, with the predicted rate of each kernel and the rate that an H100
+# measured (`benchmarks/2026-11-27-h100`). The bytes are those that the kernel asks for, so a kernel whose
+# data is in the L2 cache can lie above the line of the DRAM.
+
+# %%
+measured = {}
+for file, names in (("after.json", {"tile": "l2", "mma": "l5"}), ("tensor-cores.json", {"d2": "d3"})):
+    for row in json.loads((Path("../benchmarks/2026-11-27-h100") / file).read_text())["rows"]:
+        measured[names.get(row["by"], row["by"]), row["what"].split(",")[0]] = row.get("median_s")
+
+fig, ax = plt.subplots(figsize=(8, 4.6), layout="constrained")
+x = [0.1, 2000]
+mma_roof = H100.tensor_flops * H100.sms * H100.clock / 1e12
+fp32_roof = 2 * H100.fp32 * H100.sms * H100.clock / 1e12
+for roof, label in ((mma_roof, "mma.sync"), (fp32_roof, "float32")):
+    edge = roof * 1e12 / (DRAM_EFFICIENCY * H100.bandwidth)
+    ax.plot([edge, x[1]], [roof, roof], color=GREY)
+    ax.text(x[1], roof * 1.1, label, ha="right", color="#555555")
+edge = mma_roof * 1e12 / (DRAM_EFFICIENCY * H100.bandwidth)
+ax.plot([x[0], edge], [i * DRAM_EFFICIENCY * H100.bandwidth / 1e12 for i in (x[0], edge)], color=GREY)
+ax.text(0.14, 0.6, "DRAM", color="#555555", rotation=32)
+for rung, job, name, colour in (
+    ("v2", prefill(8192), "prefill 8192", BLUE),
+    ("v3", prefill(8192), "prefill 8192", BLUE),
+    ("d1", decode(1, 4096), "decode 1 x 4096", ORANGE),
+    ("d1", decode(32, 4096), "decode 32 x 4096", ORANGE),
+    ("d3", decode(32, 4096), "decode 32 x 4096", ORANGE),
+    ("l2", product(1), "linear 1 x 4096 x 4096", GREEN),
+    ("l5", product(1), "linear 1 x 4096 x 4096", GREEN),
+    ("l2", product(4096), "linear 4096 x 4096 x 4096", GREEN),
+    ("l5", product(4096), "linear 4096 x 4096 x 4096", GREEN),
+):
+    asked = sum(work.requested for work, _ in work_of(rung, job, H100.arch))
+    intensity_of, rate = flops(job) / asked, flops(job) / 1e12
+    ax.plot(intensity_of, rate / estimate(rung, job, H100).seconds, "o", color=colour, markersize=6)
+    ax.plot(intensity_of, rate / measured[rung, name], "o", color=colour, markersize=12, fillstyle="none")
+    size = name.split(" ", 1)[1].removesuffix(" x 4096 x 4096")
+    left = rung in ("l5", "d3")
+    ax.annotate(
+        f"{rung}, {size}",
+        (intensity_of, rate / measured[rung, name]),
+        (-10, 4) if left else (10, -10),
+        textcoords="offset points",
+        ha="right" if left else "left",
+    )
+ax.plot([], [], "o", color=GREY, markersize=6, label="predicted")
+ax.plot([], [], "o", color=GREY, markersize=12, fillstyle="none", label="measured")
+ax.set(xscale="log", yscale="log", xlim=x, ylim=(0.02, 2000), ylabel="TFLOP/s")
+ax.set(xlabel="FLOP per byte that the kernel asks for (counted)")
+ax.legend(frameon=False, loc="upper left")
+show(
+    fig,
+    "Roofline of an H100, both axes logarithmic: a slope for DRAM, a roof for mma.sync and one for float32. "
+    "For nine kernels a dot for the predicted rate lies in a circle for the measured one.",
+)
+
+# %% [markdown]
+# The dots lie in their circles, or touch them. `csrc/README.md` (Predictions) says where the
+# model was wrong, and what it cannot see.
+#
 # ## Exercises
 
 
@@ -489,11 +608,9 @@ attempt(check_transpose)
 # %% [markdown]
 # ## What we left out
 #
-# * **Time.** This notebook does not show how fast a GPU runs these kernels; `scripts/gpu_check.sh` measures
-#   it.
+# * **Measuring.** Times here are predictions, and figures of one GPU; `scripts/gpu_check.sh` measures yours.
 # * **Caches.** L1 and L2 serve some of the repeated reads of the naive kernel.
-# * **Tensor cores, asynchronous copies, Hopper's copy engine**: later kernels use them and move the same
-#   bytes.
+# * **Hopper's copy engine and `wgmma`**, which reads its operands from shared memory without a warp's loads.
 #
 # **Next.** In [lab 7](labs/lab7_attention/README.md) you write the tiled kernel yourself, part by part, and
 # the grader counts its bytes, wavefronts and barriers. In [lab 8](labs/lab8_decode/README.md) you write the
@@ -502,4 +619,5 @@ attempt(check_transpose)
 #     minillm labs start 7
 #     minillm labs start 8
 #
-# `minillm bench kernels --backend simt` prints the traffic of the engine's kernels for any length.
+# `minillm bench kernels --backend simt` prints the traffic of the kernels for any length, and a predicted
+# time.

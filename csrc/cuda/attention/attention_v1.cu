@@ -11,6 +11,7 @@
 // fetches its own q, k and v: K and V are read once per visible pair. FLOPs: 4 * head_dim per visible pair. Limit:
 // memory, by a wide margin. This rung is for teaching. The engine does not use it: its summation order differs from
 // that of the other rungs.
+// Predicted, H100: 7.37 ms for 1024 tokens (L1), 469 ms for 8192 tokens (L1).
 
 #include "paging.h"
 

@@ -19,6 +19,7 @@
 // reads them again).
 //
 // Source: Dao et al., FlashAttention (arXiv 2205.14135) and FlashAttention-2 (arXiv 2307.08691).
+// Predicted, H100: 593 us for 1024 tokens (shared memory), 23.6 ms for 8192 tokens (shared memory).
 
 #include "paging.h"
 

@@ -11,6 +11,7 @@
 // Bytes: K and V once per block that visits them, q_len * group / 128 times at most; heads of a group share
 // them. FLOPs: 4 * head_dim per visible (row, key). Limit: tensor cores and shared memory: each warp reads each
 // tile for 16 rows alone. Left out: wgmma and TMA; softmax of one tile under the multiplications of another.
+// Predicted, H100: 37.0 us for 1024 tokens (shared memory), 1.22 ms for 8192 tokens (shared memory).
 
 #include "query_tiles.h"
 #include "splits.h"

@@ -13,6 +13,7 @@
 //
 // The order of every sum is that of attention_v2, tile by tile and key by key: a token has the same bits whether
 // it was prefilled or decoded. For this reason one step of the softmax takes 32 keys, not 128.
+// Predicted, H100: 357 us for 1 x 4096 keys (bytes in flight), 849 us for 32 x 4096 keys (instructions).
 
 #include "paging.h"
 

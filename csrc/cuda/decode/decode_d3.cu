@@ -11,6 +11,7 @@
 // Bytes: 2 * keys * head_dim elements per kv head, and head_dim + 2 floats per row and split, written and read.
 // FLOPs: 4 * head_dim * 16 per key and kv head, most of them for rows that are not there. Limit: memory.
 // The arithmetic is attention_v3's (tensor_tile.h): a token has the same bits, prefilled or decoded.
+// Predicted, H100: 22.1 us for 1 x 4096 keys (latency of instructions), 209 us for 32 x 4096 keys (DRAM).
 
 #include "splits.h"
 

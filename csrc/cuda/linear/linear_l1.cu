@@ -12,6 +12,7 @@
 // Bytes: rows * out * in * (1/16 + 1/16) elements. FLOPs: 2 * rows * out * in. Limit: the latency of global memory. A
 // tile is multiplied only when it has arrived, and the next one is asked for only when it has been multiplied. Left
 // out: loads in flight (l2), register tiles (l3), tensor cores (l4).
+// Predicted, H100: 323 us for 1 row (bytes in flight), 26.1 ms for 4096 rows (shared memory).
 
 #include "dispatch.h"
 

@@ -17,6 +17,7 @@
 //
 // Bytes: rows * out * in * (1/16 + 1/16) elements. FLOPs: 2 * rows * out * in. Limit: shared memory, two loads per
 // multiply-add. Left out: register tiles (l3), tensor cores (l4), split-K (which would change the order of the sum).
+// Predicted, H100: 112 us for 1 row (latency of instructions), 19.8 ms for 4096 rows (shared memory).
 
 #include "dispatch.h"
 #include "row_tiles.h"

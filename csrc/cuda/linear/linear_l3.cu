@@ -13,6 +13,7 @@
 //
 // Bytes: rows * out * in * (1/128 + 1/128) elements. FLOPs: 2 * rows * out * in. Limit: float32 units and shared memory
 // alike. With few rows most of a tile is empty: the engine uses l2 there. Left out: tensor cores (l4).
+// Predicted, H100: 582 us for 1 row (latency of instructions), 3.61 ms for 4096 rows (instructions).
 
 #include "dispatch.h"
 

@@ -15,6 +15,7 @@
 // Bytes: W ceil(rows / 64) times, x ceil(out / 64) times. FLOPs: 2 * rows * out * in. Limit: shared memory; a warp reads
 // 64 numbers in each instruction, and 16 such loads feed 8 products. Left out: ldmatrix, which reads four times as much,
 // swizzled rows without padding, and tiles by the number of tokens (l5).
+// Predicted, H100: 33.0 us for 1 row (bytes in flight), 688 us for 4096 rows (L2).
 
 #include "dispatch.h"
 

@@ -22,6 +22,7 @@
 // linear_l5_experts is the same for rows that lie expert by expert (row_tiles.h), each with its expert's matrix.
 //
 // Left out: wgmma and TMA, split-K (which would change the order of the sum).
+// Predicted, H100: 14.1 us for 1 row (DRAM), 348 us for 4096 rows (L2).
 
 #include "dispatch.h"
 #include "row_tiles.h"
