@@ -2,8 +2,8 @@
 
 Prefill and decode use different kernels, on tensor cores attention_v3 and decode_d3, else attention_v2 and
 decode_d1. Both of a pair add the same numbers in the same order, so the choice affects only speed. Which pair
-runs depends on the model alone (csrc/cuda/model/rungs.h). PyTorch runs the embedding lookup, which has no arithmetic, and the
-log-probabilities, which are not part of a layer.
+runs depends on the model alone (csrc/cuda/model/rungs.h). PyTorch runs the embedding lookup, which has no
+arithmetic, and the log-probabilities, which are not part of a layer.
 """
 
 from __future__ import annotations
