@@ -12,6 +12,7 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from minillm.errors import UsageError
 
@@ -53,8 +54,8 @@ class Code:
 
 
 @cache
-def _record() -> dict[str, dict[str, dict[str, object]]]:
-    found: dict[str, dict[str, dict[str, object]]] = json.loads(RECORD.read_text())["kernels"]
+def _record() -> dict[str, dict[str, dict[str, Any]]]:
+    found: dict[str, dict[str, dict[str, Any]]] = json.loads(RECORD.read_text())["kernels"]
     return found
 
 
@@ -69,6 +70,6 @@ def code_of(kernel: str, arch: str) -> Code:
         raise UsageError(f"no machine code of {kernel!r} is on record", "predict heads of 64 or 128")
     if arch not in _record()[kernel]:
         raise UsageError(f"no machine code of {kernel!r} for sm_{arch} is on record", "choose a later chip")
-    registers, shared, loops = (_record()[kernel][arch][k] for k in ("registers", "shared", "loops"))
-    assert isinstance(registers, int) and isinstance(shared, int) and isinstance(loops, dict)
-    return Code(registers, shared, {name: Loop(*numbers) for name, numbers in loops.items()})
+    code = _record()[kernel][arch]
+    loops = {name: Loop(*numbers) for name, numbers in code["loops"].items()}
+    return Code(code["registers"], code["shared"], loops)
