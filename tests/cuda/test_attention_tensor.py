@@ -88,6 +88,15 @@ def test_large_scores_do_not_overflow(rung):
 
 
 @each_rung
+def test_one_row_of_one_head(rung):
+    """An odd number of rows and splits: the parts of d3 still begin at a multiple of 16 bytes."""
+    case = Case([(1, 5)], heads=1, kv_heads=1, dim=128)
+    q, k_cache, v_cache, _, tables = case.build(torch.bfloat16)
+    exact = oracle.paged_attention(q, k_cache, v_cache, tables, [1], [5], case.dim**-0.5, None)
+    assert oracle.error(attend(case, torch.bfloat16, rung), exact) < 6e-3
+
+
+@each_rung
 def test_no_rows_at_all(rung):
     for seqs in ([], [(0, 5), (0, 0)]):
         q, k_cache, v_cache, meta, _ = Case(seqs, heads=2, kv_heads=1, dim=64).build(torch.bfloat16)

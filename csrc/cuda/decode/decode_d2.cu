@@ -7,9 +7,8 @@
 // its products are made by tensor cores. Bytes: 2 * keys * head_dim elements per kv head. FLOPs: 4 * head_dim * 16 per
 // key and kv head, most of them for rows that are not there.
 //
-// Limit: the bytes on their way. One warp has a tile of K and one of V on the way, 32 KB where head_dim is 128. A few
-// sequences leave most multiprocessors without a block: one sequence with 8 kv heads uses 8 of 132. Left out: splitting
-// the keys over blocks (d3). The arithmetic is attention_v3's (tensor_tile.h), split by split: the bits are the same.
+// Limit: the number of warps. A few sequences leave most multiprocessors without a block: one sequence with 8 kv heads
+// has 8 warps, for 132 of them, and each walks over all keys alone. Left out: splitting the keys over blocks (d3). The arithmetic is attention_v3's (tensor_tile.h), split by split: the bits are the same.
 // Predicted, H100: 85.6 us for 1 x 4096 keys (latency of instructions), 203 us for 32 x 4096 keys (DRAM).
 
 #include "splits.h"

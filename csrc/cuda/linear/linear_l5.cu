@@ -17,7 +17,8 @@
 //     64 x 64, 128 x 128          many tokens: each number in shared memory is used 32 (64) times
 //
 // Bytes: W ceil(rows / kTokens) times, x ceil(out / kOut) times. FLOPs: 2 * rows * out * in. Limit: memory for few
-// tokens; for many the tensor cores, of which mma.sync reaches about 60 % on sm_90 (wgmma all of it).
+// tokens; for many what the blocks read from L2 again, and the tensor cores, of which mma.sync reaches about 60 % on
+// sm_90 (wgmma all of it).
 //
 // linear_l5_experts is the same for rows that lie expert by expert (row_tiles.h), each with its expert's matrix.
 //

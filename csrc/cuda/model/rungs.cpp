@@ -18,6 +18,12 @@ constexpr int64_t kMostSplitBytes = int64_t{256} << 20;
 // The longest sequence is not known here; none is longer than the block table is wide.
 int most_splits(const AttentionArgs& p) { return num_splits(p.sequences.max_blocks * p.block_size); }
 
+// Numbers of the parts' softmax: two a row and split, filled up so that what follows begins at a multiple of 16 bytes.
+int64_t softmax_numbers(const AttentionArgs& p) {
+  const int64_t rows = int64_t{p.sequences.num_tokens} * p.num_heads;
+  return (2 * most_splits(p) * rows + 3) / 4 * 4;
+}
+
 }  // namespace
 
 bool can_use_tensor_cores(const LinearArgs& p) { return p.dtype != DType::f32 && p.in % 8 == 0 && p.in < 1 << 24; }
@@ -39,13 +45,12 @@ void experts(const ExpertLinearArgs& p, bool tensor_cores, Stream stream) {
 
 int64_t split_bytes(const AttentionArgs& p) {
   const int64_t rows = int64_t{p.sequences.num_tokens} * p.num_heads;
-  return most_splits(p) * rows * (2 + p.head_dim) * 4;
+  return 4 * (softmax_numbers(p) + most_splits(p) * rows * p.head_dim);
 }
 
 void attention_in_splits(const AttentionArgs& p, void* memory, Stream stream) {
-  const int splits = most_splits(p);
   float* softmax = static_cast<float*>(memory);
-  decode_d3(p, {softmax, softmax + 2 * int64_t{splits} * p.sequences.num_tokens * p.num_heads, splits}, stream);
+  decode_d3(p, {softmax, softmax + softmax_numbers(p), most_splits(p)}, stream);
 }
 
 int64_t attention_bytes(const AttentionArgs& p, bool tensor_cores) {
