@@ -72,7 +72,7 @@ __device__ __forceinline__ int sequence_of(const Sequences& s, int token) {
 
 template <class T, int kDim>
 __global__ void __launch_bounds__(32 * kCombineWarps)
-    decode_d3_combine(const __grid_constant__ AttentionArgs p, const __grid_constant__ SplitScratch scratch) {
+    decode_d3_combine_kernel(const __grid_constant__ AttentionArgs p, const __grid_constant__ SplitScratch scratch) {
   using Columns = Vec<float, kDim / 32>;
   int64_t rows = static_cast<int64_t>(p.sequences.num_tokens) * p.num_heads;
   int64_t row = static_cast<int64_t>(blockIdx.x) * kCombineWarps + threadIdx.x / 32;
@@ -124,7 +124,7 @@ void decode_d3(const AttentionArgs& p, const SplitScratch& scratch, Stream strea
     constexpr int kBytes = Ring<T, kDim, 1, kStages>::kBytes;
     LAUNCH((decode_d3_kernel<T, kDim>), grid, 32, kBytes, s, p, scratch);
     dim3 combine(static_cast<unsigned>(ceil_div(rows, int64_t{kCombineWarps})));
-    LAUNCH((decode_d3_combine<T, kDim>), combine, 32 * kCombineWarps, 0, s, p, scratch);
+    LAUNCH((decode_d3_combine_kernel<T, kDim>), combine, 32 * kCombineWarps, 0, s, p, scratch);
   });
 }
 
