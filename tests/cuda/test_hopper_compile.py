@@ -79,6 +79,7 @@ def test_attention_v4_copies_and_multiplies_with_these_instructions(tmp_path):
         assert not any(i.is_a("HMMA") or i.is_a("LDSM") for i in code)
 
 
+@pytest.mark.slow
 def test_control_a_use_under_the_wgmma_is_seen(tmp_path):
     """ptxas says so if a kernel touches the registers of a wgmma before the wait."""
     text = (KERNELS / "hopper.cu").read_text()
