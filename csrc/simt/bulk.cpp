@@ -107,7 +107,8 @@ void bulk_copy(void* to, const void* from, size_t bytes, Mbarrier* bar) {
   const void* pc = __builtin_return_address(0);
   Place here{nullptr, 0, pc};
   uintptr_t places = reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from);
-  if (places % 16) fail("misaligned", "a bulk copy begins at multiples of 16 bytes: from " + describe(from) + " to " + describe(to), here);
+  if (places % 16)
+    fail("misaligned", "a bulk copy begins at multiples of 16 bytes: from " + describe(from) + " to " + describe(to), here);
   if (bytes % 16 || !bytes) fail("copy", "a bulk copy moves 16, 32, .. bytes, not " + std::to_string(bytes), here);
   start_bulk_copy({{static_cast<char*>(to), static_cast<const char*>(from), 0, bytes, 0}}, bar, pc);
 }
@@ -137,7 +138,8 @@ bool report(const char* kind, const std::string& message, int rank, const void* 
 bool end_block_async() {
   if (under_way.empty()) return end_block_wgmma();
   const Copy& copy = under_way.front();
-  return report("copy not waited for", "the block ends while a copy to " + describe(copy.pieces[0].to) + " is under way", copy.rank, copy.pc);
+  std::string to = describe(copy.pieces[0].to);
+  return report("copy not waited for", "the block ends while a copy to " + to + " is under way", copy.rank, copy.pc);
 }
 
 void begin_block_async() {

@@ -42,11 +42,12 @@ size_t chunk_at(const Layout& m, Major major, int row, int chunk) {
 
 // Why the descriptor cannot be used, or "". A swizzle's pattern has 8 rows; their number is in the address.
 std::string wrong_layout(const Layout& m, Major major) {
-  size_t pattern = 8 * swizzle_span(m.swizzle);
-  if (m.swizzle != Swizzle::none && (m.start & (pattern - 1) & ~size_t{127}))
+  if (m.swizzle == Swizzle::none) return "";
+  size_t span = swizzle_span(m.swizzle), pattern = 8 * span;
+  if (m.start & (pattern - 1) & ~size_t{127})
     return "a matrix with this swizzle begins in the first row of a pattern of " + std::to_string(pattern) + " bytes";
-  if (m.swizzle != Swizzle::none && major == Major::k && m.start % swizzle_span(m.swizzle) + 2 * kChunk > static_cast<size_t>(swizzle_span(m.swizzle)))
-    return "16 numbers of k run over the end of a row of " + std::to_string(swizzle_span(m.swizzle)) + " bytes";
+  if (major == Major::k && m.start % span + 2 * kChunk > span)
+    return "16 numbers of k run over the end of a row of " + std::to_string(span) + " bytes";
   return "";
 }
 
@@ -61,7 +62,8 @@ SharedMatrix find_matrix(MatrixDescriptor matrix, Major major, int extent, const
     for (int chunk = 0; chunk < per_row; chunk++) {
       const char* at = at_shared_offset(swizzled(chunk_at(m, major, row, chunk), m.swizzle));
       if (!in_shared_array(at, kChunk))
-        fail("out of bounds", "wgmma reads row " + std::to_string(row) + " of a matrix outside the shared arrays", {nullptr, 0, pc});
+        fail("out of bounds", "wgmma reads row " + std::to_string(row) + " of a matrix outside the shared arrays",
+             {nullptr, 0, pc});
       found.chunks.push_back(at);
     }
   return found;

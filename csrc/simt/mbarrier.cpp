@@ -92,7 +92,8 @@ void begin_block_mbarriers() { barriers.clear(); }
 std::string too_many_bytes(const void* at) {
   const Barrier& b = barriers.at(at);
   if (b.pending || b.bytes >= 0) return "";
-  return "phase " + std::to_string(b.phase) + " of " + name(at) + " expects " + count_of(-b.bytes, "byte") + " fewer than have landed";
+  std::string phase = "phase " + std::to_string(b.phase) + " of " + name(at);
+  return phase + " expects " + count_of(-b.bytes, "byte") + " fewer than have landed";
 }
 
 std::string mbarrier_state(const void* at) {

@@ -82,8 +82,10 @@ void check_tensor_shape(const TensorShape& shape, Where where) {
 void tensor_copy(void* to, const TensorShape& s, const int* at, int rank, Mbarrier* bar) {
   const void* pc = __builtin_return_address(0);
   Place here{nullptr, 0, pc};
-  if (rank != s.rank) fail("copy", "the tensor map has " + std::to_string(s.rank) + " dimensions, the copy " + std::to_string(rank), here);
-  if (shared_offset(to) % 128) fail("misaligned", "a tensor copy goes to a multiple of 128 bytes, not to " + describe(to), here);
+  if (rank != s.rank)
+    fail("copy", "the tensor map has " + std::to_string(s.rank) + " dimensions, the copy " + std::to_string(rank), here);
+  if (shared_offset(to) % 128)
+    fail("misaligned", "a tensor copy goes to a multiple of 128 bytes, not to " + describe(to), here);
   size_t rows = 1, row_bytes = s.box[0] * s.element_bytes;
   for (int d = 1; d < s.rank; d++) rows *= s.box[d];
   std::vector<Piece> pieces;

@@ -173,7 +173,8 @@ void finish(Warpgroup& group, Multiplication& m) {
   m.done = true;
   if (!machine().check) return;
   if (!group.has_agent) {
-    group.agent = new_agent("wgmma of warps " + std::to_string((&group - groups) * 4) + " to " + std::to_string((&group - groups) * 4 + 3));
+    size_t first = (&group - groups) * 4;
+    group.agent = new_agent("wgmma of warps " + std::to_string(first) + " to " + std::to_string(first + 3));
     group.has_agent = true;
   }
   m.moment = next_moment(group.agent);
@@ -191,7 +192,8 @@ void learn(unsigned agent, uint32_t moment) {
 }
 
 // The thread's numbers of a chain, unless a later multiplication of it is not waited for.
-void give_back(const Warpgroup& group, const std::shared_ptr<Chain>& chain, int rank, float* const* arrays, int count, const void* pc) {
+void give_back(const Warpgroup& group, const std::shared_ptr<Chain>& chain, int rank, float* const* arrays, int count,
+               const void* pc) {
   for (const Multiplication& m : group.queue)
     if (m.chain == chain && !m.landed[rank]) return;
   float* c = chain->c[rank];
@@ -209,8 +211,10 @@ void begin_block_wgmma() {
 
 bool end_block_wgmma() {
   for (const Warpgroup& group : groups)
-    if (!group.queue.empty())
-      return report("wgmma not waited for", "the block ends while it is under way", (&group - groups) * kThreads, group.queue.front().pc);
+    if (!group.queue.empty()) {
+      int first = (&group - groups) * kThreads;
+      return report("wgmma not waited for", "the block ends while it is under way", first, group.queue.front().pc);
+    }
   return true;
 }
 

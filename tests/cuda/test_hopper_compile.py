@@ -79,13 +79,13 @@ def test_attention_v4_copies_and_multiplies_with_these_instructions(tmp_path):
         assert not any(i.is_a("HMMA") or i.is_a("LDSM") for i in code)
 
 
-def test_control_a_use_under_the_wgmma_is_seen(tmp_path):
-    """ptxas says so if a kernel touches the registers of a wgmma before the wait."""
-    text = (KERNELS / "hopper.cu").read_text()
-    wait = "  wgmma_wait<1>(one);\n  y[threadIdx.x] = one[0][0];\n"
-    assert wait in text
-    source = tmp_path / "early.cu"
-    source.write_text(text.replace(wait, "  y[threadIdx.x] = one[0][0];\n  wgmma_wait<1>(one);\n"))
+def test_control_what_ptxas_ignores_is_seen(tmp_path):
+    """It cannot move registers if a kernel does not say how many it begins with."""
+    source = tmp_path / "registers.cu"
+    kernel = (
+        "__global__ void __launch_bounds__(256) f(float* y) { raise_registers<240>(); y[threadIdx.x] = 1; }"
+    )
+    source.write_text(f'#include "dialect_hopper.h"\n{kernel}\n')
     said = compile_once(source, tmp_path / "objects", ["90a"])[1]
     with pytest.raises(AssertionError):
         check_said(said)
