@@ -52,14 +52,14 @@ MUTANTS = [
 ]  # fmt: skip
 SLOW = [
     (V4, "the stage's other parity", "mbarrier_wait(empty[stage], parity ^ 1);", "mbarrier_wait(empty[stage], parity);", "deadlock"),
-    (V4, "half of the arrivals", "kConsumers / 32);", "kConsumers / 64);", "race"),
+    (V4, "half of the arrivals", "kConsumers / 32);", "kConsumers / 64);", "deadlock"),
     (V4, "no fence after init", "fence_mbarrier_init();", "", "no proxy fence"),
     (V4, "no barrier after init", "__syncthreads();", "", "race"),
     (TILE, "a key past the end", "key < rows_.kv_len", "key <= rows_.kv_len", WRONG),
     (TILE, "cp.async not waited for", "wait_copies<0>();", "", WRONG),
     (TILE, "no swizzle", "(chunk % 8 ^ row % 8)", "(chunk % 8)", WRONG),
     (TILE, "the scores not waited for", "wgmma_wait<0>(scores);", "", "wgmma"),
-    (TILE, "boxes of one head", "rows_.kv_head, slot}", "0 * rows_.kv_head, slot + 1}", WRONG),
+    (TILE, "boxes a slot further", "rows_.kv_head, slot}", "rows_.kv_head, slot + 1}", "out of bounds"),
 ]  # fmt: skip
 
 # Whole tiles by boxes, more of them than stages; a last tile by cp.async; two blocks of rows.
