@@ -83,7 +83,10 @@ KERNELS = [
     Kernel("decode_d2", "d2", rf"decode_d2_kernel{ATTENTION}E", has_mma),
     Kernel("decode_d3", "d3", rf"decode_d3_kernel{ATTENTION}E", has_mma),
     Kernel(
-        "decode_d3", "d3_combine", rf"decode_d3_combine_kernel{ATTENTION}E", {"splits": lambda x: x.count("LDG") > 8}
+        "decode_d3",
+        "d3_combine",
+        rf"decode_d3_combine_kernel{ATTENTION}E",
+        {"splits": lambda x: x.count("LDG") > 8},
     ),
     Kernel("linear_l1", "l1", rf"linear_l1_kernel{TYPE}E", has_stage),
     Kernel("linear_l2", "l2", rf"linear_l2_kernel{TYPE}E", has_stage),
