@@ -139,6 +139,14 @@ class WireError(MinillmError):
     """The bytes are not an encoded step."""
 
 
+class EncodingError(MinillmError, TypeError):
+    """A value has no canonical encoding, so it cannot be part of a digest."""
+
+
+class NotAnOutput(UsageError):
+    """A file is no output that this version of minillm saved with `--json`, or was changed since."""
+
+
 def is_interrupt(error: BaseException) -> bool:
     """Whether `error` asks the program to stop: it belongs to the caller, not to a request.
 

@@ -20,6 +20,7 @@ from minillm.engine.delivery import Delivery, Ticket
 from minillm.engine.engine import Engine
 from minillm.engine.outputs import RequestOutput
 from minillm.engine.parts import Parts
+from minillm.engine.prompt import EncodedPrompt, Prompt, text_digest
 from minillm.errors import MinillmError, QueueFull, UsageError
 from minillm.model.loader import load_model
 from minillm.model.locate import find_model
@@ -29,7 +30,6 @@ from minillm.text.chat_template import Message, check_messages
 from minillm.text.conversation import kept_messages
 from minillm.text.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int]
 Overflow = Literal["refuse", "drop_oldest"]
 
 
@@ -113,8 +113,8 @@ class LLM:
         prompt_list = _as_list(prompts)
         params = _params_for(prompt_list, sampling_params, self.default_params)
         pairs = enumerate(zip(prompt_list, params, strict=True))
-        ids = [_checked_ids(self.engine, i, prompt, param, tenant) for i, (prompt, param) in pairs]
-        return self._run(ids, params, tenant, progress)
+        checked = [_checked(self.engine, i, prompt, param, tenant) for i, (prompt, param) in pairs]
+        return self._run(checked, params, tenant, progress)
 
     def chat(
         self,
@@ -135,16 +135,16 @@ class LLM:
             PromptTooLong: the conversation does not fit the context.
         """
         params = self._answer_params(sampling_params)
-        ids, dropped = self.chat_prompt(messages, on_overflow, params.max_tokens)
-        return replace(self.generate([ids], params, tenant=tenant)[0], dropped_messages=dropped)
+        prompt, dropped = self.chat_prompt(messages, on_overflow, params.max_tokens)
+        return replace(self.generate([prompt], params, tenant=tenant)[0], dropped_messages=dropped)
 
     def chat_prompt(
         self,
         messages: Sequence[Message],
         on_overflow: Overflow = "refuse",
         max_tokens: int = ANSWER_TOKENS,
-    ) -> tuple[list[int], list[int]]:
-        """The token ids `chat` would use, and the indices of the messages it would drop.
+    ) -> tuple[EncodedPrompt, list[int]]:
+        """The prompt `chat` would use, and the indices of the messages it would drop.
 
         `max_tokens`: room that "drop_oldest" keeps for the answer, at most half of what there is.
         """
@@ -153,15 +153,16 @@ class LLM:
         tokenizer = self.tokenizer
         check_messages(messages)
 
-        def prompt(kept: Sequence[int]) -> list[int]:
-            return tokenizer.apply_chat_template([messages[i] for i in kept])
+        def prompt(kept: Sequence[int]) -> EncodedPrompt:
+            text = tokenizer.apply_chat_template([messages[i] for i in kept], tokenize=False)
+            return EncodedPrompt(tokenizer.encode(text, add_special_tokens=False), text_digest(text))
 
         if on_overflow == "refuse":
             return prompt(range(len(messages))), []
         pool = self.engine.memory.pool
         room = min(self.engine.model.max_model_len, pool.num_blocks * pool.block_size)
         limit = room - min(max_tokens, room // 2)
-        kept = kept_messages(messages, lambda kept: len(prompt(kept)), limit)
+        kept = kept_messages(messages, lambda kept: len(prompt(kept).token_ids), limit)
         return prompt(kept), [i for i in range(len(messages)) if i not in kept]
 
     def stream(
@@ -216,7 +217,7 @@ class LLM:
         return replace(self.default_params, max_tokens=ANSWER_TOKENS) if given is None else given
 
     def _run(
-        self, prompts: list[list[int]], params: list[SamplingParams], tenant: str | None, progress: bool
+        self, prompts: list[EncodedPrompt], params: list[SamplingParams], tenant: str | None, progress: bool
     ) -> list[RequestOutput]:
         ticket = Ticket()
         try:
@@ -231,7 +232,7 @@ class LLM:
         return [ticket.outputs[request_id] for request_id in ticket.ids]
 
     def _feed(
-        self, ticket: Ticket, prompts: list[list[int]], params: list[SamplingParams], tenant: str | None
+        self, ticket: Ticket, prompts: list[EncodedPrompt], params: list[SamplingParams], tenant: str | None
     ) -> None:
         """Submit the prompts that are not yet submitted, until the queue is full."""
         with suppress(QueueFull):
@@ -306,7 +307,7 @@ class TextIterator(Iterator[str]):
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """Make a list of prompts from one prompt (text or a list of ids) or a list of prompts."""
-    if isinstance(prompts, str):
+    if isinstance(prompts, str | EncodedPrompt):
         return [prompts]
     if not isinstance(prompts, list | tuple):
         raise UsageError(f"prompts must be text, token ids or a list of them, not {type(prompts).__name__}")
@@ -329,10 +330,10 @@ def _params_for(
     return list(given)
 
 
-def _checked_ids(
+def _checked(
     engine: Engine, index: int, prompt: Prompt, params: SamplingParams, tenant: str | None
-) -> list[int]:
-    """Check prompt number `index` and return its token ids. An error message begins with the index."""
+) -> EncodedPrompt:
+    """Check prompt number `index` and return it as token ids. An error message begins with the index."""
     try:
         return engine.check_request(prompt, params, tenant)
     except MinillmError as error:

@@ -15,7 +15,7 @@ from typing import Any
 
 from minillm.bench.machine import Figure
 from minillm.config import SamplingParams
-from minillm.llm import LLM, Prompt
+from minillm.llm import LLM
 from minillm.observe.events import Event
 from minillm.speculation.proposal import Drafter, DraftSequence
 
@@ -38,7 +38,7 @@ COPY = "The wind blew and the kite went up and up. " * 16  # the model that ship
 class Work:
     """Prompts to answer greedily with `tokens` tokens each, `batch` prompts at a time."""
 
-    prompts: Sequence[Prompt]
+    prompts: Sequence[str | Sequence[int]]
     tokens: int
     batch: int = 1
 

@@ -21,6 +21,8 @@ from minillm.cli.options import (
 from minillm.cli.parser import Once, Parser
 from minillm.cli.streams import say
 from minillm.config.sampling import ANSWER_TOKENS
+from minillm.engine.envelope import plain_params
+from minillm.engine.saved import FORMAT
 from minillm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -62,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
     prompt = _prompt(args)
     llm = load_llm(args, **drafts)
     params = sampling_params({"max_tokens": ANSWER_TOKENS, **given}, llm.default_params)
-    ids = llm.chat_prompt([{"role": "user", "content": prompt}])[0] if args.chat else None
-    stream = llm.stream(prompt if ids is None else ids, params)
+    message = [{"role": "user", "content": prompt}]
+    stream = llm.stream(llm.chat_prompt(message)[0] if args.chat else prompt, params)
     if not args.json and not args.chat and sys.stdout.isatty() and sys.stderr.isatty():
         say(dim(prompt), end="")
     interrupted = print_stream(stream, show=not args.json)
@@ -140,12 +142,17 @@ def stats_line(output: RequestOutput) -> str:
 
 
 def as_json(output: RequestOutput, model: str) -> dict[str, Any]:
-    """The values that `--json` prints."""
+    """The values that `--json` prints. `minillm verify same` reads them (`engine/saved.py`)."""
     metrics = output.metrics
     return {
+        "format": FORMAT,
         "text": output.text,
         "token_ids": output.token_ids,
         "finish_reason": output.finish_reason,
+        "prompt_digest": output.prompt_digest,
+        "prompt_token_digest": output.prompt_token_digest,
+        "token_digest": output.token_digest,
+        "sampling": plain_params(output.sampling_params),
         "error": str(output.error) if output.error else None,
         "seed": output.outputs[0].seed,
         "model": model,

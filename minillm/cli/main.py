@@ -21,13 +21,14 @@ from minillm.cli import (
     models,
     pull,
     streams,
+    verify,
 )
 from minillm.cli.parser import USAGE_ERROR, Parser, nearest_command
 from minillm.cli.signals import TERMINATED, Terminated
 from minillm.errors import MinillmError
 from minillm.version import __version__
 
-COMMANDS = (generate, chat, pull, models, convert, inspect_model, bench, doctor, labs)
+COMMANDS = (generate, chat, pull, models, convert, inspect_model, bench, verify, doctor, labs)
 INTERRUPTED = 130
 
 

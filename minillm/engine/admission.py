@@ -7,12 +7,12 @@ A request that fits but asks for too many tokens is accepted: the context and th
 
 from __future__ import annotations
 
-from collections.abc import Sequence as List
 from dataclasses import replace
 
 from minillm.config import EngineConfig, SamplingParams, shown
 from minillm.engine.longrope import on_one_side
 from minillm.engine.parts import Parts, require_methods
+from minillm.engine.prompt import EncodedPrompt, Prompt, encoded_prompt
 from minillm.engine.request import Request, group_blocks
 from minillm.engine.scheduler import max_running
 from minillm.engine.sequence import Sequence, TextStream
@@ -27,11 +27,11 @@ def check_request(
     model: LoadedModel,
     config: EngineConfig,
     num_blocks: int,
-    prompt: str | List[int],
+    prompt: Prompt,
     params: SamplingParams,
     tenant: str | None = None,
-) -> list[int]:
-    """Return the prompt's token ids, if an empty engine could serve a request with `params`.
+) -> EncodedPrompt:
+    """Return the prompt as token ids, if an empty engine could serve a request with `params`.
 
     Raises:
         UsageError: the prompt is empty or is neither text nor token ids, an id is out of range,
@@ -45,7 +45,8 @@ def check_request(
         raise UsageError(f"sampling_params must be SamplingParams, not {shown(params)}")
     _check_tenant(tenant)
     resolved_stops(params, model)
-    ids = model.token_ids(prompt)
+    encoded = encoded_prompt(prompt, model)
+    ids = encoded.token_ids
     if len(ids) + 1 > model.max_model_len:
         full = model.max_model_len == model.config.context_limit
         raise PromptTooLong(
@@ -62,7 +63,7 @@ def check_request(
             "raise kv_memory or shorten the prompt",
         )
     capped_max_tokens(len(ids), params, model, num_blocks, config.block_size)
-    return ids
+    return encoded
 
 
 def resolved_stops(params: SamplingParams, model: LoadedModel) -> SamplingParams:
@@ -109,7 +110,7 @@ def capped_max_tokens(
 
 
 def make_request(
-    ids: list[int],
+    prompt: EncodedPrompt,
     params: SamplingParams,
     tenant: str | None,
     model: LoadedModel,
@@ -118,10 +119,13 @@ def make_request(
 ) -> Request:
     """Make a request from checked arguments; it is not submitted yet.
 
+    Its sampling parameters are those that count: with resolved stops and with the capped `max_tokens`.
+
     Calls the `detokenizer` part, which is foreign code: the caller must not hold a lock.
     """
-    params = resolved_stops(params, model)
+    ids, params = prompt.token_ids, resolved_stops(params, model)
     max_tokens = capped_max_tokens(len(ids), params, model, pool.num_blocks, pool.block_size)
+    params = replace(params, max_tokens=max_tokens)
     sequences = [
         Sequence(
             request_id="",
@@ -138,7 +142,7 @@ def make_request(
         for i in range(params.n)
     ]
     sequences[0].forks = sequences[1:]
-    return Request("", sequences)
+    return Request("", sequences, prompt.digest)
 
 
 def _text_stream(ids: list[int], params: SamplingParams, model: LoadedModel, parts: Parts) -> TextStream:

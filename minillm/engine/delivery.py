@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from collections.abc import Sequence as List
 from weakref import WeakValueDictionary
 
 from minillm.config import SamplingParams
 from minillm.engine.engine import Engine
 from minillm.engine.outputs import RequestOutput
+from minillm.engine.prompt import Prompt
 from minillm.errors import MinillmError
 
 
@@ -46,9 +46,7 @@ class Delivery:
         self._tickets: WeakValueDictionary[str, Ticket] = WeakValueDictionary()
         self._mailbox: dict[str, RequestOutput] = {}
 
-    def submit(
-        self, ticket: Ticket, prompt: str | List[int], params: SamplingParams, tenant: str | None
-    ) -> None:
+    def submit(self, ticket: Ticket, prompt: Prompt, params: SamplingParams, tenant: str | None) -> None:
         """Queue a request; its outputs will go to `ticket`.
 
         Raises:

@@ -26,13 +26,14 @@ from minillm.config import EngineConfig, SamplingParams
 from minillm.engine.admission import check_request, make_request
 from minillm.engine.assembly import assemble, make_memory, make_pool, make_scheduler
 from minillm.engine.commit import Commit
-from minillm.engine.envelope import make_envelope
 from minillm.engine.logits import check_logits, compute_logits
 from minillm.engine.outputs import RequestOutput, snapshot
 from minillm.engine.parts import Parts
+from minillm.engine.prompt import EncodedPrompt, Prompt
+from minillm.engine.record import kv_envelope, make_envelope
 from minillm.engine.recovery import give_up, put_back, start_again
 from minillm.engine.registry import Registry
-from minillm.engine.report import step_fields
+from minillm.engine.report import finish_fields, step_fields
 from minillm.engine.request import Request
 from minillm.engine.sequence import FinishReason, Sequence
 from minillm.engine.stepping import Stepper
@@ -56,9 +57,9 @@ class Engine:
         self.config, self.parts = config, Parts.of(parts)
         machinery = assemble(model, draft, config, self.parts)
         self.model, self.worker, self.speculation = machinery.model, machinery.worker, machinery.speculation
-        self.envelope = make_envelope(self.model, config, draft)
+        self.envelope = make_envelope(self.model, config, self.parts, draft).to_dict()
         self.events = Events()
-        envelopes = self.envelope["kv"], make_envelope(draft, config)["kv"] if draft else None
+        envelopes = self.envelope["kv"], kv_envelope(draft, config, self.parts).digest if draft else None
         self.memory = make_memory(machinery.num_blocks, self.parts, config, self.events, envelopes)
         self.scheduler = make_scheduler(self.parts, config, self.memory, self.events)
         commit = Commit(self.memory, self.events, self.model.eos_token_ids)
@@ -75,15 +76,12 @@ class Engine:
     # Any thread -----------------------------------------------------------------------------
 
     def add_request(
-        self,
-        prompt: str | List[int],
-        params: SamplingParams | None = None,
-        tenant: str | None = None,
+        self, prompt: Prompt, params: SamplingParams | None = None, tenant: str | None = None
     ) -> str:
         """Queue a request and return its id. Outputs carry the id, and `abort_request` takes it.
 
         Args:
-            prompt: text, or token ids, which are used unchanged.
+            prompt: text; or token ids, which are used unchanged.
             params: None means the values of the model's generation_config.json.
             tenant: cached blocks are shared only with requests of the same tenant; None is a tenant too.
 
@@ -97,9 +95,9 @@ class Engine:
         params = self.model.default_params if params is None else params
         request: Request | None = None
         try:
-            ids = self.check_request(prompt, params, tenant)
+            encoded = self.check_request(prompt, params, tenant)
             with panics_as_errors():
-                request = make_request(ids, params, tenant, self.model, self.parts, self.pool)
+                request = make_request(encoded, params, tenant, self.model, self.parts, self.pool)
             self._registry.submit(request)
             self.events.deliver()
             return request.request_id
@@ -148,9 +146,9 @@ class Engine:
         }
 
     def check_request(
-        self, prompt: str | List[int], params: SamplingParams, tenant: str | None = None
-    ) -> list[int]:
-        """Return the prompt's token ids. Raises the errors of `add_request`, except `QueueFull`."""
+        self, prompt: Prompt, params: SamplingParams, tenant: str | None = None
+    ) -> EncodedPrompt:
+        """Return the prompt as token ids. Raises the errors of `add_request`, except `QueueFull`."""
         return check_request(self.model, self.config, self.pool.num_blocks, prompt, params, tenant)
 
     # One thread at a time -------------------------------------------------------------------
@@ -279,7 +277,7 @@ class Engine:
     def _report_end(self, sequence: Sequence, now: float) -> None:
         """Emit `finish`. If an interrupt makes the engine emit it twice, both events have the same time."""
         sequence.ended = now if sequence.ended is None else sequence.ended
-        fields = {"index": sequence.index, "reason": sequence.finish_reason}
+        fields = finish_fields(sequence) if self.events.listeners else {}
         self.events.emit("finish", sequence.request_id, at=sequence.ended, **fields)
         sequence.is_released = True
 

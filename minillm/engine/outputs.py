@@ -1,4 +1,8 @@
-"""What a caller gets back: the completions, the metrics, and the envelope of the engine."""
+"""What a caller gets back: the completions, the metrics, the envelope of the engine, and digests.
+
+The digests name the exact prompt and the exact answer. Two outputs can be compared with them
+(`engine/same.py`).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from minillm.config import SamplingParams
+from minillm.engine.prompt import ids_digest
 from minillm.engine.request import Request
 from minillm.engine.sequence import FinishReason, Sequence
 
@@ -20,6 +26,11 @@ class Completion:
     seed: int
     finish_reason: FinishReason | None
     logprobs: list[dict[int, float]] | None
+
+    @property
+    def token_digest(self) -> str:
+        """The digest of `token_ids`."""
+        return ids_digest(self.token_ids)
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,11 @@ class RequestMetrics:
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """A request's answer so far. If `finished` is true it is complete."""
+    """A request's answer so far. If `finished` is true it is complete.
+
+    `sampling_params`: those that counted, with the capped `max_tokens`; the seed is in each completion.
+    `prompt_digest`: of the exact text of the prompt, after a chat template, or of the ids that were given.
+    """
 
     request_id: str
     prompt_token_ids: list[int]
@@ -55,8 +70,15 @@ class RequestOutput:
     metrics: RequestMetrics
     envelope: Mapping[str, Any]
     finished: bool
+    sampling_params: SamplingParams
+    prompt_digest: str
     error: Exception | None = None
     dropped_messages: list[int] = field(default_factory=list)
+
+    @property
+    def prompt_token_digest(self) -> str:
+        """The digest of `prompt_token_ids`."""
+        return ids_digest(self.prompt_token_ids)
 
     @property
     def text(self) -> str:
@@ -67,6 +89,11 @@ class RequestOutput:
     def token_ids(self) -> list[int]:
         """Token ids of the first completion."""
         return self.outputs[0].token_ids
+
+    @property
+    def token_digest(self) -> str:
+        """The digest of the token ids of the first completion."""
+        return self.outputs[0].token_digest
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -89,6 +116,8 @@ def snapshot(request: Request, envelope: Mapping[str, Any]) -> RequestOutput:
         metrics=_metrics(request, is_finished),
         envelope=envelope,
         finished=is_finished,
+        sampling_params=request.params,
+        prompt_digest=request.prompt_digest,
         error=request.error,
     )
 

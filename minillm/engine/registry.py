@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from minillm.config import EngineConfig
+from minillm.engine.keyed import keyed
 from minillm.engine.request import Request
 from minillm.errors import QueueFull
 from minillm.observe.events import Events
@@ -41,8 +42,7 @@ class Registry:
             self._submitted += 1  # first, so that no id is used twice, even after an interrupt
             request.submit(self._submitted - 1, self._config.seed)
             self.live[request.request_id] = request
-            n = len(request.sequences)
-            self._events.emit("queue", request.request_id, at=request.arrival, prompt_tokens=num_tokens, n=n)
+            self._report(request, num_tokens)
 
     def abort(self, request_id: str) -> None:
         """End a request at the next step. Takes no lock."""
@@ -77,6 +77,12 @@ class Registry:
         """Remove `ids`, the result of `aborted`, after they have been handled."""
         for _ in ids:
             self._aborted.popleft()
+
+    def _report(self, request: Request, num_tokens: int) -> None:
+        if self._events.listeners:  # no digest is computed for nobody
+            fields = {"prompt_tokens": num_tokens, "n": len(request.sequences)}
+            prompt = keyed(request.prompt_digest, request.sequences[0].tenant)
+            self._events.emit("queue", request.request_id, at=request.arrival, **fields, prompt=prompt)
 
     def _waiting(self) -> list[Request]:
         return [request for request in self.live.values() if request.admitted is None]

@@ -1,4 +1,4 @@
-"""The numbers of a step: the fields of its `step` event (`observe/events.py`)."""
+"""Fields of the events `step` and `finish` (`observe/events.py`)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,16 @@ from collections.abc import Mapping
 from collections.abc import Sequence as List
 from typing import Any
 
+from minillm.engine.keyed import keyed
+from minillm.engine.prompt import ids_digest
 from minillm.engine.sequence import Sequence
 from minillm.engine.step_plan import StepPlan
+
+
+def finish_fields(sequence: Sequence) -> dict[str, Any]:
+    """Which sequence ended, why, and the keyed digest of its answer."""
+    answer = keyed(ids_digest(sequence.output_token_ids), sequence.tenant)
+    return {"index": sequence.index, "reason": sequence.finish_reason, "answer": answer}
 
 
 def step_fields(

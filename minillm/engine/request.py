@@ -24,6 +24,7 @@ class Request:
 
     request_id: str
     sequences: list[Sequence]
+    prompt_digest: str = ""  # of the text or the ids that were given (`prompt.py`)
     is_scheduled: bool = False  # it has been given to the scheduler
 
     @property

@@ -48,9 +48,9 @@ class Session:
             MinillmError: the message is refused; the conversation is as before.
         """
         asked = [*self.messages, {"role": "user", "content": text}]
-        ids, dropped = self._llm.chat_prompt(asked, "drop_oldest", self._params.max_tokens)
+        prompt, dropped = self._llm.chat_prompt(asked, "drop_oldest", self._params.max_tokens)
         seed = secrets.randbits(32) if self._params.seed is None else self._params.seed
-        stream = self._llm.stream(ids, replace(self._params, seed=seed))
+        stream = self._llm.stream(prompt, replace(self._params, seed=seed))
         first = len(asked) - len(self._turns) - 1
         self._turns = [turn for i, turn in enumerate(self._turns, first) if i not in dropped]
         self._asked = text
