@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minillm.cli.parser import Parser
-from minillm.config import shown
+from minillm.config.checks import shortened, shown
 
 if TYPE_CHECKING:
     from minillm.engine.same import Aspect
@@ -73,4 +73,4 @@ def _line(aspect: Aspect) -> str:
 
 def _plain(text: str) -> str:
     """A value from a file as one line that a terminal can show."""
-    return text if text.isprintable() else shown(text)
+    return shortened(text) if text.isprintable() else shown(text)

@@ -4,8 +4,10 @@
 
 The engine writes events and never reads them, so listeners cannot change what it does. Without listeners an
 event costs one test of an empty list. An event holds numbers and request ids: no text, token id or tenant.
+Two events hold digests, of the prompt and of the answer. They are keyed with a secret of the process, so
+nobody can test a guessed prompt with them (`engine/keyed.py`).
 
-    queue          prompt_tokens, n                  a request entered the queue
+    queue          prompt_tokens, n, prompt          a request entered the queue; `prompt` is keyed
     refuse         reason                            a request was refused; it has no id
     admit          cached_tokens, waited             a request left the queue; a second `admit` replaces the
                                                      first, whose step was interrupted
@@ -23,7 +25,8 @@ event costs one test of an empty list. An event holds numbers and request ids: n
     preempt        tokens                            a running sequence with `tokens` computed lost its blocks
     resume         cached_tokens                     a preempted sequence is running again
     cancel         reason                            a request was aborted or reached its deadline
-    finish         index, reason                     the sequence with this sample index ended
+    finish         index, reason, answer             the sequence with this sample index ended; `answer` is
+                                                     the keyed digest of its token ids
     step           seconds, prefill_tokens, decode_rows, waiting, running, used, cached, free, waste
 
 `waste`: the number of allocated slots without a token, over all running sequences. It is exact, because only

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ import tiny
 from scenarios import metric_faults
 
 from minillm import LLM, SamplingParams
+from minillm.engine.keyed import keyed
 from minillm.engine.outputs import RequestOutput
 from minillm.errors import MinillmError
 from minillm.observe import events as events_module
@@ -199,21 +204,52 @@ def test_the_documented_events_are_the_ones_there_are(tight: LLM, tmp_path: Path
 REASONS = ("length", "stop", "cancelled", "deadline", "error")
 
 
-def private(trace: list[Event]) -> list[Event]:
-    """Events with a value that is no number, no list and none of the reasons."""
-    return [
-        event
-        for event in trace
-        if not all(isinstance(v, int | float | list) or v in REASONS for v in event.data.values())
-    ]
+def private(trace: list[Event], known: Collection[str] = ()) -> list[Event]:
+    """Events with a value that is no number, no list, none of the reasons and no keyed digest.
+
+    `known`: digests that anybody can compute; those count as private.
+    """
+
+    def is_harmless(name: str, value: Any) -> bool:
+        if name in ("prompt", "answer"):
+            return bool(re.fullmatch("[0-9a-f]{64}", value)) and value not in known
+        return isinstance(value, int | float | list) or value in REASONS
+
+    return [event for event in trace if not all(is_harmless(*item) for item in event.data.items())]
 
 
 def test_nothing_private_is_in_a_trace(tight: LLM) -> None:
-    """Only numbers and request ids: no token, no text, no tenant."""
+    """Only numbers, request ids and keyed digests: no token, no text, no tenant."""
     with tight.engine.events.record() as trace:
-        tight.generate("a secret word", PARAMS, tenant="a secret tenant")
+        output = tight.generate("a secret word", PARAMS, tenant="a secret tenant")[0]
     assert "secret" not in repr(trace)
-    assert trace and private(trace) == []
+    assert trace and private(trace, anybody_s(output)) == []
+
+
+def anybody_s(output: RequestOutput) -> set[str]:
+    """The digests that everybody can compute who guesses the prompt or the answer."""
+    given = {output.prompt_digest, output.prompt_token_digest, output.token_digest}
+    return given | {hashlib.sha256(b"a secret word").hexdigest()}
+
+
+def test_digests_in_a_trace_tell_no_tenant_about_another(tight: LLM) -> None:
+    """Equal prompts of one tenant look equal. Those of two tenants do not: nobody can try guesses."""
+    prompts: dict[str | None, list[str]] = {"ann": [], "bob": [], None: [], "": []}
+    for tenant, found in prompts.items():
+        for _ in range(2):
+            with tight.engine.events.record() as trace:
+                tight.generate("a secret word", PARAMS, tenant=tenant)
+            found += [e["prompt"] for e in trace if e.kind == "queue"]
+            found += [e["answer"] for e in trace if e.kind == "finish"]
+    assert all(first[:2] == first[2:] for first in prompts.values())
+    assert len({digest for found in prompts.values() for digest in found}) == 8
+
+
+def test_another_process_keys_with_another_secret() -> None:
+    program = "from minillm.engine.keyed import keyed; print(keyed('0' * 64, None))"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert re.fullmatch("[0-9a-f]{64}", found.stdout.strip())
+    assert found.stdout.strip() != keyed("0" * 64, None) == keyed("0" * 64, None)
 
 
 def test_control_what_is_private_is_noticed(tight: LLM) -> None:
@@ -221,6 +257,14 @@ def test_control_what_is_private_is_noticed(tight: LLM) -> None:
         tight.engine.events.emit("queue", "id", prompt="a secret word")
         tight.engine.events.deliver()
     assert "secret" in repr(trace) and len(private(trace)) == 1
+
+
+def test_control_a_digest_without_key_is_noticed(tight: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("registry", "report"):
+        monkeypatch.setattr(f"minillm.engine.{module}.keyed", lambda digest, tenant: digest)
+    with tight.engine.events.record() as trace:
+        output = tight.generate("a secret word", PARAMS)[0]
+    assert {event.kind for event in private(trace, anybody_s(output))} == {"queue", "finish"}
 
 
 def test_a_listener_stops_listening(tight: LLM) -> None:
