@@ -38,7 +38,7 @@ def make_envelope(
         speculation=_speculation(engine, parts, draft),
         parts={name: part for name, part in replaced.items() if name not in _BLOCK_PARTS},
         minillm=__version__,
-        engine_seed=engine.seed,
+        engine_seed=int(engine.seed),
     )
 
 
@@ -61,7 +61,7 @@ def kv_envelope(
         device=model.device.type,
         kernels=model.decoder.ops.kernel_set,
         torch=str(torch.__version__),
-        block_size=engine.block_size,
+        block_size=int(engine.block_size),
         block_parts={name: part for name, part in _replaced(parts).items() if name in _BLOCK_PARTS},
     )
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from minillm.config import SamplingParams, shown
 from minillm.engine.saved import SavedOutput
+from minillm.memory.encoding import digest
 
 # Component of the envelope -> its name, and what it means if it differs.
 COMPONENTS = {
@@ -44,6 +45,8 @@ COMPONENTS = {
 }
 _IRRELEVANT = ("seed", "logprobs", "deadline", "priority", "n")  # the seed is an aspect of its own
 _UNUSED_IF_GREEDY = ("top_k", "top_p", "min_p")
+_PARTS = ("block_parts", "parts")
+_BY_NAME = "replaced parts are compared by their names only"
 _EARLY = ("cancelled", "deadline", "error")
 
 
@@ -97,8 +100,14 @@ def _envelope(a: SavedOutput, b: SavedOutput) -> Iterator[Aspect]:
         if key == "weights" and a.model == b.model:
             note = f"the models have other numbers, although both are called {shown(a.model)}"
         compared = _aspect(name, a.components[key], b.components[key], note)
+        note = compared.note or (_BY_NAME if _has_replaced(a, key) else "")
         values = [str(each.readable[key]) if key in each.readable else "" for each in (a, b)]
-        yield Aspect(name, compared.same, values[0] or compared.a, values[1] or compared.b, compared.note)
+        yield Aspect(name, compared.same, values[0] or compared.a, values[1] or compared.b, note)
+
+
+def _has_replaced(saved: SavedOutput, component: str) -> bool:
+    """Whether the component is a list of replaced parts that is not empty."""
+    return component in _PARTS and saved.components[component] != digest({})
 
 
 def _sampling(a: SamplingParams, b: SamplingParams) -> Aspect:
@@ -139,6 +148,8 @@ def _reason(a: SavedOutput, b: SavedOutput, same_before: bool) -> str:
         return f"; an answer ended early ({early[0]})"
     if not same_before:
         return ""
+    if any(_has_replaced(a, component) for component in _PARTS):
+        return f"; {_BY_NAME}"
     if a.readable["backend"] == "reference":
         return "; the reference backend promises a tolerance only, not the same bits"
     return "; all that decides it was the same: please report it"

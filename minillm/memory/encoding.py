@@ -8,7 +8,7 @@ A digest says "the same" only if its input says it. JSON with `default=str` does
     False       o     1                                 0
     3           i     1                                 the integer in two's complement, as short as possible
     0.5         f     8                                 the bits of the float64
-    "ab"        s     2                                 UTF-8
+    "ab"        s     2                                 UTF-8; a lone surrogate has three bytes of its own
     b"ab"       b     2                                 the bytes
     [3, "ab"]   l     ...                               its items, encoded, one after the other
     {"k": 3}    m     ...                               its keys and values, encoded, in the order of the keys
@@ -41,7 +41,7 @@ def canonical(value: Any) -> bytes:
     """Encode None, bool, int, float, str, bytes, and lists, tuples and dicts with text keys of these.
 
     Raises:
-        EncodingError: any other type, NaN, text that is not valid Unicode, a value that contains itself.
+        EncodingError: any other type, NaN, a value that contains itself.
     """
     try:
         return _encoded(value)
@@ -80,7 +80,7 @@ def _scalar(value: Any) -> tuple[bytes, bytes]:
     if kind is float:
         return b"f", _float_bits(value)
     if kind is str:
-        return b"s", _utf8(value)
+        return b"s", value.encode("utf-8", "surrogatepass")
     if kind is bytes:
         return b"b", value
     raise EncodingError(f"a value of type {kind.__name__} cannot be encoded", "turn it into plain values")
@@ -90,10 +90,3 @@ def _float_bits(value: float) -> bytes:
     if math.isnan(value):
         raise EncodingError("NaN cannot be encoded", "it is equal to nothing, not even to itself")
     return struct.pack("<d", value)
-
-
-def _utf8(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        raise EncodingError("text that is not valid Unicode cannot be encoded") from None

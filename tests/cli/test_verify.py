@@ -138,6 +138,19 @@ def test_the_last_line_says_why_an_answer_differs(saved: Saved, same: Any) -> No
     assert note(with_answer(saved, [1]) | {"seed": 4}) == "they part at token 0"
 
 
+def test_replaced_parts_are_compared_by_name(folder: Path, same: Any) -> None:
+    """Two functions of one name look alike. The report says so, with and without a difference."""
+    samplers = [lambda logits, batch: logits.argmax(-1), lambda logits, batch: logits.argmin(-1)]
+    llms = [tiny.load(folder, backend="reference", parts={"sampler": sampler}) for sampler in samplers]
+    first, second = (as_json(llm.generate([[5, 6]], PARAMS)[0], "model") for llm in llms)
+    for b, code in ((first, 0), (second, DIFFERENT)):
+        found, report = same(first, b)
+        notes = {aspect["name"]: aspect["note"] for aspect in report["aspects"]}
+        assert found == code and "by their names only" in notes["other parts"]
+        assert notes["parts that write blocks"] == ""
+        assert ("by their names only" in notes["answer token ids"]) == (code != 0)
+
+
 # ---- three pairs that are taken for each other ----------------------------------------------------
 
 
