@@ -131,7 +131,7 @@ def test_what_a_folder_s_files_change(tmp_path: Path, folder: Path) -> None:
         ([], {"draft_model": "ngram"}),
         ([], {"kv_memory": "2MiB", "max_num_seqs": 3, "prefix_caching": False, "prefill_chunk": 7}),
     ],
-    ids=str,
+    ids=lambda value: ", ".join(value) or "nothing",  # of both a list and a dict: the names
 )
 def test_what_options_change(folder: Path, names: list[str], options: dict[str, Any]) -> None:
     if "backend" in names and tiny.load(folder).engine.model.decoder.ops.name == "reference":
