@@ -176,7 +176,7 @@ def test_the_cuda_kernels_line_names_the_architectures(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     said = toolchains.check_cuda_kernels(torch)
-    assert (said.status, "for sm_90;" in said.value) == ("ok", True)
+    assert (said.status, "for sm_90a;" in said.value) == ("ok", True)
     monkeypatch.setattr(cuda_toolkit, "find_cuda", lambda: None)
     assert toolchains.check_cuda_kernels(torch).status == "missing"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
