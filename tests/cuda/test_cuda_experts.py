@@ -188,7 +188,7 @@ def test_experts_that_do_not_exist(wrong):
     with pytest.raises(ValueError, match=f"expert {wrong} is chosen, and there are 4"):
         OPS.experts(x, Routing(chosen, weights), *matrices, "silu")
     stacked = matrices[0].weight, matrices[0].bias, matrices[1].weight, matrices[1].bias
-    found = torch.ops.minillm_simt.experts(x, chosen, weights, *stacked, "silu", 0)
+    found = torch.ops.minillm_simt.experts(x, chosen, weights, *stacked, "silu", False, 0)
     assert found[1].isnan().all()
     right = OPS.experts(x[::2], Routing(chosen[::2], weights[::2]), *matrices, "silu")
     assert torch.equal(found[::2], right)
@@ -215,7 +215,7 @@ def test_tensors_that_do_not_fit_are_refused(change, says):
         "down_bias": None,
     } | change
     with pytest.raises(RuntimeError, match=says):
-        torch.ops.minillm_simt.experts(*arguments.values(), "silu", 0)
+        torch.ops.minillm_simt.experts(*arguments.values(), "silu", False, 0)
 
 
 def test_no_rows_at_all():
