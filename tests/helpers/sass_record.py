@@ -41,6 +41,7 @@ class Kernel:
     wanted: Wanted
     keep_all: bool = False
     optional: tuple[str, ...] = ()  # loops that ptxas may unroll into the one around them
+    unread: tuple[str, ...] = ()  # architectures for which ptxas makes other loops: they have no record
 
 
 TYPE = r"I(f|13__nv_bfloat16|6__half)"
@@ -79,6 +80,7 @@ KERNELS = [
             "tile": lambda x: x.count("FFMA") >= 8 and x.count("LDG") >= 16,
         },
         optional=("column",),
+        unread=("75",),
     ),
     Kernel("decode_d2", "d2", rf"decode_d2_kernel{ATTENTION}E", has_mma),
     Kernel("decode_d3", "d3", rf"decode_d3_kernel{ATTENTION}E", has_mma),
@@ -117,6 +119,8 @@ def record_of(tool: Disassembler, compiled: Path, said: str, arch: str) -> dict[
     for symbol, code in schedules(tool, compiled, arch).items():
         for kernel in KERNELS:
             if kernel.file != compiled.stem or not (match := re.search(kernel.symbol, symbol)):
+                continue
+            if arch in kernel.unread:
                 continue
             tensor = kernel.file in TENSOR and "combine" not in kernel.name
             if tensor and not any(step.name == "HMMA" for step in code):
