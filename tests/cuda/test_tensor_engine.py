@@ -94,16 +94,6 @@ def test_windows_and_experts(load, family):
     assert same(batched, [answers(alone, [prompt])[0] for prompt in PROMPTS[1:]])
 
 
-def test_preempted(load):
-    """A pool too small for all: requests are put back and computed again."""
-    known = load().generate(PROMPTS[1:], GREEDY)
-    small = load(kv_memory=6 * 16 * 2 * 2 * 64 * 2)
-    with small.engine.events.record() as events:
-        outputs = small.generate(PROMPTS[1:], GREEDY)
-    assert drafting.differing(outputs, known) == []
-    assert any(event.kind == "preempt" for event in events)
-
-
 def test_drafts_change_no_bit(load, folders):
     params = [
         SamplingParams(max_tokens=6, temperature=0.8 * (i % 2), seed=i, ignore_eos=True, logprobs=5)
