@@ -1,6 +1,6 @@
 // Behind the asynchronous words: what their files ask of each other, of the scheduler and of the race checker.
 //
-//     mbarrier.cpp   phases, arrivals, bytes          who waits, who may continue
+//     mbarrier.cpp   phases, arrivals, bytes          which threads wait
 //     bulk.cpp       bulk copies under way            they land when no thread can continue: as late as is legal
 //     wgmma.cpp      multiplications under way        their results land at the wait
 //     agents.cpp     (check only) copies and tensor cores, which make accesses as threads do

@@ -4,7 +4,7 @@
 //                                       --> race.cpp     (check only) is it ordered after conflicting accesses?
 //                                       --> traffic.cpp  (while profiling) bytes, sectors, wavefronts
 //     kernel --barrier, shuffle-----------> schedule.cpp which thread runs, which waits; deadlock, divergence
-//                                           warps.cpp, named_barriers.cpp  who waits for whom
+//                                           warps.cpp, named_barriers.cpp  which threads must meet
 //
 // One launch at a time, one block at a time, one thread at a time. Compiled without instrumentation.
 

@@ -9,7 +9,7 @@
 //     different blocks                     nothing orders them
 //
 // A cell (one byte) stores its last write, and the reads since then that nothing orders before the latest one: mostly
-// one record, with a bit for each lane of a warp. The counters decide, not the order of events, so a race is found in
+// one record, with a bit for each lane of a warp. The counters decide, not the order of events: a race is found in
 // whatever order the threads ran.
 //
 // Copies and tensor cores make accesses too, as agents: their ranks follow those of the threads (agents.cpp). They

@@ -4,7 +4,7 @@
 //     __shfl_xor_sync(0x000000f0, x, 1)     lanes 4 .. 7 at the same time
 //
 // A lane waits until every lane of its mask is at the same operation, at the same line, with the same mask. If that
-// cannot happen any more, the scheduler reports who waits where.
+// cannot happen any more, the scheduler reports which threads wait, and where.
 //
 // Stricter than CUDA on purpose: CUDA lets lanes meet from different lines, and forgets lanes that have returned.
 // Source: PTX ISA, shfl.sync, vote.sync, bar.warp.sync.

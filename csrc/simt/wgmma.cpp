@@ -9,7 +9,7 @@
 //
 // With `check` the operands are read under the rules of race.cpp when a multiplication is issued: they must be
 // written, seen through a proxy fence, and known to a thread of each warp. Until it is done nobody may write them;
-// after that only those who know of the wait.
+// after that only threads that are ordered after the wait.
 //
 // Stricter than PTX: every wait ends what the last wgmma_fence allowed. Not checked: registers of `a` that are
 // written before the wait (they are read when the multiplication is issued).

@@ -94,6 +94,17 @@ def test_windows_and_experts(load, family):
     assert same(batched, [answers(alone, [prompt])[0] for prompt in PROMPTS[1:]])
 
 
+def test_preempted(load):
+    """A pool too small for four requests that grow: two are put back and computed again."""
+    prompts = [[(i * 7 + j * 31) % 300 for j in range(15)] for i in range(4)]
+    known = load().generate(prompts, GREEDY)
+    small = load(kv_memory=3 * 16 * 2 * 2 * 64 * 2)  # three blocks
+    with small.engine.events.record() as events:
+        outputs = small.generate(prompts, GREEDY)
+    assert drafting.differing(outputs, known) == []
+    assert sum(event.kind == "preempt" for event in events) == 2
+
+
 def test_drafts_change_no_bit(load, folders):
     params = [
         SamplingParams(max_tokens=6, temperature=0.8 * (i % 2), seed=i, ignore_eos=True, logprobs=5)

@@ -7,7 +7,7 @@
 //     (64 rows each)                       arrive empty[0]                 arrive empty[1]
 //
 // Rows, tiles, splits and sums are those of attention_v3, so a row has the same bits, as long as the chip's wgmma
-// sums as its mma does (simt/tensor_core.cpp). What is new is who moves the data: the tensor cores read K and V from
+// sums as its mma does (simt/tensor_core.cpp). What is new is how the data move: the tensor cores read K and V from
 // shared memory themselves, so no thread loads fragments, and copies cost the multiplying threads nothing.
 //
 // Bytes and FLOPs: as attention_v3, besides the keys of a page that lie past a tile's end. Limit: each warpgroup waits
@@ -25,7 +25,7 @@ constexpr int kWarpgroup = 128, kConsumers = 2 * kWarpgroup, kThreads = kWarpgro
 constexpr int kGroupRows = 64, kRows = 2 * kGroupRows;
 constexpr int kStages = 3;
 
-// The ring of tiles: stages in shared memory, and for each the mbarriers of who fills it and who empties it.
+// The ring of tiles: stages in shared memory, and for each two mbarriers: the stage is full, the stage is empty.
 template <class T, int kDim>
 struct Stages {
   static constexpr int kStageSize = 2 * Producer<T, kDim>::kTileSize;  // numbers
@@ -57,7 +57,7 @@ __device__ __forceinline__ void multiply(const AttentionArgs& p, const PackedRow
   Query<T, kDim> query(p, rows, first_row, count);
   float scale = log2_scale(p);
   float* behind = reinterpret_cast<float*>(stages.memory + kStages * stages.kStageSize);
-  Whole<kDim, kConsumers> whole(behind - kWarpgroup);  // it counts threads from 0
+  Whole<kDim, kConsumers, kWarpgroup> whole(behind);
   Part<kDim> part;
   stages.walk(first_tile, last_tile, [&](const T* k, int stage, int parity, int key_tile) {
     mbarrier_wait(stages.full[stage], parity);

@@ -43,8 +43,9 @@ __device__ __forceinline__ float merged(float out, float split, Factors by) {
   return fmaf(split, by.added, out * by.old);
 }
 
-// A lane's two rows over the splits so far. Their output, kDim / 2 numbers, is in shared memory.
-template <int kDim, int kThreads>
+// A lane's two rows over the splits so far. Their output, kDim / 2 numbers, is in shared memory. The kThreads threads
+// that have rows begin with thread kFirst of the block.
+template <int kDim, int kThreads, int kFirst = 0>
 struct Whole {
   static constexpr int kBytes = kDim / 2 * kThreads * static_cast<int>(sizeof(float));
   Softmax softmax[2] = {{-INFINITY, 0.0f}, {-INFINITY, 0.0f}};
@@ -56,7 +57,7 @@ struct Whole {
   }
 
   // Number i lies beside the neighbours'.
-  __device__ __forceinline__ float& out(int i) const { return memory[i * kThreads + threadIdx.x]; }
+  __device__ __forceinline__ float& out(int i) const { return memory[i * kThreads + threadIdx.x - kFirst]; }
 
   // Merges the part of a split that has ended; `part` then begins anew.
   __device__ __forceinline__ void add(Part<kDim>& part) {
