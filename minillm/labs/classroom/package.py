@@ -12,6 +12,7 @@ hints that quote the solution. A lab in CUDA gets the simulator.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import astuple
 from itertools import groupby
@@ -33,7 +34,7 @@ from minillm.toolchain.sources import csrc
 
 ENGINE = Path(minillm.__file__).resolve().parent
 _LEFT_OUT = {"zoo", "labs", "csrc", "kernels", "bench/kernels.py", "bench/peer.py"}
-_SIMULATOR = ("simt", "cuda/common/dialect.h", "cuda/common/dialect_cuda.h", "cuda/common/numbers.h")
+_INCLUDED = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
 # Those of pyproject.toml, which an installed minillm does not have.
 DEPENDENCIES = [
     "torch>=2.10",
@@ -167,12 +168,20 @@ def _parts_by_module(lab: Lab) -> dict[str, list[Part]]:
 
 
 def _write_simulator(target: Path) -> None:
-    for name in _SIMULATOR:
-        source = csrc() / name
-        if source.is_dir():
-            shutil.copytree(source, target / name)
-        else:
-            _write(target / name, source.read_text(encoding="utf-8"))
+    for source in simulator_files():
+        _write(target / source.relative_to(csrc().resolve()), source.read_text(encoding="utf-8"))
+
+
+def simulator_files() -> list[Path]:
+    """The simulator, the dialect of a lab's kernels, and every header that one of these files includes."""
+    found: set[Path] = set()
+    waiting = [csrc() / "cuda" / "common" / "dialect.h", *(csrc() / "simt").rglob("*.*")]
+    while waiting:
+        path = waiting.pop().resolve()
+        if path not in found:
+            found.add(path)
+            waiting += [path.parent / name for name in _INCLUDED.findall(path.read_text(encoding="utf-8"))]
+    return sorted(found)
 
 
 def _write_lab(lab: Lab, target: Path) -> None:
