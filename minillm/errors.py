@@ -57,6 +57,12 @@ class QueueFull(MinillmError):
     exit_code = 7
 
 
+class UnknownRequest(MinillmError, LookupError):
+    """No live request of this tenant has the id. Another tenant's request gives the same error."""
+
+    exit_code = 3
+
+
 class ModelNotFound(MinillmError, FileNotFoundError):
     """The model folder or hub id, or a file that every model needs, does not exist."""
 

@@ -43,8 +43,8 @@ class LLM:
         options: `dtype`, `device`, `backend`, `kv_memory`, `block_size`, `max_model_len`,
             `max_num_seqs`, `max_num_batched_tokens`, `prefill_chunk`, `max_queued_requests`,
             `max_queued_tokens`, `prefix_caching`, `draft_model`, `num_draft_tokens`,
-            `draft_verification`, `draft_tree`, `adaptive_draft`, `seed`, `allow_config_keys`: see
-            `EngineConfig`.
+            `draft_verification`, `draft_tree`, `adaptive_draft`, `seed`, `allow_config_keys`,
+            `public_prefixes`, `tenant_limits`: see `EngineConfig`.
 
     Raises:
         MinillmError: a typed error of `errors.py`, before any request runs.
@@ -135,7 +135,7 @@ class LLM:
             PromptTooLong: the conversation does not fit the context.
         """
         params = self._answer_params(sampling_params)
-        prompt, dropped = self.chat_prompt(messages, on_overflow, params.max_tokens)
+        prompt, dropped = self.chat_prompt(messages, on_overflow, params.max_tokens, tenant)
         return replace(self.generate([prompt], params, tenant=tenant)[0], dropped_messages=dropped)
 
     def chat_prompt(
@@ -143,6 +143,7 @@ class LLM:
         messages: Sequence[Message],
         on_overflow: Overflow = "refuse",
         max_tokens: int = ANSWER_TOKENS,
+        tenant: str | None = None,
     ) -> tuple[EncodedPrompt, list[int]]:
         """The prompt `chat` would use, and the indices of the messages it would drop.
 
@@ -159,8 +160,8 @@ class LLM:
 
         if on_overflow == "refuse":
             return prompt(range(len(messages))), []
-        pool = self.engine.memory.pool
-        room = min(self.engine.model.max_model_len, pool.num_blocks * pool.block_size)
+        memory = self.engine.memory
+        room = min(self.engine.model.max_model_len, memory.most_blocks(tenant) * memory.pool.block_size)
         limit = room - min(max_tokens, room // 2)
         kept = kept_messages(messages, lambda kept: len(prompt(kept).token_ids), limit)
         return prompt(kept), [i for i in range(len(messages)) if i not in kept]

@@ -267,8 +267,7 @@ def nothing_to_share(load: Load, runs: int) -> dict[str, Any]:
         seconds = {}
         for cached in (True, False) if i % 2 else (False, True):
             memory = llms[cached].engine.memory
-            if memory.cache:
-                memory.cache.evict(memory.num_unused)  # remove the prompts of the previous round
+            memory.make_room(memory.available)  # evict the prompts of the previous round
             seconds[cached] = _seconds(llms[cached], work)
         ratios.append(seconds[True] / seconds[False])
     ratios = ratios[1:]

@@ -16,6 +16,7 @@ from minillm.config.engine import (
 )
 from minillm.config.model import Activation, ExpertSpec, LayerSpec, ModelConfig, RopeConfig
 from minillm.config.sampling import SamplingParams
+from minillm.config.tenants import TenantLimits
 
 __all__ = [
     "BACKENDS",
@@ -34,6 +35,7 @@ __all__ = [
     "ModelConfig",
     "RopeConfig",
     "SamplingParams",
+    "TenantLimits",
     "engine_config",
     "require_int",
     "require_number",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict, get_args
+from types import MappingProxyType
+from typing import Literal, TypedDict, get_args
 
 from minillm.config.checks import require_int, shown
+from minillm.config.tenants import Limits, check_limits
 from minillm.errors import UsageError
 
 Backend = Literal["auto", "reference", "native", "simt"]
@@ -39,6 +41,9 @@ class EngineConfig:
     "rejection".
 
     `allow_config_keys` are keys of config.json that minillm does not know and that change no arithmetic.
+
+    `public_prefixes` are beginnings of prompts, as text or token ids, that every tenant may share.
+    `tenant_limits` are what each tenant is guaranteed and the most it may take (`config/tenants.py`).
     """
 
     dtype: Dtype = "auto"
@@ -60,6 +65,8 @@ class EngineConfig:
     adaptive_draft: bool = True
     seed: int = 0
     allow_config_keys: Sequence[str] = ()
+    public_prefixes: Sequence[str | Sequence[int]] = ()
+    tenant_limits: Limits | None = None
 
     def __post_init__(self) -> None:
         choices = {"dtype": DTYPES, "device": DEVICES, "backend": BACKENDS}
@@ -87,6 +94,21 @@ class EngineConfig:
         if not isinstance(keys, list | tuple) or not all(isinstance(key, str) for key in keys):
             raise UsageError(f"allow_config_keys must be a list of keys, not {shown(keys)}")
         self._check_draft()
+        self._check_tenants()
+
+    def _check_tenants(self) -> None:
+        check_limits(self.tenant_limits, self.max_num_batched_tokens)
+        if self.tenant_limits is not None:  # the caller's mapping may change
+            object.__setattr__(self, "tenant_limits", MappingProxyType(dict(self.tenant_limits)))
+        prefixes = self.public_prefixes
+        if not isinstance(prefixes, list | tuple) or not all(
+            isinstance(p, str | list | tuple) for p in prefixes
+        ):
+            raise UsageError(
+                f"public_prefixes must be a list of texts or token id lists, not {type(prefixes).__name__}"
+            )
+        if prefixes and not self.prefix_caching:
+            raise UsageError("public_prefixes need prefix_caching", "leave prefix_caching on")
 
     def _check_draft(self) -> None:
         if self.draft_model is not None and not isinstance(self.draft_model, str | Path):
@@ -107,6 +129,11 @@ class EngineConfig:
         if math.prod(tree) > MAX_BRANCHES:
             raise UsageError(f"draft_tree={shown(tree)} has more than {MAX_BRANCHES} branches")
 
+    def has_guarantee(self, tenant: str | None) -> bool:
+        """Whether a tenant is named in `tenant_limits` and guaranteed anything."""
+        limit = (self.tenant_limits or {}).get(tenant) if tenant is not None else None
+        return limit is not None and limit.is_guaranteed
+
     @property
     def draft_shape(self) -> tuple[int, ...]:
         """Candidates at each depth of a draft; a chain has one at each."""
@@ -114,10 +141,7 @@ class EngineConfig:
 
 
 class EngineOptions(TypedDict, total=False):
-    """The options `LLM` takes, with `EngineConfig`'s meaning and defaults.
-
-    The last two belong to a later version.
-    """
+    """The options `LLM` takes, with `EngineConfig`'s meaning and defaults."""
 
     dtype: Dtype
     device: Device
@@ -138,15 +162,8 @@ class EngineOptions(TypedDict, total=False):
     draft_tree: Sequence[int] | None
     adaptive_draft: bool
     allow_config_keys: Sequence[str]
-    public_prefixes: Sequence[str]
-    tenant_limits: Mapping[str, Any] | None
-
-
-# Options of a later version. Until then each may have these values only.
-_LATER: Mapping[str, tuple[Any, ...]] = {
-    "public_prefixes": ((), []),
-    "tenant_limits": (None,),
-}
+    public_prefixes: Sequence[str | Sequence[int]]
+    tenant_limits: Limits | None
 
 
 def engine_config(options: EngineOptions) -> EngineConfig:
@@ -155,10 +172,8 @@ def engine_config(options: EngineOptions) -> EngineConfig:
     Raises:
         UsageError: an unknown option, or a value out of range.
     """
-    for name, value in options.items():
-        if name in _LATER and value not in _LATER[name]:
-            raise UsageError(f"{name}={shown(value)} is not part of this version", f"leave {name} out")
-        if name not in _LATER and name not in EngineConfig.__dataclass_fields__:
+    for name in options:
+        if name not in EngineConfig.__dataclass_fields__:
             known = ", ".join(EngineConfig.__dataclass_fields__)
             raise UsageError(f"LLM has no option {name}", f"options: {known}")
-    return EngineConfig(**{name: value for name, value in options.items() if name not in _LATER})  # type: ignore[arg-type]
+    return EngineConfig(**options)

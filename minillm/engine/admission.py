@@ -14,8 +14,8 @@ from minillm.engine.longrope import on_one_side
 from minillm.engine.parts import Parts, require_methods
 from minillm.engine.prompt import EncodedPrompt, Prompt, encoded_prompt
 from minillm.engine.request import Request, group_blocks
-from minillm.engine.scheduler import max_running
 from minillm.engine.sequence import Sequence, TextStream
+from minillm.engine.tenant_scheduler import most_running
 from minillm.errors import KVCapacityError, PromptTooLong, UsageError
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import BlockTable
@@ -38,12 +38,12 @@ def check_request(
             `n` is more than the sequences that can run at once, the tenant is not text, or a stop string
             can never match.
         PromptTooLong: the prompt leaves no room in the context for one more token.
-        KVCapacityError: the prompt and one token per sample need more blocks than the whole pool has.
+        KVCapacityError: the prompt and one token per sample need more than `num_blocks` blocks, the most
+            that the tenant can have.
         LongRopeLimit: prompt and answer would cross longrope's original length.
     """
     if not isinstance(params, SamplingParams):
         raise UsageError(f"sampling_params must be SamplingParams, not {shown(params)}")
-    _check_tenant(tenant)
     resolved_stops(params, model)
     encoded = encoded_prompt(prompt, model)
     ids = encoded.token_ids
@@ -54,16 +54,21 @@ def check_request(
             f"the context holds {model.max_model_len}",
             "shorten the prompt" if full else "shorten the prompt or raise max_model_len",
         )
-    if params.n > max_running(config):
-        raise UsageError(f"n={params.n} is more than the {max_running(config)} sequences that run at once")
+    if params.n > (most := most_running(config, tenant)):
+        hint = "" if most else "the guarantees of other tenants leave no tokens of a step"
+        raise UsageError(f"n={params.n} is more than the {most} sequences that run at once", hint)
     needed = group_blocks(len(ids), len(ids) + 1, params.n, config.block_size)
     if needed > num_blocks:
         raise KVCapacityError(
-            f"prompt and one token need {needed} KV blocks, the whole pool has {num_blocks}",
+            f"prompt and one token need {needed} KV blocks, {_share(config)} has {num_blocks}",
             "raise kv_memory or shorten the prompt",
         )
     capped_max_tokens(len(ids), params, model, num_blocks, config.block_size)
     return encoded
+
+
+def _share(config: EngineConfig) -> str:
+    return "the tenant's share" if config.tenant_limits or config.public_prefixes else "the whole pool"
 
 
 def resolved_stops(params: SamplingParams, model: LoadedModel) -> SamplingParams:
@@ -78,20 +83,6 @@ def resolved_stops(params: SamplingParams, model: LoadedModel) -> SamplingParams
         raise UsageError("stop strings need a tokenizer, and this model has none", "use stop_token_ids")
     more = model.tokenizer.stop_token_ids(tuple(params.stop))
     return replace(params, stop_token_ids=(*params.stop_token_ids, *more)) if more else params
-
-
-def _check_tenant(tenant: str | None) -> None:
-    """Check that the tenant can be encoded: it is part of the prefix cache's keys."""
-    if tenant is None:
-        return
-    if not isinstance(tenant, str):
-        raise UsageError(f"tenant must be text or None, not {type(tenant).__name__}")
-    try:
-        tenant.encode()
-    except UnicodeEncodeError:
-        raise UsageError(
-            "tenant is not valid Unicode", "decode it from UTF-8 without surrogateescape"
-        ) from None
 
 
 def capped_max_tokens(
@@ -116,15 +107,16 @@ def make_request(
     model: LoadedModel,
     parts: Parts,
     pool: BlockPool,
+    num_blocks: int,
 ) -> Request:
-    """Make a request from checked arguments; it is not submitted yet.
+    """Make a request from checked arguments; it is not submitted yet. `num_blocks`: as in `check_request`.
 
     Its sampling parameters are those that count: with resolved stops and with the capped `max_tokens`.
 
     Calls the `detokenizer` part, which is foreign code: the caller must not hold a lock.
     """
     ids, params = prompt.token_ids, resolved_stops(params, model)
-    max_tokens = capped_max_tokens(len(ids), params, model, pool.num_blocks, pool.block_size)
+    max_tokens = capped_max_tokens(len(ids), params, model, num_blocks, pool.block_size)
     params = replace(params, max_tokens=max_tokens)
     sequences = [
         Sequence(

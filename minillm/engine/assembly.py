@@ -28,15 +28,20 @@ from minillm.engine.checked import (
     checked_slots,
     checked_verify,
 )
-from minillm.engine.kv_manager import KVCacheManager
+from minillm.engine.kv_manager import KVCacheManager, MakeCache
 from minillm.engine.parts import Parts, require_methods
 from minillm.engine.scheduler import Scheduler
+from minillm.engine.tenant_memory import KVMemory, LaneMemory, TenantMemory
+from minillm.engine.tenant_scheduler import AnyScheduler, TenantScheduler
 from minillm.engine.usable_parts import require_usable
 from minillm.errors import UsageError
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import slot_mapping
 from minillm.memory.budget import num_blocks_for
 from minillm.memory.kv_cache import KVCache
+from minillm.memory.prefix_cache import PrefixCache
+from minillm.memory.public_prefixes import PublicPrefixes
+from minillm.memory.shares import Share
 from minillm.model.loader import LoadedModel
 from minillm.observe.events import Events
 from minillm.ops.sampling import sample
@@ -113,24 +118,42 @@ def make_pool(parts: Parts, num_blocks: int, block_size: int) -> BlockPool:
     return made
 
 
-def make_scheduler(parts: Parts, config: EngineConfig, memory: KVCacheManager, events: Events) -> Scheduler:
-    """Make an empty scheduler with the `scheduler` part."""
-    made: Scheduler = require_methods("scheduler", parts.scheduler(config, memory, events))
-    return made
+def make_scheduler(parts: Parts, config: EngineConfig, memory: KVMemory, events: Events) -> AnyScheduler:
+    """Make an empty scheduler with the `scheduler` part; with tenant limits one for each lane."""
+
+    def make(config: EngineConfig, memory: KVCacheManager, events: Events) -> Scheduler:
+        made: Scheduler = require_methods("scheduler", parts.scheduler(config, memory, events))
+        return made
+
+    if isinstance(memory, TenantMemory):
+        return TenantScheduler(config, memory, events, make)
+    return make(config, memory, events)
 
 
 def make_memory(
-    num_blocks: int, parts: Parts, config: EngineConfig, events: Events, envelopes: tuple[str, str | None]
-) -> KVCacheManager:
-    """Make the KV manager over an empty pool. `envelopes`: KV digests of the model and of the draft model."""
-    return KVCacheManager(
-        make_pool(parts, num_blocks, config.block_size),
-        envelopes[0],
-        events,
-        config.prefix_caching,
-        lambda pool: require_methods("prefix_cache", parts.prefix_cache(pool)),
-        envelopes[1],
-    )
+    pool: BlockPool,
+    parts: Parts,
+    config: EngineConfig,
+    events: Events,
+    envelopes: tuple[str, str | None],
+    public: PublicPrefixes,
+) -> KVMemory:
+    """Make the KV memory over an empty pool. `envelopes`: KV digests of the model and of the draft model."""
+    envelope, draft = envelopes
+
+    def make_cache(pool: BlockPool) -> PrefixCache:
+        made: PrefixCache = require_methods("prefix_cache", parts.prefix_cache(pool))
+        return made
+
+    if not config.tenant_limits:
+        return KVCacheManager(pool, envelope, events, config.prefix_caching, make_cache, draft, public)
+
+    def make_lane(share: Share, make_cache: MakeCache) -> LaneMemory:
+        return LaneMemory(
+            cast(BlockPool, share), envelope, events, config.prefix_caching, make_cache, draft, public
+        )
+
+    return TenantMemory(pool, config.tenant_limits, public, events, make_lane, make_cache)
 
 
 def _make_speculation(

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence as List
 from dataclasses import dataclass, field
 
-from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.sequence import Sequence
 from minillm.engine.step_plan import StepPlan
+from minillm.engine.tenant_memory import KVMemory
 from minillm.ops.sampling import ACCEPT, REPLACE, SamplingBatch
 from minillm.speculation.lookahead import LookaheadBudget
 from minillm.speculation.proposal import Lookahead, Proposal
@@ -47,7 +47,7 @@ class PlannedStep:
         return [fork for sequence in self.starting for fork in sequence.forks]
 
 
-def reserve(step: PlannedStep, memory: KVCacheManager, budgets: List[LookaheadBudget]) -> None:
+def reserve(step: PlannedStep, memory: KVMemory, budgets: List[LookaheadBudget]) -> None:
     """Allocate every block the step needs. `budgets`: one entry per decoding sequence, or empty."""
     plan = step.plan
     memory.make_room(plan.num_blocks + sum(leave.blocks for leave in budgets))
@@ -64,7 +64,7 @@ def reserve(step: PlannedStep, memory: KVCacheManager, budgets: List[LookaheadBu
         memory.allocate_slots(sequence, sequence.num_tokens)
 
 
-def _reserve_start(step: PlannedStep, sequence: Sequence, memory: KVCacheManager) -> None:
+def _reserve_start(step: PlannedStep, sequence: Sequence, memory: KVMemory) -> None:
     step.starting.append(sequence)
     for fork in sequence.forks:
         copy = memory.fork(sequence, fork, sequence.num_tokens)

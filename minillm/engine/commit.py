@@ -13,9 +13,9 @@ import time
 from collections.abc import Iterable
 
 from minillm.engine.batch import PlannedStep
-from minillm.engine.kv_manager import KVCacheManager
-from minillm.engine.scheduler import Scheduler
 from minillm.engine.sequence import Sequence
+from minillm.engine.tenant_memory import KVMemory
+from minillm.engine.tenant_scheduler import AnyScheduler
 from minillm.errors import MinillmError, is_interrupt
 from minillm.observe.events import Events
 from minillm.speculation.lookahead import Outcome, outcome
@@ -25,11 +25,11 @@ from minillm.worker.step import Drawn, StepOutput, VerifyResult
 class Commit:
     """Applies step outputs. An exception of a detokenizer ends its own sequence and nothing else."""
 
-    def __init__(self, memory: KVCacheManager, events: Events, eos_token_ids: tuple[int, ...]) -> None:
+    def __init__(self, memory: KVMemory, events: Events, eos_token_ids: tuple[int, ...]) -> None:
         self._memory, self._events, self._eos_token_ids = memory, events, eos_token_ids
         self._sampled: list[tuple[str, int]] = []
 
-    def apply(self, step: PlannedStep, output: StepOutput, scheduler: Scheduler) -> list[Sequence]:
+    def apply(self, step: PlannedStep, output: StepOutput, scheduler: AnyScheduler) -> list[Sequence]:
         """Apply the step's output; return the sequences that got a token or failed."""
         changed = list[Sequence]()
         if output.prefill:
@@ -44,7 +44,7 @@ class Commit:
                 self._memory.publish(sequence)
         return changed
 
-    def _take_prefill(self, step: PlannedStep, drawn: Drawn, scheduler: Scheduler) -> list[Sequence]:
+    def _take_prefill(self, step: PlannedStep, drawn: Drawn, scheduler: AnyScheduler) -> list[Sequence]:
         """Mark the chunks as computed; start the sequences whose prefill has ended, and their forks."""
         failed = list[Sequence]()
         for chunk, is_finite in zip(step.plan.prefill, drawn.finite, strict=True):

@@ -1,8 +1,8 @@
 """Lets several callers share one engine: each output is delivered to the caller that waits for it.
 
-    thread 1   generate   ticket [ req-0 req-1 ]  <--+
-    thread 2   stream     ticket [ req-2 ]        <--+-- deliver <-- step     a caller that needs an output
-    thread 2   stream     ticket [ req-3 ]        <--+                        runs the next step, for all
+    thread 1   generate   ticket [ r s ]  <--+
+    thread 2   stream     ticket [ t ]    <--+-- deliver <-- step     a caller that needs an output
+    thread 2   stream     ticket [ u ]    <--+                        runs the next step, for all
 
 Tickets are held by weak references: if a caller has dropped its ticket, its outputs are dropped too.
 Delivering an output twice is harmless, so an output that an interrupt left in the mailbox is delivered with

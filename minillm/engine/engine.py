@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from minillm.config import EngineConfig, SamplingParams
+from minillm.config.tenants import check_tenant
 from minillm.engine.admission import check_request, make_request
 from minillm.engine.assembly import assemble, make_memory, make_pool, make_scheduler
 from minillm.engine.commit import Commit
@@ -30,10 +31,11 @@ from minillm.engine.logits import check_logits, compute_logits
 from minillm.engine.outputs import RequestOutput, snapshot
 from minillm.engine.parts import Parts
 from minillm.engine.prompt import EncodedPrompt, Prompt
+from minillm.engine.public import fill, read_prefixes, refill
 from minillm.engine.record import kv_envelope, make_envelope
 from minillm.engine.recovery import give_up, put_back, start_again
 from minillm.engine.registry import Registry
-from minillm.engine.report import finish_fields, step_fields
+from minillm.engine.report import ANYONE, Anyone, engine_stats, finish_fields, step_fields, tenant_stats
 from minillm.engine.request import Request
 from minillm.engine.sequence import FinishReason, Sequence
 from minillm.engine.stepping import Stepper
@@ -60,7 +62,10 @@ class Engine:
         self.envelope = make_envelope(self.model, config, self.parts, draft).to_dict()
         self.events = Events()
         envelopes = self.envelope["kv"], kv_envelope(draft, config, self.parts).digest if draft else None
-        self.memory = make_memory(machinery.num_blocks, self.parts, config, self.events, envelopes)
+        pool = make_pool(self.parts, machinery.num_blocks, config.block_size)
+        self._public = read_prefixes(self.model, config, machinery.num_blocks)
+        self.memory = make_memory(pool, self.parts, config, self.events, envelopes, self._public)
+        fill(self._public, pool, self.worker, config.prefill_chunk)
         self.scheduler = make_scheduler(self.parts, config, self.memory, self.events)
         commit = Commit(self.memory, self.events, self.model.eos_token_ids)
         self._stepper = Stepper(machinery, self.memory, commit)
@@ -95,9 +100,9 @@ class Engine:
         params = self.model.default_params if params is None else params
         request: Request | None = None
         try:
-            encoded = self.check_request(prompt, params, tenant)
+            encoded, most = self.check_request(prompt, params, tenant), self.memory.most_blocks(tenant)
             with panics_as_errors():
-                request = make_request(encoded, params, tenant, self.model, self.parts, self.pool)
+                request = make_request(encoded, params, tenant, self.model, self.parts, self.pool, most)
             self._registry.submit(request)
             self.events.deliver()
             return request.request_id
@@ -110,11 +115,17 @@ class Engine:
                 self.abort_request(request.request_id)
             raise
 
-    def abort_request(self, request_id: str) -> None:
-        """End a request at the next step and keep its text. Unknown and finished ids are ignored.
+    def abort_request(self, request_id: str, tenant: str | Anyone | None = ANYONE) -> None:
+        """End a request at the next step and keep its text.
 
-        Takes no lock: a destructor may call it, and may interrupt any thread at any line.
+        Without `tenant` unknown and finished ids are ignored. Takes no lock: a destructor may call it, and
+        may interrupt any thread at any line.
+
+        Raises:
+            UnknownRequest: `tenant` is given and has no live request with this id.
         """
+        if tenant is not ANYONE:
+            self._registry.find(request_id, tenant)
         self._registry.abort(request_id)
 
     def require_own_process(self) -> None:
@@ -126,30 +137,21 @@ class Engine:
         self._turn.require_own_process()
         return bool(self._registry.live or self._outbox)
 
-    def stats(self) -> dict[str, int]:
-        """Count requests and blocks.
-
-        `waiting`: requests that have not started. `running`: requests that have started, including preempted
-        ones. `num_blocks` = `used_blocks` + `free_blocks`. `cached_blocks`: the free blocks whose content the
-        prefix cache can still find.
-        """
+    def stats(self, tenant: str | Anyone | None = ANYONE) -> dict[str, int]:
+        """Count requests and blocks; with `tenant` only its own (`report.py`)."""
         self._turn.require_own_process()
-        waiting, running = self._registry.counts()
-        available = self.memory.available
-        return {
-            "waiting": waiting,
-            "running": running,
-            "num_blocks": self.pool.num_blocks,
-            "used_blocks": self.pool.num_blocks - available,
-            "free_blocks": available,
-            "cached_blocks": self.memory.num_unused,
-        }
+        requests = self._registry.requests()
+        if tenant is ANYONE:
+            return engine_stats(self.memory, requests)
+        return tenant_stats(self.memory, requests, tenant)
 
     def check_request(
         self, prompt: Prompt, params: SamplingParams, tenant: str | None = None
     ) -> EncodedPrompt:
         """Return the prompt as token ids. Raises the errors of `add_request`, except `QueueFull`."""
-        return check_request(self.model, self.config, self.pool.num_blocks, prompt, params, tenant)
+        check_tenant(tenant)
+        most = self.memory.most_blocks(tenant)
+        return check_request(self.model, self.config, most, prompt, params, tenant)
 
     # One thread at a time -------------------------------------------------------------------
 
@@ -234,6 +236,7 @@ class Engine:
     def _advance(self) -> None:
         self.events.step += 1
         started = time.perf_counter()
+        refill(self._public, self.pool, self.worker, self.config.prefill_chunk)
         if ended := self._take_incoming():
             self._collect(ended)
         # Read after the new requests were taken, so that no request starts before it was submitted.

@@ -6,14 +6,6 @@
 Only this object changes a sequence's block table or a block's state, and only it emits the events about them.
 So "is there room" has one answer, every change is in the trace, and a method that fails changes nothing.
 
-    start_from          let a new sequence start with blocks from the prefix cache
-    allocate_slots      make room for more tokens of a sequence
-    allocate_branches   make room for several draft branches of a sequence
-    fork                let another sequence share the same tokens
-    rollback            keep the accepted tokens, free the blocks after them
-    publish             put full, computed blocks into the prefix cache
-    free                free all blocks of a sequence
-
 A draft model stores its keys and values under the same block ids and may have computed fewer tokens than the
 target. `sequence.draft` counts the tokens it has computed. `CachedBlock.draft` says whether a cached block
 holds keys and values of the draft model.
@@ -29,6 +21,7 @@ from minillm.errors import PartError
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import BlockTable, blocks_for
 from minillm.memory.prefix_cache import CachedBlock, PrefixCache, Scope
+from minillm.memory.public_prefixes import PublicPrefixes
 from minillm.observe.events import Events
 
 LONG = "longrope"  # the conditioning of long sequences: the same ids have other keys than in short ones
@@ -39,6 +32,7 @@ class KVCacheManager:
     """Manages the blocks of all sequences.
 
     `cache` is None if prefix caching is off. `draft` is the KV envelope of the draft model, if there is one.
+    `public`: the blocks that every tenant may start from.
     """
 
     def __init__(
@@ -49,9 +43,10 @@ class KVCacheManager:
         prefix_caching: bool = True,
         make_cache: MakeCache = PrefixCache,
         draft: str | None = None,
+        public: PublicPrefixes | None = None,
     ) -> None:
         self.pool, self.envelope, self._events, self._draft = pool, envelope, events, draft
-        self._make_cache = make_cache
+        self._make_cache, self.public = make_cache, public or PublicPrefixes((), pool.block_size)
         self.cache = make_cache(pool) if prefix_caching else None
 
     # Counting -------------------------------------------------------------------------------
@@ -66,6 +61,18 @@ class KVCacheManager:
         """Blocks that can be allocated: free ones, and cached ones that no sequence uses."""
         return self.pool.num_free + self.num_unused
 
+    def most_blocks(self, tenant: str | None) -> int:
+        """The most blocks that a request of this tenant can ever use."""
+        return self.pool.num_blocks - self.public.num_blocks
+
+    def guaranteed_blocks(self, tenant: str | None) -> int:
+        """The blocks that only this tenant uses: none without tenant limits."""
+        return 0
+
+    def unused_of(self, tenant: str | None) -> int:
+        """Blocks with a tenant's content that only the prefix cache owns."""
+        return _count(self.cache.num_unused_of(tenant), "num_unused_of") if self.cache else 0
+
     def shortage(self, sequence: Sequence, num_tokens: int) -> int:
         """The number of blocks that the sequence still needs in order to hold `num_tokens` tokens."""
         return max(0, blocks_for(num_tokens, self.pool.block_size) - len(sequence.block_table.block_ids))
@@ -74,20 +81,20 @@ class KVCacheManager:
         """Find the cached blocks the sequence can start from. At least one token is left to compute."""
         if self.cache is None:
             return []
-        size = self.pool.block_size
-        full = (sequence.num_tokens - 1) // size
+        size, public = self.pool.block_size, self._public(sequence)
+        full, first = (sequence.num_tokens - 1) // size, len(public)
         self._extend_digests(sequence, full)
         digests = sequence.cached.digests
-        blocks = ((digests[i], sequence.tokens(i * size, (i + 1) * size)) for i in range(full))
+        blocks = ((digests[i - first], sequence.tokens(i * size, (i + 1) * size)) for i in range(first, full))
         found = self.cache.match(self._scope(sequence), blocks)
-        _require(isinstance(found, list) and len(found) <= full, "match", "a list of cached blocks")
-        return found
+        _require(isinstance(found, list) and len(found) <= full - first, "match", "a list of cached blocks")
+        return public + found
 
     def available_without(self, blocks: Iterable[CachedBlock]) -> int:
         """Blocks that can still be allocated after these cached blocks have been acquired."""
         if self.cache is None:
             return self.available
-        unused = [self.cache.is_unused(block) for block in blocks]
+        unused = [self.cache.is_unused(block) for block in blocks if not self.public.owns(block)]
         _require(all(isinstance(answer, bool) for answer in unused), "is_unused", "a bool")
         return self.available - sum(unused)
 
@@ -102,7 +109,7 @@ class KVCacheManager:
         """Let a sequence without blocks start with the cached `blocks`, as if it had computed them."""
         if not blocks or self.cache is None:
             return
-        sequence.block_table.block_ids = self._acquire(self.cache, blocks)
+        sequence.block_table.block_ids = self._share(self.cache, blocks)
         sequence.num_computed_tokens = len(blocks) * self.pool.block_size
         sequence.cached.last, sequence.cached.num_blocks = blocks[-1], len(blocks)
         draft = sequence.draft
@@ -110,13 +117,17 @@ class KVCacheManager:
         draft.num_computed_tokens = draft.num_published * self.pool.block_size
         self._events.emit("share", sequence.request_id, blocks=len(blocks))
 
-    def _acquire(self, cache: PrefixCache, blocks: list[CachedBlock]) -> list[int]:
-        """Add one owner to each block; return the block ids."""
-        ids = cache.acquire(blocks)
-        is_right = isinstance(ids, list) and len(ids) == len(blocks)
+    def _share(self, cache: PrefixCache, blocks: list[CachedBlock]) -> list[int]:
+        """Add one owner to each block, public ones first; return the block ids."""
+        public = [block.block_id for block in blocks if self.public.owns(block)]
+        own = blocks[len(public) :]
+        ids = cache.acquire(own)
+        is_right = isinstance(ids, list) and len(ids) == len(own)
         is_right = is_right and all(isinstance(i, int) and 0 <= i < self.pool.num_blocks for i in ids)
         _require(is_right, "acquire", "the id of each block")
-        return ids
+        if public:
+            self.pool.share(public)
+        return public + ids
 
     def make_room(self, count: int) -> None:
         """Have `count` free blocks if so many are available: evict unused ones from the prefix cache.
@@ -162,6 +173,7 @@ class KVCacheManager:
         shared = table.block_ids[: start // self.pool.block_size]
         try:
             for _ in range(count - 1):
+                self.make_room(blocks_for(num_tokens, self.pool.block_size) - len(shared))
                 branches.append(table.branch(start, num_tokens))
         except Exception:
             self._free_branches(sequence)
@@ -188,6 +200,7 @@ class KVCacheManager:
         child.block_table, copy = source.block_table.fork(num_tokens)
         child.num_computed_tokens = num_tokens
         child.cached.last, child.cached.num_blocks = source.cached.last, source.cached.num_blocks
+        child.cached.public = source.cached.public
         full = num_tokens // self.pool.block_size * self.pool.block_size
         child.draft.num_published = source.draft.num_published
         # The copied block lacks the draft model's keys and values: only full blocks count.
@@ -221,20 +234,21 @@ class KVCacheManager:
         _forget(sequence)
 
     def reset(self, pool: BlockPool, sequences: Iterable[Sequence]) -> None:
-        """Replace the pool and the prefix cache by empty ones; the sequences lose all their blocks.
-
-        Used when a step failed in the middle of a change: the state of the old pool may be wrong.
-        """
+        """Start with an empty pool and cache, after a step that failed in the middle of a change."""
         cached = _count(self.cache.num_blocks, "num_blocks") if self.cache else 0
+        self.pool, self.cache = pool, self._make_cache(pool) if self.cache else None
         for sequence in sequences:
-            sequence.block_table = BlockTable(pool)
-            sequence.draft.branch_blocks = []
-            _forget(sequence)
+            self.start_over(sequence)
         self._events.free_all()
-        self.cache = self._make_cache(pool) if self.cache else None
-        self.pool = pool
         if cached:
             self._events.emit("evict", blocks=cached)
+
+    def start_over(self, sequence: Sequence) -> None:
+        """Record that the pool is a new one, in which the sequence has nothing."""
+        sequence.block_table = BlockTable(self.pool)
+        sequence.draft.branch_blocks = []
+        _forget(sequence)
+        sequence.cached.forget_all()
 
     def _free_branches(self, sequence: Sequence) -> int:
         """Free the blocks of all branches, not those of the sequence's table; return their number."""
@@ -261,13 +275,17 @@ class KVCacheManager:
     def _publish(self, cache: PrefixCache, sequence: Sequence, full: int) -> None:
         self._extend_digests(sequence, full)
         cached, table, size = sequence.cached, sequence.block_table, self.pool.block_size
-        first = cached.num_blocks
+        first, public = cached.num_blocks, self._public(sequence)
         for i in range(first, full):
             ids, mine = sequence.tokens(i * size, (i + 1) * size), table.block_ids[i]
-            block = cache.publish(self._scope(sequence), cached.last, ids, cached.digests[i], mine)
-            _require(hasattr(block, "block_id"), "publish", "the cached block")
+            if i < len(public):  # a scheduler need not have looked for cached blocks
+                block = public[i]
+            else:
+                parent, digest = cached.last if i > len(public) else None, cached.digests[i - len(public)]
+                block = cache.publish(self._scope(sequence), parent, ids, digest, mine)
+                _require(hasattr(block, "block_id"), "publish", "the cached block")
             if block.block_id != mine:
-                table.block_ids[i] = self._acquire(cache, [block])[0]
+                table.block_ids[i] = self._share(cache, [block])[0]
                 self.pool.free([mine])
                 if not self._has_draft(block):
                     draft = sequence.draft
@@ -292,14 +310,24 @@ class KVCacheManager:
         return self._draft is not None and block.draft == self._draft
 
     def _scope(self, sequence: Sequence) -> Scope:
-        return Scope(self.envelope, sequence.tenant, LONG if sequence.rope_offset else "")
+        public = self._public(sequence)
+        after = [self.public.conditioning(public[-1])] if public else []
+        conditioning = [LONG, *after] if sequence.rope_offset else after
+        return Scope(self.envelope, sequence.tenant, " ".join(conditioning))
+
+    def _public(self, sequence: Sequence) -> list[CachedBlock]:
+        """The public blocks that the prompt begins with. At least one token is left to compute."""
+        cached = sequence.cached
+        if cached.public is None:
+            cached.public = self.public.match(sequence.prompt_token_ids[:-1], sequence.rope_offset)
+        return cached.public
 
     def _extend_digests(self, sequence: Sequence, full: int) -> None:
-        """Compute the missing digests of the sequence's first `full` blocks."""
+        """Compute the missing digests of the sequence's first `full` blocks, without its public ones."""
         digests, size = sequence.cached.digests, self.pool.block_size
         if self.cache is None:
             return
-        for i in range(len(digests), full):
+        for i in range(len(self._public(sequence)) + len(digests), full):
             ids = sequence.tokens(i * size, (i + 1) * size)
             digest = self.cache.digest(self._scope(sequence), digests[-1] if digests else None, ids)
             _require(isinstance(digest, bytes), "digest", "bytes")

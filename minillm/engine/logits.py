@@ -15,8 +15,8 @@ from torch import Tensor
 
 from minillm.config import SamplingParams
 from minillm.config.sizes import format_apart
-from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.sequence import Sequence
+from minillm.engine.tenant_memory import KVMemory
 from minillm.errors import PromptTooLong, UsageError
 from minillm.memory.block_table import BlockTable
 from minillm.model.loader import LoadedModel
@@ -54,7 +54,7 @@ def check_logits(model: LoadedModel, token_ids: List[int]) -> list[int]:
 
 
 def compute_logits(
-    worker: Worker, memory: KVCacheManager, events: Events, ids: list[int], chunk: int, rope_offset: int
+    worker: Worker, memory: KVMemory, events: Events, ids: list[int], chunk: int, rope_offset: int
 ) -> Tensor:
     """Compute logits, at most `chunk` tokens per pass; float32 [len(ids), vocab_size].
 
@@ -73,16 +73,16 @@ def compute_logits(
 
 
 @contextmanager
-def borrowed_blocks(memory: KVCacheManager, num_tokens: int) -> Iterator[list[int]]:
+def borrowed_blocks(memory: KVMemory, num_tokens: int) -> Iterator[list[int]]:
     """Yield the block table of a temporary sequence with room for `num_tokens` tokens; free it at the end.
 
     Raises:
         OutOfBlocks: the free blocks do not hold all tokens; nothing has changed.
     """
-    table = BlockTable(memory.pool)
-    sequence = Sequence(NAME, 0, [], SamplingParams(), 0, 0, table, NullDetokenizer())
+    sequence = Sequence(NAME, 0, [], SamplingParams(), 0, 0, BlockTable(memory.pool), NullDetokenizer())
+    memory.open([sequence])
     memory.allocate_slots(sequence, num_tokens)
     try:
-        yield table.block_ids
+        yield sequence.block_table.block_ids
     finally:
         memory.free(sequence)

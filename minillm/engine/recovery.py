@@ -16,16 +16,16 @@ from collections.abc import Callable
 from collections.abc import Sequence as List
 
 from minillm.engine.batch import PlannedStep
-from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.request import Request
-from minillm.engine.scheduler import Scheduler
 from minillm.engine.sequence import Sequence
+from minillm.engine.tenant_memory import KVMemory
+from minillm.engine.tenant_scheduler import AnyScheduler
 from minillm.errors import PartError, StepInterrupted
 from minillm.memory.block_pool import BlockPool
 from minillm.observe.events import Events
 
 
-def put_back(step: PlannedStep, scheduler: Scheduler, memory: KVCacheManager, events: Events) -> None:
+def put_back(step: PlannedStep, scheduler: AnyScheduler, memory: KVMemory, events: Events) -> None:
     """Preempt every sequence of the step. Forks that had not started wait for their prompt again."""
     for fork in step.forks:
         memory.free(fork)
@@ -49,10 +49,10 @@ def start_again(
     live: List[Request],
     affected: List[Sequence],
     error: BaseException | None,
-    memory: KVCacheManager,
+    memory: KVMemory,
     pool: BlockPool,
-    make_scheduler: Callable[[], Scheduler],
-) -> Scheduler:
+    make_scheduler: Callable[[], AnyScheduler],
+) -> AnyScheduler:
     """Queue every live sequence again, over an empty pool; return the new scheduler.
 
     If `error` is an `Exception`, the requests of the affected sequences end with it. After an interrupt only

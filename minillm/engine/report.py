@@ -1,15 +1,67 @@
-"""Fields of the events `step` and `finish` (`observe/events.py`)."""
+"""What the engine tells about itself: its counts, and the fields of the events `step` and `finish`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as List
+from enum import Enum
 from typing import Any
 
 from minillm.engine.keyed import keyed
 from minillm.engine.prompt import ids_digest
+from minillm.engine.registry import count
+from minillm.engine.request import Request
 from minillm.engine.sequence import Sequence
 from minillm.engine.step_plan import StepPlan
+from minillm.engine.tenant_memory import KVMemory
+
+
+class Anyone(Enum):
+    """Stands for every tenant, where `None` is a tenant too."""
+
+    ANYONE = "anyone"
+
+
+ANYONE = Anyone.ANYONE
+
+
+def engine_stats(memory: KVMemory, requests: List[Request]) -> dict[str, int]:
+    """Count all requests and blocks.
+
+    `waiting`: requests that have not started. `running`: requests that have started, including preempted
+    ones. `num_blocks` = `used_blocks` + `free_blocks`. `cached_blocks`: the free blocks whose content a
+    prefix cache can still find.
+    """
+    waiting, running = count(requests)
+    available, num_blocks = memory.available, memory.pool.num_blocks
+    return {
+        "waiting": waiting,
+        "running": running,
+        "num_blocks": num_blocks,
+        "used_blocks": num_blocks - available,
+        "free_blocks": available,
+        "cached_blocks": memory.num_unused,
+    }
+
+
+def tenant_stats(memory: KVMemory, requests: List[Request], tenant: str | None) -> dict[str, int]:
+    """Count a tenant's own requests and blocks. `requests`: all live ones.
+
+    `num_blocks` are the blocks it is guaranteed, and `free_blocks` those of them that no sequence uses. So
+    nothing here depends on other tenants.
+    """
+    own = [request for request in requests if request.tenant == tenant]
+    waiting, running = count(own)
+    used = {block for r in own for s in r.sequences for block in s.block_table.block_ids}
+    guaranteed = memory.guaranteed_blocks(tenant)
+    return {
+        "waiting": waiting,
+        "running": running,
+        "num_blocks": guaranteed,
+        "used_blocks": len(used),
+        "free_blocks": max(0, guaranteed - len(used)),
+        "cached_blocks": memory.unused_of(tenant),
+    }
 
 
 def finish_fields(sequence: Sequence) -> dict[str, Any]:

@@ -7,6 +7,8 @@ request   prompt [ t0 t1 .. tn ]     sequence 0 is prefilled; the others fork fr
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 import time
 from dataclasses import dataclass
 
@@ -64,12 +66,22 @@ class Request:
         """The time after which the engine ends the request, or None."""
         return None if self.params.deadline is None else self.arrival + self.params.deadline
 
-    def submit(self, number: int, engine_seed: int) -> None:
-        """Enter the queue as request `number`. It decides the id, the place and, if not given, the seed."""
-        self.request_id, arrival = f"req-{number}", time.perf_counter()
-        seed = derived_seed(engine_seed, number) if self.params.seed is None else self.params.seed
+    @property
+    def tenant(self) -> str | None:
+        """The tenant that sent it."""
+        return self.sequences[0].tenant
+
+    def submit(self, order: int, number: int, engine_seed: int) -> None:
+        """Enter the queue, as request `order` of the engine and request `number` of its tenant.
+
+        The id is random: it tells nothing, and nobody can guess another one (`registry.py`).
+        """
+        self.request_id, arrival = f"req-{secrets.token_hex(16)}", time.perf_counter()
+        seed = self.params.seed
+        if seed is None:
+            seed = derived_seed(engine_seed, self.tenant, number)
         for sequence in self.sequences:
-            sequence.request_id, sequence.order = self.request_id, number
+            sequence.request_id, sequence.order = self.request_id, order
             sequence.seed, sequence.arrival = seed, arrival
 
     def open_sequences(self) -> list[Sequence]:
@@ -87,9 +99,16 @@ class Request:
             sequence.fail(error)
 
 
-def derived_seed(engine_seed: int, submission: int) -> int:
-    """The seed of a request that gives none: 32 bits, from the engine's seed and the request's number."""
-    return mix64((mix64(engine_seed & _MASK) + submission + 1) & _MASK) >> 32
+def derived_seed(engine_seed: int, tenant: str | None, number: int) -> int:
+    """The seed of a request that gives none: 32 bits.
+
+    It depends on the engine's seed, the tenant and the number of the tenant's own earlier requests. A number
+    counted over all tenants would tell each how much the others send.
+    """
+    start = mix64(engine_seed & _MASK)
+    if tenant is not None:
+        start ^= int.from_bytes(hashlib.sha256(tenant.encode()).digest()[:8], "little")
+    return mix64((start + number + 1) & _MASK) >> 32
 
 
 def group_blocks(prompt_len: int, total_len: int, n: int, block_size: int) -> int:

@@ -45,9 +45,12 @@ class TextStream(Protocol):
 class CachedPrefix:
     """A sequence's blocks in the prefix cache: the last one (`last`) and their number (`num_blocks`).
 
-    `digests`: the digests of its full blocks. They are computed once and stay valid without the blocks.
+    `public`: the public blocks that its prompt begins with; None before they have been looked for.
+    `digests`: the digests of its full blocks after those. They are computed once and stay valid without the
+    blocks.
     """
 
+    public: list[CachedBlock] | None = None
     digests: list[bytes] = field(default_factory=list)
     last: CachedBlock | None = None
     num_blocks: int = 0
@@ -55,6 +58,13 @@ class CachedPrefix:
     def forget_blocks(self) -> None:
         """Record that the sequence has lost its blocks."""
         self.last, self.num_blocks = None, 0
+
+    def forget_all(self) -> None:
+        """Record that there is a new pool: its public blocks are others."""
+        self.forget_blocks()
+        if self.public:
+            self.digests = []
+        self.public = None
 
 
 @dataclass(eq=False)

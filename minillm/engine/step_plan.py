@@ -28,6 +28,20 @@ class Chunk:
     end: int
 
 
+@dataclass(frozen=True)
+class LanePlan:
+    """What the plan leaves for drafts in one lane (`tenant_scheduler.py`).
+
+    `decode`: the lane's decoding sequences. `rows` and `blocks`: what the plan has not counted. In a reserved
+    lane the depth of drafts must not depend on what other tenants' drafts have brought.
+    """
+
+    decode: list[Sequence]
+    rows: int
+    blocks: int
+    is_reserved: bool = False
+
+
 @dataclass
 class StepPlan:
     """What one step does: a prefill batch, a decode batch, or both.
@@ -35,7 +49,7 @@ class StepPlan:
     `prefill`: a chunk each of some sequences in their prefill. `decode`: sequences after their prefill, each
     gets one token. `blocks`: the number of blocks that each planned sequence will allocate, which may be 0;
     `num_blocks` is their sum. They are counted here, not allocated. `preempted`: the sequences that were
-    preempted while the plan was made; they are not in the plan.
+    preempted while the plan was made; they are not in the plan. `lanes`: empty without tenant limits.
     """
 
     prefill: list[Chunk] = field(default_factory=list)
@@ -43,6 +57,7 @@ class StepPlan:
     blocks: dict[Sequence, int] = field(default_factory=dict)
     num_blocks: int = 0
     preempted: list[Sequence] = field(default_factory=list)
+    lanes: list[LanePlan] = field(default_factory=list)
 
     @property
     def num_rows(self) -> int:
@@ -58,6 +73,14 @@ class StepPlan:
         """Count `blocks` blocks for a sequence."""
         self.blocks[sequence] = blocks
         self.num_blocks += blocks
+
+    def add(self, other: StepPlan) -> None:
+        """Add the plan of other sequences."""
+        self.prefill += other.prefill
+        self.decode += other.decode
+        self.blocks |= other.blocks
+        self.num_blocks += other.num_blocks
+        self.preempted += other.preempted
 
     def drop(self, sequence: Sequence) -> None:
         """Remove a sequence and its blocks from the plan."""

@@ -22,11 +22,12 @@ from minillm.engine.assembly import Machinery
 from minillm.engine.batch import PlannedStep, make_input, reserve
 from minillm.engine.checked import check_plan
 from minillm.engine.commit import Commit
-from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.request import Request
 from minillm.engine.scheduler import Scheduler
 from minillm.engine.sequence import Sequence
-from minillm.engine.step_plan import StepPlan
+from minillm.engine.step_plan import LanePlan, StepPlan
+from minillm.engine.tenant_memory import KVMemory
+from minillm.engine.tenant_scheduler import AnyScheduler, TenantScheduler
 from minillm.speculation.lookahead import LookaheadBudget
 from minillm.worker.step import StepOutput
 
@@ -36,7 +37,7 @@ Phase = Literal["idle", "schedule", "reserve", "run", "commit"]
 class Stepper:
     """Runs steps. `phase` is the phase of the current step."""
 
-    def __init__(self, machinery: Machinery, memory: KVCacheManager, commit: Commit) -> None:
+    def __init__(self, machinery: Machinery, memory: KVMemory, commit: Commit) -> None:
         self._worker, self._speculation = machinery.worker, machinery.speculation
         self._num_token_ids, self._rejects = machinery.model.num_token_ids, machinery.rejects
         self._memory, self._commit = memory, commit
@@ -47,7 +48,7 @@ class Stepper:
         """Start a new step with an empty plan."""
         self.step, self.phase = PlannedStep(StepPlan()), "idle"
 
-    def run(self, scheduler: Scheduler, now: float) -> list[Sequence]:
+    def run(self, scheduler: AnyScheduler, now: float) -> list[Sequence]:
         """Run one step; return the sequences that got a token or failed.
 
         Raises:
@@ -55,7 +56,7 @@ class Stepper:
         """
         self.phase = "schedule"
         plan = scheduler.schedule(now)
-        self.step.plan = plan if type(scheduler) is Scheduler else check_plan(plan)
+        self.step.plan = plan if type(scheduler) in (Scheduler, TenantScheduler) else check_plan(plan)
         self.phase = "reserve"
         reserve(self.step, self._memory, self._plan_lookahead(self.step.plan))
         self.phase = "run"
@@ -67,9 +68,16 @@ class Stepper:
         """The look-ahead budget of each decoding sequence; empty if the step does not speculate."""
         if self._speculation is None or not plan.decode:
             return []
-        owned = [len(s.block_table.block_ids) + plan.blocks.get(s, 0) for s in plan.decode]
-        room = self._memory.available - plan.num_blocks
-        return self._speculation.plan(plan.decode, owned, plan.num_rows, room, self._memory.pool.block_size)
+        most, size = self._speculation.max_tokens, self._memory.pool.block_size
+        whole = LanePlan(plan.decode, most - plan.num_rows, self._memory.available - plan.num_blocks)
+        budgets = dict[Sequence, LookaheadBudget]()
+        for lane in plan.lanes or [whole]:
+            owned = [len(s.block_table.block_ids) + plan.blocks.get(s, 0) for s in lane.decode]
+            planned = self._speculation.plan(
+                lane.decode, owned, most - lane.rows, lane.blocks, size, adaptive=not lane.is_reserved
+            )
+            budgets.update(zip(lane.decode, planned, strict=True))
+        return [budgets[sequence] for sequence in plan.decode]
 
     def _execute(self, step: PlannedStep) -> StepOutput:
         if step.lookaheads and self._speculation:
@@ -93,7 +101,9 @@ class Stepper:
 
     # A failed step ---------------------------------------------------------------------------
 
-    def affected(self, error: BaseException, scheduler: Scheduler, requests: List[Request]) -> list[Sequence]:
+    def affected(
+        self, error: BaseException, scheduler: AnyScheduler, requests: List[Request]
+    ) -> list[Sequence]:
         """The sequences that must end with an error because the step failed with `error`."""
         live = [s for request in requests for s in request.open_sequences()]
         half_changed = [s for s in live if s.is_changing]

@@ -96,7 +96,7 @@ class Controller:
     """Chooses the draft length of each sequence of a step: at most `depth` tokens, on `branches` branches."""
 
     def __init__(self, depth: int, branches: int = 1, adaptive: bool = True) -> None:
-        self._depth, self._branches, self._adaptive = depth, branches, adaptive
+        self.depth, self._branches, self._adaptive = depth, branches, adaptive
         self._target = PassTimes()
         self._draft: dict[int, PassTimes] = {}  # size class of the number of branches -> seconds by levels
         self._all = Acceptance()
@@ -128,7 +128,7 @@ class Controller:
         """The number of tokens to draft for each sequence."""
         count = len(sequences)
         if not self._adaptive:
-            return [self._depth] * count
+            return [self.depth] * count
         if 2 * count <= self._paused_count:  # with far fewer sequences drafting may pay: end the pause
             self._pause = self._paused_count = 0
             self._next_pause, self._is_probe_due = FIRST_PAUSE, False
@@ -144,7 +144,7 @@ class Controller:
             self._since_plain += 1
             return [min(self._best, self._own_depth(a, self._worth)) for a in rates]
         self._reviewed = 0
-        best = max(range(self._depth + 1), key=lambda k: self._speed(rates, k))
+        best = max(range(self.depth + 1), key=lambda k: self._speed(rates, k))
         if self._speed(rates, best) < WORTHWHILE * self._speed(rates, 0):
             return self._pause_drafting(count)
         self._next_pause, self._is_probe_due = FIRST_PAUSE, False
@@ -157,7 +157,7 @@ class Controller:
         """Drafting does not pay: pause, then try it with one sequence, then pause twice as long."""
         if self._is_probe_due:
             self._is_probe_due = False
-            return [min(PROBE, self._depth)] + [0] * (count - 1)
+            return [min(PROBE, self.depth)] + [0] * (count - 1)
         self._pause, self._is_probe_due, self._paused_count = self._next_pause, True, count
         self._next_pause = min(2 * self._next_pause, LONGEST_PAUSE)
         return [0] * count
@@ -194,7 +194,7 @@ class Controller:
     def _own_depth(self, rate: float, worth: float) -> int:
         """The longest draft whose last token is accepted with probability `worth` or more."""
         if worth <= 0:
-            return self._depth
+            return self.depth
         if worth >= rate:
             return 0
-        return min(self._depth, int(math.log(worth) / math.log(rate)))
+        return min(self.depth, int(math.log(worth) / math.log(rate)))

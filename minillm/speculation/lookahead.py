@@ -61,10 +61,16 @@ class Speculation:
         self, drafter: Drafter, controller: Controller, max_branches: int, max_tokens: int, vocab_size: int
     ) -> None:
         self.drafter, self.controller = drafter, controller
-        self._max_branches, self._max_tokens, self._vocab_size = max_branches, max_tokens, vocab_size
+        self.max_tokens, self._max_branches, self._vocab_size = max_tokens, max_branches, vocab_size
 
     def plan(
-        self, sequences: Sequence[DraftSequence], owned: Sequence[int], rows: int, blocks: int, size: int
+        self,
+        sequences: Sequence[DraftSequence],
+        owned: Sequence[int],
+        rows: int,
+        blocks: int,
+        size: int,
+        adaptive: bool = True,
     ) -> list[LookaheadBudget]:
         """Give each sequence of a step a look-ahead budget, as far as there is room and drafting pays.
 
@@ -73,9 +79,11 @@ class Speculation:
             owned: the number of blocks that each will have for its newest token.
             rows: rows of the step that are already used.
             blocks: free blocks of `size` tokens that nothing else in this step needs.
+            adaptive: False gives the full depth, whatever the controller has measured.
         """
-        rows, budgets = self._max_tokens - rows, list[LookaheadBudget]()
-        for sequence, has, wanted in zip(sequences, owned, self.controller.choose(sequences), strict=True):
+        rows, budgets = self.max_tokens - rows, list[LookaheadBudget]()
+        depths = self.controller.choose(sequences) if adaptive else [self.controller.depth] * len(sequences)
+        for sequence, has, wanted in zip(sequences, owned, depths, strict=True):
             # A step gives one token more than it drafts.
             depth = min(wanted, sequence.max_tokens - len(sequence.output_token_ids) - 1, rows)
             budget = NO_LOOKAHEAD

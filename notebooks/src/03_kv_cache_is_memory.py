@@ -389,7 +389,7 @@ def look(event):
         frame = [-1] * NUM_BLOCKS
         for sequence in engine.scheduler.running:
             for block_id in sequence.block_table.block_ids:
-                frame[block_id] = int(sequence.request_id.removeprefix("req-"))
+                frame[block_id] = sequence.order
         frames.append(frame)
 
 
@@ -595,11 +595,12 @@ def most_held(trace):
 # %%
 def check_held():
     mine = most_held(trace)
+    ids = [event.request_id for event in trace if event.kind == "queue"]
     for number, (prompt, answer) in enumerate(small):
         # The last token of an answer is never computed, because no token follows it.
         expected = blocks_for(prompt + answer - 1, BLOCK_SIZE)
-        found = mine.get(f"req-{number}")
-        assert found == expected, f"req-{number} held {expected} blocks at most, not {found}"
+        found = mine.get(ids[number])
+        assert found == expected, f"request {number} held {expected} blocks at most, not {found}"
 
 
 attempt(check_held)

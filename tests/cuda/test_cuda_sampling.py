@@ -127,7 +127,7 @@ def test_tokens_equal_the_references():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(3))
 def test_tokens_equal_the_references_in_the_long_form(seed):
     check_tokens([1, 3, 7, 31, 32, 256, 1000, 4095, 4096, 9000], 12, seed + 100)
     check_tokens([151_936], 1, seed + 200)

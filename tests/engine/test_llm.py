@@ -11,6 +11,7 @@ import tiny
 import torch
 
 from minillm import LLM, SamplingParams
+from minillm.engine.request import derived_seed
 from minillm.errors import KVCapacityError, MinillmError, PromptTooLong, UsageError
 
 PROMPT = list(range(20, 37))
@@ -53,7 +54,8 @@ def test_a_bad_prompt_among_good_raises_before_any_starts(
     with pytest.raises(kind, match=r"prompt 2: "):
         llm.generate([[5], [6], bad, [7]], greedy())
     assert llm.engine.stats()["waiting"] == 0 and tiny.all_free(llm)
-    assert llm.generate([[5]], SamplingParams())[0].request_id == "req-0", "no request was submitted before"
+    (output,) = llm.generate([[5]], SamplingParams())
+    assert output.outputs[0].seed == derived_seed(0, None, 0), "no request was submitted before"
 
 
 def test_parameters_for_each_prompt(llm: LLM) -> None:

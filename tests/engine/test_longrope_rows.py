@@ -88,7 +88,8 @@ def test_preempted_forked_and_cached(folders: dict[str, Path], backend: str) -> 
     tight.engine.scheduler.headroom_tokens = 0
     with tight.engine.events.record() as events:
         assert differing(wanted, answers(tight, PROMPTS, PARAMS), backend == "native") == []
-    preempted = {int(event.request_id.removeprefix("req-")) for event in events if event.kind == "preempt"}
+    order = [event.request_id for event in events if event.kind == "queue"]
+    preempted = {order.index(event.request_id) for event in events if event.kind == "preempt"}
     assert {IS_LONG[i] for i in preempted} == {False, True}
 
     warm = load(folders["model"], backend)

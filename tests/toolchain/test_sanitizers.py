@@ -68,7 +68,8 @@ def test_the_compiler_itself_runs_without_the_sanitizers(
 @pytest.mark.parametrize("name", [None, *MISTAKES])
 def test_a_mistake_is_noticed(tmp_path: Path, name: str | None) -> None:
     shutil.copytree(REPO / "minillm", tmp_path / "minillm", ignore=shutil.ignore_patterns("zoo", "kernels"))
-    shutil.copytree(REPO / "csrc" / "cpu", tmp_path / "csrc" / "cpu")
+    for part in ("cpu", "shared"):
+        shutil.copytree(REPO / "csrc" / part, tmp_path / "csrc" / part)
     says = ""
     if name is not None:
         file, right, wrong, says = MISTAKES[name]

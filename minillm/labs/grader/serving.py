@@ -58,13 +58,15 @@ def serve(
     scheduler = _recording(parts.get("scheduler", Scheduler), planned)
     loops = {"prefill_loop": _even_logits, "decode_loop": _even_logits} if dry else {}
     engine = _engine({**loops, **parts, "scheduler": scheduler}, num_blocks, config)
-    engine.events.listeners.append(lambda event: happened.extend(_words(event)))
+    letters: dict[str, str] = {}  # of the requests, by id
+    engine.events.listeners.append(lambda event: happened.extend(_words(event, letters)))
     steps: list[Any] = []
     outputs: dict[str, RequestOutput] = {}
     for number in range(MAX_STEPS):
         for i, ask in enumerate(asks):
             if ask.at == number:
-                engine.add_request(_prompt(ask, i), _params(ask, i, dry), ask.tenant)
+                request_id = engine.add_request(_prompt(ask, i), _params(ask, i, dry), ask.tenant)
+                letters[request_id] = _letter(len(letters))
         planned.clear()
         happened.clear()
         try:
@@ -77,7 +79,7 @@ def serve(
         steps.append(Words(f"{', '.join(said) or 'nothing'}: {engine.stats()['free_blocks']} blocks free"))
         if (is_waiting and not said) or not (is_waiting or any(ask.at > number for ask in asks)):
             break
-    answers = [[c.token_ids for c in output.outputs] for _, output in sorted(outputs.items())]
+    answers = [[c.token_ids for c in outputs[i].outputs] for i in letters if i in outputs]
     return steps if dry else [steps, answers]
 
 
@@ -139,16 +141,16 @@ def _even_logits(runner: ModelRunner, rows: Sequence[PrefillChunk | DecodeRow]) 
 
 def name(sequence: EngineSequence) -> str:
     """`a` for the first sequence of a request; `a1`, `a2` for its other samples."""
-    return _letter(sequence.request_id) + (str(sequence.index) if sequence.index else "")
+    return _letter(sequence.order) + (str(sequence.index) if sequence.index else "")
 
 
-def _letter(request_id: str) -> str:
-    return chr(ord("a") + int(request_id.removeprefix("req-")))
+def _letter(number: int) -> str:
+    return chr(ord("a") + number)
 
 
-def _words(event: Event) -> list[str]:
+def _words(event: Event, letters: Mapping[str, str]) -> list[str]:
     if event.kind == "preempt":
-        return [f"preempt {_letter(event.request_id)}"]
+        return [f"preempt {letters[event.request_id]}"]
     if event.kind in ("admit", "resume") and event["cached_tokens"]:
-        return [f"{_letter(event.request_id)} has {event['cached_tokens']} cached"]
+        return [f"{letters[event.request_id]} has {event['cached_tokens']} cached"]
     return [f"evict {event['blocks']}"] if event.kind == "evict" else []
