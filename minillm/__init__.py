@@ -8,7 +8,7 @@ show without that.
 import warnings
 from typing import TYPE_CHECKING
 
-from minillm.config import SamplingParams
+from minillm.config import SamplingParams, TenantLimits
 from minillm.errors import MinillmError
 from minillm.version import __version__
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # minillm does not need NumPy. Without it, torch prints this warning at its first import.
 warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
 
-__all__ = ["LLM", "MinillmError", "SamplingParams", "__version__"]
+__all__ = ["LLM", "MinillmError", "SamplingParams", "TenantLimits", "__version__"]
 
 if not TYPE_CHECKING:  # a type checker must not see it: any name would pass as an attribute
 

@@ -141,6 +141,7 @@ for i, case in enumerate(CASES[::3]):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_compiler() is None, reason="the simulator needs a C++ compiler")
 def test_the_rung_compiles_and_equals_the_others(tmp_path: Path) -> None:
     root = copy_of_the_package(tmp_path, "csrc")

@@ -44,7 +44,7 @@ def test_a_secret_cannot_be_guessed_by_prefix_hits(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_times_to_the_first_token_tell_nothing_across_tenants() -> None:
-    """250 prompts that another tenant has sent and 250 new ones, interleaved; then the same within a tenant."""
+    """250 prompts that another tenant has sent and 250 new ones, in turns; then the same in one tenant."""
     llm = LLM(device="cpu", kv_memory="512MiB")
     vocab, chance = llm.engine.model.config.vocab_size, random.Random(3)
     distance = {}

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from corpus.variants import files, odd, wrong
-from lab_list import each_lab
+from lab_list import each_lab, few_labs
 
 from minillm.labs.classroom.package import DEPENDENCIES, export_package, readme
 from minillm.labs.classroom.solution_lines import quoted, solution_lines
@@ -109,7 +109,7 @@ def test_in_the_package_a_finished_file_is_right_and_a_skeleton_is_open(packages
     }
 
 
-@each_lab
+@few_labs
 def test_in_the_package_wrong_files_fail_and_odd_ones_do_not(packages, lab, tmp_path):
     """The whole corpus is graded with the engine; here one file of each kind."""
     text, group = files(lab, wrong(lab))[0]
