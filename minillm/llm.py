@@ -43,8 +43,8 @@ class LLM:
         options: `dtype`, `device`, `backend`, `kv_memory`, `block_size`, `max_model_len`,
             `max_num_seqs`, `max_num_batched_tokens`, `prefill_chunk`, `max_queued_requests`,
             `max_queued_tokens`, `prefix_caching`, `draft_model`, `num_draft_tokens`,
-            `draft_verification`, `draft_tree`, `adaptive_draft`, `seed`, `allow_config_keys`: see
-            `EngineConfig`.
+            `draft_verification`, `draft_tree`, `adaptive_draft`, `seed`, `allow_config_keys`, `guarantee`,
+            `diverge_record`: see `EngineConfig`.
 
     Raises:
         MinillmError: a typed error of `errors.py`, before any request runs.

@@ -15,11 +15,13 @@ Backend = Literal["auto", "reference", "native", "simt"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 DraftVerification = Literal["coupled", "rejection"]
+GuaranteeName = Literal["G0", "G1", "G2", "G3", "G4"]
 # The same names, to check values that no type checker has seen.
 BACKENDS: tuple[str, ...] = get_args(Backend)
 DTYPES: tuple[str, ...] = get_args(Dtype)
 DEVICES: tuple[str, ...] = get_args(Device)
 VERIFICATIONS: tuple[str, ...] = get_args(DraftVerification)
+GUARANTEES: tuple[str, ...] = get_args(GuaranteeName)
 MAX_BRANCHES = 64  # of a draft tree
 MAX_DRAFT_TOKENS = 1 << 16
 MAX_SIZE = (1 << 48) - 1  # of sizes and counts: products of a few of them still fit a float
@@ -39,6 +41,10 @@ class EngineConfig:
     "rejection".
 
     `allow_config_keys` are keys of config.json that minillm does not know and that change no arithmetic.
+
+    `guarantee` is what must stay the same, "G0" to "G4" (`engine/guarantee.py`). An engine that cannot keep it
+    does not start. `diverge_record` is a new file that gets the token ids and the digests of the logits of
+    every step (`engine/diverge_record.py`); None: nothing is recorded.
     """
 
     dtype: Dtype = "auto"
@@ -60,6 +66,8 @@ class EngineConfig:
     adaptive_draft: bool = True
     seed: int = 0
     allow_config_keys: Sequence[str] = ()
+    guarantee: GuaranteeName | None = None
+    diverge_record: str | Path | None = None
 
     def __post_init__(self) -> None:
         choices = {"dtype": DTYPES, "device": DEVICES, "backend": BACKENDS}
@@ -87,6 +95,7 @@ class EngineConfig:
         if not isinstance(keys, list | tuple) or not all(isinstance(key, str) for key in keys):
             raise UsageError(f"allow_config_keys must be a list of keys, not {shown(keys)}")
         self._check_draft()
+        self._check_trust()
 
     def _check_draft(self) -> None:
         if self.draft_model is not None and not isinstance(self.draft_model, str | Path):
@@ -106,6 +115,16 @@ class EngineConfig:
             raise UsageError("rejection sampling verifies chains, not trees", "leave draft_tree out")
         if math.prod(tree) > MAX_BRANCHES:
             raise UsageError(f"draft_tree={shown(tree)} has more than {MAX_BRANCHES} branches")
+
+    def _check_trust(self) -> None:
+        if self.guarantee is not None and self.guarantee not in GUARANTEES:
+            names = ", ".join(GUARANTEES)
+            raise UsageError(f"guarantee={shown(self.guarantee)} is not known", f"use one of {names}, or None")
+        path = self.diverge_record
+        if path is None:
+            return
+        if not isinstance(path, str | Path) or not str(path) or path == Path():
+            raise UsageError(f"diverge_record must be the path of a new file, not {shown(path)}")
 
     @property
     def draft_shape(self) -> tuple[int, ...]:
@@ -138,6 +157,8 @@ class EngineOptions(TypedDict, total=False):
     draft_tree: Sequence[int] | None
     adaptive_draft: bool
     allow_config_keys: Sequence[str]
+    guarantee: GuaranteeName | None
+    diverge_record: str | Path | None
     public_prefixes: Sequence[str]
     tenant_limits: Mapping[str, Any] | None
 

@@ -26,6 +26,8 @@ from minillm.config import EngineConfig, SamplingParams
 from minillm.engine.admission import check_request, make_request
 from minillm.engine.assembly import assemble, make_memory, make_pool, make_scheduler
 from minillm.engine.commit import Commit
+from minillm.engine.diverge_record import DivergeRecorder
+from minillm.engine.guarantee import kept_guarantee, require_guarantee
 from minillm.engine.logits import check_logits, compute_logits
 from minillm.engine.outputs import RequestOutput, snapshot
 from minillm.engine.parts import Parts
@@ -38,6 +40,7 @@ from minillm.engine.request import Request
 from minillm.engine.sequence import FinishReason, Sequence
 from minillm.engine.stepping import Stepper
 from minillm.engine.turn import Turn
+from minillm.engine.watch import StepWatch
 from minillm.errors import MinillmError, UsageError, as_exception, failures_suppressed, panics_as_errors
 from minillm.memory.block_pool import BlockPool
 from minillm.model.loader import LoadedModel
@@ -55,6 +58,8 @@ class Engine:
         draft: LoadedModel | None = None,
     ) -> None:
         self.config, self.parts = config, Parts.of(parts)
+        self.guarantee = kept_guarantee(model, config, self.parts)
+        require_guarantee(self.guarantee, config.guarantee)
         machinery = assemble(model, draft, config, self.parts)
         self.model, self.worker, self.speculation = machinery.model, machinery.worker, machinery.speculation
         self.envelope = make_envelope(self.model, config, self.parts, draft).to_dict()
@@ -67,6 +72,13 @@ class Engine:
         self._turn = Turn()
         self._registry = Registry(config, self.events)
         self._outbox: dict[str, RequestOutput] = {}  # outputs that `step` has not returned yet
+        if config.diverge_record is not None:  # last: no file is left behind by an engine that did not start
+            self._record = DivergeRecorder(config.diverge_record, self.model, config, self.envelope)
+            self.watch(self._record.watch)
+
+    def watch(self, watch: StepWatch | None) -> None:
+        """Let `watch` see the logits of every step; None: nobody."""
+        self.worker.watch = self._stepper.watch = watch
 
     @property
     def pool(self) -> BlockPool:
