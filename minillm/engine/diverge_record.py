@@ -58,15 +58,16 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprints(logits: Tensor) -> list[Fingerprint]:
-    """The fingerprint of each row of `logits` [num_rows, vocab_size]. Equal values: the lower id first."""
+    """The fingerprint of each row of `logits` [num_rows, vocab_size]. Of equal values the lower id is first."""
     rows = logits.detach().cpu().contiguous()
-    order = torch.sort(rows.float(), dim=-1, descending=True, stable=True) if len(rows) else None
-    found = []
-    for i, row in enumerate(rows):
-        values = [] if order is None else order.values[i, :NUM_TOP].tolist()
-        ids = [] if order is None else order.indices[i, :NUM_TOP].tolist()
-        found.append(Fingerprint(digest_of(row), [list(pair) for pair in zip(ids, values, strict=True)]))
-    return found
+    left, found = rows.float(), list[list[list[float]]]([] for _ in rows)
+    left = left.clone() if left is rows else left
+    for _ in range(min(NUM_TOP, rows.shape[1])):
+        best = left.max(dim=-1)
+        for top, token_id, value in zip(found, best.indices.tolist(), best.values.tolist(), strict=True):
+            top.append([token_id, value])
+        left.scatter_(1, best.indices.unsqueeze(1), -torch.inf)
+    return [Fingerprint(digest_of(row), top) for row, top in zip(rows, found, strict=True)]
 
 
 def digest_of(row: Tensor) -> str:
