@@ -42,8 +42,8 @@ class EngineConfig:
 
     `allow_config_keys` are keys of config.json that minillm does not know and that change no arithmetic.
 
-    `guarantee` is what must stay the same, "G0" to "G4" (`engine/guarantee.py`). An engine that cannot keep it
-    does not start. `diverge_record` is a new file that gets the token ids and the digests of the logits of
+    `guarantee` is what must stay the same, "G0" to "G4" (`engine/guarantee.py`). An engine that cannot keep
+    it does not start. `diverge_record` is a new file that gets the token ids and the digests of the logits of
     every step (`engine/diverge_record.py`); None: nothing is recorded.
     """
 
@@ -119,7 +119,9 @@ class EngineConfig:
     def _check_trust(self) -> None:
         if self.guarantee is not None and self.guarantee not in GUARANTEES:
             names = ", ".join(GUARANTEES)
-            raise UsageError(f"guarantee={shown(self.guarantee)} is not known", f"use one of {names}, or None")
+            raise UsageError(
+                f"guarantee={shown(self.guarantee)} is not known", f"use one of {names}, or None"
+            )
         path = self.diverge_record
         if path is None:
             return

@@ -1,11 +1,11 @@
-"""The divergence record: what every drawn token was computed from, so that two runs can be compared afterwards.
+"""The divergence record: what every token was drawn from, so that two runs can be compared afterwards.
 
     LLM(diverge_record="a.record")    ->   a file of lines, each one JSON object:
 
     {"format": "minillm divergence record", "version": 1, "model": .., "logits_dtype": .., "envelope": {..},
-     "schedule": {..}}                                            the first line: who computed, and in what chunks
-    {"request": 0, "prompt": [5, 17], "seed": 1, "sampling": {..}}            before a request's first step
-    {"r": 0, "s": 0, "p": 0, "t": 42, "d": "9f0c..", "top": [[42, 7.25], [9, 7.0]]}              a step
+     "schedule": {..}}                                       the first line: who computed, in what chunks
+    {"request": 0, "prompt": [5, 17], "seed": 1, "sampling": {..}}       before a request's first step
+    {"r": 0, "s": 0, "p": 0, "t": 42, "d": "9f0c..", "top": [[42, 7.25], [9, 7.0]]}             a step
 
 A step is one drawn token: request `r`, sample `s`, output position `p`, token `t`; `d` is the SHA-256 of the
 bytes of its row of logits, and `top` holds the two highest logits. `d` and `top` are null if the step was
@@ -45,7 +45,7 @@ from minillm.errors import StorageError, UsageError
 from minillm.model.loader import LoadedModel
 
 FORMAT, VERSION = "minillm divergence record", 1
-SCHEDULE = ("block_size", "prefill_chunk", "max_num_batched_tokens", "max_num_seqs", "prefix_caching")
+SCHEDULE = ("block_size", "prefill_chunk", "max_num_batched_tokens", "max_num_seqs")
 NUM_TOP = 2  # the winner and the runner-up
 _log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprints(logits: Tensor) -> list[Fingerprint]:
-    """The fingerprint of each row of `logits` [num_rows, vocab_size]. Of equal values the lower id is first."""
+    """The fingerprint of each row of `logits` [num_rows, vocab_size]."""
     rows = logits.detach().cpu().contiguous()
     left, found = rows.float(), list[list[list[float]]]([] for _ in rows)
     left = left.clone() if left is rows else left
@@ -78,7 +78,9 @@ def digest_of(row: Tensor) -> str:
 class DivergeRecorder:
     """Writes the record of one engine. `watch` is given to the worker and the stepper."""
 
-    def __init__(self, path: str | Path, model: LoadedModel, config: EngineConfig, envelope: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: str | Path, model: LoadedModel, config: EngineConfig, envelope: Mapping[str, Any]
+    ) -> None:
         self.watch: RowWatch[Fingerprint] = RowWatch(fingerprints, self._take, self._write)
         self._path = Path(path)
         self._lines: list[str] = []
@@ -92,7 +94,10 @@ class DivergeRecorder:
             "model": model.folder.name,
             "logits_dtype": str(model.dtype).removeprefix("torch."),
             "envelope": dict(envelope),
-            "schedule": {name: getattr(config, name) for name in SCHEDULE},
+            "schedule": {
+                **{name: getattr(config, name) for name in SCHEDULE},
+                "max_model_len": model.max_model_len,
+            },
         }
         self._lines.append(_line(header))
         self._write()
@@ -138,7 +143,8 @@ def create(path: Path) -> int:
         return os.open(path, flags, stat.S_IRUSR | stat.S_IWUSR)
     except FileExistsError:
         raise UsageError(
-            f"diverge_record: {shown_path(path)} exists already", "name a new file; a record is never overwritten"
+            f"diverge_record: {shown_path(path)} exists already",
+            "name a new file; a record is never overwritten",
         ) from None
     except ValueError as error:  # a NUL, a lone surrogate
         raise UsageError(f"diverge_record is no path: {error}", "name a new file") from None

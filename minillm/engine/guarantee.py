@@ -4,12 +4,12 @@
 
     G0  run to run      the same call, made twice, gives the same bits
     G1  any batch       ... whatever other requests run in the same steps
-    G2  any schedule    ... in whatever chunks, from a prefix hit or cold, preempted or not, with drafts or not
+    G2  any schedule    ... in whatever chunks, with a prefix hit or cold, preempted, with drafts
     G3  any replica     ... in another engine, or another process, whose envelope has the same digest
     G4  tolerance only  the same numbers up to rounding; tokens may part where two candidates nearly tie
 
-"The same" means token ids and logits, bit by bit, of requests that give a seed or are greedy. G4 is the floor:
-every engine keeps it.
+"The same" means token ids and logits, bit by bit, of requests that give a seed or are greedy. G4 is the
+floor: every engine keeps it.
 
 A sum of floating point numbers depends on its order: (a + b) + c is not a + (b + c). So bits stay the same
 only if the order stays the same, and the question is always what decides the order:
@@ -32,8 +32,8 @@ Where shapes decide (G0), the shapes themselves must repeat. A second call that 
 other shapes, and drafts whose length follows measured times never repeat. Both lower G0 to G4.
 
 Written after "Defeating Nondeterminism in LLM Inference" (Thinking Machines Lab, 2025), which names the batch
-as the usual cause. Left out: guarantees across versions of minillm, compilers or instruction sets; they are in
-the envelope, so G3 says nothing about them.
+as the usual cause. Left out: guarantees across versions of minillm, compilers or instruction sets; they are
+in the envelope, so G3 says nothing about them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from minillm.config import GUARANTEES, EngineConfig, GuaranteeName
+from minillm.config import EngineConfig, GuaranteeName
 from minillm.engine.parts import Parts
 from minillm.errors import GuaranteeError
 from minillm.model.loader import LoadedModel
@@ -55,7 +55,7 @@ MEANINGS = {
 }
 # Backends whose every output row is summed in an order that depends on this row alone (contract C2).
 ROW_INVARIANT = ("native", "simt")
-# Parts that decide when and where a token is computed, never what. Of all other parts the engine knows no bits.
+# Parts that decide when and where a token is computed, never what. Of others the engine knows no bits.
 _SCHEDULING_PARTS = ("scheduler", "block_pool", "drafter")
 _STRENGTH = ("G4", "G0", "G1", "G2", "G3")
 
@@ -93,7 +93,8 @@ def strength(level: str) -> int:
 def kept_guarantee(model: LoadedModel, config: EngineConfig, parts: Parts) -> Guarantee:
     """What an engine of this model, these options and these parts keeps."""
     limits = tuple(_limits(model, config, parts))
-    lowest = min((limit.level for limit in limits), key=strength, default=GUARANTEES[3])
+    strongest: GuaranteeName = "G3"
+    lowest = min((limit.level for limit in limits), key=strength, default=strongest)
     return Guarantee(lowest, limits)
 
 

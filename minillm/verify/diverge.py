@@ -7,11 +7,11 @@
           same inputs, other digest of the logits      the arithmetic         look at layers (`rerun.py`)
           same logits, another token                   the draw               look at the sampler, at drafts
 
-Of all requests the divergence reported is that of the earliest step in A's file. At a position after the first
-difference everything differs, and nothing more can be said about it.
+Of all requests the divergence reported is that of the earliest step in A's file. After the first difference
+everything differs, and nothing more can be said about it.
 
-A near-tie is called one: the runner-up lies within one rounding of the winner, in the dtype of the logits. Then
-the smallest difference upstream is enough for another token, and G4 (`engine/guarantee.py`) permits it.
+A near-tie is called one: the runner-up lies within one rounding of the winner, in the dtype of the logits.
+Then the smallest difference upstream is enough for another token, and G4 (`engine/guarantee.py`) permits it.
 """
 
 from __future__ import annotations
@@ -109,9 +109,7 @@ def spacing(value: float, dtype: str) -> float:
     return float(info.eps) * 2.0 ** (int(exponent) - 1)
 
 
-def _pair(
-    a: list[Recorded], b: list[Recorded]
-) -> tuple[list[tuple[Recorded, Recorded]], int, int]:
+def _pair(a: list[Recorded], b: list[Recorded]) -> tuple[list[tuple[Recorded, Recorded]], int, int]:
     """Equal requests are pairs, whatever order they came in; of the rest, those in the same place."""
     waiting: dict[Any, list[Recorded]] = {}
     for request in b:
@@ -183,4 +181,8 @@ def _detail(kind: str, a: Step, b: Step) -> str:
     tokens = "the same token" if a.token_id == b.token_id else "another token"
     if kind == ARITHMETIC:
         return f"the same inputs gave other logits, and {tokens}"
-    return "the same logits gave another token" if a.digest and b.digest else "another token; no logits on record"
+    return (
+        "the same logits gave another token"
+        if a.digest and b.digest
+        else "another token; no logits on record"
+    )

@@ -5,24 +5,23 @@
     the end   ... {"r": 0, "s": 0, "p": 7,   a line without its line break: the process was stopped while it
                                              wrote. It is left out, and `is_cut` says so.
 
-The file may be anything: another program's JSON, a gigabyte without a line break, numbers of a thousand digits.
+The file may be anything: another program's JSON, a gigabyte without a line break, huge numbers.
 Every field is checked, each error is one line and names the line of the file.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minillm.config import SamplingParams, require_int, shown
+from minillm.config import EngineConfig, SamplingParams, require_int, shown
 from minillm.config.files import open_file, shown_path, unreadable
 from minillm.engine.diverge_record import FORMAT, SCHEDULE, VERSION
-from minillm.errors import MinillmError, NotARecord, UnreadableFile
+from minillm.errors import MinillmError, NotARecord, UnreadableFile, UsageError
 from minillm.ops.contract import DTYPES
 
 LINE_LIMIT = 64 << 20  # bytes; a prompt of a million tokens takes 8 MB
@@ -107,6 +106,20 @@ def read_record(path: Path) -> Record:
     return record
 
 
+def config_of(record: Record, allow_config_keys: Sequence[str] = ()) -> EngineConfig:
+    """The options of an engine that computes as the record's engine did.
+
+    Raises:
+        NotARecord: the record names a backend, device, dtype or size that does not exist.
+    """
+    names = {name: record.envelope[name] for name in ("backend", "device", "dtype")}
+    sizes = {name: record.schedule[name] for name in (*SCHEDULE, "max_model_len")}
+    try:
+        return EngineConfig(**names, **sizes, allow_config_keys=allow_config_keys)
+    except UsageError as error:
+        raise NotARecord(f"{record.name}: {error.message}", _AGAIN) from None
+
+
 def _lines(path: Path, name: str) -> Iterator[tuple[int, bytes]]:
     with open_file(path) as file:
         number = 0
@@ -154,7 +167,7 @@ def _header(found: dict[str, Any], name: str) -> Record:
     parts = envelope.get("components")
     if texts or not isinstance(parts, dict) or not all(isinstance(v, str) for v in parts.values()):
         raise NotARecord(f"{name}, line 1: the envelope lacks {(texts or ['components'])[0]}", _AGAIN)
-    _check(name, 1, lambda: [_size(schedule, key) for key in SCHEDULE if key != "prefix_caching"])
+    _check(name, 1, lambda: [_size(schedule, key) for key in (*SCHEDULE, "max_model_len")])
     return Record(name, model, str(dtype), envelope, schedule)
 
 
@@ -172,7 +185,7 @@ def _add(record: Record, found: dict[str, Any], line: int) -> None:
     _check(record.name, line, add)
 
 
-def _check(name: str, line: int, action: Any) -> None:
+def _check(name: str, line: int, action: Callable[[], object]) -> None:
     """Run `action`; a wrong value becomes an error that names the line."""
     try:
         action()
@@ -214,8 +227,7 @@ def _candidate(pair: Any) -> Candidate:
     token_id, logit = pair
     if isinstance(logit, bool) or not isinstance(logit, int | float):
         raise ValueError
-    value = float(logit)
-    return Candidate(_id(token_id), value if not math.isnan(value) else math.nan)
+    return Candidate(_id(token_id), float(logit))
 
 
 def _id(value: Any) -> int:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minillm.errors import UsageError
 from minillm.memory.block_table import slot_mapping
 from minillm.model.loader import LoadedModel
 from minillm.verify.diverge import Divergence, spacing
@@ -93,6 +94,11 @@ def first_difference(a: Trace, b: Trace) -> tuple[int, int] | None:
 
 def _run(side: Side, request: Recorded, at: Divergence) -> Callable[[tuple[int, int] | None], Trace]:
     ids, prompt = request.tokens(at.sample, at.position), len(request.prompt)
+    if len(ids) > side.model.max_model_len or max(ids) >= side.model.config.vocab_size:
+        raise UsageError(
+            f"request {request.number} does not fit {side.model.folder.name}: tokens of another model",
+            "give the model of the records",
+        )
 
     def run(keep: tuple[int, int] | None) -> Trace:
         return trace_tokens(side.model, ids, prompt, side.chunk, slots=side.slots, keep=keep)

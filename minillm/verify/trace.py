@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -96,7 +97,9 @@ class TracedOps:
             known = self._weights.get(_pointer(argument))
             if known is not None:
                 self._layer = known[0]
-                return Place(self._layer, op, "head" if (op, known[1]) == ("linear", "embedding") else known[1])
+                return Place(
+                    self._layer, op, "head" if (op, known[1]) == ("linear", "embedding") else known[1]
+                )
         return Place(self._layer, op, "")
 
     def _take(self, place: Place, rows: Sequence[Tensor]) -> None:
@@ -132,12 +135,12 @@ def trace_tokens(
     trace, size = Trace(), 16
     count, rope_offset = blocks_for(len(token_ids), size), model.rope_offset(num_prompt)
     ops = TracedOps(model.decoder, trace, keep)
-    decoder = model.decoder.with_ops(ops)  # type: ignore[arg-type]
+    decoder = model.decoder.with_ops(ops)
     cache = KVCache.allocate(model.config, count, size, model.dtype, model.device)
     runner = ModelRunner(decoder, cache, size, slots)
     starts = [*range(0, num_prompt, chunk), *range(num_prompt, len(token_ids)), len(token_ids)]
     hidden = None
-    for start, end in zip(starts, starts[1:], strict=False):
+    for start, end in pairwise(starts):
         ops.begin(range(start, end))
         rows = SequenceRows(token_ids[start:end], start, list(range(count)), rope_offset)
         hidden = runner.forward([rows])
