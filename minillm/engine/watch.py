@@ -8,7 +8,7 @@
 
 The worker sees rows and no requests; the sequences know their tokens only after the commit, which may end an
 answer in the middle of an accepted draft. So a watch keeps something of every row (a digest, a copy) and
-gives it away when the step has ended. A step that fails or is interrupted gives nothing: it is computed again.
+gives it away when the step has ended. A step that fails or is interrupted gives nothing.
 
 Without a watch the step path has a comparison with None for each pass, and nothing else.
 """

@@ -8,8 +8,8 @@
     for each world:  run the requests --> tokens and logits --torch.equal--> those of the run alone
 
 A guarantee has held if something was compared and nothing differed. Its control has failed, as it must, if
-the same comparison found a difference. A control that finds none means that the comparison is blind: then nothing
-is proved, whatever held.
+the same comparison found a difference. A control that finds none means that the comparison is blind: then
+nothing is proved, whatever held.
 """
 
 from __future__ import annotations
