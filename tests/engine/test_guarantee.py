@@ -118,7 +118,10 @@ def test_control_the_reference_does_not_keep_g1(wide: Path) -> None:
 
 def test_control_the_reference_with_prefix_hits_does_not_keep_g0(wide: Path) -> None:
     llm = tiny.load(wide, backend="reference", kv_memory="64MiB")
-    assert bits(llm, len(PROMPTS)) != bits(llm, len(PROMPTS))
+    prompts, answers = [prompt[:33] for prompt in PROMPTS if len(prompt) > 33], []
+    for _ in range(2):  # the second time one row of each prompt is computed, not 33
+        answers.append([llm.generate(prompt, PARAMS[0])[0].logprobs for prompt in prompts])
+    assert answers[0] != answers[1]
 
 
 def test_native_keeps_g0_to_g3(wide: Path) -> None:

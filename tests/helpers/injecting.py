@@ -1,4 +1,4 @@
-"""Ops that move one number of one op, for one token, by one unit in the last place.
+"""Ops that move the result of one op, for one token, by one unit in the last place.
 
 The place is (token position, token id, call of the pass). Positions come from the part `slot_mapping`, which
 is called with them before a pass begins, so the fault is the same however the token is computed.
@@ -23,7 +23,7 @@ from minillm.verify.weakened import one_unit_more
 
 
 class InjectingOps:
-    """Native ops with a fault at `at`: (position, token id, call). `places` has the op of each call."""
+    """Native ops with a fault at `at`: (position, token id, call)."""
 
     def __init__(self, at: tuple[int, int, int] | None = None) -> None:
         self._inner, self.at = CpuOps(), at
@@ -31,7 +31,6 @@ class InjectingOps:
         self._coming: list[int] = []
         self._row: int | None = None
         self._call = 0
-        self.places: list[str] = []
 
     def slots(self, table: Sequence[int], positions: Sequence[int], size: int) -> list[int]:
         self._coming += positions
@@ -46,8 +45,6 @@ class InjectingOps:
             if op == "embedding":
                 self._begin(arguments[0].tolist())
             result = inner(*arguments, **named)
-            if self._call == len(self.places):
-                self.places.append(op)
             if self._row is not None and self.at is not None and self._call == self.at[2]:
                 _move(result, self._row)
             self._call += 1
@@ -63,11 +60,9 @@ class InjectingOps:
 
 
 def _move(result: Tensor | tuple[Tensor, ...], row: int) -> None:
-    """Move the number of the largest magnitude in the row; every consumer reads it."""
+    """Move every number of the row: of a single one, the next op may round the change away."""
     tensor = result[0] if isinstance(result, tuple) else result
-    flat = tensor[row].reshape(-1)
-    at = int(flat.abs().argmax())
-    tensor[row].view(-1)[at] = one_unit_more(flat)[at]
+    tensor[row] = one_unit_more(tensor[row])
 
 
 def injected(model: LoadedModel, at: tuple[int, int, int] | None) -> tuple[LoadedModel, InjectingOps]:
