@@ -39,6 +39,10 @@ class UsageError(MinillmError, ValueError):
     exit_code = 2
 
 
+class GuaranteeError(UsageError):
+    """The backend, an option or a part cannot keep the guarantee of determinism that was asked for."""
+
+
 class TemplateLimit(UsageError):
     """A chat template that takes too many steps, too long, or too much memory."""
 
@@ -151,6 +155,10 @@ class EncodingError(MinillmError, TypeError):
 
 class NotAnOutput(UsageError):
     """A file is no output that this version of minillm saved with `--json`, or was changed since."""
+
+
+class NotARecord(UsageError):
+    """A file is no divergence record that this version of minillm wrote, or was damaged since."""
 
 
 def is_interrupt(error: BaseException) -> bool:

@@ -159,15 +159,20 @@ def _most_threads() -> int:
     return max(64, 2 * (os.cpu_count() or 1))
 
 
+def use_threads(args: argparse.Namespace) -> None:
+    """Obey --threads."""
+    if args.threads is not None:
+        import torch
+
+        torch.set_num_threads(args.threads)
+
+
 def load_llm(args: argparse.Namespace, **more: Any) -> LLM:
     """The LLM with the engine options, and with `more` options of `LLM`."""
     options = engine_options(args)
     from minillm import LLM
 
-    if args.threads is not None:
-        import torch
-
-        torch.set_num_threads(args.threads)
+    use_threads(args)
     return LLM(model_of(args, "-"), **cast("EngineOptions", {**options, **more}))
 
 

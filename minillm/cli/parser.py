@@ -11,10 +11,24 @@ from typing import Any, NoReturn
 from minillm.cli.streams import say
 
 USAGE_ERROR = 2
+DIFFERENT = 8  # of `verify`: something is not the same
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line: what is wrong, the nearest name, and where the help is."""
+    """A parser whose errors are one line: what is wrong, the nearest name, and where the help is.
+
+    `default_command`: the sub-command of arguments that name none of `commands`.
+    """
+
+    default_command: str | None = None
+    commands: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """argparse's, with the default command filled in."""
+        named = (*self.commands, "-h", "--help")
+        if self.default_command is not None and (not args or args[0] not in named):
+            args = [self.default_command, *(args or [])]
+        return super().parse_known_args(args, namespace)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse everything; an argument that no command knows is an error with the nearest option."""

@@ -1,4 +1,4 @@
-"""`minillm verify same`: were two saved answers answers to the same request?"""
+"""`minillm verify`: its sub-commands, and `same`: were two saved answers answers to the same request?"""
 
 from __future__ import annotations
 
@@ -8,19 +8,30 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minillm.cli.parser import Parser
+from minillm.cli import verify_diverge, verify_guarantees
+from minillm.cli.parser import DIFFERENT, Parser
 from minillm.config.checks import shortened, shown
 
 if TYPE_CHECKING:
     from minillm.engine.same import Aspect
 
-DIFFERENT = 8  # the exit code
-
 
 def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
-    """Register the command."""
-    parser = subparsers.add_parser("verify", help="compare two saved answers: was it the same request?")
-    commands = parser.add_subparsers(dest="verify_command", required=True, metavar="same")
+    """Register the command and its sub-commands."""
+    parser = subparsers.add_parser(
+        "verify",
+        help="prove the guarantees of determinism here; compare answers or runs",
+        usage="minillm verify [MODEL] [options] | same A.json B.json | diverge A.record B.record",
+        epilog=f"`minillm verify {verify_guarantees.NAME} --help`: the options of `verify [MODEL]`",
+    )
+    commands = parser.add_subparsers(dest="verify_command", metavar="[MODEL] | same | diverge")
+    verify_guarantees.add_parser(commands)
+    _add_same(commands)
+    verify_diverge.add_parser(commands)
+    parser.default_command, parser.commands = verify_guarantees.NAME, tuple(commands.choices)
+
+
+def _add_same(commands: argparse._SubParsersAction[Parser]) -> None:
     same = commands.add_parser(
         "same",
         help="were two saved answers answers to the same request?",

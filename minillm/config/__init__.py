@@ -5,6 +5,7 @@ from minillm.config.engine import (
     BACKENDS,
     DEVICES,
     DTYPES,
+    GUARANTEES,
     MAX_BRANCHES,
     Backend,
     Device,
@@ -12,6 +13,7 @@ from minillm.config.engine import (
     Dtype,
     EngineConfig,
     EngineOptions,
+    GuaranteeName,
     engine_config,
 )
 from minillm.config.model import Activation, ExpertSpec, LayerSpec, ModelConfig, RopeConfig
@@ -22,6 +24,7 @@ __all__ = [
     "BACKENDS",
     "DEVICES",
     "DTYPES",
+    "GUARANTEES",
     "MAX_BRANCHES",
     "Activation",
     "Backend",
@@ -31,6 +34,7 @@ __all__ = [
     "EngineConfig",
     "EngineOptions",
     "ExpertSpec",
+    "GuaranteeName",
     "LayerSpec",
     "ModelConfig",
     "RopeConfig",

@@ -17,11 +17,13 @@ Backend = Literal["auto", "reference", "native", "simt"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 DraftVerification = Literal["coupled", "rejection"]
+GuaranteeName = Literal["G0", "G1", "G2", "G3", "G4"]
 # The same names, to check values that no type checker has seen.
 BACKENDS: tuple[str, ...] = get_args(Backend)
 DTYPES: tuple[str, ...] = get_args(Dtype)
 DEVICES: tuple[str, ...] = get_args(Device)
 VERIFICATIONS: tuple[str, ...] = get_args(DraftVerification)
+GUARANTEES: tuple[str, ...] = get_args(GuaranteeName)
 MAX_BRANCHES = 64  # of a draft tree
 MAX_DRAFT_TOKENS = 1 << 16
 MAX_SIZE = (1 << 48) - 1  # of sizes and counts: products of a few of them still fit a float
@@ -44,6 +46,10 @@ class EngineConfig:
 
     `public_prefixes` are beginnings of prompts, as text or token ids, that every tenant may share.
     `tenant_limits` are what each tenant is guaranteed and the most it may take (`config/tenants.py`).
+
+    `guarantee` is what must stay the same, "G0" to "G4" (`engine/guarantee.py`). An engine that cannot keep
+    it does not start. `diverge_record` is a new file that gets the token ids and the digests of the logits of
+    every step (`engine/diverge_record.py`); None: nothing is recorded.
     """
 
     dtype: Dtype = "auto"
@@ -67,6 +73,8 @@ class EngineConfig:
     allow_config_keys: Sequence[str] = ()
     public_prefixes: Sequence[str | Sequence[int]] = ()
     tenant_limits: Limits | None = None
+    guarantee: GuaranteeName | None = None
+    diverge_record: str | Path | None = None
 
     def __post_init__(self) -> None:
         choices = {"dtype": DTYPES, "device": DEVICES, "backend": BACKENDS}
@@ -95,6 +103,7 @@ class EngineConfig:
             raise UsageError(f"allow_config_keys must be a list of keys, not {shown(keys)}")
         self._check_draft()
         self._check_tenants()
+        self._check_trust()
 
     def _check_tenants(self) -> None:
         check_limits(self.tenant_limits, self.max_num_batched_tokens)
@@ -134,6 +143,18 @@ class EngineConfig:
         limit = (self.tenant_limits or {}).get(tenant) if tenant is not None else None
         return limit is not None and limit.is_guaranteed
 
+    def _check_trust(self) -> None:
+        if self.guarantee is not None and self.guarantee not in GUARANTEES:
+            names = ", ".join(GUARANTEES)
+            raise UsageError(
+                f"guarantee={shown(self.guarantee)} is not known", f"use one of {names}, or None"
+            )
+        path = self.diverge_record
+        if path is None:
+            return
+        if not isinstance(path, str | Path) or not str(path) or path == Path():
+            raise UsageError(f"diverge_record must be the path of a new file, not {shown(path)}")
+
     @property
     def draft_shape(self) -> tuple[int, ...]:
         """Candidates at each depth of a draft; a chain has one at each."""
@@ -164,6 +185,8 @@ class EngineOptions(TypedDict, total=False):
     allow_config_keys: Sequence[str]
     public_prefixes: Sequence[str | Sequence[int]]
     tenant_limits: Limits | None
+    guarantee: GuaranteeName | None
+    diverge_record: str | Path | None
 
 
 def engine_config(options: EngineOptions) -> EngineConfig:

@@ -27,6 +27,8 @@ from minillm.config.tenants import check_tenant
 from minillm.engine.admission import check_request, make_request
 from minillm.engine.assembly import assemble, make_memory, make_pool, make_scheduler
 from minillm.engine.commit import Commit
+from minillm.engine.diverge_record import DivergeRecorder
+from minillm.engine.guarantee import kept_guarantee, require_guarantee
 from minillm.engine.logits import check_logits, compute_logits
 from minillm.engine.outputs import RequestOutput, snapshot
 from minillm.engine.parts import Parts
@@ -35,11 +37,12 @@ from minillm.engine.public import fill, read_prefixes, refill
 from minillm.engine.record import kv_envelope, make_envelope
 from minillm.engine.recovery import give_up, put_back, start_again
 from minillm.engine.registry import Registry
-from minillm.engine.report import ANYONE, Anyone, engine_stats, finish_fields, step_fields, tenant_stats
+from minillm.engine.report import ANYONE, Anyone, engine_stats, report_end, report_step, tenant_stats
 from minillm.engine.request import Request
 from minillm.engine.sequence import FinishReason, Sequence
 from minillm.engine.stepping import Stepper
 from minillm.engine.turn import Turn
+from minillm.engine.watch import StepWatch
 from minillm.errors import MinillmError, UsageError, as_exception, failures_suppressed, panics_as_errors
 from minillm.memory.block_pool import BlockPool
 from minillm.model.loader import LoadedModel
@@ -57,6 +60,8 @@ class Engine:
         draft: LoadedModel | None = None,
     ) -> None:
         self.config, self.parts = config, Parts.of(parts)
+        self.guarantee = kept_guarantee(model, config, self.parts)
+        require_guarantee(self.guarantee, config.guarantee)
         machinery = assemble(model, draft, config, self.parts)
         self.model, self.worker, self.speculation = machinery.model, machinery.worker, machinery.speculation
         self.envelope = make_envelope(self.model, config, self.parts, draft).to_dict()
@@ -72,6 +77,13 @@ class Engine:
         self._turn = Turn()
         self._registry = Registry(config, self.events)
         self._outbox: dict[str, RequestOutput] = {}  # outputs that `step` has not returned yet
+        if config.diverge_record is not None:  # last: no file is left behind by an engine that did not start
+            self._record = DivergeRecorder(config.diverge_record, self.model, config, self.envelope)
+            self.watch(self._record.watch)
+
+    def watch(self, watch: StepWatch | None) -> None:
+        """Let `watch` see the logits of every step; None: nobody."""
+        self.worker.watch = self._stepper.watch = watch
 
     @property
     def pool(self) -> BlockPool:
@@ -242,7 +254,8 @@ class Engine:
         # Read after the new requests were taken, so that no request starts before it was submitted.
         changed = self._stepper.run(self.scheduler, time.perf_counter())
         self._collect({sequence.request_id for sequence in changed})
-        self._report(started)
+        plan, running = self._stepper.step.plan, self.scheduler.running
+        report_step(self.events, plan, running, self.stats, self.config.block_size, started)
 
     def _take_incoming(self) -> set[str]:
         """Give new requests to the scheduler. End aborted and overdue requests and return their ids."""
@@ -272,24 +285,10 @@ class Engine:
             for sequence in request.sequences:
                 if sequence.finish_reason and not sequence.is_released:
                     self.scheduler.remove(sequence)
-                    self._report_end(sequence, now)
+                    report_end(self.events, sequence, now)
             output = self._outbox[request.request_id] = snapshot(request, self.envelope)
             if output.finished:
                 self._registry.remove(request.request_id)
-
-    def _report_end(self, sequence: Sequence, now: float) -> None:
-        """Emit `finish`. If an interrupt makes the engine emit it twice, both events have the same time."""
-        sequence.ended = now if sequence.ended is None else sequence.ended
-        fields = finish_fields(sequence) if self.events.listeners else {}
-        self.events.emit("finish", sequence.request_id, at=sequence.ended, **fields)
-        sequence.is_released = True
-
-    def _report(self, started: float) -> None:
-        """Emit the event that ends a step."""
-        if self.events.listeners:
-            plan, running = self._stepper.step.plan, self.scheduler.running
-            fields = step_fields(plan, running, self.stats(), self.config.block_size)
-            self.events.emit("step", seconds=time.perf_counter() - started, **fields)
 
     def _compute_logits(self, ids: list[int]) -> Tensor:
         self._recover_unfinished()
@@ -346,6 +345,6 @@ class Engine:
         for request in live:
             for sequence in request.sequences:
                 if not sequence.is_released:
-                    self._report_end(sequence, now)
+                    report_end(self.events, sequence, now)
             self._outbox[request.request_id] = snapshot(request, self.envelope)
             self._registry.remove(request.request_id)

@@ -7,8 +7,7 @@ Only this object changes a sequence's block table or a block's state, and only i
 So "is there room" has one answer, every change is in the trace, and a method that fails changes nothing.
 
 A draft model stores its keys and values under the same block ids and may have computed fewer tokens than the
-target. `sequence.draft` counts the tokens it has computed. `CachedBlock.draft` says whether a cached block
-holds keys and values of the draft model.
+target: `sequence.draft` counts them, and `CachedBlock.draft` says whether a cached block has them.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as List
 from enum import Enum
-from typing import Any
 
 from minillm.engine.keyed import keyed
 from minillm.engine.prompt import ids_digest
@@ -14,6 +14,7 @@ from minillm.engine.request import Request
 from minillm.engine.sequence import Sequence
 from minillm.engine.step_plan import StepPlan
 from minillm.engine.tenant_memory import KVMemory
+from minillm.observe.events import Events
 
 
 class Anyone(Enum):
@@ -64,24 +65,40 @@ def tenant_stats(memory: KVMemory, requests: List[Request], tenant: str | None) 
     }
 
 
-def finish_fields(sequence: Sequence) -> dict[str, Any]:
-    """Which sequence ended, why, and the keyed digest of its answer."""
-    answer = keyed(ids_digest(sequence.output_token_ids), sequence.tenant)
-    return {"index": sequence.index, "reason": sequence.finish_reason, "answer": answer}
+def report_end(events: Events, sequence: Sequence, now: float) -> None:
+    """Emit `finish`: which sequence ended, why, and the keyed digest of its answer.
+
+    If an interrupt makes the engine emit it twice, both events have the same time.
+    """
+    sequence.ended = now if sequence.ended is None else sequence.ended
+    if events.listeners:
+        answer = keyed(ids_digest(sequence.output_token_ids), sequence.tenant)
+        fields = {"index": sequence.index, "reason": sequence.finish_reason, "answer": answer}
+        events.emit("finish", sequence.request_id, at=sequence.ended, **fields)
+    sequence.is_released = True
 
 
-def step_fields(
-    plan: StepPlan, running: List[Sequence], stats: Mapping[str, int], block_size: int
-) -> dict[str, Any]:
-    """Count the rows of a step and the memory used at its end. `stats`: the result of `Engine.stats`."""
-    slots = sum(len(s.block_table.block_ids) * block_size for s in running)
-    return {
-        "prefill_tokens": plan.num_rows - len(plan.decode),
-        "decode_rows": len(plan.decode),
-        "waiting": stats["waiting"],
-        "running": len(running),
-        "used": stats["used_blocks"],
-        "cached": stats["cached_blocks"],
-        "free": stats["free_blocks"] - stats["cached_blocks"],
-        "waste": slots - sum(s.num_computed_tokens for s in running),
-    }
+def report_step(
+    events: Events,
+    plan: StepPlan,
+    running: List[Sequence],
+    stats: Callable[[], Mapping[str, int]],
+    block_size: int,
+    started: float,
+) -> None:
+    """Emit the event that ends a step: the rows of the step, and the memory used at its end."""
+    if not events.listeners:
+        return
+    slots, counts = sum(len(s.block_table.block_ids) * block_size for s in running), stats()
+    events.emit(
+        "step",
+        seconds=time.perf_counter() - started,
+        prefill_tokens=plan.num_rows - len(plan.decode),
+        decode_rows=len(plan.decode),
+        waiting=counts["waiting"],
+        running=len(running),
+        used=counts["used_blocks"],
+        cached=counts["cached_blocks"],
+        free=counts["free_blocks"] - counts["cached_blocks"],
+        waste=slots - sum(s.num_computed_tokens for s in running),
+    )

@@ -111,7 +111,7 @@ def _has_replaced(saved: SavedOutput, component: str) -> bool:
 
 
 def _sampling(a: SamplingParams, b: SamplingParams) -> Aspect:
-    first, second = _deciding(a), _deciding(b)
+    first, second = deciding(a), deciding(b)
     names = [name for name in first if name not in second or first[name] != second[name]]
     names += [name for name in second if name not in first]
     shown_a, shown_b = (", ".join(f"{n}={shown(getattr(p, n))}" for n in names) for p in (a, b))
@@ -119,7 +119,7 @@ def _sampling(a: SamplingParams, b: SamplingParams) -> Aspect:
     return Aspect("sampling", not names, shown_a, shown_b, note)
 
 
-def _deciding(params: SamplingParams) -> dict[str, Any]:
+def deciding(params: SamplingParams) -> dict[str, Any]:
     """The parameters that can change a token. The order of stops has no effect."""
     left_out = {*_IRRELEVANT, *(_UNUSED_IF_GREEDY if params.temperature == 0 else ())}
     values = {name: value for name, value in params.to_dict().items() if name not in left_out}

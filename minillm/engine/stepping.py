@@ -28,6 +28,7 @@ from minillm.engine.sequence import Sequence
 from minillm.engine.step_plan import LanePlan, StepPlan
 from minillm.engine.tenant_memory import KVMemory
 from minillm.engine.tenant_scheduler import AnyScheduler, TenantScheduler
+from minillm.engine.watch import StepWatch
 from minillm.speculation.lookahead import LookaheadBudget
 from minillm.worker.step import StepOutput
 
@@ -43,6 +44,7 @@ class Stepper:
         self._memory, self._commit = memory, commit
         self.phase: Phase = "idle"
         self.step = PlannedStep(StepPlan())
+        self.watch: StepWatch | None = None
 
     def begin(self) -> None:
         """Start a new step with an empty plan."""
@@ -60,9 +62,14 @@ class Stepper:
         self.phase = "reserve"
         reserve(self.step, self._memory, self._plan_lookahead(self.step.plan))
         self.phase = "run"
+        if self.watch is not None:
+            self.watch.begin(self.step)
         output = self._execute(self.step)
         self.phase = "commit"
-        return self._commit.apply(self.step, output, scheduler)
+        changed = self._commit.apply(self.step, output, scheduler)
+        if self.watch is not None:
+            self.watch.end(self.step, output)
+        return changed
 
     def _plan_lookahead(self, plan: StepPlan) -> list[LookaheadBudget]:
         """The look-ahead budget of each decoding sequence; empty if the step does not speculate."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -58,6 +58,13 @@ class DecodeLoop(Protocol):
     def __call__(self, runner: ModelRunner, rows: Sequence[DecodeRow], /) -> Tensor: ...
 
 
+class LogitsWatch(Protocol):
+    """Sees the logits of each pass whose rows are drawn from (`engine/watch.py`)."""
+
+    def __call__(self, name: Literal["prefill", "decode", "verify"], logits: Tensor, /) -> None:
+        """`logits` [num_draws, vocab_size], or in a verification pass of all rows; used only in the call."""
+
+
 class Verification(Protocol):
     """Decides which draft tokens are accepted (`minillm/speculation/verification.py`)."""
 
@@ -92,6 +99,7 @@ class Worker:
     def __init__(self, runner: ModelRunner, parts: WorkerParts | None = None) -> None:
         parts = parts or WorkerParts()
         self.runner, self._ops = runner, runner.decoder.ops
+        self.watch: LogitsWatch | None = None
         self._prefill_loop, self._decode_loop = parts.prefill_loop, parts.decode_loop
         self._verification = parts.verification
         self._sample: Sampler = parts.sampler or self._ops.sample
@@ -139,11 +147,15 @@ class Worker:
             picked = None if draws.rows == list(range(len(rows))) else draws.rows
             tokens, flags, logits = self.runner.step(rows, draws.batch, draw_rows=picked)
             self.runner.copy_blocks(step.fork_copies)
+            if self.watch is not None:
+                self.watch("prefill", logits[draws.rows])
             return self._report(logits, draws, flags.tolist(), tokens)
         logits = self._prefill_loop(self.runner, step.prefill)
         self._check("prefill_loop", logits, len(step.prefill))
         finite = self._ops.finite_rows(logits).tolist()
         self.runner.copy_blocks(step.fork_copies)
+        if self.watch is not None and step.prefill_draws is not None:
+            self.watch("prefill", logits[step.prefill_draws.rows])
         return self._draw(logits, step.prefill_draws, finite)
 
     def _run_decode(self, rows: list[DecodeRow], draws: Draws) -> Drawn:
@@ -153,9 +165,13 @@ class Worker:
                 SequenceRows((row.token_id,), row.position, row.block_table, row.rope_offset) for row in rows
             ]
             tokens, finite, logits = self.runner.step(batch, draws.batch)
+            if self.watch is not None:
+                self.watch("decode", logits)
             return self._report(logits, draws, finite.tolist(), tokens)
         logits = self._decode_loop(self.runner, rows)
         self._check("decode_loop", logits, len(rows))
+        if self.watch is not None:
+            self.watch("decode", logits)
         return self._draw(logits, draws, self._ops.finite_rows(logits).tolist())
 
     def _run_verify(self, step: StepInput) -> list[VerifyResult]:
@@ -167,8 +183,12 @@ class Worker:
         draws = self._verification.draws(step.verify, step.num_token_ids) if self._samples_in_pass else None
         if draws is not None:
             tokens, finite, logits = self.runner.step(batch, draws, all_rows=True)
+            if self.watch is not None:
+                self.watch("verify", logits)
             return self._verification.decide(step.verify, tokens, finite.tolist(), logits)
         logits = self.runner.all_logits(batch)
+        if self.watch is not None:
+            self.watch("verify", logits)
         return self._verification.verify(step.verify, logits, step.num_token_ids)
 
     def _draw(self, logits: Tensor, draws: Draws | None, finite: list[bool]) -> Drawn:

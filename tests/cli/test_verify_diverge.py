@@ -1,0 +1,76 @@
+"""`minillm verify diverge A B`: the report, the re-run, and files that are no records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from minillm import SamplingParams
+from minillm.cli.main import main
+from minillm.cli.parser import DIFFERENT
+
+PROMPTS = [[5, 6, 7, 8], list(range(2, 50))]
+PARAMS = SamplingParams(max_tokens=5, temperature=0.5, seed=3, ignore_eos=True)
+
+
+def record(folder: Path, path: Path, **options: Any) -> Path:
+    tiny.load(folder, diverge_record=path, **options).generate(PROMPTS, PARAMS)
+    return path
+
+
+def diverge(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, dict[str, Any]]:
+    code = main(["verify", "diverge", *map(str, words), "--json"])
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return code, report
+
+
+def test_the_same_and_another_backend(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = record(folder, tmp_path / "a", backend="native")
+    b = record(folder, tmp_path / "b", backend="native", prefill_chunk=7, draft_model="ngram")
+    c = record(folder, tmp_path / "c", backend="reference")
+    assert diverge(capsys, a, b) == (
+        0,
+        {
+            "files": [str(a), str(b)],
+            "same": True,
+            "steps": 10,
+            "requests": 2,
+            "only": [0, 0],
+            "incomplete": [False, False],
+        },
+    )
+    code, report = diverge(capsys, a, c, "--model", folder)
+    first = report["first_difference"]
+    assert (code, first["kind"], first["near_tie"]) == (DIFFERENT, "arithmetic", False)
+    assert report["repeats"][0] and report["origin"]["place"]["op"] and report["origin"]["differing"] > 0
+    assert main(["verify", "diverge", str(a), str(c)]) == DIFFERENT
+    assert "give --model" in capsys.readouterr().out
+
+
+def test_another_model_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, c = (record(folder, tmp_path / name, backend=name) for name in ("native", "reference"))
+    other = tiny.make_folder(tmp_path / "other", tensors=tiny.weights(tiny.config(), seed=1))
+    assert main(["verify", "diverge", str(a), str(c), "--model", str(other)]) == 2
+    assert "other weights" in capsys.readouterr().err
+    text = a.read_text().replace('"backend":"native"', '"backend":"abacus"')
+    (tmp_path / "abacus").write_text(text)
+    assert main(["verify", "diverge", str(tmp_path / "abacus"), str(c), "--model", str(folder)]) == 2
+    assert "abacus" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "junk"])
+def test_what_is_no_record_is_one_line(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "junk":
+        path.write_bytes(b"\x00\xff" * 5000)
+    assert main(["verify", "diverge", str(path), str(path)]) == (2 if kind == "junk" else 3)
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "diverge_record" in err
