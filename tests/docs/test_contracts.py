@@ -40,7 +40,7 @@ def missing(text: str) -> list[str]:
 
 
 def test_every_contract_has_a_section() -> None:
-    assert list(SECTIONS) == [f"C{i}" for i in range(1, 11)]
+    assert list(SECTIONS) == [f"C{i}" for i in [*range(1, 11), 12]]
     assert len(NAMED.findall(CONTRACTS.text)) > 40
 
 

@@ -318,7 +318,9 @@ def test_counts_of_a_tenant_are_its_own(folder: Path, limits: Any) -> None:
     llm.engine.step()
     llm.engine.step()
     stats = llm.engine.stats("b")
-    assert stats["running"] == 1 and stats["waiting"] == 0 and stats["used_blocks"] == 3
+    (mine,) = [s for s in llm.engine.scheduler.running if s.tenant == "b"]
+    assert stats["running"] == 1 and stats["waiting"] == 0
+    assert stats["used_blocks"] == len(mine.block_table.block_ids) > 0
     assert stats["num_blocks"] == (20 if limits else 0)
     assert llm.engine.stats("nobody") == dict.fromkeys(stats, 0)
     finish(llm)
