@@ -28,6 +28,7 @@ from minillm.engine.checked import (
     checked_slots,
     checked_verify,
 )
+from minillm.engine.guarantee import Guarantee, kept_guarantee, require_guarantee
 from minillm.engine.kv_manager import KVCacheManager, MakeCache
 from minillm.engine.parts import Parts, require_methods
 from minillm.engine.scheduler import Scheduler
@@ -61,7 +62,7 @@ from minillm.worker.worker import Sampler, Worker, WorkerParts
 class Machinery:
     """What runs the model: the worker, the speculation that drafts for it, and the size of the KV cache.
 
-    `rejects`: drafts are verified by rejection sampling.
+    `rejects`: drafts are verified by rejection sampling. `guarantee`: what stays the same, bit by bit.
     """
 
     model: LoadedModel
@@ -69,6 +70,7 @@ class Machinery:
     speculation: Speculation | None
     num_blocks: int
     rejects: bool
+    guarantee: Guarantee
 
 
 def assemble(model: LoadedModel, draft: LoadedModel | None, config: EngineConfig, parts: Parts) -> Machinery:
@@ -77,8 +79,11 @@ def assemble(model: LoadedModel, draft: LoadedModel | None, config: EngineConfig
     Raises:
         KVCapacityError: `kv_memory` does not hold one block.
         UsageError: drafts are longer than the context, or a part would never be used.
+        GuaranteeError: these options and parts do not keep `config.guarantee`.
     """
     require_usable(parts, model, config)
+    guarantee = kept_guarantee(model, config, parts)
+    require_guarantee(guarantee, config.guarantee)
     if parts.replaces_ops:
         ops = SwappedOps(
             model.decoder.ops,
@@ -107,7 +112,7 @@ def assemble(model: LoadedModel, draft: LoadedModel | None, config: EngineConfig
         None if own_sampler else sampler,
         Verifier(model.decoder.ops, sampler, verify_draft) if speculation else None,
     )
-    return Machinery(model, Worker(runner, worker_parts), speculation, num_blocks, rejects)
+    return Machinery(model, Worker(runner, worker_parts), speculation, num_blocks, rejects, guarantee)
 
 
 def make_pool(parts: Parts, num_blocks: int, block_size: int) -> BlockPool:

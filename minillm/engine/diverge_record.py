@@ -75,6 +75,19 @@ def digest_of(row: Tensor) -> str:
     return hashlib.sha256(row.contiguous().view(torch.uint8).numpy().data).hexdigest()
 
 
+def start_record(
+    config: EngineConfig, model: LoadedModel, envelope: Mapping[str, Any]
+) -> RowWatch[Fingerprint] | None:
+    """The watch that writes the record of an engine; None if nobody asked for one.
+
+    Raises:
+        UsageError, StorageError: the file exists, or cannot be made.
+    """
+    if config.diverge_record is None:
+        return None
+    return DivergeRecorder(config.diverge_record, model, config, envelope).watch
+
+
 class DivergeRecorder:
     """Writes the record of one engine. `watch` is given to the worker and the stepper."""
 

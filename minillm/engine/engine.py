@@ -27,8 +27,7 @@ from minillm.config.tenants import check_tenant
 from minillm.engine.admission import check_request, make_request
 from minillm.engine.assembly import assemble, make_memory, make_pool, make_scheduler
 from minillm.engine.commit import Commit
-from minillm.engine.diverge_record import DivergeRecorder
-from minillm.engine.guarantee import kept_guarantee, require_guarantee
+from minillm.engine.diverge_record import start_record
 from minillm.engine.logits import check_logits, compute_logits
 from minillm.engine.outputs import RequestOutput, snapshot
 from minillm.engine.parts import Parts
@@ -42,7 +41,6 @@ from minillm.engine.request import Request
 from minillm.engine.sequence import FinishReason, Sequence
 from minillm.engine.stepping import Stepper
 from minillm.engine.turn import Turn
-from minillm.engine.watch import StepWatch
 from minillm.errors import MinillmError, UsageError, as_exception, failures_suppressed, panics_as_errors
 from minillm.memory.block_pool import BlockPool
 from minillm.model.loader import LoadedModel
@@ -60,10 +58,9 @@ class Engine:
         draft: LoadedModel | None = None,
     ) -> None:
         self.config, self.parts = config, Parts.of(parts)
-        self.guarantee = kept_guarantee(model, config, self.parts)
-        require_guarantee(self.guarantee, config.guarantee)
         machinery = assemble(model, draft, config, self.parts)
         self.model, self.worker, self.speculation = machinery.model, machinery.worker, machinery.speculation
+        self.guarantee = machinery.guarantee
         self.envelope = make_envelope(self.model, config, self.parts, draft).to_dict()
         self.events = Events()
         envelopes = self.envelope["kv"], kv_envelope(draft, config, self.parts).digest if draft else None
@@ -77,13 +74,8 @@ class Engine:
         self._turn = Turn()
         self._registry = Registry(config, self.events)
         self._outbox: dict[str, RequestOutput] = {}  # outputs that `step` has not returned yet
-        if config.diverge_record is not None:  # last: no file is left behind by an engine that did not start
-            self._record = DivergeRecorder(config.diverge_record, self.model, config, self.envelope)
-            self.watch(self._record.watch)
-
-    def watch(self, watch: StepWatch | None) -> None:
-        """Let `watch` see the logits of every step; None: nobody."""
-        self.worker.watch = self._stepper.watch = watch
+        self.watch = self._stepper.use_watch  # gives a `StepWatch` the logits of every step
+        self.watch(start_record(config, self.model, self.envelope))  # last: it makes a file
 
     @property
     def pool(self) -> BlockPool:
@@ -201,10 +193,7 @@ class Engine:
             self._turn.run(step_and_return)
 
     def logits(self, token_ids: List[int]) -> Tensor:
-        """Compute the raw logits after each token, with the paged prefill path and without cached prefixes.
-
-        Args:
-            token_ids: used unchanged; no BOS is added.
+        """Compute the raw logits after each token, with the paged prefill path, no cached prefix and no BOS.
 
         Returns:
             float32 [len(token_ids), vocab_size] on the CPU; row i scores the token that follows token i.

@@ -46,6 +46,10 @@ class Stepper:
         self.step = PlannedStep(StepPlan())
         self.watch: StepWatch | None = None
 
+    def use_watch(self, watch: StepWatch | None) -> None:
+        """Let `watch` see the logits and the tokens of every step; None: nobody."""
+        self.watch = self._worker.watch = watch
+
     def begin(self) -> None:
         """Start a new step with an empty plan."""
         self.step, self.phase = PlannedStep(StepPlan()), "idle"

@@ -17,6 +17,7 @@ from minillm.config import EngineConfig
 from minillm.engine.engine import Engine
 from minillm.memory.block_table import slot_mapping
 from minillm.model.loader import LoadedModel
+from minillm.ops.contract import LayerCache
 from minillm.ops.cpu import CpuOps
 from minillm.verify.trace import ROW_OPS
 from minillm.verify.weakened import one_unit_more
@@ -47,6 +48,11 @@ class InjectingOps:
             result = inner(*arguments, **named)
             if self._row is not None and self.at is not None and self._call == self.at[2]:
                 _move(result, self._row)
+                for written in arguments if op == "rope_and_cache" else ():
+                    if isinstance(written, LayerCache):
+                        slot = int(arguments[-1].slot_mapping[self._row])
+                        for cache in written:
+                            _move(cache.flatten(0, 1), slot)
             self._call += 1
             return result
 

@@ -49,6 +49,10 @@ class PrefixCache:
         """Blocks that only the cache owns: they can be evicted."""
         return len(self._unused)
 
+    def num_unused_of(self, tenant: str | None) -> int:
+        """Unused blocks of one tenant. Looks at all of them."""
+        return sum(block.scope.tenant == tenant for block in self._unused.values())
+
     def digest(self, scope: Scope, parent: bytes | None, token_ids: Sequence[int]) -> bytes:
         """The digest of the block with `token_ids` that follows the block with digest `parent`.
 
