@@ -24,7 +24,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         usage="minillm verify [MODEL] [options] | same A.json B.json | diverge A.record B.record",
         epilog=f"`minillm verify {verify_guarantees.NAME} --help`: the options of `verify [MODEL]`",
     )
-    commands = parser.add_subparsers(dest="verify_command", metavar="[MODEL] | same | diverge")
+    commands = parser.add_subparsers(
+        prog="minillm verify", dest="verify_command", metavar="[MODEL] | same | diverge"
+    )
     verify_guarantees.add_parser(commands)
     _add_same(commands)
     verify_diverge.add_parser(commands)
