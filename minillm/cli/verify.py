@@ -25,7 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         epilog=f"`minillm verify {verify_guarantees.NAME} --help`: the options of `verify [MODEL]`",
     )
     commands = parser.add_subparsers(
-        dest="verify_command", metavar="[MODEL] | same | diverge", prog="minillm verify"
+        prog="minillm verify", dest="verify_command", metavar="[MODEL] | same | diverge"
     )
     verify_guarantees.add_parser(commands)
     _add_same(commands)

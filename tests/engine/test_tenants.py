@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -446,3 +449,28 @@ def _reaches(start: object, secret: list[int]) -> bool:
             return True
         waiting += gc.get_referents(value)
     return False
+
+
+WITHOUT_ASSERTIONS = """
+import sys
+from pathlib import Path
+import tenant_worlds as worlds
+from test_tenants import differing
+folder = Path(sys.argv[1])
+quiet = worlds.watch(worlds.load(folder))
+seen = [worlds.watch(worlds.load(folder), others) for others in (worlds.flood, worlds.storm)]
+found = [differing(quiet, view) for view in seen]
+control = differing(quiet, worlds.watch(worlds.load(folder, None), worlds.flood))
+print(__debug__, found, "outputs" in control)
+"""
+
+
+def test_the_same_without_assertions(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-O", "-c", WITHOUT_ASSERTIONS, str(folder)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "False [[], []] True\n"
