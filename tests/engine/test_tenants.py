@@ -129,7 +129,8 @@ def _check_random_world(folder: Path, seed: int) -> bool:
         return False
     quiet = watch(load(folder, **options), requests=requests)
     most = options["limits"]["b"].guaranteed_blocks
-    is_inside = max(stats["used_blocks"] for stats in quiet.stats) <= most
+    needed = [-(-(len(prompt) + 1) // BLOCK) + p.n - 1 for _, prompt, p in requests]  # at its start
+    is_inside = max(*needed, *(stats["used_blocks"] for stats in quiet.stats)) <= most
     warmed = load(folder, **options)
     worlds.warm(warmed.engine)
     engines = {"warm": (warmed, worlds.idle)}
