@@ -83,7 +83,7 @@ def toy_run(seed, reads_all, push):
     embedding, mix, head = (torch.randn(VOCAB, VOCAB, generator=generator) for _ in range(3))
     state, token, tokens = torch.zeros(VOCAB), 0, []
     for step in range(STEPS):
-        before = state @ mix / 4 if reads_all else 0
+        before = state @ mix / 2 if reads_all else 0
         state = torch.tanh(embedding[token] + before)
         logits = state @ head
         if step == FLIP_AT:
@@ -94,15 +94,23 @@ def toy_run(seed, reads_all, push):
     return tokens
 
 
-agreement = {}
+def by_chance(one, other):
+    """The share of equal tokens if both runs kept their tokens and lost their order."""
+    counts = [torch.bincount(run[FLIP_AT:], minlength=VOCAB) / (STEPS - FLIP_AT) for run in (one, other)]
+    return float(counts[0] @ counts[1])
+
+
+agreement, chance = {}, {}
 for name, reads_all in (("reads the last token", False), ("reads all tokens", True)):
-    same = torch.zeros(STEPS)
+    same, guessed = torch.zeros(STEPS), 0.0
     for seed in range(SEEDS):
         pair = [torch.tensor(toy_run(seed, reads_all, push)) for push in (0.0, 5e-4)]
         same += pair[0] == pair[1]
-    agreement[name] = same / SEEDS
-    print(f"{name:22} equal at step 2: {agreement[name][2]:.0%}, at step 3: {agreement[name][3]:.0%}, ", end="")
-    print(f"in the last ten steps: {agreement[name][-10:].mean():.0%}")
+        guessed += by_chance(*pair)
+    agreement[name], chance[name] = same / SEEDS, guessed / SEEDS
+    before, at, late = agreement[name][2], agreement[name][3], agreement[name][-10:].mean()
+    print(f"{name:22} equal in step 2: {before:.0%}, in step 3: {at:.0%}, in the last ten: {late:.0%}")
+print(f"by chance, the toy that reads all tokens would agree in {chance['reads all tokens']:.0%} of steps")
 assert all(values[:FLIP_AT].min() == 1 and values[FLIP_AT] == 0 for values in agreement.values())
 assert agreement["reads all tokens"][-10:].mean() < 0.15
 
@@ -110,10 +118,11 @@ assert agreement["reads all tokens"][-10:].mean() < 0.15
 fig, ax = plt.subplots(figsize=(7.5, 3.3), layout="constrained")
 for (name, values), colour, style in zip(agreement.items(), (BLUE, ORANGE), ("o-", "s-"), strict=True):
     ax.plot(100 * values, style, color=colour, markersize=4, label=name)
-ax.axhline(100 / VOCAB, color="#666666", linestyle="--", linewidth=1)
-ax.text(STEPS - 1, 100 / VOCAB + 2, "chance", ha="right", color="#666666")
+by_luck = 100 * chance["reads all tokens"]
+ax.axhline(by_luck, color="#666666", linestyle="--", linewidth=1)
+ax.text(FLIP_AT - 0.5, by_luck + 2, "chance", ha="right", color="#666666")
 ax.set(xlabel="step", ylabel="runs with equal tokens (%)", ylim=(-3, 105))
-ax.legend(frameon=False, loc="center right")
+ax.legend(frameon=False, loc="center right", bbox_to_anchor=(1, 0.6))
 show(
     fig,
     "Share of runs with equal tokens, by step. Both lines are at 100 percent up to step 2 and at 0 in step "
@@ -236,7 +245,7 @@ show(
 # ## 8.4 How near is a near-tie?
 #
 # The *margin* is the distance of the two best logits. We measure it in *roundings*: units in the last place
-# of the best logit. A change in the order of a sum moves a logit by a few roundings. So only a margin of a few
+# of the best logit. Another order of the sums moves a logit by a few roundings. So only a margin of a few
 # roundings is in danger.
 
 # %%
@@ -248,9 +257,10 @@ for story in stories:
     units = torch.tensor([spacing(float(value), "float32") for value in best])
     margins.append((best - second) / units)
 margins = torch.cat(margins).clamp(min=0.5)
-few = 5
+few = 8
 density = (margins < 20_000).float().mean() / 20_000  # margins this small are spread evenly
-print(f"{len(margins):,} rows; smallest margin {margins.min():,.0f}, median {margins.median():,.0f} roundings")
+print(f"{len(margins):,} rows; margins in roundings: ", end="")
+print(f"smallest {margins.min():,.0f}, median {margins.median():,.0f}")
 print(f"estimate: one row in {1 / float(few * density):,.0f} has a margin of at most {few} roundings")
 
 fig, ax = plt.subplots(figsize=(7, 3), layout="constrained")
@@ -261,7 +271,7 @@ ax.set(xscale="log", xlim=(1, 3e7), xlabel="margin of the two best logits (round
 show(
     fig,
     "Histogram of margins on a logarithmic axis of roundings. Most rows are between a hundred thousand and "
-    "ten million roundings. The shaded range of 1 to 5 roundings is empty or nearly so.",
+    "ten million roundings. The shaded range of 1 to 8 roundings is empty or nearly so.",
 )
 
 # %% [markdown]
@@ -270,8 +280,8 @@ show(
 #
 # Our run is too short to meet one, so we construct one. With a temperature and a seed, the sampler adds
 # fixed noise to `logits / temperature` and takes the best. If the temperature changes, another candidate wins
-# at some point. We search this point by bisection, until two neighbouring temperatures give two tokens. At
-# this point there is a tie. We do it alone, and again in a batch of eight.
+# at some point. There the two best candidates tie. We search this point by bisection, once for the prompt
+# alone, and once for the prompt in a batch of eight.
 
 
 # %%
@@ -281,29 +291,30 @@ def first_token(llm, temperature, seed, size, tokens=1):
     return llm.generate(PROMPTS[:size], params)[0]
 
 
-def tipping_point(llm, low, high, seed, size):
-    """The temperature at which the token changes, and the tokens below and above it."""
-    below, above = (first_token(llm, t, seed, size).token_ids for t in (low, high))
-    while (middle := (low + high) / 2) not in (low, high):
-        if first_token(llm, middle, seed, size).token_ids == below:
-            low = middle
-        else:
-            high = middle
-        if high - low < 1e-12:
-            break
-    return low, (below, above)
+def tipping_point(llm, seed, size):
+    """A temperature at which the token changes, in a batch of `size`."""
+    low, high = COLD, WARM
+    below = first_token(llm, low, seed, size).token_ids
+    while high - low > 1e-12:
+        middle = (low + high) / 2
+        is_below = first_token(llm, middle, seed, size).token_ids == below
+        low, high = (middle, high) if is_below else (low, middle)
+    return low
 
 
-points = {}
-for seed in range(60):  # a seed with two tokens at these temperatures, and other tipping points
-    if first_token(reference, 0.6, seed, 1).token_ids == first_token(reference, 1.4, seed, 1).token_ids:
-        continue
-    points = {size: tipping_point(reference, 0.6, 1.4, seed, size)[0] for size in (1, 8)}
+COLD, WARM = 0.6, 1.4
+seeds = [
+    seed
+    for seed in range(30)
+    if len({first_token(reference, t, seed, 1).token_ids[0] for t in (COLD, WARM)}) == 2
+]
+for seed in seeds[:3]:  # on most machines the first one is enough
+    points = {size: tipping_point(reference, seed, size) for size in (1, 8)}
     if points[1] != points[8]:
         break
 print(f"reference: seed {seed}, alone {points[1]:.12f}, in a batch of 8 {points[8]:.12f}")
 if is_native:
-    own = {size: tipping_point(llm, 0.6, 1.4, seed, size)[0] for size in (1, 8)}
+    own = {size: tipping_point(llm, seed, size) for size in (1, 8)}
     print(f"native:    seed {seed}, alone {own[1]:.12f}, in a batch of 8 {own[8]:.12f}")
     assert own[1] == own[8]
 
@@ -469,7 +480,7 @@ show(
 # `minillm verify` does this at greater length, with other engines and another process (G3).
 #
 # What does it cost? A row-invariant kernel cannot choose the fastest order for each shape. That is the
-# price, and `minillm bench` measures it.
+# price.
 #
 # ## 8.7 Which layer was it?
 #
@@ -516,12 +527,12 @@ class OneUnit:
 
 
 def record(model, name):
-    """Run the eight prompts and write a divergence record."""
+    """Run some of the prompts and write a divergence record."""
     options = EngineConfig(
         device="cpu", dtype="float32", kv_memory="16MiB", prefix_caching=False, diverge_record=folder / name
     )
     engine = Engine(model, options)
-    for prompt in PROMPTS[:4]:
+    for prompt in PROMPTS[: 4 if is_native else 1]:  # the reference backend can repeat one row only
         engine.add_request(prompt, greedy(16))
     answers = {}
     while engine.has_unfinished_requests():
@@ -530,15 +541,16 @@ def record(model, name):
 
 
 clean, answers = record(model, "clean.record")
-alone_token = answers[0][5]  # the sixth token of the first answer
+victim = answers[0][5]  # the sixth token of the first answer
 CALL = next(i for i, place in enumerate(places) if place.layer == 3 and place.op == "act_and_mul")
-ops = OneUnit(model.decoder.ops, CALL, alone_token)
+ops = OneUnit(model.decoder.ops, CALL, victim)
 faulty, faulty_answers = record(replace(model, decoder=model.decoder.with_ops(ops)), "faulty.record")
-print("fault: ", places[CALL], "for token", repr(llm.tokenizer.decode([alone_token])))
-print("tokens that differ:", sum(x != y for p, q in zip(answers, faulty_answers, strict=True) for x, y in zip(p, q, strict=True)))
+print("fault: ", places[CALL], "for token", repr(llm.tokenizer.decode([victim])))
+pairs = [pair for runs in zip(answers, faulty_answers, strict=True) for pair in zip(*runs, strict=True)]
+print(f"tokens that differ: {sum(x != y for x, y in pairs)} of {len(pairs)}")
 
 # %% [markdown]
-# The tokens are the same, so the text shows nothing. The records do:
+# One unit in the last place almost never changes a token, so the text shows nothing. The records do:
 
 # %%
 with inside(folder):
@@ -642,7 +654,8 @@ def check_margin():
         values, indices = logits.topk(2)
         top = tuple(Candidate(i, v) for i, v in zip(indices.tolist(), values.tolist(), strict=True))
         right, mine = margin(top, "float32").roundings, margin_in_roundings(logits.clone())
-        assert abs(mine - right) <= 1e-6 * right, f"best logit {top[0].logit:.3f}: {right:.0f}, not {mine:.0f}"
+        is_right = abs(mine - right) <= 1e-6 * right
+        assert is_right, f"best logit {top[0].logit:.3f}: {right:.0f}, not {mine:.0f}"
 
 
 attempt(check_margin)
@@ -687,4 +700,4 @@ attempt(check_cause)
 #
 # **Paper.** "Defeating Nondeterminism in LLM Inference" (Thinking Machines Lab, 2025).
 #
-# **Next.** `minillm verify` proves the guarantees on your machine; `docs/trust.md` says how to read its report.
+# **Next.** `minillm verify` proves the guarantees on your machine; `docs/trust.md` explains the report.
