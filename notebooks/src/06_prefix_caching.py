@@ -592,7 +592,8 @@ show(
 
 # %% [markdown]
 # With one tenant there are two separate groups, and one request is enough to tell them apart. With separate
-# tenants there is one group, and 50% is the result of guessing.
+# tenants there is one group, and 50% is the result of guessing. (With forty prompts of each kind, chance
+# alone often moves this share by six points, and sometimes by twelve.)
 #
 # ## 6.9 Guessing a secret
 #
@@ -631,12 +632,12 @@ def attack(ben, seed, places=8):
 
 found = {}
 for name, ben in (("a tenant for both", "ann"), ("a tenant for each", "ben")):
-    results = [attack(ben, seed) for seed in range(4)]
+    results = [attack(ben, seed) for seed in range(2)]
     guess, secret, requests = results[0]
     found[name] = sum(g == s for guess, secret, _ in results for g, s in zip(guess, secret, strict=True))
     print(f"{name}: secret {''.join(map(str, secret))}, guessed {''.join(map(str, guess))}; ", end="")
-    print(f"{requests} requests; in four attacks {found[name]} of 32 digits")
-assert found["a tenant for both"] == 32 and found["a tenant for each"] <= 12
+    print(f"{requests} requests; in two attacks {found[name]} of 16 digits")
+assert found["a tenant for both"] == 16 and found["a tenant for each"] <= 8
 
 # %% [markdown]
 # Eighty requests instead of a hundred million. With blocks of 16 tokens it is harder, because Ben must guess
