@@ -14,7 +14,8 @@
 # * produce a wrong hit with a bad key, and show that a good key is correct even with a constant hash
 #   function;
 # * predict which tokens of a request are found, and which are always computed;
-# * measure what hits save: prefill tokens, time to the first token, memory.
+# * measure what hits save: prefill tokens, time to the first token, memory;
+# * read another user's prompt out of a cache that is shared, and say what closes this leak.
 #
 # **You need** notebook 2 (blocks), and from notebook 3 how to read events.
 #
@@ -26,13 +27,14 @@
 # %%
 import contextlib
 import io
+import random
 from statistics import median
 
 import matplotlib.pyplot as plt
 import torch
 from IPython.display import display
 
-from minillm import LLM, SamplingParams
+from minillm import LLM, SamplingParams, TenantLimits
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import BlockTable
 from minillm.memory.prefix_cache import PrefixCache, Scope, encode, sha256
@@ -379,7 +381,7 @@ for tenant in (None, None, "ann", "ann", "ben"):
 # A hit proves that the text is the same. Why are tenants needed, then? Because a hit is *fast*, and time
 # can be measured. Suppose that Ben's request is fast because Ann has sent the same text. Then Ben can try
 # texts until one is fast, and so learn Ann's text. Separate tenants share no blocks, so there is nothing to
-# measure.
+# measure. Section 6.8 makes this attack.
 #
 # ## 6.6 What it saves: one story, many questions
 #
@@ -534,6 +536,186 @@ assert shares["in turn"][1][0] == 0 and shares["in turn"][-1] == shares["story b
 # If the questions come in turns and not all stories fit, each story is evicted just before it is needed
 # again. So the cache evicts many blocks and finds few. This is the known worst case of "least recently
 # used". The change is sudden: a pool with room for two of the four stories finds nothing at all.
+#
+# ## 6.8 What a hit tells a stranger
+#
+# In 6.5 we said that time can be measured. Now we attack. Ann sends prompts of 128 random tokens. Ben sends
+# the same prompts, and others that nobody has sent. He knows only his own times to the first token.
+#
+# We do it twice. First both use the same tenant: the key does not say who they are. Then each has a tenant.
+#
+# **Predict.** Draw the two histograms of Ben's times, for known and for new prompts, in both cases.
+
+
+# %%
+def times_of_ben(ben, count=40):
+    """Ben's times to the first token (ms) for prompts that Ann has sent (True) and for new ones (False)."""
+    llm, chance = new_engine(kv_memory="128MiB"), random.Random(3)
+    times = {True: [], False: []}
+    for i in range(2 * count):
+        prompt, other = ([chance.randrange(100, 4000) for _ in range(128)] for _ in range(2))
+        was_sent = i % 2 == 0
+        llm.generate([prompt if was_sent else other], greedy(1), tenant="ann")
+        output = llm.generate([prompt], greedy(1), tenant=ben)[0]
+        times[was_sent].append(1e3 * output.metrics.ttft)
+        assert output.metrics.cached_tokens == (112 if was_sent and ben == "ann" else 0)
+    return times
+
+
+def guesses_right(times):
+    """Ben gets a known and a new prompt and says that the faster one is known: how often is he right?"""
+    pairs = [(known, new) for known in times[True] for new in times[False]]
+    return sum(known < new for known, new in pairs) / len(pairs)
+
+
+readers = {"a tenant for both": times_of_ben("ann"), "a tenant for each": times_of_ben("ben")}
+for name, times in readers.items():
+    medians = f"median of known {median(times[True]):5.1f} ms, of new {median(times[False]):5.1f} ms"
+    print(f"{name}: {medians}; Ben is right in {guesses_right(times):.0%} of all pairs")
+
+# %%
+fig, axes = plt.subplots(2, 1, figsize=(7.5, 4), sharex=True, layout="constrained")
+most = 1.3 * max(median(times[False]) for times in readers.values())  # a few slow ones are left out
+for ax, (name, times) in zip(axes, readers.items(), strict=True):
+    for was_sent, colour, label in ((True, ORANGE, "Ann has sent it"), (False, BLUE, "new")):
+        ax.hist(times[was_sent], bins=40, range=(0, most), color=colour, alpha=0.6, label=label)
+    ax.set_title(name, loc="left", fontsize=11)
+    ax.set(ylabel="prompts")
+axes[0].legend(frameon=False, loc="upper center")
+axes[1].set(xlabel="Ben's time to the first token (ms)")
+show(
+    fig,
+    "Two histograms of Ben's times to the first token, one over the other. With one tenant for both, known "
+    "prompts are much faster than new ones, and the two groups do not overlap. With a tenant for each, the "
+    "two groups lie over each other.",
+)
+
+# %% [markdown]
+# With one tenant there are two separate groups, and one request is enough to tell them apart. With separate
+# tenants there is one group, and 50% is the result of guessing. (With forty prompts of each kind, chance
+# alone often moves this share by six points, and sometimes by twelve.)
+#
+# ## 6.9 Guessing a secret
+#
+# Knowing *whether* a text was sent may seem harmless. But a hit has a *length*. So a secret can be guessed
+# piece by piece. Ann's prompt is a sentence that Ben knows, and then eight digits that he does not know. Ben
+# tries ten digits for the first place and looks which one has the longest hit, then he goes on with the
+# second place. For a clear picture a block has one token, and Ben reads `cached_tokens`. (Many services
+# show this number in their answer. If not, there is the time.)
+#
+# **Predict.** There are 100,000,000 possible secrets. How many requests does Ben need?
+
+# %%
+DIGITS = [tokenizer.encode(digit)[-1] for digit in "0123456789"]
+assert len(set(DIGITS)) == 10
+known_text = tokenizer.encode("Ann has a red box. The number of the box is ")
+END = tokenizer.encode(".")[-1]
+
+
+def attack(ben, seed, places=8):
+    """Ben's guess, Ann's secret, and the number of requests that Ben sent."""
+    chance = random.Random(seed)
+    secret = [chance.randrange(10) for _ in range(places)]
+    llm = new_engine(block_size=1, kv_memory="16MiB")
+    llm.generate([known_text + [DIGITS[digit] for digit in secret] + [END]], greedy(1), tenant="ann")
+    guess, requests = [], 0
+    for _ in range(places):
+        hits = []
+        for digit in range(10):
+            tried = known_text + [DIGITS[d] for d in (*guess, digit)] + [END]
+            hits.append(llm.generate([tried], greedy(1), tenant=ben)[0].metrics.cached_tokens)
+            requests += 1
+        best = [digit for digit in range(10) if hits[digit] == max(hits)]
+        guess.append(chance.choice(best))  # if all hits are equal, he can only guess
+    return guess, secret, requests
+
+
+found = {}
+for name, ben in (("a tenant for both", "ann"), ("a tenant for each", "ben")):
+    results = [attack(ben, seed) for seed in range(2)]
+    guess, secret, requests = results[0]
+    found[name] = sum(g == s for guess, secret, _ in results for g, s in zip(guess, secret, strict=True))
+    print(f"{name}: secret {''.join(map(str, secret))}, guessed {''.join(map(str, guess))}; ", end="")
+    print(f"{requests} requests; in two attacks {found[name]} of 16 digits")
+assert found["a tenant for both"] == 16 and found["a tenant for each"] <= 8
+
+# %% [markdown]
+# Eighty requests instead of a hundred million. With blocks of 16 tokens it is harder, because Ben must guess
+# a whole block at once. But many prompts are forms: all is known but one name or one number.
+#
+# What closes the leak is one field. The tenant is part of the scope, so it is part of every key
+# (`Scope` in `minillm/memory/prefix_cache.py`). Ben cannot form a key of Ann's. There is nothing to configure
+# and nothing to forget: without a tenant, all callers are one tenant, `None`.
+#
+# ## 6.10 What is public may be shared
+#
+# Separate tenants have a price. Sixteen tenants send the same system prompt, and each computes it again. But
+# a system prompt is no secret. The owner of the engine can name it: `public_prefixes` are computed once, at
+# the start, and every tenant finds them. A request cannot make anything public.
+
+# %%
+SYSTEM = story[:96]  # stands for a system prompt
+asking = [SYSTEM + questions[i % len(questions)] for i in range(16)]
+computed = {}
+for name, options, tenants in (
+    ("one tenant for all", {}, ["all"] * 16),
+    ("a tenant for each", {}, [f"tenant {i}" for i in range(16)]),
+    ("a tenant for each, public prefix", {"public_prefixes": [SYSTEM]}, [f"tenant {i}" for i in range(16)]),
+):
+    other = new_engine(**options)
+    with other.engine.events.record() as trace:
+        for prompt, tenant in zip(asking, tenants, strict=True):
+            other.generate([prompt], greedy(1), tenant=tenant)
+    computed[name] = sum(event["end"] - event["start"] for event in trace if event.kind == "prefill_chunk")
+    print(f"{name:34} {computed[name]:5,} of {sum(map(len, asking)):,} prompt tokens computed")
+one, each, public = computed.values()
+assert each == sum(map(len, asking)) and public == each - 16 * 96 and public <= one
+
+# %% [markdown]
+# (The public prefix itself was computed at the start, before the count: 96 tokens, once.) So the tenants lose
+# almost nothing, and what they send of their own stays private.
+#
+# ## 6.11 A flood
+#
+# Tenants share more than the cache: they share the memory and the steps. If Ben sends many requests, Ann
+# waits. Her waiting tells her what Ben does, and his flood pushes her blocks out. `tenant_limits` reserves a
+# part of the pool and of every step for Ann. We count the steps until the first token and the last token of
+# her three requests.
+
+
+# %%
+def steps_of_ann(limits, flood):
+    """For each of Ann's requests: the steps until its first token, and until its end."""
+    options = {"max_num_batched_tokens": 64, "prefill_chunk": 32, "max_num_seqs": 8}
+    engine = new_engine(tenant_limits=limits, **options).engine
+    if flood:
+        for i in range(24):
+            engine.add_request(words[i % 16] + words[i % 7], greedy(16), tenant="ben")
+    asked = [engine.add_request(words[i][: 20 + 10 * i], greedy(8), tenant="ann") for i in range(3)]
+    first, last, step = {}, {}, 0
+    while len(last) < len(asked):
+        step += 1
+        for output in engine.step():
+            if output.request_id in asked:
+                first.setdefault(output.request_id, step)
+                if output.finished:
+                    last[output.request_id] = step
+    return [(first[request], last[request]) for request in asked]
+
+
+reserved = {"ann": TenantLimits(guaranteed_blocks=32, guaranteed_tokens_per_step=32)}
+waits = {}
+for name, limits in (("no limits", None), ("reserved for Ann", reserved)):
+    waits[name] = [steps_of_ann(limits, flood) for flood in (False, True)]
+    print(f"{name:17} alone {waits[name][0]}, in Ben's flood {waits[name][1]}")
+quiet, flooded = waits["reserved for Ann"]
+assert quiet == flooded, "Ann sees nothing of the flood"
+assert waits["no limits"][1][0][0] > 2 * waits["no limits"][0][0][0], "without limits she waits"
+
+# %% [markdown]
+# With a reservation, Ann's steps are the same numbers, whatever Ben does. The price is that nobody else uses
+# her part while she is idle. And a step can still take longer in seconds: `docs/tenants.md` says what remains
+# to be measured.
 #
 # ## Exercises
 

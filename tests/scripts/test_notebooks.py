@@ -320,6 +320,59 @@ def wasted_rows(trace):
 """,
         ),
     ],
+    "08_determinism": [
+        (
+            "check_sum",
+            """
+def invariant_sum(x):
+    total = x
+    while total.shape[1] > 1:
+        half = total.shape[1] // 2
+        total = total[:, :half] + total[:, half:]
+    return total[:, 0].clone()
+""",
+            """
+def invariant_sum(x):
+    return busy_sum(x)
+""",
+        ),
+        (
+            "check_margin",
+            """
+def margin_in_roundings(logits):
+    best, second = logits.topk(2).values.tolist()
+    _, exponent = torch.frexp(torch.tensor(best))
+    return (best - second) / 2.0 ** (int(exponent) - 24)
+""",
+            """
+def margin_in_roundings(logits):
+    best, second = logits.topk(2).values.tolist()
+    return (best - second) / (best * 2.0**-23)
+""",
+        ),
+        (
+            "check_cause",
+            """
+def first_cause(a, b):
+    if a["prompt"] != b["prompt"]:
+        return "inputs"
+    for (digest_a, token_a), (digest_b, token_b) in zip(a["steps"], b["steps"]):
+        if digest_a != digest_b:
+            return "arithmetic"
+        if token_a != token_b:
+            return "draw"
+    return None
+""",
+            """
+def first_cause(a, b):
+    if a["prompt"] != b["prompt"]:
+        return "inputs"
+    if [digest for digest, _ in a["steps"]] != [digest for digest, _ in b["steps"]]:
+        return "arithmetic"
+    return None if a["steps"] == b["steps"] else "draw"
+""",
+        ),
+    ],
     "04_attention_and_memory": [
         (
             "check_bytes",
