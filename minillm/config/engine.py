@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal, TypedDict, get_args
 
 from minillm.config.checks import require_int, shown
@@ -108,7 +107,7 @@ class EngineConfig:
     def _check_tenants(self) -> None:
         check_limits(self.tenant_limits, self.max_num_batched_tokens)
         if self.tenant_limits is not None:  # the caller's mapping may change
-            object.__setattr__(self, "tenant_limits", MappingProxyType(dict(self.tenant_limits)))
+            object.__setattr__(self, "tenant_limits", dict(self.tenant_limits))
         prefixes = self.public_prefixes
         if not isinstance(prefixes, list | tuple) or not all(
             isinstance(p, str | list | tuple) for p in prefixes

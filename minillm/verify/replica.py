@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,8 @@ def _read(name: str, ids: dict[str, list[int]], rows: dict[str, torch.Tensor]) -
 
 
 def _plain(config: EngineConfig) -> dict[str, Any]:
-    """The options as JSON data; a draft's name as the folder that it means here."""
-    options = asdict(config)
+    """The options as JSON data; a draft's name as the folder that it means here. Tenants play no part."""
+    options = asdict(replace(config, tenant_limits=None, public_prefixes=()))
     draft = config.draft_model
     if draft is not None and draft != NGRAM:
         options["draft_model"] = str(find_draft(draft))
