@@ -12,6 +12,7 @@ import tiny
 
 from minillm import LLM, MinillmError
 from minillm.config.sizes import format_bytes, parse_bytes
+from minillm.engine.kv_manager import KVCacheManager
 from minillm.errors import (
     BackendError,
     KVCapacityError,
@@ -299,12 +300,13 @@ def test_bad_options(folder: Path, options: dict[str, Any], kind: type[MinillmEr
     assert any(key in str(caught.value) for key in options) or "parts" in options
 
 
-def test_options_of_later_versions_at_their_defaults(folder: Path) -> None:
-    """The documented defaults of options that do not exist yet are accepted; other values are refused."""
-    tiny.load(folder, public_prefixes=(), tenant_limits=None)
-    for name, value in {"public_prefixes": ("a",), "tenant_limits": {}}.items():
-        with pytest.raises(UsageError, match=name):
-            tiny.load(folder, **{name: value})
+def test_options_of_tenants_at_their_defaults(folder: Path) -> None:
+    """The documented defaults change nothing, and no limits are no lanes."""
+    for options in (
+        {"public_prefixes": (), "tenant_limits": None},
+        {"public_prefixes": [], "tenant_limits": {}},
+    ):
+        assert type(tiny.load(folder, **options).engine.memory) is KVCacheManager
 
 
 def test_kv_memory_too_small_says_what_a_block_needs(folder: Path) -> None:
