@@ -57,14 +57,14 @@ class PublicPrefixes:
 
     def match(self, token_ids: Sequence[int], rope_offset: int) -> list[CachedBlock]:
         """The longest chain of public blocks at the beginning of `token_ids`."""
-        found: list[CachedBlock] = []
+        chain: list[CachedBlock] = []
         for start in range(0, len(token_ids) - self._size + 1, self._size):
             ids = tuple(token_ids[start : start + self._size])
-            block = self._next.get((found[-1] if found else rope_offset, ids))
+            block = self._next.get((chain[-1] if chain else rope_offset, ids))
             if block is None:
                 break
-            found.append(block)
-        return found
+            chain.append(block)
+        return chain
 
     def add(self, parent: CachedBlock | int, token_ids: Sequence[int], block_id: int) -> CachedBlock:
         """Add a filled block after `parent`; for a first block `parent` is the rope offset.

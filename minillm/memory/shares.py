@@ -136,7 +136,7 @@ class Share:
         if count > self.available:
             raise OutOfBlocks(
                 f"{count} KV blocks needed, more than this tenant's share has left",
-                "wait for a request to finish, or raise kv_memory",
+                "wait until one of its requests has finished, or raise kv_memory",
             )
         taken = self._shares.pool.allocate(count)
         self._allocated += len(taken)
