@@ -94,7 +94,7 @@ def _modules(lab):
     return {Path(importlib.import_module(part.module).__file__) for part in lab.parts}
 
 
-@each_lab
+@few_labs
 def test_in_the_package_a_finished_file_is_right_and_a_skeleton_is_open(packages, lab, tmp_path):
     package = packages(lab)
     earned, statuses = points(package, lab, solution(lab), tmp_path)
