@@ -3,7 +3,7 @@
     LLM(diverge_record="a.record")    ->   a file of lines, each one JSON object:
 
     {"format": "minillm divergence record", "version": 1, "model": .., "logits_dtype": .., "envelope": {..},
-     "schedule": {..}}                                       the first line: who computed, in what chunks
+     "schedule": {..}}                                       the first line: envelope, backend, chunk sizes
     {"request": 0, "prompt": [5, 17], "seed": 1, "sampling": {..}}       before a request's first step
     {"r": 0, "s": 0, "p": 0, "t": 42, "d": "9f0c..", "top": [[42, 7.25], [9, 7.0]]}             a step
 

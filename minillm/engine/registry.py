@@ -84,10 +84,6 @@ class Registry:
         with self.lock:
             self.live.pop(request_id, None)
 
-    def counts(self) -> tuple[int, int]:
-        """The number of requests that wait to start, and of those that have started."""
-        return count(self.requests())
-
     def aborted(self) -> list[str]:
         """The ids passed to `abort` so far. Call `forget_aborted` after handling them."""
         return [self._aborted[i] for i in range(len(self._aborted))]

@@ -1,7 +1,7 @@
 """The KV memory of an engine with tenant limits: one `KVCacheManager` for each share of the pool.
 
                          +-- lane of "anna"    share of 64 guaranteed blocks    prefix cache of its own
-    TenantMemory --of--> +-- lane of "ben"     share of 32                      prefix cache of its own
+    TenantMemory --of--> +-- lane of "ben"     share of 32 guaranteed blocks    prefix cache of its own
                          +-- the common lane   everybody else                   one cache, a scope per tenant
 
 `memory/shares.py` says how many blocks each lane may take. A lane's manager sees nothing of the other lanes:

@@ -37,13 +37,16 @@ class PublicPrefixes:
         self._next: dict[tuple[CachedBlock | int, tuple[int, ...]], CachedBlock] = {}
         self._numbers: dict[CachedBlock, int] = {}
         self._pool: BlockPool | None = None  # the pool that the blocks are in
+        self.num_blocks = self._count()  # of all prefixes, filled or not; every request asks for it
 
-    @property
-    def num_blocks(self) -> int:
-        """Blocks of all prefixes, whether they are filled or not."""
-        size = self._size
-        chains = ((offset, list(ids)) for ids, offset in self.prefixes)
-        return len({(o, tuple(ids[:end])) for o, ids in chains for end in range(size, len(ids) + 1, size)})
+    def _count(self) -> int:
+        """The blocks of the tree: a common beginning counts once."""
+        known: dict[tuple[int, tuple[int, ...]], int] = {}  # (block before, ids) -> number of the block
+        for ids, offset in self.prefixes:
+            last = -1 - offset  # no block has a negative number
+            for end in range(self._size, len(ids) + 1, self._size):
+                last = known.setdefault((last, tuple(ids[end - self._size : end])), len(known))
+        return len(known)
 
     def is_in(self, pool: BlockPool) -> bool:
         """Whether the prefixes have been filled in this pool. After a failed step there may be a new one."""

@@ -86,7 +86,7 @@ class Share:
         self._allocated = 0  # live and unused blocks
         self.borrows = True  # whether its sequences may use common blocks
         self.planned = 0  # blocks that a step's plan has counted for its sequences and not yet allocated
-        self.cache: PrefixCache | None = None  # set by the one who makes it over this share
+        self.cache: PrefixCache | None = None  # `TenantMemory` makes it over this share
         self.num_blocks, self.block_size = shares.pool.num_blocks, shares.pool.block_size
 
     # Counting -------------------------------------------------------------------------------
