@@ -542,7 +542,8 @@ assert shares["in turn"][1][0] == 0 and shares["in turn"][-1] == shares["story b
 # In 6.5 we said that time can be measured. Now we attack. Ann sends prompts of 128 random tokens. Ben sends
 # the same prompts, and others that nobody has sent. He knows only his own times to the first token.
 #
-# We do it twice. First both use the same tenant: the key does not say who they are. Then each has a tenant.
+# We do it twice. First both use the same tenant, so the key is the same for both. Then each has a tenant of
+# his or her own.
 #
 # **Predict.** Draw the two histograms of Ben's times, for known and for new prompts, in both cases.
 
