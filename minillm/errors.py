@@ -133,6 +133,10 @@ class EngineBusy(MinillmError):
     """A part or a listener called `step` in the middle of a step."""
 
 
+class ModelChanged(MinillmError):
+    """The weights or the tokenizer of a running engine were replaced; its cache belongs to the old ones."""
+
+
 class ForkedEngine(MinillmError):
     """The engine was made before this process was forked; its threads do not exist in this process."""
 

@@ -18,6 +18,7 @@ from minillm.config import EngineOptions, SamplingParams, engine_config, require
 from minillm.config.sampling import ANSWER_TOKENS
 from minillm.engine.delivery import Delivery, Ticket
 from minillm.engine.engine import Engine
+from minillm.engine.live_change import FixedAttributes
 from minillm.engine.outputs import RequestOutput
 from minillm.engine.parts import Parts
 from minillm.engine.prompt import EncodedPrompt, Prompt, text_digest
@@ -33,7 +34,7 @@ from minillm.text.tokenizer import Tokenizer
 Overflow = Literal["refuse", "drop_oldest"]
 
 
-class LLM:
+class LLM(FixedAttributes):
     """A model and an engine that runs it.
 
     Args:
@@ -49,6 +50,8 @@ class LLM:
     Raises:
         MinillmError: a typed error of `errors.py`, before any request runs.
     """
+
+    _fixed = frozenset(("engine", "config"))
 
     def __init__(
         self,

@@ -28,6 +28,7 @@ from minillm.engine.admission import check_request, make_request
 from minillm.engine.assembly import assemble, make_memory, make_pool, make_scheduler
 from minillm.engine.commit import Commit
 from minillm.engine.diverge_record import start_record
+from minillm.engine.live_change import FixedAttributes, LiveChange
 from minillm.engine.logits import check_logits, compute_logits
 from minillm.engine.outputs import RequestOutput, snapshot
 from minillm.engine.parts import Parts
@@ -47,8 +48,10 @@ from minillm.model.loader import LoadedModel
 from minillm.observe.events import Events
 
 
-class Engine:
+class Engine(FixedAttributes):
     """Serves one model from one pool of KV blocks."""
+
+    _fixed = frozenset(("model", "worker", "speculation", "config", "parts", "guarantee", "envelope", "memory"))
 
     def __init__(
         self,
@@ -70,7 +73,8 @@ class Engine:
         fill(self._public, pool, self.worker, config.prefill_chunk)
         self.scheduler = make_scheduler(self.parts, config, self.memory, self.events)
         commit = Commit(self.memory, self.events, self.model.eos_token_ids)
-        self._stepper = Stepper(machinery, self.memory, commit)
+        self._live_change = LiveChange(self.model, draft)
+        self._stepper = Stepper(machinery, self.memory, commit, self._live_change)
         self._turn = Turn()
         self._registry = Registry(config, self.events)
         self._outbox: dict[str, RequestOutput] = {}  # outputs that `step` has not returned yet
@@ -99,11 +103,13 @@ class Engine:
                 nothing is queued.
             QueueFull: the queue is full; try again after requests have finished.
             ForkedEngine: this process was forked from the process that made the engine.
+            ModelChanged: the weights or the tokenizer are not those the engine was made with.
         """
         self._turn.require_own_process()
         params = self.model.default_params if params is None else params
         request: Request | None = None
         try:
+            self._live_change.check()
             encoded, most = self.check_request(prompt, params, tenant), self.memory.most_blocks(tenant)
             with panics_as_errors():
                 request = make_request(encoded, params, tenant, self.model, self.parts, self.pool, most)
@@ -204,8 +210,11 @@ class Engine:
             OutOfBlocks: more tokens than the free blocks hold.
         """
         ids = check_logits(self.model, token_ids)
+        self._live_change.check()
         try:
-            return self._turn.run(lambda: self._compute_logits(ids))
+            logits = self._turn.run(lambda: self._compute_logits(ids))
+            self._live_change.check_content()
+            return logits
         finally:
             self.events.deliver()
 
@@ -271,6 +280,7 @@ class Engine:
         """Make outputs of the changed requests. Free the blocks of finished ones and remove them."""
         now = time.perf_counter()
         for request in self._registry.select(request_ids):
+            self._live_change.check_end(request)
             for sequence in request.sequences:
                 if sequence.finish_reason and not sequence.is_released:
                     self.scheduler.remove(sequence)

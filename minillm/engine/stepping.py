@@ -22,6 +22,7 @@ from minillm.engine.assembly import Machinery
 from minillm.engine.batch import PlannedStep, make_input, reserve
 from minillm.engine.checked import check_plan
 from minillm.engine.commit import Commit
+from minillm.engine.live_change import LiveChange
 from minillm.engine.request import Request
 from minillm.engine.scheduler import Scheduler
 from minillm.engine.sequence import Sequence
@@ -38,10 +39,12 @@ Phase = Literal["idle", "schedule", "reserve", "run", "commit"]
 class Stepper:
     """Runs steps. `phase` is the phase of the current step."""
 
-    def __init__(self, machinery: Machinery, memory: KVMemory, commit: Commit) -> None:
+    def __init__(
+        self, machinery: Machinery, memory: KVMemory, commit: Commit, live_change: LiveChange
+    ) -> None:
         self._worker, self._speculation = machinery.worker, machinery.speculation
         self._num_token_ids, self._rejects = machinery.model.num_token_ids, machinery.rejects
-        self._memory, self._commit = memory, commit
+        self._memory, self._commit, self._live_change = memory, commit, live_change
         self.phase: Phase = "idle"
         self.step = PlannedStep(StepPlan())
         self.watch: StepWatch | None = None
@@ -69,6 +72,7 @@ class Stepper:
         if self.watch is not None:
             self.watch.begin(self.step)
         output = self._execute(self.step)
+        self._live_change.check_step()
         self.phase = "commit"
         changed = self._commit.apply(self.step, output, scheduler)
         if self.watch is not None:
