@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, TypedDict, get_args
 
 from minillm.config.checks import require_int, shown
-from minillm.config.tenants import Limits, check_limits
+from minillm.config.tenants import Limits, check_limits, guaranteed_by_name
 from minillm.errors import UsageError
 
 Backend = Literal["auto", "reference", "native", "simt"]
@@ -139,8 +139,7 @@ class EngineConfig:
 
     def has_guarantee(self, tenant: str | None) -> bool:
         """Whether a tenant is named in `tenant_limits` and guaranteed anything."""
-        limit = (self.tenant_limits or {}).get(tenant) if tenant is not None else None
-        return limit is not None and limit.is_guaranteed
+        return tenant in guaranteed_by_name(self.tenant_limits)
 
     def _check_trust(self) -> None:
         if self.guarantee is not None and self.guarantee not in GUARANTEES:

@@ -113,3 +113,9 @@ def check_limits(limits: object, max_tokens: int) -> None:
 def limits_of(limits: Limits | None, tenant: str | None) -> TenantLimits:
     """The limits that hold for a tenant: its own, or those of all tenants that are not named."""
     return (limits or {}).get(tenant) or (limits or {}).get(None) or UNLIMITED
+
+
+def guaranteed_by_name(limits: Limits | None) -> dict[str, TenantLimits]:
+    """The tenants that are named and guaranteed anything. They have a queue and a share of their own."""
+    named = {tenant: limit for tenant, limit in (limits or {}).items() if tenant is not None}
+    return {tenant: limit for tenant, limit in named.items() if limit.is_guaranteed}

@@ -72,6 +72,11 @@ class Machinery:
     rejects: bool
     guarantee: Guarantee
 
+    def draft(self, envelope: str | None) -> tuple[DraftModel, str] | None:
+        """The draft model with the digest of its KV envelope, if the drafter is one."""
+        drafter = self.speculation.drafter if self.speculation else None
+        return (drafter, envelope) if isinstance(drafter, DraftModel) and envelope else None
+
 
 def assemble(model: LoadedModel, draft: LoadedModel | None, config: EngineConfig, parts: Parts) -> Machinery:
     """Build everything below the engine, using `parts`.

@@ -33,7 +33,7 @@ from minillm.engine.logits import check_logits, compute_logits
 from minillm.engine.outputs import RequestOutput, snapshot
 from minillm.engine.parts import Parts
 from minillm.engine.prompt import EncodedPrompt, Prompt
-from minillm.engine.public import fill, read_prefixes, refill
+from minillm.engine.public import PublicFiller, read_prefixes
 from minillm.engine.record import kv_envelope, make_envelope
 from minillm.engine.recovery import give_up, put_back, start_again
 from minillm.engine.registry import Registry
@@ -51,7 +51,7 @@ from minillm.observe.events import Events
 class Engine(FixedAttributes):
     """Serves one model from one pool of KV blocks."""
 
-    _fixed = frozenset(("model", "worker", "speculation", "config", "parts", "guarantee", "envelope", "memory"))
+    _fixed = frozenset("model worker speculation config parts guarantee envelope memory".split())
 
     def __init__(
         self,
@@ -68,9 +68,10 @@ class Engine(FixedAttributes):
         self.events = Events()
         envelopes = self.envelope["kv"], kv_envelope(draft, config, self.parts).digest if draft else None
         pool = make_pool(self.parts, machinery.num_blocks, config.block_size)
-        self._public = read_prefixes(self.model, config, machinery.num_blocks)
-        self.memory = make_memory(pool, self.parts, config, self.events, envelopes, self._public)
-        fill(self._public, pool, self.worker, config.prefill_chunk)
+        public = read_prefixes(self.model, config, machinery.num_blocks)
+        self.memory = make_memory(pool, self.parts, config, self.events, envelopes, public)
+        self._filler = PublicFiller(public, self.worker, config.prefill_chunk, machinery.draft(envelopes[1]))
+        self._filler.fill(pool)
         self.scheduler = make_scheduler(self.parts, config, self.memory, self.events)
         commit = Commit(self.memory, self.events, self.model.eos_token_ids)
         self._live_change = LiveChange(self.model, draft)
@@ -246,7 +247,7 @@ class Engine(FixedAttributes):
     def _advance(self) -> None:
         self.events.step += 1
         started = time.perf_counter()
-        refill(self._public, self.pool, self.worker, self.config.prefill_chunk)
+        self._filler.refill(self.pool)
         if ended := self._take_incoming():
             self._collect(ended)
         # Read after the new requests were taken, so that no request starts before it was submitted.

@@ -300,7 +300,7 @@ class KVCacheManager:
             return
         block, index = cached.last, cached.num_blocks
         while block is not None and index > draft.num_published:
-            if index <= written:
+            if index <= written and not self.public.owns(block):  # those were written when the engine started
                 block.draft = self._draft
             block, index = block.parent, index - 1
         draft.num_published = written

@@ -8,7 +8,7 @@ Python lets anybody write to a tensor. Each way is looked for where it is cheap 
 
     way                                     noticed
     engine.model = other                    at once: `FixedAttributes`
-    weight.copy_(other), weight.data = x    in the next step, before its tokens are used   (5 us for 270 tensors)
+    weight.copy_(other), weight.data = x    in the next step, before its tokens are used
     weight.data.copy_(other)                when a request enters or ends: PyTorch counts no version here,
                                             so a few bytes of each such tensor are compared
     layer.norm = other, tokenizer settings  when a request enters
@@ -47,7 +47,11 @@ class FixedAttributes:
 
 
 class LiveChange:
-    """What the models and their tokenizer were when the engine was made. `models`: target, and draft or None."""
+    """What the models and the tokenizer were when the engine was made.
+
+    Args:
+        models: the target, which has the tokenizer, and the draft model or None.
+    """
 
     def __init__(self, *models: LoadedModel | None) -> None:
         decoders = [model.decoder for model in models if model is not None]
@@ -111,7 +115,7 @@ class LiveChange:
 
 
 def _holders(decoder: nn.Module) -> Iterator[tuple[dict[str, Any], str, object]]:
-    """Every (dictionary, key, value) of the decoder that holds weights, a module, or decides the arithmetic."""
+    """Every (dictionary, key, value) of the decoder that holds weights or modules, or decides arithmetic."""
     for module in decoder.modules():
         for place in (module.__dict__, module._parameters, module._buffers, module._modules):
             for name, value in place.items():

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from minillm.config.tenants import Limits, limits_of
+from minillm.config.tenants import Limits, guaranteed_by_name, limits_of
 from minillm.engine.kv_manager import KVCacheManager, MakeCache
 from minillm.engine.sequence import Sequence
 from minillm.errors import UsageError
@@ -85,13 +85,9 @@ class TenantMemory:
 
     def _open(self, pool: BlockPool) -> None:
         self.pool, self._shares = pool, Shares(pool, self._common)
-        named = {
-            tenant: limit
-            for tenant, limit in self.limits.items()
-            if limit.is_guaranteed and tenant is not None
-        }
         self.lanes: dict[object, LaneMemory] = {
-            tenant: self._lane(self._shares.add(limit.guaranteed_blocks)) for tenant, limit in named.items()
+            tenant: self._lane(self._shares.add(limit.guaranteed_blocks))
+            for tenant, limit in guaranteed_by_name(self.limits).items()
         }
         others = self.limits.get(None)
         share = self._shares.add(others.guaranteed_blocks if others else 0, keeps_outside=True)

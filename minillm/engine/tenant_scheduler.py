@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minillm.config import EngineConfig
-from minillm.config.tenants import UNLIMITED, TenantLimits
+from minillm.config.tenants import UNLIMITED, TenantLimits, guaranteed_by_name
 from minillm.engine.checked import check_plan
 from minillm.engine.quota import Quota
 from minillm.engine.request import Request
@@ -111,20 +111,19 @@ def reserved_places(config: EngineConfig) -> dict[object, int]:
     Raises:
         UsageError: more tenants have guaranteed tokens than sequences can run at once.
     """
-    limits = config.tenant_limits or {}
-    tokens = {t: limit.guaranteed_tokens_per_step for t, limit in limits.items() if limit.is_guaranteed}
-    total, most = sum(tokens.values()), config.max_num_seqs
+    everybody = (config.tenant_limits or {}).values()
+    total, most = sum(limit.guaranteed_tokens_per_step for limit in everybody), config.max_num_seqs
+    limits = guaranteed_by_name(config.tenant_limits)
+    tokens = {tenant: limit.guaranteed_tokens_per_step for tenant, limit in limits.items()}
     named: dict[object, int] = {
-        tenant: min(count, max(1, most * count // total))
-        for tenant, count in tokens.items()
-        if count and tenant is not None
+        tenant: min(count, max(1, most * count // total)) for tenant, count in tokens.items() if count
     }
     if sum(named.values()) > most:
         raise UsageError(
             f"{len(named)} tenants have guaranteed tokens, but only {most} sequences run at once",
             "raise max_num_seqs",
         )
-    others = config.max_num_batched_tokens - sum(n for tenant, n in tokens.items() if tenant in named)
+    others = config.max_num_batched_tokens - sum(tokens.values())
     return {**named, None: min(others, max_running(config))}
 
 

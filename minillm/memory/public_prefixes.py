@@ -33,7 +33,7 @@ class PublicPrefixes:
     """
 
     def __init__(self, prefixes: Sequence[tuple[Sequence[int], int]], block_size: int) -> None:
-        self.prefixes, self._size = prefixes, block_size
+        self.prefixes, self.block_size = prefixes, block_size
         self._next: dict[tuple[CachedBlock | int, tuple[int, ...]], CachedBlock] = {}
         self._numbers: dict[CachedBlock, int] = {}
         self._pool: BlockPool | None = None  # the pool that the blocks are in
@@ -44,8 +44,8 @@ class PublicPrefixes:
         known: dict[tuple[int, tuple[int, ...]], int] = {}  # (block before, ids) -> number of the block
         for ids, offset in self.prefixes:
             last = -1 - offset  # no block has a negative number
-            for end in range(self._size, len(ids) + 1, self._size):
-                last = known.setdefault((last, tuple(ids[end - self._size : end])), len(known))
+            for end in range(self.block_size, len(ids) + 1, self.block_size):
+                last = known.setdefault((last, tuple(ids[end - self.block_size : end])), len(known))
         return len(known)
 
     def is_in(self, pool: BlockPool) -> bool:
@@ -61,8 +61,8 @@ class PublicPrefixes:
     def match(self, token_ids: Sequence[int], rope_offset: int) -> list[CachedBlock]:
         """The longest chain of public blocks at the beginning of `token_ids`."""
         chain: list[CachedBlock] = []
-        for start in range(0, len(token_ids) - self._size + 1, self._size):
-            ids = tuple(token_ids[start : start + self._size])
+        for start in range(0, len(token_ids) - self.block_size + 1, self.block_size):
+            ids = tuple(token_ids[start : start + self.block_size])
             block = self._next.get((chain[-1] if chain else rope_offset, ids))
             if block is None:
                 break

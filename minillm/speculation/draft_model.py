@@ -20,6 +20,7 @@ Paper: Leviathan et al. (arXiv 2211.17192). Left out: ending a draft early when 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -30,7 +31,7 @@ from minillm.ops.sampling import DRAFT, DRAW, SamplingBatch
 from minillm.speculation.levels import Branch, draw_levels
 from minillm.speculation.proposal import NO_PROPOSAL, Lookahead, Proposal
 from minillm.worker.runner import ModelRunner
-from minillm.worker.step import Copy, SequenceRows
+from minillm.worker.step import Copy, PrefillChunk, SequenceRows
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,14 @@ class DraftModel:
         self._has_long_rope = has_long_rope
         self._ranks = list(product(*map(range, tree)))  # for each branch its candidate's rank at each depth
 
+    def prefill(self, chunk: PrefillChunk) -> bool:
+        """Compute keys and values of a chunk; False if it is beyond the draft model's context."""
+        if chunk.start + len(chunk.token_ids) > self._max_model_len:
+            return False
+        offset = chunk.rope_offset if self._has_long_rope else 0
+        self.runner.last_logits([SequenceRows(chunk.token_ids, chunk.start, chunk.block_table, offset)])
+        return True
+
     def propose(self, lookaheads: Sequence[Lookahead]) -> list[Proposal]:
         """Draft one branch per table. A sequence that is too long, or not yet caught up, gets no draft."""
         caught = sorted(self._catch_up(lookaheads), key=lambda c: -c.depth)
@@ -95,13 +104,14 @@ class DraftModel:
         """Choose the missing tokens to compute for each sequence; at least the newest is always missing.
 
         Sequences that lack the fewest tokens go first. In normal decoding a sequence lacks at most two, so a
-        long prompt does not delay the others.
+        long prompt does not delay the others. Each lane has a budget of its own (contract C12).
         """
-        budget, caught = self._chunk + 2 * len(lookaheads), list[_CatchUp]()
+        in_lane, caught = Counter(lookahead.lane for lookahead in lookaheads), list[_CatchUp]()
+        budgets = {lane: self._chunk + 2 * count for lane, count in in_lane.items()}
         for lookahead in sorted(lookaheads, key=_behind):
             sequence = lookahead.sequence
             start, total = sequence.draft.num_computed_tokens, sequence.num_tokens
-            end = min(total, start + budget)
+            end = min(total, start + budgets[lookahead.lane])
             if end == start or total > self._max_model_len:
                 continue
             depth = min(lookahead.depth, self._max_model_len - total + 1) if end == total else 0
@@ -109,7 +119,7 @@ class DraftModel:
             rows = SequenceRows(sequence.tokens(start, end), start, lookahead.block_tables[0], offset)
             caught.append(_CatchUp(lookahead, rows, depth))
             sequence.draft.num_computed_tokens = end
-            budget -= end - start
+            budgets[lookahead.lane] -= end - start
         return caught
 
     def _keys(self, caught: _CatchUp) -> list[int]:

@@ -61,11 +61,13 @@ class Lookahead:
     """The limits of a draft for one sequence: at most `depth` tokens per branch, one branch per block table.
 
     A block table has room for the newest token and `depth` more; the first table is the sequence's own.
+    `lane`: sequences of one lane may compete for the drafter's time, those of different lanes may not.
     """
 
     sequence: DraftSequence
     depth: int
     block_tables: list[list[int]]
+    lane: int = 0
 
 
 @dataclass(frozen=True)

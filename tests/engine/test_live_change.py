@@ -94,9 +94,7 @@ OTHERS = [other_module, other_ops, added_token, other_processor, split_special, 
 
 @pytest.mark.parametrize("backend", ["reference", "native"])
 @pytest.mark.parametrize("change", [*IN_STEPS, *OTHERS], ids=lambda change: change.__name__)
-def test_a_changed_engine_takes_no_request(
-    folder: Path, change: Callable[[LLM], None], backend: str
-) -> None:
+def test_a_changed_engine_takes_no_request(folder: Path, change: Callable[[LLM], None], backend: str) -> None:
     llm = tiny.load(folder, backend=backend)
     llm.generate([PROMPT], PARAMS)
     change(llm)

@@ -21,6 +21,7 @@ from minillm.engine.engine import Engine
 from minillm.observe.events import Event
 
 BLOCK = 8
+ITSELF = "itself"  # as `draft_model`: the model drafts for itself
 B_LIMITS = TenantLimits(guaranteed_blocks=20, guaranteed_tokens_per_step=24, max_queued_tokens=150)
 LIMITS: Mapping[str | None, TenantLimits] = {"b": B_LIMITS}
 SYSTEM = [(11 * i) % 280 + 5 for i in range(24)]
@@ -68,6 +69,9 @@ def load(folder: Path, limits: Mapping[str | None, TenantLimits] | None = LIMITS
         "max_num_seqs": 12,
         "max_queued_requests": 30,
     }
+    if options.get("draft_model") == ITSELF:  # the pool of the same number of blocks takes twice the memory
+        sizes |= {"kv_memory": 2 * sizes["kv_memory"]}
+        options |= {"draft_model": str(folder)}
     return tiny.load(folder, **(sizes | {"tenant_limits": limits} | options))
 
 
