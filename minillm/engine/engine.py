@@ -24,6 +24,7 @@ from torch import Tensor
 
 from minillm.config import EngineConfig, SamplingParams
 from minillm.config.tenants import check_tenant
+from minillm.engine import report
 from minillm.engine.admission import check_request, make_request
 from minillm.engine.assembly import assemble, make_memory, make_pool, make_scheduler
 from minillm.engine.commit import Commit
@@ -37,7 +38,7 @@ from minillm.engine.public import PublicFiller, read_prefixes
 from minillm.engine.record import kv_envelope, make_envelope
 from minillm.engine.recovery import give_up, put_back, start_again
 from minillm.engine.registry import Registry
-from minillm.engine.report import ANYONE, Anyone, engine_stats, report_end, report_step, tenant_stats
+from minillm.engine.report import ANYONE, Anyone
 from minillm.engine.request import Request
 from minillm.engine.sequence import FinishReason, Sequence
 from minillm.engine.stepping import Stepper
@@ -76,8 +77,7 @@ class Engine(FixedAttributes):
         commit = Commit(self.memory, self.events, self.model.eos_token_ids)
         self._live_change = LiveChange(self.model, draft)
         self._stepper = Stepper(machinery, self.memory, commit, self._live_change)
-        self._turn = Turn()
-        self._registry = Registry(config, self.events)
+        self._turn, self._registry = Turn(), Registry(config, self.events)
         self._outbox: dict[str, RequestOutput] = {}  # outputs that `step` has not returned yet
         self.watch = self._stepper.use_watch  # gives a `StepWatch` the logits of every step
         self.watch(start_record(config, self.model, self.envelope))  # last: it makes a file
@@ -118,7 +118,7 @@ class Engine(FixedAttributes):
             self.events.deliver()
             return request.request_id
         except MinillmError as error:
-            self.events.emit("refuse", reason=type(error).__name__)
+            report.report_refusal(self.events, error, tenant)
             self.events.deliver()
             raise
         except BaseException:
@@ -153,8 +153,8 @@ class Engine(FixedAttributes):
         self._turn.require_own_process()
         requests = self._registry.requests()
         if tenant is ANYONE:
-            return engine_stats(self.memory, requests)
-        return tenant_stats(self.memory, requests, tenant)
+            return report.engine_stats(self.memory, requests)
+        return report.tenant_stats(self.memory, requests, tenant)
 
     def check_request(
         self, prompt: Prompt, params: SamplingParams, tenant: str | None = None
@@ -253,8 +253,8 @@ class Engine(FixedAttributes):
         # Read after the new requests were taken, so that no request starts before it was submitted.
         changed = self._stepper.run(self.scheduler, time.perf_counter())
         self._collect({sequence.request_id for sequence in changed})
-        plan, running = self._stepper.step.plan, self.scheduler.running
-        report_step(self.events, plan, running, self.stats, self.config.block_size, started)
+        step, running = self._stepper.step, self.scheduler.running
+        report.report_step(self.events, step, running, self.stats, self.config.block_size, started)
 
     def _take_incoming(self) -> set[str]:
         """Give new requests to the scheduler. End aborted and overdue requests and return their ids."""
@@ -285,7 +285,7 @@ class Engine(FixedAttributes):
             for sequence in request.sequences:
                 if sequence.finish_reason and not sequence.is_released:
                     self.scheduler.remove(sequence)
-                    report_end(self.events, sequence, now)
+                    report.report_end(self.events, sequence, now)
             output = self._outbox[request.request_id] = snapshot(request, self.envelope)
             if output.finished:
                 self._registry.remove(request.request_id)
@@ -345,6 +345,6 @@ class Engine(FixedAttributes):
         for request in live:
             for sequence in request.sequences:
                 if not sequence.is_released:
-                    report_end(self.events, sequence, now)
+                    report.report_end(self.events, sequence, now)
             self._outbox[request.request_id] = snapshot(request, self.envelope)
             self._registry.remove(request.request_id)

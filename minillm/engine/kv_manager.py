@@ -137,7 +137,7 @@ class KVCacheManager:
         if not self.cache or not 0 < missing <= self.num_unused:
             return
         if evicted := _count(self.cache.evict(missing), "evict"):
-            self._events.emit("evict", blocks=evicted)
+            self._events.emit("evict", blocks=evicted, cause="room")
 
     def allocate_slots(self, sequence: Sequence, num_tokens: int) -> None:
         """Give the sequence room for `num_tokens` tokens in all.
@@ -240,7 +240,7 @@ class KVCacheManager:
             self.start_over(sequence)
         self._events.free_all()
         if cached:
-            self._events.emit("evict", blocks=cached)
+            self._events.emit("evict", blocks=cached, cause="reset")
 
     def start_over(self, sequence: Sequence) -> None:
         """Record that the pool is a new one, in which the sequence has nothing."""

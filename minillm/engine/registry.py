@@ -21,7 +21,7 @@ from collections.abc import Iterable
 
 from minillm.config import EngineConfig
 from minillm.config.tenants import limits_of
-from minillm.engine.keyed import keyed
+from minillm.engine.keyed import keyed, tenant_label
 from minillm.engine.request import Request
 from minillm.errors import QueueFull, UnknownRequest
 from minillm.observe.events import Events
@@ -95,9 +95,13 @@ class Registry:
 
     def _report(self, request: Request) -> None:
         if self._events.listeners:  # no digest is computed for nobody
-            fields = {"prompt_tokens": _prompt_tokens(request), "n": len(request.sequences)}
+            fields: dict[str, int | str] = {
+                "prompt_tokens": _prompt_tokens(request),
+                "n": len(request.sequences),
+            }
             prompt = keyed(request.prompt_digest, request.tenant)
-            self._events.emit("queue", request.request_id, at=request.arrival, **fields, prompt=prompt)
+            fields |= {"prompt": prompt, "tenant": tenant_label(request.tenant)}
+            self._events.emit("queue", request.request_id, at=request.arrival, **fields)
 
     def _require_room(self, request: Request) -> None:
         config, tenant = self._config, request.tenant

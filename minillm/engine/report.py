@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as List
 from enum import Enum
 
-from minillm.engine.keyed import keyed
+from minillm.engine.batch import PlannedStep
+from minillm.engine.keyed import keyed, tenant_label
 from minillm.engine.prompt import ids_digest
 from minillm.engine.registry import count
 from minillm.engine.request import Request
 from minillm.engine.sequence import Sequence
-from minillm.engine.step_plan import StepPlan
 from minillm.engine.tenant_memory import KVMemory
+from minillm.errors import MinillmError
 from minillm.observe.events import Events
 
 
@@ -78,9 +79,15 @@ def report_end(events: Events, sequence: Sequence, now: float) -> None:
     sequence.is_released = True
 
 
+def report_refusal(events: Events, error: MinillmError, tenant: object) -> None:
+    """Emit `refuse`: the type of the error, and whose request it was."""
+    label = tenant_label(tenant) if tenant is None or isinstance(tenant, str) else ""
+    events.emit("refuse", reason=type(error).__name__, tenant=label)
+
+
 def report_step(
     events: Events,
-    plan: StepPlan,
+    step: PlannedStep,
     running: List[Sequence],
     stats: Callable[[], Mapping[str, int]],
     block_size: int,
@@ -90,15 +97,20 @@ def report_step(
     if not events.listeners:
         return
     slots, counts = sum(len(s.block_table.block_ids) * block_size for s in running), stats()
+    plan = step.plan
     events.emit(
         "step",
         seconds=time.perf_counter() - started,
         prefill_tokens=plan.num_rows - len(plan.decode),
         decode_rows=len(plan.decode),
+        context=sum(s.num_computed_tokens for s in plan.decode),
+        phases=dict(step.phases),
         waiting=counts["waiting"],
+        held=dict(plan.held),
         running=len(running),
         used=counts["used_blocks"],
         cached=counts["cached_blocks"],
         free=counts["free_blocks"] - counts["cached_blocks"],
+        slots=slots,
         waste=slots - sum(s.num_computed_tokens for s in running),
     )

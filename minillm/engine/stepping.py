@@ -15,6 +15,7 @@ half changed ends with an error. `recovery.py` does this. Time and cached prefix
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence as List
 from typing import Literal
 
@@ -46,6 +47,7 @@ class Stepper:
         self._num_token_ids, self._rejects = machinery.model.num_token_ids, machinery.rejects
         self._memory, self._commit, self._live_change = memory, commit, live_change
         self.phase: Phase = "idle"
+        self._entered = 0.0  # when the phase began
         self.step = PlannedStep(StepPlan())
         self.watch: StepWatch | None = None
 
@@ -63,21 +65,29 @@ class Stepper:
         Raises:
             Exception: what a part raises; `phase` and `step` say where.
         """
-        self.phase = "schedule"
+        self._enter("schedule")
         plan = scheduler.schedule(now)
         self.step.plan = plan if type(scheduler) in (Scheduler, TenantScheduler) else check_plan(plan)
-        self.phase = "reserve"
+        self._enter("reserve")
         reserve(self.step, self._memory, self._plan_lookahead(self.step.plan))
-        self.phase = "run"
+        self._enter("run")
         if self.watch is not None:
             self.watch.begin(self.step)
         output = self._execute(self.step)
         self._live_change.check_step()
-        self.phase = "commit"
+        self._enter("commit")
         changed = self._commit.apply(self.step, output, scheduler)
         if self.watch is not None:
             self.watch.end(self.step, output)
+        self._enter("idle")
         return changed
+
+    def _enter(self, phase: Phase) -> None:
+        """Go to the next phase; the time of the one that ends is known then."""
+        now = time.perf_counter()
+        if self.phase != "idle":
+            self.step.phases[self.phase] = now - self._entered
+        self.phase, self._entered = phase, now
 
     def _plan_lookahead(self, plan: StepPlan) -> list[LookaheadBudget]:
         """The look-ahead budget of each decoding sequence; empty if the step does not speculate."""

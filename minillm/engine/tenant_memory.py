@@ -42,13 +42,13 @@ class LaneMemory(KVCacheManager):
     def make_room(self, count: int) -> None:
         """Have `count` free blocks in the pool if the share has so much room."""
         if evicted := self.pool.make_room(count):
-            self._events.emit("evict", blocks=evicted)
+            self._events.emit("evict", blocks=evicted, cause="room")
 
     def free(self, sequence: Sequence) -> None:
         """Free all blocks of the sequence; of those in the cache only as many stay as the guarantee holds."""
         super().free(sequence)
         if evicted := self.pool.trim():
-            self._events.emit("evict", blocks=evicted)
+            self._events.emit("evict", blocks=evicted, cause="guarantee")
 
 
 class TenantMemory:
@@ -178,7 +178,7 @@ class TenantMemory:
             self.of(sequence).start_over(sequence)
         self._events.free_all()
         if cached:
-            self._events.emit("evict", blocks=cached)
+            self._events.emit("evict", blocks=cached, cause="reset")
 
 
 KVMemory = KVCacheManager | TenantMemory

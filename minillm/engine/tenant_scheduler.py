@@ -220,6 +220,8 @@ class TenantScheduler:
             others = _places(each for each in self._sharing if each is not lane)
             self._plan(plan, lane, now, places - others)
         self._leave_for_drafts(plan)
+        if parked := len(self._quota):
+            plan.held["quota"] = parked
         for lane in self._lanes.values():
             lane.memory.pool.planned = 0
         return plan
@@ -231,11 +233,14 @@ class TenantScheduler:
         lane.memory.pool.borrows = must_borrow or not keeps_to_itself
         if must_borrow and (alone := lane.alone(now)):
             places = 1 + alone.num_forks  # nobody starts beside it
-        lane.config.max_num_seqs = lane.places if self._must_wait(lane, now) else places
+        must_wait = self._must_wait(lane, now)
+        lane.config.max_num_seqs = lane.places if must_wait else places
         self._active = lane.scheduler
         made = lane.scheduler.schedule(now)
         lane.plan = made if type(lane.scheduler) is Scheduler else check_plan(made)
         self._active = None
+        if must_wait and "seqs" in made.held:  # for want of common blocks it was given no places
+            made.held["blocks"] = made.held.pop("seqs")
         plan.add(made)
         lane.memory.pool.planned = made.num_blocks
         head = lane.head(now)
