@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypedDict, get_args
 
 from minillm.config.checks import require_int, shown
-from minillm.config.tenants import Limits, check_limits, guaranteed_by_name
+from minillm.config.tenants import Limits, TenantLimits, check_limits, guaranteed_by_name
 from minillm.errors import UsageError
 
 Backend = Literal["auto", "reference", "native", "simt"]
@@ -137,9 +138,10 @@ class EngineConfig:
         if math.prod(tree) > MAX_BRANCHES:
             raise UsageError(f"draft_tree={shown(tree)} has more than {MAX_BRANCHES} branches")
 
-    def has_guarantee(self, tenant: str | None) -> bool:
-        """Whether a tenant is named in `tenant_limits` and guaranteed anything."""
-        return tenant in guaranteed_by_name(self.tenant_limits)
+    @cached_property
+    def guaranteed(self) -> dict[str, TenantLimits]:
+        """The tenants of `tenant_limits` that are named and guaranteed anything."""
+        return guaranteed_by_name(self.tenant_limits)
 
     def _check_trust(self) -> None:
         if self.guarantee is not None and self.guarantee not in GUARANTEES:

@@ -151,10 +151,9 @@ class Engine(FixedAttributes):
     def stats(self, tenant: str | Anyone | None = ANYONE) -> dict[str, int]:
         """Count requests and blocks; with `tenant` only its own (`report.py`)."""
         self._turn.require_own_process()
-        requests = self._registry.requests()
         if tenant is ANYONE:
-            return report.engine_stats(self.memory, requests)
-        return report.tenant_stats(self.memory, requests, tenant)
+            return report.engine_stats(self.memory, *self._registry.count())
+        return report.tenant_stats(self.memory, self._registry.requests(), tenant)
 
     def check_request(
         self, prompt: Prompt, params: SamplingParams, tenant: str | None = None
@@ -241,7 +240,7 @@ class Engine(FixedAttributes):
     def _begin(self) -> None:
         """Begin a step. It counts as unfinished until `events.release` is called."""
         self._stepper.begin()
-        requests = self._registry.requests() if self.events.listeners else []
+        requests = self._registry.started() if self.events.listeners else []
         self.events.hold({r.request_id: sum(s.num_block_references for s in r.sequences) for r in requests})
 
     def _advance(self) -> None:
@@ -252,29 +251,28 @@ class Engine(FixedAttributes):
             self._collect(ended)
         # Read after the new requests were taken, so that no request starts before it was submitted.
         changed = self._stepper.run(self.scheduler, time.perf_counter())
-        self._collect({sequence.request_id for sequence in changed})
         step, running = self._stepper.step, self.scheduler.running
+        self._registry.note_started(running)
+        self._collect({sequence.request_id for sequence in changed})
         report.report_step(self.events, step, running, self.stats, self.config.block_size, started)
 
     def _take_incoming(self) -> set[str]:
         """Give new requests to the scheduler. End aborted and overdue requests and return their ids."""
-        now, live, aborted = time.perf_counter(), self._registry.requests(), self._registry.aborted()
+        for request in self._registry.incoming():
+            self.memory.open(request.sequences)
+            self.scheduler.add(request)
+            request.is_scheduled = True
         ended = set[str]()
-        for request in live:
-            if not request.is_scheduled:
-                self.memory.open(request.sequences)
-                self.scheduler.add(request)
-                request.is_scheduled = True
-            if aborted and request.request_id in aborted:
-                ended.add(self._end(request, "cancelled"))
-            elif request.deadline is not None and now > request.deadline:
-                ended.add(self._end(request, "deadline"))
-        self._registry.forget_aborted(aborted)
+        for request in self._registry.aborted():
+            ended.add(self._end(request, "cancelled"))
+        for request in self._registry.overdue(time.perf_counter()):
+            ended.add(self._end(request, "deadline"))
         return ended
 
     def _end(self, request: Request, reason: FinishReason) -> str:
-        self.events.emit("cancel", request.request_id, reason=reason)
-        request.finish(reason)
+        if not request.is_finished:
+            self.events.emit("cancel", request.request_id, reason=reason)
+            request.finish(reason)
         return request.request_id
 
     def _collect(self, request_ids: set[str]) -> None:
@@ -315,6 +313,7 @@ class Engine(FixedAttributes):
         """Bring the engine back to a consistent state after a step has failed with `error`."""
         if not self.events.is_holding:
             return
+        self._registry.distrust_counts()
         live = self._registry.requests()
         affected = self._stepper.affected(error, self.scheduler, live)
         if self._stepper.phase != "run":

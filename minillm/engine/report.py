@@ -10,7 +10,6 @@ from enum import Enum
 from minillm.engine.batch import PlannedStep
 from minillm.engine.keyed import keyed, tenant_label
 from minillm.engine.prompt import ids_digest
-from minillm.engine.registry import count
 from minillm.engine.request import Request
 from minillm.engine.sequence import Sequence
 from minillm.engine.tenant_memory import KVMemory
@@ -27,14 +26,13 @@ class Anyone(Enum):
 ANYONE = Anyone.ANYONE
 
 
-def engine_stats(memory: KVMemory, requests: List[Request]) -> dict[str, int]:
+def engine_stats(memory: KVMemory, waiting: int, running: int) -> dict[str, int]:
     """Count all requests and blocks.
 
     `waiting`: requests that have not started. `running`: requests that have started, including preempted
     ones. `num_blocks` = `used_blocks` + `free_blocks`. `cached_blocks`: the free blocks whose content a
     prefix cache can still find.
     """
-    waiting, running = count(requests)
     available, num_blocks = memory.available, memory.pool.num_blocks
     return {
         "waiting": waiting,
@@ -53,11 +51,11 @@ def tenant_stats(memory: KVMemory, requests: List[Request], tenant: str | None) 
     nothing here depends on other tenants.
     """
     own = [request for request in requests if request.tenant == tenant]
-    waiting, running = count(own)
+    running = sum(request.admitted is not None for request in own)
     used = {block for r in own for s in r.sequences for block in s.block_table.block_ids}
     guaranteed = memory.guaranteed_blocks(tenant)
     return {
-        "waiting": waiting,
+        "waiting": len(own) - running,
         "running": running,
         "num_blocks": guaranteed,
         "used_blocks": len(used),
