@@ -31,7 +31,7 @@ from minillm.model.loader import LoadedModel
 from minillm.ops.contract import PackedWeight
 from minillm.text.tokenizer import Tokenizer
 
-_SAMPLE = 64  # bytes of each tensor that are compared
+_SAMPLE = 16  # bytes of each tensor that are compared
 _version = attrgetter("_version")
 
 
@@ -58,7 +58,8 @@ class LiveChange:
         self._tokenizer = models[0].tokenizer if models and models[0] else None
         self._settings = _settings(self._tokenizer)
         holders = [held for decoder in decoders for held in _holders(decoder)]
-        self._holders, self._names, self._held = zip(*holders, strict=True) if holders else ((), (), ())
+        self._holders = [place for place, *_ in holders]
+        self._names, self._held = [name for _, name, _ in holders], [value for *_, value in holders]
         found = [pair for value in self._held for pair in _tensors(value)]
         plain = {id(tensor): tensor for tensor, is_packed in found if not is_packed}
         self._tensors = [*plain.values(), *(tensor for tensor, is_packed in found if is_packed)]
