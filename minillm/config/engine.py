@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypedDict, get_args
 
@@ -71,7 +71,7 @@ class EngineConfig:
     seed: int = 0
     allow_config_keys: Sequence[str] = ()
     public_prefixes: Sequence[str | Sequence[int]] = ()
-    tenant_limits: Limits | None = None
+    tenant_limits: Limits | None = field(default=None, repr=False)  # it names tenants
     guarantee: GuaranteeName | None = None
     diverge_record: str | Path | None = None
 

@@ -60,10 +60,14 @@ class Registry:
             UnknownRequest: there is none. The error is the same for an id that never was, one that has ended
                 and one of another tenant.
         """
-        request = self.live.get(request_id) if isinstance(request_id, str) else None
-        if request is None or request.tenant != tenant:
+        if (found := self._own(request_id, tenant)) is None:
             raise UnknownRequest("there is no such request", "it may have ended: read its last output")
-        return request
+        return found
+
+    def _own(self, request_id: str, tenant: str | None) -> Request | None:
+        """The tenant's request, or None. Where `find` raises, no frame of the traceback holds a foreign one."""
+        request = self.live.get(request_id) if isinstance(request_id, str) else None
+        return request if request is not None and request.tenant == tenant else None
 
     def abort(self, request_id: str) -> None:
         """End a request at the next step. Takes no lock."""
@@ -100,18 +104,25 @@ class Registry:
             self._events.emit("queue", request.request_id, at=request.arrival, **fields, prompt=prompt)
 
     def _require_room(self, request: Request) -> None:
-        config, tenant = self._config, request.tenant
-        waiting = [other for other in self.live.values() if other.admitted is None]
-        own = [other for other in waiting if other.tenant == tenant]
-        most = limits_of(config.tenant_limits, tenant).max_queued_tokens
+        """Check the tenant's own limit and that of its line."""
+        most = limits_of(self._config.tenant_limits, request.tenant).max_queued_tokens
+        own, in_line = self._lengths(request.tenant)
         if most is not None:
-            _require(own, request, len(own) + 1, most)
-        in_line = (
-            own
-            if config.has_guarantee(tenant)
-            else [w for w in waiting if not config.has_guarantee(w.tenant)]
-        )
-        _require(in_line, request, config.max_queued_requests, config.max_queued_tokens)
+            _require(own, _prompt_tokens(request), len(own) + 1, most)
+        limits = self._config.max_queued_requests, self._config.max_queued_tokens
+        _require(in_line, _prompt_tokens(request), *limits)
+
+    def _lengths(self, tenant: str | None) -> tuple[list[int], list[int]]:
+        """The prompt tokens of each waiting request: of the tenant's own, and of all in its line.
+
+        Only numbers: the frames of a `QueueFull` are its caller's, and must not hold requests of others.
+        """
+        has_line = self._config.has_guarantee
+        waiting = [other for other in self.live.values() if other.admitted is None]
+        own = [_prompt_tokens(other) for other in waiting if other.tenant == tenant]
+        if has_line(tenant):
+            return own, own
+        return own, [_prompt_tokens(other) for other in waiting if not has_line(other.tenant)]
 
 
 def count(requests: Iterable[Request]) -> tuple[int, int]:
@@ -120,11 +131,11 @@ def count(requests: Iterable[Request]) -> tuple[int, int]:
     return len(started) - sum(started), sum(started)
 
 
-def _require(waiting: list[Request], request: Request, max_requests: int, max_tokens: int) -> None:
-    """Require room for one more request beside those that wait. If none waits, any number of tokens fits."""
+def _require(waiting: list[int], added: int, max_requests: int, max_tokens: int) -> None:
+    """Require room for a prompt of `added` tokens beside those that wait. If none waits, any number fits."""
     if len(waiting) >= max_requests:
         raise QueueFull(f"the queue is full: it holds {max_requests} requests", "try again later")
-    if waiting and sum(map(_prompt_tokens, waiting)) + _prompt_tokens(request) > max_tokens:
+    if waiting and sum(waiting) + added > max_tokens:
         raise QueueFull(f"the queue is full: it holds {max_tokens} prompt tokens", "try again later")
 
 
