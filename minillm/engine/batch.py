@@ -58,7 +58,7 @@ def reserve(step: PlannedStep, memory: KVMemory, budgets: List[LookaheadBudget])
     if any(leave.depth for leave in budgets):
         for sequence, leave in zip(plan.decode, budgets, strict=True):
             tables = memory.allocate_branches(sequence, sequence.num_tokens + leave.depth, leave.branches)
-            step.lookaheads.append(Lookahead(sequence, leave.depth, tables))
+            step.lookaheads.append(Lookahead(sequence, leave.depth, tables, leave.group))
         return
     for sequence in plan.decode:
         memory.allocate_slots(sequence, sequence.num_tokens)

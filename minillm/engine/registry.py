@@ -65,7 +65,7 @@ class Registry:
         return found
 
     def _own(self, request_id: str, tenant: str | None) -> Request | None:
-        """The tenant's request, or None. Where `find` raises, no frame of the traceback holds a foreign one."""
+        """The tenant's request, or None. No frame of `find`'s error holds a foreign one."""
         request = self.live.get(request_id) if isinstance(request_id, str) else None
         return request if request is not None and request.tenant == tenant else None
 

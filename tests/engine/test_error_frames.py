@@ -40,7 +40,9 @@ def chained(error: BaseException | None) -> Iterator[BaseException]:
 
 def is_foreign(value: object, depth: int = 4) -> bool:
     """Whether a value is the other tenant's, or holds something of it in lists, dicts and dataclasses."""
-    if getattr(value, "tenant", None) == OTHER or value == SECRET or value == OTHER:
+    if getattr(value, "tenant", None) == OTHER or (
+        isinstance(value, list | str) and value in (SECRET, OTHER)
+    ):
         return True
     if depth == 0:
         return False
