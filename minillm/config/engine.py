@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, TypedDict, get_args
 
 from minillm.config.checks import require_int, shown
-from minillm.config.tenants import Limits, check_limits
+from minillm.config.tenants import Limits, own_limits
 from minillm.errors import UsageError
 
 Backend = Literal["auto", "reference", "native", "simt"]
@@ -105,9 +105,8 @@ class EngineConfig:
         self._check_trust()
 
     def _check_tenants(self) -> None:
-        check_limits(self.tenant_limits, self.max_num_batched_tokens)
-        if self.tenant_limits is not None:  # the caller's mapping may change
-            object.__setattr__(self, "tenant_limits", dict(self.tenant_limits))
+        limits = own_limits(self.tenant_limits, self.max_num_batched_tokens)
+        object.__setattr__(self, "tenant_limits", limits)
         prefixes = self.public_prefixes
         if not isinstance(prefixes, list | tuple) or not all(
             isinstance(p, str | list | tuple) for p in prefixes

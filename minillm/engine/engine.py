@@ -142,8 +142,14 @@ class Engine:
         return bool(self._registry.live or self._outbox)
 
     def stats(self, tenant: str | Anyone | None = ANYONE) -> dict[str, int]:
-        """Count requests and blocks; with `tenant` only its own (`report.py`)."""
+        """Count requests and blocks; with `tenant` only its own (`report.py`).
+
+        Raises:
+            UsageError: `tenant` is not text or None.
+        """
         self._turn.require_own_process()
+        if tenant is not ANYONE:
+            check_tenant(tenant)
         requests = self._registry.requests()
         if tenant is ANYONE:
             return engine_stats(self.memory, requests)
