@@ -76,10 +76,14 @@ class Registry:
             UnknownRequest: there is none. The error is the same for an id that never was, one that has ended
                 and one of another tenant.
         """
-        request = self.live.get(request_id) if isinstance(request_id, str) else None
-        if request is None or request.tenant != tenant:
+        if (found := self._own(request_id, tenant)) is None:
             raise UnknownRequest("there is no such request", "it may have ended: read its last output")
-        return request
+        return found
+
+    def _own(self, request_id: str, tenant: str | None) -> Request | None:
+        """The tenant's request, or None. No frame of `find`'s error holds a foreign one."""
+        request = self.live.get(request_id) if isinstance(request_id, str) else None
+        return request if request is not None and request.tenant == tenant else None
 
     def abort(self, request_id: str) -> None:
         """End a request at the next step. Takes no lock."""

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as List
 from enum import Enum
 
+from minillm.config.tenants import check_tenant
 from minillm.engine.batch import PlannedStep
 from minillm.engine.keyed import keyed, tenant_label
 from minillm.engine.prompt import ids_digest
+from minillm.engine.registry import Registry
 from minillm.engine.request import Request
 from minillm.engine.sequence import Sequence
 from minillm.engine.tenant_memory import KVMemory
@@ -24,6 +26,18 @@ class Anyone(Enum):
 
 
 ANYONE = Anyone.ANYONE
+
+
+def stats(memory: KVMemory, registry: Registry, tenant: str | Anyone | None) -> dict[str, int]:
+    """Count requests and blocks: all, or a tenant's own.
+
+    Raises:
+        UsageError: `tenant` is not text or None.
+    """
+    if isinstance(tenant, Anyone):
+        return engine_stats(memory, *registry.count())
+    check_tenant(tenant)
+    return tenant_stats(memory, registry.requests(), tenant)
 
 
 def engine_stats(memory: KVMemory, waiting: int, running: int) -> dict[str, int]:
@@ -64,7 +78,7 @@ def tenant_stats(memory: KVMemory, requests: List[Request], tenant: str | None) 
     }
 
 
-def report_end(events: Events, sequence: Sequence, now: float) -> None:
+def end(events: Events, sequence: Sequence, now: float) -> None:
     """Emit `finish`: which sequence ended, why, and the keyed digest of its answer.
 
     If an interrupt makes the engine emit it twice, both events have the same time.
@@ -77,32 +91,32 @@ def report_end(events: Events, sequence: Sequence, now: float) -> None:
     sequence.is_released = True
 
 
-def report_refusal(events: Events, error: MinillmError, tenant: object) -> None:
+def refusal(events: Events, error: MinillmError, tenant: object) -> None:
     """Emit `refuse`: the type of the error, and whose request it was."""
     label = tenant_label(tenant) if tenant is None or isinstance(tenant, str) else ""
     events.emit("refuse", reason=type(error).__name__, tenant=label)
 
 
-def report_step(
+def step(
     events: Events,
-    step: PlannedStep,
+    done: PlannedStep,
     running: List[Sequence],
-    stats: Callable[[], Mapping[str, int]],
+    counted: Callable[[], Mapping[str, int]],
     block_size: int,
     started: float,
 ) -> None:
     """Emit the event that ends a step: the rows of the step, and the memory used at its end."""
     if not events.listeners:
         return
-    slots, counts = sum(len(s.block_table.block_ids) * block_size for s in running), stats()
-    plan = step.plan
+    slots, counts = sum(len(s.block_table.block_ids) * block_size for s in running), counted()
+    plan = done.plan
     events.emit(
         "step",
         seconds=time.perf_counter() - started,
         prefill_tokens=plan.num_rows - len(plan.decode),
         decode_rows=len(plan.decode),
         context=sum(s.num_computed_tokens for s in plan.decode),
-        phases=dict(step.phases),
+        phases=dict(done.phases),
         waiting=counts["waiting"],
         held=dict(plan.held),
         running=len(running),
