@@ -22,20 +22,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from minillm.bench.dry import DryEngine
 from minillm.bench.engine import make_prompt
 from minillm.bench.machine import describe
 from minillm.bench.parts import Progress, no_progress, run_parts
 from minillm.config import EngineConfig, SamplingParams
-from minillm.engine.kv_manager import KVCacheManager
-from minillm.engine.request import Request
-from minillm.engine.scheduler import Scheduler
-from minillm.engine.sequence import Sequence as EngineSequence
 from minillm.llm import LLM
 from minillm.memory.block_pool import BlockPool
-from minillm.memory.block_table import BlockTable
 from minillm.memory.prefix_cache import PrefixCache, Scope
-from minillm.observe.events import Events
-from minillm.text.detokenizer import NullDetokenizer
 
 CONTEXTS = (256, 512, 1024, 2048, 3840)
 BATCHES = (64, 256, 1024, 4096)
@@ -116,19 +110,11 @@ def schedule_over_batch(runs: int) -> list[Point]:
 
 def _median_schedule(batch: int, runs: int) -> float:
     config = EngineConfig(max_num_seqs=batch, max_num_batched_tokens=2 * batch, block_size=BLOCK)
-    memory = KVCacheManager(BlockPool(4 * batch, BLOCK), "growth", Events(), prefix_caching=False)
-    scheduler, params = Scheduler(config, memory, Events()), SamplingParams(max_tokens=40)
-    for order in range(batch):
-        table, detokenizer = BlockTable(memory.pool), NullDetokenizer()
-        sequence = EngineSequence(
-            f"{order}", 0, [5], params, 0, params.max_tokens, table, detokenizer, order=order
-        )
-        scheduler.add(Request(sequence.request_id, [sequence]))
-    for chunk in scheduler.schedule(0.0).prefill:  # all start: what the engine does, less the arithmetic
-        memory.allocate_slots(chunk.sequence, chunk.end)
-        chunk.sequence.num_computed_tokens = chunk.end
-        chunk.sequence.append(5, (), 0.0)
-    return _median(lambda: scheduler.schedule(1.0), runs)
+    engine = DryEngine(config, num_blocks=4 * batch)
+    for _ in range(batch):
+        engine.add(prompt_tokens=1, new_tokens=40)
+    engine.step()  # all start
+    return _median(lambda: engine.scheduler.schedule(1.0), runs)
 
 
 # ---- queue ------------------------------------------------------------------------------------------
