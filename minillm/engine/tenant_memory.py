@@ -91,7 +91,7 @@ class TenantMemory:
         }
         others = self.limits.get(None)
         share = self._shares.add(others.guaranteed_blocks if others else 0, keeps_outside=True)
-        self.lanes[COMMON] = self._lane(share)
+        self.lanes[COMMON] = self._common_lane = self._lane(share)
 
     def _lane(self, share: Share) -> LaneMemory:
         def make_cache(_: BlockPool) -> PrefixCache:
@@ -106,7 +106,7 @@ class TenantMemory:
 
     def of(self, sequence: Sequence) -> LaneMemory:
         """The lane of a sequence."""
-        return self.lanes[self.key(sequence.tenant)]
+        return self.lanes.get(sequence.tenant, self._common_lane)  # twice for each row of every step
 
     # Counting -------------------------------------------------------------------------------
 
