@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minillm.cli.bench_cache import add_cache_options, measure_cache, print_cache
 from minillm.cli.bench_serving import print_serving
 from minillm.cli.bench_speculation import print_speculation
 from minillm.cli.options import add_engine_options, load_llm, model_of, pulled_model
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from minillm.bench.parts import Progress
 
 PEERS = ("transformers",)
-KINDS = ("engine", "kernels", "serving", "speculation")
+KINDS = ("engine", "kernels", "serving", "speculation", "cache")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
@@ -34,10 +35,12 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         "and peak memory. With `kernels`: each op, compared with the machine's roofline and the reference "
         "(`--backend simt`: the bytes that each attention kernel moves, and its predicted time on a GPU). "
         "With `serving`: the gain from batching, chunks and sharing. With `speculation`: the gain and the "
-        "cost of drafts. All figures are medians with lowest and highest value, because shared machines are "
+        "cost of drafts. With `cache`: the blocks that a KV cache would find on a recorded TRACE, without a "
+        "model. All measured figures are medians with lowest and highest value, because shared machines are "
         "noisy. Without a model the engine is measured with smollm2 where it was pulled, all else with the "
         "model that ships.",
-        usage="minillm bench [engine|kernels|serving|speculation] [MODEL] [options]",
+        usage="minillm bench [engine|kernels|serving|speculation] [MODEL] [options]\n"
+        "       minillm bench cache [TRACE] [options]",
     )
     parser.add_argument(
         "--prompt-len", type=int, metavar="N", help="prompt tokens to prefill (512; simt: 128)"
@@ -64,6 +67,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument(
         "--chip", default="h100", metavar="NAME", help="kernels, simt: predict for t4, a100 or h100"
     )
+    add_cache_options(parser)
     add_engine_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(func=run)
@@ -88,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
         "kernels": (_traffic, _print_traffic) if counted else (_kernels, _print_kernels),
         "serving": (_serving, print_serving),
         "speculation": (_speculation, print_speculation),
+        "cache": (measure_cache, print_cache),
     }[args.what]
     with Bar("measuring", enabled=not args.json) as bar:
         report = measure(args, bar)
