@@ -76,7 +76,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     args.what = args.words.pop(0) if args.words[:1] and args.words[0] in KINDS else "engine"
-    if model_of(args) is None and args.what == "engine":
+    if args.what == "engine" and model_of(args) is None:
         args.model = pulled_model()
     counted = args.what == "kernels" and args.backend == "simt"
     if args.prompt_len is None:
