@@ -99,7 +99,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _request(found: dict[str, Any]) -> TraceRequest:
     for name in FIELDS:
         if name not in found:
-            raise UsageError(f"there is no {name}")
+            raise UsageError(f"the line lacks {name}")
     ids = found["hash_ids"]
     if not isinstance(ids, list) or not ids:
         raise UsageError(f"hash_ids must be a list of at least one id, not {shown(ids)}")
