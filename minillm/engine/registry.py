@@ -45,7 +45,7 @@ class Registry:
             QueueFull: the limit of waiting requests or of waiting prompt tokens is reached.
         """
         with self.lock:
-            self._require_room(request)
+            require_place(request, self.live.values(), self._config)
             self._submitted += 1  # first, so that no number is used twice, even after an interrupt
             self._submitted_by[request.tenant] += 1
             number = self._submitted_by[request.tenant] - 1
@@ -95,23 +95,9 @@ class Registry:
 
     def _report(self, request: Request) -> None:
         if self._events.listeners:  # no digest is computed for nobody
-            fields = {"prompt_tokens": _prompt_tokens(request), "n": len(request.sequences)}
+            fields = {"prompt_tokens": prompt_tokens(request), "n": len(request.sequences)}
             prompt = keyed(request.prompt_digest, request.tenant)
             self._events.emit("queue", request.request_id, at=request.arrival, **fields, prompt=prompt)
-
-    def _require_room(self, request: Request) -> None:
-        config, tenant = self._config, request.tenant
-        waiting = [other for other in self.live.values() if other.admitted is None]
-        own = [other for other in waiting if other.tenant == tenant]
-        most = limits_of(config.tenant_limits, tenant).max_queued_tokens
-        if most is not None:
-            _require(own, request, len(own) + 1, most)
-        in_line = (
-            own
-            if config.has_guarantee(tenant)
-            else [w for w in waiting if not config.has_guarantee(w.tenant)]
-        )
-        _require(in_line, request, config.max_queued_requests, config.max_queued_tokens)
 
 
 def count(requests: Iterable[Request]) -> tuple[int, int]:
@@ -120,13 +106,36 @@ def count(requests: Iterable[Request]) -> tuple[int, int]:
     return len(started) - sum(started), sum(started)
 
 
+def require_place(request: Request, others: Iterable[Request], config: EngineConfig) -> None:
+    """Require that one more request may wait beside the live requests `others`.
+
+    Of these only those wait that no step has admitted (`admitted` is None). A tenant with a guarantee
+    (`config.has_guarantee`) has a queue of its own; all others share one. A queue holds at most
+    `config.max_queued_requests` requests and, with the new one, `config.max_queued_tokens` prompt tokens
+    (`prompt_tokens`); if nobody waits in it, any number of tokens fits. Under a tenant's `max_queued_tokens`
+    (`limits_of`) its own waiting requests are limited in the same way, whatever its queue is.
+
+    Raises:
+        QueueFull: a limit is reached. The message names the limit and nothing of other tenants.
+    """
+    waiting = [other for other in others if other.admitted is None]
+    own = [other for other in waiting if other.tenant == request.tenant]
+    most = limits_of(config.tenant_limits, request.tenant).max_queued_tokens
+    if most is not None:
+        _require(own, request, len(own) + 1, most)
+    shared = [other for other in waiting if not config.has_guarantee(other.tenant)]
+    in_line = own if config.has_guarantee(request.tenant) else shared
+    _require(in_line, request, config.max_queued_requests, config.max_queued_tokens)
+
+
 def _require(waiting: list[Request], request: Request, max_requests: int, max_tokens: int) -> None:
     """Require room for one more request beside those that wait. If none waits, any number of tokens fits."""
     if len(waiting) >= max_requests:
         raise QueueFull(f"the queue is full: it holds {max_requests} requests", "try again later")
-    if waiting and sum(map(_prompt_tokens, waiting)) + _prompt_tokens(request) > max_tokens:
+    if waiting and sum(map(prompt_tokens, waiting)) + prompt_tokens(request) > max_tokens:
         raise QueueFull(f"the queue is full: it holds {max_tokens} prompt tokens", "try again later")
 
 
-def _prompt_tokens(request: Request) -> int:
+def prompt_tokens(request: Request) -> int:
+    """The length of its prompt."""
     return len(request.sequences[0].prompt_token_ids)
