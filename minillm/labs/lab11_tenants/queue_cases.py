@@ -22,7 +22,7 @@ ANNA: Limits = {
     "cleo": TenantLimits(guaranteed_blocks=4),
     None: TenantLimits(guaranteed_blocks=4, max_queued_tokens=70),
 }
-RequirePlace = Callable[[Request, Iterable[Request], EngineConfig], None]
+RequirePlace = Callable[[Request, Iterable[Request], EngineConfig], Any]
 
 
 def config_of(limits: Limits | None = ANNA, requests: int = 4, tokens: int = 100) -> EngineConfig:
@@ -73,7 +73,7 @@ def message_case(require: RequirePlace) -> list[bool]:
 
 
 def unchanged_case(require: RequirePlace) -> list[Any]:
-    """A list of live requests, asked three times: nothing is added or removed, and each answer is the same."""
+    """A list of live requests, asked three times: nothing is added or removed."""
     live = [
         each.made(number) for number, each in enumerate([Asked("ben", 9), Asked("dan", 9, has_started=True)])
     ]
@@ -345,6 +345,8 @@ QUEUE_CASES = (
         Asked("anna", 1),
         Asked("cleo", 1),
     ),
+    place_case("far too many wait", [*FOUR, *FOUR[:3]], Asked("dan", 1), Asked("ben", 1), Asked("anna", 1)),
+    place_case("one tenant fills the shared queue", [Asked("dan", 3)] * 4, Asked("dan", 1), Asked("eve", 1)),
     place_case(
         "guaranteed tenants fill their own queues",
         [Asked("anna", 3)] * 4 + [Asked("cleo", 9)] * 3,

@@ -288,7 +288,7 @@ class NoAgeing(Quotas):
     """By priority, without the age."""
 
     def _line_order(self, line: WaitingLine, now: float) -> list[Sequence]:
-        return super()._line_order(line, 0.0)
+        return sorted(super()._line_order(line, now), key=lambda s: (s.params.priority, s.order))
 
 
 class ParksWithoutLimit(Quotas):
@@ -438,7 +438,7 @@ QUOTA_CASES = (
     quota_case(
         "old requests of a later priority",
         BEN,
-        [Asked("ben", 20, 20), Asked("ben", 24, 12, priority=2), Asked("ben", 20, 12)],
+        [Asked("ben", 20, 20), Asked("ben", 24, 12, priority=2), Asked("ben", 20, 12, arrival=95.0)],
         "add a",
         "add b",
         "add c",
@@ -522,7 +522,7 @@ QUOTA_MISTAKES = (
     Mistake("no `max_blocks` is taken for 0 blocks: None means no limit", ParksWithoutLimit),
     Mistake("a tenant that is not named has no limit: `limits_of` finds that of None", OnlyNamed),
     Mistake(
-        f"more than {QUOTA_LINES:,} {LINES} for 200 started and 200 parked requests: look at each request once "
+        f"more than {QUOTA_LINES:,} {LINES} for 200 started and 200 parked requests: look at each once "
         "for each that starts, and compare none with all others",
         ComparesAll,
     ),

@@ -29,6 +29,7 @@ class Asked:
     n: int = 1
     priority: int = 0
     has_started: bool = False
+    arrival: float = 0.0
 
     def made(self, number: int) -> Request:
         """The request, submitted as number `number`."""
@@ -45,6 +46,7 @@ class Asked:
                 NullDetokenizer(),
                 tenant=self.tenant,
                 order=number,
+                arrival=self.arrival,
             )
             for index in range(self.n)
         ]

@@ -198,7 +198,13 @@ class Nothing(Reclaims):
 
 
 B, FLOOD = Holding(10, live=2, unused=8), Holding(0, live=6, unused=7, keeps=True)
-LOSERS = (Holding(0, unused=3), B, Holding(0, unused=5), Holding(0, live=1, unused=5, keeps=True))
+LOSERS = (
+    Holding(0, unused=4),
+    B,
+    Holding(0, unused=6),
+    Holding(0, live=1, unused=2, keeps=True),
+    Holding(0, live=3, unused=6),
+)
 MANY = [Holding(0, live=1, unused=1) for _ in range(300)]
 RECLAIM_CASES = (
     reclaims("enough is free", 40, 4, B, FLOOD),
@@ -209,9 +215,9 @@ RECLAIM_CASES = (
     reclaims(
         "a share that keeps blocks outside and has a guarantee", 30, 5, B, Holding(4, 11, 9, keeps=True)
     ),
-    reclaims("three shares may lose, the largest loses all", 28, 8, *LOSERS),
-    reclaims("the next one loses the rest", 28, 11, *LOSERS),
-    reclaims("all lose all", 28, 30, *LOSERS),
+    reclaims("four shares may lose, the largest loses all", 36, 8, *LOSERS),
+    reclaims("the next one loses the rest", 36, 14, *LOSERS),
+    reclaims("all lose all", 36, 30, *LOSERS),
     reclaims(
         "a smaller share with more live blocks", 30, 9, B, Holding(0, 9, 3), Holding(0, 1, 4, keeps=True)
     ),
@@ -226,8 +232,8 @@ RECLAIM_CASES = (
 )
 RECLAIM_MISTAKES = (
     Mistake(
-        "cached blocks of a guaranteed share go while the flood's stand: eviction looks at the whole pool, not "
-        "at `keeps_outside`",
+        "cached blocks of a guaranteed share go while the flood's stand: eviction looks at the whole pool, "
+        "not at `keeps_outside`",
         FromAnyone,
     ),
     Mistake(

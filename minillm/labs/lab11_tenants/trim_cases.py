@@ -17,7 +17,7 @@ from minillm.labs.lab11_tenants.share_stage import (
 )
 from minillm.memory.shares import Share, Shares
 
-TRIM_LINES = 4_000  # for 300 shares, of which one loses 40 blocks
+TRIM_LINES = 1_200  # for 300 shares, of which one loses 6 blocks
 OTHERS = Holding(0, live=3, unused=4, keeps=True)
 
 
@@ -176,7 +176,7 @@ class TrimsAll(Trims):
         return sum(super(TrimsAll, self).trim(each, count if each is share else 0) for each in self.members)
 
 
-MANY = [Holding(3, live=1, unused=40 if i == 7 else 1, keeps=i == 299) for i in range(300)]
+MANY = [Holding(3, live=1, unused=8 if i == 7 else 1, keeps=i == 299) for i in range(300)]
 TRIM_CASES = (
     trims("inside the guarantee", 0, Holding(8, 3, 4), OTHERS),
     trims("exactly the guarantee", 0, Holding(8, 3, 5), OTHERS),
@@ -187,6 +187,8 @@ TRIM_CASES = (
     trims("two more become live, and there is room", 2, Holding(8, 3, 2), OTHERS),
     trims("more become live than the guarantee has left", 9, Holding(8, 3, 5), OTHERS),
     trims("blocks that this step has planned", 0, Holding(8, 2, 5, planned=4), OTHERS),
+    trims("others have borrowed and planned", 0, Holding(8, 3, 12), Holding(0, 30, planned=8, keeps=True)),
+    trims("the pool is full", 0, Holding(8, 3, 12), Holding(0, 35, keeps=True)),
     trims("nothing is cached", 3, Holding(8, 7), OTHERS),
     trims("a share that keeps blocks outside", 0, OTHERS, Holding(8, 3, 5)),
     trims("it keeps blocks outside and has a guarantee", 3, Holding(4, 3, 9, keeps=True), Holding(8, 3, 7)),
