@@ -228,7 +228,9 @@ def _steps(quiet: View, busy: View) -> str:
 def _counts(quiet: View, busy: View) -> str:
     pair = _first(quiet.counts, busy.counts)
     return (
-        f"stats('b') differ from step {pair[0][0]} on: blocks count for others (11.1, 11.4)" if pair else ""
+        f"stats('b') differ from step {pair[0][0]} on: its blocks go for others or count for them (11.1, 11.4, 11.5)"
+        if pair
+        else ""
     )
 
 

@@ -95,7 +95,8 @@ REWRITES = [
     # --- 11.1, odd but right
     Rewrite(
         "a scope of repr",
-        "def block_scope(envelope, tenant, is_long, after):\n    return Scope(envelope, tenant, repr((is_long, after)))\n",
+        "def block_scope(envelope, tenant, is_long, after):\n"
+        "    return Scope(envelope, tenant, repr((is_long, after)))\n",
     ),
     Rewrite(
         "a scope of digits",
