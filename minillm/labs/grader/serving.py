@@ -57,7 +57,7 @@ def serve(
     happened: list[str] = []
     scheduler = _recording(parts.get("scheduler", Scheduler), planned)
     loops = {"prefill_loop": _even_logits, "decode_loop": _even_logits} if dry else {}
-    engine = small_engine({**loops, **parts, "scheduler": scheduler}, num_blocks, config)
+    engine = _engine({**loops, **parts, "scheduler": scheduler}, num_blocks, config)
     letters: dict[str, str] = {}  # of the requests, by id
     engine.events.listeners.append(lambda event: happened.extend(_words(event, letters)))
     steps: list[Any] = []
@@ -83,8 +83,7 @@ def serve(
     return steps if dry else [steps, answers]
 
 
-def small_engine(parts: Mapping[str, Any], num_blocks: int, config: Mapping[str, Any]) -> Engine:
-    """An engine over the tiny model, with blocks of 4 tokens."""
+def _engine(parts: Mapping[str, Any], num_blocks: int, config: Mapping[str, Any]) -> Engine:
     options = {"block_size": BLOCK_SIZE, **SIZES, **config}
     block_bytes = BLOCK_SIZE * _model().config.kv_bytes_per_token(torch.float32.itemsize)
     engine = Engine(_model(), EngineConfig(kv_memory=num_blocks * block_bytes, **options), parts)

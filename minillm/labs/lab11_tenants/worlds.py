@@ -23,12 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm.config import SamplingParams
+from minillm.config import EngineConfig, SamplingParams
 from minillm.config.tenants import Limits, TenantLimits
 from minillm.engine.engine import Engine
 from minillm.errors import MinillmError
 from minillm.labs.grader.lab import Words
-from minillm.labs.grader.serving import small_engine
+from minillm.labs.grader.serving import BLOCK_SIZE
+from minillm.labs.grader.tiny_model import fill, tiny_llm
 from minillm.observe.events import Event
 from minillm.worker.decode import decode
 from minillm.worker.prefill import prefill
@@ -118,7 +119,14 @@ def engine_of(parts: Any, limits: Limits = LIMITS, num_blocks: int = 44) -> Engi
         "decode_loop": decode_alone,
     }
     sizes = {"max_num_batched_tokens": 16, "max_num_seqs": 8, "max_queued_requests": 12}
-    return small_engine(replaced, num_blocks, {"tenant_limits": limits, **sizes})
+    model = tiny_llm().engine.model
+    memory = num_blocks * BLOCK_SIZE * model.config.kv_bytes_per_token(torch.float32.itemsize)
+    config = EngineConfig(
+        kv_memory=memory, block_size=BLOCK_SIZE, prefill_chunk=8, tenant_limits=limits, **sizes
+    )
+    engine = Engine(model, config, replaced)
+    fill(engine)
+    return engine
 
 
 def warm(engine: Engine) -> None:
@@ -226,12 +234,10 @@ def _steps(quiet: View, busy: View) -> str:
 
 
 def _counts(quiet: View, busy: View) -> str:
-    pair = _first(quiet.counts, busy.counts)
-    return (
-        f"stats('b') differ from step {pair[0][0]} on: its blocks go for others or count for them (11.1, 11.4, 11.5)"
-        if pair
-        else ""
-    )
+    if pair := _first(quiet.counts, busy.counts):
+        where = f"stats('b') differ from step {pair[0][0]} on"
+        return f"{where}: its blocks go for others, or count for them (11.1, 11.4, 11.5)"
+    return ""
 
 
 def _bits(quiet: View, busy: View) -> str:
