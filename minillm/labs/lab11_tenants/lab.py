@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from random import Random
 from typing import Any
 
@@ -19,7 +19,17 @@ from minillm.labs.lab11_tenants.scope_cases import SCOPE_CASES, SCOPE_MISTAKES, 
 from minillm.labs.lab11_tenants.seed_cases import SEED_CASES, SEED_MISTAKES, more_seeds
 from minillm.labs.lab11_tenants.share_stage import random_lives
 from minillm.labs.lab11_tenants.trim_cases import TRIM_CASES, TRIM_MISTAKES
-from minillm.labs.lab11_tenants.worlds import OPEN, Others, engine_of, flood, noticed, storm, warm, watch
+from minillm.labs.lab11_tenants.worlds import (
+    OPEN,
+    Others,
+    engine_of,
+    flood,
+    no_log,
+    noticed,
+    storm,
+    warm,
+    watch,
+)
 
 SHARES = "minillm.memory.shares"
 STEP_LINES = 15_000  # for one step of a flooded engine
@@ -39,13 +49,21 @@ def warmed_world(parts: Any) -> Words:
     return noticed(watch(quiet, tenant=""), watch(engine, tenant=""))
 
 
-def busy_world(others: Others) -> Any:
+def busy_world(others: Others, seed: int = 11) -> Any:
     """What b notices in a world in which others are busy."""
 
     def run(parts: Any) -> Words:
-        return noticed(watch(engine_of(parts)), watch(engine_of(parts), others))
+        with no_log():
+            return noticed(watch(engine_of(parts)), watch(engine_of(parts), others, seed=seed))
 
     return run
+
+
+def more_worlds(random: Random) -> Iterable[Case]:
+    """Other floods."""
+    for others in (flood, storm):
+        seed = random.randrange(1 << 30)
+        yield Case(f"{others.__name__} {seed}", busy_world(others, seed))
 
 
 def served(asks: Sequence[Ask], num_blocks: int, **limits: TenantLimits) -> Any:
@@ -170,6 +188,7 @@ LAB = Lab(
                 ),
                 Case("the work of a step in the flood", step_cost, "cost"),
             ),
+            more=more_worlds,
         ),
     ),
 )

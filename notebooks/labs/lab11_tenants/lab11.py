@@ -122,8 +122,9 @@ class Quota:
     def add(self, sequence: Sequence) -> bool:
         """Start a request, or park it if it does not fit; return whether it has started.
 
-        Without `max_blocks` every request starts. A sequence of a request that has started, and was
-        preempted, is not counted again. Behind a parked request of its own tenant nobody starts.
+        Without `max_blocks` every request starts. So does a sequence of a request that is counted already (a
+        fork of it, or one that was preempted); it is not counted again. Behind a parked request of its own
+        tenant nobody starts.
         """
         # Stuck? minillm labs hint 11.6
         raise NotImplementedError(
