@@ -84,9 +84,8 @@ class Shares:
         """
         evicted = 0
         for share in sorted(self.members, key=lambda share: -share.num_unused):
-            missing = count - self.pool.num_free
-            if missing > 0 and share.keeps_outside and share.cache:
-                evicted += share.cache.evict(missing)
+            if count > self.pool.num_free and share.keeps_outside and share.cache:
+                evicted += share.cache.evict(count - self.pool.num_free)
         return evicted
 
 

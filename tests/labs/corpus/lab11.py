@@ -43,8 +43,8 @@ SLIPS = [
     ),
     Slip(
         "age of the whole pool",
-        "if missing > 0 and share.keeps_outside and share.cache:",
-        "if missing > 0 and share.cache:",
+        "if count > self.pool.num_free and share.keeps_outside and share.cache:",
+        "if count > self.pool.num_free and share.cache:",
         {"11.5": "cached blocks of a guaranteed share go while the flood's stand"},
     ),
     Slip(
