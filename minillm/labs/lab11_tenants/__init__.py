@@ -6,4 +6,5 @@ seed_cases.py       11.2 default seeds                 quota_cases.py      11.6 
 room_cases.py       11.3 the room of a share           queue_cases.py      11.7 who is refused
 trim_cases.py       11.4 what a share may keep         worlds.py           11.8 four worlds
 share_stage.py      shares in given states             quota_stage.py      requests of tenants
+quota_mistakes.py   11.6 known mistakes             queue_mistakes.py   11.7 known mistakes
 """

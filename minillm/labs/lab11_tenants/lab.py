@@ -10,8 +10,10 @@ from minillm.config.tenants import TenantLimits
 from minillm.labs.grader.counts import LINES, counted_lines, within
 from minillm.labs.grader.lab import Case, Counted, Lab, Part, Task, Words
 from minillm.labs.grader.serving import Ask, serve
-from minillm.labs.lab11_tenants.queue_cases import QUEUE_CASES, QUEUE_MISTAKES, more_queues
-from minillm.labs.lab11_tenants.quota_cases import QUOTA_CASES, QUOTA_MISTAKES
+from minillm.labs.lab11_tenants.queue_cases import QUEUE_CASES, more_queues
+from minillm.labs.lab11_tenants.queue_mistakes import QUEUE_MISTAKES
+from minillm.labs.lab11_tenants.quota_cases import QUOTA_CASES
+from minillm.labs.lab11_tenants.quota_mistakes import QUOTA_MISTAKES
 from minillm.labs.lab11_tenants.quota_stage import more_quotas
 from minillm.labs.lab11_tenants.reclaim_cases import RECLAIM_CASES, RECLAIM_MISTAKES
 from minillm.labs.lab11_tenants.room_cases import ROOM_CASES, ROOM_MISTAKES
@@ -39,7 +41,7 @@ def quiet_world(parts: Any) -> list[Any]:
     """W0, b alone: hits, steps, counts, errors; of its seeded requests tokens and log-probabilities."""
     view = watch(engine_of(parts))
     seeded = [tokens for tokens in view.tokens if tokens[0] in (1, 3)]
-    return [view.hits, sorted(view.steps), view.counts, view.errors, seeded, view.logprobs[1]]
+    return [view.hits, sorted(view.steps), view.counts, view.errors, seeded, view.logprobs[0]]
 
 
 def warmed_world(parts: Any) -> Words:

@@ -119,7 +119,7 @@ def engine_of(parts: Any, limits: Limits = LIMITS, num_blocks: int = 44) -> Engi
         "prefill_loop": prefill_alone,
         "decode_loop": decode_alone,
     }
-    sizes = {"max_num_batched_tokens": 16, "max_num_seqs": 8, "max_queued_requests": 12}
+    sizes: dict[str, Any] = {"max_num_batched_tokens": 16, "max_num_seqs": 8, "max_queued_requests": 12}
     model = tiny_llm().engine.model
     memory = num_blocks * BLOCK_SIZE * model.config.kv_bytes_per_token(torch.float32.itemsize)
     config = EngineConfig(
