@@ -40,8 +40,9 @@ STEP_LINES = 15_000  # for one step of a flooded engine
 def quiet_world(parts: Any) -> list[Any]:
     """W0, b alone: hits, steps, counts, errors; of its seeded requests tokens and log-probabilities."""
     view = watch(engine_of(parts))
+    errors = [(number, text.partition(":")[0]) for number, text in view.errors]  # texts are the file's own
     seeded = [tokens for tokens in view.tokens if tokens[0] in (1, 3)]
-    return [view.hits, sorted(view.steps), view.counts, view.errors, seeded, view.logprobs[0]]
+    return [view.hits, sorted(view.steps), view.counts, errors, seeded, view.logprobs[0]]
 
 
 def warmed_world(parts: Any) -> Words:
