@@ -137,6 +137,10 @@ class EngineConfig:
         if math.prod(tree) > MAX_BRANCHES:
             raise UsageError(f"draft_tree={shown(tree)} has more than {MAX_BRANCHES} branches")
 
+    def has_guarantee(self, tenant: str | None) -> bool:
+        """Whether a tenant is named in `tenant_limits` and guaranteed anything."""
+        return tenant in self.guaranteed
+
     @cached_property
     def guaranteed(self) -> dict[str, TenantLimits]:
         """The tenants of `tenant_limits` that are named and guaranteed anything."""

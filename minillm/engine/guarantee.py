@@ -56,7 +56,7 @@ MEANINGS = {
 # Backends whose every output row is summed in an order that depends on this row alone (contract C2).
 ROW_INVARIANT = ("native", "simt")
 # Parts that decide when and where a token is computed, never what. Of others the engine knows no bits.
-_SCHEDULING_PARTS = ("scheduler", "block_pool", "drafter")
+_SCHEDULING_PARTS = ("scheduler", "block_pool", "shares", "quota", "drafter")
 _STRENGTH = ("G4", "G0", "G1", "G2", "G3")
 
 

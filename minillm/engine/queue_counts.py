@@ -4,7 +4,9 @@
                in line together    anna (has a guarantee)  2, 800   all others  4, 160
 
 Every new request asks whether there is room in its line, so with 20,000 in the line nothing may walk along
-it. A change of several counters can be interrupted (Ctrl-C) in the middle. Then the mark `_is_right` is still
+it: `has_room` decides by the counts. Only to refuse, `require_place` looks at all and says why.
+
+A change of several counters can be interrupted (Ctrl-C) in the middle. Then the mark `_is_right` is still
 unset, and the next use counts everything anew.
 """
 
@@ -76,22 +78,21 @@ class QueueCounts:
         self.started.pop(request.request_id, None)
         self._is_right = True
 
-    def require_room(self, request: Request) -> None:
-        """Require room for one more request in its line, and among those of its tenant.
-
-        Raises:
-            QueueFull: there is none.
-        """
+    def has_room(self, request: Request) -> bool:
+        """Whether `require_place` lets the request in. It says which limit is reached if not."""
         config, tenant, tokens = self._config, request.tenant, prompt_tokens(request)
         most = limits_of(config.tenant_limits, tenant).max_queued_tokens
-        if most is not None:
-            _require(self._requests["tenant", tenant], self._tokens["tenant", tenant] + tokens, None, most)
+        if most is not None and self._is_over(("tenant", tenant), tokens, most):
+            return False
         line = self._line(tenant)
-        most_requests, most = config.max_queued_requests, config.max_queued_tokens
-        _require(self._requests[line], self._tokens[line] + tokens, most_requests, most)
+        is_full = self._requests[line] >= config.max_queued_requests
+        return not is_full and not self._is_over(line, tokens, config.max_queued_tokens)
+
+    def _is_over(self, key: object, tokens: int, most: int) -> bool:
+        return self._requests[key] > 0 and self._tokens[key] + tokens > most
 
     def _line(self, tenant: str | None) -> object:
-        return ("line", tenant) if tenant in self._config.guaranteed else _OTHERS
+        return ("line", tenant) if self._config.has_guarantee(tenant) else _OTHERS
 
     def _count(self, request: Request, change: int) -> None:
         for key in (self._line(request.tenant), ("tenant", request.tenant)):
@@ -101,14 +102,47 @@ class QueueCounts:
                 del self._requests[key], self._tokens[key]
 
 
-def prompt_tokens(request: Request) -> int:
-    """The number of tokens of the request's prompt."""
-    return len(request.sequences[0].prompt_token_ids)
+def require_place(request: Request, others: Iterable[Request], config: EngineConfig) -> None:
+    """Require that one more request may wait beside the live requests `others`.
+
+    Of these only those wait that no step has admitted (`admitted` is None). A tenant with a guarantee
+    (`config.has_guarantee`) has a queue of its own; all others share one. A queue holds at most
+    `config.max_queued_requests` requests and, with the new one, `config.max_queued_tokens` prompt tokens
+    (`prompt_tokens`); if nobody waits in it, any number of tokens fits. Under a tenant's `max_queued_tokens`
+    (`limits_of`) its own waiting requests are limited in the same way, whatever its queue is.
+
+    Raises:
+        QueueFull: a limit is reached. The message names the limit and nothing of other tenants.
+    """
+    own, shared = _waiting_tokens(request.tenant, others, config)
+    tokens, most = prompt_tokens(request), limits_of(config.tenant_limits, request.tenant).max_queued_tokens
+    if most is not None:
+        _require(own, tokens, len(own) + 1, most)
+    in_line = own if config.has_guarantee(request.tenant) else shared
+    _require(in_line, tokens, config.max_queued_requests, config.max_queued_tokens)
 
 
-def _require(waiting: int, tokens: int, max_requests: int | None, max_tokens: int) -> None:
-    """`tokens`: those that wait and the new one's. If nobody waits, any number of tokens fits."""
-    if max_requests is not None and waiting >= max_requests:
+def _waiting_tokens(
+    tenant: str | None, others: Iterable[Request], config: EngineConfig
+) -> tuple[list[int], list[int]]:
+    """The prompt tokens of each waiting request: of the tenant's own, and of all in the shared queue.
+
+    Only numbers: the frames of a `QueueFull` are its caller's, and must not hold requests of others.
+    """
+    waiting = [other for other in others if other.admitted is None]
+    own = [prompt_tokens(other) for other in waiting if other.tenant == tenant]
+    shared = [prompt_tokens(other) for other in waiting if not config.has_guarantee(other.tenant)]
+    return own, shared
+
+
+def _require(waiting: list[int], tokens: int, max_requests: int, max_tokens: int) -> None:
+    """Require room for a prompt of `tokens` tokens beside those that wait. If none waits, any number fits."""
+    if len(waiting) >= max_requests:
         raise QueueFull(f"the queue is full: it holds {max_requests} requests", "try again later")
-    if waiting and tokens > max_tokens:
+    if waiting and sum(waiting) + tokens > max_tokens:
         raise QueueFull(f"the queue is full: it holds {max_tokens} prompt tokens", "try again later")
+
+
+def prompt_tokens(request: Request) -> int:
+    """The length of its prompt."""
+    return len(request.sequences[0].prompt_token_ids)

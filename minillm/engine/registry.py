@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator
 
 from minillm.config import EngineConfig
 from minillm.engine.keyed import keyed, tenant_label
-from minillm.engine.queue_counts import QueueCounts, prompt_tokens
+from minillm.engine.queue_counts import QueueCounts, prompt_tokens, require_place
 from minillm.engine.request import Request
 from minillm.engine.sequence import Sequence
 from minillm.errors import UnknownRequest
@@ -56,7 +56,8 @@ class Registry:
         """
         with self.lock:
             self._counts.refresh(self.live.values())
-            self._counts.require_room(request)
+            if not self._counts.has_room(request):
+                require_place(request, self.live.values(), self._config)
             self._submitted += 1  # first, so that no number is used twice, even after an interrupt
             self._submitted_by[request.tenant] += 1
             number = self._submitted_by[request.tenant] - 1

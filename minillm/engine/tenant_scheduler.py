@@ -138,10 +138,14 @@ class TenantScheduler:
     """Runs the lanes of all tenants. It has `Scheduler`'s methods."""
 
     def __init__(
-        self, config: EngineConfig, memory: TenantMemory, events: Events, make: MakeScheduler
+        self,
+        config: EngineConfig,
+        memory: TenantMemory,
+        events: Events,
+        make: MakeScheduler,
+        quota: Quota,
     ) -> None:
-        self._config, self._memory, self._events = config, memory, events
-        self._quota = Quota(memory.limits, config.block_size)
+        self._config, self._memory, self._events, self._quota = config, memory, events, quota
         self._lanes: dict[object, Lane] = {}
         places = reserved_places(config)
         for key, lane_memory in memory.lanes.items():

@@ -74,13 +74,13 @@ def test_the_work_does_not_grow_with_the_queue(folder: Path, options: dict[str, 
 
 
 def test_control_counting_everybody_is_noticed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    require_room = QueueCounts.require_room
+    has_room = QueueCounts.has_room
 
-    def recount(counts: QueueCounts, request: Any) -> None:
+    def recount(counts: QueueCounts, request: Any) -> bool:
         counts.distrust()
         counts.refresh([*counts.waiting.values(), *counts.started.values()])
-        require_room(counts, request)
+        return has_room(counts, request)
 
     few = work(folder, FEW)
-    monkeypatch.setattr(QueueCounts, "require_room", recount)
+    monkeypatch.setattr(QueueCounts, "has_room", recount)
     assert work(folder, MANY)["add"] > few["add"] + 10 * (MANY - FEW) // 2
