@@ -55,14 +55,17 @@ class WaitingLine:
     def add(self, sequence: Sequence) -> None:
         """Insert `sequence` at its place."""
         line = self._lines.setdefault(sequence.params.priority, [])
-        bisect.insort(line, sequence, key=lambda r: (r.order, r.index))
+        bisect.insort(line, sequence, key=_place)
 
     def remove(self, sequence: Sequence) -> None:
         """Remove a sequence, if it is waiting."""
         line = self._lines.get(sequence.params.priority, [])
-        place = bisect.bisect_left(line, (sequence.order, sequence.index), key=lambda r: (r.order, r.index))
-        if place < len(line) and line[place] is sequence:
-            del line[place]
+        place = bisect.bisect_left(line, _place(sequence), key=_place)
+        while place < len(line) and _place(line[place]) == _place(sequence):
+            if line[place] is sequence:
+                del line[place]
+                break
+            place += 1
         if not line:
             self._lines.pop(sequence.params.priority, None)
 
@@ -77,6 +80,11 @@ class WaitingLine:
         """
         heads = [line[0] for line in self._lines.values()]
         return min(heads, key=lambda r: rank(r, now), default=None)
+
+
+def _place(sequence: Sequence) -> tuple[int, int]:
+    """Where a sequence stands in its line. Tests and replaced parts may give two the same place."""
+    return sequence.order, sequence.index
 
 
 def rank(sequence: Sequence, now: float) -> tuple[int, int, int]:
@@ -249,8 +257,8 @@ class Scheduler:
 
     def _admit(self, plan: StepPlan, budget: int, now: float) -> None:
         """Start waiting sequences while there is room; `plan.held` tells what the next one lacks."""
-        held: Held | None = "blocks" if plan.preempted else None
-        while held is None and (sequence := self.waiting.first(now)) is not None:
+        held: Held | None = None
+        while not (held or plan.preempted) and (sequence := self.waiting.first(now)) is not None:
             self.current = sequence
             places = sum(1 + r.num_forks for r in self.running) + 1 + sequence.num_forks
             if budget <= 0:
@@ -265,8 +273,8 @@ class Scheduler:
                 bisect.insort(self.running, sequence, key=lambda r: r.rank)
                 self._announce(sequence, now)
                 budget -= self._prefill(plan, sequence, budget)
-        if held and len(self.waiting):
-            plan.held[held] = len(self.waiting)
+        if (held or plan.preempted) and len(self.waiting):
+            plan.held[held or "blocks"] = len(self.waiting)
 
     def _start(self, plan: StepPlan, sequence: Sequence) -> bool:
         """Give the sequence its cached blocks, if there is room for the rest; return whether there is.
