@@ -165,6 +165,10 @@ class NotARecord(UsageError):
     """A file is no divergence record that this version of minillm wrote, or was damaged since."""
 
 
+class NotATrace(UsageError):
+    """A file is no trace of requests, or a line of it is damaged; the message names the line."""
+
+
 def is_interrupt(error: BaseException) -> bool:
     """Whether `error` asks the program to stop: it belongs to the caller, not to a request.
 
