@@ -19,17 +19,16 @@ from minillm.bench.load.arrivals import scaled
 from minillm.bench.load.plan import MAX_REQUESTS, Draw, LoadRequest, Plan, Settings
 from minillm.bench.load.traces import HASH_BLOCK, TraceRow, read_trace
 from minillm.config.files import shown_path
-from minillm.errors import NotATrace, UsageError
+from minillm.errors import NotATrace
 
 MAX_ROWS = 1_000_000
 
 
 def trace(settings: Settings, draw: Draw) -> Plan:
     """The beginning of a recorded trace."""
-    if settings.trace is None:
-        raise UsageError("the workload trace needs --trace FILE", "a .csv (Azure) or .jsonl (Mooncake) file")
-    rows = list(islice(read_trace(settings.trace), MAX_ROWS))
-    time_factor = _time_factor(rows, settings)
+    path = Path() if settings.trace is None else settings.trace
+    rows = list(islice(read_trace(path), MAX_ROWS))
+    time_factor = _time_factor(rows, settings.rate, path)
     times = scaled([row.time for row in rows], time_factor, settings.duration)
     rows = rows[: min(len(times), MAX_REQUESTS + 1)]  # one too many is refused, as in every plan
     length_factor = _length_factor(rows, draw.context)
@@ -37,18 +36,18 @@ def trace(settings: Settings, draw: Draw) -> Plan:
     return Plan(
         f"the first {len(requests)} requests of a recorded trace",
         requests,
-        source={"file": settings.trace.name, "time_factor": time_factor, "length_factor": length_factor},
+        source={"file": path.name, "time_factor": time_factor, "length_factor": length_factor},
     )
 
 
-def _time_factor(rows: Sequence[TraceRow], settings: Settings) -> float:
+def _time_factor(rows: Sequence[TraceRow], rate: float | None, path: Path) -> float:
     """The factor that gives the whole trace the wanted mean rate."""
-    if settings.rate is None:
+    if rate is None:
         return 1.0
     seconds = rows[-1].time - rows[0].time if rows else 0.0
     if not seconds:
-        raise NotATrace(f"{_name(settings.trace)}: all requests arrive at once", "it has no rate to scale")
-    return (len(rows) - 1) / seconds / settings.rate
+        raise NotATrace(f"{shown_path(path)}: all requests arrive at once", "it has no rate to scale")
+    return (len(rows) - 1) / seconds / rate
 
 
 def _length_factor(rows: Sequence[TraceRow], context: int) -> float:
@@ -73,7 +72,3 @@ def _prompt(row: TraceRow, at: float, length: int, factor: float, draw: Draw) ->
         start, end = (int(edge * HASH_BLOCK * factor) for edge in (number, number + 1))
         ids += draw.tokens(f"hash {name}", end - start)
     return tuple((ids or draw.tokens("hash", 1))[:length])
-
-
-def _name(path: Path | None) -> str:
-    return shown_path(path) if path else ""

@@ -33,7 +33,15 @@ Watch = Callable[[Engine, str], AbstractContextManager[Callable[[], None]]]  # g
 BASE = "as configured"
 WARM_UP = 4  # requests sent at once before the first repeat
 FIRST = 0  # the repeat whose plan says what an engine needs
-COMPARED = ("output_tokens_per_s", "goodput_per_s", "ttft.p50", "ttft.p99", "itl.p99", "e2e.p50")
+COMPARED = (
+    "output_tokens_per_s",
+    "goodput_per_s",
+    "ttft.p50",
+    "ttft.p99",
+    "itl.p99",
+    "e2e.p50",
+    "watched.ttft.p99",
+)
 
 
 def no_watch(_engine: Engine, _title: str) -> AbstractContextManager[Callable[[], None]]:
@@ -130,13 +138,9 @@ def summarise_runs(runs: Sequence[dict[str, Any]], base: Sequence[dict[str, Any]
     found = dict[str, dict[str, float]]()
     for name in flat[0]:
         if values := [value for run in flat if (value := run.get(name)) is not None]:
-            middle = statistics.median(values)
-            found[name] = {
-                "median": middle,
-                "low": min(values),
-                "high": max(values),
-                "spread": spread(values),
-            }
+            median = statistics.median(values)
+            bounds = {"low": min(values), "high": max(values), "spread": spread(values)}
+            found[name] = {"median": median, **bounds}
     ratios = dict[str, float]()
     for name in COMPARED:
         pairs = [(a.get(name), b.get(name)) for a, b in zip(flat, map(flatten, base), strict=True)]

@@ -25,6 +25,19 @@ WORKLOADS: dict[str, Callable[[Settings, Draw], Plan]] = {
 }
 
 
+def require_source(name: str, settings: Settings) -> None:
+    """Check that the workload `trace` has a file, and that no other one has: before a model is loaded.
+
+    Raises:
+        UsageError: it is not so.
+    """
+    if (name == "trace") != (settings.trace is not None):
+        what = (
+            "the workload trace needs --trace FILE" if name == "trace" else "--trace needs --workload trace"
+        )
+        raise UsageError(what, "a .csv (Azure) or .jsonl (Mooncake) file")
+
+
 def make_plan(name: str, settings: Settings, context: int, vocab_size: int, repeat: int = 0) -> Plan:
     """The plan of a workload. `context`: the most tokens of a request with its answer.
 
@@ -33,6 +46,7 @@ def make_plan(name: str, settings: Settings, context: int, vocab_size: int, repe
     """
     if name not in WORKLOADS:
         raise UsageError(f"there is no workload {shown(name)}", f"there are {', '.join(WORKLOADS)}")
+    require_source(name, settings)
     if context < MIN_CONTEXT:
         raise UsageError(f"a workload needs a context of {MIN_CONTEXT} tokens, not {context}")
     return WORKLOADS[name](settings, Draw(settings.seed, context, vocab_size, repeat))
