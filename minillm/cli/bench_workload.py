@@ -178,12 +178,13 @@ def _variants(title: str, variants: list[dict[str, Any]]) -> Table:
     }
     columns = {name: how for name, how in columns.items() if name in variants[0]["figures"]}
     table = folding_table("", *(head for head, _, _ in columns.values()), title=title, title_justify="left")
+    table.columns[0].no_wrap = True
     for variant in variants:
         cells = []
         for name, (_, form, scale) in columns.items():
             found, ratio = variant["figures"].get(name), variant["ratios"].get(name)
             text = "none" if found is None else form.format(found["median"] * scale)
-            cells.append(text if ratio is None else f"{text} ({ratio:.2f} x)")
+            cells.append(text if ratio is None else f"{text}\n{ratio:.2f} x")
         table.add_row(variant["name"], *cells)
     return table
 

@@ -59,7 +59,7 @@ def figures(run: Run, slo: Slo, block_size: int, watched: str | None = None) -> 
         "stall_tokens": {**percentiles(between), "most": max(between, default=None)},
         "lag_s": {**percentiles(lags), "most": max(lags, default=None)},
     }
-    if watched is not None:
+    if watched is not None and any(record.request.tenant == watched for record in run.records):
         own = [(record, t) for record, t in times if record.request.tenant == watched]
         found["watched"] = {**_counts([record for record, _ in own]), **_latencies(own, slo, seconds)}
     return found

@@ -13,13 +13,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from minillm.bench.load.clock import Clock, RealClock
 from minillm.bench.load.figures import figures
 from minillm.bench.load.generator import Generator
-from minillm.bench.load.plan import Plan, Settings
+from minillm.bench.load.plan import LoadRequest, Plan, Settings
 from minillm.bench.load.slo import Slo
 from minillm.bench.load.validity import Reading, disturbances, read_machine, reasons, spread, spread_reasons
 from minillm.bench.load.workloads import make_plan
@@ -77,7 +77,7 @@ class Bench:
                 progress(done, (self.repeats + 1) * len(llms))
                 plan = self._plan(llms[name], context, repeat)
                 if repeat < 0:
-                    self._once(llms[name], _warm_up(plan), name)
+                    Generator(llms[name].engine, self.clock(), _warm_up(plan)).run()
                 else:
                     runs[name].append(self._once(llms[name], plan, name))
                 done += 1
@@ -115,7 +115,7 @@ class Bench:
     ) -> dict[str, Any]:
         model = llm.engine.model
         variants = [
-            {"name": name, "options": sorted(options[name]), **summarise_runs(found, runs[BASE])}
+            {"name": name, "options": _told(options[name]), **summarise_runs(found, runs[BASE])}
             for name, found in runs.items()
         ]
         return {
@@ -162,10 +162,10 @@ def flatten(run: Mapping[str, Any], prefix: str = "") -> dict[str, float | None]
     return found
 
 
-def _warm_up(plan: Plan) -> Plan:
+def _warm_up(plan: Plan) -> list[LoadRequest]:
     """The first few requests of a plan, all at once."""
     first = [request for request in plan.requests if request.after is None][:WARM_UP]
-    return replace(plan, requests=[replace(request, at=0.0, cancel_after=None) for request in first])
+    return [replace(request, at=0.0, cancel_after=None) for request in first]
 
 
 def _context(llm: LLM) -> int:
@@ -182,6 +182,16 @@ def _described(settings: Settings, plan: Plan) -> dict[str, Any]:
         "cv": settings.cv,
         "trace": plan.source,
     }
+
+
+def _told(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of an engine as JSON; of public prefixes only the lengths."""
+    found = dict(options)
+    if "public_prefixes" in found:
+        found["public_prefixes"] = [len(prefix) for prefix in found["public_prefixes"]]
+    if "tenant_limits" in found:
+        found["tenant_limits"] = {name: asdict(limits) for name, limits in found["tenant_limits"].items()}
+    return found
 
 
 def _engine_flags(llm: LLM) -> dict[str, Any]:
