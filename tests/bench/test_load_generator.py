@@ -192,6 +192,15 @@ def test_the_real_clock_calls_actions_in_order_from_its_own_thread() -> None:
     assert all(thread != threading.get_ident() for _, thread in seen)
 
 
+def test_an_earlier_action_does_not_wait_for_a_later_one() -> None:
+    seen = list[str]()
+    with RealClock() as clock:
+        clock.at(clock.now() + 3600, lambda: seen.append("late"))
+        clock.at(clock.now() + 0.01, lambda: seen.append("early"))
+        assert clock.wait()
+    assert seen == ["early"]
+
+
 def test_an_error_of_an_action_is_raised_in_the_thread_that_waits() -> None:
     def fail() -> None:
         raise ZeroDivisionError

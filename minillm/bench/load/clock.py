@@ -64,8 +64,10 @@ class RealClock:
     def at(self, moment: float, action: Action) -> None:
         """As `Clock.at`."""
         with self._changed:
-            heapq.heappush(self._due, (moment, next(self._order), action))
-            self._changed.notify_all()
+            entry = (moment, next(self._order), action)
+            heapq.heappush(self._due, entry)
+            if self._due[0] is entry:  # otherwise the thread already wakes up early enough
+                self._changed.notify_all()
 
     def wait(self) -> bool:
         """As `Clock.wait`. Raises what an action has raised."""

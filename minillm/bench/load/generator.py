@@ -30,7 +30,7 @@ from minillm.engine.outputs import RequestOutput
 from minillm.errors import MinillmError
 from minillm.observe.events import Event, Events
 
-LEAD_SECONDS = 0.02  # from the start of the run to time 0 of the plan: the first request is not late
+LEAD_SECONDS = 0.1  # to time 0 of the plan, in which all its starts are given to the clock
 LOST, NOT_SENT = "Lost", "NotSent"  # failures without an error: the engine forgot it; the turn before failed
 
 
