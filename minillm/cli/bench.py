@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minillm.cli.bench_cache import add_cache_options, measure_cache, print_cache
+from minillm.cli.bench_growth import print_growth
 from minillm.cli.bench_serving import print_serving
 from minillm.cli.bench_speculation import print_speculation
 from minillm.cli.bench_workload import add_workload_options, require_no_workload_options, run_workload
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from minillm.bench.parts import Progress
 
 PEERS = ("transformers",)
-KINDS = ("engine", "kernels", "serving", "speculation")
+KINDS = ("engine", "kernels", "serving", "speculation", "growth", "cache")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
@@ -36,10 +38,12 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         "(`--backend simt`: the bytes that each attention kernel moves, and its predicted time on a GPU). "
         "With `serving`: the gain from batching, chunks and sharing; with `--workload`, users on the engine: "
         "latencies from the intended start, and exit code 1 where the run was disturbed. With `speculation`: "
-        "the gain and the cost of drafts. All figures are medians with lowest and highest value, because "
-        "shared machines are noisy. Without a model the engine is measured with smollm2 where it was pulled, "
-        "all else with the model that ships.",
-        usage="minillm bench [engine|kernels|serving|speculation] [MODEL] [options]",
+        "the gain and the cost of drafts. With `growth`: how cost grows with context, batch, queue and cache. With `cache`: "
+        "the blocks that a KV cache would find on a recorded TRACE, without a model. All measured figures "
+        "are medians with lowest and highest value, because shared machines are noisy. Without a model the "
+        "engine is measured with smollm2 where it was pulled, all else with the model that ships.",
+        usage="minillm bench [engine|kernels|serving|speculation|growth] [MODEL] [options]\n"
+        "       minillm bench cache [TRACE] [options]",
     )
     parser.add_argument(
         "--prompt-len", type=int, metavar="N", help="prompt tokens to prefill (512; simt: 128)"
@@ -67,6 +71,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         "--chip", default="h100", metavar="NAME", help="kernels, simt: predict for t4, a100 or h100"
     )
     add_workload_options(parser)
+    add_cache_options(parser)
     add_engine_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(func=run)
@@ -75,7 +80,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     args.what = args.words.pop(0) if args.words[:1] and args.words[0] in KINDS else "engine"
-    if model_of(args) is None and args.what == "engine":
+    if args.what == "engine" and model_of(args) is None:
         args.model = pulled_model()
     counted = args.what == "kernels" and args.backend == "simt"
     if args.prompt_len is None:
@@ -94,6 +99,8 @@ def run(args: argparse.Namespace) -> int:
         "kernels": (_traffic, _print_traffic) if counted else (_kernels, _print_kernels),
         "serving": (_serving, print_serving),
         "speculation": (_speculation, print_speculation),
+        "growth": (_growth, print_growth),
+        "cache": (measure_cache, print_cache),
     }[args.what]
     with Bar("measuring", enabled=not args.json) as bar:
         report = measure(args, bar)
@@ -143,6 +150,12 @@ def _speculation(args: argparse.Namespace, progress: Progress) -> dict[str, Any]
         return load_llm(args, **changes)
 
     return run_speculation(load, args.draft_model, args.tokens, args.runs, args.batch, progress)
+
+
+def _growth(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    from minillm.bench.growth import run_growth
+
+    return run_growth(lambda **changes: load_llm(args, **changes), args.runs, progress=progress)
 
 
 def _traffic(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:

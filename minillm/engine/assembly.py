@@ -25,6 +25,7 @@ from minillm.engine.checked import (
     checked_read,
     checked_rope,
     checked_sampler,
+    checked_scope,
     checked_slots,
     checked_verify,
 )
@@ -32,7 +33,7 @@ from minillm.engine.guarantee import Guarantee, kept_guarantee, require_guarante
 from minillm.engine.kv_manager import KVCacheManager, MakeCache
 from minillm.engine.parts import Parts, require_methods
 from minillm.engine.scheduler import Scheduler
-from minillm.engine.tenant_memory import KVMemory, LaneMemory, TenantMemory
+from minillm.engine.tenant_memory import KVMemory, LaneMakers, LaneMemory, TenantMemory
 from minillm.engine.tenant_scheduler import AnyScheduler, TenantScheduler
 from minillm.engine.usable_parts import require_usable
 from minillm.errors import UsageError
@@ -42,7 +43,8 @@ from minillm.memory.budget import num_blocks_for
 from minillm.memory.kv_cache import KVCache
 from minillm.memory.prefix_cache import PrefixCache
 from minillm.memory.public_prefixes import PublicPrefixes
-from minillm.memory.shares import Share
+from minillm.memory.scope import block_scope
+from minillm.memory.shares import Share, Shares
 from minillm.model.loader import LoadedModel
 from minillm.observe.events import Events
 from minillm.ops.sampling import sample
@@ -136,7 +138,8 @@ def make_scheduler(parts: Parts, config: EngineConfig, memory: KVMemory, events:
         return made
 
     if isinstance(memory, TenantMemory):
-        return TenantScheduler(config, memory, events, make)
+        quota = require_methods("quota", parts.quota(memory.limits, config.block_size))
+        return TenantScheduler(config, memory, events, make, quota)
     return make(config, memory, events)
 
 
@@ -155,15 +158,21 @@ def make_memory(
         made: PrefixCache = require_methods("prefix_cache", parts.prefix_cache(pool))
         return made
 
+    caching = config.prefix_caching
+    scope = parts.scope if parts.scope is block_scope else checked_scope(parts.scope)
     if not config.tenant_limits:
-        return KVCacheManager(pool, envelope, events, config.prefix_caching, make_cache, draft, public)
+        return KVCacheManager(pool, envelope, events, caching, make_cache, draft, public, scope)
 
     def make_lane(share: Share, make_cache: MakeCache) -> LaneMemory:
-        return LaneMemory(
-            cast(BlockPool, share), envelope, events, config.prefix_caching, make_cache, draft, public
-        )
+        return LaneMemory(cast(BlockPool, share), envelope, events, caching, make_cache, draft, public, scope)
 
-    return TenantMemory(pool, config.tenant_limits, public, events, make_lane, make_cache)
+    def make_shares(pool: BlockPool, common: int) -> Shares:
+        made: Shares = require_methods("shares", parts.shares(pool, common))
+        return made
+
+    return TenantMemory(
+        pool, config.tenant_limits, public, events, LaneMakers(make_shares, make_lane, make_cache)
+    )
 
 
 def _make_speculation(

@@ -26,7 +26,7 @@ class PlannedStep:
 
     `starting`: the sequences that get their first token in this step. These are the sequences whose prefill
     ends, each followed by its forks. `lookaheads` and `proposals`: one entry per decoding sequence, or empty
-    if the step is not speculative.
+    if the step is not speculative. `phases`: the seconds that each phase took (`stepping.py`).
     """
 
     plan: StepPlan
@@ -35,6 +35,7 @@ class PlannedStep:
     lookaheads: list[Lookahead] = field(default_factory=list)
     proposals: list[Proposal] = field(default_factory=list)
     draft_seconds: float = 0.0
+    phases: dict[str, float] = field(default_factory=dict)
 
     @property
     def is_speculative(self) -> bool:
@@ -56,10 +57,9 @@ def reserve(step: PlannedStep, memory: KVMemory, budgets: List[LookaheadBudget])
         if chunk.end == chunk.sequence.num_tokens:
             _reserve_start(step, chunk.sequence, memory)
     if any(leave.depth for leave in budgets):
-        lanes = plan.lane_numbers()
         for sequence, leave in zip(plan.decode, budgets, strict=True):
             tables = memory.allocate_branches(sequence, sequence.num_tokens + leave.depth, leave.branches)
-            step.lookaheads.append(Lookahead(sequence, leave.depth, tables, lanes.get(sequence, 0)))
+            step.lookaheads.append(Lookahead(sequence, leave.depth, tables, leave.group))
         return
     for sequence in plan.decode:
         memory.allocate_slots(sequence, sequence.num_tokens)

@@ -21,6 +21,7 @@ from minillm.engine.sequence import Sequence as EngineSequence
 from minillm.engine.step_plan import Chunk, StepPlan
 from minillm.errors import PartError
 from minillm.memory.block_pool import BlockPool
+from minillm.memory.prefix_cache import Scope
 from minillm.ops.contract import AttentionMetadata
 from minillm.ops.sampling import SamplingBatch
 
@@ -82,6 +83,18 @@ class CheckedPool:
         ):
             _refuse("block_pool", made, f"the ids of {count} free blocks from allocate")
         return made
+
+
+def checked_scope(make_scope: Callable[..., Scope]) -> Callable[..., Scope]:
+    """Require a `Scope` whose fields are compared by what they hold, so that no two tenants look alike."""
+
+    def checked(envelope: str, tenant: str | None, is_long: bool, after: int | None) -> Scope:
+        scope = make_scope(envelope, tenant, is_long, after)
+        if type(scope) is not Scope or not all(field is None or type(field) is str for field in scope):
+            _refuse("scope", scope, "a Scope of text")
+        return scope
+
+    return checked
 
 
 def checked_rope(rope: Callable[..., Tensor] | None) -> Callable[..., Tensor] | None:

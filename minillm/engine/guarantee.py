@@ -56,7 +56,7 @@ MEANINGS = {
 # Backends whose every output row is summed in an order that depends on this row alone (contract C2).
 ROW_INVARIANT = ("native", "simt")
 # Parts that decide when and where a token is computed, never what. Of others the engine knows no bits.
-_SCHEDULING_PARTS = ("scheduler", "block_pool", "drafter")
+_SCHEDULING_PARTS = ("scheduler", "block_pool", "shares", "quota", "drafter")
 _STRENGTH = ("G4", "G0", "G1", "G2", "G3")
 
 
@@ -153,6 +153,12 @@ def _what_never_repeats(config: EngineConfig, has_drafts: bool) -> Iterator[Limi
             "G4",
             "the lengths of adaptive drafts follow measured times, and they decide here",
             "set adaptive_draft=False",
+        )
+    if config.tenant_limits:
+        yield Limit(
+            "G4",
+            "lanes of tenants take turns from step to step, so a second call may begin with another lane",
+            "leave tenant_limits out",
         )
 
 

@@ -16,10 +16,17 @@ from __future__ import annotations
 
 import hmac
 import secrets
+from functools import lru_cache
 
 from minillm.memory.encoding import canonical
 
 _SECRET = secrets.token_bytes(32)
+
+
+@lru_cache(maxsize=4096)
+def tenant_label(tenant: str | None) -> str:
+    """The name of a tenant in events and metrics: 16 hex digits, others in every process."""
+    return hmac.digest(_SECRET, canonical(["tenant", tenant]), "sha256").hex()[:16]
 
 
 def keyed(digest: str, tenant: str | None) -> str:

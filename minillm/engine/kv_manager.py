@@ -21,9 +21,9 @@ from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import BlockTable, blocks_for
 from minillm.memory.prefix_cache import CachedBlock, PrefixCache, Scope
 from minillm.memory.public_prefixes import PublicPrefixes
+from minillm.memory.scope import MakeScope, block_scope
 from minillm.observe.events import Events
 
-LONG = "longrope"  # the conditioning of long sequences: the same ids have other keys than in short ones
 MakeCache = Callable[[BlockPool], PrefixCache]
 
 
@@ -43,9 +43,11 @@ class KVCacheManager:
         make_cache: MakeCache = PrefixCache,
         draft: str | None = None,
         public: PublicPrefixes | None = None,
+        make_scope: MakeScope = block_scope,
     ) -> None:
         self.pool, self.envelope, self._events, self._draft = pool, envelope, events, draft
-        self._make_cache, self.public = make_cache, public or PublicPrefixes((), pool.block_size)
+        self._make_cache, self._make_scope = make_cache, make_scope
+        self.public = public or PublicPrefixes((), pool.block_size)
         self.cache = make_cache(pool) if prefix_caching else None
 
     # Counting -------------------------------------------------------------------------------
@@ -137,7 +139,7 @@ class KVCacheManager:
         if not self.cache or not 0 < missing <= self.num_unused:
             return
         if evicted := _count(self.cache.evict(missing), "evict"):
-            self._events.emit("evict", blocks=evicted)
+            self._events.emit("evict", blocks=evicted, cause="room")
 
     def allocate_slots(self, sequence: Sequence, num_tokens: int) -> None:
         """Give the sequence room for `num_tokens` tokens in all.
@@ -240,7 +242,7 @@ class KVCacheManager:
             self.start_over(sequence)
         self._events.free_all()
         if cached:
-            self._events.emit("evict", blocks=cached)
+            self._events.emit("evict", blocks=cached, cause="reset")
 
     def start_over(self, sequence: Sequence) -> None:
         """Record that the pool is a new one, in which the sequence has nothing."""
@@ -309,10 +311,8 @@ class KVCacheManager:
         return self._draft is not None and block.draft == self._draft
 
     def _scope(self, sequence: Sequence) -> Scope:
-        public = self._public(sequence)
-        after = [self.public.conditioning(public[-1])] if public else []
-        conditioning = [LONG, *after] if sequence.rope_offset else after
-        return Scope(self.envelope, sequence.tenant, " ".join(conditioning))
+        after = self.public.number(self._public(sequence))
+        return self._make_scope(self.envelope, sequence.tenant, bool(sequence.rope_offset), after)
 
     def _public(self, sequence: Sequence) -> list[CachedBlock]:
         """The public blocks that the prompt begins with. At least one token is left to compute."""

@@ -17,13 +17,17 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from minillm.config import EngineConfig, shown
+from minillm.config.tenants import Limits
 from minillm.engine.kv_manager import KVCacheManager
+from minillm.engine.quota import Quota
 from minillm.engine.scheduler import Scheduler
 from minillm.engine.sequence import TextStream
 from minillm.errors import UsageError
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import slot_mapping
-from minillm.memory.prefix_cache import PrefixCache
+from minillm.memory.prefix_cache import PrefixCache, Scope
+from minillm.memory.scope import block_scope
+from minillm.memory.shares import Shares
 from minillm.model.loader import LoadedModel
 from minillm.observe.events import Events
 from minillm.ops.contract import AttentionMetadata
@@ -61,6 +65,24 @@ class MakePrefixCache(Protocol):
     """Makes an object with `PrefixCache`'s methods; not called if prefix caching is off."""
 
     def __call__(self, pool: BlockPool, /) -> PrefixCache: ...
+
+
+class MakeScope(Protocol):
+    """The scope of a tenant's cached blocks; the arguments are those of `block_scope`."""
+
+    def __call__(self, envelope: str, tenant: str | None, is_long: bool, after: int | None, /) -> Scope: ...
+
+
+class MakeShares(Protocol):
+    """Makes an object with `Shares`' methods; called only with `tenant_limits`. `common`: blocks."""
+
+    def __call__(self, pool: BlockPool, common: int, /) -> Shares: ...
+
+
+class MakeQuota(Protocol):
+    """Makes an object with `Quota`'s methods; called only with `tenant_limits`."""
+
+    def __call__(self, limits: Limits, block_size: int, /) -> Quota: ...
 
 
 class MakeDrafter(Protocol):
@@ -126,6 +148,9 @@ class Parts:
     block_pool: MakeBlockPool = BlockPool
     scheduler: MakeScheduler = Scheduler
     prefix_cache: MakePrefixCache = PrefixCache
+    scope: MakeScope = block_scope
+    shares: MakeShares = Shares
+    quota: MakeQuota = Quota
     drafter: MakeDrafter | None = None
     verify_draft: VerifyDraft | None = None
     rope: Rope | None = None
@@ -168,6 +193,9 @@ _ARGUMENTS = {
     "block_pool": "num_blocks, block_size",
     "scheduler": "config, memory, events",
     "prefix_cache": "pool",
+    "scope": "envelope, tenant, is_long, after",
+    "shares": "pool, common",
+    "quota": "limits, block_size",
     "drafter": "model, config",
     "verify_draft": "draft, draft_probs, target_probs, uniforms",
     "rope": "x, cos, sin",
@@ -183,6 +211,8 @@ _METHODS = {
     "block_pool": "num_blocks block_size num_free allocate share free ref_count",
     "scheduler": "add fork remove requeue schedule waiting running",
     "prefix_cache": "digest match acquire publish released evict is_unused num_unused num_blocks",
+    "shares": "add room trim reclaim available num_unused",
+    "quota": "add remove released __len__",
     "drafter": "propose settle",
 }
 

@@ -20,7 +20,7 @@ from minillm.engine.sequence import Sequence
 
 
 @dataclass
-class _Started:
+class Started:
     """Sequences of one request that count together, and their blocks at full length."""
 
     tenant: str | None
@@ -29,6 +29,7 @@ class _Started:
 
     @property
     def has_ended(self) -> bool:
+        """Whether all its sequences have ended."""
         return all(sequence.finish_reason for sequence in self.sequences)
 
 
@@ -37,14 +38,19 @@ class Quota:
 
     def __init__(self, limits: Limits, block_size: int) -> None:
         self._limits, self._size = limits, block_size
-        self._started: list[_Started] = []
+        self._started: list[Started] = []
         self._parked: dict[str | None, WaitingLine] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._parked.values()))
 
     def add(self, sequence: Sequence) -> bool:
-        """Count a request's first sequence as started if that fits; else park it. Return whether it fits."""
+        """Start a request, or park it if it does not fit; return whether it has started.
+
+        Without `max_blocks` every request starts. So does a sequence of a request that is counted already (a
+        fork of it, or one that was preempted); it is not counted again. Behind a parked request of its own
+        tenant nobody starts.
+        """
         most = limits_of(self._limits, sequence.tenant).max_blocks
         if most is None or any(sequence in started.sequences for started in self._started):
             return True
@@ -61,7 +67,11 @@ class Quota:
                 del self._parked[sequence.tenant]
 
     def released(self, now: float) -> list[Sequence]:
-        """The parked sequences that fit now; they count as started."""
+        """Start the parked requests that fit now; return their sequences. They are no longer parked.
+
+        Each tenant's line is looked at alone. Its requests start in the line's own order (`first(now)`), up
+        to the first that does not fit.
+        """
         if not self._parked:
             return []
         found = list[Sequence]()
@@ -73,11 +83,17 @@ class Quota:
         return found
 
     def _start(self, sequence: Sequence, most: int) -> bool:
+        """Count a request in `_started` if its tenant's requests then have at most `most` blocks.
+
+        `sequence` is the first of its request; `forks` are the others. They count at their full length,
+        prompt and `max_tokens`, with the prompt's full blocks once (`group_blocks`). Requests that have ended
+        count no more, and are forgotten. One that is alone always starts: `admission.py` has checked it.
+        """
         self._started = [started for started in self._started if not started.has_ended]
         group, prompt_len = [sequence, *sequence.forks], len(sequence.prompt_token_ids)
         blocks = group_blocks(prompt_len, prompt_len + sequence.max_tokens, len(group), self._size)
         used = sum(s.blocks for s in self._started if s.tenant == sequence.tenant)
         if used and used + blocks > most:
             return False
-        self._started.append(_Started(sequence.tenant, group, blocks))
+        self._started.append(Started(sequence.tenant, group, blocks))
         return True

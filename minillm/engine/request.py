@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from minillm.config import SamplingParams
 from minillm.engine.sequence import FinishReason, Sequence
@@ -26,7 +26,7 @@ class Request:
 
     request_id: str
     sequences: list[Sequence]
-    prompt_digest: str = ""  # of the text or the ids that were given (`prompt.py`)
+    prompt_digest: str = field(default="", repr=False)  # of the text or ids that were given (`prompt.py`)
     is_scheduled: bool = False  # it has been given to the scheduler
 
     @property
@@ -100,10 +100,12 @@ class Request:
 
 
 def derived_seed(engine_seed: int, tenant: str | None, number: int) -> int:
-    """The seed of a request that gives none: 32 bits.
+    """The seed of a request that gives none: a whole number of 32 bits, from 0.
 
-    It depends on the engine's seed, the tenant and the number of the tenant's own earlier requests. A number
-    counted over all tenants would tell each how much the others send.
+    It depends on the engine's seed, the tenant and `number`, that of the tenant's own earlier requests. A
+    number counted over all tenants would tell each how much the others send. Two questions that differ in
+    one of the three have different seeds, but for chance; None and "" are two tenants. Equal questions have
+    equal seeds, in every process. The work does not grow with `number`.
     """
     start = mix64(engine_seed & _MASK)
     if tenant is not None:

@@ -12,8 +12,13 @@ has to be undone.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from minillm.engine.sequence import Sequence
+
+# What a waiting sequence lacks: KV blocks, a place among `max_num_seqs`, tokens of the step, or room in its
+# tenant's `max_blocks`.
+Held = Literal["blocks", "seqs", "tokens", "quota"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ class StepPlan:
     `prefill`: a chunk each of some sequences in their prefill. `decode`: sequences after their prefill, each
     gets one token. `blocks`: the number of blocks that each planned sequence will allocate, which may be 0;
     `num_blocks` is their sum. They are counted here, not allocated. `preempted`: the sequences that were
-    preempted while the plan was made; they are not in the plan. `lanes`: empty without tenant limits.
+    preempted while the plan was made; they are not in the plan. `held`: the number of sequences that wait, by
+    what the first of them lacks. `lanes`: empty without tenant limits.
     """
 
     prefill: list[Chunk] = field(default_factory=list)
@@ -57,6 +63,7 @@ class StepPlan:
     blocks: dict[Sequence, int] = field(default_factory=dict)
     num_blocks: int = 0
     preempted: list[Sequence] = field(default_factory=list)
+    held: dict[Held, int] = field(default_factory=dict)
     lanes: list[LanePlan] = field(default_factory=list)
 
     @property
@@ -68,11 +75,6 @@ class StepPlan:
     def sequences(self) -> list[Sequence]:
         """All sequences of the step."""
         return [*self.decode, *(chunk.sequence for chunk in self.prefill)]
-
-    def lane_numbers(self) -> dict[Sequence, int]:
-        """The number of the lane of each decoding sequence in a reserved lane; the other lanes count as 0."""
-        reserved = [lane.decode for lane in self.lanes if lane.is_reserved]
-        return {sequence: number for number, lane in enumerate(reserved, 1) for sequence in lane}
 
     def take(self, sequence: Sequence, blocks: int) -> None:
         """Count `blocks` blocks for a sequence."""
@@ -86,6 +88,8 @@ class StepPlan:
         self.blocks |= other.blocks
         self.num_blocks += other.num_blocks
         self.preempted += other.preempted
+        for reason, count in other.held.items():
+            self.held[reason] = self.held.get(reason, 0) + count
 
     def drop(self, sequence: Sequence) -> None:
         """Remove a sequence and its blocks from the plan."""

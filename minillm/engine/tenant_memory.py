@@ -14,6 +14,7 @@ sequence.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from minillm.config.tenants import Limits, guaranteed_by_name, limits_of
 from minillm.engine.kv_manager import KVCacheManager, MakeCache
@@ -26,7 +27,15 @@ from minillm.memory.shares import Share, Shares
 from minillm.observe.events import Events
 
 COMMON = object()  # the key of the common lane: no tenant has it
-MakeLane = Callable[[Share, MakeCache], "LaneMemory"]
+
+
+@dataclass(frozen=True)
+class LaneMakers:
+    """What makes the shares of a pool, the manager of a share, and the prefix cache of a share."""
+
+    shares: Callable[[BlockPool, int], Shares]
+    lane: Callable[[Share, MakeCache], LaneMemory]
+    cache: MakeCache
 
 
 class LaneMemory(KVCacheManager):
@@ -42,21 +51,17 @@ class LaneMemory(KVCacheManager):
     def make_room(self, count: int) -> None:
         """Have `count` free blocks in the pool if the share has so much room."""
         if evicted := self.pool.make_room(count):
-            self._events.emit("evict", blocks=evicted)
+            self._events.emit("evict", blocks=evicted, cause="room")
 
     def free(self, sequence: Sequence) -> None:
         """Free all blocks of the sequence; of those in the cache only as many stay as the guarantee holds."""
         super().free(sequence)
         if evicted := self.pool.trim():
-            self._events.emit("evict", blocks=evicted)
+            self._events.emit("evict", blocks=evicted, cause="guarantee")
 
 
 class TenantMemory:
     """The lanes of all tenants, over one pool.
-
-    Args:
-        make_lane: makes the manager of a share.
-        make_cache: makes the prefix cache of a share.
 
     Raises:
         UsageError: the guarantees and the public prefixes add up to more blocks than the pool has.
@@ -68,11 +73,9 @@ class TenantMemory:
         limits: Limits,
         public: PublicPrefixes,
         events: Events,
-        make_lane: MakeLane,
-        make_cache: MakeCache,
+        make: LaneMakers,
     ) -> None:
-        self.limits, self.public, self._events = limits, public, events
-        self._make_lane, self._make_cache = make_lane, make_cache
+        self.limits, self.public, self._events, self._make = limits, public, events, make
         guaranteed = sum(limit.guaranteed_blocks for limit in limits.values())
         self._common = pool.num_blocks - public.num_blocks - guaranteed
         if self._common < 0:
@@ -84,21 +87,21 @@ class TenantMemory:
         self._open(pool)
 
     def _open(self, pool: BlockPool) -> None:
-        self.pool, self._shares = pool, Shares(pool, self._common)
+        self.pool, self._shares = pool, self._make.shares(pool, self._common)
         self.lanes: dict[object, LaneMemory] = {
             tenant: self._lane(self._shares.add(limit.guaranteed_blocks))
             for tenant, limit in guaranteed_by_name(self.limits).items()
         }
         others = self.limits.get(None)
         share = self._shares.add(others.guaranteed_blocks if others else 0, keeps_outside=True)
-        self.lanes[COMMON] = self._lane(share)
+        self.lanes[COMMON] = self._common_lane = self._lane(share)
 
     def _lane(self, share: Share) -> LaneMemory:
         def make_cache(_: BlockPool) -> PrefixCache:
-            share.cache = self._make_cache(share)  # type: ignore[arg-type]
+            share.cache = self._make.cache(share)  # type: ignore[arg-type]
             return share.cache
 
-        return self._make_lane(share, make_cache)
+        return self._make.lane(share, make_cache)
 
     def key(self, tenant: str | None) -> object:
         """The key of a tenant's lane in `lanes`."""
@@ -106,7 +109,7 @@ class TenantMemory:
 
     def of(self, sequence: Sequence) -> LaneMemory:
         """The lane of a sequence."""
-        return self.lanes[self.key(sequence.tenant)]
+        return self.lanes.get(sequence.tenant, self._common_lane)  # twice for each row of every step
 
     # Counting -------------------------------------------------------------------------------
 
@@ -178,7 +181,7 @@ class TenantMemory:
             self.of(sequence).start_over(sequence)
         self._events.free_all()
         if cached:
-            self._events.emit("evict", blocks=cached)
+            self._events.emit("evict", blocks=cached, cause="reset")
 
 
 KVMemory = KVCacheManager | TenantMemory

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minillm.config import EngineConfig
-from minillm.config.tenants import UNLIMITED, TenantLimits, guaranteed_by_name
+from minillm.config.tenants import UNLIMITED, TenantLimits
 from minillm.engine.checked import check_plan
 from minillm.engine.quota import Quota
 from minillm.engine.request import Request
@@ -113,8 +113,7 @@ def reserved_places(config: EngineConfig) -> dict[object, int]:
     """
     everybody = (config.tenant_limits or {}).values()
     total, most = sum(limit.guaranteed_tokens_per_step for limit in everybody), config.max_num_seqs
-    limits = guaranteed_by_name(config.tenant_limits)
-    tokens = {tenant: limit.guaranteed_tokens_per_step for tenant, limit in limits.items()}
+    tokens = {tenant: limit.guaranteed_tokens_per_step for tenant, limit in config.guaranteed.items()}
     named: dict[object, int] = {
         tenant: min(count, max(1, most * count // total)) for tenant, count in tokens.items() if count
     }
@@ -139,10 +138,14 @@ class TenantScheduler:
     """Runs the lanes of all tenants. It has `Scheduler`'s methods."""
 
     def __init__(
-        self, config: EngineConfig, memory: TenantMemory, events: Events, make: MakeScheduler
+        self,
+        config: EngineConfig,
+        memory: TenantMemory,
+        events: Events,
+        make: MakeScheduler,
+        quota: Quota,
     ) -> None:
-        self._config, self._memory, self._events = config, memory, events
-        self._quota = Quota(memory.limits, config.block_size)
+        self._config, self._memory, self._events, self._quota = config, memory, events, quota
         self._lanes: dict[object, Lane] = {}
         places = reserved_places(config)
         for key, lane_memory in memory.lanes.items():
@@ -220,6 +223,8 @@ class TenantScheduler:
             others = _places(each for each in self._sharing if each is not lane)
             self._plan(plan, lane, now, places - others)
         self._leave_for_drafts(plan)
+        if parked := len(self._quota):
+            plan.held["quota"] = parked
         for lane in self._lanes.values():
             lane.memory.pool.planned = 0
         return plan
@@ -231,11 +236,14 @@ class TenantScheduler:
         lane.memory.pool.borrows = must_borrow or not keeps_to_itself
         if must_borrow and (alone := lane.alone(now)):
             places = 1 + alone.num_forks  # nobody starts beside it
-        lane.config.max_num_seqs = lane.places if self._must_wait(lane, now) else places
+        must_wait = self._must_wait(lane, now)
+        lane.config.max_num_seqs = lane.places if must_wait else places
         self._active = lane.scheduler
         made = lane.scheduler.schedule(now)
         lane.plan = made if type(lane.scheduler) is Scheduler else check_plan(made)
         self._active = None
+        if must_wait and "seqs" in made.held:  # for want of common blocks it was given no places
+            made.held["blocks"] = made.held.pop("seqs")
         plan.add(made)
         lane.memory.pool.planned = made.num_blocks
         head = lane.head(now)

@@ -85,6 +85,6 @@ class PublicPrefixes:
         """Whether a block is a public one."""
         return isinstance(block, CachedBlock) and block.scope is _SCOPE
 
-    def conditioning(self, last: CachedBlock) -> str:
-        """What the scope of a tenant's blocks after the public block `last` says."""
-        return f"public {self._numbers[last]}"
+    def number(self, chain: Sequence[CachedBlock]) -> int | None:
+        """The number of the last public block of a chain, which the scope of blocks after it names."""
+        return self._numbers[chain[-1]] if chain else None

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from minillm.errors import OutOfBlocks
+from minillm.errors import OutOfBlocks, PartError
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.prefix_cache import PrefixCache
 
@@ -53,23 +53,39 @@ class Shares:
         """Blocks that no sequence uses."""
         return self.pool.num_free + self.num_unused
 
-    @property
-    def common_left(self) -> int:
-        """Blocks of the common part that no sequence uses."""
-        return self.common - sum(max(0, share.num_live - share.guaranteed) for share in self.members)
+    def room(self, share: Share) -> int:
+        """The blocks that the sequences of `share` can still get.
+
+        Those of its guarantee that no sequence uses and, if it `borrows`, what is left of the common blocks:
+        each share has as many of them as it has live beyond its own guarantee. Unused blocks take no room.
+        """
+        lent = sum(max(0, member.num_live - member.guaranteed) for member in self.members)
+        return share.guarantee_left + (max(0, self.common - lent) if share.borrows else 0)
+
+    def trim(self, share: Share, count: int = 0) -> int:
+        """Evict what a share may not keep if `count` more of its blocks become live; return the number.
+
+        A share that `keeps_outside` keeps all. Another one keeps as many unused blocks as its guarantee then
+        has left, and its oldest ones go. `share.cache` evicts; it is None if prefix caching is off.
+        """
+        surplus = share.num_unused - max(0, share.guarantee_left - count)
+        if share.keeps_outside or surplus <= 0 or share.cache is None:
+            return 0
+        return share.cache.evict(surplus)
 
     def reclaim(self, count: int) -> int:
-        """Have `count` free blocks in the pool, if unused blocks outside guarantees allow it.
+        """Have `count` free blocks in the pool, if evictions outside guarantees allow it.
+
+        Only shares that `keeps_outside` lose blocks. The one with the most unused blocks, of several the one
+        that was made first, loses all that is missing; what it lacks the next one loses. Never raises.
 
         Returns:
             The number of blocks that were evicted.
         """
         evicted = 0
-        while (missing := count - self.pool.num_free) > 0:
-            share = max(self.members, key=lambda share: share.num_loose)
-            if share.num_loose == 0 or share.cache is None:
-                break
-            evicted += share.cache.evict(min(missing, share.num_loose))
+        for share in sorted(self.members, key=lambda share: -share.num_unused):
+            if count > self.pool.num_free and share.keeps_outside and share.cache:
+                evicted += share.cache.evict(count - self.pool.num_free)
         return evicted
 
 
@@ -82,7 +98,7 @@ class Share:
 
     def __init__(self, shares: Shares, guaranteed: int, keeps_outside: bool) -> None:
         self._shares, self.guaranteed = shares, guaranteed
-        self._keeps_outside = keeps_outside or guaranteed == 0
+        self.keeps_outside = keeps_outside or guaranteed == 0
         self._allocated = 0  # live and unused blocks
         self.borrows = True  # whether its sequences may use common blocks
         self.planned = 0  # blocks that a step's plan has counted for its sequences and not yet allocated
@@ -102,11 +118,6 @@ class Share:
         return self._allocated - self.num_unused + self.planned
 
     @property
-    def num_loose(self) -> int:
-        """Unused blocks that any share may take."""
-        return self.num_unused if self._keeps_outside else 0
-
-    @property
     def guarantee_left(self) -> int:
         """Guaranteed blocks that no sequence uses."""
         return max(0, self.guaranteed - self.num_live)
@@ -114,7 +125,7 @@ class Share:
     @property
     def available(self) -> int:
         """Blocks that its sequences can still get."""
-        return self.guarantee_left + (max(0, self._shares.common_left) if self.borrows else 0)
+        return _blocks(self._shares.room(self), "room")
 
     # A block pool ---------------------------------------------------------------------------
 
@@ -161,11 +172,14 @@ class Share:
         """
         if count > self.available:
             return 0
-        return self.trim(count) + self._shares.reclaim(count)
+        return self.trim(count) + _blocks(self._shares.reclaim(count), "reclaim")
 
     def trim(self, count: int = 0) -> int:
         """Evict unused blocks that would be outside the guarantee if `count` more blocks became live."""
-        surplus = self.num_unused - max(0, self.guarantee_left - count)
-        if self._keeps_outside or surplus <= 0 or self.cache is None:
-            return 0
-        return self.cache.evict(surplus)
+        return _blocks(self._shares.trim(self, count), "trim")
+
+
+def _blocks(value: int, method: str) -> int:
+    if type(value) is not int or value < 0:
+        raise PartError(f"part 'shares' returned a wrong value from {method}", "return a number of blocks")
+    return value

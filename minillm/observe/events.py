@@ -7,8 +7,9 @@ event costs one test of an empty list. An event holds numbers and request ids: n
 Two events hold digests, of the prompt and of the answer. They are keyed with a secret of the process, so
 nobody can test a guessed prompt with them (`engine/keyed.py`).
 
-    queue          prompt_tokens, n, prompt          a request entered the queue; `prompt` is keyed
-    refuse         reason                            a request was refused; it has no id
+    queue          prompt_tokens, n, prompt,         a request entered the queue; `prompt` and `tenant` are
+                   tenant                            keyed
+    refuse         reason, tenant                    a request was refused; it has no id
     admit          cached_tokens, waited             a request left the queue; a second `admit` replaces the
                                                      first, whose step was interrupted
     share          blocks                            a sequence starts with blocks from the prefix cache
@@ -21,16 +22,20 @@ nobody can test a guessed prompt with them (`engine/keyed.py`).
                                                      ended, `alloc` and `share` add up to `free`
     copy_on_write  blocks                            a fork got a copy of a partly full block
     publish        blocks                            full blocks were put into the prefix cache
-    evict          blocks                            blocks were removed from the prefix cache
+    evict          blocks, cause                     blocks were removed from the prefix cache to make `room`,
+                                                     because a `guarantee` keeps no more, or by a `reset`
     preempt        tokens                            a running sequence with `tokens` computed lost its blocks
     resume         cached_tokens                     a preempted sequence is running again
     cancel         reason                            a request was aborted or reached its deadline
     finish         index, reason, answer             the sequence with this sample index ended; `answer` is
                                                      the keyed digest of its token ids
-    step           seconds, prefill_tokens, decode_rows, waiting, running, used, cached, free, waste
+    step           seconds, prefill_tokens, decode_rows, context, phases, waiting, held, running, used,
+                   cached, free, slots, waste
 
-`waste`: the number of allocated slots without a token, over all running sequences. It is exact, because only
-full blocks are shared.
+Of a step: `context` is the number of tokens that its decoding sequences have computed. `phases` has the
+seconds of each phase (`engine/stepping.py`). `held` counts the waiting sequences by what the first of them
+lacks (`engine/step_plan.py`). `slots` are the allocated ones of all running sequences, and `waste` those of
+them without a token. It is exact, because only full blocks are shared.
 """
 
 from __future__ import annotations

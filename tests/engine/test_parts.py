@@ -10,11 +10,11 @@ import pytest
 import tiny
 import torch
 
-from minillm import SamplingParams
+from minillm import SamplingParams, TenantLimits
 from minillm.engine.engine import Engine
 from minillm.engine.parts import Parts
-from minillm.errors import UsageError
-from minillm.memory.prefix_cache import PrefixCache
+from minillm.errors import PartError, UsageError
+from minillm.memory.prefix_cache import PrefixCache, Scope
 from minillm.ops.reference import ReferenceOps, apply_rope, read_cache, write_cache
 from minillm.speculation.ngram import NgramDrafter
 
@@ -44,6 +44,8 @@ def test_every_part_is_called_and_can_be_the_engines_own(folder: Path, name: str
     options: dict[str, Any] = {}
     if name == "verify_draft":
         options = {"draft_model": folder, "draft_verification": "rejection", "adaptive_draft": False}
+    if name in ("shares", "quota"):
+        options = {"tenant_limits": {None: TenantLimits(max_blocks=20)}}
     expected = tiny.load(folder, **options).generate([PROMPT, [5]], PARAMS)
     found = tiny.load(folder, parts={name: mine}, **options).generate([PROMPT, [5]], PARAMS)
     assert calls, f"{name} was never called"
@@ -126,6 +128,8 @@ def test_parts_work_from_the_engine_as_from_the_llm(folder: Path, name: str, bac
         ("scheduler", lambda config, memory, events: object(), "has no add, fork, remove"),
         ("block_pool", lambda num_blocks, block_size: object(), "has no num_blocks"),
         ("prefix_cache", lambda pool: object(), "has no digest"),
+        ("shares", lambda pool, common: object(), "has no add, room"),
+        ("quota", lambda limits, block_size: [], "has no add, released"),
         ("drafter", lambda model, config: object(), "has no propose, settle"),
     ],
 )
@@ -133,7 +137,26 @@ def test_parts_that_cannot_be_used_are_refused_when_the_engine_is_built(
     folder: Path, name: str, part: Any, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        tiny.load(folder, parts={name: part})
+        tiny.load(folder, parts={name: part}, tenant_limits={None: TenantLimits(max_blocks=20)})
+
+
+def test_a_scope_of_everybody_shares_blocks_across_tenants(folder: Path) -> None:
+    """The control of the part `scope`: the engine really uses what it returns."""
+
+    def cached(**options: Any) -> list[int]:
+        llm = tiny.load(folder, **options)
+        return [llm.generate(PROMPT, PARAMS, tenant=t)[0].metrics.cached_tokens for t in ("a", "b")]
+
+    assert cached() == [0, 0]
+    shared = {"scope": lambda envelope, tenant, is_long, after: Scope(envelope)}
+    assert cached(parts=shared) == [0, 16]
+
+
+@pytest.mark.parametrize("wrong", [None, ("kv", "a", ""), Scope("kv", 7)], ids=["None", "tuple", "number"])  # type: ignore[arg-type]
+def test_a_scope_that_is_none_is_refused(folder: Path, wrong: Any) -> None:
+    llm = tiny.load(folder, parts={"scope": lambda *arguments: wrong})
+    with pytest.raises(PartError, match="part 'scope' returned"):
+        llm.generate(PROMPT, PARAMS)
 
 
 def test_a_prefix_cache_that_finds_nothing_saves_nothing(folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from minillm.errors import OutOfBlocks
+from minillm.errors import OutOfBlocks, PartError
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.prefix_cache import CachedBlock, PrefixCache, Scope
 from minillm.memory.shares import Share, Shares
@@ -147,15 +147,30 @@ def test_shares_against_the_oracle_in_the_long_form() -> None:
 
 
 def test_control_a_share_that_evicts_from_anyone_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Share, "num_loose", property(lambda share: share.num_unused))
+    def reclaim(shares: Shares, count: int) -> int:
+        largest = max(shares.members, key=lambda share: share.num_unused)
+        missing = max(0, count - shares.pool.num_free)
+        return largest.cache.evict(missing) if largest.cache else 0
+
+    monkeypatch.setattr(Shares, "reclaim", reclaim)
     with pytest.raises(AssertionError):
         _run(600)
 
 
 def test_control_a_share_that_keeps_all_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Share, "trim", lambda share, count=0: 0)
+    monkeypatch.setattr(Shares, "trim", lambda shares, share, count=0: 0)
     with pytest.raises((AssertionError, OutOfBlocks)):
         _run(600)
+
+
+@pytest.mark.parametrize(
+    ("method", "wrong"), [("room", 1.0), ("room", -1), ("trim", None), ("reclaim", True)], ids=str
+)
+def test_a_replaced_division_must_answer_with_numbers_of_blocks(method: str, wrong: object) -> None:
+    mine = type("Mine", (Shares,), {method: lambda *arguments: wrong})(BlockPool(20, 4), 10)
+    share = mine.add(10)
+    with pytest.raises(PartError, match=f"part 'shares' .* from {method}"):
+        share.make_room(3)
 
 
 def test_planned_blocks_count_as_live() -> None:

@@ -1,0 +1,111 @@
+"""Reads a trace in Mooncake's format, line by line, and believes nothing in it.
+
+    {"timestamp": 27482, "input_length": 1031, "output_length": 52, "hash_ids": [0, 46, 47]}
+      ms, in order         tokens of prompt and answer                one id per block of the prompt
+
+An id stands for a block and everything before it. So two prompts that share an id share the whole prefix.
+Other keys are ignored. The file may be anything: a folder, a pipe, a gigabyte without a line break, huge
+numbers. Each error is one line and names the line of the file.
+
+Left out: the size of a block. The trace does not say it, and the simulator does not need it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minillm.config import require_int, shown
+from minillm.config.checks import require_number
+from minillm.config.files import open_file, shown_path, unreadable
+from minillm.errors import NotATrace, UnreadableFile, UsageError
+
+LINE_LIMIT = 1 << 20  # bytes; a prompt of a million tokens takes 20 KB
+MAX_BLOCKS = 10_000_000  # of a whole trace: about 0.5 GB of memory
+FIELDS = ("timestamp", "input_length", "output_length", "hash_ids")
+_LARGEST = (1 << 63) - 1
+_HINT = f"a trace has one JSON object a line, with {', '.join(FIELDS)}"
+
+
+class TraceRequest(NamedTuple):
+    """One line of a trace: arrival in milliseconds, lengths in tokens, an id per block of the prompt."""
+
+    timestamp: float
+    input_length: int
+    output_length: int
+    hash_ids: tuple[int, ...]
+
+
+def read_trace(path: Path) -> list[TraceRequest]:
+    """All requests, in the order of arrival.
+
+    Raises:
+        UnreadableFile: there is no such file, or it cannot be read.
+        NotATrace: a line is damaged, times go backwards, or the trace is empty or too long.
+    """
+    trace: list[TraceRequest] = []
+    blocks = 0
+    for where, line in _lines(path):
+        try:
+            request = _request(_object(line))
+            if trace and request.timestamp < trace[-1].timestamp:
+                raise UsageError("timestamp is earlier than in the line before")
+            blocks += len(request.hash_ids)
+            if blocks > MAX_BLOCKS:
+                raise UsageError(f"the trace has more than {MAX_BLOCKS:,} blocks")
+        except UsageError as error:
+            raise NotATrace(f"{where}: {error.message}", _HINT) from None
+        trace.append(request)
+    if not trace:
+        raise NotATrace(f"{shown_path(path)} is empty", _HINT)
+    return trace
+
+
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(name of the file and number of the line, the line)."""
+    name, number = shown_path(path), 0
+    try:
+        with open_file(path) as file:
+            while line := file.readline(LINE_LIMIT + 1):
+                number += 1
+                if len(line) > LINE_LIMIT:
+                    raise NotATrace(f"{name}, line {number}: longer than {LINE_LIMIT:,} bytes", _HINT)
+                yield f"{name}, line {number}", line
+    except UnreadableFile as error:
+        raise UnreadableFile(error.message, _HINT) from None
+    except OSError as error:
+        raise UnreadableFile(unreadable(path, error).message, _HINT) from None
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(line.decode(), object_pairs_hook=_distinct)
+    except (ValueError, RecursionError):  # also no UTF-8, and numbers of thousands of digits
+        raise UsageError("no JSON object, or one with a key twice") from None
+    if not isinstance(found, dict):
+        raise UsageError("no JSON object")
+    return found
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError
+    return made
+
+
+def _request(found: dict[str, Any]) -> TraceRequest:
+    for name in FIELDS:
+        if name not in found:
+            raise UsageError(f"the line lacks {name}")
+    ids = found["hash_ids"]
+    if not isinstance(ids, list) or not ids:
+        raise UsageError(f"hash_ids must be a list of at least one id, not {shown(ids)}")
+    return TraceRequest(
+        require_number("timestamp", found["timestamp"], 0, _LARGEST),
+        require_int("input_length", found["input_length"], minimum=1, maximum=_LARGEST),
+        require_int("output_length", found["output_length"], minimum=0, maximum=_LARGEST),
+        tuple(require_int("an id of hash_ids", block, minimum=0, maximum=_LARGEST) for block in ids),
+    )
