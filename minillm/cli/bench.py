@@ -38,10 +38,11 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         "(`--backend simt`: the bytes that each attention kernel moves, and its predicted time on a GPU). "
         "With `serving`: the gain from batching, chunks and sharing; with `--workload`, users on the engine: "
         "latencies from the intended start, and exit code 1 where the run was disturbed. With `speculation`: "
-        "the gain and the cost of drafts. With `growth`: how cost grows with context, batch, queue and cache. With `cache`: "
-        "the blocks that a KV cache would find on a recorded TRACE, without a model. All measured figures "
-        "are medians with lowest and highest value, because shared machines are noisy. Without a model the "
-        "engine is measured with smollm2 where it was pulled, all else with the model that ships.",
+        "the gain and the cost of drafts. With `growth`: how cost grows with context, batch, queue and "
+        "cache. With `cache`: the blocks that a KV cache would find on a recorded TRACE, without a model. "
+        "All measured figures are medians with lowest and highest value, because shared machines are noisy. "
+        "Without a model the engine is measured with smollm2 where it was pulled, all else with the model "
+        "that ships.",
         usage="minillm bench [engine|kernels|serving|speculation|growth] [MODEL] [options]\n"
         "       minillm bench cache [TRACE] [options]",
     )
