@@ -11,6 +11,7 @@ from minillm.cli.bench_cache import add_cache_options, measure_cache, print_cach
 from minillm.cli.bench_growth import print_growth
 from minillm.cli.bench_serving import print_serving
 from minillm.cli.bench_speculation import print_speculation
+from minillm.cli.bench_workload import add_workload_options, require_no_workload_options, run_workload
 from minillm.cli.options import add_engine_options, load_llm, model_of, pulled_model
 from minillm.cli.parser import Parser
 from minillm.cli.streams import say
@@ -35,11 +36,13 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         description="Prefill and decode rates, the share of the memory bandwidth (measured in the same run), "
         "and peak memory. With `kernels`: each op, compared with the machine's roofline and the reference "
         "(`--backend simt`: the bytes that each attention kernel moves, and its predicted time on a GPU). "
-        "With `serving`: the gain from batching, chunks and sharing. With `speculation`: the gain and the "
-        "cost of drafts. With `growth`: how cost grows with context, batch, queue and cache. With `cache`: "
-        "the blocks that a KV cache would find on a recorded TRACE, without a model. All measured figures "
-        "are medians with lowest and highest value, because shared machines are noisy. Without a model the "
-        "engine is measured with smollm2 where it was pulled, all else with the model that ships.",
+        "With `serving`: the gain from batching, chunks and sharing; with `--workload`, users on the engine: "
+        "latencies from the intended start, and exit code 1 where the run was disturbed. With `speculation`: "
+        "the gain and the cost of drafts. With `growth`: how cost grows with context, batch, queue and "
+        "cache. With `cache`: the blocks that a KV cache would find on a recorded TRACE, without a model. "
+        "All measured figures are medians with lowest and highest value, because shared machines are noisy. "
+        "Without a model the engine is measured with smollm2 where it was pulled, all else with the model "
+        "that ships.",
         usage="minillm bench [engine|kernels|serving|speculation|growth] [MODEL] [options]\n"
         "       minillm bench cache [TRACE] [options]",
     )
@@ -68,6 +71,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     parser.add_argument(
         "--chip", default="h100", metavar="NAME", help="kernels, simt: predict for t4, a100 or h100"
     )
+    add_workload_options(parser)
     add_cache_options(parser)
     add_engine_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -88,6 +92,9 @@ def run(args: argparse.Namespace) -> int:
         require_int("--" + name.replace("_", "-"), getattr(args, name), minimum=1)
     for batch in args.batch:
         require_int("--batch", batch, minimum=1)
+    if args.what == "serving" and args.workload:
+        return run_workload(args)
+    require_no_workload_options(args)
     measure, show = {
         "engine": (_engine, _print),
         "kernels": (_traffic, _print_traffic) if counted else (_kernels, _print_kernels),

@@ -1,0 +1,167 @@
+"""Recorded traces of requests: when each arrived and how long it was. They hold no text.
+
+    Azure      TIMESTAMP,ContextTokens,GeneratedTokens            CSV (Splitwise, ISCA 2024)
+               2023-11-16 18:15:46.6805900,374,44
+    Mooncake   {"timestamp": 0, "input_length": 900,              JSON lines, milliseconds
+                "output_length": 52, "hash_ids": [46, 47]}        (FAST 2025)
+
+A hash id names the content of 512 tokens of a prompt, together with all tokens before them: two requests
+with the same ids at the start begin with the same text. Nothing about a file is certain: every line is
+checked, and the first wrong one is named.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from minillm.config import require_int
+from minillm.config.files import open_file, shown_path, unreadable
+from minillm.errors import MinillmError, NotATrace, UnreadableFile, UsageError
+
+HASH_BLOCK = 512  # tokens that a hash id stands for
+COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+_MAX_LENGTH = 1 << 24  # tokens of a request
+_MAX_MILLISECONDS = 1 << 48
+_LINE_LIMIT = 1 << 20  # bytes
+_HINT = "a trace is a .csv file in the Azure format or a .jsonl file in the Mooncake format"
+
+
+@dataclass(frozen=True)
+class TraceRow:
+    """One request: `time` in seconds from the start of the trace, lengths in tokens."""
+
+    time: float
+    input_length: int
+    output_length: int
+    hash_ids: tuple[int, ...] = ()
+
+
+def read_trace(path: Path) -> Iterator[TraceRow]:
+    """The requests of a trace; the end of its name tells the format.
+
+    Raises:
+        UsageError: another name.
+        NotATrace, UnreadableFile: as `read_mooncake`.
+    """
+    readers = {".csv": read_azure, ".jsonl": read_mooncake}
+    if path.suffix not in readers:
+        raise UsageError(f"{shown_path(path)} has the name of no trace", _HINT)
+    return readers[path.suffix](path)
+
+
+def read_mooncake(path: Path) -> Iterator[TraceRow]:
+    """The requests of a trace in the Mooncake format.
+
+    Raises:
+        NotATrace: a line is damaged, or its time is before the line above; the message names the line.
+        UnreadableFile: there is no such file, or it cannot be read.
+    """
+    last = 0
+    for number, line in _lines(path):
+        with _Line(path, number):
+            row = _mooncake_row(line, last)
+        last = round(row.time * 1000)
+        yield row
+
+
+def read_azure(path: Path) -> Iterator[TraceRow]:
+    """The requests of a trace in the Azure format; the first one is at time 0. Raises as `read_mooncake`."""
+    first = last = None
+    for number, line in _lines(path):
+        with _Line(path, number):
+            if number == 1:
+                _require_header(line)
+                continue
+            moment, prompt, answer = _azure_cells(line)
+            first = first or moment
+            if moment < (last or moment):
+                raise UsageError("its time is before the line above")
+        last = moment
+        yield TraceRow((moment - first).total_seconds(), prompt, answer)
+
+
+class _Line:
+    """Makes every error of a line a `NotATrace` that names it."""
+
+    def __init__(self, path: Path, number: int) -> None:
+        self._name = f"{shown_path(path)}, line {number}"
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, MinillmError):
+            raise NotATrace(f"{self._name}: {error.message}", _HINT) from None
+        if isinstance(error, ValueError | RecursionError):  # also no UTF-8, numbers of thousands of digits
+            raise NotATrace(f"{self._name}: it cannot be read", _HINT) from None
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file with their numbers, from 1; empty ones are left out."""
+    try:
+        file = open_file(path)
+    except UnreadableFile as error:
+        raise UnreadableFile(error.message, _HINT) from None
+    number = 0
+    with file:
+        while True:
+            try:
+                line = file.readline(_LINE_LIMIT)
+            except OSError as error:
+                raise unreadable(path, error) from None
+            number += 1
+            if len(line) == _LINE_LIMIT:
+                raise NotATrace(f"{shown_path(path)}, line {number}: longer than {_LINE_LIMIT} bytes", _HINT)
+            if not line:
+                break
+            if line.strip():
+                yield number, line
+    if number == 1:
+        raise NotATrace(f"{shown_path(path)} is empty", _HINT)
+
+
+def _mooncake_row(line: bytes, last: int) -> TraceRow:
+    found = json.loads(line)
+    if not isinstance(found, dict):
+        raise UsageError("no JSON object")
+    moment = _int(found, "timestamp", 0, _MAX_MILLISECONDS)
+    if moment < last:
+        raise UsageError("its time is before the line above")
+    length = _int(found, "input_length", 1, _MAX_LENGTH)
+    ids = found.get("hash_ids")
+    if not isinstance(ids, list) or len(ids) != -(-length // HASH_BLOCK):
+        raise UsageError(f"hash_ids must be a list of one id for every {HASH_BLOCK} tokens of the input")
+    hashes = tuple(require_int("a hash id", value, minimum=0) for value in ids)
+    return TraceRow(moment / 1000, length, _int(found, "output_length", 0, _MAX_LENGTH), hashes)
+
+
+def _int(found: dict[str, Any], name: str, low: int, high: int) -> int:
+    return require_int(name, found.get(name), minimum=low, maximum=high)
+
+
+def _require_header(line: bytes) -> None:
+    if tuple(line.decode("utf-8-sig").strip().split(",")) != COLUMNS:
+        raise UsageError(f"the columns must be {', '.join(COLUMNS)}")
+
+
+def _azure_cells(line: bytes) -> tuple[datetime, int, int]:
+    cells = line.decode().strip().split(",")
+    if len(cells) != len(COLUMNS):
+        raise UsageError(f"it needs {len(COLUMNS)} cells and has {len(cells)}")
+    try:
+        moment = datetime.fromisoformat(cells[0])
+    except ValueError:
+        raise UsageError("TIMESTAMP is no time") from None
+    if moment.tzinfo is not None:
+        raise UsageError("TIMESTAMP must have no time zone")
+    return moment, _cell(cells, 1, 1), _cell(cells, 2, 0)
+
+
+def _cell(cells: list[str], index: int, low: int) -> int:
+    if not (cells[index].isascii() and cells[index].isdigit()):
+        raise UsageError(f"{COLUMNS[index]} must be an integer")
+    return require_int(COLUMNS[index], int(cells[index]), minimum=low, maximum=_MAX_LENGTH)
