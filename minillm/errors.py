@@ -165,6 +165,10 @@ class NotARecord(UsageError):
     """A file is no divergence record that this version of minillm wrote, or was damaged since."""
 
 
+class NotATrace(UsageError):
+    """A file is no recorded run that this version of minillm wrote, or was damaged since."""
+
+
 def is_interrupt(error: BaseException) -> bool:
     """Whether `error` asks the program to stop: it belongs to the caller, not to a request.
 

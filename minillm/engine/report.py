@@ -93,7 +93,10 @@ def report_step(
     block_size: int,
     started: float,
 ) -> None:
-    """Emit the event that ends a step: the rows of the step, and the memory used at its end."""
+    """Emit the event that ends a step: the rows of the step, and the memory used at its end.
+
+    In a recorded run `blocks` follows, which says whose memory it is.
+    """
     if not events.listeners:
         return
     slots, counts = sum(len(s.block_table.block_ids) * block_size for s in running), stats()
@@ -114,3 +117,5 @@ def report_step(
         slots=slots,
         waste=slots - sum(s.num_computed_tokens for s in running),
     )
+    if events.detail is not None:
+        events.detail(running)
