@@ -32,7 +32,13 @@ COUNTERS: Mapping[str, Mapping[str, str]] = {
 }
 INSTANTS = ("evict", "refuse", "preempt")
 # What a request does after an event.
-_NEXT = {"queue": "queue", "admit": "prefill", "preempt": "preempted", "resume": "prefill", "cancel": "cancelled"}
+_NEXT = {
+    "queue": "queue",
+    "admit": "prefill",
+    "preempt": "preempted",
+    "resume": "prefill",
+    "cancel": "cancelled",
+}
 
 
 def chrome_trace(trace: Trace) -> dict[str, Any]:
@@ -50,7 +56,11 @@ def _engine(events: Sequence[Event], clock: float) -> Iterator[dict[str, Any]]:
             yield from _step(event, clock)
         elif event.kind in INSTANTS:
             place = {"ph": "i", "s": "p", "pid": ENGINE, "tid": 1, "ts": _micros(event.time - clock)}
-            yield {"name": event.kind, **place, "args": {k: v for k, v in event.data.items() if k != "tenant"}}
+            yield {
+                "name": event.kind,
+                **place,
+                "args": {k: v for k, v in event.data.items() if k != "tenant"},
+            }
 
 
 def _step(event: Event, clock: float) -> Iterator[dict[str, Any]]:

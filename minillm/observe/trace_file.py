@@ -129,7 +129,9 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, bytes]]:
                 raise NotATrace(f"{name}, line {number}: longer than {format_bytes(LINE_LIMIT)}", _AGAIN)
             if size > FILE_LIMIT:
                 limit = format_bytes(FILE_LIMIT)
-                raise NotATrace(f"{name}, line {number}: the file is longer than {limit}", "record a shorter run")
+                raise NotATrace(
+                    f"{name}, line {number}: the file is longer than {limit}", "record a shorter run"
+                )
             yield number, line
 
 

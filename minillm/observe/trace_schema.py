@@ -59,7 +59,9 @@ def _matches(value: Any, pattern: str) -> bool:
 def _all(*checks: Check) -> Check:
     """A list with one value for each check."""
     return lambda value: (
-        isinstance(value, list) and len(value) == len(checks) and all(c(v) for c, v in zip(checks, value, strict=True))
+        isinstance(value, list)
+        and len(value) == len(checks)
+        and all(c(v) for c, v in zip(checks, value, strict=True))
     )
 
 

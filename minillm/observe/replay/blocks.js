@@ -36,7 +36,7 @@ class Grid {
 
   layout() {
     const width = this.canvas.parentElement.clientWidth, blocks = Math.max(1, this.owners.length);
-    const size = Math.min(34, Math.max(3, Math.floor(Math.sqrt(width * 400 / blocks))));
+    const size = Math.min(46, Math.max(3, Math.floor(Math.sqrt(width * 400 / blocks))));
     const across = Math.max(1, Math.floor(width / size));
     return { size, across, down: Math.ceil(blocks / across) };
   }

@@ -40,7 +40,7 @@ function showFacts(run, frame) {
   const value = (name) => count(run.at(name, frame));
   fillTable("facts", [
     ["Prefill tokens", "prefill", value("prefill")], ["Sequences in decode", "decode", value("decode")],
-    ["Tokens generated", "output", value("output")], ["Seconds", "seconds", seconds(run.at("seconds", frame))],
+    ["Tokens generated", "output", value("output")], ["Time of the step", "seconds", seconds(run.at("seconds", frame))],
     ["of them", "phases", named(run.columns.phases, frame, seconds)],
     ["Running sequences", "running", value("running")], ["Waiting requests", "waiting", value("waiting")],
     ["held by lack of", "held", named(run.columns.held, frame, count)],

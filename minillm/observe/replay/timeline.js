@@ -61,7 +61,8 @@ function drawTimeline(run, onFrame) {
   byId("time-legend").replaceChildren(
     legendItem("prefill", swatch(INK.prefill)), legendItem("decode", swatch(INK.decode)),
     legendItem("used blocks", swatch(INK.used)), legendItem("prefix cache only", swatch(INK.cached)),
-    legendItem("waiting", swatch("none", INK.waiting)), legendItem("preemption", mark(INK.preempt)),
+    legendItem("waiting", (picture) => picture.append(svg("line",
+      { x1: 1, x2: 15, y1: 6, y2: 6, stroke: INK.waiting, "stroke-width": 2 }))), legendItem("preemption", mark(INK.preempt)),
     legendItem("eviction", swatch(INK.soft)));
   return (frame) => {
     cursor.setAttribute("x", xOf(run, frame) - 1);
