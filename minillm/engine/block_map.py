@@ -1,4 +1,4 @@
-"""The event `blocks`: whose each block of the pool is, told after every step as the changes since the last one.
+"""The event `blocks`: whose each block of the pool is, told after every step as what has changed.
 
     block      0    1    2    3    4    5
     owner      a    a,b  b    -    c    cache          a and b share block 1; block 5 waits for a prefix hit

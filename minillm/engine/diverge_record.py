@@ -14,7 +14,7 @@ So a record holds token ids and what can be guessed from digests. It is opt-in, 
 and never part of a trace (contract C8).
 
 Lines are appended with one write for each step of the engine (`config/new_file.py`). Whatever stops the
-process, the file is whole up to its last line break, and a reader leaves out what follows (`verify/record.py`).
+process, the file is whole up to its last line break. A reader leaves out what follows (`verify/record.py`).
 
 Rows are recorded on whatever path they were computed: op by op, fused, verified drafts, forks of a prompt. A
 preempted answer draws none of its tokens again, so no step is recorded twice.

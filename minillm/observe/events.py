@@ -31,8 +31,8 @@ nobody can test a guessed prompt with them (`engine/keyed.py`).
                                                      the keyed digest of its token ids
     step           seconds, prefill_tokens, decode_rows, context, phases, waiting, held, running, used,
                    cached, free, slots, waste
-    blocks         tables, cached, uncached          after a step, only in a recorded run: which blocks the
-                                                     sequences and the prefix cache own (`engine/block_map.py`)
+    blocks         tables, cached, uncached          after a step, only in a recorded run: whose each
+                                                     block is (`engine/block_map.py`)
 
 Of a step: `context` is the number of tokens that its decoding sequences have computed. `phases` has the
 seconds of each phase (`engine/stepping.py`). `held` counts the waiting sequences by what the first of them

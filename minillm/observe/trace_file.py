@@ -2,8 +2,8 @@
 
     LLM(record="run.jsonl")     ->   lines, each one JSON object:
 
-    {"format": "minillm trace", "version": 1, "clock": .., "block_size": 16, "num_blocks": 256, ..}   the header
-    {"kind": "queue", "step": 0, "time": .., "request_id": "req-..", "data": {"prompt_tokens": 9, ..}}  an event
+    {"format": "minillm trace", "version": 1, "clock": .., "block_size": 16, "num_blocks": 256, ..}   a header
+    {"kind": "queue", "step": 0, "time": .., "request_id": "req-..", "data": {"prompt_tokens": 9, ..}}
 
 The recorder is a listener, so it changes nothing (contract C8). It writes once a step (`config/new_file.py`);
 what a killed process leaves is whole up to its last line break. A file that cannot be written ends the record

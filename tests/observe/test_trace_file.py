@@ -1,4 +1,4 @@
-"""Recorded runs: what is read is what happened, a file that fails disturbs nobody, and any file is one line."""
+"""Recorded runs: what is read is what happened, a failing file disturbs nobody, any file is one line."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_only_the_owner_reads_it_and_nothing_is_overwritten(folder: Path, tmp_pa
     tiny.load(folder, record=tmp_path / "run")
     assert stat.S_IMODE((tmp_path / "run").stat().st_mode) == 0o600
     before = (tmp_path / "run").read_bytes()
-    with pytest.raises(UsageError, match="record: .* exists already"):
+    with pytest.raises(UsageError, match=r"record: .* exists already"):
         tiny.load(folder, record=tmp_path / "run")
     assert (tmp_path / "run").read_bytes() == before
     with pytest.raises(StorageError, match="cannot be made"):
@@ -108,7 +108,7 @@ def test_only_the_owner_reads_it_and_nothing_is_overwritten(folder: Path, tmp_pa
 
 @pytest.mark.parametrize("value", ["", 3, b"a", True, Path()], ids=repr)
 def test_what_is_no_path_is_refused(value: Any) -> None:
-    with pytest.raises(UsageError, match="^record must be the path"):
+    with pytest.raises(UsageError, match=r"^record must be the path"):
         EngineConfig(record=value)
 
 
@@ -252,7 +252,7 @@ def test_a_wrong_header_is_refused(run_file: Path, tmp_path: Path, changes: dict
 def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnreadableFile, match="No such file"):
         read_trace(tmp_path / "missing")
-    with pytest.raises(UnreadableFile, match="not an ordinary file|Is a directory"):
+    with pytest.raises(UnreadableFile, match=r"not an ordinary file|Is a directory"):
         read_trace(tmp_path)
     (tmp_path / "empty").touch()
     with pytest.raises(NotATrace, match="is empty"):
@@ -281,10 +281,12 @@ def test_any_change_of_a_file_gives_a_trace_or_one_error(run_file: Path, data: s
     line[at : at + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=6))
     path = run_file.with_name("changed")
     path.write_bytes(b"\n".join([lines[0], *lines[1:4]]) + b"\n" + bytes(line) if number else bytes(line))
+    outcome = ""
     try:
         read_trace(path)
     except NotATrace as error:
-        assert "\n" not in str(error) and "changed" in str(error)
+        outcome = str(error)
+    assert "\n" not in outcome and ("changed" in outcome or not outcome)
 
 
 def test_the_log_is_silent_when_nothing_fails(

@@ -19,8 +19,8 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
     parser = commands.add_parser(
         NAME,
         help="a recorded run as a page for the browser",
-        description="Make one HTML file of a run that was recorded with --record or LLM(record=...). It needs "
-        "no network and no other file. With --chrome-trace, a trace for ui.perfetto.dev or chrome://tracing "
+        description="Make one HTML file of a run that was recorded with --record or LLM(record=...). It "
+        "needs no network and no other file. With --chrome-trace, a trace for ui.perfetto.dev or chrome://tracing "
         "instead.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the recorded run")

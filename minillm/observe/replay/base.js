@@ -57,7 +57,8 @@ function largest(values) {
 
 // One row of a table. The test reads the text by its name.
 function row(label, name, text) {
-  return element("tr", {}, element("th", { scope: "row" }, label), element("td", { "data-name": name }, text));
+  return element("tr", {}, element("th", { scope: "row" }, label),
+    element("td", { "data-name": name }, text));
 }
 
 function fillTable(id, rows) {

@@ -20,7 +20,8 @@ class Grid {
       legendItem("shared", (picture) => picture.append(
         svg("rect", { x: 1, y: 0.5, width: 7, height: 11, fill: COLOURS[0] }),
         svg("rect", { x: 8, y: 0.5, width: 7, height: 11, fill: COLOURS[1] }),
-        svg("rect", { x: 1.5, y: 1, width: 13, height: 10, fill: "none", stroke: INK.ink, "stroke-width": 2 }))),
+        svg("rect", { x: 1.5, y: 1, width: 13, height: 10, fill: "none", stroke: INK.ink,
+          "stroke-width": 2 }))),
       legendItem("prefix cache only", (picture) => picture.append(
         svg("rect", { x: 1, y: 0.5, width: 14, height: 11, fill: "#FFF", stroke: INK.soft }),
         svg("path", { d: "M1 11L12 0M6 11.5L15 3", stroke: INK.soft }))),
@@ -118,7 +119,8 @@ class Grid {
   }
 
   key(event, onRequest) {
-    const moves = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -this.layout().across, ArrowDown: this.layout().across };
+    const { across } = this.layout();
+    const moves = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across, ArrowDown: across };
     if (event.key === "Enter") this.choose(this.cursor, onRequest);
     else if (event.key in moves) {
       const block = Math.max(0, this.cursor) + (this.cursor < 0 ? 0 : moves[event.key]);

@@ -139,7 +139,7 @@ class _Encoder:
         self._unlisted: dict[Key, int] = {}
 
     def change(self, key: Key, ids: list[int]) -> list[Any]:
-        """[request, sample, keep, new ids]; a table of an unlisted request has a number instead of its sample."""
+        """[request, sample, keep, new ids]; tables of unlisted requests have a number as sample."""
         old, self._before[key] = self._before.get(key, []), ids
         pairs = enumerate(zip(old, ids, strict=False))
         keep = next((i for i, (was, now) in pairs if was != now), min(len(old), len(ids)))

@@ -24,7 +24,8 @@ function lanesLegend(run, shown) {
   const items = [
     legendItem("waiting", (picture) => picture.append(svg("line", dashed(1, 15, 6)))),
     legendItem("prefill", swatch(INK.soft)),
-    legendItem("its tokens", (picture) => picture.append(svg("rect", { x: 1, y: 3, width: 14, height: 6, fill: INK.soft }))),
+    legendItem("its tokens", (picture) => picture.append(
+      svg("rect", { x: 1, y: 3, width: 14, height: 6, fill: INK.soft }))),
     legendItem("preempted", mark(INK.preempt)), legendItem("end", endMark(8, 6)),
     element("span", {}, "A click on a name follows it.")];
   if (shown < run.requests.length) {
@@ -38,7 +39,8 @@ function dashed(from, to, y) {
 }
 
 function endMark(x, y) {
-  return (picture) => picture.append(svg("path", { d: `M${x} ${y - 5}V${y + 5}`, stroke: INK.ink, "stroke-width": 2.5 }));
+  return (picture) => picture.append(svg("path", { d: `M${x} ${y - 5}V${y + 5}`, stroke: INK.ink,
+    "stroke-width": 2.5 }));
 }
 
 function drawLane(run, chart, number, place) {
@@ -64,7 +66,8 @@ function drawEntry(run, chart, [frame, kind], y, colour) {
   if (kind === "chunk") {
     chart.append(svg("rect", { x: left, y: y - 6, width: width, height: 12, fill: colour }));
   } else if (kind === "preempt") {
-    chart.append(svg("path", { d: `M${left - 4} ${y - 5}H${left + 4}L${left} ${y + 3}Z`, fill: INK.preempt }));
+    const corners = `M${left - 4} ${y - 5}H${left + 4}L${left} ${y + 3}Z`;
+    chart.append(svg("path", { d: corners, fill: INK.preempt }));
   } else if (kind === "finish") endMark(left + width, y)(chart);
 }
 
@@ -130,9 +133,10 @@ const SAYS = {
 function showLife(run, number, frame) {
   const request = run.requests[number];
   if (!request) return;
-  const entries = request.life.map(([at, kind, time, ...values]) => ({ at, text: `${seconds(time)} ${SAYS[kind](...values)}` }));
-  const items = entries.map(({ at, text }) => element("li",
-    { class: at === frame ? "now" : at > frame ? "later" : "" }, `Step ${run.at("step", at)}, ${text}`));
+  const items = request.life.map(([at, kind, time, ...values]) => {
+    const text = `Step ${run.at("step", at)}, ${seconds(time)} ${SAYS[kind](...values)}`;
+    return element("li", { class: at === frame ? "now" : at > frame ? "later" : "" }, text);
+  });
   if (request.left_out) items.push(element("li", {}, `${request.left_out} more are left out`));
   byId("life").replaceChildren(...items);
 }

@@ -1,10 +1,10 @@
 """The life of each request: when it waited, which chunks it computed, when its tokens came, how it ended.
 
-    life     ["queue", t] ["admit", t, cached] ["chunk", t, start, end] .. ["preempt", t, tokens] .. ["finish", ..]
+    life     [frame, "queue", time, ..], [frame, "admit", time, cached], [frame, "chunk", time, start, end], ..
     tokens   [frame, tokens in it], [frame, tokens in it], ..
 
-The times are seconds since the start of the run. Each entry of `life` begins with its frame. The latencies are
-those of `metrics.py`, so the page says what the outputs say.
+The times are seconds since the start of the run. The latencies are those of `metrics.py`, so the page says
+what the outputs say.
 """
 
 from __future__ import annotations

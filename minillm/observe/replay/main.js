@@ -52,8 +52,8 @@ function togglePlay() {
 function onKey(event) {
   if (event.target.matches("select, input, button") && event.key !== "Escape") return;
   const far = event.shiftKey ? 10 : 1;
-  const actions = { " ": togglePlay, ArrowLeft: () => goTo(state.frame - far), ArrowRight: () => goTo(state.frame + far),
-    Home: () => goTo(0), End: () => goTo(run.length - 1) };
+  const actions = { " ": togglePlay, ArrowLeft: () => goTo(state.frame - far),
+    ArrowRight: () => goTo(state.frame + far), Home: () => goTo(0), End: () => goTo(run.length - 1) };
   if (!(event.key in actions) || event.ctrlKey || event.altKey || event.metaKey) return;
   actions[event.key]();
   event.preventDefault();

@@ -1,5 +1,5 @@
-// The run, and who owns which block after a frame. Tables are stored as changes; every KEEP-th frame the whole
-// state is kept, so that going to any frame applies at most KEEP changes.
+// The run, and who owns which block after a frame. Tables are stored as changes; before every KEEP-th frame the
+// whole state is kept, so that going to any frame applies at most KEEP changes.
 
 const KEEP = 100;
 const MAX_DRAWN = 65536;
@@ -78,7 +78,8 @@ class Run {
   }
 }
 
-const DOING = { queue: "waiting", admit: "running", chunk: "running", resume: "running", preempt: "preempted" };
+const DOING = { queue: "waiting", admit: "running", chunk: "running", resume: "running",
+  preempt: "preempted" };
 
 // The frame in which the last sample of a request ended; Infinity if it did not.
 function endOf(request) {

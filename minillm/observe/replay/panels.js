@@ -40,7 +40,8 @@ function showFacts(run, frame) {
   const value = (name) => count(run.at(name, frame));
   fillTable("facts", [
     ["Prefill tokens", "prefill", value("prefill")], ["Sequences in decode", "decode", value("decode")],
-    ["Tokens generated", "output", value("output")], ["Time of the step", "seconds", seconds(run.at("seconds", frame))],
+    ["Tokens generated", "output", value("output")],
+    ["Time of the step", "seconds", seconds(run.at("seconds", frame))],
     ["of them", "phases", named(run.columns.phases, frame, seconds)],
     ["Running sequences", "running", value("running")], ["Waiting requests", "waiting", value("waiting")],
     ["held by lack of", "held", named(run.columns.held, frame, count)],
@@ -63,21 +64,28 @@ function showBatch(run, frame) {
   if (!run.length) return;
   const chunks = run.chunks[frame], tokens = run.tokens[frame];
   const listed = sum(chunks.map(({ start, end }) => end - start));
-  const parts = chunks.map(({ request, start, end }) => ({ request, size: end - start, text: `${nameOf(request)} ${start}-${end}` }));
+  const parts = chunks.map(({ request, start, end }) => (
+    { request, size: end - start, text: `${nameOf(request)} ${start}-${end}` }));
   if (run.at("prefill", frame) > listed) {
     parts.push({ request: UNLISTED, size: run.at("prefill", frame) - listed, text: "others" });
   }
   byId("batch").replaceChildren(
-    element("p", { class: "what" }, `Prefill: ${plural(run.at("prefill", frame), "token")}, in chunks`), bar(parts),
-    element("p", { class: "what" }, `Tokens generated: ${count(run.at("output", frame))}`),
+    what(`Prefill: ${plural(run.at("prefill", frame), "token")}, in chunks`), bar(parts),
+    what(`Tokens generated: ${count(run.at("output", frame))}`),
     bar(tokens.map(({ request, tokens: size }) => ({ request, size, text: nameOf(request) }))),
-    element("p", { class: "what" }, `Waiting at the end of the step: ${plural(run.at("waiting", frame), "request")}`),
-    chips(run, frame));
+    what(`Waiting at the end of the step: ${plural(run.at("waiting", frame), "request")}`), chips(run, frame));
+}
+
+function what(text) {
+  return element("p", { class: "what" }, text);
 }
 
 function bar(parts) {
-  const spans = parts.map(({ request, size, text }) => element("span", { title: `${text}: ${size}`,
-    style: { flexGrow: size, flexBasis: "0", background: colourOf(request), color: onColour(colourOf(request)) } }, text));
+  const spans = parts.map(({ request, size, text }) => {
+    const background = colourOf(request), color = onColour(background);
+    return element("span", { title: `${text}: ${size}`,
+      style: { flexGrow: size, flexBasis: "0", background, color } }, text);
+  });
   return element("div", { class: "bar" }, ...spans);
 }
 
@@ -99,10 +107,12 @@ function showSummary(run) {
   fillTable("summary", [
     ["Requests", "requests", count(s.requests)], ["Refused", "refused", count(s.refused)],
     ["Prompt tokens admitted", "prompt_tokens", count(s.prompt_tokens)],
-    ["of them from the prefix cache", "cached_tokens", `${count(s.cached_tokens)} (${share(s.cached_tokens, s.prompt_tokens)})`],
+    ["of them from the prefix cache", "cached_tokens",
+      `${count(s.cached_tokens)} (${share(s.cached_tokens, s.prompt_tokens)})`],
     ["Tokens prefilled", "prefill_tokens", count(s.prefill_tokens)],
     ["Tokens generated", "output_tokens", count(s.output_tokens)],
-    ["Preemptions", "preemptions", count(s.preemptions)], ["Blocks evicted", "evicted_blocks", count(s.evicted_blocks)],
+    ["Preemptions", "preemptions", count(s.preemptions)],
+    ["Blocks evicted", "evicted_blocks", count(s.evicted_blocks)],
     ["Most blocks used", "peak_used_blocks", `${count(s.peak_used_blocks)} of ${count(run.numBlocks)}`],
     ["To the first token: p50, p90, p99", "ttft", times(s.ttft)],
     ["Between tokens: p50, p90, p99", "itl", times(s.itl)],

@@ -1,4 +1,4 @@
-// Charts over all frames, one below the other, with a common cursor: rows of the batch, blocks, waiting requests.
+// Charts over all frames with a common cursor: rows of the batch, KV blocks, waiting requests.
 
 const LEFT = 52, RIGHT = 6;
 let WIDE = 1180; // pixels: text stays as large on a narrow page
@@ -32,8 +32,8 @@ function barPath(run, low, high, box) {
 
 function stepLine(run, values, box) {
   const y = (value) => (box.bottom - (box.bottom - box.top) * value / box.most).toFixed(1);
-  return values.map((value, frame) => `${frame ? "V" : "M" + LEFT + " "}${y(value)}H${xOf(run, frame + 1).toFixed(2)}`)
-    .join("");
+  const end = (frame) => xOf(run, frame + 1).toFixed(2);
+  return values.map((value, frame) => `${frame ? "V" : "M" + LEFT + " "}${y(value)}H${end(frame)}`).join("");
 }
 
 function axis(chart, title, box) {
@@ -62,7 +62,8 @@ function drawTimeline(run, onFrame) {
     legendItem("prefill", swatch(INK.prefill)), legendItem("decode", swatch(INK.decode)),
     legendItem("used blocks", swatch(INK.used)), legendItem("prefix cache only", swatch(INK.cached)),
     legendItem("waiting", (picture) => picture.append(svg("line",
-      { x1: 1, x2: 15, y1: 6, y2: 6, stroke: INK.waiting, "stroke-width": 2 }))), legendItem("preemption", mark(INK.preempt)),
+      { x1: 1, x2: 15, y1: 6, y2: 6, stroke: INK.waiting, "stroke-width": 2 }))),
+    legendItem("preemption", mark(INK.preempt)),
     legendItem("eviction", swatch(INK.soft)));
   return (frame) => {
     cursor.setAttribute("x", xOf(run, frame) - 1);
