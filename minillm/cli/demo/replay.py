@@ -20,8 +20,8 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
         NAME,
         help="a recorded run as a page for the browser",
         description="Make one HTML file of a run that was recorded with --record or LLM(record=...). It "
-        "needs no network and no other file. With --chrome-trace, a trace for ui.perfetto.dev or chrome://tracing "
-        "instead.",
+        "needs no network and no other file. With --chrome-trace, make a trace for ui.perfetto.dev or "
+        "chrome://tracing instead.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the recorded run")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: RUN with .html)")

@@ -1,6 +1,6 @@
 """The life of each request: when it waited, which chunks it computed, when its tokens came, how it ended.
 
-    life     [frame, "queue", time, ..], [frame, "admit", time, cached], [frame, "chunk", time, start, end], ..
+    life     [frame, "queue", time, ..], [frame, "admit", time, cached], [frame, "chunk", time, start, end] ..
     tokens   [frame, tokens in it], [frame, tokens in it], ..
 
 The times are seconds since the start of the run. The latencies are those of `metrics.py`, so the page says

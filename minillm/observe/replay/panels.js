@@ -73,7 +73,8 @@ function showBatch(run, frame) {
     what(`Prefill: ${plural(run.at("prefill", frame), "token")}, in chunks`), bar(parts),
     what(`Tokens generated: ${count(run.at("output", frame))}`),
     bar(tokens.map(({ request, tokens: size }) => ({ request, size, text: nameOf(request) }))),
-    what(`Waiting at the end of the step: ${plural(run.at("waiting", frame), "request")}`), chips(run, frame));
+    what(`Waiting at the end of the step: ${plural(run.at("waiting", frame), "request")}`),
+    chips(run, frame));
 }
 
 function what(text) {
