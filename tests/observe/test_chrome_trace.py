@@ -64,7 +64,7 @@ def test_it_is_valid(trace: Trace) -> None:
 
 def test_control_a_broken_trace_is_noticed(trace: Trace) -> None:
     made = chrome_trace(trace)["traceEvents"]
-    first, second = ([e for e in made if e["name"] == name][0] for name in ("step 1", "step 2"))
+    first, second = (next(e for e in made if e["name"] == name) for name in ("step 1", "step 2"))
     first["dur"] = second["ts"] + second["dur"] // 2 - first["ts"]
     assert faults(made) != []
 

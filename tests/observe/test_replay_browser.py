@@ -90,7 +90,10 @@ def test_the_numbers_shown_are_the_data_s(page: tuple[Path, Any], position: floa
         assert follow[name] == f"{request[name]:,}", name
     for name in ("submitted", "queue", "ttft", "tpot", "e2e"):
         assert near(follow[name], request[name]), name
-    assert len(re.findall("<li", dom)) == len(request["life"])
+    assert len(re.findall("<li[ >]", dom)) == len(request["life"])
+    used, cached, free = (columns[name][frame] for name in ("used", "cached", "free"))
+    drawn = f"KV blocks: {used} used, {cached} in the prefix cache only, {free} free"
+    assert f'aria-label="{drawn}"' in dom  # counted in the tables that the page has put together
 
 
 def test_the_summary_shown_is_the_data_s(page: tuple[Path, Any]) -> None:

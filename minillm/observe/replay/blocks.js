@@ -33,6 +33,10 @@ class Grid {
     this.followed = followed;
     this.draw();
     this.describe();
+    const free = this.owners.filter((owners) => owners === null).length;
+    const cached = this.owners.filter((owners) => owners === "cache").length;
+    this.canvas.setAttribute("aria-label", `KV blocks: ${this.owners.length - free - cached} used, `
+      + `${cached} in the prefix cache only, ${free} free`);
   }
 
   layout() {
