@@ -104,7 +104,8 @@ function showRequest(run, number) {
   const request = run.requests[number];
   if (!request) return fillTable("request", []);
   fillTable("request", [
-    ["Request", "name", nameOf(number)], ["Id", "id", request.id], ["Tenant (keyed)", "tenant", request.tenant || "-"],
+    ["Request", "name", nameOf(number)], ["Id", "id", request.id],
+    ["Tenant (keyed)", "tenant", request.tenant || "-"],
     ["Prompt tokens", "prompt_tokens", count(request.prompt_tokens)],
     ["From the prefix cache", "cached_tokens", count(request.cached_tokens)],
     ["Samples", "samples", count(request.samples)],

@@ -1,5 +1,5 @@
-// The run, and who owns which block after a frame. Tables are stored as changes. Before every KEEP-th frame the
-// whole state is kept, so going to any frame applies at most KEEP changes.
+// The run, and who owns which block after a frame. Tables are stored as changes. Before every KEEP-th frame
+// the whole state is kept, so going to any frame applies at most KEEP changes.
 
 const KEEP = 100;
 const MAX_DRAWN = 65536;
