@@ -44,6 +44,11 @@ class LineFile:
         """Whether lines are still taken."""
         return self._file is not None
 
+    @property
+    def num_kept(self) -> int:
+        """Lines that are not written yet."""
+        return len(self._lines)
+
     def add(self, line: str) -> None:
         """Keep a line (without its line break) until `flush`."""
         if self.is_open:

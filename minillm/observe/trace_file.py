@@ -35,6 +35,7 @@ from minillm.observe.trace_schema import FIELDS, is_count, is_number, is_plain, 
 
 FORMAT, VERSION = "minillm trace", 1
 LINE_LIMIT = 16 << 20  # bytes; the tables of a million blocks take 8 MB
+MAX_KEPT = 1000  # events that wait for the end of a step
 FILE_LIMIT = 1 << 30  # bytes; read, it takes several times as much
 _MAKE = 'make one with LLM(record="run.jsonl")'
 _AGAIN = "record the run again"
@@ -56,9 +57,9 @@ class TraceRecorder:
         self._file.flush()
 
     def __call__(self, event: Event) -> None:
-        """Keep one event; at the end of a step, write them."""
+        """Keep one event; at the end of a step, or of very many events without a step, write them."""
         self._file.add(as_line(event))
-        if event.kind == "blocks":  # the last event of a step
+        if event.kind == "blocks" or self._file.num_kept >= MAX_KEPT:  # `blocks` is the last of a step
             self._file.flush()
         if not self._file.is_open and (events := self._events()) is not None:
             events.detail = None  # nobody wants `blocks` any more

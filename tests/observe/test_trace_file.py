@@ -92,6 +92,16 @@ def test_what_follows_the_last_step_is_written_in_the_end(folder: Path, tmp_path
     assert [event.kind for event in read_trace(tmp_path / "b").events] == ["queue"]
 
 
+def test_events_without_a_step_do_not_pile_up(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace_file, "MAX_KEPT", 3)
+    llm = tiny.load(folder, record=tmp_path / "run")
+    for _ in range(8):
+        llm.engine.add_request([1, 2], PARAMS)
+    assert len(read_trace(tmp_path / "run").events) == 6
+
+
 # ---- the file -------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,12 @@ function showAbout(run) {
     + `A model of ${plural(model.num_hidden_layers, "layer")}, hidden size ${count(model.hidden_size)}, `
     + `${plural(model.parameters, "parameter")} in ${model.dtype}, on ${header.device} (${header.backend}).`;
   byId("notes").textContent = notes(run).join(" ");
+  const { every } = run.data;
+  if (every > 1) {
+    byId("h-step").textContent = `These ${every} steps`;
+    byId("h-batch").textContent = `The batches of these ${every} steps`;
+    byId("h-blocks").textContent = "KV blocks after these steps";
+  }
 }
 
 function notes(run) {
@@ -62,17 +68,15 @@ function named(columns, frame, format) {
 
 function showBatch(run, frame) {
   if (!run.length) return;
-  const chunks = run.chunks[frame], tokens = run.tokens[frame];
-  const listed = sum(chunks.map(({ start, end }) => end - start));
-  const parts = chunks.map(({ request, start, end }) => (
+  const chunks = run.chunks[frame].map(({ request, start, end }) => (
     { request, size: end - start, text: `${nameOf(request)} ${start}-${end}` }));
-  if (run.at("prefill", frame) > listed) {
-    parts.push({ request: UNLISTED, size: run.at("prefill", frame) - listed, text: "others" });
-  }
+  const tokens = run.tokens[frame].map(({ request, tokens: size }) => (
+    { request, size, text: nameOf(request) }));
   byId("batch").replaceChildren(
-    what(`Prefill: ${plural(run.at("prefill", frame), "token")}, in chunks`), bar(parts),
+    what(`Prefill: ${plural(run.at("prefill", frame), "token")}, in chunks`),
+    bar(chunks, run.at("prefill", frame)),
     what(`Tokens generated: ${count(run.at("output", frame))}`),
-    bar(tokens.map(({ request, tokens: size }) => ({ request, size, text: nameOf(request) }))),
+    bar(tokens, run.at("output", frame)),
     what(`Waiting at the end of the step: ${plural(run.at("waiting", frame), "request")}`),
     chips(run, frame));
 }
@@ -81,8 +85,10 @@ function what(text) {
   return element("p", { class: "what" }, text);
 }
 
-function bar(parts) {
-  const spans = parts.map(({ request, size, text }) => {
+// A bar of parts; what is missing to `total` belongs to requests that are not listed.
+function bar(parts, total) {
+  const rest = { request: UNLISTED, size: total - sum(parts.map(({ size }) => size)), text: "not listed" };
+  const spans = (rest.size > 0 ? [...parts, rest] : parts).map(({ request, size, text }) => {
     const background = colourOf(request), color = onColour(background);
     return element("span", { title: `${text}: ${size}`,
       style: { flexGrow: size, flexBasis: "0", background, color } }, text);
