@@ -166,7 +166,7 @@ class NotARecord(UsageError):
 
 
 class NotATrace(UsageError):
-    """A file is no trace of requests, or a line of it is damaged; the message names the line."""
+    """A file is no trace of requests, no recorded run, or damaged; the message names the line."""
 
 
 def is_interrupt(error: BaseException) -> bool:

@@ -45,7 +45,7 @@ class LLM(FixedAttributes):
             `max_num_seqs`, `max_num_batched_tokens`, `prefill_chunk`, `max_queued_requests`,
             `max_queued_tokens`, `prefix_caching`, `draft_model`, `num_draft_tokens`,
             `draft_verification`, `draft_tree`, `adaptive_draft`, `seed`, `allow_config_keys`,
-            `public_prefixes`, `tenant_limits`, `guarantee`, `diverge_record`: see `EngineConfig`.
+            `public_prefixes`, `tenant_limits`, `guarantee`, `diverge_record`, `record`: see `EngineConfig`.
 
     Raises:
         MinillmError: a typed error of `errors.py`, before any request runs.

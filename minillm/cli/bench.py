@@ -12,10 +12,11 @@ from minillm.cli.bench_growth import print_growth
 from minillm.cli.bench_serving import print_serving
 from minillm.cli.bench_speculation import print_speculation
 from minillm.cli.bench_workload import add_workload_options, require_no_workload_options, run_workload
-from minillm.cli.options import add_engine_options, load_llm, model_of, pulled_model
+from minillm.cli.options import add_engine_options, add_record_option, load_llm, model_of, pulled_model
 from minillm.cli.parser import Parser
 from minillm.cli.streams import say
 from minillm.config import require_int
+from minillm.errors import UsageError
 from minillm.progress import Bar
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     add_workload_options(parser)
     add_cache_options(parser)
     add_engine_options(parser)
+    add_record_option(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(func=run)
 
@@ -88,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
         args.prompt_len = 128 if counted else 512
     if args.batch is None:
         args.batch = [1, 2, 4, 8, 16, 32] if args.what == "speculation" else [1, 8]
+    if args.what == "kernels" and args.record is not None:
+        raise UsageError("kernels run without an engine: there is nothing to record", "leave --record out")
     for name in ("prompt_len", "tokens", "runs"):
         require_int("--" + name.replace("_", "-"), getattr(args, name), minimum=1)
     for batch in args.batch:
@@ -163,7 +167,6 @@ def _traffic(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     from minillm.bench.chips import chip_named
     from minillm.bench.traffic import Shape, run_traffic
     from minillm.bench.works import Attention, estimate
-    from minillm.errors import UsageError
     from minillm.ops.contract import DTYPES
 
     chip, dtype = chip_named(args.chip), DTYPES["float32" if args.dtype == "auto" else args.dtype]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from minillm.cli.options import (
     add_draft_options,
     add_engine_options,
+    add_record_option,
     add_sampling_options,
     dim,
     draft_options,
@@ -53,6 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     add_sampling_options(parser)
     add_engine_options(parser)
     add_draft_options(parser)
+    add_record_option(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument("--quiet", action="store_true", help="no stats line, no progress, only warnings")
     parser.set_defaults(func=run)

@@ -14,6 +14,7 @@ from minillm.cli import (
     bench,
     chat,
     convert,
+    demo,
     doctor,
     generate,
     inspect_model,
@@ -28,7 +29,7 @@ from minillm.cli.signals import TERMINATED, Terminated
 from minillm.errors import MinillmError
 from minillm.version import __version__
 
-COMMANDS = (generate, chat, pull, models, convert, inspect_model, bench, verify, doctor, labs)
+COMMANDS = (generate, chat, pull, models, convert, inspect_model, bench, verify, demo, doctor, labs)
 INTERRUPTED = 130
 
 

@@ -91,6 +91,25 @@ def add_allow_option(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_record_option(parser: Parser) -> None:
+    """--record."""
+    parser.add_argument(
+        "--record",
+        action=Once,
+        metavar="FILE",
+        help="write every event of the run to a new file, for `minillm demo replay FILE`; it holds no text",
+    )
+
+
+def record_option(args: argparse.Namespace) -> dict[str, Any]:
+    """--record as an argument of `LLM`: FILE for the first engine of the command, FILE-2 for the second."""
+    if getattr(args, "record", None) is None:
+        return {}
+    args.records = getattr(args, "records", 0) + 1
+    path = Path(args.record)
+    return {"record": path if args.records == 1 else path.with_stem(f"{path.stem}-{args.records}")}
+
+
 def add_sampling_options(parser: Parser) -> None:
     """Sampling options; the defaults come from the model's generation_config.json."""
     group = parser.add_argument_group("sampling (default: the model's generation_config.json)")
@@ -169,11 +188,12 @@ def use_threads(args: argparse.Namespace) -> None:
 
 def load_llm(args: argparse.Namespace, **more: Any) -> LLM:
     """The LLM with the engine options, and with `more` options of `LLM`."""
-    options = engine_options(args)
+    options = {**engine_options(args), **record_option(args), **more}
+    engine_config(cast("EngineOptions", options))
     from minillm import LLM
 
     use_threads(args)
-    return LLM(model_of(args, "-"), **cast("EngineOptions", {**options, **more}))
+    return LLM(model_of(args, "-"), **cast("EngineOptions", options))
 
 
 def given_sampling(args: argparse.Namespace) -> dict[str, Any]:

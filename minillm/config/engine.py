@@ -49,7 +49,8 @@ class EngineConfig:
 
     `guarantee` is what must stay the same, "G0" to "G4" (`engine/guarantee.py`). An engine that cannot keep
     it does not start. `diverge_record` is a new file that gets the token ids and the digests of the logits of
-    every step (`engine/diverge_record.py`); None: nothing is recorded.
+    every step (`engine/diverge_record.py`). `record` is a new file that gets every event and the block tables
+    (`observe/trace_file.py`), without token ids. None: nothing is recorded.
     """
 
     dtype: Dtype = "auto"
@@ -75,6 +76,7 @@ class EngineConfig:
     tenant_limits: Limits | None = field(default=None, repr=False)  # it names tenants
     guarantee: GuaranteeName | None = None
     diverge_record: str | Path | None = None
+    record: str | Path | None = None
 
     def __post_init__(self) -> None:
         choices = {"dtype": DTYPES, "device": DEVICES, "backend": BACKENDS}
@@ -152,11 +154,12 @@ class EngineConfig:
             raise UsageError(
                 f"guarantee={shown(self.guarantee)} is not known", f"use one of {names}, or None"
             )
-        path = self.diverge_record
-        if path is None:
-            return
-        if not isinstance(path, str | Path) or not str(path) or path == Path():
-            raise UsageError(f"diverge_record must be the path of a new file, not {shown(path)}")
+        for name in ("diverge_record", "record"):
+            path = getattr(self, name)
+            if path is None:
+                continue
+            if not isinstance(path, str | Path) or not str(path) or path == Path():
+                raise UsageError(f"{name} must be the path of a new file, not {shown(path)}")
 
     @property
     def draft_shape(self) -> tuple[int, ...]:
@@ -190,6 +193,7 @@ class EngineOptions(TypedDict, total=False):
     tenant_limits: Limits | None
     guarantee: GuaranteeName | None
     diverge_record: str | Path | None
+    record: str | Path | None
 
 
 def engine_config(options: EngineOptions) -> EngineConfig:

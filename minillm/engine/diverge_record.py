@@ -13,9 +13,8 @@ interrupted after its token had been appended. The digests are not keyed: two ru
 So a record holds token ids and what can be guessed from digests. It is opt-in, readable by its owner only,
 and never part of a trace (contract C8).
 
-Lines are appended with one write for each step of the engine, without a buffer. Whatever stops the process,
-the file is whole up to its last line break, and a reader leaves out what follows (`verify/record.py`). If a
-write fails (a full disk), the rest of the run is not recorded, which the log says; no request is disturbed.
+Lines are appended with one write for each step of the engine (`config/new_file.py`). Whatever stops the
+process, the file is whole up to its last line break. A reader leaves out what follows (`verify/record.py`).
 
 Rows are recorded on whatever path they were computed: op by op, fused, verified drafts, forks of a prompt. A
 preempted answer draws none of its tokens again, so no step is recorded twice.
@@ -25,9 +24,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
-import stat
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,17 +33,15 @@ import torch
 from torch import Tensor
 
 from minillm.config import EngineConfig
-from minillm.config.files import shown_path
+from minillm.config.new_file import LineFile
 from minillm.engine.envelope import plain_params
 from minillm.engine.sequence import Sequence
 from minillm.engine.watch import RowWatch
-from minillm.errors import StorageError, UsageError
 from minillm.model.loader import LoadedModel
 
 FORMAT, VERSION = "minillm divergence record", 1
 SCHEDULE = ("block_size", "prefill_chunk", "max_num_batched_tokens", "max_num_seqs")
 NUM_TOP = 2  # the winner and the runner-up
-_log = logging.getLogger(__name__)
 
 
 class Fingerprint(NamedTuple):
@@ -94,13 +88,11 @@ class DivergeRecorder:
     def __init__(
         self, path: str | Path, model: LoadedModel, config: EngineConfig, envelope: Mapping[str, Any]
     ) -> None:
-        self.watch: RowWatch[Fingerprint] = RowWatch(fingerprints, self._take, self._write)
-        self._path = Path(path)
-        self._lines: list[str] = []
+        self.watch: RowWatch[Fingerprint] = RowWatch(fingerprints, self._take, self._flush)
         self._numbers: dict[str, int] = {}  # request id -> its number in the record
         self._written: weakref.WeakKeyDictionary[Sequence, int] = weakref.WeakKeyDictionary()
-        self._file: int | None = create(self._path)
-        self._close = weakref.finalize(self, os.close, self._file)
+        self._file = LineFile(path, "diverge_record", "the divergence record")
+        weakref.finalize(self, self._file.close)
         header = {
             "format": FORMAT,
             "version": VERSION,
@@ -112,79 +104,27 @@ class DivergeRecorder:
                 "max_model_len": model.max_model_len,
             },
         }
-        self._lines.append(_line(header))
-        self._write()
+        self._file.add(_line(header))
+        self._file.flush()
 
     def _take(self, sequence: Sequence, position: int, kept: Fingerprint) -> None:
         """Make the line of one step, and before a request's first one the line of the request."""
         number = self._numbers.get(sequence.request_id)
         if number is None:
             number = self._numbers[sequence.request_id] = len(self._numbers)
-            self._lines.append(_line(_request(number, sequence)))
+            self._file.add(_line(_request(number, sequence)))
         for missed in range(self._written.get(sequence, 0), position):
-            self._lines.append(_line(_step(number, sequence, missed, None)))
-        self._lines.append(_line(_step(number, sequence, position, kept)))
+            self._file.add(_line(_step(number, sequence, missed, None)))
+        self._file.add(_line(_step(number, sequence, position, kept)))
         self._written[sequence] = position + 1
 
-    def _write(self) -> None:
-        """Append the lines; a failure ends the record at the last whole line, and nothing else."""
-        data, self._lines = "".join(self._lines).encode(), []
-        if self._file is None or not data:
-            return
-        size = 0
-        try:
-            size = os.fstat(self._file).st_size
-            write_all(self._file, data)
-        except OSError as error:
-            _log.warning(
-                f"{shown_path(self._path)}: the divergence record ends here: {error.strerror or error}"
-            )
-            truncate(self._file, size)
-            self._file = None
-            self._close()
-
-
-def create(path: Path) -> int:
-    """Make a new file that only its owner can read, and open it for appending.
-
-    Raises:
-        UsageError: there is something of this name, or the name cannot be one.
-        StorageError: the folder cannot be written.
-    """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-    try:
-        return os.open(path, flags, stat.S_IRUSR | stat.S_IWUSR)
-    except FileExistsError:
-        raise UsageError(
-            f"diverge_record: {shown_path(path)} exists already",
-            "name a new file; a record is never overwritten",
-        ) from None
-    except ValueError as error:  # a NUL, a lone surrogate
-        raise UsageError(f"diverge_record is no path: {error}", "name a new file") from None
-    except OSError as error:
-        raise StorageError(
-            f"diverge_record: {shown_path(path)} cannot be made: {error.strerror}",
-            "name a new file in a folder that can be written",
-        ) from None
-
-
-def write_all(file: int, data: bytes) -> None:
-    """Write all of `data`; one call of the system writes less than asked only if it fails next."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(file, view) :]
-
-
-def truncate(file: int, size: int) -> None:
-    """Cut a line that was written in part, if the system allows it."""
-    try:
-        os.ftruncate(file, size)
-    except OSError:
-        _log.debug("the last line of a divergence record is incomplete")
+    def _flush(self) -> None:
+        """Append the lines of a step."""
+        self._file.flush()
 
 
 def _line(value: dict[str, Any]) -> str:
-    return json.dumps(value, separators=(",", ":")) + "\n"
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _request(number: int, sequence: Sequence) -> dict[str, Any]:

@@ -28,7 +28,6 @@ from minillm.engine import report
 from minillm.engine.admission import check_request, make_request
 from minillm.engine.assembly import assemble, make_memory, make_pool, make_scheduler
 from minillm.engine.commit import Commit
-from minillm.engine.diverge_record import start_record
 from minillm.engine.live_change import FixedAttributes, LiveChange
 from minillm.engine.logits import check_logits, compute_logits
 from minillm.engine.outputs import RequestOutput, snapshot
@@ -36,6 +35,7 @@ from minillm.engine.parts import Parts
 from minillm.engine.prompt import EncodedPrompt, Prompt
 from minillm.engine.public import PublicFiller, read_prefixes
 from minillm.engine.record import kv_envelope, make_envelope
+from minillm.engine.recordings import start_recordings
 from minillm.engine.recovery import give_up, put_back, start_again
 from minillm.engine.registry import Registry
 from minillm.engine.report import ANYONE, Anyone
@@ -81,7 +81,7 @@ class Engine(FixedAttributes):
         self.tenants_at_failure = set[str | None]()  # of the requests that lived when a step last failed
         self._outbox: dict[str, RequestOutput] = {}  # outputs that `step` has not returned yet
         self.watch = self._stepper.use_watch  # gives a `StepWatch` the logits of every step
-        self.watch(start_record(config, self.model, self.envelope))  # last: it makes a file
+        start_recordings(self.watch, config, self.model, self.envelope, self.memory, self.events)  # last
 
     @property
     def pool(self) -> BlockPool:

@@ -105,7 +105,10 @@ def step(
     block_size: int,
     started: float,
 ) -> None:
-    """Emit the event that ends a step: the rows of the step, and the memory used at its end."""
+    """Emit the event that ends a step: the rows of the step, and the memory used at its end.
+
+    In a recorded run `blocks` follows, which says whose memory it is.
+    """
     if not events.listeners:
         return
     slots, counts = sum(len(s.block_table.block_ids) * block_size for s in running), counted()
@@ -126,3 +129,5 @@ def step(
         slots=slots,
         waste=slots - sum(s.num_computed_tokens for s in running),
     )
+    if events.detail is not None:
+        events.detail(running)

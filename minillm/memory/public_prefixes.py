@@ -48,6 +48,11 @@ class PublicPrefixes:
                 last = known.setdefault((last, tuple(ids[end - self.block_size : end])), len(known))
         return len(known)
 
+    @property
+    def block_ids(self) -> list[int]:
+        """The blocks that are filled, in the order in which they were added."""
+        return [block.block_id for block in self._numbers]
+
     def is_in(self, pool: BlockPool) -> bool:
         """Whether the prefixes have been filled in this pool. After a failed step there may be a new one."""
         return self._pool is pool or not self.prefixes

@@ -31,6 +31,8 @@ nobody can test a guessed prompt with them (`engine/keyed.py`).
                                                      the keyed digest of its token ids
     step           seconds, prefill_tokens, decode_rows, context, phases, waiting, held, running, used,
                    cached, free, slots, waste
+    blocks         tables, cached, uncached          after a step, only in a recorded run: whose each
+                                                     block is (`engine/block_map.py`)
 
 Of a step: `context` is the number of tokens that its decoding sequences have computed. `phases` has the
 seconds of each phase (`engine/stepping.py`). `held` counts the waiting sequences by what the first of them
@@ -45,7 +47,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -70,6 +72,7 @@ class Event:
 
 
 Listener = Callable[[Event], None]
+Detail = Callable[[Sequence[Any]], None]  # takes the running sequences
 
 
 class Events:
@@ -86,6 +89,7 @@ class Events:
     def __init__(self) -> None:
         self.listeners: list[Listener] = []
         self.step = 0
+        self.detail: Detail | None = None  # called after each step while a record wants `blocks`
         self._queue: deque[tuple[Listener, Event]] = deque()
         self._held: Mapping[str, int] | None = None
         self._lock = threading.Lock()  # never held while a listener runs

@@ -99,8 +99,9 @@ def _read(name: str, ids: dict[str, list[int]], rows: dict[str, torch.Tensor]) -
 
 
 def _plain(config: EngineConfig) -> dict[str, Any]:
-    """The options as JSON data; a draft's name as the folder that it means here. Tenants play no part."""
-    options = asdict(replace(config, tenant_limits=None, public_prefixes=()))
+    """The options as JSON data; a draft's name as its folder here. Tenants and records play no part."""
+    neutral = replace(config, tenant_limits=None, public_prefixes=(), diverge_record=None, record=None)
+    options = asdict(neutral)
     draft = config.draft_model
     if draft is not None and draft != NGRAM:
         options["draft_model"] = str(find_draft(draft))

@@ -134,6 +134,7 @@ def world_engine(
         config,
         kv_memory=count * size * per_token,
         diverge_record=None,
+        record=None,
         guarantee=None,
         tenant_limits=None,
         public_prefixes=(),

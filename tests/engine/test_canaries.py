@@ -68,8 +68,8 @@ def _load(folder: Path, **more: Any) -> LLM:
     return tiny.load(folder, kv_memory=tiny.blocks(40), tenant_limits=limits, **more)
 
 
-def use(folder: Path, words: list[str]) -> tuple[LLM, list[str], list[Any]]:
-    """Send the words through prompts, stops, tenants, tools and failures.
+def use(folder: Path, words: list[str], record: Path) -> tuple[LLM, list[str], list[Any]]:
+    """Send the words through prompts, stops, tenants, tools and failures, in a run that is recorded.
 
     Returns:
         The engine, the errors that others get, and the events.
@@ -97,7 +97,7 @@ def use(folder: Path, words: list[str]) -> tuple[LLM, list[str], list[Any]]:
         def finish(self) -> str:
             return ""
 
-    llm = _load(folder, parts={"detokenizer": Stream})
+    llm = _load(folder, parts={"detokenizer": Stream}, record=record)
     llm.engine.events.listeners.append(crash)
     with llm.engine.events.record() as trace:
         for i in range(0, len(words), 5):
@@ -131,9 +131,10 @@ def test_nothing_private_is_written(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     words = canaries(1)
     with everything_logged() as log:
-        llm, shown, trace = use(chat_folder, words)
+        llm, shown, trace = use(chat_folder, words, tmp_path / "run.jsonl")
     printed = "".join(capfd.readouterr())
     files = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+    assert b'"kind":"blocks"' in files
     everything = "\n".join([log.getvalue(), printed, repr(trace), json.dumps(trace, default=str), *shown])
     assert "a listener raised" in everything and len(trace) > 2000
     assert found_in(everything.encode() + files, words, llm) == []

@@ -271,7 +271,7 @@ def test_a_full_disk_ends_the_record_and_no_request(
             raise OSError(28, "No space left on device")
         return real(file, data)
 
-    monkeypatch.setattr(diverge_record.os, "write", full)
+    monkeypatch.setattr(os, "write", full)
     ids = [engine.add_request(prompt, params) for prompt, params in requests(1)]
     outputs = {}
     while engine.has_unfinished_requests():

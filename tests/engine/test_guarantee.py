@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from minillm.config import TenantLimits
 from minillm.engine.guarantee import MEANINGS
 from minillm.errors import GuaranteeError, UsageError
 from minillm.ops.sampling import sample
+from minillm.verify.replica import _plain
+from minillm.verify.worlds import World, make_requests, world_engine
 
 REFERENCE: dict[str, Any] = {"backend": "reference", "prefix_caching": False}
 REJECTION: dict[str, Any] = {"backend": "native", "draft_model": "ngram", "draft_verification": "rejection"}
@@ -71,6 +74,16 @@ def test_an_engine_that_is_refused_leaves_no_record(folder: Path, tmp_path: Path
     with pytest.raises(GuaranteeError):
         tiny.load(folder, backend="reference", guarantee="G2", diverge_record=tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_engines_of_a_proof_write_no_record(folder: Path, tmp_path: Path) -> None:
+    llm = tiny.load(folder, diverge_record=tmp_path / "a", record=tmp_path / "b")
+    before = [(tmp_path / name).read_bytes() for name in "ab"]
+    model = llm.engine.model
+    engine = world_engine(model, llm.config, None, World("alone"), make_requests(model))
+    assert engine.events.listeners == [] and engine.worker.watch is None
+    assert json.loads(json.dumps(_plain(llm.config)))["record"] is None
+    assert [(tmp_path / name).read_bytes() for name in "ab"] == before
 
 
 def test_every_guarantee_has_a_meaning() -> None:

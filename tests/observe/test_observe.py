@@ -17,6 +17,7 @@ import tiny
 from scenarios import metric_faults
 
 from minillm import LLM, SamplingParams
+from minillm.engine.block_map import BlockMap
 from minillm.engine.keyed import keyed
 from minillm.engine.outputs import RequestOutput
 from minillm.errors import MinillmError
@@ -185,6 +186,7 @@ def test_refusals_and_cancellations_are_events(tight: LLM) -> None:
 
 
 def test_the_documented_events_are_the_ones_there_are(tight: LLM, tmp_path: Path) -> None:
+    tight.engine.events.detail = BlockMap(tight.engine.memory, tight.engine.events)
     parts = {"drafter": lambda model, config: RandomDrafter(model.config.vocab_size)}
     drafting = tiny.load(tiny.make_folder(tmp_path), parts=parts, adaptive_draft=False)
     with drafting.engine.events.record() as drafted:
@@ -224,11 +226,12 @@ def private(trace: list[Event], known: Collection[str] = ()) -> list[Event]:
 
 
 def test_nothing_private_is_in_a_trace(tight: LLM) -> None:
-    """Only numbers, request ids and keyed digests: no token, no text, no tenant."""
+    """Only numbers, ids of requests and blocks, and keyed digests: no token, no text, no tenant."""
+    tight.engine.events.detail = BlockMap(tight.engine.memory, tight.engine.events)
     with tight.engine.events.record() as trace:
         output = tight.generate("a secret word", PARAMS, tenant="a secret tenant")[0]
     assert "secret" not in repr(trace)
-    assert trace and private(trace, anybody_s(output)) == []
+    assert private(trace, anybody_s(output)) == [] and any(event.kind == "blocks" for event in trace)
 
 
 def anybody_s(output: RequestOutput) -> set[str]:

@@ -1,0 +1,134 @@
+"""What a line of a trace may hold: the fields of each kind of event, and a check for each.
+
+A trace that is read may come from anywhere, and its numbers end in a page that a browser runs. So nothing is
+taken from a line that is not listed here. A kind or a field that `events.py` gets is listed here, too; a test
+reads back every event of real runs.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+LARGEST = (1 << 53) - 1  # the integers that JavaScript can tell apart
+MAX_TEXT = 64  # characters of a name in a header
+Check = Callable[[Any], bool]
+
+
+def is_count(value: Any) -> bool:
+    """An integer from 0 up to `LARGEST`."""
+    return type(value) is int and 0 <= value <= LARGEST
+
+
+def is_number(value: Any) -> bool:
+    """A finite number."""
+    return type(value) in (int, float) and abs(value) <= LARGEST and math.isfinite(value)
+
+
+def is_request(value: Any) -> bool:
+    """A request id, or "": no request."""
+    return _matches(value, r"[\w-]{0,64}")
+
+
+def is_label(value: Any) -> bool:
+    """The keyed label of a tenant; "" if it is not known."""
+    return _matches(value, "([0-9a-f]{16})?")
+
+
+def is_digest(value: Any) -> bool:
+    """A keyed digest."""
+    return _matches(value, "[0-9a-f]{64}")
+
+
+def is_name(value: Any) -> bool:
+    """A reason, a phase: a Python name."""
+    return _matches(value, r"[A-Za-z_]\w{0,63}")
+
+
+def is_blocks(value: Any) -> bool:
+    """A list of block ids."""
+    return isinstance(value, list) and all(map(is_count, value))
+
+
+def _matches(value: Any, pattern: str) -> bool:
+    return isinstance(value, str) and re.fullmatch(pattern, value, re.ASCII) is not None
+
+
+def _all(*checks: Check) -> Check:
+    """A list with one value for each check."""
+    return lambda value: (
+        isinstance(value, list)
+        and len(value) == len(checks)
+        and all(c(v) for c, v in zip(checks, value, strict=True))
+    )
+
+
+def _list(check: Check) -> Check:
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+def _named(check: Check) -> Check:
+    return lambda value: isinstance(value, dict) and all(is_name(k) and check(v) for k, v in value.items())
+
+
+_BLOCKS = {"blocks": is_count}
+_SEQUENCES = {"requests": _list(_all(is_request, is_count))}
+_STEP = (
+    *("prefill_tokens", "decode_rows", "context", "waiting", "running", "used", "cached", "free"),
+    *("slots", "waste"),
+)
+FIELDS: Mapping[str, Mapping[str, Check]] = {
+    "queue": {"prompt_tokens": is_count, "n": is_count, "prompt": is_digest, "tenant": is_label},
+    "refuse": {"reason": is_name, "tenant": is_label},
+    "admit": {"cached_tokens": is_count, "waited": is_number},
+    "share": _BLOCKS,
+    "prefill_chunk": {"start": is_count, "end": is_count, "tokens": is_count},
+    "decode_step": {"rows": is_count},
+    "sample": _SEQUENCES,
+    "speculate": {
+        **_SEQUENCES,
+        "outcomes": _list(_all(is_count, is_count, is_count)),
+        "rows": is_count,
+        "draft_seconds": is_number,
+        "verify_seconds": is_number,
+    },
+    "alloc": _BLOCKS,
+    "free": _BLOCKS,
+    "copy_on_write": _BLOCKS,
+    "publish": _BLOCKS,
+    "evict": {**_BLOCKS, "cause": is_name},
+    "preempt": {"tokens": is_count},
+    "resume": {"cached_tokens": is_count},
+    "cancel": {"reason": is_name},
+    "finish": {"index": is_count, "reason": is_name, "answer": is_digest},
+    "step": {
+        "seconds": is_number,
+        **{name: is_count for name in _STEP},
+        "phases": _named(is_number),
+        "held": _named(is_count),
+    },
+    "blocks": {
+        "tables": _list(_all(is_request, is_count, is_blocks)),
+        "cached": is_blocks,
+        "uncached": is_blocks,
+    },
+}
+
+
+def wrong_field(kind: str, data: Mapping[str, Any]) -> str | None:
+    """The name of a field of an event that is wrong, missing or too much; None if all are right."""
+    fields = FIELDS[kind]
+    if extra := [name for name in data if name not in fields]:
+        return extra[0]
+    return next((name for name, check in fields.items() if name not in data or not check(data[name])), None)
+
+
+def is_plain(value: Any) -> bool:
+    """A value of a header: a number, a short text, a truth value, None, or an object of these."""
+    if isinstance(value, dict):
+        return all(is_name(key) and not isinstance(v, dict) and is_plain(v) for key, v in value.items())
+    if isinstance(value, str):
+        return len(value) <= MAX_TEXT and value.isprintable()
+    return value is None or isinstance(value, bool) or is_number(value)
