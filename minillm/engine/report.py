@@ -103,7 +103,7 @@ def report_step(
         seconds=time.perf_counter() - started,
         prefill_tokens=plan.num_rows - len(plan.decode),
         decode_rows=len(plan.decode),
-        context=sum(s.num_computed_tokens for s in plan.decode),
+        context=sum(s.num_tokens - 1 for s in plan.decode),  # also of those that have ended and were freed
         phases=dict(step.phases),
         waiting=counts["waiting"],
         held=dict(plan.held),
