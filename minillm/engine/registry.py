@@ -120,8 +120,9 @@ class Registry:
 
 def count(requests: Iterable[Request]) -> tuple[int, int]:
     """The number of requests that wait to start, and of those that have started."""
-    started = [request.admitted is not None for request in requests]
-    return len(started) - sum(started), sum(started)
+    admitted = [request.sequences[0].admitted for request in requests]
+    waiting = admitted.count(None)
+    return waiting, len(admitted) - waiting
 
 
 def _require(waiting: list[Request], request: Request, max_requests: int, max_tokens: int) -> None:

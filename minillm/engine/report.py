@@ -96,14 +96,18 @@ def report_step(
     """Emit the event that ends a step: the rows of the step, and the memory used at its end."""
     if not events.listeners:
         return
-    slots, counts = sum(len(s.block_table.block_ids) * block_size for s in running), stats()
-    plan = step.plan
+    plan, counts, blocks, computed, context = step.plan, stats(), 0, 0, 0
+    for sequence in running:  # plain loops: this runs in every step
+        blocks += len(sequence.block_table.block_ids)
+        computed += sequence.num_computed_tokens
+    for sequence in plan.decode:  # a sequence that has ended and was freed has 0 computed tokens
+        context += sequence.num_computed_tokens or sequence.num_tokens - 1
     events.emit(
         "step",
         seconds=time.perf_counter() - started,
         prefill_tokens=plan.num_rows - len(plan.decode),
         decode_rows=len(plan.decode),
-        context=sum(s.num_tokens - 1 for s in plan.decode),  # also of those that have ended and were freed
+        context=context,
         phases=dict(step.phases),
         waiting=counts["waiting"],
         held=dict(plan.held),
@@ -111,6 +115,6 @@ def report_step(
         used=counts["used_blocks"],
         cached=counts["cached_blocks"],
         free=counts["free_blocks"] - counts["cached_blocks"],
-        slots=slots,
-        waste=slots - sum(s.num_computed_tokens for s in running),
+        slots=blocks * block_size,
+        waste=blocks * block_size - computed,
     )

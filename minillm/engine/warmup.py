@@ -82,7 +82,8 @@ def _shapes(engine: Engine, tenant: str) -> list[_Shape]:
     greedy = SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True)
     drawn = SamplingParams(max_tokens=4, temperature=1.0, top_k=8, top_p=0.9, seed=0, ignore_eos=True)
     forked = SamplingParams(max_tokens=4, temperature=1.0, n=2, seed=0, ignore_eos=True)
-    chunk, known = engine.config.prefill_chunk, engine.model.num_token_ids
+    known = engine.model.num_token_ids
+    chunk = min(engine.config.prefill_chunk, engine.model.max_model_len // 2)
     lengths = [(1, greedy), (chunk, greedy), (chunk + 1, drawn), (9, drawn), (17, greedy), (5, forked)]
     shapes = list[_Shape]()
     for number, (length, params) in enumerate(lengths):

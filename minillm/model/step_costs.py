@@ -41,12 +41,12 @@ class StepCosts:
         self._pair = 4 * config.q_size  # FLOPs of a token that sees a key, in one layer
         self._key = 2 * config.kv_size * number_bytes  # bytes of a token's key and value, in one layer
         self._written = config.kv_bytes_per_token(number_bytes)
-        self._windows = Counter(layer.window or 0 for layer in config.layers)
+        self._windows = list(Counter(layer.window or 0 for layer in config.layers).items())
 
     def prefill(self, start: int, end: int) -> Cost:
         """A chunk with the tokens `start` to `end`; the head runs once."""
         tokens, pairs, keys = end - start, 0, 0
-        for window, layers in self._windows.items():
+        for window, layers in self._windows:
             pairs += layers * (_pairs(end, window) - _pairs(start, window))
             keys += layers * (min(end, window + tokens - 1) if window else end)
         flops = self._token * tokens + self._head + self._pair * pairs
@@ -55,7 +55,7 @@ class StepCosts:
     def decode(self, rows: int, sequences: int, context: int) -> Cost:
         """`rows` rows of `sequences` sequences that have `context` tokens together."""
         seen = 0
-        for window, layers in self._windows.items():
+        for window, layers in self._windows:
             seen += layers * (min(context, window * sequences) if window else context)
         flops = (self._token + self._head) * rows + self._pair * seen * rows // max(sequences, 1)
         return Cost(flops, self._key * seen, self._written * rows)

@@ -19,15 +19,19 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from itertools import accumulate
+from math import frexp
 
 RELATIVE_ERROR = 1 / 256
 _PARTS = 512  # a mantissa is in [0.5, 1), so 256 of them are used
 _ZERO = -(1 << 40)  # the bucket of the value 0; before all others
-_BITS = 53  # of a float's mantissa
-_UNIT = 1126  # every float is a multiple of 2 ** -_UNIT
+_INFINITE = math.inf
+_BITS = 1 << 53  # a float is a whole number of 53 bits, shifted
+_UNIT = 1126  # and a multiple of 2 ** -_UNIT
+_SHIFT = _UNIT - 53
 
 
 class Histogram:
@@ -38,9 +42,8 @@ class Histogram:
 
     def __init__(self, bounds: Sequence[float] = ()) -> None:
         self.bounds = tuple(bounds)
-        self.count = 0
-        self.min, self.max = math.inf, 0.0
-        self._buckets: dict[int, int] = {}
+        self.min, self.max = _INFINITE, 0.0
+        self._buckets = defaultdict[int, int](int)
         self._between = [0] * (len(self.bounds) + 1)
         self._sum = 0  # in units of 2 ** -_UNIT: integers add up without rounding
 
@@ -50,15 +53,16 @@ class Histogram:
         Raises:
             ValueError: the value is negative, infinite or NaN.
         """
-        if not 0 <= value < math.inf:
+        if not 0 <= value < _INFINITE:
             raise ValueError("a histogram counts finite values that are not negative")
-        mantissa, exponent = math.frexp(value)
-        bucket = exponent * _PARTS + int(mantissa * _PARTS) if value else _ZERO
-        self._buckets[bucket] = self._buckets.get(bucket, 0) + times
+        mantissa, exponent = frexp(value)
+        self._buckets[exponent * _PARTS + int(mantissa * _PARTS) if value else _ZERO] += times
         self._between[bisect_left(self.bounds, value)] += times
-        self._sum += int(mantissa * (1 << _BITS)) * times << exponent + _UNIT - _BITS
-        self.count += times
-        self.min, self.max = min(self.min, value), max(self.max, value)
+        self._sum += int(mantissa * _BITS) * times << exponent + _SHIFT
+        if value < self.min:
+            self.min = value
+        if value > self.max:
+            self.max = value
 
     def merge(self, other: Histogram) -> None:
         """Count all values of `other` too.
@@ -69,11 +73,15 @@ class Histogram:
         if other.bounds != self.bounds:
             raise ValueError("histograms with different bounds cannot be merged")
         for bucket, count in other._buckets.items():
-            self._buckets[bucket] = self._buckets.get(bucket, 0) + count
+            self._buckets[bucket] += count
         self._between = [a + b for a, b in zip(self._between, other._between, strict=True)]
         self._sum += other._sum
-        self.count += other.count
         self.min, self.max = min(self.min, other.min), max(self.max, other.max)
+
+    @property
+    def count(self) -> int:
+        """The number of values."""
+        return sum(self._between)
 
     @property
     def sum(self) -> float:
@@ -83,7 +91,8 @@ class Histogram:
     @property
     def mean(self) -> float:
         """The mean; 0 without values."""
-        return self.sum / self.count if self.count else 0.0
+        count = self.count
+        return self.sum / count if count else 0.0
 
     @property
     def num_buckets(self) -> int:

@@ -8,10 +8,10 @@ from minillm.observe.tenant_use import TenantUse
 
 
 class LiveRequest:
-    """Made by `queue`. Times of tokens are those of the first sample; `output` counts all samples."""
+    """Made by `queue`. Times of tokens are those of the first sample; `forked` counts those of the others."""
 
     __slots__ = (
-        "admitted", "cached", "ended", "figures", "first", "last", "output", "prompt", "reason", "submitted",
+        "admitted", "cached", "ended", "figures", "first", "forked", "last", "prompt", "reason", "submitted",
         "tokens", "unfinished", "use",
     )  # fmt: skip
 
@@ -20,8 +20,9 @@ class LiveRequest:
         self.prompt: int = event["prompt_tokens"]
         self.unfinished = set(range(event["n"]))  # the samples that have not ended
         self.admitted: float | None = None
-        self.first = self.last = self.ended = 0.0
-        self.cached = self.tokens = self.output = 0
+        self.first = self.ended = 0.0
+        self.last = -2.0  # no token yet
+        self.cached = self.tokens = self.forked = 0
         self.reason = ""
 
     def end(self, index: int, reason: str, time: float) -> bool:

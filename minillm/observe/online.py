@@ -10,7 +10,7 @@ Nothing else is read (contract C8): the same events from a recorded trace give t
 compute every one again by other code. A request's entry is dropped when all its samples have ended, so memory
 does not grow with the number of requests. `observe/metrics.py` keeps every time and gives exact percentiles.
 
-The listener must be cheap: tokens of one step that follow the same earlier step share one latency, so it is
+The listener must be cheap: all tokens that follow tokens of the step before share one latency, so it is
 recorded once, with its count. The engine delivers events to one thread at a time; other threads may read.
 
 Left out: requests that were queued before the metrics were attached. Their tokens and blocks are counted, but
@@ -53,6 +53,7 @@ class EngineMetrics:
         self._live: dict[str, LiveRequest] = {}
         self._step, self._chunks, self._rows = -1, 0, 0  # the current step, its chunks, its rows of drafts
         self._warm_ups = 0  # that run at this moment
+        self._sampled = -1.0  # when the newest tokens came: nearly all tokens follow those
         self._events: Events | None = None
         self._costs: Costs | None = None
         self.num_blocks = self.block_bytes = 0
@@ -142,39 +143,51 @@ class EngineMetrics:
         live.admitted, live.cached = event.time, event["cached_tokens"]  # a second one replaces the first
 
     def _sample(self, event: Event) -> None:
-        now, live, steady = event.time, self._live, self.steady
-        gaps: dict[float, int] = {}  # by the time of the token before: most are alike
-        unknown = others = 0
-        requests = event.data["requests"]
-        for request_id, index in requests:
-            request = live.get(request_id)
-            if request is None:
-                unknown += 1
+        now, get, before, same = event.time, self._live.get, self._sampled, 0
+        requests, apart = event.data["requests"], 0
+        for request_id, index in requests:  # this loop runs for every token: it must be short
+            request = get(request_id)
+            if request is None or request.figures is self.warmup:
+                self._sample_apart(request, index, now)
+                apart += 1
                 continue
-            request.output += 1
             request.use.output_tokens += 1
-            is_steady = request.figures is steady
-            others += not is_steady
             if index:
+                request.forked += 1
                 continue
             request.tokens += 1
-            if request.tokens == 1:
-                self._first_token(request, now)
-            elif is_steady:
-                gaps[request.last] = gaps.get(request.last, 0) + 1
+            if request.last == before:
+                same += 1
+                request.last = now
             else:
-                request.figures.itl.record(now - request.last)
-            request.last = now
-        for earlier, times in gaps.items():
-            steady.itl.record(now - earlier, times)
-        steady.output_tokens += len(requests) - unknown - others
-        self.warmup.output_tokens += others
-        self._now.output_tokens += unknown
+                self._token(request, now)
+        if same:
+            self.steady.itl.record(now - before, same)
+        self.steady.output_tokens += len(requests) - apart
+        self._sampled = now
 
-    def _first_token(self, request: LiveRequest, now: float) -> None:
-        request.first = now
-        request.figures.ttft.record(now - request.submitted)
-        self._count_prompt(request)
+    def _sample_apart(self, request: LiveRequest | None, index: int, now: float) -> None:
+        """A token of a warm-up, or of a request that was queued before the metrics listened."""
+        if request is None:
+            self._now.output_tokens += 1
+            return
+        figures = request.figures
+        figures.output_tokens += 1
+        if index:
+            request.forked += 1
+            return
+        request.tokens += 1
+        self._token(request, now)
+
+    def _token(self, request: LiveRequest, now: float) -> None:
+        """A token of the first sample, counted already."""
+        if request.tokens == 1:
+            request.first = now
+            request.figures.ttft.record(now - request.submitted)
+            self._count_prompt(request)
+        else:
+            request.figures.itl.record(now - request.last)
+        request.last = now
 
     def _count_prompt(self, request: LiveRequest) -> None:
         """Count the prompt of an admitted request: once, when no second `admit` can come any more."""
@@ -205,7 +218,7 @@ class EngineMetrics:
         if request.tokens > 1:
             figures.tpot.record((request.last - request.first) / (request.tokens - 1))
         figures.prompt_sizes.record(request.prompt)
-        figures.output_sizes.record(request.output)
+        figures.output_sizes.record(request.tokens + request.forked)
         figures.finished[request.reason] += 1
 
     # Steps ----------------------------------------------------------------------------------
@@ -249,7 +262,8 @@ class EngineMetrics:
         figures.batch.record(sequences + self._chunks)
         if data["slots"]:
             figures.fragmentation.record(data["waste"] / data["slots"])
-        figures.peak_used_blocks = max(figures.peak_used_blocks, data["used"])
+        if data["used"] > figures.peak_used_blocks:
+            figures.peak_used_blocks = data["used"]
         for reason, count in data["held"].items():
             figures.held[reason] += count
         if self._costs is not None:
