@@ -29,7 +29,7 @@ def mixed(folder: Path, **options: Any) -> tuple[LLM, EngineMetrics, list[Event]
     """Requests that wait, fork, share, are preempted, drafted, aborted, overdue, refused and failed."""
     llm = tiny.load(
         folder,
-        **{"kv_memory": tiny.blocks(12), "prefill_chunk": 16, "max_num_seqs": 6, "draft_model": "ngram"},
+        **{"kv_memory": tiny.blocks(14), "prefill_chunk": 16, "max_num_seqs": 6, "draft_model": "ngram"},
         adaptive_draft=False,
         **options,
     )
@@ -40,6 +40,9 @@ def mixed(folder: Path, **options: Any) -> tuple[LLM, EngineMetrics, list[Event]
     with engine.events.record() as trace:
         llm.warmup()
         ids = [engine.add_request(prompt, PARAMS, f"tenant {i % 2}") for i, prompt in enumerate(PROMPTS * 2)]
+        ids += [
+            engine.add_request([7] * 40, PARAMS, "tenant 1") for _ in range(3)
+        ]  # they find each other's blocks
         engine.add_request([5, 6] * 9, greedy, "tenant 0")
         engine.add_request([3, 4] * 5, SamplingParams(max_tokens=9, seed=2, n=3, ignore_eos=True))
         engine.add_request([8], SamplingParams(max_tokens=9, deadline=1e-9))
@@ -299,6 +302,6 @@ def test_the_report_is_the_figures(run: tuple[LLM, EngineMetrics, list[Event]]) 
     assert found["steady"]["tokens_per_busy_second"] == pytest.approx(
         expected["output_tokens"] / sum(expected["step_seconds"])
     )
-    assert found["memory"]["headroom_bytes"] == 12 * metrics.block_bytes
+    assert found["memory"]["headroom_bytes"] == 14 * metrics.block_bytes
     assert set(found["tenants"]) == set(tenants(trace))
     assert figure_faults(metrics.warmup, recount(trace, warm=True)) == []

@@ -53,6 +53,8 @@ def metrics(tmp_path_factory: pytest.TempPathFactory) -> EngineMetrics:
     params = SamplingParams(max_tokens=20, seed=1, ignore_eos=True)
     for tenant in ("a canary", "another canary"):
         llm.generate([*prompts, *prompts, [5, 6] * 9], params, tenant=tenant)
+    repeated = SamplingParams(max_tokens=60, temperature=0.0, ignore_eos=True)
+    llm.generate([[5, 6] * 9, [8] * 40], repeated)  # greedy answers of a tiny model repeat themselves
     llm.generate("the canary cat", SamplingParams(max_tokens=20, temperature=0.0, n=2), tenant="a canary")
     with pytest.raises(MinillmError):
         llm.engine.add_request("a canary " * 300, params, "a canary")
