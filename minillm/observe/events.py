@@ -30,7 +30,7 @@ nobody can test a guessed prompt with them (`engine/keyed.py`).
     finish         index, reason, answer             the sequence with this sample index ended; `answer` is
                                                      the keyed digest of its token ids
     warmup         phase                             `begin`, with the seconds of `load`, `compile` and
-                                                     `allocation`; `end`, with those of the `first` request and
+                                                     `allocation`; `end`, with those of the `first` request,
                                                      of the same `again`, and the number of `requests`
     step           seconds, prefill_tokens, decode_rows, context, phases, waiting, held, running, used,
                    cached, free, slots, waste

@@ -202,7 +202,7 @@ def test_the_documented_events_are_the_ones_there_are(tight: LLM, tmp_path: Path
     assert {event.kind for event in (*trace, *drafted)} == listed
 
 
-REASONS = ("length", "stop", "cancelled", "deadline", "error", "begin", "end")
+REASONS = ("length", "stop", "cancelled", "deadline", "error", "room", "guarantee", "reset", "begin", "end")
 NAMES = {"schedule", "reserve", "run", "commit", "blocks", "seqs", "tokens", "quota"}
 
 
