@@ -4,6 +4,7 @@
 #include <string>
 
 #include "bind.h"
+#include "floats.h"
 
 #ifndef STABLE_TORCH_ERROR_CODE_CHECK  // an older torch (2.11 is one)
 #define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
@@ -13,8 +14,20 @@ namespace minillm::cpu {
 
 namespace {
 
+struct Ranges {
+  RangeBody body;
+  void* context;
+};
+
+void run_range(int64_t begin, int64_t end, void* context) {
+  StandardFloats scope;  // of whichever thread runs this range
+  const Ranges& ranges = *static_cast<Ranges*>(context);
+  ranges.body(begin, end, ranges.context);
+}
+
 void torch_ranges(int64_t begin, int64_t end, int64_t grain, RangeBody body, void* context) {
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
+  Ranges ranges = {body, context};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, run_range, &ranges));
 }
 
 int64_t torch_threads() {

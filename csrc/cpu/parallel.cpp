@@ -13,6 +13,7 @@
 #include <atomic>
 #include <thread>
 
+#include "floats.h"
 #include "kernels.h"
 
 namespace minillm::cpu {
@@ -113,6 +114,7 @@ void enter(int64_t rank, int64_t, void* context) {
 bool in_parallel_region() { return current_region; }
 
 void parallel_region(void (*work)(void*), void* context) {
+  StandardFloats scope;
   int64_t threads = thread_count();
   if (threads < 2 || current_region) return work(context);
   Entry entry = {{}, work, context};

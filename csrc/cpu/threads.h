@@ -8,6 +8,7 @@
 
 #include <new>
 
+#include "floats.h"
 #include "kernels.h"
 #include "vec.h"
 
@@ -18,6 +19,7 @@ namespace {
 template <class Body>
 void parallel_for(int64_t count, int64_t grain, const Body& body) {
   if (count <= grain) {
+    StandardFloats scope;
     if (count > 0) body(0, count);
     return;
   }

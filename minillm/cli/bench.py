@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minillm.cli.bench_growth import print_growth
 from minillm.cli.bench_serving import print_serving
 from minillm.cli.bench_speculation import print_speculation
 from minillm.cli.options import add_engine_options, load_llm, model_of, pulled_model
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from minillm.bench.parts import Progress
 
 PEERS = ("transformers",)
-KINDS = ("engine", "kernels", "serving", "speculation")
+KINDS = ("engine", "kernels", "serving", "speculation", "growth")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
@@ -34,10 +35,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         "and peak memory. With `kernels`: each op, compared with the machine's roofline and the reference "
         "(`--backend simt`: the bytes that each attention kernel moves, and its predicted time on a GPU). "
         "With `serving`: the gain from batching, chunks and sharing. With `speculation`: the gain and the "
-        "cost of drafts. All figures are medians with lowest and highest value, because shared machines are "
-        "noisy. Without a model the engine is measured with smollm2 where it was pulled, all else with the "
-        "model that ships.",
-        usage="minillm bench [engine|kernels|serving|speculation] [MODEL] [options]",
+        "cost of drafts. With `growth`: how cost grows with context, batch, queue and cache. All figures are "
+        "medians with lowest and highest value, because shared machines are noisy. Without a model the "
+        "engine is measured with smollm2 where it was pulled, all else with the model that ships.",
+        usage="minillm bench [engine|kernels|serving|speculation|growth] [MODEL] [options]",
     )
     parser.add_argument(
         "--prompt-len", type=int, metavar="N", help="prompt tokens to prefill (512; simt: 128)"
@@ -88,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
         "kernels": (_traffic, _print_traffic) if counted else (_kernels, _print_kernels),
         "serving": (_serving, print_serving),
         "speculation": (_speculation, print_speculation),
+        "growth": (_growth, print_growth),
     }[args.what]
     with Bar("measuring", enabled=not args.json) as bar:
         report = measure(args, bar)
@@ -137,6 +139,12 @@ def _speculation(args: argparse.Namespace, progress: Progress) -> dict[str, Any]
         return load_llm(args, **changes)
 
     return run_speculation(load, args.draft_model, args.tokens, args.runs, args.batch, progress)
+
+
+def _growth(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    from minillm.bench.growth import run_growth
+
+    return run_growth(lambda **changes: load_llm(args, **changes), args.runs, progress=progress)
 
 
 def _traffic(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:

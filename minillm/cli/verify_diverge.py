@@ -94,8 +94,12 @@ def _print(a: Record, b: Record, found: Comparison, again: Rerun | None) -> None
     for name, count in (("A", found.only_a), ("B", found.only_b)):
         if count:
             print(f"{count} requests are only in {name}")
+    for name, count in (("A", found.more_a), ("B", found.more_b)):
+        if count:
+            print(f"{count} more steps of these requests are only in {name}")
     if found.first is None:
-        print("no difference: the same tokens from the same bits of logits")
+        where = " in the steps that both have" if found.more_a or found.more_b else ""
+        print(f"no difference{where}: the same tokens from the same bits of logits")
         return
     for line in _lines(found.first):
         print(line)
@@ -159,6 +163,7 @@ def _as_json(a: Record, b: Record, found: Comparison, again: Rerun | None) -> di
         "steps": found.num_steps,
         "requests": found.num_requests,
         "only": [found.only_a, found.only_b],
+        "more_steps": [found.more_a, found.more_b],
         "incomplete": [a.is_cut, b.is_cut],
     }
     if first is not None:

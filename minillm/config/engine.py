@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypedDict, get_args
 
 from minillm.config.checks import require_int, shown
-from minillm.config.tenants import Limits, check_limits, guaranteed_by_name
+from minillm.config.tenants import Limits, TenantLimits, guaranteed_by_name, own_limits
 from minillm.errors import UsageError
 
 Backend = Literal["auto", "reference", "native", "simt"]
@@ -71,7 +72,7 @@ class EngineConfig:
     seed: int = 0
     allow_config_keys: Sequence[str] = ()
     public_prefixes: Sequence[str | Sequence[int]] = ()
-    tenant_limits: Limits | None = None
+    tenant_limits: Limits | None = field(default=None, repr=False)  # it names tenants
     guarantee: GuaranteeName | None = None
     diverge_record: str | Path | None = None
 
@@ -105,9 +106,8 @@ class EngineConfig:
         self._check_trust()
 
     def _check_tenants(self) -> None:
-        check_limits(self.tenant_limits, self.max_num_batched_tokens)
-        if self.tenant_limits is not None:  # the caller's mapping may change
-            object.__setattr__(self, "tenant_limits", dict(self.tenant_limits))
+        limits = own_limits(self.tenant_limits, self.max_num_batched_tokens)
+        object.__setattr__(self, "tenant_limits", limits)
         prefixes = self.public_prefixes
         if not isinstance(prefixes, list | tuple) or not all(
             isinstance(p, str | list | tuple) for p in prefixes
@@ -137,9 +137,10 @@ class EngineConfig:
         if math.prod(tree) > MAX_BRANCHES:
             raise UsageError(f"draft_tree={shown(tree)} has more than {MAX_BRANCHES} branches")
 
-    def has_guarantee(self, tenant: str | None) -> bool:
-        """Whether a tenant is named in `tenant_limits` and guaranteed anything."""
-        return tenant in guaranteed_by_name(self.tenant_limits)
+    @cached_property
+    def guaranteed(self) -> dict[str, TenantLimits]:
+        """The tenants of `tenant_limits` that are named and guaranteed anything."""
+        return guaranteed_by_name(self.tenant_limits)
 
     def _check_trust(self) -> None:
         if self.guarantee is not None and self.guarantee not in GUARANTEES:

@@ -22,10 +22,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from minillm.config.checks import require_int, shown
+from minillm.config.checks import require_int
 from minillm.errors import UsageError
 
 _MOST = (1 << 48) - 1
+_EXAMPLE = 'as {"anna": TenantLimits(guaranteed_blocks=64)}'
 
 
 @dataclass(frozen=True)
@@ -85,34 +86,41 @@ def check_tenant(tenant: object) -> None:
         ) from None
 
 
-def check_limits(limits: object, max_tokens: int) -> None:
-    """Check `tenant_limits`; `max_tokens` is what one step computes at most.
+def own_limits(limits: object, max_tokens: int) -> dict[str | None, TenantLimits] | None:
+    """`tenant_limits`, read once into a dict of our own and checked; `max_tokens` is what one step computes.
+
+    The caller's mapping may be any object: it may change later, or answer twice in two ways.
 
     Raises:
         UsageError: not a mapping of tenants to `TenantLimits`, or the guaranteed tokens are more than a step.
     """
     if limits is None:
-        return
+        return None
     if not isinstance(limits, Mapping):
         raise UsageError(
-            f"tenant_limits must map tenants to TenantLimits, not {shown(limits)}",
-            'as {"anna": TenantLimits(guaranteed_blocks=64)}',
+            f"tenant_limits must map tenants to TenantLimits, not {type(limits).__name__}", _EXAMPLE
         )
-    for tenant, limit in limits.items():
+    try:
+        found = dict(limits.items())
+    except Exception as error:
+        raise UsageError(f"tenant_limits cannot be read: {type(error).__name__}", _EXAMPLE) from None
+    for tenant, limit in found.items():
         check_tenant(tenant)
         if not isinstance(limit, TenantLimits):
-            raise UsageError(f"tenant_limits must hold TenantLimits, not {type(limit).__name__}")
-    guaranteed = sum(limit.guaranteed_tokens_per_step for limit in limits.values())
+            raise UsageError(f"tenant_limits must hold TenantLimits, not {type(limit).__name__}", _EXAMPLE)
+    guaranteed = sum(limit.guaranteed_tokens_per_step for limit in found.values())
     if guaranteed > max_tokens:
         raise UsageError(
             f"the guarantees add up to {guaranteed} tokens per step, a step has {max_tokens}",
             "lower guaranteed_tokens_per_step or raise max_num_batched_tokens",
         )
+    return found
 
 
 def limits_of(limits: Limits | None, tenant: str | None) -> TenantLimits:
     """The limits that hold for a tenant: its own, or those of all tenants that are not named."""
-    return (limits or {}).get(tenant) or (limits or {}).get(None) or UNLIMITED
+    found = limits or {}
+    return found.get(tenant, found.get(None, UNLIMITED))
 
 
 def guaranteed_by_name(limits: Limits | None) -> dict[str, TenantLimits]:

@@ -57,10 +57,9 @@ def reserve(step: PlannedStep, memory: KVMemory, budgets: List[LookaheadBudget])
         if chunk.end == chunk.sequence.num_tokens:
             _reserve_start(step, chunk.sequence, memory)
     if any(leave.depth for leave in budgets):
-        lanes = plan.lane_numbers()
         for sequence, leave in zip(plan.decode, budgets, strict=True):
             tables = memory.allocate_branches(sequence, sequence.num_tokens + leave.depth, leave.branches)
-            step.lookaheads.append(Lookahead(sequence, leave.depth, tables, lanes.get(sequence, 0)))
+            step.lookaheads.append(Lookahead(sequence, leave.depth, tables, leave.group))
         return
     for sequence in plan.decode:
         memory.allocate_slots(sequence, sequence.num_tokens)

@@ -19,6 +19,7 @@ from minillm.config import SamplingParams
 from minillm.engine.engine import Engine
 from minillm.engine.outputs import RequestOutput
 from minillm.engine.prompt import Prompt
+from minillm.engine.recovery import for_callers
 from minillm.errors import MinillmError
 
 
@@ -87,13 +88,23 @@ class Delivery:
             self.step()
 
     def step(self) -> None:
-        """Run one engine step and deliver its outputs to all tickets."""
+        """Run one engine step and deliver its outputs to all tickets.
+
+        Raises:
+            Exception: what a part raised. If requests of several tenants lived, an error without its text and
+                frames: the caller may be any of them (`recovery.py`).
+        """
         self._engine.require_own_process()
+        failure: Exception | None = None
         with self._lock:
             try:
                 self._engine.step_into(self._mailbox)
+            except Exception as error:
+                failure = for_callers(error, self._engine.tenants_at_failure)
             finally:
                 self._deliver()
+        if failure is not None:  # outside of the handler, or it would be chained to the original
+            raise failure
 
     def _deliver(self) -> None:
         for request_id, output in self._mailbox.items():

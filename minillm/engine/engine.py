@@ -78,6 +78,7 @@ class Engine(FixedAttributes):
         self._live_change = LiveChange(self.model, draft)
         self._stepper = Stepper(machinery, self.memory, commit, self._live_change)
         self._turn, self._registry = Turn(), Registry(config, self.events)
+        self.tenants_at_failure = set[str | None]()  # of the requests that lived when a step last failed
         self._outbox: dict[str, RequestOutput] = {}  # outputs that `step` has not returned yet
         self.watch = self._stepper.use_watch  # gives a `StepWatch` the logits of every step
         self.watch(start_record(config, self.model, self.envelope))  # last: it makes a file
@@ -118,7 +119,7 @@ class Engine(FixedAttributes):
             self.events.deliver()
             return request.request_id
         except MinillmError as error:
-            report.report_refusal(self.events, error, tenant)
+            report.refusal(self.events, error, tenant)
             self.events.deliver()
             raise
         except BaseException:
@@ -149,12 +150,9 @@ class Engine(FixedAttributes):
         return bool(self._registry.live or self._outbox)
 
     def stats(self, tenant: str | Anyone | None = ANYONE) -> dict[str, int]:
-        """Count requests and blocks; with `tenant` only its own (`report.py`)."""
+        """Count requests and blocks; with `tenant` only its own. Errors as `report.stats`."""
         self._turn.require_own_process()
-        requests = self._registry.requests()
-        if tenant is ANYONE:
-            return report.engine_stats(self.memory, requests)
-        return report.tenant_stats(self.memory, requests, tenant)
+        return report.stats(self.memory, self._registry, tenant)
 
     def check_request(
         self, prompt: Prompt, params: SamplingParams, tenant: str | None = None
@@ -233,6 +231,7 @@ class Engine(FixedAttributes):
             self._advance()
             self.events.release()
         except BaseException as error:
+            self.tenants_at_failure = {request.tenant for request in self._registry.requests()}
             self._recover(as_exception(error))
             raise
         finally:
@@ -241,7 +240,7 @@ class Engine(FixedAttributes):
     def _begin(self) -> None:
         """Begin a step. It counts as unfinished until `events.release` is called."""
         self._stepper.begin()
-        requests = self._registry.requests() if self.events.listeners else []
+        requests = self._registry.started() if self.events.listeners else []
         self.events.hold({r.request_id: r.num_block_references for r in requests})
 
     def _advance(self) -> None:
@@ -252,29 +251,29 @@ class Engine(FixedAttributes):
             self._collect(ended)
         # Read after the new requests were taken, so that no request starts before it was submitted.
         changed = self._stepper.run(self.scheduler, time.perf_counter())
+        running = self.scheduler.running
+        self._registry.note_started(running)
         self._collect({sequence.request_id for sequence in changed})
-        step, running = self._stepper.step, self.scheduler.running
-        report.report_step(self.events, step, running, self.stats, self.config.block_size, started)
+        done, size = self._stepper.step, self.config.block_size
+        report.step(self.events, done, running, self.stats, size, started)
 
     def _take_incoming(self) -> set[str]:
         """Give new requests to the scheduler. End aborted and overdue requests and return their ids."""
-        now, live, aborted = time.perf_counter(), self._registry.requests(), self._registry.aborted()
+        for request in self._registry.incoming():
+            self.memory.open(request.sequences)
+            self.scheduler.add(request)
+            request.is_scheduled = True
         ended = set[str]()
-        for request in live:
-            if not request.is_scheduled:
-                self.memory.open(request.sequences)
-                self.scheduler.add(request)
-                request.is_scheduled = True
-            if aborted and request.request_id in aborted:
-                ended.add(self._end(request, "cancelled"))
-            elif request.deadline is not None and now > request.deadline:
-                ended.add(self._end(request, "deadline"))
-        self._registry.forget_aborted(aborted)
+        for request in self._registry.aborted():
+            ended.add(self._end(request, "cancelled"))
+        for request in self._registry.overdue(time.perf_counter()):
+            ended.add(self._end(request, "deadline"))
         return ended
 
     def _end(self, request: Request, reason: FinishReason) -> str:
-        self.events.emit("cancel", request.request_id, reason=reason)
-        request.finish(reason)
+        if not request.is_finished:
+            self.events.emit("cancel", request.request_id, reason=reason)
+            request.finish(reason)
         return request.request_id
 
     def _collect(self, request_ids: set[str]) -> None:
@@ -285,7 +284,7 @@ class Engine(FixedAttributes):
             for sequence in request.sequences:
                 if sequence.finish_reason and not sequence.is_released:
                     self.scheduler.remove(sequence)
-                    report.report_end(self.events, sequence, now)
+                    report.end(self.events, sequence, now)
             output = self._outbox[request.request_id] = snapshot(request, self.envelope)
             if output.finished:
                 self._registry.remove(request.request_id)
@@ -315,6 +314,7 @@ class Engine(FixedAttributes):
         """Bring the engine back to a consistent state after a step has failed with `error`."""
         if not self.events.is_holding:
             return
+        self._registry.distrust_counts()
         live = self._registry.requests()
         affected = self._stepper.affected(error, self.scheduler, live)
         if self._stepper.phase != "run":
@@ -345,6 +345,6 @@ class Engine(FixedAttributes):
         for request in live:
             for sequence in request.sequences:
                 if not sequence.is_released:
-                    report.report_end(self.events, sequence, now)
+                    report.end(self.events, sequence, now)
             self._outbox[request.request_id] = snapshot(request, self.envelope)
             self._registry.remove(request.request_id)

@@ -154,6 +154,12 @@ def _what_never_repeats(config: EngineConfig, has_drafts: bool) -> Iterator[Limi
             "the lengths of adaptive drafts follow measured times, and they decide here",
             "set adaptive_draft=False",
         )
+    if config.tenant_limits:
+        yield Limit(
+            "G4",
+            "lanes of tenants take turns from step to step, so a second call may begin with another lane",
+            "leave tenant_limits out",
+        )
 
 
 def _unknown_parts(config: EngineConfig, parts: Parts) -> list[str]:

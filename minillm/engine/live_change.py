@@ -19,7 +19,7 @@ Requests in flight end with `ModelChanged`. The check is no defence against code
 from __future__ import annotations
 
 from collections.abc import Iterator
-from operator import attrgetter
+from operator import attrgetter, is_not
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from minillm.model.loader import LoadedModel
 from minillm.ops.contract import PackedWeight
 from minillm.text.tokenizer import Tokenizer
 
-_SAMPLE = 64  # bytes of each tensor that are compared
+_SAMPLE = 16  # bytes of each tensor that are compared
 _version = attrgetter("_version")
 
 
@@ -57,8 +57,10 @@ class LiveChange:
         decoders = [model.decoder for model in models if model is not None]
         self._tokenizer = models[0].tokenizer if models and models[0] else None
         self._settings = _settings(self._tokenizer)
-        self._holders = [held for decoder in decoders for held in _holders(decoder)]
-        found = [pair for *_, value in self._holders for pair in _tensors(value)]
+        holders = [held for decoder in decoders for held in _holders(decoder)]
+        self._holders = [place for place, *_ in holders]
+        self._names, self._held = [name for _, name, _ in holders], [value for *_, value in holders]
+        found = [pair for value in self._held for pair in _tensors(value)]
         plain = {id(tensor): tensor for tensor, is_packed in found if not is_packed}
         self._tensors = [*plain.values(), *(tensor for tensor, is_packed in found if is_packed)]
         self._places = self._where()
@@ -91,7 +93,7 @@ class LiveChange:
             ModelChanged: something has changed.
         """
         self.check_content()
-        if any(place.get(name) is not value for place, name, value in self._holders):
+        if any(map(is_not, map(dict.get, self._holders, self._names), self._held)):
             raise _changed("weights")
         if _settings(self._tokenizer) != self._settings:
             raise _changed("tokenizer")

@@ -79,7 +79,7 @@ def _tokenizer(model: LoadedModel) -> dict[str, Any] | None:
 
 
 def _speculation(engine: EngineConfig, parts: Parts, draft: LoadedModel | None) -> dict[str, Any] | None:
-    if engine.draft_verification != "rejection":
+    if engine.draft_verification != "rejection" or (engine.draft_model is None and parts.drafter is None):
         return None
     name = None if engine.draft_model is None else str(engine.draft_model)
     return {

@@ -20,7 +20,7 @@ from minillm.engine.request import Request
 from minillm.engine.sequence import Sequence
 from minillm.engine.tenant_memory import KVMemory
 from minillm.engine.tenant_scheduler import AnyScheduler
-from minillm.errors import PartError, StepInterrupted
+from minillm.errors import PartError, StepInterrupted, own_copy
 from minillm.memory.block_pool import BlockPool
 from minillm.observe.events import Events
 
@@ -75,6 +75,14 @@ def start_again(
             if sequence not in waiting_forks:
                 scheduler.requeue(sequence)
     return scheduler
+
+
+def for_callers(error: Exception, tenants: set[str | None]) -> Exception:
+    """The error that a caller may get who ran a step for requests of these tenants.
+
+    With several tenants it has no traceback: the frames hold the token ids of the whole step.
+    """
+    return own_copy(_without_names(error, tenants)) if len(tenants) > 1 else error
 
 
 def _without_names(error: Exception, tenants: set[str | None]) -> Exception:

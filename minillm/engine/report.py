@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as List
 from enum import Enum
 
+from minillm.config.tenants import check_tenant
 from minillm.engine.batch import PlannedStep
 from minillm.engine.keyed import keyed, tenant_label
 from minillm.engine.prompt import ids_digest
-from minillm.engine.registry import count
+from minillm.engine.registry import Registry
 from minillm.engine.request import Request
 from minillm.engine.sequence import Sequence
 from minillm.engine.tenant_memory import KVMemory
@@ -27,14 +28,25 @@ class Anyone(Enum):
 ANYONE = Anyone.ANYONE
 
 
-def engine_stats(memory: KVMemory, requests: List[Request]) -> dict[str, int]:
+def stats(memory: KVMemory, registry: Registry, tenant: str | Anyone | None) -> dict[str, int]:
+    """Count requests and blocks: all, or a tenant's own.
+
+    Raises:
+        UsageError: `tenant` is not text or None.
+    """
+    if isinstance(tenant, Anyone):
+        return engine_stats(memory, *registry.count())
+    check_tenant(tenant)
+    return tenant_stats(memory, registry.requests(), tenant)
+
+
+def engine_stats(memory: KVMemory, waiting: int, running: int) -> dict[str, int]:
     """Count all requests and blocks.
 
     `waiting`: requests that have not started. `running`: requests that have started, including preempted
     ones. `num_blocks` = `used_blocks` + `free_blocks`. `cached_blocks`: the free blocks whose content a
     prefix cache can still find.
     """
-    waiting, running = count(requests)
     available, num_blocks = memory.available, memory.pool.num_blocks
     return {
         "waiting": waiting,
@@ -53,11 +65,11 @@ def tenant_stats(memory: KVMemory, requests: List[Request], tenant: str | None) 
     nothing here depends on other tenants.
     """
     own = [request for request in requests if request.tenant == tenant]
-    waiting, running = count(own)
+    running = sum(request.admitted is not None for request in own)
     used = {block for r in own for s in r.sequences for block in s.block_table.block_ids}
     guaranteed = memory.guaranteed_blocks(tenant)
     return {
-        "waiting": waiting,
+        "waiting": len(own) - running,
         "running": running,
         "num_blocks": guaranteed,
         "used_blocks": len(used),
@@ -66,7 +78,7 @@ def tenant_stats(memory: KVMemory, requests: List[Request], tenant: str | None) 
     }
 
 
-def report_end(events: Events, sequence: Sequence, now: float) -> None:
+def end(events: Events, sequence: Sequence, now: float) -> None:
     """Emit `finish`: which sequence ended, why, and the keyed digest of its answer.
 
     If an interrupt makes the engine emit it twice, both events have the same time.
@@ -79,24 +91,24 @@ def report_end(events: Events, sequence: Sequence, now: float) -> None:
     sequence.is_released = True
 
 
-def report_refusal(events: Events, error: MinillmError, tenant: object) -> None:
+def refusal(events: Events, error: MinillmError, tenant: object) -> None:
     """Emit `refuse`: the type of the error, and whose request it was."""
     label = tenant_label(tenant) if tenant is None or isinstance(tenant, str) else ""
     events.emit("refuse", reason=type(error).__name__, tenant=label)
 
 
-def report_step(
+def step(
     events: Events,
-    step: PlannedStep,
+    done: PlannedStep,
     running: List[Sequence],
-    stats: Callable[[], Mapping[str, int]],
+    counted: Callable[[], Mapping[str, int]],
     block_size: int,
     started: float,
 ) -> None:
     """Emit the event that ends a step: the rows of the step, and the memory used at its end."""
     if not events.listeners:
         return
-    plan, counts, blocks, computed, context = step.plan, stats(), 0, 0, 0
+    plan, counts, blocks, computed, context = done.plan, counted(), 0, 0, 0
     for sequence in running:  # plain loops: this runs in every step
         blocks += len(sequence.block_table.block_ids)
         computed += sequence.num_computed_tokens
@@ -108,7 +120,7 @@ def report_step(
         prefill_tokens=plan.num_rows - len(plan.decode),
         decode_rows=len(plan.decode),
         context=context,
-        phases=dict(step.phases),
+        phases=dict(done.phases),
         waiting=counts["waiting"],
         held=dict(plan.held),
         running=len(running),

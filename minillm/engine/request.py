@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from minillm.config import SamplingParams
 from minillm.engine.sequence import FinishReason, Sequence
@@ -26,7 +26,7 @@ class Request:
 
     request_id: str
     sequences: list[Sequence]
-    prompt_digest: str = ""  # of the text or the ids that were given (`prompt.py`)
+    prompt_digest: str = field(default="", repr=False)  # of the text or ids that were given (`prompt.py`)
     is_scheduled: bool = False  # it has been given to the scheduler
 
     @property

@@ -60,8 +60,9 @@ class WaitingLine:
     def remove(self, sequence: Sequence) -> None:
         """Remove a sequence, if it is waiting."""
         line = self._lines.get(sequence.params.priority, [])
-        if sequence in line:
-            line.remove(sequence)
+        place = bisect.bisect_left(line, (sequence.order, sequence.index), key=lambda r: (r.order, r.index))
+        if place < len(line) and line[place] is sequence:
+            del line[place]
         if not line:
             self._lines.pop(sequence.params.priority, None)
 

@@ -67,9 +67,12 @@ class CachedPrefix:
         self.public = None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Sequence:
-    """One completion in progress. `index` is its sample index in its request."""
+    """One completion in progress. `index` is its sample index in its request.
+
+    Its repr names it and shows no content: crash reports write out the variables of frames.
+    """
 
     request_id: str
     index: int
@@ -106,6 +109,9 @@ class Sequence:
         self._stop_token_ids = frozenset(
             self.params.stop_token_ids
         )  # each token is looked for in all of them
+
+    def __repr__(self) -> str:
+        return f"Sequence({self.request_id!r}, {self.index}, {self.finish_reason or 'open'})"
 
     @property
     def num_forks(self) -> int:

@@ -76,11 +76,6 @@ class StepPlan:
         """All sequences of the step."""
         return [*self.decode, *(chunk.sequence for chunk in self.prefill)]
 
-    def lane_numbers(self) -> dict[Sequence, int]:
-        """The number of the lane of each decoding sequence in a reserved lane; the other lanes count as 0."""
-        reserved = [lane.decode for lane in self.lanes if lane.is_reserved]
-        return {sequence: number for number, lane in enumerate(reserved, 1) for sequence in lane}
-
     def take(self, sequence: Sequence, blocks: int) -> None:
         """Count `blocks` blocks for a sequence."""
         self.blocks[sequence] = blocks

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence as List
+from dataclasses import replace
 from typing import Literal
 
 from minillm.engine.assembly import Machinery
@@ -96,19 +97,20 @@ class Stepper:
         most, size = self._speculation.max_tokens, self._memory.pool.block_size
         whole = LanePlan(plan.decode, most - plan.num_rows, self._memory.available - plan.num_blocks)
         budgets = dict[Sequence, LookaheadBudget]()
-        for lane in plan.lanes or [whole]:
+        for number, lane in enumerate(plan.lanes or [whole]):
             owned = [len(s.block_table.block_ids) + plan.blocks.get(s, 0) for s in lane.decode]
             planned = self._speculation.plan(
                 lane.decode, owned, most - lane.rows, lane.blocks, size, adaptive=not lane.is_reserved
             )
-            budgets.update(zip(lane.decode, planned, strict=True))
+            group = number if lane.is_reserved else -1  # the others share one
+            own = [budget._replace(group=group) for budget in planned]
+            budgets.update(zip(lane.decode, own, strict=True))
         return [budgets[sequence] for sequence in plan.decode]
 
     def _execute(self, step: PlannedStep) -> StepOutput:
         if step.lookaheads and self._speculation:
             step.proposals, step.draft_seconds = self._speculation.propose(step.lookaheads)
-            if not step.is_speculative:
-                self._free_lookahead(step)
+            self._free_lookahead(step)
         size = self._memory.pool.block_size
         output = self._worker.execute(make_input(step, size, self._num_token_ids, self._rejects))
         if self._speculation and step.plan.decode:
@@ -118,10 +120,17 @@ class Stepper:
         return output
 
     def _free_lookahead(self, step: PlannedStep) -> None:
-        """Free the look-ahead blocks: no sequence has a draft, so this is a plain decode step."""
+        """Free the look-ahead blocks of each sequence without a draft.
+
+        Whether others have drafts, so that the step verifies, decides nothing for it (contract C12).
+        """
         self.phase = "reserve"
-        for sequence in step.plan.decode:
-            self._memory.rollback(sequence, sequence.num_tokens)
+        for i, proposal in enumerate(step.proposals):
+            if not proposal.branches:
+                sequence = step.plan.decode[i]
+                self._memory.rollback(sequence, sequence.num_tokens)
+                tables = [sequence.block_table.block_ids]
+                step.lookaheads[i] = replace(step.lookaheads[i], block_tables=tables)
         self.phase = "run"
 
     # A failed step ---------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minillm.config import EngineConfig
-from minillm.config.tenants import UNLIMITED, TenantLimits, guaranteed_by_name
+from minillm.config.tenants import UNLIMITED, TenantLimits
 from minillm.engine.checked import check_plan
 from minillm.engine.quota import Quota
 from minillm.engine.request import Request
@@ -113,8 +113,7 @@ def reserved_places(config: EngineConfig) -> dict[object, int]:
     """
     everybody = (config.tenant_limits or {}).values()
     total, most = sum(limit.guaranteed_tokens_per_step for limit in everybody), config.max_num_seqs
-    limits = guaranteed_by_name(config.tenant_limits)
-    tokens = {tenant: limit.guaranteed_tokens_per_step for tenant, limit in limits.items()}
+    tokens = {tenant: limit.guaranteed_tokens_per_step for tenant, limit in config.guaranteed.items()}
     named: dict[object, int] = {
         tenant: min(count, max(1, most * count // total)) for tenant, count in tokens.items() if count
     }

@@ -41,9 +41,9 @@ class Scope(NamedTuple):
     conditioning: str = ""
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class CachedBlock:
-    """A full block and everything its content depends on. Compared by identity.
+    """A full block and everything its content depends on. Compared by identity; the repr shows no content.
 
     `draft`: the KV envelope of the draft model, if the block also holds that model's keys and values.
     """

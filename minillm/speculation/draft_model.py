@@ -20,7 +20,6 @@ Paper: Leviathan et al. (arXiv 2211.17192). Left out: ending a draft early when 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -51,7 +50,7 @@ class DraftModel:
         num_token_ids: number of ids the tokenizer has; other ids are never drafted.
         vocab_size: vocabulary size of the target, the width of reported distributions.
         max_model_len: context length of the draft model; longer sequences get no draft.
-        chunk: the most missing tokens to compute in one call, besides the new tokens of every step.
+        chunk: the most missing tokens of a group to compute in one call, besides the new ones of every step.
         tree: number of candidates at each depth (1 everywhere for a chain); its length is the longest draft.
         with_probs: sample with separate noise and report the distributions (rejection sampling).
         has_long_rope: the draft model tells short from long sequences, as its target does (longrope).
@@ -104,14 +103,15 @@ class DraftModel:
         """Choose the missing tokens to compute for each sequence; at least the newest is always missing.
 
         Sequences that lack the fewest tokens go first. In normal decoding a sequence lacks at most two, so a
-        long prompt does not delay the others. Each lane has a budget of its own (contract C12).
+        long prompt does not delay the others. Each group has its own share of the work.
         """
-        in_lane, caught = Counter(lookahead.lane for lookahead in lookaheads), list[_CatchUp]()
-        budgets = {lane: self._chunk + 2 * count for lane, count in in_lane.items()}
+        caught, left = list[_CatchUp](), dict[int, int]()  # tokens that each group may still compute
+        for lookahead in lookaheads:
+            left[lookahead.group] = left.get(lookahead.group, self._chunk) + 2
         for lookahead in sorted(lookaheads, key=_behind):
-            sequence = lookahead.sequence
+            sequence, group = lookahead.sequence, lookahead.group
             start, total = sequence.draft.num_computed_tokens, sequence.num_tokens
-            end = min(total, start + budgets[lookahead.lane])
+            end = min(total, start + left[group])
             if end == start or total > self._max_model_len:
                 continue
             depth = min(lookahead.depth, self._max_model_len - total + 1) if end == total else 0
@@ -119,7 +119,7 @@ class DraftModel:
             rows = SequenceRows(sequence.tokens(start, end), start, lookahead.block_tables[0], offset)
             caught.append(_CatchUp(lookahead, rows, depth))
             sequence.draft.num_computed_tokens = end
-            budgets[lookahead.lane] -= end - start
+            left[group] -= end - start
         return caught
 
     def _keys(self, caught: _CatchUp) -> list[int]:

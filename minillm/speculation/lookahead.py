@@ -36,11 +36,15 @@ from minillm.worker.step import VerifyResult
 
 
 class LookaheadBudget(NamedTuple):
-    """What one sequence may use: tokens to draft, branches, and the additional blocks for them."""
+    """What one sequence may use: tokens to draft, branches, and the additional blocks for them.
+
+    `group`: as in `Lookahead`.
+    """
 
     depth: int
     branches: int
     blocks: int
+    group: int = 0
 
 
 NO_LOOKAHEAD = LookaheadBudget(0, 1, 0)
@@ -97,7 +101,7 @@ class Speculation:
 
     def _fit(self, num_tokens: int, owned: int, most: LookaheadBudget, size: int) -> LookaheadBudget:
         """Find the longest draft that fits, then the most branches. `most`: depth, rows and blocks left."""
-        depth, rows, blocks = most
+        depth, rows, blocks, _ = most
         while depth and (taken := blocks_for(num_tokens + depth, size) - owned) > blocks:
             depth -= 1
         if depth == 0:

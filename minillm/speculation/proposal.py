@@ -61,13 +61,14 @@ class Lookahead:
     """The limits of a draft for one sequence: at most `depth` tokens per branch, one branch per block table.
 
     A block table has room for the newest token and `depth` more; the first table is the sequence's own.
-    `lane`: sequences of one lane may compete for the drafter's time, those of different lanes may not.
+    Sequences of different groups must not compete for the drafter's work: they are of different tenants, and
+    each would see in its drafts what the others send (contract C12).
     """
 
     sequence: DraftSequence
     depth: int
     block_tables: list[list[int]]
-    lane: int = 0
+    group: int = 0
 
 
 @dataclass(frozen=True)

@@ -219,6 +219,8 @@ def _parse(content: bytes, path: Path) -> RustTokenizer:
         made = RustTokenizer.from_buffer(content)
         made.no_truncation()  # settings of training: a prompt is neither cut nor filled up
         made.no_padding()
+        if getattr(made.model, "dropout", None) is not None:
+            made.model.dropout = None  # merges left out at random: the same text would become other tokens
     except BaseException as error:
         raise tokenizer_failure(error, f"{path} is not a tokenizer", quote=True) from None
     return made

@@ -67,25 +67,33 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result: the steps that were compared, the requests that only one record has, the divergence."""
+    """The result: the steps that were compared, what only one record has, and the divergence.
+
+    `only_a`, `only_b`: requests. `more_a`, `more_b`: steps of requests that are in both and have not parted.
+    """
 
     num_steps: int
     num_requests: int
     only_a: int
     only_b: int
+    more_a: int
+    more_b: int
     first: Divergence | None
 
 
 def compare_records(a: Record, b: Record) -> Comparison:
     """Compare step by step."""
     pairs, only_a, only_b = _pair(a.requests, b.requests)
-    num_steps, found = 0, list[Divergence]()
+    num_steps, more_a, more_b, found = 0, 0, 0, list[Divergence]()
     for left, right in pairs:
         steps, divergence = _compare(left, right, a.logits_dtype, b.logits_dtype)
         num_steps += steps
         found += divergence
+        if not divergence:
+            more_a += left.num_steps - steps
+            more_b += right.num_steps - steps
     first = min(found, key=lambda each: each.a.order if each.a else -1, default=None)
-    return Comparison(num_steps, len(pairs), only_a, only_b, first)
+    return Comparison(num_steps, len(pairs), only_a, only_b, more_a, more_b, first)
 
 
 def margin(top: tuple[Candidate, ...], dtype: str) -> Margin | None:

@@ -58,6 +58,11 @@ class Recorded:
     sampling: SamplingParams
     samples: dict[int, dict[int, Step]] = field(default_factory=dict)
 
+    @property
+    def num_steps(self) -> int:
+        """The number of its steps, of all samples."""
+        return sum(map(len, self.samples.values()))
+
     def tokens(self, sample: int, position: int) -> list[int]:
         """The ids before output position `position`: the prompt and the tokens drawn so far."""
         steps = self.samples[sample]

@@ -30,6 +30,7 @@ from minillm.model.loader import LoadedModel
 
 NEW_TOKENS = 8
 LENGTHS = (1, 15, 16, 17, 3, 33, 48, 64, 65, 90, 130, 200)
+SIMULATED = (1, 15, 17, 48)  # a simulated GPU computes a few tokens a second
 SHARED = 40  # tokens that the longer prompts begin with, for prefix hits
 
 
@@ -105,7 +106,8 @@ def make_requests(model: LoadedModel) -> Requests:
     vocabulary = model.config.vocab_size
     common = [rng.randrange(vocabulary) for _ in range(SHARED)]
     prompts = []
-    for length in (n for n in LENGTHS if n <= most) if most > 0 else (1,):
+    lengths = SIMULATED if model.decoder.ops.name == "simt" else LENGTHS
+    for length in (n for n in lengths if n <= most) if most > 0 else (1,):
         own = [rng.randrange(vocabulary) for _ in range(length)]
         prompts.append([*common, *own][:length] if length > SHARED else own)
     new = max(1, min(NEW_TOKENS, model.max_model_len - 1))

@@ -42,6 +42,7 @@ def test_the_same_and_another_backend(
             "steps": 10,
             "requests": 2,
             "only": [0, 0],
+            "more_steps": [0, 0],
             "incomplete": [False, False],
         },
     )
@@ -51,6 +52,24 @@ def test_the_same_and_another_backend(
     assert report["repeats"][0] and report["origin"]["place"]["op"] and report["origin"]["differing"] > 0
     assert main(["verify", "diverge", str(a), str(c)]) == DIFFERENT
     assert "give --model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shorter", ["a", "b"])
+def test_a_record_that_ends_earlier_is_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], shorter: str
+) -> None:
+    """Without a word a run that was killed would look like one that did the same."""
+    a, b = record(folder, tmp_path / "a"), record(folder, tmp_path / "b")
+    cut = a if shorter == "a" else b
+    lines = cut.read_text().splitlines(keepends=True)
+    cut.write_text("".join(lines[:-4]))
+    code, found = diverge(capsys, a, b)
+    assert code == 0 and found["same"] and found["steps"] + 4 == 10
+    assert found["more_steps"] == ([0, 4] if shorter == "a" else [4, 0])
+    main(["verify", "diverge", str(a), str(b)])
+    printed = capsys.readouterr().out
+    assert f"4 more steps of these requests are only in {'B' if shorter == 'a' else 'A'}" in printed
+    assert "no difference in the steps that both have" in printed
 
 
 def test_another_model_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

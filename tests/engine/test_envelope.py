@@ -129,6 +129,7 @@ def test_what_a_folder_s_files_change(tmp_path: Path, folder: Path) -> None:
         (["block_parts"], {"parts": {"attention": own_attention}}),
         (["speculation"], {"draft_model": "ngram", "draft_verification": "rejection"}),
         ([], {"draft_model": "ngram"}),
+        ([], {"draft_verification": "rejection", "num_draft_tokens": 2}),  # nothing is drafted
         ([], {"kv_memory": "2MiB", "max_num_seqs": 3, "prefix_caching": False, "prefill_chunk": 7}),
     ],
     ids=lambda value: ", ".join(value) or "nothing",  # of both a list and a dict: the names

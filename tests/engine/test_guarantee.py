@@ -11,6 +11,7 @@ import torch
 from company import WIDE
 
 from minillm import LLM, SamplingParams
+from minillm.config import TenantLimits
 from minillm.engine.guarantee import MEANINGS
 from minillm.errors import GuaranteeError, UsageError
 from minillm.ops.sampling import sample
@@ -34,6 +35,8 @@ KEPT = [
     ({"backend": "reference"}, "G4"),
     (REFERENCE | {"draft_model": "ngram"}, "G4"),
     (REFERENCE | {"draft_model": "ngram", "adaptive_draft": False}, "G0"),
+    (REFERENCE | {"tenant_limits": {None: TenantLimits(max_blocks=8)}}, "G4"),
+    ({"backend": "native", "tenant_limits": {None: TenantLimits(max_blocks=8)}}, "G3"),
     (REJECTION, "G4"),
     (REJECTION | {"prefix_caching": False}, "G4"),
     (REJECTION | STEADY, "G0"),

@@ -21,7 +21,6 @@ from tenant_worlds import BLOCK, ITSELF, LIMITS, SYSTEM, View, load, params, wat
 from minillm import LLM, MinillmError, SamplingParams
 from minillm.config import TenantLimits
 from minillm.engine.request import derived_seed
-from minillm.engine.step_plan import StepPlan
 from minillm.errors import KVCapacityError, QueueFull, UnknownRequest, UsageError
 from minillm.worker.runner import ModelRunner
 
@@ -73,14 +72,6 @@ def test_control_with_sharing_a_warm_cache_is_seen(folder: Path) -> None:
     shared = load(folder)
     worlds.warm(shared.engine, tenant="b")  # as if the tenant were not part of the key
     assert "outputs" in differing(quiet, watch(shared))
-
-
-def test_control_lanes_that_share_the_draft_model_see_each_other(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(StepPlan, "lane_numbers", lambda plan: {})
-    options = OPTIONS["draft model"]
-    assert "events" in differing(watch(load(folder, **options)), watch(load(folder, **options), worlds.flood))
 
 
 def test_the_draft_model_computes_a_public_prefix_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,22 @@ def test_the_settings_of_training_are_not_obeyed(tmp_path: Path, setting: str) -
     assert Tokenizer(folder).encode(text) == expected
 
 
+def dropping(tmp_path: Path) -> RustTokenizer:
+    """The library's tokenizer of a folder that keeps BPE dropout, a setting of training."""
+    library = tiny.byte_level_tokenizer()
+    library.model.dropout = 0.5  # type: ignore[attr-defined]
+    library.save(str(tmp_path / "tokenizer.json"))
+    return RustTokenizer.from_file(str(tmp_path / "tokenizer.json"))
+
+
+def test_the_same_text_becomes_the_same_tokens(tmp_path: Path) -> None:
+    text = "once upon a time there was a cat " * 8
+    drawn = {tuple(dropping(tmp_path).encode(text).ids) for _ in range(20)}
+    assert len(drawn) > 1, "control: the library leaves merges out at random"
+    tokenizer, expected = Tokenizer(tmp_path), tiny.byte_level_tokenizer().encode(text).ids
+    assert [tokenizer.encode(text) for _ in range(5)] == [expected] * 5
+
+
 class Broken:
     """The library's tokenizer, one of whose methods raises."""
 

@@ -1,0 +1,147 @@
+"""A demonstration under pressure: the engine is warmed, runs clean, then only context and concurrency grow.
+
+    stage        1        2        3        4        5        6
+    requests     1        4        8       16       24       32      at once, each with a prompt of
+    context     64      128      256      512      768     1024      so many tokens
+    blocks     [#...   ] [##..  ] [####  ] [######] [######] [######]     the pool stays the same
+                                               first preemption: the pool is full
+
+Nothing else changes, so every number that moves moves because of memory or batching. Each stage's figures
+come from its events alone. The same load with other budgets shows how many blocks a service level needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from minillm.bench.engine import make_prompt
+from minillm.bench.machine import describe
+from minillm.config import SamplingParams
+from minillm.engine.engine import Engine
+from minillm.llm import LLM
+from minillm.memory.block_table import blocks_for
+from minillm.observe.events import Event
+from minillm.observe.metrics import percentile, summarize
+
+NEW_TOKENS = 96  # more than the scheduler's headroom, so that a full pool preempts
+PERCENTILES = (0.5, 0.9, 0.95, 0.99)
+
+Load = Callable[..., LLM]
+
+
+class Stage(NamedTuple):
+    """Requests at once, and the tokens of each prompt."""
+
+    requests: int
+    context: int
+
+    @property
+    def tokens(self) -> int:
+        """All tokens that are in the cache at the end, if nothing is preempted."""
+        return self.requests * (self.context + NEW_TOKENS)
+
+
+STAGES = (Stage(1, 64), Stage(4, 128), Stage(8, 256), Stage(16, 512), Stage(24, 768), Stage(32, 1024))
+Watch = Callable[[int, Engine], None]
+
+
+@dataclass(frozen=True)
+class Slo:
+    """A service level: the longest time to the first token and between tokens, in seconds; None: any."""
+
+    ttft: float | None = None
+    itl: float | None = None
+
+    @property
+    def is_set(self) -> bool:
+        """Whether anything is asked for."""
+        return self.ttft is not None or self.itl is not None
+
+    def is_kept(self, row: dict[str, Any]) -> bool:
+        """Whether the p99 of a stage keep it."""
+        limits = ((row["ttft_s"], self.ttft), (row["itl_s"], self.itl))
+        return all(limit is None or times["p99"] <= limit for times, limit in limits)
+
+
+def fitting(stages: Iterable[Stage], max_model_len: int) -> list[Stage]:
+    """The stages whose requests fit the context of a model."""
+    return [stage for stage in stages if stage.context + NEW_TOKENS <= max_model_len]
+
+
+def tight_budget(stages: Sequence[Stage], block_size: int, block_bytes: int) -> int:
+    """Bytes of a pool that the stage in the middle fills: those after it are under pressure."""
+    stage = stages[len(stages) // 2]
+    return stage.requests * blocks_for(stage.context + NEW_TOKENS, block_size) * block_bytes
+
+
+def run_pressure(
+    load: Load,
+    budgets: Sequence[int | str],
+    slo: Slo,
+    stages: Sequence[Stage] = STAGES,
+    watch: Watch = lambda stage, engine: None,
+) -> dict[str, Any]:
+    """Run all stages under each KV budget, one after the other.
+
+    Args:
+        load: makes the model with changed options.
+        budgets: `kv_memory` of each run.
+        watch: called after every step with the number of the stage.
+    """
+    runs = []
+    for budget in budgets:
+        llm = load(kv_memory=budget, prefix_caching=False, max_num_seqs=max(s.requests for s in stages))
+        chosen = fitting(stages, llm.engine.model.max_model_len)
+        rows = [_stage(llm, stage, number, watch) for number, stage in enumerate(chosen)]
+        kept = [row["requests"] for row in rows if slo.is_kept(row)] if slo.is_set else None
+        pool = llm.engine.pool
+        runs.append({"kv_memory": str(budget), "num_blocks": pool.num_blocks, "stages": rows, "kept": kept})
+        del llm
+    return {"runs": runs, "slo": asdict(slo), "new_tokens": NEW_TOKENS, "machine": describe()}
+
+
+def warm_up(llm: LLM, stage: Stage) -> None:
+    """One request of this size, so that no first call is in the figures."""
+    params = SamplingParams(max_tokens=NEW_TOKENS, temperature=0, ignore_eos=True)
+    llm.generate([make_prompt(llm, stage.context, 1 << 20)], params)
+
+
+def _stage(llm: LLM, stage: Stage, number: int, watch: Watch) -> dict[str, Any]:
+    warm_up(llm, stage)
+    engine, params = llm.engine, SamplingParams(max_tokens=NEW_TOKENS, temperature=0, ignore_eos=True)
+    with engine.events.record() as trace:
+        for i in range(stage.requests):
+            engine.add_request(make_prompt(llm, stage.context, i), params)
+        while engine.has_unfinished_requests():
+            engine.step()
+            watch(number, engine)
+    return stage._asdict() | figures(trace, engine.pool.num_blocks)
+
+
+def figures(trace: Sequence[Event], num_blocks: int) -> dict[str, Any]:
+    """The figures of a stage, from its events."""
+    summary = summarize(trace)
+    steps = [event for event in trace if event.kind == "step"]
+    first = min(request.submitted for request in summary.requests.values())
+    last = max(request.latest for request in summary.requests.values())
+    shares = [event["waste"] / event["slots"] for event in steps if event["slots"]]
+    return {
+        "ttft_s": spread(summary.ttft),
+        "itl_s": spread(summary.itl),
+        "queue_s": spread([request.queue for request in summary.requests.values()]),
+        "e2e_s": spread([request.e2e for request in summary.requests.values()]),
+        "tokens_per_s": summary.output_tokens / (last - first),
+        "prefill_tokens": summary.prefill_tokens,
+        "preemptions": summary.preemptions,
+        "peak_used_blocks": summary.peak_used_blocks,
+        "headroom_blocks": num_blocks - summary.peak_used_blocks,
+        "fragmentation": max(shares, default=0.0),
+        "steps": len(steps),
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """The percentiles of some times."""
+    return {f"p{round(100 * share)}": percentile(values, share) for share in PERCENTILES}

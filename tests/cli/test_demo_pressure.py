@@ -1,0 +1,108 @@
+"""`minillm demo pressure`: the load, what is counted of it, and the plan of GPU slices without a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from minillm.bench import pressure, slices
+from minillm.bench.dry import DryEngine
+from minillm.bench.pressure import NEW_TOKENS, Slo, Stage, run_pressure
+from minillm.bench.slices import PROFILES, RESERVE, plan_slices
+from minillm.config import EngineConfig
+from minillm.errors import UsageError
+from minillm.model.families import load_model_config
+
+STAGES = (Stage(1, 8), Stage(3, 40), Stage(6, 90))
+
+
+def report(folder: Path, **options: Any) -> dict[str, Any]:
+    def load(**changes: Any) -> Any:
+        return tiny.load(folder, max_num_batched_tokens=64, prefill_chunk=32, **changes)
+
+    return run_pressure(load, **({"budgets": [tiny.blocks(30)], "slo": Slo(), "stages": STAGES} | options))
+
+
+def test_only_the_later_stages_are_under_pressure(folder: Path) -> None:
+    seen: list[int] = []
+    (run,) = report(folder, watch=lambda stage, engine: seen.append(stage))["runs"]
+    first, second, third = run["stages"]
+    assert (first["preemptions"], second["preemptions"]) == (0, 0) and third["preemptions"] > 0
+    assert first["headroom_blocks"] > second["headroom_blocks"] > third["headroom_blocks"] >= 0
+    assert third["prefill_tokens"] > 6 * 90, "what was preempted is computed again"
+    assert seen == sorted(seen) and seen.count(2) == third["steps"]
+    for stage in run["stages"]:
+        assert stage["peak_used_blocks"] + stage["headroom_blocks"] == run["num_blocks"]
+        for times in ("ttft_s", "itl_s", "queue_s", "e2e_s"):
+            assert stage[times]["p50"] <= stage[times]["p90"] <= stage[times]["p99"]
+
+
+def test_a_larger_budget_takes_the_pressure_away(folder: Path) -> None:
+    runs = report(folder, budgets=[tiny.blocks(30), tiny.blocks(120)], slo=Slo(ttft=1e-9, itl=None))["runs"]
+    assert [run["stages"][-1]["preemptions"] > 0 for run in runs] == [True, False]
+    assert [run["kept"] for run in runs] == [[], []], "nobody answers in a nanosecond"
+    easy = report(folder, slo=Slo(ttft=3600.0, itl=3600.0))["runs"][0]
+    assert easy["kept"] == [1, 3, 6]
+
+
+@pytest.mark.parametrize("stage", [*STAGES, Stage(7, 33)])
+@pytest.mark.parametrize("num_blocks", [30, 44, 200])
+def test_an_engine_without_a_model_plans_the_same(folder: Path, stage: Stage, num_blocks: int) -> None:
+    """Steps, preemptions and sequences at once: those of the real engine."""
+    options = {"max_num_batched_tokens": 64, "prefill_chunk": 32, "max_num_seqs": 6, "prefix_caching": False}
+    llm = tiny.load(folder, kv_memory=tiny.blocks(num_blocks), **options)
+    dry = DryEngine(EngineConfig(**options), num_blocks)
+    most, steps = 0, 0
+    params = tiny_params()
+    with llm.engine.events.record() as trace:
+        for i in range(stage.requests):
+            llm.engine.add_request([(i + k) % 200 + 5 for k in range(stage.context)], params)
+            dry.add(stage.context, NEW_TOKENS)
+        while llm.engine.has_unfinished_requests():
+            llm.engine.step()
+            steps += 1
+            most = max(most, len(llm.engine.scheduler.running))
+    while dry.is_busy:
+        dry.step()
+    preemptions = sum(event.kind == "preempt" for event in trace)
+    assert (dry.steps, dry.preemptions) == (steps, preemptions)
+    assert most <= dry.most_running <= 6
+    assert dry.memory.pool.num_free == num_blocks
+
+
+def tiny_params() -> Any:
+    from minillm import SamplingParams
+
+    return SamplingParams(max_tokens=NEW_TOKENS, temperature=0, ignore_eos=True)
+
+
+def test_the_blocks_of_a_slice(folder: Path) -> None:
+    config = load_model_config(folder)
+    rows = plan_slices(config, torch.bfloat16, "a100-40", [Stage(2, 16)])
+    assert [row["slice"] for row in rows] == list(PROFILES["a100-40"])
+    block = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 16
+    for row, gigabytes in zip(rows, PROFILES["a100-40"].values(), strict=True):
+        assert row["num_blocks"] == (gigabytes * 10**9 - row["fixed_bytes"]) // block
+        assert row["fixed_bytes"] > RESERVE + 2 * config.num_parameters
+        assert row["stages"] == [
+            {"requests": 2, "context": 16, "fits": True, "at_once": 2, "preemptions": 0, "steps": NEW_TOKENS}
+        ]
+
+
+def test_what_does_not_fit_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_model_config(folder)
+    with pytest.raises(UsageError, match="h100-80") as caught:
+        plan_slices(config, torch.float32, "abacus")
+    assert "a100-40" in caught.value.hint or "a100-40" in str(caught.value)
+    monkeypatch.setattr(slices, "RESERVE", 10**12)
+    rows = plan_slices(config, torch.float32, "h100-80", [Stage(1, 16)])
+    assert all(row["num_blocks"] == 0 and not row["stages"][0]["fits"] for row in rows)
+
+
+def test_the_default_budget_is_filled_by_the_stage_in_the_middle() -> None:
+    budget = pressure.tight_budget(STAGES, 16, 1000)
+    assert budget == 3 * -(-(40 + NEW_TOKENS) // 16) * 1000
