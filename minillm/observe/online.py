@@ -14,7 +14,8 @@ The listener must be cheap: all tokens that follow tokens of the step before sha
 recorded once, with its count. The engine delivers events to one thread at a time; other threads may read.
 
 Left out: requests that were queued before the metrics were attached. Their tokens and blocks are counted, but
-they have no latencies and no tenant.
+they have no latencies and no tenant. The same holds for a token whose event comes after its request's end,
+because Ctrl-C came between the token and the event.
 """
 
 from __future__ import annotations
