@@ -22,6 +22,7 @@ from minillm.engine.live_change import FixedAttributes
 from minillm.engine.outputs import RequestOutput
 from minillm.engine.parts import Parts
 from minillm.engine.prompt import EncodedPrompt, Prompt, text_digest
+from minillm.engine.warmup import Warmup, warm_up
 from minillm.errors import MinillmError, QueueFull, UsageError
 from minillm.model.loader import load_model
 from minillm.model.locate import find_model
@@ -210,6 +211,10 @@ class LLM(FixedAttributes):
             OutOfBlocks: more tokens than the free blocks hold.
         """
         return self.engine.logits(token_ids)
+
+    def warmup(self) -> Warmup:
+        """Run a few requests, so that the cost of first calls is in no later latency (engine/warmup.py)."""
+        return warm_up(self.engine, lambda ids, own, tenant: self.generate(ids, own, tenant=tenant))
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise UsageError(

@@ -241,7 +241,7 @@ class Engine(FixedAttributes):
         """Begin a step. It counts as unfinished until `events.release` is called."""
         self._stepper.begin()
         requests = self._registry.started() if self.events.listeners else []
-        self.events.hold({r.request_id: sum(s.num_block_references for s in r.sequences) for r in requests})
+        self.events.hold({r.request_id: r.num_block_references for r in requests})
 
     def _advance(self) -> None:
         self.events.step += 1

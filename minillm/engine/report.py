@@ -111,14 +111,18 @@ def step(
     """
     if not events.listeners:
         return
-    slots, counts = sum(len(s.block_table.block_ids) * block_size for s in running), counted()
-    plan = done.plan
+    plan, counts, blocks, computed, context = done.plan, counted(), 0, 0, 0
+    for sequence in running:  # plain loops: this runs in every step
+        blocks += len(sequence.block_table.block_ids)
+        computed += sequence.num_computed_tokens
+    for sequence in plan.decode:  # a sequence that has ended and was freed has 0 computed tokens
+        context += sequence.num_computed_tokens or sequence.num_tokens - 1
     events.emit(
         "step",
         seconds=time.perf_counter() - started,
         prefill_tokens=plan.num_rows - len(plan.decode),
         decode_rows=len(plan.decode),
-        context=sum(s.num_computed_tokens for s in plan.decode),
+        context=context,
         phases=dict(done.phases),
         waiting=counts["waiting"],
         held=dict(plan.held),
@@ -126,8 +130,8 @@ def step(
         used=counts["used_blocks"],
         cached=counts["cached_blocks"],
         free=counts["free_blocks"] - counts["cached_blocks"],
-        slots=slots,
-        waste=slots - sum(s.num_computed_tokens for s in running),
+        slots=blocks * block_size,
+        waste=blocks * block_size - computed,
     )
     if events.detail is not None:
         events.detail(running)

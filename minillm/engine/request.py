@@ -62,6 +62,13 @@ class Request:
         return all(s.finish_reason for s in self.sequences)
 
     @property
+    def num_block_references(self) -> int:
+        """The number of blocks in the tables of all sequences."""
+        if len(self.sequences) == 1:  # this is asked in every step, and a loop is slow
+            return self.sequences[0].num_block_references
+        return sum(s.num_block_references for s in self.sequences)
+
+    @property
     def deadline(self) -> float | None:
         """The time after which the engine ends the request, or None."""
         return None if self.params.deadline is None else self.arrival + self.params.deadline

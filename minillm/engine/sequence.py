@@ -131,7 +131,8 @@ class Sequence:
     @property
     def num_block_references(self) -> int:
         """The number of blocks in its table and its branches."""
-        return len(self.block_table.block_ids) + sum(map(len, self.draft.branch_blocks))
+        branches = self.draft.branch_blocks
+        return len(self.block_table.block_ids) + (sum(map(len, branches)) if branches else 0)
 
     @property
     def newest_token_id(self) -> int:

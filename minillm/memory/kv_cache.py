@@ -11,6 +11,7 @@ A block id names the same block in every layer, so one block table serves the wh
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,7 @@ class KVCache:
 
     k: list[Tensor]
     v: list[Tensor]
+    allocation_seconds: float = 0.0
 
     @classmethod
     def allocate(
@@ -39,11 +41,13 @@ class KVCache:
         """
         shape = (num_blocks, block_size, config.num_key_value_heads, config.head_dim)
         layers = range(config.num_hidden_layers)
+        started = time.perf_counter()
         needed = num_blocks * block_size * config.kv_bytes_per_token(dtype.itemsize)
         with allocation(f"{num_blocks} KV blocks", needed, "lower kv_memory", KVCapacityError):
             return cls(
                 [torch.empty(shape, dtype=dtype, device=device) for _ in layers],
                 [torch.empty(shape, dtype=dtype, device=device) for _ in layers],
+                time.perf_counter() - started,
             )
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -20,6 +21,7 @@ from minillm.model.generation import default_params, end_of_text, load_generatio
 from minillm.model.memory import require_memory, rope_bytes, weight_bytes
 from minillm.model.rope import short_length
 from minillm.model.rope_config import require_finite_angles
+from minillm.model.step_costs import StepCosts
 from minillm.model.weights import Progress, load_weights
 from minillm.ops.contract import DTYPES, Ops
 from minillm.ops.cpu import CpuOps
@@ -29,6 +31,7 @@ from minillm.ops.reference import ReferenceOps
 from minillm.text.tokenizer import FILE as TOKENIZER_FILE
 from minillm.text.tokenizer import Tokenizer
 from minillm.toolchain.compiler import BuildFailed
+from minillm.toolchain.library import compile_seconds
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +51,8 @@ class LoadedModel:
     default_params: SamplingParams
     weights_digest: str
     tokenizer_digest: str
+    load_seconds: float = 0.0  # without the next
+    compile_seconds: float = 0.0
 
     @property
     def num_token_ids(self) -> int:
@@ -64,6 +69,10 @@ class LoadedModel:
         """The row of the rope tables that a sequence reads at position 0, if `num_tokens` decide its kind."""
         short = self.short_length
         return short if short is not None and num_tokens > short else 0
+
+    def step_costs(self) -> StepCosts:
+        """Estimates of what a step costs."""
+        return StepCosts(self.config, self.decoder.step_bytes(), self.dtype.itemsize)
 
     def require_tokenizer(self) -> Tokenizer:
         """The tokenizer.
@@ -122,6 +131,7 @@ def load_model(
     Raises:
         ModelNotFound, UnsupportedModel, WeightsError, TokenizerError, BackendError, OutOfMemory.
     """
+    started, compiled = time.perf_counter(), compile_seconds()
     config = load_model_config(folder, engine.allow_config_keys)
     device = pick_device(engine.device)
     dtype = pick_dtype(engine.dtype, config)
@@ -144,6 +154,7 @@ def load_model(
         decoder = Decoder.build(config, ops, dtype, device, max_model_len)
         digest = load_weights(decoder, folder, progress)  # of the stored bytes, before anything is packed
         decoder.prepare()
+    compiled = compile_seconds() - compiled
     return LoadedModel(
         folder=folder,
         config=config,
@@ -156,6 +167,8 @@ def load_model(
         default_params=params,
         weights_digest=digest,
         tokenizer_digest=tokenizer.digest if tokenizer else "",
+        load_seconds=time.perf_counter() - started - compiled,
+        compile_seconds=compiled,
     )
 
 

@@ -29,6 +29,9 @@ nobody can test a guessed prompt with them (`engine/keyed.py`).
     cancel         reason                            a request was aborted or reached its deadline
     finish         index, reason, answer             the sequence with this sample index ended; `answer` is
                                                      the keyed digest of its token ids
+    warmup         phase                             `begin`, with the seconds of `load`, `compile` and
+                                                     `allocation`; `end`, with those of the `first` request,
+                                                     of the same `again`, and the number of `requests`
     step           seconds, prefill_tokens, decode_rows, context, phases, waiting, held, running, used,
                    cached, free, slots, waste
     blocks         tables, cached, uncached          after a step, only in a recorded run: whose each

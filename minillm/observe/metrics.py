@@ -104,6 +104,26 @@ class Summary:
         """Seconds between tokens, over all requests."""
         return [gap for r in self.requests.values() for gap in r.itl]
 
+    @property
+    def tpot(self) -> list[float]:
+        """Mean seconds per later token of every request that got a second one."""
+        return [r.tpot for r in self.requests.values() if r.tpot is not None]
+
+    @property
+    def queue(self) -> list[float]:
+        """Seconds from submission to admission of every request."""
+        return [r.queue for r in self.requests.values()]
+
+    @property
+    def e2e(self) -> list[float]:
+        """Seconds from submission to the end of every request."""
+        return [r.e2e for r in self.requests.values()]
+
+    def percentiles(self, shares: Sequence[float] = (0.5, 0.9, 0.95, 0.99)) -> dict[str, list[float]]:
+        """The exact percentiles of each latency, by name; those without values are left out."""
+        values = {name: getattr(self, name) for name in ("ttft", "tpot", "itl", "queue", "e2e")}
+        return {name: [percentile(found, p) for p in shares] for name, found in values.items() if found}
+
 
 def percentile(values: Sequence[float], share: float) -> float:
     """The smallest of `values` such that at least `share` (0 to 1) of them are not larger.
@@ -128,8 +148,6 @@ def summarize(events: Iterable[Event]) -> Summary:
             requests[event.request_id] = RequestTimes(event.time, event["prompt_tokens"])
         elif kind == "admit" and request:
             request.admitted, request.cached_tokens = event.time, event["cached_tokens"]
-            total["prompt_tokens"] += request.prompt_tokens
-            total["cached_tokens"] += event["cached_tokens"]
         elif kind == "prefill_chunk":
             total["prefill_tokens"] += event["end"] - event["start"]
         elif kind == "sample":
@@ -151,8 +169,11 @@ def summarize(events: Iterable[Event]) -> Summary:
         elif kind == "step":
             total["peak_used_blocks"] = max(total["peak_used_blocks"], event["used"])
             total["peak_waste"] = max(total["peak_waste"], event["waste"])
+    admitted = [request for request in requests.values() if request.admitted is not None]
     return Summary(
         requests=requests,
+        prompt_tokens=sum(request.prompt_tokens for request in admitted),
+        cached_tokens=sum(request.cached_tokens for request in admitted),
         refused=total["refuse"],
         preemptions=total["preempt"],
         steps=total["step"],
@@ -160,8 +181,6 @@ def summarize(events: Iterable[Event]) -> Summary:
         **{
             name: total[name]
             for name in (
-                "prompt_tokens",
-                "cached_tokens",
                 "prefill_tokens",
                 "output_tokens",
                 "evicted_blocks",

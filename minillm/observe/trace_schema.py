@@ -103,6 +103,7 @@ FIELDS: Mapping[str, Mapping[str, Check]] = {
     "resume": {"cached_tokens": is_count},
     "cancel": {"reason": is_name},
     "finish": {"index": is_count, "reason": is_name, "answer": is_digest},
+    "warmup": {"phase": is_name},
     "step": {
         "seconds": is_number,
         **{name: is_count for name in _STEP},
@@ -116,13 +117,22 @@ FIELDS: Mapping[str, Mapping[str, Check]] = {
     },
 }
 
+# Fields that not every event of the kind has.
+OPTIONAL: Mapping[str, Mapping[str, Check]] = {
+    "warmup": {
+        **{name: is_number for name in ("load", "compile", "allocation", "first", "again")},
+        "requests": is_count,
+    }
+}
+
 
 def wrong_field(kind: str, data: Mapping[str, Any]) -> str | None:
     """The name of a field of an event that is wrong, missing or too much; None if all are right."""
-    fields = FIELDS[kind]
-    if extra := [name for name in data if name not in fields]:
-        return extra[0]
-    return next((name for name, check in fields.items() if name not in data or not check(data[name])), None)
+    fields, optional = FIELDS[kind], OPTIONAL.get(kind, {})
+    if missing := [name for name in fields if name not in data]:
+        return missing[0]
+    checks = {**fields, **optional}
+    return next((name for name in data if name not in checks or not checks[name](data[name])), None)
 
 
 def is_plain(value: Any) -> bool:

@@ -23,6 +23,7 @@ import logging
 import platform
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ PREBUILT = PACKAGE / "kernels"
 HEADERS = (".h", ".cuh")
 SOURCES = (*HEADERS, ".cpp", ".cu")
 Progress = Callable[[int, int], None]
+_compile_seconds = list[float]()  # of each library
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ class Library:
             BuildFailed: there is no compiler, or it fails.
             OSError: the folder cannot be written, or is full.
         """
-        compiler = require_compiler()
+        compiler, started = require_compiler(), time.perf_counter()
         target = folder / self._file_name(compiler)
         with tempfile.TemporaryDirectory(prefix="build-", dir=folder) as scratch:
             objects = [Path(scratch) / f"{i}.o" for i in range(len(self.units))]
@@ -158,6 +160,7 @@ class Library:
                 _run_all(crew, commands, progress)
                 run_compiler(crew, self._link_command(compiler, objects, built))
             install(built, target)
+        _compile_seconds.append(time.perf_counter() - started)
         return target
 
     def _build_for_this_process(self, target: Path, reason: OSError) -> Path:
@@ -208,6 +211,11 @@ class Library:
         beside = {path for unit in self.units for path in unit.source.parent.iterdir()}
         below = {path for folder in self.headers for path in folder.rglob("*") if path.suffix in HEADERS}
         return {path for path in beside | below if path.suffix in SOURCES and path.is_file()}
+
+
+def compile_seconds() -> float:
+    """Seconds that this process has spent on compiling libraries."""
+    return sum(_compile_seconds)
 
 
 def _run_all(crew: Crew, commands: Sequence[list[str]], progress: Progress | None) -> None:

@@ -1,5 +1,6 @@
 """`minillm demo`: look at a running engine.
 
+pressure.py   pressure    latency, memory and batching while context and concurrency grow
 replay.py     replay      a recorded run as a page for the browser
 """
 
@@ -8,9 +9,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from minillm.cli.demo import replay
+from minillm.cli.demo import pressure, replay
 
-COMMANDS = (replay,)
+COMMANDS = (pressure, replay)
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:

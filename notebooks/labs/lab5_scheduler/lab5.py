@@ -47,16 +47,21 @@ class WaitingLine:
     def __len__(self) -> int:
         return sum(map(len, self._lines.values()))
 
+    @staticmethod
+    def place(sequence: Sequence) -> tuple[int, int]:
+        """Where a sequence stands in its line. Replaced parts may give two the same place."""
+        return sequence.order, sequence.index
+
     def add(self, sequence: Sequence) -> None:
         """Insert `sequence` at its place."""
         line = self._lines.setdefault(sequence.params.priority, [])
-        bisect.insort(line, sequence, key=_place)
+        bisect.insort(line, sequence, key=self.place)
 
     def remove(self, sequence: Sequence) -> None:
         """Remove a sequence, if it is waiting."""
         line = self._lines.get(sequence.params.priority, [])
-        place = bisect.bisect_left(line, _place(sequence), key=_place)
-        while place < len(line) and _place(line[place]) == _place(sequence):
+        place = bisect.bisect_left(line, self.place(sequence), key=self.place)
+        while place < len(line) and self.place(line[place]) == self.place(sequence):
             if line[place] is sequence:
                 del line[place]
                 break

@@ -1,0 +1,240 @@
+"""`minillm demo pressure`: latency, memory and batching while only context and concurrency grow."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minillm.cli.options import add_engine_options, load_llm, model_of
+from minillm.cli.streams import say
+from minillm.config import require_number
+from minillm.errors import StorageError, UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from minillm.bench.pressure import Slo
+    from minillm.engine.engine import Engine
+
+NAME = "pressure"
+TIMES = ("TTFT p50", "TTFT p99", "ITL p50", "ITL p99")
+COLUMNS = ("requests x context", "tok/s", *TIMES, "blocks", "headroom", "waste", "preempted")
+
+
+def add_command(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add `pressure`."""
+    parser = commands.add_parser(
+        NAME,
+        help="latency, memory and batching while only context and concurrency grow",
+        description="Warm the engine, run clean, then let only context and concurrency grow, under one KV "
+        "budget or several. The figures of each stage are drawn while it runs, and saved as one figure and "
+        "one JSON file. With --slices: how many blocks each MIG slice of a GPU would hold of a model of this "
+        "shape, and how a larger load would run in them; only config.json is read.",
+    )
+    parser.add_argument("--budget", metavar="A,B,C", help="KV budgets to compare, as 16MiB,32MiB,64MiB")
+    parser.add_argument(
+        "--slo-ttft", type=float, metavar="S", help="seconds to the first token that p99 must keep"
+    )
+    parser.add_argument(
+        "--slo-itl", type=float, metavar="S", help="seconds between tokens that p99 must keep"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the figure and the JSON file go")
+    parser.add_argument("--slices", metavar="GPU", help="plan the slices of a100-40, a100-80 or h100-80")
+    add_engine_options(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure or plan, show, and save."""
+    from minillm.bench.pressure import Slo
+
+    for name in ("slo_ttft", "slo_itl"):
+        if getattr(args, name) is not None:
+            require_number("--" + name.replace("_", "-"), getattr(args, name), 0, 3600, low_open=True)
+    slo = Slo(args.slo_ttft, args.slo_itl)
+    report = _plan(args) if args.slices else _measure(args, slo)
+    if args.json:
+        print(json.dumps(report))
+    elif args.slices:
+        _print_slices(report)
+    else:
+        _print_verdict(report)
+    if args.out is not None:
+        _save(report, args.out, has_figure=not args.slices)
+    return 0
+
+
+# ---- measured -----------------------------------------------------------------------------------------
+
+
+def _measure(args: argparse.Namespace, slo: Slo) -> dict[str, Any]:
+    from rich.console import Console
+    from rich.live import Live
+
+    from minillm.bench.pressure import STAGES, run_pressure
+
+    def load(**changes: Any) -> Any:
+        return load_llm(args, **changes)
+
+    budgets, console = _budgets(args, load), Console(stderr=True)
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+
+        def watch(stage: int, engine: Engine) -> None:
+            if console.is_terminal and not args.json:
+                live.update(_now(stage, engine), refresh=True)
+
+        return run_pressure(load, budgets, slo, STAGES, watch)
+
+
+def _budgets(args: argparse.Namespace, load: Any) -> list[int | str]:
+    from minillm.bench.pressure import STAGES, fitting, tight_budget
+
+    if args.budget is not None:
+        if args.kv_memory not in (None, "auto"):
+            raise UsageError("--budget and --kv-memory both give the KV memory", "leave one of them out")
+        budgets = [word.strip() for word in args.budget.split(",")]
+        if not all(budgets):
+            raise UsageError(f"--budget {args.budget} has an empty entry", "as 16MiB,32MiB,64MiB")
+        return list(budgets)
+    if args.kv_memory not in (None, "auto"):
+        return [args.kv_memory]
+    engine = load(kv_memory="auto").engine
+    config, size = engine.model.config, engine.config.block_size
+    block_bytes = size * config.kv_bytes_per_token(engine.model.dtype.itemsize)
+    return [tight_budget(fitting(STAGES, engine.model.max_model_len), size, block_bytes)]
+
+
+def _now(stage: int, engine: Engine) -> str:
+    stats = engine.stats()
+    filled = round(40 * stats["used_blocks"] / stats["num_blocks"])
+    bar = "#" * filled + "." * (40 - filled)
+    return (
+        f"stage {stage + 1}: {stats['waiting']} wait, {stats['running']} run, blocks {bar} "
+        f"{stats['used_blocks']} of {stats['num_blocks']}"
+    )
+
+
+def _print_verdict(report: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console()
+    console.width = max(console.width, 110)  # a wrapped row of figures is hard to read
+    for run in report["runs"]:
+        title = f"KV budget {run['kv_memory']}: {run['num_blocks']} blocks"
+        console.print(_table(title, COLUMNS, [_row(stage) for stage in run["stages"]]))
+        if run["kept"] is not None:
+            most = max(run["kept"], default=0)
+            console.print(f"the service level holds up to {most} requests at once")
+
+
+def _row(stage: dict[str, Any]) -> list[str]:
+    ttft, itl = stage["ttft_s"], stage["itl_s"]
+    times = [ttft["p50"], ttft["p99"], itl["p50"], itl["p99"]]
+    return [
+        f"{stage['requests']} x {stage['context']}",
+        f"{stage['tokens_per_s']:,.0f}",
+        *(f"{1e3 * seconds:,.1f} ms" for seconds in times),
+        f"{stage['peak_used_blocks']}",
+        f"{stage['headroom_blocks']}",
+        f"{stage['fragmentation']:.1%}",
+        f"{stage['preemptions']}",
+    ]
+
+
+# ---- planned ------------------------------------------------------------------------------------------
+
+
+def _plan(args: argparse.Namespace) -> dict[str, Any]:
+    from minillm.bench.slices import plan_slices
+    from minillm.model.families import load_model_config
+    from minillm.model.loader import pick_dtype
+    from minillm.model.locate import find_model
+
+    folder = find_model(model_of(args))
+    config = load_model_config(folder, args.allow_config_key)
+    dtype = pick_dtype(args.dtype, config)
+    rows = plan_slices(config, dtype, args.slices)
+    return {
+        "gpu": args.slices,
+        "model": folder.name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "slices": rows,
+    }
+
+
+def _print_slices(report: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from minillm.config.sizes import format_bytes
+
+    stages = [f"{s['requests']} x {s['context']}" for s in report["slices"][0]["stages"]]
+    rows = [
+        [
+            row["slice"],
+            format_bytes(row["fixed_bytes"]),
+            f"{row['num_blocks']:,}",
+            *map(_planned, row["stages"]),
+        ]
+        for row in report["slices"]
+    ]
+    title = f"{report['model']} in {report['dtype']} on slices of {report['gpu']}: requests that run at once"
+    console = Console()
+    console.width = max(console.width, 110)
+    console.print(_table(title, ("slice", "weights, reserve", "KV blocks", *stages), rows))
+    console.print("counted with the scheduler and the block pool alone; no time is predicted")
+
+
+def _planned(stage: dict[str, Any]) -> str:
+    if not stage["fits"]:
+        return "does not fit"
+    preempted = f", {stage['preemptions']} preempted" if stage["preemptions"] else ""
+    return f"{stage['at_once']}{preempted}"
+
+
+# ---- saved --------------------------------------------------------------------------------------------
+
+
+def _save(report: dict[str, Any], folder: Path, has_figure: bool) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "pressure.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"cannot write to {folder}: {error.strerror}", "choose another --out") from None
+    if has_figure:
+        _draw(report, folder)
+    say(f"minillm: saved in {folder}")
+
+
+def _draw(report: dict[str, Any], folder: Path) -> None:
+    """One picture for each KV budget."""
+    from minillm.observe.plots import pressure_curve
+
+    for number, run in enumerate(report["runs"], 1):
+        stages = run["stages"]
+        figures = {
+            "time to the first token, p99, s": [stage["ttft_s"]["p99"] for stage in stages],
+            "time between tokens, p99, s": [stage["itl_s"]["p99"] for stage in stages],
+            "tokens per second": [stage["tokens_per_s"] for stage in stages],
+            "blocks without an owner": [stage["headroom_blocks"] for stage in stages],
+            "allocated slots without a token, share": [stage["fragmentation"] for stage in stages],
+            "preemptions": [stage["preemptions"] for stage in stages],
+        }
+        tokens = [stage["requests"] * (stage["context"] + report["new_tokens"]) for stage in stages]
+        label = f"tokens wanted at once, with {run['num_blocks']} KV blocks"
+        name = "pressure.png" if len(report["runs"]) == 1 else f"pressure-{number}.png"
+        pressure_curve(tokens, figures, label).savefig(folder / name, bbox_inches="tight")
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
