@@ -189,11 +189,12 @@ def use_threads(args: argparse.Namespace) -> None:
 def load_llm(args: argparse.Namespace, **more: Any) -> LLM:
     """The LLM with the engine options, and with `more` options of `LLM`."""
     options = {**engine_options(args), **record_option(args), **more}
+    parts = options.pop("parts", None)
     engine_config(cast("EngineOptions", options))
     from minillm import LLM
 
     use_threads(args)
-    return LLM(model_of(args, "-"), **cast("EngineOptions", options))
+    return LLM(model_of(args, "-"), parts=parts, **cast("EngineOptions", options))
 
 
 def given_sampling(args: argparse.Namespace) -> dict[str, Any]:

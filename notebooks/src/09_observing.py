@@ -26,9 +26,8 @@ import io
 import itertools
 from collections import Counter
 
-import matplotlib.pyplot as plt
 import torch
-from IPython.display import display
+from IPython.display import Image, display
 
 from minillm import LLM, SamplingParams
 from minillm.engine import scheduler
@@ -42,12 +41,13 @@ scheduler.AGING_SECONDS = float("inf")  # counts must not depend on the clock: s
 
 def show(figure, alt):
     """Display a figure; `alt` describes it for readers who do not see it."""
-    display(figure, metadata={"image/png": {"alt": alt}})
-    plt.close(figure)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=80)
+    display(Image(picture.getvalue()), metadata={"image/png": {"alt": alt}})
 
 
 def new_engine(**options):
-    sizes = {"max_num_seqs": 16, "kv_memory": "24MiB", "prefix_caching": False, "max_num_batched_tokens": 512}
+    sizes = {"max_num_seqs": 32, "kv_memory": "24MiB", "prefix_caching": False, "max_num_batched_tokens": 512}
     with contextlib.redirect_stderr(io.StringIO()):  # it says when it compiles, or cannot
         return LLM(device="cpu", **sizes | options)
 
@@ -59,14 +59,14 @@ print(f"{llm.engine.pool.num_blocks} blocks of {llm.config.block_size} tokens")
 # %% [markdown]
 # ## 9.1 A healthy run
 #
-# The load: 24 requests with prompts of 60 to 180 tokens and answers of 24. One arrives in every third step.
+# The load: 24 requests with prompts of 60 to 180 tokens and answers of 80. One arrives in every fifth step.
 # In this notebook time is counted in steps, so that all of us see the same. An operator sees seconds.
 #
 # The engine tells what it does in events, and it never reads them. Everything below is computed from these
 # events: nothing asks the engine.
 
 # %%
-ANSWER = 24
+ANSWER = 80
 PROMPTS = [60 + 24 * (i % 6) for i in range(24)]
 
 
@@ -85,7 +85,7 @@ def serve(llm, arrivals, prompts=PROMPTS, answer=ANSWER):
             llm.engine.step()
 
 
-STEADY = [3 * i for i in range(24)]
+STEADY = [5 * i for i in range(24)]
 healthy = serve(llm, STEADY)
 print(Counter(event.kind for event in healthy).most_common(6))
 
@@ -156,7 +156,7 @@ show(
 # the middle.
 
 # %%
-one = serve(new_engine(kv_memory="2MiB"), STEADY)
+one = serve(new_engine(kv_memory="5MiB"), STEADY)
 table(signals("healthy", healthy), signals("incident one", one))
 
 # %%
@@ -201,24 +201,25 @@ show(
 # as before, then sixteen within one step.
 
 # %%
-BURST = [3 * i for i in range(8)] + [24] * 16
+BURST = [5 * i for i in range(8)] + [40] * 16
 three = serve(new_engine(), BURST)
 table(signals("healthy", healthy), signals("incident three", three))
 
 # %%
 show(
     plots.step_timeline(three),
-    "The same charts for incident three: calm until step 24, then a queue that jumps and drains over the "
+    "The same charts for incident three: calm until step 40, then a queue that jumps and drains over the "
     "next steps, with full steps of prefill.",
 )
 
 # %% [markdown]
-# **Diagnosis: a burst.** Until step 24 all is well. Then the queue jumps within one step and drains. The
+# **Diagnosis: a burst.** Until step 40 all is well. Then the queue jumps within one step and drains. The
 # requests lack `tokens`: the steps are full of prefill. Memory and places were there. On the average over the
 # run the load is that of the healthy one, so means hide it. The timeline and p99 do not.
 #
-# **Cure:** none in the engine that is free. Chunks already keep the running answers going (compare ITL).
-# Admission control refuses what cannot be served in time; more replicas take the peak.
+# **Cure:** none in the engine that is free. Chunks already bound how long the running answers stall: ITL has
+# grown, but no step is longer than a full one. Admission control refuses what cannot be served in time; more
+# replicas take the peak.
 #
 # | | waiting lacks | headroom | computed twice | batch |
 # | --- | --- | --- | --- | --- |

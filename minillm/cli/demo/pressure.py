@@ -137,7 +137,7 @@ def _row(stage: dict[str, Any]) -> list[str]:
     return [
         f"{stage['requests']} x {stage['context']}",
         f"{stage['tokens_per_s']:,.0f}",
-        *(f"{1e3 * seconds:,.1f} ms" for seconds in times),
+        *(f"{seconds:,.1f} s" if seconds >= 10 else f"{1e3 * seconds:,.0f} ms" for seconds in times),
         f"{stage['peak_used_blocks']}",
         f"{stage['headroom_blocks']}",
         f"{stage['fragmentation']:.1%}",
