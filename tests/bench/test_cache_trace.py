@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minillm.bench.cache_sim import trace as trace_file
-from minillm.bench.cache_sim.trace import FIELDS, LINE_LIMIT, TraceRequest, read_trace
+from minillm.bench.cache_sim.trace import FIELDS, TraceRequest, read_trace
+from minillm.bench.trace_lines import LINE_LIMIT
 from minillm.errors import MinillmError, NotATrace, UnreadableFile
 
 GOOD = {"timestamp": 5, "input_length": 700, "output_length": 3, "hash_ids": [0, 4]}
@@ -42,7 +43,6 @@ def test_what_is_read(tmp_path: Path) -> None:
 DAMAGED = {
     "no JSON": b"{",
     "cut": json.dumps(GOOD).encode()[:-3],
-    "a blank line": b"",
     "a list": [1],
     "a number": 7,
     "not UTF-8": b'{"timestamp": "\xff"}',

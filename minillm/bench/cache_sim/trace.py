@@ -4,8 +4,7 @@
       ms, in order         tokens of prompt and answer                one id per block of the prompt
 
 An id stands for a block and everything before it. So two prompts that share an id share the whole prefix.
-Other keys are ignored. The file may be anything: a folder, a pipe, a gigabyte without a line break, huge
-numbers. Each error is one line and names the line of the file.
+Other keys are ignored. Each error is one line and names the line of the file (`trace_lines.py`).
 
 Left out: the size of a block. The trace does not say it, and the simulator does not need it.
 """
@@ -13,20 +12,19 @@ Left out: the size of a block. The trace does not say it, and the simulator does
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minillm.bench.trace_lines import TraceLine, trace_lines
 from minillm.config import require_int, shown
 from minillm.config.checks import require_number
-from minillm.config.files import open_file, shown_path, unreadable
-from minillm.errors import NotATrace, UnreadableFile, UsageError
+from minillm.config.files import shown_path
+from minillm.errors import NotATrace, UsageError
 
-LINE_LIMIT = 1 << 20  # bytes; a prompt of a million tokens takes 20 KB
 MAX_BLOCKS = 10_000_000  # of a whole trace: about 0.5 GB of memory
 FIELDS = ("timestamp", "input_length", "output_length", "hash_ids")
 _LARGEST = (1 << 63) - 1
-_HINT = f"a trace has one JSON object a line, with {', '.join(FIELDS)}"
+HINT = f"a trace has one JSON object a line, with {', '.join(FIELDS)}"
 
 
 class TraceRequest(NamedTuple):
@@ -47,36 +45,39 @@ def read_trace(path: Path) -> list[TraceRequest]:
     """
     trace: list[TraceRequest] = []
     blocks = 0
-    for where, line in _lines(path):
-        try:
-            request = _request(_object(line))
+    for number, line in trace_lines(path, HINT):
+        with TraceLine(path, number, HINT):
+            request = mooncake_request(line)
             if trace and request.timestamp < trace[-1].timestamp:
                 raise UsageError("timestamp is earlier than in the line before")
             blocks += len(request.hash_ids)
             if blocks > MAX_BLOCKS:
                 raise UsageError(f"the trace has more than {MAX_BLOCKS:,} blocks")
-        except UsageError as error:
-            raise NotATrace(f"{where}: {error.message}", _HINT) from None
         trace.append(request)
     if not trace:
-        raise NotATrace(f"{shown_path(path)} is empty", _HINT)
+        raise NotATrace(f"{shown_path(path)} is empty", HINT)
     return trace
 
 
-def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(name of the file and number of the line, the line)."""
-    name, number = shown_path(path), 0
-    try:
-        with open_file(path) as file:
-            while line := file.readline(LINE_LIMIT + 1):
-                number += 1
-                if len(line) > LINE_LIMIT:
-                    raise NotATrace(f"{name}, line {number}: longer than {LINE_LIMIT:,} bytes", _HINT)
-                yield f"{name}, line {number}", line
-    except UnreadableFile as error:
-        raise UnreadableFile(error.message, _HINT) from None
-    except OSError as error:
-        raise UnreadableFile(unreadable(path, error).message, _HINT) from None
+def mooncake_request(line: bytes) -> TraceRequest:
+    """The request of one line.
+
+    Raises:
+        UsageError: it is damaged; the message names the field.
+    """
+    found = _object(line)
+    for name in FIELDS:
+        if name not in found:
+            raise UsageError(f"the line lacks {name}")
+    ids = found["hash_ids"]
+    if not isinstance(ids, list) or not ids:
+        raise UsageError(f"hash_ids must be a list of at least one id, not {shown(ids)}")
+    return TraceRequest(
+        require_number("timestamp", found["timestamp"], 0, _LARGEST),
+        require_int("input_length", found["input_length"], minimum=1, maximum=_LARGEST),
+        require_int("output_length", found["output_length"], minimum=0, maximum=_LARGEST),
+        tuple(require_int("an id of hash_ids", block, minimum=0, maximum=_LARGEST) for block in ids),
+    )
 
 
 def _object(line: bytes) -> dict[str, Any]:
@@ -94,18 +95,3 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         raise ValueError
     return made
-
-
-def _request(found: dict[str, Any]) -> TraceRequest:
-    for name in FIELDS:
-        if name not in found:
-            raise UsageError(f"the line lacks {name}")
-    ids = found["hash_ids"]
-    if not isinstance(ids, list) or not ids:
-        raise UsageError(f"hash_ids must be a list of at least one id, not {shown(ids)}")
-    return TraceRequest(
-        require_number("timestamp", found["timestamp"], 0, _LARGEST),
-        require_int("input_length", found["input_length"], minimum=1, maximum=_LARGEST),
-        require_int("output_length", found["output_length"], minimum=0, maximum=_LARGEST),
-        tuple(require_int("an id of hash_ids", block, minimum=0, maximum=_LARGEST) for block in ids),
-    )

@@ -12,22 +12,22 @@ checked, and the first wrong one is named.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
+from minillm.bench.cache_sim.trace import mooncake_request
+from minillm.bench.trace_lines import TraceLine, trace_lines
 from minillm.config import require_int
-from minillm.config.files import open_file, shown_path, unreadable
-from minillm.errors import MinillmError, NotATrace, UnreadableFile, UsageError
+from minillm.config.checks import require_number
+from minillm.config.files import shown_path
+from minillm.errors import UsageError
 
 HASH_BLOCK = 512  # tokens that a hash id stands for
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _MAX_LENGTH = 1 << 24  # tokens of a request
 _MAX_MILLISECONDS = 1 << 48
-_LINE_LIMIT = 1 << 20  # bytes
 _HINT = "a trace is a .csv file in the Azure format or a .jsonl file in the Mooncake format"
 
 
@@ -61,19 +61,19 @@ def read_mooncake(path: Path) -> Iterator[TraceRow]:
         NotATrace: a line is damaged, or its time is before the line above; the message names the line.
         UnreadableFile: there is no such file, or it cannot be read.
     """
-    last = 0
-    for number, line in _lines(path):
-        with _Line(path, number):
+    last = 0.0
+    for number, line in trace_lines(path, _HINT):
+        with TraceLine(path, number, _HINT):
             row = _mooncake_row(line, last)
-        last = round(row.time * 1000)
+        last = 1000 * row.time
         yield row
 
 
 def read_azure(path: Path) -> Iterator[TraceRow]:
     """The requests of a trace in the Azure format; the first one is at time 0. Raises as `read_mooncake`."""
     first = last = None
-    for number, line in _lines(path):
-        with _Line(path, number):
+    for number, line in trace_lines(path, _HINT):
+        with TraceLine(path, number, _HINT):
             if number == 1:
                 _require_header(line)
                 continue
@@ -85,62 +85,16 @@ def read_azure(path: Path) -> Iterator[TraceRow]:
         yield TraceRow((moment - first).total_seconds(), prompt, answer)
 
 
-class _Line:
-    """Makes every error of a line a `NotATrace` that names it."""
-
-    def __init__(self, path: Path, number: int) -> None:
-        self._name = f"{shown_path(path)}, line {number}"
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, MinillmError):
-            raise NotATrace(f"{self._name}: {error.message}", _HINT) from None
-        if isinstance(error, ValueError | RecursionError):  # also no UTF-8, numbers of thousands of digits
-            raise NotATrace(f"{self._name}: it cannot be read", _HINT) from None
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file with their numbers, from 1; empty ones are left out."""
-    try:
-        file = open_file(path)
-    except UnreadableFile as error:
-        raise UnreadableFile(error.message, _HINT) from None
-    number = 0
-    with file:
-        while True:
-            try:
-                line = file.readline(_LINE_LIMIT)
-            except OSError as error:
-                raise unreadable(path, error) from None
-            number += 1
-            if len(line) == _LINE_LIMIT:
-                raise NotATrace(f"{shown_path(path)}, line {number}: longer than {_LINE_LIMIT} bytes", _HINT)
-            if not line:
-                break
-            if line.strip():
-                yield number, line
-    if number == 1:
-        raise NotATrace(f"{shown_path(path)} is empty", _HINT)
-
-
-def _mooncake_row(line: bytes, last: int) -> TraceRow:
-    found = json.loads(line)
-    if not isinstance(found, dict):
-        raise UsageError("no JSON object")
-    moment = _int(found, "timestamp", 0, _MAX_MILLISECONDS)
-    if moment < last:
+def _mooncake_row(line: bytes, last: float) -> TraceRow:
+    request = mooncake_request(line)
+    if request.timestamp < last:
         raise UsageError("its time is before the line above")
-    length = _int(found, "input_length", 1, _MAX_LENGTH)
-    ids = found.get("hash_ids")
-    if not isinstance(ids, list) or len(ids) != -(-length // HASH_BLOCK):
+    for name in ("input_length", "output_length"):
+        require_int(name, getattr(request, name), minimum=0, maximum=_MAX_LENGTH)
+    require_number("timestamp", request.timestamp, 0, _MAX_MILLISECONDS)
+    if len(request.hash_ids) != -(-request.input_length // HASH_BLOCK):
         raise UsageError(f"hash_ids must be a list of one id for every {HASH_BLOCK} tokens of the input")
-    hashes = tuple(require_int("a hash id", value, minimum=0) for value in ids)
-    return TraceRow(moment / 1000, length, _int(found, "output_length", 0, _MAX_LENGTH), hashes)
-
-
-def _int(found: dict[str, Any], name: str, low: int, high: int) -> int:
-    return require_int(name, found.get(name), minimum=low, maximum=high)
+    return TraceRow(request.timestamp / 1000, request.input_length, request.output_length, request.hash_ids)
 
 
 def _require_header(line: bytes) -> None:

@@ -1,0 +1,53 @@
+"""The lines of a trace file, which may be anything: a folder, a pipe, a gigabyte without a line break.
+
+Each error is one line, names the line of the file, and says what a trace looks like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from minillm.config.files import open_file, shown_path, unreadable
+from minillm.errors import MinillmError, NotATrace, UnreadableFile
+
+LINE_LIMIT = 1 << 20  # bytes; a prompt of a million tokens takes 20 KB
+
+
+def trace_lines(path: Path, hint: str) -> Iterator[tuple[int, bytes]]:
+    """The lines with their numbers, from 1; blank ones are left out. `hint`: what a trace looks like.
+
+    Raises:
+        UnreadableFile: there is no such file, or it cannot be read.
+        NotATrace: a line is too long, or there is none.
+    """
+    name, number = shown_path(path), 0
+    try:
+        with open_file(path) as file:
+            while line := file.readline(LINE_LIMIT + 1):
+                number += 1
+                if len(line) > LINE_LIMIT:
+                    raise NotATrace(f"{name}, line {number}: longer than {LINE_LIMIT:,} bytes", hint)
+                if line.strip():
+                    yield number, line
+    except UnreadableFile as error:
+        raise UnreadableFile(error.message, hint) from None
+    except OSError as error:
+        raise UnreadableFile(unreadable(path, error).message, hint) from None
+    if not number:
+        raise NotATrace(f"{name} is empty", hint)
+
+
+class TraceLine:
+    """In a `with` block, makes every error about a line a `NotATrace` that names it."""
+
+    def __init__(self, path: Path, number: int, hint: str) -> None:
+        self._name, self._hint = f"{shown_path(path)}, line {number}", hint
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, MinillmError):
+            raise NotATrace(f"{self._name}: {error.message}", self._hint) from None
+        if isinstance(error, ValueError | RecursionError):  # also no UTF-8, numbers of thousands of digits
+            raise NotATrace(f"{self._name}: it cannot be read", self._hint) from None
