@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from minillm.config.files import open_file, shown_path, unreadable
+from minillm.config.files import shown_path
+from minillm.config.line_files import numbered_lines
 from minillm.errors import MinillmError, NotATrace, UnreadableFile
 
 LINE_LIMIT = 1 << 20  # bytes; a prompt of a million tokens takes 20 KB
@@ -22,18 +23,16 @@ def trace_lines(path: Path, hint: str) -> Iterator[tuple[int, bytes]]:
         NotATrace: a line is too long, or there is none.
     """
     name, number = shown_path(path), 0
+
+    def too_long(number: int) -> NotATrace:
+        return NotATrace(f"{name}, line {number}: longer than {LINE_LIMIT:,} bytes", hint)
+
     try:
-        with open_file(path) as file:
-            while line := file.readline(LINE_LIMIT + 1):
-                number += 1
-                if len(line) > LINE_LIMIT:
-                    raise NotATrace(f"{name}, line {number}: longer than {LINE_LIMIT:,} bytes", hint)
-                if line.strip():
-                    yield number, line
+        for number, line in numbered_lines(path, LINE_LIMIT, too_long):
+            if line.strip():
+                yield number, line
     except UnreadableFile as error:
         raise UnreadableFile(error.message, hint) from None
-    except OSError as error:
-        raise UnreadableFile(unreadable(path, error).message, hint) from None
     if not number:
         raise NotATrace(f"{name} is empty", hint)
 

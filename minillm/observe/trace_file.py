@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from minillm.config.checks import shown
-from minillm.config.files import open_file, shown_path, unreadable
+from minillm.config.files import shown_path
+from minillm.config.line_files import json_object, numbered_lines
 from minillm.config.new_file import LineFile
 from minillm.config.sizes import format_bytes
 from minillm.errors import NotATrace, UnreadableFile
@@ -116,32 +117,20 @@ def read_trace(path: str | Path) -> Trace:
 
 
 def _lines(path: Path, name: str) -> Iterator[tuple[int, bytes]]:
-    with open_file(path) as file:
-        number = size = 0
-        while True:
-            try:
-                line = file.readline(LINE_LIMIT)
-            except OSError as error:
-                raise unreadable(path, error) from None
-            if not line:
-                return
-            number, size = number + 1, size + len(line)
-            if len(line) == LINE_LIMIT:
-                raise NotATrace(f"{name}, line {number}: longer than {format_bytes(LINE_LIMIT)}", _AGAIN)
-            if size > FILE_LIMIT:
-                limit = format_bytes(FILE_LIMIT)
-                raise NotATrace(
-                    f"{name}, line {number}: the file is longer than {limit}", "record a shorter run"
-                )
-            yield number, line
+    def too_long(number: int) -> NotATrace:
+        return NotATrace(f"{name}, line {number}: longer than {format_bytes(LINE_LIMIT)}", _AGAIN)
+
+    size = 0
+    for number, line in numbered_lines(path, LINE_LIMIT, too_long):
+        size += len(line)
+        if size > FILE_LIMIT:
+            limit = format_bytes(FILE_LIMIT)
+            raise NotATrace(f"{name}, line {number}: the file is longer than {limit}", "record a shorter run")
+        yield number, line
 
 
 def _object(line: bytes, name: str, number: int) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):  # also no UTF-8, and numbers of thousands of digits
-        found = None
-    if isinstance(found, dict):
+    if (found := json_object(line)) is not None:
         return found
     if number == 1:
         raise NotATrace(f"{name} is no recorded run", _MAKE)

@@ -11,15 +11,15 @@ Every field is checked, each error is one line and names the line of the file.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from minillm.config import EngineConfig, SamplingParams, require_int, shown
-from minillm.config.files import open_file, shown_path, unreadable
+from minillm.config.files import shown_path
+from minillm.config.line_files import json_object, numbered_lines
 from minillm.engine.diverge_record import FORMAT, SCHEDULE, VERSION
 from minillm.errors import MinillmError, NotARecord, UnreadableFile, UsageError
 from minillm.ops.contract import DTYPES
@@ -92,8 +92,12 @@ def read_record(path: Path) -> Record:
     """
     name = shown_path(path)
     record: Record | None = None
+
+    def too_long(number: int) -> NotARecord:
+        return NotARecord(f"{name}, line {number}: longer than {LINE_LIMIT} bytes", _AGAIN)
+
     try:
-        for number, line in _lines(path, name):
+        for number, line in numbered_lines(path, LINE_LIMIT, too_long):
             if not line.endswith(b"\n"):
                 if record is None:
                     raise NotARecord(f"{name} is no divergence record", _MAKE)
@@ -125,32 +129,12 @@ def config_of(record: Record, allow_config_keys: Sequence[str] = ()) -> EngineCo
         raise NotARecord(f"{record.name}: {error.message}", _AGAIN) from None
 
 
-def _lines(path: Path, name: str) -> Iterator[tuple[int, bytes]]:
-    with open_file(path) as file:
-        number = 0
-        while True:
-            try:
-                line = file.readline(LINE_LIMIT)
-            except OSError as error:
-                raise unreadable(path, error) from None
-            if not line:
-                return
-            number += 1
-            if len(line) == LINE_LIMIT:
-                raise NotARecord(f"{name}, line {number}: longer than {LINE_LIMIT} bytes", _AGAIN)
-            yield number, line
-
-
 def _object(line: bytes, name: str, number: int) -> dict[str, Any]:
-    what = f"{name} is no divergence record" if number == 1 else f"{name}, line {number}: no JSON object"
-    hint = _MAKE if number == 1 else _AGAIN
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):  # also no UTF-8, and numbers of thousands of digits
-        raise NotARecord(what, hint) from None
-    if not isinstance(found, dict):
-        raise NotARecord(what, hint)
-    return found
+    if (found := json_object(line)) is not None:
+        return found
+    if number == 1:
+        raise NotARecord(f"{name} is no divergence record", _MAKE)
+    raise NotARecord(f"{name}, line {number}: no JSON object", _AGAIN)
 
 
 def _header(found: dict[str, Any], name: str) -> Record:

@@ -295,12 +295,26 @@ for name, values in (("ttft", exact.ttft), ("itl", exact.itl)):
 # `minillm demo replay run.jsonl` makes one page out of a run, with every block and every step to look at.
 #
 # ## Exercises
+
+
+# %%
+def attempt(check):
+    try:
+        check()
+    except NotImplementedError:
+        print("not attempted yet")
+    except AssertionError as error:
+        print("not right yet:", error)
+    else:
+        print("right")
+
+
+# %% [markdown]
+# **1 (think).** In incident one, which of the two would help more: twice the memory, or fewer requests at
+# once (`max_num_seqs=4`)? Say what you expect of TTFT and of "computed twice". Then run both.
 #
-# **1.** In incident one, which of the two would help more: twice the memory, or half the requests at once
-# (`max_num_seqs=8`)? Say what you expect of TTFT and of "computed twice". Then run both.
-#
-# **2.** In incident two the mean of the rows is small. Find a load in which the mean is large and requests
-# still wait for `seqs`.
+# **2 (think).** In incident two the mean of the rows is small. Find a load in which the mean is large and
+# requests still wait for `seqs`.
 #
 # **3 (code).** Goodput: the share of the requests that kept a service level. A request that failed counts as
 # one that did not.
@@ -313,18 +327,6 @@ def goodput(requests, ttft):
 
 
 # %%
-def attempt(check):
-    """Run a check; say what is missing instead of stopping the notebook."""
-    try:
-        check()
-    except NotImplementedError:
-        print("not attempted yet")
-    except AssertionError as error:
-        print("not right yet:", error)
-    else:
-        print("right")
-
-
 def check_goodput():
     requests = [{"ttft": 3}, {"ttft": 8}, {"ttft": 5}, {"ttft": None}]
     for limit, expected in ((5, 0.5), (8, 0.75), (2, 0.0)):

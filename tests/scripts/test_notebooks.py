@@ -373,6 +373,33 @@ def first_cause(a, b):
 """,
         ),
     ],
+    "09_observing": [
+        (
+            "check_goodput",
+            """
+def goodput(requests, ttft):
+    kept = [r for r in requests if r["ttft"] is not None and r["ttft"] <= ttft]
+    return len(kept) / len(requests)
+""",
+            """
+def goodput(requests, ttft):
+    served = [r for r in requests if r["ttft"] is not None]
+    return sum(r["ttft"] <= ttft for r in served) / len(served)
+""",
+        ),
+        (
+            "check_culprit",
+            """
+def culprit(row):
+    names = {"blocks": "memory", "seqs": "batching", "tokens": "burst"}
+    return names[max(row["held"], key=row["held"].get)] if row["held"] else "none"
+""",
+            """
+def culprit(row):
+    return "memory" if row["TTFT p99, steps"] > 3 else "none"
+""",
+        ),
+    ],
     "04_attention_and_memory": [
         (
             "check_bytes",
