@@ -111,48 +111,82 @@ def percentile(values: Sequence[float], share: float) -> float:
     Raises:
         ValueError: there are no values.
     """
-    if not values:
+    return merged_percentile([values], share)
+
+
+def merged_percentile(workers: Iterable[Sequence[float]], share: float) -> float:
+    """The percentile of the values of several workers together; each has its values in a list.
+
+    It is the smallest value of all such that at least `share` (0 to 1) of all values are not larger. So it is
+    always one of the values, and nothing is interpolated. A worker with more values counts more, one without
+    values not at all. The lists stay as they are.
+
+    The values may be sorted once. The work may not grow faster than that.
+
+    Raises:
+        ValueError: no worker has a value.
+    """
+    pooled = sorted(value for values in workers for value in values)
+    if not pooled:
         raise ValueError("percentile of no values")
-    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+    return pooled[max(0, math.ceil(share * len(pooled)) - 1)]
+
+
+def request_times(events: Iterable[Event]) -> dict[str, RequestTimes]:
+    """The clock times of every request in a trace, by request id, in the order in which they were queued.
+
+    Read from the events (`event.kind`, `event.time`, `event.request_id`, and fields as `event["index"]`):
+
+        queue     `submitted` and `prompt_tokens`
+        admit     `admitted` and `cached_tokens`; a second one replaces the first, whose step was interrupted
+        sample    one more time in `tokens` of each (request id, sample index) in `event["requests"]`
+        finish    `ends` of the sample `event["index"]`
+
+    A request whose `queue` is not in the trace began before it, and is left out. A preempted request is
+    resumed, not admitted again. The times are those of the events, unchanged.
+
+    Each event is read once: the work may grow with the events and the samples in them, but not faster.
+    """
+    requests: dict[str, RequestTimes] = {}
+    for event in events:
+        request = requests.get(event.request_id)
+        if event.kind == "queue":
+            requests[event.request_id] = RequestTimes(event.time, event["prompt_tokens"])
+        elif event.kind == "sample":
+            for request_id, index in event["requests"]:
+                if request_id in requests:
+                    requests[request_id].tokens[index].append(event.time)
+        elif event.kind == "admit" and request:
+            request.admitted, request.cached_tokens = event.time, event["cached_tokens"]
+        elif event.kind == "finish" and request:
+            request.ends[event["index"]] = event.time
+    return requests
 
 
 def summarize(events: Iterable[Event]) -> Summary:
     """Compute the metrics of a trace."""
-    requests: dict[str, RequestTimes] = {}
     total = defaultdict[str, int](int)
     events = list(events)
+    requests = request_times(events)
     for event in events:
-        kind, request = event.kind, requests.get(event.request_id)
+        kind = event.kind
         total[kind] += 1
-        if kind == "queue":
-            requests[event.request_id] = RequestTimes(event.time, event["prompt_tokens"])
-        elif kind == "admit" and request:
-            request.admitted, request.cached_tokens = event.time, event["cached_tokens"]
-            total["prompt_tokens"] += request.prompt_tokens
-            total["cached_tokens"] += event["cached_tokens"]
-        elif kind == "prefill_chunk":
+        if kind == "prefill_chunk":
             total["prefill_tokens"] += event["end"] - event["start"]
         elif kind == "sample":
-            for request_id, index in event["requests"]:
-                total["output_tokens"] += 1
-                if request_id in requests:
-                    requests[request_id].tokens[index].append(event.time)
+            total["output_tokens"] += len(event["requests"])
         elif kind == "speculate":
-            for (request_id, _), (drafted, _, accepted) in zip(
-                event["requests"], event["outcomes"], strict=True
-            ):
-                if request_id in requests:
-                    requests[request_id].drafted += drafted
-                    requests[request_id].accepted += accepted
-        elif kind == "finish" and request:
-            request.ends[event["index"]] = event.time
+            _add_drafts(requests, event)
         elif kind == "evict":
             total["evicted_blocks"] += event["blocks"]
         elif kind == "step":
             total["peak_used_blocks"] = max(total["peak_used_blocks"], event["used"])
             total["peak_waste"] = max(total["peak_waste"], event["waste"])
+    admitted = [request for request in requests.values() if request.admitted is not None]
     return Summary(
         requests=requests,
+        prompt_tokens=sum(request.prompt_tokens for request in admitted),
+        cached_tokens=sum(request.cached_tokens for request in admitted),
         refused=total["refuse"],
         preemptions=total["preempt"],
         steps=total["step"],
@@ -160,8 +194,6 @@ def summarize(events: Iterable[Event]) -> Summary:
         **{
             name: total[name]
             for name in (
-                "prompt_tokens",
-                "cached_tokens",
                 "prefill_tokens",
                 "output_tokens",
                 "evicted_blocks",
@@ -170,3 +202,11 @@ def summarize(events: Iterable[Event]) -> Summary:
             )
         },
     )
+
+
+def _add_drafts(requests: dict[str, RequestTimes], event: Event) -> None:
+    """Add the tokens drafted and accepted in one `speculate` event to the requests."""
+    for (request_id, _), (drafted, _, accepted) in zip(event["requests"], event["outcomes"], strict=True):
+        if request_id in requests:
+            requests[request_id].drafted += drafted
+            requests[request_id].accepted += accepted
