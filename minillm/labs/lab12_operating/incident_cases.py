@@ -67,7 +67,7 @@ def diagnose_cost(diagnose: Diagnose) -> Counted:
     """The lines for a trace of 160 steps."""
     events = made(grows(["seqs"] * 150))
     diagnose(made(grows(LONG)))
-    return within(20 * len(events), counted_lines(partial(diagnose, events)), LINES)
+    return within(40 * len(events), counted_lines(partial(diagnose, events)), LINES)
 
 
 def more_incidents(random: Random) -> Iterable[Case]:

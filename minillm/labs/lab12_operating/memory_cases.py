@@ -36,7 +36,7 @@ def use_cost(use: Use) -> Counted:
     """The lines for a trace of 160 steps."""
     events = list(UNEVEN) * 40
     use(several().events)
-    return within(10 * len(events), counted_lines(partial(use, events)), LINES)
+    return within(40 * len(events), counted_lines(partial(use, events)), LINES)
 
 
 def more_memory(random: Random) -> Iterable[Case]:
