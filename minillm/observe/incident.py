@@ -46,8 +46,8 @@ def diagnose(events: Iterable[Event]) -> Finding:
     *The burst.* The queue grew from the `step` event before the incident (if there is none, from the first
     event of the trace) to the `step` event of the peak. Count the `queue` events between these two, and the
     seconds. The usual rate is that of the whole trace: the number of `queue` events divided by the seconds
-    from the first of them to the last (0 if these are at one time). If more requests came than at the usual rate, and this excess is more
-    than half of the peak, the culprit is "burst".
+    from the first of them to the last, or 0 if these are 0 s. If more requests came than at the usual rate,
+    and this excess is more than half of the peak, the culprit is "burst".
 
     *Otherwise* it is what was lacking in more steps of the incident: "memory" if it was blocks, and
     "batching" if it was something else. Equally often: "batching".

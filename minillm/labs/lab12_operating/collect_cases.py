@@ -202,7 +202,9 @@ COLLECT_MISTAKES = (
     Mistake("only the tokens of the first sample are kept: `tokens` has all of them", changed(first_sample)),
     Mistake("the tokens of all samples are in one list: each sample index has its own", edited(one_list)),
     Mistake("all ends are stored for the first sample: `finish` has the `index`", edited(one_end)),
-    Mistake("a request begins at its `queue` event, not when it is admitted", changed(submitted_when_admitted)),
+    Mistake(
+        "a request begins at its `queue` event, not when it is admitted", changed(submitted_when_admitted)
+    ),
     Mistake(
         "a request without a `queue` event began before the trace: leave it out, its start is unknown",
         started_before,

@@ -1,4 +1,4 @@
-"""Task 12.4, goodput: cases and known mistakes."""
+"""Task 12.5, goodput: cases and known mistakes."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def searches(
 
 GOODPUT_MISTAKES = (
     Mistake(
-        "the wait is counted from the submission: a client that is late hides it. Count from the intended start",
+        "the wait is counted from the submission, so a late client hides it: count from the intended start",
         counting(partial(quick, lambda _, t: t.ttft)),
     ),
     Mistake(
@@ -211,7 +211,10 @@ GOODPUT_MISTAKES = (
         "the share of the requests: goodput is a number of requests in a second",
         counting(is_kept, per_second=False),
     ),
-    Mistake("all requests that got a token are counted: this is throughput", counting(lambda s, t, p: bool(t.tokens[0]))),
+    Mistake(
+        "all requests that got a token are counted: this is throughput",
+        counting(lambda s, t, p: bool(t.tokens[0])),
+    ),
     Mistake(
         "a request without a first token keeps nothing",
         counting(lambda s, t, p: t.ttft is None or is_kept(s, t, p)),

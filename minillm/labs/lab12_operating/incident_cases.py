@@ -1,4 +1,4 @@
-"""Task 12.6, the culprit of an incident: cases of `diagnose`."""
+"""Task 12.7, the culprit of an incident: cases of `diagnose`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,11 @@ def two_peaks() -> list[Event]:
 def preempted_once() -> list[Event]:
     """Places are lacking, and one sequence was preempted in the middle."""
     events = made(grows(["seqs"] * 20))
-    return [*events[:30], Event("preempt", events[30].step, events[30].time, "r", {"tokens": 9}), *events[30:]]
+    return [
+        *events[:30],
+        Event("preempt", events[30].step, events[30].time, "r", {"tokens": 9}),
+        *events[30:],
+    ]
 
 
 def in_turns(diagnose: Diagnose) -> list[Any]:
@@ -109,7 +113,9 @@ INCIDENT_CASES = (
         "a few steps lack blocks, more lack places", lambda: made(grows(["blocks"] * 8 + ["seqs"] * 12))
     ),
     incident_case("as many lack blocks as places", lambda: made(grows(["seqs"] * 10 + ["blocks"] * 10))),
-    incident_case("places and tokens are both no memory", lambda: made(grows(["blocks", "seqs", "tokens"] * 7))),
+    incident_case(
+        "places and tokens are both no memory", lambda: made(grows(["blocks", "seqs", "tokens"] * 7))
+    ),
     incident_case(
         "a crowd just before the wait begins",
         lambda: made([*[{}] * 8, *({"blocks": 24 - i} for i in range(20)), {}], CROWD),

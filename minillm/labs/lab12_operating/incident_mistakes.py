@@ -1,4 +1,4 @@
-"""Task 12.6, the culprit of an incident: known mistakes of `diagnose`."""
+"""Task 12.7, the culprit of an incident: known mistakes of `diagnose`."""
 
 from __future__ import annotations
 
@@ -153,7 +153,8 @@ INCIDENT_MISTAKES = (
         changed(is_long=lambda self, run: bool(run)),
     ),
     Mistake(
-        "a wait of exactly PATIENCE steps is an incident", changed(is_long=lambda self, run: len(run) > PATIENCE)
+        "a wait of exactly PATIENCE steps is an incident",
+        changed(is_long=lambda self, run: len(run) > PATIENCE),
     ),
     Mistake(
         "all steps with waiting sequences are counted together: an incident is one run of them",

@@ -12,7 +12,13 @@ from minillm.labs.lab12_operating.collect_cases import COLLECT_CASES, COLLECT_MI
 from minillm.labs.lab12_operating.goodput_cases import GOODPUT_CASES, GOODPUT_MISTAKES, more_goodputs
 from minillm.labs.lab12_operating.incident_cases import INCIDENT_CASES, more_incidents
 from minillm.labs.lab12_operating.incident_mistakes import INCIDENT_MISTAKES
-from minillm.labs.lab12_operating.latency_cases import LATENCY_CASES, LATENCY_MISTAKES, more_runs
+from minillm.labs.lab12_operating.latency_cases import (
+    TOKEN_CASES,
+    TOKEN_MISTAKES,
+    WHOLE_CASES,
+    WHOLE_MISTAKES,
+    more_runs,
+)
 from minillm.labs.lab12_operating.memory_cases import MEMORY_CASES, MEMORY_MISTAKES, more_memory
 from minillm.labs.lab12_operating.percentile_cases import (
     PERCENTILE_CASES,
@@ -71,15 +77,24 @@ LAB = Lab(
         ),
         Task(
             "12.2",
-            "what a user waits for",
-            15,
-            Part(METRICS, "RequestTimes", ("queue", "e2e", "ttft", "tpot", "itl")),
-            LATENCY_CASES,
-            LATENCY_MISTAKES,
+            "the whole request",
+            5,
+            Part(METRICS, "RequestTimes", ("queue", "e2e")),
+            WHOLE_CASES,
+            WHOLE_MISTAKES,
             more_runs,
         ),
         Task(
             "12.3",
+            "token by token",
+            10,
+            Part(METRICS, "RequestTimes", ("ttft", "tpot", "itl")),
+            TOKEN_CASES,
+            TOKEN_MISTAKES,
+            more_runs,
+        ),
+        Task(
+            "12.4",
             "the percentile of a fleet",
             10,
             Part(METRICS, "merged_percentile"),
@@ -88,7 +103,7 @@ LAB = Lab(
             more_workers,
         ),
         Task(
-            "12.4",
+            "12.5",
             "promises that were kept",
             15,
             Part("minillm.observe.goodput", "goodput"),
@@ -97,7 +112,7 @@ LAB = Lab(
             more_goodputs,
         ),
         Task(
-            "12.5",
+            "12.6",
             "fragmentation and headroom",
             10,
             Part("minillm.observe.memory_use", "memory_use"),
@@ -106,7 +121,7 @@ LAB = Lab(
             more_memory,
         ),
         Task(
-            "12.6",
+            "12.7",
             "the culprit",
             25,
             Part("minillm.observe.incident", "diagnose", helpers=("_longest_wait", "_excess")),
@@ -115,7 +130,7 @@ LAB = Lab(
             more_incidents,
         ),
         Task(
-            "12.7",
+            "12.8",
             "your report of the running engine",
             10,
             None,

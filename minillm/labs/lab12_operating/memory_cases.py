@@ -1,4 +1,4 @@
-"""Task 12.5, fragmentation and headroom: cases and known mistakes of `memory_use`."""
+"""Task 12.6, fragmentation and headroom: cases and known mistakes of `memory_use`."""
 
 from __future__ import annotations
 
@@ -75,7 +75,9 @@ def with_other(**others: Callable[[Steps], Any]) -> Use:
 
     def use(events: Iterable[Event]) -> Any:
         steps = [event for event in events if event.kind == "step"]
-        return memory_use(steps)._replace(**{name: get(steps) for name, get in others.items()} if steps else {})
+        return memory_use(steps)._replace(
+            **{name: get(steps) for name, get in others.items()} if steps else {}
+        )
 
     return use
 
@@ -153,13 +155,17 @@ MEMORY_MISTAKES = (
     Mistake(
         "the share of the slots that have a token: fragmentation is the rest",
         with_other(
-            fragmentation=partial(ratio, lambda step: step["slots"] - step["waste"], lambda step: step["slots"])
+            fragmentation=partial(
+                ratio, lambda step: step["slots"] - step["waste"], lambda step: step["slots"]
+            )
         ),
     ),
     Mistake(
         "waste is divided by the slots with a token: divide by all allocated slots",
         with_other(
-            fragmentation=partial(ratio, lambda step: step["waste"], lambda step: step["slots"] - step["waste"])
+            fragmentation=partial(
+                ratio, lambda step: step["waste"], lambda step: step["slots"] - step["waste"]
+            )
         ),
     ),
     Mistake(

@@ -1,4 +1,4 @@
-"""Task 12.3, the percentile of several workers: cases and known mistakes of `merged_percentile`."""
+"""Task 12.4, the percentile of several workers: cases and known mistakes of `merged_percentile`."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ PERCENTILE_MISTAKES = (
         weighted,
     ),
     Mistake(
-        "the largest of the workers' percentiles: one slow worker with few values decides. Put the values together",
+        "the largest of the workers' percentiles: one slow worker with few values decides it",
         each(max),
     ),
     Mistake("the value is interpolated between two: a percentile here is one of the values", pooled(between)),

@@ -1,7 +1,7 @@
 """The recorded runs: small ones that show one thing each, and incidents of known cause.
 
-    from minillm.labs.lab12_operating.runs import example
-    run = example("burst")      run.events, run.sent, run.seconds
+from minillm.labs.lab12_operating.runs import example
+run = example("burst")      run.events, run.sent, run.seconds
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from minillm.engine.kv_manager import KVCacheManager
 from minillm.engine.request import Request
 from minillm.engine.scheduler import AGING_SECONDS, max_running
 from minillm.engine.sequence import Sequence
-from minillm.engine.step_plan import Chunk, StepPlan
+from minillm.engine.step_plan import Chunk, Held, StepPlan
 from minillm.memory.block_table import blocks_for
 from minillm.observe.events import Events
 
@@ -55,8 +55,9 @@ class WaitingLine:
     def remove(self, sequence: Sequence) -> None:
         """Remove a sequence, if it is waiting."""
         line = self._lines.get(sequence.params.priority, [])
-        if sequence in line:
-            line.remove(sequence)
+        place = bisect.bisect_left(line, (sequence.order, sequence.index), key=lambda r: (r.order, r.index))
+        if place < len(line) and line[place] is sequence:
+            del line[place]
         if not line:
             self._lines.pop(sequence.params.priority, None)
 
@@ -192,16 +193,25 @@ class Scheduler:
     # Admission ------------------------------------------------------------------------------
 
     def _admit(self, plan: StepPlan, budget: int, now: float) -> None:
-        while not plan.preempted and budget > 0 and (sequence := self.waiting.first(now)) is not None:
+        """Start waiting sequences while there is room; `plan.held` tells what the next one lacks."""
+        held: Held | None = "blocks" if plan.preempted else None
+        while held is None and (sequence := self.waiting.first(now)) is not None:
             self.current = sequence
             places = sum(1 + r.num_forks for r in self.running) + 1 + sequence.num_forks
-            if places > max_running(self._config) or not self._start(plan, sequence):
-                return
-            self.waiting.remove(sequence)
-            sequence.rank = rank(sequence, now)
-            bisect.insort(self.running, sequence, key=lambda r: r.rank)
-            self._announce(sequence, now)
-            budget -= self._prefill(plan, sequence, budget)
+            if budget <= 0:
+                held = "tokens"
+            elif places > max_running(self._config):
+                held = "seqs"
+            elif not self._start(plan, sequence):
+                held = "blocks"
+            else:
+                self.waiting.remove(sequence)
+                sequence.rank = rank(sequence, now)
+                bisect.insort(self.running, sequence, key=lambda r: r.rank)
+                self._announce(sequence, now)
+                budget -= self._prefill(plan, sequence, budget)
+        if held and len(self.waiting):
+            plan.held[held] = len(self.waiting)
 
     def _start(self, plan: StepPlan, sequence: Sequence) -> bool:
         """Give the sequence its cached blocks, if there is room for the rest; return whether there is.

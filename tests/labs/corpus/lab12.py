@@ -5,8 +5,8 @@ from corpus.variants import Rewrite, Slip
 SLIPS = [
     Slip(
         "tokens only while the request is alone in the step",
-        "for request_id, index in event[\"requests\"]:\n                if request_id in requests:",
-        "for request_id, index in event[\"requests\"]:\n                if request_id in requests and index == 0:",
+        'in event["requests"]:\n                if request_id in requests:',
+        'in event["requests"]:\n                if index == 0 and request_id in requests:',
         {"12.1": "only the tokens of the first sample"},
     ),
     Slip(
@@ -21,12 +21,12 @@ SLIPS = [
         'elif event.kind in ("admit", "resume") and request:',
         {"12.1": "`resume` is read like `admit`"},
     ),
-    Slip("divides by the tokens", "/ (len(times) - 1)", "/ len(times)", {"12.2": "one gap fewer"}),
+    Slip("divides by the tokens", "/ (len(times) - 1)", "/ len(times)", {"12.3": "one gap fewer"}),
     Slip(
         "from admission",
         "return self.tokens[0][0] - self.submitted if",
         "return self.tokens[0][0] - (self.admitted or 0.0) if",
-        {"12.2": "ttft begins when the request is admitted"},
+        {"12.3": "ttft begins when the request is admitted"},
     ),
     Slip(
         "the end of a queue that never ended",
@@ -38,53 +38,63 @@ SLIPS = [
         "rounds down",
         "math.ceil(share * len(pooled)) - 1",
         "math.floor(share * len(pooled)) - 1",
-        {"12.3": "rounded down"},
+        {"12.4": "rounded down"},
     ),
     Slip(
         "the last for a share of zero",
         "pooled[max(0, math.ceil(share * len(pooled)) - 1)]",
         "pooled[math.ceil(share * len(pooled)) - 1]",
-        {"12.3": "index -1 is the last"},
+        {"12.4": "index -1 is the last"},
     ),
     Slip(
         "from the submission",
         "waited = times.submitted + times.ttft - intended",
         "waited = times.ttft",
-        {"12.4": "counted from the submission"},
+        {"12.5": "counted from the submission"},
     ),
     Slip(
         "failures that were quick",
         "times = None if failed or request_id is None else",
         "times = None if request_id is None else",
-        {"12.4": "a failure is a miss"},
+        {"12.5": "a failure is a miss"},
     ),
     Slip(
         "needs two tokens",
         "(times.tpot is None or times.tpot <= promise.tpot)",
         "(times.tpot is not None and times.tpot <= promise.tpot)",
-        {"12.4": "one token has no TPOT"},
+        {"12.5": "one token has no TPOT"},
     ),
     Slip(
         "free only",
         'room = event["cached"] + event["free"]',
         'room = event["free"]',
-        {"12.5": "only free blocks are headroom"},
+        {"12.6": "only free blocks are headroom"},
     ),
     Slip(
         "last of the worst",
         'event["waste"] / event["slots"] > worst:',
         'event["waste"] / event["slots"] >= worst:',
-        {"12.5": "of equal shares the last"},
+        {"12.6": "of equal shares the last"},
     ),
     Slip(
         "as many is memory",
         "lacking[True] > lacking[False]",
         "lacking[True] >= lacking[False]",
-        {"12.6": "as many steps lack blocks"},
+        {"12.7": "as many steps lack blocks"},
     ),
-    Slip("longer than patience", "if len(steps) < PATIENCE:", "if len(steps) <= PATIENCE:", {"12.6": "exactly PATIENCE"}),
-    Slip("any excess", "> peak / 2:", "> 0:", {"12.6": "any excess is called a burst"}),
-    Slip("the last of equals", "if length > longest:", "if length >= longest:", {"12.6": "of equally long waits"}),
+    Slip(
+        "longer than patience",
+        "if len(steps) < PATIENCE:",
+        "if len(steps) <= PATIENCE:",
+        {"12.7": "exactly PATIENCE"},
+    ),
+    Slip("any excess", "> peak / 2:", "> 0:", {"12.7": "any excess is called a burst"}),
+    Slip(
+        "the last of equals",
+        "if length > longest:",
+        "if length >= longest:",
+        {"12.7": "of equally long waits"},
+    ),
 ]
 REWRITES = [
     Rewrite(
@@ -179,6 +189,36 @@ RequestTimes.itl, RequestTimes.tpot = property(gaps), property(mean)
 """,
     ),
     Rewrite(
+        "the last event of all",
+        """
+def whole(self):
+    return self.latest - self.submitted
+def waited(self):
+    return (self.admitted if self.admitted is not None else self.latest) - self.submitted
+RequestTimes.e2e, RequestTimes.queue = property(whole), property(waited)
+""",
+    ),
+    Rewrite(
+        "lists of times",
+        """
+def whole(self):
+    times = [time for found in self.tokens.values() for time in found]
+    times.extend(self.ends.values())
+    times.append(self.submitted)
+    return sorted(times)[-1] - self.submitted
+RequestTimes.e2e = property(whole)
+""",
+    ),
+    Rewrite(
+        "only what has ended",
+        """
+def whole(self):
+    return max(self.ends.values()) - self.submitted if self.ends else 0.0
+RequestTimes.e2e = property(whole)
+""",
+        {"12.2": "e2e needs an end"},
+    ),
+    Rewrite(
         "ends looked for by hand",
         """
 def whole(self):
@@ -206,6 +246,15 @@ RequestTimes.ttft = property(quick)
 """,
     ),
     Rewrite(
+        "pairs by zip",
+        """
+def gaps(self):
+    times = self.tokens.get(0, [])
+    return [b - a for a, b in zip(times, times[1:])]
+RequestTimes.itl = property(gaps)
+""",
+    ),
+    Rewrite(
         "the quickest sample",
         """
 def quick(self):
@@ -213,7 +262,7 @@ def quick(self):
     return min(firsts) - self.submitted if firsts else None
 RequestTimes.ttft = property(quick)
 """,
-        {"12.2": "not of the sample that was quickest"},
+        {"12.3": "not of the sample that was quickest"},
     ),
     Rewrite(
         "sorted from behind",
@@ -264,7 +313,7 @@ def merged_percentile(workers, share):
         raise ValueError
     return sum(found) / len(found)
 """,
-        {"12.3": "percentiles cannot be averaged"},
+        {"12.4": "percentiles cannot be averaged"},
     ),
     Rewrite(
         "a sum over sets of ids",
@@ -325,7 +374,7 @@ def goodput(sent, requests, promise, seconds):
     ]
     return len(good) / max(1, len(known))
 """,
-        {"12.4": "the share of the requests"},
+        {"12.5": "the share of the requests"},
     ),
     Rewrite(
         "comprehensions",
@@ -389,7 +438,7 @@ def memory_use(events):
         min((e["free"] + e["cached"] for e in steps), default=None),
     )
 """,
-        {"12.5": "the mean of the steps' shares"},
+        {"12.6": "the mean of the steps' shares"},
     ),
     Rewrite(
         "groups of steps",
@@ -492,6 +541,6 @@ def diagnose(events):
     full = sum(event["free"] == 0 for event in steps)
     return Finding("memory" if 2 * full > len(steps) else "batching", steps[0].step, peak)
 """,
-        {"12.6": "cached blocks can be evicted"},
+        {"12.7": "cached blocks can be evicted"},
     ),
 ]
