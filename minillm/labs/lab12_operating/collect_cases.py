@@ -58,13 +58,16 @@ def collect_cost(collect: Collect) -> Counted:
     return within(20 * len(events), counted_lines(partial(collect, events)), LINES)
 
 
+def later_part(kind: str, seed: int, share: float) -> Sequence[Event]:
+    """The events of a run after a share of them."""
+    return cut(hidden(kind, seed), share)
+
+
 def more_traces(random: Random) -> Iterable[Case]:
     """Parts of other runs."""
     for kind in ("memory", "burst"):
         seed, share = random.randrange(1 << 30), random.random() / 2
-        yield collect_case(
-            f"a part of a run, seed {seed}", lambda k=kind, s=seed, p=share: cut(hidden(k, s), p)
-        )
+        yield collect_case(f"a part of a run, seed {seed}", partial(later_part, kind, seed, share))
 
 
 COLLECT_CASES = (
@@ -105,8 +108,12 @@ def edited(edit: Callable[[list[Event]], list[Event]]) -> Collect:
 
 def first_admission(events: list[Event]) -> list[Event]:
     """Without every second `admit` of a request."""
-    seen = set[str]()
-    return [e for e in events if e.kind != "admit" or not (e.request_id in seen or seen.add(e.request_id))]
+    kept, seen = list[Event](), set[str]()
+    for event in events:
+        if event.kind != "admit" or event.request_id not in seen:
+            kept.append(event)
+        seen |= {event.request_id} if event.kind == "admit" else set()
+    return kept
 
 
 def resumed(events: list[Event]) -> list[Event]:

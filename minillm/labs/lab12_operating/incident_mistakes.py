@@ -43,7 +43,7 @@ class Diagnoses:
         return len(run) >= PATIENCE
 
     def waiting(self, step: Event) -> int:
-        return sum(step["held"].values())
+        return sum(dict(step["held"]).values())
 
     def peak(self, run: Run) -> int:
         return max(map(self.waiting, run))
@@ -88,7 +88,8 @@ def changed(**others: Callable[..., Any]) -> Diagnoses:
 
 def none_free(self: Diagnoses, run: Run) -> bool:
     """Whether no block is free in most steps."""
-    return 2 * sum(step["free"] == 0 for step in run) > len(run)
+    full = [step for step in run if step["free"] == 0]
+    return 2 * len(full) > len(run)
 
 
 def any_preempted(self: Diagnoses, run: Run) -> bool:

@@ -39,11 +39,16 @@ def use_cost(use: Use) -> Counted:
     return within(40 * len(events), counted_lines(partial(use, events)), LINES)
 
 
+def events_of(kind: str, seed: int) -> Sequence[Event]:
+    """The events of another run."""
+    return hidden(kind, seed).events
+
+
 def more_memory(random: Random) -> Iterable[Case]:
     """Other runs."""
     for kind in ("memory", "batching"):
         seed = random.randrange(1 << 30)
-        yield use_case(f"{kind}, seed {seed}", lambda k=kind, s=seed: hidden(k, s).events)
+        yield use_case(f"{kind}, seed {seed}", partial(events_of, kind, seed))
 
 
 UNEVEN = (step_event(4, 8, 6), step_event(5, 80, 8), step_event(6, 16, 12, 3, 1), step_event(7, 40, 9, 2, 6))

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from minillm.config import EngineConfig, SamplingParams
 from minillm.engine.engine import Engine
+from minillm.engine.scheduler import Scheduler
 from minillm.errors import MinillmError
 from minillm.labs.grader.tiny_model import VOCAB_SIZE, tiny_llm
 from minillm.observe.events import Event
@@ -80,7 +81,8 @@ class _Run:
 
     def __init__(self, setup: Setup, users: Sequence[User]) -> None:
         self._engine = _engine(setup)
-        self._users = sorted(enumerate(users), key=lambda user: user[1].start)
+        in_ticks = [replace(user, start=round(user.start / TICK) * TICK) for user in users]
+        self._users = sorted(enumerate(in_ticks), key=lambda user: user[1].start)
         self._now, self._new, self._trace = 0.0, list[Event](), list[Event]()
         self._names: dict[str, str] = {}
         self._sent: list[Sent] = []
@@ -161,7 +163,8 @@ def _engine(setup: Setup) -> Engine:
         max_queued_requests=setup.max_queued_requests,
     )
     engine = Engine(model, config, {"prefill_loop": _even_logits, "decode_loop": _even_logits})
-    engine.scheduler.headroom_tokens = setup.headroom_tokens
+    if isinstance(engine.scheduler, Scheduler):  # always: there are no tenant limits
+        engine.scheduler.headroom_tokens = setup.headroom_tokens
     return engine
 
 

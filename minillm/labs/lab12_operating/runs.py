@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from random import Random
 
-from minillm.labs.lab12_operating.recorder import TICK, Recorded, Setup, User, record
+from minillm.labs.lab12_operating.recorder import Recorded, Setup, User, record
 from minillm.observe.events import Event
 
 SOUND = Setup(num_blocks=220)
@@ -20,7 +20,7 @@ def steady(random: Random, count: int, per_second: float, start: float = 0.0) ->
     """`count` users, one after another at about even distances."""
     for i in range(count):
         at = start + (i + 0.5 * random.random()) / per_second
-        yield User(round(at / TICK) * TICK, random.randint(8, 32), random.randint(8, 32))
+        yield User(at, random.randint(8, 32), random.randint(8, 32))
 
 
 def calm(random: Random) -> Recorded:

@@ -70,7 +70,7 @@ class RequestTimes:
         """Seconds from submission to admission; for a request that was never admitted, to its end."""
         # Stuck? minillm labs hint 12.2
         raise NotImplementedError(
-            "Lab 12.2 RequestTimes.queue, RequestTimes.e2e, RequestTimes.ttft, RequestTimes.tpot, RequestTimes.itl; hint: minillm labs hint 12.2"
+            "Lab 12.2 RequestTimes.queue, RequestTimes.e2e; hint: minillm labs hint 12.2"
         )
 
     @property
@@ -78,31 +78,31 @@ class RequestTimes:
         """Seconds to the end, or to the newest token of an unfinished request."""
         # Stuck? minillm labs hint 12.2
         raise NotImplementedError(
-            "Lab 12.2 RequestTimes.queue, RequestTimes.e2e, RequestTimes.ttft, RequestTimes.tpot, RequestTimes.itl; hint: minillm labs hint 12.2"
+            "Lab 12.2 RequestTimes.queue, RequestTimes.e2e; hint: minillm labs hint 12.2"
         )
 
     @property
     def ttft(self) -> float | None:
         """Seconds to the first token of the first sample."""
-        # Stuck? minillm labs hint 12.2
+        # Stuck? minillm labs hint 12.3
         raise NotImplementedError(
-            "Lab 12.2 RequestTimes.queue, RequestTimes.e2e, RequestTimes.ttft, RequestTimes.tpot, RequestTimes.itl; hint: minillm labs hint 12.2"
+            "Lab 12.3 RequestTimes.ttft, RequestTimes.tpot, RequestTimes.itl; hint: minillm labs hint 12.3"
         )
 
     @property
     def tpot(self) -> float | None:
         """Mean seconds per token of the first sample, after its first token."""
-        # Stuck? minillm labs hint 12.2
+        # Stuck? minillm labs hint 12.3
         raise NotImplementedError(
-            "Lab 12.2 RequestTimes.queue, RequestTimes.e2e, RequestTimes.ttft, RequestTimes.tpot, RequestTimes.itl; hint: minillm labs hint 12.2"
+            "Lab 12.3 RequestTimes.ttft, RequestTimes.tpot, RequestTimes.itl; hint: minillm labs hint 12.3"
         )
 
     @property
     def itl(self) -> list[float]:
         """Seconds between the tokens of the first sample."""
-        # Stuck? minillm labs hint 12.2
+        # Stuck? minillm labs hint 12.3
         raise NotImplementedError(
-            "Lab 12.2 RequestTimes.queue, RequestTimes.e2e, RequestTimes.ttft, RequestTimes.tpot, RequestTimes.itl; hint: minillm labs hint 12.2"
+            "Lab 12.3 RequestTimes.ttft, RequestTimes.tpot, RequestTimes.itl; hint: minillm labs hint 12.3"
         )
 
 
@@ -118,8 +118,8 @@ def merged_percentile(workers: Iterable[Sequence[float]], share: float) -> float
     Raises:
         ValueError: no worker has a value.
     """
-    # Stuck? minillm labs hint 12.3
-    raise NotImplementedError("Lab 12.3 merged_percentile; hint: minillm labs hint 12.3")
+    # Stuck? minillm labs hint 12.4
+    raise NotImplementedError("Lab 12.4 merged_percentile; hint: minillm labs hint 12.4")
 
 
 def goodput(
@@ -135,8 +135,8 @@ def goodput(
 
     A cancelled request did not fail: it is judged by what it got. Each request is looked at once.
     """
-    # Stuck? minillm labs hint 12.4
-    raise NotImplementedError("Lab 12.4 goodput; hint: minillm labs hint 12.4")
+    # Stuck? minillm labs hint 12.5
+    raise NotImplementedError("Lab 12.5 goodput; hint: minillm labs hint 12.5")
 
 
 def memory_use(events: Iterable[Event]) -> MemoryUse:
@@ -149,8 +149,8 @@ def memory_use(events: Iterable[Event]) -> MemoryUse:
 
     The work may grow with the events, but not faster.
     """
-    # Stuck? minillm labs hint 12.5
-    raise NotImplementedError("Lab 12.5 memory_use; hint: minillm labs hint 12.5")
+    # Stuck? minillm labs hint 12.6
+    raise NotImplementedError("Lab 12.6 memory_use; hint: minillm labs hint 12.6")
 
 
 def diagnose(events: Iterable[Event]) -> Finding:
@@ -165,13 +165,13 @@ def diagnose(events: Iterable[Event]) -> Finding:
     *The burst.* The queue grew from the `step` event before the incident (if there is none, from the first
     event of the trace) to the `step` event of the peak. Count the `queue` events between these two, and the
     seconds. The usual rate is that of the whole trace: the number of `queue` events divided by the seconds
-    from the first of them to the last (0 if these are at one time). If more requests came than at the usual rate, and this excess is more
-    than half of the peak, the culprit is "burst".
+    from the first of them to the last, or 0 if these are 0 s. If more requests came than at the usual rate,
+    and this excess is more than half of the peak, the culprit is "burst".
 
     *Otherwise* it is what was lacking in more steps of the incident: "memory" if it was blocks, and
     "batching" if it was something else. Equally often: "batching".
 
     The work may grow with the number of events, but not faster.
     """
-    # Stuck? minillm labs hint 12.6
-    raise NotImplementedError("Lab 12.6 diagnose; hint: minillm labs hint 12.6")
+    # Stuck? minillm labs hint 12.7
+    raise NotImplementedError("Lab 12.7 diagnose; hint: minillm labs hint 12.7")
