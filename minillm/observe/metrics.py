@@ -63,8 +63,8 @@ class RequestTimes:
     @property
     def tpot(self) -> float | None:
         """Mean seconds per token of the first sample, after its first token."""
-        times = self.tokens[0]
-        return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None
+        first = self.tokens[0]
+        return (first[-1] - first[0]) / (len(first) - 1) if len(first) > 1 else None
 
     @property
     def itl(self) -> list[float]:

@@ -68,11 +68,11 @@ def in_turns(good: Good) -> list[Any]:
 
 
 def goodput_cost(good: Good) -> Counted:
-    """The lines for 150 requests of 20 tokens."""
-    requests = {f"r{i}": times(*(2.0 + j / 64 for j in range(20))) for i in range(150)}
+    """The lines for 300 requests of 20 tokens."""
+    requests = {f"r{i}": times(*(2.0 + j / 64 for j in range(20))) for i in range(300)}
     sent = [Sent(1.0, name) for name in requests]
     good(sent[:1], requests, LOOSE, 1.0)
-    return within(40 * 150, counted_lines(partial(good, sent, requests, LOOSE, 1.0)), LINES)
+    return within(100 * 300, counted_lines(partial(good, sent, requests, LOOSE, 1.0)), LINES)
 
 
 def more_goodputs(random: Random) -> Iterable[Case]:
@@ -104,7 +104,7 @@ GOODPUT_CASES = (
     ),
     made_case("refused, or unknown", {}, Sent(1.0, None, True), Sent(1.0, "x"), promise=LOOSE),
     Case("an iterator, and two runs in turns", in_turns, "aliasing"),
-    Case("the work for 150 requests", goodput_cost, "cost"),
+    Case("the work for 300 requests", goodput_cost, "cost"),
 )
 
 

@@ -21,7 +21,7 @@ SLIPS = [
         'elif event.kind in ("admit", "resume") and request:',
         {"12.1": "`resume` is read like `admit`"},
     ),
-    Slip("divides by the tokens", "/ (len(times) - 1)", "/ len(times)", {"12.3": "one gap fewer"}),
+    Slip("divides by the tokens", "/ (len(first) - 1)", "/ len(first)", {"12.3": "one gap fewer"}),
     Slip(
         "from admission",
         "return self.tokens[0][0] - self.submitted if",
