@@ -111,7 +111,9 @@ def percentile(values: Sequence[float], share: float) -> float:
     Raises:
         ValueError: there are no values.
     """
-    return merged_percentile([values], share)
+    if not values:
+        raise ValueError("percentile of no values")
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 def merged_percentile(workers: Iterable[Sequence[float]], share: float) -> float:
@@ -126,10 +128,7 @@ def merged_percentile(workers: Iterable[Sequence[float]], share: float) -> float
     Raises:
         ValueError: no worker has a value.
     """
-    pooled = sorted(value for values in workers for value in values)
-    if not pooled:
-        raise ValueError("percentile of no values")
-    return pooled[max(0, math.ceil(share * len(pooled)) - 1)]
+    return percentile([value for values in workers for value in values], share)
 
 
 def request_times(events: Iterable[Event]) -> dict[str, RequestTimes]:

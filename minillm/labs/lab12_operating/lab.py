@@ -97,7 +97,7 @@ LAB = Lab(
             "12.4",
             "the percentile of a fleet",
             10,
-            Part(METRICS, "merged_percentile"),
+            Part(METRICS, "merged_percentile", helpers=("percentile",)),
             PERCENTILE_CASES,
             PERCENTILE_MISTAKES,
             more_workers,

@@ -54,7 +54,7 @@ def burst(random: Random) -> Recorded:
 
 def tight_burst(random: Random) -> Recorded:
     """A crowd, at an engine whose pool is large enough for the usual load only: it preempts."""
-    setup = replace(SOUND, num_blocks=90, headroom_tokens=2)
+    setup = replace(SOUND, num_blocks=110, headroom_tokens=2)
     crowd = steady(random, 26, 260, random.uniform(0.4, 0.8))
     return record(setup, (*steady(random, 22, random.uniform(14, 16)), *crowd))
 

@@ -36,14 +36,14 @@ SLIPS = [
     ),
     Slip(
         "rounds down",
-        "math.ceil(share * len(pooled)) - 1",
-        "math.floor(share * len(pooled)) - 1",
+        "math.ceil(share * len(values)) - 1",
+        "math.floor(share * len(values)) - 1",
         {"12.4": "rounded down"},
     ),
     Slip(
         "the last for a share of zero",
-        "pooled[max(0, math.ceil(share * len(pooled)) - 1)]",
-        "pooled[math.ceil(share * len(pooled)) - 1]",
+        "[max(0, math.ceil(share * len(values)) - 1)]",
+        "[math.ceil(share * len(values)) - 1]",
         {"12.4": "index -1 is the last"},
     ),
     Slip(
