@@ -20,6 +20,7 @@ from minillm.config.tenants import limits_of
 from minillm.engine.request import Request
 from minillm.errors import QueueFull
 
+Lengths = tuple[list[int], list[int]]
 _OTHERS = object()  # the line of all tenants without a guarantee
 
 
@@ -122,9 +123,7 @@ def require_place(request: Request, others: Iterable[Request], config: EngineCon
     _require(in_line, tokens, config.max_queued_requests, config.max_queued_tokens)
 
 
-def _waiting_tokens(
-    tenant: str | None, others: Iterable[Request], config: EngineConfig
-) -> tuple[list[int], list[int]]:
+def _waiting_tokens(tenant: str | None, others: Iterable[Request], config: EngineConfig) -> Lengths:
     """The prompt tokens of each waiting request: of the tenant's own, and of all in the shared queue.
 
     Only numbers: the frames of a `QueueFull` are its caller's, and must not hold requests of others.

@@ -63,8 +63,8 @@ class RequestTimes:
     @property
     def tpot(self) -> float | None:
         """Mean seconds per token of the first sample, after its first token."""
-        times = self.tokens[0]
-        return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None
+        first = self.tokens[0]
+        return (first[-1] - first[0]) / (len(first) - 1) if len(first) > 1 else None
 
     @property
     def itl(self) -> list[float]:
@@ -136,34 +136,66 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
-def summarize(events: Iterable[Event]) -> Summary:
-    """Compute the metrics of a trace."""
+def merged_percentile(workers: Iterable[Sequence[float]], share: float) -> float:
+    """The percentile of the values of several workers together; each has its values in a list.
+
+    It is the smallest value of all such that at least `share` (0 to 1) of all values are not larger. So it is
+    always one of the values, and nothing is interpolated. A worker with more values counts more, one without
+    values not at all. The lists stay as they are.
+
+    The values may be sorted once. The work may not grow faster than that.
+
+    Raises:
+        ValueError: no worker has a value.
+    """
+    return percentile([value for values in workers for value in values], share)
+
+
+def request_times(events: Iterable[Event]) -> dict[str, RequestTimes]:
+    """The clock times of every request in a trace, by request id, in the order in which they were queued.
+
+    Read from the events (`event.kind`, `event.time`, `event.request_id`, and fields as `event["index"]`):
+
+        queue     `submitted` and `prompt_tokens`
+        admit     `admitted` and `cached_tokens`; a second one replaces the first, whose step was interrupted
+        sample    one more time in `tokens` of each (request id, sample index) in `event["requests"]`
+        finish    `ends` of the sample `event["index"]`
+
+    A request whose `queue` is not in the trace began before it, and is left out. A preempted request is
+    resumed, not admitted again. The times are those of the events, unchanged.
+
+    Each event is read once: the work may grow with the events and the samples in them, but not faster.
+    """
     requests: dict[str, RequestTimes] = {}
-    total = defaultdict[str, int](int)
-    events = list(events)
     for event in events:
-        kind, request = event.kind, requests.get(event.request_id)
-        total[kind] += 1
-        if kind == "queue":
+        request = requests.get(event.request_id)
+        if event.kind == "queue":
             requests[event.request_id] = RequestTimes(event.time, event["prompt_tokens"])
-        elif kind == "admit" and request:
-            request.admitted, request.cached_tokens = event.time, event["cached_tokens"]
-        elif kind == "prefill_chunk":
-            total["prefill_tokens"] += event["end"] - event["start"]
-        elif kind == "sample":
+        elif event.kind == "sample":
             for request_id, index in event["requests"]:
-                total["output_tokens"] += 1
                 if request_id in requests:
                     requests[request_id].tokens[index].append(event.time)
-        elif kind == "speculate":
-            for (request_id, _), (drafted, _, accepted) in zip(
-                event["requests"], event["outcomes"], strict=True
-            ):
-                if request_id in requests:
-                    requests[request_id].drafted += drafted
-                    requests[request_id].accepted += accepted
-        elif kind == "finish" and request:
+        elif event.kind == "admit" and request:
+            request.admitted, request.cached_tokens = event.time, event["cached_tokens"]
+        elif event.kind == "finish" and request:
             request.ends[event["index"]] = event.time
+    return requests
+
+
+def summarize(events: Iterable[Event]) -> Summary:
+    """Compute the metrics of a trace."""
+    total = defaultdict[str, int](int)
+    events = list(events)
+    requests = request_times(events)
+    for event in events:
+        kind = event.kind
+        total[kind] += 1
+        if kind == "prefill_chunk":
+            total["prefill_tokens"] += event["end"] - event["start"]
+        elif kind == "sample":
+            total["output_tokens"] += len(event["requests"])
+        elif kind == "speculate":
+            _add_drafts(requests, event)
         elif kind == "evict":
             total["evicted_blocks"] += event["blocks"]
         elif kind == "step":
@@ -189,3 +221,11 @@ def summarize(events: Iterable[Event]) -> Summary:
             )
         },
     )
+
+
+def _add_drafts(requests: dict[str, RequestTimes], event: Event) -> None:
+    """Add the tokens drafted and accepted in one `speculate` event to the requests."""
+    for (request_id, _), (drafted, _, accepted) in zip(event["requests"], event["outcomes"], strict=True):
+        if request_id in requests:
+            requests[request_id].drafted += drafted
+            requests[request_id].accepted += accepted

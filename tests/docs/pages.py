@@ -20,7 +20,7 @@ FENCE = re.compile(
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block; `file` is what its first line says: `# file: minillm/labs/lab11_tail/lab.py`."""
+    """A fenced block; `file` is what its first line says: `# file: minillm/labs/lab13_tail/lab.py`."""
 
     language: str
     text: str

@@ -190,9 +190,9 @@ def check(what):
     print(f"{what}: {row.status}, {row.earned} of {row.points}, {row.diagnosis}")
 
 main(["labs", "list"])
-main(["labs", "start", "11"])
-main(["labs", "hint", "11.1"])
-lab, file = find_lab("11"), Path("lab11_tail/lab11.py").resolve()
+main(["labs", "start", "13"])
+main(["labs", "hint", "13.1"])
+lab, file = find_lab("13"), Path("lab13_tail/lab13.py").resolve()
 check("skeleton")
 file.write_text(solution(lab))
 check("solution")
@@ -208,20 +208,20 @@ def test_the_lab_is_found_and_judges(tmp_path: Path) -> None:
     root = copy_of_the_package(tmp_path)
     assert len(write_files("A lab", root)) == 3
     said = run_in(root, CHECK_LAB)
-    assert "lab 11" in said and "Tail latency" in said and "Sort the values first." in said
+    assert "lab 13" in said and "Tail latency" in said and "Sort the values first." in said
     assert "skeleton: todo, 0 of 100, \n" in said
     assert "solution: ok, 100 of 100, \n" in said
     assert "rank too high: wrong, 0 of 100, one rank too high: the smallest value has rank 1" in said
     assert "rounded: wrong, 0 of 100, \n" in said  # a mistake that the lab does not know has no diagnosis
-    handout = (root / "lab11_tail" / "README.md").read_text()
-    assert "| 11.1 | percentile: the value that a share of all requests do not exceed | 100 |" in handout
+    handout = (root / "lab13_tail" / "README.md").read_text()
+    assert "| 13.1 | percentile: the value that a share of all requests do not exceed | 100 |" in handout
 
 
 def test_the_lab_s_commands_are_those_of_the_page() -> None:
     said = [line for b in RECIPES.section("A lab") if b.language == "bash" for line in b.text.splitlines()]
     assert [line.split("#")[0].split() for line in said] == [
         ["minillm", "labs", "list"],
-        ["minillm", "labs", "start", "11"],
-        ["minillm", "labs", "check", "11"],
-        ["minillm", "labs", "hint", "11.1"],
+        ["minillm", "labs", "start", "13"],
+        ["minillm", "labs", "check", "13"],
+        ["minillm", "labs", "hint", "13.1"],
     ]

@@ -17,7 +17,8 @@ import tiny
 from longrope import CONTEXT, ORIGINAL, answers, differing, params, prompt
 
 from minillm import LLM
-from minillm.engine import kv_manager
+from minillm.memory.prefix_cache import Scope
+from minillm.memory.scope import block_scope
 from minillm.worker import prefill as prefill_module
 from minillm.worker.step import SequenceRows, StepInput, StepOutput
 from minillm.worker.wire import from_bytes, to_bytes
@@ -145,11 +146,11 @@ def pair_of_drafts(folders: dict[str, Path]) -> dict[str, Any]:
 # ---- the prefix cache -----------------------------------------------------------------------------
 
 
-def shared_prefix(folder: Path) -> tuple[list[int], list[longrope.Answer]]:
+def shared_prefix(folder: Path, **options: Any) -> tuple[list[int], list[longrope.Answer]]:
     """A short and then a long prompt with the same first 20 tokens, and the reverse: hits and answers."""
     hits, found = [], list[longrope.Answer]()
     for order in ((0, 1), (1, 0)):
-        llm, ids = load(folder), prompt(40)
+        llm, ids = load(folder, **options), prompt(40)
         both = [ids[:20], ids]
         for i in order:
             output = llm.generate(both[i], params(4))[0]
@@ -166,11 +167,14 @@ def test_the_sides_share_no_block(folders: dict[str, Path]) -> None:
 
 
 def test_control_one_conditioning_for_both_sides_is_noticed(
-    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    folders: dict[str, Path],
 ) -> None:
     right = shared_prefix(folders["model"])[1]
-    monkeypatch.setattr(kv_manager, "LONG", "")
-    hits, found = shared_prefix(folders["model"])
+
+    def same(envelope: str, tenant: str | None, is_long: bool, after: int | None) -> Scope:
+        return block_scope(envelope, tenant, False, after)
+
+    hits, found = shared_prefix(folders["model"], parts={"scope": same})
     assert hits == [0, 16, 0, 16]
     assert differing(right, found, exact=False)
 

@@ -105,7 +105,7 @@ def test_the_first_call_is_not_counted_and_the_endless_one_comes_only_after_a_go
     assert calls == [1, 100]
 
 
-@pytest.mark.parametrize("number", ["1", "2", "3", "4", "5", "6", "11"])
+@pytest.mark.parametrize("number", ["1", "2", "3", "4", "5", "6", "11", "12"])
 def test_every_task_about_a_part_has_a_cost_side(number):
     tasks = [task for task in find_lab(number).tasks if task.part]
     assert [task.number for task in tasks if all(case.side != "cost" for case in task.cases)] == []

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 
 from minillm.config import EngineConfig
 from minillm.config.tenants import Limits, limits_of
-from minillm.engine.queue_counts import prompt_tokens
+from minillm.engine.queue_counts import Lengths, prompt_tokens
 from minillm.engine.quota import Started
 from minillm.engine.request import Request, group_blocks
 from minillm.engine.scheduler import WaitingLine

@@ -72,12 +72,6 @@ SLIPS = [
         {"11.6": "a request overtakes a parked one"},
     ),
     Slip(
-        "everybody's tokens",
-        "for other in waiting if other.tenant == tenant]",
-        "for other in waiting]",
-        {"11.7": "counts the tokens of others"},
-    ),
-    Slip(
         "one queue",
         "for other in waiting if not config.has_guarantee(other.tenant)]",
         "for other in waiting]",
