@@ -44,7 +44,19 @@ class Stage(NamedTuple):
 
 
 STAGES = (Stage(1, 64), Stage(4, 128), Stage(8, 256), Stage(16, 512), Stage(24, 768), Stage(32, 1024))
-Watch = Callable[[int, Engine], None]
+
+
+class Watcher:
+    """Follows a run. This one does nothing; `minillm demo pressure` draws."""
+
+    def begin(self, number: int, engine: Engine) -> None:
+        """A stage begins: the engine is warm, no request of it has been added."""
+
+    def step(self, engine: Engine) -> None:
+        """A step has ended."""
+
+    def end(self, row: dict[str, Any]) -> None:
+        """The stage has ended with these figures."""
 
 
 @dataclass(frozen=True)
@@ -81,20 +93,19 @@ def run_pressure(
     budgets: Sequence[int | str],
     slo: Slo,
     stages: Sequence[Stage] = STAGES,
-    watch: Watch = lambda stage, engine: None,
+    watcher: Watcher = Watcher(),  # noqa: B008  it has no state
 ) -> dict[str, Any]:
     """Run all stages under each KV budget, one after the other.
 
     Args:
         load: makes the model with changed options.
         budgets: `kv_memory` of each run.
-        watch: called after every step with the number of the stage.
     """
     runs = []
     for budget in budgets:
         llm = load(kv_memory=budget, prefix_caching=False, max_num_seqs=max(s.requests for s in stages))
         chosen = fitting(stages, llm.engine.model.max_model_len)
-        rows = [_stage(llm, stage, number, watch) for number, stage in enumerate(chosen)]
+        rows = [_stage(llm, stage, number, watcher) for number, stage in enumerate(chosen)]
         kept = [row["requests"] for row in rows if slo.is_kept(row)] if slo.is_set else None
         pool = llm.engine.pool
         runs.append({"kv_memory": str(budget), "num_blocks": pool.num_blocks, "stages": rows, "kept": kept})
@@ -108,16 +119,19 @@ def warm_up(llm: LLM, stage: Stage) -> None:
     llm.generate([make_prompt(llm, stage.context, 1 << 20)], params)
 
 
-def _stage(llm: LLM, stage: Stage, number: int, watch: Watch) -> dict[str, Any]:
+def _stage(llm: LLM, stage: Stage, number: int, watcher: Watcher) -> dict[str, Any]:
     warm_up(llm, stage)
+    watcher.begin(number, llm.engine)
     engine, params = llm.engine, SamplingParams(max_tokens=NEW_TOKENS, temperature=0, ignore_eos=True)
     with engine.events.record() as trace:
         for i in range(stage.requests):
             engine.add_request(make_prompt(llm, stage.context, i), params)
         while engine.has_unfinished_requests():
             engine.step()
-            watch(number, engine)
-    return stage._asdict() | figures(trace, engine.pool.num_blocks)
+            watcher.step(engine)
+    row = stage._asdict() | figures(trace, engine.pool.num_blocks)
+    watcher.end(row)
+    return row
 
 
 def figures(trace: Sequence[Event], num_blocks: int) -> dict[str, Any]:

@@ -11,9 +11,10 @@ import torch
 
 from minillm.bench import pressure, slices
 from minillm.bench.dry import DryEngine
-from minillm.bench.pressure import NEW_TOKENS, Slo, Stage, run_pressure
+from minillm.bench.pressure import NEW_TOKENS, Slo, Stage, Watcher, run_pressure
 from minillm.bench.slices import PROFILES, RESERVE, plan_slices
 from minillm.config import EngineConfig
+from minillm.engine.engine import Engine
 from minillm.errors import UsageError
 from minillm.model.families import load_model_config
 
@@ -28,13 +29,26 @@ def report(folder: Path, **options: Any) -> dict[str, Any]:
 
 
 def test_only_the_later_stages_are_under_pressure(folder: Path) -> None:
-    seen: list[int] = []
-    (run,) = report(folder, watch=lambda stage, engine: seen.append(stage))["runs"]
+    seen = list[Any]()
+
+    class Seen(Watcher):
+        def begin(self, number: int, engine: Engine) -> None:
+            assert not engine.has_unfinished_requests()
+            seen.append(number)
+
+        def step(self, engine: Engine) -> None:
+            seen.append("step")
+
+        def end(self, row: dict[str, Any]) -> None:
+            seen.append(row)
+
+    (run,) = report(folder, watcher=Seen())["runs"]
     first, second, third = run["stages"]
     assert (first["preemptions"], second["preemptions"]) == (0, 0) and third["preemptions"] > 0
     assert first["headroom_blocks"] > second["headroom_blocks"] > third["headroom_blocks"] >= 0
     assert third["prefill_tokens"] > 6 * 90, "what was preempted is computed again"
-    assert seen == sorted(seen) and seen.count(2) == third["steps"]
+    steps = [stage["steps"] * ["step"] for stage in run["stages"]]
+    assert seen == [0, *steps[0], first, 1, *steps[1], second, 2, *steps[2], third]
     for stage in run["stages"]:
         assert stage["peak_used_blocks"] + stage["headroom_blocks"] == run["num_blocks"]
         for times in ("ttft_s", "itl_s", "queue_s", "e2e_s"):

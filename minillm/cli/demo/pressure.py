@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,15 @@ from minillm.config import require_number
 from minillm.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
+    from rich.live import Live
     from rich.table import Table
 
-    from minillm.bench.pressure import Slo
+    from minillm.bench.pressure import Slo, Watcher
     from minillm.engine.engine import Engine
+    from minillm.observe.online import EngineMetrics
 
 NAME = "pressure"
+REDRAW_SECONDS = 0.25  # drawing takes milliseconds, which are in the figures
 TIMES = ("TTFT p50", "TTFT p99", "ITL p50", "ITL p99")
 COLUMNS = ("requests x context", "tok/s", *TIMES, "blocks", "headroom", "waste", "preempted")
 
@@ -81,13 +85,50 @@ def _measure(args: argparse.Namespace, slo: Slo) -> dict[str, Any]:
         return load_llm(args, **changes)
 
     budgets, console = _budgets(args, load), Console(stderr=True)
+    if args.json or not console.is_terminal:
+        return run_pressure(load, budgets, slo)
     with Live(console=console, auto_refresh=False, transient=True) as live:
+        return run_pressure(load, budgets, slo, STAGES, _watcher(live))
 
-        def watch(stage: int, engine: Engine) -> None:
-            if console.is_terminal and not args.json:
-                live.update(_now(stage, engine), refresh=True)
 
-        return run_pressure(load, budgets, slo, STAGES, watch)
+def _watcher(live: Live) -> Watcher:
+    """Draws a row for each stage that has ended, and the state of the one that runs."""
+    from rich.console import Group
+
+    from minillm.bench.pressure import Watcher
+    from minillm.observe.online import EngineMetrics
+
+    class View(Watcher):
+        def __init__(self) -> None:
+            self.rows, self.number, self.metrics = list[list[str]](), 0, EngineMetrics()
+            self.drawn = 0.0
+
+        def begin(self, number: int, engine: Engine) -> None:
+            self.number, self.metrics = number, EngineMetrics(engine)
+
+        def step(self, engine: Engine) -> None:
+            if time.monotonic() - self.drawn < REDRAW_SECONDS:
+                return
+            self.drawn = time.monotonic()
+            table = _table("stages that have ended", COLUMNS, self.rows)
+            now, times = _now(self.number, engine), _latencies(self.metrics)
+            live.update(Group(table, now, times) if self.rows else Group(now, times), refresh=True)
+
+        def end(self, row: dict[str, Any]) -> None:
+            self.metrics.detach()
+            self.rows.append(_row(row))
+
+    return View()
+
+
+def _latencies(metrics: EngineMetrics) -> str:
+    """The percentiles of the stage so far."""
+    figures, said = metrics.steady, list[str]()
+    for name, histogram in (("to the first token", figures.ttft), ("between tokens", figures.itl)):
+        if histogram.count:
+            p50, p99 = (1e3 * histogram.percentile(share) for share in (0.5, 0.99))
+            said.append(f"{name} p50 {p50:,.1f} ms, p99 {p99:,.1f} ms")
+    return f"preemptions {figures.preemptions}; " + "; ".join(said or ["no latency yet"])
 
 
 def _budgets(args: argparse.Namespace, load: Any) -> list[int | str]:
