@@ -212,7 +212,7 @@ def test_a_damaged_trace_is_one_line(folder: Path, trace: Path, capsys: pytest.C
     args = command(folder, "--trace", str(trace))
     args[args.index("poisson")] = "trace"
     assert main(args) == 2
-    assert "trace.jsonl, line 9: it cannot be read" in capsys.readouterr().err
+    assert "trace.jsonl, line 9: no JSON object" in capsys.readouterr().err
 
 
 # ---- the live view -----------------------------------------------------------------------------------

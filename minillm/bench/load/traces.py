@@ -65,7 +65,7 @@ def read_mooncake(path: Path) -> Iterator[TraceRow]:
     for number, line in trace_lines(path, _HINT):
         with TraceLine(path, number, _HINT):
             row = _mooncake_row(line, last)
-        last = 1000 * row.time
+        last = row.time
         yield row
 
 
@@ -87,7 +87,7 @@ def read_azure(path: Path) -> Iterator[TraceRow]:
 
 def _mooncake_row(line: bytes, last: float) -> TraceRow:
     request = mooncake_request(line)
-    if request.timestamp < last:
+    if request.timestamp / 1000 < last:
         raise UsageError("its time is before the line above")
     for name in ("input_length", "output_length"):
         require_int(name, getattr(request, name), minimum=0, maximum=_MAX_LENGTH)
