@@ -11,7 +11,7 @@ LABS = [lab for lab in all_labs() if find_compiler() or not isinstance(lab, Cuda
 each_lab = pytest.mark.parametrize("lab", LABS, ids=lambda lab: lab.folder)
 
 # For what takes long and goes through the same code in every lab: the others in the long form.
-_OFTEN = (1, 5, 8, 10)
+_OFTEN = (1, 8)
 few_labs = pytest.mark.parametrize(
     "lab",
     [lab if lab.number in _OFTEN else pytest.param(lab, marks=pytest.mark.slow) for lab in LABS],

@@ -131,7 +131,7 @@ FIRST_TOO_MUCH = (
 # --- 5.3 to 5.6, a method of the scheduler ------------------------------------------------------------
 
 CHUNK_LINES = 8_000  # for a chunk of 64 tokens and 200 running sequences
-FIT_LINES = 70_000  # for 400 running sequences
+FIT_LINES = 80_000  # for 400 running sequences
 STEP_LINES = 130_000  # for 1,020 running sequences
 START_LINES = 40_000  # for 300 running sequences and 300 found blocks
 
