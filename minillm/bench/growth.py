@@ -10,7 +10,7 @@
 
 A curve is judged by its slope on logarithmic axes between its last two points: 0 is flat, 1 is linear, 2
 means that twice the size takes four times as long. Times are CPU times, so other programs on the machine
-disturb them little; each point is the median of several.
+disturb them little; each point is the median of several, with one thread.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import torch
 
 from minillm.bench.dry import DryEngine
 from minillm.bench.engine import make_prompt
@@ -59,7 +61,12 @@ def run_growth(
         "cache": lambda: curve("lookup of 32 blocks, seconds", lookup_over_cache(runs)),
         "requests": lambda: curve("resident memory, bytes", memory_over_requests(load, served)),
     }
-    found = run_parts(parts, progress)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a thread that waits for another one spins, and its CPU time would count
+    try:
+        found = run_parts(parts, progress)
+    finally:
+        torch.set_num_threads(threads)
     queue = found.pop("queue")
     return {**found, **queue, "machine": describe()}
 
