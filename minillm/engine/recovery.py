@@ -78,7 +78,7 @@ def start_again(
 
 
 def for_callers(error: Exception, tenants: set[str | None]) -> Exception:
-    """The error that a caller may get who ran a step for requests of these tenants.
+    """What a caller gets of an error in a step, if requests of these tenants were live.
 
     With several tenants it has no traceback: the frames hold the token ids of the whole step.
     """

@@ -107,7 +107,7 @@ class Registry:
             if request := self.live.pop(request_id, None):
                 self._counts.remove(request)
 
-    # Who waits, who has started -------------------------------------------------------------
+    # Waiting and started requests -----------------------------------------------------------
 
     def count(self) -> tuple[int, int]:
         """The number of requests that wait to start, and of those that have started."""

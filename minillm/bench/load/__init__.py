@@ -1,6 +1,6 @@
 """Load on an engine, as its users make it, and what it does to them: `minillm bench serving --workload NAME`.
 
-arrivals, traces --> workloads --> plan: who sends what, and when     made before the run, from a seed
+arrivals, traces --> workloads --> plan: every request and its time   made before the run, from a seed
                                     |
 clock (threads, or a test's own) --> generator --> engine             requests go in at their times
                                     |

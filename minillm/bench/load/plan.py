@@ -1,4 +1,4 @@
-"""What a workload is: requests, planned before the run. A plan says who sends what, and when.
+"""What a workload is: requests, planned before the run. A plan has every request and its start.
 
     at=1.3                      an open-loop request: its time does not depend on the server
     after=request 7, gap=0.8    a turn: sent 0.8 s after request 7 has ended, because its user waits for the

@@ -34,7 +34,7 @@ AGENT = Turns(count=8, opening=160, later=64, answer=24, gap=0.15, cancelled=0.2
 
 
 def chat(settings: Settings, draw: Draw) -> Plan:
-    """People who read each answer before they write on."""
+    """Users of a chat: each reads an answer, then sends the next message."""
     return Plan(f"chats of {CHAT.count} turns, mean think time {CHAT.gap:g} s", _plan(settings, draw, CHAT))
 
 
