@@ -139,7 +139,8 @@ def make_scheduler(parts: Parts, config: EngineConfig, memory: KVMemory, events:
 
     if isinstance(memory, TenantMemory):
         quota = require_methods("quota", parts.quota(memory.limits, config.block_size))
-        return TenantScheduler(config, memory, events, make, quota)
+        drafts = config.draft_model is not None or parts.drafter is not None
+        return TenantScheduler(config, memory, events, make, quota, drafts)
     return make(config, memory, events)
 
 

@@ -61,8 +61,10 @@ def reserve(step: PlannedStep, memory: KVMemory, budgets: List[LookaheadBudget])
             tables = memory.allocate_branches(sequence, sequence.num_tokens + leave.depth, leave.branches)
             step.lookaheads.append(Lookahead(sequence, leave.depth, tables, leave.group))
         return
+    size = memory.pool.block_size
     for sequence in plan.decode:
-        memory.allocate_slots(sequence, sequence.num_tokens)
+        if len(sequence.block_table.block_ids) * size < sequence.num_tokens:  # once in `size` steps
+            memory.allocate_slots(sequence, sequence.num_tokens)
 
 
 def _reserve_start(step: PlannedStep, sequence: Sequence, memory: KVMemory) -> None:

@@ -39,8 +39,9 @@ class Commit:
         elif output.decode:
             self._take_decoded(step.plan.decode, output.decode)
         changed += step.plan.decode
+        size = self._memory.pool.block_size
         for sequence in step.plan.sequences:
-            if sequence.finish_reason != "error":
+            if sequence.finish_reason != "error" and sequence.has_unpublished(size):
                 self._memory.publish(sequence)
         return changed
 

@@ -128,6 +128,14 @@ class Sequence:
         """Whether tokens other than the newest are not yet in the cache."""
         return self.num_computed_tokens < max(len(self.prompt_token_ids), self.num_tokens - 1)
 
+    def has_unpublished(self, block_size: int) -> bool:
+        """Whether the model or the draft model has filled a block that the prefix cache does not know."""
+        draft = self.draft
+        return (
+            self.num_computed_tokens // block_size > self.cached.num_blocks
+            or draft.num_computed_tokens // block_size > draft.num_published
+        )
+
     @property
     def num_block_references(self) -> int:
         """The number of blocks in its table and its branches."""

@@ -109,7 +109,7 @@ class TenantMemory:
 
     def of(self, sequence: Sequence) -> LaneMemory:
         """The lane of a sequence."""
-        return self.lanes.get(sequence.tenant, self._common_lane)  # twice for each row of every step
+        return self.lanes.get(sequence.tenant, self._common_lane)
 
     # Counting -------------------------------------------------------------------------------
 

@@ -69,7 +69,8 @@ class Lane:
     @property
     def places(self) -> int:
         """Sequences that run or will fork from a running one."""
-        return sum(1 + sequence.num_forks for sequence in self.scheduler.running)
+        running = self.scheduler.running
+        return len(running) + sum(len(sequence.forks) for sequence in running)
 
     @property
     def num_decoding(self) -> int:
@@ -135,7 +136,7 @@ def most_running(config: EngineConfig, tenant: str | None) -> int:
 
 
 class TenantScheduler:
-    """Runs the lanes of all tenants. It has `Scheduler`'s methods."""
+    """Runs the lanes of all tenants. It has `Scheduler`'s methods. `drafts`: the engine speculates."""
 
     def __init__(
         self,
@@ -144,7 +145,9 @@ class TenantScheduler:
         events: Events,
         make: MakeScheduler,
         quota: Quota,
+        drafts: bool,
     ) -> None:
+        self._drafts = drafts
         self._config, self._memory, self._events, self._quota = config, memory, events, quota
         self._lanes: dict[object, Lane] = {}
         places = reserved_places(config)
@@ -220,9 +223,10 @@ class TenantScheduler:
             lane.config.max_num_batched_tokens = (
                 most - plan.num_rows - sum(each.num_decoding for each in later)
             )
-            others = _places(each for each in self._sharing if each is not lane)
-            self._plan(plan, lane, now, places - others)
-        self._leave_for_drafts(plan)
+            others = [each for each in self._sharing if each is not lane]
+            self._plan(plan, lane, now, places - _places(others))
+        if self._drafts:
+            self._leave_for_drafts(plan)
         if parked := len(self._quota):
             plan.held["quota"] = parked
         for lane in self._lanes.values():
@@ -246,15 +250,18 @@ class TenantScheduler:
             made.held["blocks"] = made.held.pop("seqs")
         plan.add(made)
         lane.memory.pool.planned = made.num_blocks
-        head = lane.head(now)
-        has_room = made.num_rows < lane.config.max_num_batched_tokens
-        has_room &= head is not None and lane.places + 1 + head.num_forks <= places
-        lane.blocked = head.order if head and has_room and lane.memory.pool.borrows else None
+        head = lane.head(now) if lane.memory.pool.borrows else None
+        has_room = head is not None and made.num_rows < lane.config.max_num_batched_tokens
+        has_room = has_room and lane.places + 1 + len(head.forks) <= places
+        lane.blocked = head.order if has_room else None
 
     def _must_wait(self, lane: Lane, now: float) -> bool:
         """Whether the lane's next request would take common blocks for which an older one waits."""
-        others = [other for other in self._lanes.values() if other is not lane]
-        older = [other.blocked for other in others if other.blocked is not None]
+        older = [
+            other.blocked
+            for other in self._lanes.values()
+            if other.blocked is not None and other is not lane
+        ]
         head = lane.head(now) if older and lane.memory.pool.borrows else None
         return head is not None and min(older) < head.order and not lane.fits_guarantee(head)
 

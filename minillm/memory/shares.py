@@ -59,8 +59,10 @@ class Shares:
         Those of its guarantee that no sequence uses and, if it `borrows`, what is left of the common blocks:
         each share has as many of them as it has live beyond its own guarantee. Unused blocks take no room.
         """
+        if not share.borrows:
+            return share.guarantee_left
         lent = sum(max(0, member.num_live - member.guaranteed) for member in self.members)
-        return share.guarantee_left + (max(0, self.common - lent) if share.borrows else 0)
+        return share.guarantee_left + max(0, self.common - lent)
 
     def trim(self, share: Share, count: int = 0) -> int:
         """Evict what a share may not keep if `count` more of its blocks become live; return the number.
@@ -83,6 +85,8 @@ class Shares:
             The number of blocks that were evicted.
         """
         evicted = 0
+        if count <= self.pool.num_free:
+            return evicted
         for share in sorted(self.members, key=lambda share: -share.num_unused):
             if count > self.pool.num_free and share.keeps_outside and share.cache:
                 evicted += share.cache.evict(count - self.pool.num_free)

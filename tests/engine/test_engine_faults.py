@@ -15,6 +15,7 @@ import torch
 
 from minillm import MinillmError, SamplingParams
 from minillm.engine.parts import Parts
+from minillm.engine.sequence import Sequence
 from minillm.errors import OutOfBlocks, PartError
 from minillm.text.detokenizer import Detokenizer, NullDetokenizer
 from minillm.worker.decode import decode
@@ -193,7 +194,7 @@ def test_who_begins_again_after_an_interrupt_was_preempted(folder: Path) -> None
         engine.step()
         engine.step()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(engine.memory, "publish", interrupt)
+            patch.setattr(Sequence, "has_unpublished", interrupt)  # after the tokens were appended
             with pytest.raises(KeyboardInterrupt):
                 engine.step()
         outputs = dict[str, Any]()
