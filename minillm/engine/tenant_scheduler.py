@@ -250,17 +250,16 @@ class TenantScheduler:
             made.held["blocks"] = made.held.pop("seqs")
         plan.add(made)
         lane.memory.pool.planned = made.num_blocks
-        head = lane.head(now) if lane.memory.pool.borrows else None
-        has_room = head is not None and made.num_rows < lane.config.max_num_batched_tokens
-        has_room = has_room and lane.places + 1 + len(head.forks) <= places
-        lane.blocked = head.order if has_room else None
+        lane.blocked = None
+        if lane.memory.pool.borrows and (head := lane.head(now)):
+            has_tokens = made.num_rows < lane.config.max_num_batched_tokens
+            if has_tokens and lane.places + 1 + head.num_forks <= places:
+                lane.blocked = head.order
 
     def _must_wait(self, lane: Lane, now: float) -> bool:
         """Whether the lane's next request would take common blocks for which an older one waits."""
         older = [
-            other.blocked
-            for other in self._lanes.values()
-            if other.blocked is not None and other is not lane
+            other.blocked for other in self._lanes.values() if other.blocked is not None and other is not lane
         ]
         head = lane.head(now) if older and lane.memory.pool.borrows else None
         return head is not None and min(older) < head.order and not lane.fits_guarantee(head)
