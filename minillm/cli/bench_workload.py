@@ -70,11 +70,11 @@ def run_workload(args: argparse.Namespace) -> int:
     from minillm.bench.load.live import live_view
     from minillm.bench.load.plan import Settings
     from minillm.bench.load.runs import Bench, no_watch
-    from minillm.bench.load.slo import Slo
     from minillm.bench.load.workloads import require_source
+    from minillm.observe.slo import Slo
 
     given = {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
-    settings, slo = Settings(**given), Slo(args.slo_ttft, args.slo_tpot)
+    settings, slo = Settings(**given), Slo.of(ttft=args.slo_ttft, tpot=args.slo_tpot)
     require_source(args.workload, settings)
     is_live = args.live and not args.json and sys.stdout.isatty()
     bench = Bench(

@@ -10,9 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 from minillm.bench.load.generator import Record, Run
-from minillm.bench.load.slo import Slo
+from minillm.bench.load.slo import is_met
 from minillm.bench.load.stalls import stalls
 from minillm.observe.metrics import RequestTimes, Summary, percentile, summarize
+from minillm.observe.slo import Slo
 
 SHARES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 LATENCIES: dict[str, Callable[[RequestTimes], Sequence[float | None]]] = {
@@ -89,7 +90,7 @@ def _counts(records: Sequence[Record]) -> dict[str, int]:
 
 
 def _latencies(times: Times, slo: Slo, seconds: float) -> dict[str, Any]:
-    met = sum(record.failure is None and slo.is_met(t) for record, t in times)
+    met = sum(record.failure is None and is_met(slo, t) for record, t in times)
     known = [t for _, t in times if t is not None]
     return {
         "goodput_per_s": met / seconds,

@@ -20,13 +20,13 @@ from minillm.bench.load.clock import Clock, RealClock
 from minillm.bench.load.figures import figures
 from minillm.bench.load.generator import Generator
 from minillm.bench.load.plan import LoadRequest, Plan, Settings
-from minillm.bench.load.slo import Slo
 from minillm.bench.load.validity import Reading, disturbances, read_machine, reasons, spread, spread_reasons
 from minillm.bench.load.workloads import make_plan
 from minillm.bench.machine import describe
 from minillm.bench.parts import Progress, no_progress
 from minillm.engine.engine import Engine
 from minillm.llm import LLM
+from minillm.observe.slo import Slo
 
 Load = Callable[..., LLM]
 Watch = Callable[[Engine, str], AbstractContextManager[Callable[[], None]]]  # gives what to call after a step
@@ -125,7 +125,7 @@ class Bench:
             "backend": model.decoder.ops.name,
             "engine": _engine_flags(llm),
             "machine": describe(),
-            "slo": {"ttft_s": self.slo.ttft, "tpot_s": self.slo.tpot},
+            "slo": {f"{name}_s": self.slo.limits.get(name) for name in ("ttft", "tpot")},
             "repeats": self.repeats,
             "variants": variants,
             "void": [f"{v['name']}: {reason}" for v in variants for reason in v["void"]],
