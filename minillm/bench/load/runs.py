@@ -10,6 +10,7 @@ shared machine changes within minutes. Paging is part of every engine and cannot
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -81,7 +82,8 @@ class Bench:
                 else:
                     runs[name].append(self._once(llms[name], plan, name))
                 done += 1
-        return self._report(plain, self._plan(plain, context, FIRST), options, runs)
+        report: dict[str, Any] = finite(self._report(plain, self._plan(plain, context, FIRST), options, runs))
+        return report
 
     def _plan(self, llm: LLM, context: int, repeat: int) -> Plan:
         vocab_size = llm.engine.model.config.vocab_size
@@ -144,7 +146,7 @@ def summarise_runs(runs: Sequence[dict[str, Any]], base: Sequence[dict[str, Any]
     ratios = dict[str, float]()
     for name in COMPARED:
         pairs = [(a.get(name), b.get(name)) for a, b in zip(flat, map(flatten, base), strict=True)]
-        divided = [mine / other for mine, other in pairs if mine is not None and other]
+        divided = [mine / other for mine, other in pairs if mine is not None and other and other != math.inf]
         if divided:
             ratios[name] = statistics.median(divided)
     void = [f"repeat {i}: {reason}" for i, run in enumerate(runs, 1) for reason in run["void"]]
@@ -160,6 +162,15 @@ def flatten(run: Mapping[str, Any], prefix: str = "") -> dict[str, float | None]
         elif value is None or isinstance(value, int | float):
             found[prefix + name] = value
     return found
+
+
+def finite(value: Any) -> Any:
+    """A report as JSON knows it: what is infinite becomes None."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [finite(part) for part in value]
+    return None if value == math.inf else value
 
 
 def _warm_up(plan: Plan) -> list[LoadRequest]:
