@@ -198,4 +198,8 @@ INCIDENT_MISTAKES = (
         changed(peak=lambda self, run: self.waiting(run[0])),
     ),
     Mistake("the whole trace is read again for every step: one walk is enough", ReadsAgain()),
+    Mistake(
+        "an excess of exactly half of the peak is taken for a burst: it must be more than half",
+        changed(part=lambda self: 0.5 - 1e-9),
+    ),
 )
