@@ -110,7 +110,7 @@ def test_files_that_are_no_traces(tmp_path: Path) -> None:
 def test_a_trace_without_a_request_says_so(tmp_path: Path, name: str, text: str, rate: float | None) -> None:
     """Neither another rate nor a longer run would help."""
     (tmp_path / name).write_text(text)
-    with pytest.raises(NotATrace, match="is empty|has no requests"):
+    with pytest.raises(NotATrace, match=r"is empty|has no requests"):
         make_plan("trace", Settings(rate=rate, trace=tmp_path / name), 64, 320)
     (tmp_path / "far.jsonl").write_bytes(line(timestamp=0) + b"\n" + line(timestamp=9e6))  # control
     assert len(make_plan("trace", Settings(trace=tmp_path / "far.jsonl"), 64, 320).requests) == 1
