@@ -13,7 +13,6 @@ come from its events alone. The same load with other budgets shows how many bloc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from minillm.bench.engine import make_prompt
@@ -24,6 +23,7 @@ from minillm.llm import LLM
 from minillm.memory.block_table import blocks_for
 from minillm.observe.events import Event
 from minillm.observe.metrics import percentile, summarize
+from minillm.observe.slo import Slo
 
 NEW_TOKENS = 96  # more than the scheduler's headroom, so that a full pool preempts
 PERCENTILES = (0.5, 0.9, 0.95, 0.99)
@@ -59,22 +59,9 @@ class Watcher:
         """The stage has ended with these figures."""
 
 
-@dataclass(frozen=True)
-class Slo:
-    """A service level: the longest time to the first token and between tokens, in seconds; None: any."""
-
-    ttft: float | None = None
-    itl: float | None = None
-
-    @property
-    def is_set(self) -> bool:
-        """Whether anything is asked for."""
-        return self.ttft is not None or self.itl is not None
-
-    def is_kept(self, row: dict[str, Any]) -> bool:
-        """Whether the p99 of a stage keep it."""
-        limits = ((row["ttft_s"], self.ttft), (row["itl_s"], self.itl))
-        return all(limit is None or times["p99"] <= limit for times, limit in limits)
+def is_kept(slo: Slo, row: dict[str, Any]) -> bool:
+    """Whether the p99 of a stage keep the limits of the time to the first token and of each gap."""
+    return bool(row["ttft_s"]["p99"] <= slo.ttft and row["itl_s"]["p99"] <= slo.itl)
 
 
 def fitting(stages: Iterable[Stage], max_model_len: int) -> list[Stage]:
@@ -106,11 +93,12 @@ def run_pressure(
         llm = load(kv_memory=budget, prefix_caching=False, max_num_seqs=max(s.requests for s in stages))
         chosen = fitting(stages, llm.engine.model.max_model_len)
         rows = [_stage(llm, stage, number, watcher) for number, stage in enumerate(chosen)]
-        kept = [row["requests"] for row in rows if slo.is_kept(row)] if slo.is_set else None
+        kept = [row["requests"] for row in rows if is_kept(slo, row)] if slo.limits else None
         pool = llm.engine.pool
         runs.append({"kv_memory": str(budget), "num_blocks": pool.num_blocks, "stages": rows, "kept": kept})
         del llm
-    return {"runs": runs, "slo": asdict(slo), "new_tokens": NEW_TOKENS, "machine": describe()}
+    limits = {name: slo.limits.get(name) for name in ("ttft", "itl")}
+    return {"runs": runs, "slo": limits, "new_tokens": NEW_TOKENS, "machine": describe()}
 
 
 def warm_up(llm: LLM, stage: Stage) -> None:

@@ -11,12 +11,13 @@ import torch
 
 from minillm.bench import pressure, slices
 from minillm.bench.dry import DryEngine
-from minillm.bench.pressure import NEW_TOKENS, Slo, Stage, Watcher, run_pressure
+from minillm.bench.pressure import NEW_TOKENS, Stage, Watcher, run_pressure
 from minillm.bench.slices import PROFILES, RESERVE, plan_slices
 from minillm.config import EngineConfig
 from minillm.engine.engine import Engine
 from minillm.errors import UsageError
 from minillm.model.families import load_model_config
+from minillm.observe.slo import Slo
 
 STAGES = (Stage(1, 8), Stage(3, 40), Stage(6, 90))
 
@@ -56,7 +57,7 @@ def test_only_the_later_stages_are_under_pressure(folder: Path) -> None:
 
 
 def test_a_larger_budget_takes_the_pressure_away(folder: Path) -> None:
-    runs = report(folder, budgets=[tiny.blocks(30), tiny.blocks(120)], slo=Slo(ttft=1e-9, itl=None))["runs"]
+    runs = report(folder, budgets=[tiny.blocks(30), tiny.blocks(120)], slo=Slo(ttft=1e-9))["runs"]
     assert [run["stages"][-1]["preemptions"] > 0 for run in runs] == [True, False]
     assert [run["kept"] for run in runs] == [[], []], "nobody answers in a nanosecond"
     easy = report(folder, slo=Slo(ttft=3600.0, itl=3600.0))["runs"][0]

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
-    from minillm.bench.pressure import Slo, Watcher
+    from minillm.bench.pressure import Watcher
     from minillm.engine.engine import Engine
     from minillm.observe.online import EngineMetrics
+    from minillm.observe.slo import Slo
 
 NAME = "pressure"
 REDRAW_SECONDS = 0.25  # drawing takes milliseconds, which are in the figures
@@ -54,12 +55,12 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure or plan, show, and save."""
-    from minillm.bench.pressure import Slo
+    from minillm.observe.slo import Slo
 
     for name in ("slo_ttft", "slo_itl"):
         if getattr(args, name) is not None:
             require_number("--" + name.replace("_", "-"), getattr(args, name), 0, 3600, low_open=True)
-    slo = Slo(args.slo_ttft, args.slo_itl)
+    slo = Slo.of(ttft=args.slo_ttft, itl=args.slo_itl)
     report = _plan(args) if args.slices else _measure(args, slo)
     if args.json:
         print(json.dumps(report))
