@@ -11,8 +11,9 @@ and no request. `clock` is the time of the header on the clock of the events. Th
 no text, no token id, no name. It shows what was asked when, so only its owner can read it.
 
 A reader believes nothing. The file may be another program's, changed by hand, a gigabyte without a line
-break. Each line is checked (`trace_schema.py`), and an error is one line that names the line of the file. A
-last line without a line break was being written when the process ended; it is left out, and `is_cut` says so.
+break. Each line is checked (`trace_schema.py`), also against those before it (`trace_order.py`), and an error
+is one line that names the line of the file. A last line without a line break was being written when the
+process ended; it is left out, and `is_cut` says so.
 """
 
 from __future__ import annotations
@@ -32,7 +33,18 @@ from minillm.config.new_file import LineFile
 from minillm.config.sizes import format_bytes
 from minillm.errors import NotATrace, UnreadableFile
 from minillm.observe.events import Event, Events
-from minillm.observe.trace_schema import FIELDS, is_count, is_number, is_plain, is_request, wrong_field
+from minillm.observe.trace_order import Order
+from minillm.observe.trace_schema import (
+    FIELDS,
+    is_count,
+    is_duration,
+    is_number,
+    is_plain,
+    is_request,
+    is_some,
+    wrong_field,
+    wrong_shape,
+)
 
 FORMAT, VERSION = "minillm trace", 1
 LINE_LIMIT = 16 << 20  # bytes; the tables of a million blocks take 8 MB
@@ -94,7 +106,7 @@ def read_trace(path: str | Path) -> Trace:
         UnreadableFile: there is no such file, or it cannot be read.
         NotATrace: it is no recorded run, one of another version, a damaged or a too large one.
     """
-    name, trace = shown_path(Path(path)), None
+    name, trace, order = shown_path(Path(path)), None, Order(0, 0)
     try:
         for number, line in _lines(Path(path), name):
             if not line.endswith(b"\n"):
@@ -105,8 +117,9 @@ def read_trace(path: str | Path) -> Trace:
             found = _object(line, name, number)
             if trace is None:
                 trace = Trace(name, _header(found, name))
+                order = Order(trace.clock, trace.header["num_blocks"])
             else:
-                trace.events.append(_event(found, trace, number))
+                trace.events.append(_event(found, trace, order, number))
     except UnreadableFile as error:
         raise UnreadableFile(error.message, _MAKE) from None
     except MemoryError:
@@ -147,9 +160,11 @@ def _header(found: dict[str, Any], name: str) -> Mapping[str, Any]:
             "record the run with this version of minillm",
         )
     sizes = ("block_size", "num_blocks", "kv_bytes_per_token")
-    wrong = [key for key in sizes if not is_count(found.get(key)) or found[key] == 0]
-    wrong += ["clock"] if not is_number(found.get("clock")) else []
+    wrong = [key for key in sizes if not is_some(found.get(key))]
+    wrong += ["clock"] if not is_duration(found.get("clock")) else []
+    wrong += [key for key in ("device", "backend") if not isinstance(found.get(key), str)]
     wrong += [key for key in ("model", "options") if not isinstance(found.get(key), dict)]
+    wrong += [] if "model" in wrong else wrong_shape(found["model"])
     if wrong or not is_plain({**found, "model": None, "options": None}):
         raise NotATrace(f"{name}, line 1: {(wrong or ['a value'])[0]} is wrong", _AGAIN)
     if not is_plain(found["model"]) or not is_plain(found["options"]):
@@ -157,7 +172,7 @@ def _header(found: dict[str, Any], name: str) -> Mapping[str, Any]:
     return found
 
 
-def _event(found: dict[str, Any], trace: Trace, number: int) -> Event:
+def _event(found: dict[str, Any], trace: Trace, order: Order, number: int) -> Event:
     kind, data = found.get("kind"), found.get("data")
     step, at, request_id = found.get("step"), found.get("time"), found.get("request_id")
     where = f"{trace.name}, line {number}"
@@ -169,9 +184,10 @@ def _event(found: dict[str, Any], trace: Trace, number: int) -> Event:
         raise NotATrace(f"{where}: {shown(wrong)} of {kind} is wrong", _AGAIN)
     if kind == "blocks" and max(_blocks(data), default=0) >= trace.header["num_blocks"]:
         raise NotATrace(f"{where}: there is no such block", _AGAIN)
-    if kind == "speculate" and len(data["requests"]) != len(data["outcomes"]):
-        raise NotATrace(f"{where}: outcomes of speculate is wrong", _AGAIN)
-    return Event(kind, step, float(at), request_id, data)  # type: ignore[arg-type]
+    event = Event(kind, step, float(at), request_id, data)  # type: ignore[arg-type]
+    if (wrong := order.wrong(event)) is not None:
+        raise NotATrace(f"{where}: {wrong} contradicts the lines before it", _AGAIN)
+    return event
 
 
 def _blocks(data: Mapping[str, Any]) -> Iterator[int]:
