@@ -6,9 +6,10 @@
     {"kind": "queue", "step": 0, "time": .., "request_id": "req-..", "data": {"prompt_tokens": 9, ..}}
 
 The recorder is a listener, so it changes nothing (contract C8). It writes once a step (`config/new_file.py`);
-what a killed process leaves is whole up to its last line break. A file that cannot be written ends the record
-and no request. `clock` is the time of the header on the clock of the events. The file holds what events hold:
-no text, no token id, no name. It shows what was asked when, so only its owner can read it.
+what a killed process leaves is whole up to its last line break. A file that cannot be written, or would be too
+long to be read, ends the record and no request. `clock` is the time of the header on the clock of the events.
+The file holds what events hold: no text, no token id, no name. It shows what was asked when, so only its owner
+can read it.
 
 A reader believes nothing. The file may be another program's, changed by hand, a gigabyte without a line
 break. Each line is checked (`trace_schema.py`), also against those before it (`trace_order.py`), and an error
@@ -49,7 +50,7 @@ from minillm.observe.trace_schema import (
 FORMAT, VERSION = "minillm trace", 1
 LINE_LIMIT = 16 << 20  # bytes; the tables of a million blocks take 8 MB
 MAX_KEPT = 1000  # events that wait for the end of a step
-FILE_LIMIT = 1 << 30  # bytes; read, it takes several times as much
+FILE_LIMIT = 1 << 30  # bytes, where a record ends, too; read, it takes several times as much
 _MAKE = 'make one with LLM(record="run.jsonl")'
 _AGAIN = "record the run again"
 
@@ -62,7 +63,7 @@ class TraceRecorder:
     """
 
     def __init__(self, path: str | Path, events: Events, header: Mapping[str, Any]) -> None:
-        self._file = LineFile(path, "record", "the recorded run")
+        self._file = LineFile(path, "record", "the recorded run", FILE_LIMIT)
         self._events = weakref.ref(events)
         weakref.finalize(self, self._file.close)  # also when the process ends
         first = {"format": FORMAT, "version": VERSION, "clock": time.perf_counter(), **header}

@@ -11,6 +11,7 @@ import recorded
 import tiny
 
 from minillm.errors import NotATrace
+from minillm.observe import trace_file
 from minillm.observe.events import Event
 from minillm.observe.online import EngineMetrics
 from minillm.observe.speculation import summarize_speculation
@@ -101,3 +102,18 @@ def test_positions_are_counted_from_lengths() -> None:
     assert found.drafted_at == {1: 4, 2: 3, 3: 1} and found.accepted_at == {1: 3, 2: 1}
     none = summarize_speculation([])
     assert none.drafted_at == {} and none.acceptance_by_position == []
+
+
+def test_a_record_ends_before_it_is_too_long_to_be_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(trace_file, "FILE_LIMIT", 20_000)
+    llm = recorded.load(folder, tmp_path / "run")
+    live = recorded.run(llm)
+    assert caplog.text.count("the recorded run ends here: it would be longer than 19.5 KiB") == 1
+    found = read_trace(tmp_path / "run")
+    assert 10_000 < (tmp_path / "run").stat().st_size <= 20_000 and llm.engine.events.detail is None
+    assert 0 < len(found.events) < len(live) and not found.is_cut
+    monkeypatch.setattr(trace_file, "FILE_LIMIT", 1 << 30)  # the control
+    live = recorded.run(recorded.load(folder, tmp_path / "whole"))
+    assert len(read_trace(tmp_path / "whole").events) == len(live)
