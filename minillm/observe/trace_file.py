@@ -6,10 +6,10 @@
     {"kind": "queue", "step": 0, "time": .., "request_id": "req-..", "data": {"prompt_tokens": 9, ..}}
 
 The recorder is a listener, so it changes nothing (contract C8). It writes once a step (`config/new_file.py`);
-what a killed process leaves is whole up to its last line break. A file that cannot be written, or would be too
-long to be read, ends the record and no request. `clock` is the time of the header on the clock of the events.
-The file holds what events hold: no text, no token id, no name. It shows what was asked when, so only its owner
-can read it.
+what a killed process leaves is whole up to its last line break. A file that cannot be written, or would be
+too long to be read, ends the record and no request. `clock` is the time of the header on the clock of the
+events. The file holds what events hold: no text, no token id, no name. It shows what was asked when, so only
+its owner can read it.
 
 A reader believes nothing. The file may be another program's, changed by hand, a gigabyte without a line
 break. Each line is checked (`trace_schema.py`), also against those before it (`trace_order.py`), and an error
