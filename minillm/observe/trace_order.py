@@ -26,14 +26,15 @@ class Order:
         """What of the next event contradicts those before it; None if nothing does."""
         if event.time < max(self._clock, self._queued.get(event.request_id, self._clock)):
             return "time"
-        if event.kind == "queue":
-            if not event.request_id or event.request_id in self._queued:
-                return "request_id"
-            self._queued[event.request_id] = event.time
-        elif event.kind == "sample":
-            return self._wrong_sample(event)
-        elif event.kind == "step" and event["used"] + event["cached"] + event["free"] != self._num_blocks:
-            return "the number of blocks"
+        match event.kind:
+            case "queue":
+                if not event.request_id or event.request_id in self._queued:
+                    return "request_id"
+                self._queued[event.request_id] = event.time
+            case "sample":
+                return self._wrong_sample(event)
+            case "step" if event["used"] + event["cached"] + event["free"] != self._num_blocks:
+                return "the number of blocks"
         return None
 
     def _wrong_sample(self, event: Event) -> str | None:
