@@ -357,7 +357,8 @@ def goodput(sent, requests, promise, seconds):
         except (KeyError, IndexError):
             continue
         gaps = times.itl
-        good += [name] * (not failed and wait <= promise.ttft and sum(gaps) <= promise.tpot * max(len(gaps), 1))
+        most = promise.tpot * max(len(gaps), 1)
+        good += [name] * (not failed and wait <= promise.ttft and sum(gaps) <= most)
     return len(good) / seconds
 """,
     ),
