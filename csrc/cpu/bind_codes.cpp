@@ -1,10 +1,9 @@
-// Ops that write and read the memory of a quantised matrix (csrc/shared/codes_layout.h). `linear`, `embedding` and
+// Ops that write the memory of a quantised matrix (csrc/shared/codes_layout.h). `linear`, `embedding` and
 // `experts` take it in place of a packed one.
 //
 //     codes_bytes    its size
 //     begin_codes_   writes the header, and the order of the inputs
 //     put_codes_     writes some outputs, from any first one: so a matrix is made piece by piece, of several tensors
-//     get_codes      reads them back: codes, scales and minima as they were given
 
 #include <cstring>
 
@@ -153,31 +152,6 @@ void put_codes(const Tensor& packed, int64_t first, const Tensor& codes, const T
             minima ? data<char>(*minima) + i * step : nullptr);
 }
 
-std::tuple<Tensor, Tensor, Tensor> get_codes(const Tensor& packed, int64_t first, int64_t count) {
-  Rows rows("get_codes", packed, first, count);
-  const int64_t in = rows.layout.in, groups = rows.layout.groups, width = rows.width();
-  const ScalarType type = rows.matrix.form.wide ? ScalarType::Float : ScalarType::Half;
-  Tensor codes = like(packed, {count, in});
-  Tensor scales = torch::stable::new_empty(packed, {count, groups}, type);
-  Tensor minima = torch::stable::new_empty(packed, {rows.matrix.form.minimum ? count : 0, groups}, type);
-  uint8_t* to = static_cast<uint8_t*>(codes.mutable_data_ptr());
-  char* scale_to = static_cast<char*>(scales.mutable_data_ptr());
-  char* minimum_to = static_cast<char*>(minima.mutable_data_ptr());
-  for (int64_t i = 0; i < count; i++) {
-    for (int64_t k = 0; k < in; k++) {
-      uint32_t lane;
-      memcpy(&lane, rows.lane(first + i, k), 4);
-      to[i * in + k] = static_cast<uint8_t>(lane >> rows.shift(k) & rows.mask());
-    }
-    for (int64_t g = 0; g < groups; g++) {
-      memcpy(scale_to + (i * groups + g) * width, rows.scale(first + i, g), width);
-      if (rows.matrix.form.minimum)
-        memcpy(minimum_to + (i * groups + g) * width, rows.scale(first + i, g) + 16 * width, width);
-    }
-  }
-  return {codes, scales, minima};
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(minillm, m) {
@@ -188,13 +162,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(minillm, m) {
       "begin_codes_(Tensor(a!) packed, int out_features, int in_features, str codes, int group, bool wide, bool minimum, "
       "Tensor? order) -> ()");
   m.def("put_codes_(Tensor(a!) packed, int first, Tensor codes, Tensor scales, Tensor? minima) -> ()");
-  m.def("get_codes(Tensor packed, int first, int count) -> (Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(minillm, CPU, m) {
   m.impl("begin_codes_", TORCH_BOX(&begin_codes));
   m.impl("put_codes_", TORCH_BOX(&put_codes));
-  m.impl("get_codes", TORCH_BOX(&get_codes));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(minillm, CompositeExplicitAutograd, m) { m.impl("codes_bytes", TORCH_BOX(&codes_bytes)); }

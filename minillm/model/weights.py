@@ -14,27 +14,26 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-import torch
 from torch import Tensor
 
 from minillm.config import shown
 from minillm.errors import WeightsError
 from minillm.model.blocks import Layer
 from minillm.model.checkpoint import StoredTensor, listed, same_numbers, stored_tensors
-from minillm.model.decoder import Decoder
+from minillm.model.decoder import Decoder, storage_of
 from minillm.model.families import FAMILIES, CheckpointNames
 from minillm.model.multimodal import refuse_vision, text_tensors
 from minillm.model.placement import Placement, layer_placements
+from minillm.model.quantization.filling import fill, quantize_stored
 from minillm.ops.contract import plain
 
 _COMPUTED = re.compile(
     r"(^|\.)rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)$|(^|\.)attn\.(bias|masked_bias)$"
 )
-_BLOCK = 2 << 20  # numbers that are copied at a time
 Progress = Callable[[int, int], None]
 
 
@@ -63,8 +62,8 @@ def placements(decoder: Decoder) -> dict[str, Placement]:
 def load_weights(decoder: Decoder, folder: Path, progress: Progress | None = None) -> str:
     """Fill every parameter of `decoder` from the safetensors in `folder`.
 
-    Tensors are read in pieces of 8 MiB and converted to the parameter's dtype on the way, so peak
-    memory is the model plus one piece.
+    Tensors are read in pieces of 8 MiB and converted to the parameter's dtype on the way, or quantised, so
+    peak memory is the model plus one piece.
 
     Args:
         progress: called with (bytes read, bytes in all) after each tensor.
@@ -77,6 +76,7 @@ def load_weights(decoder: Decoder, folder: Path, progress: Progress | None = Non
         WeightsError: damaged files; missing, unexpected or mis-shaped tensors, by name.
     """
     table, stored = placements(decoder), stored_tensors(folder)
+    quantized = decoder.begin_quantized(decoder.norm.weight.dtype)
     names = FAMILIES[decoder.config.family].names
     if decoder.config.multimodal:
         stored = text_tensors(stored, folder.name)
@@ -90,7 +90,11 @@ def load_weights(decoder: Decoder, folder: Path, progress: Progress | None = Non
     digest = hashlib.sha256()
     for name in sorted(stored):
         digest.update(f"{name} {stored[name].dtype} {stored[name].shape}\n".encode())
-        _fill(table[name].view, stored[name], digest.update)
+        view = table[name].view
+        if (matrix := quantized.get(storage_of(view))) is None:
+            fill(view, stored[name], digest.update)
+        else:
+            quantize_stored(decoder.ops, matrix, view, stored[name], digest.update)
         done += stored[name].nbytes
         if progress:
             progress(done, total)
@@ -152,30 +156,3 @@ def _account(table: dict[str, Placement], stored: dict[str, StoredTensor]) -> No
             f"weights do not match the config; {'; '.join(problems)}",
             "config.json and the safetensors files must come from the same model",
         )
-
-
-def _fill(target: Tensor, stored: StoredTensor, update_digest: Callable[[bytearray], None]) -> None:
-    """Copy a stored tensor into `target`, block by block, converting its dtype."""
-    if not target.numel():
-        return
-    blocks, waiting = _blocks(target.view(-1) if target.is_contiguous() else target), bytearray()
-    width = stored.torch_dtype.itemsize
-    block: Tensor | None = next(blocks)
-    for data in stored.pieces(_BLOCK * width):
-        update_digest(data)
-        waiting = waiting + data if waiting else data
-        while block is not None and len(waiting) >= block.numel() * width:
-            size = block.numel() * width
-            numbers = torch.frombuffer(waiting[:size], dtype=stored.torch_dtype)
-            block.copy_(numbers.view(block.shape))
-            waiting, block = waiting[size:], next(blocks, None)
-
-
-def _blocks(target: Tensor) -> Iterator[Tensor]:
-    """`target` in blocks of at most 2,097,152 numbers, in the order of its numbers."""
-    row = target.numel() // target.shape[0]
-    if row > _BLOCK:
-        for part in target:
-            yield from _blocks(part)
-    else:
-        yield from target.split(max(1, _BLOCK // row))

@@ -29,46 +29,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Codes = Literal["int8", "fp8", "int4", "uint4", "fp4"]
-CODES: tuple[Codes, ...] = ("int8", "fp8", "int4", "uint4", "fp4")
-CHANNEL = 0  # the group of a matrix with one scale for each output
+from minillm.config.quantization import Codes, Form
 
 
-@dataclass(frozen=True)
-class Form:
-    """How the numbers of a matrix are stored. `group`: inputs that share a scale, or CHANNEL: all of an output.
-
-    `wide`: scales and minima are float32, else float16. `minimum`: there are minima.
-    """
-
-    codes: Codes
-    group: int
-    wide: bool = False
-    minimum: bool = False
-
-    @property
-    def bits(self) -> int:
-        """The bits of a code."""
-        return 8 if self.codes in ("int8", "fp8") else 4
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of scales and minima."""
-        return torch.float32 if self.wide else torch.float16
-
-    def num_groups(self, in_features: int) -> int:
-        """The number of scales of an output."""
-        return -(-in_features // self.group) if self.group else 1
-
-    def nbytes(self, out_features: int, in_features: int) -> int:
-        """Bytes of codes, scales and minima, without the padding of a layout."""
-        scales = self.num_groups(in_features) * self.dtype.itemsize * (2 if self.minimum else 1)
-        return out_features * (in_features * self.bits // 8 + scales)
+def dtype_of_scales(form: Form) -> torch.dtype:
+    """The dtype of scales and minima."""
+    return torch.float32 if form.wide else torch.float16
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +48,7 @@ class QuantizedMatrix:
     codes   uint8 [out, in]
     scales  float16 or float32 [out, groups]; minima likewise, or None
     order   int32 [in], or None: in order
+    dtype   of the activations; it changes no number of the matrix
     """
 
     form: Form
@@ -85,19 +56,60 @@ class QuantizedMatrix:
     scales: Tensor
     minima: Tensor | None = None
     order: Tensor | None = None
+    dtype: torch.dtype = torch.float32
+
+    @classmethod
+    def empty(
+        cls, shape: tuple[int, int], form: Form, dtype: torch.dtype, order: Tensor | None = None
+    ) -> QuantizedMatrix:
+        """A matrix [out, in] whose codes and scales are 0: what `put` has not written has no effect."""
+        scales = shape[0], form.num_groups(shape[1])
+        minima = torch.zeros(scales, dtype=dtype_of_scales(form)) if form.minimum else None
+        codes = torch.zeros(shape, dtype=torch.uint8)
+        return cls(form, codes, torch.zeros(scales, dtype=dtype_of_scales(form)), minima, order, dtype)
+
+    def put(self, first: int, rows: QuantizedMatrix) -> None:
+        """Write rows of the same form, from row `first` on."""
+        last = first + rows.shape[0]
+        self.codes[first:last], self.scales[first:last] = rows.codes, rows.scales
+        if self.minima is not None and rows.minima is not None:
+            self.minima[first:last] = rows.minima
 
     @property
     def shape(self) -> tuple[int, int]:
         """(out, in)."""
         return self.codes.shape[0], self.codes.shape[1]
 
-    def dequantize(self) -> Tensor:
-        """The weights, float32 [out, in]: scale * number + minimum, each step rounded once."""
-        group = self.form.group or self.codes.shape[1]
-        numbers = numbers_of(self.form.codes)[self.codes.long()]
-        weights = numbers * _spread(self.scales, group, numbers.shape[1])
-        if self.minima is not None:
-            weights = weights + _spread(self.minima, group, numbers.shape[1])
+    @property
+    def device(self) -> torch.device:
+        """The device of all its tensors."""
+        return self.codes.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors."""
+        return sum(t.nbytes for t in (self.codes, self.scales, self.minima, self.order) if t is not None)
+
+    def rows(self, first: int, last: int) -> QuantizedMatrix:
+        """The rows `first` to `last`, exclusive; nothing is copied."""
+        minima = None if self.minima is None else self.minima[first:last]
+        codes, scales = self.codes[first:last], self.scales[first:last]
+        return QuantizedMatrix(self.form, codes, scales, minima, self.order, self.dtype)
+
+    def dequantize(self, ids: Tensor | None = None) -> Tensor:
+        """The weights of all rows, or of rows `ids`: float32 [rows, in].
+
+        Scale * number + minimum, each step rounded once.
+        """
+        codes, scales, minima = self.codes, self.scales, self.minima
+        if ids is not None:
+            codes, scales = codes[ids], scales[ids]
+            minima = None if minima is None else minima[ids]
+        group = self.form.group or codes.shape[1]
+        numbers = numbers_of(self.form.codes)[codes.long()]
+        weights = numbers * _spread(scales, group, numbers.shape[1])
+        if minima is not None:
+            weights = weights + _spread(minima, group, numbers.shape[1])
         if self.order is None:
             return weights
         ordered = torch.empty_like(weights)
