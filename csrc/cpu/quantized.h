@@ -94,14 +94,14 @@ void quant_tile(const QuantMatrix& w, const QuantRows<typename M::X>& rows, cons
       }
 #pragma GCC unroll 8
       for (int i = 0; i < M::kSteps; i++) {
-        decltype(M::broadcast(x)) factor[R];
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++) factor[r] = M::broadcast(x + r * rows.stride + i * M::kPerStep);
+        decltype(M::broadcast(x)) value[P];
 #pragma GCC unroll 32
-        for (int p = 0; p < P; p++) {
-          auto value = M::value(state[p], i);
+        for (int p = 0; p < P; p++) value[p] = M::value(state[p], i);
 #pragma GCC unroll 16
-          for (int r = 0; r < R; r++) partial[r][p] = M::mac(partial[r][p], value, factor[r]);
+        for (int r = 0; r < R; r++) {
+          auto factor = M::broadcast(x + r * rows.stride + i * M::kPerStep);
+#pragma GCC unroll 32
+          for (int p = 0; p < P; p++) partial[r][p] = M::mac(partial[r][p], value[p], factor);
         }
       }
     }
@@ -113,16 +113,16 @@ template <class M>
 using QuantTile = void (*)(const QuantMatrix&, const QuantRows<typename M::X>&, const char*, const char*, int64_t, float*,
                            int64_t, int64_t);
 
-// Tiles have `columns_for(rows)` columns, two or one: fewer shapes than `linear` has, because each exists for all codes.
-template <class M, int R, bool kInPlace>
-QuantTile<M> pick_quant_columns(int columns) {
-  if (columns == columns_for(R)) return quant_tile<M, R, columns_for(R), kInPlace>;
-  if constexpr (columns_for(R) > 2)
-    if (columns == 2) return quant_tile<M, R, 2, kInPlace>;
-  return quant_tile<M, R, 1, kInPlace>;
+// The columns of a tile of `rows` rows. Fewer than `linear` has: the codes and their numbers need registers, too.
+constexpr int quant_columns(int rows) {
+  if (VL == 16) return rows <= 4 ? 4 : 3;
+  return VL == 8 && rows == 1 ? 4 : 1;
 }
-constexpr int64_t quant_columns(int rows, int64_t left) {
-  return left >= columns_for(rows) ? columns_for(rows) : left >= 2 && columns_for(rows) > 2 ? 2 : 1;
+
+// Tiles exist with all columns and with one: fewer shapes than `linear` has, because each exists for all codes.
+template <class M, int R, bool kInPlace>
+QuantTile<M> pick_quant_columns(bool all) {
+  return all ? quant_tile<M, R, quant_columns(R), kInPlace> : quant_tile<M, R, 1, kInPlace>;
 }
 
 // A tile has 1, 2, 4 or kMaxRows rows, the last ones perhaps rows of zeros.
@@ -131,12 +131,12 @@ constexpr int padded_rows(int64_t rows) {
 }
 
 template <class M, bool kInPlace>
-QuantTile<M> pick_quant_tile(int rows, int columns) {
-  if (rows == 1) return pick_quant_columns<M, 1, kInPlace>(columns);
-  if (rows == 2) return pick_quant_columns<M, 2, kInPlace>(columns);
+QuantTile<M> pick_quant_tile(int rows, bool all) {
+  if (rows == 1) return pick_quant_columns<M, 1, kInPlace>(all);
+  if (rows == 2) return pick_quant_columns<M, 2, kInPlace>(all);
   if constexpr (kMaxRows > 4)
-    if (rows == 4) return pick_quant_columns<M, 4, kInPlace>(columns);
-  return pick_quant_columns<M, kMaxRows, kInPlace>(columns);
+    if (rows == 4) return pick_quant_columns<M, 4, kInPlace>(all);
+  return pick_quant_columns<M, kMaxRows, kInPlace>(all);
 }
 
 // Writes the numbers of one block's codes, 64 bytes for every `kPerStep` inputs.
@@ -168,8 +168,8 @@ void quant_strip(const LinearArgs& a, const QuantMatrix& w, const QuantRows<type
     int tile_rows = padded_rows(rows);
     QuantRows<typename M::X> own = {x.x + r * x.stride, x.stride, x.sums + r * w.layout.groups};
     for (int64_t b = 0, columns; b < width; b += columns) {
-      columns = quant_columns(tile_rows, width - b);
-      pick_quant_tile<M, kInPlace>(tile_rows, columns)(w, own, w.block(begin + b), codes + b * step, step, tile + b * 16,
+      columns = width - b >= quant_columns(tile_rows) ? quant_columns(tile_rows) : 1;
+      pick_quant_tile<M, kInPlace>(tile_rows, columns > 1)(w, own, w.block(begin + b), codes + b * step, step, tile + b * 16,
                                                   tile_stride, 0);
     }
     store_tile<T>(a, tile, tile_stride, r, rows, begin * 16, smaller(width * 16, a.out - begin * 16));
@@ -179,7 +179,7 @@ void quant_strip(const LinearArgs& a, const QuantMatrix& w, const QuantRows<type
 template <class M, class T>
 void quant_over(const LinearArgs& a, const QuantMatrix& w, const QuantRows<typename M::X>& x) {
   using Ready = typename M::Ready;
-  int64_t blocks = packed_blocks(a.out), width = columns_for(padded_rows(smaller(a.rows, kMaxRows)));
+  int64_t blocks = packed_blocks(a.out), width = quant_columns(padded_rows(smaller(a.rows, kMaxRows)));
   const bool in_place = a.rows <= kMaxRows;
   const int64_t step = round_up(a.in, w.layout.line) / M::kPerStep * kLine;  // bytes of a block that is unpacked
   parallel_tasks((blocks + width - 1) / width, [&](TaskQueue& tasks) {
@@ -213,6 +213,14 @@ float sum_of(const X* x, int64_t count) {
   return sum_lanes(sum);
 }
 
+// Multiplies each number by the factor of its place in a line.
+template <class M>
+void scale_row(float* x, int64_t stride) {
+  alignas(64) float factors[16];  // the factors repeat after 4 or 8
+  for (int k = 0; k < 16; k++) factors[k] = M::x_factor(k);
+  for (int64_t k = 0; k < stride; k += VL) store_n(x + k, load_n(x + k, stride - k) * load(factors + k % 16), stride - k);
+}
+
 // Copies the rows of x, in the order of the codes and filled up with zeros to whole lines, and sums their groups.
 template <class M, class T>
 void quant_as(const LinearArgs& a) {
@@ -233,6 +241,7 @@ void quant_as(const LinearArgs& a) {
     for (int64_t g = 0; has_sums && g < layout.groups; g++)
       sums.data[r * layout.groups + g] =
           sum_of(to + g * layout.group, smaller(layout.group, stride - g * layout.group));
+    if constexpr (M::kWhole) scale_row<M>(to, stride);
   }
   quant_over<M, T>(a, w, {copy.data, stride, sums.data});
 }
