@@ -8,9 +8,11 @@ medians of several runs, with their spread. On a shared machine only ratios from
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from minillm.bench.machine import (
@@ -87,6 +89,7 @@ def run_bench(
         "model": model.folder.name,
         "parameters": config.num_parameters,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "quantization": llm.config.quantization,
         "weights": {
             "bytes_per_step": weights,
             "matrices": len(kept),
@@ -98,6 +101,30 @@ def run_bench(
         "rows": rows,
         "peak_memory_bytes": peak_memory(),
     }
+
+
+def compare(
+    plain: LLM, quantized: LLM, prompt_len: int, num_tokens: int, runs: int, batches: Sequence[int]
+) -> dict[str, Any]:
+    """The rates of the same model with and without quantisation, measured in turns, and their ratio."""
+    works = {f"prefill {prompt_len}": partial(prefill_rate, prompt_len=prompt_len)}
+    for batch in batches:
+        works[f"decode, batch {batch}"] = partial(decode_rate, batch=batch, num_tokens=num_tokens)
+    rows = []
+    for what, rate in works.items():
+        before, after = measure_in_turns([partial(rate, plain), partial(rate, quantized)], runs)
+        ratios = summarise([b / a for a, b in zip(before, after, strict=True)])
+        rows.append(
+            {
+                "what": what,
+                "tokens_per_s": statistics.median(after),
+                "plain_tokens_per_s": statistics.median(before),
+                "ratio": asdict(ratios),
+            }
+        )
+    model = plain.engine.model
+    dtype = str(model.dtype).removeprefix("torch.")
+    return {"dtype": dtype, "bytes_per_step": model.decoder.step_bytes(), "rows": rows}
 
 
 def _all_decoding(llm: LLM, batch: int) -> bool:

@@ -117,11 +117,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _engine(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    from minillm.bench.engine import run_bench
+    from minillm.bench.engine import compare, run_bench
     from minillm.bench.peer import run_peer
 
     llm = load_llm(args, prefix_caching=False)  # every run measures the same prompts again
     report = run_bench(llm, args.prompt_len, args.tokens, args.runs, args.batch, progress)
+    if args.quantization:
+        plain = load_llm(args, prefix_caching=False, quantization=None)
+        report["plain"] = compare(plain, llm, args.prompt_len, args.tokens, args.runs, args.batch)
     if args.peer:
         report["peer"] = run_peer(llm, args.peer, args.prompt_len, args.tokens, args.runs, args.batch)
         if report["peer"] is None:
@@ -203,6 +206,8 @@ def _print(report: dict[str, Any]) -> None:
             f"{share['median']:.0%} ({share['low']:.0%} to {share['high']:.0%})" if share else "",
         )
     console.print(table)
+    if "plain" in report:
+        console.print(_plain_table(report))
     if report.get("peer"):
         console.print(_peer_table(report["peer"]))
     if bandwidth:
@@ -214,6 +219,24 @@ def _print(report: dict[str, Any]) -> None:
         console.print(f"{share} matrices fit in bfloat16 and are stored so: the same numbers, half the bytes")
     console.print(f"peak memory {format_bytes(report['peak_memory_bytes'])} · {machine['system']}")
     console.print(f"torch {machine['torch']}, {machine['threads']} threads")
+
+
+def _plain_table(report: dict[str, Any]) -> Table:
+    plain = report["plain"]
+    title = (
+        f"{report['quantization']} in turns with {plain['dtype']} ({plain['bytes_per_step']:,} bytes a step)"
+    )
+    table = _table(title, ["what", "tok/s", f"{plain['dtype']} tok/s", "ratio", "lowest to highest"])
+    for row in plain["rows"]:
+        ratio = row["ratio"]
+        table.add_row(
+            row["what"],
+            f"{row['tokens_per_s']:,.1f}",
+            f"{row['plain_tokens_per_s']:,.1f}",
+            f"{ratio['median']:.2f}",
+            f"{ratio['low']:.2f} to {ratio['high']:.2f}",
+        )
+    return table
 
 
 def _peer_table(peer: dict[str, Any]) -> Table:
