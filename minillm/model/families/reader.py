@@ -28,7 +28,7 @@ from minillm.model.rope_config import ROPE_KEYS, read_rope, read_two_ropes
 _COMMON = frozenset(
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
     "num_key_value_heads head_dim rms_norm_eps max_position_embeddings tie_word_embeddings "
-    "hidden_act layer_types dtype torch_dtype eos_token_id bos_token_id".split()
+    "hidden_act layer_types dtype torch_dtype eos_token_id bos_token_id quantization_config".split()
 )
 MAX_LAYERS = 4096  # an order of magnitude above any published model; each is a Python object
 # transformers' names of activations, and ours.

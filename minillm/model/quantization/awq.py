@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from minillm.config.quantization import CHANNEL, Form
 from minillm.errors import UnsupportedModel
 from minillm.model.quantization.bits import codes_of_words
 from minillm.model.quantization.names import containing, is_kept_plain
@@ -31,7 +32,7 @@ from minillm.model.quantization.stored import (
     require_group,
 )
 from minillm.model.quantization.zero_points import integer_form, integer_matrix
-from minillm.ops.quantized import CHANNEL, Form, QuantizedMatrix
+from minillm.ops.quantized import QuantizedMatrix
 
 _PLACES = [0, 4, 1, 5, 2, 6, 3, 7]  # where in a word the code of each output lies
 _KNOWN = (

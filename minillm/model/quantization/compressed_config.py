@@ -16,12 +16,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from minillm.config import shown
+from minillm.config.quantization import CHANNEL
 from minillm.model.quantization.compressed_tensors import Fp8, Int8, Packed, Strategy
 from minillm.model.quantization.fp8 import Fp8Blocks, block_of
 from minillm.model.quantization.names import beginning_with, exactly, is_linear
 from minillm.model.quantization.settings import Settings
 from minillm.model.quantization.stored import Matcher, StoredQuantization, StoredScheme, require_group
-from minillm.ops.quantized import CHANNEL
 
 _KNOWN = (
     "quant_method format config_groups ignore quantization_status global_compression_ratio version".split()

@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 from minillm.config import shown
+from minillm.config.quantization import Form
 from minillm.errors import WeightsError
 from minillm.model.quantization.bits import codes_of_words, num_words, order_of
 from minillm.model.quantization.stored import FLOATS, Part, Shape, StoredScheme, as_scales
 from minillm.model.quantization.zero_points import integer_form, integer_matrix
-from minillm.ops.quantized import Form, QuantizedMatrix
+from minillm.ops.quantized import QuantizedMatrix
 
 Strategy = Literal["tensor", "channel", "group"]
 _SCALE, _ZERO = ".weight_scale", ".weight_zero_point"

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from minillm.config.quantization import CHANNEL, Form
 from minillm.errors import WeightsError
 from minillm.model.quantization.names import is_kept_plain, under
 from minillm.model.quantization.settings import Settings
@@ -35,7 +36,7 @@ from minillm.model.quantization.stored import (
     as_scales,
     require_group,
 )
-from minillm.ops.quantized import CHANNEL, Form, QuantizedMatrix
+from minillm.ops.quantized import QuantizedMatrix
 
 WHOLE = (0, 0)  # the block of a matrix with one scale
 _WHOLE_AT = (".weight_scale", ".weight_scale_inv")  # as AutoFP8 and vLLM call it, and as transformers does

@@ -25,9 +25,10 @@ import torch
 from torch import Tensor
 
 from minillm.config import shown
+from minillm.config.quantization import Form
 from minillm.errors import UnsupportedModel
 from minillm.model.quantization.stored import Part, Shape, StoredScheme
-from minillm.ops.quantized import Form, QuantizedMatrix
+from minillm.ops.quantized import QuantizedMatrix
 
 Unpacked = tuple[Tensor, Tensor, Tensor | None]  # codes, scales, minima of blocks: [blocks, ...]
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from minillm.config import shown
+from minillm.config.quantization import CHANNEL, Form
 from minillm.errors import WeightsError
 from minillm.model.quantization.bits import codes_of_words, num_words, order_of
 from minillm.model.quantization.names import beginning_with, is_kept_plain
@@ -36,7 +37,7 @@ from minillm.model.quantization.stored import (
     require_group,
 )
 from minillm.model.quantization.zero_points import integer_form, integer_matrix
-from minillm.ops.quantized import CHANNEL, Form, QuantizedMatrix
+from minillm.ops.quantized import QuantizedMatrix
 
 _OF_A_MODULE = (
     "bits group_size sym desc_act static_groups true_sequential damp_percent damp_auto_increment mse".split()

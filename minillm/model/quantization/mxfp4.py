@@ -15,12 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from minillm.config.quantization import Form
 from minillm.errors import UnsupportedModel
 from minillm.model.quantization.bits import codes_of_bytes
 from minillm.model.quantization.names import under
 from minillm.model.quantization.settings import Settings
 from minillm.model.quantization.stored import Part, Shape, StoredQuantization, StoredScheme
-from minillm.ops.quantized import Form, QuantizedMatrix
+from minillm.ops.quantized import QuantizedMatrix
 
 _GROUP = 32
 

@@ -32,8 +32,9 @@ import torch
 from torch import Tensor
 
 from minillm.config import shown
+from minillm.config.quantization import Codes, Form
 from minillm.errors import UnsupportedModel, WeightsError
-from minillm.ops.quantized import Codes, Form, QuantizedMatrix
+from minillm.ops.quantized import QuantizedMatrix, dtype_of_scales
 
 Shape = tuple[int, int]
 AGAIN = "the file is damaged, or its config belongs to another model: download it again"
@@ -162,7 +163,7 @@ def require_group(group: int, bits: int, what: str) -> int:
 
 def as_scales(scales: Tensor, form: Form) -> Tensor:
     """Stored scales in the dtype of a form, which holds them exactly."""
-    return scales.to(form.dtype).contiguous()
+    return scales.to(dtype_of_scales(form)).contiguous()
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -14,9 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from minillm.config.quantization import Form
 from minillm.errors import UnsupportedModel
 from minillm.model.quantization.stored import as_scales
-from minillm.ops.quantized import Form, QuantizedMatrix
+from minillm.ops.quantized import QuantizedMatrix
 
 
 def integer_form(bits: int, group: int, symmetric: bool, scales: torch.dtype) -> Form:
