@@ -6,6 +6,7 @@
     awq                  awq.py
     gptq                 gptq.py
     mxfp4                mxfp4.py
+    gguf                 gguf.py; written by `minillm convert --keep-quantized` alone
 
 Other methods are refused by name: bitsandbytes, quanto, hqq, torchao, modelopt (NVFP4) and MLX among them.
 """
@@ -19,6 +20,7 @@ from minillm.errors import UnsupportedModel
 from minillm.model.quantization.awq import awq_quantization
 from minillm.model.quantization.compressed_config import compressed_quantization
 from minillm.model.quantization.fp8 import fp8_quantization
+from minillm.model.quantization.gguf import gguf_quantization
 from minillm.model.quantization.gptq import gptq_quantization
 from minillm.model.quantization.mxfp4 import mxfp4_quantization
 from minillm.model.quantization.stored import StoredQuantization
@@ -29,6 +31,7 @@ _METHODS: Mapping[str, Callable[[Mapping[str, object]], StoredQuantization]] = {
     "awq": awq_quantization,
     "gptq": gptq_quantization,
     "mxfp4": mxfp4_quantization,
+    "gguf": gguf_quantization,
 }
 
 

@@ -27,7 +27,8 @@ from torch import Tensor
 from minillm.config import shown
 from minillm.config.quantization import Form
 from minillm.errors import UnsupportedModel
-from minillm.model.quantization.stored import Part, Shape, StoredScheme
+from minillm.model.quantization.names import exactly
+from minillm.model.quantization.stored import Part, Shape, StoredQuantization, StoredScheme
 from minillm.ops.quantized import QuantizedMatrix
 
 Unpacked = tuple[Tensor, Tensor, Tensor | None]  # codes, scales, minima of blocks: [blocks, ...]
@@ -146,3 +147,18 @@ def gguf_scheme(type_name: str) -> GgufBlocks:
             f"kept in their own numbers: {', '.join(GGUF_SCHEMES)}",
         )
     return GGUF_SCHEMES[type_name]
+
+
+def gguf_quantization(config: Mapping[str, object]) -> StoredQuantization:
+    """What a `quantization_config` with quant_method "gguf" says: `minillm convert --keep-quantized` writes it.
+
+    Raises:
+        UnsupportedModel: another key, or a type that has no kernels.
+    """
+    types = config.get("types")
+    if config.keys() - {"quant_method", "types"} or not isinstance(types, dict):
+        raise UnsupportedModel(
+            "quantization_config (gguf) is not as minillm writes it", "convert the file again"
+        )
+    schemes = {module: gguf_scheme(kind) for module, kind in types.items()}
+    return StoredQuantization("gguf", tuple((exactly(module), scheme) for module, scheme in schemes.items()))
