@@ -22,6 +22,7 @@ from minillm.model.config_reader import ConfigReader
 from minillm.model.families.family import Family
 from minillm.model.families.table import FAMILIES
 from minillm.model.families.windows import layer_windows
+from minillm.model.quantization.config import stored_quantization
 from minillm.model.multimodal import refuse_other_inputs, text_config
 from minillm.model.rope_config import ROPE_KEYS, read_rope, read_two_ropes
 
@@ -68,7 +69,11 @@ def parse_config(raw: Mapping[str, Any], allowed_keys: Sequence[str] = ()) -> Mo
     """
     text = text_config(raw, allowed_keys)
     if text is not None:
+        if text.get("quantization_config") is not None:
+            raise UnsupportedModel("a quantized text model beside a vision part is not supported")
         return replace(parse_config(text, allowed_keys), multimodal=True)
+    if raw.get("quantization_config") is not None:
+        stored_quantization(raw["quantization_config"])  # the loader reads it again; here it may refuse
     name, family = _family_of(raw)
     read = {family.spelled.get(key, key) for key in _COMMON} | family.reads | ROPE_KEYS
     allowed = refuse_unknown(raw, name, read | family.unused | family.aliases.keys(), allowed_keys)
