@@ -35,7 +35,7 @@ from minillm.ops.contract import Ops, Weight
 from minillm.ops.quantized import QuantizedMatrix
 
 _log = logging.getLogger(__name__)
-_ROWS = 2 << 20  # codes that are read at a time
+_ROWS = 1 << 18  # codes that are read at a time: each takes some bytes meanwhile
 
 
 class Piece(NamedTuple):
