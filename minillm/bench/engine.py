@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -110,21 +110,23 @@ def compare(
     works = {f"prefill {prompt_len}": partial(prefill_rate, prompt_len=prompt_len)}
     for batch in batches:
         works[f"decode, batch {batch}"] = partial(decode_rate, batch=batch, num_tokens=num_tokens)
-    rows = []
-    for what, rate in works.items():
-        before, after = measure_in_turns([partial(rate, plain), partial(rate, quantized)], runs)
-        ratios = summarise([b / a for a, b in zip(before, after, strict=True)])
-        rows.append(
-            {
-                "what": what,
-                "tokens_per_s": statistics.median(after),
-                "plain_tokens_per_s": statistics.median(before),
-                "ratio": asdict(ratios),
-            }
-        )
+    rows = [
+        in_turns(what, partial(rate, quantized), partial(rate, plain), runs) for what, rate in works.items()
+    ]
     model = plain.engine.model
     dtype = str(model.dtype).removeprefix("torch.")
     return {"dtype": dtype, "bytes_per_step": model.decoder.step_bytes(), "rows": rows}
+
+
+def in_turns(what: str, mine: Callable[[], float], other: Callable[[], float], runs: int) -> dict[str, Any]:
+    """Medians of two rates that are measured in turns, and of their ratio, with its lowest and highest."""
+    own, peer = measure_in_turns([mine, other], runs)
+    return {
+        "what": what,
+        "tokens_per_s": statistics.median(own),
+        "peer_tokens_per_s": statistics.median(peer),
+        "ratio": asdict(summarise([a / b for a, b in zip(own, peer, strict=True)])),
+    }
 
 
 def _all_decoding(llm: LLM, batch: int) -> bool:

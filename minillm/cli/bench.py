@@ -226,23 +226,17 @@ def _plain_table(report: dict[str, Any]) -> Table:
     title = (
         f"{report['quantization']} in turns with {plain['dtype']} ({plain['bytes_per_step']:,} bytes a step)"
     )
-    table = _table(title, ["what", "tok/s", f"{plain['dtype']} tok/s", "ratio", "lowest to highest"])
-    for row in plain["rows"]:
-        ratio = row["ratio"]
-        table.add_row(
-            row["what"],
-            f"{row['tokens_per_s']:,.1f}",
-            f"{row['plain_tokens_per_s']:,.1f}",
-            f"{ratio['median']:.2f}",
-            f"{ratio['low']:.2f} to {ratio['high']:.2f}",
-        )
-    return table
+    return _ratio_table(title, report["quantization"], plain["dtype"], plain["rows"])
 
 
 def _peer_table(peer: dict[str, Any]) -> Table:
     title = f"in turns with {peer['name']} {peer['version']}"
-    table = _table(title, ["what", "minillm tok/s", f"{peer['name']} tok/s", "ratio", "lowest to highest"])
-    for row in peer["rows"]:
+    return _ratio_table(title, "minillm", peer["name"], peer["rows"])
+
+
+def _ratio_table(title: str, own: str, other: str, rows: list[dict[str, Any]]) -> Table:
+    table = _table(title, ["what", f"{own} tok/s", f"{other} tok/s", "ratio", "lowest to highest"])
+    for row in rows:
         ratio = row["ratio"]
         table.add_row(
             row["what"],
