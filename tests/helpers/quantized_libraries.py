@@ -2,10 +2,10 @@
 
     python tests/helpers/quantized_libraries.py      writes tests/model/quantized_weights.json
 
-The record has a SHA-256 of every matrix that a library dequantised, so that the check lives without the libraries.
-It was made with compressed-tensors 0.20.1, transformers 5.24.0, autoawq 0.2.9, auto-gptq 0.7.1 and gguf 0.19.0
-(`pip install --no-deps`, CPU). Where a library refuses a shape, the matrix is padded, and what was added is cut off:
-columns with zero codes up to whole groups, rows up to 32.
+The record has a SHA-256 of every matrix that a library dequantised, so that the check lives without the
+libraries. It was made with compressed-tensors 0.20.1, transformers 5.24.0, autoawq 0.2.9, auto-gptq 0.7.1 and
+gguf 0.19.0 on a CPU (`pip install --no-deps`). Where a library refuses a shape, the matrix is padded, and
+what was added is cut off: columns up to whole groups, rows up to 32.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +23,12 @@ from torch.nn.functional import pad
 
 RECORD = Path(__file__).parents[1] / "model" / "quantized_weights.json"
 LIBRARIES = {
-    "compressed-tensors": "compressed_tensors",
-    "fp8": "transformers",
-    "mxfp4": "transformers",
-    "awq": "awq",
-    "gptq": "auto_gptq",
-    "gguf": "gguf",
+    "compressed-tensors": ("compressed-tensors", "transformers"),
+    "fp8": ("transformers",),
+    "mxfp4": ("transformers",),
+    "awq": ("autoawq",),
+    "gptq": ("auto-gptq", "transformers"),
+    "gguf": ("gguf",),
 }
 
 
@@ -55,7 +53,7 @@ def _compressed(case: Case) -> Tensor:
     from compressed_tensors.quantization import QuantizationScheme
 
     group = json.loads(json.dumps(case.config["config_groups"]["group_0"]))
-    group["weights"].pop("actorder", None)  # left the library in 2026: undone below as its older versions did
+    group["weights"].pop("actorder", None)  # as the library did until 2026
     scheme = QuantizationScheme.model_validate(group)
     state = {name[1:]: tensor for name, tensor in case.tensors.items()}
     order = None
@@ -107,7 +105,7 @@ def _awq(case: Case) -> Tensor:
 
 
 def _gptq(case: Case) -> Tensor:
-    """A product with the identity, which is exact; the library reads version 1, so zeros are stored less one."""
+    """A product with the identity, which is exact. The library reads version 1 alone."""
     linear = _module_of("auto_gptq", "nn_modules/qlinear/qlinear_cuda.py").QuantLinear
     bits, group, (out, inputs) = case.config["bits"], case.config["group_size"], case.shape
     rows = -out % 32
@@ -148,7 +146,6 @@ def _module_of(package: str, path: str) -> Any:
     if spec is None or spec.loader is None:
         raise ModuleNotFoundError(path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault("transformers", types.ModuleType("transformers"))  # imported for training alone
     spec.loader.exec_module(module)
     return module
 

@@ -1,11 +1,12 @@
 """Stored quantised matrices become the numbers that each format's own library makes of them.
 
-The library's float is ours rounded once to the library's dtype: ours is exact where the library computes in 16
-bits, and the library's own float32 elsewhere.
+The library's number is ours, rounded once to the library's dtype: ours is exact where the library computes in
+16 bits, and the library's own float32 elsewhere.
 """
 
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 
 import pytest
@@ -39,11 +40,11 @@ def test_weights_are_those_that_the_library_made(name):
 @pytest.mark.parametrize("name", RECORDED)
 def test_weights_are_those_that_the_library_makes(name):
     case = CASES[name]
-    package = LIBRARIES[case.method]
-    try:
-        importlib.metadata.version(package.replace("awq", "autoawq"))
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip(f"needs the library {package}")
+    for package in LIBRARIES[case.method]:
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            pytest.skip(f"needs the library {package}")
     expected = library_weights(case)
     weights = _read(case).dequantize()
     assert torch.equal(weights.to(expected.dtype), expected)
@@ -70,7 +71,7 @@ def test_pieces_are_the_whole(name):
     bounds = [0, 1, min(4, rows), min(4, rows), rows]
     pieces = [
         scheme.read(case.module, case.tensors, case.shape, first, last - first)
-        for first, last in zip(bounds, bounds[1:], strict=False)
+        for first, last in itertools.pairwise(bounds)
     ]
     assert torch.equal(torch.cat([piece.codes for piece in pieces]), whole.codes)
     assert torch.equal(torch.cat([piece.scales for piece in pieces]), whole.scales)

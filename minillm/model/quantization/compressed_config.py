@@ -3,9 +3,9 @@
     "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "strategy": "group"}}}
     "ignore": ["lm_head", "re:.*mlp.gate$"]
 
-A name in `ignore` comes first; then targets that name a module, then regular expressions ("re:..."), in
-the order of the alphabet as in the library, then classes of modules. A group's `input_activations` say how kernels
-may round activations: dynamic ones are not rounded here, which is nearer to the model that was quantised.
+A name in `ignore` comes first; then targets that name a module; then regular expressions ("re:..."), in the
+order of the alphabet, as in the library; then classes of modules. A group's `input_activations` say how
+kernels may round activations. Dynamic ones are not rounded here, which is nearer to the model that was quantised.
 
 Refused by name: scales of activations found by calibration, sparsity, transforms, scales for keys and values,
 and formats other than those in `compressed_tensors.py`.

@@ -5,9 +5,10 @@
     scales    fp16  [groups, out]
     g_idx     int32 [in]                         the group of every input
 
-weight = scale * (code - zero). Version 1 ("gptq") subtracted 1 from every zero of a word at once, so that a zero
-of 0 borrowed from the next one; the same sum undoes it. Version 2 ("gptq_v2") stores zeros. With act-order (`desc_act`), inputs were quantised in the order of their importance, and a group
-has inputs from everywhere; `g_idx` says which. Files without act-order have a `g_idx` too, that counts.
+weight = scale * (code - zero). Version 1 ("gptq") subtracted 1 from every zero of a word at once, so that a
+zero of 0 borrowed from the next one; the same sum undoes it. Version 2 ("gptq_v2") stores the zeros.
+With act-order (`desc_act`), inputs were quantised in the order of their importance, and a group has inputs
+from everywhere; `g_idx` says which. Files without act-order have a `g_idx` too, and it counts.
 
 `dynamic` overrides bits and group of modules by regular expression: "-:pattern" leaves them plain, and the
 first pattern that matches decides. Left out: 2 and 3 bits, the layouts "marlin" and "bitblas".
@@ -47,8 +48,9 @@ _KNOWN = (
     *(
         "quant_method checkpoint_format format dynamic lm_head modules_in_block_to_quantize pack_dtype "
         "act_group_aware meta model_name_or_path model_file_base_name dataset tokenizer use_exllama "
-        "exllama_config use_cuda_fp16 max_input_length disable_exllama version cache_block_outputs batch_size "
-        "pad_token_id block_name_to_quantize module_name_preceding_first_block model_seqlen backend quantizer"
+        "exllama_config use_cuda_fp16 max_input_length disable_exllama version cache_block_outputs "
+        "batch_size pad_token_id block_name_to_quantize module_name_preceding_first_block model_seqlen "
+        "backend quantizer"
     ).split(),
 )
 _REFUSED = {
