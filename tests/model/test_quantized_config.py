@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 import pytest
+import torch
 from quantized_cases import compressed
 
 from minillm.errors import UnsupportedModel
@@ -65,6 +66,7 @@ CHOSEN = [
         DOWN,
         Fp8Blocks((128, 128), (".weight_scale",)),
     ),
+    (_compressed(quantization_status="frozen"), DOWN, Packed("group", 128, 4)),
     (_compressed(sparsity_config={"format": "dense"}), DOWN, Packed("group", 128, 4)),
     (FP8, DOWN, Fp8Blocks((128, 128))),
     (FP8, "lm_head", None),
@@ -127,7 +129,7 @@ REFUSED: list[tuple[Any, str]] = [
     (_compressed(kv_cache_scheme=STATIC), "kv_cache_scheme"),
     (_compressed(sparsity_config={"format": "sparse-24-bitmask"}), "sparse-24-bitmask"),
     (_compressed(transform_config={"config_groups": {"R1": {}}}), "transform_config"),
-    (_compressed(quantization_status="frozen"), "frozen"),
+    (_compressed(quantization_status="initialized"), "initialized"),
     (_compressed(stored="nvfp4-pack-quantized"), "nvfp4-pack-quantized"),
     (_compressed(stored="marlin-24"), "marlin-24"),
     (_compressed(config_groups={}), "config_groups"),
@@ -205,7 +207,6 @@ MODULES = [
 @pytest.mark.parametrize("module", MODULES)
 def test_targets_are_chosen_as_the_library_chooses_them(module):
     match = pytest.importorskip("compressed_tensors.utils.match")
-    torch = pytest.importorskip("torch")
     config = _mixed()
     kind = torch.nn.Embedding(1, 1) if "embed" in module else torch.nn.Linear(1, 1)
     groups = config["config_groups"]

@@ -11,7 +11,7 @@ import json
 
 import pytest
 import torch
-from quantized_cases import MODULE, Case, all_cases, awq, gguf, gptq, packed, words
+from quantized_cases import MODULE, Case, all_cases, awq, gguf, gptq, packed, plain_codes, words
 from quantized_libraries import LIBRARIES, RECORD, digest, library_weights
 
 from minillm.errors import UnsupportedModel
@@ -155,7 +155,7 @@ def test_gptq_without_g_idx_is_in_order():
 
 
 def test_minus_128_is_a_number_of_int8():
-    case = next(c for c in CASES.values() if c.name == "int-sym-channel-1-f32-7x64")
+    case = plain_codes("int", True, "channel", -1, "f32", 7, 64)
     case.tensors[".weight"][0, 0] = -128
     weights = _read(case).dequantize()
     assert weights[0, 0] == -128 * case.tensors[".weight_scale"][0, 0] != 0

@@ -36,11 +36,10 @@ from minillm.ops.quantized import CHANNEL, Form, QuantizedMatrix
 _PLACES = [0, 4, 1, 5, 2, 6, 3, 7]  # where in a word the code of each output lies
 _KNOWN = (
     "quant_method bits group_size zero_point version format checkpoint_format modules_to_not_convert backend "
-    "q_group_size w_bit"
+    "exllama_config q_group_size w_bit"
 ).split()
 _REFUSED = {
     "do_fuse": "layers fused by AutoAWQ",
-    "exllama_config": "a layout of ExLlama",
     "fuse_max_seq_len": "layers fused by AutoAWQ",
     "modules_to_fuse": "layers fused by AutoAWQ",
 }

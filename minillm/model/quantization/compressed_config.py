@@ -7,8 +7,8 @@ A name in `ignore` comes first; then targets that name a module; then regular ex
 order of the alphabet, as in the library; then classes of modules. A group's `input_activations` say how
 kernels may round activations. Dynamic ones are not rounded here, which is nearer to the model that was quantised.
 
-Refused by name: scales of activations found by calibration, sparsity, transforms, scales for keys and values,
-and formats other than those in `compressed_tensors.py`.
+Refused by name: scales of activations found by calibration, sparsity, transforms, scales for keys and
+values, and formats other than those in `compressed_tensors.py`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def compressed_quantization(config: Mapping[str, object]) -> StoredQuantization:
     settings = Settings(
         "quantization_config (compressed-tensors)", config, (*_KNOWN, "sparsity_config"), _REFUSED
     )
-    settings.choice("quantization_status", ("compressed",), "compressed")
+    settings.choice("quantization_status", ("compressed", "frozen"), "compressed")  # older files: frozen
     _refuse_sparsity(settings)
     rules: list[tuple[Matcher, StoredScheme | None]] = [(_named(n), None) for n in settings.names("ignore")]
     groups = settings.get("config_groups", {})

@@ -50,7 +50,7 @@ _KNOWN = (
         "act_group_aware meta model_name_or_path model_file_base_name dataset tokenizer use_exllama "
         "exllama_config use_cuda_fp16 max_input_length disable_exllama version cache_block_outputs "
         "batch_size pad_token_id block_name_to_quantize module_name_preceding_first_block model_seqlen "
-        "backend quantizer"
+        "backend quantizer method hyb_act"
     ).split(),
 )
 _REFUSED = {
@@ -84,8 +84,13 @@ def gptq_quantization(config: Mapping[str, object]) -> StoredQuantization:
 def _not_listed(settings: Settings) -> Matcher:
     """Matches modules that `modules_in_block_to_quantize` leaves out."""
     blocks = settings.get("modules_in_block_to_quantize", [])
-    listed = [name for block in blocks for name in (block if isinstance(block, list) else [block])]
-    if not all(isinstance(name, str) for name in listed):
+    is_list = isinstance(blocks, list)
+    listed = (
+        [name for block in blocks for name in (block if isinstance(block, list) else [block])]
+        if is_list
+        else []
+    )
+    if not is_list or not all(isinstance(name, str) for name in listed):
         settings.refuse("modules_in_block_to_quantize", blocks, "it must be a list of lists of names")
     return lambda module: bool(listed) and not any(f".{module}".endswith(f".{name}") for name in listed)
 
