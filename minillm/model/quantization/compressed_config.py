@@ -5,7 +5,8 @@
 
 A name in `ignore` comes first; then targets that name a module; then regular expressions ("re:..."), in the
 order of the alphabet, as in the library; then classes of modules. A group's `input_activations` say how
-kernels may round activations. Dynamic ones are not rounded here, which is nearer to the model that was quantised.
+kernels may round activations. Dynamic ones are not rounded here: that is nearer to the model before it was
+quantised.
 
 Refused by name: scales of activations found by calibration, sparsity, transforms, scales for keys and
 values, and formats other than those in `compressed_tensors.py`.
