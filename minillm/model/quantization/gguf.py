@@ -113,8 +113,10 @@ class GgufBlocks(StoredScheme):
         blocks = parts[""][rows.start : rows.stop].reshape(-1, self.num_bytes)
         codes, scales, minima = self.unpack_blocks(blocks)
 
+        in_a_row = shape[1] // self.numbers
+
         def by_output(numbers: Tensor) -> Tensor:
-            return numbers.reshape(len(rows), numbers.numel() // len(rows) if len(rows) else 0)
+            return numbers.reshape(len(rows), in_a_row * numbers.shape[1])
 
         return QuantizedMatrix(
             form, by_output(codes), by_output(scales), None if minima is None else by_output(minima)
