@@ -112,7 +112,6 @@ class GgufBlocks(StoredScheme):
     ) -> QuantizedMatrix:
         blocks = parts[""][rows.start : rows.stop].reshape(-1, self.num_bytes)
         codes, scales, minima = self.unpack_blocks(blocks)
-
         in_a_row = shape[1] // self.numbers
 
         def by_output(numbers: Tensor) -> Tensor:
