@@ -6,8 +6,8 @@
 
     word of 32 bits   | 7 | 5 | 3 | 1 | 6 | 4 | 2 | 0 |      which output a code belongs to
 
-Everything is transposed here, and the outputs of a word come in an order of their own, which suits a kernel of
-NVIDIA's. weight = scale * (code - zero). Left out: the layouts "gemv" and "marlin".
+Everything is transposed here, and the outputs of a word come in an order of their own, which suits a CUDA
+kernel. weight = scale * (code - zero). Left out: the layouts "gemv" and "marlin".
 """
 
 from __future__ import annotations
@@ -37,11 +37,10 @@ from minillm.ops.quantized import QuantizedMatrix
 _PLACES = [0, 4, 1, 5, 2, 6, 3, 7]  # where in a word the code of each output lies
 _KNOWN = (
     "quant_method bits group_size zero_point version format checkpoint_format modules_to_not_convert backend "
-    "q_group_size w_bit"
+    "exllama_config q_group_size w_bit"
 ).split()
 _REFUSED = {
     "do_fuse": "layers fused by AutoAWQ",
-    "exllama_config": "a layout of ExLlama",
     "fuse_max_seq_len": "layers fused by AutoAWQ",
     "modules_to_fuse": "layers fused by AutoAWQ",
 }
@@ -110,5 +109,6 @@ def _outputs(words: Tensor, rows: range) -> Tensor:
     first = rows.start // 8
     words = words[:, first : -(-rows.stop // 8)]
     codes = codes_of_words(words, 4, 8 * words.shape[1])
-    codes = codes.unflatten(1, (-1, 8))[:, :, _PLACES].flatten(1)
-    return codes[:, rows.start - 8 * first :][:, : len(rows)].T.contiguous()
+    codes = codes.reshape(len(words), -1, 8)[:, :, _PLACES].flatten(1)
+    skipped = rows.start - 8 * first
+    return codes[:, skipped : skipped + len(rows)].T.contiguous()

@@ -1,14 +1,15 @@
 """Which module a compressed-tensors checkpoint stores how: its groups, their targets, and what they ignore.
 
-    "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "strategy": "group", ...}}}
+    "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "strategy": "group"}}}
     "ignore": ["lm_head", "re:.*mlp.gate$"]
 
-A name in `ignore` comes first; then targets that name a module, then regular expressions ("re:..."), in the order
-of the alphabet as in the library, then classes of modules. A group's `input_activations` say how kernels may round
-activations: dynamic ones are not rounded here, which is nearer to the model that was quantised.
+A name in `ignore` comes first; then targets that name a module; then regular expressions ("re:..."), in the
+order of the alphabet, as in the library; then classes of modules. A group's `input_activations` say how
+kernels may round activations. Dynamic ones are not rounded here: that is nearer to the model before it was
+quantised.
 
-Refused by name: scales of activations found by calibration, sparsity, transforms, scales for keys and values, and
-formats other than those in `compressed_tensors.py`.
+Refused by name: scales of activations found by calibration, sparsity, transforms, scales for keys and
+values, and formats other than those in `compressed_tensors.py`.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ _REFUSED = {
 _IN_SPARSITY = "format registry_requires_subclass targets ignore global_sparsity sparsity_structure".split()
 _IN_GROUP = "targets weights input_activations format".split()
 _OF_NUMBERS = (
-    "num_bits type symmetric strategy group_size block_structure dynamic actorder scale_dtype zp_dtype observer "
-    "observer_kwargs"
+    "num_bits type symmetric strategy group_size block_structure dynamic actorder scale_dtype zp_dtype "
+    "observer observer_kwargs"
 ).split()
 _FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized")
 
@@ -48,7 +49,7 @@ def compressed_quantization(config: Mapping[str, object]) -> StoredQuantization:
     settings = Settings(
         "quantization_config (compressed-tensors)", config, (*_KNOWN, "sparsity_config"), _REFUSED
     )
-    settings.choice("quantization_status", ("compressed",), "compressed")
+    settings.choice("quantization_status", ("compressed", "frozen"), "compressed")  # older files: frozen
     _refuse_sparsity(settings)
     rules: list[tuple[Matcher, StoredScheme | None]] = [(_named(n), None) for n in settings.names("ignore")]
     groups = settings.get("config_groups", {})

@@ -1,12 +1,12 @@
 """compressed-tensors: the format of llm-compressor and vLLM. Here is what a matrix looks like in a file.
 
-    pack-quantized   weight_packed     int32 [out, in * bits / 32]      number + 8 (or + 128), from the lowest bits
+    pack-quantized   weight_packed     int32 [out, in * bits / 32]      number + 8 (or + 128)
                      weight_scale      [out, groups]
                      weight_zero_point int32 [out * bits / 32, groups]  packed along the outputs
                      weight_shape      int64 [2]
                      weight_g_idx      int32 [in]                       actorder "group" alone
     int-quantized    weight            int8  [out, in]                  weight_scale, weight_zero_point int8
-    float-quantized  weight            e4m3  [out, in]                  weight_scale, or one a block of 128 x 128
+    float-quantized  weight            e4m3  [out, in]                  weight_scale, or a block of 128 x 128
     naive-quantized  as one of the two above, by the type of the weights
 
 weight = scale * (number - zero point), and both are signed in the library's words. There is one scale for a

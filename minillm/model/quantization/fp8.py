@@ -1,7 +1,7 @@
 """FP8 weights with scales for blocks, as DeepSeek and Qwen publish them (Micikevicius et al. 2209.05433).
 
     weight             e4m3 [out, in]                 weight = e4m3 number * scale of its block
-    weight_scale_inv   fp32 [out / 128, in / 128]     multiplied, in spite of its name; bf16 or e8m0 in some files
+    weight_scale_inv   fp32 [out / 128, in / 128]     multiplied, despite its name; or bf16, e8m0
 
             in
          +-----+-----+--+
@@ -11,8 +11,8 @@
          +-----+-----+--+
 
 Without blocks, one scale holds for all of a matrix. "activation_scheme": "dynamic" lets kernels round
-the activations to FP8, too; here they keep 16 bits, which is nearer to the model that was quantised. Left out:
-activation scales found by calibration ("static"), e5m2, experts in FP4.
+the activations to FP8, too; here they keep 16 bits, which is nearer to the model that was quantised. Left
+out: activation scales found by calibration ("static"), e5m2, experts in FP4.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def block_of(settings: Settings, key: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Fp8Blocks(StoredScheme):
-    """`block`: outputs and inputs that share a scale, or WHOLE. `scales_at`: where they may lie; one is there."""
+    """`block`: outputs and inputs that share a scale, or WHOLE. `scales_at`: where scales may lie."""
 
     block: tuple[int, int]
     scales_at: tuple[str, ...] = (".weight_scale_inv",)

@@ -13,7 +13,7 @@
 
 A scale of Q4_K is d * sc, a minimum -dmin * m, a scale of Q6_K d * sc: products of 11 bits with 6 or 8, which
 float32 holds exactly and fp16 does not. The layout is that of ggml-quants.c in llama.cpp, and the numbers are
-those of the library `gguf` bit for bit. Q6_K takes 8 bits here instead of 6, since there are no codes of 6 bits.
+those of the library `gguf` bit for bit. Q6_K takes 8 bits here instead of 6: there are no codes of 6 bits.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Unpacked = tuple[Tensor, Tensor, Tensor | None]  # codes, scales, minima of bloc
 
 def _half(blocks: Tensor, at: int) -> Tensor:
     """The fp16 number at byte `at` of every block: [blocks, 1]."""
-    return blocks[:, at : at + 2].contiguous().view(torch.float16)
+    return blocks[:, at : at + 2].clone().view(torch.float16)
 
 
 def _halves(data: Tensor) -> Tensor:
@@ -114,9 +114,10 @@ class GgufBlocks(StoredScheme):
     ) -> QuantizedMatrix:
         blocks = parts[""][rows.start : rows.stop].reshape(-1, self.num_bytes)
         codes, scales, minima = self.unpack_blocks(blocks)
+        in_a_row = shape[1] // self.numbers
 
         def by_output(numbers: Tensor) -> Tensor:
-            return numbers.reshape(len(rows), numbers.numel() // len(rows) if len(rows) else 0)
+            return numbers.reshape(len(rows), in_a_row * numbers.shape[1])
 
         return QuantizedMatrix(
             form, by_output(codes), by_output(scales), None if minima is None else by_output(minima)

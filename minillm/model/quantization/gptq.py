@@ -5,12 +5,13 @@
     scales    fp16  [groups, out]
     g_idx     int32 [in]                         the group of every input
 
-weight = scale * (code - zero). Version 1 ("gptq") stores zero - 1, so that 15 means 0; version 2 ("gptq_v2")
-stores zero. With act-order (`desc_act`), inputs were quantised in the order of their importance, and a group has
-inputs from everywhere; `g_idx` says which. Files without act-order have a `g_idx` too, that counts.
+weight = scale * (code - zero). Version 1 ("gptq") subtracted 1 from every zero of a word at once, so that a
+zero of 0 borrowed from the next one; the same sum undoes it. Version 2 ("gptq_v2") stores the zeros.
+With act-order (`desc_act`), inputs were quantised in the order of their importance, and a group has inputs
+from everywhere; `g_idx` says which. Files without act-order have a `g_idx` too, and it counts.
 
-`dynamic` overrides bits and group of modules by regular expression: "-:pattern" leaves them plain, and the first
-pattern that matches decides. Left out: 2 and 3 bits, the layouts "marlin" and "bitblas".
+`dynamic` overrides bits and group of modules by regular expression: "-:pattern" leaves them plain, and the
+first pattern that matches decides. Left out: 2 and 3 bits, the layouts "marlin" and "bitblas".
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from minillm.model.quantization.stored import (
 from minillm.model.quantization.zero_points import integer_form, integer_matrix
 from minillm.ops.quantized import QuantizedMatrix
 
+_ONES = {4: 0x11111111, 8: 0x01010101}
 _OF_A_MODULE = (
     "bits group_size sym desc_act static_groups true_sequential damp_percent damp_auto_increment mse".split()
 )
@@ -46,9 +48,10 @@ _KNOWN = (
     *_OF_A_MODULE,
     *(
         "quant_method checkpoint_format format dynamic lm_head modules_in_block_to_quantize pack_dtype "
-        "act_group_aware meta model_name_or_path model_file_base_name dataset tokenizer use_exllama exllama_config "
-        "use_cuda_fp16 max_input_length disable_exllama version cache_block_outputs batch_size pad_token_id "
-        "block_name_to_quantize module_name_preceding_first_block model_seqlen backend quantizer"
+        "act_group_aware meta model_name_or_path model_file_base_name dataset tokenizer use_exllama "
+        "exllama_config use_cuda_fp16 max_input_length disable_exllama version cache_block_outputs "
+        "batch_size pad_token_id block_name_to_quantize module_name_preceding_first_block model_seqlen "
+        "backend quantizer method hyb_act"
     ).split(),
 )
 _REFUSED = {
@@ -82,8 +85,13 @@ def gptq_quantization(config: Mapping[str, object]) -> StoredQuantization:
 def _not_listed(settings: Settings) -> Matcher:
     """Matches modules that `modules_in_block_to_quantize` leaves out."""
     blocks = settings.get("modules_in_block_to_quantize", [])
-    listed = [name for block in blocks for name in (block if isinstance(block, list) else [block])]
-    if not all(isinstance(name, str) for name in listed):
+    is_list = isinstance(blocks, list)
+    listed = (
+        [name for block in blocks for name in (block if isinstance(block, list) else [block])]
+        if is_list
+        else []
+    )
+    if not is_list or not all(isinstance(name, str) for name in listed):
         settings.refuse("modules_in_block_to_quantize", blocks, "it must be a list of lists of names")
     return lambda module: bool(listed) and not any(f".{module}".endswith(f".{name}") for name in listed)
 
@@ -143,9 +151,8 @@ class Gptq(StoredScheme):
         group = self.group or in_features
         chosen = slice(rows.start, rows.stop)
         codes = codes_of_words(parts[".qweight"][:, chosen].T, self.bits, in_features)
-        zeros = codes_of_words(parts[".qzeros"], self.bits, out)[:, chosen].T
-        if self.version == 1:
-            zeros = (zeros + 1) & (1 << self.bits) - 1
+        stored = parts[".qzeros"] + (_ONES[self.bits] if self.version == 1 else 0)  # a sum wraps around
+        zeros = codes_of_words(stored, self.bits, out)[:, chosen].T
         if self.symmetric and not (zeros == 1 << self.bits - 1).all():
             raise WeightsError(
                 f"{shown(name + '.qzeros')} has zero points that are not in the middle",

@@ -1,6 +1,6 @@
 """MXFP4, as gpt-oss stores its experts: 4 bits with a power of two for every 32 inputs (Rouhani 2310.10537).
 
-    experts.gate_up_proj_blocks   uint8 [experts, out, in / 32, 16]    two codes of e2m1 in a byte, the lower first
+    experts.gate_up_proj_blocks   uint8 [experts, out, in / 32, 16]    two codes of e2m1 in a byte
     experts.gate_up_proj_scales   uint8 [experts, out, in / 32]        byte b: 2 ** (b - 127); 255 is NaN
 
 A matrix is that of one expert: its blocks are [out, in / 32, 16]. (gpt-oss also interleaves the rows of gate

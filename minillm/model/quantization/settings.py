@@ -1,7 +1,7 @@
 """A `quantization_config`, or a part of it, as values of the right kind.
 
-A key that is ignored although it changes what the numbers mean gives fluent, wrong text. So every key is read,
-or named as harmless, or refused.
+A key that is ignored although it changes what the numbers mean gives fluent, wrong text. So every key is
+read, or named as harmless, or refused.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from minillm.config import shown
 from minillm.errors import UnsupportedModel
 
-_ABSENT = (None, False, [], {}, "")
+_ABSENT: tuple[object, ...] = (None, False, [], {}, "")
 
 
 class Settings:

@@ -7,8 +7,8 @@ A published checkpoint stores one matrix as several tensors. They share the name
                                  .weight_shape       int64 [2]
 
 A `StoredScheme` says which tensors belong to a matrix [out, in] (`parts`), which form the engine keeps it in
-(`form`, which the header of a file decides), and reads some rows of it (`read`). Rows are outputs; so a reader
-of large matrices needs the stored tensors and a few rows of codes in memory, and never all codes.
+(`form`, which the header of a file decides), and reads some rows of it (`read`). Rows are outputs; so a
+reader of large matrices needs the stored tensors and a few rows of codes in memory, and never all codes.
 
 A number is `scale * number(code) + minimum`. It is the file's number exactly, before the file's own library
 rounds it to a dtype of 16 bits:
@@ -107,7 +107,7 @@ Matcher = Callable[[str], bool]
 
 @dataclass(frozen=True)
 class StoredQuantization:
-    """Which module of a checkpoint is stored by which scheme: the first rule that matches its name decides."""
+    """Which module of a checkpoint is stored how: the first rule that matches its name decides."""
 
     method: str
     rules: tuple[tuple[Matcher, StoredScheme | None], ...]
