@@ -14,9 +14,10 @@ import torch
 from quantized_cases import MODULE, Case, all_cases, awq, gguf, gptq, packed, plain_codes, words
 from quantized_libraries import LIBRARIES, RECORD, digest, library_weights
 
+from minillm.config.quantization import CHANNEL, CODES, Form
 from minillm.errors import UnsupportedModel
 from minillm.model.quantization.gguf import gguf_scheme
-from minillm.ops.quantized import CHANNEL, CODES, Form, QuantizedMatrix
+from minillm.ops.quantized import QuantizedMatrix, dtype_of_scales
 
 CASES = {case.name: case for case in all_cases()}
 RECORDED = json.loads(RECORD.read_text())
@@ -88,10 +89,10 @@ def test_matrices_have_the_parts_of_their_form(name):
     form, groups = matrix.form, (shape[0], matrix.form.num_groups(shape[1]))
     assert form.codes in CODES and matrix.shape == shape
     assert matrix.codes.dtype == torch.uint8 and int(matrix.codes.max()) < 1 << form.bits
-    assert (tuple(matrix.scales.shape), matrix.scales.dtype) == (groups, form.dtype)
+    assert (tuple(matrix.scales.shape), matrix.scales.dtype) == (groups, dtype_of_scales(form))
     assert (matrix.minima is not None) == form.minimum
     if matrix.minima is not None:
-        assert (tuple(matrix.minima.shape), matrix.minima.dtype) == (groups, form.dtype)
+        assert (tuple(matrix.minima.shape), matrix.minima.dtype) == (groups, dtype_of_scales(form))
     if matrix.order is not None:
         assert matrix.order.dtype == torch.int32
         assert torch.equal(matrix.order.sort().values, torch.arange(shape[1], dtype=torch.int32))

@@ -22,8 +22,8 @@ from minillm.model.config_reader import ConfigReader
 from minillm.model.families.family import Family
 from minillm.model.families.table import FAMILIES
 from minillm.model.families.windows import layer_windows
-from minillm.model.quantization.config import stored_quantization
 from minillm.model.multimodal import refuse_other_inputs, text_config
+from minillm.model.quantization.config import stored_quantization
 from minillm.model.rope_config import ROPE_KEYS, read_rope, read_two_ropes
 
 _COMMON = frozenset(

@@ -151,7 +151,7 @@ def gguf_scheme(type_name: str) -> GgufBlocks:
 
 
 def gguf_quantization(config: Mapping[str, object]) -> StoredQuantization:
-    """What a `quantization_config` with quant_method "gguf" says: `minillm convert --keep-quantized` writes it.
+    """What a `quantization_config` with quant_method "gguf" says; `minillm convert` writes it.
 
     Raises:
         UnsupportedModel: another key, or a type that has no kernels.
