@@ -115,7 +115,8 @@ def plain_codes(
     if strategy == "block":
         weights["block_structure"] = [group, group]
         num_scales = -(-out // group), -(-inputs // group)
-    tensors[".weight_scale"] = scales(5, dtype, *num_scales)
+    seed = 5 if torch.Size(num_scales).numel() > 1 else 6  # a single scale is not zero
+    tensors[".weight_scale"] = scales(seed, dtype, *num_scales)
     if not symmetric:
         tensors[".weight_zero_point"] = signed(6, *num_scales)
     name = f"{kind}-{'sym' if symmetric else 'asym'}-{strategy}{group}-{dtype}-{out}x{inputs}"
