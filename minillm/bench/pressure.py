@@ -13,17 +13,19 @@ come from its events alone. The same load with other budgets shows how many bloc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from minillm.bench.engine import make_prompt
 from minillm.bench.machine import describe
 from minillm.config import SamplingParams
 from minillm.engine.engine import Engine
+from minillm.errors import UsageError
 from minillm.llm import LLM
 from minillm.memory.block_table import blocks_for
 from minillm.observe.events import Event
 from minillm.observe.metrics import percentile, summarize
+from minillm.observe.slo import Slo
 
 NEW_TOKENS = 96  # more than the scheduler's headroom, so that a full pool preempts
 PERCENTILES = (0.5, 0.9, 0.95, 0.99)
@@ -59,27 +61,28 @@ class Watcher:
         """The stage has ended with these figures."""
 
 
-@dataclass(frozen=True)
-class Slo:
-    """A service level: the longest time to the first token and between tokens, in seconds; None: any."""
-
-    ttft: float | None = None
-    itl: float | None = None
-
-    @property
-    def is_set(self) -> bool:
-        """Whether anything is asked for."""
-        return self.ttft is not None or self.itl is not None
-
-    def is_kept(self, row: dict[str, Any]) -> bool:
-        """Whether the p99 of a stage keep it."""
-        limits = ((row["ttft_s"], self.ttft), (row["itl_s"], self.itl))
-        return all(limit is None or times["p99"] <= limit for times, limit in limits)
+def is_kept(slo: Slo, row: dict[str, Any]) -> bool:
+    """Whether the p99 of a stage keep the limits of the time to the first token and of each gap."""
+    return bool(row["ttft_s"]["p99"] <= slo.ttft and row["itl_s"]["p99"] <= slo.itl)
 
 
 def fitting(stages: Iterable[Stage], max_model_len: int) -> list[Stage]:
     """The stages whose requests fit the context of a model."""
     return [stage for stage in stages if stage.context + NEW_TOKENS <= max_model_len]
+
+
+def require_fitting(stages: Iterable[Stage], max_model_len: int) -> list[Stage]:
+    """The same, at least one.
+
+    Raises:
+        UsageError: none fits.
+    """
+    if found := fitting(stages, max_model_len):
+        return found
+    raise UsageError(
+        f"no stage of the load fits a context of {max_model_len} tokens",
+        f"the smallest has {min(s.context for s in stages) + NEW_TOKENS}; choose a larger --max-model-len",
+    )
 
 
 def tight_budget(stages: Sequence[Stage], block_size: int, block_bytes: int) -> int:
@@ -97,20 +100,28 @@ def run_pressure(
 ) -> dict[str, Any]:
     """Run all stages under each KV budget, one after the other.
 
+    A stage of which one request alone is larger than the pool is not run: `too_large` lists it.
+
     Args:
         load: makes the model with changed options.
         budgets: `kv_memory` of each run.
+
+    Raises:
+        UsageError: no stage fits the context of the model.
     """
     runs = []
     for budget in budgets:
         llm = load(kv_memory=budget, prefix_caching=False, max_num_seqs=max(s.requests for s in stages))
-        chosen = fitting(stages, llm.engine.model.max_model_len)
-        rows = [_stage(llm, stage, number, watcher) for number, stage in enumerate(chosen)]
-        kept = [row["requests"] for row in rows if slo.is_kept(row)] if slo.is_set else None
         pool = llm.engine.pool
-        runs.append({"kv_memory": str(budget), "num_blocks": pool.num_blocks, "stages": rows, "kept": kept})
+        chosen = require_fitting(stages, llm.engine.model.max_model_len)
+        able = [s for s in chosen if blocks_for(s.context + NEW_TOKENS, pool.block_size) <= pool.num_blocks]
+        rows = [_stage(llm, stage, number, watcher) for number, stage in enumerate(able)]
+        kept = [row["requests"] for row in rows if is_kept(slo, row)] if slo.limits else None
+        found = {"kv_memory": str(budget), "num_blocks": pool.num_blocks, "stages": rows, "kept": kept}
+        runs.append(found | {"too_large": [stage._asdict() for stage in chosen if stage not in able]})
         del llm
-    return {"runs": runs, "slo": asdict(slo), "new_tokens": NEW_TOKENS, "machine": describe()}
+    limits = {name: slo.limits.get(name) for name in ("ttft", "itl")}
+    return {"runs": runs, "slo": limits, "new_tokens": NEW_TOKENS, "machine": describe()}
 
 
 def warm_up(llm: LLM, stage: Stage) -> None:
@@ -146,7 +157,7 @@ def figures(trace: Sequence[Event], num_blocks: int) -> dict[str, Any]:
         "itl_s": spread(summary.itl),
         "queue_s": spread([request.queue for request in summary.requests.values()]),
         "e2e_s": spread([request.e2e for request in summary.requests.values()]),
-        "tokens_per_s": summary.output_tokens / (last - first),
+        "tokens_per_s": summary.output_tokens / (last - first) if last > first else 0.0,
         "prefill_tokens": summary.prefill_tokens,
         "preemptions": summary.preemptions,
         "peak_used_blocks": summary.peak_used_blocks,
@@ -154,6 +165,12 @@ def figures(trace: Sequence[Event], num_blocks: int) -> dict[str, Any]:
         "fragmentation": max(shares, default=0.0),
         "steps": len(steps),
     }
+
+
+def holds_up_to(run: dict[str, Any]) -> int:
+    """The most requests at once for which, and for all fewer, a run kept its service level; 0: for none."""
+    kept = takewhile(lambda requests: requests in run["kept"], [s["requests"] for s in run["stages"]])
+    return max(kept, default=0)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -22,7 +22,7 @@ def trace_lines(path: Path, hint: str) -> Iterator[tuple[int, bytes]]:
         UnreadableFile: there is no such file, or it cannot be read.
         NotATrace: a line is too long, or there is none.
     """
-    name, number = shown_path(path), 0
+    name, is_empty = shown_path(path), True
 
     def too_long(number: int) -> NotATrace:
         return NotATrace(f"{name}, line {number}: longer than {LINE_LIMIT:,} bytes", hint)
@@ -30,10 +30,11 @@ def trace_lines(path: Path, hint: str) -> Iterator[tuple[int, bytes]]:
     try:
         for number, line in numbered_lines(path, LINE_LIMIT, too_long):
             if line.strip():
+                is_empty = False
                 yield number, line
     except UnreadableFile as error:
         raise UnreadableFile(error.message, hint) from None
-    if not number:
+    if is_empty:
         raise NotATrace(f"{name} is empty", hint)
 
 

@@ -25,6 +25,8 @@ SHARES = ("p50", "p90", "p95", "p99")
 NAMES = ("poisson", "bursts", "trace", "chat", "rag", "agents", "tenants", "flood")
 SETTINGS = ("rate", "duration", "seed", "cv", "trace")
 
+MISSED = "missed"  # a percentile that is in the requests that failed
+
 Row = tuple[str, str, str]
 
 
@@ -70,11 +72,11 @@ def run_workload(args: argparse.Namespace) -> int:
     from minillm.bench.load.live import live_view
     from minillm.bench.load.plan import Settings
     from minillm.bench.load.runs import Bench, no_watch
-    from minillm.bench.load.slo import Slo
     from minillm.bench.load.workloads import require_source
+    from minillm.observe.slo import Slo
 
     given = {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
-    settings, slo = Settings(**given), Slo(args.slo_ttft, args.slo_tpot)
+    settings, slo = Settings(**given), Slo.of(ttft=args.slo_ttft, tpot=args.slo_tpot)
     require_source(args.workload, settings)
     is_live = args.live and not args.json and sys.stdout.isatty()
     bench = Bench(
@@ -135,7 +137,9 @@ def _latencies(title: str, figures: dict[str, Any], prefix: str) -> Table:
     table = folding_table("", *SHARES, title=title, title_justify="left")
     for name in LATENCIES:
         cells = [figures.get(f"{prefix}{name}.{share}") for share in SHARES]
-        table.add_row(name, *("none" if cell is None else _ms(cell["median"]) for cell in cells))
+        table.add_row(
+            name, *("none" if cell is None else _shown(cell["median"], "{:,.1f} ms") for cell in cells)
+        )
     return table
 
 
@@ -183,10 +187,15 @@ def _variants(title: str, variants: list[dict[str, Any]]) -> Table:
         cells = []
         for name, (_, form, scale) in columns.items():
             found, ratio = variant["figures"].get(name), variant["ratios"].get(name)
-            text = "none" if found is None else form.format(found["median"] * scale)
+            text = "none" if found is None else _shown(found["median"], form, scale)
             cells.append(text if ratio is None else f"{text}\n{ratio:.2f} x")
         table.add_row(variant["name"], *cells)
     return table
+
+
+def _shown(median: float | None, form: str, scale: float = 1e3) -> str:
+    """A median; None: it is infinite, because too many requests never got there."""
+    return MISSED if median is None else form.format(median * scale)
 
 
 def _ms(seconds: float) -> str:

@@ -5,9 +5,9 @@
     flush     the kept lines are appended with one write; whatever stops the process later, they are there
     close     the last flush
 
-A write that fails (a full disk) ends the file at its last whole line. The log says so once. The engine does
-not notice, because a request must not fail because something else is written down. If Ctrl-C interrupts a
-write, the next one takes back what was written and repeats it whole.
+A write that fails (a full disk) or would make the file longer than its limit ends it at its last whole line.
+The log says so once. The engine does not notice, because a request must not fail because something else is
+written down. If Ctrl-C interrupts a write, the next one takes back what was written and repeats it whole.
 
 A process that was forked has the same file open. It writes nothing.
 """
@@ -15,25 +15,28 @@ A process that was forked has the same file open. It writes nothing.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import stat
 from pathlib import Path
 
 from minillm.config.files import shown_path
+from minillm.config.sizes import format_bytes
 from minillm.errors import StorageError, UsageError
 
 _log = logging.getLogger(__name__)
 
 
 class LineFile:
-    """A new file of lines. `what` names it in the log, `option` in errors.
+    """A new file of lines. `what` names it in the log, `option` in errors; `limit`: the most bytes.
 
     Raises:
         UsageError: there is something of this name, or the name cannot be one.
         StorageError: the folder cannot be written.
     """
 
-    def __init__(self, path: str | Path, option: str, what: str) -> None:
+    def __init__(self, path: str | Path, option: str, what: str, limit: float = math.inf) -> None:
+        self._limit = limit
         self._path, self._what, self._process = Path(path), what, os.getpid()
         self._lines: list[str] = []
         self._size = 0  # bytes of whole lines
@@ -59,18 +62,24 @@ class LineFile:
         if self._file is None or not self._lines or os.getpid() != self._process:
             return
         data = "".join(self._lines).encode()
+        if self._size + len(data) > self._limit:
+            self._give_up(self._file, f"it would be longer than {format_bytes(self._limit)}")
+            return
         try:
             if os.fstat(self._file).st_size > self._size:  # an interrupted write
                 os.ftruncate(self._file, self._size)
             write_all(self._file, data)
         except OSError as error:
-            _log.warning(f"{shown_path(self._path)}: {self._what} ends here: {error.strerror or error}")
-            truncate(self._file, self._size)
-            self._end(self._file)
+            self._give_up(self._file, error.strerror or str(error))
             return
         # Python handles Ctrl-C only at calls and loop ends: never between these two lines.
         self._size += len(data)
         self._lines.clear()
+
+    def _give_up(self, file: int, reason: str) -> None:
+        _log.warning(f"{shown_path(self._path)}: {self._what} ends here: {reason}")
+        truncate(file, self._size)
+        self._end(file)
 
     def close(self) -> None:
         """Write what is left and close the file; do nothing the second time."""

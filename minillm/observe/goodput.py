@@ -17,13 +17,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from minillm.observe.metrics import RequestTimes
-
-
-class Promise(NamedTuple):
-    """The limits of a service level objective (SLO), in seconds: time to the first token, and TPOT."""
-
-    ttft: float
-    tpot: float
+from minillm.observe.slo import Slo
 
 
 class Sent(NamedTuple):
@@ -39,7 +33,7 @@ class Sent(NamedTuple):
 
 
 def goodput(
-    sent: Iterable[Sent], requests: Mapping[str, RequestTimes], promise: Promise, seconds: float
+    sent: Iterable[Sent], requests: Mapping[str, RequestTimes], promise: Slo, seconds: float
 ) -> float:
     """How many requests in a second kept the promise, in a run of `seconds`.
 

@@ -280,7 +280,8 @@ class EngineMetrics:
             _add(self._now, costs.decode(rows, sequences, context))
 
     def _warm_up(self, event: Event) -> None:
-        self.startup |= {name: value for name, value in event.data.items() if name != "phase"}
+        # A new dictionary: another thread may be reading the old one for a scrape.
+        self.startup = {**self.startup, **{k: v for k, v in event.data.items() if k != "phase"}}
         if event["phase"] == "begin":
             self._warm_ups += 1
         else:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from minillm.config import shown
 from minillm.errors import UsageError
 from minillm.observe.figures import Figures
 from minillm.observe.histogram import Histogram
@@ -32,8 +33,9 @@ def make_registry(metrics: EngineMetrics, model_name: str = "") -> Any:
         model_name: the label `model_name` of every metric; without it there is no such label.
 
     Raises:
-        UsageError: `prometheus_client` is not installed.
+        UsageError: `prometheus_client` is not installed, or `model_name` cannot be a label.
     """
+    _require_label(model_name)
     registry = _library().CollectorRegistry()
     registry.register(EngineCollector(metrics, model_name))
     return registry
@@ -175,6 +177,17 @@ def _histograms(figures: Figures) -> dict[str, tuple[str, Histogram]]:
         "iteration_duration_seconds": ("Time of a step.", figures.step_seconds),
         "iteration_kv_fragmentation_ratio": ("Share of slots without a token.", figures.fragmentation),
     }
+
+
+def _require_label(name: object) -> None:
+    """Refuse a name here that would make every scrape fail."""
+    try:
+        if isinstance(name, str):
+            name.encode()
+            return
+    except UnicodeEncodeError:
+        pass
+    raise UsageError(f"model_name must be text, not {shown(name)}", "leave it out, or name the model")
 
 
 def _library() -> Any:

@@ -54,6 +54,7 @@ class SpeculationSummary:
 def summarize_speculation(events: Iterable[Event]) -> SpeculationSummary:
     """Compute the speculation metrics of a trace."""
     result, prefilled, current = SpeculationSummary(), False, None
+    depths, lengths = Counter[int](), Counter[int]()
     for event in events:
         if event.kind == "prefill_chunk":
             prefilled = True
@@ -63,12 +64,22 @@ def summarize_speculation(events: Iterable[Event]) -> SpeculationSummary:
                 result.drafted += drafted
                 result.accepted += accepted
                 result.verifications += 1
-                result.drafted_at.update(range(1, depth + 1))
-                result.accepted_at.update(range(1, accepted + 1))
+                depths[depth] += 1
+                lengths[accepted] += 1
         elif event.kind == "step":
             if current and not prefilled:
                 result.seconds += event["seconds"]
                 result.draft_seconds += current["draft_seconds"]
                 result.verify_seconds += current["verify_seconds"]
             prefilled, current = False, None
+    result.drafted_at, result.accepted_at = _by_position(depths), _by_position(lengths)
     return result
+
+
+def _by_position(lengths: Counter[int]) -> Counter[int]:
+    """From how many drafts had each length: how many had a token at each position."""
+    found, left = Counter[int](), lengths.total() - lengths[0]
+    for position in range(1, max(lengths, default=0) + 1):
+        found[position] = left
+        left -= lengths[position]
+    return found

@@ -6,13 +6,15 @@
     {"kind": "queue", "step": 0, "time": .., "request_id": "req-..", "data": {"prompt_tokens": 9, ..}}
 
 The recorder is a listener, so it changes nothing (contract C8). It writes once a step (`config/new_file.py`);
-what a killed process leaves is whole up to its last line break. A file that cannot be written ends the record
-and no request. `clock` is the time of the header on the clock of the events. The file holds what events hold:
-no text, no token id, no name. It shows what was asked when, so only its owner can read it.
+what a killed process leaves is whole up to its last line break. A file that cannot be written, or would be
+too long to be read, ends the record and no request. `clock` is the time of the header on the clock of the
+events. The file holds what events hold: no text, no token id, no name. It shows what was asked when, so only
+its owner can read it.
 
 A reader believes nothing. The file may be another program's, changed by hand, a gigabyte without a line
-break. Each line is checked (`trace_schema.py`), and an error is one line that names the line of the file. A
-last line without a line break was being written when the process ended; it is left out, and `is_cut` says so.
+break. Each line is checked (`trace_schema.py`), also against those before it (`trace_order.py`), and an error
+is one line that names the line of the file. A last line without a line break was being written when the
+process ended; it is left out, and `is_cut` says so.
 """
 
 from __future__ import annotations
@@ -32,12 +34,23 @@ from minillm.config.new_file import LineFile
 from minillm.config.sizes import format_bytes
 from minillm.errors import NotATrace, UnreadableFile
 from minillm.observe.events import Event, Events
-from minillm.observe.trace_schema import FIELDS, is_count, is_number, is_plain, is_request, wrong_field
+from minillm.observe.trace_order import Order
+from minillm.observe.trace_schema import (
+    FIELDS,
+    is_count,
+    is_duration,
+    is_number,
+    is_plain,
+    is_request,
+    is_some,
+    wrong_field,
+    wrong_shape,
+)
 
 FORMAT, VERSION = "minillm trace", 1
 LINE_LIMIT = 16 << 20  # bytes; the tables of a million blocks take 8 MB
 MAX_KEPT = 1000  # events that wait for the end of a step
-FILE_LIMIT = 1 << 30  # bytes; read, it takes several times as much
+FILE_LIMIT = 1 << 30  # bytes, where a record ends, too; read, it takes several times as much
 _MAKE = 'make one with LLM(record="run.jsonl")'
 _AGAIN = "record the run again"
 
@@ -50,7 +63,7 @@ class TraceRecorder:
     """
 
     def __init__(self, path: str | Path, events: Events, header: Mapping[str, Any]) -> None:
-        self._file = LineFile(path, "record", "the recorded run")
+        self._file = LineFile(path, "record", "the recorded run", FILE_LIMIT)
         self._events = weakref.ref(events)
         weakref.finalize(self, self._file.close)  # also when the process ends
         first = {"format": FORMAT, "version": VERSION, "clock": time.perf_counter(), **header}
@@ -94,7 +107,7 @@ def read_trace(path: str | Path) -> Trace:
         UnreadableFile: there is no such file, or it cannot be read.
         NotATrace: it is no recorded run, one of another version, a damaged or a too large one.
     """
-    name, trace = shown_path(Path(path)), None
+    name, trace, order = shown_path(Path(path)), None, Order(0, 0)
     try:
         for number, line in _lines(Path(path), name):
             if not line.endswith(b"\n"):
@@ -105,8 +118,9 @@ def read_trace(path: str | Path) -> Trace:
             found = _object(line, name, number)
             if trace is None:
                 trace = Trace(name, _header(found, name))
+                order = Order(trace.clock, trace.header["num_blocks"])
             else:
-                trace.events.append(_event(found, trace, number))
+                trace.events.append(_event(found, trace, order, number))
     except UnreadableFile as error:
         raise UnreadableFile(error.message, _MAKE) from None
     except MemoryError:
@@ -147,9 +161,11 @@ def _header(found: dict[str, Any], name: str) -> Mapping[str, Any]:
             "record the run with this version of minillm",
         )
     sizes = ("block_size", "num_blocks", "kv_bytes_per_token")
-    wrong = [key for key in sizes if not is_count(found.get(key)) or found[key] == 0]
-    wrong += ["clock"] if not is_number(found.get("clock")) else []
+    wrong = [key for key in sizes if not is_some(found.get(key))]
+    wrong += ["clock"] if not is_duration(found.get("clock")) else []
+    wrong += [key for key in ("device", "backend") if not isinstance(found.get(key), str)]
     wrong += [key for key in ("model", "options") if not isinstance(found.get(key), dict)]
+    wrong += [] if "model" in wrong else wrong_shape(found["model"])
     if wrong or not is_plain({**found, "model": None, "options": None}):
         raise NotATrace(f"{name}, line 1: {(wrong or ['a value'])[0]} is wrong", _AGAIN)
     if not is_plain(found["model"]) or not is_plain(found["options"]):
@@ -157,7 +173,7 @@ def _header(found: dict[str, Any], name: str) -> Mapping[str, Any]:
     return found
 
 
-def _event(found: dict[str, Any], trace: Trace, number: int) -> Event:
+def _event(found: dict[str, Any], trace: Trace, order: Order, number: int) -> Event:
     kind, data = found.get("kind"), found.get("data")
     step, at, request_id = found.get("step"), found.get("time"), found.get("request_id")
     where = f"{trace.name}, line {number}"
@@ -169,9 +185,10 @@ def _event(found: dict[str, Any], trace: Trace, number: int) -> Event:
         raise NotATrace(f"{where}: {shown(wrong)} of {kind} is wrong", _AGAIN)
     if kind == "blocks" and max(_blocks(data), default=0) >= trace.header["num_blocks"]:
         raise NotATrace(f"{where}: there is no such block", _AGAIN)
-    if kind == "speculate" and len(data["requests"]) != len(data["outcomes"]):
-        raise NotATrace(f"{where}: outcomes of speculate is wrong", _AGAIN)
-    return Event(kind, step, float(at), request_id, data)  # type: ignore[arg-type]
+    event = Event(kind, step, float(at), request_id, data)  # type: ignore[arg-type]
+    if (wrong := order.wrong(event)) is not None:
+        raise NotATrace(f"{where}: {wrong} contradicts the lines before it", _AGAIN)
+    return event
 
 
 def _blocks(data: Mapping[str, Any]) -> Iterator[int]:

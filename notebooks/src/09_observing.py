@@ -171,7 +171,7 @@ show(
 # were preempted and computed their tokens again, so the machine works more for the same answers.
 #
 # **Cure:** a larger `kv_memory`, fewer requests at once, shorter contexts, or fewer bits in the cache. More
-# compute would not help: the machine is busy with work that it has done before.
+# compute would not help: a step has fewer rows than in the healthy run, because there are no blocks for more.
 #
 # ## 9.3 Incident two
 #
@@ -214,8 +214,8 @@ show(
 
 # %% [markdown]
 # **Diagnosis: a burst.** Until step 40 all is well. Then the queue jumps within one step and drains. The
-# requests lack `tokens`: the steps are full of prefill. Memory and places were there. On the average over the
-# run the load is that of the healthy one, so means hide it. The timeline and p99 do not.
+# requests lack `tokens`: the steps are full of prefill. Memory and places were there. The requests are those
+# of the healthy run, only their starts differ: a count of them hides it. The timeline and p99 do not.
 #
 # **Cure:** none in the engine that is free. Chunks already bound how long the running answers stall: ITL has
 # grown, but no step is longer than a full one. Admission control refuses what cannot be served in time; more
@@ -223,7 +223,7 @@ show(
 #
 # | | waiting lacks | headroom | computed twice | batch |
 # | --- | --- | --- | --- | --- |
-# | memory | `blocks` | none | yes | full |
+# | memory | `blocks` | none | yes | smaller |
 # | batching | `seqs` | plenty | no | empty |
 # | burst | `tokens`, for a while | some | no | full of prefill |
 #

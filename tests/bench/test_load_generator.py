@@ -14,9 +14,9 @@ from minillm.bench.load.clock import RealClock
 from minillm.bench.load.figures import figures, intended_times
 from minillm.bench.load.generator import LOST, NOT_SENT, Generator, Run
 from minillm.bench.load.plan import LoadRequest
-from minillm.bench.load.slo import Slo
 from minillm.bench.load.validity import late_limit
 from minillm.observe.metrics import percentile, summarize
+from minillm.observe.slo import Slo
 
 STALL, FAST, GAP, MANY = 2.0, 1 / 16, 1 / 8, 200
 
@@ -168,7 +168,7 @@ def test_the_limit_of_lateness_is_a_share_of_the_mean_gap() -> None:
 )
 def test_an_slo_is_met_at_its_limit(ttft: float | None, tpot: float | None, met: int) -> None:
     run = play([request(0, 3)], lambda step: 1.0)
-    assert figures(run, Slo(ttft, tpot), 16)["slo_met"] == met
+    assert figures(run, Slo.of(ttft=ttft, tpot=tpot), 16)["slo_met"] == met
 
 
 # ---- the real clock: what it does, not when ----------------------------------------------------------

@@ -23,12 +23,12 @@ from minillm.bench.load.generator import Generator
 from minillm.bench.load.live import LiveState, block_map, live_view
 from minillm.bench.load.plan import LoadRequest, Settings
 from minillm.bench.load.runs import BASE, Bench
-from minillm.bench.load.slo import Slo
 from minillm.bench.load.validity import Reading
 from minillm.bench.load.workloads import WORKLOADS, make_plan
 from minillm.cli.bench_workload import NAMES, print_workload
 from minillm.cli.main import main
 from minillm.observe.events import Event
+from minillm.observe.slo import Slo
 
 SHORT = Settings(rate=40.0, duration=0.3)
 SMALL = {"kv_memory": tiny.blocks(80)}

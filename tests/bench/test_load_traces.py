@@ -105,6 +105,25 @@ def test_files_that_are_no_traces(tmp_path: Path) -> None:
         read_trace(tmp_path / "trace.txt")
 
 
+@pytest.mark.parametrize("rate", [None, 3.0])
+@pytest.mark.parametrize(("name", "text"), [("a.csv", HEADER), ("b.csv", "\n\n"), ("c.jsonl", "\r\n  \n")])
+def test_a_trace_without_a_request_says_so(tmp_path: Path, name: str, text: str, rate: float | None) -> None:
+    """Neither another rate nor a longer run would help."""
+    (tmp_path / name).write_text(text)
+    with pytest.raises(NotATrace, match=r"is empty|has no requests"):
+        make_plan("trace", Settings(rate=rate, trace=tmp_path / name), 64, 320)
+    (tmp_path / "far.jsonl").write_bytes(line(timestamp=0) + b"\n" + line(timestamp=9e6))  # control
+    assert len(make_plan("trace", Settings(trace=tmp_path / "far.jsonl"), 64, 320).requests) == 1
+
+
+def test_a_blank_line_above_the_columns_is_left_out_like_any_other(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("\n" + HEADER + "2023-11-16 18:15:46,3,4\n")
+    assert list(read_trace(tmp_path / "a.csv")) == [TraceRow(0.0, 3, 4)]
+    (tmp_path / "b.csv").write_text("\n2023-11-16 18:15:46,3,4\n" + HEADER)
+    with pytest.raises(NotATrace, match="line 2: the columns"):
+        list(read_trace(tmp_path / "b.csv"))
+
+
 def test_a_trace_at_one_moment_has_no_rate(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     path.write_bytes(line() + b"\n" + line() + b"\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,9 @@ def test_a_cut_run_is_said(run_file: Path, tmp_path: Path, capsys: pytest.Captur
     [
         (["{run}", "--out", "{run}"], 2, "is the recorded run itself"),
         (["{run}", "--chrome-trace", "{run}"], 2, "is the recorded run itself"),
+        (["{run}", "--out", "{run}.hard"], 2, "is the recorded run itself"),
+        (["{run}", "--chrome-trace", "{run}.soft"], 2, "is the recorded run itself"),
+        (["{run}", "--out", "{run}.a", "--chrome-trace", "{run}.a"], 2, "the page and the trace at once"),
         (["{run}", "--out", "{run}/x"], 3, "cannot be written"),
         (["{run}.no"], 3, "No such file"),
         (["pyproject.toml"], 2, "is no recorded run"),
@@ -64,9 +68,20 @@ def test_what_is_refused(
     run_file: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, text: str
 ) -> None:
     before = run_file.read_bytes()
+    for link, make in ((".hard", os.link), (".soft", os.symlink)):  # other names of the same file
+        other = f"{run_file}{link}"
+        if not os.path.lexists(other):
+            make(run_file, other)
     assert main(["demo", "replay", *(word.format(run=run_file) for word in words)]) == code
     error = capsys.readouterr().err
     assert text in error and error.count("\n") == 1 and run_file.read_bytes() == before
+
+
+def test_another_file_with_the_same_content_is_written_over(run_file: Path, tmp_path: Path) -> None:
+    """The control: only the run itself is protected."""
+    (tmp_path / "copy").write_bytes(run_file.read_bytes())
+    assert main(["demo", "replay", str(run_file), "--out", str(tmp_path / "copy")]) == 0
+    assert (tmp_path / "copy").read_text().startswith("<!DOCTYPE html>")
 
 
 def test_kernels_have_nothing_to_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,15 @@ import torch
 
 from minillm.bench import pressure, slices
 from minillm.bench.dry import DryEngine
-from minillm.bench.pressure import NEW_TOKENS, Slo, Stage, Watcher, run_pressure
+from minillm.bench.pressure import NEW_TOKENS, Stage, Watcher, run_pressure
 from minillm.bench.slices import PROFILES, RESERVE, plan_slices
+from minillm.cli.main import main
 from minillm.config import EngineConfig
 from minillm.engine.engine import Engine
 from minillm.errors import UsageError
 from minillm.model.families import load_model_config
+from minillm.observe.events import Event
+from minillm.observe.slo import Slo
 
 STAGES = (Stage(1, 8), Stage(3, 40), Stage(6, 90))
 
@@ -56,7 +61,7 @@ def test_only_the_later_stages_are_under_pressure(folder: Path) -> None:
 
 
 def test_a_larger_budget_takes_the_pressure_away(folder: Path) -> None:
-    runs = report(folder, budgets=[tiny.blocks(30), tiny.blocks(120)], slo=Slo(ttft=1e-9, itl=None))["runs"]
+    runs = report(folder, budgets=[tiny.blocks(30), tiny.blocks(120)], slo=Slo(ttft=1e-9))["runs"]
     assert [run["stages"][-1]["preemptions"] > 0 for run in runs] == [True, False]
     assert [run["kept"] for run in runs] == [[], []], "nobody answers in a nanosecond"
     easy = report(folder, slo=Slo(ttft=3600.0, itl=3600.0))["runs"][0]
@@ -120,3 +125,85 @@ def test_what_does_not_fit_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_default_budget_is_filled_by_the_stage_in_the_middle() -> None:
     budget = pressure.tight_budget(STAGES, 16, 1000)
     assert budget == 3 * -(-(40 + NEW_TOKENS) // 16) * 1000
+
+
+def test_a_stage_that_the_pool_cannot_hold_is_left_out_and_said(folder: Path) -> None:
+    """The figures of other stages and budgets are not lost."""
+    few, many = report(folder, budgets=[tiny.blocks(8), tiny.blocks(30)])["runs"]
+    assert [stage["context"] for stage in few["stages"]] == [8]
+    assert few["too_large"] == [stage._asdict() for stage in STAGES[1:]]
+    assert len(many["stages"]) == 3 and many["too_large"] == []
+
+
+def test_a_context_that_no_stage_fits_is_one_error(folder: Path) -> None:
+    with pytest.raises(UsageError, match="no stage of the load fits a context of 256 tokens"):
+        report(folder, stages=[Stage(1, 200)])
+    with pytest.raises(UsageError, match="no stage"):
+        pressure.require_fitting(STAGES, NEW_TOKENS)
+    assert pressure.require_fitting(STAGES, NEW_TOKENS + 8) == [STAGES[0]]
+
+
+def test_a_clock_that_does_not_move_gives_no_throughput(folder: Path) -> None:
+    events = list[Event]()
+    llm = tiny.load(folder)
+    llm.engine.events.listeners.append(events.append)
+    pressure.warm_up(llm, STAGES[0])
+    assert pressure.figures(events, 9)["tokens_per_s"] > 0  # the control
+    still = [replace(event, time=5.0) for event in events]
+    assert pressure.figures(still, 9)["tokens_per_s"] == 0.0
+
+
+def test_a_level_that_was_missed_does_not_hold_above() -> None:
+    stages = [{"requests": requests} for requests in (1, 4, 8)]
+    for kept, most in (([], 0), ([1, 4, 8], 8), ([1, 8], 1), ([4, 8], 0)):
+        assert pressure.holds_up_to({"stages": stages, "kept": kept}) == most
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--slices", ""], "no slices of ''"),
+        (["--slices", "a100-40", "--budget", "1MiB"], "--budget has no meaning with --slices"),
+        (["--slices", "a100-40", "--slo-ttft", "1"], "--slo-ttft has no meaning"),
+        (["--slices", "a100-40", "--kv-memory", "1MiB"], "--kv-memory has no meaning"),
+        (["--slices", "a100-40", "--max-model-len", "9"], "--max-model-len has no meaning"),
+        (["--slices", "a100-40", "--threads", "0"], "--threads must be at least 1"),
+        (["--budget", "1MiB,banana"], "kv_memory='banana' is not a size"),
+        (["--budget", "1MiB,0"], "kv_memory must be at least 1"),
+        (["--max-model-len", "100"], "no stage of the load fits a context of 100"),
+        (["--out", "{file}"], "cannot write to"),
+        (["--out", "{file}/x"], "cannot write to"),
+        (["--out", "/proc/x", "--slices", "a100-40"], "cannot write to /proc/x"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_measured(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    text: str,
+) -> None:
+    def measured(*_: object) -> None:
+        raise AssertionError("a stage was run")
+
+    monkeypatch.setattr(pressure, "_stage", measured)
+    (tmp_path / "file").touch()
+    given = [word.format(file=tmp_path / "file") for word in words]
+    assert main(["demo", "pressure", str(folder), "--json", *given]) in (2, 3)
+    found = capsys.readouterr()
+    assert text in found.err and found.err.count("\n") == 1 and found.out == ""
+
+
+def test_a_figure_that_cannot_be_saved_is_one_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pressure, "STAGES", STAGES[:2])
+    (tmp_path / "pressure.png").mkdir()
+    words = ["demo", "pressure", str(folder), "--budget", "256KiB", "--json", "--out", str(tmp_path)]
+    assert main(words) == 3
+    found = capsys.readouterr()
+    assert "cannot write to" in found.err and found.err.count("\n") == 1
+    assert json.loads((tmp_path / "pressure.json").read_text()) == json.loads(found.out)
+    (tmp_path / "pressure.png").rmdir()
+    assert main(words) == 0 and (tmp_path / "pressure.png").is_file()  # the control

@@ -290,6 +290,19 @@ def test_no_name_and_no_text_is_in_the_figures(folder: Path) -> None:
     assert len(report(metrics)["tenants"]) == 3 and dict(metrics.tenants)[OTHER].refused == 1
 
 
+def test_who_reads_the_start_while_a_warm_up_ends_is_not_disturbed() -> None:
+    """A scrape of another thread may be in the middle of it."""
+    begin = {"phase": "begin", "load": 1.0, "compile": 0.0, "allocation": 0.5}
+    metrics = EngineMetrics().replay([Event("warmup", 0, 1.0, "", begin)])
+    reading = iter(metrics.startup.items())
+    assert next(reading) == ("load", 1.0)
+    metrics(Event("warmup", 0, 2.0, "", {"phase": "end", "first": 0.1, "again": 0.1, "requests": 2}))
+    assert list(reading) == [("compile", 0.0), ("allocation", 0.5)]
+    assert metrics.startup == {"load": 1.0, "compile": 0.0, "allocation": 0.5, "first": 0.1, "again": 0.1} | {
+        "requests": 2
+    }
+
+
 def test_the_report_is_the_figures(run: tuple[LLM, EngineMetrics, list[Event]]) -> None:
     _, metrics, trace = run
     found, expected = report(metrics), recount(trace)

@@ -6,10 +6,11 @@ from minillm.labs.lab12_operating import runs
 from minillm.labs.lab12_operating.incident_cases import grows, made
 from minillm.labs.lab12_operating.memory_cases import step_event
 from minillm.labs.lab12_operating.recorder import User, record
-from minillm.observe.goodput import Promise, Sent, goodput
+from minillm.observe.goodput import Sent, goodput
 from minillm.observe.incident import PATIENCE, Finding, diagnose
 from minillm.observe.memory_use import MemoryUse, memory_use
 from minillm.observe.metrics import RequestTimes, merged_percentile, percentile, request_times, summarize
+from minillm.observe.slo import Slo
 
 CULPRITS = {
     "healthy": "none",
@@ -70,14 +71,14 @@ def test_goodput_by_hand():
         for name, tokens in {"a": [2.0, 2.5], "b": [1.5], "c": [2.5], "d": [1.5, 2.5], "e": []}.items()
     }
     sent = [Sent(1.0, name) for name in times] + [Sent(1.0, "a", failed=True), Sent(1.0, None, True)]
-    assert goodput(sent, times, Promise(1.0, 0.5), 4.0) == 2 / 4
-    assert goodput([Sent(0.5, "a")], times, Promise(1.0, 0.5), 4.0) == 0  # the user waited from 0.5 on
+    assert goodput(sent, times, Slo(1.0, 0.5), 4.0) == 2 / 4
+    assert goodput([Sent(0.5, "a")], times, Slo(1.0, 0.5), 4.0) == 0  # the user waited from 0.5 on
 
 
 def test_a_late_client_does_not_make_goodput_better():
     """The same requests, counted from when they were handed over: more of them seem good."""
     run = record(runs.SOUND, tuple(User(0.001 * i, 48, 6) for i in range(10)))
-    times, promise = request_times(run.events), Promise(0.2, 1.0)
+    times, promise = request_times(run.events), Slo(0.2, 1.0)
     as_sent = [Sent(times[one.request_id].submitted, one.request_id) for one in run.sent]
     honest, flattered = (goodput(sent, times, promise, run.seconds) for sent in (run.sent, as_sent))
     assert honest < flattered

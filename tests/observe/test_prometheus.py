@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import prometheus_client
 import pytest
@@ -189,6 +190,18 @@ def test_the_model_s_name_is_a_label_only_if_it_is_given(metrics: EngineMetrics)
     _, samples, _ = scrape(metrics, "tiny")
     assert all(("model_name", "tiny") in labels for _, labels in samples)
     assert not any("model_name" in dict(labels) for _, labels in scrape(metrics)[1])
+
+
+@pytest.mark.parametrize("name", ["\ud800", 3, b"a", True, None], ids=ascii)
+def test_a_name_that_no_scrape_could_write_is_refused_at_once(metrics: EngineMetrics, name: Any) -> None:
+    with pytest.raises(MinillmError, match="model_name must be text"):
+        make_registry(metrics, name)
+
+
+@pytest.mark.parametrize("name", ['a"b\\c\nd', "日本", '{le="1"}'])
+def test_an_odd_name_stays_one_label(metrics: EngineMetrics, name: str) -> None:
+    _, samples, _ = scrape(metrics, name)
+    assert samples and all(dict(labels)["model_name"] == name for _, labels in samples)
 
 
 def test_an_engine_that_did_nothing_has_all_metrics(folder: Path) -> None:

@@ -200,22 +200,22 @@ def changed(line: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 QUEUE = {"prompt_tokens": 3, "n": 1, "prompt": "0" * 64, "tenant": "0" * 16}
-LINE = {"kind": "queue", "step": 0, "time": 1.5, "request_id": "req-1", "data": QUEUE}
+LINE = {"kind": "queue", "step": 0, "time": 1e9, "request_id": "req-1", "data": QUEUE}
 BLOCKS = {"kind": "blocks", "data": {"tables": [["req-1", 0, [3]]], "cached": [], "uncached": []}}
 WRONG_LINES = {
     "not json": b"{",
     "not utf-8": b'{"kind": "\xff"}',
     "a list": b"[]",
     "deep": b"[" * 100000,
-    "a huge number": json.dumps(LINE).replace("1.5", "1" * 5000).encode(),
+    "a huge number": json.dumps(LINE).replace("1000000000.0", "1" * 5000).encode(),
     "unknown kind": changed(LINE, kind="quene"),
     "kind is a list": changed(LINE, kind=["queue"]),
     "step is true": changed(LINE, step=True),
     "step is negative": changed(LINE, step=-1),
     "step is huge": changed(LINE, step=1 << 60),
     "time is text": changed(LINE, time="1"),
-    "time is infinite": json.dumps(LINE).replace("1.5", "1e999").encode(),
-    "time is NaN": json.dumps(LINE).replace("1.5", "NaN").encode(),
+    "time is infinite": json.dumps(LINE).replace("1000000000.0", "1e999").encode(),
+    "time is NaN": json.dumps(LINE).replace("1000000000.0", "NaN").encode(),
     "markup as id": changed(LINE, request_id="<script>"),
     "long id": changed(LINE, request_id="a" * 65),
     "no data": {key: value for key, value in LINE.items() if key != "data"},
@@ -249,6 +249,7 @@ def test_a_damaged_line_is_named(run_file: Path, tmp_path: Path, name: str) -> N
         {"format": "minillm divergence record"}, {"version": 2}, {"version": True}, {"num_blocks": 0},
         {"num_blocks": 1 << 70}, {"block_size": "16"}, {"clock": None}, {"model": []}, {"options": {"a": {}}},
         {"model": {"dtype": "x" * 65}}, {"device": ["cpu"]}, {"a b": 1},
+        {"device": None}, {"backend": 3}, {"clock": -1.0}, {"model": {}},
     ],
     ids=str,
 )  # fmt: skip

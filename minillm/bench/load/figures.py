@@ -1,25 +1,28 @@
 """The figures of a run, from its records and its events. Nothing is measured a second time.
 
 The times come from the trace, by `observe/metrics.py`. Only their origin is changed: to the intended start.
+
+What a request did not get counts as infinitely late: the first token, and the end of a request that failed.
+Otherwise an engine that refuses all it cannot serve quickly would have the best percentiles.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from minillm.bench.load.generator import Record, Run
-from minillm.bench.load.slo import Slo
+from minillm.bench.load.slo import is_met
 from minillm.bench.load.stalls import stalls
 from minillm.observe.metrics import RequestTimes, Summary, percentile, summarize
+from minillm.observe.slo import Slo
 
 SHARES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 LATENCIES: dict[str, Callable[[RequestTimes], Sequence[float | None]]] = {
-    "ttft": lambda times: [times.ttft],
     "tpot": lambda times: [times.tpot],
     "itl": lambda times: times.itl,
-    "e2e": lambda times: [times.e2e],
     "queue": lambda times: [times.queue],
 }
 
@@ -38,11 +41,15 @@ def intended_times(run: Run, summary: Summary) -> Times:
 
 
 def figures(run: Run, slo: Slo, block_size: int, watched: str | None = None) -> dict[str, Any]:
-    """All figures of a run, in seconds, tokens and shares. `watched`: a tenant that also has its own."""
+    """All figures of a run, in seconds, tokens and shares. `watched`: a tenant that also has its own.
+
+    The run lasts until the last token or end, or the last request that was refused, if that is later.
+    """
     summary = summarize(run.events)
     times = intended_times(run, summary)
     ends = [t.latest for _, t in times if t is not None]
-    seconds = max(ends, default=run.end) - run.start
+    refused = [record.started for record, t in times if t is None and record.started is not None]
+    seconds = max([*ends, *refused], default=run.end) - run.start
     lags = [record.lag for record in run.records if record.lag is not None]
     between = stalls(run.events)
     found = {
@@ -89,11 +96,15 @@ def _counts(records: Sequence[Record]) -> dict[str, int]:
 
 
 def _latencies(times: Times, slo: Slo, seconds: float) -> dict[str, Any]:
-    met = sum(record.failure is None and slo.is_met(t) for record, t in times)
+    met = sum(record.failure is None and is_met(slo, t) for record, t in times)
     known = [t for _, t in times if t is not None]
+    ttft = [math.inf if t is None or t.ttft is None else t.ttft for _, t in times]
+    e2e = [math.inf if t is None or record.failure is not None else t.e2e for record, t in times]
     return {
         "goodput_per_s": met / seconds,
         "slo_met": met / len(times),
+        "ttft": percentiles(ttft),
+        "e2e": percentiles(e2e),
         **{
             name: percentiles([value for t in known for value in values(t) if value is not None])
             for name, values in LATENCIES.items()

@@ -28,6 +28,8 @@ def trace(settings: Settings, draw: Draw) -> Plan:
     """The beginning of a recorded trace."""
     path = Path() if settings.trace is None else settings.trace
     rows = list(islice(read_trace(path), MAX_ROWS))
+    if not rows:
+        raise NotATrace(f"{shown_path(path)} has no requests", "it needs at least one below its columns")
     time_factor = _time_factor(rows, settings.rate, path)
     times = scaled([row.time for row in rows], time_factor, settings.duration)
     rows = rows[: min(len(times), MAX_REQUESTS + 1)]  # one too many is refused, as in every plan
@@ -44,7 +46,7 @@ def _time_factor(rows: Sequence[TraceRow], rate: float | None, path: Path) -> fl
     """The factor that gives the whole trace the wanted mean rate."""
     if rate is None:
         return 1.0
-    seconds = rows[-1].time - rows[0].time if rows else 0.0
+    seconds = rows[-1].time - rows[0].time
     if not seconds:
         raise NotATrace(f"{shown_path(path)}: all requests arrive at once", "it has no rate to scale")
     return (len(rows) - 1) / seconds / rate

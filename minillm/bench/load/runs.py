@@ -10,6 +10,7 @@ shared machine changes within minutes. Paging is part of every engine and cannot
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -20,13 +21,13 @@ from minillm.bench.load.clock import Clock, RealClock
 from minillm.bench.load.figures import figures
 from minillm.bench.load.generator import Generator
 from minillm.bench.load.plan import LoadRequest, Plan, Settings
-from minillm.bench.load.slo import Slo
 from minillm.bench.load.validity import Reading, disturbances, read_machine, reasons, spread, spread_reasons
 from minillm.bench.load.workloads import make_plan
 from minillm.bench.machine import describe
 from minillm.bench.parts import Progress, no_progress
 from minillm.engine.engine import Engine
 from minillm.llm import LLM
+from minillm.observe.slo import Slo
 
 Load = Callable[..., LLM]
 Watch = Callable[[Engine, str], AbstractContextManager[Callable[[], None]]]  # gives what to call after a step
@@ -81,7 +82,8 @@ class Bench:
                 else:
                     runs[name].append(self._once(llms[name], plan, name))
                 done += 1
-        return self._report(plain, self._plan(plain, context, FIRST), options, runs)
+        report: dict[str, Any] = finite(self._report(plain, self._plan(plain, context, FIRST), options, runs))
+        return report
 
     def _plan(self, llm: LLM, context: int, repeat: int) -> Plan:
         vocab_size = llm.engine.model.config.vocab_size
@@ -125,7 +127,7 @@ class Bench:
             "backend": model.decoder.ops.name,
             "engine": _engine_flags(llm),
             "machine": describe(),
-            "slo": {"ttft_s": self.slo.ttft, "tpot_s": self.slo.tpot},
+            "slo": {f"{name}_s": self.slo.limits.get(name) for name in ("ttft", "tpot")},
             "repeats": self.repeats,
             "variants": variants,
             "void": [f"{v['name']}: {reason}" for v in variants for reason in v["void"]],
@@ -144,7 +146,7 @@ def summarise_runs(runs: Sequence[dict[str, Any]], base: Sequence[dict[str, Any]
     ratios = dict[str, float]()
     for name in COMPARED:
         pairs = [(a.get(name), b.get(name)) for a, b in zip(flat, map(flatten, base), strict=True)]
-        divided = [mine / other for mine, other in pairs if mine is not None and other]
+        divided = [mine / other for mine, other in pairs if mine is not None and other and other != math.inf]
         if divided:
             ratios[name] = statistics.median(divided)
     void = [f"repeat {i}: {reason}" for i, run in enumerate(runs, 1) for reason in run["void"]]
@@ -160,6 +162,15 @@ def flatten(run: Mapping[str, Any], prefix: str = "") -> dict[str, float | None]
         elif value is None or isinstance(value, int | float):
             found[prefix + name] = value
     return found
+
+
+def finite(value: Any) -> Any:
+    """A report as JSON knows it: what is infinite becomes None."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [finite(part) for part in value]
+    return None if value == math.inf else value
 
 
 def _warm_up(plan: Plan) -> list[LoadRequest]:

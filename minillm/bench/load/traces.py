@@ -72,10 +72,12 @@ def read_mooncake(path: Path) -> Iterator[TraceRow]:
 def read_azure(path: Path) -> Iterator[TraceRow]:
     """The requests of a trace in the Azure format; the first one is at time 0. Raises as `read_mooncake`."""
     first = last = None
+    has_header = False
     for number, line in trace_lines(path, _HINT):
         with TraceLine(path, number, _HINT):
-            if number == 1:
+            if not has_header:
                 _require_header(line)
+                has_header = True
                 continue
             moment, prompt, answer = _azure_cells(line)
             first = first or moment

@@ -17,6 +17,7 @@ system does not tell a value it is None, and the report says so.
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
@@ -89,18 +90,24 @@ def late_limit(run: Run) -> float:
 
 
 def spread(values: Sequence[float]) -> float:
-    """(highest - lowest) / median."""
-    median = statistics.median(values)
-    return (max(values) - min(values)) / median if median else 0.0
+    """(highest - lowest) / median; infinite if only some of the values are 0, or infinite."""
+    median, low, high = statistics.median(values), min(values), max(values)
+    if low == high:
+        return 0.0
+    return (high - low) / median if median and math.isfinite(high) else math.inf
 
 
 def spread_reasons(figures: dict[str, dict[str, Any]]) -> list[str]:
     """Why repeats do not agree. `figures`: the name of each figure, and its `spread`."""
     return [
-        f"repeats differ by {figures[name]['spread']:.0%} in {name}, more than {MAX_SPREAD:.0%}"
+        f"repeats differ by {_share_of_median(figures[name]['spread'])} in {name}, more than {MAX_SPREAD:.0%}"
         for name in SPREAD_OF
         if name in figures and figures[name]["spread"] > MAX_SPREAD
     ]
+
+
+def _share_of_median(value: float) -> str:
+    return f"{value:.0%}" if math.isfinite(value) else "an infinite share"
 
 
 def _late(run: Run) -> str:

@@ -1,6 +1,7 @@
 """`minillm demo`: look at a running engine.
 
 pressure.py   pressure    latency, memory and batching while context and concurrency grow
+saved.py                  its files
 replay.py     replay      a recorded run as a page for the browser
 """
 

@@ -9,18 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minillm.cli.options import add_engine_options, load_llm, model_of
-from minillm.cli.streams import say
+from minillm.cli.demo.saved import prepare, save
+from minillm.cli.options import add_engine_options, engine_options, load_llm, model_of
 from minillm.config import require_number
-from minillm.errors import StorageError, UsageError
+from minillm.config.sizes import parse_bytes
+from minillm.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
-    from minillm.bench.pressure import Slo, Watcher
+    from minillm.bench.pressure import Watcher
     from minillm.engine.engine import Engine
     from minillm.observe.online import EngineMetrics
+    from minillm.observe.slo import Slo
 
 NAME = "pressure"
 REDRAW_SECONDS = 0.25  # drawing takes milliseconds, which are in the figures
@@ -54,22 +56,40 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure or plan, show, and save."""
-    from minillm.bench.pressure import Slo
+    from minillm.observe.slo import Slo
 
     for name in ("slo_ttft", "slo_itl"):
         if getattr(args, name) is not None:
             require_number("--" + name.replace("_", "-"), getattr(args, name), 0, 3600, low_open=True)
-    slo = Slo(args.slo_ttft, args.slo_itl)
-    report = _plan(args) if args.slices else _measure(args, slo)
+    is_plan = args.slices is not None
+    if is_plan:
+        _require_unused(args)
+    if args.out is not None:
+        prepare(args.out)
+    slo = Slo.of(ttft=args.slo_ttft, itl=args.slo_itl)
+    report = _plan(args) if is_plan else _measure(args, slo)
     if args.json:
         print(json.dumps(report))
-    elif args.slices:
+    elif is_plan:
         _print_slices(report)
     else:
         _print_verdict(report)
     if args.out is not None:
-        _save(report, args.out, has_figure=not args.slices)
+        save(report, args.out, has_figure=not is_plan)
     return 0
+
+
+def _require_unused(args: argparse.Namespace) -> None:
+    """Refuse options that a plan would not obey."""
+    given = {name: getattr(args, name) for name in ("budget", "slo_ttft", "slo_itl", "max_model_len")}
+    given["kv_memory"] = None if args.kv_memory == "auto" else args.kv_memory
+    for name, value in given.items():
+        if value is not None:
+            option = "--" + name.replace("_", "-")
+            raise UsageError(
+                f"{option} has no meaning with --slices", "a plan measures nothing; leave it out"
+            )
+    engine_options(args)
 
 
 # ---- measured -----------------------------------------------------------------------------------------
@@ -132,7 +152,7 @@ def _latencies(metrics: EngineMetrics) -> str:
 
 
 def _budgets(args: argparse.Namespace, load: Any) -> list[int | str]:
-    from minillm.bench.pressure import STAGES, fitting, tight_budget
+    from minillm.bench.pressure import STAGES, require_fitting, tight_budget
 
     if args.budget is not None:
         if args.kv_memory not in (None, "auto"):
@@ -140,13 +160,16 @@ def _budgets(args: argparse.Namespace, load: Any) -> list[int | str]:
         budgets = [word.strip() for word in args.budget.split(",")]
         if not all(budgets):
             raise UsageError(f"--budget {args.budget} has an empty entry", "as 16MiB,32MiB,64MiB")
+        for budget in budgets:  # before the first one is measured for minutes
+            if budget != "auto":
+                parse_bytes(budget)
         return list(budgets)
     if args.kv_memory not in (None, "auto"):
         return [args.kv_memory]
     engine = load(kv_memory="auto").engine
     config, size = engine.model.config, engine.config.block_size
     block_bytes = size * config.kv_bytes_per_token(engine.model.dtype.itemsize)
-    return [tight_budget(fitting(STAGES, engine.model.max_model_len), size, block_bytes)]
+    return [tight_budget(require_fitting(STAGES, engine.model.max_model_len), size, block_bytes)]
 
 
 def _now(stage: int, engine: Engine) -> str:
@@ -162,14 +185,19 @@ def _now(stage: int, engine: Engine) -> str:
 def _print_verdict(report: dict[str, Any]) -> None:
     from rich.console import Console
 
+    from minillm.bench.pressure import holds_up_to
+
     console = Console()
     console.width = max(console.width, 110)  # a wrapped row of figures is hard to read
     for run in report["runs"]:
         title = f"KV budget {run['kv_memory']}: {run['num_blocks']} blocks"
         console.print(_table(title, COLUMNS, [_row(stage) for stage in run["stages"]]))
+        for stage in run["too_large"]:
+            console.print(
+                f"{stage['requests']} x {stage['context']}: one request alone is larger than the pool"
+            )
         if run["kept"] is not None:
-            most = max(run["kept"], default=0)
-            console.print(f"the service level holds up to {most} requests at once")
+            console.print(f"the service level holds up to {holds_up_to(run)} requests at once")
 
 
 def _row(stage: dict[str, Any]) -> list[str]:
@@ -226,6 +254,8 @@ def _print_slices(report: dict[str, Any]) -> None:
     console = Console()
     console.width = max(console.width, 110)
     console.print(_table(title, ("slice", "weights, reserve", "KV blocks", *stages), rows))
+    if not stages:
+        console.print("no stage of the load fits the context of this model")
     console.print("counted with the scheduler and the block pool alone; no time is predicted")
 
 
@@ -236,38 +266,7 @@ def _planned(stage: dict[str, Any]) -> str:
     return f"{stage['at_once']}{preempted}"
 
 
-# ---- saved --------------------------------------------------------------------------------------------
-
-
-def _save(report: dict[str, Any], folder: Path, has_figure: bool) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "pressure.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"cannot write to {folder}: {error.strerror}", "choose another --out") from None
-    if has_figure:
-        _draw(report, folder)
-    say(f"minillm: saved in {folder}")
-
-
-def _draw(report: dict[str, Any], folder: Path) -> None:
-    """One picture for each KV budget."""
-    from minillm.observe.plots import pressure_curve
-
-    for number, run in enumerate(report["runs"], 1):
-        stages = run["stages"]
-        figures = {
-            "time to the first token, p99, s": [stage["ttft_s"]["p99"] for stage in stages],
-            "time between tokens, p99, s": [stage["itl_s"]["p99"] for stage in stages],
-            "tokens per second": [stage["tokens_per_s"] for stage in stages],
-            "blocks without an owner": [stage["headroom_blocks"] for stage in stages],
-            "allocated slots without a token, share": [stage["fragmentation"] for stage in stages],
-            "preemptions": [stage["preemptions"] for stage in stages],
-        }
-        tokens = [stage["requests"] * (stage["context"] + report["new_tokens"]) for stage in stages]
-        label = f"tokens wanted at once, with {run['num_blocks']} KV blocks"
-        name = "pressure.png" if len(report["runs"]) == 1 else f"pressure-{number}.png"
-        pressure_curve(tokens, figures, label).savefig(folder / name, bbox_inches="tight")
+# ---- tables -------------------------------------------------------------------------------------------
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

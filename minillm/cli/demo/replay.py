@@ -38,7 +38,9 @@ def run(args: argparse.Namespace) -> int:
 
     targets = [path for path in (args.out, args.chrome_trace) if path is not None] or [_beside(args.run)]
     for path in targets:
-        _require_other(path, args.run)
+        _require_other(path, args.run, "the recorded run itself")
+    if len(targets) == 2:
+        _require_other(targets[0], targets[1], "the page and the trace at once")
     trace = read_trace(args.run)
     if args.chrome_trace is not None:
         _write(args.chrome_trace, json.dumps(chrome_trace(trace), allow_nan=False))
@@ -53,14 +55,19 @@ def _beside(path: Path) -> Path:
     return path.with_suffix(".html") if path.name else path
 
 
-def _require_other(path: Path, source: Path) -> None:
-    """Never write over the recorded run."""
+def _require_other(path: Path, source: Path, what: str) -> None:
+    """Never write over the recorded run, by whatever name, nor two things into one file."""
     try:
-        same = path.resolve() == source.resolve()
+        same = path.resolve() == source.resolve() or (path.is_file() and _is_same_file(path, source))
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"{shown_path(path)} is no path: {error}", "name another file") from None
     if same:
-        raise UsageError(f"{shown_path(path)} is the recorded run itself", "name another file with --out")
+        raise UsageError(f"{shown_path(path)} is {what}", "name another file with --out")
+
+
+def _is_same_file(path: Path, source: Path) -> bool:
+    """Whether both are names of one file (hard links)."""
+    return source.exists() and path.samefile(source)
 
 
 def _write(path: Path, text: str) -> None:

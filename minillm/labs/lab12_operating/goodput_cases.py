@@ -11,12 +11,13 @@ from minillm.labs.grader.counts import LINES, counted_lines, within
 from minillm.labs.grader.lab import Case, Counted, Mistake
 from minillm.labs.lab12_operating.recorder import Recorded, Setup, User, record
 from minillm.labs.lab12_operating.runs import example, hidden, leaving
-from minillm.observe.goodput import Promise, Sent, goodput
+from minillm.observe.goodput import Sent, goodput
 from minillm.observe.metrics import RequestTimes, request_times
+from minillm.observe.slo import Slo
 
-Good = Callable[[Iterable[Sent], Mapping[str, RequestTimes], Promise, float], float]
-PROMISES = (Promise(0.0625, 0.015625), Promise(0.25, 0.03125), Promise(0.2, 9.0), Promise(9.0, 9.0))
-LOOSE = Promise(9.0, 9.0)
+Good = Callable[[Iterable[Sent], Mapping[str, RequestTimes], Slo, float], float]
+PROMISES = (Slo(0.0625, 0.015625), Slo(0.25, 0.03125), Slo(0.2, 9.0), Slo(9.0, 9.0))
+LOOSE = Slo(9.0, 9.0)
 
 
 def run_case(name: str, run: Callable[[], Recorded]) -> Case:
@@ -47,12 +48,12 @@ def times(*tokens: float, submitted: float = 1.0) -> RequestTimes:
     return RequestTimes(submitted, 4, submitted, tokens={0: list(tokens)})
 
 
-def made_case(name: str, requests: dict[str, RequestTimes], *sent: Sent, promise: Promise) -> Case:
+def made_case(name: str, requests: dict[str, RequestTimes], *sent: Sent, promise: Slo) -> Case:
     """Made requests in a run of 4 seconds."""
     return Case(name, lambda good: good(list(sent), dict(requests), promise, 4.0))
 
 
-def one(name: str, tokens: tuple[float, ...], promise: Promise, intended: float = 1.0) -> Case:
+def one(name: str, tokens: tuple[float, ...], promise: Slo, intended: float = 1.0) -> Case:
     """One made request beside one that keeps every promise."""
     requests = {"a": times(*tokens), "b": times(1.0, 1.0)}
     sent = (Sent(intended, "a"), Sent(1.0, "b"))
@@ -62,9 +63,9 @@ def one(name: str, tokens: tuple[float, ...], promise: Promise, intended: float 
 def in_turns(good: Good) -> list[Any]:
     """An iterator of what was sent; two runs in turns; the arguments afterwards."""
     requests, sent = {"a": times(2.0, 2.5), "b": times(3.0)}, [Sent(1.0, "a"), Sent(0.5, "b")]
-    first = good(iter(sent), requests, Promise(1.0, 1.0), 2.0)
-    second = good(sent[:1], {"a": times(9.0)}, Promise(1.0, 1.0), 2.0)
-    return [first, second, good(sent, requests, Promise(1.0, 1.0), 2.0), len(sent), sorted(requests)]
+    first = good(iter(sent), requests, Slo(1.0, 1.0), 2.0)
+    second = good(sent[:1], {"a": times(9.0)}, Slo(1.0, 1.0), 2.0)
+    return [first, second, good(sent, requests, Slo(1.0, 1.0), 2.0), len(sent), sorted(requests)]
 
 
 def goodput_cost(good: Good) -> Counted:
@@ -88,12 +89,12 @@ GOODPUT_CASES = (
     run_case("a full queue refuses", full_queue),
     run_case("a client that hands requests over late", late_client),
     run_case("users who leave", leaving),
-    one("both limits are reached exactly", (2.0, 2.5, 3.0), Promise(1.0, 0.5)),
-    one("the first token is late", (2.25, 2.5), Promise(1.0, 0.5)),
-    one("the later tokens are slow", (2.0, 2.5, 3.5), Promise(1.0, 0.5)),
-    one("one gap is slow, the mean is not", (2.0, 2.125, 2.875, 3.0), Promise(1.0, 0.5)),
-    one("late to send: the user has waited since 0.5", (2.0, 2.5), Promise(1.0, 0.5), 0.5),
-    one("one token", (2.0,), Promise(1.0, 0.5)),
+    one("both limits are reached exactly", (2.0, 2.5, 3.0), Slo(1.0, 0.5)),
+    one("the first token is late", (2.25, 2.5), Slo(1.0, 0.5)),
+    one("the later tokens are slow", (2.0, 2.5, 3.5), Slo(1.0, 0.5)),
+    one("one gap is slow, the mean is not", (2.0, 2.125, 2.875, 3.0), Slo(1.0, 0.5)),
+    one("late to send: the user has waited since 0.5", (2.0, 2.5), Slo(1.0, 0.5), 0.5),
+    one("one token", (2.0,), Slo(1.0, 0.5)),
     one("no token", (), LOOSE),
     made_case(
         "failed after a quick first token",
@@ -110,10 +111,10 @@ GOODPUT_CASES = (
 
 # --- known mistakes ----------------------------------------------------------------------------------------
 
-Kept = Callable[[Sent, RequestTimes, Promise], bool]
+Kept = Callable[[Sent, RequestTimes, Slo], bool]
 
 
-def is_kept(sent: Sent, t: RequestTimes, promise: Promise) -> bool:
+def is_kept(sent: Sent, t: RequestTimes, promise: Slo) -> bool:
     """The right test of a request that did not fail and has times."""
     if t.ttft is None:
         return False
@@ -125,7 +126,7 @@ def counting(kept: Kept, skips_failed: bool = True, per_second: bool = True) -> 
     """Counts what `kept` says."""
 
     def good(
-        sent: Iterable[Sent], requests: Mapping[str, RequestTimes], promise: Promise, seconds: float
+        sent: Iterable[Sent], requests: Mapping[str, RequestTimes], promise: Slo, seconds: float
     ) -> float:
         known = [(s, requests[str(s.request_id)]) for s in sent if s.request_id in requests]
         judged = [kept(s, t, promise) for s, t in known if not (s.failed and skips_failed)]
@@ -135,7 +136,7 @@ def counting(kept: Kept, skips_failed: bool = True, per_second: bool = True) -> 
 
 
 def expects_times(
-    sent: Iterable[Sent], requests: Mapping[str, RequestTimes], promise: Promise, seconds: float
+    sent: Iterable[Sent], requests: Mapping[str, RequestTimes], promise: Slo, seconds: float
 ) -> float:
     """Looks every request up."""
     listed = list(sent)
@@ -145,7 +146,7 @@ def expects_times(
 
 
 def mean_ttft(
-    sent: Iterable[Sent], requests: Mapping[str, RequestTimes], promise: Promise, seconds: float
+    sent: Iterable[Sent], requests: Mapping[str, RequestTimes], promise: Slo, seconds: float
 ) -> float:
     """All requests are good if their mean is."""
     found = [requests[str(s.request_id)] for s in sent if s.request_id in requests and not s.failed]
@@ -154,7 +155,7 @@ def mean_ttft(
 
 
 def searches(
-    sent: Iterable[Sent], requests: Mapping[str, RequestTimes], promise: Promise, seconds: float
+    sent: Iterable[Sent], requests: Mapping[str, RequestTimes], promise: Slo, seconds: float
 ) -> float:
     """Looks for each request's times in all of them."""
     listed = list(sent)
@@ -190,11 +191,11 @@ GOODPUT_MISTAKES = (
     ),
     Mistake(
         "only the first token is looked at: TPOT is promised too",
-        counting(lambda s, t, p: is_kept(s, t, Promise(p.ttft, 1e9))),
+        counting(lambda s, t, p: is_kept(s, t, Slo(p.ttft, 1e9))),
     ),
     Mistake(
         "only TPOT is looked at: the first token is promised too",
-        counting(lambda s, t, p: is_kept(s, t, Promise(1e9, p.tpot))),
+        counting(lambda s, t, p: is_kept(s, t, Slo(1e9, p.tpot))),
     ),
     Mistake(
         "one slow gap breaks the promise: TPOT is the mean",

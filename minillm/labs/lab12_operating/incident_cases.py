@@ -130,6 +130,11 @@ INCIDENT_CASES = (
     incident_case("the peak is reached twice, a crowd comes between", two_peaks),
     incident_case("a few preemptions, and places are lacking", preempted_once),
     incident_case("all requests came at once", lambda: made([{"seqs": 9}] * 20, {0: 12})),
+    incident_case("exactly half of those who wait came at once", lambda: made([{"seqs": 12}] * 20, {0: 6})),
+    incident_case(
+        "a small crowd, whose excess over the usual rate is exactly half of the peak",
+        lambda: made([*[{}] * 8, *[{"seqs": 12}] * 20, {}], {**{i: 1 for i in range(8)}, 8: 8}),
+    ),
     incident_case("nobody came in this trace", lambda: made([{"blocks": 3}] * 20, {})),
     Case("two incidents in turns", in_turns, "aliasing"),
     Case("the work for a trace of 160 steps", diagnose_cost, "cost"),

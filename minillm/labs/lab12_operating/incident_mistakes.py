@@ -104,6 +104,13 @@ def rate_to_the_end(self: Diagnoses) -> float:
     return arrivals / span if span else 0.0
 
 
+def rate_of_gaps(self: Diagnoses) -> float:
+    """One request fewer, as if the gaps were counted."""
+    arrivals = [event.time for event in self.trace if event.kind == "queue"]
+    span = arrivals[-1] - arrivals[0] if arrivals else 0.0
+    return (len(arrivals) - 1) / span if span else 0.0
+
+
 def memory_first(self: Diagnoses, run: Run) -> bool:
     """A burst, unless something else explains the wait."""
     return Diagnoses.is_burst(self, run) and not Diagnoses.is_memory(self, run)
@@ -198,4 +205,12 @@ INCIDENT_MISTAKES = (
         changed(peak=lambda self, run: self.waiting(run[0])),
     ),
     Mistake("the whole trace is read again for every step: one walk is enough", ReadsAgain()),
+    Mistake(
+        "an excess of exactly half of the peak is taken for a burst: it must be more than half",
+        changed(part=lambda self: 0.5 - 1e-9),
+    ),
+    Mistake(
+        "the usual rate counts the gaps: it is the number of `queue` events, divided by the seconds",
+        changed(rate=rate_of_gaps),
+    ),
 )

@@ -27,10 +27,10 @@ from minillm.labs.lab12_operating.percentile_cases import (
 )
 from minillm.labs.lab12_operating.recorder import Recorded
 from minillm.labs.lab12_operating.runs import hidden, leaving, samples
-from minillm.observe.goodput import Promise
+from minillm.observe.slo import Slo
 
 METRICS = "minillm.observe.metrics"
-PROMISE = Promise(0.25, 0.02)
+PROMISE = Slo(0.25, 0.02)
 
 
 def report(run: Callable[[], Recorded], parts: Any) -> list[Any]:

@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from minillm.observe.events import Event
-from minillm.observe.goodput import Promise, Sent
+from minillm.observe.goodput import Sent
 from minillm.observe.incident import PATIENCE, Culprit, Finding
 from minillm.observe.memory_use import MemoryUse
+from minillm.observe.slo import Slo
 
 
 def request_times(events: Iterable[Event]) -> dict[str, RequestTimes]:
@@ -123,7 +124,7 @@ def merged_percentile(workers: Iterable[Sequence[float]], share: float) -> float
 
 
 def goodput(
-    sent: Iterable[Sent], requests: Mapping[str, RequestTimes], promise: Promise, seconds: float
+    sent: Iterable[Sent], requests: Mapping[str, RequestTimes], promise: Slo, seconds: float
 ) -> float:
     """How many requests in a second kept the promise, in a run of `seconds`.
 

@@ -28,7 +28,7 @@ SLIPS = [
         "sum(member.num_live - member.guaranteed for member in self.members)",
         {"11.3": "idle guarantees are lent"},
     ),
-    Slip("borrows for ever", " if share.borrows else 0)", " if True else 0)", {"11.3": "look at `borrows`"}),
+    Slip("borrows for ever", "if not share.borrows:", "if False:", {"11.3": "look at `borrows`"}),
     Slip(
         "the count forgotten",
         "max(0, share.guarantee_left - count)",

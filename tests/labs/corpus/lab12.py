@@ -357,7 +357,7 @@ def goodput(sent, requests, promise, seconds):
         except (KeyError, IndexError):
             continue
         gaps = times.itl
-        good += [name] * (not failed and wait <= promise[0] and sum(gaps) <= promise[1] * max(len(gaps), 1))
+        good += [name] * (not failed and wait <= promise.ttft and sum(gaps) <= promise.tpot * max(len(gaps), 1))
     return len(good) / seconds
 """,
     ),
