@@ -99,10 +99,8 @@ class CudaOps(FusedOps):
     def begin_quantized(
         self, shape: tuple[int, int], form: Form, dtype: torch.dtype, order: Tensor | None = None
     ) -> Weight:
-        raise BackendError(
-            f"backend {self.name} has no kernels for quantised weights ({form})",
-            "use device cpu, or leave quantization out",
-        )
+        what = f"backend {self.name} has no kernels for quantised weights ({form})"
+        raise BackendError(what, "use device cpu, or leave quantization out")
 
     def put_quantized(self, weight: Weight, first: int, rows: QuantizedMatrix) -> None:
         """Never called: `begin_quantized` refuses."""
