@@ -7,7 +7,8 @@
 namespace minillm {
 
 Matrix matrix_of(const char* op, const Tensor& packed, int64_t out, int64_t in, DType dtype) {
-  Matrix matrix = {data<void>(packed), dtype_of(op, packed), nullptr};
+  if (packed.scalar_type() == ScalarType::Byte) return quantized_matrix(op, packed, out, in, dtype);
+  Matrix matrix = {data<void>(packed), dtype_of(op, packed), nullptr, {}};
   STD_TORCH_CHECK(matrix.dtype == dtype || cpu::narrower(matrix.dtype, dtype, in), op,
                   ": x has another dtype than the packed weight");
   STD_TORCH_CHECK(packed.is_contiguous(), op, ": the packed weight is not contiguous");

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "buffer.h"
+#include "codes_layout.h"
 #include "passes.h"
 
 namespace minillm::cpu {
@@ -24,10 +25,11 @@ namespace {
 // The matrix of one expert of `size` outputs inside the matrix of all experts.
 Matrix slice(const Matrix& all, int64_t expert, int64_t size, int64_t in, DType dtype) {
   int64_t first = expert * expert_rows(size);
-  int64_t elements = first / kPackLanes * packed_block_size(in, all.dtype);
+  int64_t block = all.form.codes == Codes::none ? packed_block_size(in, all.dtype) * width_of(all.dtype)
+                                                : CodesLayout(all.form, in).block;
   const char* bias = static_cast<const char*>(all.bias);
-  return {static_cast<const char*>(all.weight) + elements * width_of(all.dtype), all.dtype,
-          bias ? bias + first * width_of(dtype) : nullptr};
+  return {static_cast<const char*>(all.weight) + first / kPackLanes * block, all.dtype,
+          bias ? bias + first * width_of(dtype) : nullptr, all.form};
 }
 
 class Mixture {

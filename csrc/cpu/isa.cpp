@@ -4,7 +4,7 @@
 #include "activation.h"
 #include "attention.h"
 #include "kernels.h"
-#include "linear.h"
+#include "quantized.h"
 #include "routing.h"
 #include "rowwise.h"
 

@@ -146,7 +146,7 @@ void pack(const PackArgs& a) {
   }
 }
 
-void embedding(const EmbeddingArgs& a) {
+void plain_embedding(const EmbeddingArgs& a) {
   switch (a.dtype) {
     case DType::f32:
       return a.weight.dtype == DType::bf16 ? embedding_as<bf16, float>(a) : embedding_as<float, float>(a);
@@ -155,7 +155,7 @@ void embedding(const EmbeddingArgs& a) {
   }
 }
 
-void linear(const LinearArgs& a) {
+void plain_linear(const LinearArgs& a) {
   switch (a.dtype) {
     case DType::f32:
       return a.weight.dtype == DType::bf16 ? linear_as<PairsWithFloat, float>(a) : linear_as<Singles<float>, float>(a);

@@ -81,6 +81,7 @@ bool put_matrix(const char* what, const MatrixPlace<Owner>& place, Matrix& matri
     Matrix found = matrix_of(what, t, place.out, place.in, dtype);
     matrix.weight = found.weight;
     matrix.dtype = found.dtype;
+    matrix.form = found.form;
   } else if (part == "bias") {
     matrix.bias = vector_of(what, t, place.out, dtype);
   } else {

@@ -15,12 +15,27 @@ inline int64_t width_of(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 // The same order as in `kActivations` (tensors.h). The clamped SwiGLU needs a gate.
 enum class Activation : int { silu, gelu, gelu_tanh, relu, swiglu_clamped };
 
-// A matrix [out, in] and its bias. csrc/cpu packs it (cpu/kernels.h) and may store it in bf16 where activations are
-// float32; for csrc/cuda it is row-major and of the activations' dtype.
+// The numbers that codes of 8 or 4 bits stand for: code - 128, e4m3; code - 8, code, e2m1. `none`: not quantised.
+// The same order as in `kCodes` (codes_layout.h).
+enum class Codes : int { none, int8, fp8, int4, uint4, fp4 };
+
+// A quantised matrix. Each output has a scale, and perhaps a minimum, for every `group` inputs, in fp32 or fp16:
+//     weight = scale * number(code) + minimum
+struct Form {
+  Codes codes;
+  int64_t group;
+  bool wide;     // scales and minima are fp32
+  bool minimum;  // there are minima
+  const int32_t* order;  // [in]: code i belongs to input order[i]; null: in order
+};
+
+// A matrix [out, in] and its bias. csrc/cpu packs it (cpu/kernels.h, codes_layout.h) and may store it in bf16 where activations
+// are float32; for csrc/cuda it is row-major and of the activations' dtype.
 struct Matrix {
   const void* weight;
   DType dtype;
   const void* bias;  // [out], or null
+  Form form;         // of a quantised matrix; `dtype` is then that of the activations
 };
 
 // The weights of a norm. With a bias it is LayerNorm, else RMSNorm.

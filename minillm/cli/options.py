@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from minillm.cli.parser import Once, Parser
 from minillm.config import BACKENDS, DEVICES, DTYPES, SamplingParams, engine_config, require_int, shown
+from minillm.config.quantization import QUANTIZATIONS
 from minillm.config.sampling import ANSWER_TOKENS
 from minillm.config.sizes import parse_bytes
 from minillm.errors import ModelNotFound, UsageError
@@ -70,6 +71,11 @@ def add_engine_options(parser: Parser) -> None:
     add_model_option(parser)
     group = parser.add_argument_group("engine")
     group.add_argument("--dtype", choices=DTYPES, default="auto")
+    group.add_argument(
+        "--quantization",
+        choices=QUANTIZATIONS,
+        help="store the matrices in 8 or 4 bits (default: as the model's files have them)",
+    )
     group.add_argument("--device", choices=DEVICES, default="auto")
     group.add_argument("--backend", choices=BACKENDS, default="auto")
     group.add_argument("--kv-memory", default="auto", metavar="SIZE", help='KV cache budget, e.g. "256MiB"')
@@ -161,7 +167,7 @@ def engine_options(args: argparse.Namespace) -> EngineOptions:
     Raises:
         UsageError: a value is out of range.
     """
-    names = ("dtype", "device", "backend", "kv_memory", "max_model_len")
+    names = ("dtype", "quantization", "device", "backend", "kv_memory", "max_model_len")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     given["allow_config_keys"] = args.allow_config_key
     options = cast("EngineOptions", given)

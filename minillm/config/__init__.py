@@ -17,6 +17,7 @@ from minillm.config.engine import (
     engine_config,
 )
 from minillm.config.model import Activation, ExpertSpec, LayerSpec, ModelConfig, RopeConfig
+from minillm.config.quantization import Quantization
 from minillm.config.sampling import SamplingParams
 from minillm.config.tenants import TenantLimits
 
@@ -37,6 +38,7 @@ __all__ = [
     "GuaranteeName",
     "LayerSpec",
     "ModelConfig",
+    "Quantization",
     "RopeConfig",
     "SamplingParams",
     "TenantLimits",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, TypedDict, get_args
 
 from minillm.config.checks import require_int, shown
+from minillm.config.quantization import QUANTIZATIONS, Quantization
 from minillm.config.tenants import Limits, TenantLimits, guaranteed_by_name, own_limits
 from minillm.errors import UsageError
 
@@ -36,6 +37,9 @@ class EngineConfig:
     `kv_memory` is in bytes, "256MiB"-like text, or "auto". `prefill_chunk` is the most prompt tokens
     of one request that enter a step, `max_num_batched_tokens` the most tokens of a whole step.
 
+    `quantization` names how the matrices are stored in fewer bits (`config/quantization.py`); None: as the
+    model's files have them. A draft model is not quantised.
+
     `draft_model` is a folder, a hub id, "auto" (the draft that ships) or "ngram"; None turns speculation off.
     A step drafts at most `num_draft_tokens` tokens for each sequence. With `adaptive_draft` it drafts fewer
     where more would not pay. `draft_tree` drafts branches instead of one chain: (3, 1) gives three candidates
@@ -54,6 +58,7 @@ class EngineConfig:
     """
 
     dtype: Dtype = "auto"
+    quantization: Quantization | None = None
     device: Device = "auto"
     backend: Backend = "auto"
     kv_memory: int | str = "auto"
@@ -103,6 +108,11 @@ class EngineConfig:
         keys = self.allow_config_keys
         if not isinstance(keys, list | tuple) or not all(isinstance(key, str) for key in keys):
             raise UsageError(f"allow_config_keys must be a list of keys, not {shown(keys)}")
+        if self.quantization is not None and self.quantization not in QUANTIZATIONS:
+            names = ", ".join(QUANTIZATIONS)
+            raise UsageError(
+                f"quantization={shown(self.quantization)} is not known", f"use one of {names}, or None"
+            )
         self._check_draft()
         self._check_tenants()
         self._check_trust()
@@ -171,6 +181,7 @@ class EngineOptions(TypedDict, total=False):
     """The options `LLM` takes, with `EngineConfig`'s meaning and defaults."""
 
     dtype: Dtype
+    quantization: Quantization | None
     device: Device
     backend: Backend
     kv_memory: int | str

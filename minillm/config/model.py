@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from minillm.config.quantization import Form
+
 
 @dataclass(frozen=True)
 class RopeConfig:
@@ -70,7 +72,7 @@ class LayerSpec:
     softcap       attention scores s become softcap * tanh(s / softcap), or None
     sinks         whether each head has a learned score that takes a part of the softmax and adds nothing
     experts       None: the layer has one MLP
-    quantization  scheme by matrix name ("qkv", "o", "gate_up", "down"), or None
+    quantization  form by matrix name ("qkv", "o", "gate_up", "down"), or None: nothing is quantised
     """
 
     window: int | None
@@ -80,7 +82,7 @@ class LayerSpec:
     softcap: float | None = None
     sinks: bool = False
     experts: ExpertSpec | None = None
-    quantization: Mapping[str, str] | None = None
+    quantization: Mapping[str, Form] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class ModelConfig:
     logits_divisor      divides the logits
     logits_softcap      logits x become softcap * tanh(x / softcap), or None
     multimodal          whether this is the text model of a checkpoint that has a vision part, too
+    quantization        form of "embedding" and "head", or None
 
     `allowed_keys` are keys of the config that minillm does not know and the user takes for harmless.
     `sources` maps each field to the config key it came from, or "default".
@@ -134,6 +137,7 @@ class ModelConfig:
     logits_divisor: float = 1.0
     logits_softcap: float | None = None
     multimodal: bool = False
+    quantization: Mapping[str, Form] | None = None
     dtype: str | None = None
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None

@@ -29,6 +29,7 @@ from minillm.engine.request import Request
 from minillm.errors import ModelChanged, own_copy
 from minillm.model.loader import LoadedModel
 from minillm.ops.contract import PackedWeight
+from minillm.ops.quantized import QuantizedMatrix
 from minillm.text.tokenizer import Tokenizer
 
 _SAMPLE = 16  # bytes of each tensor that are compared
@@ -132,6 +133,9 @@ def _tensors(value: object) -> Iterator[tuple[Tensor, bool]]:
     """
     if isinstance(value, PackedWeight):
         yield value.data, True
+    elif isinstance(value, QuantizedMatrix):
+        for tensor in (value.codes, value.scales, value.minima):
+            yield from _tensors(tensor)
     elif isinstance(value, Tensor):
         yield value, False
     elif isinstance(value, tuple):  # a matrix with its bias, the tables of a rope

@@ -50,7 +50,8 @@ def kv_envelope(
     # Where a value was read from, and the dtype that config.json names, decide nothing: `dtype` does.
     allowed = {*config.pop("allowed_keys"), *(draft.config.allowed_keys if draft else ())}
     del config["sources"], config["dtype"]
-    schemes = [dict(layer.pop("quantization") or {}) for layer in config["layers"]]
+    schemes = [layer.pop("quantization") or {} for layer in config["layers"]]
+    schemes.append(config.pop("quantization") or {})
     return KVEnvelope(
         weights=model.weights_digest,
         config=config,

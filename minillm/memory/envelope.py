@@ -31,7 +31,7 @@ class KVEnvelope:
     config               the resolved config: shapes, ropes, norms, windows, scales
     allowed_config_keys  keys of config.json that a user let through
     dtype                of weights, activations and the KV cache
-    quantization         scheme by matrix name for each layer; None: no matrix is quantised
+    quantization         form by matrix name for each layer, then outside them; None: none is quantised
     backend, device      which implementation of the operations, and where it runs
     kernels              the kernel set: the arithmetic and the build
     torch                the version of PyTorch
@@ -43,7 +43,7 @@ class KVEnvelope:
     config: Mapping[str, Any]
     allowed_config_keys: Sequence[str]
     dtype: str
-    quantization: Sequence[Mapping[str, str]] | None
+    quantization: Sequence[Mapping[str, Any]] | None
     backend: str
     device: str
     kernels: str

@@ -25,13 +25,13 @@ Left out: dropout.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from minillm.config import LayerSpec, ModelConfig
-from minillm.errors import UnsupportedModel
+from minillm.config import ModelConfig
+from minillm.config.quantization import Form
 from minillm.model.blocks import Experts, Layer, Norm, empty
 from minillm.model.rope import layer_tables
 from minillm.ops.contract import AttentionMetadata, LayerCache, Ops, PackedWeight, RopeTables, Weight
@@ -48,8 +48,6 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
-        for i, spec in enumerate(config.layers):
-            _require_runnable(i, spec)
         self.config, self.ops = config, ops
         self.embed_tokens = empty(config.vocab_size, config.hidden_size)
         learned = (config.max_position_embeddings, config.hidden_size)
@@ -74,15 +72,50 @@ class Decoder(nn.Module):
         decoder.to(dtype)
         if device.type != "cpu" or dtype == torch.float32:
             # float32 matrices are usually repacked later (ops/cpu.py): huge pages would be wasted.
-            decoder.to_empty(device=device)
+            decoder._fill_in(lambda weight: torch.empty_like(weight, device=device))
         else:
             pages = HugePages()
-            decoder._apply(lambda weight: pages.empty(weight.shape, dtype))  # type: ignore[no-untyped-call]
+            decoder._fill_in(lambda weight: pages.empty(weight.shape, dtype))
         decoder.ropes = layer_tables(config, max_positions, device)
         for module in decoder.modules():
             if isinstance(module, Experts):
                 module.clear_padding()
         return decoder
+
+    def _fill_in(self, make: Callable[[Tensor], Tensor]) -> None:
+        """Give every weight memory, without content; quantised matrices get theirs in `begin_quantized`."""
+        quantized = {id(getattr(owner, name)) for owner, name, form in self._forms() if form is not None}
+        self._apply(lambda weight: weight if id(weight) in quantized else make(weight))  # type: ignore[no-untyped-call]
+
+    def named_matrices(self) -> Iterator[tuple[int | None, str, Tensor]]:
+        """(layer, name, weight) of each matrix that is not packed; outside the layers the layer is None."""
+        found: list[tuple[int | None, str, Weight | None]] = []
+        for i, layer in enumerate(self._layers):
+            found += [(i, name, linear.weight) for name, linear in layer.linears().items()]
+        found += [(None, "embedding", self.embed_tokens), (None, "head", self.lm_head)]
+        return ((layer, name, weight) for layer, name, weight in found if isinstance(weight, Tensor))
+
+    def begin_quantized(
+        self, dtype: torch.dtype, orders: Mapping[int, Tensor] | None = None
+    ) -> dict[int, Weight]:
+        """Replace every matrix that is to be quantised by one of zeros, for activations of `dtype`.
+
+        Args:
+            orders: of the inputs of some matrices, by their storage.
+
+        Returns:
+            The new matrices by the storage of the old ones, which have no memory. `weights.py` fills them.
+        """
+        begun = dict[int, Weight]()
+        for owner, name, form in list(self._forms()):
+            old = getattr(owner, name)
+            if form is not None and isinstance(old, Tensor):
+                shape = old.shape[0], old.shape[1]
+                order = (orders or {}).get(storage_of(old))
+                begun[storage_of(old)] = new = self.ops.begin_quantized(shape, form, dtype, order)
+                delattr(owner, name)  # the name of a registered parameter can hold only a parameter
+                setattr(owner, name, new)
+        return begun
 
     def prepare(self) -> None:
         """Replace every matrix by the backend's packed form. Called once, after loading."""
@@ -195,26 +228,28 @@ class Decoder(nn.Module):
         """The norm after layer i: that before the next layer, if it has one, or the final norm."""
         return self._layers[i + 1].input_norm if i + 1 < len(self._layers) else self.norm
 
+    def _forms(self) -> Iterator[tuple[nn.Module, str, Form | None]]:
+        """(owner, attribute name, form) of each matrix; None: it is not quantised."""
+        for layer, spec in zip(self._layers, self.config.layers, strict=True):
+            for name, linear in layer.linears().items():
+                yield linear, "weight", (spec.quantization or {}).get(name)
+        outside = self.config.quantization or {}
+        yield self, "embed_tokens", outside.get("embedding")
+        if self.lm_head is not None:
+            yield self, "lm_head", outside.get("head")
+
     def _places(self) -> Iterator[tuple[nn.Module, str]]:
         """(owner, attribute name) of each matrix."""
-        for layer in self._layers:
-            for linear in layer.linears().values():
-                yield linear, "weight"
-        yield self, "embed_tokens"
-        if self.lm_head is not None:
-            yield self, "lm_head"
+        return ((owner, name) for owner, name, _ in self._forms())
 
 
 def _before(norm: Norm | None, x: Tensor) -> Tensor:
     return x if norm is None else norm.forward(x)
 
 
-def _require_runnable(layer: int, spec: LayerSpec) -> None:
-    """Refuse a layer that a config can describe but this decoder does not support."""
-    if spec.quantization is not None:
-        raise UnsupportedModel(
-            f"layer {layer}: quantization={spec.quantization!r} is not supported", "only None is"
-        )
+def storage_of(tensor: Tensor) -> int:
+    """A number that a tensor has in common with its views, also on the meta device."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _prepare(ops: Ops, owner: nn.Module, name: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minillm.config import LayerSpec, ModelConfig
 from minillm.ops.columns import column
-from minillm.ops.contract import AttentionMetadata, PackedWeight, Weight
+from minillm.ops.contract import AttentionMetadata, PackedWeight, Weight, plain
 from minillm.ops.fused import FusedModel, ModelWeights, rounded_to
 from minillm.ops.sampling import SamplingBatch, as_int64
 
@@ -149,7 +149,7 @@ def _layer_numbers(spec: LayerSpec) -> dict[str, float]:
 
 
 def _data(weight: Weight) -> Tensor:
-    return weight.data if isinstance(weight, PackedWeight) else weight
+    return weight.data if isinstance(weight, PackedWeight) else plain(weight)
 
 
 def _rows(meta: AttentionMetadata) -> tuple[Tensor, ...]:

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 
 from minillm.config import Activation, LayerSpec
+from minillm.config.quantization import Form
+from minillm.ops.quantized import QuantizedMatrix
 from minillm.ops.sampling import SamplingBatch
 
 
@@ -64,13 +66,14 @@ class PackedWeight:
     """A matrix [out, in] in a backend's own layout; only that backend reads `data`.
 
     `dtype` is the dtype of the matrix and of the activations. A backend may store the numbers in fewer bits
-    if that changes none of them.
+    if that changes none of them. `form` is that of a quantised matrix.
     """
 
     data: Tensor
     out_features: int
     in_features: int
     dtype: torch.dtype
+    form: Form | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -89,11 +92,12 @@ class PackedWeight:
 
     @property
     def narrow(self) -> bool:
-        """Whether the numbers are stored in fewer bits than `dtype` has."""
-        return self.data.dtype.itemsize < self.dtype.itemsize
+        """Whether the numbers of a matrix that is not quantised are stored in fewer bits than `dtype` has."""
+        return self.form is None and self.data.dtype.itemsize < self.dtype.itemsize
 
 
-Weight = Tensor | PackedWeight
+# A quantised matrix is packed, or a `QuantizedMatrix` where a backend keeps it as it is.
+Weight = Tensor | PackedWeight | QuantizedMatrix
 
 
 class Matrix(NamedTuple):
@@ -157,7 +161,19 @@ class Ops(Protocol):
         """
 
     def unpack_weight(self, weight: Weight) -> Tensor:
-        """The matrix [out, in] that `prepare_weight` was given, bit for bit."""
+        """The matrix [out, in] that `prepare_weight` was given, bit for bit; a quantised one dequantised."""
+
+    def begin_quantized(
+        self, shape: tuple[int, int], form: Form, dtype: torch.dtype, order: Tensor | None = None
+    ) -> Weight:
+        """A quantised matrix [out, in] of zeros for activations of `dtype`; `put_quantized` writes its rows.
+
+        Raises:
+            BackendError: this backend has no kernels for quantised matrices.
+        """
+
+    def put_quantized(self, weight: Weight, first: int, rows: QuantizedMatrix) -> None:
+        """Write rows of the matrix's form, from row `first` on."""
 
     def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
         """Rows `ids` [num_tokens] of `weight` [vocab_size, hidden] -> [num_tokens, hidden]."""
@@ -266,7 +282,7 @@ class Ops(Protocol):
 
 def plain(weight: Weight) -> Tensor:
     """`weight`, which must not be packed: for a backend without packing."""
-    if isinstance(weight, PackedWeight):
+    if isinstance(weight, PackedWeight | QuantizedMatrix):
         raise TypeError("this weight was packed for another backend")
     return weight
 

@@ -23,12 +23,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.config import Activation, LayerSpec
+from minillm.config.quantization import Form
 from minillm.ops import shapes
 from minillm.ops.bound_model import BoundModel
 from minillm.ops.contract import (
@@ -42,6 +44,8 @@ from minillm.ops.contract import (
     expert_rows,
 )
 from minillm.ops.fused import FusedModel, FusedOps, ModelWeights
+from minillm.ops.huge_pages import HugePages
+from minillm.ops.quantized import QuantizedMatrix
 from minillm.ops.registered import current_isa, load_native, loaded_library, packed_shape
 from minillm.ops.sampling import SamplingBatch
 
@@ -49,6 +53,8 @@ _OPS = (
     "act",
     "act_and_mul",
     "add_rms_norm",
+    "begin_codes_",
+    "codes_bytes",
     "copy_blocks",
     "embedding",
     "experts",
@@ -58,6 +64,7 @@ _OPS = (
     "pack",
     "pack_",
     "paged_attention",
+    "put_codes_",
     "rms_norm",
     "rope_and_cache",
     "route",
@@ -84,6 +91,7 @@ class CpuOps(FusedOps):
         load_native()
         # The overloads are looked up once: a lookup by name costs as much as a small kernel.
         self._ops = SimpleNamespace(**{name: getattr(torch.ops.minillm, name).default for name in _OPS})
+        self._pages = HugePages()  # of quantised matrices
 
     @property
     def kernel_set(self) -> str:
@@ -101,14 +109,32 @@ class CpuOps(FusedOps):
         return self._packed(weight, dtype)
 
     def unpack_weight(self, weight: Weight) -> Tensor:
+        if isinstance(weight, QuantizedMatrix):
+            return weight.dequantize().to(weight.dtype)
         if not isinstance(weight, PackedWeight):
             return weight
+        if weight.form is not None:
+            return self.embedding(torch.arange(weight.out_features), weight)
         out, size = weight.shape
         matrix = weight.data.transpose(1, 2).flatten(2).flatten(0, 1)[:out, :size].contiguous()
         return _with_lower_halves(matrix) if weight.narrow else matrix
 
+    def begin_quantized(
+        self, shape: tuple[int, int], form: Form, dtype: torch.dtype, order: Tensor | None = None
+    ) -> Weight:
+        what = (*shape, form.codes, form.group or shape[1], form.wide, form.minimum)
+        data = self._pages.empty((self._ops.codes_bytes(*what, order is not None),), torch.uint8)
+        self._ops.begin_codes_(data, *what, order)
+        return PackedWeight(data, *shape, dtype, form)
+
+    def put_quantized(self, weight: Weight, first: int, rows: QuantizedMatrix) -> None:
+        if isinstance(weight, PackedWeight):
+            self._ops.put_codes_(weight.data, first, rows.codes, rows.scales, rows.minima)
+
     def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
         shapes.check_embedding(ids, weight)
+        if isinstance(weight, QuantizedMatrix):
+            return weight.dequantize(ids).to(weight.dtype)
         if not isinstance(weight, PackedWeight):
             return F.embedding(ids, weight)  # a lookup has no arithmetic, so the matrix need not be packed
         result: Tensor = self._ops.embedding(ids, weight.data, *weight.shape, weight.dtype)
@@ -242,7 +268,13 @@ class CpuOps(FusedOps):
         return tokens, accepted
 
     def _pack_if_plain(self, weight: Weight) -> PackedWeight:
-        return weight if isinstance(weight, PackedWeight) else self._packed(weight, weight.dtype)
+        if isinstance(weight, PackedWeight):
+            return weight
+        if isinstance(weight, QuantizedMatrix):
+            packed = self.begin_quantized(weight.shape, weight.form, weight.dtype, weight.order)
+            self.put_quantized(packed, 0, weight)
+            return cast(PackedWeight, packed)
+        return self._packed(weight, weight.dtype)
 
     def _packed(self, weight: Tensor, dtype: torch.dtype) -> PackedWeight:
         packed = self._ops.pack(weight.detach().contiguous())

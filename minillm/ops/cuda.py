@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.config import Activation, LayerSpec, ModelConfig
-from minillm.errors import UnsupportedModel
+from minillm.config.quantization import Form
+from minillm.errors import BackendError, UnsupportedModel
 from minillm.ops import sampling, shapes
 from minillm.ops.contract import (
     AttentionMetadata,
@@ -50,6 +51,7 @@ from minillm.ops.cuda_rungs import (
     wants_tensor_cores,
 )
 from minillm.ops.fused import FusedModel, FusedOps, ModelWeights
+from minillm.ops.quantized import QuantizedMatrix
 from minillm.toolchain.compiler import BuildFailed
 from minillm.toolchain.cuda import cuda_library
 
@@ -93,6 +95,15 @@ class CudaOps(FusedOps):
 
     def unpack_weight(self, weight: Weight) -> Tensor:
         return plain(weight)
+
+    def begin_quantized(
+        self, shape: tuple[int, int], form: Form, dtype: torch.dtype, order: Tensor | None = None
+    ) -> Weight:
+        what = f"backend {self.name} has no kernels for quantised weights ({form})"
+        raise BackendError(what, "use device cpu, or leave quantization out")
+
+    def put_quantized(self, weight: Weight, first: int, rows: QuantizedMatrix) -> None:
+        """Never called: `begin_quantized` refuses."""
 
     def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
         shapes.check_embedding(ids, weight)

@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.config import Activation, LayerSpec
+from minillm.config.quantization import Form
 from minillm.ops import sampling, shapes, variants, verification
 from minillm.ops.contract import AttentionMetadata, LayerCache, Matrix, RopeTables, Routing, Weight, plain
+from minillm.ops.quantized import QuantizedMatrix
 
 RopeFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 AttendFn = Callable[[Tensor, Tensor, Tensor, float, int | None], Tensor]
@@ -183,12 +185,26 @@ class ReferenceOps:
     def unpack_weight(self, weight: Weight) -> Tensor:
         return plain(weight)
 
+    def begin_quantized(
+        self, shape: tuple[int, int], form: Form, dtype: torch.dtype, order: Tensor | None = None
+    ) -> Weight:
+        return QuantizedMatrix.empty(shape, form, dtype, order)
+
+    def put_quantized(self, weight: Weight, first: int, rows: QuantizedMatrix) -> None:
+        if isinstance(weight, QuantizedMatrix):
+            weight.put(first, rows)
+
     def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
         shapes.check_embedding(ids, weight)
+        if isinstance(weight, QuantizedMatrix):
+            return weight.dequantize(ids).to(weight.dtype)
         return F.embedding(ids, plain(weight))
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         shapes.check_linear(x, weight, bias)
+        if isinstance(weight, QuantizedMatrix):  # the weights keep all their digits
+            own = None if bias is None else bias.float()
+            return F.linear(x.float(), weight.dequantize(), own).to(x.dtype)
         return F.linear(x, plain(weight), bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:

@@ -143,6 +143,8 @@ def _verified(draft: Tensor, *others: object) -> tuple[Tensor, Tensor]:
 _FAKES: dict[str, Callable[..., Any]] = {
     "pack": lambda weight: weight.new_empty(packed_shape(weight.shape[0], weight.shape[1], weight.dtype)),
     "pack_": lambda weight: None,
+    "begin_codes_": lambda packed, *others: None,
+    "put_codes_": lambda packed, first, codes, scales, minima: None,
     "embedding": _rows,
     "linear": lambda x, packed, bias, out_features: x.new_empty([x.shape[0], out_features]),
     "rms_norm": _like,

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from minillm.config import Activation
 from minillm.ops.contract import Matrix, Routing, Weight, expert_rows, plain
+from minillm.ops.quantized import QuantizedMatrix
 
 CLAMP, SIGMOID_SCALE = 7.0, 1.702  # of gpt-oss's SwiGLU
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -117,4 +118,6 @@ def _expert(stacked: Matrix, expert: int, size: int) -> Matrix:
     """One expert's matrix of `size` rows, without the rows that fill it up."""
     first = expert * expert_rows(size)
     bias = None if stacked.bias is None else stacked.bias[first : first + size]
+    if isinstance(stacked.weight, QuantizedMatrix):
+        return Matrix(stacked.weight.rows(first, first + size), bias)
     return Matrix(plain(stacked.weight)[first : first + size], bias)

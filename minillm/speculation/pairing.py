@@ -44,7 +44,8 @@ def load_draft(
         _require_same_vocabulary(folder, draft.vocab_size, target)
         context = _context(draft, target)
         dtype = cast(Dtype, str(target.dtype).removeprefix("torch."))
-        return load_model(folder, replace(config, dtype=dtype, max_model_len=context), progress=progress)
+        options = replace(config, dtype=dtype, max_model_len=context, quantization=None)
+        return load_model(folder, options, progress=progress)
     except MinillmError as error:
         raise type(error)(f"draft model: {error.message}", error.hint) from None
 

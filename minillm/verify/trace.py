@@ -30,6 +30,7 @@ from minillm.memory.kv_cache import KVCache
 from minillm.model.decoder import Decoder
 from minillm.model.loader import LoadedModel
 from minillm.ops.contract import AttentionMetadata, LayerCache, PackedWeight, Weight
+from minillm.ops.quantized import QuantizedMatrix
 from minillm.worker.runner import ModelRunner, SlotMapping
 from minillm.worker.step import SequenceRows
 
@@ -173,4 +174,5 @@ def _weight_names(decoder: Decoder) -> dict[int, tuple[int, str]]:
 
 def _pointer(value: Weight | Any) -> int:
     data = value.data if isinstance(value, PackedWeight) else value
+    data = data.codes if isinstance(data, QuantizedMatrix) else data
     return data.data_ptr() if isinstance(data, Tensor) and data.numel() else 0

@@ -58,7 +58,8 @@ def test_every_op_of_the_contract_is_measured(capsys: Any, folder: Path, tmp_pat
     measured = {row["op"].split()[0] for report in reports for row in report["rows"]}
     assert "rms_norm" not in {row["op"] for row in reports[0]["rows"]}
     report, contract = reports[-1], {name for name in vars(Ops) if not name.startswith("_")}
-    assert contract - measured == {"kernel_set", "packs", "prepare_weight", "unpack_weight", "token_logprobs"}
+    loading = {"prepare_weight", "unpack_weight", "begin_quantized", "put_quantized"}
+    assert contract - measured == {"kernel_set", "packs", "token_logprobs"} | loading
     linear = next(row for row in report["rows"] if row["op"] == "linear qkv")
     assert linear["size"] == "1x32x64"
     assert linear["flops"] == 2 * 32 * 64
@@ -133,3 +134,19 @@ def test_every_part_of_the_serving_bench_runs(folder: Path, monkeypatch: pytest.
     assert 0 < report["overhead"]["share"] < 1
     assert report["batching"]["ratio_low"] <= report["batching"]["ratio"]
     print_serving(report)
+
+
+def test_quantised_in_turns_with_the_model_as_it_is(capsys):
+    options = ["--quantization", "int4", "--runs", "1", "--tokens", "2", "--prompt-len", "8", "--batch", "1"]
+    assert main(["bench", "storyteller-1m", "--json", *options]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["quantization"] == "int4" and report["plain"]["dtype"] == "bfloat16"
+    assert report["weights"]["bytes_per_step"] < 0.6 * report["plain"]["bytes_per_step"]
+    assert [row["what"] for row in report["plain"]["rows"]] == ["prefill 8", "decode, batch 1"]
+    assert all(row["ratio"]["median"] > 0 for row in report["plain"]["rows"])
+
+
+@pytest.mark.parametrize("what", ["kernels", "cache"])
+def test_what_loads_no_weights_takes_no_quantization(what, capsys):
+    assert main(["bench", what, "--quantization", "int8"]) == 2
+    assert "loads no weights" in capsys.readouterr().err

@@ -195,3 +195,17 @@ def test_nothing_is_cut_at_40_columns(
 )
 def test_ranges(numbers: list[int], said: str) -> None:
     assert ranges(numbers) == said
+
+
+def test_quantised(capsys):
+    """The bytes of the file's matrices, and what they are stored in."""
+    sizes = {}
+    for scheme in (None, "int8", "int4"):
+        more = ["--quantization", scheme] if scheme else []
+        assert main(["inspect", "storyteller-6m", "--json", *more]) == 0
+        report = json.loads(capsys.readouterr().out)
+        sizes[scheme] = report["weight_bytes"]
+        assert set(report["quantized"]) == ({"qkv", "o", "gate_up", "down", "embedding"} if scheme else set())
+    assert sizes["int4"] < 0.7 * sizes["int8"] < 0.4 * sizes[None]
+    assert main(["inspect", "storyteller-6m", "--quantization", "int4"]) == 0
+    assert "gate_up: uint4, groups of 32, with minima" in capsys.readouterr().out

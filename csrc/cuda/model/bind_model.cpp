@@ -19,7 +19,7 @@ Matrix matrix_of(const char* op, const Tensor& weight, int64_t out, int64_t in, 
   check_size(op, "a matrix's number of columns", weight.size(1), in);
   STD_TORCH_CHECK(dtype_of(op, weight) == dtype, op, ": the matrix has another dtype than the caches");
   STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(weight.const_data_ptr()) % 16 == 0, op, ": a matrix begins at no multiple of 16 bytes");
-  return {data<void>(weight), dtype, nullptr};
+  return {data<void>(weight), dtype, nullptr, {}};
 }
 
 DeviceState::DeviceState() : buckets(std::make_unique<cuda::Buckets>(std::vector<int64_t>{}, false)) {}

@@ -222,9 +222,10 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
     from minillm.model.families import load_model_config
     from minillm.model.loader import pick_dtype
     from minillm.model.locate import find_model
+    from minillm.model.quantization.plan import planned
 
     folder = find_model(model_of(args))
-    config = load_model_config(folder, args.allow_config_key)
+    config = planned(load_model_config(folder, args.allow_config_key), args.quantization)
     dtype = pick_dtype(args.dtype, config)
     rows = plan_slices(config, dtype, args.slices)
     return {

@@ -1,0 +1,327 @@
+// y = x W^T + bias for a quantised W, and its embedding lookup.
+//
+//     W       | group 0 of the inputs | group 1 | ...        codes, unpacked in registers
+//     x row   |   ...  sum of code * x            -> partial sum, one register for each 16 outputs
+//                  total = scale * partial + total, + minimum * (sum of x in the group)
+//
+// The partial sum of a group is exact in its weights: they are small whole numbers, or floats of few bits, times x.
+// Scales are applied once for each group. An output's arithmetic goes over the inputs in one order and folds the groups
+// in order, whatever the number of rows: contract C2. From kMaxRows rows on, a strip of codes is unpacked once into
+// memory that stays in the cache, and all tiles of rows read it; the numbers and their order are the same.
+//
+// Bytes: codes and scales once; with few rows nothing else matters. Limit: unpacking at 1 row, then as linear.h.
+// Sources: Frantar et al. 2210.17323 and Lin et al. 2306.00978 (weights in 4 bits, scales by group).
+
+#pragma once
+
+#include "codes.h"
+#include "codes_layout.h"
+#include "linear.h"
+
+namespace minillm::cpu {
+namespace {
+
+// One quantised matrix: its layout, and how its parts are read.
+struct QuantMatrix {
+  Form form;
+  CodesLayout layout;
+  const char* blocks;
+  float offset;  // what the kernels read too much in every code: `kOffset` (codes.h)
+
+  QuantMatrix(const Matrix& m, int64_t in, float offset)
+      : form(m.form), layout(m.form, in), blocks(static_cast<const char*>(m.weight)), offset(offset) {}
+  bool has_sums() const { return form.minimum || offset != 0; }
+  const char* block(int64_t b) const { return blocks + b * layout.block; }
+  // The scales (or minima) of outputs p .. p + VL - 1 of a block.
+  INLINE vf scale(const char* block, int64_t g, int64_t p) const { return number(block + layout.scales(g), p); }
+  INLINE vf minimum(const char* block, int64_t g, int64_t p) const {
+    return number(block + layout.scales(g) + 16 * (form.wide ? 4 : 2), p);
+  }
+  INLINE vf number(const char* at, int64_t p) const {
+    return form.wide ? cpu::load(reinterpret_cast<const float*>(at) + p) : cpu::load(reinterpret_cast<const fp16*>(at) + p);
+  }
+};
+
+// The rows of x as the tiles read them, and the sums of their groups.
+template <class X>
+struct QuantRows {
+  const X* x;
+  int64_t stride;
+  const float* sums;  // [rows, groups]
+};
+
+// Adds partial * scale, and what the minimum and the offset of the codes add, to the totals of one group.
+template <int R, int P>
+INLINE void fold(const QuantMatrix& w, const char* block, int64_t g, vf (&partial)[R][P], const float* sums, float* out,
+                 int64_t out_stride) {
+  const int64_t groups = w.layout.groups;
+#pragma GCC unroll 32
+  for (int p = 0; p < P; p++) {
+    const char* own = block + p / kParts * w.layout.block;
+    vf scale = w.scale(own, g, p % kParts * VL);
+    vf minimum = w.form.minimum ? w.minimum(own, g, p % kParts * VL) : vf{};
+#pragma GCC unroll 32
+    for (int r = 0; r < R; r++) {
+      float* to = out + r * out_stride + p * VL;
+      vf sum = partial[r][p], total = g ? load(to) : vf{};
+      if (w.offset != 0) sum = fma(splat(-w.offset), splat(sums[r * groups + g]), sum);
+      if (w.form.minimum) total = fma(minimum, splat(sums[r * groups + g]), total);
+      store(to, fma(sum, scale, total));
+    }
+  }
+}
+
+// out[r][16 c ...] = x[r] . W[c] for R rows and C blocks. `codes` is where the lines of the first block begin, in the
+// matrix itself or unpacked; `M::kSteps * M::kPerStep` inputs lie in a line.
+template <class M, int R, int C, bool kInPlace>
+void quant_tile(const QuantMatrix& w, const QuantRows<typename M::X>& rows, const char* block, const char* codes,
+                int64_t codes_step, float* out, int64_t out_stride, int64_t next_offset) {
+  constexpr int P = C * kParts, kInputs = M::kSteps * M::kPerStep;
+  const CodesLayout& layout = w.layout;
+  const int64_t per_line = layout.line / kInputs;  // lines of M in one line of codes
+  for (int64_t g = 0; g < layout.groups; g++) {
+    vf partial[R][P] = {};
+    const char* at = codes + (kInPlace ? layout.codes(g) : g * layout.group / kInputs * kLine);
+    const typename M::X* x = rows.x + g * layout.group;
+    int64_t lines = layout.lines_of(g) * per_line;
+    for (int64_t l = 0; l < lines; l++, at += kLine, x += kInputs) {
+      typename M::State state[P];
+#pragma GCC unroll 32
+      for (int p = 0; p < P; p++) {
+        const char* line = at + p / kParts * codes_step + p % kParts * VL * 4;
+        if (kInPlace && p % kParts == 0) __builtin_prefetch(line + kPrefetchSteps * kLine + next_offset, 0, 2);
+        state[p] = M::load(line);
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < M::kSteps; i++) {
+        decltype(M::broadcast(x)) value[P];
+#pragma GCC unroll 32
+        for (int p = 0; p < P; p++) value[p] = M::value(state[p], i);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) {
+          auto factor = M::broadcast(x + r * rows.stride + i * M::kPerStep);
+#pragma GCC unroll 32
+          for (int p = 0; p < P; p++) partial[r][p] = M::mac(partial[r][p], value[p], factor);
+        }
+      }
+    }
+    fold<R, P>(w, block, g, partial, rows.sums, out, out_stride);
+  }
+}
+
+template <class M>
+using QuantTile = void (*)(const QuantMatrix&, const QuantRows<typename M::X>&, const char*, const char*, int64_t, float*,
+                           int64_t, int64_t);
+
+// The columns of a tile of `rows` rows. Fewer than `linear` has: the codes and their numbers need registers, too.
+constexpr int quant_columns(int rows) {
+  if (VL == 16) return rows <= 4 ? 4 : 3;
+  return VL == 8 && rows == 1 ? 4 : 1;
+}
+
+// Tiles exist with all columns and with one: fewer shapes than `linear` has, because each exists for all codes.
+template <class M, int R, bool kInPlace>
+QuantTile<M> pick_quant_columns(bool all) {
+  return all ? quant_tile<M, R, quant_columns(R), kInPlace> : quant_tile<M, R, 1, kInPlace>;
+}
+
+// A tile has 1, 2, 4 or kMaxRows rows, the last ones perhaps rows of zeros.
+constexpr int padded_rows(int64_t rows) {
+  return static_cast<int>(rows <= 2 ? rows : rows <= 4 && kMaxRows > 4 ? 4 : kMaxRows);
+}
+
+template <class M, bool kInPlace>
+QuantTile<M> pick_quant_tile(int rows, bool all) {
+  if (rows == 1) return pick_quant_columns<M, 1, kInPlace>(all);
+  if (rows == 2) return pick_quant_columns<M, 2, kInPlace>(all);
+  if constexpr (kMaxRows > 4)
+    if (rows == 4) return pick_quant_columns<M, 4, kInPlace>(all);
+  return pick_quant_columns<M, kMaxRows, kInPlace>(all);
+}
+
+// Writes the numbers of one block's codes, 64 bytes for every `kPerStep` inputs.
+template <class M>
+void unpack_block(const QuantMatrix& w, const char* block, char* to) {
+  for (int64_t g = 0; g < w.layout.groups; g++) {
+    const char* line = block + w.layout.codes(g);
+    for (int64_t l = 0; l < w.layout.lines_of(g); l++, line += kLine)
+      for (int p = 0; p < kParts; p++) {
+        auto state = M::load(line + p * VL * 4);
+#pragma GCC unroll 8
+        for (int i = 0; i < M::kSteps; i++) {
+          auto value = M::value(state, i);
+          memcpy(to + (l * M::kSteps + i) * kLine + p * VL * 4, &value, sizeof(value));
+        }
+      }
+    to += w.layout.lines_of(g) * M::kSteps * kLine;
+  }
+}
+
+// Blocks [begin, begin + width) of the columns, all rows.
+template <class M, class T, bool kInPlace>
+void quant_strip(const LinearArgs& a, const QuantMatrix& w, const QuantRows<typename M::X>& x, int64_t begin, int64_t width,
+                 const char* codes, int64_t step) {
+  constexpr int64_t tile_stride = kMaxColumns * 16;
+  alignas(64) float tile[kMaxRows * tile_stride];
+  for (int64_t r = 0; r < a.rows; r += kMaxRows) {
+    int64_t rows = smaller(kMaxRows, a.rows - r);
+    int tile_rows = padded_rows(rows);
+    QuantRows<typename M::X> own = {x.x + r * x.stride, x.stride, x.sums + r * w.layout.groups};
+    for (int64_t b = 0, columns; b < width; b += columns) {
+      columns = width - b >= quant_columns(tile_rows) ? quant_columns(tile_rows) : 1;
+      pick_quant_tile<M, kInPlace>(tile_rows, columns > 1)(w, own, w.block(begin + b), codes + b * step, step, tile + b * 16,
+                                                  tile_stride, 0);
+    }
+    store_tile<T>(a, tile, tile_stride, r, rows, begin * 16, smaller(width * 16, a.out - begin * 16));
+  }
+}
+
+template <class M, class T>
+void quant_over(const LinearArgs& a, const QuantMatrix& w, const QuantRows<typename M::X>& x) {
+  using Ready = typename M::Ready;
+  int64_t blocks = packed_blocks(a.out), width = quant_columns(padded_rows(smaller(a.rows, kMaxRows)));
+  const bool in_place = a.rows <= kMaxRows;
+  const int64_t step = round_up(a.in, w.layout.line) / M::kPerStep * kLine;  // bytes of a block that is unpacked
+  parallel_tasks((blocks + width - 1) / width, [&](TaskQueue& tasks) {
+    Scratch<char> memory(in_place ? 0 : width * step);
+    for (; tasks.left(); tasks.advance()) {
+      int64_t begin = tasks.now * width, own = smaller(width, blocks - begin);
+      for (int64_t b = 0; !in_place && b < own; b++) unpack_block<M>(w, w.block(begin + b), memory.data + b * step);
+      if (in_place) quant_strip<M, T, true>(a, w, x, begin, own, w.block(begin), w.layout.block);
+      else quant_strip<Ready, T, false>(a, w, x, begin, own, memory.data, step);
+    }
+  });
+}
+
+template <class T, class X>
+void copy_row(const T* x, int64_t in, const int32_t* order, X* to, int64_t stride) {
+  if (order) {
+    for (int64_t k = 0; k < stride; k++) {
+      T number = k < in ? x[order[k]] : T{};
+      T padded[VL] = {number};
+      store_n(to + k, load(padded), 1);
+    }
+    return;
+  }
+  for (int64_t k = 0; k < stride; k += VL) store_n(to + k, load_n(x + k, smaller(larger(in - k, 0), VL)), stride - k);
+}
+
+template <class X>
+float sum_of(const X* x, int64_t count) {
+  vf sum = {};
+  for (int64_t k = 0; k < count; k += VL) sum = sum + load_n(x + k, count - k);
+  return sum_lanes(sum);
+}
+
+// Multiplies each number by the factor of its place in a line.
+template <class M>
+void scale_row(float* x, int64_t stride) {
+  alignas(64) float factors[16];  // the factors repeat after 4 or 8
+  for (int k = 0; k < 16; k++) factors[k] = M::x_factor(k);
+  for (int64_t k = 0; k < stride; k += VL) store_n(x + k, load_n(x + k, stride - k) * load(factors + k % 16), stride - k);
+}
+
+// Copies the rows of x, in the order of the codes and filled up with zeros to whole lines, and sums their groups.
+template <class M, class T>
+void quant_as(const LinearArgs& a) {
+  using X = typename M::X;
+  QuantMatrix w(a.weight, a.in, M::kOffset);
+  const CodesLayout& layout = w.layout;
+  const bool has_sums = w.has_sums();
+  int64_t stride = round_up(a.in, layout.line);
+  const T* x = static_cast<const T*>(a.x);
+  const int64_t padded = (a.rows - 1) / kMaxRows * kMaxRows + padded_rows((a.rows - 1) % kMaxRows + 1);
+  Scratch<float> sums(has_sums ? padded * layout.groups : 0);
+  Scratch<X> copy(padded * stride + VL);
+  memset(static_cast<void*>(copy.data + a.rows * stride), 0, (padded - a.rows) * stride * sizeof(X));
+  for (int64_t i = a.rows * layout.groups; has_sums && i < padded * layout.groups; i++) sums.data[i] = 0;
+  for (int64_t r = 0; r < a.rows; r++) {
+    X* to = copy.data + r * stride;
+    copy_row(x + r * a.x_stride, a.in, w.form.order, to, stride);
+    for (int64_t g = 0; has_sums && g < layout.groups; g++)
+      sums.data[r * layout.groups + g] =
+          sum_of(to + g * layout.group, smaller(layout.group, stride - g * layout.group));
+    if constexpr (M::kWhole) scale_row<M>(to, stride);
+  }
+  quant_over<M, T>(a, w, {copy.data, stride, sums.data});
+}
+
+template <Codes K, class T>
+void quant_codes(const LinearArgs& a) {
+#if defined(MINILLM_ISA_AVX512)
+  if constexpr (__is_same(T, bf16)) return quant_as<PairCodes<K, FloatCodes<K>::kBits>, T>(a);
+#endif
+  quant_as<FloatCodes<K>, T>(a);
+}
+
+template <class T>
+void quant_linear(const LinearArgs& a) {
+  if (!a.rows || !a.out) return;
+  switch (a.weight.form.codes) {
+    case Codes::int8: return quant_codes<Codes::int8, T>(a);
+    case Codes::fp8: return quant_codes<Codes::fp8, T>(a);
+    case Codes::int4: return quant_codes<Codes::int4, T>(a);
+    case Codes::uint4: return quant_codes<Codes::uint4, T>(a);
+    case Codes::fp4: return quant_codes<Codes::fp4, T>(a);
+    case Codes::none: return;
+  }
+}
+
+// One row of the matrix as floats: scale * number + minimum, each step rounded.
+template <Codes K>
+void quant_row(const QuantMatrix& w, int64_t id, float* to) {
+  constexpr int bits = FloatCodes<K>::kBits;
+  const char* block = w.block(id / 16);
+  const int64_t lane = id % 16, part = lane / VL * VL;
+  for (int64_t k = 0; k < w.layout.in; k++) {
+    int64_t g = k / w.layout.group, inside = k % w.layout.group;
+    uint32_t codes = load_as<uint32_t>(block + w.layout.codes(g) + inside / w.layout.line * kLine + lane * 4);
+    int place = static_cast<int>(inside % w.layout.line);
+    int code = static_cast<int>(codes >> ((place & 1) * 16 + (place >> 1) * bits) & ((1u << bits) - 1));
+    float scale = w.scale(block, g, part)[lane - part];
+    float number = number_of(K, code) * scale;
+    if (w.form.minimum) number += w.minimum(block, g, part)[lane - part];
+    to[w.form.order ? w.form.order[k] : k] = number;
+  }
+}
+
+template <class T>
+void quant_embedding(const EmbeddingArgs& a) {
+  QuantMatrix w(a.weight, a.in, 0);
+  parallel_for(a.num_tokens, 16, [&](int64_t begin, int64_t end) {
+    Scratch<float> row(a.in + VL);
+    for (int64_t t = begin; t < end; t++) {
+      switch (w.form.codes) {
+        case Codes::int8: quant_row<Codes::int8>(w, a.ids[t], row.data); break;
+        case Codes::fp8: quant_row<Codes::fp8>(w, a.ids[t], row.data); break;
+        case Codes::int4: quant_row<Codes::int4>(w, a.ids[t], row.data); break;
+        case Codes::uint4: quant_row<Codes::uint4>(w, a.ids[t], row.data); break;
+        case Codes::fp4: quant_row<Codes::fp4>(w, a.ids[t], row.data); break;
+        case Codes::none: break;
+      }
+      T* to = static_cast<T*>(a.y) + t * a.in;
+      for (int64_t k = 0; k < a.in; k += VL) store_n(to + k, load_n(row.data + k, a.in - k), a.in - k);
+    }
+  });
+}
+
+void embedding(const EmbeddingArgs& a) {
+  if (a.weight.form.codes == Codes::none) return plain_embedding(a);
+  switch (a.dtype) {
+    case DType::f32: return quant_embedding<float>(a);
+    case DType::bf16: return quant_embedding<bf16>(a);
+    case DType::f16: return quant_embedding<fp16>(a);
+  }
+}
+
+void linear(const LinearArgs& a) {
+  if (a.weight.form.codes == Codes::none) return plain_linear(a);
+  switch (a.dtype) {
+    case DType::f32: return quant_linear<float>(a);
+    case DType::bf16: return quant_linear<bf16>(a);
+    case DType::f16: return quant_linear<fp16>(a);
+  }
+}
+
+}  // namespace
+}  // namespace minillm::cpu

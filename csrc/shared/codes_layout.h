@@ -1,0 +1,67 @@
+// Where the numbers of a quantised matrix [out, in] lie in memory.
+//
+//     header   64 bytes: what the matrix is (`CodesHeader`)
+//     order    int32 [in], if the inputs are permuted, filled up to 64 bytes
+//     blocks   one for every 16 outputs:
+//
+//         chunk                                         chunk
+//         [ scales, minima | codes | codes ]            [ scales, minima | codes | codes ]     groups 0 1, groups 2 3
+//
+// A chunk begins with the scales of its groups, 16 outputs of the first group, then of the second; minima follow each.
+// It has as many groups, one or two, as fill whole lines of 64 bytes, so that every line of codes is aligned and a
+// product reads one stream of memory. A line of codes has 32 bits for each of 16 outputs:
+//
+//     4 bits    | 0 2 4 6 | 1 3 5 7 |     8 inputs, from the lowest bit up; even inputs in the lower half, so that a
+//     8 bits    |  0   2  |  1   3  |     4 inputs     register of pairs of 16 bits is one shift away
+//
+// Codes beyond `in`, and outputs beyond `out`, are zero.
+
+#pragma once
+
+#include "types.h"
+
+namespace minillm {
+
+constexpr const char* kCodes[] = {"none", "int8", "fp8", "int4", "uint4", "fp4"};
+constexpr int32_t kCodesMagic = 0x3151'4c4d;  // "MLQ1"
+constexpr int64_t kLine = 64;                 // bytes
+
+struct CodesHeader {
+  int32_t magic, codes, group, wide, minimum, ordered, out, in, unused[8];
+};
+static_assert(sizeof(CodesHeader) == kLine);
+
+inline int bits_of(Codes codes) { return codes == Codes::int8 || codes == Codes::fp8 ? 8 : 4; }
+inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+struct CodesLayout {
+  int64_t in, group;    // `group` is at most `in`, filled up to whole lines
+  int64_t line;         // inputs of one line
+  int64_t groups;
+  int64_t in_chunk;     // groups of a chunk
+  int64_t head, chunk;  // bytes of a chunk's scales, and of all of it
+  int64_t block;        // bytes of 16 outputs
+
+  CodesLayout(const Form& form, int64_t inputs) : in(inputs) {
+    line = 32 / bits_of(form.codes);
+    group = form.group < in ? form.group : round_up(in, line);
+    groups = (in + group - 1) / group;
+    int64_t own = 16 * (form.wide ? 4 : 2) * (form.minimum ? 2 : 1);  // bytes of one group's scales
+    in_chunk = own < kLine ? 2 : 1;
+    head = own * in_chunk;
+    chunk = head + in_chunk * lines_of(0) * kLine;
+    block = groups ? codes(groups - 1) + lines_of(groups - 1) * kLine : 0;
+  }
+
+  // Lines of one group; the last group may have fewer inputs.
+  int64_t lines_of(int64_t g) const { return ((g + 1 < groups ? group : in - g * group) + line - 1) / line; }
+  // Offsets in a block: of a group's scales, of its minima after them, of its codes.
+  int64_t scales(int64_t g) const { return g / in_chunk * chunk + g % in_chunk * (head / in_chunk); }
+  int64_t codes(int64_t g) const {
+    return g / in_chunk * chunk + head + g % in_chunk * ((group + line - 1) / line) * kLine;
+  }
+};
+
+inline int64_t order_bytes(int64_t in, bool ordered) { return ordered ? round_up(4 * in, kLine) : 0; }
+
+}  // namespace minillm

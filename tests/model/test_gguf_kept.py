@@ -1,0 +1,97 @@
+"""`minillm convert --keep-quantized`: the engine computes with the file's own numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import ggufs
+import pytest
+import tiny
+import torch
+from safetensors import safe_open
+
+from minillm.cli.main import main
+from minillm.errors import UnsupportedModel, WeightsError
+from minillm.model.gguf.convert import convert
+
+TYPES = {"Q4_0": (2, 18), "Q4_1": (3, 20), "Q8_0": (8, 34)}  # ggml's number, bytes of a block of 32
+
+
+def file_of(folder: Path, kinds: dict[str, str]) -> Path:
+    """The tiny Llama whose matrices named in `kinds` are random blocks of that type; the others are F32."""
+    metadata, stored = ggufs.model("llama_mha")
+    for name, old in stored.items():
+        kind = kinds.get(name.split(".")[-2])
+        if kind and old.sizes[0] % 32 == 0:
+            type_id, num_bytes = TYPES[kind]
+            made = ggufs.random_stored(tuple(reversed(old.sizes)), type_id, (32, num_bytes), seed=len(name))
+            data = torch.frombuffer(bytearray(made.data), dtype=torch.uint8).view(-1, num_bytes)
+            if kind == "Q4_1":
+                data[:, 3] = 0x2C  # a minimum of about the size of a scale
+            stored[name] = ggufs.Stored(made.sizes, type_id, data.numpy().tobytes())
+    return ggufs.write(folder / "m.gguf", metadata, stored)
+
+
+ALL = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "token_embd", "output"]
+
+
+def both(tmp_path: Path, kinds: dict[str, str]) -> tuple[Path, Path]:
+    """A folder that keeps the blocks, and one with the numbers in float32."""
+    file = file_of(tmp_path, kinds)
+    convert(file, tmp_path / "kept", keep=True)
+    convert(file, tmp_path / "plain", dtype="float32")
+    return tmp_path / "kept", tmp_path / "plain"
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_every_number_is_the_file_s(tmp_path: Path, kind: str) -> None:
+    """Rows of q and k come back in the folder's order, and no number is rounded."""
+    kept, plain = (tiny.load(folder) for folder in both(tmp_path, dict.fromkeys(ALL, kind)))
+    config = kept.engine.model.config
+    assert config.layers[0].quantization and "qkv" in config.layers[0].quantization
+    for one, other in zip(
+        kept.engine.model.decoder.matrices, plain.engine.model.decoder.matrices, strict=True
+    ):
+        ops = kept.engine.model.decoder.ops
+        assert torch.equal(ops.unpack_weight(one), ops.unpack_weight(other))
+    ids = [5, 9, 30, 7, 7, 12]
+    found, exact = kept.logits(ids), plain.logits(ids)
+    assert (found - exact).norm() < 1e-4 * exact.norm()
+
+
+def test_the_folder_has_the_file_s_size(tmp_path: Path) -> None:
+    kept, plain = both(tmp_path, dict.fromkeys(ALL, "Q4_0"))
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (kept, plain)]
+    assert sizes[0] < 0.5 * sizes[1]
+    with safe_open(kept / "model.safetensors", "pt") as file:
+        assert file.get_slice("model.layers.0.self_attn.q_proj").get_dtype() == "U8"
+    config = json.loads((kept / "config.json").read_text())["quantization_config"]
+    assert config["quant_method"] == "gguf" and set(config["types"].values()) == {"Q4_0"}
+
+
+def test_mixed_types(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """q, k and v of different types are one matrix here: it is dequantised, and the numbers stay exact."""
+    kinds = {"attn_q": "Q4_0", "attn_k": "Q4_0", "attn_v": "Q8_0", "ffn_down": "Q4_1", "ffn_up": "Q4_1"}
+    kept, plain = (tiny.load(folder) for folder in both(tmp_path, kinds))
+    assert "layer 0 qkv" in caplog.text and "layer 0 gate_up" in caplog.text
+    forms = kept.engine.model.config.layers[0].quantization or {}
+    assert "qkv" not in forms
+    ids = [5, 9, 30, 7]
+    assert torch.allclose(kept.logits(ids), plain.logits(ids), atol=1e-4, rtol=1e-4)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = file_of(tmp_path, dict.fromkeys(ALL, "Q8_0"))
+    assert main(["convert", str(file), str(tmp_path / "out"), "--keep-quantized", "--quiet"]) == 0
+    assert "of them keep their blocks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("bad", [{"types": 3}, {}, {"types": {}, "more": 1}, {"types": {"a": "Q2_K"}}])
+def test_configs_that_minillm_did_not_write(tmp_path: Path, bad: dict[str, object]) -> None:
+    kept, _ = both(tmp_path, dict.fromkeys(ALL, "Q4_0"))
+    config = json.loads((kept / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gguf", **bad}
+    (kept / "config.json").write_text(json.dumps(config))
+    with pytest.raises((UnsupportedModel, WeightsError)):
+        tiny.load(kept)
