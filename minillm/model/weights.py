@@ -31,7 +31,8 @@ from minillm.model.families import FAMILIES, CheckpointNames
 from minillm.model.multimodal import refuse_vision, text_tensors
 from minillm.model.placement import Placement, layer_placements
 from minillm.model.quantization.filling import fill, quantize_stored
-from minillm.model.quantization.from_files import (
+from minillm.model.quantization.plan import planned
+from minillm.model.stored_pieces import (
     Piece,
     find_pieces,
     load_piece,
@@ -39,7 +40,6 @@ from minillm.model.quantization.from_files import (
     plan_from_files,
     quantization_of,
 )
-from minillm.model.quantization.plan import planned
 from minillm.ops.contract import Weight, plain
 from minillm.ops.reference import ReferenceOps
 
