@@ -20,7 +20,7 @@ from typing import cast
 
 from torch import Tensor
 
-from minillm.config import shown
+from minillm.config import ModelConfig, shown
 from minillm.errors import WeightsError
 from minillm.model.blocks import Layer
 from minillm.model.checkpoint import StoredTensor, listed, same_numbers, stored_tensors
@@ -75,17 +75,9 @@ def load_weights(decoder: Decoder, folder: Path, progress: Progress | None = Non
         UnreadableFile: a file cannot be read, or vanishes.
         WeightsError: damaged files; missing, unexpected or mis-shaped tensors, by name.
     """
-    table, stored = placements(decoder), stored_tensors(folder)
+    table = placements(decoder)
+    stored = checkpoint_tensors(table, decoder.config, folder)
     quantized = decoder.begin_quantized(decoder.norm.weight.dtype)
-    names = FAMILIES[decoder.config.family].names
-    if decoder.config.multimodal:
-        stored = text_tensors(stored, folder.name)
-    else:
-        refuse_vision(stored)
-    stored = _as_saved_by_the_model(stored, names)
-    if decoder.config.tie_word_embeddings:
-        _join_tied(stored, names)
-    _account(table, stored)
     total, done = sum(t.nbytes for t in stored.values()), 0
     digest = hashlib.sha256()
     for name in sorted(stored):
@@ -99,6 +91,26 @@ def load_weights(decoder: Decoder, folder: Path, progress: Progress | None = Non
         if progress:
             progress(done, total)
     return digest.hexdigest()
+
+
+def checkpoint_tensors(
+    table: dict[str, Placement], config: ModelConfig, folder: Path
+) -> dict[str, StoredTensor]:
+    """The tensors in `folder` that fill a decoder, by their names in `table`, which is `placements`.
+
+    Raises:
+        UnreadableFile, WeightsError: as `load_weights`.
+    """
+    names, stored = FAMILIES[config.family].names, stored_tensors(folder)
+    if config.multimodal:
+        stored = text_tensors(stored, folder.name)
+    else:
+        refuse_vision(stored)
+    stored = _as_saved_by_the_model(stored, names)
+    if config.tie_word_embeddings:
+        _join_tied(stored, names)
+    _account(table, stored)
+    return stored
 
 
 def _as_saved_by_the_model(

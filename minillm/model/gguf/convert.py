@@ -25,15 +25,13 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from minillm.config import shown
-from minillm.config.files import exists, shown_path
-from minillm.errors import StorageError, UsageError
+from minillm.errors import UsageError
 from minillm.model.families import parse_config
 from minillm.model.gguf.architecture import config_json
 from minillm.model.gguf.blocks import block_layout
@@ -41,11 +39,11 @@ from minillm.model.gguf.header import GGUFFile, read_header
 from minillm.model.gguf.layout import Rewrite, rewrites, rope_factors
 from minillm.model.gguf.metadata import Metadata
 from minillm.model.gguf.vocabulary import Vocabulary
-from minillm.model.new_folder import new_folder, require_space
+from minillm.model.new_checkpoint import SAFETENSORS, Entry, append, header
+from minillm.model.new_folder import new_folder, require_absent, require_space
 
 Progress = Callable[[int, int], None]
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-_SAFETENSORS = {torch.bfloat16: "BF16", torch.float32: "F32"}
 _EXACT_ONLY_IN_FLOAT32 = ("F32", "F16")
 
 
@@ -90,11 +88,12 @@ class Conversion:
         for name, text in self.texts.items():
             (folder / name).write_text(text, encoding="utf-8")
         with open(folder / "model.safetensors", "wb") as out:
-            out.write(_header(self.tensors, self.dtype))
+            dtype = SAFETENSORS[self.dtype]
+            out.write(header(Entry(tensor.target, dtype, tensor.shape) for tensor in self.tensors))
             done = 0
             for tensor in self.tensors:
                 for piece in tensor.pieces(self.file):
-                    done += _append(out, piece.to(self.dtype))
+                    done += append(out, piece.to(self.dtype))
                     if progress:
                         progress(done, self.num_bytes)
 
@@ -121,19 +120,6 @@ def convert_tokenizer(path: Path, out: Path) -> None:
     with new_folder(out) as folder:
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
-
-
-def require_absent(out: Path) -> None:
-    """Refuse a folder that exists and holds something, and what can be no new folder's name."""
-    if out.name in ("", ".."):
-        raise UsageError(f"{shown_path(out)} is no name for a new folder", "give another one, as my-model")
-    try:
-        if exists(out) and not (out.is_dir() and not any(out.iterdir())):
-            raise UsageError(f"{shown_path(out)} exists", "give the name of a new folder, or remove it first")
-    except PermissionError as error:
-        raise StorageError(
-            f"{shown_path(out)} cannot be read: {error.strerror}", "check its permissions"
-        ) from None
 
 
 def tokenizer_files(file: GGUFFile) -> dict[str, str]:
@@ -202,23 +188,6 @@ def _dtypes(name: str, tensors: Sequence[Rewrite]) -> tuple[str, str]:
     if name not in DTYPES:
         raise UsageError(f"dtype {shown(name)} is not known here", f"use {' or '.join(DTYPES)}")
     return name, name
-
-
-def _header(tensors: Sequence[Rewrite], dtype: torch.dtype) -> bytes:
-    """The header of a safetensors file with these tensors in this order; see `model/checkpoint.py`."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for tensor in tensors:
-        start, end = end, end + math.prod(tensor.shape) * dtype.itemsize
-        entry = {"dtype": _SAFETENSORS[dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-        entries[tensor.target] = entry
-    text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % 8)  # so that the numbers are aligned
-    return len(text).to_bytes(8, "little") + text
-
-
-def _append(out: BufferedWriter, piece: torch.Tensor) -> int:
-    return out.write(piece.contiguous().view(torch.uint8).numpy().data)
 
 
 def _json(content: dict[str, Any]) -> str:
