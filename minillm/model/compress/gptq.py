@@ -35,7 +35,7 @@ from minillm.errors import WeightsError
 from minillm.model.compress.grid import Grid, Rounded, joined, nearest, numbers, range_of
 
 _log = logging.getLogger(__name__)
-_DAMPING = 0.01
+_DAMPINGS = (0.01, 0.1, 1.0)  # parts of the mean diagonal
 _COLUMNS = 128  # whose repair is done at once where a group is a whole row
 
 
@@ -92,8 +92,9 @@ def repair_of(hessian: Tensor, name: str = "a matrix") -> Tensor:
     unused = diagonal == 0
     diagonal[unused] = 1
     mean = diagonal[~unused].mean() if not unused.all() else torch.ones(())
-    damping = _DAMPING
-    while damping <= 1:
+    for damping in _DAMPINGS:
+        if damping > _DAMPINGS[0]:
+            _log.warning(f"{name}: the Hessian is not positive definite; damping raised to {damping:.0%}")
         damped = exact + torch.eye(len(exact), dtype=exact.dtype) * mean * damping
         factor, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
@@ -101,8 +102,6 @@ def repair_of(hessian: Tensor, name: str = "a matrix") -> Tensor:
         if not failed:
             repair: Tensor = upper.float()
             return repair
-        damping *= 10
-        _log.warning(f"{name}: the Hessian is not positive definite; damping raised to {damping:.0%}")
     raise WeightsError(
         f"the Hessian of {name} is not positive definite, even with damping", "use a longer calibration text"
     )
