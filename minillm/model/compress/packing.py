@@ -11,7 +11,7 @@
 Zeros are packed down the outputs, codes along the inputs; a last word is filled with zeros. The library calls
 codes -8 ... 7 and adds 8 before it packs: what lies in the file are our codes 0 ... 15.
 
-Groups must divide the inputs: compressed-tensors warns of anything else, and vLLM refuses it.
+Groups must divide the inputs: the library refuses anything else when it reads the weights.
 """
 
 from __future__ import annotations
