@@ -47,6 +47,8 @@ Matrix quantized_matrix(const char* op, const Tensor& packed, int64_t out, int64
   check_size(op, "the quantised weight's number of outputs", header.out, out);
   check_size(op, "the quantised weight's number of inputs", header.in, in);
   STD_TORCH_CHECK(header.codes > 0 && header.codes < 6, op, ": the header is damaged");
+  for (int32_t flag : {header.wide, header.minimum, header.ordered})
+    STD_TORCH_CHECK(flag == 0 || flag == 1, op, ": the header is damaged");
   Form form = form_of(op, kCodes[header.codes], header.group, header.wide, header.minimum, in);
   check_size(op, "the quantised weight's size", packed.numel(), bytes_of(form, out, in, header.ordered));
   const char* at = data<char>(packed) + kLine;

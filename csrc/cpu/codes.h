@@ -76,17 +76,22 @@ struct FloatCodes {
 
 #if defined(MINILLM_ISA_AVX512)
 // Codes to pairs of bf16, for bf16 activations.
+struct Pairs {
+  using X = bf16;
+  using Ready = UnpackedPairs;
+  static constexpr int kPerStep = 2;
+  static constexpr float kOffset = 0;
+  static constexpr bool kWhole = false;
+  static INLINE __m512bh broadcast(const X* x) { return PairsBf16::broadcast(x); }
+  static INLINE vf mac(vf acc, __m512bh w, __m512bh x) { return PairsBf16::mac(acc, w, x); }
+};
+
 template <Codes K, int kBits>
 struct PairCodes;
 
 template <Codes K>
-struct PairCodes<K, 4> {
-  using X = bf16;
-  using Ready = UnpackedPairs;
-  static constexpr int kSteps = 4, kPerStep = 2;
-  static constexpr float kOffset = 0;
-  static constexpr bool kWhole = false;
-  static constexpr float x_factor(int64_t) { return 1; }
+struct PairCodes<K, 4> : Pairs {
+  static constexpr int kSteps = 4;
   using State = __m512i;
   static INLINE State load(const char* line) { return _mm512_loadu_si512(line); }
   static INLINE __m512bh value(State line, int i) {
@@ -94,18 +99,11 @@ struct PairCodes<K, 4> {
     const __m512i table = _mm512_loadu_si512(kTable<K>.numbers);
     return (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(line, 4 * i), table);
   }
-  static INLINE __m512bh broadcast(const X* x) { return PairsBf16::broadcast(x); }
-  static INLINE vf mac(vf acc, __m512bh w, __m512bh x) { return PairsBf16::mac(acc, w, x); }
 };
 
 template <Codes K>
-struct PairCodes<K, 8> {
-  using X = bf16;
-  using Ready = UnpackedPairs;
-  static constexpr int kSteps = 2, kPerStep = 2;
-  static constexpr float kOffset = 0;
-  static constexpr bool kWhole = false;
-  static constexpr float x_factor(int64_t) { return 1; }
+struct PairCodes<K, 8> : Pairs {
+  static constexpr int kSteps = 2;
   struct State { __m512i lower, upper; };
   static INLINE State load(const char* line) {
     __m512i codes = _mm512_loadu_si512(line);
@@ -121,8 +119,6 @@ struct PairCodes<K, 8> {
     if (i == 0) return (__m512bh)_mm512_or_si512(_mm512_and_si512(s.lower, low), _mm512_slli_epi16(s.upper, 8));
     return (__m512bh)_mm512_or_si512(_mm512_srli_epi16(s.lower, 8), _mm512_andnot_si512(low, s.upper));
   }
-  static INLINE __m512bh broadcast(const X* x) { return PairsBf16::broadcast(x); }
-  static INLINE vf mac(vf acc, __m512bh w, __m512bh x) { return PairsBf16::mac(acc, w, x); }
 };
 #endif
 

@@ -8,9 +8,11 @@ medians of several runs, with their spread. On a shared machine only ratios from
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from minillm.bench.machine import (
@@ -87,6 +89,7 @@ def run_bench(
         "model": model.folder.name,
         "parameters": config.num_parameters,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "quantization": llm.config.quantization,
         "weights": {
             "bytes_per_step": weights,
             "matrices": len(kept),
@@ -97,6 +100,32 @@ def run_bench(
         "read_bandwidth": asdict(summarise(bandwidths)) if bandwidths else None,
         "rows": rows,
         "peak_memory_bytes": peak_memory(),
+    }
+
+
+def compare(
+    plain: LLM, quantized: LLM, prompt_len: int, num_tokens: int, runs: int, batches: Sequence[int]
+) -> dict[str, Any]:
+    """The rates of the same model with and without quantisation, measured in turns, and their ratio."""
+    works = {f"prefill {prompt_len}": partial(prefill_rate, prompt_len=prompt_len)}
+    for batch in batches:
+        works[f"decode, batch {batch}"] = partial(decode_rate, batch=batch, num_tokens=num_tokens)
+    rows = [
+        in_turns(what, partial(rate, quantized), partial(rate, plain), runs) for what, rate in works.items()
+    ]
+    model = plain.engine.model
+    dtype = str(model.dtype).removeprefix("torch.")
+    return {"dtype": dtype, "bytes_per_step": model.decoder.step_bytes(), "rows": rows}
+
+
+def in_turns(what: str, mine: Callable[[], float], other: Callable[[], float], runs: int) -> dict[str, Any]:
+    """Medians of two rates that are measured in turns, and of their ratio, with its lowest and highest."""
+    own, peer = measure_in_turns([mine, other], runs)
+    return {
+        "what": what,
+        "tokens_per_s": statistics.median(own),
+        "peer_tokens_per_s": statistics.median(peer),
+        "ratio": asdict(summarise([a / b for a, b in zip(own, peer, strict=True)])),
     }
 
 

@@ -6,18 +6,14 @@ the peer are measured in turns, several times, and the report has the ratio of e
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from minillm.bench.engine import decode_rate, make_prompt, prefill_rate
-from minillm.bench.machine import measure_in_turns, summarise
+from minillm.bench.engine import decode_rate, in_turns, make_prompt, prefill_rate
 from minillm.llm import LLM
 
 PEERS = ("transformers",)
@@ -32,7 +28,7 @@ def run_peer(
         return None
     peer = Transformers(llm.engine.model.folder, llm.engine.model.dtype)
     rows = [
-        _compare(
+        in_turns(
             f"prefill {prompt_len}",
             lambda: prefill_rate(llm, prompt_len),
             lambda: peer.prefill_rate(make_prompt(llm, prompt_len, 0)),
@@ -42,7 +38,7 @@ def run_peer(
     for batch in batches:
         prompts = [make_prompt(llm, _PROMPT, i) for i in range(batch)]
         rows.append(
-            _compare(
+            in_turns(
                 f"decode, batch {batch}",
                 lambda batch=batch: decode_rate(llm, batch, num_tokens),  # type: ignore[misc]
                 lambda prompts=prompts: peer.decode_rate(prompts, num_tokens),  # type: ignore[misc]
@@ -83,14 +79,3 @@ class Transformers:
             pad_token_id=0,
         )
         return time.perf_counter() - start
-
-
-def _compare(what: str, mine: Callable[[], float], theirs: Callable[[], float], runs: int) -> dict[str, Any]:
-    """Medians of both rates and of their ratio, and the lowest and highest ratio."""
-    own, other = measure_in_turns([mine, theirs], runs)
-    return {
-        "what": what,
-        "tokens_per_s": statistics.median(own),
-        "peer_tokens_per_s": statistics.median(other),
-        "ratio": asdict(summarise([a / b for a, b in zip(own, other, strict=True)])),
-    }

@@ -117,11 +117,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _engine(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    from minillm.bench.engine import run_bench
+    from minillm.bench.engine import compare, run_bench
     from minillm.bench.peer import run_peer
 
     llm = load_llm(args, prefix_caching=False)  # every run measures the same prompts again
     report = run_bench(llm, args.prompt_len, args.tokens, args.runs, args.batch, progress)
+    if args.quantization:
+        plain = load_llm(args, prefix_caching=False, quantization=None)
+        report["plain"] = compare(plain, llm, args.prompt_len, args.tokens, args.runs, args.batch)
     if args.peer:
         report["peer"] = run_peer(llm, args.peer, args.prompt_len, args.tokens, args.runs, args.batch)
         if report["peer"] is None:
@@ -203,6 +206,8 @@ def _print(report: dict[str, Any]) -> None:
             f"{share['median']:.0%} ({share['low']:.0%} to {share['high']:.0%})" if share else "",
         )
     console.print(table)
+    if "plain" in report:
+        console.print(_plain_table(report))
     if report.get("peer"):
         console.print(_peer_table(report["peer"]))
     if bandwidth:
@@ -216,10 +221,22 @@ def _print(report: dict[str, Any]) -> None:
     console.print(f"torch {machine['torch']}, {machine['threads']} threads")
 
 
+def _plain_table(report: dict[str, Any]) -> Table:
+    plain = report["plain"]
+    title = (
+        f"{report['quantization']} in turns with {plain['dtype']} ({plain['bytes_per_step']:,} bytes a step)"
+    )
+    return _ratio_table(title, report["quantization"], plain["dtype"], plain["rows"])
+
+
 def _peer_table(peer: dict[str, Any]) -> Table:
     title = f"in turns with {peer['name']} {peer['version']}"
-    table = _table(title, ["what", "minillm tok/s", f"{peer['name']} tok/s", "ratio", "lowest to highest"])
-    for row in peer["rows"]:
+    return _ratio_table(title, "minillm", peer["name"], peer["rows"])
+
+
+def _ratio_table(title: str, own: str, other: str, rows: list[dict[str, Any]]) -> Table:
+    table = _table(title, ["what", f"{own} tok/s", f"{other} tok/s", "ratio", "lowest to highest"])
+    for row in rows:
         ratio = row["ratio"]
         table.add_row(
             row["what"],

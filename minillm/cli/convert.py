@@ -26,6 +26,11 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         "F32 or F16, bfloat16 if all are BF16; of a quantised FILE, bfloat16 weights and float32 arithmetic)",
     )
     parser.add_argument(
+        "--keep-quantized",
+        action="store_true",
+        help="keep the blocks of Q8_0, Q4_0, Q4_1, Q4_K and Q6_K: the file's own numbers, for minillm alone",
+    )
+    parser.add_argument(
         "--tokenizer-only", action="store_true", help="write no config and no weights; for every architecture"
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
@@ -43,11 +48,12 @@ def run(args: argparse.Namespace) -> int:
         print(f"{args.out}: the tokenizer of {args.file.name}")
         return 0
     with Bar("converting", in_bytes=True) as bar:
-        made = convert(args.file, args.out, args.dtype, bar)
+        made = convert(args.file, args.out, args.dtype, bar, args.keep_quantized)
     stored, computed = str(made.dtype).removeprefix("torch."), made.config["torch_dtype"]
     print(
         f"{args.out}: {made.config['model_type']}, {len(made.tensors)} tensors, "
         f"{format_bytes(made.num_bytes)} in {stored}"
         + (f", to be computed in {computed}" if computed != stored else "")
+        + (f"; {len(made.kept)} of them keep their blocks" if made.kept else "")
     )
     return 0

@@ -14,6 +14,7 @@ from minillm.cli.inspect_layers import describe_layers, describe_rope, layer_tab
 from minillm.cli.options import add_allow_option, add_model_option, model_of
 from minillm.cli.parser import Parser
 from minillm.config import DTYPES, ModelConfig
+from minillm.config.quantization import QUANTIZATIONS
 from minillm.errors import UsageError
 from minillm.tables import folding_table
 
@@ -44,6 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     )
     add_model_option(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="dtype of weights and cache")
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, help="as if loaded in 8 or 4 bits")
     parser.add_argument(
         "--memory", default="1GiB", metavar="SIZE", help="size of the KV memory (default 1GiB)"
     )
@@ -63,9 +65,10 @@ def run(args: argparse.Namespace) -> int:
     """Print the report."""
     from minillm.model.families import load_model_config
     from minillm.model.locate import find_model
+    from minillm.model.quantization.plan import planned
 
     folder = find_model(model_of(args))
-    config = load_model_config(folder, args.allow_config_key)
+    config = planned(load_model_config(folder, args.allow_config_key), args.quantization)
     report = collect(config, args.dtype, args.memory, args.context)
     _add_end_of_text(report["config"], folder, config)
     if args.json:
@@ -93,6 +96,7 @@ def collect(config: ModelConfig, dtype: str, memory: str, lengths: list[int] | N
     from minillm.config.sizes import parse_bytes
     from minillm.model.costs import decode_bytes, matmul_weights, prefill_flops
     from minillm.model.loader import pick_dtype
+    from minillm.model.quantization.sizes import saved_bytes
 
     number_bytes = pick_dtype(dtype, config).itemsize
     per_token = config.kv_bytes_per_token(number_bytes)
@@ -107,7 +111,8 @@ def collect(config: ModelConfig, dtype: str, memory: str, lengths: list[int] | N
         "layers": describe_layers(config),
         "parameters": config.num_parameters,
         "active_parameters": matmul_weights(config),
-        "weight_bytes": config.num_parameters * number_bytes,
+        "weight_bytes": config.num_parameters * number_bytes - saved_bytes(config, number_bytes),
+        "quantized": _quantized(config),
         "dtype": str(pick_dtype(dtype, config)).removeprefix("torch."),
         "kv_bytes_per_token": per_token,
         "memory": budget,
@@ -125,11 +130,17 @@ def collect(config: ModelConfig, dtype: str, memory: str, lengths: list[int] | N
     }
 
 
+def _quantized(config: ModelConfig) -> dict[str, str]:
+    """The form of every kind of matrix that is quantised, in words."""
+    kinds = {name: str(form) for layer in config.layers for name, form in (layer.quantization or {}).items()}
+    return kinds | {name: str(form) for name, form in (config.quantization or {}).items()}
+
+
 def _fields(config: ModelConfig) -> list[dict[str, Any]]:
     """Each field of the config, and what its layers vary in: name, value, and the source of the value."""
     found = []
     for name, value in (asdict(config) | _of_layers(config)).items():
-        if name not in ("sources", "layers") and (name != "allowed_keys" or value):
+        if name not in ("sources", "layers", "quantization") and (name != "allowed_keys" or value):
             found.append({"key": name, "value": value, "source": _source(config, name)})
     return found
 
@@ -164,6 +175,8 @@ def _print(name: str, config: ModelConfig, report: dict[str, Any]) -> None:
     console.print(f"{report['parameters']:,} parameters, {size}")
     if any(layer.experts is not None for layer in config.layers):
         console.print(f"{report['active_parameters']:,} of them are active per token: not the unused experts")
+    for name, form in report["quantized"].items():
+        console.print(f"{name}: {form}")
     if report["dtype"] == "float32":
         console.print("this is an upper limit: CPU kernels store a matrix as bfloat16 if all its numbers fit")
     fits = f"{format_bytes(report['memory'])} of KV memory holds {report['tokens_that_fit']:,} tokens"

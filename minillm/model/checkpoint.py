@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -42,6 +42,9 @@ _log = logging.getLogger(__name__)
 _PIECE_BYTES = 8 << 20
 _PIECE_NUMBERS = 2 << 20
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+# Of codes, and what belongs to them.
+_OF_CODES = {"U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64}
+_OF_CODES |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E8M0": torch.float8_e8m0fnu}
 # Bits of every number the format knows. Most cannot be loaded, but the file is sound.
 _BITS = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64}
 _BITS |= dict.fromkeys(("U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8)
@@ -73,6 +76,26 @@ class StoredTensor:
                 f"{shown(self.name)} in {self.path.name} is {self.dtype}", "supported: F32, BF16, F16"
             )
         return _DTYPES[self.dtype]
+
+    @property
+    def any_dtype(self) -> torch.dtype:
+        """The dtype as torch names it, of codes too.
+
+        Raises:
+            WeightsError: one that no scheme uses.
+        """
+        of_codes = _OF_CODES.get(self.dtype)
+        return self.torch_dtype if of_codes is None else of_codes
+
+    def whole(self, update_digest: Callable[[bytearray], None] = lambda data: None) -> torch.Tensor:
+        """The whole tensor in memory. Raises as `pieces` and `any_dtype`."""
+        tensor = torch.empty(self.shape, dtype=self.any_dtype)
+        flat, done = tensor.view(-1).view(torch.uint8), 0
+        for data in self.pieces():
+            update_digest(data)
+            flat[done : done + len(data)] = torch.frombuffer(data, dtype=torch.uint8)
+            done += len(data)
+        return tensor
 
     def numbers(self) -> Iterator[torch.Tensor]:
         """The tensor's numbers in order, flat, at most 2,097,152 at a time.

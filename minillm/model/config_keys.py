@@ -99,7 +99,7 @@ ONLY_AT: Mapping[str, Any] = {
 # key -> (what it says about the model, what to do next)
 UNSUPPORTED: Mapping[str, tuple[str, str]] = dict.fromkeys(
     ("quantization_config", "quantization", "compression_config", "quantize_config"),
-    ("the weights are quantized", "take the model's original weights: bfloat16, float16 or float32"),
+    ("the weights are quantized in a way", "take the original weights: bfloat16, float16 or float32"),
 ) | dict.fromkeys(
     ("vision_config", "audio_config"),
     ("the model has a part for images or sound", "take a checkpoint of its text model"),

@@ -7,6 +7,7 @@ the matrix products. The embedding is a lookup; the head is a matrix product.
 from __future__ import annotations
 
 from minillm.config import ModelConfig
+from minillm.model.quantization.sizes import saved_reads
 
 
 def matmul_weights(config: ModelConfig) -> int:
@@ -46,9 +47,10 @@ def prefill_flops(config: ModelConfig, num_tokens: int) -> int:
 def decode_bytes(config: ModelConfig, context: int, weight_bytes: int, kv_bytes: int) -> int:
     """Bytes read for one decoded token: every weight once, and every visible key and value.
 
-    `weight_bytes` and `kv_bytes` are the sizes of one number.
+    `weight_bytes` and `kv_bytes` are the sizes of one number; quantised matrices have their own.
     """
-    return matmul_weights(config) * weight_bytes + kv_bytes_read(config, context, kv_bytes)
+    weights = matmul_weights(config) * weight_bytes - saved_reads(config, weight_bytes)
+    return weights + kv_bytes_read(config, context, kv_bytes)
 
 
 def kv_bytes_read(config: ModelConfig, context: int, kv_bytes: int) -> int:

@@ -25,7 +25,7 @@ Left out: dropout.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -87,8 +87,21 @@ class Decoder(nn.Module):
         quantized = {id(getattr(owner, name)) for owner, name, form in self._forms() if form is not None}
         self._apply(lambda weight: weight if id(weight) in quantized else make(weight))  # type: ignore[no-untyped-call]
 
-    def begin_quantized(self, dtype: torch.dtype) -> dict[int, Weight]:
+    def named_matrices(self) -> Iterator[tuple[int | None, str, Tensor]]:
+        """(layer, name, weight) of each matrix that is not packed; outside the layers the layer is None."""
+        found: list[tuple[int | None, str, Weight | None]] = []
+        for i, layer in enumerate(self._layers):
+            found += [(i, name, linear.weight) for name, linear in layer.linears().items()]
+        found += [(None, "embedding", self.embed_tokens), (None, "head", self.lm_head)]
+        return ((layer, name, weight) for layer, name, weight in found if isinstance(weight, Tensor))
+
+    def begin_quantized(
+        self, dtype: torch.dtype, orders: Mapping[int, Tensor] | None = None
+    ) -> dict[int, Weight]:
         """Replace every matrix that is to be quantised by one of zeros, for activations of `dtype`.
+
+        Args:
+            orders: of the inputs of some matrices, by their storage.
 
         Returns:
             The new matrices by the storage of the old ones, which have no memory. `weights.py` fills them.
@@ -98,7 +111,8 @@ class Decoder(nn.Module):
             old = getattr(owner, name)
             if form is not None and isinstance(old, Tensor):
                 shape = old.shape[0], old.shape[1]
-                begun[storage_of(old)] = new = self.ops.begin_quantized(shape, form, dtype)
+                order = (orders or {}).get(storage_of(old))
+                begun[storage_of(old)] = new = self.ops.begin_quantized(shape, form, dtype, order)
                 delattr(owner, name)  # the name of a registered parameter can hold only a parameter
                 setattr(owner, name, new)
         return begun

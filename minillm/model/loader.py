@@ -19,11 +19,10 @@ from minillm.model.decoder import Decoder
 from minillm.model.families import load_model_config
 from minillm.model.generation import default_params, end_of_text, load_generation_config, not_honoured
 from minillm.model.memory import require_memory, rope_bytes, weight_bytes
-from minillm.model.quantization.plan import planned
 from minillm.model.rope import short_length
 from minillm.model.rope_config import require_finite_angles
 from minillm.model.step_costs import StepCosts
-from minillm.model.weights import Progress, load_weights
+from minillm.model.weights import Progress, load_weights, with_forms
 from minillm.ops.contract import DTYPES, Ops
 from minillm.ops.cpu import CpuOps
 from minillm.ops.cuda import CudaOps
@@ -133,7 +132,7 @@ def load_model(
         ModelNotFound, UnsupportedModel, WeightsError, TokenizerError, BackendError, OutOfMemory.
     """
     started, compiled = time.perf_counter(), compile_seconds()
-    config = planned(load_model_config(folder, engine.allow_config_keys), engine.quantization)
+    config = with_forms(load_model_config(folder, engine.allow_config_keys), folder, engine.quantization)
     device = pick_device(engine.device)
     dtype = pick_dtype(engine.dtype, config)
     max_model_len = _max_model_len(engine, config)

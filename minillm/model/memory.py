@@ -11,6 +11,7 @@ import torch
 from minillm.config import ModelConfig
 from minillm.config.sizes import format_apart
 from minillm.errors import OutOfMemory
+from minillm.model.quantization.sizes import saved_bytes
 from minillm.model.rope import short_length
 from minillm.ops.contract import DTYPES, expert_rows
 from minillm.ops.device_memory import free_memory
@@ -21,7 +22,9 @@ _ROPE_COPIES = 4
 
 def weight_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     """Bytes of all weights while loading; a float32 model may need half of it later (ops/cpu.py)."""
-    return (config.num_parameters + _expert_padding(config)) * dtype.itemsize
+    return (config.num_parameters + _expert_padding(config)) * dtype.itemsize - saved_bytes(
+        config, dtype.itemsize
+    )
 
 
 def _expert_padding(config: ModelConfig) -> int:
@@ -66,5 +69,5 @@ def require_memory(config: ModelConfig, dtype: torch.dtype, device: torch.device
         raise OutOfMemory(
             f"the weights and rope tables need {needed} in {str(dtype).removeprefix('torch.')}, "
             f"{there} are free",
-            f"dtype {fits[0]} would fit" if fits else "use a smaller model",
+            f"dtype {fits[0]} would fit" if fits else "use a smaller model, or quantization",
         )

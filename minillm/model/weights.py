@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from minillm.config import ModelConfig, shown
-from minillm.errors import WeightsError
+from minillm.errors import UsageError, WeightsError
 from minillm.model.blocks import Layer
 from minillm.model.checkpoint import StoredTensor, listed, same_numbers, stored_tensors
 from minillm.model.decoder import Decoder, storage_of
@@ -29,7 +31,17 @@ from minillm.model.families import FAMILIES, CheckpointNames
 from minillm.model.multimodal import refuse_vision, text_tensors
 from minillm.model.placement import Placement, layer_placements
 from minillm.model.quantization.filling import fill, quantize_stored
-from minillm.ops.contract import plain
+from minillm.model.quantization.from_files import (
+    Piece,
+    find_pieces,
+    load_piece,
+    orders_of,
+    plan_from_files,
+    quantization_of,
+)
+from minillm.model.quantization.plan import planned
+from minillm.ops.contract import Weight, plain
+from minillm.ops.reference import ReferenceOps
 
 _COMPUTED = re.compile(
     r"(^|\.)rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)$|(^|\.)attn\.(bias|masked_bias)$"
@@ -76,32 +88,38 @@ def load_weights(decoder: Decoder, folder: Path, progress: Progress | None = Non
         WeightsError: damaged files; missing, unexpected or mis-shaped tensors, by name.
     """
     table = placements(decoder)
-    stored = checkpoint_tensors(table, decoder.config, folder)
-    quantized = decoder.begin_quantized(decoder.norm.weight.dtype)
+    stored = checkpoint_tensors(decoder.config, folder)
+    pieces = find_pieces(table, quantization_of(folder))
+    expected = _expected(table, pieces, stored)
+    _account(expected, stored)
+    orders = orders_of(pieces, stored) if pieces else {}
+    matrices = decoder.begin_quantized(decoder.norm.weight.dtype, orders)
     total, done = sum(t.nbytes for t in stored.values()), 0
     digest = hashlib.sha256()
-    for name in sorted(stored):
-        digest.update(f"{name} {stored[name].dtype} {stored[name].shape}\n".encode())
-        view = table[name].view
-        if (matrix := quantized.get(storage_of(view))) is None:
-            fill(view, stored[name], digest.update)
-        else:
-            quantize_stored(decoder.ops, matrix, view, stored[name], digest.update)
-        done += stored[name].nbytes
+    for module, names in _by_module(stored, pieces):
+        own = dict[str, Tensor]()
+        for name in names:
+            digest.update(f"{name} {stored[name].dtype} {stored[name].shape}\n".encode())
+            if module is None:
+                _load_plain(decoder, matrices, table[name].view, stored[name], digest.update)
+            else:
+                own[name.removeprefix(module)] = stored[name].whole(digest.update)
+            done += stored[name].nbytes
+        if module is not None:
+            load_piece(decoder.ops, matrices.get(storage_of(pieces[module].view)), pieces[module], own)
         if progress:
             progress(done, total)
     return digest.hexdigest()
 
 
-def checkpoint_tensors(
-    table: dict[str, Placement], config: ModelConfig, folder: Path
-) -> dict[str, StoredTensor]:
-    """The tensors in `folder` that fill a decoder, by their names in `table`, which is `placements`.
+def checkpoint_tensors(config: ModelConfig, folder: Path) -> dict[str, StoredTensor]:
+    """The tensors of a folder's text model, under the names of `placements`; only headers are read.
 
     Raises:
-        UnreadableFile, WeightsError: as `load_weights`.
+        UnreadableFile, WeightsError: as `stored_tensors`; a vision part; tied matrices that differ.
     """
-    names, stored = FAMILIES[config.family].names, stored_tensors(folder)
+    stored = stored_tensors(folder)
+    names = FAMILIES[config.family].names
     if config.multimodal:
         stored = text_tensors(stored, folder.name)
     else:
@@ -109,8 +127,72 @@ def checkpoint_tensors(
     stored = _as_saved_by_the_model(stored, names)
     if config.tie_word_embeddings:
         _join_tied(stored, names)
-    _account(table, stored)
     return stored
+
+
+def with_forms(config: ModelConfig, folder: Path, scheme: str | None) -> ModelConfig:
+    """`config` with the form of each quantised matrix: as the files have them, or by a scheme of `LLM`.
+
+    Raises:
+        UsageError: a scheme for a model that is stored quantised.
+        UnsupportedModel, WeightsError: what the files say cannot be loaded.
+    """
+    quantization = quantization_of(folder)
+    if quantization is None:
+        return planned(config, scheme)
+    if scheme is not None:
+        raise UsageError(
+            f"{folder.name} is stored quantised ({quantization.method})",
+            "leave quantization out, or take the original model",
+        )
+    with torch.device("meta"):
+        decoder = Decoder(config, ReferenceOps())
+    pieces = find_pieces(placements(decoder), quantization)
+    return plan_from_files(config, decoder, pieces, checkpoint_tensors(config, folder))
+
+
+def _load_plain(
+    decoder: Decoder,
+    matrices: Mapping[int, Weight],
+    view: Tensor,
+    stored: StoredTensor,
+    update_digest: Callable[[bytearray], None],
+) -> None:
+    """A tensor of plain numbers: copied, or quantised on the way."""
+    if (matrix := matrices.get(storage_of(view))) is None:
+        fill(view, stored, update_digest)
+    else:
+        quantize_stored(decoder.ops, matrix, view, stored, update_digest)
+
+
+def _expected(
+    table: Mapping[str, Placement], pieces: Mapping[str, Piece], stored: Mapping[str, StoredTensor]
+) -> dict[str, tuple[int, ...] | None]:
+    """The shape of every tensor that must be there; None: its scheme knows it."""
+    expected: dict[str, tuple[int, ...] | None] = {
+        name: placement.shape
+        for name, placement in table.items()
+        if name.removesuffix(".weight") not in pieces
+    }
+    for module, piece in pieces.items():
+        for end, part in piece.scheme.parts(piece.shape).items():
+            if not part.optional or module + end in stored:
+                expected[module + end] = None
+    return expected
+
+
+def _by_module(
+    stored: Mapping[str, StoredTensor], pieces: Mapping[str, Piece]
+) -> Iterator[tuple[str | None, list[str]]]:
+    """All names in order. Those of a matrix that is stored quantised come together, with its module."""
+    modules = {
+        module + end: module for module, piece in pieces.items() for end in piece.scheme.parts(piece.shape)
+    }
+    for module, names in groupby(sorted(stored), key=modules.get):
+        if module is not None:
+            yield module, list(names)
+        else:
+            yield from ((None, [name]) for name in names)
 
 
 def _as_saved_by_the_model(
@@ -147,19 +229,19 @@ def _join_tied(stored: dict[str, StoredTensor], names: CheckpointNames) -> None:
         )
 
 
-def _account(table: dict[str, Placement], stored: dict[str, StoredTensor]) -> None:
+def _account(expected: Mapping[str, tuple[int, ...] | None], stored: Mapping[str, StoredTensor]) -> None:
     """Refuse unless names and shapes agree exactly."""
     problems = []
     for title, names in (
-        ("missing", sorted(table.keys() - stored.keys())),
-        ("unexpected", sorted(stored.keys() - table.keys())),
+        ("missing", sorted(expected.keys() - stored.keys())),
+        ("unexpected", sorted(stored.keys() - expected.keys())),
     ):
         if names:
             problems.append(f"{len(names)} {title}: {listed(names)}")
     shapes = [
-        f"{name} is {shown(list(stored[name].shape))}, the config asks for {list(table[name].shape)}"
-        for name in sorted(table.keys() & stored.keys())
-        if stored[name].shape != table[name].shape
+        f"{name} is {shown(list(stored[name].shape))}, the config asks for {list(shape)}"
+        for name, shape in sorted(expected.items())
+        if shape is not None and name in stored and stored[name].shape != shape
     ]
     if shapes:
         problems.append(f"{len(shapes)} of another shape: {listed(shapes)}")

@@ -87,8 +87,8 @@ class QuantizedMatrix:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all its tensors."""
-        return sum(t.nbytes for t in (self.codes, self.scales, self.minima, self.order) if t is not None)
+        """Bytes of codes, scales and minima as a kernel would read them; here a code takes a byte."""
+        return self.form.nbytes(*self.shape)
 
     def rows(self, first: int, last: int) -> QuantizedMatrix:
         """The rows `first` to `last`, exclusive; nothing is copied."""

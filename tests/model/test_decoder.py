@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,7 @@ from torch import Tensor
 
 from minillm import LLM
 from minillm.config import EngineConfig
-from minillm.errors import UnsupportedModel
 from minillm.model.decoder import Decoder
-from minillm.model.families import parse_config
 from minillm.model.loader import LoadedModel, load_model
 from minillm.ops.contract import PackedWeight
 from minillm.ops.cpu import CpuOps
@@ -99,17 +96,3 @@ def test_weights_by_name_are_the_decoders_own(model_folder: Path) -> None:
     assert [*named, weights.embedding, *head] == decoder.matrices
     assert (weights.head is weights.embedding) == decoder.config.tie_word_embeddings
     assert weights.ropes is decoder.ropes
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"quantization": {"qkv": "int8"}}, "layer 1: quantization={'qkv': 'int8'}"),
-    ],
-)
-def test_a_layer_that_cannot_be_run_is_refused_by_name(changes: dict[str, Any], says: str) -> None:
-    config = parse_config(tiny.config())
-    first, second = config.layers
-    Decoder(config, ReferenceOps())  # the control
-    with pytest.raises(UnsupportedModel, match=says):
-        Decoder(replace(config, layers=(first, replace(second, **changes))), ReferenceOps())

@@ -112,7 +112,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama_mha", {"rope_parameters": YARN | {"attn_temperature": 2.0}}, "attn_temperature"),
     ("llama_mha", {"rope_parameters": YARN | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
     ("llama_mha", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-    ("llama_mha", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config"),
+    ("llama_mha", {"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config"),
     ("llama_mha", {"attn_logit_softcapping": 30.0}, "attn_logit_softcapping"),
     ("llama_mha", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
     ("llama_mha", {"residual_multiplier": 0.22}, "residual_multiplier"),

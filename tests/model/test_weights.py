@@ -353,6 +353,10 @@ class Stub:
     """As much of a decoder as the loading of weights asks for."""
 
     config = SimpleNamespace(family="llama", multimodal=False, tie_word_embeddings=False)
+    norm = SimpleNamespace(weight=torch.empty(1))
+
+    def begin_quantized(self, *_: object) -> dict[int, object]:
+        return {}
 
 
 def digest(folder: Path, monkeypatch: pytest.MonkeyPatch, tensors: dict[str, torch.Tensor]) -> str:

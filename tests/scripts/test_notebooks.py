@@ -320,6 +320,33 @@ def wasted_rows(trace):
 """,
         ),
     ],
+    "11_fewer_bits": [
+        (
+            "check_by_hand",
+            """
+def by_hand(weights):
+    low = float(weights.min())
+    scale = (float(weights.max()) - low) / 15 or 1.0
+    return ((weights - low) / scale).round().clamp(0, 15), scale, low
+""",
+            """
+def by_hand(weights):
+    scale = float(weights.abs().max()) / 8
+    return (weights / scale + 8).round().clamp(0, 15), scale, -8 * scale
+""",
+        ),
+        (
+            "check_blocks",
+            """
+def blocks_that_fit(budget, layers, kv_heads, head_dim, block_size):
+    return budget // (2 * layers * kv_heads * (head_dim + 4) * block_size)
+""",
+            """
+def blocks_that_fit(budget, layers, kv_heads, head_dim, block_size):
+    return budget // (2 * layers * kv_heads * head_dim * block_size)
+""",
+        ),
+    ],
     "08_determinism": [
         (
             "check_sum",

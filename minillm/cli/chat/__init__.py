@@ -64,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     given, drafts = given_sampling(args), draft_options(args)
     if model_of(args) is None:
         args.model = pulled_model()
+        if args.model and args.quantization is None and _has_kernels(args):
+            args.quantization = "int4"  # it was published in 4 bits: nothing more is lost
     llm = load_llm(args, **drafts)
     params, source = _sampling(given, llm)
     session, code = Session(llm, params, args.system), 0
@@ -89,6 +91,13 @@ def run(args: argparse.Namespace) -> int:
                     raise
                 say(dim("[stopped]"))
     return 0 if reader.is_terminal else code
+
+
+def _has_kernels(args: argparse.Namespace) -> bool:
+    """Whether quantised matrices are faster here: the reference dequantises them for every product."""
+    from minillm.model.loader import make_ops
+
+    return args.backend in ("auto", "native") and make_ops(args.backend, args.device).packs
 
 
 def _answer(session: Session, text: str, quiet: bool) -> None:
@@ -121,6 +130,7 @@ def _print_banner(llm: LLM, params: SamplingParams, source: str) -> None:
     lines = [f"sampling: {used} ({source})"]
     if sys.stdin.isatty():
         model = llm.engine.model
-        lines = [f"{model.folder.name}, context {model.max_model_len:,} tokens", *lines, HELP[0]]
+        form = f", weights in {llm.config.quantization}" if llm.config.quantization else ""
+        lines = [f"{model.folder.name}, context {model.max_model_len:,} tokens{form}", *lines, HELP[0]]
     for line in lines:
         say(dim(line))

@@ -45,7 +45,7 @@ from minillm.model.families import load_model_config
 from minillm.model.loader import LoadedModel, load_model, pick_dtype
 from minillm.model.new_checkpoint import Entry, append, header
 from minillm.model.new_folder import new_folder, require_absent, require_space
-from minillm.model.weights import checkpoint_tensors, placements
+from minillm.model.weights import checkpoint_tensors
 
 Progress = Callable[[int, int], None]
 _KEPT = (".json", ".jinja", ".txt", ".model")  # files of tokenizers and chat templates
@@ -98,7 +98,7 @@ def quantize(
     layers = without(every, ignored)
     modules = {module.name: module for layer in layers for module in layer}
     require_whole_groups({module.name: module.shape for module in modules.values()}, grid)
-    stored = checkpoint_tensors(placements(model.decoder), model.config, folder)
+    stored = checkpoint_tensors(model.config, folder)
     kept = {name: tensor for name, tensor in stored.items() if name.removesuffix(".weight") not in modules}
     settings["quantization_config"] = quantization_config(
         grid, linear_but_plain(model.decoder, every, modules)

@@ -22,13 +22,14 @@ from minillm.model.config_reader import ConfigReader
 from minillm.model.families.family import Family
 from minillm.model.families.table import FAMILIES
 from minillm.model.families.windows import layer_windows
+from minillm.model.quantization.config import stored_quantization
 from minillm.model.multimodal import refuse_other_inputs, text_config
 from minillm.model.rope_config import ROPE_KEYS, read_rope, read_two_ropes
 
 _COMMON = frozenset(
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
     "num_key_value_heads head_dim rms_norm_eps max_position_embeddings tie_word_embeddings "
-    "hidden_act layer_types dtype torch_dtype eos_token_id bos_token_id".split()
+    "hidden_act layer_types dtype torch_dtype eos_token_id bos_token_id quantization_config".split()
 )
 MAX_LAYERS = 4096  # an order of magnitude above any published model; each is a Python object
 # transformers' names of activations, and ours.
@@ -68,7 +69,11 @@ def parse_config(raw: Mapping[str, Any], allowed_keys: Sequence[str] = ()) -> Mo
     """
     text = text_config(raw, allowed_keys)
     if text is not None:
+        if text.get("quantization_config") is not None:
+            raise UnsupportedModel("a quantized text model beside a vision part is not supported")
         return replace(parse_config(text, allowed_keys), multimodal=True)
+    if raw.get("quantization_config") is not None:
+        stored_quantization(raw["quantization_config"])  # the loader reads it again; here it may refuse
     name, family = _family_of(raw)
     read = {family.spelled.get(key, key) for key in _COMMON} | family.reads | ROPE_KEYS
     allowed = refuse_unknown(raw, name, read | family.unused | family.aliases.keys(), allowed_keys)

@@ -16,14 +16,15 @@ Two dtypes are chosen, that of the stored numbers and the one that config.json n
 
 The native kernels keep such a matrix in 2 bytes a number whatever the arithmetic is (`ops/cpu.py`).
 
-Left out: the file's quantised numbers. The folder holds what they stand for, in 2 or 4 bytes each.
+With `keep` the blocks of a quantised matrix stay as they are, if the engine has kernels for them
+(`quantization/gguf.py`): the folder has the file's own numbers, in the file's size. Otherwise the folder
+holds what they stand for, in 2 or 4 bytes each, and every program can read it.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from minillm.model.gguf.metadata import Metadata
 from minillm.model.gguf.vocabulary import Vocabulary
 from minillm.model.new_checkpoint import SAFETENSORS, Entry, append, header
 from minillm.model.new_folder import new_folder, require_absent, require_space
+from minillm.model.quantization.gguf import GGUF_SCHEMES
 
 Progress = Callable[[int, int], None]
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -56,17 +58,25 @@ class Conversion:
     texts: dict[str, str]
     tensors: list[Rewrite]
     dtype: torch.dtype  # of the stored numbers
+    kept: frozenset[str] = frozenset()  # tensors of the folder that keep their blocks
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the folder's weights."""
-        return sum(math.prod(t.shape) for t in self.tensors) * self.dtype.itemsize
+        return sum(self._entry(tensor).nbytes for tensor in self.tensors)
+
+    def _entry(self, tensor: Rewrite) -> Entry:
+        """The tensor in the folder."""
+        if tensor.target in self.kept:
+            return Entry(tensor.target.removesuffix(".weight"), "U8", (tensor.shape[0], tensor.row_bytes))
+        return Entry(tensor.target, SAFETENSORS[self.dtype], tensor.shape)
 
     @classmethod
-    def of(cls, path: Path, dtype: str = "auto") -> Conversion:
+    def of(cls, path: Path, dtype: str = "auto", keep: bool = False) -> Conversion:
         """Read and check a file's header.
 
         Args:
+            keep: keep the blocks of quantised matrices.
             dtype: "bfloat16" or "float32", for the stored numbers and for the arithmetic; or "auto", the
                 table at the top of this file.
 
@@ -79,8 +89,12 @@ class Conversion:
         stored, config["torch_dtype"] = _dtypes(dtype, tensors)
         texts = tokenizer_files(file)
         config |= _token_ids(json.loads(texts["generation_config.json"]))
+        kept = _kept(tensors) if keep else {}
+        if kept:
+            config["quantization_config"] = {"quant_method": "gguf", "types": kept}
         texts["config.json"] = _json(config)
-        return cls(file, config, texts, tensors, DTYPES[stored])
+        names = frozenset(f"{module}.weight" for module in kept)
+        return cls(file, config, texts, tensors, DTYPES[stored], names)
 
     def write(self, folder: Path, progress: Progress | None = None) -> None:
         """Write all files into `folder`; `progress` is called with (bytes written, bytes in all)."""
@@ -88,17 +102,23 @@ class Conversion:
         for name, text in self.texts.items():
             (folder / name).write_text(text, encoding="utf-8")
         with open(folder / "model.safetensors", "wb") as out:
-            dtype = SAFETENSORS[self.dtype]
-            out.write(header(Entry(tensor.target, dtype, tensor.shape) for tensor in self.tensors))
+            out.write(header(map(self._entry, self.tensors)))
             done = 0
             for tensor in self.tensors:
-                for piece in tensor.pieces(self.file):
-                    done += append(out, piece.to(self.dtype))
+                for piece in self._pieces(tensor):
+                    done += append(out, piece)
                     if progress:
                         progress(done, self.num_bytes)
 
+    def _pieces(self, tensor: Rewrite) -> Iterator[torch.Tensor]:
+        if tensor.target in self.kept:
+            return tensor.blocks(self.file)
+        return (piece.to(self.dtype) for piece in tensor.pieces(self.file))
 
-def convert(path: Path, out: Path, dtype: str = "auto", progress: Progress | None = None) -> Conversion:
+
+def convert(
+    path: Path, out: Path, dtype: str = "auto", progress: Progress | None = None, keep: bool = False
+) -> Conversion:
     """Write `path`'s model into the new folder `out`, which appears when it is complete.
 
     Raises:
@@ -107,7 +127,7 @@ def convert(path: Path, out: Path, dtype: str = "auto", progress: Progress | Non
         MinillmError: as `Conversion.of`.
     """
     require_absent(out)
-    conversion = Conversion.of(path, dtype)
+    conversion = Conversion.of(path, dtype, keep)
     with new_folder(out) as folder:
         conversion.write(folder, progress)
     return conversion
@@ -188,6 +208,12 @@ def _dtypes(name: str, tensors: Sequence[Rewrite]) -> tuple[str, str]:
     if name not in DTYPES:
         raise UsageError(f"dtype {shown(name)} is not known here", f"use {' or '.join(DTYPES)}")
     return name, name
+
+
+def _kept(tensors: Sequence[Rewrite]) -> dict[str, str]:
+    """llama.cpp's name of the blocks of each matrix that can be kept, by its module."""
+    types = {t.target: block_layout(t.source.type_id)[0] for t in tensors if len(t.shape) == 2}
+    return {name.removesuffix(".weight"): kind for name, kind in types.items() if kind in GGUF_SCHEMES}
 
 
 def _json(content: dict[str, Any]) -> str:

@@ -48,8 +48,33 @@ class Rewrite:
         Raises:
             UnreadableFile, WeightsError: the file changed, or holds infinities or NaN.
         """
-        type_name, numbers, num_bytes = block_layout(self.source.type_id)
-        step = self._step(numbers)
+        type_name, numbers, _ = block_layout(self.source.type_id)
+        for data in self._data(file, self._step(numbers)):
+            piece = dequantised(data, self.source.type_id)
+            if not torch.isfinite(piece).all():
+                raise WeightsError(
+                    f"{shown(self.source.name)} ({type_name}) holds numbers that are not finite", _AGAIN
+                )
+            yield self._in_order(piece, math.prod(self.shape[1:]))
+
+    def blocks(self, file: GGUFFile) -> Iterator[Tensor]:
+        """The rows of a matrix as the file has them, uint8, in the folder's order; `pieces` of raw blocks.
+
+        Raises:
+            UnreadableFile, WeightsError: the file changed.
+        """
+        for data in self._data(file, self._step(self.shape[1])):
+            yield self._in_order(torch.frombuffer(bytearray(data), dtype=torch.uint8), self.row_bytes)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row in the file."""
+        _, numbers, num_bytes = block_layout(self.source.type_id)
+        return self.shape[-1] // numbers * num_bytes
+
+    def _data(self, file: GGUFFile, step: int) -> Iterator[bytes]:
+        """The file's bytes of `step` numbers at a time."""
+        _, numbers, num_bytes = block_layout(self.source.type_id)
         with open_file(file.path) as opened:
             try:
                 opened.seek(self.source.offset)
@@ -60,7 +85,7 @@ class Rewrite:
                     if len(data) != count // numbers * num_bytes:
                         raise WeightsError(f"{file.path.name} ends inside {shown(self.source.name)}", _AGAIN)
                     left -= count
-                    yield self._in_order(dequantised(data, self.source.type_id), type_name)
+                    yield data
             except OSError as error:
                 raise unreadable(file.path, error) from None
 
@@ -71,15 +96,11 @@ class Rewrite:
         least = math.prod(self.shape) // self.heads if self.heads else numbers
         return least * max(1, _PIECE_NUMBERS // least)
 
-    def _in_order(self, piece: Tensor, type_name: str) -> Tensor:
-        if not torch.isfinite(piece).all():
-            raise WeightsError(
-                f"{shown(self.source.name)} ({type_name}) holds numbers that are not finite", _AGAIN
-            )
+    def _in_order(self, piece: Tensor, width: int) -> Tensor:
+        """`piece`, whose rows have `width` elements, with its rows in the folder's order."""
         if not self.heads:
             return piece
         rows = self.shape[0] // self.heads  # of one head; a piece holds whole heads
-        width = math.prod(self.shape[1:])
         return piece.view(-1, rows // 2, 2, width).transpose(1, 2).reshape(-1)
 
 

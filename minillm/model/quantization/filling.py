@@ -22,6 +22,7 @@ from minillm.ops.contract import Ops, PackedWeight, Weight
 from minillm.ops.quantized import QuantizedMatrix
 
 _BLOCK = 2 << 20  # numbers that are copied at a time
+_ROUNDED = 1 << 17  # numbers that are quantised at a time: rounding takes a dozen times their memory
 UpdateDigest = Callable[[bytearray], None]
 
 
@@ -82,6 +83,6 @@ def form_of(matrix: Weight) -> Form:
 
 def _rows(stored: StoredTensor, size: int, update_digest: UpdateDigest) -> Iterator[Tensor]:
     """The rows of a stored matrix, some at a time: [rows, size]."""
-    for data in stored.pieces(max(1, _BLOCK // size) * size * stored.torch_dtype.itemsize):
+    for data in stored.pieces(max(1, _ROUNDED // size) * size * stored.torch_dtype.itemsize):
         update_digest(data)
         yield torch.frombuffer(data, dtype=stored.torch_dtype).view(-1, size)

@@ -1,0 +1,187 @@
+"""A checkpoint whose matrices are stored quantised: which matrix of the model gets which form, and its rows.
+
+    file                                               model
+    q_proj.weight_packed, .weight_scale  --rows--+
+    k_proj.weight_packed, ...            --rows--+-->  qkv, one form, one order of the inputs
+    v_proj.weight_packed, ...            --rows--+
+
+Only headers are read to decide. A matrix of several stored ones keeps their codes if all have the same form,
+and with act-order the same order. Otherwise it is dequantised while it loads, and a line in the log says so:
+nothing is rounded to another grid. gpt-oss stores all experts of a layer as one tensor; they become the rows
+of one matrix, gates before ups.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from minillm.config import ModelConfig, shown
+from minillm.config.files import exists, read_object
+from minillm.config.quantization import Form
+from minillm.errors import UnsupportedModel, WeightsError
+from minillm.model.checkpoint import StoredTensor, listed
+from minillm.model.decoder import Decoder, storage_of
+from minillm.model.placement import Placement
+from minillm.model.quantization.config import stored_quantization
+from minillm.model.quantization.stored import Shape, StoredQuantization, StoredScheme
+from minillm.ops.contract import Ops, Weight
+from minillm.ops.quantized import QuantizedMatrix
+
+_log = logging.getLogger(__name__)
+_ROWS = 1 << 18  # codes that are read at a time: each takes some bytes meanwhile
+
+
+class Piece(NamedTuple):
+    """A stored matrix: its module in the file, and where it goes. `experts`: matrices in one tensor, or 0."""
+
+    module: str
+    scheme: StoredScheme
+    view: Tensor
+    experts: int
+
+    @property
+    def shape(self) -> Shape:
+        """(out, in) of one stored matrix."""
+        if not self.experts:
+            return self.view.shape[0], self.view.shape[1]
+        # [experts, in, rows], or with gates and ups apart [experts, in, rows / 2, 2]: see placement.py
+        return self.view[0, 0].numel(), self.view.shape[1]
+
+    def tensors(self, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+        """Its tensors in the file, by the ending of their names."""
+        endings = self.scheme.parts(self.shape)
+        return {end: stored[self.module + end] for end in endings if self.module + end in stored}
+
+
+def quantization_of(folder: Path) -> StoredQuantization | None:
+    """What the config.json of a folder says about quantised matrices; None: nothing.
+
+    Raises:
+        UnsupportedModel: a scheme that is not supported, by name.
+    """
+    path = folder / "config.json"
+    given = read_object(path, UnsupportedModel).get("quantization_config") if exists(path) else None
+    return None if given is None else stored_quantization(given)
+
+
+def find_pieces(table: Mapping[str, Placement], quantization: StoredQuantization | None) -> dict[str, Piece]:
+    """The stored matrices of a decoder, by module. `table` is that of `placements`."""
+    found = dict[str, Piece]()
+    for name, placement in table.items():
+        module, view = name.removesuffix(".weight"), placement.view
+        scheme = quantization.scheme_of(module) if quantization and view.dim() > 1 else None
+        if scheme is not None:
+            found[module] = Piece(module, scheme, view, len(view) if view.dim() > 2 else 0)
+    return found
+
+
+def plan_from_files(
+    config: ModelConfig, decoder: Decoder, pieces: Mapping[str, Piece], stored: Mapping[str, StoredTensor]
+) -> ModelConfig:
+    """`config` with the form of each matrix that keeps its codes.
+
+    Raises:
+        WeightsError, UnsupportedModel: what a header says cannot be loaded.
+    """
+    by_storage = dict[int, list[Piece]]()
+    for piece in pieces.values():
+        by_storage.setdefault(storage_of(piece.view), []).append(piece)
+    layers: list[dict[str, Form]] = [{} for _ in config.layers]
+    outside = dict[str, Form]()
+    dequantized = []
+    for layer, name, weight in decoder.named_matrices():
+        own = by_storage.get(storage_of(weight), [])
+        if not own:
+            continue
+        if (form := _common_form(own, weight, stored)) is None:
+            dequantized.append(name if layer is None else f"layer {layer} {name}")
+        else:
+            (outside if layer is None else layers[layer])[name] = form
+    if dequantized:
+        _log.warning(f"dequantised, because their parts are stored in several ways: {listed(dequantized)}")
+    specs = zip(config.layers, layers, strict=True)
+    return replace(
+        config,
+        layers=tuple(replace(spec, quantization=forms or None) for spec, forms in specs),
+        quantization=outside or None,
+    )
+
+
+def _common_form(pieces: list[Piece], weight: Tensor, stored: Mapping[str, StoredTensor]) -> Form | None:
+    """The form of all pieces of a matrix; None if they differ, or do not fill it."""
+    forms, orders = set(), set()
+    for piece in pieces:
+        tensors = piece.tensors(stored)
+        dtypes = {end: tensor.any_dtype for end, tensor in tensors.items()}
+        missing = [end for end, part in piece.scheme.parts(piece.shape).items() if not part.optional]
+        if absent := [piece.module + end for end in missing if end not in tensors]:
+            raise WeightsError(f"missing: {listed(absent)}", "config.json says that they are there")
+        forms.add(piece.scheme.form(piece.shape, dtypes))
+        indices = [b"".join(t.pieces()) for end, t in tensors.items() if end.endswith("g_idx")]
+        orders.add(indices[0] if indices else b"")
+    rows = sum(piece.view.numel() for piece in pieces)
+    is_whole = any(piece.experts for piece in pieces) or rows == weight.numel()
+    return forms.pop() if len(forms) == len(orders) == 1 and is_whole else None
+
+
+def orders_of(pieces: Mapping[str, Piece], stored: Mapping[str, StoredTensor]) -> dict[int, Tensor]:
+    """The order of the inputs of each matrix that has one, by its storage."""
+    found = dict[int, Tensor]()
+    for piece in pieces.values():
+        tensors = piece.tensors(stored)
+        if storage_of(piece.view) not in found and any(end.endswith("g_idx") for end in tensors):
+            whole = {end: tensor.whole() for end, tensor in tensors.items()}
+            order = piece.scheme.read(piece.module, whole, piece.shape, 0, 1).order
+            if order is not None:
+                found[storage_of(piece.view)] = order
+    return found
+
+
+def load_piece(ops: Ops, matrix: Weight | None, piece: Piece, tensors: Mapping[str, Tensor]) -> None:
+    """Put a stored matrix into the rows of `matrix` that it fills, or dequantised into its view.
+
+    Raises:
+        WeightsError: the tensors contradict each other, or have numbers that are none.
+    """
+    for first, rows in _read(piece, tensors):
+        if matrix is not None:
+            ops.put_quantized(matrix, first, rows)
+        elif piece.experts:
+            raise UnsupportedModel(f"{shown(piece.module)} cannot be dequantised", "load the original model")
+        else:
+            piece.view[first - _first_row(piece) :][: rows.shape[0]].copy_(rows.dequantize())
+
+
+def _first_row(piece: Piece) -> int:
+    return piece.view.storage_offset() // piece.view.shape[1]
+
+
+def _read(piece: Piece, tensors: Mapping[str, Tensor]) -> Iterator[tuple[int, QuantizedMatrix]]:
+    """The stored rows, some at a time, and the row of the matrix where each part begins."""
+    out, size = piece.shape
+    step = max(1, _ROWS // size)
+    if not piece.experts:
+        for row in range(0, out, step):
+            count = min(step, out - row)
+            rows = piece.scheme.read(piece.module, tensors, piece.shape, row, count)
+            yield _first_row(piece) + row, rows
+        return
+    stride = piece.view.stride(0) // size  # rows from one expert to the next, those between them included
+    for expert in range(piece.experts):
+        own = {end: tensor[expert] for end, tensor in tensors.items()}
+        rows = piece.scheme.read(f"{piece.module}[{expert}]", own, piece.shape)
+        yield expert * stride, _gates_first(rows) if piece.view.dim() == 4 else rows
+
+
+def _gates_first(rows: QuantizedMatrix) -> QuantizedMatrix:
+    """Gates and ups in turns -> all gates, then all ups."""
+    turned = torch.cat([torch.arange(first, rows.shape[0], 2) for first in (0, 1)])
+    minima = None if rows.minima is None else rows.minima[turned]
+    return QuantizedMatrix(rows.form, rows.codes[turned], rows.scales[turned], minima)

@@ -1,0 +1,146 @@
+"""Quantised weights: the same bits in any batch and under any schedule (C2, C7, C11), for every scheme.
+
+The control is an activation scale for the whole batch, which is what a fast int8 product would like to have:
+with it a row's numbers depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from company import PROMPTS, WIDE, answers, same
+from families import make_folder
+from torch import Tensor
+
+from minillm import LLM
+from minillm.config import EngineConfig
+from minillm.config.quantization import QUANTIZATIONS
+from minillm.engine.parts import Parts
+from minillm.engine.record import kv_envelope
+from minillm.errors import BackendError, UsageError, WeightsError
+from minillm.model.loader import load_model
+from minillm.ops.contract import PackedWeight
+
+WORLDS: dict[str, dict[str, Any]] = {
+    "in one batch": {},
+    "in chunks of 7": {"prefill_chunk": 7},
+    "three at a time, ragged": {"max_num_seqs": 3, "max_num_batched_tokens": 61},
+    "few blocks": {"kv_memory": "512KiB"},
+    "drafts": {"draft_model": "ngram", "num_draft_tokens": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cfg = tiny.config(**WIDE)
+    return tiny.make_folder(
+        tmp_path_factory.mktemp("quantized") / "model", cfg, tensors=tiny.weights(cfg, scale=0.1)
+    )
+
+
+def load(folder: Path, scheme: str, **options: Any) -> LLM:
+    return tiny.load(folder, **({"kv_memory": "64MiB", "quantization": scheme} | options))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("scheme", QUANTIZATIONS)
+def test_alone_or_in_company(folder: Path, cpu_isa: str, scheme: str, dtype: str) -> None:
+    alone = load(folder, scheme, dtype=dtype, backend="native")
+    expected = [answers(alone, [prompt])[0] for prompt in PROMPTS]
+    again = answers(alone, PROMPTS)  # with every prompt's prefix in the cache
+    assert same(expected, again)
+    for name, options in WORLDS.items():
+        found = answers(load(folder, scheme, dtype=dtype, backend="native", **options), PROMPTS)
+        assert same(expected, found), name
+
+
+def int8_product(scale_of: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    """A product of int8 activations and plain weights; sums of whole numbers in float64 are exact."""
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        scale = scale_of(x.double()).clamp_min(1e-30) / 127
+        of_weight = weight.double().abs().amax(dim=1) / 127
+        codes = (x.double() / scale).round(), (weight.double() / of_weight.unsqueeze(1)).round()
+        y = codes[0] @ codes[1].T * scale * of_weight
+        return (y if bias is None else y + bias).to(x.dtype)
+
+    return linear
+
+
+@pytest.mark.parametrize("scope", ["a row", "the batch"])
+def test_control_a_scale_for_the_whole_batch(folder: Path, scope: str) -> None:
+    by_row = int8_product(lambda x: x.abs().amax(dim=1, keepdim=True))
+    by_batch = int8_product(lambda x: x.abs().amax())
+    options = {"parts": {"linear": by_row if scope == "a row" else by_batch}, "backend": "native"}
+    alone = load(folder, "int8", **options)
+    expected = [answers(alone, [prompt])[0] for prompt in PROMPTS]
+    assert same(expected, answers(load(folder, "int8", **options), PROMPTS)) == (scope == "a row")
+
+
+@pytest.mark.parametrize("scheme", QUANTIZATIONS)
+def test_experts(tmp_path: Path, cpu_isa: str, scheme: str) -> None:
+    """The experts' matrices are quantised, the router is not; alone or in company, and by the reference."""
+    made = make_folder(tmp_path / "model", "mixtral")
+    llm = load(made, scheme, backend="native")
+    weights = llm.engine.model.decoder.weights().layers[0]
+    assert weights.expert_down is not None and weights.router is not None
+    assert isinstance(weights.expert_down.weight, PackedWeight) and weights.expert_down.weight.form
+    assert isinstance(weights.router.weight, PackedWeight) and weights.router.weight.form is None
+    expected = [answers(llm, [prompt])[0] for prompt in PROMPTS]
+    assert same(expected, answers(load(made, scheme, backend="native"), PROMPTS))
+    exact = load(made, scheme, backend="reference").logits(PROMPTS[2])
+    assert torch.allclose(llm.logits(PROMPTS[2]), exact, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("scheme", QUANTIZATIONS)
+def test_native_equals_the_reference_within_rounding(folder: Path, cpu_isa: str, scheme: str) -> None:
+    native, exact = (
+        load(folder, scheme, backend=name).logits(PROMPTS[3]) for name in ("native", "reference")
+    )
+    plain = tiny.load(folder, backend="reference").logits(PROMPTS[3])
+    assert torch.allclose(native, exact, atol=2e-4, rtol=1e-3)
+    assert not torch.allclose(exact, plain, atol=2e-4, rtol=1e-3), "the control: rounding the weights shows"
+
+
+def test_envelopes_differ(folder: Path) -> None:
+    """Two schemes share no cached block; the same scheme twice does."""
+
+    def digest(scheme: str | None) -> str:
+        config = EngineConfig(quantization=scheme, device="cpu", dtype="float32")  # type: ignore[arg-type]
+        return kv_envelope(load_model(folder, config), config, Parts()).digest
+
+    found = [digest(scheme) for scheme in (None, *QUANTIZATIONS)]
+    assert len(set(found)) == len(found) and digest("int4") == found[1 + QUANTIZATIONS.index("int4")]
+
+
+def test_bytes(folder: Path) -> None:
+    """What a step reads: int8 less than half of bfloat16's share, int4 less than int8."""
+    read = {
+        scheme: load(folder, scheme, dtype="bfloat16", backend="native").engine.model.decoder.step_bytes()
+        for scheme in (None, "int8", "int4", "int4-g64")
+    }
+    assert read["int4-g64"] < read["int4"] < read["int8"] < 0.6 * read[None]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 3e38])
+@pytest.mark.parametrize("scheme", QUANTIZATIONS)
+def test_weights_that_cannot_be_quantised(tmp_path: Path, scheme: str, bad: float) -> None:
+    tensors = tiny.weights(tiny.config())
+    tensors["model.layers.1.mlp.down_proj.weight"][3, 5] = bad
+    made = tiny.make_folder(tmp_path / "model", tensors=tensors)
+    if bad == 3e38 and scheme in ("int8-channel", "fp8"):
+        return  # fp32 scales hold it
+    with pytest.raises(WeightsError, match=r"layers\.1\.mlp\.down_proj\.weight cannot be quantised"):
+        load(made, scheme)
+
+
+def test_options(folder: Path) -> None:
+    with pytest.raises(UsageError, match="quantization='int3' is not known"):
+        load(folder, "int3")
+    with pytest.raises(BackendError, match="no kernels for quantised weights"):
+        load(folder, "int8", backend="simt")
