@@ -14,10 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minillm.cli.main import main
+from minillm.config import EngineConfig
 from minillm.model.checkpoint import stored_tensors
 from minillm.model.compress import folder as folders
 from minillm.model.compress import layers, text
 from minillm.model.compress.grid import Grid, Rounded
+from minillm.model.compress.quality import measure
+from minillm.model.loader import load_model
+from minillm.ops.quantized import QuantizedMatrix
 
 WORDS = "once upon a time there was a cat and the cat sat on the mat until the end "
 SMALL = tiny.config(torch_dtype="bfloat16")
@@ -133,6 +137,22 @@ def test_what_is_measured_is_what_is_written(
     again = run(capsys, plain, model.parent / "other", "--scheme", "w8a16", "--calibrate", story)
     assert again["original_perplexity"] == report["perplexity"]
     assert again["original_perplexity"] != report["original_perplexity"]
+
+
+@pytest.mark.parametrize("scheme", ["w8a16", "w4a16", "fp8"])
+def test_the_engine_loads_the_same_numbers(
+    model: Path, story: str, capsys: pytest.CaptureFixture[str], scheme: str
+) -> None:
+    out = model.parent / "small"
+    group = ["--group", "32", "--asymmetric"] * (scheme == "w4a16")
+    report = run(capsys, model, out, "--scheme", scheme, *group, "--calibrate", story)
+    engine = EngineConfig(dtype="float32", device="cpu", backend="reference", max_model_len=32)
+    loaded = load_model(out, engine)
+    matrices = [matrix for matrix in loaded.decoder.matrices if isinstance(matrix, QuantizedMatrix)]
+    assert len(matrices) == 8  # q, k and v are one, gate and up likewise
+    found = measure(loaded.decoder, text.Texts(story).windows(loaded)[1])
+    assert found.perplexity != report["original_perplexity"]
+    assert found.perplexity == report["perplexity"]
 
 
 def test_on_what_the_model_writes_itself(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,7 +60,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     codes = torch.nn.functional.pad(codes, (0, -codes.shape[1] % (32 // bits)))
     if bits == 4:
         codes = codes[:, 0::2] | codes[:, 1::2] << 4
-    return codes.contiguous().view(torch.int32)
+    # Through one dimension: a single row may have strides that no view in words can have.
+    return codes.flatten().view(torch.int32).view(len(codes), -1)
 
 
 def require_whole_groups(shapes: dict[str, Shape], grid: Grid) -> None:
