@@ -21,6 +21,7 @@ from minillm.cli import (
     labs,
     models,
     pull,
+    quantize,
     streams,
     verify,
 )
@@ -29,7 +30,7 @@ from minillm.cli.signals import TERMINATED, Terminated
 from minillm.errors import MinillmError
 from minillm.version import __version__
 
-COMMANDS = (generate, chat, pull, models, convert, inspect_model, bench, verify, demo, doctor, labs)
+COMMANDS = (generate, chat, pull, models, convert, quantize, inspect_model, bench, verify, demo, doctor, labs)
 INTERRUPTED = 130
 
 

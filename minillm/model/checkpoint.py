@@ -254,6 +254,11 @@ def _tensor(path: Path, name: str, entry: Any, base: int) -> StoredTensor:
     return StoredTensor(name, path, dtype, tuple(shape), base + begin, end - begin)
 
 
+def num_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor whose dtype the format calls `dtype`."""
+    return math.prod(shape) * _BITS[dtype] // 8
+
+
 def _are_sizes(numbers: object) -> TypeGuard[list[int]]:
     return isinstance(numbers, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in numbers)
 

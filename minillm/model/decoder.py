@@ -181,15 +181,24 @@ class Decoder(nn.Module):
         Returns:
             The final hidden states [num_tokens, hidden_size]; see `logits`.
         """
-        residual = self._embed(ids, meta)
-        x = _before(self._layers[0].input_norm, residual)
-        for i, layer in enumerate(self._layers):
-            attended = layer.attention.forward(x, self.ropes[i], LayerCache(k_cache[i], v_cache[i]), meta)
-            x, residual = self._add(layer.attention_output_norm, attended, residual, layer.mlp_norm)
-            x, residual = self._add(
-                layer.mlp_output_norm, layer.mlp.forward(x), residual, self._norm_after(i)
-            )
+        x, residual = self.begin(ids, meta)
+        for i in range(len(self._layers)):
+            x, residual = self.run_layer(i, x, residual, LayerCache(k_cache[i], v_cache[i]), meta)
         return x
+
+    def begin(self, ids: Tensor, meta: AttentionMetadata) -> tuple[Tensor, Tensor]:
+        """The input of the first layer, and the residual beside it; both [num_tokens, hidden_size]."""
+        residual = self._embed(ids, meta)
+        return _before(self._layers[0].input_norm, residual), residual
+
+    def run_layer(
+        self, i: int, x: Tensor, residual: Tensor, cache: LayerCache, meta: AttentionMetadata
+    ) -> tuple[Tensor, Tensor]:
+        """Layer i: the input of the next one, or after the last the final hidden states; and the residual."""
+        layer = self._layers[i]
+        attended = layer.attention.forward(x, self.ropes[i], cache, meta)
+        x, residual = self._add(layer.attention_output_norm, attended, residual, layer.mlp_norm)
+        return self._add(layer.mlp_output_norm, layer.mlp.forward(x), residual, self._norm_after(i))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The logits: hidden [num_rows, hidden_size] -> [num_rows, vocab_size]."""

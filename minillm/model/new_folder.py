@@ -18,9 +18,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from minillm.config.files import shown_path
+from minillm.config.files import exists, shown_path
 from minillm.config.sizes import format_bytes
-from minillm.errors import MinillmError, StorageError
+from minillm.errors import MinillmError, StorageError, UsageError
 from minillm.toolchain.crew import Crew
 
 
@@ -47,6 +47,19 @@ def new_folder(target: Path) -> Iterator[Path]:
         raise
     except OSError as error:  # what is read reports its own errors, so this is about writing
         raise not_writable(target, error) from None
+
+
+def require_absent(out: Path) -> None:
+    """Refuse a folder that exists and holds something, and what can be no new folder's name."""
+    if out.name in ("", ".."):
+        raise UsageError(f"{shown_path(out)} is no name for a new folder", "give another one, as my-model")
+    try:
+        if exists(out) and not (out.is_dir() and not any(out.iterdir())):
+            raise UsageError(f"{shown_path(out)} exists", "give the name of a new folder, or remove it first")
+    except PermissionError as error:
+        raise StorageError(
+            f"{shown_path(out)} cannot be read: {error.strerror}", "check its permissions"
+        ) from None
 
 
 def remove_leftovers(target: Path) -> None:

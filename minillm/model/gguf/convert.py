@@ -24,18 +24,15 @@ holds what they stand for, in 2 or 4 bytes each, and every program can read it.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from minillm.config import shown
-from minillm.config.files import exists, shown_path
-from minillm.errors import StorageError, UsageError
+from minillm.errors import UsageError
 from minillm.model.families import parse_config
 from minillm.model.gguf.architecture import config_json
 from minillm.model.gguf.blocks import block_layout
@@ -43,12 +40,12 @@ from minillm.model.gguf.header import GGUFFile, read_header
 from minillm.model.gguf.layout import Rewrite, rewrites, rope_factors
 from minillm.model.gguf.metadata import Metadata
 from minillm.model.gguf.vocabulary import Vocabulary
-from minillm.model.new_folder import new_folder, require_space
+from minillm.model.new_checkpoint import SAFETENSORS, Entry, append, header
+from minillm.model.new_folder import new_folder, require_absent, require_space
 from minillm.model.quantization.gguf import GGUF_SCHEMES
 
 Progress = Callable[[int, int], None]
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-_SAFETENSORS = {torch.bfloat16: "BF16", torch.float32: "F32"}
 _EXACT_ONLY_IN_FLOAT32 = ("F32", "F16")
 
 
@@ -66,13 +63,13 @@ class Conversion:
     @property
     def num_bytes(self) -> int:
         """Bytes of the folder's weights."""
-        return sum(math.prod(shape) * width for _, _, shape, width in map(self._entry, self.tensors))
+        return sum(self._entry(tensor).nbytes for tensor in self.tensors)
 
-    def _entry(self, tensor: Rewrite) -> tuple[str, str, tuple[int, ...], int]:
-        """Name, dtype, shape and bytes of an element of a tensor in the folder."""
+    def _entry(self, tensor: Rewrite) -> Entry:
+        """The tensor in the folder."""
         if tensor.target in self.kept:
-            return tensor.target.removesuffix(".weight"), "U8", (tensor.shape[0], tensor.row_bytes), 1
-        return tensor.target, _SAFETENSORS[self.dtype], tensor.shape, self.dtype.itemsize
+            return Entry(tensor.target.removesuffix(".weight"), "U8", (tensor.shape[0], tensor.row_bytes))
+        return Entry(tensor.target, SAFETENSORS[self.dtype], tensor.shape)
 
     @classmethod
     def of(cls, path: Path, dtype: str = "auto", keep: bool = False) -> Conversion:
@@ -105,11 +102,11 @@ class Conversion:
         for name, text in self.texts.items():
             (folder / name).write_text(text, encoding="utf-8")
         with open(folder / "model.safetensors", "wb") as out:
-            out.write(_header(map(self._entry, self.tensors)))
+            out.write(header(map(self._entry, self.tensors)))
             done = 0
             for tensor in self.tensors:
                 for piece in self._pieces(tensor):
-                    done += _append(out, piece)
+                    done += append(out, piece)
                     if progress:
                         progress(done, self.num_bytes)
 
@@ -143,19 +140,6 @@ def convert_tokenizer(path: Path, out: Path) -> None:
     with new_folder(out) as folder:
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
-
-
-def require_absent(out: Path) -> None:
-    """Refuse a folder that exists and holds something, and what can be no new folder's name."""
-    if out.name in ("", ".."):
-        raise UsageError(f"{shown_path(out)} is no name for a new folder", "give another one, as my-model")
-    try:
-        if exists(out) and not (out.is_dir() and not any(out.iterdir())):
-            raise UsageError(f"{shown_path(out)} exists", "give the name of a new folder, or remove it first")
-    except PermissionError as error:
-        raise StorageError(
-            f"{shown_path(out)} cannot be read: {error.strerror}", "check its permissions"
-        ) from None
 
 
 def tokenizer_files(file: GGUFFile) -> dict[str, str]:
@@ -230,22 +214,6 @@ def _kept(tensors: Sequence[Rewrite]) -> dict[str, str]:
     """llama.cpp's name of the blocks of each matrix that can be kept, by its module."""
     types = {t.target: block_layout(t.source.type_id)[0] for t in tensors if len(t.shape) == 2}
     return {name.removesuffix(".weight"): kind for name, kind in types.items() if kind in GGUF_SCHEMES}
-
-
-def _header(tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> bytes:
-    """The header of a safetensors file with these tensors in this order; see `model/checkpoint.py`."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, dtype, shape, width in tensors:
-        start, end = end, end + math.prod(shape) * width
-        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % 8)  # so that the numbers are aligned
-    return len(text).to_bytes(8, "little") + text
-
-
-def _append(out: BufferedWriter, piece: torch.Tensor) -> int:
-    return out.write(piece.contiguous().view(torch.uint8).numpy().data)
 
 
 def _json(content: dict[str, Any]) -> str:

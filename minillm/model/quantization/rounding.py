@@ -11,7 +11,7 @@ the best one for the scale that will be used. A group of zeros has the scale 0.
 
 No input is needed, a row depends on that row alone, and large matrices are quantised piece by piece.
 `int4` takes its scale as ggml's Q4_0 does: an even number of codes has no symmetric range.
-Left out: searching for scales with a smaller error, and looking at activations (`calibration.py`).
+Left out: searching for scales with a smaller error, and looking at activations (`model/compress`).
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""A model as a compressed-tensors folder: fewer bits for its matrices, rounded or calibrated (GPTQ)."""
