@@ -131,7 +131,10 @@ class RopeTables(NamedTuple):
 
 
 class LayerCache(NamedTuple):
-    """One layer's keys and values: each [num_blocks, block_size, num_kv_heads, head_dim]."""
+    """One layer's keys and values: each [num_blocks, block_size, num_kv_heads, head_dim].
+
+    A cache in int8 has head_dim + 4 in the last place, and a layout of its own (`ops/kv_int8.py`).
+    """
 
     k: Tensor
     v: Tensor
