@@ -19,40 +19,11 @@
 #pragma once
 
 #include "attention.h"
+#include "int8_tile.h"
 #include "kv_page.h"
 
 namespace minillm::cpu {
 namespace {
-
-constexpr int kGroup = 16, kGroups = kKeyTile / kGroup;
-
-// VL codes as floats.
-INLINE vf widen_codes(const int8_t* p) {
-#if defined(MINILLM_ISA_AVX512)
-  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-#elif defined(MINILLM_ISA_AVX2)
-  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
-#else
-  vi wide;
-  for (int i = 0; i < VL; i++) wide[i] = p[i];
-  return __builtin_convertvector(wide, vf);
-#endif
-}
-
-// The most groups of 16 columns of a register tile with `rows` rows, and the most rows.
-constexpr int groups_for(int rows) {
-  if (VL == 16) return 4;
-  if (VL == 8) return rows == 1 ? 4 : rows <= 3 ? 2 : 1;
-  return rows == 1 ? 2 : 1;
-}
-constexpr int kInt8Rows = VL == 4 ? 3 : 6;
-
-// The codes of one tile. `k` and `v` point to groups of 16 keys: key i of a group is `i` bytes, or `i * v_stride` bytes,
-// further on. An absent group points to zeros.
-struct Int8Tile {
-  const int8_t *k[kGroups], *v[kGroups];
-  float k_scale[kKeyTile], v_scale[kKeyTile];
-};
 
 template <class T>
 struct Int8Workspace : TaskRows<float> {
@@ -132,80 +103,18 @@ void read_tile(const Int8Pages& pages, Int8Workspace<T>& s, int64_t base, int64_
     for (int64_t i = 0; i < smaller(count, kKeyTile); i++) copy_codes(pages, s, base + i, i);
 }
 
-// scores[r][16 g ...] = q[r] . codes of group g, for R rows and G groups.
-template <int R, int G>
-void score_groups(const float* q, int64_t dim, const int8_t* const* k, int64_t stride, float* scores) {
-  constexpr int P = G * kParts;
-  vf acc[R][P] = {};
-  for (int64_t d = 0; d < dim; d++) {
-    vf code[P];
-#pragma GCC unroll 8
-    for (int p = 0; p < P; p++) code[p] = widen_codes(k[p / kParts] + d * stride + p % kParts * VL);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) {
-      vf value = splat(q[r * dim + d]);
-#pragma GCC unroll 8
-      for (int p = 0; p < P; p++) acc[r][p] = fma(code[p], value, acc[r][p]);
-    }
+// Multiplies the weights of the visible keys by the scales of their values.
+INLINE void weigh_values(float* weights, const float* scales, const Visible& keys) {
+  vi lane;
+  for (int i = 0; i < VL; i++) lane[i] = i;
+  bool sees_all = keys.begin <= 0 && keys.end >= kKeyTile;
+  for (int p = 0; p < kKeyTile; p += VL) {
+    vi key = lane + p;
+    vf weight = load(weights + p) * load(scales + p);
+    if (!sees_all) weight = ((key >= (int)keys.begin) & (key < (int)keys.end)) ? weight : vf{};
+    store(weights + p, weight);
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-    for (int p = 0; p < P; p++) store(scores + r * kKeyTile + p * VL, acc[r][p]);
 }
-
-// out[r][16 g ...] += weights[r] . codes of 16 G dims of a tile's values.
-template <int R, int G>
-void value_groups(const float* weights, const int8_t* const* v, int64_t first, int64_t stride, float* out, int64_t width) {
-  constexpr int P = G * kParts;
-  vf acc[R][P];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-    for (int p = 0; p < P; p++) acc[r][p] = load(out + r * width + p * VL);
-  for (int64_t key = 0; key < kKeyTile; key++) {
-    const int8_t* at = v[key / kGroup] + key % kGroup * stride + first;
-    vf code[P];
-#pragma GCC unroll 8
-    for (int p = 0; p < P; p++) code[p] = widen_codes(at + p * VL);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) {
-      vf weight = splat(weights[r * kKeyTile + key]);
-#pragma GCC unroll 8
-      for (int p = 0; p < P; p++) acc[r][p] = fma(code[p], weight, acc[r][p]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-    for (int p = 0; p < P; p++) store(out + r * width + p * VL, acc[r][p]);
-}
-
-template <int R>
-void score_rows(const float* q, int64_t dim, const Int8Tile& tile, int64_t stride, float* scores) {
-  constexpr int G = groups_for(R);
-  for (int g = 0; g < kGroups; g += G) score_groups<R, G>(q, dim, tile.k + g, stride, scores + g * kGroup);
-}
-
-template <int R>
-void value_rows(const float* weights, const Int8Tile& tile, int64_t stride, float* out, int64_t width) {
-  constexpr int G = groups_for(R);
-  int64_t d = 0;
-  for (; d + G * kGroup <= width; d += G * kGroup) value_groups<R, G>(weights, tile.v, d, stride, out + d, width);
-  for (; d < width; d += kGroup) value_groups<R, 1>(weights, tile.v, d, stride, out + d, width);
-}
-
-// The functions for 1 to 6 rows.
-struct Int8Rows {
-  void (*scores)(const float*, int64_t, const Int8Tile&, int64_t, float*);
-  void (*values)(const float*, const Int8Tile&, int64_t, float*, int64_t);
-};
-constexpr Int8Rows kRowsOfCodes[] = {
-    {score_rows<1>, value_rows<1>}, {score_rows<2>, value_rows<2>}, {score_rows<3>, value_rows<3>},
-#if defined(MINILLM_ISA_AVX512) || defined(MINILLM_ISA_AVX2)
-    {score_rows<4>, value_rows<4>}, {score_rows<5>, value_rows<5>}, {score_rows<6>, value_rows<6>},
-#endif
-};
 
 // One step of the online softmax, as attend_tile in attention.h.
 template <class T>
@@ -222,17 +131,20 @@ void attend_codes(const AttentionArgs& a, Int8Workspace<T>& s, const Span& span,
     float correction = softmax_step(scores, weights, keys.begin, keys.end, a.softcap ? 1 : a.scale, s.m.data[r + i],
                                     s.l.data[r + i]);
     rescale(s.out.data + (r + i) * width, width, correction);
-    for (int64_t p = 0; p < kKeyTile; p++)
-      weights[p] = p >= keys.begin && p < keys.end ? weights[p] * tile.v_scale[p] : 0;
+    weigh_values(weights, tile.v_scale, keys);
   }
   fn.values(s.p.data, tile, s.v_stride, s.out.data + r * width, width);
 }
 
-// Brings the codes of the tile that is read next into L2.
+// Brings the tile that is read next into L2.
 template <class T>
-INLINE void prefetch_codes(const Int8Workspace<T>& s, const Int8Tile& tile, int64_t dim) {
-  int64_t step = larger(1, 64 / s.k_stride);
-  for (int g = 0; g < kGroups; g++) {
+INLINE void prefetch_tile(const Int8Pages& pages, const Int8Workspace<T>& s, int64_t base, int64_t count,
+                          const Int8Tile& tile) {
+  int64_t dim = pages.page.dim, step = larger(1, 64 / s.k_stride);
+  for (int g = 0; g * kGroup < smaller(count, kKeyTile); g++) {
+    int64_t scale = pages.offset(base + g * kGroup) + pages.page.scale((base + g * kGroup) % pages.page.block_size);
+    __builtin_prefetch(pages.k + scale, 0, 2);
+    __builtin_prefetch(pages.v + scale, 0, 2);
     if (s.direct_k && (!g || s.k_stride < 64))
       for (int64_t d = 0; d < dim; d += step) __builtin_prefetch(tile.k[g] + d * s.k_stride, 0, 2);
     if (s.direct_v)
@@ -242,7 +154,7 @@ INLINE void prefetch_codes(const Int8Workspace<T>& s, const Int8Tile& tile, int6
 
 template <class T>
 void attend_int8(const AttentionArgs& a, Int8Workspace<T>& s, const Task& task) {
-  int64_t dim = a.heads.head_dim, rows = (task.last_token - task.first_token) * (a.heads.num_heads / a.heads.num_kv_heads);
+  int64_t rows = (task.last_token - task.first_token) * (a.heads.num_heads / a.heads.num_kv_heads);
   Span span(a, task);
   Int8Pages pages(a, task);
   begin_rows<T>(a, s, task, span);
@@ -252,7 +164,7 @@ void attend_int8(const AttentionArgs& a, Int8Workspace<T>& s, const Task& task) 
     find_tile(pages, s, base, count, tile);
     read_tile(pages, s, base, count, tile);
     find_tile(pages, s, base + kKeyTile, count - kKeyTile, next);
-    prefetch_codes(s, next, dim);
+    prefetch_tile(pages, s, base + kKeyTile, count - kKeyTile, next);
     for (int64_t r = 0; r < rows; r += kInt8Rows)
       attend_codes(a, s, span, tile, base, r, smaller(kInt8Rows, rows - r));
   }

@@ -67,7 +67,7 @@ def components(envelope: Any) -> dict[str, str]:
 def kv_digest(parts: Mapping[str, str]) -> str:
     """The digest of a KV envelope, from the digests of its components.
 
-    A component that is None is left out: a new one does not change the digest of engines that do not use it.
+    `kv_dtype` came after the schema: where it is None it is left out, so those engines keep their digest.
     """
-    none = digest(None)
-    return digest(["kv envelope", SCHEMA, {name: part for name, part in parts.items() if part != none}])
+    plain = {"kv_dtype": digest(None)}
+    return digest(["kv envelope", SCHEMA, dict(parts.items() - plain.items())])

@@ -147,6 +147,11 @@ def load_model(
     tokenizer = _load_tokenizer(folder, config, eos_token_ids)
     params = _default_params(folder, generation, max_model_len, tokenizer is not None)
     ops = ops or make_ops(engine.backend, engine.device)
+    if config.kv_dtype is not None and config.kv_dtype not in ops.kv_dtypes:
+        raise BackendError(
+            f"backend {ops.name} has no kernels for a KV cache in {config.kv_dtype}",
+            "use device cpu, or leave kv_dtype out",
+        )
     check_model = getattr(ops, "check_model", None)
     if check_model is not None:
         check_model(config)

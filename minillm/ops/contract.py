@@ -154,6 +154,10 @@ class Ops(Protocol):
         """The name of the arithmetic; part of the KV envelope."""
 
     @property
+    def kv_dtypes(self) -> Sequence[str]:
+        """The names for `kv_dtype` that this backend has kernels for."""
+
+    @property
     def packs(self) -> bool:
         """Whether `prepare_weight` packs, and the ops accept packed weights."""
 

@@ -65,7 +65,7 @@ class CudaOps(FusedOps):
 
     name = "native"
     namespace = "minillm_cuda"
-    packs = False
+    packs, kv_dtypes = False, ()
 
     def __init__(self) -> None:
         self.library = self._load()
@@ -83,17 +83,11 @@ class CudaOps(FusedOps):
 
         Raises:
             UnsupportedModel: there is no attention kernel for its head_dim.
-            BackendError: its KV cache is in a dtype without kernels.
         """
         if config.head_dim not in self.head_dims:
             raise UnsupportedModel(
                 f"head_dim {config.head_dim} has no CUDA attention kernel ({_listed(self.head_dims)})",
                 'use device cpu, or backend "reference"',
-            )
-        if config.kv_dtype is not None:
-            raise BackendError(
-                f"backend {self.name} has no kernels for a KV cache in {config.kv_dtype}",
-                "use device cpu, or leave kv_dtype out",
             )
 
     def prepare_weight(self, weight: Tensor) -> Weight:

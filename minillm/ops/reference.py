@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.config import Activation, LayerSpec
+from minillm.config import KV_DTYPES, Activation, LayerSpec
 from minillm.config.quantization import Form
 from minillm.ops import kv_int8, sampling, shapes, variants, verification
 from minillm.ops.contract import AttentionMetadata, LayerCache, Matrix, RopeTables, Routing, Weight, plain
@@ -194,6 +194,7 @@ class ReferenceOps:
 
     name = "reference"
     kernel_set = "torch"
+    kv_dtypes = KV_DTYPES
     packs = False
 
     def prepare_weight(self, weight: Tensor) -> Weight:

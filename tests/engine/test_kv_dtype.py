@@ -1,12 +1,13 @@
 """`kv_dtype="int8"`: the contracts hold inside it, the memory holds more, and what cannot have it refuses.
 
-Log-probabilities of the whole vocabulary are compared by `torch.equal`. Before a run every code is -1 and every
-scale NaN, so a slot that is read before it is written shows.
+Log-probabilities of the whole vocabulary are compared by `torch.equal`. Before a run every code is -1 and
+every scale NaN, so a slot that is read before it is written shows.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from minillm import LLM, SamplingParams
 from minillm.config import EngineConfig
 from minillm.engine.engine import Engine
 from minillm.errors import BackendError, UnsupportedModel, UsageError
+from minillm.memory.encoding import digest
+from minillm.memory.envelope import KVEnvelope
 from minillm.memory.kv_cache import KVCache
 from minillm.model.loader import load_model
 from minillm.ops import kv_int8
@@ -265,6 +268,14 @@ def test_the_envelope_names_it(folder: Path) -> None:
     assert int8["kv_dtype"] == "int8" and "kv_dtype" not in plain
 
 
+def test_plain_engines_keep_their_digest(folder: Path) -> None:
+    """The digest is that of the components from before there was a `kv_dtype`."""
+    for kind in (None, "int8"):
+        envelope = load(folder, kv_dtype=kind).engine.envelope
+        before = {f.name: envelope["components"][f.name] for f in fields(KVEnvelope) if f.name != "kv_dtype"}
+        assert (envelope["kv"] == digest(["kv envelope", 2, before])) == (kind is None)
+
+
 # ---- refusals -----------------------------------------------------------------------------------------
 
 
@@ -294,13 +305,15 @@ def test_a_replaced_rope_is_served(folder: Path) -> None:
     assert torch.allclose(found, load(folder).logits(PROMPTS[5]), atol=0.05 * float(found.std()))
 
 
+class WithoutKernels(OneByOne):
+    name, kv_dtypes = "native", CudaOps.kv_dtypes
+
+
 def test_backends_without_kernels_refuse(folder: Path) -> None:
-    config = load_model(folder, EngineConfig(device="cpu", kv_dtype="int8")).config
-    ops = object.__new__(CudaOps)
-    ops.head_dims = (32,)
-    with pytest.raises(BackendError, match="no kernels for a KV cache in int8"):
-        ops.check_model(config)
-    ops.check_model(load_model(folder, EngineConfig(device="cpu")).config)
+    ops = WithoutKernels()
+    with pytest.raises(BackendError, match="backend native has no kernels for a KV cache in int8"):
+        load_model(folder, EngineConfig(device="cpu", kv_dtype="int8"), ops)
+    assert load_model(folder, EngineConfig(device="cpu"), ops).config.kv_dtype is None
 
 
 def test_the_simulator_refuses(folder: Path) -> None:
