@@ -101,8 +101,8 @@ def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def write_rows(cache: CodedRows, slot_mapping: Tensor, rows: Tensor) -> None:
     """Quantise rows [num_tokens, num_kv_heads, head_dim] and write them to their slots."""
-    block_size = cache.shape[1]
-    place = slot_mapping // block_size, slot_mapping % block_size
+    size = cache.shape[1]
+    place = slot_mapping // size, slot_mapping % size
     cache.codes[place], cache.scales[place] = quantize(rows)
 
 
