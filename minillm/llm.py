@@ -42,8 +42,8 @@ class LLM(FixedAttributes):
         model: a folder in Hugging Face layout, a GGUF file, the name of a model in the cache ("smollm2"), or
             a hub id; None means the model that ships with minillm.
         parts: replacements for parts of the engine, by name; see `engine/parts.py`.
-        options: `dtype`, `quantization`, `device`, `backend`, `kv_memory`, `block_size`, `max_model_len`,
-            `max_num_seqs`, `max_num_batched_tokens`, `prefill_chunk`, `max_queued_requests`,
+        options: `dtype`, `quantization`, `kv_dtype`, `device`, `backend`, `kv_memory`, `block_size`,
+            `max_model_len`, `max_num_seqs`, `max_num_batched_tokens`, `prefill_chunk`, `max_queued_requests`,
             `max_queued_tokens`, `prefix_caching`, `draft_model`, `num_draft_tokens`,
             `draft_verification`, `draft_tree`, `adaptive_draft`, `seed`, `allow_config_keys`,
             `public_prefixes`, `tenant_limits`, `guarantee`, `diverge_record`, `record`: see `EngineConfig`.

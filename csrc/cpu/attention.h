@@ -19,6 +19,8 @@
 // of the group. So the heads of a group share each packed tile, and in prefill many tokens share it. Bytes: K and V
 // of the visible keys, once per task. FLOPs: 4 head_dim for each (row, key). Limit: in decode, reading and packing
 // the cache; in prefill, the dot-product units, with about a third of the time in the softmax.
+//
+// A cache in int8 is read by attention_int8.h, with the same tasks and the same softmax.
 
 #pragma once
 
@@ -113,26 +115,33 @@ INLINE float softmax_step(const float* scores, X* weights, int64_t begin, int64_
   return correction;
 }
 
-// A thread's memory for a task of up to `rows` rows. Scores and weights hold the rows of one register tile only, so
-// they stay in the L1 cache.
-template <class M, class T>
-struct Workspace {
+// A thread's memory for the rows of a task, up to `rows`; q and the weights as `X`. Scores and weights hold the rows of
+// one register tile only, so they stay in the L1 cache.
+template <class X>
+struct TaskRows {
   int64_t width;
-  Scratch<typename M::X> q, p;
+  Scratch<X> q, p;
   Scratch<float> scores, out, m, l;
-  Scratch<typename M::W> keys, values;
-  Scratch<T> zeros;
 
-  Workspace(int64_t rows, int64_t dim)
+  TaskRows(int64_t rows, int64_t dim)
       : width((dim + 15) / 16 * 16),
         q(rows * dim + VL),
         p(kMaxRows * kKeyTile),
         scores(kMaxRows * kKeyTile),
         out(rows * width),
         m(rows),
-        l(rows),
+        l(rows) {}
+};
+
+template <class M, class T>
+struct Workspace : TaskRows<typename M::X> {
+  Scratch<typename M::W> keys, values;
+  Scratch<T> zeros;
+
+  Workspace(int64_t rows, int64_t dim)
+      : TaskRows<typename M::X>(rows, dim),
         keys(kKeyTile * dim),
-        values(kKeyTile * width),
+        values(kKeyTile * this->width),
         zeros(dim + VL) {
     memset(zeros.data, 0, (dim + VL) * sizeof(T));
   }
@@ -155,6 +164,49 @@ INLINE void cap_scores(float* scores, float scale, float cap) {
   for (int p = 0; p < kKeyTile; p += VL) store(scores + p, cap * vtanh(load(scores + p) * scale / cap));
 }
 
+// Where the rows of a task begin: q as `X`, nothing seen so far but the sink.
+template <class T, class X>
+void begin_rows(const AttentionArgs& a, TaskRows<X>& s, const Task& task, const Span& span) {
+  int64_t dim = a.heads.head_dim, group = a.heads.num_heads / a.heads.num_kv_heads;
+  int64_t rows = (task.last_token - task.first_token) * group;
+  memset(s.out.data, 0, rows * s.width * sizeof(float));
+  for (int64_t r = 0; r < rows; r++) {
+    const T* sinks = static_cast<const T*>(a.sinks);
+    s.m.data[r] = sinks ? load_n(sinks + task.kv_head * group + r % group, 1)[0] : -__builtin_inff();
+    float sum = s.m.data[r] < __builtin_inff() ? 1 : __builtin_nanf("");  // an infinite sink is a damaged weight
+    s.l.data[r] = sinks ? sum : 0;
+    const T* from = static_cast<const T*>(a.q) + (span.row_begin + task.first_token + r / group) * a.q_stride +
+                    (task.kv_head * group + r % group) * dim;
+    for (int64_t i = 0; i < dim; i += VL) store_n(s.q.data + r * dim + i, load_n(from + i, dim - i), dim - i);
+  }
+}
+
+template <class T, class X>
+void end_rows(const AttentionArgs& a, const TaskRows<X>& s, const Task& task, const Span& span) {
+  int64_t dim = a.heads.head_dim, group = a.heads.num_heads / a.heads.num_kv_heads;
+  for (int64_t r = 0; r < (task.last_token - task.first_token) * group; r++) {
+    T* to = static_cast<T*>(a.out) + (span.row_begin + task.first_token + r / group) * a.heads.num_heads * dim +
+            (task.kv_head * group + r % group) * dim;
+    for (int64_t i = 0; i < dim; i += VL)
+      store_n(to + i, load(s.out.data + r * s.width + i) / s.l.data[r], dim - i);
+  }
+}
+
+// Multiplies the output so far by the factor that `softmax_step` returned.
+INLINE void rescale(float* out, int64_t width, float correction) {
+  if (correction == 1.0f) return;
+  for (int64_t d = 0; d < width; d += VL) store(out + d, load(out + d) * correction);
+}
+
+// The keys [begin, end) of the tile at `base` that a row at `position` sees.
+struct Visible {
+  int64_t begin, end;
+
+  Visible(const AttentionArgs& a, int64_t position, int64_t base)
+      : begin(smaller(a.window ? larger(0, position - a.window + 1 - base) : 0, kKeyTile)),
+        end(larger(0, smaller(position + 1 - base, kKeyTile))) {}
+};
+
 // One step of the online softmax: rows [r, r + count) of a task and the packed tile that begins at key `base`.
 template <class M, class T>
 void attend_tile(const AttentionArgs& a, Workspace<M, T>& s, const Span& span, int64_t base, int64_t r, int64_t count) {
@@ -163,15 +215,11 @@ void attend_tile(const AttentionArgs& a, Workspace<M, T>& s, const Span& span, i
   product<M>(s.q.data + r * dim, dim, count, s.keys.data, 16 * dim, kKeyTile / 16, dim / M::kStep, s.scores.data,
              kKeyTile, false);
   for (int64_t i = 0; i < count; i++) {
-    int64_t position = span.first_pos + (r + i) / group;
+    Visible keys(a, span.first_pos + (r + i) / group, base);
     if (a.softcap) cap_scores(s.scores.data + i * kKeyTile, a.scale, a.softcap);
-    int64_t low = a.window ? larger(0, position - a.window + 1 - base) : 0;
-    float correction = softmax_step(s.scores.data + i * kKeyTile, s.p.data + i * kKeyTile, smaller(low, kKeyTile),
-                                    larger(0, smaller(position + 1 - base, kKeyTile)), scale, s.m.data[r + i],
-                                    s.l.data[r + i]);
-    if (correction == 1.0f) continue;
-    float* out = s.out.data + (r + i) * width;
-    for (int64_t d = 0; d < width; d += VL) store(out + d, load(out + d) * correction);
+    float correction = softmax_step(s.scores.data + i * kKeyTile, s.p.data + i * kKeyTile, keys.begin, keys.end, scale,
+                                    s.m.data[r + i], s.l.data[r + i]);
+    rescale(s.out.data + (r + i) * width, width, correction);
   }
   product<M>(s.p.data, kKeyTile, count, s.values.data, 16 * kKeyTile, width / 16, kKeyTile / M::kStep,
              s.out.data + r * width, width, true);
@@ -186,20 +234,9 @@ TileRows<T> rows_of(const AttentionArgs& a, const Task& task, const Span& span, 
 // the rows of the next one.
 template <class M, class T>
 void attend_task(const AttentionArgs& a, Workspace<M, T>& s, const Task& task, const Task* next_task, TileRows<T>& tile) {
-  int64_t dim = a.heads.head_dim, group = a.heads.num_heads / a.heads.num_kv_heads, width = s.width;
-  int64_t rows = (task.last_token - task.first_token) * group;
+  int64_t dim = a.heads.head_dim, rows = (task.last_token - task.first_token) * (a.heads.num_heads / a.heads.num_kv_heads);
   Span span(a, task);
-  memset(s.out.data, 0, rows * width * sizeof(float));
-  for (int64_t r = 0; r < rows; r++) {
-    const T* sinks = static_cast<const T*>(a.sinks);
-    s.m.data[r] = sinks ? load_n(sinks + task.kv_head * group + r % group, 1)[0] : -__builtin_inff();
-    float sum = s.m.data[r] < __builtin_inff() ? 1 : __builtin_nanf("");  // an infinite sink is a damaged weight
-    s.l.data[r] = sinks ? sum : 0;
-    const T* from = static_cast<const T*>(a.q) + (span.row_begin + task.first_token + r / group) * a.q_stride +
-                    (task.kv_head * group + r % group) * dim;
-    for (int64_t i = 0; i < dim; i += VL) store_n(s.q.data + r * dim + i, load_n(from + i, dim - i), dim - i);
-  }
-
+  begin_rows<T>(a, s, task, span);
   for (int64_t base = span.begin; base < span.end; base += kKeyTile) {
     TileRows<T> now = tile;
     if (base + kKeyTile < span.end) {
@@ -212,13 +249,7 @@ void attend_task(const AttentionArgs& a, Workspace<M, T>& s, const Task& task, c
     pack_values(now, tile, dim, s.values.data);
     for (int64_t r = 0; r < rows; r += kMaxRows) attend_tile(a, s, span, base, r, smaller(kMaxRows, rows - r));
   }
-
-  for (int64_t r = 0; r < rows; r++) {
-    T* to = static_cast<T*>(a.out) + (span.row_begin + task.first_token + r / group) * a.heads.num_heads * dim +
-            (task.kv_head * group + r % group) * dim;
-    for (int64_t i = 0; i < dim; i += VL)
-      store_n(to + i, load(s.out.data + r * width + i) / s.l.data[r], dim - i);
-  }
+  end_rows<T>(a, s, task, span);
 }
 
 template <class M, class T>
@@ -233,15 +264,6 @@ void attend_tasks(const AttentionArgs& a, const TaskList& list) {
       attend_task(a, workspace, task, tasks.last() ? nullptr : &next, tile);
     }
   });
-}
-
-void attention(const AttentionArgs& a) {
-  TaskList tasks(a);
-  switch (a.heads.dtype) {
-    case DType::f32: return attend_tasks<Singles<float>, float>(a, tasks);
-    case DType::bf16: return attend_tasks<PairsBf16, bf16>(a, tasks);
-    case DType::f16: return attend_tasks<Singles<float>, fp16>(a, tasks);
-  }
 }
 
 }  // namespace

@@ -12,7 +12,9 @@ namespace minillm::cpu {
 namespace {
 
 // A new tensor of the model's dtype.
-Tensor make(const BoundModel& bound, int64_t rows, int64_t columns) { return like(*bound.cache, {rows, columns}); }
+Tensor make(const BoundModel& bound, int64_t rows, int64_t columns) {
+  return torch::stable::new_empty(*bound.cache, {rows, columns}, bound.dtype);
+}
 
 Tensor hidden(int64_t number, const Tensor& ids, const Tensors& rows) {
   const char* op = "hidden";

@@ -153,8 +153,9 @@ Tensor rope_and_cache(const Tensor& q, const Tensor& k, const Tensor& v, const T
   for (const Tensor* t : {&k, &v}) {
     check_size(op, "k's or v's number of heads", t->size(1), k_cache.size(2));
     check_size(op, "k's or v's number of tokens", t->size(0), tokens);
+    STD_TORCH_CHECK(t->scalar_type() == q.scalar_type(), op, ": k or v has another dtype than q");
   }
-  RopeTables rope = read_rope(op, cos, sin, k_cache.size(3));
+  RopeTables rope = read_rope(op, cos, sin, head_dim_of(k_cache));
   Batch batch = read_slots(op, positions, slot_mapping, tokens, cos.size(0), k_cache);
   Tensor out = like(q, {tokens, q.size(1), q.size(2)});
   kernels().rope_and_cache({data<void>(q), data<void>(k), data<void>(v), q.stride(0), k.stride(0), v.stride(0),

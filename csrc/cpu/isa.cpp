@@ -3,6 +3,7 @@
 
 #include "activation.h"
 #include "attention.h"
+#include "attention_int8.h"
 #include "kernels.h"
 #include "quantized.h"
 #include "routing.h"

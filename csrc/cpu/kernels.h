@@ -121,7 +121,7 @@ struct RopeArgs {
 struct AttentionArgs {
   const void* q;  // [num_tokens, num_heads, head_dim]
   int64_t q_stride;
-  const void *k_cache, *v_cache;
+  const void *k_cache, *v_cache;  // as LayerCache
   void* out;  // [num_tokens, num_heads, head_dim], dense
   Batch batch;
   Heads heads;

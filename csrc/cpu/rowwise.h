@@ -7,6 +7,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "kv_int8.h"
 #include "threads.h"
 #include "vec.h"
 
@@ -105,17 +106,28 @@ void rope_and_cache_as(const RopeArgs& a) {
   int64_t dim = a.heads.head_dim, half = a.rope.half, kv_size = a.heads.num_kv_heads * dim;
   parallel_for(a.batch.num_tokens, row_grain((a.heads.num_heads + 2 * a.heads.num_kv_heads) * dim),
             [&](int64_t begin, int64_t end) {
+    Scratch<T> rotated(dim);
     for (int64_t t = begin; t < end; t++) {
       const float* cos = a.rope.cos + a.batch.positions[t] * half;
       const float* sin = a.rope.sin + a.batch.positions[t] * half;
       const T* q = static_cast<const T*>(a.q) + t * a.q_stride;
       const T* k = static_cast<const T*>(a.k) + t * a.k_stride;
       T* q_out = static_cast<T*>(a.q_out) + t * a.q_out_stride;
+      const T* v = static_cast<const T*>(a.v) + t * a.v_stride;
+      for (int64_t h = 0; h < a.heads.num_heads; h++) rotate_head(q + h * dim, cos, sin, q_out + h * dim, half, dim);
+      if (a.heads.int8_kv) {
+        Int8Slot slot(a.heads, a.batch.slot_mapping[t]);
+        for (int64_t h = 0; h < a.heads.num_kv_heads; h++) {
+          rotate_head(k + h * dim, cos, sin, rotated.data, half, dim);
+          slot.put_key(a.cache.k, h, rotated.data);
+          slot.put_value(a.cache.v, h, v + h * dim);
+        }
+        continue;
+      }
       T* k_out = static_cast<T*>(a.cache.k) + a.batch.slot_mapping[t] * kv_size;
       T* v_out = static_cast<T*>(a.cache.v) + a.batch.slot_mapping[t] * kv_size;
-      for (int64_t h = 0; h < a.heads.num_heads; h++) rotate_head(q + h * dim, cos, sin, q_out + h * dim, half, dim);
       for (int64_t h = 0; h < a.heads.num_kv_heads; h++) rotate_head(k + h * dim, cos, sin, k_out + h * dim, half, dim);
-      memcpy(v_out, static_cast<const T*>(a.v) + t * a.v_stride, kv_size * sizeof(T));
+      memcpy(v_out, v, kv_size * sizeof(T));
     }
   });
 }

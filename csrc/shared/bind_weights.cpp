@@ -1,7 +1,7 @@
 // Binds a model's weights by name.
 //
 //     bind_model      sizes                          -> a number that identifies the model in the other ops
-//     bind_layer      one layer's caches; once per layer, in order
+//     bind_layer      one layer's caches, and the dtype of activations; once per layer, in order
 //     bind_number     one number by name: of a layer, or with the layer -1 of the model (numbers.h)
 //     bind_rope       one layer's table of angles
 //     bind_positions  the learned positions, if there are any
@@ -50,15 +50,17 @@ int64_t bind_model(int64_t num_heads, int64_t hidden, int64_t intermediate, int6
   return last_number;
 }
 
-void bind_layer(int64_t number, const Tensor& k_cache, const Tensor& v_cache) {
+void bind_layer(int64_t number, const Tensor& k_cache, const Tensor& v_cache, ScalarType dtype) {
   const char* op = "bind_layer";
   BoundModel& bound = find_unfinished(op, number);
   check_caches(op, k_cache, v_cache);
   if (!bound.cache) {
     int64_t heads = bound.model.heads.num_heads;
     STD_TORCH_CHECK(heads % k_cache.size(2) == 0, op, ": ", heads, " heads over ", k_cache.size(2), " kv heads");
+    STD_TORCH_CHECK(is_int8(k_cache) || k_cache.scalar_type() == dtype, op, ": the caches have another dtype than the model");
     bound.cache = k_cache;
-    bound.model.heads = heads_of(k_cache, heads, dtype_of(op, k_cache));
+    bound.dtype = dtype;
+    bound.model.heads = heads_of(k_cache, heads, dtype_of(op, dtype));
   }
   STD_TORCH_CHECK(k_cache.scalar_type() == bound.cache->scalar_type(), op, ": the caches differ in dtype");
   for (int d = 0; d < 4; d++) check_size(op, "a cache's shape", k_cache.size(d), bound.cache->size(d));
@@ -108,7 +110,7 @@ void bind_positions(int64_t number, const Tensor& table) {
   const char* op = "bind_positions";
   BoundModel& bound = find_unfinished(op, number);
   STD_TORCH_CHECK(bound.cache, op, ": the layers come first");
-  check(op, "positions", table, 2, bound.cache->scalar_type());
+  check(op, "positions", table, 2, bound.dtype);
   check_size(op, "positions' width", table.size(1), bound.model.hidden);
   bound.model.positions = data<void>(table);
   bound.max_positions = std::min(bound.max_positions, table.size(0));
@@ -166,7 +168,7 @@ std::shared_ptr<const BoundModel> find_model(const char* op, int64_t number) {
 
 MINILLM_FRAGMENT(MINILLM_NAMESPACE, m) {
   m.def("bind_model(int num_heads, int hidden, int intermediate_size, int vocab_size, str activation) -> int");
-  m.def("bind_layer(int model, Tensor k_cache, Tensor v_cache) -> ()");
+  m.def("bind_layer(int model, Tensor k_cache, Tensor v_cache, ScalarType dtype) -> ()");
   m.def("bind_number(int model, int layer, str name, float value) -> ()");
   m.def("bind_rope(int model, int layer, Tensor cos, Tensor sin) -> ()");
   m.def("bind_positions(int model, Tensor positions) -> ()");

@@ -23,6 +23,7 @@
 #include <tuple>
 #include <vector>
 
+#include "kv_page.h"
 #include "model.h"
 
 // As torch's macros, for names that are macros themselves.
@@ -41,14 +42,22 @@ constexpr bool kOnCuda = true;
 constexpr bool kOnCuda = false;
 #endif
 
-inline DType dtype_of(const char* op, const Tensor& t) {
-  switch (t.scalar_type()) {
+#if defined(MINILLM_ON_CUDA) || defined(MINILLM_SIMT)
+constexpr bool kHasInt8Kv = false;
+#else
+constexpr bool kHasInt8Kv = true;
+#endif
+
+inline DType dtype_of(const char* op, ScalarType type) {
+  switch (type) {
     case ScalarType::Float: return DType::f32;
     case ScalarType::BFloat16: return DType::bf16;
     case ScalarType::Half: return DType::f16;
     default: STD_TORCH_CHECK(false, op, ": float32, bfloat16 or float16 only");
   }
 }
+
+inline DType dtype_of(const char* op, const Tensor& t) { return dtype_of(op, t.scalar_type()); }
 
 // Names and order are those of `Activation` in minillm/config/model.py.
 constexpr const char* kActivations[] = {"silu", "gelu", "gelu_tanh", "relu", "swiglu_clamped"};
@@ -82,10 +91,16 @@ inline void check_host(const char* op, const char* name, const Tensor& t, int64_
   check_dense(op, name, t, dim, type);
 }
 
-// [tokens, heads, head_dim] with the cache's dtype and head_dim. Rows may be strided, heads are dense.
+// A cache of int8 has `head_dim` codes and the four bytes of a scale in place of `head_dim` numbers (kv_page.h).
+inline bool is_int8(const Tensor& cache) { return cache.scalar_type() == ScalarType::Char; }
+inline int64_t head_dim_of(const Tensor& cache) { return cache.size(3) - (is_int8(cache) ? kScaleBytes : 0); }
+
+// [tokens, heads, head_dim] with the cache's dtype, if that is not int8, and head_dim. Rows may be strided, heads are
+// dense.
 inline void check_heads(const char* op, const char* name, const Tensor& t, const Tensor& cache) {
   STD_TORCH_CHECK(t.is_cuda() == kOnCuda, op, ": ", name, " is on another device than the kernel");
-  STD_TORCH_CHECK(t.dim() == 3 && t.scalar_type() == cache.scalar_type() && t.size(2) == cache.size(3), op, ": ", name,
+  bool same_type = is_int8(cache) || t.scalar_type() == cache.scalar_type();
+  STD_TORCH_CHECK(t.dim() == 3 && same_type && t.size(2) == head_dim_of(cache), op, ": ", name,
                   " does not fit the cache");
   STD_TORCH_CHECK(!t.numel() || (t.stride(2) == 1 && t.stride(1) == t.size(2)), op, ": heads of ", name,
                   " are not dense");
@@ -95,7 +110,11 @@ inline void check_caches(const char* op, const Tensor& k_cache, const Tensor& v_
   check(op, "k_cache", k_cache, 4, k_cache.scalar_type());
   check(op, "v_cache", v_cache, 4, k_cache.scalar_type());
   for (int i = 0; i < 4; i++) check_size(op, "v_cache's shape", v_cache.size(i), k_cache.size(i));
-  STD_TORCH_CHECK(k_cache.size(3) % 2 == 0, op, ": head_dim ", k_cache.size(3), " is odd");
+  STD_TORCH_CHECK(kHasInt8Kv || !is_int8(k_cache), op, ": there are no kernels for a cache of int8 here");
+  int64_t dim = head_dim_of(k_cache);
+  STD_TORCH_CHECK(dim % 2 == 0, op, ": head_dim ", dim, " is odd");
+  STD_TORCH_CHECK(!is_int8(k_cache) || (dim > 0 && dim % kScaleBytes == 0), op, ": a cache of int8 has head_dim ", dim,
+                  ", no multiple of ", kScaleBytes);
 }
 
 template <class T>
@@ -125,7 +144,7 @@ inline LayerCache cache_of(const Tensor& k_cache, const Tensor& v_cache) {
 }
 
 inline Heads heads_of(const Tensor& cache, int64_t num_heads, DType dtype) {
-  return {num_heads, cache.size(2), cache.size(3), cache.size(1), dtype};
+  return {num_heads, cache.size(2), head_dim_of(cache), cache.size(1), dtype, is_int8(cache)};
 }
 
 // Checks a matrix [out, in] for a product with activations of `dtype`. Each library defines it for its own layout.

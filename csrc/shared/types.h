@@ -58,7 +58,8 @@ struct Batch {
 
 struct Heads {
   int64_t num_heads, num_kv_heads, head_dim, block_size;
-  DType dtype;
+  DType dtype;   // of q, k and v
+  bool int8_kv;  // the cache holds codes and scales (kv_page.h), not numbers of `dtype`
 };
 
 struct RopeTables {
@@ -67,7 +68,7 @@ struct RopeTables {
 };
 
 struct LayerCache {
-  void *k, *v;  // [num_blocks, block_size, num_kv_heads, head_dim]
+  void *k, *v;  // [num_blocks, block_size, num_kv_heads, head_dim], or pages of codes (kv_page.h)
 };
 
 }  // namespace minillm

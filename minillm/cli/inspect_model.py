@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from minillm.cli.inspect_layers import describe_layers, describe_rope, layer_tables
-from minillm.cli.options import add_allow_option, add_model_option, model_of
+from minillm.cli.options import add_allow_option, add_kv_dtype_option, add_model_option, model_of
 from minillm.cli.parser import Parser
 from minillm.config import DTYPES, ModelConfig
 from minillm.config.quantization import QUANTIZATIONS
@@ -46,6 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     add_model_option(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="dtype of weights and cache")
     parser.add_argument("--quantization", choices=QUANTIZATIONS, help="as if loaded in 8 or 4 bits")
+    add_kv_dtype_option(parser)
     parser.add_argument(
         "--memory", default="1GiB", metavar="SIZE", help="size of the KV memory (default 1GiB)"
     )
@@ -64,11 +65,13 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the report."""
     from minillm.model.families import load_model_config
+    from minillm.model.loader import with_kv_dtype
     from minillm.model.locate import find_model
     from minillm.model.quantization.plan import planned
 
     folder = find_model(model_of(args))
     config = planned(load_model_config(folder, args.allow_config_key), args.quantization)
+    config = with_kv_dtype(config, args.kv_dtype)
     report = collect(config, args.dtype, args.memory, args.context)
     _add_end_of_text(report["config"], folder, config)
     if args.json:

@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from minillm.cli.parser import Once, Parser
-from minillm.config import BACKENDS, DEVICES, DTYPES, SamplingParams, engine_config, require_int, shown
+from minillm.config import (
+    BACKENDS,
+    DEVICES,
+    DTYPES,
+    KV_DTYPES,
+    SamplingParams,
+    engine_config,
+    require_int,
+    shown,
+)
 from minillm.config.quantization import QUANTIZATIONS
 from minillm.config.sampling import ANSWER_TOKENS
 from minillm.config.sizes import parse_bytes
@@ -76,6 +85,7 @@ def add_engine_options(parser: Parser) -> None:
         choices=QUANTIZATIONS,
         help="store the matrices in 8 or 4 bits (default: as the model's files have them)",
     )
+    add_kv_dtype_option(group)
     group.add_argument("--device", choices=DEVICES, default="auto")
     group.add_argument("--backend", choices=BACKENDS, default="auto")
     group.add_argument("--kv-memory", default="auto", metavar="SIZE", help='KV cache budget, e.g. "256MiB"')
@@ -84,6 +94,15 @@ def add_engine_options(parser: Parser) -> None:
     )
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
     add_allow_option(group)
+
+
+def add_kv_dtype_option(parser: argparse._ActionsContainer) -> None:
+    """--kv-dtype."""
+    parser.add_argument(
+        "--kv-dtype",
+        choices=KV_DTYPES,
+        help="store keys and values in 8 bits, with a scale for each token and head (default: --dtype)",
+    )
 
 
 def add_allow_option(parser: argparse._ActionsContainer) -> None:
@@ -167,7 +186,7 @@ def engine_options(args: argparse.Namespace) -> EngineOptions:
     Raises:
         UsageError: a value is out of range.
     """
-    names = ("dtype", "quantization", "device", "backend", "kv_memory", "max_model_len")
+    names = ("dtype", "quantization", "kv_dtype", "device", "backend", "kv_memory", "max_model_len")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     given["allow_config_keys"] = args.allow_config_key
     options = cast("EngineOptions", given)

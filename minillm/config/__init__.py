@@ -6,6 +6,7 @@ from minillm.config.engine import (
     DEVICES,
     DTYPES,
     GUARANTEES,
+    KV_DTYPES,
     MAX_BRANCHES,
     Backend,
     Device,
@@ -14,6 +15,7 @@ from minillm.config.engine import (
     EngineConfig,
     EngineOptions,
     GuaranteeName,
+    KVDtype,
     engine_config,
 )
 from minillm.config.model import Activation, ExpertSpec, LayerSpec, ModelConfig, RopeConfig
@@ -26,6 +28,7 @@ __all__ = [
     "DEVICES",
     "DTYPES",
     "GUARANTEES",
+    "KV_DTYPES",
     "MAX_BRANCHES",
     "Activation",
     "Backend",
@@ -36,6 +39,7 @@ __all__ = [
     "EngineOptions",
     "ExpertSpec",
     "GuaranteeName",
+    "KVDtype",
     "LayerSpec",
     "ModelConfig",
     "Quantization",

@@ -16,12 +16,14 @@ from minillm.errors import UsageError
 
 Backend = Literal["auto", "reference", "native", "simt"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+KVDtype = Literal["int8"]
 Device = Literal["auto", "cpu", "cuda"]
 DraftVerification = Literal["coupled", "rejection"]
 GuaranteeName = Literal["G0", "G1", "G2", "G3", "G4"]
 # The same names, to check values that no type checker has seen.
 BACKENDS: tuple[str, ...] = get_args(Backend)
 DTYPES: tuple[str, ...] = get_args(Dtype)
+KV_DTYPES: tuple[str, ...] = get_args(KVDtype)
 DEVICES: tuple[str, ...] = get_args(Device)
 VERIFICATIONS: tuple[str, ...] = get_args(DraftVerification)
 GUARANTEES: tuple[str, ...] = get_args(GuaranteeName)
@@ -38,7 +40,8 @@ class EngineConfig:
     of one request that enter a step, `max_num_batched_tokens` the most tokens of a whole step.
 
     `quantization` names how the matrices are stored in fewer bits (`config/quantization.py`); None: as the
-    model's files have them. A draft model is not quantised.
+    model's files have them. A draft model is not quantised. `kv_dtype` is "int8" for a KV cache in int8,
+    that of a draft model included (`ops/kv_int8.py`); None: in the dtype of the model.
 
     `draft_model` is a folder, a hub id, "auto" (the draft that ships) or "ngram"; None turns speculation off.
     A step drafts at most `num_draft_tokens` tokens for each sequence. With `adaptive_draft` it drafts fewer
@@ -59,6 +62,7 @@ class EngineConfig:
 
     dtype: Dtype = "auto"
     quantization: Quantization | None = None
+    kv_dtype: KVDtype | None = None
     device: Device = "auto"
     backend: Backend = "auto"
     kv_memory: int | str = "auto"
@@ -113,6 +117,9 @@ class EngineConfig:
             raise UsageError(
                 f"quantization={shown(self.quantization)} is not known", f"use one of {names}, or None"
             )
+        if self.kv_dtype is not None and self.kv_dtype not in KV_DTYPES:
+            names = ", ".join(KV_DTYPES)
+            raise UsageError(f"kv_dtype={shown(self.kv_dtype)} is not known", f"use {names}, or None")
         self._check_draft()
         self._check_tenants()
         self._check_trust()
@@ -182,6 +189,7 @@ class EngineOptions(TypedDict, total=False):
 
     dtype: Dtype
     quantization: Quantization | None
+    kv_dtype: KVDtype | None
     device: Device
     backend: Backend
     kv_memory: int | str

@@ -57,6 +57,7 @@ class ExpertSpec:
 
 
 Norms = Literal["pre", "post", "sandwich"]
+SCALE_BYTES = 4  # of a scale in a KV cache in int8
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "swiglu_clamped"]
 
 
@@ -105,6 +106,8 @@ class ModelConfig:
     logits_softcap      logits x become softcap * tanh(x / softcap), or None
     multimodal          whether this is the text model of a checkpoint that has a vision part, too
     quantization        form of "embedding" and "head", or None
+    kv_dtype            "int8": keys and values are stored as codes, with a float32 scale for each token and
+                        head; None: as numbers of the model's dtype
 
     `allowed_keys` are keys of the config that minillm does not know and the user takes for harmless.
     `sources` maps each field to the config key it came from, or "default".
@@ -138,6 +141,7 @@ class ModelConfig:
     logits_softcap: float | None = None
     multimodal: bool = False
     quantization: Mapping[str, Form] | None = None
+    kv_dtype: str | None = None
     dtype: str | None = None
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
@@ -182,9 +186,15 @@ class ModelConfig:
         count = experts.count if num_experts is None else num_experts
         return count * each + experts.count * (h + self.expert_bias)
 
+    def kv_bytes_per_layer(self, dtype_bytes: int) -> int:
+        """Bytes one token occupies in the KV cache of one layer, K and V; in int8 with its scales."""
+        if self.kv_dtype == "int8":
+            return 2 * self.num_key_value_heads * (self.head_dim + SCALE_BYTES)
+        return 2 * self.kv_size * dtype_bytes
+
     def kv_bytes_per_token(self, dtype_bytes: int) -> int:
-        """Bytes one token occupies in the KV cache, all layers, K and V."""
-        return 2 * self.num_hidden_layers * self.kv_size * dtype_bytes
+        """The same in all layers."""
+        return self.num_hidden_layers * self.kv_bytes_per_layer(dtype_bytes)
 
     def _layer_parameters(self, layer: LayerSpec) -> int:
         h, qkv = self.hidden_size, self.q_size + 2 * self.kv_size

@@ -55,7 +55,7 @@ class ExecutionEnvelope:
     def to_dict(self) -> dict[str, Any]:
         """The envelope as an output carries it: both digests, those of all components, and readable fields.
 
-        `allowed_config_keys` is there only if a key was allowed.
+        `allowed_config_keys` is there only if a key was allowed, `kv_dtype` only if it is not the dtype.
         """
         own = {f.name: digest(getattr(self, f.name)) for f in fields(self) if f.name != "kv"}
         kv = components(self.kv)
@@ -63,6 +63,8 @@ class ExecutionEnvelope:
         readable = {name: values[name] for name in READABLE}
         if self.kv.allowed_config_keys:
             readable["allowed_config_keys"] = ", ".join(self.kv.allowed_config_keys)
+        if self.kv.kv_dtype:
+            readable["kv_dtype"] = self.kv.kv_dtype
         totals = {"kv": kv_digest(kv), "execution": execution_digest(kv, own)}
         return {"schema": SCHEMA, **totals, **readable, "components": {**kv, **own}}
 

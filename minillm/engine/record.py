@@ -50,6 +50,7 @@ def kv_envelope(
     # Where a value was read from, and the dtype that config.json names, decide nothing: `dtype` does.
     allowed = {*config.pop("allowed_keys"), *(draft.config.allowed_keys if draft else ())}
     del config["sources"], config["dtype"]
+    kv_dtype = config.pop("kv_dtype")
     schemes = [layer.pop("quantization") or {} for layer in config["layers"]]
     schemes.append(config.pop("quantization") or {})
     return KVEnvelope(
@@ -57,6 +58,7 @@ def kv_envelope(
         config=config,
         allowed_config_keys=sorted(allowed),
         dtype=str(model.dtype).removeprefix("torch."),
+        kv_dtype=kv_dtype,
         quantization=schemes if any(schemes) else None,
         backend=model.decoder.ops.name,
         device=model.device.type,

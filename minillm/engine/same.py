@@ -31,6 +31,7 @@ COMPONENTS = {
     "config": ("config", "the models compute other things: shapes, rope, norms or windows"),
     "allowed_config_keys": ("allowed config keys", "other unknown keys of config.json were let through"),
     "dtype": ("dtype", "numbers are rounded in another way"),
+    "kv_dtype": ("kv dtype", "keys and values are stored in another way"),
     "quantization": ("quantization", "matrices are stored in another way"),
     "backend": ("backend", "another implementation computed"),
     "device": ("device", "another kind of device computed"),

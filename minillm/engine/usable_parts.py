@@ -23,6 +23,7 @@ def require_usable(parts: Parts, model: LoadedModel, config: EngineConfig) -> No
             "part 'verify_draft' is used only in rejection sampling", 'set draft_verification="rejection"'
         )
     _require_plain_attention(parts, model)
+    _require_plain_cache(parts, model)
     _require_one_rope(parts, model)
 
 
@@ -35,6 +36,16 @@ def _require_plain_attention(parts: Parts, model: LoadedModel) -> None:
             raise UsageError(
                 f"part {name!r} is not used by layer {i}: its attention has {what}",
                 "use a model without softcaps and sinks",
+            )
+
+
+def _require_plain_cache(parts: Parts, model: LoadedModel) -> None:
+    """A part that gets a cache tensor gets one of numbers, with a row for each slot."""
+    for name in ("attention", "write_cache", "read_cache"):
+        if model.config.kv_dtype is not None and getattr(parts, name):
+            raise UsageError(
+                f"part {name!r} cannot be replaced with a KV cache in {model.config.kv_dtype}",
+                "leave kv_dtype out: the part then gets a cache of plain numbers",
             )
 
 

@@ -31,6 +31,7 @@ class KVEnvelope:
     config               the resolved config: shapes, ropes, norms, windows, scales
     allowed_config_keys  keys of config.json that a user let through
     dtype                of weights, activations and the KV cache
+    kv_dtype             of keys and values, where it is not `dtype`; None: it is
     quantization         form by matrix name for each layer, then outside them; None: none is quantised
     backend, device      which implementation of the operations, and where it runs
     kernels              the kernel set: the arithmetic and the build
@@ -43,6 +44,7 @@ class KVEnvelope:
     config: Mapping[str, Any]
     allowed_config_keys: Sequence[str]
     dtype: str
+    kv_dtype: str | None
     quantization: Sequence[Mapping[str, Any]] | None
     backend: str
     device: str
@@ -63,5 +65,9 @@ def components(envelope: Any) -> dict[str, str]:
 
 
 def kv_digest(parts: Mapping[str, str]) -> str:
-    """The digest of a KV envelope, from the digests of its components."""
-    return digest(["kv envelope", SCHEMA, dict(parts)])
+    """The digest of a KV envelope, from the digests of its components.
+
+    `kv_dtype` came after the schema: where it is None it is left out, so those engines keep their digest.
+    """
+    plain = {"kv_dtype": digest(None)}
+    return digest(["kv envelope", SCHEMA, dict(parts.items() - plain.items())])

@@ -55,7 +55,7 @@ def decode_bytes(config: ModelConfig, context: int, weight_bytes: int, kv_bytes:
 
 def kv_bytes_read(config: ModelConfig, context: int, kv_bytes: int) -> int:
     """The part of `decode_bytes` that is read per sequence: every visible key and value."""
-    return 2 * config.kv_size * kv_bytes * visible_keys(config, context)
+    return config.kv_bytes_per_layer(kv_bytes) * visible_keys(config, context)
 
 
 def _causal_pairs(num_tokens: int, window: int) -> int:

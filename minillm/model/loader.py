@@ -14,6 +14,7 @@ import torch
 
 from minillm.config import Backend, Device, EngineConfig, ModelConfig, SamplingParams, require_int, shown
 from minillm.config.files import exists
+from minillm.config.model import SCALE_BYTES
 from minillm.errors import BackendError, TokenizerError, UnsupportedModel, UsageError
 from minillm.model.decoder import Decoder
 from minillm.model.families import load_model_config
@@ -124,7 +125,7 @@ def load_model(
     """Load a folder in Hugging Face layout.
 
     Args:
-        engine: dtype, device, backend, max_model_len and allow_config_keys are read.
+        engine: dtype, quantization, kv_dtype, device, backend, max_model_len and allow_config_keys are read.
         ops: the backend to build the decoder over; None means the one that `engine` names.
         progress: called with (bytes read, bytes in all).
 
@@ -133,6 +134,7 @@ def load_model(
     """
     started, compiled = time.perf_counter(), compile_seconds()
     config = with_forms(load_model_config(folder, engine.allow_config_keys), folder, engine.quantization)
+    config = with_kv_dtype(config, engine.kv_dtype)
     device = pick_device(engine.device)
     dtype = pick_dtype(engine.dtype, config)
     max_model_len = _max_model_len(engine, config)
@@ -144,6 +146,11 @@ def load_model(
     tokenizer = _load_tokenizer(folder, config, eos_token_ids)
     params = _default_params(folder, generation, max_model_len, tokenizer is not None)
     ops = ops or make_ops(engine.backend, engine.device)
+    if config.kv_dtype is not None and config.kv_dtype not in ops.kv_dtypes:
+        raise BackendError(
+            f"backend {ops.name} has no kernels for a KV cache in {config.kv_dtype}",
+            "use device cpu, or leave kv_dtype out",
+        )
     check_model = getattr(ops, "check_model", None)
     if check_model is not None:
         check_model(config)
@@ -170,6 +177,20 @@ def load_model(
         load_seconds=time.perf_counter() - started - compiled,
         compile_seconds=compiled,
     )
+
+
+def with_kv_dtype(config: ModelConfig, kv_dtype: str | None) -> ModelConfig:
+    """`config` with a KV cache in `kv_dtype`; None: as it is.
+
+    Raises:
+        UnsupportedModel: a row of head_dim codes and a scale would not be whole words of memory.
+    """
+    if kv_dtype is not None and config.head_dim % SCALE_BYTES:
+        raise UnsupportedModel(
+            f"head_dim {config.head_dim} is no multiple of {SCALE_BYTES}: a KV cache in {kv_dtype} needs one",
+            "leave kv_dtype out",
+        )
+    return replace(config, kv_dtype=kv_dtype)
 
 
 def make_ops(backend: Backend, device: Device = "auto") -> Ops:

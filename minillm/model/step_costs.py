@@ -39,7 +39,7 @@ class StepCosts:
         self._head = 2 * config.vocab_size * config.hidden_size
         self._token = 2 * matmul_weights(config) - self._head  # FLOPs of a token below the head
         self._pair = 4 * config.q_size  # FLOPs of a token that sees a key, in one layer
-        self._key = 2 * config.kv_size * number_bytes  # bytes of a token's key and value, in one layer
+        self._key = config.kv_bytes_per_layer(number_bytes)  # bytes of a token's key and value, in one layer
         self._written = config.kv_bytes_per_token(number_bytes)
         self._windows = list(Counter(layer.window or 0 for layer in config.layers).items())
 

@@ -106,7 +106,7 @@ def _bind(
     dtype: torch.dtype,
 ) -> None:
     for k, v in zip(k_cache, v_cache, strict=True):
-        ops.bind_layer(number, k, v)
+        ops.bind_layer(number, k, v, dtype)
     for name, value in _numbers(weights.config, dtype).items():
         ops.bind_number(number, _OWN, name, float(value))
     for i, (spec, rope) in enumerate(zip(weights.config.layers, weights.ropes, strict=True)):

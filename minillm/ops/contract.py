@@ -131,7 +131,10 @@ class RopeTables(NamedTuple):
 
 
 class LayerCache(NamedTuple):
-    """One layer's keys and values: each [num_blocks, block_size, num_kv_heads, head_dim]."""
+    """One layer's keys and values: each [num_blocks, block_size, num_kv_heads, head_dim].
+
+    A cache in int8 has head_dim + 4 in the last place, and a layout of its own (`ops/kv_int8.py`).
+    """
 
     k: Tensor
     v: Tensor
@@ -149,6 +152,10 @@ class Ops(Protocol):
     @property
     def kernel_set(self) -> str:
         """The name of the arithmetic; part of the KV envelope."""
+
+    @property
+    def kv_dtypes(self) -> Sequence[str]:
+        """The names for `kv_dtype` that this backend has kernels for."""
 
     @property
     def packs(self) -> bool:

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.config import Activation, LayerSpec
+from minillm.config import KV_DTYPES, Activation, LayerSpec
 from minillm.config.quantization import Form
 from minillm.ops import shapes
 from minillm.ops.bound_model import BoundModel
@@ -85,6 +85,7 @@ class CpuOps(FusedOps):
     """
 
     name = "native"
+    kv_dtypes = KV_DTYPES
     packs = True
 
     def __init__(self) -> None:

@@ -65,7 +65,7 @@ class CudaOps(FusedOps):
 
     name = "native"
     namespace = "minillm_cuda"
-    packs = False
+    packs, kv_dtypes = False, ()
 
     def __init__(self) -> None:
         self.library = self._load()

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.config import Activation, LayerSpec
+from minillm.config import KV_DTYPES, Activation, LayerSpec
 from minillm.config.quantization import Form
-from minillm.ops import sampling, shapes, variants, verification
+from minillm.ops import kv_int8, sampling, shapes, variants, verification
 from minillm.ops.contract import AttentionMetadata, LayerCache, Matrix, RopeTables, Routing, Weight, plain
 from minillm.ops.quantized import QuantizedMatrix
 
@@ -132,10 +132,18 @@ def rotate_and_write(
     meta: AttentionMetadata,
     write: WriteFn = write_cache,
 ) -> Tensor:
-    """`Ops.rope_and_cache`, composed of a rope function and two cache writes; returns the rotated q."""
+    """`Ops.rope_and_cache`, composed of a rope function and two cache writes; returns the rotated q.
+
+    `write` is not used for a cache in int8.
+    """
     cos, sin = rope.cos[meta.positions], rope.sin[meta.positions]
-    write(cache.k, meta.slot_mapping, _rotate_first(rotate, k, cos, sin))
-    write(cache.v, meta.slot_mapping, v)
+    turned = _rotate_first(rotate, k, cos, sin)
+    if kv_int8.is_int8(cache.k):
+        kv_int8.write_rows(kv_int8.keys(cache.k), meta.slot_mapping, turned)
+        kv_int8.write_rows(kv_int8.values(cache.v), meta.slot_mapping, v)
+    else:
+        write(cache.k, meta.slot_mapping, turned)
+        write(cache.v, meta.slot_mapping, v)
     return _rotate_first(rotate, q, cos, sin)
 
 
@@ -159,15 +167,24 @@ def attend_pages(
     window: int | None = None,
     read: ReadFn = read_cache,
 ) -> Tensor:
-    """`Ops.paged_attention`, composed of a gather of each sequence's pages and a dense attention."""
+    """`Ops.paged_attention`, composed of a gather of each sequence's pages and a dense attention.
+
+    `read` is not used for a cache in int8.
+    """
     shapes.check_attention(q, k_cache, v_cache, meta)
+    in_int8 = kv_int8.is_int8(k_cache)
+    coded = (kv_int8.keys(k_cache), kv_int8.values(v_cache)) if in_int8 else ()
     starts, kv_lens = meta.query_start.tolist(), meta.kv_len.tolist()
     out = torch.empty_like(q)
     for i, kv_len in enumerate(kv_lens):
         rows = slice(starts[i], starts[i + 1])
         if rows.start == rows.stop:
             continue
-        k, v = (read(cache, meta.block_table[i], kv_len) for cache in (k_cache, v_cache))
+        table = meta.block_table[i]
+        if in_int8:
+            k, v = (kv_int8.read_rows(cache, table, kv_len) for cache in coded)
+        else:
+            k, v = (read(cache, table, kv_len) for cache in (k_cache, v_cache))
         out[rows] = attend(q[rows], k, v, scale, window)
     return out
 
@@ -177,6 +194,7 @@ class ReferenceOps:
 
     name = "reference"
     kernel_set = "torch"
+    kv_dtypes = KV_DTYPES
     packs = False
 
     def prepare_weight(self, weight: Tensor) -> Weight:

@@ -19,6 +19,7 @@ from minillm.ops.contract import (
     Weight,
     expert_rows,
 )
+from minillm.ops.kv_int8 import logical_shape
 
 
 def check_embedding(ids: Tensor, weight: Weight) -> None:
@@ -84,7 +85,7 @@ def check_rope(
     """Shapes as in `Ops.rope_and_cache`."""
     op, (cos, sin) = "rope_and_cache", rope
     _check_caches(op, q, cache.k, cache.v)
-    num_tokens, (_, _, num_kv_heads, head_dim) = q.shape[0], cache.k.shape
+    num_tokens, (_, _, num_kv_heads, head_dim) = q.shape[0], logical_shape(cache.k)
     for name, tensor in (("k", k), ("v", v)):
         if tuple(tensor.shape) != (num_tokens, num_kv_heads, head_dim):
             raise ValueError(
@@ -167,7 +168,7 @@ def check_verify_draft(
 def _check_caches(op: str, q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
     _need_dims(op, "q", q, 3)
     _need_dims(op, "k_cache", k_cache, 4)
-    if k_cache.shape != v_cache.shape or q.shape[2] != k_cache.shape[3]:
+    if k_cache.shape != v_cache.shape or q.shape[2] != logical_shape(k_cache)[3]:
         raise ValueError(
             f"{op}: q has head_dim {q.shape[2]}, k_cache is {_of(k_cache)}, v_cache {_of(v_cache)}"
         )

@@ -122,6 +122,7 @@ def config_of(record: Record, allow_config_keys: Sequence[str] = ()) -> EngineCo
         NotARecord: the record names a backend, device, dtype or size that does not exist.
     """
     names = {name: record.envelope[name] for name in ("backend", "device", "dtype")}
+    names["kv_dtype"] = record.envelope.get("kv_dtype")
     sizes = {name: record.schedule[name] for name in (*SCHEDULE, "max_model_len")}
     try:
         return EngineConfig(**names, **sizes, allow_config_keys=allow_config_keys)

@@ -29,6 +29,7 @@ from minillm.memory.block_table import blocks_for, slot_mapping
 from minillm.memory.kv_cache import KVCache
 from minillm.model.decoder import Decoder
 from minillm.model.loader import LoadedModel
+from minillm.ops import kv_int8
 from minillm.ops.contract import AttentionMetadata, LayerCache, PackedWeight, Weight
 from minillm.ops.quantized import QuantizedMatrix
 from minillm.worker.runner import ModelRunner, SlotMapping
@@ -156,8 +157,18 @@ def _rows(op: str, result: Any, arguments: Sequence[Any]) -> list[Tensor]:
     if op == "rope_and_cache":
         cache = next(a for a in arguments if isinstance(a, LayerCache))
         meta = next(a for a in arguments if isinstance(a, AttentionMetadata))
-        made += [each.flatten(0, 1)[meta.slot_mapping] for each in cache]
+        made += _written(cache, meta.slot_mapping)
     return [tensor.detach().contiguous().cpu() for tensor in made]
+
+
+def _written(cache: LayerCache, slots: Tensor) -> list[Tensor]:
+    """The keys and values in these slots [num_slots, num_kv_heads, head_dim], of codes with their scales."""
+    if not kv_int8.is_int8(cache.k):
+        return [each.flatten(0, 1)[slots] for each in cache]
+    block_size = cache.k.shape[1]
+    place = slots // block_size, slots % block_size
+    coded = kv_int8.keys(cache.k), kv_int8.values(cache.v)
+    return [part[place] for rows in coded for part in (rows.codes, rows.scales)]
 
 
 def _weight_names(decoder: Decoder) -> dict[int, tuple[int, str]]:

@@ -153,7 +153,9 @@ def accepts(words: list[str]) -> bool:
 def test_there_are_commands() -> None:
     assert len(ALL_COMMANDS) > 25
     shown = {words[0] for _, words in ALL_COMMANDS}
-    assert shown == set("generate chat pull list rm convert quantize inspect bench verify demo doctor labs".split())
+    assert shown == set(
+        "generate chat pull list rm convert quantize inspect bench verify demo doctor labs".split()
+    )
 
 
 @pytest.mark.parametrize(("name", "words"), ALL_COMMANDS, ids=lambda value: str(value)[:60])

@@ -122,6 +122,7 @@ def test_what_a_folder_s_files_change(tmp_path: Path, folder: Path) -> None:
     ("names", "options"),
     [
         (["dtype"], {"dtype": "bfloat16"}),
+        (["kv_dtype"], {"kv_dtype": "int8"}),
         (["block_size"], {"block_size": 8}),
         (["engine_seed"], {"seed": 1}),
         (["backend", "kernels"], {"backend": "reference"}),

@@ -137,10 +137,11 @@ def test_names_and_order_are_checked() -> None:
 
     refused("the layers come first", "bind_weight", -1, "final_norm.weight", vector)
     refused("finish_model: there are no layers", "finish_model")
-    refused("4 heads over 3 kv heads", "bind_layer", *[torch.zeros(4, 16, 3, 8)] * 2)
-    ops.bind_layer(number, cache, cache)
-    refused("a cache's shape is 5, not 4", "bind_layer", *[torch.zeros(5, 16, 2, 8)] * 2)
-    refused("the caches differ in dtype", "bind_layer", cache.half(), cache.half())
+    refused("4 heads over 3 kv heads", "bind_layer", *[torch.zeros(4, 16, 3, 8)] * 2, torch.float32)
+    refused("another dtype than the model", "bind_layer", cache, cache, torch.bfloat16)
+    ops.bind_layer(number, cache, cache, torch.float32)
+    refused("a cache's shape is 5, not 4", "bind_layer", *[torch.zeros(5, 16, 2, 8)] * 2, torch.float32)
+    refused("the caches differ in dtype", "bind_layer", cache.half(), cache.half(), torch.float32)
     refused("layer 1 of 1", "bind_weight", 1, "input_norm.weight", vector)
     for layer, name in [
         (0, "kqv.weight"),
