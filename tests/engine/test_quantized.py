@@ -144,3 +144,14 @@ def test_options(folder: Path) -> None:
         load(folder, "int3")
     with pytest.raises(BackendError, match="no kernels for quantised weights"):
         load(folder, "int8", backend="simt")
+
+
+def test_with_keys_and_values_in_8_bits_too(folder: Path, cpu_isa: str) -> None:
+    alone = load(folder, "int4", backend="native", kv_dtype="int8")
+    expected = [answers(alone, [prompt])[0] for prompt in PROMPTS]
+    for name, options in WORLDS.items():
+        found = load(folder, "int4", backend="native", **({"kv_dtype": "int8"} | options))
+        assert same(expected, answers(found, PROMPTS)), name
+    plain = load(folder, "int4", backend="native")
+    assert alone.engine.stats()["num_blocks"] > 1.75 * plain.engine.stats()["num_blocks"], "head_dim is 32"
+    assert not same(expected, answers(plain, PROMPTS)), "the control: rounded keys and values show"
