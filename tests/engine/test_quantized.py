@@ -28,9 +28,12 @@ from minillm.ops.contract import PackedWeight
 
 WORLDS: dict[str, dict[str, Any]] = {
     "in one batch": {},
-    "in chunks of 7": {"prefill_chunk": 7},
-    "three at a time, ragged": {"max_num_seqs": 3, "max_num_batched_tokens": 61},
-    "few blocks": {"kv_memory": "512KiB"},
+    "in chunks, three at a time, few blocks": {
+        "prefill_chunk": 7,
+        "max_num_seqs": 3,
+        "max_num_batched_tokens": 61,
+        "kv_memory": "512KiB",
+    },
     "drafts": {"draft_model": "ngram", "num_draft_tokens": 3},
 }
 
@@ -47,8 +50,10 @@ def load(folder: Path, scheme: str, **options: Any) -> LLM:
     return tiny.load(folder, **({"kv_memory": "64MiB", "quantization": scheme} | options))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("scheme", QUANTIZATIONS)
+@pytest.mark.parametrize(
+    ("scheme", "dtype"),
+    [*((scheme, "bfloat16") for scheme in QUANTIZATIONS), ("int8", "float32"), ("int4", "float32")],
+)
 def test_alone_or_in_company(folder: Path, cpu_isa: str, scheme: str, dtype: str) -> None:
     alone = load(folder, scheme, dtype=dtype, backend="native")
     expected = [answers(alone, [prompt])[0] for prompt in PROMPTS]
