@@ -28,6 +28,7 @@ from minillm.ops.contract import AttentionMetadata, LayerCache
 SELF = "self"
 LENGTH = 512  # tokens of a window, or the model's context where that is shorter
 _CALIBRATION, _EVALUATION = 32, 16  # windows, at most
+_BLOCK = 16  # tokens of a cache block while the model writes
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +140,8 @@ def written_by(
     """
     generator = torch.Generator().manual_seed(seed)
     config, rows = decoder.config, torch.arange(count)
-    shape = (count, length, config.num_key_value_heads, config.head_dim)
+    blocks = -(-length // _BLOCK)  # of a window: a step reads those that it has filled, and no others
+    shape = (count * blocks, _BLOCK, config.num_key_value_heads, config.head_dim)
     k_cache, v_cache = ([torch.zeros(shape) for _ in config.layers] for _ in "kv")
     ids = torch.empty(count, length, dtype=torch.long)
     random = torch.randint(num_token_ids, (count,), generator=generator)
@@ -147,8 +149,8 @@ def written_by(
     for position in range(length - 1):
         meta = AttentionMetadata(
             positions=torch.full((count,), position),
-            slot_mapping=rows * length + position,
-            block_table=rows.to(torch.int32).unsqueeze(1),
+            slot_mapping=rows * blocks * _BLOCK + position,
+            block_table=torch.arange(count * blocks, dtype=torch.int32).view(count, blocks),
             query_start=torch.arange(count + 1, dtype=torch.int32),
             kv_len=torch.full((count,), position + 1, dtype=torch.int32),
         )
