@@ -21,18 +21,20 @@ from torch import Tensor
 
 from minillm.config import Activation, LayerSpec, ModelConfig
 from minillm.config.quantization import Form
-from minillm.errors import BackendError, UnsupportedModel
+from minillm.errors import UnsupportedModel
 from minillm.ops import sampling, shapes
 from minillm.ops.contract import (
     AttentionMetadata,
     LayerCache,
     Matrix,
+    PackedWeight,
     RopeTables,
     Routing,
     Weight,
     expert_rows,
     plain,
 )
+from minillm.ops.cuda_codes import begin_codes, put_codes
 from minillm.ops.cuda_fakes import register_fakes
 from minillm.ops.cuda_model import CudaModel, can_run_fused
 from minillm.ops.cuda_rungs import (
@@ -65,7 +67,7 @@ class CudaOps(FusedOps):
 
     name = "native"
     namespace = "minillm_cuda"
-    packs = False
+    packs = True  # quantised matrices; others stay as they are
 
     def __init__(self) -> None:
         self.library = self._load()
@@ -94,21 +96,26 @@ class CudaOps(FusedOps):
         return aligned(weight)
 
     def unpack_weight(self, weight: Weight) -> Tensor:
+        if isinstance(weight, PackedWeight):
+            return self.embedding(torch.arange(weight.out_features, device=weight.device), weight)
         return plain(weight)
 
     def begin_quantized(
         self, shape: tuple[int, int], form: Form, dtype: torch.dtype, order: Tensor | None = None
     ) -> Weight:
-        raise BackendError(
-            f"backend {self.name} has no kernels for quantised weights ({form})",
-            "use device cpu, or leave quantization out",
-        )
+        data = begin_codes(self._ops, shape, form, order).to(self._device())
+        return PackedWeight(data, *shape, dtype, form)
 
     def put_quantized(self, weight: Weight, first: int, rows: QuantizedMatrix) -> None:
-        """Never called: `begin_quantized` refuses."""
+        if isinstance(weight, PackedWeight):
+            put_codes(self._ops, weight, first, rows)
 
     def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
         shapes.check_embedding(ids, weight)
+        if isinstance(weight, PackedWeight):
+            what = ids.contiguous(), weight.data, *weight.shape, weight.dtype
+            rows: Tensor = self._call("embedding_codes", *what)
+            return rows
         return F.embedding(ids, plain(weight))
 
     def linear(
@@ -127,7 +134,13 @@ class CudaOps(FusedOps):
         shapes.check_linear(x, weight, bias)
         if rung not in (None, *LINEAR_RUNGS):
             raise ValueError(f"linear: there is no rung {rung}, only {', '.join(LINEAR_RUNGS)}")
-        rows, matrix = aligned(_rows(x)), aligned(plain(weight))
+        rows = aligned(_rows(x))
+        if isinstance(weight, PackedWeight):
+            if rung is not None or float_out:
+                raise ValueError("linear: a quantised matrix has one rung, and no float32 result")
+            found: Tensor = self._call("linear_codes", rows, weight.data, bias, weight.shape[0])
+            return found.view(*x.shape[:-1], weight.shape[0])
+        matrix = aligned(plain(weight))
         chosen = self._rung("linear", rung, no_tensor_linear(rows))
         if float_out and chosen != "l5":
             raise ValueError(f"linear: only rung l5 has a float32 result, not {chosen}")
@@ -179,7 +192,7 @@ class CudaOps(FusedOps):
                 routing.chosen, gate_up.weight.shape[0] // expert_rows(2 * down.weight.shape[1])
             )
         rows = aligned(x.contiguous()), routing.chosen.contiguous(), routing.weights.contiguous()
-        matrices = aligned(plain(gate_up.weight)), gate_up.bias, aligned(plain(down.weight)), down.bias
+        matrices = _data(gate_up.weight), gate_up.bias, _data(down.weight), down.bias
         result: Tensor = self._call("experts", *rows, *matrices, activation, self.tensor_cores)
         return result
 
@@ -316,6 +329,10 @@ class CudaOps(FusedOps):
     def _load(self) -> str:
         return load_library().name
 
+    def _device(self) -> torch.device:
+        """Where the kernels read matrices."""
+        return torch.device("cuda", torch.cuda.current_device())
+
     def _call(self, op: str, *arguments: Any) -> Any:
         first = arguments[0][0] if isinstance(arguments[0], list) else arguments[0]
         if not first.is_cuda:
@@ -330,6 +347,11 @@ class CudaOps(FusedOps):
 def _rows(x: Tensor) -> Tensor:
     """`x` [..., n] as [num_rows, n]."""
     return x.reshape(-1, x.shape[-1]).contiguous()
+
+
+def _data(weight: Weight) -> Tensor:
+    """What the op `experts` takes: a matrix that begins where wide loads can, or the bytes of a quantised one."""
+    return weight.data if isinstance(weight, PackedWeight) else aligned(plain(weight))
 
 
 def _listed(numbers: tuple[int, ...]) -> str:
