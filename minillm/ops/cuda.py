@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.config import Activation, LayerSpec, ModelConfig
-from minillm.config.quantization import Form
 from minillm.errors import UnsupportedModel
 from minillm.ops import sampling, shapes
 from minillm.ops.contract import (
@@ -34,7 +32,7 @@ from minillm.ops.contract import (
     expert_rows,
     plain,
 )
-from minillm.ops.cuda_codes import begin_codes, put_codes
+from minillm.ops.cuda_codes import CudaMatrices, data_of
 from minillm.ops.cuda_fakes import register_fakes
 from minillm.ops.cuda_model import CudaModel, can_run_fused
 from minillm.ops.cuda_rungs import (
@@ -52,13 +50,12 @@ from minillm.ops.cuda_rungs import (
     refuse_untested,
     wants_tensor_cores,
 )
-from minillm.ops.fused import FusedModel, FusedOps, ModelWeights
-from minillm.ops.quantized import QuantizedMatrix
+from minillm.ops.fused import FusedModel, ModelWeights
 from minillm.toolchain.compiler import BuildFailed
 from minillm.toolchain.cuda import cuda_library
 
 
-class CudaOps(FusedOps):
+class CudaOps(CudaMatrices):
     """`Ops` in CUDA. The methods are documented in `contract.py`.
 
     Raises:
@@ -67,7 +64,6 @@ class CudaOps(FusedOps):
 
     name = "native"
     namespace = "minillm_cuda"
-    packs = True  # quantised matrices; others stay as they are
 
     def __init__(self) -> None:
         self.library = self._load()
@@ -91,32 +87,6 @@ class CudaOps(FusedOps):
                 f"head_dim {config.head_dim} has no CUDA attention kernel ({_listed(self.head_dims)})",
                 'use device cpu, or backend "reference"',
             )
-
-    def prepare_weight(self, weight: Tensor) -> Weight:
-        return aligned(weight)
-
-    def unpack_weight(self, weight: Weight) -> Tensor:
-        if isinstance(weight, PackedWeight):
-            return self.embedding(torch.arange(weight.out_features, device=weight.device), weight)
-        return plain(weight)
-
-    def begin_quantized(
-        self, shape: tuple[int, int], form: Form, dtype: torch.dtype, order: Tensor | None = None
-    ) -> Weight:
-        data = begin_codes(self._ops, shape, form, order).to(self._device())
-        return PackedWeight(data, *shape, dtype, form)
-
-    def put_quantized(self, weight: Weight, first: int, rows: QuantizedMatrix) -> None:
-        if isinstance(weight, PackedWeight):
-            put_codes(self._ops, weight, first, rows)
-
-    def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
-        shapes.check_embedding(ids, weight)
-        if isinstance(weight, PackedWeight):
-            what = ids.contiguous(), weight.data, *weight.shape, weight.dtype
-            rows: Tensor = self._call("embedding_codes", *what)
-            return rows
-        return F.embedding(ids, plain(weight))
 
     def linear(
         self,
@@ -192,7 +162,7 @@ class CudaOps(FusedOps):
                 routing.chosen, gate_up.weight.shape[0] // expert_rows(2 * down.weight.shape[1])
             )
         rows = aligned(x.contiguous()), routing.chosen.contiguous(), routing.weights.contiguous()
-        matrices = _data(gate_up.weight), gate_up.bias, _data(down.weight), down.bias
+        matrices = data_of(gate_up.weight), gate_up.bias, data_of(down.weight), down.bias
         result: Tensor = self._call("experts", *rows, *matrices, activation, self.tensor_cores)
         return result
 
@@ -329,10 +299,6 @@ class CudaOps(FusedOps):
     def _load(self) -> str:
         return load_library().name
 
-    def _device(self) -> torch.device:
-        """Where the kernels read matrices."""
-        return torch.device("cuda", torch.cuda.current_device())
-
     def _call(self, op: str, *arguments: Any) -> Any:
         first = arguments[0][0] if isinstance(arguments[0], list) else arguments[0]
         if not first.is_cuda:
@@ -347,11 +313,6 @@ class CudaOps(FusedOps):
 def _rows(x: Tensor) -> Tensor:
     """`x` [..., n] as [num_rows, n]."""
     return x.reshape(-1, x.shape[-1]).contiguous()
-
-
-def _data(weight: Weight) -> Tensor:
-    """What the op `experts` takes: a matrix that begins where wide loads can, or the bytes of a quantised one."""
-    return weight.data if isinstance(weight, PackedWeight) else aligned(plain(weight))
 
 
 def _listed(numbers: tuple[int, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Quantised products, lookups and experts in the simulator: against float64, and the same bits in any batch (C2)."""
+"""Quantised products, lookups and experts in the simulator: against float64, and the same bits in any batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import oracle
 import pytest
 import torch
 from cases import DTYPES, random
-from quantized_matrices import GROUPS, SHAPES, matrix, packed
+from quantized_matrices import GROUPS, SHAPES, blocks_of, matrix, packed
 
 from minillm.config.quantization import CODES, Codes, Form
 from minillm.ops.contract import Matrix, PackedWeight, Routing, expert_rows
@@ -44,6 +44,17 @@ def forms(codes: Codes) -> list[tuple[int, Form]]:
         (n, Form(codes, group, wide=n % 2 == 1, minimum=n // 2 % 2 == 1))
         for n, group in enumerate([*GROUPS, 8])
     ]
+
+
+def test_packed_matrices_have_the_documented_layout() -> None:
+    """Beside plain Python, byte by byte."""
+    for codes, (n, group), size in product(CODES, enumerate(GROUPS), SHAPES):
+        made = matrix(Form(codes, group, wide=n % 2 == 1, minimum=n % 3 == 1), *size, ordered=n == 2, seed=n)
+        whole, expected = packed(OPS, made, torch.float32), blocks_of(made).flatten()
+        assert isinstance(whole, PackedWeight)
+        assert torch.equal(whole.data[-len(expected) :], expected), (made.form, size)
+        header = whole.data[:32].view(torch.int32).tolist()
+        assert header[6:] == list(size) and header[1] == 1 + CODES.index(codes)
 
 
 def check_product(made: QuantizedMatrix, dtype: torch.dtype, seed: int, with_bias: bool) -> None:
@@ -141,7 +152,8 @@ class Stacked:
     def __init__(self, form: Form, count: int, hidden: int, size: int, dtype: torch.dtype) -> None:
         self.shapes = [(2 * size, hidden), (hidden, size)]
         self.made = [
-            matrix(form, count * expert_rows(out), inputs, seed=n) for n, (out, inputs) in enumerate(self.shapes)
+            matrix(form, count * expert_rows(out), inputs, seed=n)
+            for n, (out, inputs) in enumerate(self.shapes)
         ]
         self.matrices = [
             Matrix(packed(OPS, made, dtype), random(made.shape[0], seed=7).to(dtype)) for made in self.made
@@ -180,15 +192,18 @@ def test_only_the_matrices_of_used_experts_are_read() -> None:
     for chosen in ([2], [0, 5]):
         with profile() as p:
             OPS.experts(
-                random(1, hidden), Routing(torch.tensor([chosen]), torch.ones(1, len(chosen))), *stacked.matrices, "silu"
+                random(1, hidden),
+                Routing(torch.tensor([chosen]), torch.ones(1, len(chosen))),
+                *stacked.matrices,
+                "silu",
             )
         assert p.tensors["gate_up"] == (whole[0] * len(chosen) // count, 0)
-        # Its one group of 32 inputs shares a chunk with a second one that is not there: 32 bytes of scales are no one's.
+        # Its one group of 32 inputs has room for the scales of a second one, which no kernel reads.
         assert p.tensors["down"] == (len(chosen) * 4 * (32 + 4 * 64), 0)
 
 
 def test_a_damaged_matrix_is_refused() -> None:
-    """Every field of the header, a cut, a beginning in the middle of a word, an order that leads out of the row."""
+    """Every field of the header, a cut, a beginning in the middle of a word, a wrong order."""
     made = matrix(Form("int8", 64), 20, 128, ordered=True)
     whole: Any = packed(OPS, made, torch.float32)
     for field in range(8):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from minillm.config.quantization import Form
 from minillm.ops.contract import Ops, Weight
@@ -35,3 +36,31 @@ def packed(ops: Ops, made: QuantizedMatrix, dtype: torch.dtype) -> Weight:
     for first, last in [(2 * out // 3, out), (0, out // 3), (out // 3, 2 * out // 3)]:
         ops.put_quantized(whole, first, made.rows(first, last))
     return whole
+
+
+def blocks_of(made: QuantizedMatrix) -> Tensor:
+    """The blocks of 16 outputs as in csrc/shared/codes_layout.h, by plain Python: bytes [blocks, n]."""
+    form, (out, size) = made.form, made.shape
+    line = 32 // form.bits
+    group = form.group if 0 < form.group < size else -(-size // line) * line
+    groups, tables = form.num_groups(size), [made.scales, *([] if made.minima is None else [made.minima])]
+    in_chunk = 2 if 16 * len(tables) * tables[0].dtype.itemsize < 64 else 1
+    shifts = torch.tensor([i % 2 * 16 + i // 2 * form.bits for i in range(line)])
+    blocks = []
+    for first in range(0, out, 16):
+        block = b""
+        for chunk in range(0, groups, in_chunk):
+            for g in range(chunk, chunk + in_chunk):
+                for table in tables:
+                    column = torch.zeros(16, dtype=table.dtype)
+                    if g < groups:
+                        column[: min(16, out - first)] = table[first : first + 16, g]
+                    block += column.numpy().tobytes()
+            for g in range(chunk, min(chunk + in_chunk, groups)):
+                codes = made.codes[first : first + 16, g * group : (g + 1) * group].long()
+                filled = torch.zeros(16, -(-codes.shape[1] // line) * line, dtype=torch.int64)
+                filled[: len(codes), : codes.shape[1]] = codes
+                words = (filled.view(16, -1, line) << shifts).sum(-1).T.contiguous()
+                block += words.view(torch.int32)[:, ::2].contiguous().numpy().tobytes()  # the lower halves
+        blocks.append(torch.frombuffer(bytearray(block), dtype=torch.uint8))
+    return torch.stack(blocks)
