@@ -60,4 +60,7 @@ class CudaModel(BoundModel):
 def can_run_fused(weights: ModelWeights) -> bool:
     """Whether a `CudaModel` can have these weights: every matrix must be as it was loaded, or quantised."""
     in_layers = (matrix for layer in weights.layers for matrix in layer.matrices())
-    return all(isinstance(matrix, Tensor | PackedWeight) for matrix in in_layers)
+    return all(
+        matrix.form is not None if isinstance(matrix, PackedWeight) else isinstance(matrix, Tensor)
+        for matrix in in_layers
+    )

@@ -1,4 +1,4 @@
-"""Quantised products, lookups and experts in the simulator: against float64, and the same bits in any batch."""
+"""Quantised products, lookups, experts in the simulator: against float64, the same bits in any batch (C2)."""
 
 from __future__ import annotations
 

@@ -267,8 +267,8 @@ def _ordered(sizes: dict[str, int]) -> dict[str, int]:
 
 
 def far_experts(library: KernelLibrary) -> bool:
-    """The last of many experts."""
-    size, x, block = 2064, random(16, 2064), one_block(2064)
+    """The last of many experts, each of a quarter of a megabyte."""
+    size, x, block = 16400, random(16, 16400), one_block(16400)
 
     def run(count: int) -> list[Tensor]:
         starts = torch.zeros(count + 1, dtype=torch.int32)
