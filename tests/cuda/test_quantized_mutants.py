@@ -40,6 +40,7 @@ from minillm.ops.simt import KernelLibrary, SimtError, schedule
 from minillm.ops.simt.machine import machine
 from minillm.toolchain.compiler import BuildFailed, find_compiler
 from minillm.toolchain.sanitizer import sanitizing
+from minillm.toolchain.sources import find_sources
 
 try:
     machine()
@@ -229,6 +230,12 @@ def test_each_mutant_is_caught(
 ) -> None:
     mutant = build(kernel, tmp_path, old, new)
     assert verdict(CASES[kernel], mutant, right[kernel], is_right) == caught_by
+
+
+def test_each_barrier_has_a_mutant() -> None:
+    (source,) = find_sources("cuda", "linear_q1.cu")
+    dropped = [old for kernel, _, old, _, _ in MUTANTS if kernel == "linear" and BARRIER in old]
+    assert len(dropped) == source.read_text().count(BARRIER) == 2
 
 
 # ---- offsets beyond 2^31 ---------------------------------------------------------------------------
