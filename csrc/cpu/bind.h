@@ -5,10 +5,6 @@
 #include "bound.h"
 #include "passes.h"
 
-namespace minillm {
-Matrix quantized_matrix(const char* op, const Tensor& packed, int64_t out, int64_t in, DType dtype);
-}
-
 namespace minillm::cpu {
 
 const Kernels& kernels();  // of the instruction set in use

@@ -62,6 +62,10 @@ struct CodesLayout {
   }
 };
 
+// Bytes of the blocks of a matrix [out, in]; it may be the matrices of several experts.
+inline int64_t blocks_bytes(const Form& form, int64_t out, int64_t in) {
+  return (out + 15) / 16 * CodesLayout(form, in).block;
+}
 inline int64_t order_bytes(int64_t in, bool ordered) { return ordered ? round_up(4 * in, kLine) : 0; }
 
 }  // namespace minillm

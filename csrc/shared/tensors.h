@@ -150,4 +150,8 @@ inline Heads heads_of(const Tensor& cache, int64_t num_heads, DType dtype) {
 // Checks a matrix [out, in] for a product with activations of `dtype`. Each library defines it for its own layout.
 Matrix matrix_of(const char* op, const Tensor& weight, int64_t out, int64_t in, DType dtype);
 
+// The same for a quantised matrix, a tensor of bytes on any device (codes_layout.h, bind_codes.cpp).
+Matrix quantized_matrix(const char* op, const Tensor& packed, int64_t out, int64_t in, DType dtype);
+std::pair<int64_t, int64_t> quantized_shape(const char* op, const Tensor& packed);  // (out, in)
+
 }  // namespace minillm

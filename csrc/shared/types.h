@@ -29,8 +29,9 @@ struct Form {
   const int32_t* order;  // [in]: code i belongs to input order[i]; null: in order
 };
 
-// A matrix [out, in] and its bias. csrc/cpu packs it (cpu/kernels.h, codes_layout.h) and may store it in bf16 where activations
-// are float32; for csrc/cuda it is row-major and of the activations' dtype.
+// A matrix [out, in] and its bias. csrc/cpu packs it (cpu/kernels.h) and may store it in bf16 where activations are
+// float32; for csrc/cuda it is row-major and of the activations' dtype. A quantised one is the same for both
+// (codes_layout.h).
 struct Matrix {
   const void* weight;
   DType dtype;

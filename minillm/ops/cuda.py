@@ -16,23 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.config import Activation, LayerSpec, ModelConfig
-from minillm.config.quantization import Form
-from minillm.errors import BackendError, UnsupportedModel
+from minillm.errors import UnsupportedModel
 from minillm.ops import sampling, shapes
 from minillm.ops.contract import (
     AttentionMetadata,
     LayerCache,
     Matrix,
+    PackedWeight,
     RopeTables,
     Routing,
     Weight,
     expert_rows,
     plain,
 )
+from minillm.ops.cuda_codes import CudaMatrices, data_of
 from minillm.ops.cuda_fakes import register_fakes
 from minillm.ops.cuda_model import CudaModel, can_run_fused
 from minillm.ops.cuda_rungs import (
@@ -50,13 +50,12 @@ from minillm.ops.cuda_rungs import (
     refuse_untested,
     wants_tensor_cores,
 )
-from minillm.ops.fused import FusedModel, FusedOps, ModelWeights
-from minillm.ops.quantized import QuantizedMatrix
+from minillm.ops.fused import FusedModel, ModelWeights
 from minillm.toolchain.compiler import BuildFailed
 from minillm.toolchain.cuda import cuda_library
 
 
-class CudaOps(FusedOps):
+class CudaOps(CudaMatrices):
     """`Ops` in CUDA. The methods are documented in `contract.py`.
 
     Raises:
@@ -65,7 +64,7 @@ class CudaOps(FusedOps):
 
     name = "native"
     namespace = "minillm_cuda"
-    packs, kv_dtypes = False, ()
+    kv_dtypes = ()
 
     def __init__(self) -> None:
         self.library = self._load()
@@ -90,25 +89,6 @@ class CudaOps(FusedOps):
                 'use device cpu, or backend "reference"',
             )
 
-    def prepare_weight(self, weight: Tensor) -> Weight:
-        return aligned(weight)
-
-    def unpack_weight(self, weight: Weight) -> Tensor:
-        return plain(weight)
-
-    def begin_quantized(
-        self, shape: tuple[int, int], form: Form, dtype: torch.dtype, order: Tensor | None = None
-    ) -> Weight:
-        what = f"backend {self.name} has no kernels for quantised weights ({form})"
-        raise BackendError(what, "use device cpu, or leave quantization out")
-
-    def put_quantized(self, weight: Weight, first: int, rows: QuantizedMatrix) -> None:
-        """Never called: `begin_quantized` refuses."""
-
-    def embedding(self, ids: Tensor, weight: Weight) -> Tensor:
-        shapes.check_embedding(ids, weight)
-        return F.embedding(ids, plain(weight))
-
     def linear(
         self,
         x: Tensor,
@@ -125,7 +105,13 @@ class CudaOps(FusedOps):
         shapes.check_linear(x, weight, bias)
         if rung not in (None, *LINEAR_RUNGS):
             raise ValueError(f"linear: there is no rung {rung}, only {', '.join(LINEAR_RUNGS)}")
-        rows, matrix = aligned(_rows(x)), aligned(plain(weight))
+        rows = aligned(_rows(x))
+        if isinstance(weight, PackedWeight):
+            if rung is not None or float_out:
+                raise ValueError("linear: a quantised matrix has one rung, and no float32 result")
+            found: Tensor = self._call("linear_codes", rows, weight.data, bias, weight.shape[0])
+            return found.view(*x.shape[:-1], weight.shape[0])
+        matrix = aligned(plain(weight))
         chosen = self._rung("linear", rung, no_tensor_linear(rows))
         if float_out and chosen != "l5":
             raise ValueError(f"linear: only rung l5 has a float32 result, not {chosen}")
@@ -177,7 +163,7 @@ class CudaOps(FusedOps):
                 routing.chosen, gate_up.weight.shape[0] // expert_rows(2 * down.weight.shape[1])
             )
         rows = aligned(x.contiguous()), routing.chosen.contiguous(), routing.weights.contiguous()
-        matrices = aligned(plain(gate_up.weight)), gate_up.bias, aligned(plain(down.weight)), down.bias
+        matrices = data_of(gate_up.weight), gate_up.bias, data_of(down.weight), down.bias
         result: Tensor = self._call("experts", *rows, *matrices, activation, self.tensor_cores)
         return result
 

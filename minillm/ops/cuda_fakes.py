@@ -33,6 +33,12 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "linear": lambda x, weight, bias, rung, float_out, stream: x.new_empty(
         [x.shape[0], weight.shape[0]], dtype=torch.float32 if float_out else x.dtype
     ),
+    "linear_codes": lambda x, weight, bias, out, stream: x.new_empty([x.shape[0], out]),
+    "embedding_codes": lambda ids, weight, out, size, dtype, stream: weight.new_empty(
+        [ids.shape[0], size], dtype=dtype
+    ),
+    "begin_codes_": lambda packed, *others: None,
+    "put_codes_": lambda packed, *others: None,
     "rope_and_cache": lambda q, *others: q.new_empty(q.shape),
     "paged_attention": lambda q, *others: q.new_empty(q.shape),
     "variant_attention": lambda q, *others: q.new_empty(q.shape),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from minillm.ops.bound_model import BoundModel
+from minillm.ops.contract import PackedWeight
 from minillm.ops.fused import ModelWeights
 
 
@@ -57,5 +58,9 @@ class CudaModel(BoundModel):
 
 
 def can_run_fused(weights: ModelWeights) -> bool:
-    """Whether a `CudaModel` can have these weights: every matrix must be as it was loaded."""
-    return all(isinstance(matrix, Tensor) for layer in weights.layers for matrix in layer.matrices())
+    """Whether a `CudaModel` can have these weights: every matrix must be as it was loaded, or quantised."""
+    in_layers = (matrix for layer in weights.layers for matrix in layer.matrices())
+    return all(
+        matrix.form is not None if isinstance(matrix, PackedWeight) else isinstance(matrix, Tensor)
+        for matrix in in_layers
+    )

@@ -24,7 +24,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from gpu_inputs import Paged, paged
-from gpu_model import our_rates, random_model, step_profile, transformers_rates, whole_step
+from gpu_model import (
+    our_rates,
+    quantized_products,
+    random_model,
+    step_profile,
+    transformers_rates,
+    whole_step,
+)
 from gpu_timing import Report, timed
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -275,6 +282,7 @@ def one_of_each(bench: Bench) -> None:
     ops.experts(x, routing, *stacked, "gelu")
     stacked = Matrix(bench.random(70 * 16, 72)), Matrix(bench.random(70 * 80, 8))
     ops.experts(bench.random(17, 72), routing, *stacked, "gelu")  # on tensor cores
+    quantized_products(ops, x, routing)
     wide = paged(bench.random, 1, 33, 70, 2, 1, 256)
     spec, sinks = LayerSpec(None, 0.06, softcap=30.0, sinks=True), bench.random(2)
     for rung in ("v2", "d1"):

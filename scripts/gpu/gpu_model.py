@@ -23,9 +23,11 @@ from safetensors.torch import save_file
 from minillm import LLM, SamplingParams
 from minillm.bench.engine import decode_rate, prefill_rate
 from minillm.config import LayerSpec, ModelConfig
+from minillm.config.quantization import Form
 from minillm.model.decoder import Decoder
 from minillm.model.locate import DEFAULT_MODEL, ZOO
-from minillm.ops.contract import AttentionMetadata
+from minillm.model.quantization.rounding import quantize_rows
+from minillm.ops.contract import AttentionMetadata, Matrix, Routing
 from minillm.ops.cuda import CudaOps
 from minillm.ops.sampling import SamplingBatch
 
@@ -66,6 +68,18 @@ def whole_step(ops: CudaOps, device: str) -> None:
     meta = AttentionMetadata(at, at, one.view(1, 1), torch.tensor([0, 1], dtype=torch.int32), one)
     batch = SamplingBatch([SamplingParams(temperature=1.0)], [7], [[]], 70)
     ops.bind(decoder.weights(), [k], [v]).step(at, meta, batch)
+
+
+def quantized_products(ops: CudaOps, x: torch.Tensor, routing: Routing) -> None:
+    """Experts, a product and a lookup with quantised matrices. `x` [rows, 70], 70 experts of 7."""
+    form, found = Form("uint4", 32, minimum=True), []
+    for shape in ((70 * 16, 70), (70 * 80, 7)):
+        matrix = ops.begin_quantized(shape, form, x.dtype)
+        ops.put_quantized(matrix, 0, quantize_rows(torch.randn(shape), form))
+        found.append(Matrix(matrix))
+    ops.experts(x, routing, *found, "gelu")
+    ops.linear(x, found[0].weight)
+    ops.embedding(torch.tensor([3, 70]).to(x.device), found[0].weight)
 
 
 def _weights(config: dict[str, Any], device: str) -> dict[str, torch.Tensor]:

@@ -109,6 +109,8 @@ def test_the_torch_binding_for_cuda_builds_and_loads_without_a_gpu():
         "route",
         "experts",
         "linear",
+        "linear_codes",
+        "embedding_codes",
         "rope_and_cache",
         "copy_blocks",
         "sample",

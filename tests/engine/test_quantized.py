@@ -22,7 +22,7 @@ from minillm.config import EngineConfig
 from minillm.config.quantization import QUANTIZATIONS
 from minillm.engine.parts import Parts
 from minillm.engine.record import kv_envelope
-from minillm.errors import BackendError, UsageError, WeightsError
+from minillm.errors import UsageError, WeightsError
 from minillm.model.loader import load_model
 from minillm.ops.contract import PackedWeight
 
@@ -147,8 +147,6 @@ def test_weights_that_cannot_be_quantised(tmp_path: Path, scheme: str, bad: floa
 def test_options(folder: Path) -> None:
     with pytest.raises(UsageError, match="quantization='int3' is not known"):
         load(folder, "int3")
-    with pytest.raises(BackendError, match="no kernels for quantised weights"):
-        load(folder, "int8", backend="simt")
 
 
 def test_with_keys_and_values_in_8_bits_too(folder: Path, cpu_isa: str) -> None:

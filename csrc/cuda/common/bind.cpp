@@ -4,6 +4,7 @@
 // `stream` is torch.cuda.current_stream().cuda_stream as an integer; the simulator ignores it.
 
 #include "bind.h"
+#include "bind_codes.h"
 #include "bind_experts.h"
 #include "bind_rows.h"
 #include "bind_sampling.h"
@@ -225,6 +226,7 @@ Tensor attend_variant(const Tensor& q, const Tensor& k_cache, const Tensor& v_ca
 #define MINILLM_OPS(m)                                                                                              \
   MINILLM_ROW_OPS(m);                                                                                               \
   MINILLM_EXPERT_OPS(m);                                                                                            \
+  MINILLM_CODES_OPS(m);                                                                                             \
   MINILLM_SAMPLING_OPS(m);                                                                                          \
   m.def("linear(Tensor x, Tensor weight, Tensor? bias, str rung, bool float_out, int stream) -> Tensor");           \
   m.def(                                                                                                            \
@@ -247,6 +249,7 @@ Tensor attend_variant(const Tensor& q, const Tensor& k_cache, const Tensor& v_ca
 #define MINILLM_KERNELS(m)                                    \
   MINILLM_ROW_KERNELS(m);                                     \
   MINILLM_EXPERT_KERNELS(m);                                  \
+  MINILLM_CODES_KERNELS(m);                                   \
   MINILLM_SAMPLING_KERNELS(m);                                \
   m.impl("linear", TORCH_BOX(&multiply));                     \
   m.impl("rope_and_cache", TORCH_BOX(&rotate_and_cache));     \

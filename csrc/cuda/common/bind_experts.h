@@ -29,17 +29,26 @@ inline std::tuple<Tensor, Tensor> choose(const Tensor& logits, int64_t per_token
   return {chosen, weights};
 }
 
+// The shape [out, in] of the experts' matrices, quantised or not.
+inline std::pair<int64_t, int64_t> shape_of(const char* op, const Tensor& weight) {
+  if (weight.scalar_type() == ScalarType::Byte) return quantized_shape(op, weight);
+  STD_TORCH_CHECK(weight.dim() == 2, op, ": a matrix has ", weight.dim(), " dimensions, not 2");
+  return {weight.size(0), weight.size(1)};
+}
+
 // One stacked matrix and its bias: `count` experts of `out` rows each, filled up to `pitch`.
 inline Matrix stacked(const char* op, const char* name, const Tensor& x, const Tensor& weight, const Optional& bias,
                       int64_t count, int64_t out, int64_t in) {
-  check(op, name, weight, 2, x.scalar_type());
-  check_size(op, name, weight.size(0), count * expert_rows(out));
-  check_size(op, name, weight.size(1), in);
+  const auto [found_out, found_in] = shape_of(op, weight);
+  check_size(op, name, found_out, count * expert_rows(out));
+  check_size(op, name, found_in, in);
+  Matrix matrix = matrix_of(op, weight, found_out, in, dtype_of(op, x));
   if (bias) {
     check(op, name, *bias, 1, x.scalar_type());
     check_size(op, name, bias->size(0), count * expert_rows(out));
   }
-  return {data<void>(weight), dtype_of(op, x), bias ? data<void>(*bias) : nullptr};
+  matrix.bias = bias ? data<void>(*bias) : nullptr;
+  return matrix;
 }
 
 inline Tensor mix_experts(const Tensor& x, const Tensor& chosen, const Tensor& weights, const Tensor& gate_up,
@@ -49,15 +58,14 @@ inline Tensor mix_experts(const Tensor& x, const Tensor& chosen, const Tensor& w
   check(op, "x", x, 2, x.scalar_type());
   check(op, "chosen", chosen, 2, ScalarType::Long);
   check(op, "weights", weights, 2, ScalarType::Float);
-  check(op, "down", down, 2, x.scalar_type());
-  const int64_t rows = x.size(0), hidden = x.size(1), per_token = chosen.size(1), size = down.size(1);
+  const int64_t rows = x.size(0), hidden = x.size(1), per_token = chosen.size(1), size = shape_of(op, down).second;
   STD_TORCH_CHECK(hidden > 0 && size > 0 && per_token > 0, op, ": experts of size ", size, " over ", hidden,
                   " numbers, ", per_token, " per token");
   for (const Tensor* t : {&chosen, &weights}) {
     check_size(op, "the number of rows", t->size(0), rows);
     check_size(op, "experts per token", t->size(1), per_token);
   }
-  const int64_t count = gate_up.size(0) / expert_rows(2 * size);
+  const int64_t count = shape_of(op, gate_up).first / expert_rows(2 * size);
   const Mixture mixture = {{count, per_token, size, false},
                            stacked(op, "gate_up", x, gate_up, gate_up_bias, count, 2 * size, hidden),
                            stacked(op, "down", x, down, down_bias, count, hidden, size),

@@ -40,6 +40,8 @@ struct GatherArgs {
   int rows, size;
   float scale;                        // of the table's rows; 1: none
   DType dtype;
+  Form form = {};                     // of a quantised table: gather_codes alone reads it
+  int64_t table_rows = 0;             // of a quantised table
 };
 
 enum class Map { multiply, divide, add };
@@ -87,6 +89,7 @@ struct LinearArgs {
   int rows, in, out;
   DType dtype;
   bool float_out = false;         // y is float32, whatever dtype is: linear_l5 alone can
+  Form form = {};                 // of a quantised weight: linear_q1 alone reads it
 };
 
 struct RouteArgs {
@@ -190,6 +193,7 @@ using Stream = void*;
 void rms_norm(const NormArgs&, Stream);
 void layer_norm(const NormArgs&, Stream);
 void gather(const GatherArgs&, Stream);
+void gather_codes(const GatherArgs&, Stream);
 void map(Map, const MapArgs&, Stream);
 void act_and_mul(const ActivationArgs&, Stream);  // not softcap
 void act(const ActivationArgs&, Stream);          // not swiglu_clamped
@@ -201,11 +205,13 @@ void linear_l3(const LinearArgs&, Stream);
 // On tensor cores: 16-bit, `in` a multiple of 8 below 2^24, all at multiples of 16 bytes.
 void linear_l4(const LinearArgs&, Stream);  // no float_out
 void linear_l5(const LinearArgs&, Stream);
+void linear_q1(const LinearArgs&, Stream);  // quantised
 
 void route(const RouteArgs&, Stream);  // per_token is 1 to num_experts
 void group(const GroupArgs&, Stream);
 void linear_experts(const ExpertLinearArgs&, Stream);     // rows of no expert are not written
 void linear_l5_experts(const ExpertLinearArgs&, Stream);  // like linear_l5
+void linear_q1_experts(const ExpertLinearArgs&, Stream);  // quantised
 void combine(const CombineArgs&, Stream);
 
 void sample(const SampleArgs&, Stream);

@@ -13,9 +13,11 @@ namespace {
 void multiply(const Mixture& m, const char* name, const Matrix& w, const int32_t* starts, const void* x, void* y,
               int64_t pairs, int64_t out, int64_t in, Stream stream) {
   const int64_t count = m.experts.count, pitch = expert_rows(out), width = width_of(m.dtype);
-  touches({{name, w.weight, count * pitch * in * width}, {"bias", w.bias, count * pitch * width},
+  touches({{name, w.weight, matrix_bytes(w, count * pitch, in, width)}, {"order", w.form.order, in * 4},
+           {"bias", w.bias, count * pitch * width},
            {"starts", starts, (count + 1) * 4}, {"x_rows", x, pairs * in * width}, {"y_rows", y, pairs * out * width}});
-  cuda::experts({{x, w.weight, w.bias, y, static_cast<int>(pairs), static_cast<int>(in), static_cast<int>(out), m.dtype},
+  cuda::experts({{x, w.weight, w.bias, y, static_cast<int>(pairs), static_cast<int>(in), static_cast<int>(out), m.dtype,
+                  false, w.form},
                  starts, static_cast<int>(count), static_cast<int>(pitch)},
                 m.tensor_cores, stream);
 }

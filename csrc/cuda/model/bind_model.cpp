@@ -10,10 +10,24 @@
 
 #include "bind.h"
 #include "bucket.h"
+#include "codes_layout.h"
 
 namespace minillm {
+namespace {
+
+Matrix codes_of(const char* op, const Tensor& weight, int64_t out, int64_t in, DType dtype) {
+  check(op, "a quantised matrix", weight, 1, ScalarType::Byte);
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(weight.const_data_ptr()) % 16 == 0, op, ": a matrix begins at no multiple of 16 bytes");
+  const Matrix matrix = quantized_matrix(op, weight, out, in, dtype);
+  const int64_t bytes = CodesLayout(matrix.form, in).block;
+  STD_TORCH_CHECK(bytes <= INT32_MAX, op, ": 16 outputs of a quantised matrix have ", bytes, " bytes, more than 2^31");
+  return matrix;
+}
+
+}  // namespace
 
 Matrix matrix_of(const char* op, const Tensor& weight, int64_t out, int64_t in, DType dtype) {
+  if (weight.scalar_type() == ScalarType::Byte) return codes_of(op, weight, out, in, dtype);
   check(op, "a matrix", weight, 2, weight.scalar_type());
   check_size(op, "a matrix's number of rows", weight.size(0), out);
   check_size(op, "a matrix's number of columns", weight.size(1), in);

@@ -90,12 +90,13 @@ Pass::Pass(const BoundModel& bound, const Scratch& scratch, bool tensor_cores, S
 void Pass::hidden(const PassArgs& args, void* x) const {
   const Batch& batch = args.batch;
   const int rows = static_cast<int>(batch.num_tokens), hidden = static_cast<int>(m_.hidden);
-  touches({{"ids", args.ids, rows * 8}, {"embedding", m_.embedding.weight, m_.vocab * m_.hidden * width_},
+  touches({{"ids", args.ids, rows * 8}, {"embedding", m_.embedding.weight, matrix_bytes(m_.embedding, m_.vocab, m_.hidden, width_)},
+           {"order", m_.embedding.form.order, m_.hidden * 4},
            {"position_table", m_.positions, bound_.max_positions * m_.hidden * width_},
            {"positions", batch.positions, rows * 8}, {"residual", s_.residual, rows * m_.hidden * width_}});
-  gather({m_.embedding.weight, args.ids, m_.positions, batch.positions, s_.residual, rows, hidden, m_.embedding_scale,
-          dtype_},
-         stream_);
+  look_up({m_.embedding.weight, args.ids, m_.positions, batch.positions, s_.residual, rows, hidden, m_.embedding_scale,
+           dtype_, m_.embedding.form, m_.vocab},
+          stream_);
   const Norm& first = m_.layers[0].weights.input_norm;
   if (first.weight) norm(s_.residual, nullptr, first, s_.x, nullptr, rows);
   const void* input = first.weight ? s_.x : s_.residual;
@@ -223,9 +224,10 @@ const void* Pass::add(const Norm& after, const Norm& before, int rows, void* x) 
 }
 
 void Pass::linear(const void* x, const Matrix& w, void* y, int rows, int64_t out, int64_t in) const {
-  touches({{"x", x, rows * in * width_}, {"weight", w.weight, out * in * width_}, {"bias", w.bias, out * width_},
-           {"y", y, rows * out * width_}});
-  cuda::linear({x, w.weight, w.bias, y, rows, static_cast<int>(in), static_cast<int>(out), dtype_}, tensor_cores_, stream_);
+  touches({{"x", x, rows * in * width_}, {"weight", w.weight, matrix_bytes(w, out, in, width_)},
+           {"order", w.form.order, in * 4}, {"bias", w.bias, out * width_}, {"y", y, rows * out * width_}});
+  cuda::linear({x, w.weight, w.bias, y, rows, static_cast<int>(in), static_cast<int>(out), dtype_, false, w.form},
+               tensor_cores_, stream_);
 }
 
 void Pass::norm(const void* x, const void* residual, const Norm& norm, void* y, void* sum, int rows) const {

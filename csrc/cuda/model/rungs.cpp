@@ -32,7 +32,12 @@ bool can_use_tensor_cores(const AttentionArgs& p) {
   return p.dtype != DType::f32 && (p.head_dim == 64 || p.head_dim == 128) && p.softcap == 0 && !p.sinks;
 }
 
+void look_up(const GatherArgs& p, Stream stream) {
+  (p.form.codes == Codes::none ? gather : gather_codes)(p, stream);
+}
+
 void linear(const LinearArgs& p, bool tensor_cores, Stream stream) {
+  if (p.form.codes != Codes::none) return linear_q1(p, stream);
   if (tensor_cores && can_use_tensor_cores(p))
     linear_l5(p, stream);
   else
@@ -40,6 +45,7 @@ void linear(const LinearArgs& p, bool tensor_cores, Stream stream) {
 }
 
 void experts(const ExpertLinearArgs& p, bool tensor_cores, Stream stream) {
+  if (p.form.codes != Codes::none) return linear_q1_experts(p, stream);
   (tensor_cores && can_use_tensor_cores(p) ? linear_l5_experts : linear_experts)(p, stream);
 }
 

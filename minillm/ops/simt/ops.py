@@ -37,6 +37,9 @@ class SimtOps(CudaOps):
     def _load(self) -> str:
         return load_ops().name
 
+    def _device(self) -> torch.device:
+        return _CPU
+
     def _call(self, op: str, *arguments: Any) -> Any:
         return self._launch(getattr(self._ops, op).default, _CPU, *arguments)
 

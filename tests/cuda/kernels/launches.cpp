@@ -73,6 +73,7 @@ int __cudaLaunchKernel(const void* stub, Size grid, Size block, void**, size_t s
 // ---- every launcher, with large numbers of everything ---------------------------------------------
 
 using namespace minillm::cuda;
+using minillm::Codes;
 using minillm::DType;
 
 namespace {
@@ -108,6 +109,12 @@ void products(DType type) {
     for (int out : {64, 151'936}) {
       LinearArgs p = {nullptr, nullptr, nullptr, nullptr, count, 4096, out, type};
       for (auto* rung : {linear_l1, linear_l2, linear_l3, linear_l4, linear_l5}) rung(p, nullptr);
+      for (Codes codes : {Codes::int8, Codes::uint4}) {
+        p.form = {codes, 64, false, true, nullptr};
+        linear_q1(p, nullptr), linear_q1_experts({p, nullptr, 128, out}, nullptr);
+        gather_codes({nullptr, nullptr, nullptr, nullptr, nullptr, count, 4096, 1.0f, type, p.form, out}, nullptr);
+      }
+      p.form = {};
       for (int experts : {1, 128})
         for (auto* rung : {linear_experts, linear_l5_experts}) rung({p, nullptr, experts, out}, nullptr);
     }

@@ -1,29 +1,51 @@
-// Ops that write the memory of a quantised matrix (csrc/shared/codes_layout.h). `linear`, `embedding` and
-// `experts` take it in place of a packed one.
+// Ops that write the memory of a quantised matrix (codes_layout.h). `linear`, `embedding` and `experts` take it in
+// place of a packed one.
 //
 //     codes_bytes    its size
 //     begin_codes_   writes the header, and the order of the inputs
 //     put_codes_     writes some outputs, from any first one: so a matrix is made piece by piece, of several tensors
+//
+// They write memory of the host, in every library; a matrix for a GPU is copied there. Its header is read back when the
+// matrix is used or bound, which is a wait.
 
 #include <cstring>
 
-#include "bind.h"
 #include "codes_layout.h"
+#include "tensors.h"
+
+#ifdef MINILLM_ON_CUDA
+#include <cuda_runtime_api.h>
+#endif
 
 namespace minillm {
 
 namespace {
 
+// The first bytes of a tensor on the host: where they are, or in `copy`.
+const char* on_host([[maybe_unused]] const char* op, const Tensor& t, [[maybe_unused]] int64_t bytes,
+                    [[maybe_unused]] std::vector<char>& copy) {
+#ifdef MINILLM_ON_CUDA
+  if (t.is_cuda()) {
+    copy.resize(bytes);
+    cudaError_t error = cudaMemcpy(copy.data(), t.const_data_ptr(), bytes, cudaMemcpyDeviceToHost);
+    STD_TORCH_CHECK(error == cudaSuccess, op, ": ", cudaGetErrorString(error));
+    return copy.data();
+  }
+#endif
+  return data<char>(t);
+}
+
 CodesHeader header_of(const char* op, const Tensor& packed) {
   CodesHeader header;
+  std::vector<char> copy;
   STD_TORCH_CHECK(packed.numel() >= kLine, op, ": the matrix has no header");
-  memcpy(&header, packed.const_data_ptr(), sizeof(header));
+  memcpy(&header, on_host(op, packed, kLine, copy), sizeof(header));
   STD_TORCH_CHECK(header.magic == kCodesMagic, op, ": the matrix has no header");
   return header;
 }
 
 int64_t bytes_of(const Form& form, int64_t out, int64_t in, bool ordered) {
-  return kLine + order_bytes(in, ordered) + round_up(out, 16) / 16 * CodesLayout(form, in).block;
+  return kLine + order_bytes(in, ordered) + blocks_bytes(form, out, in);
 }
 
 Form form_of(const char* op, const std::string& codes, int64_t group, bool wide, bool minimum, int64_t in) {
@@ -40,7 +62,12 @@ Form form_of(const char* op, const std::string& codes, int64_t group, bool wide,
 
 }  // namespace
 
-// A quantised matrix [out, in]; `packed` is a tensor of bytes.
+std::pair<int64_t, int64_t> quantized_shape(const char* op, const Tensor& packed) {
+  check_dense(op, "the quantised weight", packed, 1, ScalarType::Byte);
+  CodesHeader header = header_of(op, packed);
+  return {header.out, header.in};
+}
+
 Matrix quantized_matrix(const char* op, const Tensor& packed, int64_t out, int64_t in, DType dtype) {
   check_dense(op, "the quantised weight", packed, 1, ScalarType::Byte);
   CodesHeader header = header_of(op, packed);
@@ -54,15 +81,16 @@ Matrix quantized_matrix(const char* op, const Tensor& packed, int64_t out, int64
   const char* at = data<char>(packed) + kLine;
   if (header.ordered) {
     form.order = reinterpret_cast<const int32_t*>(at);
-    for (int64_t k = 0; k < in; k++)
-      STD_TORCH_CHECK(form.order[k] >= 0 && form.order[k] < in, op, ": the order of the inputs is damaged");
+    std::vector<char> copy;
+    const char* there = on_host(op, packed, kLine + 4 * in, copy) + kLine;
+    for (int64_t k = 0; k < in; k++) {
+      int32_t input = reinterpret_cast<const int32_t*>(there)[k];
+      STD_TORCH_CHECK(input >= 0 && input < in, op, ": the order of the inputs is damaged");
+    }
   }
   return {at + order_bytes(in, header.ordered), dtype, nullptr, form};
 }
 
-}  // namespace minillm
-
-namespace minillm::cpu {
 namespace {
 
 int64_t codes_bytes(int64_t out, int64_t in, std::string codes, int64_t group, bool wide, bool minimum, bool ordered) {
@@ -156,7 +184,7 @@ void put_codes(const Tensor& packed, int64_t first, const Tensor& codes, const T
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(minillm, m) {
+MINILLM_FRAGMENT(MINILLM_NAMESPACE, m) {
   m.def(
       "codes_bytes(int out_features, int in_features, str codes, int group, bool wide, bool minimum, bool ordered) "
       "-> int");
@@ -166,11 +194,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(minillm, m) {
   m.def("put_codes_(Tensor(a!) packed, int first, Tensor codes, Tensor scales, Tensor? minima) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(minillm, CPU, m) {
+// The tensors are on the CPU, whatever the kernels run on.
+MINILLM_IMPL(MINILLM_NAMESPACE, CPU, m) {
   m.impl("begin_codes_", TORCH_BOX(&begin_codes));
   m.impl("put_codes_", TORCH_BOX(&put_codes));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(minillm, CompositeExplicitAutograd, m) { m.impl("codes_bytes", TORCH_BOX(&codes_bytes)); }
+MINILLM_IMPL(MINILLM_NAMESPACE, CompositeExplicitAutograd, m) { m.impl("codes_bytes", TORCH_BOX(&codes_bytes)); }
 
-}  // namespace minillm::cpu
+}  // namespace minillm

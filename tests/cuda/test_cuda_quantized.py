@@ -1,0 +1,262 @@
+"""Quantised products, lookups, experts in the simulator: against float64, the same bits in any batch (C2)."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import oracle
+import pytest
+import torch
+from cases import DTYPES, random
+from quantized_matrices import GROUPS, SHAPES, blocks_of, matrix, packed
+
+from minillm.config.quantization import CODES, Codes, Form
+from minillm.ops.contract import Matrix, PackedWeight, Routing, expert_rows
+from minillm.ops.quantized import QuantizedMatrix
+from minillm.ops.simt import SimtOps, flavour, flavours, profile, schedule
+from minillm.ops.simt.ops import load_ops
+from minillm.toolchain.compiler import BuildFailed, find_compiler
+from minillm.toolchain.sanitizer import sanitizing
+
+try:
+    load_ops()
+except BuildFailed as reason:
+    if find_compiler():
+        raise  # sources that do not compile are a failure, not a skip
+    pytest.skip(f"simulator: {reason}", allow_module_level=True)
+
+OPS = SimtOps()
+ROWS = (1, 2, 7, 8, 9, 33)
+WIDE = [(20, 264), (17, 130)]  # more than one tile of 128 inputs
+
+
+@pytest.fixture(params=flavours())
+def simulated(request: pytest.FixtureRequest):
+    """In each flavour; all but "fast" in reversed order, which must not change a result."""
+    with flavour(request.param), schedule(reverse=request.param != "fast"):
+        yield request.param
+
+
+def forms(codes: Codes) -> list[tuple[int, Form]]:
+    """Every group, half of them with minima, half with wide scales."""
+    return [
+        (n, Form(codes, group, wide=n % 2 == 1, minimum=n // 2 % 2 == 1))
+        for n, group in enumerate([*GROUPS, 8])
+    ]
+
+
+def test_packed_matrices_have_the_documented_layout() -> None:
+    """Beside plain Python, byte by byte."""
+    for codes, (n, group), size in product(CODES, enumerate(GROUPS), SHAPES):
+        made = matrix(Form(codes, group, wide=n % 2 == 1, minimum=n % 3 == 1), *size, ordered=n == 2, seed=n)
+        whole, expected = packed(OPS, made, torch.float32), blocks_of(made).flatten()
+        assert isinstance(whole, PackedWeight)
+        assert torch.equal(whole.data[-len(expected) :], expected), (made.form, size)
+        header = whole.data[:32].view(torch.int32).tolist()
+        assert header[6:] == list(size) and header[1] == 1 + CODES.index(codes)
+
+
+def check_product(made: QuantizedMatrix, dtype: torch.dtype, seed: int, with_bias: bool) -> None:
+    out, size = made.shape
+    exact = made.dequantize().double()
+    whole, x = packed(OPS, made, dtype), random(max(ROWS), size, seed=seed).to(dtype)
+    bias = random(out, seed=seed).to(dtype) if with_bias else None
+    found, what = OPS.linear(x, whole, bias), f"{made.form}, {size} -> {out}, {dtype}"
+    # Each product and each fold rounds once: a few units in the last place of the sum of magnitudes.
+    magnitude = x.double().abs() @ exact.abs().T + (0 if bias is None else bias.double().abs())
+    wrong = (found.double() - oracle.linear(x, exact, bias)).abs()
+    assert bool((wrong <= magnitude * (torch.finfo(dtype).eps + 2e-6) + 1e-30).all()), what
+    for rows in ROWS:
+        assert torch.equal(OPS.linear(x[:rows], whole, bias), found[:rows]), (what, rows)
+    assert torch.equal(OPS.linear(x[4:5], whole, bias), found[4:5]), what
+    ids = torch.tensor([0, out - 1, out // 2])
+    assert torch.equal(OPS.embedding(ids, whole), made.dequantize()[ids].to(dtype)), what
+    assert torch.equal(OPS.unpack_weight(whole), made.dequantize().to(dtype)), what
+
+
+@pytest.mark.parametrize("codes", CODES)
+def test_products(codes: Codes) -> None:
+    for (n, form), (shape, dtype) in product(forms(codes), enumerate(DTYPES)):
+        size = [*SHAPES, *WIDE][(3 * n + shape) % 8]
+        check_product(matrix(form, *size, ordered=n % 3 == 1, seed=n), dtype, n, with_bias=n % 2 == 0)
+
+
+@pytest.mark.parametrize("codes", CODES)
+def test_products_under_the_simulators_checks(simulated: str, codes: Codes) -> None:
+    """Races, uninitialised reads, accesses outside the tensors; blocks and warps in another order."""
+    made = matrix(Form(codes, 32, minimum=True), 18, 200, ordered=True)
+    whole, x = packed(OPS, made, torch.bfloat16), random(17, 200).bfloat16()
+    found = OPS.linear(x, whole)
+    with flavour("fast"):
+        assert torch.equal(OPS.linear(x, whole), found)
+    OPS.embedding(torch.tensor([3, 17]), whole)
+
+
+@pytest.mark.parametrize("codes", CODES)
+def test_outliers_and_zeros(codes: Codes) -> None:
+    """One huge input, rows of zeros, the largest scales: nothing leaks into other rows or outputs."""
+    made = matrix(Form(codes, 64), 40, 192)
+    made.scales[3] = 6e4
+    whole, x = packed(OPS, made, torch.float32), random(9, 192)
+    x[2, 100], x[5] = 1e30, 0
+    found = OPS.linear(x, whole)
+    assert torch.equal(found[5], torch.zeros(40)) and torch.isfinite(found).all()
+    x[2, 100] = torch.nan
+    poisoned, others = OPS.linear(x, whole), [0, 1, 3, 4, 5, 6, 7, 8]
+    assert poisoned[2].isnan().all() and torch.equal(poisoned[others], found[others])
+
+
+def test_every_number_of_every_code() -> None:
+    """A product with the unit matrix: each code alone, to the bit; subnormal e4m3 too."""
+    for codes in CODES:
+        made = matrix(Form(codes, 0, wide=True), 16, 256)
+        count = 256 if made.form.bits == 8 else 16
+        made.codes[:] = torch.arange(256).remainder(count).to(torch.uint8)
+        if codes == "fp8":
+            made.codes[made.codes & 0x7F == 0x7F] = 1  # NaN
+        made.scales[:] = 1
+        assert torch.equal(OPS.linear(torch.eye(256), packed(OPS, made, torch.float32)), made.dequantize().T)
+
+
+def test_control_a_sum_in_another_order_would_be_noticed() -> None:
+    """The same matrix with its inputs in another order has other bits."""
+    made, x = matrix(Form("int8", 64), 48, 256), random(3, 256)
+    turned = torch.arange(255, -1, -1)
+    other = QuantizedMatrix(made.form, made.codes[:, turned], made.scales.flip(1))
+    a = OPS.linear(x, packed(OPS, made, torch.float32))
+    b = OPS.linear(x[:, turned].contiguous(), packed(OPS, other, torch.float32))
+    assert not torch.equal(a, b) and torch.allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.skipif(sanitizing(), reason="the asan flavour counts nothing")
+@pytest.mark.parametrize("codes", ["int8", "uint4"])
+def test_a_product_reads_each_code_and_each_scale_once(codes: Codes) -> None:
+    """For each 16 rows. A sector of 32 bytes is never fetched for a part of it."""
+    made = matrix(Form(codes, 32, minimum=codes == "uint4"), 32, 256)
+    whole: Any = packed(OPS, made, torch.float32)
+    for rows in (1, 16, 17):
+        with profile() as p:
+            OPS.linear(random(rows, 256), whole)
+        tiles = -(-rows // 16)
+        assert p.tensors["weight"] == (tiles * (whole.nbytes - 64), 0)
+        of_x = 2 * rows * 256 * 4  # once for each 16 outputs
+        written = rows * 32 * 4
+        assert p.global_read_sectors == (tiles * (whole.nbytes - 64) + of_x) // 32
+        assert p.global_write_bytes == written
+
+
+class Stacked:
+    """Quantised experts of odd sizes, the rows that fill a matrix up among them."""
+
+    def __init__(self, form: Form, count: int, hidden: int, size: int, dtype: torch.dtype) -> None:
+        self.shapes = [(2 * size, hidden), (hidden, size)]
+        self.made = [
+            matrix(form, count * expert_rows(out), inputs, seed=n)
+            for n, (out, inputs) in enumerate(self.shapes)
+        ]
+        self.matrices = [
+            Matrix(packed(OPS, made, dtype), random(made.shape[0], seed=7).to(dtype)) for made in self.made
+        ]
+
+    def part(self, which: int, expert: int) -> tuple[Any, torch.Tensor]:
+        """One expert's matrix, packed alone, and its bias."""
+        out, first = self.shapes[which][0], expert * expert_rows(self.shapes[which][0])
+        weight, bias = self.matrices[which]
+        assert isinstance(weight, PackedWeight) and bias is not None
+        alone = packed(OPS, self.made[which].rows(first, first + out), weight.dtype)
+        return alone, bias[first : first + out]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["f32", "bf16", "f16"])
+@pytest.mark.parametrize("codes", ["int8", "uint4"])
+def test_experts_have_the_bits_of_linear(simulated: str, codes: Codes, dtype: torch.dtype) -> None:
+    """Each token through its experts one by one, on the single products; alone and in company."""
+    stacked = Stacked(Form(codes, 32, minimum=True), 5, 40, 24, dtype)
+    x, chosen = random(19, 40, seed=3).to(dtype), torch.tensor([[0, 3]] * 9 + [[1, 3]] * 10)
+    routing = Routing(chosen, torch.tensor([[1.0, 0.0]] * 19))
+    found = OPS.experts(x, routing, *stacked.matrices, "silu")
+    for rows in (slice(0, 1), slice(9, 19)):
+        gated = OPS.act_and_mul(OPS.linear(x[rows], *stacked.part(0, int(chosen[rows][0, 0]))))
+        alone = OPS.linear(gated, *stacked.part(1, int(chosen[rows][0, 0])))
+        assert torch.equal(found[rows], alone)
+        part = Routing(chosen[rows], routing.weights[rows])
+        assert torch.equal(OPS.experts(x[rows], part, *stacked.matrices, "silu"), found[rows])
+
+
+@pytest.mark.skipif(sanitizing(), reason="the asan flavour counts nothing")
+def test_only_the_matrices_of_used_experts_are_read() -> None:
+    hidden, size, count = 64, 32, 6
+    stacked = Stacked(Form("int4", 32), count, hidden, size, torch.float32)
+    whole = [matrix.weight.nbytes - 64 for matrix in stacked.matrices]
+    for chosen in ([2], [0, 5]):
+        with profile() as p:
+            OPS.experts(
+                random(1, hidden),
+                Routing(torch.tensor([chosen]), torch.ones(1, len(chosen))),
+                *stacked.matrices,
+                "silu",
+            )
+        assert p.tensors["gate_up"] == (whole[0] * len(chosen) // count, 0)
+        # Its one group of 32 inputs has room for the scales of a second one, which no kernel reads.
+        assert p.tensors["down"] == (len(chosen) * 4 * (32 + 4 * 64), 0)
+
+
+def test_a_damaged_matrix_is_refused() -> None:
+    """Every field of the header, a cut, a beginning in the middle of a word, a wrong order."""
+    made = matrix(Form("int8", 64), 20, 128, ordered=True)
+    whole: Any = packed(OPS, made, torch.float32)
+    for field in range(8):
+        damaged = whole.data.clone()
+        damaged.view(torch.int32)[field] += 3
+        assert _refused(damaged), field
+    assert _refused(whole.data[:-64].contiguous()) and _refused(whole.data[:40].contiguous())
+    for wrong in (-1, 128):
+        damaged = whole.data.clone()
+        damaged.view(torch.int32)[16] = wrong
+        assert _refused(damaged)
+    moved = torch.empty(len(whole.data) + 1, dtype=torch.uint8)[1:]
+    assert _refused(moved.copy_(whole.data)) and not _refused(whole.data)
+
+
+def _refused(data: torch.Tensor) -> bool:
+    ops, refused = torch.ops.minillm_simt, 0
+    calls: list[Any] = [
+        lambda: ops.linear_codes(random(2, 128), data, None, 20, 0),
+        lambda: ops.embedding_codes(torch.tensor([1]), data, 20, 128, torch.float32, 0),
+    ]
+    for call in calls:
+        try:
+            call()
+        except RuntimeError:
+            refused += 1
+    assert refused in (0, len(calls))
+    return refused > 0
+
+
+def test_what_a_quantised_matrix_cannot_do_is_refused() -> None:
+    whole = packed(OPS, matrix(Form("int8", 64), 20, 128), torch.float32)
+    for options in ({"rung": "l2"}, {"rung": "l5", "float_out": True}):
+        with pytest.raises(ValueError, match="a quantised matrix has one rung"):
+            OPS.linear(random(2, 128), whole, **options)
+    with pytest.raises(ValueError, match="in-features differ"):
+        OPS.linear(random(2, 64), whole)
+    for wrong in (-1, 20):
+        with pytest.raises(RuntimeError, match=f"id {wrong} is outside"):
+            OPS.embedding(torch.tensor([wrong]), whole)
+
+
+def test_no_rows_at_all() -> None:
+    whole = packed(OPS, matrix(Form("int8", 64), 20, 128), torch.float32)
+    assert OPS.linear(torch.empty(0, 128), whole).shape == (0, 20)
+    assert OPS.embedding(torch.empty(0, dtype=torch.int64), whole).shape == (0, 128)
+
+
+def test_opcheck() -> None:
+    whole: Any = packed(OPS, matrix(Form("int8", 64), 20, 128), torch.float32)
+    ops = torch.ops.minillm_simt
+    for op, arguments in [
+        (ops.linear_codes, (random(2, 128), whole.data, None, 20)),
+        (ops.embedding_codes, (torch.tensor([1, 2]), whole.data, 20, 128, torch.bfloat16)),
+    ]:
+        torch.library.opcheck(op.default, (*arguments, 0), test_utils=["test_schema", "test_faketensor"])
