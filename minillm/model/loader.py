@@ -185,12 +185,14 @@ def with_kv_dtype(config: ModelConfig, kv_dtype: str | None) -> ModelConfig:
     Raises:
         UnsupportedModel: a row of head_dim codes and a scale would not be whole words of memory.
     """
-    if kv_dtype is not None and config.head_dim % SCALE_BYTES:
+    if kv_dtype is None:
+        return config
+    if config.head_dim % SCALE_BYTES:
         raise UnsupportedModel(
             f"head_dim {config.head_dim} is no multiple of {SCALE_BYTES}: a KV cache in {kv_dtype} needs one",
             "leave kv_dtype out",
         )
-    return replace(config, kv_dtype=kv_dtype)
+    return replace(config, kv_dtype=kv_dtype, sources={**config.sources, "kv_dtype": "option"})
 
 
 def make_ops(backend: Backend, device: Device = "auto") -> Ops:
