@@ -154,8 +154,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks) linear_q1_kernel(const __gr
   multiply_codes<kBits, T>(a.p, a.w, {static_cast<int>(blockIdx.y) * kTile, a.p.rows, block, a.p.bias});
 }
 
+// One block less: the places of the expert take registers, and ptxas spills on sm_80.
 template <int kBits, class T>
-__global__ void __launch_bounds__(kThreads, kBlocks) linear_q1_experts_kernel(const __grid_constant__ CodesExpertArgs a) {
+__global__ void __launch_bounds__(kThreads, kBlocks - 1)
+    linear_q1_experts_kernel(const __grid_constant__ CodesExpertArgs a) {
   ExpertTile tile = find_tile<kTile>(a.p);
   if (tile.end == 0) return;  // the whole block returns: no thread waits at a barrier
   int64_t above = static_cast<int64_t>(tile.expert) * a.p.pitch;  // rows of the matrices of lower experts
