@@ -19,7 +19,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
     parser = subparsers.add_parser(
         "quantize",
         help="write a smaller copy of a model: 8 or 4 bits for its matrices",
-        description="Write a folder in compressed-tensors format, which transformers and vLLM load. The "
+        description="Write a folder in compressed-tensors format, which transformers loads. The "
         "matrices of the layers are quantised; embeddings, head, norms and routers stay as they are. At the "
         "end it prints what was lost: perplexity, and how often the most likely next token is the same.",
     )
