@@ -271,7 +271,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "_append", full)
+    monkeypatch.setattr(module, "append", full)
     with pytest.raises(StorageError, match="No space left"):
         convert(file, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.gguf"]

@@ -167,6 +167,9 @@ def opcheck_calls() -> dict[str, tuple[object, ...]]:
     def packed(out: int, size: int) -> Tensor:
         return native.pack(random(out, size))
 
+    form = 17, 8, "int8", 8, False, False
+    codes = torch.zeros(native.codes_bytes(*form, False), dtype=torch.uint8)
+    native.begin_codes_(codes, *form, None)
     index = meta.positions, meta.slot_mapping
     sequences = meta.block_table, meta.query_start, meta.kv_len
     chosen = torch.tensor([[0, 1]] * 4), torch.ones(4, 2)
@@ -178,6 +181,8 @@ def opcheck_calls() -> dict[str, tuple[object, ...]]:
     return {
         "pack": (random(17, 5),),
         "pack_": (random(32, 6),),
+        "begin_codes_": (codes.clone(), *form, None),
+        "put_codes_": (codes, 3, torch.ones(2, 8).byte(), torch.ones(2, 1).half(), None),
         "embedding": (ints, packed(17, 5), 17, 5, torch.float32),
         "linear": (x, packed(17, 16), random(17), 17),
         "rms_norm": (x, torch.ones(16), 1e-5, 0.0),
@@ -219,7 +224,7 @@ def test_opcheck(name: str) -> None:
 
 def test_every_op_is_checked() -> None:
     names = {name for name in dir(torch.ops.minillm) if not name.startswith("_")} - {"name"}
-    assert names <= {*opcheck_calls(), "use_isa", "available_isas", *BINDING}
+    assert names <= {*opcheck_calls(), "use_isa", "available_isas", "codes_bytes", *BINDING}
 
 
 def test_the_environment_chooses_the_instruction_set() -> None:
