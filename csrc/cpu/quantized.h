@@ -6,7 +6,7 @@
 //
 // The partial sum of a group is exact in its weights: they are small whole numbers, or floats of few bits, times x.
 // Scales are applied once for each group. An output's arithmetic goes over the inputs in one order and folds the groups
-// in order, whatever the number of rows: contract C2. From kMaxRows rows on, a strip of codes is unpacked once into
+// in order, whatever the number of rows: contract C2. With many rows (kInPlaceRows) a strip of codes is unpacked once into
 // memory that stays in the cache, and all tiles of rows read it; the numbers and their order are the same.
 //
 // Bytes: codes and scales once; with few rows nothing else matters. Limit: unpacking at 1 row, then as linear.h.
@@ -176,11 +176,14 @@ void quant_strip(const LinearArgs& a, const QuantMatrix& w, const QuantRows<type
   }
 }
 
+// Up to this many rows codes are unpacked in registers, for each tile of rows anew.
+constexpr int64_t kInPlaceRows = VL == 16 ? kMaxRows : 2 * kMaxRows;
+
 template <class M, class T>
 void quant_over(const LinearArgs& a, const QuantMatrix& w, const QuantRows<typename M::X>& x) {
   using Ready = typename M::Ready;
   int64_t blocks = packed_blocks(a.out), width = quant_columns(padded_rows(smaller(a.rows, kMaxRows)));
-  const bool in_place = a.rows <= kMaxRows;
+  const bool in_place = a.rows <= kInPlaceRows;
   const int64_t step = round_up(a.in, w.layout.line) / M::kPerStep * kLine;  // bytes of a block that is unpacked
   parallel_tasks((blocks + width - 1) / width, [&](TaskQueue& tasks) {
     Scratch<char> memory(in_place ? 0 : width * step);
