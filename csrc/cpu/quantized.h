@@ -75,7 +75,7 @@ INLINE void fold(const QuantMatrix& w, const char* block, int64_t g, vf (&partia
 // matrix itself or unpacked; `M::kSteps * M::kPerStep` inputs lie in a line.
 template <class M, int R, int C, bool kInPlace>
 void quant_tile(const QuantMatrix& w, const QuantRows<typename M::X>& rows, const char* block, const char* codes,
-                int64_t codes_step, float* out, int64_t out_stride, int64_t next_offset) {
+                int64_t codes_step, float* out, int64_t out_stride) {
   constexpr int P = C * kParts, kInputs = M::kSteps * M::kPerStep;
   const CodesLayout& layout = w.layout;
   const int64_t per_line = layout.line / kInputs;  // lines of M in one line of codes
@@ -89,7 +89,7 @@ void quant_tile(const QuantMatrix& w, const QuantRows<typename M::X>& rows, cons
 #pragma GCC unroll 32
       for (int p = 0; p < P; p++) {
         const char* line = at + p / kParts * codes_step + p % kParts * VL * 4;
-        if (kInPlace && p % kParts == 0) __builtin_prefetch(line + kPrefetchSteps * kLine + next_offset, 0, 2);
+        if (kInPlace && p % kParts == 0) __builtin_prefetch(line + kPrefetchSteps * kLine, 0, 2);
         state[p] = M::load(line);
       }
 #pragma GCC unroll 8
@@ -111,7 +111,7 @@ void quant_tile(const QuantMatrix& w, const QuantRows<typename M::X>& rows, cons
 
 template <class M>
 using QuantTile = void (*)(const QuantMatrix&, const QuantRows<typename M::X>&, const char*, const char*, int64_t, float*,
-                           int64_t, int64_t);
+                           int64_t);
 
 // The columns of a tile of `rows` rows. Fewer than `linear` has: the codes and their numbers need registers, too.
 constexpr int quant_columns(int rows) {
@@ -169,8 +169,8 @@ void quant_strip(const LinearArgs& a, const QuantMatrix& w, const QuantRows<type
     QuantRows<typename M::X> own = {x.x + r * x.stride, x.stride, x.sums + r * w.layout.groups};
     for (int64_t b = 0, columns; b < width; b += columns) {
       columns = width - b >= quant_columns(tile_rows) ? quant_columns(tile_rows) : 1;
-      pick_quant_tile<M, kInPlace>(tile_rows, columns > 1)(w, own, w.block(begin + b), codes + b * step, step, tile + b * 16,
-                                                  tile_stride, 0);
+      pick_quant_tile<M, kInPlace>(tile_rows, columns > 1)(w, own, w.block(begin + b), codes + b * step, step,
+                                                           tile + b * 16, tile_stride);
     }
     store_tile<T>(a, tile, tile_stride, r, rows, begin * 16, smaller(width * 16, a.out - begin * 16));
   }

@@ -312,7 +312,7 @@ FAR_RUNS = {"linear": far_linear, "experts": far_experts, "gather": far_gather}
 
 
 def far_verdict(kernel: str, library: KernelLibrary) -> str:
-    """What is noticed at the far end. Only the last block of a launch runs, but for the experts, who have few."""
+    """What is noticed at the far end. Only the last block of a launch runs; of the experts all blocks run."""
     run = partial(FAR_RUNS[kernel], library)
     try:
         if kernel == "experts":

@@ -249,7 +249,7 @@ def with_one_scale(rows: Tensor, chunks: list[int]) -> Tensor:
 
 
 def test_control_a_scale_for_a_block_depends_on_the_chunks() -> None:
-    """With a running scale the codes of a block tell how its tokens came, and who came later."""
+    """With a running scale, the codes of a block depend on later tokens, and on the chunks they came in."""
     rows = random(16, 64) * torch.linspace(1, 3, 16).unsqueeze(1)
     whole, in_parts = with_one_scale(rows, [16]), with_one_scale(rows, [5] * 3 + [1])
     assert not torch.equal(whole, in_parts)

@@ -94,10 +94,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _has_kernels(args: argparse.Namespace) -> bool:
-    """Whether quantised matrices are faster here: the reference dequantises them for every product."""
-    from minillm.model.loader import make_ops
+    """Whether quantised matrices are faster here: on a CPU, with native kernels."""
+    from minillm.model.loader import make_ops, pick_device
 
-    return args.backend in ("auto", "native") and make_ops(args.backend, args.device).packs
+    on_cpu = args.backend in ("auto", "native") and pick_device(args.device).type == "cpu"
+    return on_cpu and make_ops(args.backend, args.device).packs
 
 
 def _answer(session: Session, text: str, quiet: bool) -> None:

@@ -88,7 +88,7 @@ class StoredScheme(ABC):
     ) -> QuantizedMatrix:
         """Rows `first` to `first + count` of the module `name`; all by default.
 
-        `tensors` has the whole stored tensors by part; others are not looked at.
+        `tensors` has the stored tensors, whole, by part. Tensors that are no part are ignored.
 
         Raises:
             UnsupportedModel: as `parts` and `form`.
