@@ -75,7 +75,7 @@ def load_weights(decoder: Decoder, folder: Path, progress: Progress | None = Non
     """Fill every parameter of `decoder` from the safetensors in `folder`.
 
     Tensors are read in pieces of 8 MiB and converted to the parameter's dtype on the way, or quantised, so
-    peak memory is the model plus one piece.
+    peak memory is the model plus one piece. A matrix that is stored quantised is read as a whole.
 
     Args:
         progress: called with (bytes read, bytes in all) after each tensor.
