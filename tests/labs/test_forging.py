@@ -172,7 +172,7 @@ def slot_mapping(table, positions, size):
     "writes its own report": """
 import os, json
 def slot_mapping(table, positions, size):
-    for fd in range(3, 30):
+    for fd in range(3, 4096):
         message = {"event": "case", "task": "3.2", "answer": [1], "passes": [0, 0]}
         try: os.write(fd, json.dumps(message).encode() + bytes([10]))
         except OSError: pass

@@ -64,7 +64,7 @@ def apply_rope(x, cos, sin):
         ("import os\nos._exit(0)\n", "exit code 0"),
         ("while True: pass\n", "endless loop"),
         (
-            "import os\nfor fd in range(3, 20):\n  try: os.write(fd, b'{}\\n')\n  except OSError: pass\n",
+            "import os\nfor fd in range(3, 4096):\n  try: os.write(fd, b'{}\\n')\n  except OSError: pass\n",
             "the pipe to the grader is broken",
         ),
     ],
