@@ -14,9 +14,9 @@
 
 #pragma once
 
-#include "codes.h"
 #include "codes_layout.h"
 #include "linear.h"
+#include "quantized_rows.h"
 
 namespace minillm::cpu {
 namespace {
@@ -47,14 +47,15 @@ template <class X>
 struct QuantRows {
   const X* x;
   int64_t stride;
-  const float* sums;  // [rows, groups]
+  const float* sums;    // [rows, groups]
+  const float* scales;  // [rows, groups], if x is rounded
 };
 
-// Adds partial * scale, and what the minimum and the offset of the codes add, to the totals of one group.
-template <int R, int P>
-INLINE void fold(const QuantMatrix& w, const char* block, int64_t g, vf (&partial)[R][P], const float* sums, float* out,
-                 int64_t out_stride) {
-  const int64_t groups = w.layout.groups;
+// Adds partial * scale, and what the minimum and the offset of the codes add, to the totals of one group. `rows` begins
+// with the numbers of that group.
+template <class M, int R, int P>
+INLINE void fold(const QuantMatrix& w, const char* block, int64_t g, typename M::Sum (&partial)[R][P],
+                 const QuantRows<typename M::X>& rows, float* out, int64_t out_stride) {
 #pragma GCC unroll 32
   for (int p = 0; p < P; p++) {
     const char* own = block + p / kParts * w.layout.block;
@@ -62,11 +63,19 @@ INLINE void fold(const QuantMatrix& w, const char* block, int64_t g, vf (&partia
     vf minimum = w.form.minimum ? w.minimum(own, g, p % kParts * VL) : vf{};
 #pragma GCC unroll 32
     for (int r = 0; r < R; r++) {
+      const int64_t at = r * w.layout.groups + g;
       float* to = out + r * out_stride + p * VL;
-      vf sum = partial[r][p], total = g ? load(to) : vf{};
-      if (w.offset != 0) sum = fma(splat(-w.offset), splat(sums[r * groups + g]), sum);
-      if (w.form.minimum) total = fma(minimum, splat(sums[r * groups + g]), total);
-      store(to, fma(sum, scale, total));
+      vf sum, factor = scale, total = g ? load(to) : vf{};
+      if constexpr (M::kRoundsX) sum = __builtin_convertvector(partial[r][p], vf);
+      else sum = partial[r][p];
+      if (w.offset != 0) sum = fma(splat(-w.offset), splat(rows.sums[at]), sum);
+      if constexpr (M::kRoundsX) factor = scale * rows.scales[at];
+      if (w.form.minimum) {
+        float of_x = rows.sums[at];
+        if constexpr (M::kRoundsX) of_x *= rows.scales[at];
+        total = fma(minimum, splat(of_x), total);
+      }
+      store(to, fma(sum, factor, total));
     }
   }
 }
@@ -80,7 +89,7 @@ void quant_tile(const QuantMatrix& w, const QuantRows<typename M::X>& rows, cons
   const CodesLayout& layout = w.layout;
   const int64_t per_line = layout.line / kInputs;  // lines of M in one line of codes
   for (int64_t g = 0; g < layout.groups; g++) {
-    vf partial[R][P] = {};
+    typename M::Sum partial[R][P] = {};
     const char* at = codes + (kInPlace ? layout.codes(g) : g * layout.group / kInputs * kLine);
     const typename M::X* x = rows.x + g * layout.group;
     int64_t lines = layout.lines_of(g) * per_line;
@@ -105,7 +114,7 @@ void quant_tile(const QuantMatrix& w, const QuantRows<typename M::X>& rows, cons
         }
       }
     }
-    fold<R, P>(w, block, g, partial, rows.sums, out, out_stride);
+    fold<M, R, P>(w, block, g, partial, rows, out, out_stride);
   }
 }
 
@@ -166,7 +175,8 @@ void quant_strip(const LinearArgs& a, const QuantMatrix& w, const QuantRows<type
   for (int64_t r = 0; r < a.rows; r += kMaxRows) {
     int64_t rows = smaller(kMaxRows, a.rows - r);
     int tile_rows = padded_rows(rows);
-    QuantRows<typename M::X> own = {x.x + r * x.stride, x.stride, x.sums + r * w.layout.groups};
+    const int64_t at = r * w.layout.groups;
+    QuantRows<typename M::X> own = {x.x + r * x.stride, x.stride, x.sums + at, x.scales ? x.scales + at : nullptr};
     for (int64_t b = 0, columns; b < width; b += columns) {
       columns = width - b >= quant_columns(tile_rows) ? quant_columns(tile_rows) : 1;
       pick_quant_tile<M, kInPlace>(tile_rows, columns > 1)(w, own, w.block(begin + b), codes + b * step, step,
@@ -183,7 +193,7 @@ template <class M, class T>
 void quant_over(const LinearArgs& a, const QuantMatrix& w, const QuantRows<typename M::X>& x) {
   using Ready = typename M::Ready;
   int64_t blocks = packed_blocks(a.out), width = quant_columns(padded_rows(smaller(a.rows, kMaxRows)));
-  const bool in_place = a.rows <= kInPlaceRows;
+  const bool in_place = !M::kUnpacks || a.rows <= kInPlaceRows;
   const int64_t step = round_up(a.in, w.layout.line) / M::kPerStep * kLine;  // bytes of a block that is unpacked
   parallel_tasks((blocks + width - 1) / width, [&](TaskQueue& tasks) {
     Scratch<char> memory(in_place ? 0 : width * step);
@@ -194,34 +204,6 @@ void quant_over(const LinearArgs& a, const QuantMatrix& w, const QuantRows<typen
       else quant_strip<Ready, T, false>(a, w, x, begin, own, memory.data, step);
     }
   });
-}
-
-template <class T, class X>
-void copy_row(const T* x, int64_t in, const int32_t* order, X* to, int64_t stride) {
-  if (order) {
-    for (int64_t k = 0; k < stride; k++) {
-      T number = k < in ? x[order[k]] : T{};
-      T padded[VL] = {number};
-      store_n(to + k, load(padded), 1);
-    }
-    return;
-  }
-  for (int64_t k = 0; k < stride; k += VL) store_n(to + k, load_n(x + k, smaller(larger(in - k, 0), VL)), stride - k);
-}
-
-template <class X>
-float sum_of(const X* x, int64_t count) {
-  vf sum = {};
-  for (int64_t k = 0; k < count; k += VL) sum = sum + load_n(x + k, count - k);
-  return sum_lanes(sum);
-}
-
-// Multiplies each number by the factor of its place in a line.
-template <class M>
-void scale_row(float* x, int64_t stride) {
-  alignas(64) float factors[16];  // the factors repeat after 4 or 8
-  for (int k = 0; k < 16; k++) factors[k] = M::x_factor(k);
-  for (int64_t k = 0; k < stride; k += VL) store_n(x + k, load_n(x + k, stride - k) * load(factors + k % 16), stride - k);
 }
 
 // Copies the rows of x, in the order of the codes and filled up with zeros to whole lines, and sums their groups.
@@ -246,11 +228,38 @@ void quant_as(const LinearArgs& a) {
           sum_of(to + g * layout.group, smaller(layout.group, stride - g * layout.group));
     if constexpr (M::kWhole) scale_row<M>(to, stride);
   }
-  quant_over<M, T>(a, w, {copy.data, stride, sums.data});
+  quant_over<M, T>(a, w, {copy.data, stride, sums.data, nullptr});
+}
+
+// The same for activations that are rounded to int8, each row and group for itself: contract C2.
+template <class M, class T>
+void quant_rounded(const LinearArgs& a) {
+  using X = typename M::X;
+  QuantMatrix w(a.weight, a.in, M::kOffset);
+  const CodesLayout& layout = w.layout;
+  const int64_t stride = round_up(a.in, layout.line), groups = layout.groups;
+  const int64_t padded = (a.rows - 1) / kMaxRows * kMaxRows + padded_rows((a.rows - 1) % kMaxRows + 1);
+  Scratch<X> codes(padded * stride);
+  Scratch<float> scales(padded * groups), sums(padded * groups);
+  parallel_for(padded, 16, [&](int64_t begin, int64_t end) {
+    Scratch<float> row(stride + VL);
+    for (int64_t r = begin; r < end; r++) {
+      if (r < a.rows) copy_row(static_cast<const T*>(a.x) + r * a.x_stride, a.in, w.form.order, row.data, stride);
+      else memset(row.data, 0, stride * sizeof(float));
+      for (int64_t g = 0; g < groups; g++) {
+        int64_t k = g * layout.group, at = r * groups + g;
+        round_group<M>(row.data + k, smaller(layout.group, stride - k), codes.data + r * stride + k, scales.data + at,
+                       sums.data + at);
+      }
+    }
+  });
+  quant_over<M, T>(a, w, {codes.data, stride, sums.data, scales.data});
 }
 
 template <Codes K, class T>
 void quant_codes(const LinearArgs& a) {
+  if constexpr (K == Codes::int8 || K == Codes::int4 || K == Codes::uint4)
+    if (a.weight.form.int8_x) return quant_rounded<Int8Codes<K>, T>(a);
 #if defined(MINILLM_ISA_AVX512)
   if constexpr (__is_same(T, bf16)) return quant_as<PairCodes<K, FloatCodes<K>::kBits>, T>(a);
 #endif

@@ -232,6 +232,13 @@ INLINE vf vexp(vf x) {
 INLINE vf vabs(vf x) { return (vf)((vu)x & 0x7fffffffu); }
 INLINE vf with_sign(vf x, vf sign) { return (vf)((vu)x | ((vu)sign & 0x80000000u)); }
 
+// Numbers of at most 127 to integers: nearest, ties to even. Adding 1.5 * 2^23 leaves no bits after the point.
+INLINE vi nearest(vf x) {
+  const vf magic = splat(12582912.0f);
+  vf size = vmax(vf{}, vabs(x));
+  return (vi)(with_sign(size > 127.0f ? splat(127.0f) : size, x) + magic) - (vi)magic;
+}
+
 // tanh x. Near 0, where 1 - 2 / (e^2x + 1) would lose its digits, a polynomial. Source: Moshier, Cephes, tanhf.
 INLINE vf vtanh(vf x) {
   vf size = vabs(x), z = size * size, p = splat(-5.70498872745e-3f);

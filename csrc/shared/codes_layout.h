@@ -25,9 +25,10 @@ namespace minillm {
 constexpr const char* kCodes[] = {"none", "int8", "fp8", "int4", "uint4", "fp4"};
 constexpr int32_t kCodesMagic = 0x3151'4c4d;  // "MLQ1"
 constexpr int64_t kLine = 64;                 // bytes
+constexpr int64_t kMaxInt8Group = 128;        // with activations in int8: 128 products of at most 255 * 127 are < 2^24
 
 struct CodesHeader {
-  int32_t magic, codes, group, wide, minimum, ordered, out, in, unused[8];
+  int32_t magic, codes, group, wide, minimum, ordered, out, in, int8_x, unused[7];
 };
 static_assert(sizeof(CodesHeader) == kLine);
 

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.config.quantization import Form
+from minillm.errors import BackendError
 from minillm.ops import shapes
 from minillm.ops.contract import PackedWeight, Weight, plain
 from minillm.ops.cuda_rungs import aligned
@@ -50,6 +51,10 @@ class CudaMatrices(FusedOps):
     def begin_quantized(
         self, shape: tuple[int, int], form: Form, dtype: torch.dtype, order: Tensor | None = None
     ) -> Weight:
+        if form.int8_x:
+            raise BackendError(
+                "activations in int8 (w8a8, w4a8) run on the CPU only", "use quantization='int8' or 'int4'"
+            )
         data = self._begin_codes(shape, form, order).to(self._device())
         return PackedWeight(data, *shape, dtype, form)
 
@@ -80,7 +85,7 @@ class CudaMatrices(FusedOps):
         """The bytes of a matrix [out, in] of zeros, on the host."""
         what = (*shape, form.codes, form.group or shape[1], form.wide, form.minimum)
         data = torch.empty(self._ops.codes_bytes(*what, order is not None), dtype=torch.uint8)
-        self._ops.begin_codes_(data, *what, order)
+        self._ops.begin_codes_(data, *what, order, form.int8_x)
         return data
 
     def _device(self) -> torch.device:
