@@ -21,7 +21,7 @@ namespace {
 struct UnpackedFloats {
   using X = float;
   using Sum = vf;
-  static constexpr bool kRoundsX = false;
+  static constexpr bool kRoundsX = false, kWholeLines = false;
   static constexpr int kSteps = 1, kPerStep = 1;
   using State = vf;
   static INLINE vf load(const char* line) { return load_as<vf>(line); }
@@ -34,7 +34,7 @@ struct UnpackedFloats {
 struct UnpackedPairs {
   using X = bf16;
   using Sum = vf;
-  static constexpr bool kRoundsX = false;
+  static constexpr bool kRoundsX = false, kWholeLines = false;
   static constexpr int kSteps = 1, kPerStep = 2;
   using State = __m512bh;
   static INLINE State load(const char* line) { return load_as<State>(line); }
@@ -53,7 +53,7 @@ struct FloatCodes {
   using X = float;
   using Ready = UnpackedFloats;
   using Sum = vf;
-  static constexpr bool kRoundsX = false, kUnpacks = true;
+  static constexpr bool kRoundsX = false, kUnpacks = true, kWholeLines = false;
   static constexpr int kBits = K == Codes::int8 || K == Codes::fp8 ? 8 : 4;
   static constexpr int kSteps = 32 / kBits, kPerStep = 1;
   static constexpr float kOffset = K == Codes::int8 ? 128 : K == Codes::int4 ? 8 : 0;
@@ -86,7 +86,7 @@ struct Pairs {
   using X = bf16;
   using Ready = UnpackedPairs;
   using Sum = vf;
-  static constexpr bool kRoundsX = false, kUnpacks = true;
+  static constexpr bool kRoundsX = false, kUnpacks = true, kWholeLines = false;
   static constexpr int kPerStep = 2;
   static constexpr float kOffset = 0;
   static constexpr bool kWhole = false;

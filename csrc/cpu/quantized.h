@@ -47,34 +47,31 @@ template <class X>
 struct QuantRows {
   const X* x;
   int64_t stride;
-  const float* sums;    // [rows, groups]
-  const float* scales;  // [rows, groups], if x is rounded
+  const float* sums;              // [rows, groups]
+  const float* scales = nullptr;  // [rows, groups], if x is rounded
+  const float* scaled = nullptr;  // [rows, groups]: sum * scale
 };
 
-// Adds partial * scale, and what the minimum and the offset of the codes add, to the totals of one group. `rows` begins
-// with the numbers of that group.
+// Adds partial * scale, and what the minimum and the offset of the codes add, to the totals of group g.
 template <class M, int R, int P>
 INLINE void fold(const QuantMatrix& w, const char* block, int64_t g, typename M::Sum (&partial)[R][P],
                  const QuantRows<typename M::X>& rows, float* out, int64_t out_stride) {
+  const bool minimum = w.form.minimum;
+  const int64_t block_size = w.layout.block, groups = w.layout.groups;
+  const float offset = w.offset, *sums = rows.sums + g, *scales = M::kRoundsX ? rows.scales + g : nullptr;
+  const float* of_x = (M::kRoundsX ? rows.scaled : rows.sums) + g;
 #pragma GCC unroll 32
   for (int p = 0; p < P; p++) {
-    const char* own = block + p / kParts * w.layout.block;
-    vf scale = w.scale(own, g, p % kParts * VL);
-    vf minimum = w.form.minimum ? w.minimum(own, g, p % kParts * VL) : vf{};
+    const char* own = block + p / kParts * block_size;
+    vf scale = w.scale(own, g, p % kParts * VL), low = minimum ? w.minimum(own, g, p % kParts * VL) : vf{};
 #pragma GCC unroll 32
     for (int r = 0; r < R; r++) {
-      const int64_t at = r * w.layout.groups + g;
       float* to = out + r * out_stride + p * VL;
       vf sum, factor = scale, total = g ? load(to) : vf{};
-      if constexpr (M::kRoundsX) sum = __builtin_convertvector(partial[r][p], vf);
+      if constexpr (M::kRoundsX) sum = __builtin_convertvector(partial[r][p], vf), factor = scale * scales[r * groups];
       else sum = partial[r][p];
-      if (w.offset != 0) sum = fma(splat(-w.offset), splat(rows.sums[at]), sum);
-      if constexpr (M::kRoundsX) factor = scale * rows.scales[at];
-      if (w.form.minimum) {
-        float of_x = rows.sums[at];
-        if constexpr (M::kRoundsX) of_x *= rows.scales[at];
-        total = fma(minimum, splat(of_x), total);
-      }
+      if (offset != 0) sum = fma(splat(-offset), splat(sums[r * groups]), sum);
+      if (minimum) total = fma(low, splat(of_x[r * groups]), total);
       store(to, fma(sum, factor, total));
     }
   }
@@ -94,23 +91,45 @@ void quant_tile(const QuantMatrix& w, const QuantRows<typename M::X>& rows, cons
     const typename M::X* x = rows.x + g * layout.group;
     int64_t lines = layout.lines_of(g) * per_line;
     for (int64_t l = 0; l < lines; l++, at += kLine, x += kInputs) {
-      typename M::State state[P];
+      auto line = [&](int p) {
+        const char* own = at + p / kParts * codes_step + p % kParts * VL * 4;
+        if (kInPlace && p % kParts == 0) __builtin_prefetch(own + kPrefetchSteps * kLine, 0, 2);
+        return M::load(own);
+      };
+      if constexpr (M::kWholeLines) {
 #pragma GCC unroll 32
-      for (int p = 0; p < P; p++) {
-        const char* line = at + p / kParts * codes_step + p % kParts * VL * 4;
-        if (kInPlace && p % kParts == 0) __builtin_prefetch(line + kPrefetchSteps * kLine, 0, 2);
-        state[p] = M::load(line);
-      }
-#pragma GCC unroll 8
-      for (int i = 0; i < M::kSteps; i++) {
-        decltype(M::broadcast(x)) value[P];
-#pragma GCC unroll 32
-        for (int p = 0; p < P; p++) value[p] = M::value(state[p], i);
+        for (int p = 0; p < P; p++) {
+          auto state = line(p);
 #pragma GCC unroll 16
-        for (int r = 0; r < R; r++) {
-          auto factor = M::broadcast(x + r * rows.stride + i * M::kPerStep);
+          for (int r = 0; r < R; r++) partial[r][p] = M::mac_line(partial[r][p], state, x + r * rows.stride);
+        }
+      } else if constexpr (R <= 2) {  // few accumulators for each output: one register of codes at a time
 #pragma GCC unroll 32
-          for (int p = 0; p < P; p++) partial[r][p] = M::mac(partial[r][p], value[p], factor);
+        for (int p = 0; p < P; p++) {
+          auto state = line(p);
+#pragma GCC unroll 8
+          for (int i = 0; i < M::kSteps; i++) {
+            auto value = M::value(state, i);
+#pragma GCC unroll 2
+            for (int r = 0; r < R; r++)
+              partial[r][p] = M::mac(partial[r][p], value, M::broadcast(x + r * rows.stride + i * M::kPerStep));
+          }
+        }
+      } else {  // each broadcast of x serves all outputs
+        typename M::State state[P];
+#pragma GCC unroll 32
+        for (int p = 0; p < P; p++) state[p] = line(p);
+#pragma GCC unroll 8
+        for (int i = 0; i < M::kSteps; i++) {
+          decltype(M::value(state[0], i)) value[P];
+#pragma GCC unroll 32
+          for (int p = 0; p < P; p++) value[p] = M::value(state[p], i);
+#pragma GCC unroll 16
+          for (int r = 0; r < R; r++) {
+            auto factor = M::broadcast(x + r * rows.stride + i * M::kPerStep);
+#pragma GCC unroll 32
+            for (int p = 0; p < P; p++) partial[r][p] = M::mac(partial[r][p], value[p], factor);
+          }
         }
       }
     }
@@ -134,18 +153,29 @@ QuantTile<M> pick_quant_columns(bool all) {
   return all ? quant_tile<M, R, quant_columns(R), kInPlace> : quant_tile<M, R, 1, kInPlace>;
 }
 
-// A tile has 1, 2, 4 or kMaxRows rows, the last ones perhaps rows of zeros.
+// The most rows of a tile. Whole lines need more registers.
+template <class M>
+constexpr int kQuantRows = M::kWholeLines ? 4 : kMaxRows;
+
+// A tile has 1, 2, 4 or kQuantRows rows, the last ones perhaps rows of zeros.
+template <class M>
 constexpr int padded_rows(int64_t rows) {
-  return static_cast<int>(rows <= 2 ? rows : rows <= 4 && kMaxRows > 4 ? 4 : kMaxRows);
+  return static_cast<int>(rows <= 2 ? rows : rows <= 4 && kQuantRows<M> > 4 ? 4 : kQuantRows<M>);
+}
+// The rows of x, filled up so that the last tile has all its rows.
+template <class M>
+constexpr int64_t all_padded_rows(int64_t rows) {
+  int64_t tiles = (rows - 1) / kQuantRows<M>;
+  return tiles * kQuantRows<M> + padded_rows<M>(rows - tiles * kQuantRows<M>);
 }
 
 template <class M, bool kInPlace>
 QuantTile<M> pick_quant_tile(int rows, bool all) {
   if (rows == 1) return pick_quant_columns<M, 1, kInPlace>(all);
   if (rows == 2) return pick_quant_columns<M, 2, kInPlace>(all);
-  if constexpr (kMaxRows > 4)
+  if constexpr (kQuantRows<M> > 4)
     if (rows == 4) return pick_quant_columns<M, 4, kInPlace>(all);
-  return pick_quant_columns<M, kMaxRows, kInPlace>(all);
+  return pick_quant_columns<M, kQuantRows<M>, kInPlace>(all);
 }
 
 // Writes the numbers of one block's codes, 64 bytes for every `kPerStep` inputs.
@@ -172,11 +202,12 @@ void quant_strip(const LinearArgs& a, const QuantMatrix& w, const QuantRows<type
                  const char* codes, int64_t step) {
   constexpr int64_t tile_stride = kMaxColumns * 16;
   alignas(64) float tile[kMaxRows * tile_stride];
-  for (int64_t r = 0; r < a.rows; r += kMaxRows) {
-    int64_t rows = smaller(kMaxRows, a.rows - r);
-    int tile_rows = padded_rows(rows);
+  for (int64_t r = 0; r < a.rows; r += kQuantRows<M>) {
+    int64_t rows = smaller(kQuantRows<M>, a.rows - r);
+    int tile_rows = padded_rows<M>(rows);
     const int64_t at = r * w.layout.groups;
-    QuantRows<typename M::X> own = {x.x + r * x.stride, x.stride, x.sums + at, x.scales ? x.scales + at : nullptr};
+    QuantRows<typename M::X> own = {x.x + r * x.stride, x.stride, x.sums + at};
+    if (M::kRoundsX) own.scales = x.scales + at, own.scaled = x.scaled + at;
     for (int64_t b = 0, columns; b < width; b += columns) {
       columns = width - b >= quant_columns(tile_rows) ? quant_columns(tile_rows) : 1;
       pick_quant_tile<M, kInPlace>(tile_rows, columns > 1)(w, own, w.block(begin + b), codes + b * step, step,
@@ -186,22 +217,26 @@ void quant_strip(const LinearArgs& a, const QuantMatrix& w, const QuantRows<type
   }
 }
 
-// Up to this many rows codes are unpacked in registers, for each tile of rows anew.
-constexpr int64_t kInPlaceRows = VL == 16 ? kMaxRows : 2 * kMaxRows;
+// Up to this many rows codes are unpacked in registers, for each tile of rows anew. Measured with AVX2: floats take four
+// times the bytes of a code, so that unpacking into memory pays late.
+template <class M>
+constexpr int64_t kInPlaceRows = VL == 16 ? kMaxRows : (M::kRoundsX || M::kSteps > 4 ? 2 : 6) * kMaxRows;
 
 template <class M, class T>
 void quant_over(const LinearArgs& a, const QuantMatrix& w, const QuantRows<typename M::X>& x) {
   using Ready = typename M::Ready;
-  int64_t blocks = packed_blocks(a.out), width = quant_columns(padded_rows(smaller(a.rows, kMaxRows)));
-  const bool in_place = !M::kUnpacks || a.rows <= kInPlaceRows;
+  int64_t blocks = packed_blocks(a.out), width = quant_columns(padded_rows<M>(smaller(a.rows, kQuantRows<M>)));
+  const bool in_place = !M::kUnpacks || a.rows <= kInPlaceRows<M>;
   const int64_t step = round_up(a.in, w.layout.line) / M::kPerStep * kLine;  // bytes of a block that is unpacked
   parallel_tasks((blocks + width - 1) / width, [&](TaskQueue& tasks) {
     Scratch<char> memory(in_place ? 0 : width * step);
     for (; tasks.left(); tasks.advance()) {
       int64_t begin = tasks.now * width, own = smaller(width, blocks - begin);
-      for (int64_t b = 0; !in_place && b < own; b++) unpack_block<M>(w, w.block(begin + b), memory.data + b * step);
+      if constexpr (M::kUnpacks) {
+        for (int64_t b = 0; !in_place && b < own; b++) unpack_block<M>(w, w.block(begin + b), memory.data + b * step);
+        if (!in_place) quant_strip<Ready, T, false>(a, w, x, begin, own, memory.data, step);
+      }
       if (in_place) quant_strip<M, T, true>(a, w, x, begin, own, w.block(begin), w.layout.block);
-      else quant_strip<Ready, T, false>(a, w, x, begin, own, memory.data, step);
     }
   });
 }
@@ -215,7 +250,7 @@ void quant_as(const LinearArgs& a) {
   const bool has_sums = w.has_sums();
   int64_t stride = round_up(a.in, layout.line);
   const T* x = static_cast<const T*>(a.x);
-  const int64_t padded = (a.rows - 1) / kMaxRows * kMaxRows + padded_rows((a.rows - 1) % kMaxRows + 1);
+  const int64_t padded = all_padded_rows<M>(a.rows);
   Scratch<float> sums(has_sums ? padded * layout.groups : 0);
   Scratch<X> copy(padded * stride + VL);
   memset(static_cast<void*>(copy.data + a.rows * stride), 0, (padded - a.rows) * stride * sizeof(X));
@@ -228,7 +263,7 @@ void quant_as(const LinearArgs& a) {
           sum_of(to + g * layout.group, smaller(layout.group, stride - g * layout.group));
     if constexpr (M::kWhole) scale_row<M>(to, stride);
   }
-  quant_over<M, T>(a, w, {copy.data, stride, sums.data, nullptr});
+  quant_over<M, T>(a, w, {copy.data, stride, sums.data});
 }
 
 // The same for activations that are rounded to int8, each row and group for itself: contract C2.
@@ -238,9 +273,9 @@ void quant_rounded(const LinearArgs& a) {
   QuantMatrix w(a.weight, a.in, M::kOffset);
   const CodesLayout& layout = w.layout;
   const int64_t stride = round_up(a.in, layout.line), groups = layout.groups;
-  const int64_t padded = (a.rows - 1) / kMaxRows * kMaxRows + padded_rows((a.rows - 1) % kMaxRows + 1);
+  const int64_t padded = all_padded_rows<M>(a.rows);
   Scratch<X> codes(padded * stride);
-  Scratch<float> scales(padded * groups), sums(padded * groups);
+  Scratch<float> scales(padded * groups), sums(padded * groups), scaled(padded * groups);
   parallel_for(padded, 16, [&](int64_t begin, int64_t end) {
     Scratch<float> row(stride + VL);
     for (int64_t r = begin; r < end; r++) {
@@ -250,10 +285,11 @@ void quant_rounded(const LinearArgs& a) {
         int64_t k = g * layout.group, at = r * groups + g;
         round_group<M>(row.data + k, smaller(layout.group, stride - k), codes.data + r * stride + k, scales.data + at,
                        sums.data + at);
+        scaled.data[at] = sums.data[at] * scales.data[at];
       }
     }
   });
-  quant_over<M, T>(a, w, {codes.data, stride, sums.data, scales.data});
+  quant_over<M, T>(a, w, {codes.data, stride, sums.data, scales.data, scaled.data});
 }
 
 template <Codes K, class T>
@@ -282,18 +318,23 @@ void quant_linear(const LinearArgs& a) {
 // One row of the matrix as floats: scale * number + minimum, each step rounded.
 template <Codes K>
 void quant_row(const QuantMatrix& w, int64_t id, float* to) {
-  constexpr int bits = FloatCodes<K>::kBits;
+  constexpr int bits = FloatCodes<K>::kBits, per_line = 32 / bits;
+  const CodesLayout& layout = w.layout;
   const char* block = w.block(id / 16);
   const int64_t lane = id % 16, part = lane / VL * VL;
-  for (int64_t k = 0; k < w.layout.in; k++) {
-    int64_t g = k / w.layout.group, inside = k % w.layout.group;
-    uint32_t codes = load_as<uint32_t>(block + w.layout.codes(g) + inside / w.layout.line * kLine + lane * 4);
-    int place = static_cast<int>(inside % w.layout.line);
-    int code = static_cast<int>(codes >> ((place & 1) * 16 + (place >> 1) * bits) & ((1u << bits) - 1));
-    float scale = w.scale(block, g, part)[lane - part];
-    float number = number_of(K, code) * scale;
-    if (w.form.minimum) number += w.minimum(block, g, part)[lane - part];
-    to[w.form.order ? w.form.order[k] : k] = number;
+  for (int64_t g = 0; g < layout.groups; g++) {
+    const float scale = w.scale(block, g, part)[lane - part];
+    const float minimum = w.form.minimum ? w.minimum(block, g, part)[lane - part] : 0;
+    const char* codes = block + layout.codes(g) + lane * 4;
+    const int64_t first = g * layout.group, count = smaller(layout.group, layout.in - first);
+    for (int64_t i = 0; i < count; i++) {
+      int place = static_cast<int>(i % per_line);
+      uint32_t line = load_as<uint32_t>(codes + i / per_line * kLine);
+      int code = static_cast<int>(line >> ((place & 1) * 16 + (place >> 1) * bits) & ((1u << bits) - 1));
+      float number = number_of(K, code) * scale;
+      if (w.form.minimum) number += minimum;
+      to[w.form.order ? w.form.order[first + i] : first + i] = number;
+    }
   }
 }
 

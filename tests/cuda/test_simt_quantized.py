@@ -15,7 +15,8 @@ from company import PROMPTS, SHAPE, answers, same
 from families import make_folder
 
 from minillm import LLM
-from minillm.config.quantization import QUANTIZATIONS
+from minillm.config.quantization import QUANTIZATIONS, SCHEMES
+from minillm.errors import BackendError
 from minillm.ops.contract import PackedWeight
 from minillm.ops.simt import flavour, profile, schedule
 from minillm.ops.simt.ops import load_ops
@@ -63,7 +64,13 @@ def test_alone_or_in_company(folder: Path, scheme: str, dtype: str) -> None:
         assert same(expected, answers(load(folder, scheme, dtype=dtype, **options), PROMPTS)), name
 
 
-@pytest.mark.parametrize("scheme", QUANTIZATIONS)
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+def test_activations_in_int8_are_refused(folder: Path, scheme: str) -> None:
+    with pytest.raises(BackendError, match="run on the CPU only"):
+        load(folder, scheme)
+
+
+@pytest.mark.parametrize("scheme", [name for name in QUANTIZATIONS if not SCHEMES[name].layers.int8_x])
 def test_tokens_and_logits_are_those_of_the_cpu(folder: Path, scheme: str) -> None:
     """The greedy tokens of the native kernels, and their logits within rounding."""
     simulated, native = load(folder, scheme), load(folder, scheme, backend="native")

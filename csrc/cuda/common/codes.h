@@ -70,7 +70,7 @@ struct CodesView {
     group = static_cast<int>(layout.group);
     lines = static_cast<int>((in + layout.line - 1) / layout.line);
     lines_in_group = static_cast<int>(layout.group / layout.line);
-    in_pairs = layout.in_chunk == 2;
+    in_pairs = layout.paired;
     chunk = static_cast<int>(layout.chunk);
     head = static_cast<int>(layout.head);
     own = head >> in_pairs;
