@@ -35,8 +35,8 @@ class Form:
     """How the numbers of a matrix are stored (`ops/quantized.py`).
 
     `group`: inputs that share a scale, or CHANNEL: all of an output. `wide`: scales and minima are float32,
-    else float16. `minimum`: there are minima. `int8_x`: a product rounds its activations to int8, with a scale
-    for each row and group.
+    else float16. `minimum`: there are minima. `int8_x`: a product rounds its activations to int8, with a
+    scale for each row and group.
     """
 
     codes: Codes

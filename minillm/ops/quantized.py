@@ -120,7 +120,7 @@ class QuantizedMatrix:
 def rounded_x(x: Tensor, form: Form, order: Tensor | None) -> Tensor:
     """What a product of a form with `int8_x` multiplies: float32 [..., in].
 
-    Each row and group of inputs has the scale max |x| / 127, so a row depends on that row alone (contract C2).
+    Each row and group of inputs has the scale max |x| / 127, so a row depends on that row alone: contract C2.
     A group with NaN or infinity is NaN.
     """
     codes_order = torch.arange(x.shape[-1]) if order is None else order.long()

@@ -90,8 +90,8 @@ def test_control_a_scale_for_the_whole_batch(folder: Path, scope: str) -> None:
 def agree(found: Tensor, exact: Tensor, scheme: str) -> bool:
     """Whether logits are equal within rounding.
 
-    An activation halfway between two codes may get either, and all later tokens see it. So with activations in
-    int8 some rows must agree, and the others within what the rounding of activations costs.
+    An activation halfway between two codes may get either, and all later tokens see it. So with activations
+    in int8 some rows must agree, and the others within what the rounding of activations costs.
     """
     if not SCHEMES[scheme].layers.int8_x:
         return torch.allclose(found, exact, atol=2e-4, rtol=1e-3)
