@@ -32,6 +32,7 @@ from minillm.ops.quantized import QuantizedMatrix
 
 _HEADER = 64  # bytes
 _OUTPUTS = 16  # of a block
+_INT8_GROUPS = (8, 16, 32, 64, 128)  # csrc/cuda/linear/linear_q1.cu rounds a group in one tile
 
 
 class CudaMatrices(FusedOps):
@@ -51,9 +52,10 @@ class CudaMatrices(FusedOps):
     def begin_quantized(
         self, shape: tuple[int, int], form: Form, dtype: torch.dtype, order: Tensor | None = None
     ) -> Weight:
-        if form.int8_x:
+        if form.int8_x and form.group not in _INT8_GROUPS and shape[1] > form.group:
+            groups = ", ".join(map(str, _INT8_GROUPS))
             raise BackendError(
-                "activations in int8 (w8a8, w4a8) run on the CPU only", "use quantization='int8' or 'int4'"
+                f"activations in int8 in groups of {form.group}", f"on a GPU groups have {groups} inputs"
             )
         data = self._begin_codes(shape, form, order).to(self._device())
         return PackedWeight(data, *shape, dtype, form)

@@ -16,7 +16,6 @@ from families import make_folder
 
 from minillm import LLM
 from minillm.config.quantization import QUANTIZATIONS, SCHEMES
-from minillm.errors import BackendError
 from minillm.ops.contract import PackedWeight
 from minillm.ops.simt import flavour, profile, schedule
 from minillm.ops.simt.ops import load_ops
@@ -51,7 +50,7 @@ def load(folder: Path, scheme: str, **options: Any) -> LLM:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "dtype"), [("int4", "bfloat16"), ("int8", "float32"), ("fp8", "bfloat16")]
+    ("scheme", "dtype"), [("int4", "bfloat16"), ("int8", "float32"), ("fp8", "bfloat16"), ("w4a8", "float32")]
 )
 def test_alone_or_in_company(folder: Path, scheme: str, dtype: str) -> None:
     alone = load(folder, scheme, dtype=dtype)
@@ -64,19 +63,17 @@ def test_alone_or_in_company(folder: Path, scheme: str, dtype: str) -> None:
         assert same(expected, answers(load(folder, scheme, dtype=dtype, **options), PROMPTS)), name
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
-def test_activations_in_int8_are_refused(folder: Path, scheme: str) -> None:
-    with pytest.raises(BackendError, match="run on the CPU only"):
-        load(folder, scheme)
-
-
-@pytest.mark.parametrize("scheme", [name for name in QUANTIZATIONS if not SCHEMES[name].layers.int8_x])
+@pytest.mark.parametrize("scheme", QUANTIZATIONS)
 def test_tokens_and_logits_are_those_of_the_cpu(folder: Path, scheme: str) -> None:
     """The greedy tokens of the native kernels, and their logits within rounding."""
     simulated, native = load(folder, scheme), load(folder, scheme, backend="native")
     found, exact = (answers(llm, PROMPTS[:3]) for llm in (simulated, native))
     assert [tokens for tokens, _ in found] == [tokens for tokens, _ in exact]
     logits = [llm.logits(PROMPTS[3]) for llm in (simulated, native)]
+    if SCHEMES[scheme].layers.int8_x:  # an activation halfway between two codes may get either
+        wrong = (logits[0] - logits[1]).abs().amax(dim=1)
+        assert (wrong < 1e-4).sum() >= 4 and wrong.max() < 0.3
+        return
     assert torch.allclose(*logits, atol=2e-4, rtol=1e-3)
     plain = tiny.load(folder, backend="native").logits(PROMPTS[3])
     assert not torch.allclose(logits[0], plain, atol=2e-4, rtol=1e-3), (
