@@ -155,7 +155,10 @@ def linear(library: KernelLibrary) -> tuple[Tensor, Tensor]:
         alone = multiply(library, made, x[3:4].clone(), bias)
         found += [y.nan_to_num(9e9), (alone != y[3:4]).float() * 9e9]
         rows = rounded_x(x, form, made.order) if form.int8_x else x
-        exact += [oracle.linear(rows, made.dequantize().double(), bias), torch.zeros(1, 18, dtype=torch.float64)]
+        exact += [
+            oracle.linear(rows, made.dequantize().double(), bias),
+            torch.zeros(1, 18, dtype=torch.float64),
+        ]
     return torch.cat(found), torch.cat(exact)
 
 
