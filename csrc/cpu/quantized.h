@@ -60,6 +60,8 @@ void quant_strip(const LinearArgs& a, const QuantMatrix& w, const QuantRows<type
   }
 }
 
+// `M::Ready`, which reads unpacked codes, has tiles of as many rows as M.
+//
 // Up to this many rows codes are unpacked in registers, for each tile of rows anew. Measured with AVX2: floats take four
 // times the bytes of a code, so that unpacking into memory pays late.
 template <class M>
@@ -103,14 +105,16 @@ void quant_as(const LinearArgs& a) {
   Scratch<X> copy(padded * stride + VL);
   memset(static_cast<void*>(copy.data + a.rows * stride), 0, (padded - a.rows) * stride * sizeof(X));
   for (int64_t i = a.rows * layout.groups; has_sums && i < padded * layout.groups; i++) sums.data[i] = 0;
-  for (int64_t r = 0; r < a.rows; r++) {
-    X* to = copy.data + r * stride;
-    copy_row(x + r * a.x_stride, a.in, w.form.order, to, stride);
-    for (int64_t g = 0; has_sums && g < layout.groups; g++)
-      sums.data[r * layout.groups + g] =
-          sum_of(to + g * layout.group, smaller(layout.group, stride - g * layout.group));
-    if constexpr (M::kWhole) scale_row<M>(to, stride);
-  }
+  parallel_for(a.rows, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; r++) {
+      X* to = copy.data + r * stride;
+      copy_row(x + r * a.x_stride, a.in, w.form.order, to, stride);
+      for (int64_t g = 0; has_sums && g < layout.groups; g++)
+        sums.data[r * layout.groups + g] =
+            sum_of(to + g * layout.group, smaller(layout.group, stride - g * layout.group));
+      if constexpr (M::kWhole) scale_row<M>(to, stride);
+    }
+  });
   quant_over<M, T>(a, w, {copy.data, stride, sums.data});
 }
 
