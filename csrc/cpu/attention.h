@@ -17,11 +17,11 @@
 //
 // A task is one kv head of one sequence and up to `kTaskRows` query rows that read it: rows = tokens x query heads
 // of the group. So the heads of a group share each packed tile, and in prefill many tokens share it. Bytes: K and V
-// of the visible keys, once per task. FLOPs: 4 head_dim for each (row, key). Limit: in decode, reading and packing
-// the cache; in prefill, the dot-product units, with about a third of the time in the softmax.
+// of the visible keys, once per task. FLOPs: 4 head_dim for each (row, key). Limit: in prefill, the dot-product units,
+// with about a third of the time in the softmax.
 //
-// Here tiles are packed. attention_in_place.h reads values where they are, and attention_int8.h a cache in int8; tasks and
-// softmax are the same.
+// Here tiles are packed. attention_in_place.h reads values where they are, and attention_int8.h a cache in int8; tasks
+// and softmax are the same.
 
 #pragma once
 
@@ -57,7 +57,8 @@ struct TaskList {
     for (int64_t s = 0; s < a.batch.num_seqs; s++) {
       first.data[s] = total;
       total += joined(s) ? 1 : chunks(s) * a.heads.num_kv_heads;
-      most_rows = larger(most_rows, joined(s) ? rows(s) * a.heads.num_heads : smaller(rows(s), tokens_per_task) * group);
+      int64_t most = joined(s) ? rows(s) * a.heads.num_heads : smaller(rows(s), tokens_per_task) * group;
+      most_rows = larger(most_rows, most);
     }
     first.data[a.batch.num_seqs] = total;
   }
@@ -106,8 +107,8 @@ INLINE float mask_scores(const float* scores, int64_t begin, int64_t end, float 
   return max_lanes(highest);
 }
 
-// Weights P = e^(S scale - m) of one tile, rounded to `Weight`. Updates m and l. Returns the factor for O: exactly 1 if the maximum has
-// not changed, which is the usual case.
+// Weights P = e^(S scale - m) of one tile, rounded to `Weight`. Updates m and l. Returns the factor for O: exactly 1 if
+// the maximum has not changed, which is the usual case.
 template <class Weight, class X>
 INLINE float softmax_step(const float* scores, X* weights, int64_t begin, int64_t end, float scale, float& m,
                           float& l) {
@@ -256,7 +257,8 @@ void attend_tile(const AttentionArgs& a, Workspace<M, T>& s, const Span& span, i
 // `tile`: on entry the slots of this task's first tile, on return those of the next task's. Packing a tile prefetches
 // the rows of the next one.
 template <class M, class T>
-void attend_task(const AttentionArgs& a, Workspace<M, T>& s, const Task& task, const Task* next_task, TileSlots<T>& tile) {
+void attend_task(const AttentionArgs& a, Workspace<M, T>& s, const Task& task, const Task* next_task,
+                 TileSlots<T>& tile) {
   int64_t dim = a.heads.head_dim, rows = rows_of_head(a, task), offset = task.kv_head * dim, next_offset = offset;
   Span span(a, task);
   begin_rows<T>(a, s, task, span);

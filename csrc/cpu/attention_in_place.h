@@ -1,8 +1,8 @@
 // Attention that reads values in the cache where they are: the tasks, the tiles and the softmax of attention.h.
 //
-// With one query row, packing a tile takes two thirds of the time: it writes and reads as many numbers as the sums need,
-// for one use. Values need no packing, since 16 dims of a key are neighbours. Keys do, because a register of scores is
-// 16 keys: they are transposed, and widened on the way.
+// With few query rows, packing a tile takes two thirds of the time: it writes and reads as many numbers as the sums
+// need, for one use. Values need no packing, since 16 dims of a key are neighbours. Keys do, because a register of scores
+// is several keys: they are transposed, and widened on the way.
 //
 //     S[r][key] += q[r][d] * K[key][d]     d = 0, 1, 2, ...       from the transposed tile
 //     O[r][d]   += P[r][key] * V[key][d]   key = 0, 1, 2, ...     from the cache
@@ -45,8 +45,9 @@ template <> struct Products<bf16> {
 template <class T> using InPlace = typename Products<T>::InPlace;
 template <class T> using InPlaceX = typename InPlace<T>::X;
 
-// Rows of a task up to which values stay where they are, and up to which a task has all heads. Many rows share the
-// packing; on AVX-512 a packed tile is then better, elsewhere it never is.
+// Rows of a head up to which values stay where they are, and up to which a task has all heads. Many rows share the
+// packing. With AVX2 it still gains nothing (192 rows: bf16 is 25 % faster in place, fp16 and fp32 5 %). The generic
+// path converts slowly, and packed tiles on AVX-512 have more rows: both pack.
 constexpr int64_t kValuesInPlace = VL == 8 ? kTaskRows : 2 * kSumRows, kJoinRows = smaller(48, kValuesInPlace);
 
 // Rows are whole registers, also as pairs.
@@ -79,6 +80,7 @@ INLINE vf values_at(TileRows<bf16> rows, int64_t i, int p) {
 constexpr int dim_at(int place) { return place % VL * 2 + place / VL; }
 #endif
 
+// scores[r][16 g ...] = q[r] . keys of group g, for R rows and G groups of 16 transposed keys.
 template <class M, int R, int G>
 void score_keys(const typename M::X* q, int64_t dim, const typename M::W* keys, float* scores) {
   constexpr int P = G * kParts;
@@ -90,6 +92,7 @@ void score_keys(const typename M::X* q, int64_t dim, const typename M::W* keys, 
   store_sums<R, P>(acc, scores, kKeyTile);
 }
 
+// out[r][16 g ...] += weights[r] . values, for R rows and 16 G dims.
 template <class T, int R, int G>
 void sum_values(const InPlaceX<T>* weights, TileRows<T> rows, float* out, int64_t width) {
   constexpr int P = G * kParts;
@@ -103,13 +106,15 @@ void sum_values(const InPlaceX<T>* weights, TileRows<T> rows, float* out, int64_
 template <class T, int R>
 void score_rows_in_place(const InPlaceX<T>* q, int64_t dim, const typename InPlace<T>::W* keys, float* scores) {
   constexpr int G = groups_for(R);
-  for (int64_t g = 0; g < kKeyTile / 16; g += G) score_keys<InPlace<T>, R, G>(q, dim, keys + g * 16 * dim, scores + g * 16);
+  for (int64_t g = 0; g < kKeyTile / 16; g += G)
+    score_keys<InPlace<T>, R, G>(q, dim, keys + g * 16 * dim, scores + g * 16);
 }
 
 template <class T, int R>
 void value_rows_in_place(const InPlaceX<T>* weights, TileRows<T> rows, int64_t dim, float* out, int64_t width) {
   constexpr int G = groups_for(R);
-  for (; dim >= G * 16; dim -= G * 16, rows.offset += G * 16, out += G * 16) sum_values<T, R, G>(weights, rows, out, width);
+  for (; dim >= G * 16; dim -= G * 16, rows.offset += G * 16, out += G * 16)
+    sum_values<T, R, G>(weights, rows, out, width);
   if constexpr (G > 2)
     if (dim) sum_values<T, R, 2>(weights, rows, out, width);
 }
@@ -130,6 +135,7 @@ constexpr InPlaceTile<T> kInPlaceTiles[] = {
 #endif
 };
 
+// Puts the dims of one row of output in order.
 template <class T>
 void order_dims(float*, int64_t) {}
 template <>
@@ -161,8 +167,8 @@ struct HeadTile {
   int64_t base, first_row;
 };
 
-// Prefetches part `i` of `parts` of the next values. A core can have only a few loads in flight, so this is done between
-// the rows.
+// Prefetches part `i` of `parts` of the next values. A core can have only a few loads in flight, so this is done
+// between the rows.
 template <class T>
 INLINE void prefetch_part(TileRows<T> next, int64_t dim, int64_t i, int64_t parts) {
   for (int64_t key = kKeyTile * i / parts; key < kKeyTile * (i + 1) / parts; key++) prefetch(next[key], dim);
@@ -174,7 +180,7 @@ void attend_in_place_rows(const AttentionArgs& a, InPlaceWorkspace<T>& s, const 
                           int64_t row, int64_t count) {
   int64_t dim = a.heads.head_dim, group = a.heads.num_heads / a.heads.num_kv_heads, r = tile.first_row + row;
   const InPlaceTile<T>& fn = kInPlaceTiles<T>[count - 1];
-  float* out = s.out.data + r * s.width;
+  float *out = s.out.data + r * s.width, scale = a.softcap ? 1 : a.scale;
   fn.scores(s.q.data + r * dim, dim, s.keys.data, s.scores.data);
   for (int64_t i = 0; i < count; i++) {
     if (row == 0) prefetch_part(tile.next, dim, i, count);
@@ -182,28 +188,34 @@ void attend_in_place_rows(const AttentionArgs& a, InPlaceWorkspace<T>& s, const 
     Visible keys(a, span.first_pos + (row + i) / group, tile.base);
     if (a.softcap) cap_scores(scores, a.scale, a.softcap);
     float correction = softmax_step<typename Products<T>::Packed::X>(
-        scores, s.p.data + i * kKeyTile, keys.begin, keys.end, a.softcap ? 1 : a.scale, s.m.data[r + i], s.l.data[r + i]);
+        scores, s.p.data + i * kKeyTile, keys.begin, keys.end, scale, s.m.data[r + i], s.l.data[r + i]);
     rescale(out + i * s.width, s.width, correction);
   }
   fn.values(s.p.data, tile.values, dim, out, s.width);
 }
 
-// The next tile of a head is prefetched while this one is used: with all heads in one task, that is about a tile ahead.
+// The next tile of a head is prefetched while this one is used. `next_task` and `tile` are as in attend_task.
 template <class T>
-void attend_in_place(const AttentionArgs& a, InPlaceWorkspace<T>& s, const Task& task) {
-  int64_t dim = a.heads.head_dim, rows = rows_of_head(a, task), count = 0;
+void attend_in_place(const AttentionArgs& a, InPlaceWorkspace<T>& s, const Task& task, const Task* next_task,
+                     TileSlots<T>& tile) {
+  int64_t dim = a.heads.head_dim, rows = rows_of_head(a, task);
   Span span(a, task);
   begin_rows<T>(a, s, task, span);
-  TileSlots<T> tiles[2] = {first_tile(a, task, s.zeros.data)};
-  for (int64_t base = span.begin; base < span.end; base += kKeyTile, count++) {
-    TileSlots<T>&now = tiles[count % 2], &next = tiles[(count + 1) % 2];
-    next = TileSlots<T>(a, task.seq, base + kKeyTile, span.end - base - kKeyTile, s.zeros.data);
+  for (int64_t base = span.begin; base < span.end; base += kKeyTile) {
+    TileSlots<T> now = tile;
+    bool ends = base + kKeyTile >= span.end;
+    if (!ends) {
+      tile = TileSlots<T>(a, task.seq, base + kKeyTile, span.end - base - kKeyTile, s.zeros.data);
+    } else if (next_task) {
+      tile = first_tile(a, *next_task, s.zeros.data);
+    }
+    const Task& after = ends && next_task ? *next_task : task;
     for (int64_t h = 0; h < task.heads; h++) {
-      int64_t offset = (task.kv_head + h) * dim;
-      turn_keys(TileRows<T>{now.k, offset}, TileRows<T>{next.k, offset}, dim, s.keys.data);
-      HeadTile<T> tile = {{now.v, offset}, {next.v, offset}, base, h * rows};
+      int64_t offset = (task.kv_head + h) * dim, next = (after.kv_head + smaller(h, after.heads - 1)) * dim;
+      turn_keys(TileRows<T>{now.k, offset}, TileRows<T>{tile.k, next}, dim, s.keys.data);
+      HeadTile<T> head = {{now.v, offset}, {tile.v, next}, base, h * rows};
       for (int64_t r = 0; r < rows; r += kSumRows)
-        attend_in_place_rows(a, s, span, tile, r, smaller(kSumRows, rows - r));
+        attend_in_place_rows(a, s, span, head, r, smaller(kSumRows, rows - r));
     }
   }
   for (int64_t r = 0; r < task.heads * rows; r++) order_dims<T>(s.out.data + r * s.width, dim);
@@ -221,11 +233,11 @@ void attend_tasks(const AttentionArgs& a, const TaskList& list) {
     TileSlots<T> tile = first_tile(a, task, packed.zeros.data);
     for (; tasks.left(); tasks.advance(), task = next) {
       if (!tasks.last()) next = list.at(tasks.next);
+      const Task* after = tasks.last() ? nullptr : &next;
       if (fits_in_place(a.heads) && rows_of_head(a, task) <= kValuesInPlace) {
-        attend_in_place(a, in_place, task);
-        if (!tasks.last()) tile = first_tile(a, next, packed.zeros.data);
+        attend_in_place(a, in_place, task, after, tile);
       } else {
-        attend_task(a, packed, task, tasks.last() ? nullptr : &next, tile);
+        attend_task(a, packed, task, after, tile);
       }
     }
   });

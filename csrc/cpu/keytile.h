@@ -4,8 +4,9 @@
 //     slot slot slot slot ...  -->   values [head_dim / 16][64 / 2][16][2]    O += P V:  16 dims a register
 //
 // (For bf16. fp32 and fp16 are packed as fp32, without pairs.) With this layout the register tile (tile.h) that
-// multiplies weights computes attention too. Bytes: the tile is read once for all rows of a task. Limit: the 16 x 16
-// transposition of keys takes a quarter of the time with one query row, and almost none with many rows.
+// multiplies weights computes attention too. Bytes: the tile is read once for all rows of a task. Limit: with one query
+// row packing takes two thirds of the time, with many rows almost none. So where few rows share a tile,
+// attention_in_place.h packs only the keys, as fp32, and reads values where they are.
 //
 // Slots that no row of the task sees are packed as zeros and never read: they may hold any bits.
 
@@ -118,7 +119,7 @@ struct TileRows {
 };
 
 // Prefetches one row of the next tile. Rows are short and far apart, so the hardware prefetcher does not find them.
-// A core can have only a few loads in flight, so rows are prefetched one by one while the current tile is packed.
+// A core can have only a few loads in flight, so rows are prefetched while the current tile is packed.
 template <class T>
 INLINE void prefetch(const T* row, int64_t dim) {
   for (int64_t byte = 0; byte < dim * int64_t{sizeof(T)}; byte += 64)

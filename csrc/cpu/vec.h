@@ -1,8 +1,8 @@
 // One vector type, three instruction sets.
 //
 // A `vf` is VL floats in one register: 16 with AVX-512, 8 with AVX2, 4 elsewhere (SSE2, NEON). The kernels are
-// written once with this type and compiled once for each instruction set, with its compiler flags. Apart from the
-// product in tile.h and the transposition in keytile.h, only this file names instructions.
+// written once with this type and compiled once for each instruction set, with its compiler flags. Apart from products,
+// transpositions and the unpacking of codes and pairs, only this file names instructions.
 //
 // Everything here has internal linkage, and no std:: template is used. The linker keeps one copy of an inline
 // function; if that were the AVX-512 copy, it would crash a CPU without AVX-512.
