@@ -15,6 +15,8 @@ from minillm.model.stored_pieces import Piece, find_pieces, quantization_of
 from minillm.model.weights import placements
 from minillm.ops.reference import ReferenceOps
 
+GROUP = 128  # inputs of a group, where there is an order
+
 
 def write(folder: Path, cfg: dict[str, Any], quantization: dict[str, Any]) -> int:
     """Write a model folder without a tokenizer; returns the bytes of its tensors."""
@@ -38,15 +40,13 @@ def write(folder: Path, cfg: dict[str, Any], quantization: dict[str, Any]) -> in
 def _stored(piece: Piece) -> dict[str, torch.Tensor]:
     tensors = {}
     for end, part in piece.scheme.parts(piece.shape).items():
-        shape = (piece.experts, *part.shapes[0]) if piece.experts else part.shapes[0]
-        tensors[piece.module + end] = torch.zeros(shape, dtype=part.dtypes[0])
-    if (said := tensors.get(f"{piece.module}.weight_shape")) is not None:
-        said.copy_(torch.tensor(piece.shape))
-    if (indices := tensors.get(f"{piece.module}.g_idx")) is not None:
-        # Inputs in turns belong to groups from both halves: an order that is not the plain one.
-        groups = torch.arange(len(indices), dtype=indices.dtype) // GROUP
-        indices.copy_(groups.view(2, -1).T.flatten())
+        if part.says_shape:
+            tensors[piece.module + end] = torch.tensor(piece.shape)
+        elif end == ".g_idx":  # the groups' inputs in turns, from both halves: no plain order
+            groups = torch.arange(piece.shape[1], dtype=torch.int32) // GROUP
+            tensors[piece.module + end] = groups.view(2, -1).T.flatten()
+        else:
+            shape = (piece.experts, *part.shapes[0]) if piece.experts else part.shapes[0]
+            middle = 0x77777777 if end == ".qzeros" else 0  # GPTQ stores zero points minus one
+            tensors[piece.module + end] = torch.full(shape, middle, dtype=part.dtypes[0])
     return tensors
-
-
-GROUP = 128
