@@ -4,7 +4,12 @@
             <--{"first_s": seconds, "rest_s": seconds}--
 
 It reads the GGUF file that the model was made of, as it was published. The worker measures the time itself,
-so the pipe costs nothing. Why another process: WHY
+so the pipe costs nothing.
+
+Why another process: torch and llama.cpp both load libgomp.so.1, and a process has only one of that name.
+Inside ours llama.cpp would run on torch's OpenMP threads, and no longer as its users run it. While the worker
+waits for a line, its threads end their spinning and sleep. And an engine that ends its process does not end
+the bench.
 """
 
 from __future__ import annotations
