@@ -18,11 +18,8 @@ from minillm.cli.doctor.check import Check, read_text
 from minillm.cli.doctor.machine import cpu_flags
 from minillm.config.quantization import SCHEMES
 from minillm.config.sizes import format_bytes
+from minillm.toolchain.cpu import ISAS
 
-NEEDED = {
-    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vbmi"},
-    "avx2": {"avx2", "fma", "f16c"},
-}
 _HOW = {
     "avx512": "bf16 pairs by table lookups (VBMI)",
     "avx2": "codes converted to floats",
@@ -30,18 +27,24 @@ _HOW = {
 }
 
 
+def needed(isa: str) -> set[str]:
+    """The instructions that a code path is compiled for, as the compiler calls them."""
+    return {flag.removeprefix("-m") for flag in ISAS[isa] if flag.startswith("-m")}
+
+
 def isa_of(flags: set[str]) -> str:
-    """The code path for a processor with these flags of /proc/cpuinfo."""
-    return next((isa for isa, needed in NEEDED.items() if needed <= flags), "generic")
+    """The code path for a processor with these flags: the first that it has all instructions of."""
+    return next(isa for isa in ISAS if needed(isa) <= flags)
 
 
 def check_code_kernels(flags: set[str] | None = None) -> Check:
     """The kernels for 8-bit and 4-bit weights that this processor runs. Nothing is compiled or loaded."""
     flags = cpu_flags(read_text("/proc/cpuinfo")) if flags is None else flags
+    flags = {flag.replace("_", "") for flag in flags}  # Linux writes avx512_bf16, but avx512vbmi
     isa = os.environ.get("MINILLM_CPU_PATH") or isa_of(flags)
     value = f"{isa}: {_HOW.get(isa, 'as MINILLM_CPU_PATH says')}"
     if platform.machine() in ("x86_64", "AMD64") and isa_of(flags) != "avx512":
-        value += f"; avx512 lacks {' '.join(sorted(NEEDED['avx512'] - flags))}"
+        value += f"; avx512 lacks {' '.join(sorted(needed('avx512') - flags))}"
     return Check("quantised weights", "info" if isa == "generic" else "ok", value)
 
 
