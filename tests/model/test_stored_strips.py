@@ -113,7 +113,9 @@ SMALL = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize("scheme", ["rows", "columns", "experts"])
+@pytest.mark.parametrize(
+    "scheme", ["rows", *(pytest.param(s, marks=pytest.mark.slow) for s in ("columns", "experts"))]
+)
 def test_peak_memory_is_near_the_packed_size(scheme: str, tmp_path: Path) -> None:
     """Three matrices of 96 MiB, or two layers of experts; read as a whole, one of them is too much."""
     if scheme == "experts":
