@@ -39,13 +39,15 @@ def run(kernels: Kernels, launcher: str, is_checked: bool = True, **arguments: A
     """Call a launcher.
 
     Raises:
-        SimtError: its class names what happened to which array, not in which function: a student may read
-            x in a function of the own.
+        SimtError: its class names what happened, not in which function: a student may read x in a function of
+            the own. What is past the end of one array may be close to another, so that is not named either.
     """
     try:
         kernels.run(launcher, is_checked, **arguments)
     except SimtError as error:
         account = re.split(":| in ", type(error).__name__)[0]
+        if error.kind == "out of bounds":
+            account = f"{error.kind}, {'write' if ' write of ' in error.detail[0] else 'read'}"
         error.__class__ = type(account, (SimtError,), {"place": account})
         raise
 
@@ -159,9 +161,9 @@ def more_unpack(random: Random) -> Iterator[Case]:
 # ---- 14.3 --------------------------------------------------------------------------------------------------
 
 
-def dotted(seed: int, count: int, kernels: Kernels) -> Tensor:
-    """The sums [16] over `count` inputs; x ends there, the codes do not."""
-    chunk, x, sums = chunks_of(seed, 1)[0], random_tensor(seed + 9, count), torch.zeros(SIDE)
+def dotted(seed: int, count: int, kernels: Kernels, behind: int = 0) -> Tensor:
+    """The sums [16] over `count` inputs; x ends there, or `behind` numbers later. The codes do not end."""
+    chunk, x, sums = chunks_of(seed, 1)[0], random_tensor(seed + 9, count + behind), torch.zeros(SIDE)
     run(kernels, "run_dot", chunk=chunk, x=x, sums=sums, count=count)
     return sums
 
@@ -180,6 +182,7 @@ DOT = (
     case("64 inputs", dotted, 11, GROUP),
     case("24 inputs", dotted, 12, 24),
     case("13 inputs", dotted, 13, 13),
+    case("10 inputs, with other numbers behind them", partial(dotted, behind=60), 15, 10),
     case("one input", dotted, 14, 1),
 )
 

@@ -77,6 +77,7 @@ PACK = mistakes(
     (
         "equal weights have a scale of 0, and the division by it gives no code: all codes are 0",
         (INSIDE, "i < count"),
+        (CODE, "static_cast<int>((w[i] - low) / scale + 0.5f)"),
     ),
     (
         "the lines have the inputs in turns: line l has the inputs 8 l to 8 l + 7",
@@ -168,9 +169,15 @@ ADD_UP = "sums[o] += codes[k][o] * x[i + k];"
 DOT = mistakes(
     "14.3",
     ("the sums begin with what was there: set them to 0", (ZERO, "")),
-    ("each line uses the first eight numbers of x: add the line's first input", (ADD_UP, ADD_UP.replace("i + k", "k"))),
+    (
+        "each line uses the first eight numbers of x: add the line's first input",
+        (ADD_UP, ADD_UP.replace("i + k", "k")),
+    ),
     ("each line is line 0: input i is in line i / 8", (LINE, "chunk.line[0]")),
-    ("only the last line is left: set the sums to 0 once, before the loop", (ADD_UP, f"sums[o] = (k ? sums[o] : 0) + {ADD_UP[11:]}")),
+    (
+        "only the last line is left: set the sums to 0 once, before the loop",
+        (ADD_UP, f"sums[o] = (k ? sums[o] : 0) + {ADD_UP[11:]}"),
+    ),
     ("only the last input is left: add to the sums", (ADD_UP, ADD_UP.replace("+=", "="))),
     ("x is read past its end: the last line may have fewer than eight inputs", (INNER, "k < kCodes")),
     (
@@ -178,7 +185,10 @@ DOT = mistakes(
         (LINES, "i < kGroup; i += kCodes"),
         (INNER, "k < kCodes"),
     ),
-    ("the last inputs are left out: `count` need not be a multiple of 8", (LINES, "i + kCodes <= count; i += kCodes")),
+    (
+        "the last inputs are left out: `count` need not be a multiple of 8",
+        (LINES, "i + kCodes <= count; i += kCodes"),
+    ),
     ("the last input is left out", (INNER, "k < kCodes && i + k + 1 < count")),
     ("one input too many is read: x ends after `count` numbers", (INNER, "k < kCodes && i + k <= count")),
     (
@@ -193,7 +203,10 @@ DOT = mistakes(
         "each code becomes a weight here: add_group multiplies by the scale and adds the minimum",
         (ADD_UP, ADD_UP.replace("codes[k][o]", "(chunk.scale[o] * codes[k][o] + chunk.minimum[o])")),
     ),
-    ("8 is subtracted from each code: here codes run from 0 to 15", (ADD_UP, ADD_UP.replace("codes[k][o]", "(codes[k][o] - 8)"))),
+    (
+        "8 is subtracted from each code: here codes run from 0 to 15",
+        (ADD_UP, ADD_UP.replace("codes[k][o]", "(codes[k][o] - 8)")),
+    ),
     ("all outputs have the codes of output 0", (ADD_UP, ADD_UP.replace("codes[k][o]", "codes[k][0]"))),
 )
 
@@ -203,7 +216,10 @@ GROW = "y[o] += chunk.scale[o] * sums[o] + chunk.minimum[o] * total;"
 ADD = mistakes(
     "14.4",
     ("y is overwritten: the groups before are in it, add to it", (GROW, GROW.replace("+=", "="))),
-    ("the minimum is missing: it adds minimum * (sum of x)", (GROW, GROW.replace(" + chunk.minimum[o] * total", ""))),
+    (
+        "the minimum is missing: it adds minimum * (sum of x)",
+        (GROW, GROW.replace(" + chunk.minimum[o] * total", "")),
+    ),
     (
         "the minimum is multiplied by the number of inputs, not by the sum of x",
         (TOTAL, "total += 1;"),
@@ -213,7 +229,10 @@ ADD = mistakes(
         "the minimum is multiplied by the scale too: weight = scale * code + minimum",
         (GROW, "y[o] += chunk.scale[o] * (sums[o] + chunk.minimum[o] * total);"),
     ),
-    ("the minimum is subtracted: weight = scale * code + minimum", (GROW, GROW.replace("sums[o] +", "sums[o] -"))),
+    (
+        "the minimum is subtracted: weight = scale * code + minimum",
+        (GROW, GROW.replace("sums[o] +", "sums[o] -")),
+    ),
     ("the scale is missing", (GROW, GROW.replace("chunk.scale[o] * ", ""))),
     (
         "scale and minimum are exchanged",
@@ -223,11 +242,20 @@ ADD = mistakes(
         "y is multiplied by the scale as well: only the new group is",
         (GROW, "y[o] = chunk.scale[o] * (y[o] + sums[o]) + chunk.minimum[o] * total;"),
     ),
-    ("all outputs have the scale and the minimum of output 0", (GROW, GROW.replace("scale[o]", "scale[0]").replace("minimum[o]", "minimum[0]"))),
+    (
+        "all outputs have the scale and the minimum of output 0",
+        (GROW, GROW.replace("scale[o]", "scale[0]").replace("minimum[o]", "minimum[0]")),
+    ),
     ("x is summed past its end: it has `count` numbers", (UP_TO, "i < kGroup; i++")),
-    ("only the first eight numbers of x are summed: the group has `count`", (UP_TO, "i < min(count, kCodes); i++")),
+    (
+        "only the first eight numbers of x are summed: the group has `count`",
+        (UP_TO, "i < min(count, kCodes); i++"),
+    ),
     ("the last number of x is not summed", (UP_TO, "i + 1 < count; i++")),
-    ("the sum of x is its mean: do not divide by the number of inputs", (GROW, GROW.replace("total", "total / count"))),
+    (
+        "the sum of x is its mean: do not divide by the number of inputs",
+        (GROW, GROW.replace("total", "total / count")),
+    ),
     ("sums of sizes are taken: the sum of x keeps the signs", (TOTAL, "total += fabsf(x[i]);")),
     (
         "the minimum is added to each of the sums before the scale: weight = scale * code + minimum",

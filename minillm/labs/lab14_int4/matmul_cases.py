@@ -60,9 +60,9 @@ def bits_of_rows(columns: int, kernels: Kernels) -> list[Any]:
         for first in range(ROWS - rows + 1):
             part = multiply(chunks, x[first : first + rows].clone(), kernels)
             if not torch.equal(part, together[first : first + rows]):
-                found.append(rows)
-    few = f"{min(found)} at a time" if found else ""
-    return [together, Words(f"a row has other bits {few} than four at a time" if few else "the same bits")]
+                found.append(str(rows))
+    few = ", ".join(dict.fromkeys(found))
+    return [together, Words(f"other bits with {few} rows at once than with 4" if few else "the same bits")]
 
 
 def reads_of_rows(kernels: Kernels) -> list[Any]:
@@ -71,11 +71,13 @@ def reads_of_rows(kernels: Kernels) -> list[Any]:
     for rows in (1, ROWS):
         multiply(matrix(33, SIDE, 2 * GROUP), random_tensor(34, rows, 2 * GROUP), kernels)
         used.append(kernels.counted.tensors["chunks"][0])
-    times = used[1] / used[0]
+    times = used[1] / max(1, used[0])
     # Scales may be loaded for each row; lines may not.
     if times <= 1.5:
         return [Counted("the lines are read once for four rows")]
-    return [Counted("the lines are read again for each row", f"{times:.1f} times as often for 4 rows as for 1")]
+    return [
+        Counted("the lines are read again for each row", f"{times:.1f} times as often for 4 rows as for 1")
+    ]
 
 
 MANY = (
@@ -101,7 +103,9 @@ def more_rows(random: Random) -> Iterator[Case]:
 # ---- 14.6 --------------------------------------------------------------------------------------------------
 
 
-def product(launcher: str, chunks: Tensor, x: Tensor, out: int, kernels: Kernels, checked: bool = True) -> Tensor:
+def product(
+    launcher: str, chunks: Tensor, x: Tensor, out: int, kernels: Kernels, checked: bool = True
+) -> Tensor:
     """y [rows, out] of a launcher with the arguments of run_matmul."""
     y = torch.full((len(x), out), math.nan)
     sizes = {"rows": len(x), "out": out, "columns": x.shape[1]}
@@ -130,10 +134,12 @@ def reads_of_batch(launcher: str, kernels: Kernels) -> list[Any]:
     for rows in (1, 2 * ROWS):
         any_size(launcher, rows, 2 * SIDE, GROUP, 53, kernels)
         used.append(kernels.counted.tensors["chunks"][0])
-    times = used[1] / used[0]
+    times = used[1] / max(1, used[0])
     if times <= 3:
         return [Counted("the matrix is read once for four rows")]
-    return [Counted("the matrix is read more often", f"{times:.1f} times as often for 8 rows as for 1; 2 needed")]
+    return [
+        Counted("the matrix is read more often", f"{times:.1f} times as often for 8 rows as for 1; 2 needed")
+    ]
 
 
 MATMUL = (
