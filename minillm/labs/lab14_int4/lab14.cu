@@ -109,8 +109,8 @@ CPU void add_group(float (&y)[kSide], const Chunk& chunk, const float (&sums)[kS
 
 // 16 outputs of `rows` rows (1 .. kRows): y[r][o] is the sum over all `in` inputs. x is [rows, in]. `chunks` is the first
 // chunk of the block; `in` need not be a multiple of 64, and past the end there is neither a chunk nor an x. Rows of y from
-// `rows` on are not looked at. The chunks are read as often for four rows as for one: unpack a line, and use it for every
-// row. The bits of a row do not depend on `rows` or on the other rows.
+// `rows` on are not looked at. The lines are read once for all rows: unpack a line, then use it for every row. The bits of a
+// row do not depend on `rows` or on the other rows.
 CPU void multiply_rows(float (&y)[kRows][kSide], const Chunk* chunks, const float* x, int rows, int in) {
   // begin 14.5
   for (int r = 0; r < rows; r++)
@@ -121,9 +121,12 @@ CPU void multiply_rows(float (&y)[kRows][kSide], const Chunk* chunks, const floa
     for (int i = 0; i < count; i += kCodes) {
       float codes[kCodes][kSide];
       unpack_line(codes, chunks->line[i / kCodes]);
-      for (int r = 0; r < rows; r++)
-        for (int k = 0; k < kCodes && i + k < count; k++)
-          for (int o = 0; o < kSide; o++) sums[r][o] += codes[k][o] * x[r * in + first + i + k];
+      for (int r = 0; r < rows; r++) {
+        float numbers[kCodes] = {};
+        for (int k = 0; k < kCodes && i + k < count; k++) numbers[k] = x[r * in + first + i + k];
+        for (int o = 0; o < kSide; o++)
+          for (int k = 0; k < kCodes; k++) sums[r][o] += codes[k][o] * numbers[k];
+      }
     }
     for (int r = 0; r < rows; r++) add_group(y[r], *chunks, sums[r], x + r * in + first, count);
   }

@@ -2,48 +2,57 @@
 
 from __future__ import annotations
 
-from minillm.labs.lab14_int4.group_mistakes import mistakes
+from minillm.labs.lab14_int4.group_mistakes import Change, mistakes
 
 ZERO = "for (float& sum : y[r]) sum = 0;"
 GROUPS = "first < in; first += kGroup, chunks++"
-COUNT = "int count = min(kGroup, in - first);"
+COUNT = "    int count = min(kGroup, in - first);\n"
+SUMS = "    float sums[kRows][kSide] = {};\n"
 LINES = "for (int i = 0; i < count; i += kCodes) {"
-INNER = "k < kCodes && i + k < count"
-ADD_UP = "sums[r][o] += codes[k][o] * x[r * in + first + i + k];"
+EACH_ROW = "      for (int r = 0; r < rows; r++) {\n"
+TAKE = "for (int k = 0; k < kCodes && i + k < count; k++) numbers[k] = x[r * in + first + i + k];"
+ADD_UP = "for (int k = 0; k < kCodes; k++) sums[r][o] += codes[k][o] * numbers[k];"
 FINISH = "for (int r = 0; r < rows; r++) add_group(y[r], *chunks, sums[r], x + r * in + first, count);"
-UNPACK = "unpack_line(codes, chunks->line[i / kCodes]);\n"
-EACH_ROW = "      for (int r = 0; r < rows; r++)\n        for (int k"
-# Another order of the sum in one line: from the last input to the first.
-BACKWARDS = "for (int k = kCodes - 1; k >= 0; k--)\n          if (i + k < count)"
+
+
+def turned(when: str) -> Change:
+    """The sum of a line runs from its last input to the first if `when` is true."""
+    code = f"for (int j = 0, k; k = {when} ? 7 - j : j, j < kCodes; j++)"
+    return ADD_UP, ADD_UP.replace("for (int k = 0; k < kCodes; k++)", code)
+
+
 ROWS = mistakes(
     "14.5",
     ("y begins with what was there: set the sums of each row to 0", (ZERO, ";")),
     (
         "y is set to 0 in each group: only the last group is left",
-        (
-            f"  {COUNT}",
-            f"  for (int r = 0; r < rows; r++)\n      for (float& sum : y[r]) sum = 0;\n    {COUNT}",
-        ),
+        (COUNT, f"{COUNT}    for (int r = 0; r < rows; r++)\n      {ZERO}\n"),
     ),
     (
         "all groups use the first chunk: the next group is the next chunk",
         (GROUPS, "first < in; first += kGroup"),
     ),
-    ("only the first group is multiplied", (GROUPS, "first < min(in, kGroup); first += kGroup, chunks++")),
+    ("only the first group is multiplied", (GROUPS, GROUPS.replace("< in", "< min(in, kGroup)"))),
     (
         "the last group is left out: `in` need not be a multiple of 64",
-        (GROUPS, "first + kGroup <= in; first += kGroup, chunks++"),
+        (GROUPS, GROUPS.replace("first <", "first + kGroup <=")),
     ),
-    ("x is read past its end: the last group may have fewer than 64 inputs", (COUNT, "int count = kGroup;")),
-    ("x is read past its end: the last line may have fewer than eight inputs", (INNER, "k < kCodes")),
+    (
+        "x is read past its end: the last group may have fewer than 64 inputs",
+        (COUNT, "    int count = kGroup;\n"),
+    ),
+    (
+        "x is read past its end: the last line may have fewer than eight inputs",
+        (TAKE, TAKE.replace(" && i + k < count", "")),
+    ),
     (
         "the rows of x are taken to be 64 numbers apart: they are `in` numbers apart",
-        (ADD_UP, ADD_UP.replace("r * in", "r * kGroup")),
+        (TAKE, TAKE.replace("r * in", "r * kGroup")),
         (FINISH, FINISH.replace("r * in", "r * kGroup")),
     ),
     (
         "all rows use the first row of x: add r * in",
-        (ADD_UP, ADD_UP.replace("r * in + ", "")),
+        (TAKE, TAKE.replace("r * in + ", "")),
         (FINISH, FINISH.replace("r * in + ", "")),
     ),
     (
@@ -52,52 +61,37 @@ ROWS = mistakes(
     ),
     (
         "all groups use the first 64 numbers of x: add the group's first input",
-        (ADD_UP, ADD_UP.replace("first + ", "")),
+        (TAKE, TAKE.replace("first + ", "")),
         (FINISH, FINISH.replace(" + first", "")),
     ),
     (
         "the minimum of every group uses the sum of the first 64 numbers of x",
         (FINISH, FINISH.replace(" + first", "")),
     ),
-    ("the last row is left out", (FINISH, FINISH.replace("r < rows", "r < max(1, rows - 1)"))),
-    ("only the first row is multiplied", (FINISH, FINISH.replace("r < rows", "r < 1"))),
+    ("the last row is left out", (FINISH, FINISH.replace("< rows", "< max(1, rows - 1)"))),
+    ("only the first row is multiplied", (FINISH, FINISH.replace("< rows", "< 1"))),
     (
         "rows that do not exist are read: x has `rows` rows, not kRows",
         (EACH_ROW, EACH_ROW.replace("r < rows", "r < kRows")),
     ),
     (
         "the sums of a group are not set to 0 for the next one: each group has a scale of its own",
-        ("  for (int first = 0;", "  float sums[kRows][kSide] = {};\n  for (int first = 0;"),
-        ("    float sums[kRows][kSide] = {};\n    for (int i", "    for (int i"),
+        ("  for (int first = 0;", f"{SUMS}  for (int first = 0;"),
+        (SUMS + "    for", "    for"),
     ),
     (
         "correct, but the lines are read again for each row: unpack a line once, use it for all rows",
         (LINES, f"for (int r = 0; r < rows; r++)\n    {LINES}"),
-        (EACH_ROW, "      for (int k"),
+        (EACH_ROW, "      {\n"),
     ),
-    (
-        "correct up to rounding, but one row alone is summed in another order than in four",
-        (
-            EACH_ROW + " = 0; " + INNER + "; k++)",
-            EACH_ROW.replace("for (int k", "for (int j")
-            + " = 0; j < kCodes; j++)\n          if (int k = rows == 1 ? 7 - j : j; i + k < count)",
-        ),
-    ),
+    ("correct up to rounding, but one row alone is summed in another order than four", turned("rows == 1")),
     (
         "correct up to rounding, but four rows at once are summed in another order than fewer",
-        (
-            EACH_ROW + " = 0; " + INNER + "; k++)",
-            EACH_ROW.replace("for (int k", "for (int j")
-            + " = 0; j < kCodes; j++)\n          if (int k = rows == kRows ? 7 - j : j; i + k < count)",
-        ),
+        turned("rows == kRows"),
     ),
     (
         "correct up to rounding, but pairs of rows are summed in another order than a row that is left over",
-        (
-            EACH_ROW + " = 0; " + INNER + "; k++)",
-            EACH_ROW.replace("for (int k", "for (int j")
-            + " = 0; j < kCodes; j++)\n          if (int k = r < rows / 2 * 2 ? j : 7 - j; i + k < count)",
-        ),
+        turned("r >= rows / 2 * 2"),
     ),
 )
 
