@@ -3,8 +3,8 @@
     source with run_plain(x, chunks, y, rows, out, in)  -- g++ -O3 -->  seconds in one thread
 
 The matrix is larger than a cache, so a product of one row cannot be faster than the memory delivers the
-chunks. With more rows there is more arithmetic for the same bytes. Both rates are measured in turns, and the best
-of each counts: a shared machine is slower in some seconds. `minillm labs bench 14` uses this.
+chunks. With more rows there is more arithmetic for the same bytes. Both rates are measured in turns, and the
+best of each counts: a shared machine is slower in some seconds. `minillm labs bench 14` uses this.
 
 Left out: several threads.
 """
@@ -38,7 +38,7 @@ _FAST = [*COMMON, "-x", "c++", "-O3", "-march=native", "-Wno-unknown-pragmas"]
 
 @dataclass(frozen=True)
 class Timing:
-    """The fewest `seconds` of a product by its rows; the best `bandwidth`, in bytes per second, one thread."""
+    """The fewest `seconds` of a product by its rows; the best `bandwidth` of a thread, bytes per second."""
 
     out: int
     inputs: int
