@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minillm.labs.grader.cuda_cost import within
 from minillm.labs.grader.cuda_kernels import Kernels
 from minillm.labs.grader.cuda_lab import Section
-from minillm.labs.grader.lab import Case, Side, Words
+from minillm.labs.grader.lab import Case, Cost, Side, Words
 from minillm.labs.grader.tiny_model import random_tensor
 from minillm.ops.simt import SimtError
 
@@ -209,12 +210,19 @@ def added(seed: int, count: int, is_scaled: bool, has_minima: bool, kernels: Ker
     return y
 
 
+def cost_of_add(kernels: Kernels) -> Cost:
+    """The bytes of scales and minima that are read."""
+    added(26, GROUP, True, True, kernels)
+    return within("bytes of scales and minima", kernels.counted.tensors["chunk"][0], 2 * 4 * SIDE, 2)
+
+
 ADD = (
     case("scales only", added, 21, GROUP, True, False),
     case("minima only", added, 22, GROUP, False, True),
     case("64 inputs", added, 23, GROUP, True, True),
     case("13 inputs", added, 24, 13, True, True),
     case("one input", added, 25, 1, True, True),
+    case("what a group costs", cost_of_add, side="cost"),
 )
 
 

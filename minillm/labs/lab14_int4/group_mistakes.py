@@ -258,6 +258,11 @@ ADD = mistakes(
     ),
     ("sums of sizes are taken: the sum of x keeps the signs", (TOTAL, "total += fabsf(x[i]);")),
     (
+        "correct, but the minimum is used for each x: once for each output is enough, with the sum of x",
+        (TOTAL, "for (int o = 0; o < kSide; o++) y[o] += chunk.minimum[o] * x[i];"),
+        (GROW, "y[o] += chunk.scale[o] * sums[o];"),
+    ),
+    (
         "the minimum is added to each of the sums before the scale: weight = scale * code + minimum",
         (GROW, "y[o] += chunk.scale[o] * (sums[o] + chunk.minimum[o]);"),
     ),

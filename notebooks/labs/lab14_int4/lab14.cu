@@ -14,7 +14,7 @@
 #include "dialect.h"
 
 #define NOT_WRITTEN()
-#define CPU __host__ __device__ inline  // plain C++ for the host; a kernel may call it too: so the simulator can check it
+#define CPU __host__ __device__ inline  // plain C++; a kernel may call it too, so that the simulator can check it
 
 constexpr int kSide = 16;                // outputs side by side in a chunk
 constexpr int kGroup = 64;               // inputs that share a scale and a minimum
@@ -35,10 +35,11 @@ struct Chunk {
 
 // ---- 14.1 -------------------------------------------------------------------------------------
 
-// Round `count` weights (1 .. 64) of one output to codes. The minimum is the smallest weight, the scale is a 15th of the
-// distance from it to the largest. A weight becomes the nearest code: 0 is the minimum, 15 the largest weight. If all are
-// equal, the scale and all codes are 0. Write the scale, the minimum and all eight words of output `output`, and nothing
-// of another output. What the chunk held before does not matter. Codes of inputs from `count` on are 0; w ends there.
+// Round `count` weights (1 .. 64) of one output to codes. The minimum is the smallest weight, the scale is a 15th of
+// the distance from it to the largest. A weight becomes the nearest code: 0 is the minimum, 15 the largest weight. If
+// all are equal, the scale and all codes are 0. Write the scale, the minimum and all eight words of output `output`,
+// and nothing of another output. What the chunk held before does not matter. Codes of inputs from `count` on are 0; w
+// ends there.
 CPU void pack_group(Chunk& chunk, int output, const float* w, int count) {
   // begin 14.1
   NOT_WRITTEN();  // stuck? minillm labs hint 14.1
@@ -76,7 +77,7 @@ CPU void dot_group(float (&sums)[kSide], const Chunk& chunk, const float* x, int
 // ---- 14.4 -------------------------------------------------------------------------------------
 
 // Add a group to y: y[o] grows by the sum of weight (i, o) * x[i] over the group's `count` inputs. sums[o] is what
-// dot_group gives, so scale and minimum are used once for each output, not once for each code.
+// dot_group gives. Read each scale and each minimum once (twice is allowed), not once for each code or each x.
 CPU void add_group(float (&y)[kSide], const Chunk& chunk, const float (&sums)[kSide], const float* x, int count) {
   // begin 14.4
   NOT_WRITTEN();  // stuck? minillm labs hint 14.4
@@ -85,10 +86,10 @@ CPU void add_group(float (&y)[kSide], const Chunk& chunk, const float (&sums)[kS
 
 // ---- 14.5 -------------------------------------------------------------------------------------
 
-// 16 outputs of `rows` rows (1 .. kRows): y[r][o] is the sum over all `in` inputs. x is [rows, in]. `chunks` is the first
-// chunk of the block; `in` need not be a multiple of 64, and past the end there is neither a chunk nor an x. Rows of y from
-// `rows` on are not looked at. The lines are read once for all rows: unpack a line, then use it for every row. The bits of a
-// row do not depend on `rows` or on the other rows.
+// 16 outputs of `rows` rows (1 .. kRows): y[r][o] is the sum over all `in` inputs. x is [rows, in]. `chunks` is the
+// first chunk of the block; `in` need not be a multiple of 64, and past the end there is neither a chunk nor an x.
+// Rows of y from `rows` on are not looked at. The lines are read once for all rows: unpack a line, then use it for
+// every row. The bits of a row do not depend on `rows` or on the other rows.
 CPU void multiply_rows(float (&y)[kRows][kSide], const Chunk* chunks, const float* x, int rows, int in) {
   // begin 14.5
   NOT_WRITTEN();  // stuck? minillm labs hint 14.5
@@ -97,8 +98,9 @@ CPU void multiply_rows(float (&y)[kRows][kSide], const Chunk* chunks, const floa
 
 // ---- 14.6 -------------------------------------------------------------------------------------
 
-// y [rows, out] = x [rows, in] W^T for any sizes. Use multiply_rows for up to kRows rows at a time, so that the matrix is
-// read once for kRows rows. The last block may have fewer than 16 outputs, and the last rows may be fewer than kRows.
+// y [rows, out] = x [rows, in] W^T for any sizes. Use multiply_rows for up to kRows rows at a time, so that the
+// matrix is read once for kRows rows. The last block may have fewer than 16 outputs, and the last rows may be fewer
+// than kRows.
 CPU void matmul(float* y, const Chunk* chunks, const float* x, int rows, int out, int in) {
   // begin 14.6
   NOT_WRITTEN();  // stuck? minillm labs hint 14.6
@@ -107,11 +109,11 @@ CPU void matmul(float* y, const Chunk* chunks, const float* x, int rows, int out
 
 // ---- 14.7 -------------------------------------------------------------------------------------
 
-// CUDA. One warp adds a chunk to the sums of kRows rows. sums[r] of lane l belongs to output l % 16: the lanes 0 .. 15
-// take some of the lines, the lanes 16 .. 31 the others, and the sum of both is the result (14.8 adds them). x is in
-// shared memory, with zeros where there is no row or no input. Each number of the chunk is read once by the warp, and the
-// lanes of an access read words that lie side by side: 20 sectors of 32 bytes, and no more. Scales and minima may be read
-// by both halves, at the same time.
+// CUDA. One warp adds a chunk to the sums of kRows rows. sums[r] of lane l belongs to output l % 16: the lanes 0 ..
+// 15 take some of the lines, the lanes 16 .. 31 the others, and the sum of both is the result (14.8 adds them). x is
+// in shared memory, with zeros where there is no row or no input. Each number of the chunk is read once by the warp,
+// and the lanes of an access read words that lie side by side: 20 sectors of 32 bytes, and no more. Scales and minima
+// may be read by both halves, at the same time.
 __device__ __forceinline__ void multiply_chunk(float (&sums)[kRows], const Chunk& chunk, float (&x)[kRows][kGroup]) {
   // begin 14.7
   NOT_WRITTEN();  // stuck? minillm labs hint 14.7
@@ -142,11 +144,12 @@ extern "C" void run_plain(const float* x, const Chunk* chunks, float* y, int row
 
 // ---- 14.8 -------------------------------------------------------------------------------------
 
-// The product in CUDA. Block (i, j) of threads: rows 4 j .. 4 j + 3 of x. Its warp w has the 16 outputs of block `block`
-// of the matrix, which may not exist: then the warp only helps. For each group all threads copy x to x_group together
-// (with zeros where there is no row or no input), and each warp multiplies its chunk with it. At the end the two halves of
-// a warp are added, and what exists of y is written once. The matrix is read once for four rows, x once for two warps.
-// The bits of a row do not depend on the other rows. Two barriers for each group are enough; more than three are too many.
+// The product in CUDA. Block (i, j) of threads: rows 4 j .. 4 j + 3 of x. Its warp w has the 16 outputs of block
+// `block` of the matrix, which may not exist: then the warp only helps. For each group all threads copy x to x_group
+// together (with zeros where there is no row or no input), and each warp multiplies its chunk with it. At the end the
+// two halves of a warp are added, and what exists of y is written once. The matrix is read once for four rows, x once
+// for two warps. The bits of a row do not depend on the other rows. Two barriers for each group are enough; more than
+// three are too many.
 __global__ void __launch_bounds__(kThreads) linear(const float* x, const Chunk* chunks, float* y, int rows, int out,
                                                    int in) {
   SHARED(float, x_group, [kRows][kGroup]);  // __shared__ float x_group[kRows][kGroup];

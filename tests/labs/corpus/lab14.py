@@ -160,6 +160,12 @@ FOUR_TOTALS = """
     y[o] = y[o] + more;
   }
 """
+POINTERS = """
+  float all = 0;
+  for (const float *p = x + count; p-- != x;) all += *p;
+  const float *scale = chunk.scale, *minimum = chunk.minimum, *from = sums;
+  for (float* to = y; to != y + kSide;) *to++ += *scale++ * *from++ + *minimum++ * all;
+"""
 COUNTED = """
   for (int o = 0; o < kSide; o++) y[o] += chunk.scale[o] * sums[o] + chunk.minimum[o] * count;
 """
@@ -416,7 +422,8 @@ REWRITES = [
     Rewrite("x with zeros", {"14.3": PADDED}),
     Rewrite("backwards, fused", {"14.3": FUSED_BACKWARDS}),
     Rewrite("whole lines only", {"14.3": WHOLE_LINES}, {"14.3": "need not be a multiple of 8"}),
-    Rewrite("the minimum input by input", {"14.4": TWO_LOOPS}),
+    Rewrite("the minimum input by input", {"14.4": TWO_LOOPS}, {"14.4": "used for each x"}),
+    Rewrite("moving pointer", {"14.4": POINTERS}),
     Rewrite("fused", {"14.4": FUSED}),
     Rewrite("four totals", {"14.4": FOUR_TOTALS}),
     Rewrite("by the count", {"14.4": COUNTED}, {"14.4": "by the number of inputs"}),
