@@ -111,7 +111,7 @@ def _print(file: Path, timing: dict[str, Any]) -> None:
     for rows, seconds in timing["seconds"].items():
         flops, rate = 2 * weights * int(rows) / seconds, nbytes / seconds
         times = f"{seconds * 1e3:.1f}", f"{seconds * 1e3 / int(rows):.1f}"
-        cells = rows, *times, f"{flops / 1e9:.1f}", f"{rate / 1e9:.2f}", f"{rate / memory:.0%}"
+        cells = str(rows), *times, f"{flops / 1e9:.1f}", f"{rate / 1e9:.2f}", f"{rate / memory:.0%}"
         table.add_row(*(Text(cell, justify="right") for cell in cells))
     Console().print(table)
     print(f"the matrix: {timing['out']:,} x {timing['inputs']:,}, {nbytes >> 20} MiB of chunks")
