@@ -27,7 +27,7 @@ __global__ void check_dot(const Chunk* chunk, const float* x, float* sums, int c
   float found[kSide];
   for (float& sum : found) sum = 1000;
   dot_group(found, *chunk, x, count);
-  for (int o = 0; o < kSide; o++) sums[o] = found[o];
+  for (int i = 0; i < kSide; i++) sums[i] = found[i];
 }
 
 extern "C" void run_dot(const Chunk* chunk, const float* x, float* sums, int count) {
@@ -39,9 +39,9 @@ extern "C" void run_dot(const Chunk* chunk, const float* x, float* sums, int cou
 __global__ void check_add(const Chunk* chunk, const float* sums, const float* x, float* y, int count) {
   if (threadIdx.x) return;
   float found[kSide], given[kSide];
-  for (int o = 0; o < kSide; o++) found[o] = y[o], given[o] = sums[o];
+  for (int i = 0; i < kSide; i++) found[i] = y[i], given[i] = sums[i];
   add_group(found, *chunk, given, x, count);
-  for (int o = 0; o < kSide; o++) y[o] = found[o];
+  for (int i = 0; i < kSide; i++) y[i] = found[i];
 }
 
 extern "C" void run_add(const Chunk* chunk, const float* sums, const float* x, float* y, int count) {
