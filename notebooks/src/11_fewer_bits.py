@@ -383,5 +383,6 @@ attempt(check_blocks)
 # * **Training for few bits.** Models that were trained with rounded weights lose less.
 # * **Fewer than four bits**, and codes that are not on a regular grid.
 #
-# **Next.** `minillm bench --quantization int4` measures your machine; `docs/quantization.md` says which
-# published formats are read.
+# **Next.** `minillm labs start 14`: write the product with weights of 4 bits yourself, in C++ and in CUDA.
+# `minillm bench --quantization int4` measures your machine; `docs/quantization.md` says which published
+# formats are read.
