@@ -1,11 +1,11 @@
 """Quantised weights on this machine: the kernels that unpack them, and the bytes of the default model.
 
-    avx512    AVX-512 with BF16 and VBMI: codes become pairs of bf16 by table lookups in registers (vpermi2b)
+    avx512    with BF16, VBMI and VNNI: codes become pairs of bf16 by table lookups in registers (vpermi2b)
     avx2      with FMA and F16C: codes become floats
     generic   portable code, in whatever vectors the compiler finds
 
-One library has all of them and takes the first that the processor can run: see csrc/cpu/isas.cpp. Without
-VBMI the path is avx2, whatever else of AVX-512 is there.
+One library has all of them and takes the first that the processor can run: see csrc/cpu/isas.cpp. If one
+of the three is missing, the path is avx2, whatever else of AVX-512 is there.
 """
 
 from __future__ import annotations
