@@ -29,7 +29,7 @@ if CUDA is None:
 SOURCES = find_sources("cuda", ".cu")
 RUN_IN_TESTS = ("counted.cu", "bugs.cu", "sync.cu", "words.cu", "limits.cu")
 OTHERS = [Path(__file__).parent / "kernels" / name for name in RUN_IN_TESTS]
-OTHERS += [find_lab(number).package / f"lab{number}.cu" for number in ("7", "8", "10")]
+OTHERS += [find_lab(number).package / f"lab{number}.cu" for number in ("7", "8", "10", "14")]
 FUNCTION = re.compile(
     r"Compiling entry function '(\S+)' for '(\S+)'.*?"
     r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
