@@ -20,9 +20,10 @@ from torch import Tensor
 from minillm.config import KV_DTYPES, LayerSpec
 from minillm.ops import kv_codes
 from minillm.ops.contract import LayerCache, RopeTables
-from minillm.ops.simt import SimtOps, flavour, flavours, schedule
+from minillm.ops.simt import SimtOps, flavour, flavours, profile, schedule
 from minillm.ops.simt.ops import load_ops
 from minillm.toolchain.compiler import BuildFailed, find_compiler
+from minillm.toolchain.sanitizer import sanitizing
 
 try:
     load_ops()
@@ -97,7 +98,7 @@ def written(row: list[float], kind: str) -> tuple[Tensor, Tensor]:
 def test_extreme_rows(name: str, kind: str) -> None:
     codes, scale = written(ROWS[name], kind)
     expected, expected_scale = kv_codes.quantize(torch.tensor(ROWS[name]), kv_codes.DTYPES[kind])
-    assert torch.equal(codes.float(), expected.float())
+    assert torch.equal(raw(codes), raw(expected))
     assert torch.equal(scale, expected_scale) or (scale.isnan() and expected_scale.isnan())
 
 
@@ -262,6 +263,18 @@ def test_blocks_are_copied_with_their_scales(kind: str) -> None:
     moved = make_meta([[built.tables[0][0], free, *built.tables[0][2:]]], [1], [64], 16)
     assert torch.equal(attend(built._replace(meta=moved), case), expected)
     assert attend(built, case).isnan().any(), "control: the old block is spoilt"
+
+
+@pytest.mark.skipif(sanitizing(), reason="the asan flavour counts nothing")
+@pytest.mark.parametrize("kind", KV_DTYPES)
+def test_decode_reads_each_code_and_each_scale_once(kind: str) -> None:
+    """For all query heads of a group together: a key takes head_dim + 4 bytes, and its value as many."""
+    case = Case([(1, 70), (1, 33), (1, 1)], heads=8, kv_heads=2, dim=64)
+    built = build(OPS, case, torch.bfloat16, kind)
+    with profile() as p:
+        attend(built, case)
+    for name in ("k_cache", "v_cache"):
+        assert tuple(p.tensors[name]) == ((70 + 33 + 1) * 2 * (64 + 4), 0), name
 
 
 @pytest.mark.parametrize("kind", KV_DTYPES)

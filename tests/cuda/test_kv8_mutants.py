@@ -99,7 +99,7 @@ MUTANTS = [
     ("rope", "numbers cut, not rounded", "constexpr float magic = 12582912.0f;", "constexpr float magic = 12582912.0f; size = static_cast<float>(static_cast<int>(size));", WRONG),
     ("rope", "ties away from zero", "0x7FFFF + (bits >> 20 & 1)", "0x80000", WRONG),
     ("rope", "fp8 without subnormal numbers", "size < 0x1p-6f ?", "size < 0x1p-9f ?", WRONG),
-    ("rope", "fp8 without a sign", "(x < 0 ? 128 : 0)", "0", WRONG),
+    ("rope", "fp8 without a sign", " | (static_cast<uint32_t>(__float_as_int(x)) >> 24 & 128)", "", WRONG),
     ("rope", "fp8 with the range of int8", "? 127.0f : 448.0f", "? 127.0f : 127.0f", WRONG),
     ("rope", "codes past the largest", "fminf(fabsf(x), largest(codes))", "fabsf(x)", WRONG),
 ]  # fmt: skip
@@ -184,7 +184,7 @@ def rope(library: KernelLibrary) -> tuple[Tensor, Tensor]:
     """Every byte of both caches. The rows of v have zeros, ties, NaN, infinity and tiny numbers."""
     tokens, heads, dim, rotary, size = 9, 3, 36, 24, 5
     q, k, v = random(tokens, 4, dim), random(tokens, heads, dim, seed=1), random(tokens, heads, dim, seed=2)
-    v[0], v[1, 0, 5], v[2, 1, 7], v[3] = 0, math.nan, -math.inf, v[3] * 1e-43
+    v[0], v[1, 0, 5], v[2, 1, 7], v[3], v[4, 1, 0] = 0, math.nan, -math.inf, v[3] * 1e-43, -0.0
     v[4, 0] = torch.linspace(-127, 127, dim).mul(2).round() / 2
     v[5, 0] = torch.linspace(1, 448, dim).round()
     v[5, 1] = torch.arange(dim).add(0.5) * 2.0**-9

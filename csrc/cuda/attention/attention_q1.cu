@@ -41,7 +41,7 @@ constexpr int kPitch = kDim + 1;
 
 // Codes that a thread has loaded of a tile; the words of a key lie in threads side by side.
 template <int kDim>
-struct Codes4 {
+struct TileCodes {
   static constexpr int kLoads = kKeyTile * kDim / kWordCodes / kThreads, kPerKey = kDim / kWordCodes;
   uint32_t words[kLoads];
 
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kThreads) attention_q1_kernel(const __grid_con
       }
     }
     __syncthreads();  // keys are found, and the previous tile's V has been read
-    Codes4<kDim> k, v;
+    TileCodes<kDim> k, v;
     k.load(p.k_cache, cached);
     v.load(p.v_cache, cached);
     k.unpack(p.codes, kv);

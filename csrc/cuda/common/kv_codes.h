@@ -41,7 +41,7 @@ __device__ __forceinline__ uint32_t code_of(KvCodes codes, float x) {
   int bits = __float_as_int(size);
   int code = size < 0x1p-6f ? __float_as_int(size + 0x1p14f) - __float_as_int(0x1p14f)  // multiples of 2^-9
                             : ((bits + 0x7FFFF + (bits >> 20 & 1)) >> 20) - (120 << 3);
-  return static_cast<uint32_t>(code | (x < 0 ? 128 : 0));
+  return static_cast<uint32_t>(code) | (static_cast<uint32_t>(__float_as_int(x)) >> 24 & 128);
 }
 
 }  // namespace minillm::cuda
