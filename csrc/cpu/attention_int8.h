@@ -18,7 +18,7 @@
 
 #pragma once
 
-#include "attention.h"
+#include "attention_in_place.h"
 #include "int8_tile.h"
 #include "kv_page.h"
 
@@ -128,8 +128,8 @@ void attend_codes(const AttentionArgs& a, Int8Workspace<T>& s, const Span& span,
     Visible keys(a, span.first_pos + (r + i) / group, base);
     for (int p = 0; p < kKeyTile; p += VL) store(scores + p, load(scores + p) * load(tile.k_scale + p));
     if (a.softcap) cap_scores(scores, a.scale, a.softcap);
-    float correction = softmax_step(scores, weights, keys.begin, keys.end, a.softcap ? 1 : a.scale, s.m.data[r + i],
-                                    s.l.data[r + i]);
+    float correction = softmax_step<float>(scores, weights, keys.begin, keys.end, a.softcap ? 1 : a.scale,
+                                           s.m.data[r + i], s.l.data[r + i]);
     rescale(s.out.data + (r + i) * width, width, correction);
     weigh_values(weights, tile.v_scale, keys);
   }
@@ -165,8 +165,8 @@ void attend_int8(const AttentionArgs& a, Int8Workspace<T>& s, const Task& task) 
     read_tile(pages, s, base, count, tile);
     find_tile(pages, s, base + kKeyTile, count - kKeyTile, next);
     prefetch_tile(pages, s, base + kKeyTile, count - kKeyTile, next);
-    for (int64_t r = 0; r < rows; r += kInt8Rows)
-      attend_codes(a, s, span, tile, base, r, smaller(kInt8Rows, rows - r));
+    for (int64_t r = 0; r < rows; r += kSumRows)
+      attend_codes(a, s, span, tile, base, r, smaller(kSumRows, rows - r));
   }
   // +0 for -0: keys that a row does not see add zeros of either sign.
   for (int64_t i = 0; i < rows * s.width; i += VL) store(s.out.data + i, load(s.out.data + i) + 0.0f);
@@ -176,18 +176,18 @@ void attend_int8(const AttentionArgs& a, Int8Workspace<T>& s, const Task& task) 
 template <class T>
 void attend_int8_tasks(const AttentionArgs& a, const TaskList& list) {
   parallel_tasks(list.total, [&](TaskQueue& tasks) {
-    Int8Workspace<T> workspace(list.most_rows(), a.heads);
+    Int8Workspace<T> workspace(list.most_rows, a.heads);
     for (; tasks.left(); tasks.advance()) attend_int8(a, workspace, list.at(tasks.now));
   });
 }
 
 void attention(const AttentionArgs& a) {
-  TaskList tasks(a);
   bool int8 = a.heads.kv == KvCodes::int8;
+  TaskList tasks(a, int8 || !fits_in_place(a.heads) ? 0 : kJoinRows);
   switch (a.heads.dtype) {
-    case DType::f32: return int8 ? attend_int8_tasks<float>(a, tasks) : attend_tasks<Singles<float>, float>(a, tasks);
-    case DType::bf16: return int8 ? attend_int8_tasks<bf16>(a, tasks) : attend_tasks<PairsBf16, bf16>(a, tasks);
-    case DType::f16: return int8 ? attend_int8_tasks<fp16>(a, tasks) : attend_tasks<Singles<float>, fp16>(a, tasks);
+    case DType::f32: return int8 ? attend_int8_tasks<float>(a, tasks) : attend_tasks<float>(a, tasks);
+    case DType::bf16: return int8 ? attend_int8_tasks<bf16>(a, tasks) : attend_tasks<bf16>(a, tasks);
+    case DType::f16: return int8 ? attend_int8_tasks<fp16>(a, tasks) : attend_tasks<fp16>(a, tasks);
   }
 }
 

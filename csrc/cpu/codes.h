@@ -20,6 +20,8 @@ namespace {
 // Numbers that were unpacked before, for many rows: a line of 64 bytes is 16 floats, or 16 pairs of bf16.
 struct UnpackedFloats {
   using X = float;
+  using Sum = vf;
+  static constexpr bool kRoundsX = false, kWholeLines = false;
   static constexpr int kSteps = 1, kPerStep = 1;
   using State = vf;
   static INLINE vf load(const char* line) { return load_as<vf>(line); }
@@ -31,6 +33,8 @@ struct UnpackedFloats {
 #if defined(MINILLM_ISA_AVX512)
 struct UnpackedPairs {
   using X = bf16;
+  using Sum = vf;
+  static constexpr bool kRoundsX = false, kWholeLines = false;
   static constexpr int kSteps = 1, kPerStep = 2;
   using State = __m512bh;
   static INLINE State load(const char* line) { return load_as<State>(line); }
@@ -48,6 +52,8 @@ template <Codes K>
 struct FloatCodes {
   using X = float;
   using Ready = UnpackedFloats;
+  using Sum = vf;
+  static constexpr bool kRoundsX = false, kUnpacks = true, kWholeLines = false;
   static constexpr int kBits = K == Codes::int8 || K == Codes::fp8 ? 8 : 4;
   static constexpr int kSteps = 32 / kBits, kPerStep = 1;
   static constexpr float kOffset = K == Codes::int8 ? 128 : K == Codes::int4 ? 8 : 0;
@@ -79,6 +85,8 @@ struct FloatCodes {
 struct Pairs {
   using X = bf16;
   using Ready = UnpackedPairs;
+  using Sum = vf;
+  static constexpr bool kRoundsX = false, kUnpacks = true, kWholeLines = false;
   static constexpr int kPerStep = 2;
   static constexpr float kOffset = 0;
   static constexpr bool kWhole = false;

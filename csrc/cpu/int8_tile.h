@@ -29,47 +29,12 @@ INLINE vf widen_codes(const int8_t* p) {
 #endif
 }
 
-// The most groups of 16 columns of a register tile with `rows` rows, and the most rows.
-constexpr int groups_for(int rows) {
-  if (VL == 16) return 4;
-  if (VL == 8) return rows == 1 ? 4 : rows <= 3 ? 2 : 1;
-  return rows == 1 ? 2 : 1;
-}
-constexpr int kInt8Rows = VL == 4 ? 3 : 6;
-
 // The codes of one tile. `k` and `v` point to groups of 16 keys: key i of a group is `i` bytes, or `i * v_stride` bytes,
 // further on. An absent group points to zeros.
 struct Int8Tile {
   const int8_t *k[kGroups], *v[kGroups];
   float k_scale[kKeyTile], v_scale[kKeyTile];
 };
-
-// acc[r] += x[r * x_stride] * codes, for R rows and P registers of codes. The factors of all rows, or the codes, are
-// kept in registers: with AVX2, 12 accumulators leave four.
-template <int R, int P, class Codes>
-INLINE void add_products(vf acc[R][P], const float* x, int64_t x_stride, const Codes& codes) {
-  if constexpr (R < P) {
-    vf value[R];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) value[r] = splat(x[r * x_stride]);
-#pragma GCC unroll 8
-    for (int p = 0; p < P; p++) {
-      vf code = codes(p);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; r++) acc[r][p] = fma(code, value[r], acc[r][p]);
-    }
-  } else {
-    vf code[P];
-#pragma GCC unroll 8
-    for (int p = 0; p < P; p++) code[p] = codes(p);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) {
-      vf value = splat(x[r * x_stride]);
-#pragma GCC unroll 8
-      for (int p = 0; p < P; p++) acc[r][p] = fma(code[p], value, acc[r][p]);
-    }
-  }
-}
 
 // scores[r][16 g ...] = q[r] . codes of group g, for R rows and G groups.
 template <int R, int G>
@@ -80,11 +45,9 @@ void score_groups(const float* q, int64_t dim, const int8_t* const* k, int64_t s
 #pragma GCC unroll 8
   for (int g = 0; g < G; g++) from[g] = k[g];
   for (int64_t d = 0; d < dim; d++)
-    add_products<R, P>(acc, q + d, dim, [&](int p) { return widen_codes(from[p / kParts] + d * stride + p % kParts * VL); });
-#pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-    for (int p = 0; p < P; p++) store(scores + r * kKeyTile + p * VL, acc[r][p]);
+    add_products<Singles<float>, R, P>(
+        acc, q + d, dim, [&](int p) { return widen_codes(from[p / kParts] + d * stride + p % kParts * VL); });
+  store_sums<R, P>(acc, scores, kKeyTile);
 }
 
 // out[r][16 g ...] += weights[r] . codes of 16 G dims of a tile's values.
@@ -92,19 +55,14 @@ template <int R, int G>
 void value_groups(const float* weights, const int8_t* const* v, int64_t first, int64_t stride, float* out, int64_t width) {
   constexpr int P = G * kParts;
   vf acc[R][P];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-    for (int p = 0; p < P; p++) acc[r][p] = load(out + r * width + p * VL);
+  load_sums<R, P>(acc, out, width);
   for (int g = 0; g < kGroups; g++) {
     const int8_t* at = v[g] + first;
     for (int i = 0; i < kGroup; i++, at += stride)
-      add_products<R, P>(acc, weights + g * kGroup + i, kKeyTile, [&](int p) { return widen_codes(at + p * VL); });
+      add_products<Singles<float>, R, P>(acc, weights + g * kGroup + i, kKeyTile,
+                                         [&](int p) { return widen_codes(at + p * VL); });
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-    for (int p = 0; p < P; p++) store(out + r * width + p * VL, acc[r][p]);
+  store_sums<R, P>(acc, out, width);
 }
 
 template <int R>

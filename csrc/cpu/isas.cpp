@@ -16,7 +16,8 @@ extern const Kernels kernels_avx512, kernels_avx2;
 static bool has_avx512_bf16() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
+         __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") &&
+         __builtin_cpu_supports("avx512vnni");
 }
 // CPUID leaf 1, bit 29 of ECX: __builtin_cpu_supports of clang 14 has no name for it.
 static bool has_f16c() {

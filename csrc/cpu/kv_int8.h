@@ -14,13 +14,6 @@
 namespace minillm::cpu {
 namespace {
 
-// Numbers of at most 127 to integers: nearest, ties to even. Adding 1.5 * 2^23 leaves no bits after the point.
-INLINE vi nearest(vf x) {
-  const vf magic = splat(12582912.0f);
-  vf size = vmax(vf{}, vabs(x));
-  return (vi)(with_sign(size > 127.0f ? splat(127.0f) : size, x) + magic) - (vi)magic;
-}
-
 // Code i goes to codes[i * stride]. A row with NaN or infinity gets the scale NaN and codes of zero.
 template <class T>
 INLINE void quantize_row(const T* x, int64_t size, int8_t* codes, int64_t stride, char* scale_at) {

@@ -14,130 +14,12 @@
 
 #pragma once
 
-#include "codes.h"
-#include "codes_layout.h"
 #include "linear.h"
+#include "quantized_rows.h"
+#include "quantized_tile.h"
 
 namespace minillm::cpu {
 namespace {
-
-// One quantised matrix: its layout, and how its parts are read.
-struct QuantMatrix {
-  Form form;
-  CodesLayout layout;
-  const char* blocks;
-  float offset;  // what the kernels read too much in every code: `kOffset` (codes.h)
-
-  QuantMatrix(const Matrix& m, int64_t in, float offset)
-      : form(m.form), layout(m.form, in), blocks(static_cast<const char*>(m.weight)), offset(offset) {}
-  bool has_sums() const { return form.minimum || offset != 0; }
-  const char* block(int64_t b) const { return blocks + b * layout.block; }
-  // The scales (or minima) of outputs p .. p + VL - 1 of a block.
-  INLINE vf scale(const char* block, int64_t g, int64_t p) const { return number(block + layout.scales(g), p); }
-  INLINE vf minimum(const char* block, int64_t g, int64_t p) const {
-    return number(block + layout.scales(g) + 16 * (form.wide ? 4 : 2), p);
-  }
-  INLINE vf number(const char* at, int64_t p) const {
-    return form.wide ? cpu::load(reinterpret_cast<const float*>(at) + p) : cpu::load(reinterpret_cast<const fp16*>(at) + p);
-  }
-};
-
-// The rows of x as the tiles read them, and the sums of their groups.
-template <class X>
-struct QuantRows {
-  const X* x;
-  int64_t stride;
-  const float* sums;  // [rows, groups]
-};
-
-// Adds partial * scale, and what the minimum and the offset of the codes add, to the totals of one group.
-template <int R, int P>
-INLINE void fold(const QuantMatrix& w, const char* block, int64_t g, vf (&partial)[R][P], const float* sums, float* out,
-                 int64_t out_stride) {
-  const int64_t groups = w.layout.groups;
-#pragma GCC unroll 32
-  for (int p = 0; p < P; p++) {
-    const char* own = block + p / kParts * w.layout.block;
-    vf scale = w.scale(own, g, p % kParts * VL);
-    vf minimum = w.form.minimum ? w.minimum(own, g, p % kParts * VL) : vf{};
-#pragma GCC unroll 32
-    for (int r = 0; r < R; r++) {
-      float* to = out + r * out_stride + p * VL;
-      vf sum = partial[r][p], total = g ? load(to) : vf{};
-      if (w.offset != 0) sum = fma(splat(-w.offset), splat(sums[r * groups + g]), sum);
-      if (w.form.minimum) total = fma(minimum, splat(sums[r * groups + g]), total);
-      store(to, fma(sum, scale, total));
-    }
-  }
-}
-
-// out[r][16 c ...] = x[r] . W[c] for R rows and C blocks. `codes` is where the lines of the first block begin, in the
-// matrix itself or unpacked; `M::kSteps * M::kPerStep` inputs lie in a line.
-template <class M, int R, int C, bool kInPlace>
-void quant_tile(const QuantMatrix& w, const QuantRows<typename M::X>& rows, const char* block, const char* codes,
-                int64_t codes_step, float* out, int64_t out_stride) {
-  constexpr int P = C * kParts, kInputs = M::kSteps * M::kPerStep;
-  const CodesLayout& layout = w.layout;
-  const int64_t per_line = layout.line / kInputs;  // lines of M in one line of codes
-  for (int64_t g = 0; g < layout.groups; g++) {
-    vf partial[R][P] = {};
-    const char* at = codes + (kInPlace ? layout.codes(g) : g * layout.group / kInputs * kLine);
-    const typename M::X* x = rows.x + g * layout.group;
-    int64_t lines = layout.lines_of(g) * per_line;
-    for (int64_t l = 0; l < lines; l++, at += kLine, x += kInputs) {
-      typename M::State state[P];
-#pragma GCC unroll 32
-      for (int p = 0; p < P; p++) {
-        const char* line = at + p / kParts * codes_step + p % kParts * VL * 4;
-        if (kInPlace && p % kParts == 0) __builtin_prefetch(line + kPrefetchSteps * kLine, 0, 2);
-        state[p] = M::load(line);
-      }
-#pragma GCC unroll 8
-      for (int i = 0; i < M::kSteps; i++) {
-        decltype(M::broadcast(x)) value[P];
-#pragma GCC unroll 32
-        for (int p = 0; p < P; p++) value[p] = M::value(state[p], i);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++) {
-          auto factor = M::broadcast(x + r * rows.stride + i * M::kPerStep);
-#pragma GCC unroll 32
-          for (int p = 0; p < P; p++) partial[r][p] = M::mac(partial[r][p], value[p], factor);
-        }
-      }
-    }
-    fold<R, P>(w, block, g, partial, rows.sums, out, out_stride);
-  }
-}
-
-template <class M>
-using QuantTile = void (*)(const QuantMatrix&, const QuantRows<typename M::X>&, const char*, const char*, int64_t, float*,
-                           int64_t);
-
-// The columns of a tile of `rows` rows. Fewer than `linear` has: the codes and their numbers need registers, too.
-constexpr int quant_columns(int rows) {
-  if (VL == 16) return rows <= 4 ? 4 : 3;
-  return VL == 8 && rows == 1 ? 4 : 1;
-}
-
-// Tiles exist with all columns and with one: fewer shapes than `linear` has, because each exists for all codes.
-template <class M, int R, bool kInPlace>
-QuantTile<M> pick_quant_columns(bool all) {
-  return all ? quant_tile<M, R, quant_columns(R), kInPlace> : quant_tile<M, R, 1, kInPlace>;
-}
-
-// A tile has 1, 2, 4 or kMaxRows rows, the last ones perhaps rows of zeros.
-constexpr int padded_rows(int64_t rows) {
-  return static_cast<int>(rows <= 2 ? rows : rows <= 4 && kMaxRows > 4 ? 4 : kMaxRows);
-}
-
-template <class M, bool kInPlace>
-QuantTile<M> pick_quant_tile(int rows, bool all) {
-  if (rows == 1) return pick_quant_columns<M, 1, kInPlace>(all);
-  if (rows == 2) return pick_quant_columns<M, 2, kInPlace>(all);
-  if constexpr (kMaxRows > 4)
-    if (rows == 4) return pick_quant_columns<M, 4, kInPlace>(all);
-  return pick_quant_columns<M, kMaxRows, kInPlace>(all);
-}
 
 // Writes the numbers of one block's codes, 64 bytes for every `kPerStep` inputs.
 template <class M>
@@ -160,68 +42,53 @@ void unpack_block(const QuantMatrix& w, const char* block, char* to) {
 // Blocks [begin, begin + width) of the columns, all rows.
 template <class M, class T, bool kInPlace>
 void quant_strip(const LinearArgs& a, const QuantMatrix& w, const QuantRows<typename M::X>& x, int64_t begin, int64_t width,
-                 const char* codes, int64_t step) {
+                 const char* codes, int64_t step, int64_t next_offset) {
   constexpr int64_t tile_stride = kMaxColumns * 16;
   alignas(64) float tile[kMaxRows * tile_stride];
-  for (int64_t r = 0; r < a.rows; r += kMaxRows) {
-    int64_t rows = smaller(kMaxRows, a.rows - r);
-    int tile_rows = padded_rows(rows);
-    QuantRows<typename M::X> own = {x.x + r * x.stride, x.stride, x.sums + r * w.layout.groups};
+  for (int64_t r = 0; r < a.rows; r += kQuantRows<M>) {
+    int64_t rows = smaller(kQuantRows<M>, a.rows - r);
+    int tile_rows = padded_rows<M>(rows);
+    const int64_t at = r * w.layout.groups;
+    QuantRows<typename M::X> own = {x.x + r * x.stride, x.stride, x.sums + at};
+    if (M::kRoundsX) own.scales = x.scales + at, own.scaled = x.scaled + at;
     for (int64_t b = 0, columns; b < width; b += columns) {
-      columns = width - b >= quant_columns(tile_rows) ? quant_columns(tile_rows) : 1;
+      columns = width - b >= quant_columns<M>(tile_rows) ? quant_columns<M>(tile_rows) : 1;
       pick_quant_tile<M, kInPlace>(tile_rows, columns > 1)(w, own, w.block(begin + b), codes + b * step, step,
-                                                           tile + b * 16, tile_stride);
+                                                           r ? 0 : next_offset, tile + b * 16, tile_stride);
     }
     store_tile<T>(a, tile, tile_stride, r, rows, begin * 16, smaller(width * 16, a.out - begin * 16));
   }
 }
 
-// Up to this many rows codes are unpacked in registers, for each tile of rows anew.
-constexpr int64_t kInPlaceRows = VL == 16 ? kMaxRows : 2 * kMaxRows;
+// `M::Ready`, which reads unpacked codes, has tiles of as many rows as M.
+//
+// Up to this many rows codes are unpacked in registers, for each tile of rows anew. Measured with AVX2: floats take four
+// times the bytes of a code, so that unpacking into memory pays late.
+template <class M>
+constexpr int64_t kInPlaceRows = VL == 16 ? kMaxRows : (M::kRoundsX || M::kSteps > 4 ? 2 : 6) * kMaxRows;
 
 template <class M, class T>
 void quant_over(const LinearArgs& a, const QuantMatrix& w, const QuantRows<typename M::X>& x) {
   using Ready = typename M::Ready;
-  int64_t blocks = packed_blocks(a.out), width = quant_columns(padded_rows(smaller(a.rows, kMaxRows)));
-  const bool in_place = a.rows <= kInPlaceRows;
+  int64_t blocks = packed_blocks(a.out), width = quant_columns<M>(padded_rows<M>(smaller(a.rows, kQuantRows<M>)));
+  const bool in_place = !M::kUnpacks || a.rows <= kInPlaceRows<M>;
   const int64_t step = round_up(a.in, w.layout.line) / M::kPerStep * kLine;  // bytes of a block that is unpacked
+  const int64_t strip = width * w.layout.block;
   parallel_tasks((blocks + width - 1) / width, [&](TaskQueue& tasks) {
     Scratch<char> memory(in_place ? 0 : width * step);
     for (; tasks.left(); tasks.advance()) {
       int64_t begin = tasks.now * width, own = smaller(width, blocks - begin);
-      for (int64_t b = 0; !in_place && b < own; b++) unpack_block<M>(w, w.block(begin + b), memory.data + b * step);
-      if (in_place) quant_strip<M, T, true>(a, w, x, begin, own, w.block(begin), w.layout.block);
-      else quant_strip<Ready, T, false>(a, w, x, begin, own, memory.data, step);
+      if constexpr (M::kUnpacks) {
+        for (int64_t b = 0; !in_place && b < own; b++) unpack_block<M>(w, w.block(begin + b), memory.data + b * step);
+        if (!in_place) quant_strip<Ready, T, false>(a, w, x, begin, own, memory.data, step, 0);
+      }
+      if (!in_place) continue;
+      int64_t next = (tasks.next - tasks.now) * strip;
+      if (tasks.last())  // prefetch the next matrix, as if it had the same form
+        next = a.prefetch_next ? static_cast<const char*>(a.prefetch_next) - w.block(begin) + tasks.rank * strip : 0;
+      quant_strip<M, T, true>(a, w, x, begin, own, w.block(begin), w.layout.block, next);
     }
   });
-}
-
-template <class T, class X>
-void copy_row(const T* x, int64_t in, const int32_t* order, X* to, int64_t stride) {
-  if (order) {
-    for (int64_t k = 0; k < stride; k++) {
-      T number = k < in ? x[order[k]] : T{};
-      T padded[VL] = {number};
-      store_n(to + k, load(padded), 1);
-    }
-    return;
-  }
-  for (int64_t k = 0; k < stride; k += VL) store_n(to + k, load_n(x + k, smaller(larger(in - k, 0), VL)), stride - k);
-}
-
-template <class X>
-float sum_of(const X* x, int64_t count) {
-  vf sum = {};
-  for (int64_t k = 0; k < count; k += VL) sum = sum + load_n(x + k, count - k);
-  return sum_lanes(sum);
-}
-
-// Multiplies each number by the factor of its place in a line.
-template <class M>
-void scale_row(float* x, int64_t stride) {
-  alignas(64) float factors[16];  // the factors repeat after 4 or 8
-  for (int k = 0; k < 16; k++) factors[k] = M::x_factor(k);
-  for (int64_t k = 0; k < stride; k += VL) store_n(x + k, load_n(x + k, stride - k) * load(factors + k % 16), stride - k);
 }
 
 // Copies the rows of x, in the order of the codes and filled up with zeros to whole lines, and sums their groups.
@@ -233,24 +100,54 @@ void quant_as(const LinearArgs& a) {
   const bool has_sums = w.has_sums();
   int64_t stride = round_up(a.in, layout.line);
   const T* x = static_cast<const T*>(a.x);
-  const int64_t padded = (a.rows - 1) / kMaxRows * kMaxRows + padded_rows((a.rows - 1) % kMaxRows + 1);
+  const int64_t padded = all_padded_rows<M>(a.rows);
   Scratch<float> sums(has_sums ? padded * layout.groups : 0);
   Scratch<X> copy(padded * stride + VL);
   memset(static_cast<void*>(copy.data + a.rows * stride), 0, (padded - a.rows) * stride * sizeof(X));
   for (int64_t i = a.rows * layout.groups; has_sums && i < padded * layout.groups; i++) sums.data[i] = 0;
-  for (int64_t r = 0; r < a.rows; r++) {
-    X* to = copy.data + r * stride;
-    copy_row(x + r * a.x_stride, a.in, w.form.order, to, stride);
-    for (int64_t g = 0; has_sums && g < layout.groups; g++)
-      sums.data[r * layout.groups + g] =
-          sum_of(to + g * layout.group, smaller(layout.group, stride - g * layout.group));
-    if constexpr (M::kWhole) scale_row<M>(to, stride);
-  }
+  parallel_for(a.rows, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; r++) {
+      X* to = copy.data + r * stride;
+      copy_row(x + r * a.x_stride, a.in, w.form.order, to, stride);
+      for (int64_t g = 0; has_sums && g < layout.groups; g++)
+        sums.data[r * layout.groups + g] =
+            sum_of(to + g * layout.group, smaller(layout.group, stride - g * layout.group));
+      if constexpr (M::kWhole) scale_row<M>(to, stride);
+    }
+  });
   quant_over<M, T>(a, w, {copy.data, stride, sums.data});
+}
+
+// The same for activations that are rounded to int8, each row and group for itself: contract C2.
+template <class M, class T>
+void quant_rounded(const LinearArgs& a) {
+  using X = typename M::X;
+  QuantMatrix w(a.weight, a.in, M::kOffset);
+  const CodesLayout& layout = w.layout;
+  const int64_t stride = round_up(a.in, layout.line), groups = layout.groups;
+  const int64_t padded = all_padded_rows<M>(a.rows);
+  Scratch<X> codes(padded * stride);
+  Scratch<float> scales(padded * groups), sums(padded * groups), scaled(padded * groups);
+  parallel_for(padded, 16, [&](int64_t begin, int64_t end) {
+    Scratch<float> row(stride + VL);
+    for (int64_t r = begin; r < end; r++) {
+      if (r < a.rows) copy_row(static_cast<const T*>(a.x) + r * a.x_stride, a.in, w.form.order, row.data, stride);
+      else memset(row.data, 0, stride * sizeof(float));
+      for (int64_t g = 0; g < groups; g++) {
+        int64_t k = g * layout.group, at = r * groups + g;
+        round_group<M>(row.data + k, smaller(layout.group, stride - k), codes.data + r * stride + k, scales.data + at,
+                       sums.data + at);
+        scaled.data[at] = sums.data[at] * scales.data[at];
+      }
+    }
+  });
+  quant_over<M, T>(a, w, {codes.data, stride, sums.data, scales.data, scaled.data});
 }
 
 template <Codes K, class T>
 void quant_codes(const LinearArgs& a) {
+  if constexpr (K == Codes::int8 || K == Codes::int4 || K == Codes::uint4)
+    if (a.weight.form.int8_x) return quant_rounded<Int8Codes<K>, T>(a);
 #if defined(MINILLM_ISA_AVX512)
   if constexpr (__is_same(T, bf16)) return quant_as<PairCodes<K, FloatCodes<K>::kBits>, T>(a);
 #endif
@@ -273,18 +170,23 @@ void quant_linear(const LinearArgs& a) {
 // One row of the matrix as floats: scale * number + minimum, each step rounded.
 template <Codes K>
 void quant_row(const QuantMatrix& w, int64_t id, float* to) {
-  constexpr int bits = FloatCodes<K>::kBits;
+  constexpr int bits = FloatCodes<K>::kBits, per_line = 32 / bits;
+  const CodesLayout& layout = w.layout;
   const char* block = w.block(id / 16);
   const int64_t lane = id % 16, part = lane / VL * VL;
-  for (int64_t k = 0; k < w.layout.in; k++) {
-    int64_t g = k / w.layout.group, inside = k % w.layout.group;
-    uint32_t codes = load_as<uint32_t>(block + w.layout.codes(g) + inside / w.layout.line * kLine + lane * 4);
-    int place = static_cast<int>(inside % w.layout.line);
-    int code = static_cast<int>(codes >> ((place & 1) * 16 + (place >> 1) * bits) & ((1u << bits) - 1));
-    float scale = w.scale(block, g, part)[lane - part];
-    float number = number_of(K, code) * scale;
-    if (w.form.minimum) number += w.minimum(block, g, part)[lane - part];
-    to[w.form.order ? w.form.order[k] : k] = number;
+  for (int64_t g = 0; g < layout.groups; g++) {
+    const float scale = w.scale(block, g, part)[lane - part];
+    const float minimum = w.form.minimum ? w.minimum(block, g, part)[lane - part] : 0;
+    const char* codes = block + layout.codes(g) + lane * 4;
+    const int64_t first = g * layout.group, count = smaller(layout.group, layout.in - first);
+    for (int64_t i = 0; i < count; i++) {
+      int place = static_cast<int>(i % per_line);
+      uint32_t line = load_as<uint32_t>(codes + i / per_line * kLine);
+      int code = static_cast<int>(line >> ((place & 1) * 16 + (place >> 1) * bits) & ((1u << bits) - 1));
+      float number = number_of(K, code) * scale;
+      if (w.form.minimum) number += minimum;
+      to[w.form.order ? w.form.order[first + i] : first + i] = number;
+    }
   }
 }
 

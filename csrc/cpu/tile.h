@@ -198,5 +198,59 @@ void product(const typename M::X* x, int64_t x_stride, int64_t rows, const typen
   }
 }
 
+// ---- columns that are read where they lie, in any layout --------------------------------------
+
+// The most groups of 16 columns of a register tile with `rows` rows, and the most rows.
+constexpr int groups_for(int rows) {
+  if (VL == 16) return 4;
+  if (VL == 8) return rows == 1 ? 4 : rows <= 3 ? 2 : 1;
+  return rows == 1 ? 2 : 1;
+}
+constexpr int kSumRows = VL == 4 ? 3 : 6;
+
+// acc[r] += x[r * x_stride] * column, for R rows and P registers of columns; `columns(p)` reads one. The factors of all
+// rows, or the columns, are kept in registers: with AVX2, 12 accumulators leave four.
+template <class M, int R, int P, class Columns>
+INLINE void add_products(vf acc[R][P], const typename M::X* x, int64_t x_stride, const Columns& columns) {
+  if constexpr (R < P) {
+    decltype(M::broadcast(x)) value[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) value[r] = M::broadcast(x + r * x_stride);
+#pragma GCC unroll 8
+    for (int p = 0; p < P; p++) {
+      auto column = columns(p);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) acc[r][p] = M::mac(acc[r][p], column, value[r]);
+    }
+  } else {
+    decltype(columns(0)) column[P];
+#pragma GCC unroll 8
+    for (int p = 0; p < P; p++) column[p] = columns(p);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      auto value = M::broadcast(x + r * x_stride);
+#pragma GCC unroll 8
+      for (int p = 0; p < P; p++) acc[r][p] = M::mac(acc[r][p], column[p], value);
+    }
+  }
+}
+
+// Accumulators of R rows and P registers in memory, rows `stride` apart.
+template <int R, int P>
+INLINE void load_sums(vf acc[R][P], const float* from, int64_t stride) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+    for (int p = 0; p < P; p++) acc[r][p] = load(from + r * stride + p * VL);
+}
+
+template <int R, int P>
+INLINE void store_sums(const vf acc[R][P], float* to, int64_t stride) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+    for (int p = 0; p < P; p++) store(to + r * stride + p * VL, acc[r][p]);
+}
+
 }  // namespace
 }  // namespace minillm::cpu

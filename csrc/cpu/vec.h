@@ -1,8 +1,8 @@
 // One vector type, three instruction sets.
 //
 // A `vf` is VL floats in one register: 16 with AVX-512, 8 with AVX2, 4 elsewhere (SSE2, NEON). The kernels are
-// written once with this type and compiled once for each instruction set, with its compiler flags. Apart from the
-// product in tile.h and the transposition in keytile.h, only this file names instructions.
+// written once with this type and compiled once for each instruction set, with its compiler flags. Apart from products,
+// transpositions and the unpacking of codes and pairs, only this file names instructions.
 //
 // Everything here has internal linkage, and no std:: template is used. The linker keeps one copy of an inline
 // function; if that were the AVX-512 copy, it would crash a CPU without AVX-512.
@@ -41,7 +41,7 @@ typedef uint16_t vh __attribute__((vector_size(2 * VL)));
 struct bf16 { uint16_t bits; };
 struct fp16 { uint16_t bits; };
 
-INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 template <class V, class P>
@@ -145,6 +145,14 @@ INLINE void store(float* p, vf x) { memcpy(p, &x, sizeof(x)); }
 INLINE void store(bf16* p, vf x) { vh h = narrow_bf16(x); memcpy(p, &h, sizeof(h)); }
 INLINE void store(fp16* p, vf x) { vh h = narrow_fp16(x); memcpy(p, &h, sizeof(h)); }
 
+// x rounded to a storage type.
+template <class T>
+INLINE vf rounded(vf x) {
+  T numbers[VL];
+  store(numbers, x);
+  return load(numbers);
+}
+
 // The first n numbers, n <= VL; the other lanes are zero. The end of a row uses the same vector arithmetic as full
 // vectors, so an element's bits do not depend on its place in the row.
 template <class T>
@@ -176,23 +184,33 @@ INLINE vf first_lanes(vf x, int64_t n, float other) {
 INLINE float sum_lanes(vf x) {
 #if defined(MINILLM_ISA_AVX512)
   return _mm512_reduce_add_ps(x);  // the same order as below, in registers
-#endif
+#elif defined(MINILLM_ISA_AVX2)
+  __m128 t = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  t = _mm_add_ps(t, _mm_movehl_ps(t, t));
+  return _mm_add_ss(t, _mm_movehdup_ps(t))[0];
+#else
   float t[VL];
   store(t, x);
   for (int half = VL / 2; half; half /= 2)
     for (int i = 0; i < half; i++) t[i] += t[i + half];
   return t[0];
+#endif
 }
 
 INLINE float max_lanes(vf x) {
 #if defined(MINILLM_ISA_AVX512)
   return _mm512_reduce_max_ps(x);
-#endif
+#elif defined(MINILLM_ISA_AVX2)
+  __m128 t = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  t = _mm_max_ps(t, _mm_movehl_ps(t, t));
+  return _mm_max_ss(t, _mm_movehdup_ps(t))[0];
+#else
   float t[VL];
   store(t, x);
   for (int half = VL / 2; half; half /= 2)
     for (int i = 0; i < half; i++) t[i] = t[i] > t[i + half] ? t[i] : t[i + half];
   return t[0];
+#endif
 }
 
 // e^x to about 1 ulp: x = n ln2 + r, |r| <= ln2 / 2, e^r by its series up to r^7. Exactly 1 at 0, exactly 0 at minus
@@ -231,6 +249,13 @@ INLINE vf vexp(vf x) {
 
 INLINE vf vabs(vf x) { return (vf)((vu)x & 0x7fffffffu); }
 INLINE vf with_sign(vf x, vf sign) { return (vf)((vu)x | ((vu)sign & 0x80000000u)); }
+
+// Numbers of at most 127 to integers: nearest, ties to even. Adding 1.5 * 2^23 leaves no bits after the point.
+INLINE vi nearest(vf x) {
+  const vf magic = splat(12582912.0f);
+  vf size = vmax(vf{}, vabs(x));
+  return (vi)(with_sign(size > 127.0f ? splat(127.0f) : size, x) + magic) - (vi)magic;
+}
 
 // tanh x. Near 0, where 1 - 2 / (e^2x + 1) would lose its digits, a polynomial. Source: Moshier, Cephes, tanhf.
 INLINE vf vtanh(vf x) {

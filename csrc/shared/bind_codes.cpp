@@ -48,8 +48,9 @@ int64_t bytes_of(const Form& form, int64_t out, int64_t in, bool ordered) {
   return kLine + order_bytes(in, ordered) + blocks_bytes(form, out, in);
 }
 
-Form form_of(const char* op, const std::string& codes, int64_t group, bool wide, bool minimum, int64_t in) {
-  Form form = {Codes::none, group, wide, minimum, nullptr};
+Form form_of(const char* op, const std::string& codes, int64_t group, bool wide, bool minimum, int64_t in,
+             bool int8_x = false) {
+  Form form = {Codes::none, group, wide, minimum, int8_x, nullptr};
   for (int i = 1; i < 6; i++)
     if (codes == kCodes[i]) form.codes = static_cast<Codes>(i);
   STD_TORCH_CHECK(form.codes != Codes::none, op, ": there are no codes '", codes, "'");
@@ -57,6 +58,11 @@ Form form_of(const char* op, const std::string& codes, int64_t group, bool wide,
   const int64_t line = 32 / bits_of(form.codes);
   STD_TORCH_CHECK(group >= in || group % line == 0, op, ": groups of ", group, " inputs are no multiple of ", line);
   form.group = group < in ? group : in;
+  if (int8_x) {
+    STD_TORCH_CHECK(form.codes == Codes::int8 || form.codes == Codes::int4 || form.codes == Codes::uint4, op, ": ", codes,
+                    " times activations in int8");
+    STD_TORCH_CHECK(form.group <= kMaxInt8Group, op, ": activations in int8 in groups of ", form.group);
+  }
   return form;
 }
 
@@ -74,9 +80,9 @@ Matrix quantized_matrix(const char* op, const Tensor& packed, int64_t out, int64
   check_size(op, "the quantised weight's number of outputs", header.out, out);
   check_size(op, "the quantised weight's number of inputs", header.in, in);
   STD_TORCH_CHECK(header.codes > 0 && header.codes < 6, op, ": the header is damaged");
-  for (int32_t flag : {header.wide, header.minimum, header.ordered})
+  for (int32_t flag : {header.wide, header.minimum, header.ordered, header.int8_x})
     STD_TORCH_CHECK(flag == 0 || flag == 1, op, ": the header is damaged");
-  Form form = form_of(op, kCodes[header.codes], header.group, header.wide, header.minimum, in);
+  Form form = form_of(op, kCodes[header.codes], header.group, header.wide, header.minimum, in, header.int8_x);
   check_size(op, "the quantised weight's size", packed.numel(), bytes_of(form, out, in, header.ordered));
   const char* at = data<char>(packed) + kLine;
   if (header.ordered) {
@@ -98,16 +104,16 @@ int64_t codes_bytes(int64_t out, int64_t in, std::string codes, int64_t group, b
 }
 
 void begin_codes(const Tensor& packed, int64_t out, int64_t in, std::string codes, int64_t group, bool wide, bool minimum,
-                 const Optional& order) {
+                 const Optional& order, bool int8_x) {
   const char* op = "begin_codes_";
-  Form form = form_of(op, codes, group, wide, minimum, in);
+  Form form = form_of(op, codes, group, wide, minimum, in, int8_x);
   check_host(op, "packed", packed, 1, ScalarType::Byte);
   STD_TORCH_CHECK(out > 0 && out < INT32_MAX, op, ": ", out, " outputs");
   check_size(op, "packed's size", packed.numel(), bytes_of(form, out, in, order.has_value()));
   char* to = static_cast<char*>(packed.mutable_data_ptr());
   memset(to, 0, packed.numel());
   CodesHeader header = {kCodesMagic, static_cast<int32_t>(form.codes), static_cast<int32_t>(form.group), wide, minimum,
-                        order.has_value(), static_cast<int32_t>(out), static_cast<int32_t>(in), {}};
+                        order.has_value(), static_cast<int32_t>(out), static_cast<int32_t>(in), int8_x, {}};
   memcpy(to, &header, sizeof(header));
   if (order) {
     check_host(op, "order", *order, 1, ScalarType::Int);
@@ -190,7 +196,7 @@ MINILLM_FRAGMENT(MINILLM_NAMESPACE, m) {
       "-> int");
   m.def(
       "begin_codes_(Tensor(a!) packed, int out_features, int in_features, str codes, int group, bool wide, bool minimum, "
-      "Tensor? order) -> ()");
+      "Tensor? order, bool int8_x) -> ()");
   m.def("put_codes_(Tensor(a!) packed, int first, Tensor codes, Tensor scales, Tensor? minima) -> ()");
 }
 

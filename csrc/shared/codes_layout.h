@@ -25,9 +25,10 @@ namespace minillm {
 constexpr const char* kCodes[] = {"none", "int8", "fp8", "int4", "uint4", "fp4"};
 constexpr int32_t kCodesMagic = 0x3151'4c4d;  // "MLQ1"
 constexpr int64_t kLine = 64;                 // bytes
+constexpr int64_t kMaxInt8Group = 128;        // with activations in int8: 128 products of at most 255 * 127 are < 2^24
 
 struct CodesHeader {
-  int32_t magic, codes, group, wide, minimum, ordered, out, in, unused[8];
+  int32_t magic, codes, group, wide, minimum, ordered, out, in, int8_x, unused[7];
 };
 static_assert(sizeof(CodesHeader) == kLine);
 
@@ -35,31 +36,33 @@ inline int bits_of(Codes codes) { return codes == Codes::int8 || codes == Codes:
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 struct CodesLayout {
-  int64_t in, group;    // `group` is at most `in`, filled up to whole lines
-  int64_t line;         // inputs of one line
+  int64_t in, group;     // `group` is at most `in`, filled up to whole lines
+  int64_t line;          // inputs of one line
   int64_t groups;
-  int64_t in_chunk;     // groups of a chunk
-  int64_t head, chunk;  // bytes of a chunk's scales, and of all of it
-  int64_t block;        // bytes of 16 outputs
+  int64_t paired;        // 1 if a chunk has two groups, else 0
+  int64_t own;           // bytes of one group's scales and minima
+  int64_t head, chunk;   // bytes of a chunk's scales, and of all of it
+  int64_t lines, last;   // lines of a group, and of the last one, which may have fewer inputs
+  int64_t block;         // bytes of 16 outputs
 
   CodesLayout(const Form& form, int64_t inputs) : in(inputs) {
     line = 32 / bits_of(form.codes);
     group = form.group < in ? form.group : round_up(in, line);
     groups = (in + group - 1) / group;
-    int64_t own = 16 * (form.wide ? 4 : 2) * (form.minimum ? 2 : 1);  // bytes of one group's scales
-    in_chunk = own < kLine ? 2 : 1;
-    head = own * in_chunk;
-    chunk = head + in_chunk * lines_of(0) * kLine;
-    block = groups ? codes(groups - 1) + lines_of(groups - 1) * kLine : 0;
+    own = 16 * (form.wide ? 4 : 2) * (form.minimum ? 2 : 1);
+    paired = own < kLine;
+    head = own << paired;
+    lines = (group + line - 1) / line;
+    last = (in - (groups - 1) * group + line - 1) / line;
+    chunk = head + (lines * kLine << paired);
+    block = groups ? codes(groups - 1) + last * kLine : 0;
   }
 
-  // Lines of one group; the last group may have fewer inputs.
-  int64_t lines_of(int64_t g) const { return ((g + 1 < groups ? group : in - g * group) + line - 1) / line; }
+  // No division: kernels call these for every group.
+  int64_t lines_of(int64_t g) const { return g + 1 < groups ? lines : last; }
   // Offsets in a block: of a group's scales, of its minima after them, of its codes.
-  int64_t scales(int64_t g) const { return g / in_chunk * chunk + g % in_chunk * (head / in_chunk); }
-  int64_t codes(int64_t g) const {
-    return g / in_chunk * chunk + head + g % in_chunk * ((group + line - 1) / line) * kLine;
-  }
+  int64_t scales(int64_t g) const { return (g >> paired) * chunk + (g & paired) * own; }
+  int64_t codes(int64_t g) const { return (g >> paired) * chunk + head + (g & paired) * lines * kLine; }
 };
 
 // Bytes of the blocks of a matrix [out, in]; it may be the matrices of several experts.

@@ -26,6 +26,7 @@ struct Form {
   int64_t group;
   bool wide;     // scales and minima are fp32
   bool minimum;  // there are minima
+  bool int8_x;   // a product rounds its activations to int8, with a scale for each row and group
   const int32_t* order;  // [in]: code i belongs to input order[i]; null: in order
 };
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -111,22 +111,30 @@ def compare(
     for batch in batches:
         works[f"decode, batch {batch}"] = partial(decode_rate, batch=batch, num_tokens=num_tokens)
     rows = [
-        in_turns(what, partial(rate, quantized), partial(rate, plain), runs) for what, rate in works.items()
+        row
+        for what, rate in works.items()
+        for row in in_turns(what, {"quantized": partial(rate, quantized)}, partial(rate, plain), runs)
     ]
     model = plain.engine.model
     dtype = str(model.dtype).removeprefix("torch.")
     return {"dtype": dtype, "bytes_per_step": model.decoder.step_bytes(), "rows": rows}
 
 
-def in_turns(what: str, mine: Callable[[], float], other: Callable[[], float], runs: int) -> dict[str, Any]:
-    """Medians of two rates that are measured in turns, and of their ratio, with its lowest and highest."""
-    own, peer = measure_in_turns([mine, other], runs)
-    return {
-        "what": what,
-        "tokens_per_s": statistics.median(own),
-        "peer_tokens_per_s": statistics.median(peer),
-        "ratio": asdict(summarise([a / b for a, b in zip(own, peer, strict=True)])),
-    }
+def in_turns(
+    what: str, ours: Mapping[str, Callable[[], float]], other: Callable[[], float], runs: int
+) -> list[dict[str, Any]]:
+    """Rates that are measured in turns: a row for each of ours, with its median and its ratio to `other`."""
+    *found, peer = measure_in_turns([*ours.values(), other], runs)
+    return [
+        {
+            "what": what,
+            "engine": name,
+            "tokens_per_s": statistics.median(own),
+            "peer_tokens_per_s": statistics.median(peer),
+            "ratio": asdict(summarise([a / b for a, b in zip(own, peer, strict=True)])),
+        }
+        for name, own in zip(ours, found, strict=True)
+    ]
 
 
 def _all_decoding(llm: LLM, batch: int) -> bool:

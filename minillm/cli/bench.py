@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minillm.cli.bench_cache import add_cache_options, measure_cache, print_cache
+from minillm.cli.bench_engine import add_peer_option, measure_engine, print_engine
 from minillm.cli.bench_growth import print_growth
 from minillm.cli.bench_serving import print_serving
 from minillm.cli.bench_speculation import print_speculation
@@ -20,12 +21,9 @@ from minillm.errors import UsageError
 from minillm.progress import Bar
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from minillm import LLM
     from minillm.bench.parts import Progress
 
-PEERS = ("transformers",)
 KINDS = ("engine", "kernels", "serving", "speculation", "growth", "cache")
 
 
@@ -66,9 +64,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         metavar="PATH",
         help="speculation: folder or hub id (auto: the draft model that ships)",
     )
-    parser.add_argument(
-        "--peer", choices=PEERS, help="also measure this engine, in turns with minillm, on the same weights"
-    )
+    add_peer_option(parser)
     parser.add_argument(
         "--chip", default="h100", metavar="NAME", help="kernels, simt: predict for t4, a100 or h100"
     )
@@ -102,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         return run_workload(args)
     require_no_workload_options(args)
     measure, show = {
-        "engine": (_engine, _print),
+        "engine": (measure_engine, print_engine),
         "kernels": (_traffic, _print_traffic) if counted else (_kernels, _print_kernels),
         "serving": (_serving, print_serving),
         "speculation": (_speculation, print_speculation),
@@ -116,22 +112,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         show(report)
     return 0
-
-
-def _engine(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    from minillm.bench.engine import compare, run_bench
-    from minillm.bench.peer import run_peer
-
-    llm = load_llm(args, prefix_caching=False)  # every run measures the same prompts again
-    report = run_bench(llm, args.prompt_len, args.tokens, args.runs, args.batch, progress)
-    if args.quantization:
-        plain = load_llm(args, prefix_caching=False, quantization=None)
-        report["plain"] = compare(plain, llm, args.prompt_len, args.tokens, args.runs, args.batch)
-    if args.peer:
-        report["peer"] = run_peer(llm, args.peer, args.prompt_len, args.tokens, args.runs, args.batch)
-        if report["peer"] is None:
-            say(f"minillm: {args.peer} is not installed: no comparison")
-    return report
 
 
 def _kernels(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
@@ -186,76 +166,14 @@ def _traffic(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     return report
 
 
-def _print(report: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    from minillm.config.sizes import format_bytes
-
-    console, bandwidth = Console(), report["read_bandwidth"]
-    console.width = max(console.width, 100)  # a wrapped row of figures is hard to read
-    table = _table(
-        f"{report['model']} · {report['dtype']} · {report['backend']}",
-        ["what", "tok/s", "lowest to highest", "bytes read/s", "share of bandwidth"],
-    )
-    for row in report["rows"]:
-        rate = row["tokens_per_s"]
-        share = row.get("share_of_bandwidth")
-        table.add_row(
-            row["what"],
-            f"{rate['median']:,.1f}",
-            f"{rate['low']:,.1f} to {rate['high']:,.1f}",
-            f"{row['bytes_per_s'] / 1e9:.2f} GB" if "bytes_per_s" in row else "",
-            f"{share['median']:.0%} ({share['low']:.0%} to {share['high']:.0%})" if share else "",
-        )
-    console.print(table)
-    if "plain" in report:
-        console.print(_plain_table(report))
-    if report.get("peer"):
-        console.print(_peer_table(report["peer"]))
-    if bandwidth:
-        console.print(f"read bandwidth measured in this run: {bandwidth['median'] / 1e9:.1f} GB/s")
-    machine, weights = report["machine"], report["weights"]
-    console.print(f"a step reads {format_bytes(weights['bytes_per_step'])} of weights")
-    if weights["kept_narrow"]:
-        share = f"{weights['kept_narrow']} of {weights['matrices']}"
-        console.print(f"{share} matrices fit in bfloat16 and are stored so: the same numbers, half the bytes")
-    console.print(f"peak memory {format_bytes(report['peak_memory_bytes'])} · {machine['system']}")
-    console.print(f"torch {machine['torch']}, {machine['threads']} threads")
-
-
-def _plain_table(report: dict[str, Any]) -> Table:
-    plain = report["plain"]
-    title = (
-        f"{report['quantization']} in turns with {plain['dtype']} ({plain['bytes_per_step']:,} bytes a step)"
-    )
-    return _ratio_table(title, report["quantization"], plain["dtype"], plain["rows"])
-
-
-def _peer_table(peer: dict[str, Any]) -> Table:
-    title = f"in turns with {peer['name']} {peer['version']}"
-    return _ratio_table(title, "minillm", peer["name"], peer["rows"])
-
-
-def _ratio_table(title: str, own: str, other: str, rows: list[dict[str, Any]]) -> Table:
-    table = _table(title, ["what", f"{own} tok/s", f"{other} tok/s", "ratio", "lowest to highest"])
-    for row in rows:
-        ratio = row["ratio"]
-        table.add_row(
-            row["what"],
-            f"{row['tokens_per_s']:,.1f}",
-            f"{row['peer_tokens_per_s']:,.1f}",
-            f"{ratio['median']:.2f}",
-            f"{ratio['low']:.2f} to {ratio['high']:.2f}",
-        )
-    return table
-
-
 def _print_kernels(report: dict[str, Any]) -> None:
     from rich.console import Console
 
+    from minillm.tables import figures_table
+
     console = Console()
     console.width = max(console.width, 100)  # a wrapped row of figures is hard to read
-    table = _table(
+    table = figures_table(
         f"{report['dtype']} · {report['kernels']}",
         ["op", "size", "µs", "GB/s", "GFLOP/s", "limit", "share of limit", "reference µs", "ratio"],
     )
@@ -281,9 +199,11 @@ def _print_kernels(report: dict[str, Any]) -> None:
 def _print_traffic(report: dict[str, Any]) -> None:
     from rich.console import Console
 
+    from minillm.tables import figures_table
+
     title = f"attention, counted bytes of global memory · {report['dtype']} · {report['shape']}"
     columns = ["rung", "rows x keys", "read", "written", "scores", "minimum", "ratio"]
-    table = _table(title, [*columns, f"predicted, {report['chip']}", "bound"])
+    table = figures_table(title, [*columns, f"predicted, {report['chip']}", "bound"])
     for row in report["rows"]:
         bytes_moved = [row[name] for name in ("read", "written", "scores", "minimum")]
         shape, seconds = f"{row['rows']} x {row['keys']}", row["predicted_s"]
@@ -293,12 +213,3 @@ def _print_traffic(report: dict[str, Any]) -> None:
     console = Console()
     console.width = max(console.width, 110)  # a wrapped row of figures is hard to read
     console.print(table)
-
-
-def _table(title: str, columns: list[str]) -> Table:
-    from rich.table import Table
-
-    table = Table(title=title)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
-    return table

@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -50,7 +50,7 @@ _BITS = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64}
 _BITS |= dict.fromkeys(("U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8)
 _BITS |= dict.fromkeys(("I16", "U16", "F16", "BF16"), 16)
 _BITS |= dict.fromkeys(("I32", "U32", "F32"), 32) | dict.fromkeys(("I64", "U64", "F64"), 64)
-_AGAIN = "the file is damaged or incomplete: download it again"
+INCOMPLETE = "the file is damaged or incomplete: download it again"
 
 
 @dataclass(frozen=True)
@@ -87,16 +87,6 @@ class StoredTensor:
         of_codes = _OF_CODES.get(self.dtype)
         return self.torch_dtype if of_codes is None else of_codes
 
-    def whole(self, update_digest: Callable[[bytearray], None] = lambda data: None) -> torch.Tensor:
-        """The whole tensor in memory. Raises as `pieces` and `any_dtype`."""
-        tensor = torch.empty(self.shape, dtype=self.any_dtype)
-        flat, done = tensor.view(-1).view(torch.uint8), 0
-        for data in self.pieces():
-            update_digest(data)
-            flat[done : done + len(data)] = torch.frombuffer(data, dtype=torch.uint8)
-            done += len(data)
-        return tensor
-
     def numbers(self) -> Iterator[torch.Tensor]:
         """The tensor's numbers in order, flat, at most 2,097,152 at a time.
 
@@ -120,7 +110,7 @@ class StoredTensor:
                 while left:
                     data = bytearray(min(left, size))
                     if file.readinto(data) != len(data):
-                        raise WeightsError(f"{self.path.name} ends inside {shown(self.name)}", _AGAIN)
+                        raise WeightsError(f"{self.path.name} ends inside {shown(self.name)}", INCOMPLETE)
                     left -= len(data)
                     yield data
             except OSError as error:
@@ -155,7 +145,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 def _from_index(folder: Path, index_path: Path) -> dict[str, StoredTensor]:
     weight_map = read_object(index_path, WeightsError).get("weight_map")
     if not isinstance(weight_map, dict):
-        raise WeightsError(f"{index_path.name} holds no weight_map", _AGAIN)
+        raise WeightsError(f"{index_path.name} holds no weight_map", INCOMPLETE)
     for shard in weight_map.values():
         _require_name(shard, index_path)
     shards = sorted(set(weight_map.values()))
@@ -165,7 +155,9 @@ def _from_index(folder: Path, index_path: Path) -> dict[str, StoredTensor]:
     headers = {shard: _read_header(folder / shard) for shard in shards}
     lost = [name for name, shard in weight_map.items() if name not in headers[shard]]
     if lost:
-        raise WeightsError(f"{index_path.name} points to tensors that are not there: {listed(lost)}", _AGAIN)
+        raise WeightsError(
+            f"{index_path.name} points to tensors that are not there: {listed(lost)}", INCOMPLETE
+        )
     _refuse_copies(weight_map, headers)
     # Tensors that the index does not list are kept: the loader refuses them by name.
     unlisted = {
@@ -203,10 +195,10 @@ def _require_name(shard: object, index_path: Path) -> None:
     """Refuse a shard name that has a folder in it."""
     if not isinstance(shard, str):
         raise WeightsError(
-            f"{index_path.name} holds no weight_map: {shown(shard)} is not a file name", _AGAIN
+            f"{index_path.name} holds no weight_map: {shown(shard)} is not a file name", INCOMPLETE
         )
     if shard in ("", "..") or Path(shard).name != shard or "\0" in shard:
-        raise WeightsError(f"{index_path.name} names a file outside the folder: {shown(shard)}", _AGAIN)
+        raise WeightsError(f"{index_path.name} names a file outside the folder: {shown(shard)}", INCOMPLETE)
 
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:
@@ -264,7 +256,7 @@ def _are_sizes(numbers: object) -> TypeGuard[list[int]]:
 
 
 def _invalid(path: Path, reason: str) -> WeightsError:
-    return WeightsError(f"{path.name} is not a valid safetensors file: {reason}", _AGAIN)
+    return WeightsError(f"{path.name} is not a valid safetensors file: {reason}", INCOMPLETE)
 
 
 def listed(names: list[str]) -> str:

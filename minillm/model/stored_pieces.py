@@ -19,7 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from minillm.config import ModelConfig, shown
@@ -31,6 +30,7 @@ from minillm.model.decoder import Decoder, storage_of
 from minillm.model.placement import Placement
 from minillm.model.quantization.config import stored_quantization
 from minillm.model.quantization.stored import Shape, StoredQuantization, StoredScheme
+from minillm.model.quantization.strips import item, strips
 from minillm.ops.contract import Ops, Weight
 from minillm.ops.quantized import QuantizedMatrix
 
@@ -137,17 +137,18 @@ def orders_of(pieces: Mapping[str, Piece], stored: Mapping[str, StoredTensor]) -
     for piece in pieces.values():
         tensors = piece.tensors(stored)
         if storage_of(piece.view) not in found and any(end.endswith("g_idx") for end in tensors):
-            whole = {end: tensor.whole() for end, tensor in tensors.items()}
-            order = piece.scheme.read(piece.module, whole, piece.shape, 0, 1).order
+            few = next(strips(piece.module, piece.scheme, piece.shape, tensors, piece.scheme.strip_rows))
+            order = piece.scheme.read(piece.module, few.tensors, few.shape, 0, 1).order
             if order is not None:
                 found[storage_of(piece.view)] = order
     return found
 
 
-def load_piece(ops: Ops, matrix: Weight | None, piece: Piece, tensors: Mapping[str, Tensor]) -> None:
+def load_piece(ops: Ops, matrix: Weight | None, piece: Piece, tensors: Mapping[str, StoredTensor]) -> None:
     """Put a stored matrix into the rows of `matrix` that it fills, or dequantised into its view.
 
     Raises:
+        UnreadableFile: a file cannot be read, or vanishes.
         WeightsError: the tensors contradict each other, or have numbers that are none.
     """
     for first, rows in _read(piece, tensors):
@@ -163,25 +164,36 @@ def _first_row(piece: Piece) -> int:
     return piece.view.storage_offset() // piece.view.shape[1]
 
 
-def _read(piece: Piece, tensors: Mapping[str, Tensor]) -> Iterator[tuple[int, QuantizedMatrix]]:
+def _read(piece: Piece, tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[int, QuantizedMatrix]]:
     """The stored rows, some at a time, and the row of the matrix where each part begins."""
-    out, size = piece.shape
-    step = max(1, _ROWS // size)
     if not piece.experts:
-        for row in range(0, out, step):
-            count = min(step, out - row)
-            rows = piece.scheme.read(piece.module, tensors, piece.shape, row, count)
+        for row, rows in _rows(piece, piece.module, tensors):
             yield _first_row(piece) + row, rows
         return
-    stride = piece.view.stride(0) // size  # rows from one expert to the next, those between them included
+    stride = piece.view.stride(0) // piece.shape[1]  # rows from one expert to the next, all between included
+    gates = piece.shape[0] // 2 if piece.view.dim() == 4 else 0
     for expert in range(piece.experts):
-        own = {end: tensor[expert] for end, tensor in tensors.items()}
-        rows = piece.scheme.read(f"{piece.module}[{expert}]", own, piece.shape)
-        yield expert * stride, _gates_first(rows) if piece.view.dim() == 4 else rows
+        own = {end: item(tensor, expert) for end, tensor in tensors.items()}
+        for row, rows in _rows(piece, f"{piece.module}[{expert}]", own):
+            if not gates:
+                yield expert * stride + row, rows
+                continue
+            for at, start in ((0, 0), (1, gates)):  # gates and ups in turns -> all gates, then all ups
+                yield expert * stride + start + row // 2, _every_other(rows, at)
 
 
-def _gates_first(rows: QuantizedMatrix) -> QuantizedMatrix:
-    """Gates and ups in turns -> all gates, then all ups."""
-    turned = torch.cat([torch.arange(first, rows.shape[0], 2) for first in (0, 1)])
-    minima = None if rows.minima is None else rows.minima[turned]
-    return QuantizedMatrix(rows.form, rows.codes[turned], rows.scales[turned], minima)
+def _rows(
+    piece: Piece, name: str, tensors: Mapping[str, StoredTensor]
+) -> Iterator[tuple[int, QuantizedMatrix]]:
+    """The rows of one stored matrix, an even number at a time, and where they begin."""
+    step = max(1, _ROWS // piece.shape[1] // 2) * 2
+    for strip in strips(name, piece.scheme, piece.shape, tensors):
+        for row in range(0, strip.shape[0], step):
+            count = min(step, strip.shape[0] - row)
+            yield strip.first + row, piece.scheme.read(name, strip.tensors, strip.shape, row, count)
+
+
+def _every_other(rows: QuantizedMatrix, first: int) -> QuantizedMatrix:
+    minima = None if rows.minima is None else rows.minima[first::2].contiguous()
+    codes, scales = rows.codes[first::2].contiguous(), rows.scales[first::2].contiguous()
+    return QuantizedMatrix(rows.form, codes, scales, minima)

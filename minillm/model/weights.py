@@ -47,6 +47,7 @@ _COMPUTED = re.compile(
     r"(^|\.)rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)$|(^|\.)attn\.(bias|masked_bias)$"
 )
 Progress = Callable[[int, int], None]
+_HASHED = 1 << 20  # bytes of a stored quantised matrix that are read for the digest at a time
 
 
 def placements(decoder: Decoder) -> dict[str, Placement]:
@@ -75,7 +76,8 @@ def load_weights(decoder: Decoder, folder: Path, progress: Progress | None = Non
     """Fill every parameter of `decoder` from the safetensors in `folder`.
 
     Tensors are read in pieces of 8 MiB and converted to the parameter's dtype on the way, or quantised, so
-    peak memory is the model plus one piece. A matrix that is stored quantised is read as a whole.
+    peak memory is the model plus one piece. A matrix that is stored quantised is read twice: for the digest,
+    then in strips of its rows.
 
     Args:
         progress: called with (bytes read, bytes in all) after each tensor.
@@ -97,16 +99,17 @@ def load_weights(decoder: Decoder, folder: Path, progress: Progress | None = Non
     total, done = sum(t.nbytes for t in stored.values()), 0
     digest = hashlib.sha256()
     for module, names in _by_module(stored, pieces):
-        own = dict[str, Tensor]()
         for name in names:
             digest.update(f"{name} {stored[name].dtype} {stored[name].shape}\n".encode())
             if module is None:
                 _load_plain(decoder, matrices, table[name].view, stored[name], digest.update)
             else:
-                own[name.removeprefix(module)] = stored[name].whole(digest.update)
+                for data in stored[name].pieces(_HASHED):
+                    digest.update(data)
             done += stored[name].nbytes
         if module is not None:
-            load_piece(decoder.ops, matrices.get(storage_of(pieces[module].view)), pieces[module], own)
+            piece = pieces[module]
+            load_piece(decoder.ops, matrices.get(storage_of(piece.view)), piece, piece.tensors(stored))
         if progress:
             progress(done, total)
     return digest.hexdigest()

@@ -126,7 +126,7 @@ class CpuOps(FusedOps):
     ) -> Weight:
         what = (*shape, form.codes, form.group or shape[1], form.wide, form.minimum)
         data = self._pages.empty((self._ops.codes_bytes(*what, order is not None),), torch.uint8)
-        self._ops.begin_codes_(data, *what, order)
+        self._ops.begin_codes_(data, *what, order, form.int8_x)
         return PackedWeight(data, *shape, dtype, form)
 
     def put_quantized(self, weight: Weight, first: int, rows: QuantizedMatrix) -> None:

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.config.quantization import Form
+from minillm.errors import BackendError
 from minillm.ops import shapes
 from minillm.ops.contract import PackedWeight, Weight, plain
 from minillm.ops.cuda_rungs import aligned
@@ -31,6 +32,7 @@ from minillm.ops.quantized import QuantizedMatrix
 
 _HEADER = 64  # bytes
 _OUTPUTS = 16  # of a block
+_INT8_GROUPS = (8, 16, 32, 64, 128)  # csrc/cuda/linear/linear_q1.cu rounds a group in one tile
 
 
 class CudaMatrices(FusedOps):
@@ -50,6 +52,11 @@ class CudaMatrices(FusedOps):
     def begin_quantized(
         self, shape: tuple[int, int], form: Form, dtype: torch.dtype, order: Tensor | None = None
     ) -> Weight:
+        if form.int8_x and form.group not in _INT8_GROUPS and shape[1] > form.group:
+            groups = ", ".join(map(str, _INT8_GROUPS))
+            raise BackendError(
+                f"activations in int8 in groups of {form.group}", f"on a GPU groups have {groups} inputs"
+            )
         data = self._begin_codes(shape, form, order).to(self._device())
         return PackedWeight(data, *shape, dtype, form)
 
@@ -80,7 +87,7 @@ class CudaMatrices(FusedOps):
         """The bytes of a matrix [out, in] of zeros, on the host."""
         what = (*shape, form.codes, form.group or shape[1], form.wide, form.minimum)
         data = torch.empty(self._ops.codes_bytes(*what, order is not None), dtype=torch.uint8)
-        self._ops.begin_codes_(data, *what, order)
+        self._ops.begin_codes_(data, *what, order, form.int8_x)
         return data
 
     def _device(self) -> torch.device:

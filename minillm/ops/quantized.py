@@ -117,6 +117,24 @@ class QuantizedMatrix:
         return ordered
 
 
+def rounded_x(x: Tensor, form: Form, order: Tensor | None) -> Tensor:
+    """What a product of a form with `int8_x` multiplies: float32 [..., in].
+
+    Each row and group of inputs has the scale max |x| / 127, so a row depends on that row alone: contract C2.
+    A group with NaN or infinity is NaN.
+    """
+    codes_order = torch.arange(x.shape[-1]) if order is None else order.long()
+    group = form.group or x.shape[-1]
+    padding = -x.shape[-1] % group
+    groups = torch.nn.functional.pad(x.float()[..., codes_order], (0, padding)).unflatten(-1, (-1, group))
+    largest = groups.abs().amax(-1, keepdim=True)
+    scales = torch.where(largest.isfinite(), largest / 127, torch.nan)
+    codes = torch.where(scales == 0, 0.0, groups / scales).round().clamp(-127, 127)
+    rounded = torch.empty_like(x, dtype=torch.float32)
+    rounded[..., codes_order] = (codes * scales).flatten(-2)[..., : x.shape[-1]]
+    return rounded
+
+
 def _spread(per_group: Tensor, group: int, in_features: int) -> Tensor:
     """Each group's number for each of its inputs: [out, groups] -> float32 [out, in]."""
     return per_group.float().repeat_interleave(group, dim=1)[:, :in_features]

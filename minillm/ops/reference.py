@@ -18,7 +18,7 @@ from minillm.config import KV_DTYPES, Activation, LayerSpec
 from minillm.config.quantization import Form
 from minillm.ops import kv_codes, sampling, shapes, variants, verification
 from minillm.ops.contract import AttentionMetadata, LayerCache, Matrix, RopeTables, Routing, Weight, plain
-from minillm.ops.quantized import QuantizedMatrix
+from minillm.ops.quantized import QuantizedMatrix, rounded_x
 
 RopeFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 AttendFn = Callable[[Tensor, Tensor, Tensor, float, int | None], Tensor]
@@ -224,7 +224,8 @@ class ReferenceOps:
         shapes.check_linear(x, weight, bias)
         if isinstance(weight, QuantizedMatrix):  # the weights keep all their digits
             own = None if bias is None else bias.float()
-            return F.linear(x.float(), weight.dequantize(), own).to(x.dtype)
+            rows = rounded_x(x, weight.form, weight.order) if weight.form.int8_x else x.float()
+            return F.linear(rows, weight.dequantize(), own).to(x.dtype)
         return F.linear(x, plain(weight), bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:

@@ -215,7 +215,8 @@ def seconds(rows, weight, runs=7):
 if ops:
     big = torch.randn(8192, 2048)
     packed = {"bfloat16": ops.prepare_weight(big.bfloat16())}
-    for name, form in (("int8", Form("int8", 64)), ("int4", Form("int4", 64))):
+    forms = {"int8": Form("int8", 64), "int4": Form("int4", 64), "w8a8": Form("int8", 64, int8_x=True)}
+    for name, form in forms.items():
         packed[name] = ops.begin_quantized((8192, 2048), form, torch.bfloat16)
         ops.put_quantized(packed[name], 0, quantize_rows(big, form))
     for rows_of_x in (1, 64):
@@ -228,12 +229,13 @@ if ops:
 # %% [markdown]
 # With one row, fewer bytes help until unpacking takes as long as reading. With 64 rows the weights are read
 # once for all rows: arithmetic is the limit, and fewer bytes hardly help. That is the difference between
-# decode and prefill again (notebook 2).
+# decode and prefill again (notebook 2). `w8a8` is another trade: it rounds the activations, too, so that whole
+# numbers are multiplied, two to four at a time.
 #
-# ## 11.6 Why the activations keep their bits
+# ## 11.6 A scale for the activations
 #
-# A processor can multiply whole numbers of 8 bits faster than floats. For that the *activations* must be
-# rounded, too. They need a scale. The fastest way is one scale for the whole batch.
+# Whole numbers of 8 bits are multiplied faster than floats. For that the *activations* must be rounded, too.
+# They need a scale. The simplest way is one scale for the whole batch.
 #
 # **Predict.** You send a prompt alone, and in a batch with others. Are its logits the same?
 
@@ -272,7 +274,8 @@ for name, scale_of in (("a scale for the batch", by_batch), ("a scale for each r
 # %% [markdown]
 # With one scale for the batch, a neighbour with a large number makes your grid coarser: your answer depends
 # on who else is served. That breaks contract C2, and with it prefix caching and speculation. A scale for each
-# row (and group) keeps the contract, because a row's grid follows from that row alone.
+# row (and group) keeps the contract, because a row's grid follows from that row alone. This is what
+# `quantization="w8a8"` and `"w4a8"` do.
 #
 # ## 11.7 Keys and values
 #
@@ -383,5 +386,6 @@ attempt(check_blocks)
 # * **Training for few bits.** Models that were trained with rounded weights lose less.
 # * **Fewer than four bits**, and codes that are not on a regular grid.
 #
-# **Next.** `minillm bench --quantization int4` measures your machine; `docs/quantization.md` says which
-# published formats are read.
+# **Next.** `minillm labs start 14`: write the product with weights of 4 bits yourself, in C++ and in CUDA.
+# `minillm bench --quantization int4` measures your machine; `docs/quantization.md` says which published
+# formats are read.

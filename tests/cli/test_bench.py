@@ -1,18 +1,14 @@
-"""The bench: consistent figures, a row for every op, and a peer that may be missing."""
+"""The bench: consistent figures, a row for every op, and quantised beside plain."""
 
 from __future__ import annotations
 
 import json
-import sys
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import families
 import pytest
 import tiny
-import torch
 
 from minillm.bench import kernels, machine, serving
 from minillm.bench.allocation import compare, read_trace
@@ -64,42 +60,6 @@ def test_every_op_of_the_contract_is_measured(capsys: Any, folder: Path, tmp_pat
     assert linear["size"] == "1x32x64"
     assert linear["flops"] == 2 * 32 * 64
     assert linear["bytes"] == 4 * (32 * 64 + 32 + 64)
-
-
-def test_a_peer_that_is_not_there(capsys: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minillm.bench.peer.find_spec", lambda name: None)
-    args = ["--prompt-len", "8", "--tokens", "2", "--peer", "transformers"]
-    report, err = bench(capsys, folder, *args)
-    assert report["peer"] is None and len(report["rows"]) == 3
-    assert "transformers is not installed" in err
-
-
-def test_a_peer_is_measured_in_turns(capsys: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[int, ...]] = []
-
-    class Model:
-        def eval(self) -> Model:
-            return self
-
-        def generate(self, ids: torch.Tensor, max_new_tokens: int, **options: Any) -> None:
-            calls.append((*ids.shape, max_new_tokens))
-            for _ in range(max_new_tokens):
-                tiny.weights(tiny.config())  # takes a while
-
-    peer = ModuleType("transformers")
-    peer.__spec__ = ModuleSpec("transformers", None)
-    peer.__version__ = "9.9"
-    peer.AutoModelForCausalLM = SimpleNamespace(from_pretrained=lambda folder, dtype: Model())
-    monkeypatch.setitem(sys.modules, "transformers", peer)
-    args = ["--prompt-len", "8", "--tokens", "2", "--batch", "1", "3", "--peer", "transformers"]
-    report, _ = bench(capsys, folder, *args)
-    assert report["peer"]["version"] == "9.9"
-    rows = report["peer"]["rows"]
-    assert [row["what"] for row in rows] == ["prefill 8", "decode, batch 1", "decode, batch 3"]
-    assert all(row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"] for row in rows)
-    assert set(calls) == {(1, 8, 1), (1, 32, 3), (1, 32, 1), (3, 32, 3), (3, 32, 1)}
-    assert main(["bench", *args, "--runs", "1", "--model", str(folder)]) == 0
-    assert "transformers 9.9" in capsys.readouterr().out
 
 
 # ---- serving --------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from minillm.cli import doctor
-from minillm.cli.doctor import machine, parts, python, toolchains
+from minillm.cli.doctor import machine, parts, python, quantization, toolchains
 from minillm.cli.doctor.check import Check
 from minillm.toolchain import cache, cuda_toolkit, library, simt
 from minillm.toolchain.cpu import cpu_library
@@ -232,3 +232,52 @@ def test_shipped_model_is_found_by_its_config(tmp_path, monkeypatch):
     (tmp_path / "zoo" / "storyteller-6m").mkdir(parents=True)
     (tmp_path / "zoo" / "storyteller-6m" / "config.json").touch()
     assert parts.check_model("storyteller-6m").status == "ok"
+
+
+AVX2 = {"avx2", "fma", "f16c"}
+AVX512 = AVX2 | set(
+    "avx512f avx512bw avx512vl avx512dq avx512_bf16 avx512vbmi avx512_vnni".split()
+)  # Linux's names
+
+
+def test_the_kernels_of_quantised_weights_follow_the_flags(monkeypatch):
+    monkeypatch.delenv("MINILLM_CPU_PATH", raising=False)
+    monkeypatch.setattr(quantization.platform, "machine", lambda: "x86_64")
+    said = quantization.check_code_kernels(AVX512)
+    assert said.value.startswith("avx512: ") and "VBMI" in said.value and "lacks" not in said.value
+    without = quantization.check_code_kernels(AVX512 - {"avx512vbmi"})
+    assert without.value.startswith("avx2: ") and without.value.endswith("avx512 lacks avx512vbmi")
+    said = quantization.check_code_kernels({"avx2"})  # without FMA and F16C
+    assert (said.status, said.value.split(":")[0]) == ("info", "generic")
+    monkeypatch.setenv("MINILLM_CPU_PATH", "generic")
+    assert quantization.check_code_kernels(AVX512).value.startswith("generic: portable code")
+    monkeypatch.delenv("MINILLM_CPU_PATH")
+    monkeypatch.setattr(quantization.platform, "machine", lambda: "aarch64")
+    assert "lacks" not in quantization.check_code_kernels({"asimd"}).value
+
+
+def test_the_path_is_the_one_that_the_library_takes():
+    from minillm.ops.registered import current_isa, load_native
+
+    load_native()
+    assert quantization.check_code_kernels().value.split(":")[0] == current_isa()
+
+
+def test_packed_bytes_of_the_model_that_ships(tmp_path, monkeypatch):
+    import torch
+
+    from minillm import LLM
+    from minillm.model import locate
+
+    said = quantization.check_packed_bytes(torch)
+    first, *others = (
+        said.value.splitlines()[0].removeprefix("storyteller-6m ").replace("; ", ", ").split(", ")
+    )
+    sizes = dict(text.split(" ", 1) for text in others)
+    assert list(sizes) == list(quantization.SCHEMES)
+    decoder = LLM(quantization="int4").engine.model.decoder
+    assert sizes["int4"] == quantization.format_bytes(decoder.step_bytes()) != first
+    assert "fit the free memory" in said.value
+    monkeypatch.setattr(locate, "ZOO", tmp_path)
+    assert quantization.check_packed_bytes(torch).status == "missing"
+    assert quantization.check_packed_bytes(None).advice == "repair torch first"

@@ -12,7 +12,9 @@ from cases import DTYPES, random
 from quantized_matrices import GROUPS, SHAPES, blocks_of, matrix, packed
 
 from minillm.config.quantization import CODES, Codes, Form
+from minillm.errors import BackendError
 from minillm.ops.contract import Matrix, PackedWeight, Routing, expert_rows
+from minillm.ops.cpu import CpuOps
 from minillm.ops.quantized import QuantizedMatrix
 from minillm.ops.simt import SimtOps, flavour, flavours, profile, schedule
 from minillm.ops.simt.ops import load_ops
@@ -28,6 +30,7 @@ except BuildFailed as reason:
 
 OPS = SimtOps()
 ROWS = (1, 2, 7, 8, 9, 33)
+WHOLE: tuple[Codes, ...] = ("int8", "int4", "uint4")  # may meet activations in int8
 WIDE = [(20, 264), (17, 130)]  # more than one tile of 128 inputs
 
 
@@ -82,10 +85,38 @@ def test_products(codes: Codes) -> None:
         check_product(matrix(form, *size, ordered=n % 3 == 1, seed=n), dtype, n, with_bias=n % 2 == 0)
 
 
-@pytest.mark.parametrize("codes", CODES)
-def test_products_under_the_simulators_checks(simulated: str, codes: Codes) -> None:
+@pytest.mark.parametrize("codes", WHOLE)
+def test_activations_in_int8_have_the_bits_of_the_cpu(codes: Codes) -> None:
+    """Sums of whole numbers are exact, and groups are folded in one order: the kernels of both agree."""
+    native = CpuOps()
+    cases = product([16, 32, 64, 128], [False, True], enumerate([*SHAPES, *WIDE]))
+    for group, minimum, (n, (out, size)) in cases:
+        form = Form(codes, group, wide=n % 3 == 0, minimum=minimum, int8_x=True)
+        made, dtype = matrix(form, out, size, ordered=n % 2 == 1, seed=n), DTYPES[n % len(DTYPES)]
+        x = random(19, size, seed=n).to(dtype)
+        x[3], x[5, 0] = 0, torch.nan
+        whole = packed(OPS, made, dtype)
+        found, exact = OPS.linear(x, whole), native.linear(x, packed(native, made, dtype))
+        finite = [row for row in range(19) if row != 5]
+        assert found[5].isnan().all() and torch.equal(found[finite], exact[finite]), (form, out, size)
+        for rows in (1, 2, 9):
+            assert torch.equal(OPS.linear(x[:rows], whole)[:3], found[: min(rows, 3)])
+    plain = packed(OPS, matrix(Form(codes, 64), 16, 128), torch.float32)
+    rounds = packed(OPS, matrix(Form(codes, 64, int8_x=True), 16, 128), torch.float32)
+    x = random(2, 128)
+    assert not torch.allclose(OPS.linear(x, plain), OPS.linear(x, rounds), atol=1e-6), "the control"
+
+
+def test_groups_that_do_not_fit_in_a_tile_are_refused() -> None:
+    with pytest.raises(BackendError, match="activations in int8 in groups of 96"):
+        OPS.begin_quantized((16, 192), Form("int8", 96, int8_x=True), torch.float32)
+    OPS.begin_quantized((16, 96), Form("int8", 96, int8_x=True), torch.float32)  # the only group
+
+
+@pytest.mark.parametrize(("codes", "int8_x"), [*((c, False) for c in CODES), *((c, True) for c in WHOLE)])
+def test_products_under_the_simulators_checks(simulated: str, codes: Codes, int8_x: bool) -> None:
     """Races, uninitialised reads, accesses outside the tensors; blocks and warps in another order."""
-    made = matrix(Form(codes, 32, minimum=True), 18, 200, ordered=True)
+    made = matrix(Form(codes, 32, minimum=True, int8_x=int8_x), 18, 200, ordered=True)
     whole, x = packed(OPS, made, torch.bfloat16), random(17, 200).bfloat16()
     found = OPS.linear(x, whole)
     with flavour("fast"):

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from minillm.config.quantization import CODES, Form
 from minillm.ops.contract import expert_rows
-from minillm.ops.quantized import QuantizedMatrix
+from minillm.ops.quantized import QuantizedMatrix, rounded_x
 from minillm.ops.simt import KernelLibrary, SimtError, schedule
 from minillm.ops.simt.machine import machine
 from minillm.toolchain.compiler import BuildFailed, find_compiler
@@ -54,7 +54,7 @@ TURNED = "for (int first = k; k < end; k++) {\n        int j = p.rows > 2 ? firs
 # (kernel, name of the mutant, text, replacement, what catches it). "linear" and "experts" are in linear_q1.cu.
 MUTANTS = [
     ("linear", "no barrier before the tiles are written", f"{BARRIER}  // the previous tiles have been read", "", WRONG),
-    ("linear", "no barrier before they are read", f"{BARRIER}\n    load_tiles(", "load_tiles(", WRONG),
+    ("linear", "no barrier before they are read", f"{BARRIER}\n    if (w.runs) {{", "if (w.runs) {", WRONG),
     ("linear", "a row too many", "row < tile.end && k < p.in", "row <= tile.end && k < p.in", "out of bounds"),
     ("linear", "an input too many", "row < tile.end && k < p.in", "row < tile.end && k <= p.in", "out of bounds"),
     ("linear", "order ignored", "k < p.in && w.order ? w.order[k] : k", "k", WRONG),
@@ -63,16 +63,22 @@ MUTANTS = [
     ("linear", "a scale for every line", "if (inside + 1 < w.lines_in_group && line + 1 < w.lines) continue;", "", BYTES),
     ("linear", "a line too many", "if (line >= w.lines) continue;", "if (line > w.lines) continue;", "out of bounds"),
     ("linear", "scales of the first group", "w.scale(tile.block, g, output)", "w.scale(tile.block, 0, output)", WRONG),
-    ("linear", "minima are not used", "total = fmaf(minima[line][local_col], x_sum, total);", "total += 0;", WRONG),
+    ("linear", "minima are not used", "total = fmaf(minima[line][local_col], x_sum * x_scale, total);", "total += 0;", WRONG),
     ("linear", "x is summed over all groups", "partial = x_sum = 0, left", "partial = 0, left", WRONG),
     ("linear", "groups end where tiles end", "if (left > 0 && column + k < p.in) break;", "", WRONG),
     ("linear", "weights transposed", "w_tile[k][local_col], x", "w_tile[k][local_row], x", WRONG),
+    ("linear", "no barrier after the rounding", f"round_x(x_tile, x_scales, w);\n      {BARRIER}", "round_x(x_tile, x_scales, w);", WRONG),
+    ("linear", "the largest of half of a group", "lanes < w.runs", "2 * lanes < w.runs", WRONG),
+    ("linear", "the largest of all rows of a warp", "lanes < w.runs; lanes", "lanes < 32; lanes", WRONG),
+    ("linear", "rounded to zero", "rintf(", "truncf(", WRONG),
+    ("linear", "the scale of the first group", "x_scales[local_row][(k - 1) / kRun]", "x_scales[local_row][0]", WRONG),
+    ("linear", "the sum of codes without their scale", "x_sum * x_scale", "x_sum", WRONG),
     ("linear", "no padding", "kTile + kTile / kLineInputs<kBits>", "kTile", WAVEFRONTS),
     ("linear", "no padding of x", "kXPitch = kDepth + 1", "kXPitch = kDepth", WAVEFRONTS),
     ("linear", "bias of the row", "(tile.bias)[col]", "(tile.bias)[row]", WRONG),
     ("linear", "inputs of a line side by side", "(place & 1) * 16 + (place >> 1) * kBits", "place * kBits", WRONG),
     ("linear", "a minimum instead of the scale", "own + own / 2, output", "own, output", WRONG),
-    ("linear", "chunks of one group", "in_pairs = layout.in_chunk == 2;", "in_pairs = 0;", "out of bounds"),
+    ("linear", "chunks of one group", "in_pairs = layout.paired;", "in_pairs = 0;", "out of bounds"),
     ("linear", "small floats without a sign", "code & sign ? -size : size", "size", WRONG),
     ("linear", "the sign as a bit of the size", "(code & (sign - 1)) <<", "code <<", WRONG),
     ("experts", "the first expert's matrix", "block_of(above + ", "block_of(", WRONG),
@@ -106,6 +112,8 @@ FORMS = [
     Form("int4", 16),
     Form("fp4", 0, wide=True),
     Form("fp8", 64),
+    Form("uint4", 32, minimum=True, int8_x=True),
+    Form("int8", 64, int8_x=True),
 ]
 
 
@@ -122,6 +130,7 @@ def parts(made: QuantizedMatrix) -> dict[str, Any]:
             "group": min(form.group or made.shape[1], made.shape[1]),
             "wide": int(form.wide),
             "minimum": int(form.minimum),
+            "int8_x": int(form.int8_x),
             "ordered": int(made.order is not None),
         },
     }
@@ -145,7 +154,11 @@ def linear(library: KernelLibrary) -> tuple[Tensor, Tensor]:
         y = multiply(library, made, x, bias)
         alone = multiply(library, made, x[3:4].clone(), bias)
         found += [y.nan_to_num(9e9), (alone != y[3:4]).float() * 9e9]
-        exact += [oracle.linear(x, made.dequantize().double(), bias), torch.zeros(1, 18, dtype=torch.float64)]
+        rows = rounded_x(x, form, made.order) if form.int8_x else x
+        exact += [
+            oracle.linear(rows, made.dequantize().double(), bias),
+            torch.zeros(1, 18, dtype=torch.float64),
+        ]
     return torch.cat(found), torch.cat(exact)
 
 
@@ -234,12 +247,12 @@ def test_each_mutant_is_caught(
 def test_each_barrier_has_a_mutant() -> None:
     (source,) = find_sources("cuda", "linear_q1.cu")
     dropped = [old for kernel, _, old, _, _ in MUTANTS if kernel == "linear" and BARRIER in old]
-    assert len(dropped) == source.read_text().count(BARRIER) == 2
+    assert len(dropped) == source.read_text().count(BARRIER) == 3
 
 
 # ---- offsets beyond 2^31 ---------------------------------------------------------------------------
 
-INT8 = {"codes": 1, "wide": 0, "minimum": 0, "ordered": 0}
+INT8 = {"codes": 1, "wide": 0, "minimum": 0, "int8_x": 0, "ordered": 0}
 NO_ORDER = torch.zeros(1, dtype=torch.int32)
 
 
@@ -267,9 +280,8 @@ def far_linear(library: KernelLibrary) -> bool:
 
 def _ordered(sizes: dict[str, int]) -> dict[str, int]:
     """In the order of the harness's arguments."""
-    return {
-        name: sizes[name] for name in ("rows", "in", "out", "codes", "group", "wide", "minimum", "ordered")
-    }
+    names = ("rows", "in", "out", "codes", "group", "wide", "minimum", "int8_x", "ordered")
+    return {name: sizes[name] for name in names}
 
 
 def far_experts(library: KernelLibrary) -> bool:

@@ -15,7 +15,7 @@ from company import PROMPTS, SHAPE, answers, same
 from families import make_folder
 
 from minillm import LLM
-from minillm.config.quantization import QUANTIZATIONS
+from minillm.config.quantization import QUANTIZATIONS, SCHEMES
 from minillm.ops.contract import PackedWeight
 from minillm.ops.simt import flavour, profile, schedule
 from minillm.ops.simt.ops import load_ops
@@ -50,7 +50,7 @@ def load(folder: Path, scheme: str, **options: Any) -> LLM:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "dtype"), [("int4", "bfloat16"), ("int8", "float32"), ("fp8", "bfloat16")]
+    ("scheme", "dtype"), [("int4", "bfloat16"), ("int8", "float32"), ("fp8", "bfloat16"), ("w4a8", "float32")]
 )
 def test_alone_or_in_company(folder: Path, scheme: str, dtype: str) -> None:
     alone = load(folder, scheme, dtype=dtype)
@@ -70,6 +70,10 @@ def test_tokens_and_logits_are_those_of_the_cpu(folder: Path, scheme: str) -> No
     found, exact = (answers(llm, PROMPTS[:3]) for llm in (simulated, native))
     assert [tokens for tokens, _ in found] == [tokens for tokens, _ in exact]
     logits = [llm.logits(PROMPTS[3]) for llm in (simulated, native)]
+    if SCHEMES[scheme].layers.int8_x:  # an activation halfway between two codes may get either
+        wrong = (logits[0] - logits[1]).abs().amax(dim=1)
+        assert (wrong < 1e-4).sum() >= 4 and wrong.max() < 0.3
+        return
     assert torch.allclose(*logits, atol=2e-4, rtol=1e-3)
     plain = tiny.load(folder, backend="native").logits(PROMPTS[3])
     assert not torch.allclose(logits[0], plain, atol=2e-4, rtol=1e-3), (

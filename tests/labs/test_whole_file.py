@@ -62,7 +62,7 @@ def row(task, is_right, status="ok"):
     )
 
 
-@pytest.mark.parametrize("number", range(1, 13))
+@pytest.mark.parametrize("number", [*range(1, 13), 14])
 def test_only_the_last_task_of_each_lab_is_held_back(number):
     lab = find_lab(str(number))
     right = [row(task, True) for task in lab.tasks]
@@ -75,7 +75,7 @@ def test_only_the_last_task_of_each_lab_is_held_back(number):
     assert held_back(lab, [*wrong, open_])[-1] == open_
 
 
-@pytest.mark.parametrize("number", ["1", "2", "3", "4", "6", "7", "8", "10", "11", "12"])
+@pytest.mark.parametrize("number", ["1", "2", "3", "4", "6", "7", "8", "10", "11", "12", "14"])
 def test_the_last_task_has_a_cost_side(number):
     assert [case.name for case in find_lab(number).tasks[-1].cases if case.side == "cost"]
 

@@ -169,7 +169,7 @@ def opcheck_calls() -> dict[str, tuple[object, ...]]:
 
     form = 17, 8, "int8", 8, False, False
     codes = torch.zeros(native.codes_bytes(*form, False), dtype=torch.uint8)
-    native.begin_codes_(codes, *form, None)
+    native.begin_codes_(codes, *form, None, False)
     index = meta.positions, meta.slot_mapping
     sequences = meta.block_table, meta.query_start, meta.kv_len
     chosen = torch.tensor([[0, 1]] * 4), torch.ones(4, 2)
@@ -181,7 +181,7 @@ def opcheck_calls() -> dict[str, tuple[object, ...]]:
     return {
         "pack": (random(17, 5),),
         "pack_": (random(32, 6),),
-        "begin_codes_": (codes.clone(), *form, None),
+        "begin_codes_": (codes.clone(), *form, None, False),
         "put_codes_": (codes, 3, torch.ones(2, 8).byte(), torch.ones(2, 1).half(), None),
         "embedding": (ints, packed(17, 5), 17, 5, torch.float32),
         "linear": (x, packed(17, 16), random(17), 17),

@@ -60,6 +60,7 @@ struct CodesView {
   int group, lines, lines_in_group;  // inputs of a group; lines of a block, and of a group
   int in_pairs;                      // 1: a chunk has two groups
   int chunk, head, own;              // bytes of a chunk, of all its scales, of one group's scales
+  int runs;                          // threads that round a group of x to int8; 0: x is not rounded
   Codes codes;
   bool wide, minimum;
 
@@ -70,10 +71,11 @@ struct CodesView {
     group = static_cast<int>(layout.group);
     lines = static_cast<int>((in + layout.line - 1) / layout.line);
     lines_in_group = static_cast<int>(layout.group / layout.line);
-    in_pairs = layout.in_chunk == 2;
+    in_pairs = layout.paired;
     chunk = static_cast<int>(layout.chunk);
     head = static_cast<int>(layout.head);
     own = head >> in_pairs;
+    runs = !form.int8_x ? 0 : layout.groups == 1 ? 16 : group / 8;
   }
 
   // The block with an output.

@@ -14,6 +14,10 @@
 // So a scale is applied once a group. The inputs come in one order and the groups too, whatever the number of rows:
 // contract C2. A group may be longer than a tile, or shorter; where the tiles end changes nothing.
 //
+// With activations in int8 (`round_x`) the tile of x is rounded in place: 16 threads have a row, each 8 inputs, and those of
+// a group find its largest number by shuffles. The products are then sums of whole numbers, which are exact in fp32 and so
+// have the bits of csrc/cpu. A dp4a would multiply four at once.
+//
 // linear_q1_experts is the same for rows that lie expert by expert (row_tiles.h). An expert's matrix is a run of whole
 // blocks of 16 outputs.
 //
@@ -33,6 +37,7 @@ constexpr int kTile = 16;    // outputs per side; a block of the matrix has as m
 constexpr int kDepth = 128;  // inputs in shared memory
 constexpr int kThreads = kTile * kTile;
 constexpr int kLoads = kTile * kDepth / kThreads;  // elements of x for each thread
+constexpr int kRun = kDepth / kTile;               // inputs that a thread rounds
 
 // Rows of the same column lie in different banks.
 constexpr int kXPitch = kDepth + 1;
@@ -92,6 +97,26 @@ __device__ __forceinline__ void load_tiles(Loaded<kBits, T>& next, const LinearA
   }
 }
 
+// Rounds a tile of x to int8. Every group lies in one tile: it has kRun inputs or more and divides kDepth, or is the only one.
+// Writes the codes over the numbers, and each run's scale.
+__device__ __forceinline__ void round_x(float (&x_tile)[kTile][kXPitch], float (&scales)[kTile][kTile], const CodesView& w) {
+  const int row = threadIdx.x / kTile, run = threadIdx.x % kTile;
+  float *x = &x_tile[row][run * kRun], largest = 0, zeros = 0;
+  UNROLL
+  for (int i = 0; i < kRun; i++) {
+    largest = fmaxf(largest, fabsf(x[i]));
+    zeros = fmaf(x[i], 0.0f, zeros);  // NaN if a number is NaN or infinite
+  }
+  for (int lanes = 1; lanes < w.runs; lanes *= 2) {
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, lanes));
+    zeros += __shfl_xor_sync(0xffffffff, zeros, lanes);
+  }
+  float scale = zeros == 0 ? largest / 127.0f : __int_as_float(0x7fc00000);
+  UNROLL
+  for (int i = 0; i < kRun; i++) x[i] = scale > 0 ? fminf(fmaxf(rintf(x[i] / scale), -127.0f), 127.0f) : 0.0f;
+  scales[row][run] = scale;
+}
+
 // Outputs of the tile's rows, at most kTile, and of one block of the matrix.
 template <int kBits, class T>
 __device__ __forceinline__ void multiply_codes(const LinearArgs& p, const CodesView& w, const Tile& tile) {
@@ -99,6 +124,7 @@ __device__ __forceinline__ void multiply_codes(const LinearArgs& p, const CodesV
   SHARED(float, w_tile, [kDepth][kPitch<kBits>]);
   SHARED(float, scales, [kLines<kBits>][kTile]);
   SHARED(float, minima, [kLines<kBits>][kTile]);
+  SHARED(float, x_scales, [kTile][kTile]);
   int local_row = threadIdx.x / kTile, local_col = threadIdx.x % kTile;
   int row = tile.first + local_row, col = blockIdx.x * kTile + local_col;
   bool inside = row < tile.end && col < p.out;
@@ -122,6 +148,10 @@ __device__ __forceinline__ void multiply_codes(const LinearArgs& p, const CodesV
       minima[line][output] = next.minimum[i];
     }
     __syncthreads();
+    if (w.runs) {
+      round_x(x_tile, x_scales, w);
+      __syncthreads();
+    }
     load_tiles(next, p, w, tile, column + kDepth);  // on its way during the products below
     if (!inside) continue;
     int depth = min(kDepth, p.in - column);
@@ -135,8 +165,9 @@ __device__ __forceinline__ void multiply_codes(const LinearArgs& p, const CodesV
       }
       if (left > 0 && column + k < p.in) break;  // the group goes on in the next tile
       int line = (k - 1) / kLineInputs<kBits>;
-      if (w.minimum) total = fmaf(minima[line][local_col], x_sum, total);
-      total = fmaf(scales[line][local_col], partial, total);
+      float scale = scales[line][local_col], x_scale = w.runs ? x_scales[local_row][(k - 1) / kRun] : 1.0f;
+      if (w.minimum) total = fmaf(minima[line][local_col], x_sum * x_scale, total);
+      total = fmaf(scale * x_scale, partial, total);
       partial = x_sum = 0, left = w.group;
     }
   }

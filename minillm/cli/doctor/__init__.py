@@ -9,6 +9,7 @@ machine, because it is needed there. So torch is imported late, and a failed imp
     machine.py      processor, memory, GPUs
     toolchains.py   compilers, CUDA, the simulator
     parts.py        models, backend, optional packages
+    quantization.py kernels of quantised weights, bytes in each scheme
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from minillm.cli.doctor import machine, parts, python, toolchains
+from minillm.cli.doctor import machine, parts, python, quantization, toolchains
 from minillm.cli.doctor.check import Check, Status
 
 STYLES: dict[Status, str] = {"ok": "green", "info": "cyan", "missing": "yellow", "problem": "bold red"}
@@ -77,5 +78,7 @@ def collect() -> list[Check]:
         toolchains.check_simulator(torch),
         *map(parts.check_model, parts.ZOO_MODELS),
         parts.check_backend(torch),
+        quantization.check_code_kernels(),
+        quantization.check_packed_bytes(torch),
         *(parts.check_package(name, purpose) for name, purpose in parts.OPTIONAL_PACKAGES.items()),
     ]

@@ -22,10 +22,15 @@ def check_cpu() -> Check:
 
 
 def cpu_features(cpuinfo: str) -> list[str]:
-    """The CPU_FEATURES that Linux's /proc/cpuinfo lists (in the line "flags" on x86, "Features" on Arm)."""
-    line = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    present = set(line[1].split()) if line else set()
+    """The CPU_FEATURES that Linux's /proc/cpuinfo lists."""
+    present = cpu_flags(cpuinfo)
     return [feature for feature in CPU_FEATURES if feature in present]
+
+
+def cpu_flags(cpuinfo: str) -> set[str]:
+    """All flags of the first processor (the line "flags" on x86, "Features" on Arm)."""
+    line = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    return set(line[1].split()) if line else set()
 
 
 def check_threads(torch: ModuleType | None) -> Check:

@@ -18,6 +18,7 @@ OPTIONAL_PACKAGES = {
     "matplotlib": 'plots: pip install "minillm[plots]"',
     "jupytext": 'notebooks: pip install "minillm[notebooks]"',
     "transformers": "comparison with Hugging Face: pip install transformers",
+    "llama_cpp": 'comparison with llama.cpp: pip install "minillm[llama-cpp]"',
 }
 
 

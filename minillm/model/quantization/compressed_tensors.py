@@ -23,9 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from minillm.config import shown
 from minillm.config.quantization import Form
-from minillm.errors import WeightsError
 from minillm.model.quantization.bits import codes_of_words, num_words, order_of
 from minillm.model.quantization.stored import FLOATS, Part, Shape, StoredScheme, as_scales
 from minillm.model.quantization.zero_points import integer_form, integer_matrix
@@ -77,7 +75,7 @@ class Packed(_Scaled):
         parts = {
             ".weight_packed": Part(((out, num_words(in_features, self.bits)),), (torch.int32,)),
             _SCALE: Part(self.scale_shapes(shape), FLOATS),
-            ".weight_shape": Part(((2,),), _INTEGERS, optional=True),
+            ".weight_shape": Part(((2,),), _INTEGERS, optional=True, says_shape=True),
         }
         if not self.symmetric:
             parts[_ZERO] = Part(((num_words(out, self.bits), self.groups(in_features)),), (torch.int32,))
@@ -91,7 +89,6 @@ class Packed(_Scaled):
     def unpack(
         self, name: str, parts: Mapping[str, Tensor], form: Form, shape: Shape, rows: range
     ) -> QuantizedMatrix:
-        _require_shape(name, parts, shape)
         out, in_features = shape
         group = self.group or in_features
         codes = codes_of_words(parts[".weight_packed"][rows.start : rows.stop], self.bits, in_features)
@@ -101,14 +98,6 @@ class Packed(_Scaled):
         order = order_of(name + ".weight_g_idx", parts[".weight_g_idx"], group) if self.ordered else None
         scales = self.by_output(parts[_SCALE], shape, rows)
         return integer_matrix(form, codes, zeros, scales, group, order)
-
-
-def _require_shape(name: str, parts: Mapping[str, Tensor], shape: Shape) -> None:
-    if ".weight_shape" in parts and parts[".weight_shape"].tolist() != list(shape):
-        raise WeightsError(
-            f"{shown(name + '.weight_shape')} is {parts['.weight_shape'].tolist()}",
-            f"the model's config requires {list(shape)}",
-        )
 
 
 @dataclass(frozen=True)

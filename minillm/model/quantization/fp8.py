@@ -97,6 +97,11 @@ class Fp8Blocks(StoredScheme):
         """Where the scales usually lie."""
         return self.scales_at[0]
 
+    @property
+    def strip_rows(self) -> int:  # type: ignore[override]
+        """A block of outputs."""
+        return self.block[0] or 1
+
     def parts(self, shape: Shape) -> dict[str, Part]:
         shapes = ((), (1,), (1, 1)) if self.block == WHOLE else (self._blocks(shape),)
         dtypes, either = (*FLOATS, torch.float8_e8m0fnu), len(self.scales_at) > 1

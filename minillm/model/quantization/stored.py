@@ -44,18 +44,26 @@ _LARGEST: Mapping[Codes, float] = {"int8": 128, "fp8": 448, "int4": 8, "uint4": 
 
 @dataclass(frozen=True)
 class Part:
-    """One stored tensor of a matrix: the shapes and dtypes that it may have."""
+    """One stored tensor of a matrix: the shapes and dtypes that it may have.
+
+    `says_shape`: it holds nothing but [out, in].
+    """
 
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[torch.dtype, ...]
     optional: bool = False
+    says_shape: bool = False
 
 
 class StoredScheme(ABC):
-    """How matrices are stored. `codes_part` and `scales_part`: which tensors hold codes and scales."""
+    """How matrices are stored. `codes_part` and `scales_part`: which tensors hold codes and scales.
+
+    `strip_rows`: rows from a multiple of it on are a stored matrix of their own (`strips.py`).
+    """
 
     codes_part: str
     scales_part: str
+    strip_rows: int = 8  # codes of 4 bits that lie along the outputs fill words of 32 bits
 
     @abstractmethod
     def parts(self, shape: Shape) -> dict[str, Part]:
@@ -96,10 +104,24 @@ class StoredScheme(ABC):
         """
         rows = _rows(name, shape, first, count)
         found = checked_parts(name, tensors, self.parts(shape))
+        self.require_shape(name, found, shape)
         form = self.form(shape, {part: tensor.dtype for part, tensor in found.items()})
         matrix = self.unpack(name, found, form, shape, rows)
         _require_numbers(matrix, name + self.codes_part, name + self.scales_part)
         return matrix
+
+    def require_shape(self, name: str, tensors: Mapping[str, Tensor], shape: Shape) -> None:
+        """Refuse a part that says another shape.
+
+        Raises:
+            WeightsError: it does; both are named.
+        """
+        for end, part in self.parts(shape).items():
+            if part.says_shape and end in tensors and tensors[end].tolist() != list(shape):
+                raise WeightsError(
+                    f"{shown(name + end)} is {tensors[end].tolist()}",
+                    f"the model's config requires {list(shape)}",
+                )
 
 
 Matcher = Callable[[str], bool]

@@ -113,7 +113,7 @@ void products(DType type) {
       LinearArgs p = {nullptr, nullptr, nullptr, nullptr, count, 4096, out, type};
       for (auto* rung : {linear_l1, linear_l2, linear_l3, linear_l4, linear_l5}) rung(p, nullptr);
       for (Codes codes : {Codes::int8, Codes::uint4}) {
-        p.form = {codes, 64, false, true, nullptr};
+        p.form = {codes, 64, false, true, false, nullptr};
         linear_q1(p, nullptr), linear_q1_experts({p, nullptr, 128, out}, nullptr);
         gather_codes({nullptr, nullptr, nullptr, nullptr, nullptr, count, 4096, 1.0f, type, p.form, out}, nullptr);
       }
