@@ -72,11 +72,11 @@ template <class T>
 void copy_codes(const Int8Pages& pages, Int8Workspace<T>& s, int64_t key, int64_t at) {
   int64_t inside = key % pages.page.block_size, dim = pages.page.dim;
   if (!s.direct_k) {
-    const int8_t* from = pages.codes(pages.k, key, pages.page.key(inside));
+    const int8_t* from = pages.codes(pages.k, key, pages.page.column(inside));
     int8_t* to = s.keys.data + at / kGroup * dim * kGroup + at % kGroup;
     for (int64_t d = 0; d < dim; d++) to[d * kGroup] = from[d * pages.page.block_size];
   }
-  if (!s.direct_v) memcpy(s.values.data + at * s.width, pages.codes(pages.v, key, pages.page.value(inside)), dim);
+  if (!s.direct_v) memcpy(s.values.data + at * s.width, pages.codes(pages.v, key, pages.page.row(inside)), dim);
 }
 
 // Finds the codes of the `count` keys that begin at key `base`; reads none of them.
@@ -86,8 +86,8 @@ void find_tile(const Int8Pages& pages, const Int8Workspace<T>& s, int64_t base, 
     tile.k[g] = tile.v[g] = s.zeros.data;
     if (g * kGroup >= count) continue;
     int64_t key = base + g * kGroup, inside = key % pages.page.block_size;
-    tile.k[g] = s.direct_k ? pages.codes(pages.k, key, pages.page.key(inside)) : s.keys.data + g * pages.page.dim * kGroup;
-    tile.v[g] = s.direct_v ? pages.codes(pages.v, key, pages.page.value(inside)) : s.values.data + g * kGroup * s.width;
+    tile.k[g] = s.direct_k ? pages.codes(pages.k, key, pages.page.column(inside)) : s.keys.data + g * pages.page.dim * kGroup;
+    tile.v[g] = s.direct_v ? pages.codes(pages.v, key, pages.page.row(inside)) : s.values.data + g * kGroup * s.width;
   }
 }
 
@@ -182,7 +182,7 @@ void attend_int8_tasks(const AttentionArgs& a, const TaskList& list) {
 }
 
 void attention(const AttentionArgs& a) {
-  bool int8 = a.heads.int8_kv;
+  bool int8 = a.heads.kv == KvCodes::int8;
   TaskList tasks(a, int8 || !fits_in_place(a.heads) ? 0 : kJoinRows);
   switch (a.heads.dtype) {
     case DType::f32: return int8 ? attend_int8_tasks<float>(a, tasks) : attend_tasks<float>(a, tasks);

@@ -46,12 +46,12 @@ struct Int8Slot {
   template <class T>
   void put_key(void* cache, int64_t head, const T* k) const {
     char* at = static_cast<char*>(cache) + page.head(block, head);
-    quantize_row(k, page.dim, reinterpret_cast<int8_t*>(at + page.key(inside)), page.block_size, at + page.scale(inside));
+    quantize_row(k, page.dim, reinterpret_cast<int8_t*>(at + page.column(inside)), page.block_size, at + page.scale(inside));
   }
   template <class T>
   void put_value(void* cache, int64_t head, const T* v) const {
     char* at = static_cast<char*>(cache) + page.head(block, head);
-    quantize_row(v, page.dim, reinterpret_cast<int8_t*>(at + page.value(inside)), 1, at + page.scale(inside));
+    quantize_row(v, page.dim, reinterpret_cast<int8_t*>(at + page.row(inside)), 1, at + page.scale(inside));
   }
 };
 

@@ -115,7 +115,7 @@ void rope_and_cache_as(const RopeArgs& a) {
       T* q_out = static_cast<T*>(a.q_out) + t * a.q_out_stride;
       const T* v = static_cast<const T*>(a.v) + t * a.v_stride;
       for (int64_t h = 0; h < a.heads.num_heads; h++) rotate_head(q + h * dim, cos, sin, q_out + h * dim, half, dim);
-      if (a.heads.int8_kv) {
+      if (a.heads.kv == KvCodes::int8) {
         Int8Slot slot(a.heads, a.batch.slot_mapping[t]);
         for (int64_t h = 0; h < a.heads.num_kv_heads; h++) {
           rotate_head(k + h * dim, cos, sin, rotated.data, half, dim);

@@ -57,7 +57,7 @@ void bind_layer(int64_t number, const Tensor& k_cache, const Tensor& v_cache, Sc
   if (!bound.cache) {
     int64_t heads = bound.model.heads.num_heads;
     STD_TORCH_CHECK(heads % k_cache.size(2) == 0, op, ": ", heads, " heads over ", k_cache.size(2), " kv heads");
-    STD_TORCH_CHECK(is_int8(k_cache) || k_cache.scalar_type() == dtype, op, ": the caches have another dtype than the model");
+    STD_TORCH_CHECK(has_codes(k_cache) || k_cache.scalar_type() == dtype, op, ": the caches have another dtype than the model");
     bound.cache = k_cache;
     bound.dtype = dtype;
     bound.model.heads = heads_of(k_cache, heads, dtype_of(op, dtype));

@@ -16,7 +16,7 @@ struct BoundModel {
   std::vector<Layer> layers;
   std::vector<Tensor> kept;     // the owners of the memory behind the pointers
   std::optional<Tensor> cache;  // the first layer's key cache; all caches have its shape
-  ScalarType dtype;             // of activations; also of the caches, if these are not int8
+  ScalarType dtype;             // of activations; also of the caches, if these are not codes
   int64_t max_positions;        // the shortest table of angles or of learned positions
   bool has_weights;
   mutable std::shared_ptr<DeviceState> device;

@@ -43,9 +43,9 @@ constexpr bool kOnCuda = false;
 #endif
 
 #if defined(MINILLM_ON_CUDA) || defined(MINILLM_SIMT)
-constexpr bool kHasInt8Kv = false;
+constexpr bool kHasFp8Kv = true;
 #else
-constexpr bool kHasInt8Kv = true;
+constexpr bool kHasFp8Kv = false;
 #endif
 
 inline DType dtype_of(const char* op, ScalarType type) {
@@ -91,15 +91,22 @@ inline void check_host(const char* op, const char* name, const Tensor& t, int64_
   check_dense(op, name, t, dim, type);
 }
 
-// A cache of int8 has `head_dim` codes and the four bytes of a scale in place of `head_dim` numbers (kv_page.h).
-inline bool is_int8(const Tensor& cache) { return cache.scalar_type() == ScalarType::Char; }
-inline int64_t head_dim_of(const Tensor& cache) { return cache.size(3) - (is_int8(cache) ? kScaleBytes : 0); }
+// A cache of codes has `head_dim` codes and the four bytes of a scale in place of `head_dim` numbers (kv_page.h).
+inline KvCodes kv_codes_of(const Tensor& cache) {
+  switch (cache.scalar_type()) {
+    case ScalarType::Char: return KvCodes::int8;
+    case ScalarType::Float8_e4m3fn: return KvCodes::fp8;
+    default: return KvCodes::none;
+  }
+}
+inline bool has_codes(const Tensor& cache) { return kv_codes_of(cache) != KvCodes::none; }
+inline int64_t head_dim_of(const Tensor& cache) { return cache.size(3) - (has_codes(cache) ? kScaleBytes : 0); }
 
-// [tokens, heads, head_dim] with the cache's dtype, if that is not int8, and head_dim. Rows may be strided, heads are
-// dense.
+// [tokens, heads, head_dim] with the cache's dtype, if that is not of codes, and head_dim. Rows may be strided, heads
+// are dense.
 inline void check_heads(const char* op, const char* name, const Tensor& t, const Tensor& cache) {
   STD_TORCH_CHECK(t.is_cuda() == kOnCuda, op, ": ", name, " is on another device than the kernel");
-  bool same_type = is_int8(cache) || t.scalar_type() == cache.scalar_type();
+  bool same_type = has_codes(cache) || t.scalar_type() == cache.scalar_type();
   STD_TORCH_CHECK(t.dim() == 3 && same_type && t.size(2) == head_dim_of(cache), op, ": ", name,
                   " does not fit the cache");
   STD_TORCH_CHECK(!t.numel() || (t.stride(2) == 1 && t.stride(1) == t.size(2)), op, ": heads of ", name,
@@ -110,10 +117,10 @@ inline void check_caches(const char* op, const Tensor& k_cache, const Tensor& v_
   check(op, "k_cache", k_cache, 4, k_cache.scalar_type());
   check(op, "v_cache", v_cache, 4, k_cache.scalar_type());
   for (int i = 0; i < 4; i++) check_size(op, "v_cache's shape", v_cache.size(i), k_cache.size(i));
-  STD_TORCH_CHECK(kHasInt8Kv || !is_int8(k_cache), op, ": there are no kernels for a cache of int8 here");
+  STD_TORCH_CHECK(kHasFp8Kv || kv_codes_of(k_cache) != KvCodes::fp8, op, ": there are no kernels for a cache of fp8 here");
   int64_t dim = head_dim_of(k_cache);
   STD_TORCH_CHECK(dim % 2 == 0, op, ": head_dim ", dim, " is odd");
-  STD_TORCH_CHECK(!is_int8(k_cache) || (dim > 0 && dim % kScaleBytes == 0), op, ": a cache of int8 has head_dim ", dim,
+  STD_TORCH_CHECK(!has_codes(k_cache) || (dim > 0 && dim % kScaleBytes == 0), op, ": a cache of codes has head_dim ", dim,
                   ", no multiple of ", kScaleBytes);
 }
 
@@ -144,7 +151,7 @@ inline LayerCache cache_of(const Tensor& k_cache, const Tensor& v_cache) {
 }
 
 inline Heads heads_of(const Tensor& cache, int64_t num_heads, DType dtype) {
-  return {num_heads, cache.size(2), head_dim_of(cache), cache.size(1), dtype, is_int8(cache)};
+  return {num_heads, cache.size(2), head_dim_of(cache), cache.size(1), dtype, kv_codes_of(cache)};
 }
 
 // Checks a matrix [out, in] for a product with activations of `dtype`. Each library defines it for its own layout.

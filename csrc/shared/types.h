@@ -58,10 +58,13 @@ struct Batch {
   int64_t num_tokens, num_seqs;
 };
 
+// What a KV cache holds: numbers of the model's dtype, or codes of 8 bits with scales (kv_page.h).
+enum class KvCodes : int { none, int8, fp8 };
+
 struct Heads {
   int64_t num_heads, num_kv_heads, head_dim, block_size;
-  DType dtype;   // of q, k and v
-  bool int8_kv;  // the cache holds codes and scales (kv_page.h), not numbers of `dtype`
+  DType dtype;  // of q, k and v
+  KvCodes kv;   // of the cache
 };
 
 struct RopeTables {

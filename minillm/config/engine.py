@@ -16,7 +16,7 @@ from minillm.errors import UsageError
 
 Backend = Literal["auto", "reference", "native", "simt"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-KVDtype = Literal["int8"]
+KVDtype = Literal["int8", "fp8"]
 Device = Literal["auto", "cpu", "cuda"]
 DraftVerification = Literal["coupled", "rejection"]
 GuaranteeName = Literal["G0", "G1", "G2", "G3", "G4"]
@@ -40,8 +40,8 @@ class EngineConfig:
     of one request that enter a step, `max_num_batched_tokens` the most tokens of a whole step.
 
     `quantization` names how the matrices are stored in fewer bits (`config/quantization.py`); None: as the
-    model's files have them. A draft model is not quantised. `kv_dtype` is "int8" for a KV cache in int8,
-    that of a draft model included (`ops/kv_int8.py`); None: in the dtype of the model.
+    model's files have them. A draft model is not quantised. `kv_dtype` is "int8" or "fp8" for a KV cache in
+    8 bits, that of a draft model included (`ops/kv_codes.py`); None: in the dtype of the model.
 
     `draft_model` is a folder, a hub id, "auto" (the draft that ships) or "ngram"; None turns speculation off.
     A step drafts at most `num_draft_tokens` tokens for each sequence. With `adaptive_draft` it drafts fewer

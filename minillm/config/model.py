@@ -57,7 +57,7 @@ class ExpertSpec:
 
 
 Norms = Literal["pre", "post", "sandwich"]
-SCALE_BYTES = 4  # of a scale in a KV cache in int8
+SCALE_BYTES = 4  # of a scale in a KV cache in 8 bits
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "swiglu_clamped"]
 
 
@@ -106,8 +106,8 @@ class ModelConfig:
     logits_softcap      logits x become softcap * tanh(x / softcap), or None
     multimodal          whether this is the text model of a checkpoint that has a vision part, too
     quantization        form of "embedding" and "head", or None
-    kv_dtype            "int8": keys and values are stored as codes, with a float32 scale for each token and
-                        head; None: as numbers of the model's dtype
+    kv_dtype            "int8" or "fp8": keys and values are stored as codes, with a float32 scale for each
+                        token and head; None: as numbers of the model's dtype
 
     `allowed_keys` are keys of the config that minillm does not know and the user takes for harmless.
     `sources` maps each field to the config key it came from, or "default".
@@ -187,8 +187,8 @@ class ModelConfig:
         return count * each + experts.count * (h + self.expert_bias)
 
     def kv_bytes_per_layer(self, dtype_bytes: int) -> int:
-        """Bytes one token occupies in the KV cache of one layer, K and V; in int8 with its scales."""
-        if self.kv_dtype == "int8":
+        """Bytes one token occupies in the KV cache of one layer, K and V; in 8 bits with its scales."""
+        if self.kv_dtype is not None:
             return 2 * self.num_key_value_heads * (self.head_dim + SCALE_BYTES)
         return 2 * self.kv_size * dtype_bytes
 

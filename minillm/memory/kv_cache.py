@@ -8,13 +8,13 @@
 
 A block id names the same block in every layer, so one block table serves the whole model.
 
-With `kv_dtype="int8"` a slot has for each head `head_dim` codes of one byte, and a float32 scale:
+With `kv_dtype="int8"` or `"fp8"` a slot has for each head `head_dim` codes of one byte, and a float32 scale:
 
     slot 0     [c0 c1 ... c63 | scale] [c0 c1 ... c63 | scale]     68 bytes a head of 64, in bfloat16 128:
                 h0                      h1                          1.88 times as many tokens in a memory
 
 The scale is that of one token and one head, so a token's bytes do not depend on the tokens around it, and
-blocks are shared, copied and forked as before. Where in its block each byte lies: `ops/kv_int8.py`.
+blocks are shared, copied and forked as before. Where in its block each byte lies: `ops/kv_codes.py`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ from minillm.config import ModelConfig
 from minillm.config.model import SCALE_BYTES
 from minillm.errors import KVCapacityError
 from minillm.ops.device_memory import allocation
+from minillm.ops.kv_codes import DTYPES
 
 
 @dataclass
 class KVCache:
     """K and V of every layer: lists of `[num_blocks, block_size, num_kv_heads, head_dim]`.
 
-    In int8 the last dimension is head_dim + 4, and `ops/kv_int8.py` has the logical view.
+    In 8 bits the last dimension is head_dim + 4, and `ops/kv_codes.py` has the logical view.
     """
 
     k: list[Tensor]
@@ -52,8 +53,8 @@ class KVCache:
             KVCapacityError: the system refuses the memory; the message has the estimate.
         """
         shape = (num_blocks, block_size, config.num_key_value_heads, config.head_dim)
-        if config.kv_dtype == "int8":
-            shape, dtype = (*shape[:3], config.head_dim + SCALE_BYTES), torch.int8
+        if config.kv_dtype is not None:
+            shape, dtype = (*shape[:3], config.head_dim + SCALE_BYTES), DTYPES[config.kv_dtype]
         layers = range(config.num_hidden_layers)
         started = time.perf_counter()
         needed = num_blocks * block_size * config.kv_bytes_per_token(dtype.itemsize)

@@ -149,7 +149,7 @@ def load_model(
     if config.kv_dtype is not None and config.kv_dtype not in ops.kv_dtypes:
         raise BackendError(
             f"backend {ops.name} has no kernels for a KV cache in {config.kv_dtype}",
-            "use device cpu, or leave kv_dtype out",
+            " or ".join([*(f"use {name}" for name in ops.kv_dtypes), "leave kv_dtype out"]),
         )
     check_model = getattr(ops, "check_model", None)
     if check_model is not None:

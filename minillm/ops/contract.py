@@ -15,7 +15,7 @@ all three with one function.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from minillm.config import Activation, LayerSpec
 from minillm.config.quantization import Form
+from minillm.ops.kv_codes import CodedRows
 from minillm.ops.quantized import QuantizedMatrix
 from minillm.ops.sampling import SamplingBatch
 
@@ -133,7 +134,7 @@ class RopeTables(NamedTuple):
 class LayerCache(NamedTuple):
     """One layer's keys and values: each [num_blocks, block_size, num_kv_heads, head_dim].
 
-    A cache in int8 has head_dim + 4 in the last place, and a layout of its own (`ops/kv_int8.py`).
+    A cache in 8 bits has head_dim + 4 in the last place, and a layout of its own (`ops/kv_codes.py`).
     """
 
     k: Tensor
@@ -156,6 +157,10 @@ class Ops(Protocol):
     @property
     def kv_dtypes(self) -> Sequence[str]:
         """The names for `kv_dtype` that this backend has kernels for."""
+
+    @property
+    def view_keys(self) -> Callable[[Tensor], CodedRows]:
+        """Shows the keys of a cache in 8 bits, which each backend lays out for its kernels."""
 
     @property
     def packs(self) -> bool:

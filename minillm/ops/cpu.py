@@ -29,9 +29,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.config import KV_DTYPES, Activation, LayerSpec
+from minillm.config import Activation, LayerSpec
 from minillm.config.quantization import Form
-from minillm.ops import shapes
+from minillm.ops import kv_codes, shapes
 from minillm.ops.bound_model import BoundModel
 from minillm.ops.contract import (
     AttentionMetadata,
@@ -85,7 +85,8 @@ class CpuOps(FusedOps):
     """
 
     name = "native"
-    kv_dtypes = KV_DTYPES
+    kv_dtypes = ("int8",)
+    view_keys = staticmethod(kv_codes.columns)
     packs = True
 
     def __init__(self) -> None:

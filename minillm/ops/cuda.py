@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm.config import Activation, LayerSpec, ModelConfig
+from minillm.config import KV_DTYPES, Activation, LayerSpec, ModelConfig
 from minillm.errors import UnsupportedModel
-from minillm.ops import sampling, shapes
+from minillm.ops import kv_codes, sampling, shapes
 from minillm.ops.contract import (
     AttentionMetadata,
     LayerCache,
@@ -64,7 +64,8 @@ class CudaOps(CudaMatrices):
 
     name = "native"
     namespace = "minillm_cuda"
-    kv_dtypes = ()
+    kv_dtypes = KV_DTYPES
+    view_keys = staticmethod(kv_codes.rows)
 
     def __init__(self) -> None:
         self.library = self._load()

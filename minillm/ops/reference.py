@@ -16,7 +16,7 @@ from torch import Tensor
 
 from minillm.config import KV_DTYPES, Activation, LayerSpec
 from minillm.config.quantization import Form
-from minillm.ops import kv_int8, sampling, shapes, variants, verification
+from minillm.ops import kv_codes, sampling, shapes, variants, verification
 from minillm.ops.contract import AttentionMetadata, LayerCache, Matrix, RopeTables, Routing, Weight, plain
 from minillm.ops.quantized import QuantizedMatrix, rounded_x
 
@@ -131,16 +131,17 @@ def rotate_and_write(
     cache: LayerCache,
     meta: AttentionMetadata,
     write: WriteFn = write_cache,
+    view_keys: Callable[[Tensor], kv_codes.CodedRows] = kv_codes.columns,
 ) -> Tensor:
     """`Ops.rope_and_cache`, composed of a rope function and two cache writes; returns the rotated q.
 
-    `write` is not used for a cache in int8.
+    `write` is not used for a cache in 8 bits, whose keys `view_keys` shows (`Ops.view_keys`).
     """
     cos, sin = rope.cos[meta.positions], rope.sin[meta.positions]
     turned = _rotate_first(rotate, k, cos, sin)
-    if kv_int8.is_int8(cache.k):
-        kv_int8.write_rows(kv_int8.keys(cache.k), meta.slot_mapping, turned)
-        kv_int8.write_rows(kv_int8.values(cache.v), meta.slot_mapping, v)
+    if kv_codes.has_codes(cache.k):
+        kv_codes.write_rows(view_keys(cache.k), meta.slot_mapping, turned)
+        kv_codes.write_rows(kv_codes.rows(cache.v), meta.slot_mapping, v)
     else:
         write(cache.k, meta.slot_mapping, turned)
         write(cache.v, meta.slot_mapping, v)
@@ -169,11 +170,11 @@ def attend_pages(
 ) -> Tensor:
     """`Ops.paged_attention`, composed of a gather of each sequence's pages and a dense attention.
 
-    `read` is not used for a cache in int8.
+    `read` is not used for a cache in 8 bits.
     """
     shapes.check_attention(q, k_cache, v_cache, meta)
-    in_int8 = kv_int8.is_int8(k_cache)
-    coded = (kv_int8.keys(k_cache), kv_int8.values(v_cache)) if in_int8 else ()
+    in_codes = kv_codes.has_codes(k_cache)
+    coded = (kv_codes.columns(k_cache), kv_codes.rows(v_cache)) if in_codes else ()
     starts, kv_lens = meta.query_start.tolist(), meta.kv_len.tolist()
     out = torch.empty_like(q)
     for i, kv_len in enumerate(kv_lens):
@@ -181,8 +182,8 @@ def attend_pages(
         if rows.start == rows.stop:
             continue
         table = meta.block_table[i]
-        if in_int8:
-            k, v = (kv_int8.read_rows(cache, table, kv_len) for cache in coded)
+        if in_codes:
+            k, v = (kv_codes.read_rows(cache, table, kv_len) for cache in coded)
         else:
             k, v = (read(cache, table, kv_len) for cache in (k_cache, v_cache))
         out[rows] = attend(q[rows], k, v, scale, window)
@@ -195,6 +196,7 @@ class ReferenceOps:
     name = "reference"
     kernel_set = "torch"
     kv_dtypes = KV_DTYPES
+    view_keys = staticmethod(kv_codes.columns)
     packs = False
 
     def prepare_weight(self, weight: Tensor) -> Weight:

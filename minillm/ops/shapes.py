@@ -19,7 +19,7 @@ from minillm.ops.contract import (
     Weight,
     expert_rows,
 )
-from minillm.ops.kv_int8 import logical_shape
+from minillm.ops.kv_codes import logical_shape
 
 
 def check_embedding(ids: Tensor, weight: Weight) -> None:

@@ -44,7 +44,7 @@ class SwappedOps:
         self.name = inner.name
         if rope is not None or write is not None:
             rotate, written = rope or apply_rope, write or write_cache
-            self.rope_and_cache = partial(rotate_and_write, rotate, write=written)
+            self.rope_and_cache = partial(rotate_and_write, rotate, write=written, view_keys=inner.view_keys)
         if read is not None:
             attention = partial(attend_pages, grouped_query_attention, read=read)
         if attention is not None:

@@ -29,7 +29,7 @@ from minillm.memory.block_table import blocks_for, slot_mapping
 from minillm.memory.kv_cache import KVCache
 from minillm.model.decoder import Decoder
 from minillm.model.loader import LoadedModel
-from minillm.ops import kv_int8
+from minillm.ops import kv_codes
 from minillm.ops.contract import AttentionMetadata, LayerCache, PackedWeight, Weight
 from minillm.ops.quantized import QuantizedMatrix
 from minillm.worker.runner import ModelRunner, SlotMapping
@@ -89,7 +89,7 @@ class TracedOps:
     def _traced(self, op: str, inner: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
             result = inner(*arguments, **named)
-            self._take(self._place(op, arguments), _rows(op, result, arguments))
+            self._take(self._place(op, arguments), self._rows(op, result, arguments))
             return result
 
         return call
@@ -103,6 +103,24 @@ class TracedOps:
                     self._layer, op, "head" if (op, known[1]) == ("linear", "embedding") else known[1]
                 )
         return Place(self._layer, op, "")
+
+    def _rows(self, op: str, result: Any, arguments: Sequence[Any]) -> list[Tensor]:
+        """The rows that an op made: its results, and what it wrote to the cache."""
+        made = list(result) if isinstance(result, tuple) else [result]
+        if op == "rope_and_cache":
+            cache = next(a for a in arguments if isinstance(a, LayerCache))
+            meta = next(a for a in arguments if isinstance(a, AttentionMetadata))
+            made += self._written(cache, meta.slot_mapping)
+        return [tensor.detach().contiguous().cpu() for tensor in made]
+
+    def _written(self, cache: LayerCache, slots: Tensor) -> list[Tensor]:
+        """The keys and values in these slots [num_slots, num_kv_heads, head_dim], with scales if any."""
+        if not kv_codes.has_codes(cache.k):
+            return [each.flatten(0, 1)[slots] for each in cache]
+        block_size = cache.k.shape[1]
+        place = slots // block_size, slots % block_size
+        coded = self._inner.view_keys(cache.k), kv_codes.rows(cache.v)
+        return [part[place] for rows in coded for part in (rows.codes, rows.scales)]
 
     def _take(self, place: Place, rows: Sequence[Tensor]) -> None:
         trace, call = self._trace, self._call
@@ -149,26 +167,6 @@ def trace_tokens(
     if hidden is not None:
         trace.logits = digest_of(decoder.logits(hidden[-1:])[0].cpu())
     return trace
-
-
-def _rows(op: str, result: Any, arguments: Sequence[Any]) -> list[Tensor]:
-    """The rows that an op made: its results, and what it wrote to the cache."""
-    made = list(result) if isinstance(result, tuple) else [result]
-    if op == "rope_and_cache":
-        cache = next(a for a in arguments if isinstance(a, LayerCache))
-        meta = next(a for a in arguments if isinstance(a, AttentionMetadata))
-        made += _written(cache, meta.slot_mapping)
-    return [tensor.detach().contiguous().cpu() for tensor in made]
-
-
-def _written(cache: LayerCache, slots: Tensor) -> list[Tensor]:
-    """The keys and values in these slots [num_slots, num_kv_heads, head_dim], of codes with their scales."""
-    if not kv_int8.is_int8(cache.k):
-        return [each.flatten(0, 1)[slots] for each in cache]
-    block_size = cache.k.shape[1]
-    place = slots // block_size, slots % block_size
-    coded = kv_int8.keys(cache.k), kv_int8.values(cache.v)
-    return [part[place] for rows in coded for part in (rows.codes, rows.scales)]
 
 
 def _weight_names(decoder: Decoder) -> dict[int, tuple[int, str]]:

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from gpu_inputs import Paged, paged
 from gpu_model import (
     our_rates,
+    over_codes,
     quantized_products,
     random_model,
     step_profile,
@@ -288,7 +289,9 @@ def one_of_each(bench: Bench) -> None:
     for rung in ("v2", "d1"):
         ops.variant_attention(wide.q, LayerCache(wide.k, wide.v), wide.meta, spec, sinks, rung=rung)
     k, v, angles = bench.random(99, 2, 64), bench.random(99, 2, 64), torch.ones(80, 32).to(bench.device)
-    ops.rope_and_cache(p.q, k, v, RopeTables(angles, angles), LayerCache(p.k, p.v), p.meta)
+    rope = RopeTables(angles, angles)
+    ops.rope_and_cache(p.q, k, v, rope, LayerCache(p.k, p.v), p.meta)
+    over_codes(ops, p.q, k, v, rope, p.meta)
     zero, one = (torch.tensor([i]).to(bench.device) for i in range(2))
     ops.copy_blocks([p.k, p.v], zero, one)
     params = SamplingParams(top_k=5, top_p=0.9)

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from minillm.config.quantization import Form
 from minillm.model.decoder import Decoder
 from minillm.model.locate import DEFAULT_MODEL, ZOO
 from minillm.model.quantization.rounding import quantize_rows
-from minillm.ops.contract import AttentionMetadata, Matrix, Routing
+from minillm.ops.contract import AttentionMetadata, LayerCache, Matrix, RopeTables, Routing
 from minillm.ops.cuda import CudaOps
+from minillm.ops.kv_codes import DTYPES
 from minillm.ops.sampling import SamplingBatch
 
 SHIPPED = ZOO / DEFAULT_MODEL
@@ -80,6 +82,22 @@ def quantized_products(ops: CudaOps, x: torch.Tensor, routing: Routing) -> None:
     ops.experts(x, routing, *found, "gelu")
     ops.linear(x, found[0].weight)
     ops.embedding(torch.tensor([3, 70]).to(x.device), found[0].weight)
+
+
+def over_codes(
+    ops: CudaOps, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rope: RopeTables, meta: AttentionMetadata
+) -> None:
+    """Keys and values in 8 bits, written and read: rows [99, heads, 64], then the last of each sequence."""
+    last = meta.query_start[1:] - 1
+    starts = torch.arange(len(last) + 1, dtype=torch.int32).to(q.device)
+    blocks = int(meta.block_table.max()) + 1
+    for dtype in DTYPES.values():
+        shape = (blocks, 16, k.shape[1], k.shape[2] + 4)
+        cache = LayerCache(*(torch.zeros(shape, dtype=torch.uint8, device=q.device) for _ in range(2)))
+        cache = LayerCache(*(each.view(dtype) for each in cache))
+        turned = ops.rope_and_cache(q, k, v, rope, cache, meta)
+        ops.paged_attention(turned, *cache, meta, 0.125)
+        ops.paged_attention(turned[last], *cache, replace(meta, query_start=starts), 0.125)
 
 
 def _weights(config: dict[str, Any], device: str) -> dict[str, torch.Tensor]:

@@ -10,13 +10,15 @@ import oracle
 import pytest
 import tiny
 import torch
-from cases import BOUND, CASES, DTYPES, REFERENCE, random
+from cases import BOUND, CASES, DTYPES, REFERENCE, make_meta, random
+from coded_caches import build, empty, raw, views
 from test_cuda_gpu import broken_context, on_gpu, ops, run
 from test_cuda_gpu_pass import BACKEND, DEVICE
 
 from minillm import SamplingParams
-from minillm.config import LayerSpec
-from minillm.ops.contract import LayerCache, Matrix, Routing
+from minillm.config import KV_DTYPES, LayerSpec
+from minillm.ops import kv_codes
+from minillm.ops.contract import LayerCache, Matrix, RopeTables, Routing
 
 __all__ = ["broken_context", "ops"]  # fixtures
 pytestmark = pytest.mark.gpu
@@ -82,3 +84,30 @@ def test_variant_attention(ops, dtype):
         assert torch.equal(v2, d1), case
         expected = REFERENCE.variant_attention(q, cache, meta, spec, sinks)
         assert oracle.error(v2, expected.double()) < 2 * BOUND[dtype], case
+
+
+@pytest.mark.parametrize("kind", KV_DTYPES)
+@each_dtype
+def test_keys_and_values_in_8_bits(ops, dtype, kind):
+    """Attention over codes, a row alone and in company, and the bytes that are written."""
+    for case in CASES:
+        built = build(ops, case, dtype, kind)
+        cache = LayerCache(*(each.to(DEVICE) for each in built.cache))
+        found = ops.paged_attention(
+            on_gpu(built.q), *cache, on_gpu(built.meta), case.dim**-0.5, case.window
+        ).cpu()
+        q_lens, kv_lens = [n for n, _ in case.seqs], [n for _, n in case.seqs]
+        exact = oracle.paged_attention(
+            built.q, *built.numbers, built.tables, q_lens, kv_lens, case.dim**-0.5, case.window
+        )
+        assert oracle.error(found, exact) <= BOUND[dtype], case
+        meta = on_gpu(make_meta(built.tables[-1:], [1], kv_lens[-1:], case.block_size))
+        alone = ops.paged_attention(on_gpu(built.q)[-1:], *cache, meta, case.dim**-0.5, case.window)
+        assert torch.equal(alone[0].cpu(), found[-1]), case
+    k, v = (random(3, 2, 64, dtype=dtype, seed=s) for s in (1, 2))
+    written = LayerCache(*(each.to(DEVICE) for each in empty((1, 16, 2, 64), kind)))
+    none, meta = torch.ones(9, 0), make_meta([[0]], [3], [3], 16)
+    ops.rope_and_cache(*map(on_gpu, (k, k, v)), RopeTables(on_gpu(none), on_gpu(none)), written, on_gpu(meta))
+    for view, rows in zip(views(ops, LayerCache(*(each.cpu() for each in written))), (k, v), strict=True):
+        codes, scales = kv_codes.quantize(rows, kv_codes.DTYPES[kind])
+        assert torch.equal(raw(view.codes[0, :3]), raw(codes)) and torch.equal(view.scales[0, :3], scales)

@@ -22,7 +22,9 @@ from minillm.worker.step import SequenceRows
 pytestmark = pytest.mark.gpu
 ON_GPU = torch.cuda.is_available()
 DEVICE, BACKEND = ("cuda", "native") if ON_GPU else ("cpu", "simt")
-each_dtype = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+each_kind = pytest.mark.parametrize(
+    ("dtype", "kind"), [("float32", None), ("bfloat16", None), ("bfloat16", "int8"), ("float16", "fp8")]
+)  # of a KV cache
 
 
 @pytest.fixture
@@ -40,9 +42,9 @@ def load(tmp_path: Any) -> Any:
     return made
 
 
-@each_dtype
-def test_a_pass_has_the_bits_of_single_ops(load: Any, dtype: str) -> None:
-    runner = load(dtype, ()).engine.worker.runner
+@each_kind
+def test_a_pass_has_the_bits_of_single_ops(load: Any, dtype: str, kind: str | None) -> None:
+    runner = load(dtype, (), kv_dtype=kind).engine.worker.runner
     single = copy.copy(runner)
     single._pass, single._fused = OpByOp(runner.decoder, runner.cache), None
     single._index_device = runner.device
@@ -54,10 +56,10 @@ def test_a_pass_has_the_bits_of_single_ops(load: Any, dtype: str) -> None:
         assert expected.isfinite().all()
 
 
-@each_dtype
-def test_a_captured_step_has_the_bits_of_the_step(load: Any, dtype: str) -> None:
+@each_kind
+def test_a_captured_step_has_the_bits_of_the_step(load: Any, dtype: str, kind: str | None) -> None:
     """The first step of a shape runs as it is, the second is captured, and the third is launched."""
-    plain, captured = load(dtype, ()), load(dtype, (1, 2, 4))
+    plain, captured = load(dtype, (), kv_dtype=kind), load(dtype, (1, 2, 4), kv_dtype=kind)
     params = SamplingParams(12, temperature=0.8, seed=1, logprobs=2)
 
     def generated(llm: LLM) -> list[tuple[Any, Any]]:

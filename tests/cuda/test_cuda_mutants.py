@@ -635,6 +635,8 @@ def test_every_kernel_has_mutants_and_every_barrier_one_of_its_own():
     for path in find_sources("cuda", ".cu"):
         if path.stem in ("sample", "finite", "group", "attention_v4", "linear_q1", "gather_codes"):
             continue  # test_sample_, test_expert_, test_hopper_ and test_quantized_mutants.py
+        if path.stem in ("attention_q1", "rope_and_codes"):
+            continue  # test_kv8_mutants.py
         changes = [(old, new) for kernel, _, old, new, _ in MUTANTS if kernel == path.stem]
         assert len(changes) >= 3, f"{path.name} has {len(changes)} mutants"
         dropped = {old for old, new in changes if BARRIER in old and BARRIER not in new}

@@ -1,4 +1,4 @@
-"""`kv_dtype="int8"`: the contracts hold inside it, the memory holds more, and what cannot have it refuses.
+"""`kv_dtype`: the contracts hold inside it, the memory holds more, and what cannot have it refuses.
 
 Log-probabilities of the whole vocabulary are compared by `torch.equal`. Before a run every code is -1 and
 every scale NaN, so a slot that is read before it is written shows.
@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from cases import make_meta
+from coded_caches import empty
 from company import DTYPES, WIDE
 from drafting import all_caches, make_pair, scripted
 from torch import Tensor
@@ -25,10 +27,9 @@ from minillm.memory.encoding import digest
 from minillm.memory.envelope import KVEnvelope
 from minillm.memory.kv_cache import KVCache
 from minillm.model.loader import load_model
-from minillm.ops import kv_int8
+from minillm.ops import kv_codes
 from minillm.ops.contract import AttentionMetadata, LayerCache
 from minillm.ops.cpu import CpuOps
-from minillm.ops.cuda import CudaOps
 from minillm.ops.reference import apply_rope, read_cache, write_cache
 from minillm.worker.runner import ModelRunner
 from minillm.worker.step import SequenceRows
@@ -59,7 +60,7 @@ def load(folder: Path, **options: Any) -> LLM:
 
 def spoil(llm: LLM) -> None:
     for tensor in all_caches(llm):
-        tensor.fill_(-1 if kv_int8.is_int8(tensor) else float("nan"))
+        tensor.view(torch.int8).fill_(-1)  # of numbers: NaN
 
 
 def bits(completion: Any) -> tuple[list[int], Tensor]:
@@ -139,7 +140,7 @@ def test_speculation_changes_no_bit(tmp_path: Path, drafts: str) -> None:
     elif drafts == "tree":
         options["draft_tree"] = (3, 1)
     llm = load(target, adaptive_draft=False, **options)
-    assert all(map(kv_int8.is_int8, all_caches(llm)))
+    assert all(map(kv_codes.has_codes, all_caches(llm)))
     outputs = llm.generate(PROMPTS, PARAMS)
     assert differing(expected, [bits(output) for output in outputs]) == []
     assert sum(output.metrics.drafted for output in outputs) > 0
@@ -193,7 +194,7 @@ class OneScaleForABlock(OneByOne):
         self, q: Tensor, k: Tensor, v: Tensor, rope: Any, cache: LayerCache, meta: AttentionMetadata
     ) -> Tensor:
         turned = self.inner.rope_and_cache(q, k, v, rope, cache, meta)
-        for rows in (kv_int8.keys(cache.k), kv_int8.values(cache.v)):
+        for rows in (kv_codes.columns(cache.k), kv_codes.rows(cache.v)):
             for table, length in zip(meta.block_table.tolist(), meta.kv_len.tolist(), strict=True):
                 for first in range(0, length, 16):
                     own = table[first // 16], slice(0, min(16, length - first))
@@ -229,8 +230,9 @@ def test_against_the_reference_and_against_plain_keys(folder: Path) -> None:
     plain = load(folder, kv_dtype=None).logits(ids)
     size = float(plain.std())
     assert float((native - reference).abs().max()) < 0.02 * size, "a code may round the other way"
-    rounding = float((native - plain).pow(2).mean().sqrt())
-    assert 0 < rounding < 0.1 * size
+    fp8 = load(folder, backend="reference", kv_dtype="fp8").logits(ids)
+    roundings = [float((found - plain).pow(2).mean().sqrt()) for found in (native, fp8)]
+    assert 0 < roundings[0] < roundings[1] < 0.1 * size, "int8 has finer steps than three bits of fraction"
 
 
 # ---- memory -------------------------------------------------------------------------------------------
@@ -240,10 +242,12 @@ def test_the_same_memory_holds_more(tmp_path: Path) -> None:
     """Heads of 64 in bfloat16: 128 bytes against 64 codes and a scale."""
     config = tiny.config(hidden_size=128, num_attention_heads=2, num_key_value_heads=2)
     folder = tiny.make_folder(tmp_path / "m", config)
+    kinds: dict[str | None, str] = {None: "native", "int8": "native", "fp8": "reference"}
     counts = [
-        load(folder, dtype="bfloat16", kv_dtype=kind).engine.stats()["num_blocks"] for kind in (None, "int8")
+        load(folder, dtype="bfloat16", kv_dtype=kind, backend=name).engine.stats()["num_blocks"]
+        for kind, name in kinds.items()
     ]
-    assert counts[1] / counts[0] >= 1.85
+    assert counts[1] / counts[0] >= 1.85 and counts[1] == counts[2]
     llm = load(folder, dtype="bfloat16")
     allocated = sum(tensor.nbytes for tensor in all_caches(llm))
     assert allocated == counts[1] * 16 * llm.engine.model.config.kv_bytes_per_token(2) <= 8 << 20
@@ -253,11 +257,12 @@ def test_inspect_counts_codes_and_scales(folder: Path, capsys: pytest.CaptureFix
     from minillm.cli.main import main
 
     found = []
-    for option in ([], ["--kv-dtype", "int8"]):
+    for option in ([], ["--kv-dtype", "int8"], ["--kv-dtype", "fp8"]):
         assert main(["inspect", str(folder), "--dtype", "bfloat16", "--json", *option]) == 0
         found.append(json.loads(capsys.readouterr().out))
     assert found[1]["kv_bytes_per_token"] == BLOCK_BYTES // 16 < found[0]["kv_bytes_per_token"]
     assert found[1]["tokens_that_fit"] > found[0]["tokens_that_fit"]
+    assert all(found[1][name] == found[2][name] for name in ("kv_bytes_per_token", "tokens_that_fit"))
 
 
 # ---- the envelope -------------------------------------------------------------------------------------
@@ -268,6 +273,9 @@ def test_the_envelope_names_it(folder: Path) -> None:
     differ = [name for name, part in plain["components"].items() if int8["components"][name] != part]
     assert differ == ["kv_dtype"] and plain["kv"] != int8["kv"]
     assert int8["kv_dtype"] == "int8" and "kv_dtype" not in plain
+    two = [load(folder, backend="reference", kv_dtype=kind).engine.envelope for kind in ("int8", "fp8")]
+    differ = [name for name, part in two[0]["components"].items() if two[1]["components"][name] != part]
+    assert differ == ["kv_dtype"] and two[0]["kv"] != two[1]["kv"] and two[1]["kv_dtype"] == "fp8"
 
 
 def test_plain_engines_keep_their_digest(folder: Path) -> None:
@@ -308,7 +316,7 @@ def test_a_replaced_rope_is_served(folder: Path) -> None:
 
 
 class WithoutKernels(OneByOne):
-    name, kv_dtypes = "native", CudaOps.kv_dtypes
+    name, kv_dtypes = "native", ()
 
 
 def test_backends_without_kernels_refuse(folder: Path) -> None:
@@ -318,12 +326,10 @@ def test_backends_without_kernels_refuse(folder: Path) -> None:
     assert load_model(folder, EngineConfig(device="cpu"), ops).config.kv_dtype is None
 
 
-def test_the_simulator_refuses(folder: Path) -> None:
-    from minillm.toolchain.compiler import BuildFailed
-
-    try:
-        load(folder, backend="simt", kv_dtype=None)
-    except (BackendError, BuildFailed) as reason:
-        pytest.skip(f"the simulator: {reason}")
-    with pytest.raises(BackendError, match="backend simt has no kernels for a KV cache in int8"):
-        load(folder, backend="simt")
+def test_native_kernels_on_a_cpu_refuse_fp8(folder: Path) -> None:
+    with pytest.raises(BackendError, match="backend native has no kernels for a KV cache in fp8") as refused:
+        load(folder, kv_dtype="fp8")
+    assert "use int8 or leave kv_dtype out" in str(refused.value)
+    fp8 = empty((4, 16, 1, 8), "fp8")
+    with pytest.raises(RuntimeError, match="no kernels for a cache of fp8"):
+        CpuOps().paged_attention(torch.ones(1, 1, 8), *fp8, make_meta([[0]], [1], [1], 16), 1.0)

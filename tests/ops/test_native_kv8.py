@@ -7,18 +7,18 @@ costs. Slots that no sequence owns hold the scale NaN.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import family_oracle
 import oracle
 import pytest
 import torch
+from coded_caches import ROWS, Built, build, empty
 from native import DTYPES, REFERENCE, Case, check, make_meta, random
 from torch import Tensor
 
 from minillm.config import LayerSpec
-from minillm.ops import kv_int8
-from minillm.ops.contract import AttentionMetadata, LayerCache, RopeTables
+from minillm.ops import kv_codes
+from minillm.ops.contract import LayerCache, RopeTables
 from minillm.ops.cpu import CpuOps
 
 CASES = [
@@ -38,33 +38,6 @@ CASES = [
 RAGGED = Case([(1, 40), (37, 37), (4, 70), (1, 1), (33, 100)], heads=6, kv_heads=2, dim=64)
 
 
-class Built(NamedTuple):
-    q: Tensor
-    cache: LayerCache  # in int8
-    numbers: LayerCache  # what it stands for
-    meta: AttentionMetadata
-    tables: list[list[int]]
-
-
-def empty(case: Case, num_blocks: int) -> LayerCache:
-    """Caches in which every code is -1 and every scale is NaN."""
-    shape = (num_blocks, case.block_size, case.kv_heads, case.dim + 4)
-    return LayerCache(*(torch.full(shape, -1, dtype=torch.int8) for _ in range(2)))
-
-
-def numbers_of(cache: LayerCache) -> LayerCache:
-    return LayerCache(kv_int8.keys(cache.k).dequantize(), kv_int8.values(cache.v).dequantize())
-
-
-def build(case: Case, dtype: torch.dtype) -> Built:
-    q, k_cache, v_cache, meta, tables = case.build(dtype)
-    cache = empty(case, len(k_cache))
-    for view, plain in ((kv_int8.keys(cache.k), k_cache), (kv_int8.values(cache.v), v_cache)):
-        codes, scales = kv_int8.quantize(plain)
-        view.codes.copy_(codes), view.scales.copy_(scales)
-    return Built(q, cache, numbers_of(cache), meta, tables)
-
-
 def attend(ops: CpuOps, built: Built, case: Case) -> Tensor:
     return ops.paged_attention(built.q, *built.cache, built.meta, case.dim**-0.5, case.window)
 
@@ -77,35 +50,22 @@ def attend(ops: CpuOps, built: Built, case: Case) -> Tensor:
 def test_written_codes_are_those_of_the_definition(
     native_ops: CpuOps, dtype: torch.dtype, dim: int, block_size: int
 ) -> None:
-    """The same bytes as `kv_int8.quantize` of the rotated row; no other byte changes."""
+    """The same bytes as `kv_codes.quantize` of the rotated row; no other byte changes."""
     case = Case([(5, 9), (1, 40), (0, 3), (17, 17)], heads=6, kv_heads=2, dim=dim, block_size=block_size)
     q, k_cache, _, meta, _ = case.build(dtype)
     k, v = (random(23, 3, dim, dtype=dtype, seed=s)[:, 1:] for s in (7, 8))  # strided
     angles = random(64, dim // 2, scale=3)
     rope = RopeTables(angles.cos(), angles.sin())
-    caches, plain = empty(case, len(k_cache)), [torch.zeros_like(k_cache) for _ in range(2)]
+    caches, plain = empty(tuple(k_cache.shape)), [torch.zeros_like(k_cache) for _ in range(2)]
     found_q = native_ops.rope_and_cache(q, k, v, rope, caches, meta)
     assert torch.equal(found_q, native_ops.rope_and_cache(q, k, v, rope, LayerCache(*plain), meta))
     place = meta.slot_mapping // block_size, meta.slot_mapping % block_size
     untouched = torch.ones(k_cache.shape[:2], dtype=torch.bool).index_put(place, torch.tensor(False))
-    for view, rows in zip((kv_int8.keys(caches.k), kv_int8.values(caches.v)), plain, strict=True):
-        codes, scales = kv_int8.quantize(rows[place])
+    for view, rows in zip((kv_codes.columns(caches.k), kv_codes.rows(caches.v)), plain, strict=True):
+        codes, scales = kv_codes.quantize(rows[place])
         assert torch.equal(view.codes[place], codes) and torch.equal(view.scales[place], scales)
         assert codes.abs().amax(-1).eq(127).all(), "control: the largest number of each row has the code 127"
         assert (view.codes[untouched] == -1).all() and view.scales[untouched].isnan().all()
-
-
-ROWS = {
-    "zeros": [0.0, -0.0, 0.0, 0.0],
-    "ties": [127.0, 0.5, 1.5, -2.5],
-    "tiny": [1e-44, -3e-45, 0.0, 1e-45],
-    "small": [2e-38, -1e-38, 3e-39, 0.0],
-    "huge": [3e38, -3e38, 1e38, 1.0],
-    "one outlier": [1000.0, 0.1, -0.2, 4.0],
-    "NaN": [1.0, math.nan, 2.0, 3.0],
-    "infinity": [1.0, math.inf, 2.0, 3.0],
-    "minus infinity": [1.0, 0.0, -math.inf, 3.0],
-}
 
 
 def written(ops: CpuOps, row: list[float]) -> tuple[Tensor, Tensor]:
@@ -115,7 +75,7 @@ def written(ops: CpuOps, row: list[float]) -> tuple[Tensor, Tensor]:
     v[1, 0] = torch.tensor(row)
     rope, meta = RopeTables(torch.ones(9, 0), torch.ones(9, 0)), make_meta([[0]], [3], [3], 16)
     ops.rope_and_cache(torch.ones(3, 1, 4), torch.ones(3, 1, 4), v, rope, cache, meta)
-    view = kv_int8.values(cache.v)
+    view = kv_codes.rows(cache.v)
     assert (view.codes[0, [0, 2]] == 127).all(), "the neighbours keep their codes"
     return view.codes[0, 1, 0], view.scales[0, 1, 0]
 
@@ -123,13 +83,13 @@ def written(ops: CpuOps, row: list[float]) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("name", ROWS)
 def test_extreme_rows(native_ops: CpuOps, name: str) -> None:
     codes, scale = written(native_ops, ROWS[name])
-    expected, expected_scale = kv_int8.quantize(torch.tensor(ROWS[name]))
+    expected, expected_scale = kv_codes.quantize(torch.tensor(ROWS[name]))
     assert torch.equal(codes, expected)
     assert torch.equal(scale, expected_scale) or (scale.isnan() and expected_scale.isnan())
 
 
 def test_the_definition_by_hand() -> None:
-    codes, scale = kv_int8.quantize(torch.tensor([ROWS["zeros"], ROWS["ties"], ROWS["NaN"]]))
+    codes, scale = kv_codes.quantize(torch.tensor([ROWS["zeros"], ROWS["ties"], ROWS["NaN"]]))
     assert codes.tolist() == [[0, 0, 0, 0], [127, 0, 2, -2], [0, 0, 0, 0]]
     assert scale[:2].tolist() == [0.0, 1.0] and scale[2].isnan()
 
@@ -140,7 +100,7 @@ def test_the_definition_by_hand() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_attention_over_codes(native_ops: CpuOps, dtype: torch.dtype) -> None:
     for case in CASES:
-        built = build(case, dtype)
+        built = build(native_ops, case, dtype)
         lens = [n for n, _ in case.seqs], [n for _, n in case.seqs]
         scores = (case.dim**-0.5, case.window)
         exact = oracle.paged_attention(built.q, *built.numbers, built.tables, *lens, *scores)
@@ -155,7 +115,7 @@ def test_softcaps_and_sinks(
     native_ops: CpuOps, dtype: torch.dtype, softcap: float | None, with_sinks: bool
 ) -> None:
     for case in (RAGGED, Case([(5, 70), (1, 9)], heads=4, kv_heads=1, dim=24, window=17)):
-        built = build(case, dtype)
+        built = build(native_ops, case, dtype)
         sinks = random(case.heads, dtype=dtype, seed=9) if with_sinks else None
         spec = LayerSpec(window=case.window, scale=0.2, softcap=softcap, sinks=with_sinks)
         exact = family_oracle.variant_attention(
@@ -183,7 +143,7 @@ def test_a_row_has_the_same_bits_alone(
 ) -> None:
     """Contract C2: in a prompt, in a chunk or in decode, beside whatever rows, on any number of threads."""
     case = Case(RAGGED.seqs, 6, 2, 64, block_size, window)
-    built = build(case, dtype)
+    built = build(native_ops, case, dtype)
     before = torch.get_num_threads()
     try:
         for threads in (1, 3):
@@ -203,16 +163,16 @@ def test_the_layout_of_blocks_decides_no_bit(native_ops: CpuOps) -> None:
     found = []
     for block_size in (16, 64, 1, 7, 24):
         case = Case(RAGGED.seqs, 6, 2, 64, block_size)
-        found.append(attend(native_ops, build(case, torch.bfloat16), case))
+        found.append(attend(native_ops, build(native_ops, case, torch.bfloat16), case))
     assert all(torch.equal(found[0], other) for other in found[1:])
 
 
 def test_nan_stays_with_those_who_see_it(native_ops: CpuOps) -> None:
     """A row with NaN makes its own sequence NaN from its position on, and changes no other bit."""
     case = RAGGED
-    clean = build(case, torch.float32)
+    clean = build(native_ops, case, torch.float32)
     expected = attend(native_ops, clean, case)
-    for part in (kv_int8.keys(clean.cache.k), kv_int8.values(clean.cache.v)):
+    for part in (kv_codes.columns(clean.cache.k), kv_codes.rows(clean.cache.v)):
         before, at = part.scales.clone(), 80  # of the last sequence, whose rows stand at 67 to 99
         part.scales[clean.tables[4][at // 16], at % 16, 0] = math.nan
         found = attend(native_ops, clean, case)
@@ -225,7 +185,7 @@ def test_nan_stays_with_those_who_see_it(native_ops: CpuOps) -> None:
 
 def test_blocks_are_copied_with_their_scales(native_ops: CpuOps) -> None:
     case = Case([(1, 64)], heads=2, kv_heads=2, dim=64)
-    built = build(case, torch.float32)
+    built = build(native_ops, case, torch.float32)
     expected, cache = attend(native_ops, built, case), built.cache
     free = next(b for b in range(len(cache.k)) if b not in built.tables[0])
     native_ops.copy_blocks([*cache], torch.tensor([built.tables[0][1]]), torch.tensor([free]))
@@ -254,9 +214,9 @@ def test_control_a_scale_for_a_block_depends_on_the_chunks() -> None:
     whole, in_parts = with_one_scale(rows, [16]), with_one_scale(rows, [5] * 3 + [1])
     assert not torch.equal(whole, in_parts)
     assert not torch.equal(with_one_scale(rows[:8], [8]), whole[:8])
-    own = kv_int8.quantize(rows)
+    own = kv_codes.quantize(rows)
     for parts in ([16], [5, 5, 5, 1]):
-        found = [torch.cat(part) for part in zip(*map(kv_int8.quantize, rows.split(parts)), strict=True)]
+        found = [torch.cat(part) for part in zip(*map(kv_codes.quantize, rows.split(parts)), strict=True)]
         assert torch.equal(found[0], own[0]) and torch.equal(found[1], own[1])
 
 
@@ -266,7 +226,7 @@ def test_control_a_scale_for_a_block_depends_on_the_chunks() -> None:
 def test_refusals(native_ops: CpuOps) -> None:
     """Shapes are refused in Python by name; the ops check what Python does not look at."""
     case = Case([(1, 20)], heads=2, kv_heads=1, dim=8)
-    built = build(case, torch.float32)
+    built = build(native_ops, case, torch.float32)
     with pytest.raises(ValueError, match="q has head_dim 12"):
         attend(native_ops, built._replace(q=torch.ones(1, 2, 12)), case)
     op = torch.ops.minillm.paged_attention

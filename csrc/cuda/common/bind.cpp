@@ -83,16 +83,19 @@ Tensor rotate_and_cache(const Tensor& q, const Tensor& k, const Tensor& v, const
     check(op, "positions or slot_mapping", *t, 1, ScalarType::Long);
     check_size(op, "positions' or slot_mapping's length", t->size(0), tokens);
   }
+  for (const Tensor* t : {&k_cache, &v_cache})
+    STD_TORCH_CHECK(!has_codes(*t) || reinterpret_cast<uintptr_t>(t->const_data_ptr()) % 4 == 0, op, ": a cache begins at no multiple of 4 bytes");
   Tensor out = like(q, {tokens, q.size(1), q.size(2)});
   Call call(op);
   call.with("q", q).with("k", k).with("v", v).with("cos", cos).with("sin", sin).with("k_cache", k_cache);
   call.with("v_cache", v_cache).with("positions", positions).with("slot_mapping", slot_mapping).with("q_out", out);
-  rope_and_cache({data<void>(q), data<void>(k), data<void>(v), q.stride(0), k.stride(0), v.stride(0), data<float>(cos),
-                  data<float>(sin), data<int64_t>(positions), data<int64_t>(slot_mapping), out.mutable_data_ptr(),
-                  k_cache.mutable_data_ptr(), v_cache.mutable_data_ptr(), static_cast<int>(tokens),
-                  static_cast<int>(q.size(1)), static_cast<int>(k.size(1)), static_cast<int>(q.size(2)),
-                  static_cast<int>(2 * cos.size(1)), dtype_of(op, q)},
-                 as_stream(stream));
+  rotate_and_write({data<void>(q), data<void>(k), data<void>(v), q.stride(0), k.stride(0), v.stride(0), data<float>(cos),
+                    data<float>(sin), data<int64_t>(positions), data<int64_t>(slot_mapping), out.mutable_data_ptr(),
+                    k_cache.mutable_data_ptr(), v_cache.mutable_data_ptr(), static_cast<int>(tokens),
+                    static_cast<int>(q.size(1)), static_cast<int>(k.size(1)), static_cast<int>(q.size(2)),
+                    static_cast<int>(2 * cos.size(1)), dtype_of(op, q), kv_codes_of(k_cache),
+                    static_cast<int>(k_cache.size(1))},
+                   as_stream(stream));
   call.done();
   return out;
 }
@@ -136,7 +139,8 @@ AttentionArgs attention_args(const char* op, const Tensor& q, const Tensor& k_ca
           {data<int32_t>(block_table), data<int32_t>(query_start), data<int32_t>(kv_len),
            static_cast<int>(kv_len.size(0)), static_cast<int>(block_table.size(1)), static_cast<int>(q.size(0))},
           static_cast<int>(q.size(1)), static_cast<int>(k_cache.size(2)), static_cast<int>(q.size(2)),
-          static_cast<int>(k_cache.size(1)), static_cast<float>(scale), static_cast<int>(window), dtype_of(op, q)};
+          static_cast<int>(k_cache.size(1)), static_cast<float>(scale), static_cast<int>(window), dtype_of(op, q),
+          0, nullptr, kv_codes_of(k_cache)};
 }
 
 // Memory that only the running kernels need; nothing for 0 bytes.
@@ -153,7 +157,10 @@ struct Memory {
 
 // The engine's choice of a rung, "plain" or "tensor" (rungs.h).
 bool attend_as_engine(Call& call, const std::string& rung, const AttentionArgs& args, const Tensor& q, Stream stream) {
-  if (rung != "plain" && rung != "tensor") return false;
+  if (rung != "plain" && rung != "tensor") {
+    STD_TORCH_CHECK(args.codes == KvCodes::none, "rung ", rung, " reads no cache of codes");
+    return false;
+  }
   const bool tensor_cores = rung == "tensor";
   const Memory memory(call, q, attention_bytes(args, tensor_cores));
   attention(args, memory.start(), tensor_cores, stream);

@@ -10,6 +10,7 @@
 namespace minillm::cuda {
 
 using minillm::DType;
+using minillm::KvCodes;
 
 // Which rows of the token dimension belong to which sequence (pictured in minillm/ops/contract.py).
 struct Sequences {
@@ -74,6 +75,8 @@ struct RopeArgs {
   void *q_out, *k_cache, *v_cache;        // q_out dense
   int num_tokens, num_heads, num_kv_heads, head_dim, rotary_dim;
   DType dtype;
+  KvCodes codes = KvCodes::none;          // of the caches; others than none: rope_and_codes alone writes them
+  int block_size = 0;                     // of a cache of codes
 };
 
 struct CopyBlocksArgs {
@@ -136,6 +139,7 @@ struct AttentionArgs {
   DType dtype;
   float softcap = 0;                // scores s become softcap * tanh(s / softcap); 0: they stay
   const void* sinks = nullptr;      // [num_heads], or null: a score of each head that adds no value
+  KvCodes codes = KvCodes::none;    // of the caches; others than none: attention_q1 alone reads them
 };
 
 struct NaiveScratch {               // of attention_v1, float
@@ -198,6 +202,7 @@ void map(Map, const MapArgs&, Stream);
 void act_and_mul(const ActivationArgs&, Stream);  // not softcap
 void act(const ActivationArgs&, Stream);          // not swiglu_clamped
 void rope_and_cache(const RopeArgs&, Stream);
+void rope_and_codes(const RopeArgs&, Stream);
 void copy_blocks(const CopyBlocksArgs&, Stream);
 void linear_l1(const LinearArgs&, Stream);
 void linear_l2(const LinearArgs&, Stream);
@@ -230,5 +235,6 @@ void decode_d1(const AttentionArgs&, Stream);
 void decode_d2(const AttentionArgs&, Stream);     // like attention_v3
 void decode_d3(const AttentionArgs&, const SplitScratch&, Stream);  // like attention_v3
 int num_splits(int max_kv_len);
+void attention_q1(const AttentionArgs&, Stream);  // a cache of codes
 
 }  // namespace minillm::cuda

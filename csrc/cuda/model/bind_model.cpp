@@ -52,7 +52,9 @@ DeviceState& state_of(const BoundModel& bound) {
   return *bound.device;
 }
 
-Tensor make(const BoundModel& bound, int64_t rows, int64_t columns) { return like(*bound.cache, {rows, columns}); }
+Tensor make(const BoundModel& bound, int64_t rows, int64_t columns) {
+  return torch::stable::new_empty(*bound.cache, {rows, columns}, bound.dtype);
+}
 
 // Errors of the launches of a call.
 void finish(const char* op) { Call(op).done(); }

@@ -28,7 +28,7 @@ Experts most_experts(const Model& m) {
 int64_t most_attention_bytes(const Model& m, const Sizes& sizes) {
   AttentionArgs p = {};
   p.num_heads = static_cast<int>(m.heads.num_heads), p.head_dim = static_cast<int>(m.heads.head_dim);
-  p.block_size = static_cast<int>(m.heads.block_size), p.dtype = m.heads.dtype;
+  p.block_size = static_cast<int>(m.heads.block_size), p.dtype = m.heads.dtype, p.codes = m.heads.kv;
   p.sequences.num_seqs = static_cast<int>(sizes.seqs), p.sequences.max_blocks = static_cast<int>(sizes.table_width);
   int64_t most = 0;
   for (int64_t rows : {sizes.rows, sizes.seqs}) {
@@ -85,7 +85,7 @@ Pass::Pass(const BoundModel& bound, const Scratch& scratch, bool tensor_cores, S
       kv_size_(m_.heads.num_kv_heads * dim_),
       qkv_size_(q_size_ + 2 * kv_size_),
       up_size_((m_.gated ? 2 : 1) * m_.intermediate),
-      cache_bytes_(bound.cache->numel() * width_) {}
+      cache_bytes_(bound.cache->numel() * bound.cache->element_size()) {}
 
 void Pass::hidden(const PassArgs& args, void* x) const {
   const Batch& batch = args.batch;
@@ -170,15 +170,16 @@ void Pass::attend(const Layer& layer, const void* x, const Batch& batch) const {
            {"k_cache", layer.cache.k, cache_bytes_}, {"v_cache", layer.cache.v, cache_bytes_},
            {"positions", batch.positions, rows * 8}, {"slot_mapping", batch.slot_mapping, rows * 8},
            {"q_out", s_.q, q_bytes}});
-  rope_and_cache({q, k, v, qkv_size_, qkv_size_, qkv_size_, layer.rope.cos, layer.rope.sin, batch.positions,
-                  batch.slot_mapping, s_.q, layer.cache.k, layer.cache.v, rows, heads, kv_heads, dim,
-                  static_cast<int>(2 * layer.rope.half), dtype_},
-                 stream_);
+  const int block_size = static_cast<int>(m_.heads.block_size);
+  rotate_and_write({q, k, v, qkv_size_, qkv_size_, qkv_size_, layer.rope.cos, layer.rope.sin, batch.positions,
+                    batch.slot_mapping, s_.q, layer.cache.k, layer.cache.v, rows, heads, kv_heads, dim,
+                    static_cast<int>(2 * layer.rope.half), dtype_, m_.heads.kv, block_size},
+                   stream_);
 
   const AttentionArgs args = {s_.q, q_size_, layer.cache.k, layer.cache.v, s_.attended,
                               {batch.block_table, batch.query_start, batch.kv_len, seqs, width, rows},
-                              heads, kv_heads, dim, static_cast<int>(m_.heads.block_size), layer.scale,
-                              static_cast<int>(layer.window), dtype_, layer.softcap, w.sinks};
+                              heads, kv_heads, dim, block_size, layer.scale, static_cast<int>(layer.window), dtype_,
+                              layer.softcap, w.sinks, m_.heads.kv};
   touches({{"q", s_.q, q_bytes}, {"k_cache", layer.cache.k, cache_bytes_}, {"v_cache", layer.cache.v, cache_bytes_},
            {"parts", s_.parts, attention_bytes(args, tensor_cores_)},
            {"block_table", batch.block_table, int64_t{seqs} * width * 4}, {"query_start", batch.query_start, (seqs + 1) * 4},

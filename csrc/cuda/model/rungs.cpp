@@ -29,11 +29,16 @@ int64_t softmax_numbers(const AttentionArgs& p) {
 bool can_use_tensor_cores(const LinearArgs& p) { return p.dtype != DType::f32 && p.in % 8 == 0 && p.in < 1 << 24; }
 
 bool can_use_tensor_cores(const AttentionArgs& p) {
-  return p.dtype != DType::f32 && (p.head_dim == 64 || p.head_dim == 128) && p.softcap == 0 && !p.sinks;
+  return p.dtype != DType::f32 && (p.head_dim == 64 || p.head_dim == 128) && p.softcap == 0 && !p.sinks &&
+         p.codes == KvCodes::none;
 }
 
 void look_up(const GatherArgs& p, Stream stream) {
   (p.form.codes == Codes::none ? gather : gather_codes)(p, stream);
+}
+
+void rotate_and_write(const RopeArgs& p, Stream stream) {
+  (p.codes == KvCodes::none ? rope_and_cache : rope_and_codes)(p, stream);
 }
 
 void linear(const LinearArgs& p, bool tensor_cores, Stream stream) {
@@ -68,6 +73,7 @@ int64_t attention_bytes(const AttentionArgs& p, bool tensor_cores) {
 }
 
 void attention(const AttentionArgs& p, void* memory, bool tensor_cores, Stream stream) {
+  if (p.codes != KvCodes::none) return attention_q1(p, stream);
   if (attention_bytes(p, tensor_cores))
     attention_in_splits(p, memory, stream);
   else if (tensor_cores && can_use_tensor_cores(p))

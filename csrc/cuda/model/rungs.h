@@ -6,6 +6,7 @@
 //     linear             linear_l2, linear_l3            linear_l5
 //     experts            linear_experts                  linear_l5_experts
 //     quantised          linear_q1, linear_q1_experts    the same
+//     a cache of codes   attention_q1                    the same
 //     for                every model                     16-bit numbers; heads of 64 or 128 without cap or sinks;
 //                                                        rows of a multiple of 8 numbers
 //
@@ -21,6 +22,7 @@ bool can_use_tensor_cores(const LinearArgs& p);
 bool can_use_tensor_cores(const AttentionArgs& p);
 
 void look_up(const GatherArgs& p, Stream stream);
+void rotate_and_write(const RopeArgs& p, Stream stream);
 void linear(const LinearArgs& p, bool tensor_cores, Stream stream);
 void experts(const ExpertLinearArgs& p, bool tensor_cores, Stream stream);
 

@@ -75,6 +75,7 @@ int __cudaLaunchKernel(const void* stub, Size grid, Size block, void**, size_t s
 using namespace minillm::cuda;
 using minillm::Codes;
 using minillm::DType;
+using minillm::KvCodes;
 
 namespace {
 
@@ -92,6 +93,8 @@ void rows(DType type) {
   rope.num_tokens = kMany, rope.num_heads = 32, rope.num_kv_heads = 8, rope.head_dim = rope.rotary_dim = 128;
   rope.dtype = type;
   rope_and_cache(rope, nullptr);
+  rope.codes = KvCodes::int8, rope.block_size = 16;
+  rope_and_codes(rope, nullptr);
   for (int experts : {8, 8192}) route({nullptr, nullptr, nullptr, kMany, experts, 8, true, type}, nullptr);
   combine({nullptr, nullptr, nullptr, nullptr, kMany, 4096, 8, type}, nullptr);
   gather({nullptr, nullptr, nullptr, nullptr, nullptr, kMany, 4096, 1.0f, type}, nullptr);
@@ -110,7 +113,7 @@ void products(DType type) {
       LinearArgs p = {nullptr, nullptr, nullptr, nullptr, count, 4096, out, type};
       for (auto* rung : {linear_l1, linear_l2, linear_l3, linear_l4, linear_l5}) rung(p, nullptr);
       for (Codes codes : {Codes::int8, Codes::uint4}) {
-        p.form = {codes, 64, false, true, nullptr};
+        p.form = {codes, 64, false, true, false, nullptr};
         linear_q1(p, nullptr), linear_q1_experts({p, nullptr, 128, out}, nullptr);
         gather_codes({nullptr, nullptr, nullptr, nullptr, nullptr, count, 4096, 1.0f, type, p.form, out}, nullptr);
       }
@@ -129,6 +132,8 @@ void attention(DType type) {
     if (dim == 64 || dim == 128)
       attention_v3(p, nullptr), attention_v4(p, nullptr), decode_d2(p, nullptr), decode_d3(p, {nullptr, nullptr, 256}, nullptr);
     for (float cap : {0.0f, 30.0f}) p.softcap = cap, attention_v2(p, nullptr), decode_d1(p, nullptr);
+    p.softcap = 0, p.codes = KvCodes::int8;
+    for (int tokens : {kMany, 2 * kMany + 1}) p.sequences.num_tokens = tokens, attention_q1(p, nullptr);
   }
 }
 

@@ -1,25 +1,28 @@
-"""A KV cache in int8: how its pages are laid out, and what is written to them and read from them.
+"""A KV cache in 8 bits: how its pages are laid out, and what is written to them and read from them.
 
-A cache of K, or of V, is an int8 tensor [num_blocks, block_size, num_kv_heads, head_dim + 4]: for each token
-and head as many codes as numbers, and the four bytes of a scale. The shape gives the sizes; inside a block, a
-page, the bytes are laid out for the kernels that read them (csrc/shared/kv_page.h):
+A cache of K, or of V, is a tensor [num_blocks, block_size, num_kv_heads, head_dim + 4]: for each token and
+head as many codes as numbers, and the four bytes of a scale. Its dtype names the codes: int8, or
+float8_e4m3fn ("fp8"). The shape gives the sizes; inside a block, a page, the bytes are laid out for the
+kernels that read them (csrc/shared/kv_page.h):
 
     page   | head 0: codes, scales | head 1: codes, scales | ...
 
-    K  codes   [head_dim][block_size]      V  codes   [block_size][head_dim]
-    scales     float32 [block_size]        one for each token
+    K on a CPU   codes  [head_dim][block_size]      `columns`
+    K on a GPU, V       [block_size][head_dim]      `rows`
+    scales              float32 [block_size]        one for each token
 
-`keys` and `values` are views of such a cache with the logical shape [num_blocks, block_size, num_kv_heads,
-head_dim].
+`columns` and `rows` are views of such a cache with the logical shape [num_blocks, block_size, num_kv_heads,
+head_dim]. Which of them shows the keys, `Ops.view_keys` knows; the values are always `rows`.
 
-    scale = max |x| / 127 of a token's numbers in one head       code = round(x / scale), ties to even
+    int8   scale = max |x| / 127 of a token's numbers in one head    code = x / scale, ties to even
+    fp8    scale = max |x| / 448                                     likewise, e4m3
 
 The scale belongs to one token. With one scale for a block, a token with larger numbers would change the codes
 of the tokens before it: their bytes would depend on what came later, on drafts that were rejected, and on who
 shares the block (contracts C2, C5 and C7). A row of zeros has the scale 0. A row with NaN or infinity has the
 scale NaN: whoever attends to it gets NaN, and nobody else.
 
-Left out: scales that a checkpoint brings (one for a whole layer), and FP8.
+Left out: scales that a checkpoint brings (one for a whole layer).
 """
 
 from __future__ import annotations
@@ -32,25 +35,26 @@ from torch import Tensor
 
 from minillm.config.model import SCALE_BYTES
 
-LARGEST = 127
+DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}  # by the names of the option `kv_dtype`
+LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 
-def is_int8(cache: Tensor) -> bool:
+def has_codes(cache: Tensor) -> bool:
     """Whether a cache tensor holds codes and scales."""
-    return cache.dtype == torch.int8
+    return cache.dtype in LARGEST
 
 
 def logical_shape(cache: Tensor) -> tuple[int, int, int, int]:
     """(num_blocks, block_size, num_kv_heads, head_dim) of a cache tensor of any dtype."""
     num_blocks, block_size, num_kv_heads, width = cache.shape
-    return num_blocks, block_size, num_kv_heads, width - SCALE_BYTES * is_int8(cache)
+    return num_blocks, block_size, num_kv_heads, width - SCALE_BYTES * has_codes(cache)
 
 
 @dataclass(frozen=True)
 class CodedRows:
-    """The codes and scales of one layer's K, or V: views of a cache in int8.
+    """The codes and scales of one layer's K, or V: views of a cache in 8 bits.
 
-    codes    int8 [num_blocks, block_size, num_kv_heads, head_dim]
+    codes    int8 or fp8 [num_blocks, block_size, num_kv_heads, head_dim]
     scales   float32 [num_blocks, block_size, num_kv_heads]
     """
 
@@ -67,15 +71,15 @@ class CodedRows:
         return self.codes.float() * self.scales.unsqueeze(-1)
 
 
-def keys(cache: Tensor) -> CodedRows:
-    """The view of a key cache in int8."""
+def columns(cache: Tensor) -> CodedRows:
+    """The view of a cache whose codes lie dim by dim, the tokens of a block side by side."""
     codes, scales = _split(cache)
     block_size, head_dim = logical_shape(cache)[1::2]
     return CodedRows(codes.unflatten(2, (head_dim, block_size)).permute(0, 3, 1, 2), scales)
 
 
-def values(cache: Tensor) -> CodedRows:
-    """The view of a value cache in int8."""
+def rows(cache: Tensor) -> CodedRows:
+    """The view of a cache whose codes lie token by token."""
     codes, scales = _split(cache)
     block_size, head_dim = logical_shape(cache)[1::2]
     return CodedRows(codes.unflatten(2, (block_size, head_dim)).permute(0, 2, 1, 3), scales)
@@ -89,21 +93,23 @@ def _split(cache: Tensor) -> tuple[Tensor, Tensor]:
     return codes, scales.view(torch.float32).transpose(1, 2)
 
 
-def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes and scales of rows [..., head_dim]: int8 of the same shape, float32 [...]."""
-    x = rows.float()
+def quantize(x: Tensor, dtype: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
+    """Codes and scales of rows [..., head_dim]: `dtype` of the same shape, float32 [...]."""
+    x, largest = x.float(), LARGEST[dtype]
     highest = x.abs().amax(dim=-1)
-    scales = highest / torch.tensor(float(LARGEST), device=x.device)
+    scales = highest / torch.tensor(largest, device=x.device)
     scales = scales.masked_fill(~highest.isfinite(), math.nan)
-    codes = (x / scales.unsqueeze(-1)).round().clamp(-LARGEST, LARGEST)
-    return codes.masked_fill(~(scales > 0).unsqueeze(-1), 0).to(torch.int8), scales
+    codes = (x / scales.unsqueeze(-1)).clamp(-largest, largest)
+    if dtype == torch.int8:
+        codes = codes.round()
+    return codes.masked_fill(~(scales > 0).unsqueeze(-1), 0).to(dtype), scales
 
 
-def write_rows(cache: CodedRows, slot_mapping: Tensor, rows: Tensor) -> None:
+def write_rows(cache: CodedRows, slot_mapping: Tensor, x: Tensor) -> None:
     """Quantise rows [num_tokens, num_kv_heads, head_dim] and write them to their slots."""
     size = cache.shape[1]
     place = slot_mapping // size, slot_mapping % size
-    cache.codes[place], cache.scales[place] = quantize(rows)
+    cache.codes[place], cache.scales[place] = quantize(x, cache.codes.dtype)
 
 
 def read_rows(cache: CodedRows, block_table: Tensor, num_tokens: int) -> Tensor:
