@@ -229,8 +229,8 @@ if ops:
 # %% [markdown]
 # With one row, fewer bytes help until unpacking takes as long as reading. With 64 rows the weights are read
 # once for all rows: arithmetic is the limit, and fewer bytes hardly help. That is the difference between
-# decode and prefill again (notebook 2). `w8a8` is another trade: it rounds the activations, too, so that whole
-# numbers are multiplied, two to four at a time.
+# decode and prefill again (notebook 2). `w8a8` is another trade: it rounds the activations, too, so that
+# whole numbers are multiplied, two to four at a time.
 #
 # ## 11.6 A scale for the activations
 #
