@@ -24,8 +24,8 @@ MISTAKES = {
     ),
     "a slot computed in 32 bits": (
         "keytile.h",
-        "int64_t slot = table[block] * block_size + inside;",
-        "int64_t slot = (table[0] + 1) * (1 << 30) * 4;",
+        "int64_t at = (table[(first + i) / block_size] * block_size + inside) * slot_size;",
+        "int64_t at = (table[0] + 1) * (1 << 30) * 4;",
         "signed integer overflow",
     ),
 }
