@@ -1,6 +1,8 @@
 """`minillm labs bench 14`: what is timed is the student's file; it needs the sections for the CPU."""
 
 import re
+import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -67,9 +69,10 @@ def test_other_labs_have_nothing_to_time(cli):
 
 @pytest.mark.parametrize("said", [b"", b"x = 7", b"[1]", b"\xff{}", b'{"out": 1}\nx = 7'])
 def test_an_answer_that_is_none_is_a_usage_error(monkeypatch, said):
-    done = bench.subprocess.CompletedProcess([], 0, said, b"\xff")
+    done = subprocess.CompletedProcess([], 0, said, b"\xff")
+    process = SimpleNamespace(run=lambda *args, **options: done, TimeoutExpired=subprocess.TimeoutExpired)
     monkeypatch.setattr(bench, "sandboxed", lambda command, scratch, readable: command)
-    monkeypatch.setattr(bench.subprocess, "run", lambda *args, **options: done)
+    monkeypatch.setattr(bench, "subprocess", process)
     with pytest.raises(bench.UsageError, match="ends its process"):
         bench._timing("")
 
