@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import select
+import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +24,7 @@ from minillm.bench.peers import llama_cpp
 from minillm.bench.peers.llama_cpp import gguf_of, opened
 from minillm.cli.main import main
 from minillm.errors import BackendError, UsageError
+from minillm.toolchain.python import module_environment
 
 SIZES = ["--prompt-len", "8", "--tokens", "2", "--batch", "1", "3"]
 
@@ -124,6 +130,9 @@ def llama_decode(context, batch):
             except OSError:
                 pass
         os._exit(3)
+    if DOES == "hang":
+        log(hangs=os.getpid())
+        signal.pause()
     if DOES == "close":
         os.closerange(3, 20)
         signal.pause()
@@ -241,6 +250,36 @@ def test_ctrl_c_ends_the_worker(log: Path, of_gguf: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert [worker.returncode for worker in workers] == [-9]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+def test_a_bench_that_is_killed_ends_a_worker_that_hangs(
+    log: Path, of_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOES", "hang")
+    code = (
+        "from pathlib import Path; from minillm.bench.peers.llama_cpp import opened\n"
+        f"with opened(Path({str(of_gguf / 'model.gguf')!r})) as peer: peer.prefill_rate([1])"
+    )
+    bench = subprocess.Popen([sys.executable, "-c", code], env=module_environment())
+    hanging = wait_for(lambda: next((line["hangs"] for line in said(log) if "hangs" in line), None), log)
+    bench.kill()
+    bench.wait()
+    wait_for(lambda: not Path(f"/proc/{hanging}").exists() or _is_zombie(hanging), log)
+
+
+def _is_zombie(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def wait_for(found: Callable[[], Any], log: Path, seconds: float = 60.0) -> Any:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with suppress(OSError, ValueError):
+            if value := found():
+                return value
+        select.select([], [], [], 0.05)
+    raise TimeoutError(log.read_text() if log.exists() else "no log")
 
 
 def test_what_llama_cpp_cannot_be_compared_with(

@@ -8,8 +8,8 @@ so the pipe costs nothing.
 
 Why another process: torch and llama.cpp both load libgomp.so.1, and a process has only one of that name.
 Inside ours llama.cpp would run on torch's OpenMP threads, and no longer as its users run it. While the worker
-waits for a line, its threads end their spinning and sleep. And an engine that ends its process does not end
-the bench.
+waits for a line, its threads end their spinning and sleep. An engine that ends its process does not end the
+bench, and a bench that is killed ends the worker, whatever it does (`Crew`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from minillm.config.files import exists
 from minillm.config.line_files import json_object
 from minillm.errors import BackendError, UsageError
 from minillm.model.store.folder import GGUF
+from minillm.toolchain.crew import Crew
 from minillm.toolchain.python import module_command, module_environment
 
 _SECONDS_TO_END = 5.0
@@ -56,13 +57,16 @@ def opened(path: Path) -> Iterator[LlamaCpp]:
         BackendError: llama.cpp cannot load it.
     """
     with (
+        tempfile.TemporaryDirectory() as scratch,
         tempfile.TemporaryFile() as errors,
+        Crew(Path(scratch)) as crew,
         subprocess.Popen(
             module_command("minillm.bench.llama_cpp_worker", str(path), str(torch.get_num_threads())),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
             env=module_environment(),
+            process_group=crew.group,
         ) as process,
     ):
         try:
