@@ -88,8 +88,11 @@ def run(args: argparse.Namespace) -> int:
         args.batch = [1, 2, 4, 8, 16, 32] if args.what == "speculation" else [1, 8]
     if args.what == "kernels" and args.record is not None:
         raise UsageError("kernels run without an engine: there is nothing to record", "leave --record out")
-    if args.what in ("kernels", "cache") and args.quantization is not None:
-        raise UsageError(f"bench {args.what} loads no weights", "leave --quantization out")
+    for name, option in (("quantization", args.quantization), ("kv-dtype", args.kv_dtype)):
+        if args.what in ("kernels", "cache") and option is not None:
+            raise UsageError(f"bench {args.what} loads no model", f"leave --{name} out")
+    if args.what != "engine" and args.peer is not None:
+        raise UsageError(f"bench {args.what} has no peer", "leave --peer out")
     for name in ("prompt_len", "tokens", "runs"):
         require_int("--" + name.replace("_", "-"), getattr(args, name), minimum=1)
     for batch in args.batch:

@@ -1,4 +1,4 @@
-"""`minillm inspect`: a model's config, size and costs, computed from its config only."""
+"""`minillm inspect`: the config, size and costs of a model, from its config and headers. Reads no weights."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from minillm.cli.inspect_layers import describe_layers, describe_rope, layer_tables
 from minillm.cli.options import add_allow_option, add_kv_dtype_option, add_model_option, model_of
 from minillm.cli.parser import Parser
+from minillm.cli.planned import planned_config
 from minillm.config import DTYPES, ModelConfig
 from minillm.config.quantization import QUANTIZATIONS
 from minillm.errors import UsageError
@@ -64,14 +65,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report."""
-    from minillm.model.families import load_model_config
-    from minillm.model.loader import with_kv_dtype
     from minillm.model.locate import find_model
-    from minillm.model.quantization.plan import planned
 
     folder = find_model(model_of(args))
-    config = planned(load_model_config(folder, args.allow_config_key), args.quantization)
-    config = with_kv_dtype(config, args.kv_dtype)
+    config = planned_config(args, folder)
     report = collect(config, args.dtype, args.memory, args.context)
     _add_end_of_text(report["config"], folder, config)
     if args.json:

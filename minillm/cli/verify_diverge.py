@@ -73,8 +73,9 @@ def _sides(args: argparse.Namespace, a: Record, b: Record) -> tuple[Side, Side]:
                 f"{record.name} was made with replaced parts, which a command does not have",
                 "use minillm.verify.rerun in Python, with both engines",
             )
-        config = config_of(record, args.allow_config_key)
-        key = config.backend, config.device, config.dtype
+        config = config_of(record, folder, args.allow_config_key)
+        forms = config.dtype, config.kv_dtype, config.quantization
+        key = config.backend, config.device, *forms, config.max_model_len
         model = loaded[key] = loaded.get(key) or load_model(folder, config)
         if digest(model.weights_digest) != record.envelope["components"].get("weights"):
             raise UsageError(
@@ -110,7 +111,9 @@ def _print(a: Record, b: Record, found: Comparison, again: Rerun | None) -> None
 
 
 def _where(record: Record) -> str:
-    return " ".join(str(record.envelope[key]) for key in ("backend", "device", "dtype"))
+    where = " ".join(str(record.envelope[key]) for key in ("backend", "device", "dtype"))
+    kv_dtype = record.envelope.get("kv_dtype")
+    return where if kv_dtype is None else f"{where}, keys and values in {kv_dtype}"
 
 
 def _lines(first: Divergence) -> list[str]:
@@ -148,6 +151,8 @@ def _again(again: Rerun) -> list[str]:
     origin = again.origin
     token = "a token of the prompt" if origin.position < 0 else f"output position {origin.position}"
     lines.append(f"they part in {origin.place}, at token {origin.token} ({token})")
+    if not origin.numbers:
+        return [*lines, "  A and B store other numbers there"]
     lines.append(
         f"  {origin.differing} of {origin.numbers} numbers differ, by up to {origin.roundings:.4g} units in "
         "the last place"

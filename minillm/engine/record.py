@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from minillm.config import EngineConfig
+from minillm.config import EngineConfig, LayerSpec, ModelConfig
 from minillm.engine.envelope import ExecutionEnvelope, plain_params
 from minillm.engine.parts import Parts
 from minillm.memory.envelope import KVEnvelope
@@ -51,15 +51,15 @@ def kv_envelope(
     allowed = {*config.pop("allowed_keys"), *(draft.config.allowed_keys if draft else ())}
     del config["sources"], config["dtype"]
     kv_dtype = config.pop("kv_dtype")
-    schemes = [layer.pop("quantization") or {} for layer in config["layers"]]
-    schemes.append(config.pop("quantization") or {})
+    for part in (*config["layers"], config):
+        del part["quantization"]
     return KVEnvelope(
         weights=model.weights_digest,
         config=config,
         allowed_config_keys=sorted(allowed),
         dtype=str(model.dtype).removeprefix("torch."),
         kv_dtype=kv_dtype,
-        quantization=schemes if any(schemes) else None,
+        quantization=forms_of(model.config),
         backend=model.decoder.ops.name,
         device=model.device.type,
         kernels=model.decoder.ops.kernel_set,
@@ -67,6 +67,13 @@ def kv_envelope(
         block_size=int(engine.block_size),
         block_parts={name: part for name, part in _replaced(parts).items() if name in _BLOCK_PARTS},
     )
+
+
+def forms_of(config: ModelConfig) -> list[dict[str, Any]] | None:
+    """The form of each quantised matrix by its name, for each layer and then outside; None: there is none."""
+    owners: list[LayerSpec | ModelConfig] = [*config.layers, config]
+    forms = [{name: asdict(form) for name, form in (o.quantization or {}).items()} for o in owners]
+    return forms if any(forms) else None
 
 
 def _tokenizer(model: LoadedModel) -> dict[str, Any] | None:

@@ -142,6 +142,11 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     )
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether `stored_tensors` finds files."""
+    return exists(folder / "model.safetensors") or exists(folder / "model.safetensors.index.json")
+
+
 def _from_index(folder: Path, index_path: Path) -> dict[str, StoredTensor]:
     weight_map = read_object(index_path, WeightsError).get("weight_map")
     if not isinstance(weight_map, dict):

@@ -55,9 +55,20 @@ class Piece(NamedTuple):
         return self.view[0, 0].numel(), self.view.shape[1]
 
     def tensors(self, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-        """Its tensors in the file, by the ending of their names."""
+        """Its tensors in the file, by the ending of their names.
+
+        Raises:
+            WeightsError: one of them has not a matrix for every expert.
+        """
         endings = self.scheme.parts(self.shape)
-        return {end: stored[self.module + end] for end in endings if self.module + end in stored}
+        found = {end: stored[self.module + end] for end in endings if self.module + end in stored}
+        for tensor in found.values():
+            if self.experts and tensor.shape[:1] != (self.experts,):
+                raise WeightsError(
+                    f"{shown(tensor.name)} has shape {shown(list(tensor.shape))}",
+                    f"the model's config requires {self.experts} experts",
+                )
+        return found
 
 
 def quantization_of(folder: Path) -> StoredQuantization | None:
@@ -72,12 +83,20 @@ def quantization_of(folder: Path) -> StoredQuantization | None:
 
 
 def find_pieces(table: Mapping[str, Placement], quantization: StoredQuantization | None) -> dict[str, Piece]:
-    """The stored matrices of a decoder, by module. `table` is that of `placements`."""
+    """The stored matrices of a decoder, by module. `table` is that of `placements`.
+
+    Raises:
+        UnsupportedModel: one is stored [in, out], as GPT-2 has them: the schemes share no layout of that.
+    """
     found = dict[str, Piece]()
     for name, placement in table.items():
         module, view = name.removesuffix(".weight"), placement.view
         scheme = quantization.scheme_of(module) if quantization and view.dim() > 1 else None
         if scheme is not None:
+            if view.dim() == 2 and not view.is_contiguous():
+                raise UnsupportedModel(
+                    f"{shown(module)} is quantised and stored [in, out]", "load the original model"
+                )
             found[module] = Piece(module, scheme, view, len(view) if view.dim() > 2 else 0)
     return found
 

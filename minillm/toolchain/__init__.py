@@ -13,6 +13,7 @@ These three files describe the libraries: sources and flags. One pipeline builds
     cache.py          the folder of compiled libraries: lock, digests, leftovers
     library.py        the pipeline: units -> objects -> shared library
     sanitizer.py      ASan and UBSan
+    python.py         another Python process that runs a module of minillm
 
 setup.py uses this package too, in an environment with torch but without minillm's other dependencies. At
 import the package needs only the standard library.

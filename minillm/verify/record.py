@@ -20,8 +20,14 @@ from typing import Any, NamedTuple
 from minillm.config import EngineConfig, SamplingParams, require_int, shown
 from minillm.config.files import shown_path
 from minillm.config.line_files import json_object, numbered_lines
+from minillm.config.quantization import QUANTIZATIONS
 from minillm.engine.diverge_record import FORMAT, SCHEDULE, VERSION
+from minillm.engine.record import forms_of
 from minillm.errors import MinillmError, NotARecord, UnreadableFile, UsageError
+from minillm.memory.encoding import digest
+from minillm.model.families import load_model_config
+from minillm.model.stored_pieces import quantization_of
+from minillm.model.weights import with_forms
 from minillm.ops.contract import DTYPES
 
 LINE_LIMIT = 64 << 20  # bytes; a prompt of a million tokens takes 8 MB
@@ -115,19 +121,35 @@ def read_record(path: Path) -> Record:
     return record
 
 
-def config_of(record: Record, allow_config_keys: Sequence[str] = ()) -> EngineConfig:
-    """The options of an engine that computes as the record's engine did.
+def config_of(record: Record, folder: Path, allow_config_keys: Sequence[str] = ()) -> EngineConfig:
+    """The options of an engine that computes with the model in `folder` as the record's engine did.
 
     Raises:
         NotARecord: the record names a backend, device, dtype or size that does not exist.
+        UsageError: it has forms of matrices that this model does not get.
+        MinillmError: as for any model that cannot be loaded.
     """
     names = {name: record.envelope[name] for name in ("backend", "device", "dtype")}
     names["kv_dtype"] = record.envelope.get("kv_dtype")
+    names["quantization"] = _scheme_of(record, folder, allow_config_keys)
     sizes = {name: record.schedule[name] for name in (*SCHEDULE, "max_model_len")}
     try:
         return EngineConfig(**names, **sizes, allow_config_keys=allow_config_keys)
     except UsageError as error:
         raise NotARecord(f"{record.name}: {error.message}", _AGAIN) from None
+
+
+def _scheme_of(record: Record, folder: Path, allow_config_keys: Sequence[str]) -> str | None:
+    """The scheme of `LLM(quantization=...)` that gives the record's forms; None: the files have them so."""
+    wanted = record.envelope["components"].get("quantization", digest(None))
+    config = load_model_config(folder, allow_config_keys)
+    schemes = (None, *QUANTIZATIONS) if quantization_of(folder) is None else (None,)
+    for scheme in schemes:
+        if digest(forms_of(with_forms(config, folder, scheme))) == wanted:
+            return scheme
+    raise UsageError(
+        f"{record.name} was made with matrices in other forms than {folder.name} gives", "give its own model"
+    )
 
 
 def _object(line: bytes, name: str, number: int) -> dict[str, Any]:

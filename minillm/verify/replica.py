@@ -11,7 +11,6 @@ the control.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,11 +22,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-import minillm
 from minillm.config import EngineConfig
 from minillm.model.loader import load_model
 from minillm.model.locate import find_draft
 from minillm.speculation.pairing import NGRAM, load_draft
+from minillm.toolchain.python import module_command, module_environment
 from minillm.verify.weakened import REPLICA, weakened
 from minillm.verify.worlds import Answer, World, make_requests, run_world, world_engine
 
@@ -53,11 +52,11 @@ def other_process(folder: Path, config: EngineConfig, envelope: str, deadline: f
         task = {"folder": str(folder), "options": _plain(config), "place": place, "seconds": seconds}
         try:
             done = subprocess.run(
-                [sys.executable, *_flags(), "-m", "minillm.verify.replica"],
+                module_command("minillm.verify.replica"),
                 input=json.dumps(task).encode(),
                 capture_output=True,
                 timeout=seconds,
-                env={**os.environ, "PYTHONPATH": _path()},
+                env=module_environment(sys.path),
                 check=False,
             )
         except subprocess.TimeoutExpired:
@@ -106,17 +105,6 @@ def _plain(config: EngineConfig) -> dict[str, Any]:
     if draft is not None and draft != NGRAM:
         options["draft_model"] = str(find_draft(draft))
     return options | {"threads": torch.get_num_threads()}
-
-
-def _flags() -> list[str]:
-    """The interpreter's own flags that matter: -O."""
-    return ["-" + "O" * sys.flags.optimize] if sys.flags.optimize else []
-
-
-def _path() -> str:
-    """The search path of modules, with this minillm first."""
-    here = str(Path(minillm.__file__).parent.parent)
-    return os.pathsep.join(dict.fromkeys([here, *(p for p in sys.path if p)]))
 
 
 if __name__ == "__main__":

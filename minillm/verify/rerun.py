@@ -107,7 +107,10 @@ def _run(side: Side, request: Recorded, at: Divergence) -> Callable[[tuple[int, 
 
 
 def _difference(a: Tensor | None, b: Tensor | None, dtype: str) -> tuple[int, int, float]:
-    """How many of how many numbers differ, and the largest difference in units in the last place."""
+    """How many of how many numbers differ, and the largest difference in units in the last place.
+
+    Rows of other shapes, as codes and plain keys have, give 0 of 0.
+    """
     if a is None or b is None or a.shape != b.shape:
         return 0, 0, 0.0
     unequal = torch.nonzero(a != b).flatten().tolist()

@@ -108,7 +108,15 @@ def test_quantised_in_turns_with_the_model_as_it_is(capsys):
     assert all(row["ratio"]["median"] > 0 for row in report["plain"]["rows"])
 
 
+@pytest.mark.parametrize("option", ["--quantization", "--kv-dtype"])
 @pytest.mark.parametrize("what", ["kernels", "cache"])
-def test_what_loads_no_weights_takes_no_quantization(what, capsys):
-    assert main(["bench", what, "--quantization", "int8"]) == 2
-    assert "loads no weights" in capsys.readouterr().err
+def test_what_loads_no_model_takes_no_form_of_its_numbers(what, option, capsys):
+    assert main(["bench", what, option, "int8"]) == 2
+    said = capsys.readouterr().err
+    assert "loads no model" in said and f"leave {option} out" in said
+
+
+@pytest.mark.parametrize("what", ["kernels", "serving", "speculation", "growth", "cache"])
+def test_only_the_engine_has_a_peer(what, capsys):
+    assert main(["bench", what, "--peer", "transformers"]) == 2
+    assert f"bench {what} has no peer" in capsys.readouterr().err

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import select
+import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,9 +20,11 @@ import tiny
 import torch
 
 from minillm.bench import machine, peers
+from minillm.bench.peers import llama_cpp
 from minillm.bench.peers.llama_cpp import gguf_of, opened
 from minillm.cli.main import main
 from minillm.errors import BackendError, UsageError
+from minillm.toolchain.python import module_environment
 
 SIZES = ["--prompt-len", "8", "--tokens", "2", "--batch", "1", "3"]
 
@@ -74,11 +81,14 @@ def test_transformers_is_measured_in_turns(
 
 FAKE = '''
 """What the worker calls of llama-cpp-python. Every decoded batch is a line of the file LOG."""
-import ctypes, json, os, sys
+import ctypes, json, os, signal
 from types import SimpleNamespace
 
 __version__ = "7.7"
 VOCAB = 64
+DOES = os.environ.get("DOES")
+if DOES == "chatter":
+    print('loading\\n{"text": "no answer"}\\n[]\\n' + 10_000 * "[", flush=True)
 
 def log(**said):
     with open(os.environ["LOG"], "a") as file:
@@ -113,6 +123,19 @@ def llama_decode(context, batch):
             return -1
         context.positions[sequence] = position + 1
     log(rows=rows)
+    if DOES == "die in a line":
+        for fd in range(3, 20):
+            try:
+                os.write(fd, b'{"first_s": 1')
+            except OSError:
+                pass
+        os._exit(3)
+    if DOES == "hang":
+        log(hangs=os.getpid())
+        signal.pause()
+    if DOES == "close":
+        os.closerange(3, 20)
+        signal.pause()
     context.logits = {i: (row[2] + 1) % VOCAB for i, row in enumerate(rows) if row[3]}
     return 1 if os.environ.get("FULL") else 0
 def llama_get_logits_ith(context, i):
@@ -188,6 +211,75 @@ def test_llama_cpp_that_ends_is_a_typed_error(
         peer.prefill_rate([1, 2])
     with pytest.raises(BackendError, match="cannot load"), opened(of_gguf / "missing.gguf"):
         pass
+
+
+@pytest.mark.parametrize("does", ["die in a line", "close"])
+def test_a_worker_that_misbehaves_is_a_typed_error(
+    log: Path, of_gguf: Path, monkeypatch: pytest.MonkeyPatch, does: str
+) -> None:
+    monkeypatch.setattr(llama_cpp, "_SECONDS_TO_END", 0.1)
+    monkeypatch.setenv("DOES", does)
+    with (
+        opened(gguf_of(of_gguf)) as peer,
+        pytest.raises(BackendError, match=r"^llama\.cpp ended: (exit|it has closed|chatter)"),
+    ):
+        peer.prefill_rate([1, 2])
+
+
+def test_what_modules_print_is_no_answer(
+    log: Path, of_gguf: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nor does a file of the current folder take the place of a module."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "ctypes.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("DOES", "chatter")
+    with opened(gguf_of(of_gguf)) as peer:
+        assert peer.describe()["version"] == "7.7"
+        assert peer.prefill_rate([1, 2]) > 0
+
+
+def test_ctrl_c_ends_the_worker(log: Path, of_gguf: Path) -> None:
+    workers = []
+
+    def interrupted() -> None:
+        with opened(gguf_of(of_gguf)) as peer:
+            workers.append(peer._process)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [worker.returncode for worker in workers] == [-9]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+def test_a_bench_that_is_killed_ends_a_worker_that_hangs(
+    log: Path, of_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOES", "hang")
+    code = (
+        "from pathlib import Path; from minillm.bench.peers.llama_cpp import opened\n"
+        f"with opened(Path({str(of_gguf / 'model.gguf')!r})) as peer: peer.prefill_rate([1])"
+    )
+    bench = subprocess.Popen([sys.executable, "-c", code], env=module_environment())
+    hanging = wait_for(lambda: next((line["hangs"] for line in said(log) if "hangs" in line), None), log)
+    bench.kill()
+    bench.wait()
+    wait_for(lambda: not Path(f"/proc/{hanging}").exists() or _is_zombie(hanging), log)
+
+
+def _is_zombie(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def wait_for(found: Callable[[], Any], log: Path, seconds: float = 60.0) -> Any:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with suppress(OSError, ValueError):
+            if value := found():
+                return value
+        select.select([], [], [], 0.05)
+    raise TimeoutError(log.read_text() if log.exists() else "no log")
 
 
 def test_what_llama_cpp_cannot_be_compared_with(

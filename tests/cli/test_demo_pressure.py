@@ -112,6 +112,14 @@ def test_the_blocks_of_a_slice(folder: Path) -> None:
         ]
 
 
+def test_a_slice_holds_more_keys_and_values_in_8_bits(folder: Path, capsys: Any) -> None:
+    blocks = []
+    for more in ([], ["--kv-dtype", "int8"]):
+        assert main(["demo", "pressure", "--slices", "a100-40", "--json", "--model", str(folder), *more]) == 0
+        blocks.append(json.loads(capsys.readouterr().out)["slices"][0]["num_blocks"])
+    assert blocks[0] < blocks[1]
+
+
 def test_what_does_not_fit_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_model_config(folder)
     with pytest.raises(UsageError, match="h100-80") as caught:

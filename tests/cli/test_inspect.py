@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 import tiny
+import zero_checkpoints
 
 from minillm.cli.inspect_layers import ranges
 from minillm.cli.main import main
@@ -209,3 +211,20 @@ def test_quantised(capsys):
     assert sizes["int4"] < 0.7 * sizes["int8"] < 0.4 * sizes[None]
     assert main(["inspect", "storyteller-6m", "--quantization", "int4"]) == 0
     assert "gate_up: uint4, groups of 32, with minima" in capsys.readouterr().out
+
+
+def test_stored_quantised(capsys, tmp_path):
+    """What is counted is what the files have. No scheme is applied on top; a config alone says nothing."""
+    folder = tmp_path / "m"
+    zero_checkpoints.write(
+        folder, families.config("gpt_oss", intermediate_size=64), {"quant_method": "mxfp4"}
+    )
+    assert main(["inspect", str(folder), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["quantized"] == dict.fromkeys(["expert_gate_up", "expert_down"], "fp4, groups of 32")
+    assert main(["inspect", str(folder), "--quantization", "int4"]) == 2
+    assert "is stored quantised (mxfp4)" in capsys.readouterr().err
+    (folder / "model.safetensors").unlink()
+    assert main(["inspect", str(folder), "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert plain["quantized"] == {} and plain["weight_bytes"] > report["weight_bytes"]

@@ -54,6 +54,47 @@ def test_the_same_and_another_backend(
     assert "give --model" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("own", "other", "op"),
+    [
+        ({"kv_dtype": "int8"}, {}, "rope_and_cache"),
+        (
+            {"kv_dtype": "int8", "backend": "reference"},
+            {"kv_dtype": "fp8", "backend": "reference"},
+            "rope_and_cache",
+        ),
+        ({"quantization": "int8"}, {}, "embedding"),
+        ({"quantization": "w8a8", "kv_dtype": "int8"}, {"quantization": "int8"}, "linear"),
+        ({"quantization": "int4-g64"}, {"quantization": "int4"}, "linear"),
+    ],
+)
+def test_numbers_stored_in_other_ways(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], own: Any, other: Any, op: str
+) -> None:
+    """Each side is run again with its own forms: it repeats its record, and the origin is found."""
+    a, b = record(folder, tmp_path / "a", **own), record(folder, tmp_path / "b", **other)
+    code, report = diverge(capsys, a, b, "--model", folder)
+    assert (code, report["first_difference"]["kind"]) == (DIFFERENT, "arithmetic")
+    assert report["repeats"] == [True, True] or own.get("backend") == "reference"  # not the same in a batch
+    assert report["origin"]["place"]["op"] == op
+    assert main(["verify", "diverge", str(a), str(b), "--model", str(folder)]) == DIFFERENT
+    printed = capsys.readouterr().out
+    assert ("keys and values in int8" in printed) == ("kv_dtype" in own)
+    assert ("A and B store other numbers there" in printed) == (other == {} and op != "embedding")
+
+
+def test_forms_that_no_scheme_gives_are_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, c = record(folder, tmp_path / "a", quantization="int8"), record(folder, tmp_path / "c")
+    lines = a.read_text().splitlines(keepends=True)
+    header = json.loads(lines[0])
+    header["envelope"]["components"]["quantization"] = "00"
+    a.write_text("".join([json.dumps(header) + "\n", *lines[1:]]))
+    assert main(["verify", "diverge", str(a), str(c), "--model", str(folder)]) == 2
+    assert "matrices in other forms" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("shorter", ["a", "b"])
 def test_a_record_that_ends_earlier_is_named(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], shorter: str

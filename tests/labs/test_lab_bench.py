@@ -1,6 +1,8 @@
 """`minillm labs bench 14`: what is timed is the student's file; it needs the sections for the CPU."""
 
 import re
+import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -63,6 +65,27 @@ def test_a_file_that_is_not_ready_is_a_usage_error(cli, tmp_path, text, says):
 def test_other_labs_have_nothing_to_time(cli):
     code, _, err = cli("bench", 3)
     assert code == 2 and "lab 3 has nothing to time" in err
+
+
+@pytest.mark.parametrize("said", [b"", b"x = 7", b"[1]", b"\xff{}", b'{"out": 1}\nx = 7'])
+def test_an_answer_that_is_none_is_a_usage_error(monkeypatch, said):
+    done = subprocess.CompletedProcess([], 0, said, b"\xff")
+    process = SimpleNamespace(run=lambda *args, **options: done, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(bench, "sandboxed", lambda command, scratch, readable: command)
+    monkeypatch.setattr(bench, "subprocess", process)
+    with pytest.raises(bench.UsageError, match="ends its process"):
+        bench._timing("")
+
+
+def test_a_file_with_the_line_ends_of_windows_is_read(tmp_path):
+    (tmp_path / "lab14.cu").write_bytes(LAB.solution().replace("\n", "\r\n").encode())
+    assert "\r" not in bench._source(LAB, tmp_path / "lab14.cu")
+
+
+@pytest.mark.slow
+def test_what_the_product_prints_is_no_answer():
+    body = '  __builtin_printf("rows %d\\n", rows);\n'
+    assert bench._timing(replaced(LAB.solution(), "14.6", body))["nbytes"] > 0
 
 
 @pytest.mark.slow

@@ -149,6 +149,7 @@ REFUSED: list[tuple[Any, str]] = [
     (_compressed(GROUP_4 | {"actorder": "else"}), "actorder"),
     (_compressed(GROUP_4 | {"group_size": 12}), "groups of 12"),
     (_compressed(GROUP_4 | {"group_size": -128}), "groups of -128"),
+    (_compressed(GROUP_4 | {"group_size": 1 << 70}), "groups of 1180591620717411303424"),
     (_compressed(GROUP_4 | {"strategy": "tensor_group"}), "tensor_group"),
     (_compressed(GROUP_4 | {"strategy": "channel"}), "group_size"),
     (_compressed(GROUP_4 | {"type": "float"}), "float"),
@@ -162,6 +163,8 @@ REFUSED: list[tuple[Any, str]] = [
     (FP8 | {"weight_block_size": [128]}, "weight_block_size"),
     (FP8 | {"weight_block_size": [128, 0]}, "weight_block_size"),
     (FP8 | {"weight_block_size": [128, 2]}, "groups of 2"),
+    (FP8 | {"weight_block_size": [1 << 70, 128]}, "weight_block_size"),
+    (FP8 | {"weight_block_size": [128, 1 << 70]}, "weight_block_size"),
     (FP8 | {"modules_to_convert": ["model.embed_tokens"]}, "modules_to_convert"),
     (FP8 | {"surprise": 1}, "surprise"),
     (AWQ | {"bits": 3}, "bits = 3"),
@@ -182,6 +185,9 @@ REFUSED: list[tuple[Any, str]] = [
     (GPTQ | {"modules_in_block_to_quantize": [[3]]}, "modules_in_block_to_quantize"),
     (GPTQ | {"modules_in_block_to_quantize": 3}, "modules_in_block_to_quantize"),
     ({"quant_method": "mxfp4", "surprise": 1}, "surprise"),
+    ({"quant_method": "gguf", "types": {Q: ["Q8_0"]}}, "Q8_0"),
+    ({"quant_method": "gguf", "types": {Q: "Q2_K"}}, "Q2_K"),
+    ({"quant_method": "gguf", "types": [Q]}, "gguf"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,10 +15,12 @@ import tiny
 import torch
 import zero_checkpoints
 from quantized_cases import Case, all_cases, awq, gguf, mxfp4
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from minillm.errors import UnreadableFile, WeightsError
+from minillm.config import EngineConfig
+from minillm.errors import UnreadableFile, UnsupportedModel, WeightsError
 from minillm.model.checkpoint import StoredTensor, stored_tensors
+from minillm.model.loader import load_model
 from minillm.model.quantization import strips as module
 from minillm.model.quantization.strips import item, narrowed, strips
 
@@ -75,6 +78,48 @@ def test_a_file_that_shrinks_or_vanishes(tmp_path: Path) -> None:
     stored.path.unlink()
     with pytest.raises(UnreadableFile):
         narrowed(stored)
+
+
+# ---- a tensor with the matrices of all experts -----------------------------------------------------
+
+EXPERTS = 4
+SMALLEST = {"hidden_size": 64, "intermediate_size": 64, "num_local_experts": EXPERTS}
+
+
+def _experts(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    zero_checkpoints.write(folder, families.config("gpt_oss", **SMALLEST), {"quant_method": "mxfp4"})
+    return folder
+
+
+def _load(folder: Path) -> None:
+    load_model(folder, EngineConfig(device="cpu", backend="reference", dtype="bfloat16"))
+
+
+@pytest.mark.parametrize("count", [None, 0, 1, EXPERTS - 1, EXPERTS + 1])
+@pytest.mark.parametrize("end", ["gate_up_proj_blocks", "down_proj_scales"])
+def test_every_expert_must_be_there(tmp_path: Path, end: str, count: int | None) -> None:
+    """A tensor of too few would be read on into the tensor behind it."""
+    folder = _experts(tmp_path)
+    _load(folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = f"model.layers.0.mlp.experts.{end}"
+    whole = tensors[name]
+    tensors[name] = whole.flatten()[0].clone() if count is None else whole[[0] * count]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(WeightsError, match=f"{end}' has shape") as caught:
+        _load(folder)
+    assert "requires 4 experts" in caught.value.hint
+
+
+def test_matrices_that_are_stored_transposed_are_refused(tmp_path: Path) -> None:
+    """A square one would be loaded the wrong way round."""
+    folder = families.make_folder(tmp_path / "model", "gpt2")
+    _load(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(UnsupportedModel, match=r"c_attn' is quantised and stored \[in, out\]"):
+        _load(folder)
 
 
 # ---- memory ---------------------------------------------------------------------------------------

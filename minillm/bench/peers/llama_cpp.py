@@ -8,16 +8,14 @@ so the pipe costs nothing.
 
 Why another process: torch and llama.cpp both load libgomp.so.1, and a process has only one of that name.
 Inside ours llama.cpp would run on torch's OpenMP threads, and no longer as its users run it. While the worker
-waits for a line, its threads end their spinning and sleep. And an engine that ends its process does not end
-the bench.
+waits for a line, its threads end their spinning and sleep. An engine that ends its process does not end the
+bench, and a bench that is killed ends the worker, whatever it does (`Crew`).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -26,10 +24,15 @@ from typing import IO, Any
 
 import torch
 
-import minillm
+from minillm.config.checks import shortened
 from minillm.config.files import exists
+from minillm.config.line_files import json_object
 from minillm.errors import BackendError, UsageError
 from minillm.model.store.folder import GGUF
+from minillm.toolchain.crew import Crew
+from minillm.toolchain.python import module_command, module_environment
+
+_SECONDS_TO_END = 5.0
 
 
 def gguf_of(folder: Path) -> Path:
@@ -53,23 +56,17 @@ def opened(path: Path) -> Iterator[LlamaCpp]:
     Raises:
         BackendError: llama.cpp cannot load it.
     """
-    root = str(Path(minillm.__file__).resolve().parents[1])
     with (
+        tempfile.TemporaryDirectory() as scratch,
         tempfile.TemporaryFile() as errors,
+        Crew(Path(scratch)) as crew,
         subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "minillm.bench.llama_cpp_worker",
-                str(path),
-                str(torch.get_num_threads()),
-            ],
+            module_command("minillm.bench.llama_cpp_worker", str(path), str(torch.get_num_threads())),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
-            text=True,
-            encoding="utf-8",
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])},
+            env=module_environment(),
+            process_group=crew.group,
         ) as process,
     ):
         try:
@@ -84,9 +81,9 @@ def opened(path: Path) -> Iterator[LlamaCpp]:
 class LlamaCpp:
     """The worker's process; `errors` is the file that has its stderr."""
 
-    def __init__(self, process: subprocess.Popen[str], errors: IO[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
         self._process, self._errors = process, errors
-        self._described = self._answer()
+        self._described = self._answer("version", "model", "bytes", "threads")
 
     def describe(self) -> dict[str, Any]:
         """Version, the model in llama.cpp's words, its bytes, threads, and the instructions that it uses."""
@@ -101,21 +98,32 @@ class LlamaCpp:
         return len(prompts) * num_tokens / float(self._ask(prompts, num_tokens + 1)["rest_s"])
 
     def _ask(self, prompts: Sequence[list[int]], tokens: int) -> dict[str, Any]:
-        with suppress(OSError):  # it has ended: its answer says why
-            print(json.dumps({"prompts": prompts, "tokens": tokens}), file=self._process.stdin, flush=True)
-        return self._answer()
+        if self._process.stdin:
+            with suppress(OSError):  # it has ended: its answer says why
+                self._process.stdin.write(json.dumps({"prompts": prompts, "tokens": tokens}).encode() + b"\n")
+                self._process.stdin.flush()
+        return self._answer("first_s", "rest_s")
 
-    def _answer(self) -> dict[str, Any]:
-        """A line of the worker.
+    def _answer(self, *keys: str) -> dict[str, Any]:
+        """The worker's next object with these keys.
+
+        Other lines are skipped: a module may print while the worker imports it.
 
         Raises:
             BackendError: it has ended; the message has the last line that it wrote.
         """
-        line = self._process.stdout.readline() if self._process.stdout else ""
-        if line:
-            answer: dict[str, Any] = json.loads(line)
-            return answer
+        for line in self._process.stdout or ():
+            answer = json_object(line)
+            if answer is not None and answer.keys() >= set(keys):
+                return answer
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip().splitlines()
-        reason = said[-1] if said else f"exit code {self._process.wait()}"
+        reason = shortened(said[-1]) if said else self._end()
         raise BackendError(f"llama.cpp ended: {reason}", "leave --peer out, or update llama-cpp-python")
+
+    def _end(self) -> str:
+        """The exit code, in words. A process that has closed its output may go on."""
+        try:
+            return f"exit code {self._process.wait(_SECONDS_TO_END)}"
+        except subprocess.TimeoutExpired:
+            return "it has closed its output"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from minillm.cli.demo.saved import prepare, save
 from minillm.cli.options import add_engine_options, engine_options, load_llm, model_of
+from minillm.cli.planned import planned_config
 from minillm.config import require_number
 from minillm.config.sizes import parse_bytes
 from minillm.errors import UsageError
@@ -219,13 +220,11 @@ def _row(stage: dict[str, Any]) -> list[str]:
 
 def _plan(args: argparse.Namespace) -> dict[str, Any]:
     from minillm.bench.slices import plan_slices
-    from minillm.model.families import load_model_config
     from minillm.model.loader import pick_dtype
     from minillm.model.locate import find_model
-    from minillm.model.quantization.plan import planned
 
     folder = find_model(model_of(args))
-    config = planned(load_model_config(folder, args.allow_config_key), args.quantization)
+    config = planned_config(args, folder)
     dtype = pick_dtype(args.dtype, config)
     rows = plan_slices(config, dtype, args.slices)
     return {

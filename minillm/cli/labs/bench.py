@@ -6,7 +6,6 @@ No points depend on the times: a shared or slow machine would lose points for it
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -18,6 +17,8 @@ from rich.console import Console
 from rich.text import Text
 
 import minillm
+from minillm.config.files import read_file
+from minillm.config.line_files import json_object
 from minillm.errors import UsageError
 from minillm.labs.grader import workspace
 from minillm.labs.grader.lab import Lab
@@ -56,13 +57,14 @@ def _source(lab: Lab, file: Path) -> str:
     """The finished file with the student's sections for the CPU.
 
     Raises:
+        UnreadableFile: the system does not let it be read.
         UsageError: a section is missing or not written.
     """
     from minillm.labs.grader.cuda_judge import NotJudged, section_kernels  # imports torch
     from minillm.labs.grader.cuda_lab import CudaLab
     from minillm.labs.grader.cuda_text import filled
 
-    text, numbers = file.read_text(encoding="utf-8", errors="replace"), TIMED[lab.number]
+    text, numbers = read_file(file).decode(errors="replace").replace("\r\n", "\n"), TIMED[lab.number]
     if not isinstance(lab, CudaLab):
         raise TypeError(f"lab {lab.number} has no sections")
     for number in numbers:
@@ -89,16 +91,15 @@ def _timing(source: str) -> dict[str, Any]:
         variables = {**os.environ, "TMPDIR": scratch, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         try:
             done = subprocess.run(
-                command, input=source, capture_output=True, text=True, env=variables, timeout=SECONDS
+                command, input=source.encode(), capture_output=True, env=variables, timeout=SECONDS
             )
         except subprocess.TimeoutExpired:
             raise UsageError(
                 f"the product takes longer than {SECONDS:g} s", "is there an endless loop?"
             ) from None
-    said = done.stdout.strip().splitlines()
-    if done.returncode or not said:
+    found = json_object(done.stdout)
+    if done.returncode or found is None:
         raise UsageError("the product ends its process", "minillm labs check 14 finds accesses out of bounds")
-    found: dict[str, Any] = json.loads(said[-1])
     if "problem" in found:
         raise UsageError(f"the file does not compile: {found['problem']}", "minillm labs check 14")
     return found

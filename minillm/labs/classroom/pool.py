@@ -8,17 +8,14 @@ If a process ends in the middle of a check, this submission gets no report and t
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, TypeVar
 
-import minillm
+from minillm.toolchain.python import module_command, module_environment
 
 Item = TypeVar("Item")
 Request = dict[str, Any]
@@ -83,14 +80,13 @@ class Pool:
 
     def _start(self) -> subprocess.Popen[str]:
         """A process in its own session: Ctrl-C reaches only the main process, which then ends the others."""
-        root = str(Path(minillm.__file__).resolve().parents[1])
         process = subprocess.Popen(
-            [sys.executable, "-m", "minillm.labs.classroom.worker"],
+            module_command("minillm.labs.classroom.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             encoding="utf-8",
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])},
+            env=module_environment(),
             start_new_session=True,
         )
         self._processes.append(process)

@@ -29,6 +29,7 @@ from minillm.model.quantization.names import is_kept_plain, under
 from minillm.model.quantization.settings import Settings
 from minillm.model.quantization.stored import (
     FLOATS,
+    MOST_INPUTS,
     Part,
     Shape,
     StoredQuantization,
@@ -79,9 +80,13 @@ def block_of(settings: Settings, key: str) -> tuple[int, int]:
     block = settings.get(key)
     if block is None:
         return WHOLE
-    if not isinstance(block, list) or len(block) != 2 or any(type(n) is not int or n <= 0 for n in block):
+    if not isinstance(block, list) or len(block) != 2 or not all(map(_is_size, block)):
         settings.refuse(key, block, "it must be two positive integers")
     return block[0], require_group(block[1], 8, key)
+
+
+def _is_size(number: object) -> bool:
+    return type(number) is int and 0 < number < MOST_INPUTS
 
 
 @dataclass(frozen=True)

@@ -136,13 +136,13 @@ GGUF_SCHEMES: Mapping[str, GgufBlocks] = {
 }
 
 
-def gguf_scheme(type_name: str) -> GgufBlocks:
+def gguf_scheme(type_name: object) -> GgufBlocks:
     """The scheme of a type of blocks, by llama.cpp's name.
 
     Raises:
         UnsupportedModel: no form holds its numbers; such tensors are dequantised.
     """
-    if type_name not in GGUF_SCHEMES:
+    if not isinstance(type_name, str) or type_name not in GGUF_SCHEMES:
         raise UnsupportedModel(
             f"blocks of type {shown(type_name)} have no form of their own",
             f"kept in their own numbers: {', '.join(GGUF_SCHEMES)}",

@@ -38,6 +38,7 @@ from minillm.ops.quantized import QuantizedMatrix, dtype_of_scales
 
 Shape = tuple[int, int]
 AGAIN = "the file is damaged, or its config belongs to another model: download it again"
+MOST_INPUTS = 1 << 31  # more than a matrix can have; a kernel's integers hold it
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 _LARGEST: Mapping[Codes, float] = {"int8": 128, "fp8": 448, "int4": 8, "uint4": 15, "fp4": 6}
 
@@ -175,7 +176,7 @@ def require_group(group: int, bits: int, what: str) -> int:
     Raises:
         UnsupportedModel: the kernels have no such group: codes fill words of 32 bits.
     """
-    if group % (32 // bits) or group <= 0:
+    if group % (32 // bits) or not 0 < group < MOST_INPUTS:
         raise UnsupportedModel(
             f"{what}: groups of {shown(group)} inputs are not supported",
             f"supported: multiples of {32 // bits} with {bits} bits, or one scale for each output",
