@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from minillm.config import EngineConfig, LayerSpec, ModelConfig
+from minillm.config import EngineConfig, ModelConfig
 from minillm.engine.envelope import ExecutionEnvelope, plain_params
 from minillm.engine.parts import Parts
 from minillm.memory.envelope import KVEnvelope
@@ -71,8 +71,8 @@ def kv_envelope(
 
 def forms_of(config: ModelConfig) -> list[dict[str, Any]] | None:
     """The form of each quantised matrix by its name, for each layer and then outside; None: there is none."""
-    owners: list[LayerSpec | ModelConfig] = [*config.layers, config]
-    forms = [{name: asdict(form) for name, form in (o.quantization or {}).items()} for o in owners]
+    values = asdict(config)
+    forms = [owner["quantization"] or {} for owner in (*values["layers"], values)]
     return forms if any(forms) else None
 
 
