@@ -99,7 +99,7 @@ def _load(folder: Path) -> None:
 @pytest.mark.parametrize("count", [None, 0, 1, EXPERTS - 1, EXPERTS + 1])
 @pytest.mark.parametrize("end", ["gate_up_proj_blocks", "down_proj_scales"])
 def test_every_expert_must_be_there(tmp_path: Path, end: str, count: int | None) -> None:
-    """A tensor of too few would be read on into the tensor behind it."""
+    """With too few experts, bytes of the next tensor would be read as weights."""
     folder = _experts(tmp_path)
     _load(folder)
     tensors = load_file(folder / "model.safetensors")
