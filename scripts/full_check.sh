@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs all checks, the long forms of tests included: up to 90 minutes on two cores. Prints the time of each
+# Runs all checks, the long forms of tests included: more than 100 minutes on two cores. Prints the time of each
 # part when it ends, and all of them at the end.
 set -u
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
