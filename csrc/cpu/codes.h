@@ -21,7 +21,7 @@ namespace {
 struct UnpackedFloats {
   using X = float;
   using Sum = vf;
-  static constexpr bool kRoundsX = false, kWholeLines = false;
+  static constexpr bool kRoundsX = false, kFixed = false, kWholeLines = false;
   static constexpr int kSteps = 1, kPerStep = 1;
   using State = vf;
   static INLINE vf load(const char* line) { return load_as<vf>(line); }
@@ -34,7 +34,7 @@ struct UnpackedFloats {
 struct UnpackedPairs {
   using X = bf16;
   using Sum = vf;
-  static constexpr bool kRoundsX = false, kWholeLines = false;
+  static constexpr bool kRoundsX = false, kFixed = false, kWholeLines = false;
   static constexpr int kSteps = 1, kPerStep = 2;
   using State = __m512bh;
   static INLINE State load(const char* line) { return load_as<State>(line); }
@@ -53,7 +53,7 @@ struct FloatCodes {
   using X = float;
   using Ready = UnpackedFloats;
   using Sum = vf;
-  static constexpr bool kRoundsX = false, kUnpacks = true, kWholeLines = false;
+  static constexpr bool kRoundsX = false, kFixed = false, kUnpacks = true, kWholeLines = false;
   static constexpr int kBits = K == Codes::int8 || K == Codes::fp8 ? 8 : 4;
   static constexpr int kSteps = 32 / kBits, kPerStep = 1;
   static constexpr float kOffset = K == Codes::int8 ? 128 : K == Codes::int4 ? 8 : 0;
@@ -64,19 +64,23 @@ struct FloatCodes {
     return {codes, codes >> 16};
   }
   static INLINE vf broadcast(const X* x) { return splat(*x); }
-  static INLINE vf mac(vf acc, vf w, vf x) { return fma(w, x, acc); }
+  static INLINE vf mac(vf acc, vf w, vf x) {
+    acc = fma(w, x, acc);
+    finish(acc);
+    return acc;
+  }
   static constexpr float x_factor(int64_t k) { return kWhole ? 1.0f / (1 << shift(k)) : 1.0f; }
   static constexpr int shift(int64_t k) { return static_cast<int>(k % kSteps >> 1) * kBits; }
 
   // The number of code k, plus kOffset, divided by x_factor.
   static INLINE vf value(const State& s, int k) {
     constexpr uint32_t mask = (1u << kBits) - 1;
-    vu codes = k & 1 ? s.odd : s.even;
-    if constexpr (kWhole) return __builtin_convertvector((vi)(codes & mask << shift(k)), vf);
-    vu code = codes >> shift(k) & mask;
-    // The bits of a small float as those of a float with a smaller exponent.
-    if constexpr (K == Codes::fp8) return with_sign((vf)((code & 0x7f) << 20) * splat(0x1p120f), (vf)(code << 24));
-    return with_sign((vf)((code & 7) << 22) * splat(0x1p126f), (vf)(code << 28));
+    if constexpr (kWhole) return __builtin_convertvector((vi)((k & 1 ? s.odd : s.even) & mask << shift(k)), vf);
+    // A small float, moved to the sign and the lowest bits of the exponent, with the highest of the mantissa: a float that is
+    // 2^120 (fp4: 2^126) times too small.
+    vi top = (vi)(s.even << (32 - kBits - shift(k) - (k & 1) * 16));
+    if constexpr (K == Codes::fp8) return (vf)(top >> 4 & (vi{} + static_cast<int32_t>(0x87f00000u))) * splat(0x1p120f);
+    return (vf)(top >> 6 & (vi{} + static_cast<int32_t>(0x81c00000u))) * splat(0x1p126f);
   }
 };
 
@@ -86,7 +90,7 @@ struct Pairs {
   using X = bf16;
   using Ready = UnpackedPairs;
   using Sum = vf;
-  static constexpr bool kRoundsX = false, kUnpacks = true, kWholeLines = false;
+  static constexpr bool kRoundsX = false, kFixed = false, kUnpacks = true, kWholeLines = false;
   static constexpr int kPerStep = 2;
   static constexpr float kOffset = 0;
   static constexpr bool kWhole = false;

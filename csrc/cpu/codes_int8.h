@@ -2,8 +2,7 @@
 //
 //     a line, 32 bits for each output, of 8-bit codes          | c0 c2 c1 c3 |
 //     AVX-512 VNNI: four products at once, x in that order     | c0 c2 c1 c3 |  x  | x0 x2 x1 x3 |  -> += 4 products
-//     otherwise: pairs of 16 bits, two products at once        | c0  | c1  |    x  | x0  | x1  |    -> += 2 products
-//                                                              | c2  | c3  |    x  | x2  | x3  |    -> += 2 products
+//     otherwise: pairs of 16 bits, codes_int16.h
 //
 // A code is read as a number from 0 up; what that adds, `kOffset` times the sum of x, is subtracted once for each group.
 // With at most kMaxInt8Group inputs in a group every sum is below 2^24, so its float is exact, too. AVX2 has an
@@ -11,7 +10,7 @@
 
 #pragma once
 
-#include "codes.h"
+#include "codes_int16.h"
 #include "codes_layout.h"
 
 namespace minillm::cpu {
@@ -24,9 +23,9 @@ struct Int8Codes {
   using Ready = Int8Codes;
   using Sum = vi;
   using State = vu;
-  static constexpr bool kRoundsX = true, kUnpacks = false, kWhole = false, kWholeLines = false;
+  static constexpr bool kRoundsX = true, kFixed = false, kUnpacks = false, kWhole = false, kWholeLines = false;
   static constexpr int kBits = FloatCodes<K>::kBits, kSteps = 8 / kBits, kPerStep = 4;
-  static constexpr float kOffset = FloatCodes<K>::kOffset;
+  static constexpr float kOffset = FloatCodes<K>::kOffset, kUnit = 1;
   static INLINE vu load(const char* line) { return load_as<vu>(line); }
   static INLINE vu value(vu line, int i) { return kBits == 8 ? line : line >> 4 * i & 0x0f0f0f0f; }
   static INLINE vu broadcast(const X* x) { return vu{} + load_as<uint32_t>(x); }
@@ -41,44 +40,8 @@ struct Int8Codes {
   }
 };
 #else
-struct Int16Pairs {
-  using X = int16_t;
-  using Sum = vi;
-  static constexpr bool kRoundsX = true, kWhole = false, kWholeLines = false;
-  static constexpr int kPerStep = 2;
-  static INLINE vi broadcast(const X* x) { return vi{} + load_as<int32_t>(x); }
-  static INLINE vi mac(vi acc, vi w, vi x) {
-#if defined(MINILLM_ISA_AVX2)
-    return acc + (vi)_mm256_madd_epi16((__m256i)w, (__m256i)x);
-#else
-    return acc + (w & 0xffff) * (x << 16 >> 16) + (w >> 16) * (x >> 16);
-#endif
-  }
-  static INLINE void put(vi x, X* to, int64_t n) {
-    typedef int16_t narrow __attribute__((vector_size(2 * VL)));
-    narrow numbers = __builtin_convertvector(x, narrow);
-    memcpy(to, &numbers, smaller(n, VL) * sizeof(X));
-  }
-};
-
-// Codes that were unpacked before, for many rows: a line of 64 bytes is 16 pairs.
-struct UnpackedInt16 : Int16Pairs {
-  using State = vi;
-  static constexpr int kSteps = 1;
-  static INLINE vi load(const char* line) { return load_as<vi>(line); }
-  static INLINE vi value(vi pairs, int) { return pairs; }
-};
-
 template <Codes K, int kBits = FloatCodes<K>::kBits>
-struct Int8Codes : Int16Pairs {
-  using Ready = UnpackedInt16;
-  using State = vu;
-  static constexpr bool kUnpacks = true;
-  static constexpr int kSteps = 16 / kBits;
-  static constexpr float kOffset = FloatCodes<K>::kOffset;
-  static INLINE vu load(const char* line) { return load_as<vu>(line); }
-  static INLINE vi value(vu line, int i) { return (vi)(line >> kBits * i & (kBits == 8 ? 0x00ff00ffu : 0x000f000fu)); }
-};
+struct Int8Codes : Int16Codes<K, false> {};
 #endif
 
 #if defined(MINILLM_ISA_AVX2)
@@ -88,9 +51,9 @@ struct Int8Codes<K, 4> {
   using X = int8_t;
   using Ready = Int8Codes;
   using Sum = vi;
-  static constexpr bool kRoundsX = true, kUnpacks = false, kWhole = false, kWholeLines = true;
+  static constexpr bool kRoundsX = true, kFixed = false, kUnpacks = false, kWhole = false, kWholeLines = true;
   static constexpr int kSteps = 2, kPerStep = 4;
-  static constexpr float kOffset = FloatCodes<K>::kOffset;
+  static constexpr float kOffset = FloatCodes<K>::kOffset, kUnit = 1;
   struct State { __m256i lower, upper; };
   static INLINE State load(const char* line) {
     const __m256i mask = _mm256_set1_epi8(15);
@@ -100,7 +63,9 @@ struct Int8Codes<K, 4> {
   static INLINE vi mac_line(vi acc, State codes, const X* x) {
     auto four = [&](int i) { return _mm256_set1_epi32(load_as<int>(x + 4 * i)); };
     __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(codes.lower, four(0)), _mm256_maddubs_epi16(codes.upper, four(1)));
-    return acc + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    acc += (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    finish(acc);
+    return acc;
   }
 
   // Stores n numbers, a multiple of 8, in the order of the codes' bytes.

@@ -48,9 +48,10 @@ void quant_strip(const LinearArgs& a, const QuantMatrix& w, const QuantRows<type
   for (int64_t r = 0; r < a.rows; r += kQuantRows<M>) {
     int64_t rows = smaller(kQuantRows<M>, a.rows - r);
     int tile_rows = padded_rows<M>(rows);
-    const int64_t at = r * w.layout.groups;
-    QuantRows<typename M::X> own = {x.x + r * x.stride, x.stride, x.sums + at};
-    if (M::kRoundsX) own.scales = x.scales + at, own.scaled = x.scaled + at;
+    const int64_t at = r * w.segments;
+    QuantRows<typename M::X> own = {x.x + r * x.stride, x.stride};
+    if (!M::kRoundsX) own.sums = x.sums + at;
+    else own.offsets = x.offsets + at, own.scales = x.scales + at, own.scaled = x.scaled + at;
     for (int64_t b = 0, columns; b < width; b += columns) {
       columns = width - b >= quant_columns<M>(tile_rows) ? quant_columns<M>(tile_rows) : 1;
       int64_t next = b + columns < width ? columns * w.layout.block : next_offset - b * w.layout.block;
@@ -125,37 +126,43 @@ void quant_as(const LinearArgs& a) {
   quant_over<M, T>(a, w, {copy.data, stride, sums.data});
 }
 
-// The same for activations that are rounded to int8, each row and group for itself: contract C2.
+// The same for activations that are rounded, each row and segment for itself: contract C2.
 template <class M, class T>
 void quant_rounded(const LinearArgs& a) {
   using X = typename M::X;
-  QuantMatrix w(a.weight, a.in, M::kOffset);
+  QuantMatrix w(a.weight, a.in, M::kOffset, M::kFixed ? kFixedSegment : INT64_MAX);
   const CodesLayout& layout = w.layout;
-  const int64_t stride = round_up(a.in, layout.line), groups = layout.groups;
+  const int64_t stride = round_up(a.in, layout.line);
   const int64_t padded = all_padded_rows<M>(a.rows);
   Scratch<X> codes(padded * stride);
-  Scratch<float> scales(padded * groups), sums(padded * groups), scaled(padded * groups);
+  Scratch<int32_t> offsets(padded * w.segments);
+  Scratch<float> scales(padded * w.segments), scaled(padded * w.segments);
   parallel_for(padded, 16, [&](int64_t begin, int64_t end) {
     Scratch<float> row(stride + VL);
     for (int64_t r = begin; r < end; r++) {
       if (r < a.rows) copy_row(static_cast<const T*>(a.x) + r * a.x_stride, a.in, w.form.order, row.data, stride);
       else memset(row.data, 0, stride * sizeof(float));
-      for (int64_t g = 0; g < groups; g++) {
-        int64_t k = g * layout.group, at = r * groups + g;
-        round_group<M>(row.data + k, smaller(layout.group, stride - k), codes.data + r * stride + k, scales.data + at,
-                       sums.data + at);
-        scaled.data[at] = sums.data[at] * scales.data[at];
+      int64_t at = r * w.segments;
+      for (int64_t k = 0, count; k < stride; k += count, at++) {
+        count = smaller(w.segment, smaller(layout.group - k % layout.group, stride - k));
+        float sum;
+        round_group<M>(row.data + k, count, codes.data + r * stride + k, scales.data + at, &sum);
+        offsets.data[at] = static_cast<int32_t>(sum * M::kOffset);
+        scaled.data[at] = sum * scales.data[at];
+        scales.data[at] *= M::kUnit;
       }
     }
   });
-  quant_over<M, T>(a, w, {codes.data, stride, sums.data, scales.data, scaled.data});
+  quant_over<M, T>(a, w, {codes.data, stride, nullptr, offsets.data, scales.data, scaled.data});
 }
 
 template <Codes K, class T>
 void quant_codes(const LinearArgs& a) {
   if constexpr (K == Codes::int8 || K == Codes::int4 || K == Codes::uint4)
     if (a.weight.form.int8_x) return quant_rounded<Int8Codes<K>, T>(a);
-#if defined(MINILLM_ISA_AVX512)
+#if defined(MINILLM_ISA_AVX2)
+  if constexpr (__is_same(T, bf16) && K != Codes::fp8) return quant_rounded<Int16Codes<K, true>, T>(a);
+#elif defined(MINILLM_ISA_AVX512)
   if constexpr (__is_same(T, bf16)) return quant_as<PairCodes<K, FloatCodes<K>::kBits>, T>(a);
 #endif
   quant_as<FloatCodes<K>, T>(a);
@@ -182,8 +189,9 @@ void quant_row(const QuantMatrix& w, int64_t id, float* to) {
   const char* block = w.block(id / 16);
   const int64_t lane = id % 16, part = lane / VL * VL;
   for (int64_t g = 0; g < layout.groups; g++) {
-    const float scale = w.scale(block, g, part)[lane - part];
-    const float minimum = w.form.minimum ? w.minimum(block, g, part)[lane - part] : 0;
+    const char* scales = block + layout.scales(g);
+    const float scale = w.scale(scales, part)[lane - part];
+    const float minimum = w.form.minimum ? w.minimum(scales, part)[lane - part] : 0;
     const char* codes = block + layout.codes(g) + lane * 4;
     const int64_t first = g * layout.group, count = smaller(layout.group, layout.in - first);
     for (int64_t i = 0; i < count; i++) {

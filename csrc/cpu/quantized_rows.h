@@ -41,21 +41,31 @@ void scale_row(float* x, int64_t stride) {
   for (int64_t k = 0; k < stride; k += VL) store_n(x + k, load_n(x + k, stride - k) * load(factors + k % 16), stride - k);
 }
 
-// Rounds numbers to int8: x = scale * code. A group with NaN or infinity gets the scale NaN, so that its row's results are
-// NaN and no other's. Writes the codes; `sum` is that of the codes.
+// The scale of fixed-point numbers of 16 bits: the power of two that gives the largest number 15 bits. Every bf16 number that
+// is at least 2^-7 of the largest is then exact.
+inline float fixed_scale(float largest) {
+  const uint32_t exponent = load_as<uint32_t>(&largest) >> 23, lowest = 15;
+  const uint32_t bits = ((exponent > lowest ? exponent : lowest) - 14) << 23;
+  return load_as<float>(&bits);
+}
+
+// Rounds numbers to int8 or to fixed-point numbers of 16 bits: x = scale * code. A group with NaN or infinity gets the scale
+// NaN, so that its row's results are NaN and no other's. Writes the codes; `sum` is that of the codes.
 template <class M>
 void round_group(const float* x, int64_t count, typename M::X* codes, float* scale, float* sum) {
+  constexpr float limit = M::kFixed ? 32767 : 127;
   vf highest = {}, zeros = {};
   for (int64_t k = 0; k < count; k += VL) {
     vf value = load_n(x + k, count - k);
     highest = vmax(highest, vabs(value));
     zeros = fma(value, vf{}, zeros);
   }
-  *scale = sum_lanes(zeros) == 0 ? max_lanes(highest) / 127.0f : __builtin_nanf("");
+  const float largest = max_lanes(highest);
+  *scale = sum_lanes(zeros) != 0 ? __builtin_nanf("") : M::kFixed ? fixed_scale(largest) : largest / limit;
   vi total = {};
   for (int64_t k = 0; k < count; k += VL) {
     vi code = {};
-    if (*scale > 0) code = nearest(load_n(x + k, count - k) / *scale);
+    if (*scale > 0) code = nearest(load_n(x + k, count - k) / *scale, limit);
     total += code;
     M::put(code, codes + k, count - k);
   }

@@ -26,17 +26,21 @@ struct QuantMatrix {
   Form form;
   CodesLayout layout;
   const char* blocks;
-  float offset;  // what the kernels read too much in every code: `kOffset` (codes.h)
+  float offset;      // what the kernels read too much in every code: `kOffset` (codes.h)
+  int64_t segment;   // inputs of a partial sum: a group of the codes, or a part of it
+  int64_t segments;  // of a row
 
-  QuantMatrix(const Matrix& m, int64_t in, float offset)
-      : form(m.form), layout(m.form, in), blocks(static_cast<const char*>(m.weight)), offset(offset) {}
+  QuantMatrix(const Matrix& m, int64_t in, float offset, int64_t segment = INT64_MAX)
+      : form(m.form), layout(m.form, in), blocks(static_cast<const char*>(m.weight)), offset(offset),
+        segment(smaller(segment, layout.group)) {
+    auto parts = [&](int64_t lines) { return (lines * layout.line + this->segment - 1) / this->segment; };
+    segments = layout.groups ? (layout.groups - 1) * parts(layout.lines) + parts(layout.last) : 0;
+  }
   bool has_sums() const { return form.minimum || offset != 0; }
   const char* block(int64_t b) const { return blocks + b * layout.block; }
-  // The scales (or minima) of outputs p .. p + VL - 1 of a block.
-  INLINE vf scale(const char* block, int64_t g, int64_t p) const { return number(block + layout.scales(g), p); }
-  INLINE vf minimum(const char* block, int64_t g, int64_t p) const {
-    return number(block + layout.scales(g) + 16 * (form.wide ? 4 : 2), p);
-  }
+  // The scales (or minima) of outputs p .. p + VL - 1 of a block, from where those of a group begin.
+  INLINE vf scale(const char* scales, int64_t p) const { return number(scales, p); }
+  INLINE vf minimum(const char* scales, int64_t p) const { return number(scales + 16 * (form.wide ? 4 : 2), p); }
   INLINE vf number(const char* at, int64_t p) const {
     return form.wide ? cpu::load(reinterpret_cast<const float*>(at) + p) : cpu::load(reinterpret_cast<const fp16*>(at) + p);
   }
@@ -47,32 +51,90 @@ template <class X>
 struct QuantRows {
   const X* x;
   int64_t stride;
-  const float* sums;              // [rows, groups]
-  const float* scales = nullptr;  // [rows, groups], if x is rounded
-  const float* scaled = nullptr;  // [rows, groups]: sum * scale
+  const float* sums = nullptr;       // [rows, groups], if x is not rounded
+  const int32_t* offsets = nullptr;  // [rows, segments], if x is rounded: sum of the codes of x * offset of those of W
+  const float* scales = nullptr;   // [rows, segments]
+  const float* scaled = nullptr;   // [rows, segments]: sum * scale
 };
 
-// Adds partial * scale, and what the minimum and the offset of the codes add, to the totals of group g.
+// Adds partial * scale, and what the minimum and the offset of the codes add, to the totals. `scales` are those of the group of
+// segment s; the next block is `step` bytes further.
 template <class M, int R, int P>
-INLINE void fold(const QuantMatrix& w, const char* block, int64_t g, typename M::Sum (&partial)[R][P],
-                 const QuantRows<typename M::X>& rows, float* out, int64_t out_stride) {
+INLINE void fold(const QuantMatrix& w, const char* scales, int64_t step, int64_t s, typename M::Sum (&partial)[R][P],
+                 const QuantRows<typename M::X>& rows, vf (&total)[R][P]) {
   const bool minimum = w.form.minimum;
-  const int64_t block_size = w.layout.block, groups = w.layout.groups;
-  const float offset = w.offset, *sums = rows.sums + g, *scales = M::kRoundsX ? rows.scales + g : nullptr;
-  const float* of_x = (M::kRoundsX ? rows.scaled : rows.sums) + g;
+  const float* of_x = (M::kRoundsX ? rows.scaled : rows.sums) + s;
 #pragma GCC unroll 32
-  for (int p = 0; p < P; p++) {
-    const char* own = block + p / kParts * block_size;
-    vf scale = w.scale(own, g, p % kParts * VL), low = minimum ? w.minimum(own, g, p % kParts * VL) : vf{};
+  for (int c = 0; c < P / kParts; c++) {
+    vf scale[kParts], low[kParts] = {};
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; p++) {
+      scale[p] = w.scale(scales + c * step, p * VL);
+      if (minimum) low[p] = w.minimum(scales + c * step, p * VL);
+    }
 #pragma GCC unroll 32
     for (int r = 0; r < R; r++) {
-      float* to = out + r * out_stride + p * VL;
-      vf sum, factor = scale, total = g ? load(to) : vf{};
-      if constexpr (M::kRoundsX) sum = __builtin_convertvector(partial[r][p], vf), factor = scale * scales[r * groups];
-      else sum = partial[r][p];
-      if (offset != 0) sum = fma(splat(-offset), splat(sums[r * groups]), sum);
-      if (minimum) total = fma(low, splat(of_x[r * groups]), total);
-      store(to, fma(sum, factor, total));
+      const int64_t row = r * w.segments;
+#pragma GCC unroll 4
+      for (int p = 0; p < kParts; p++) {
+        vf sum, factor = scale[p], &to = total[r][c * kParts + p];
+        if constexpr (M::kRoundsX) {
+          sum = __builtin_convertvector(partial[r][c * kParts + p] - rows.offsets[row + s], vf);
+          factor = factor * rows.scales[row + s];
+        } else {
+          sum = partial[r][c * kParts + p];
+          if (w.offset != 0) sum = fma(splat(-w.offset), splat(of_x[row]), sum);
+        }
+        if (minimum) to = fma(low[p], splat(of_x[row]), to);
+        to = fma(sum, factor, to);
+      }
+    }
+  }
+}
+
+// Adds the products of the line of codes at `at`; the next block is `step` bytes further. `ahead`: bytes to what is prefetched.
+template <class M, int R, int P, bool kInPlace>
+INLINE void quant_line(typename M::Sum (&partial)[R][P], const typename M::X* x, int64_t x_stride, const char* at,
+                       int64_t step, int64_t ahead) {
+  auto line = [&](int p) {
+    const char* own = at + p / kParts * step + p % kParts * VL * 4;
+    if (kInPlace && p % kParts == 0) __builtin_prefetch(own + ahead, 0, 2);
+    return M::load(own);
+  };
+  if constexpr (M::kWholeLines) {
+#pragma GCC unroll 32
+    for (int p = 0; p < P; p++) {
+      auto state = line(p);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) partial[r][p] = M::mac_line(partial[r][p], state, x + r * x_stride);
+    }
+  } else if constexpr (R <= 2 && !M::kRoundsX) {  // few accumulators for each output: one register of codes at a time
+#pragma GCC unroll 32
+    for (int p = 0; p < P; p++) {
+      auto state = line(p);
+#pragma GCC unroll 8
+      for (int i = 0; i < M::kSteps; i++) {
+        auto value = M::value(state, i);
+#pragma GCC unroll 2
+        for (int r = 0; r < R; r++)
+          partial[r][p] = M::mac(partial[r][p], value, M::broadcast(x + r * x_stride + i * M::kPerStep));
+      }
+    }
+  } else {  // each broadcast of x serves all outputs
+    typename M::State state[P];
+#pragma GCC unroll 32
+    for (int p = 0; p < P; p++) state[p] = line(p);
+#pragma GCC unroll 8
+    for (int i = 0; i < M::kSteps; i++) {
+      decltype(M::value(state[0], i)) value[P];
+#pragma GCC unroll 32
+      for (int p = 0; p < P; p++) value[p] = M::value(state[p], i);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) {
+        auto factor = M::broadcast(x + r * x_stride + i * M::kPerStep);
+#pragma GCC unroll 32
+        for (int p = 0; p < P; p++) partial[r][p] = M::mac(partial[r][p], value[p], factor);
+      }
     }
   }
 }
@@ -81,63 +143,37 @@ INLINE void fold(const QuantMatrix& w, const char* block, int64_t g, typename M:
 // matrix itself or unpacked; `M::kSteps * M::kPerStep` inputs lie in a line. `next_offset`: bytes from this block to the one
 // that this thread reads next in this column; the end of the block prefetches its beginning.
 template <class M, int R, int C, bool kInPlace>
-void quant_tile(const QuantMatrix& w, const QuantRows<typename M::X>& rows, const char* block, const char* codes,
+void quant_tile(const QuantMatrix& matrix, const QuantRows<typename M::X>& all_rows, const char* block, const char* codes,
                 int64_t codes_step, int64_t next_offset, float* out, int64_t out_stride) {
   constexpr int P = C * kParts, kInputs = M::kSteps * M::kPerStep;
+  const QuantMatrix w = matrix;  // copies stay in registers: no store can change them
+  const QuantRows<typename M::X> rows = all_rows;
   const CodesLayout& layout = w.layout;
   const int64_t per_line = layout.line / kInputs;  // lines of M in one line of codes
-  for (int64_t g = 0; g < layout.groups; g++) {
-    typename M::Sum partial[R][P] = {};
-    const char* at = codes + (kInPlace ? layout.codes(g) : g * layout.group / kInputs * kLine);
-    const typename M::X* x = rows.x + g * layout.group;
-    int64_t lines = layout.lines_of(g) * per_line;
-    for (int64_t l = 0; l < lines; l++, at += kLine, x += kInputs) {
-      int64_t ahead = R <= 4 ? kPrefetchSteps * kLine : next_offset;  // distances as in tile.h
-      if (R <= 4 && at + ahead - block >= layout.block) ahead += next_offset - layout.block;
-      auto line = [&](int p) {
-        const char* own = at + p / kParts * codes_step + p % kParts * VL * 4;
-        if (kInPlace && p % kParts == 0) __builtin_prefetch(own + ahead, 0, 2);
-        return M::load(own);
-      };
-      if constexpr (M::kWholeLines) {
-#pragma GCC unroll 32
-        for (int p = 0; p < P; p++) {
-          auto state = line(p);
-#pragma GCC unroll 16
-          for (int r = 0; r < R; r++) partial[r][p] = M::mac_line(partial[r][p], state, x + r * rows.stride);
-        }
-      } else if constexpr (R <= 2) {  // few accumulators for each output: one register of codes at a time
-#pragma GCC unroll 32
-        for (int p = 0; p < P; p++) {
-          auto state = line(p);
-#pragma GCC unroll 8
-          for (int i = 0; i < M::kSteps; i++) {
-            auto value = M::value(state, i);
-#pragma GCC unroll 2
-            for (int r = 0; r < R; r++)
-              partial[r][p] = M::mac(partial[r][p], value, M::broadcast(x + r * rows.stride + i * M::kPerStep));
-          }
-        }
-      } else {  // each broadcast of x serves all outputs
-        typename M::State state[P];
-#pragma GCC unroll 32
-        for (int p = 0; p < P; p++) state[p] = line(p);
-#pragma GCC unroll 8
-        for (int i = 0; i < M::kSteps; i++) {
-          decltype(M::value(state[0], i)) value[P];
-#pragma GCC unroll 32
-          for (int p = 0; p < P; p++) value[p] = M::value(state[p], i);
-#pragma GCC unroll 16
-          for (int r = 0; r < R; r++) {
-            auto factor = M::broadcast(x + r * rows.stride + i * M::kPerStep);
-#pragma GCC unroll 32
-            for (int p = 0; p < P; p++) partial[r][p] = M::mac(partial[r][p], value[p], factor);
-          }
-        }
-      }
+  const int64_t segment = w.segment / kInputs;     // lines of a partial sum
+  const int64_t ahead = R <= 4 ? kPrefetchSteps * kLine : next_offset;  // distances as in tile.h
+  const int64_t at_end = R <= 4 ? ahead + next_offset - layout.block : ahead;
+  const char* turn = block + layout.block - ahead;
+  const typename M::X* x = rows.x;
+  const char* chunk = block;  // of one or two groups
+  const char* at = codes;
+  vf total[R][P] = {};
+  for (int64_t g = 0, s = 0, second = 0; g < layout.groups; g++) {
+    if (kInPlace && !second) at = chunk + layout.head;
+    const char* scales = chunk + second * layout.own;
+    for (int64_t left = layout.lines_of(g) * per_line; left > 0; left -= segment, s++) {
+      typename M::Sum partial[R][P] = {};
+      for (int64_t end = smaller(left, segment), l = 0; l < end; l++, at += kLine, x += kInputs)
+        quant_line<M, R, P, kInPlace>(partial, x, rows.stride, at, codes_step, at < turn ? ahead : at_end);
+      fold<M, R, P>(w, scales, layout.block, s, partial, rows, total);
     }
-    fold<M, R, P>(w, block, g, partial, rows, out, out_stride);
+    if (second == layout.paired) chunk += layout.chunk;
+    second = layout.paired - second;
   }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 32
+    for (int p = 0; p < P; p++) store(out + r * out_stride + p * VL, total[r][p]);
 }
 
 template <class M>

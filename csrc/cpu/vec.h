@@ -72,6 +72,15 @@ INLINE vf fma(vf a, vf b, vf c) {
 #endif
 }
 
+// Finishes `v` before what is written after it. Otherwise the compiler makes the products of a whole tile first, for which
+// AVX2 has too few registers, and accumulators go to memory.
+template <class V>
+INLINE void finish([[maybe_unused]] V& v) {
+#if defined(MINILLM_ISA_AVX2)
+  asm volatile("" : "+x"(v));
+#endif
+}
+
 // Returns `b` if either is NaN. So a NaN in a running maximum `a` is replaced; one in `b` is kept.
 INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
 
@@ -250,11 +259,12 @@ INLINE vf vexp(vf x) {
 INLINE vf vabs(vf x) { return (vf)((vu)x & 0x7fffffffu); }
 INLINE vf with_sign(vf x, vf sign) { return (vf)((vu)x | ((vu)sign & 0x80000000u)); }
 
-// Numbers of at most 127 to integers: nearest, ties to even. Adding 1.5 * 2^23 leaves no bits after the point.
-INLINE vi nearest(vf x) {
+// Numbers of at most `limit` (below 2^22) to integers: nearest, ties to even. Adding 1.5 * 2^23 leaves no bits after the
+// point.
+INLINE vi nearest(vf x, float limit = 127.0f) {
   const vf magic = splat(12582912.0f);
   vf size = vmax(vf{}, vabs(x));
-  return (vi)(with_sign(size > 127.0f ? splat(127.0f) : size, x) + magic) - (vi)magic;
+  return (vi)(with_sign(size > limit ? splat(limit) : size, x) + magic) - (vi)magic;
 }
 
 // tanh x. Near 0, where 1 - 2 / (e^2x + 1) would lose its digits, a polynomial. Source: Moshier, Cephes, tanhf.
