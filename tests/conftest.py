@@ -19,6 +19,12 @@ def pytest_configure(config):
     today = datetime.now(UTC).date().isoformat()
     seed = config.option.corpus_seed or os.environ.setdefault("MINILLM_CORPUS_SEED", today)
     config.option.corpus_seed = seed
+    if config.pluginmanager.hasplugin("hypothesispytest"):
+        from hypothesis import settings
+
+        # Compilers and other tests share the cores, so a time limit for an example would fail by chance.
+        settings.register_profile("minillm", deadline=None)
+        settings.load_profile("minillm")
 
 
 def pytest_report_header(config):

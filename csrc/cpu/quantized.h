@@ -161,7 +161,7 @@ void quant_codes(const LinearArgs& a) {
   if constexpr (K == Codes::int8 || K == Codes::int4 || K == Codes::uint4)
     if (a.weight.form.int8_x) return quant_rounded<Int8Codes<K>, T>(a);
 #if defined(MINILLM_ISA_AVX2)
-  if constexpr (__is_same(T, bf16) && K != Codes::fp8) return quant_rounded<Int16Codes<K, true>, T>(a);
+  if constexpr (!__is_same(T, float) && K != Codes::fp8) return quant_rounded<Int16Codes<K, true>, T>(a);
 #elif defined(MINILLM_ISA_AVX512)
   if constexpr (__is_same(T, bf16)) return quant_as<PairCodes<K, FloatCodes<K>::kBits>, T>(a);
 #endif

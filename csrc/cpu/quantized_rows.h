@@ -41,8 +41,7 @@ void scale_row(float* x, int64_t stride) {
   for (int64_t k = 0; k < stride; k += VL) store_n(x + k, load_n(x + k, stride - k) * load(factors + k % 16), stride - k);
 }
 
-// The scale of fixed-point numbers of 16 bits: the power of two that gives the largest number 15 bits. Every bf16 number that
-// is at least 2^-7 of the largest is then exact.
+// The scale of fixed-point numbers of 16 bits (codes_int16.h): the power of two that gives the largest number 15 bits.
 inline float fixed_scale(float largest) {
   const uint32_t exponent = load_as<uint32_t>(&largest) >> 23, lowest = 15;
   const uint32_t bits = ((exponent > lowest ? exponent : lowest) - 14) << 23;

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from list_caches import ListLRU, ListS3FIFO, prompts
 
@@ -57,7 +57,6 @@ PAIRS = pytest.mark.parametrize(
 
 
 @PAIRS
-@settings(deadline=None)
 @given(capacity=st.integers(1, 30), accesses=st.lists(st.integers(0, 40), max_size=200))
 def test_a_policy_equals_its_oracle(policy: Make, oracle: Make, capacity: int, accesses: list[int]) -> None:
     assert agree(policy(capacity), oracle(capacity), accesses)

@@ -9,7 +9,7 @@ from typing import Any
 
 import hostile
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minillm.bench.cache_sim import trace as trace_file
@@ -103,7 +103,6 @@ READABLE = {
 }
 
 
-@settings(deadline=None)
 @given(data=st.binary(max_size=300))
 def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.jsonl"

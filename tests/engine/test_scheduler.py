@@ -236,16 +236,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not self.toy.scheduler.running and not len(self.toy.scheduler.waiting)
 
 
-SchedulerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+SchedulerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
 TestSchedulerMachine = SchedulerMachine.TestCase
 
 
 @pytest.mark.slow
 def test_the_machine_for_long() -> None:
     """100,000 operations."""
-    run_state_machine_as_test(
-        SchedulerMachine, settings=settings(max_examples=1000, stateful_step_count=100, deadline=None)
-    )
+    run_state_machine_as_test(SchedulerMachine, settings=settings(max_examples=1000, stateful_step_count=100))
 
 
 class KeepsBlocks(Scheduler):
@@ -287,9 +285,7 @@ def test_the_machine_catches(broken: type[Scheduler]) -> None:
     with pytest.raises((AssertionError, OutOfBlocks)):
         run_state_machine_as_test(
             Machine,
-            settings=settings(
-                max_examples=300, stateful_step_count=30, deadline=None, phases=[Phase.generate]
-            ),
+            settings=settings(max_examples=300, stateful_step_count=30, phases=[Phase.generate]),
         )
 
 

@@ -25,9 +25,7 @@ from minillm.memory.block_pool import BlockPool
 from minillm.memory.block_table import BlockTable, blocks_for, slot_mapping
 
 NUM_BLOCKS = 6
-SETTINGS = settings(
-    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
-)
+SETTINGS = settings(max_examples=60, stateful_step_count=30, suppress_health_check=list(HealthCheck))
 
 
 class PoolMachine(RuleBasedStateMachine):

@@ -82,14 +82,14 @@ def _one(data: bytes) -> tuple[Any, bytes]:
     return read[tag](), rest
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(values)
 def test_the_value_can_be_decoded_again(value: Any) -> None:
     """So no two values share their bytes."""
     assert decoded(canonical(value)) == meaning(value)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(colliding, colliding)
 def test_equal_bytes_mean_equal_values(a: Any, b: Any) -> None:
     assert (canonical(a) == canonical(b)) == (meaning(a) == meaning(b))

@@ -227,16 +227,14 @@ class CacheMachine(RuleBasedStateMachine):
         assert all(b.parent is None or id(b.parent) in cached for b in self.cache._by_block.values())
 
 
-CacheMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+CacheMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestCacheMachine = CacheMachine.TestCase
 
 
 @pytest.mark.slow
 def test_the_machine_for_long() -> None:
     """100,000 operations."""
-    run_state_machine_as_test(
-        CacheMachine, settings=settings(max_examples=1000, stateful_step_count=100, deadline=None)
-    )
+    run_state_machine_as_test(CacheMachine, settings=settings(max_examples=1000, stateful_step_count=100))
 
 
 # ---- in the engine --------------------------------------------------------------------------------
@@ -391,7 +389,5 @@ def test_the_machine_catches(broken: type[PrefixCache]) -> None:
     with pytest.raises((AssertionError, ValueError, KeyError)):
         run_state_machine_as_test(
             Machine,
-            settings=settings(
-                max_examples=300, stateful_step_count=30, deadline=None, phases=[Phase.generate]
-            ),
+            settings=settings(max_examples=300, stateful_step_count=30, phases=[Phase.generate]),
         )

@@ -28,20 +28,20 @@ def of(values: list[float]) -> Histogram:
     return histogram
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(numbers, min_size=1, max_size=60), st.floats(0, 1))
 def test_a_percentile_is_the_exact_one_or_a_little_below(values: list[float], share: float) -> None:
     exact, found = percentile(values, share), of(values).percentile(share)
     assert exact * (1 - RELATIVE_ERROR) <= found <= exact
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(numbers, min_size=1, max_size=60))
 def test_count_sum_ends_and_bounds_are_exact(values: list[float]) -> None:
     assert same_values(of(values), values)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(numbers, max_size=30), st.lists(numbers, max_size=30))
 def test_merged_is_as_if_recorded_together(left: list[float], right: list[float]) -> None:
     merged, together = of(left), of([*left, *right])

@@ -282,7 +282,7 @@ def test_a_file_that_is_too_long_is_refused(run_file: Path, monkeypatch: pytest.
         read_trace(run_file)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_any_change_of_a_file_gives_a_trace_or_one_error(run_file: Path, data: st.DataObject) -> None:
     lines = run_file.read_bytes().split(b"\n")

@@ -90,20 +90,72 @@ def test_activations_that_have_no_scale(native_ops: CpuOps, cpu_isa: str) -> Non
     assert torch.equal(found[others], clean[others])
 
 
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.bfloat16, 8), (torch.float16, 11)])
+@pytest.mark.parametrize("codes", CODES)
+def test_activations_of_nearly_one_size_are_exact(
+    native_ops: CpuOps, cpu_isa: str, codes: Codes, dtype: torch.dtype, bits: int
+) -> None:
+    """All bits of numbers from 2^(bits - 15) of the largest one on, where sums fit into a float."""
+    generator = torch.Generator().manual_seed(3)
+    made = matrix(Form(codes, 0), 40, 320)
+    made.codes[:], made.scales[:] = made.codes & 0x0F if codes == "fp8" else made.codes, 1
+    x, shape = torch.zeros(9, 320), (9, 2)
+    for segment in range(0, 320, 64):
+        numbers = torch.randint(2 ** (bits - 1), 2**bits, shape, generator=generator)
+        exponents = torch.randint(bits - 15, 1, shape, generator=generator) - (bits - 1)
+        signs = torch.randint(0, 2, shape, generator=generator) * 2 - 1
+        x[:, segment + 1 : segment + 3] = numbers * signs * 2.0**exponents
+    for size in (1.0, 2.0**-90, 2.0**90) if dtype == torch.bfloat16 else (1.0, 2.0**-7):
+        scaled = (x * size).to(dtype)
+        assert torch.equal(scaled.double(), x.double() * size)
+        exact = scaled.double() @ made.dequantize().double().T
+        assert torch.equal(native_ops.linear(scaled, packed(native_ops, made, dtype)), exact.to(dtype))
+
+
+@pytest.mark.parametrize("codes", CODES)
+def test_small_activations_beside_a_large_one(native_ops: CpuOps, cpu_isa: str, codes: Codes) -> None:
+    """The large one has weights of zero: only the errors of the small ones remain, 2^-16 of it for each."""
+    made, x = matrix(Form(codes, 64), 40, 192), random(9, 192)
+    zero = {"int8": 128, "int4": 8}.get(codes, 0)
+    made.codes[:, 70], x[:, 70] = zero, 1000.0
+    x = x.bfloat16()
+    weight = made.dequantize().double()
+    exact, bound = x.double() @ weight.T, 1000 * 2.0**-16 * weight[:, 64:128].abs().sum(1) + 1e-3
+    found = native_ops.linear(x, packed(native_ops, made, torch.bfloat16)).double()
+    assert bool(((found - exact).abs() <= exact.abs() * 2.0**-8 + bound).all())
+
+
+@pytest.mark.parametrize("codes", CODES)
+def test_the_largest_bfloat16_sums(native_ops: CpuOps, cpu_isa: str, codes: Codes) -> None:
+    """Every code and activation at its end, of either sign, in long groups too: nothing overflows."""
+    for group, code, sign in product([32, 128, 0], [0, -1], [1, -1]):
+        made = matrix(Form(codes, group), 16, 512)
+        made.codes[:], made.scales[:] = len(numbers_of(codes)) + code if code else 0, 1
+        if codes == "fp8":
+            made.codes[:] = 0xFE if code else 0x7E  # the largest numbers that are not NaN
+        x = torch.full((9, 512), 1.9921875 * sign).bfloat16()
+        exact = x.double() @ made.dequantize().double().T
+        assert torch.equal(native_ops.linear(x, packed(native_ops, made, torch.bfloat16)), exact.bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("codes", "int8_x"), [*((c, False) for c in CODES), *((c, True) for c in WHOLE)])
-def test_outliers_and_zeros(native_ops: CpuOps, cpu_isa: str, codes: Codes, int8_x: bool) -> None:
+def test_outliers_and_zeros(
+    native_ops: CpuOps, cpu_isa: str, codes: Codes, int8_x: bool, dtype: torch.dtype
+) -> None:
     """One huge input, rows of zeros, the largest scales: nothing leaks into other rows or outputs."""
     made = matrix(Form(codes, 64, int8_x=int8_x), 40, 192)
     made.scales[3] = 6e4
-    whole, x = packed(native_ops, made, torch.float32), random(9, 192)
-    x[2, 100], x[5] = 1e30, 0
+    whole, x = packed(native_ops, made, dtype), random(9, 192).to(dtype)
+    x[2, 100], x[5], x[8] = 1e30, 0, 1e-39
     found = native_ops.linear(x, whole)
-    assert torch.equal(found[5], torch.zeros(40)) and torch.isfinite(found).all()
+    assert torch.equal(found[5], torch.zeros(40, dtype=dtype)) and torch.isfinite(found).all()
     others = [0, 1, 3, 4, 6, 7, 8]
     assert torch.equal(native_ops.linear(x[others], whole), found[others])
-    x[2, 100] = torch.nan
-    poisoned = native_ops.linear(x, whole)
-    assert poisoned[2].isnan().all() and torch.equal(poisoned[others], found[others])
+    for wrong in (torch.nan, torch.inf):
+        x[2, 100] = wrong
+        poisoned = native_ops.linear(x, whole)
+        assert not poisoned[2].isfinite().any() and torch.equal(poisoned[others], found[others])
 
 
 def test_a_sum_in_another_order_would_be_noticed(native_ops: CpuOps) -> None:

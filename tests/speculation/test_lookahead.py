@@ -37,7 +37,7 @@ def needed(num_tokens: int, owned: int, depth: int, branches: int, size: int) ->
     return branches * (1 + depth) - 1, len(whole) - owned + (branches - 1) * len(own)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.tuples(st.integers(1, 12), st.integers(1, 8), st.booleans()), min_size=1, max_size=4),
     st.integers(1, 4),

@@ -32,7 +32,7 @@ TEXTS = [
     "a😀",
 ]
 both = pytest.mark.parametrize("kind", TOKENIZERS)
-FUZZ = settings(max_examples=250, deadline=None)
+FUZZ = settings(max_examples=250)
 
 
 def stream(
@@ -180,7 +180,7 @@ def cut_at_stop(text: str, stops: tuple[str, ...]) -> tuple[str, bool]:
     return text, False
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     st.lists(st.text("abc", min_size=1, max_size=4), max_size=8),
     st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=3).map(tuple),
@@ -200,7 +200,7 @@ def test_matcher_against_the_definition(pieces: list[str], stops: tuple[str, ...
         assert all(stop not in expected for stop in stops)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3).map(tuple),
     st.text("abc", max_size=9),
