@@ -2,8 +2,9 @@
 //
 //     x row, [in]  -->  in the order of the codes, zeros up to a whole line of codes  -->  as floats or bf16, and the sum
 //                                                                                         of each group
-//                                                                                    -->  or rounded to int8: codes, and
-//                                                                                         scale and sum of each group
+//                                                                                    -->  or rounded to int8 or fixed-point
+//                                                                                         numbers: codes, and scale and sum
+//                                                                                         of each segment
 
 #pragma once
 

@@ -53,8 +53,8 @@ struct QuantRows {
   int64_t stride;
   const float* sums = nullptr;       // [rows, groups], if x is not rounded
   const int32_t* offsets = nullptr;  // [rows, segments], if x is rounded: sum of the codes of x * offset of those of W
-  const float* scales = nullptr;   // [rows, segments]
-  const float* scaled = nullptr;   // [rows, segments]: sum * scale
+  const float* scales = nullptr;     // [rows, segments]
+  const float* scaled = nullptr;     // [rows, segments]: sum of the codes of x * scale
 };
 
 // How far one stream of codes is prefetched. Of 8 to 96 lines 8 to 16 were the fastest with AVX2; 32 were 1.4 times slower

@@ -229,8 +229,10 @@ if ops:
 # %% [markdown]
 # With one row, fewer bytes help until unpacking takes as long as reading. With 64 rows the weights are read
 # once for all rows: arithmetic is the limit, and fewer bytes hardly help. That is the difference between
-# decode and prefill again (notebook 2). `w8a8` is another trade: it rounds the activations, too, so that
-# whole numbers are multiplied, two to four at a time.
+# decode and prefill again (notebook 2). `w8a8` is another trade: it rounds the activations to 8 bits, so that
+# whole numbers are multiplied, two to four at a time. A processor with AVX2 but without AVX-512 multiplies
+# whole numbers in all three: there the activations become fixed-point numbers of 16 bits
+# (`csrc/cpu/codes_int16.h`), and 64 rows gain as well.
 #
 # ## 11.6 A scale for the activations
 #

@@ -32,7 +32,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
-CELL_TIMEOUT = 60  # seconds
+CELL_TIMEOUT = 180  # seconds: only to detect a hang; the first cell may compile kernels beside other work
 MAX_PICTURE = 40 << 10  # bytes of a PNG
 MAX_NOTEBOOK = 400 << 10
 

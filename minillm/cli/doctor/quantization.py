@@ -1,7 +1,7 @@
 """Quantised weights on this machine: the kernels that unpack them, and the bytes of the default model.
 
     avx512    with BF16, VBMI and VNNI: codes become pairs of bf16 by table lookups in registers (vpermi2b)
-    avx2      with FMA and F16C: codes become floats
+    avx2      with FMA and F16C: codes become pairs of 16-bit whole numbers (vpmaddwd), or floats for float32
     generic   portable code, in whatever vectors the compiler finds
 
 One library has all of them and takes the first that the processor can run: see csrc/cpu/isas.cpp. If one
@@ -22,7 +22,7 @@ from minillm.toolchain.cpu import ISAS
 
 _HOW = {
     "avx512": "bf16 pairs by table lookups (VBMI)",
-    "avx2": "codes converted to floats",
+    "avx2": "pairs of 16-bit numbers (floats for float32)",
     "generic": "portable code, no kernel for this processor",
 }
 
