@@ -14,4 +14,5 @@ while IFS= read -r setting; do settings+=("$setting"); done < <("$env_python" -m
 # "not simt": full_check.sh runs the simulator's tests separately.
 [ $# -gt 0 ] || set -- tests/ops/test_native_*.py tests/ops/test_verify_*.py tests/engine/test_invariance.py -k "not simt"
 
-exec env "${settings[@]}" "$env_python" -m pytest -q "$@"
+# One process a core: a report of ASan ends that process, and pytest says which test it ran.
+exec env "${settings[@]}" OMP_NUM_THREADS=1 "$env_python" -m pytest -q -n auto --dist worksteal "$@"
