@@ -119,8 +119,9 @@ def test_products_under_the_simulators_checks(simulated: str, codes: Codes, int8
     made = matrix(Form(codes, 32, minimum=True, int8_x=int8_x), 18, 200, ordered=True)
     whole, x = packed(OPS, made, torch.bfloat16), random(17, 200).bfloat16()
     found = OPS.linear(x, whole)
-    with flavour("fast"):
-        assert torch.equal(OPS.linear(x, whole), found)
+    if simulated != "asan":  # its process has no other flavour
+        with flavour("fast"):
+            assert torch.equal(OPS.linear(x, whole), found)
     OPS.embedding(torch.tensor([3, 17]), whole)
 
 
