@@ -2,7 +2,8 @@
 //
 //     a line, 32 bits for each output      | c0 c2 c4 c6 | c1 c3 c5 c7 |  | c0 c2 ...
 //     bf16 with AVX-512: `value(i)`        |     c2      |     c3      |  | c2        one shift and one table lookup
-//     otherwise: `value(k)`                |           c2 as a float   |  | c2        16 or fewer outputs
+//     as floats: `value(k)`                |           c2 as a float   |  | c2        16 or fewer outputs
+//     AVX2 and 16-bit activations: pairs of whole numbers, codes_int16.h
 //
 // A table has the bf16 number of every code, so all codes of one width cost the same: 16 numbers in one register
 // (vpermw), 256 in eight (vpermi2b, upper and lower bytes apart). Without tables the bits are converted. A code of

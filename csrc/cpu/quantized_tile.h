@@ -7,7 +7,7 @@
 //             +----------+
 //
 // With many rows a broadcast of x serves all outputs, and every number of the codes all rows. With one or two rows
-// unpacking is most of the work, and a tile goes through one register of codes at a time. Sums of whole numbers wait one
+// of floats unpacking is most of the work, and a tile goes through one register of codes at a time. Sums of whole numbers wait one
 // cycle for each other and need one block of outputs; sums of floats wait four and need several.
 //
 // `M` says how codes are unpacked and multiplied (codes.h, codes_int8.h).
