@@ -24,8 +24,8 @@ FLAGS = (
 # This file is compiled once for each instruction set; "generic" runs on every machine.
 PER_ISA = "isa.cpp"
 _AVX512 = ("f", "bw", "vl", "dq", "bf16", "vbmi", "vnni")
-ISAS = {
-    "avx512": ["-DMINILLM_ISA_AVX512", *(f"-mavx512{x}" for x in _AVX512), "-mfma"],
+ISAS = {  # by the names that MINILLM_CPU_PATH knows
+    "avx512_bf16": ["-DMINILLM_ISA_AVX512", *(f"-mavx512{x}" for x in _AVX512), "-mfma"],
     "avx2": ["-DMINILLM_ISA_AVX2", "-mavx2", "-mfma", "-mf16c"],
     "generic": [],
 }

@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 from minillm import LLM
+from minillm.cli import chat
+from minillm.cli.chat import weights
 from minillm.cli.chat.session import Session
+from minillm.cli.main import _parser
 from minillm.errors import PromptTooLong, UsageError
 
 RUN = [sys.executable, "-m", "minillm", "chat", "storyteller-1m", "-n", "12", "--seed", "1"]
@@ -139,6 +142,46 @@ def test_room_for_the_answer_is_kept_and_the_beginning_stays_the_same(llm):
     assert 0 < drops <= 24 * 40 / (room / 2) + 1  # a turn has less than 40 tokens
     kept = sum(later[: len(earlier)] == earlier for earlier, later in pairwise(prompts))
     assert kept == 23 - drops
+
+
+@pytest.fixture
+def pulled(monkeypatch, tmp_path):
+    """A cache that has both published models."""
+    monkeypatch.setattr(weights, "cached_model", lambda name: name)
+    monkeypatch.setattr(weights, "_has_kernels", lambda backend, device: (backend, device) == ("auto", "cpu"))
+    monkeypatch.chdir(tmp_path)
+
+
+def test_only_a_model_that_was_published_in_4_bits_gets_them_unasked(pulled, tmp_path, monkeypatch):
+    assert weights.default_quantization("smollm2", "auto", "cpu") == "int4"
+    assert weights.default_quantization("smollm2", "reference", "cpu") is None
+    for other in (None, "smollm2-bf16", "storyteller-6m", "/models/llama", "someone/smollm2"):
+        assert weights.default_quantization(other, "auto", "cpu") is None
+    (tmp_path / "smollm2").mkdir()  # a folder wins over the cache
+    assert weights.default_quantization("smollm2", "auto", "cpu") is None
+    (tmp_path / "smollm2").rmdir()
+    monkeypatch.setattr(weights, "cached_model", lambda name: None)
+    assert weights.default_quantization("smollm2", "auto", "cpu") is None
+
+
+@pytest.mark.parametrize(
+    ("words", "used"),
+    [
+        ([], "int4"),
+        (["smollm2"], "int4"),
+        (["--quantization", "int8"], "int8"),
+        (["storyteller-1m"], None),
+        (["smollm2-bf16"], None),
+    ],
+)
+def test_the_weights_of_a_chat(pulled, monkeypatch, words, used):
+    """What the command loads, up to the moment when it would load it."""
+    loaded = []
+    monkeypatch.setattr(chat, "pulled_model", lambda: "smollm2")
+    monkeypatch.setattr(chat, "load_llm", lambda args, **more: loaded.append(args.quantization) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        chat.run(_parser()[0].parse_args(["chat", "--device", "cpu", *words]))
+    assert loaded == [used]
 
 
 def test_commands_are_told_from_messages():

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -12,7 +13,8 @@ from minillm.cli import doctor
 from minillm.cli.doctor import machine, parts, python, quantization, toolchains
 from minillm.cli.doctor.check import Check
 from minillm.toolchain import cache, cuda_toolkit, library, simt
-from minillm.toolchain.cpu import cpu_library
+from minillm.toolchain.cpu import ISAS, cpu_library
+from minillm.toolchain.sources import csrc
 
 
 def fake_torch(version: str, cuda: str | None = None) -> ModuleType:
@@ -244,9 +246,9 @@ def test_the_kernels_of_quantised_weights_follow_the_flags(monkeypatch):
     monkeypatch.delenv("MINILLM_CPU_PATH", raising=False)
     monkeypatch.setattr(quantization.platform, "machine", lambda: "x86_64")
     said = quantization.check_code_kernels(AVX512)
-    assert said.value.startswith("avx512: ") and "VBMI" in said.value and "lacks" not in said.value
+    assert said.value.startswith("avx512_bf16: bf16 pairs") and "lacks" not in said.value
     without = quantization.check_code_kernels(AVX512 - {"avx512vbmi"})
-    assert without.value.startswith("avx2: ") and without.value.endswith("avx512 lacks avx512vbmi")
+    assert without.value.startswith("avx2: ") and without.value.endswith("avx512_bf16 lacks avx512vbmi")
     said = quantization.check_code_kernels({"avx2"})  # without FMA and F16C
     assert (said.status, said.value.split(":")[0]) == ("info", "generic")
     monkeypatch.setenv("MINILLM_CPU_PATH", "generic")
@@ -254,6 +256,11 @@ def test_the_kernels_of_quantised_weights_follow_the_flags(monkeypatch):
     monkeypatch.delenv("MINILLM_CPU_PATH")
     monkeypatch.setattr(quantization.platform, "machine", lambda: "aarch64")
     assert "lacks" not in quantization.check_code_kernels({"asimd"}).value
+
+
+def test_the_paths_have_the_names_of_the_library():
+    names = re.findall(r'#define NAME "(\w+)"', (csrc() / "cpu" / "isa.cpp").read_text())
+    assert names == list(ISAS) == list(quantization._HOW)
 
 
 def test_the_path_is_the_one_that_the_library_takes():

