@@ -5,14 +5,14 @@
 //                                                            |  c2   |  c3   |    x  | x2  | x3  |    -> += 2 products
 //
 // The activations are whole numbers, too. They were rounded to int8 (codes_int8.h), or they are fixed-point numbers of 16
-// bits: x = scale * code, with a power of two for each row and each kFixedSegment inputs or fewer. AVX2 multiplies bf16 and fp16
-// activations this way: it has no instruction for them, and with floats every register of weights would cost a conversion, and
-// every product an instruction. What is rounded, here of bf16, which has 8 bits (fp16 has 11):
+// bits: x = scale * code, with a power of two for each row and each kFixedSegment inputs or fewer. AVX2 multiplies bf16 and
+// fp16 activations this way: it has no instruction for these types. As floats, 8 weights and a row take three instructions;
+// as pairs, 16 weights take four (csrc/README.md). What is rounded, here of bf16, which has 8 bits (fp16 has 11):
 //
 //     largest number of the segment   | 1 m m m m m m m 0 0 0 0 0 0 0 |    exact
 //     2^-7 of it                      | 0 0 0 0 0 0 0 1 m m m m m m m |    exact
-//     2^-10 of it                     | 0 0 0 0 0 0 0 0 0 0 1 m m m m | m m m    rounded: its last bit is 1/128 of the
-//                                                                               last bit of the largest number
+//     2^-10 of it                     | 0 0 0 0 0 0 0 0 0 0 1 m m m m | m m m    rounded: the last bit of a code is 1/128
+//                                                                               of the last bit of the largest number
 //
 // A code is read as a number from 0 up; what that adds, `kOffset` times the sum of x, is subtracted once for each partial sum.
 

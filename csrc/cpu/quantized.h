@@ -4,12 +4,13 @@
 //     x row   |   ...  sum of code * x            -> partial sum, one register for each 16 outputs
 //                  total = scale * partial + total, + minimum * (sum of x in the group)
 //
-// The partial sum of a group is exact in its weights: they are small whole numbers, or floats of few bits, times x.
-// Scales are applied once for each group. An output's arithmetic goes over the inputs in one order and folds the groups
-// in order, whatever the number of rows: contract C2. With many rows (kInPlaceRows) a strip of codes is unpacked once into
-// memory that stays in the cache, and all tiles of rows read it; the numbers and their order are the same.
+// The weights in a partial sum are exact: small whole numbers, or floats of few bits. Activations may be rounded: to
+// fixed-point numbers (codes_int16.h; a partial sum then has at most 128 inputs), or to int8 (codes_int8.h). Scales are
+// applied once for each partial sum. An output's arithmetic goes over the inputs in one order and folds the groups in order,
+// whatever the number of rows: contract C2. With many rows (kInPlaceRows) a strip of codes is unpacked once into memory
+// that stays in the cache, and all tiles of rows read it; the numbers and their order are the same.
 //
-// Bytes: codes and scales once; with few rows nothing else matters. Limit: unpacking at 1 row, then as linear.h.
+// Bytes: codes and scales once; with few rows nothing else matters. Limit: memory or unpacking at 1 row, then as linear.h.
 // Sources: Frantar et al. 2210.17323 and Lin et al. 2306.00978 (weights in 4 bits, scales by group).
 
 #pragma once
@@ -62,15 +63,14 @@ void quant_strip(const LinearArgs& a, const QuantMatrix& w, const QuantRows<type
   }
 }
 
-// `M::Ready`, which reads unpacked codes, has tiles of as many rows as M.
-//
 // Up to this many rows codes are unpacked in registers, for each tile of rows anew. Measured with AVX2: floats take four
-// times the bytes of a code, so that unpacking into memory pays late.
+// times the bytes of 8-bit codes, so writing them pays late; 4-bit codes cost more to unpack, so it pays early.
+// `M::Ready` reads unpacked codes; its tiles have as many rows as those of M.
 template <class M>
 constexpr int64_t kInPlaceRows = VL == 16 ? kMaxRows : (M::kRoundsX || M::kSteps > 4 ? 2 : 6) * kMaxRows;
 
-// Blocks of outputs that a thread takes at once. Single blocks are so short that two threads take turns in one run of memory:
-// with AVX2 and w8a8 that was 1.4 times slower at one row.
+// Blocks of outputs that a thread takes at once. With single blocks two threads would alternate inside one run of memory: 1.4
+// times slower at one row (AVX2, w8a8).
 template <class M>
 constexpr int64_t kStripBlocks = VL == 16 ? 1 : M::kRoundsX ? 6 : 4;
 

@@ -6,11 +6,12 @@
 //    x row 1  | partial  |     total = fma(partial, scale, total)   once a group (`fold`)
 //             +----------+
 //
-// With many rows a broadcast of x serves all outputs, and every number of the codes all rows. With one or two rows
-// of floats unpacking is most of the work, and a tile goes through one register of codes at a time. Sums of whole numbers wait one
-// cycle for each other and need one block of outputs; sums of floats wait four and need several.
+// With many rows each broadcast of x is used for all outputs, and each unpacked number for all rows. With one or two
+// rows of floats most of the work is unpacking, so a tile goes through one register of codes at a time. An addition of
+// whole numbers has a latency of one cycle: one block of outputs is enough. An addition of floats has four: a tile needs
+// several blocks.
 //
-// `M` says how codes are unpacked and multiplied (codes.h, codes_int8.h).
+// `M` says how codes are unpacked and multiplied (codes.h, codes_int16.h, codes_int8.h).
 
 #pragma once
 
@@ -26,7 +27,7 @@ struct QuantMatrix {
   Form form;
   CodesLayout layout;
   const char* blocks;
-  float offset;      // what the kernels read too much in every code: `kOffset` (codes.h)
+  float offset;      // a code as the kernels read it, minus its number: `kOffset` (codes.h)
   int64_t segment;   // inputs of a partial sum: a group of the codes, or a part of it
   int64_t segments;  // of a row
 
@@ -192,7 +193,7 @@ constexpr int quant_columns(int rows) {
   return VL == 8 && rows <= 2 && !M::kRoundsX ? 4 / rows : 1;
 }
 
-// Tiles exist with all columns and with one: fewer shapes than `linear` has, because each exists for all codes.
+// A tile has all its columns or one. `linear` has more shapes; here each shape is compiled for every kind of codes.
 template <class M, int R, bool kInPlace>
 QuantTile<M> pick_quant_columns(bool all) {
   return all ? quant_tile<M, R, quant_columns<M>(R), kInPlace> : quant_tile<M, R, 1, kInPlace>;

@@ -20,7 +20,8 @@ def num_words(codes: int, bits: int) -> int:
 def codes_of_words(words: Tensor, bits: int, count: int) -> Tensor:
     """The first `count` codes of each row: int32 [rows, words] -> uint8 [rows, count]."""
     rows, columns = words.shape
-    dense = words.clone(memory_format=torch.contiguous_format)  # with strides that one column has, too
+    # view(uint8) needs these strides; .contiguous() keeps others if a dimension is 1
+    dense = words.clone(memory_format=torch.contiguous_format)
     data = dense.view(-1).view(torch.uint8).view(rows, 4 * columns)
     return codes_of_bytes(data, bits)[:, :count]
 

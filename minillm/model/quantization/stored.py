@@ -7,8 +7,8 @@ A published checkpoint stores one matrix as several tensors. They share the name
                                  .weight_shape       int64 [2]
 
 A `StoredScheme` says which tensors belong to a matrix [out, in] (`parts`), which form the engine keeps it in
-(`form`, which the header of a file decides), and reads some rows of it (`read`). Rows are outputs; so a
-reader of large matrices needs the stored tensors and a few rows of codes in memory, and never all codes.
+(`form`, which the header of a file decides), and reads some rows of it (`read`). Rows are outputs.
+`strips.py` reads a few rows of the stored tensors from the file, so neither they nor all codes are in memory.
 
 A number is `scale * number(code) + minimum`. It is the file's number exactly, before the file's own library
 rounds it to a dtype of 16 bits:

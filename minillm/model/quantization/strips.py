@@ -3,9 +3,9 @@
 A strip of rows of a stored matrix is a stored matrix itself, with fewer outputs. Which bytes belong to it
 follows from the shapes that the scheme gives to both:
 
-    AWQ, rows 8 to 24 of [out 64, in 128]     whole            strip            read
-    .qweight                                  [128, 64 / 8]    [128, 16 / 8]    words 1 to 3 of every row
-    .scales                                   [1, 64]          [1, 16]          numbers 8 to 24 of every row
+    AWQ, rows 8 to 23 of [out 64, in 128]     whole            strip            read
+    .qweight                                  [128, 64 / 8]    [128, 16 / 8]    words 1 and 2 of every row
+    .scales                                   [1, 64]          [1, 16]          numbers 8 to 23 of every row
 
 So no matrix is ever whole in memory, even where the file has it transposed. A part that has no outputs, as
 the order of the inputs, belongs to every strip.
