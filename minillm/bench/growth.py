@@ -27,9 +27,8 @@ import torch
 from minillm.bench.dry import DryEngine
 from minillm.bench.engine import make_prompt
 from minillm.bench.machine import describe
-from minillm.bench.parts import Progress, no_progress, run_parts
+from minillm.bench.parts import Load, Progress, no_progress, run_parts
 from minillm.config import EngineConfig, SamplingParams
-from minillm.llm import LLM
 from minillm.memory.block_pool import BlockPool
 from minillm.memory.prefix_cache import PrefixCache, Scope
 
@@ -40,7 +39,6 @@ CACHES = (1_000, 10_000, 100_000)
 SERVED = 100_000
 BLOCK = 16
 
-Load = Callable[..., LLM]
 Point = tuple[int, float]
 
 

@@ -23,6 +23,7 @@ import torch
 
 from minillm.ops.contract import Ops
 from minillm.ops.huge_pages import empty_bytes
+from minillm.ops.registered import path_in_use
 from minillm.version import __version__
 
 _BANDWIDTH_BYTES = 512 << 20
@@ -103,6 +104,7 @@ def describe() -> dict[str, Any]:
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "threads": torch.get_num_threads(),
+        "cpu_path": path_in_use(),  # of the native kernels
         "gpu": gpu,
         "python": platform.python_version(),
         "torch": torch.__version__,

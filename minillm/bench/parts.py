@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from minillm.llm import LLM
+
+Load = Callable[..., LLM]  # an LLM with options of `LLM` that are changed
 Progress = Callable[[int, int], None]  # (number of parts that are done, number of all parts)
 
 

@@ -12,12 +12,13 @@ come from its events alone. The same load with other budgets shows how many bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
 from minillm.bench.engine import make_prompt
 from minillm.bench.machine import describe
+from minillm.bench.parts import Load
 from minillm.config import SamplingParams
 from minillm.engine.engine import Engine
 from minillm.errors import UsageError
@@ -29,8 +30,6 @@ from minillm.observe.slo import Slo
 
 NEW_TOKENS = 96  # more than the scheduler's headroom, so that a full pool preempts
 PERCENTILES = (0.5, 0.9, 0.95, 0.99)
-
-Load = Callable[..., LLM]
 
 
 class Stage(NamedTuple):

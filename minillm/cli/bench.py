@@ -10,6 +10,12 @@ from typing import TYPE_CHECKING, Any
 from minillm.cli.bench_cache import add_cache_options, measure_cache, print_cache
 from minillm.cli.bench_engine import add_peer_option, measure_engine, print_engine
 from minillm.cli.bench_growth import print_growth
+from minillm.cli.bench_quality import (
+    add_quality_options,
+    measure_quality,
+    print_quality,
+    require_no_quality_options,
+)
 from minillm.cli.bench_serving import print_serving
 from minillm.cli.bench_speculation import print_speculation
 from minillm.cli.bench_workload import add_workload_options, require_no_workload_options, run_workload
@@ -24,7 +30,7 @@ if TYPE_CHECKING:
     from minillm import LLM
     from minillm.bench.parts import Progress
 
-KINDS = ("engine", "kernels", "serving", "speculation", "growth", "cache")
+KINDS = ("engine", "kernels", "serving", "speculation", "growth", "quality", "cache")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
@@ -38,11 +44,13 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         "With `serving`: the gain from batching, chunks and sharing; with `--workload`, users on the engine: "
         "latencies from the intended start, and exit code 1 where the run was disturbed. With `speculation`: "
         "the gain and the cost of drafts. With `growth`: how cost grows with context, batch, queue and "
-        "cache. With `cache`: the blocks that a KV cache would find on a recorded TRACE, without a model. "
-        "All measured figures are medians with lowest and highest value, because shared machines are noisy. "
-        "Without a model the engine is measured with smollm2 where it was pulled, all else with the model "
-        "that ships.",
-        usage="minillm bench [engine|kernels|serving|speculation|growth] [MODEL] [options]\n"
+        "cache. With `quality`: what each scheme of --quantization loses on a text (or those that "
+        "--quantization and --kv-dtype name). With `cache`: the blocks that a KV cache would find on a "
+        "recorded TRACE, without a model. All measured times are medians with lowest and highest value, "
+        "because shared machines are noisy. "
+        "Without a model the engine and the quality are measured with smollm2 where it was pulled, all else "
+        "with the model that ships.",
+        usage="minillm bench [engine|kernels|serving|speculation|growth|quality] [MODEL] [options]\n"
         "       minillm bench cache [TRACE] [options]",
     )
     parser.add_argument(
@@ -69,6 +77,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         "--chip", default="h100", metavar="NAME", help="kernels, simt: predict for t4, a100 or h100"
     )
     add_workload_options(parser)
+    add_quality_options(parser)
     add_cache_options(parser)
     add_engine_options(parser)
     add_record_option(parser)
@@ -79,7 +88,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     args.what = args.words.pop(0) if args.words[:1] and args.words[0] in KINDS else "engine"
-    if args.what == "engine" and model_of(args) is None:
+    if args.what in ("engine", "quality") and model_of(args) is None:
         args.model = pulled_model()
     counted = args.what == "kernels" and args.backend == "simt"
     if args.prompt_len is None:
@@ -93,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"bench {args.what} loads no model", f"leave --{name} out")
     if args.what != "engine" and args.peer is not None:
         raise UsageError(f"bench {args.what} has no peer", "leave --peer out")
+    require_no_quality_options(args)
     for name in ("prompt_len", "tokens", "runs"):
         require_int("--" + name.replace("_", "-"), getattr(args, name), minimum=1)
     for batch in args.batch:
@@ -106,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
         "serving": (_serving, print_serving),
         "speculation": (_speculation, print_speculation),
         "growth": (_growth, print_growth),
+        "quality": (measure_quality, print_quality),
         "cache": (measure_cache, print_cache),
     }[args.what]
     with Bar("measuring", enabled=not args.json) as bar:

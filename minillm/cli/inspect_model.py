@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from minillm.cli.inspect_layers import describe_layers, describe_rope, layer_tables
+from minillm.cli.inspect_schemes import describe_kv_dtypes, describe_schemes, scheme_tables
 from minillm.cli.options import add_allow_option, add_kv_dtype_option, add_model_option, model_of
 from minillm.cli.parser import Parser
 from minillm.cli.planned import planned_config
@@ -41,8 +42,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         "inspect",
         help="show a model's config, size and costs",
         description="The resolved config with the source of each value, the parts of the block layer by "
-        "layer, the number of parameters, KV bytes per token, the tokens that fit in a given memory, and the "
-        "costs of a context. Reads no weights.",
+        "layer, the number of parameters, KV bytes per token, the tokens that fit in a given memory, the bytes "
+        "in every scheme of --quantization and --kv-dtype, and the costs of a context. Reads no weights.",
     )
     add_model_option(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="dtype of weights and cache")
@@ -70,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
     folder = find_model(model_of(args))
     config = planned_config(args, folder)
     report = collect(config, args.dtype, args.memory, args.context)
+    plain = planned_config(argparse.Namespace(**{**vars(args), "quantization": None, "kv_dtype": None}), folder)
+    report |= _choices(plain, args.dtype, report["memory"])
     _add_end_of_text(report["config"], folder, config)
     if args.json:
         print(json.dumps({"model": folder.name, **report}))
@@ -130,6 +133,17 @@ def collect(config: ModelConfig, dtype: str, memory: str, lengths: list[int] | N
     }
 
 
+def _choices(plain: ModelConfig, dtype: str, memory: int) -> dict[str, Any]:
+    """The costs of the model in every scheme, whichever was asked for."""
+    from minillm.model.loader import pick_dtype
+
+    number_bytes = pick_dtype(dtype, plain).itemsize
+    return {
+        "schemes": describe_schemes(plain, number_bytes),
+        "kv_dtypes": describe_kv_dtypes(plain, number_bytes, memory),
+    }
+
+
 def _quantized(config: ModelConfig) -> dict[str, str]:
     """The form of every kind of matrix that is quantised, in words."""
     kinds = {name: str(form) for layer in config.layers for name, form in (layer.quantization or {}).items()}
@@ -181,6 +195,7 @@ def _print(name: str, config: ModelConfig, report: dict[str, Any]) -> None:
         console.print("this is an upper limit: CPU kernels store a matrix as bfloat16 if all its numbers fit")
     fits = f"{format_bytes(report['memory'])} of KV memory holds {report['tokens_that_fit']:,} tokens"
     console.print(f"{format_bytes(report['kv_bytes_per_token'])} of KV cache per token; {fits}")
+    console.print(*scheme_tables(report), sep="\n")
     costs = folding_table("tokens", "KV cache", "prefill", "read", "fit")
     costs.title = "the costs of a context: bytes read per decoded token, sequences that fit"
     for row in report["contexts"]:

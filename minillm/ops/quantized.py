@@ -6,9 +6,9 @@
 
     weight = scale * number(code) + minimum
 
-`numbers_of` says which number a code stands for. What people publish differs in its layout and its words, not in
-this: a zero point z is a minimum of -scale * z, which fp32 holds exactly for scales of 16 bits. Scales keep
-the precision that the file has: fp16 or fp32. (A scale of bf16 becomes fp32: fp16 lacks its range.)
+`numbers_of` says which number a code stands for. What people publish differs in its layout and its words, not
+in this: a zero point z is a minimum of -scale * z, which fp32 holds exactly for scales of 16 bits. Scales
+keep the precision that the file has: fp16 or fp32. (A scale of bf16 becomes fp32: fp16 lacks its range.)
 
     codes   bits   number            used for
     int8    8      code - 128        GGUF Q8_0, compressed-tensors int8, GPTQ 8 bits

@@ -94,6 +94,11 @@ def use_isa(name: str) -> str:
     return before
 
 
+def path_in_use() -> str | None:
+    """The instruction set in use; None: the library is not loaded."""
+    return current_isa() if _state else None
+
+
 def current_isa() -> str:
     """The instruction set in use."""
     name = use_isa("")

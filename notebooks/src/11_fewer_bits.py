@@ -55,7 +55,10 @@ print(f"one matrix of the model: {list(matrix.shape)}, {matrix.numel():,} weight
 #     symmetric        weight = scale * (code - 8)         codes 0 ... 15
 #     with a minimum   weight = scale * code + minimum     the grid begins at the smallest weight
 #
-# The error of a weight is at most half a step of its grid. So a wide group has large errors.
+# A weight inside the grid has an error of at most half a step. So a group with a wide range has large errors.
+# The symmetric grid has 8 steps on one side of zero and 7 on the other. The largest weight gets the side with
+# 8; if that weight is positive, the scale is negative. A weight at the other end may be cut off. `fp8` (e4m3)
+# is no even grid: it has 4 bits of exponent and 3 of fraction, so small numbers lie closer together.
 #
 # **Predict.** All weights of a group are between 0.02 and 0.05. Which of the two grids is better?
 
@@ -103,7 +106,7 @@ show(
 #
 # A scale costs bits too. With groups of 32 and a scale of 16 bits, each weight pays half a bit more.
 #
-# **Predict.** Which is better for the same bytes: large groups with more bits, or small groups with fewer?
+# **Predict.** Can small groups make up for four bits less? For the same bits, is a minimum worth its bytes?
 
 
 # %%
@@ -145,7 +148,8 @@ assert 10 < four / eight < 25
 
 # %% [markdown]
 # Four bits less make the grid sixteen times coarser, and the error sixteen times larger. No size of a group
-# makes up for that. A minimum helps where weights are not centred around 0.
+# makes up for that. A minimum helps where weights are not centred around 0. Here they are: for the same
+# 5 bits, the symmetric grid with groups of 16 has the smaller error.
 #
 # ## 11.3 From a weight to a logit
 #
@@ -171,8 +175,9 @@ for name, llm in models.items():
 assert found["int8"] < found["int4"]
 
 # %% [markdown]
-# The KL divergence says how surprised a reader of the exact model would be by the other one. It tells more
-# than the best token: two models can choose the same token and be sure of it to different degrees.
+# The exact model draws a token. The KL divergence is the extra surprise of the rounded model about that
+# token, on average, in nats. It tells more than the best token: two models can choose the same token and be
+# sure of it to different degrees.
 #
 # ## 11.4 From a logit to a story
 #
@@ -188,7 +193,8 @@ for name, llm in {"as it is": plain, **models}.items():
 # ## 11.5 Bytes against speed
 #
 # We time one product: a row of activations times a large matrix, as a decode step does, and 64 rows, as a
-# prompt does. The matrix is larger than the caches, or the weights would not come from memory.
+# prompt does. Copies of the matrix take turns. Together they are larger than the caches, so the
+# weights come from memory.
 #
 # **Predict.** Four bits are a quarter of sixteen. Is the product four times as fast?
 
@@ -202,37 +208,51 @@ except Exception as error:  # no compiler: the reference has no packed matrices
     print("no native kernels here:", error)
 
 
-def seconds(rows, weight, runs=7):
-    """The shortest of some runs."""
-    x, best = torch.randn(rows, weight.shape[1]).bfloat16(), float("inf")
+CACHES = 128 << 20  # bytes; more than the caches of most processors
+big = torch.randn(4096, 2048)
+
+
+def copies(form):
+    """So many copies of the matrix that the caches cannot hold them all."""
+    made = []
+    rounded = quantize_rows(big, form) if form else None
+    while sum(weight.nbytes for weight in made) < CACHES:
+        if rounded:
+            made.append(ops.begin_quantized((4096, 2048), form, torch.bfloat16))
+            ops.put_quantized(made[-1], 0, rounded)
+        else:
+            made.append(ops.prepare_weight(big.bfloat16()))
+    return made
+
+
+def seconds(rows, weights, runs=3):
+    """The time of one product: the shortest of some runs over all copies."""
+    x, best = torch.randn(rows, 2048).bfloat16(), float("inf")
     for _ in range(runs):
         start = time.perf_counter()
-        ops.linear(x, weight)
-        best = min(best, time.perf_counter() - start)
+        for weight in weights:
+            ops.linear(x, weight)
+        best = min(best, (time.perf_counter() - start) / len(weights))
     return best
 
 
 if ops:
-    big = torch.randn(8192, 2048)
-    packed = {"bfloat16": ops.prepare_weight(big.bfloat16())}
     forms = {"int8": Form("int8", 64), "int4": Form("int4", 64), "w8a8": Form("int8", 64, int8_x=True)}
-    for name, form in forms.items():
-        packed[name] = ops.begin_quantized((8192, 2048), form, torch.bfloat16)
-        ops.put_quantized(packed[name], 0, quantize_rows(big, form))
+    packed = {name: copies(form) for name, form in {"bfloat16": None, **forms}.items()}
     for rows_of_x in (1, 64):
-        base = seconds(rows_of_x, packed["bfloat16"])
-        for name, weight in packed.items():
-            spent = seconds(rows_of_x, weight)
-            share = weight.nbytes / packed["bfloat16"].nbytes
-            print(f"{rows_of_x:3} rows, {name:9} {share:4.0%} of the bytes, {base / spent:.2f} x the speed")
+        times = {name: seconds(rows_of_x, weights) for name, weights in packed.items()}
+        for name, weights in packed.items():
+            share, faster = weights[0].nbytes / packed["bfloat16"][0].nbytes, times["bfloat16"] / times[name]
+            print(f"{rows_of_x:3} rows, {name:9} {share:4.0%} of the bytes, {faster:.2f} x the speed")
+    del packed
 
 # %% [markdown]
 # With one row, fewer bytes help until unpacking takes as long as reading. With 64 rows the weights are read
-# once for all rows: arithmetic is the limit, and fewer bytes hardly help. That is the difference between
-# decode and prefill again (notebook 2). `w8a8` is another trade: it rounds the activations to 8 bits, so that
-# whole numbers are multiplied, two to four at a time. A processor with AVX2 but without AVX-512 multiplies
-# whole numbers in all three: there the activations become fixed-point numbers of 16 bits
-# (`csrc/cpu/codes_int16.h`), and 64 rows gain as well.
+# once for all rows: arithmetic is the limit. That is the difference between decode and prefill again
+# (notebook 2). If the codes become floats there, fewer bytes hardly help. They help if whole numbers are
+# multiplied, which the processor does two to four at a time. For that the activations must be whole numbers
+# too. `w8a8` rounds them to 8 bits. On a processor with AVX2 and without AVX-512, `int8` and `int4` make
+# fixed-point numbers of 16 bits of them (`csrc/cpu/codes_int16.h`), so they gain at 64 rows as well.
 #
 # ## 11.6 A scale for the activations
 #
@@ -267,11 +287,17 @@ def by_row(x):
 prompts = ["Once upon a time", "The dog", "A bird sat on a tree and sang a song about"]
 asked = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True, logprobs=5)
 for name, scale_of in (("a scale for the batch", by_batch), ("a scale for each row", by_row)):
-    llm = LLM(backend="reference", dtype="float32", parts={"linear": int8_product(scale_of)})
+    llm = LLM(
+        backend="native" if ops else "reference", dtype="float32", parts={"linear": int8_product(scale_of)}
+    )
     alone = [llm.generate(prompt, asked)[0].logprobs for prompt in prompts]
     together = [output.logprobs for output in llm.generate(prompts, asked)]
     changed = sum(a != b for a, b in zip(alone, together, strict=True))
     print(f"{name}: {changed} of {len(prompts)} answers have other logprobs in company")
+    if scale_of is by_batch:
+        assert changed > 0
+    elif ops:  # the reference promises no bits: its attention may round otherwise in company
+        assert changed == 0
 
 # %% [markdown]
 # With one scale for the batch, a neighbour with a large number makes your grid coarser: your answer depends
@@ -303,6 +329,17 @@ print(f"largest error of an attention weight: {drift:.5f}")
 print(
     f"bytes of a token and head: {2 * 64} in bfloat16, {64 + 4} in int8 with a scale: {128 / 68:.2f} x less"
 )
+
+# %% [markdown]
+# `LLM(kv_dtype="int8")` stores them so. **Predict.** How many more tokens fit the same memory? Will the story
+# change?
+
+# %%
+for kv_dtype in (None, "int8"):
+    llm = LLM(backend="reference", dtype="bfloat16", kv_dtype=kv_dtype, kv_memory="1MiB")
+    pool = llm.engine.memory.pool
+    story = llm.generate("Once upon a time", greedy)[0].text.replace("\n", " ")
+    print(f"{kv_dtype or 'plain':5} {pool.num_blocks * pool.block_size:5} tokens in 1 MiB | {story}")
 
 # %% [markdown]
 # ## Exercises
@@ -385,8 +422,9 @@ attempt(check_blocks)
 #
 # * **Calibration.** Rounding each weight alone is not the best that 4 bits can do. GPTQ rounds one column
 #   after the other and lets the next ones make up for the error (Frantar et al. 2210.17323).
+#   `minillm quantize --calibrate` does it (`minillm/model/compress/gptq.py`).
 # * **Training for few bits.** Models that were trained with rounded weights lose less.
-# * **Fewer than four bits**, and codes that are not on a regular grid.
+# * **Fewer than four bits**, and grids that are chosen from the data.
 #
 # **Next.** `minillm labs start 14`: write the product with weights of 4 bits yourself, in C++ and in CUDA.
 # `minillm bench --quantization int4` measures your machine; `docs/quantization.md` says which published

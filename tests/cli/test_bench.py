@@ -116,7 +116,7 @@ def test_what_loads_no_model_takes_no_form_of_its_numbers(what, option, capsys):
     assert "loads no model" in said and f"leave {option} out" in said
 
 
-@pytest.mark.parametrize("what", ["kernels", "serving", "speculation", "growth", "cache"])
+@pytest.mark.parametrize("what", ["kernels", "serving", "speculation", "growth", "quality", "cache"])
 def test_only_the_engine_has_a_peer(what, capsys):
     assert main(["bench", what, "--peer", "transformers"]) == 2
     assert f"bench {what} has no peer" in capsys.readouterr().err

@@ -11,8 +11,10 @@ import pytest
 import tiny
 import zero_checkpoints
 
+from minillm import LLM
 from minillm.cli.inspect_layers import ranges
 from minillm.cli.main import main
+from minillm.config.quantization import QUANTIZATIONS
 
 GEMMA3 = {
     "architectures": ["Gemma3ForCausalLM"],
@@ -211,6 +213,23 @@ def test_quantised(capsys):
     assert sizes["int4"] < 0.7 * sizes["int8"] < 0.4 * sizes[None]
     assert main(["inspect", "storyteller-6m", "--quantization", "int4"]) == 0
     assert "gate_up: uint4, groups of 32, with minima" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model", ["storyteller-6m", "experts"])
+def test_every_scheme_has_the_bytes_that_a_loaded_model_has(model, tmp_path, capsys):
+    if model == "experts":
+        model = str(families.make_folder(tmp_path, "mixtral", hidden_size=128))
+    assert main(["inspect", model, "--json", "--dtype", "bfloat16", "--memory", "1MiB"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    options = {"dtype": "bfloat16", "backend": "reference", "kv_memory": "1MiB"}
+    rows = {row["quantization"]: row for row in report["schemes"]}
+    assert list(rows) == [None, *QUANTIZATIONS] and rows[None]["weight_bytes"] == report["weight_bytes"]
+    for scheme in (None, "int8", "int4", "fp8"):
+        read = LLM(model, quantization=scheme, **options).engine.model.decoder.step_bytes()
+        assert rows[scheme]["bytes_per_step"] == pytest.approx(read, rel=0.01)
+    for row in report["kv_dtypes"]:
+        pool = LLM(model, kv_dtype=row["kv_dtype"], **options).engine.memory.pool
+        assert 0 <= row["tokens_that_fit"] - pool.num_blocks * pool.block_size < pool.block_size
 
 
 def test_stored_quantised(capsys, tmp_path):

@@ -3,13 +3,14 @@
     perplexity = exp(mean of -log p(next token))     over all tokens of all windows but each window's first
     agreement  = share of the same positions where both models have the same most likely token
 
-Computed in float32 with `ReferenceOps`. Left out: what a model can do with a task; a small loss here is
-usually a small loss there, but not always.
+`measure` computes in float32 with `ReferenceOps`; `minillm bench quality` takes the engine's logits. Left
+out: what a model can do with a task; a small loss here is usually a small loss there, but not always.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -33,10 +34,23 @@ class Quality:
         return float((self.best == other.best).float().mean())
 
 
+def quality_of(parts: Iterable[tuple[Tensor, Tensor]]) -> Quality:
+    """Of logits, float [rows, vocab_size], and the tokens that follow in the text, int64 [rows]."""
+    loss, best = 0.0, []
+    for logits, targets in parts:
+        loss += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
+        best.append(logits.argmax(-1))
+    found = torch.cat(best)
+    return Quality(math.exp(loss / len(found)), found)
+
+
 @torch.no_grad()
 def measure(decoder: Decoder, text: Windows) -> Quality:
     """Perplexity and most likely tokens of the windows, each scored by itself."""
-    loss, best = 0.0, []
+    return quality_of(_logits(decoder, text))
+
+
+def _logits(decoder: Decoder, text: Windows) -> Iterator[tuple[Tensor, Tensor]]:
     for window in text.ids:
         single = Windows(window.unsqueeze(0), text.source)
         meta = single.metadata()
@@ -44,8 +58,4 @@ def measure(decoder: Decoder, text: Windows) -> Quality:
         for i in range(len(decoder.config.layers)):
             x, residual = decoder.run_layer(i, x, residual, single.cache(decoder.config), meta)
         for rows, targets in zip(x[:-1].split(_ROWS), window[1:].split(_ROWS), strict=True):
-            logits = decoder.logits(rows).float()
-            loss += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
-            best.append(logits.argmax(-1))
-    found = torch.cat(best)
-    return Quality(math.exp(loss / len(found)), found)
+            yield decoder.logits(rows).float(), targets

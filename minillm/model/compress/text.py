@@ -78,7 +78,7 @@ class Texts:
             UsageError: a text is too short, or not UTF-8.
             UnreadableFile, TokenizerError: a file cannot be read, or the model has no tokenizer for it.
         """
-        length = model.max_model_len
+        length = _length(model)
         if self.calibrate in (None, SELF):
             calibration = None if self.calibrate is None else _written(model, _CALIBRATION, seed=0)
             return calibration, self._evaluation(model)
@@ -93,7 +93,11 @@ class Texts:
         if self.evaluate in (None, SELF):
             return _written(model, _EVALUATION, seed=1)
         ids = _read(model, str(self.evaluate))
-        return cut(ids, _EVALUATION, model.max_model_len, str(self.evaluate))
+        return cut(ids, _EVALUATION, _length(model), str(self.evaluate))
+
+
+def _length(model: LoadedModel) -> int:
+    return min(LENGTH, model.max_model_len)
 
 
 def _read(model: LoadedModel, path: str) -> list[int]:
@@ -108,7 +112,7 @@ def _read(model: LoadedModel, path: str) -> list[int]:
 def _written(model: LoadedModel, count: int, seed: int) -> Windows:
     tokenizer, config = model.tokenizer, model.config
     first = tokenizer.bos_token_id if tokenizer else config.bos_token_id
-    return written_by(model.decoder, count, model.max_model_len, first, model.num_token_ids, seed)
+    return written_by(model.decoder, count, _length(model), first, model.num_token_ids, seed)
 
 
 def cut(ids: Sequence[int], most: int, length: int, source: str) -> Windows:
