@@ -39,7 +39,7 @@ def run_quality(
         MinillmError: the text cannot be used, or a model cannot be loaded.
     """
     windows = _windows(load, text)
-    found = []
+    found: list[tuple[dict[str, Any], Quality]] = []
     for form in (_PLAIN, *forms):
         progress(len(found), 1 + len(forms))
         found.append(_measured(load, form, windows))
@@ -59,7 +59,7 @@ def _measured(load: Load, form: Form, windows: Windows) -> tuple[dict[str, Any],
     llm = load(**form)
     model = llm.engine.model
     quality = quality_of(_logits(llm, windows))
-    row = {"perplexity": quality.perplexity, "bytes_per_step": model.decoder.step_bytes()}
+    row = {"perplexity": quality.for_json, "bytes_per_step": model.decoder.step_bytes()}
     if form is not _PLAIN:
         return {**form, **row}, quality
     dtype = str(model.dtype).removeprefix("torch.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import TYPE_CHECKING, Any
 
 from minillm.cli.options import load_llm
@@ -56,14 +57,14 @@ def print_quality(report: dict[str, Any]) -> None:
     table = figures_table(
         title, ["weights", "keys and values", "perplexity", "change", "same best token", "bytes a step"]
     )
-    plain = report["perplexity"]
+    plain = report["perplexity"] or math.inf
     table.add_row("", "", f"{plain:.4f}", "", "", format_bytes(report["bytes_per_step"]))
     for row in report["rows"]:
         table.add_row(
             row["quantization"] or "",
             row["kv_dtype"] or "",
-            f"{row['perplexity']:.4f}",
-            f"{row['perplexity'] / plain - 1:+.2%}",
+            f"{row['perplexity'] or math.inf:.4f}",
+            f"{(row['perplexity'] or math.inf) / plain - 1:+.2%}",
             f"{row['greedy_agreement']:.1%}",
             format_bytes(row["bytes_per_step"]),
         )

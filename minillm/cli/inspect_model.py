@@ -42,8 +42,9 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         "inspect",
         help="show a model's config, size and costs",
         description="The resolved config with the source of each value, the parts of the block layer by "
-        "layer, the number of parameters, KV bytes per token, the tokens that fit in a given memory, the bytes "
-        "in every scheme of --quantization and --kv-dtype, and the costs of a context. Reads no weights.",
+        "layer, the number of parameters, KV bytes per token, the tokens that fit in a given memory, the "
+        "bytes in every scheme of --quantization and --kv-dtype, and the costs of a context. Reads no "
+        "weights.",
     )
     add_model_option(parser)
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="dtype of weights and cache")
@@ -71,7 +72,9 @@ def run(args: argparse.Namespace) -> int:
     folder = find_model(model_of(args))
     config = planned_config(args, folder)
     report = collect(config, args.dtype, args.memory, args.context)
-    plain = planned_config(argparse.Namespace(**{**vars(args), "quantization": None, "kv_dtype": None}), folder)
+    plain = planned_config(
+        argparse.Namespace(**{**vars(args), "quantization": None, "kv_dtype": None}), folder
+    )
     report |= _choices(plain, args.dtype, report["memory"])
     _add_end_of_text(report["config"], folder, config)
     if args.json:

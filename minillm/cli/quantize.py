@@ -103,8 +103,8 @@ def _report(made: Made) -> dict[str, Any]:
         "bytes": made.num_bytes,
         "original_bytes": made.original_bytes,
         "evaluation": {"text": evaluation.source, "tokens": evaluation.num_tokens},
-        "perplexity": made.after.perplexity,
-        "original_perplexity": made.before.perplexity,
+        "perplexity": made.after.for_json,
+        "original_perplexity": made.before.for_json,
         "greedy_agreement": made.after.agreement(made.before),
     }
 

@@ -50,16 +50,24 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def require_absent(out: Path) -> None:
-    """Refuse a folder that exists and holds something, and what can be no new folder's name."""
+    """Refuse what exists (an empty folder may), what can be no new folder's name, and where none can be made.
+
+    Raises:
+        UsageError, StorageError: as said; before any work whose result would be lost.
+    """
     if out.name in ("", ".."):
         raise UsageError(f"{shown_path(out)} is no name for a new folder", "give another one, as my-model")
     try:
-        if exists(out) and not (out.is_dir() and not any(out.iterdir())):
+        if out.is_symlink() or (exists(out) and not (out.is_dir() and not any(out.iterdir()))):
             raise UsageError(f"{shown_path(out)} exists", "give the name of a new folder, or remove it first")
     except PermissionError as error:
         raise StorageError(
             f"{shown_path(out)} cannot be read: {error.strerror}", "check its permissions"
         ) from None
+    above = next(parent for parent in out.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        reason = "Permission denied" if above.is_dir() else "Not a directory"
+        raise StorageError(f"{shown_path(above)} cannot be written: {reason}", "choose another folder")
 
 
 def remove_leftovers(target: Path) -> None:

@@ -7,8 +7,8 @@
 
 Only headers are read to decide. A matrix of several stored ones keeps their codes if all have the same form,
 and with act-order the same order. Otherwise it is dequantised while it loads, and a line in the log says so:
-nothing is rounded to another grid. gpt-oss stores all experts of a layer as one tensor; they become the rows
-of one matrix, gates before ups.
+nothing is rounded to another grid. A router is dequantised too (`config/quantization.py`). gpt-oss stores all
+experts of a layer as one tensor; they become the rows of one matrix, gates before ups.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from minillm.ops.contract import Ops, Weight
 from minillm.ops.quantized import QuantizedMatrix
 
 _log = logging.getLogger(__name__)
+ROUTER = "router"  # as `Decoder.named_matrices` calls it
 _ROWS = 1 << 18  # codes that are read at a time: each takes some bytes meanwhile
 
 
@@ -119,12 +120,12 @@ def plan_from_files(
         own = by_storage.get(storage_of(weight), [])
         if not own:
             continue
-        if (form := _common_form(own, weight, stored)) is None:
+        if (form := _common_form(own, weight, stored)) is None or name == ROUTER:
             dequantized.append(name if layer is None else f"layer {layer} {name}")
         else:
             (outside if layer is None else layers[layer])[name] = form
     if dequantized:
-        _log.warning(f"dequantised, because their parts are stored in several ways: {listed(dequantized)}")
+        _log.warning(f"dequantised (routers, and what is stored in several ways): {listed(dequantized)}")
     specs = zip(config.layers, layers, strict=True)
     return replace(
         config,

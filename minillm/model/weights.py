@@ -83,7 +83,7 @@ def load_weights(decoder: Decoder, folder: Path, progress: Progress | None = Non
         progress: called with (bytes read, bytes in all) after each tensor.
 
     Returns:
-        The SHA-256 of names, shapes and stored bytes: the weights' part of the KV envelope.
+        The SHA-256 of names, shapes, stored bytes and schemes: the weights' part of the KV envelope.
 
     Raises:
         UnreadableFile: a file cannot be read, or vanishes.
@@ -93,6 +93,7 @@ def load_weights(decoder: Decoder, folder: Path, progress: Progress | None = Non
     stored = checkpoint_tensors(decoder.config, folder)
     pieces = find_pieces(table, quantization_of(folder))
     expected = _expected(table, pieces, stored)
+    _drop_zero_biases(stored, expected, pieces)
     _account(expected, stored)
     orders = orders_of(pieces, stored) if pieces else {}
     matrices = decoder.begin_quantized(decoder.norm.weight.dtype, orders)
@@ -109,6 +110,7 @@ def load_weights(decoder: Decoder, folder: Path, progress: Progress | None = Non
             done += stored[name].nbytes
         if module is not None:
             piece = pieces[module]
+            digest.update(f"{piece.scheme}\n".encode())  # other settings make other numbers of these bytes
             load_piece(decoder.ops, matrices.get(storage_of(piece.view)), piece, piece.tensors(stored))
         if progress:
             progress(done, total)
@@ -230,6 +232,21 @@ def _join_tied(stored: dict[str, StoredTensor], names: CheckpointNames) -> None:
             f"tie_word_embeddings is true, but {names.head}.weight differs from {own}",
             "set tie_word_embeddings to false in config.json if the head is meant to be used",
         )
+
+
+def _drop_zero_biases(
+    stored: dict[str, StoredTensor], expected: Mapping[str, object], pieces: Mapping[str, Piece]
+) -> None:
+    """Leave out biases of quantised matrices that the model does not have, where all numbers are 0.
+
+    Old versions of AutoGPTQ store one beside every matrix. A bias that says something stays, and is refused.
+    """
+    for module, piece in pieces.items():
+        name = f"{module}.bias"
+        if name not in stored or name in expected or stored[name].shape != piece.shape[:1]:
+            continue
+        if not any(part.any() for part in stored[name].numbers()):
+            del stored[name]
 
 
 def _account(expected: Mapping[str, tuple[int, ...] | None], stored: Mapping[str, StoredTensor]) -> None:

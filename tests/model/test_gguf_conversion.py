@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,11 @@ from safetensors.torch import load_file
 from minillm import LLM
 from minillm.errors import MinillmError, StorageError, UnsupportedModel, UsageError, WeightsError
 from minillm.model.checkpoint import stored_tensors
+from minillm.model.families import parse_config
+from minillm.model.gguf.architecture import config_json
 from minillm.model.gguf.convert import Conversion, convert
+from minillm.model.gguf.header import read_header
+from minillm.model.gguf.layout import rewrites
 
 pytest.importorskip("gguf", reason="the library gguf is not installed: pip install gguf")
 
@@ -83,9 +88,6 @@ def test_llama3_rope_is_recognised_by_its_factors(tmp_path: Path) -> None:
     file = ggufs.write(tmp_path / "m.gguf", metadata | keys, stored)
     with pytest.raises(WeightsError, match="missing"):  # the config was made: only its tensors are not there
         Conversion.of(file)
-    from minillm.model.gguf.architecture import config_json
-    from minillm.model.gguf.header import read_header
-
     config = config_json(read_header(file), factors.tolist())
     assert config["rope_scaling"] == {
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -93,6 +95,23 @@ def test_llama3_rope_is_recognised_by_its_factors(tmp_path: Path) -> None:
     }  # fmt: skip
     with pytest.raises(UnsupportedModel, match="rope_freqs"):
         config_json(read_header(file), (factors * 1.01).tolist())
+    lies = {key: 1 << 31 for key in keys if key != "llama.rope.freq_base"}  # a list of so many is not made
+    file = ggufs.write(tmp_path / "lies.gguf", metadata | keys | lies, stored)
+    with pytest.raises(UnsupportedModel, match=r"rope_freqs\.weight holds 64 numbers"):
+        config_json(read_header(file), factors.tolist())
+
+
+def test_tensors_that_overlap_are_refused(tmp_path: Path) -> None:
+    """A flipped bit in an offset would load another matrix, without a word."""
+    metadata, stored = ggufs.model("llama_mha")
+    file = ggufs.write(tmp_path / "m.gguf", metadata, stored)
+    header = read_header(file)
+    gate, up = (header.tensors[f"blk.0.ffn_{name}.weight"] for name in ("gate", "up"))
+    moved = replace(header, tensors=header.tensors | {up.name: replace(up, offset=gate.offset)})
+    config = parse_config(config_json(header, None))
+    assert rewrites(header, config, reordered=True)
+    with pytest.raises(WeightsError, match=r"ffn_(gate|up).* and .*ffn_(gate|up).* overlap"):
+        rewrites(moved, config, reordered=True)
 
 
 def test_quantised_blocks_are_read_by_their_rule(tmp_path: Path) -> None:

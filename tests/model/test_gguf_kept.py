@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import ggufs
@@ -14,6 +15,7 @@ from safetensors import safe_open
 from minillm.cli.main import main
 from minillm.errors import UnsupportedModel, WeightsError
 from minillm.model.gguf.convert import convert
+from minillm.model.store.gguf import folder_of_gguf
 
 TYPES = {"Q4_0": (2, 18), "Q4_1": (3, 20), "Q8_0": (8, 34)}  # ggml's number, bytes of a block of 32
 
@@ -58,6 +60,16 @@ def test_every_number_is_the_file_s(tmp_path: Path, kind: str) -> None:
     ids = [5, 9, 30, 7, 7, 12]
     found, exact = kept.logits(ids), plain.logits(ids)
     assert (found - exact).norm() < 1e-4 * exact.norm()
+
+
+def test_a_file_that_is_used_directly_says_what_becomes_of_its_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MINILLM_CACHE", str(tmp_path / "cache"))
+    with caplog.at_level(logging.INFO):
+        folder_of_gguf(file_of(tmp_path, {"ffn_up": "Q4_1", "ffn_gate": "Q8_0"}))
+    assert "its blocks (Q4_1, Q8_0) become" in caplog.text
+    assert "minillm convert m.gguf OUT --keep-quantized keeps them" in caplog.text
 
 
 def test_the_folder_has_the_file_s_size(tmp_path: Path) -> None:

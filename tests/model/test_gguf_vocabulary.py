@@ -203,6 +203,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"scores": [0.0]}, "must hold"),
     ({"scores": None}, "scores"),
     ({"token_type": [1, 2]}, "must hold"),
+    ({"token_type": [float("nan")] * 308}, "must hold integers"),
+    ({"token_type": [1.0] * 308}, "must hold integers"),
     ({"tokens": [1, 2]}, "not a list of texts"),
     ({"scores": [float("nan")] * 308}, "score"),
     ({"scores": [0.0] * 308}, "no order"),

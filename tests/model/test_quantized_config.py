@@ -139,6 +139,11 @@ REFUSED: list[tuple[Any, str]] = [
     (_compressed(ignore=["re:(a+)+$"]), "regular expression"),
     (_compressed(ignore=["re:[a"]), "regular expression"),
     (_compressed(ignore=["re:" + ".*x" * 9]), "regular expression"),
+    (_compressed(ignore=["re:" + ".?" * 40 + "!"]), "regular expression"),
+    (_compressed(ignore=["re:" + "(?:.|.)" * 40 + "!"]), "regular expression"),
+    (_compressed(ignore=["re:(?x)#[\n(.+)+!#]"]), "regular expression"),
+    (_compressed(ignore=["re:(?>a)"]), "regular expression"),
+    (_compressed(ignore=["re:" + "x?" * 999]), "regular expression"),
     (_with_group(input_activations=STATIC), "calibration"),
     (_with_group(input_activations=TOKEN | {"dynamic": "local"}), "local"),
     (_with_group(output_activations=TOKEN), "output_activations"),
@@ -199,6 +204,19 @@ def test_what_cannot_be_honoured_is_refused_by_name(number):
     assert named in str(caught.value)
     assert caught.value.hint
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "other"),
+    [
+        (r"re:.*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)$", LAYER + "mlp.fc1"),
+        (r"re:^(?!.*mlp).*layers\.\d+\.self_attn\.[qk]_proj", DOWN),
+        (r"re:(model\.)?layers\.(0|1|2|3)\..*(?<!\.bias)$", "model.layers.77.self_attn.q_proj"),
+    ],
+)
+def test_usual_patterns_are_read(pattern, other):
+    quantization = stored_quantization(_compressed(ignore=[pattern]))
+    assert quantization.scheme_of(Q) is None and quantization.scheme_of(other) is not None
 
 
 MODULES = [

@@ -269,6 +269,7 @@ def test_a_gguf_file_is_converted_once(
     with caplog.at_level(logging.INFO, "minillm"):
         folder = find_model(file)
         assert "converting my model.gguf, once" in caplog.text
+        assert "--keep-quantized" not in caplog.text  # plain numbers
         caplog.clear()
         assert find_model(str(file)) == folder and find_model(folder.name) == folder
         assert caplog.text == ""

@@ -35,6 +35,7 @@ from minillm.model.compress.layers import (
     linear_but_plain,
     modules_of,
     quantize_layers,
+    require_numbers,
     without,
 )
 from minillm.model.compress.packing import entries, quantization_config, require_whole_groups, tensors
@@ -45,11 +46,12 @@ from minillm.model.families import load_model_config
 from minillm.model.loader import LoadedModel, load_model, pick_dtype
 from minillm.model.new_checkpoint import Entry, append, header
 from minillm.model.new_folder import new_folder, require_absent, require_space
+from minillm.model.store.folder import SOURCE
 from minillm.model.weights import checkpoint_tensors
 
 Progress = Callable[[int, int], None]
 _KEPT = (".json", ".jinja", ".txt", ".model")  # files of tokenizers and chat templates
-_REPLACED = ("config.json", "model.safetensors.index.json")
+_REPLACED = ("config.json", "model.safetensors.index.json", SOURCE)  # SOURCE is about the folder it lies in
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ def quantize(
     layers = without(every, ignored)
     modules = {module.name: module for layer in layers for module in layer}
     require_whole_groups({module.name: module.shape for module in modules.values()}, grid)
+    require_numbers(modules.values())
     stored = checkpoint_tensors(model.config, folder)
     kept = {name: tensor for name, tensor in stored.items() if name.removesuffix(".weight") not in modules}
     settings["quantization_config"] = quantization_config(

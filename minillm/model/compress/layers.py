@@ -18,14 +18,15 @@ Memory: the model in float32, and the widest activation of all tokens.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
+import torch
 from torch import Tensor
 
-from minillm.errors import UnsupportedModel, UsageError
+from minillm.errors import UnsupportedModel, UsageError, WeightsError
 from minillm.model.blocks import Experts, Layer, Linear
 from minillm.model.compress.gptq import gptq, hessian_of, repair_of
 from minillm.model.compress.grid import Grid, Rounded, round_to_nearest
@@ -95,6 +96,19 @@ def modules_of(decoder: Decoder) -> list[list[Module]]:
                 modules.append(Module(prefix + name.removesuffix(".weight"), placement.view, start))
         found.append(modules)
     return found
+
+
+def require_numbers(modules: Iterable[Module]) -> None:
+    """Refuse weights that are no numbers, before the long part of the work.
+
+    Raises:
+        WeightsError: one is NaN or infinite; its matrix is named.
+    """
+    for module in modules:
+        if not torch.isfinite(module.rows).all():
+            raise WeightsError(
+                f"{module.name} cannot be quantised: a weight is NaN or infinite", "check the checkpoint"
+            )
 
 
 def _starts(linear: Linear, mlp: object) -> list[int]:

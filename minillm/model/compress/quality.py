@@ -16,10 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minillm.model.compress.text import Windows
+from minillm.model.compress.text import Windows, require_finite
 from minillm.model.decoder import Decoder
 
 _ROWS = 256  # of logits at a time
+_LARGEST_EXPONENT = 709  # exp of more is no double
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,19 +30,30 @@ class Quality:
     perplexity: float
     best: Tensor
 
+    @property
+    def for_json(self) -> float | None:
+        """The perplexity; None: it is infinite, which JSON has no number for."""
+        return self.perplexity if math.isfinite(self.perplexity) else None
+
     def agreement(self, other: Quality) -> float:
         """The share of positions where both have the same most likely token."""
         return float((self.best == other.best).float().mean())
 
 
 def quality_of(parts: Iterable[tuple[Tensor, Tensor]]) -> Quality:
-    """Of logits, float [rows, vocab_size], and the tokens that follow in the text, int64 [rows]."""
+    """Of logits, float [rows, vocab_size], and the tokens that follow in the text, int64 [rows].
+
+    Raises:
+        WeightsError: a logit is NaN or infinite.
+    """
     loss, best = 0.0, []
     for logits, targets in parts:
+        require_finite(logits)
         loss += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
         best.append(logits.argmax(-1))
     found = torch.cat(best)
-    return Quality(math.exp(loss / len(found)), found)
+    mean = loss / len(found)
+    return Quality(math.exp(mean) if mean < _LARGEST_EXPONENT else math.inf, found)
 
 
 @torch.no_grad()

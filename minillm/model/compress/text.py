@@ -20,7 +20,7 @@ from torch import Tensor
 
 from minillm.config import ModelConfig
 from minillm.config.files import TOKENIZER_LIMIT, read_file
-from minillm.errors import UsageError
+from minillm.errors import UsageError, WeightsError
 from minillm.model.decoder import Decoder
 from minillm.model.loader import LoadedModel
 from minillm.ops.contract import AttentionMetadata, LayerCache
@@ -97,7 +97,15 @@ class Texts:
 
 
 def _length(model: LoadedModel) -> int:
-    return min(LENGTH, model.max_model_len)
+    """Tokens of a window.
+
+    Raises:
+        UsageError: one token, after which nothing can be predicted.
+    """
+    length = min(LENGTH, model.max_model_len)
+    if length < 2:
+        raise UsageError("the model's context is one token: it predicts nothing", "take another model")
+    return length
 
 
 def _read(model: LoadedModel, path: str) -> list[int]:
@@ -106,12 +114,16 @@ def _read(model: LoadedModel, path: str) -> list[int]:
         text = read_file(Path(path), TOKENIZER_LIMIT).decode()
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8: {error.reason}", "give a plain text") from None
+    if not text:
+        raise UsageError(f"{path} is empty", "give a longer text")
     return model.token_ids(text)
 
 
 def _written(model: LoadedModel, count: int, seed: int) -> Windows:
     tokenizer, config = model.tokenizer, model.config
     first = tokenizer.bos_token_id if tokenizer else config.bos_token_id
+    if first is not None and first >= model.num_token_ids:
+        first = None  # a config may name an id that the model does not have
     return written_by(model.decoder, count, _length(model), first, model.num_token_ids, seed)
 
 
@@ -159,6 +171,20 @@ def written_by(
             kv_len=torch.full((count,), position + 1, dtype=torch.int32),
         )
         hidden = decoder.forward(ids[:, position], k_cache, v_cache, meta)
-        chances = decoder.logits(hidden)[:, :num_token_ids].float().softmax(-1)
+        logits = require_finite(decoder.logits(hidden)[:, :num_token_ids].float())
+        chances = logits.softmax(-1)
         ids[:, position + 1] = torch.multinomial(chances, 1, generator=generator)[:, 0]
     return Windows(ids, "written by the model itself")
+
+
+def require_finite(logits: Tensor) -> Tensor:
+    """Return `logits`.
+
+    Raises:
+        WeightsError: one is NaN or infinite, so nothing can be measured.
+    """
+    if not torch.isfinite(logits).all():
+        raise WeightsError(
+            "the model's logits are NaN or infinite", "its weights are damaged: check the checkpoint"
+        )
+    return logits

@@ -200,6 +200,11 @@ def _llama3_rope(factors: Sequence[float], theta: float, head_dim: int) -> dict[
     """
     if all(f == 1.0 for f in factors):
         return None
+    if len(factors) != head_dim // 2:
+        raise UnsupportedModel(
+            f"rope_freqs.weight holds {len(factors)} numbers",
+            f"a head of {head_dim} has {head_dim // 2} pairs",
+        )
     if theta < 1 or min(factors) <= 0:
         raise UnsupportedModel("rope_freqs.weight and rope.freq_base hold numbers that no model has")
     scaling = {
@@ -210,10 +215,7 @@ def _llama3_rope(factors: Sequence[float], theta: float, head_dim: int) -> dict[
         "original_max_position_embeddings": 8192,
     }
     expected = [_llama3_factor(theta ** (2 * i / head_dim), max(factors)) for i in range(head_dim // 2)]
-    close = len(expected) == len(factors) and all(
-        math.isclose(a, b, rel_tol=1e-4) for a, b in zip(expected, factors, strict=True)
-    )
-    if not close:
+    if not all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(expected, factors, strict=True)):
         raise UnsupportedModel("rope_freqs.weight holds other factors than those of Llama 3")
     return scaling
 

@@ -65,6 +65,11 @@ class Conversion:
         """Bytes of the folder's weights."""
         return sum(self._entry(tensor).nbytes for tensor in self.tensors)
 
+    @property
+    def unkept(self) -> list[str]:
+        """The types of quantised blocks that become plain numbers, although they could be kept."""
+        return [] if self.kept else sorted(set(_kept(self.tensors).values()))
+
     def _entry(self, tensor: Rewrite) -> Entry:
         """The tensor in the folder."""
         if tensor.target in self.kept:

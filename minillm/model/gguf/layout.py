@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -122,8 +123,12 @@ def rewrites(file: GGUFFile, config: ModelConfig, reordered: bool) -> list[Rewri
             f"{file.path.name} does not hold the tensors of its architecture; {'; '.join(problems)}", _AGAIN
         )
     made = [Rewrite(file.tensors[name], *entry) for name, entry in wanted.items()]
-    for rewrite in made:
-        _require_size(file, rewrite)
+    ends = sorted(
+        (rewrite.source.offset, _require_size(file, rewrite), rewrite.source.name) for rewrite in made
+    )
+    for (_, end, name), (begin, _, other) in pairwise(ends):
+        if begin < end:
+            raise WeightsError(f"{shown(name)} and {shown(other)} overlap in {file.path.name}", _AGAIN)
     return made
 
 
@@ -141,7 +146,8 @@ def rope_factors(file: GGUFFile) -> list[float] | None:
     return [n for piece in rewrite.pieces(file) for n in piece.tolist()]
 
 
-def _require_size(file: GGUFFile, rewrite: Rewrite) -> None:
+def _require_size(file: GGUFFile, rewrite: Rewrite) -> int:
+    """Where the tensor ends in the file, if its shape is the wanted one and it lies inside."""
     tensor = rewrite.source
     if tensor.shape != rewrite.shape:
         raise WeightsError(
@@ -152,8 +158,10 @@ def _require_size(file: GGUFFile, rewrite: Rewrite) -> None:
     type_name, numbers, num_bytes = block_layout(tensor.type_id)
     if tensor.shape[-1] % numbers:
         raise WeightsError(f"a row of {shown(tensor.name)} is no whole number of {type_name} blocks", _AGAIN)
-    if tensor.offset + math.prod(tensor.shape) // numbers * num_bytes > file.size:
+    end = tensor.offset + math.prod(tensor.shape) // numbers * num_bytes
+    if end > file.size:
         raise WeightsError(f"{file.path.name} ends before {shown(tensor.name)} does", _AGAIN)
+    return end
 
 
 def _wanted(c: ModelConfig, reordered: bool) -> dict[str, tuple[str, tuple[int, ...], int]]:

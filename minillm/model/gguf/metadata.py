@@ -67,6 +67,13 @@ class Metadata:
             raise UnsupportedModel(f"{self.name}: {key} must hold {count} numbers, one for each token")
         return value
 
+    def integers(self, key: str, count: int, default: int) -> list[int]:
+        """`count` integers, as `numbers`."""
+        value = self.numbers(key, count, default)
+        if not all(type(n) is int for n in value):
+            raise UnsupportedModel(f"{self.name}: {key} must hold integers")
+        return [int(n) for n in value]
+
     def token_id(self, key: str, count: int) -> int | None:
         """An id below `count`; None where the key is absent, or names no token, which published files do."""
         value = self.values.get(key)

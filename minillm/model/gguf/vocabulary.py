@@ -59,14 +59,14 @@ class Vocabulary:
             what = f"has the tokenizer kind {shown(model)}" if model else "has no tokenizer"
             raise TokenizerError(f"{metadata.name} {what}", "supported: gpt2 (BPE), llama (SentencePiece)")
         tokens = [text or f"[EMPTY_{i}]" for i, text in enumerate(metadata.strings("tokenizer.ggml.tokens"))]
-        kinds = metadata.numbers("tokenizer.ggml.token_type", len(tokens), _NORMAL)
+        kinds = metadata.integers("tokenizer.ggml.token_type", len(tokens), _NORMAL)
         _require_distinct(metadata.name, tokens)
         is_spm = model == "llama"
         rule_adds_bos = is_spm or pre_tokenizer(metadata.text("tokenizer.ggml.pre", "")).adds_bos
         return cls(
             model,
             tokens,
-            [int(kind) for kind in kinds],
+            kinds,
             _special_ids(metadata, len(tokens), is_spm),
             metadata.flag("tokenizer.ggml.add_bos_token", rule_adds_bos),
             metadata.flag("tokenizer.ggml.add_eos_token", False),

@@ -118,17 +118,19 @@ def _scheme(own: Settings, common: Settings, version: int) -> Gptq:
         CHANNEL if group == -1 else require_group(group, bits, own.where),
         own.choice("sym", (True, False), common.choice("sym", (True, False), True)),
         version,
+        own.choice("desc_act", (True, False), common.choice("desc_act", (True, False), False)),
     )
 
 
 @dataclass(frozen=True)
 class Gptq(StoredScheme):
-    """`symmetric`: every zero is in the middle. `version`: of the format, 1 or 2."""
+    """`symmetric`: every zero is in the middle. `version`: of the format, 1 or 2. `ordered`: with a g_idx."""
 
     bits: int
     group: int
     symmetric: bool
     version: int = 1
+    ordered: bool = False
     codes_part, scales_part = ".qweight", ".scales"
 
     def parts(self, shape: Shape) -> dict[str, Part]:
@@ -138,7 +140,7 @@ class Gptq(StoredScheme):
             ".qweight": Part(((num_words(in_features, self.bits), out),), (torch.int32,)),
             ".qzeros": Part(((groups, num_words(out, self.bits)),), (torch.int32,)),
             ".scales": Part(((groups, out),), FLOATS),
-            ".g_idx": Part(((in_features,),), (torch.int32, torch.int64), optional=True),
+            ".g_idx": Part(((in_features,),), (torch.int32, torch.int64), optional=not self.ordered),
         }
 
     def form(self, shape: Shape, dtypes: Mapping[str, torch.dtype]) -> Form:

@@ -38,6 +38,10 @@ def folder_of_gguf(path: Path) -> Path:
         if there and there.files and not there.is_outdated():
             return there.folder
         _log.info("converting %s, once; minillm list shows it as %s", path.name, name)
+        if conversion.unkept:
+            stored = str(conversion.dtype).removeprefix("torch.")
+            kinds = f"its blocks ({', '.join(conversion.unkept)}) become {stored}"
+            _log.info("%s; minillm convert %s OUT --keep-quantized keeps them", kinds, path.name)
         with new_folder(models / name) as folder, Bar("converting", in_bytes=True) as bar:
             conversion.write(folder, bar)
             os.symlink(path.resolve(), folder / GGUF)
