@@ -149,9 +149,14 @@ def jobs(config: ModelConfig, dtype: torch.dtype, rows: tuple[int, ...]) -> Iter
     yield simple("copy_blocks", 1, 4 * _BLOCK_SIZE * kv, 0, caches, *one)
 
 
+def cold_copies(nbytes: int) -> int:
+    """How many copies of `nbytes` the caches of a processor cannot hold together."""
+    return max(1, _COLD_BYTES // nbytes)
+
+
 def _linear_job(name: str, n: int, size: int, out: int, dtype: torch.dtype) -> Job:
     x = torch.randn(n, size).to(dtype)
-    copies = max(1, _COLD_BYTES // (size * out * dtype.itemsize))
+    copies = cold_copies(size * out * dtype.itemsize)
 
     def make(ops: Ops) -> Iterator[Callable[[], object]]:
         pages = HugePages()

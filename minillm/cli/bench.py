@@ -40,7 +40,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         help="measure prefill and decode",
         description="Prefill and decode rates, the share of the memory bandwidth (measured in the same run), "
         "and peak memory. With `kernels`: each op, compared with the machine's roofline and the reference "
-        "(`--backend simt`: the bytes that each attention kernel moves, and its predicted time on a GPU). "
+        "(`--kv-dtype int8`: also attention over a cache in 8 bits; `--backend simt`: the bytes that each "
+        "attention kernel moves, and its predicted time on a GPU). "
         "With `serving`: the gain from batching, chunks and sharing; with `--workload`, users on the engine: "
         "latencies from the intended start, and exit code 1 where the run was disturbed. With `speculation`: "
         "the gain and the cost of drafts. With `growth`: how cost grows with context, batch, queue and "
@@ -97,9 +98,10 @@ def run(args: argparse.Namespace) -> int:
         args.batch = [1, 2, 4, 8, 16, 32] if args.what == "speculation" else [1, 8]
     if args.what == "kernels" and args.record is not None:
         raise UsageError("kernels run without an engine: there is nothing to record", "leave --record out")
-    for name, option in (("quantization", args.quantization), ("kv-dtype", args.kv_dtype)):
-        if args.what in ("kernels", "cache") and option is not None:
-            raise UsageError(f"bench {args.what} loads no model", f"leave --{name} out")
+    unused = {"cache": ("quantization", "kv_dtype"), "kernels": ("quantization", "kv_dtype")[: 1 + counted]}
+    for name in unused.get(args.what, ()):
+        if getattr(args, name) is not None:
+            raise UsageError(f"bench {args.what} loads no model", f"leave --{name.replace('_', '-')} out")
     if args.what != "engine" and args.peer is not None:
         raise UsageError(f"bench {args.what} has no peer", "leave --peer out")
     require_no_quality_options(args)
@@ -130,13 +132,19 @@ def run(args: argparse.Namespace) -> int:
 
 def _kernels(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     from minillm.bench.kernels import run_kernels
+    from minillm.bench.kv_attention import run_kv_attention
     from minillm.model.families import load_model_config
-    from minillm.model.loader import make_ops, pick_dtype
+    from minillm.model.loader import make_ops, pick_dtype, require_kv_dtype, with_kv_dtype
     from minillm.model.locate import find_model
 
     config = load_model_config(find_model(model_of(args)), args.allow_config_key)
     ops, dtype = make_ops(args.backend, "cpu"), pick_dtype(args.dtype, config)
-    return run_kernels(config, ops, dtype, args.runs, progress=progress)
+    report = run_kernels(config, ops, dtype, args.runs, progress=progress)
+    if args.kv_dtype is not None:
+        config = with_kv_dtype(config, args.kv_dtype)
+        require_kv_dtype(config, ops)
+        report["kv"] = run_kv_attention(config, ops, dtype, args.kv_dtype, args.runs)
+    return report
 
 
 def _serving(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
@@ -207,6 +215,13 @@ def _print_kernels(report: dict[str, Any]) -> None:
     console.print(table)
     bandwidth, peak = report["read_bandwidth"]["median"] / 1e9, report["peak_flops"]["median"] / 1e9
     console.print(f"measured in this run: reading {bandwidth:.1f} GB/s, arithmetic {peak:.0f} GFLOP/s")
+    if kv := report.get("kv"):
+        plain, coded = (each["median"] * 1e6 for each in kv["seconds"])
+        console.print(
+            f"decode attention, {kv['sequences']} sequences of {kv['keys']:,} keys: {plain:,.0f} µs in "
+            f"{report['dtype']}, {coded:,.0f} µs in {kv['kv_dtype']}: {kv['ratio']['median']:.2f} x "
+            f"({kv['ratio']['low']:.2f} to {kv['ratio']['high']:.2f})"
+        )
     console.print(f"torch {report['machine']['torch']}, {report['machine']['threads']} threads")
 
 

@@ -146,11 +146,7 @@ def load_model(
     tokenizer = _load_tokenizer(folder, config, eos_token_ids)
     params = _default_params(folder, generation, max_model_len, tokenizer is not None)
     ops = ops or make_ops(engine.backend, engine.device)
-    if config.kv_dtype is not None and config.kv_dtype not in ops.kv_dtypes:
-        raise BackendError(
-            f"backend {ops.name} has no kernels for a KV cache in {config.kv_dtype}",
-            " or ".join([*(f"use {name}" for name in ops.kv_dtypes), "leave kv_dtype out"]),
-        )
+    require_kv_dtype(config, ops)
     check_model = getattr(ops, "check_model", None)
     if check_model is not None:
         check_model(config)
@@ -193,6 +189,19 @@ def with_kv_dtype(config: ModelConfig, kv_dtype: str | None) -> ModelConfig:
             "leave kv_dtype out",
         )
     return replace(config, kv_dtype=kv_dtype, sources={**config.sources, "kv_dtype": "option"})
+
+
+def require_kv_dtype(config: ModelConfig, ops: Ops) -> None:
+    """Refuse a KV cache that a backend has no kernels for.
+
+    Raises:
+        BackendError: with the names that it has kernels for.
+    """
+    if config.kv_dtype is not None and config.kv_dtype not in ops.kv_dtypes:
+        raise BackendError(
+            f"backend {ops.name} has no kernels for a KV cache in {config.kv_dtype}",
+            " or ".join([*(f"use {name}" for name in ops.kv_dtypes), "leave kv_dtype out"]),
+        )
 
 
 def make_ops(backend: Backend, device: Device = "auto") -> Ops:

@@ -9,14 +9,19 @@ from typing import Any
 import families
 import pytest
 import tiny
+import torch
 
-from minillm.bench import kernels, machine, serving
+from minillm.bench import kernels, kv_attention, machine, serving
 from minillm.bench.allocation import compare, read_trace
 from minillm.bench.serving import _padded
+from minillm.cli import bench as bench_cli
 from minillm.cli.bench_serving import print_serving
 from minillm.cli.main import main
 from minillm.errors import UsageError
-from minillm.ops.contract import Ops
+from minillm.model.families import parse_config
+from minillm.ops import kv_codes
+from minillm.ops.contract import LayerCache, Ops
+from minillm.ops.reference import ReferenceOps
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +50,31 @@ def test_kernels_against_the_roofline(capsys: Any, folder: Path, backend: str) -
         assert row["reference_seconds"] > 0
     assert main(["bench", "kernels", "--runs", "1", "--model", str(folder)]) == 0
     assert "GFLOP/s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("backend", "kv_dtype"), [("auto", "int8"), ("reference", "fp8")])
+def test_attention_over_keys_and_values_in_8_bits(
+    capsys: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, backend: str, kv_dtype: str
+) -> None:
+    monkeypatch.setattr(kv_attention, "KEYS", 40)
+    report, _ = bench(capsys, folder, "kernels", "--backend", backend, "--kv-dtype", kv_dtype)
+    kv, head_dim = report["kv"], 8
+    assert kv["kv_dtype"] == kv_dtype and kv["ratio"]["low"] <= kv["ratio"]["high"]
+    assert kv["bytes"][0] / kv["bytes"][1] == 4 * head_dim / (head_dim + 4)
+    printed = {"dtype": "float32", "kernels": "", "rows": [], "kv": kv, "machine": report["machine"]}
+    bench_cli._print_kernels(printed | {name: report[name] for name in ("read_bandwidth", "peak_flops")})
+    assert f"µs in {kv_dtype}" in capsys.readouterr().out
+
+
+def test_attention_in_8_bits_computes_the_same() -> None:
+    """What is timed is attention over the numbers that were written."""
+    config = parse_config(tiny.config())
+    ops, meta = ReferenceOps(), kv_attention._meta(40)
+    cache = kv_attention.coded_cache(config, ops, "int8", 40)
+    plain = LayerCache(ops.view_keys(cache.k).dequantize(), kv_codes.rows(cache.v).dequantize())
+    q = torch.randn(kv_attention.SEQUENCES, config.num_attention_heads, config.head_dim)
+    found, exact = (ops.paged_attention(q, *each, meta, 0.3) for each in (cache, plain))
+    assert torch.allclose(found, exact, atol=1e-5) and exact.std() > 0
 
 
 def test_every_op_of_the_contract_is_measured(capsys: Any, folder: Path, tmp_path: Path) -> None:
@@ -108,10 +138,17 @@ def test_quantised_in_turns_with_the_model_as_it_is(capsys):
     assert all(row["ratio"]["median"] > 0 for row in report["plain"]["rows"])
 
 
-@pytest.mark.parametrize("option", ["--quantization", "--kv-dtype"])
-@pytest.mark.parametrize("what", ["kernels", "cache"])
+@pytest.mark.parametrize(
+    ("what", "option"),
+    [
+        (["kernels"], "--quantization"),
+        (["kernels", "--backend", "simt"], "--kv-dtype"),
+        (["cache"], "--quantization"),
+        (["cache"], "--kv-dtype"),
+    ],
+)
 def test_what_loads_no_model_takes_no_form_of_its_numbers(what, option, capsys):
-    assert main(["bench", what, option, "int8"]) == 2
+    assert main(["bench", *what, option, "int8"]) == 2
     said = capsys.readouterr().err
     assert "loads no model" in said and f"leave {option} out" in said
 
