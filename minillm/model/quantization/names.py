@@ -84,9 +84,10 @@ def _ways(pattern: str) -> int:
     if "(?" in text or re.search(r"\)[*+{]", text):
         return _MOST_WAYS + 1
     quantifiers = re.findall(r"(\{[^}]*\}|[*+?{])\??", text)
-    repetitions = sum(quantifier != "?" for quantifier in quantifiers)
+    repetitions = len([quantifier for quantifier in quantifiers if quantifier != "?"])
     optional = len(quantifiers) - repetitions
-    return math.comb(_LETTERS + repetitions, repetitions) * math.prod(_alternatives(text)) << optional
+    ways = math.comb(_LETTERS + repetitions, repetitions) * math.prod(_alternatives(text))
+    return ways << optional
 
 
 def _alternatives(text: str) -> list[int]:
