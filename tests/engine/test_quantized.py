@@ -7,13 +7,15 @@ with it a row's numbers depend on its neighbours.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import drafting
 import pytest
 import tiny
 import torch
-from company import PROMPTS, WIDE, answers, same
+from company import GREEDY, PROMPTS, WIDE, answers, check_company, decoded_and_prefilled, same
 from families import make_folder
 from torch import Tensor
 
@@ -26,16 +28,7 @@ from minillm.errors import UsageError, WeightsError
 from minillm.model.loader import load_model
 from minillm.ops.contract import PackedWeight
 
-WORLDS: dict[str, dict[str, Any]] = {
-    "in one batch": {},
-    "in chunks, three at a time, few blocks": {
-        "prefill_chunk": 7,
-        "max_num_seqs": 3,
-        "max_num_batched_tokens": 61,
-        "kv_memory": "512KiB",
-    },
-    "drafts": {"draft_model": "ngram", "num_draft_tokens": 3},
-}
+CASES = [*((scheme, "bfloat16") for scheme in QUANTIZATIONS), ("int8", "float32"), ("int4", "float32")]
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +43,39 @@ def load(folder: Path, scheme: str, **options: Any) -> LLM:
     return tiny.load(folder, **({"kv_memory": "64MiB", "quantization": scheme} | options))
 
 
-@pytest.mark.parametrize(
-    ("scheme", "dtype"),
-    [*((scheme, "bfloat16") for scheme in QUANTIZATIONS), ("int8", "float32"), ("int4", "float32")],
-)
+@pytest.mark.parametrize(("scheme", "dtype"), CASES)
 def test_alone_or_in_company(folder: Path, cpu_isa: str, scheme: str, dtype: str) -> None:
-    alone = load(folder, scheme, dtype=dtype, backend="native")
-    expected = [answers(alone, [prompt])[0] for prompt in PROMPTS]
-    again = answers(alone, PROMPTS)  # with every prompt's prefix in the cache
-    assert same(expected, again)
-    for name, options in WORLDS.items():
-        found = answers(load(folder, scheme, dtype=dtype, backend="native", **options), PROMPTS)
-        assert same(expected, found), name
+    check_company(partial(load, folder, scheme, dtype=dtype, backend="native"))
+
+
+@pytest.mark.parametrize(("scheme", "dtype"), CASES)
+def test_decoded_or_prefilled(folder: Path, cpu_isa: str, scheme: str, dtype: str) -> None:
+    loading = partial(load, folder, scheme, dtype=dtype, backend="native")
+    assert torch.equal(*decoded_and_prefilled(loading, PROMPTS[2], 8))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return drafting.make_pair(tmp_path_factory.mktemp("drafts"))
+
+
+@pytest.mark.parametrize(("scheme", "dtype"), CASES)
+def test_speculation_changes_no_bit(pair: tuple[Path, Path], scheme: str, dtype: str) -> None:
+    """The target is quantised, the draft model is not. Before a run every slot of both caches is NaN."""
+    loading = partial(drafting.load, pair[0], quantization=scheme, dtype=dtype)
+    params = drafting.mixed_params(len(PROMPTS), 8, ignore_eos=True, logprobs=tiny.VOCAB_SIZE)
+    plain = loading().generate(PROMPTS, params)
+    model = {"draft_model": str(pair[1]), "num_draft_tokens": 3}
+    drafters: dict[str, dict[str, Any]] = {
+        "often right": {"parts": drafting.scripted(plain, 0.7)},
+        "model": model,
+        "tree": model | {"draft_tree": (3, 1)},
+    }
+    for name, options in drafters.items():
+        found = loading(**options).generate(PROMPTS, params)
+        assert drafting.differing(found, plain) == [], name
+        assert sum(output.metrics.drafted for output in found) > 0, name
+        assert sum(output.metrics.accepted for output in found) > 0, name
 
 
 def int8_product(scale_of: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
@@ -77,14 +91,30 @@ def int8_product(scale_of: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     return linear
 
 
-@pytest.mark.parametrize("scope", ["a row", "the batch"])
+SCOPES: dict[str, Callable[[Tensor], Tensor]] = {
+    "a row": lambda x: x.abs().amax(dim=1, keepdim=True),
+    "the batch": lambda x: x.abs().amax(),
+}
+
+
+@pytest.mark.parametrize("scope", SCOPES)
 def test_control_a_scale_for_the_whole_batch(folder: Path, scope: str) -> None:
-    by_row = int8_product(lambda x: x.abs().amax(dim=1, keepdim=True))
-    by_batch = int8_product(lambda x: x.abs().amax())
-    options = {"parts": {"linear": by_row if scope == "a row" else by_batch}, "backend": "native"}
-    alone = load(folder, "int8", **options)
-    expected = [answers(alone, [prompt])[0] for prompt in PROMPTS]
-    assert same(expected, answers(load(folder, "int8", **options), PROMPTS)) == (scope == "a row")
+    """The check of company, of decoding against prefill and of speculation each find it."""
+    linear = int8_product(SCOPES[scope])
+
+    def loading(parts: dict[str, Any] | None = None, **options: Any) -> LLM:
+        parts = {"linear": linear} | (parts or {})
+        return load(folder, "int8", parts=parts, backend="native", **options)
+
+    if scope == "a row":
+        check_company(loading)
+    else:
+        with pytest.raises(AssertionError):
+            check_company(loading)
+    assert torch.equal(*decoded_and_prefilled(loading, PROMPTS[2], 8)) == (scope == "a row")
+    plain = loading().generate(PROMPTS, GREEDY)
+    drafted = loading(drafting.scripted(plain, 0.7), adaptive_draft=False).generate(PROMPTS, GREEDY)
+    assert (drafting.differing(drafted, plain) == []) == (scope == "a row")
 
 
 def agree(found: Tensor, exact: Tensor, scheme: str) -> bool:
@@ -162,11 +192,9 @@ def test_options(folder: Path) -> None:
 
 
 def test_with_keys_and_values_in_8_bits_too(folder: Path, cpu_isa: str) -> None:
-    alone = load(folder, "int4", backend="native", kv_dtype="int8")
-    expected = [answers(alone, [prompt])[0] for prompt in PROMPTS]
-    for name, options in WORLDS.items():
-        found = load(folder, "int4", backend="native", **({"kv_dtype": "int8"} | options))
-        assert same(expected, answers(found, PROMPTS)), name
+    loading = partial(load, folder, "int4", backend="native", kv_dtype="int8")
+    expected = check_company(loading)
     plain = load(folder, "int4", backend="native")
-    assert alone.engine.stats()["num_blocks"] > 1.75 * plain.engine.stats()["num_blocks"], "head_dim is 32"
+    blocks = [llm.engine.stats()["num_blocks"] for llm in (loading(), plain)]
+    assert blocks[0] > 1.75 * blocks[1], "head_dim is 32"
     assert not same(expected, answers(plain, PROMPTS)), "the control: rounded keys and values show"
