@@ -15,7 +15,7 @@ import drafting
 import pytest
 import tiny
 import torch
-from company import GREEDY, PROMPTS, WIDE, answers, check_company, decoded_and_prefilled, same
+from company import GREEDY, PROMPTS, WIDE, answers, check_company, decoded_and_prefilled, same, threads
 from families import make_folder
 from torch import Tensor
 
@@ -52,6 +52,17 @@ def test_alone_or_in_company(folder: Path, cpu_isa: str, scheme: str, dtype: str
 def test_decoded_or_prefilled(folder: Path, cpu_isa: str, scheme: str, dtype: str) -> None:
     loading = partial(load, folder, scheme, dtype=dtype, backend="native")
     assert torch.equal(*decoded_and_prefilled(loading, PROMPTS[2], 8))
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4", "fp8", "w4a8"])
+def test_number_of_threads(folder: Path, cpu_isa: str, scheme: str) -> None:
+    llm = load(folder, scheme, dtype="bfloat16", backend="native", prefix_caching=False)
+    with threads(1):
+        expected = answers(llm, PROMPTS)
+    for count in (2, 3):
+        with threads(count):
+            assert same(expected, answers(llm, PROMPTS)), f"{count} threads"
+            assert same(expected[2:3], answers(llm, PROMPTS[2:3])), f"{count} threads, alone"
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import tiny
@@ -85,3 +86,14 @@ def decoded_and_prefilled(
     llm = load(parts={"sampler": sampler})
     output = llm.generate(ids, SamplingParams(max_tokens=num_tokens, ignore_eos=True))[0]
     return torch.stack(seen), llm.logits([*ids, *output.token_ids])[len(ids) - 1 : -1]
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Kernels run on `count` threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
