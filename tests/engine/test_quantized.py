@@ -26,6 +26,7 @@ from minillm.engine.parts import Parts
 from minillm.engine.record import kv_envelope
 from minillm.errors import UsageError, WeightsError
 from minillm.model.loader import load_model
+from minillm.model.memory import weight_bytes
 from minillm.ops.contract import PackedWeight
 
 CASES = [*((scheme, "bfloat16") for scheme in QUANTIZATIONS), ("int8", "float32"), ("int4", "float32")]
@@ -153,6 +154,37 @@ def test_experts(tmp_path: Path, cpu_isa: str, scheme: str) -> None:
     assert same(expected, answers(load(made, scheme, backend="native"), PROMPTS))
     exact = load(made, scheme, backend="reference").logits(PROMPTS[2])
     assert agree(llm.logits(PROMPTS[2]), exact, scheme)
+
+
+def tied_and_copied(folder: Path) -> tuple[Path, Path]:
+    """A model whose head is the embedding, and one whose head is a copy of it."""
+    tied, copied = (tiny.config(**WIDE, tie_word_embeddings=own) for own in (True, False))
+    tensors = tiny.weights(tied, scale=0.1)
+    head = {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    return (
+        tiny.make_folder(folder / "tied", tied, tensors=tensors),
+        tiny.make_folder(folder / "copied", copied, tensors=tensors | head),
+    )
+
+
+@pytest.mark.parametrize("scheme", QUANTIZATIONS)
+def test_a_tied_head_reads_the_packed_embedding(tmp_path: Path, scheme: str) -> None:
+    """It has the numbers of a head of its own, and its bytes are there once."""
+    tied, copied = tied_and_copied(tmp_path)
+    loading = partial(load, tied, scheme, dtype="bfloat16", backend="native")
+    expected = check_company(loading)
+    two = load(copied, scheme, dtype="bfloat16", backend="native")
+    assert same(expected, answers(two, PROMPTS))
+
+    models = loading().engine.model, two.engine.model
+    weights, outside = models[0].decoder.weights(), SCHEMES[scheme].outside
+    assert weights.head is weights.embedding
+    assert isinstance(weights.head, PackedWeight) and weights.head.form == outside
+    there = [sum(matrix.nbytes for matrix in model.decoder.matrices) for model in models]
+    assert there[1] - there[0] == weights.head.nbytes
+    assert models[0].decoder.step_bytes() == models[1].decoder.step_bytes(), "a lookup reads one row"
+    estimates = [weight_bytes(model.config, torch.bfloat16) for model in models]
+    assert estimates[1] - estimates[0] == outside.nbytes(tiny.VOCAB_SIZE, WIDE["hidden_size"])
 
 
 @pytest.mark.parametrize("scheme", QUANTIZATIONS)
