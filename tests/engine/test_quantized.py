@@ -24,9 +24,9 @@ from minillm.config import EngineConfig
 from minillm.config.quantization import QUANTIZATIONS, SCHEMES
 from minillm.engine.parts import Parts
 from minillm.engine.record import kv_envelope
-from minillm.errors import UsageError, WeightsError
+from minillm.errors import OutOfMemory, UsageError, WeightsError
 from minillm.model.loader import load_model
-from minillm.model.memory import weight_bytes
+from minillm.model.memory import rope_bytes, weight_bytes
 from minillm.ops.contract import PackedWeight
 
 CASES = [*((scheme, "bfloat16") for scheme in QUANTIZATIONS), ("int8", "float32"), ("int4", "float32")]
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def load(folder: Path, scheme: str, **options: Any) -> LLM:
+def load(folder: Path, scheme: str | None, **options: Any) -> LLM:
     return tiny.load(folder, **({"kv_memory": "64MiB", "quantization": scheme} | options))
 
 
@@ -222,6 +222,38 @@ def test_bytes(folder: Path) -> None:
         for scheme in (None, "int8", "int4", "int4-g64")
     }
     assert read["int4-g64"] < read["int4"] < read["int8"] < 0.6 * read[None]
+
+
+def test_memory_for_four_bits_and_not_for_sixteen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 is refused and told of quantization; int4 loads down to the last byte of its estimate."""
+    models = [load(folder, scheme, dtype="bfloat16").engine.model for scheme in (None, "int4")]
+    plain, packed = (
+        weight_bytes(model.config, model.dtype) + rope_bytes(model.config, model.max_model_len)
+        for model in models
+    )
+
+    def set_free(nbytes: int) -> None:
+        monkeypatch.setattr("minillm.model.memory.free_memory", lambda device: nbytes)
+
+    set_free((plain + packed) // 2)
+    with pytest.raises(OutOfMemory, match="in bfloat16") as refused:
+        load(folder, None, dtype="bfloat16")
+    assert "quantization" in str(refused.value)
+    assert load(folder, "int4", dtype="bfloat16").generate([[5]], GREEDY)
+    set_free(packed)
+    load(folder, "int4", dtype="bfloat16")
+    set_free(packed - 1)
+    with pytest.raises(OutOfMemory):
+        load(folder, "int4", dtype="bfloat16")
+
+
+@pytest.mark.parametrize("scheme", QUANTIZATIONS)
+def test_the_estimate_is_what_is_allocated(folder: Path, scheme: str) -> None:
+    """But for scales that fill a line of memory."""
+    model = load(folder, scheme, dtype="bfloat16", backend="native").engine.model
+    norms = sum(p.nbytes for p in model.decoder.parameters())
+    there = sum(matrix.nbytes for matrix in model.decoder.matrices) + norms
+    assert 1 <= there / weight_bytes(model.config, torch.bfloat16) < 1.05
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 3e38])
