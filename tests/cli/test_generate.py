@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 
+from minillm import SamplingParams
 from minillm.cli.generate import CHAT_HINT
 from minillm.cli.main import main
 
@@ -82,3 +83,17 @@ def test_an_allowed_key_is_on_record(tmp_path: Path, capsys: pytest.CaptureFixtu
     plain = tiny.make_folder(tmp_path / "plain")
     assert said(capsys, plain, "-p", "the cat", *option)[0] == text
     assert "not understood" not in said(capsys, plain, "-p", "the cat", *option)[1], "control: not needed"
+
+
+def test_quantised_weights_give_the_tokens_of_the_api(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for option, scheme in (([], None), (["--quantization", "int4"], "int4")):
+        answer = json.loads(said(capsys, folder, "-p", "the cat", "-n", "16", "--json", *option)[0])
+        llm = tiny.load(folder, quantization=scheme)
+        expected = llm.generate("the cat", SamplingParams(max_tokens=16, temperature=0.0))[0]
+        assert answer["token_ids"] == expected.token_ids
+        assert answer["envelope"]["execution"] == expected.envelope["execution"]
+        found.append(answer["token_ids"])
+    assert found[0] != found[1], "control: the option counts"

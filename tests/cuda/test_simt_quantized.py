@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from company import PROMPTS, SHAPE, answers, same
+from company import GREEDY, PROMPTS, SHAPE, answers, bits, same
+from drafting import scripted
 from families import make_folder
 
 from minillm import LLM
@@ -32,7 +33,6 @@ except BuildFailed as reason:
 WORLDS: dict[str, dict[str, Any]] = {
     "in chunks of 7": {"prefill_chunk": 7},
     "three at a time, ragged": {"max_num_seqs": 3, "max_num_batched_tokens": 61},
-    "drafts": {"draft_model": "ngram", "num_draft_tokens": 3},
     "op by op": {"parts": {"attention": None}},
 }
 
@@ -55,12 +55,18 @@ def load(folder: Path, scheme: str, **options: Any) -> LLM:
 def test_alone_or_in_company(folder: Path, scheme: str, dtype: str) -> None:
     alone = load(folder, scheme, dtype=dtype)
     expected = [answers(alone, [prompt])[0] for prompt in PROMPTS]
-    assert same(expected, answers(alone, PROMPTS)), "with every prompt's prefix in the cache"
+    again = alone.generate(PROMPTS, GREEDY)
+    assert same(expected, map(bits, again)), "with every prompt's prefix in the cache"
     for name, options in WORLDS.items():
         if name == "op by op":
             ops = alone.engine.model.decoder.ops
             options = {"parts": {"attention": ops.paged_attention}}
         assert same(expected, answers(load(folder, scheme, dtype=dtype, **options), PROMPTS)), name
+    drafting = load(folder, scheme, dtype=dtype, parts=scripted(again, 0.7), adaptive_draft=False)
+    drafted = drafting.generate(PROMPTS, GREEDY)
+    assert same(expected, map(bits, drafted)), "drafts"
+    assert sum(output.metrics.drafted for output in drafted) > 0
+    assert sum(output.metrics.accepted for output in drafted) > 0
 
 
 @pytest.mark.parametrize("scheme", QUANTIZATIONS)

@@ -123,6 +123,7 @@ def test_what_a_folder_s_files_change(tmp_path: Path, folder: Path) -> None:
     [
         (["dtype"], {"dtype": "bfloat16"}),
         (["kv_dtype"], {"kv_dtype": "int8"}),
+        (["quantization"], {"quantization": "int8"}),
         (["block_size"], {"block_size": 8}),
         (["engine_seed"], {"seed": 1}),
         (["backend", "kernels"], {"backend": "reference"}),
@@ -141,8 +142,8 @@ def test_what_options_change(folder: Path, names: list[str], options: dict[str, 
     assert changed(tiny.load(folder).engine.envelope, tiny.load(folder, **options)) == names
 
 
-def test_quantization_is_a_component_of_its_own(folder: Path) -> None:
-    """No scheme can be loaded yet, so the config is made by hand."""
+def test_the_form_of_one_matrix_counts(folder: Path) -> None:
+    """The config is made by hand: one matrix of one layer."""
     model = tiny.load(folder, backend="reference").engine.model
     layer = replace(model.config.layers[1], quantization={"qkv": "int8"})
     packed = replace(model, config=replace(model.config, layers=(model.config.layers[0], layer)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import tiny
 import torch
 from cases import make_meta
 from coded_caches import empty
-from company import DTYPES, WIDE
+from company import DTYPES, WIDE, bits, decoded_and_prefilled
 from drafting import all_caches, make_pair, scripted
 from torch import Tensor
 
@@ -61,11 +62,6 @@ def load(folder: Path, **options: Any) -> LLM:
 def spoil(llm: LLM) -> None:
     for tensor in all_caches(llm):
         tensor.view(torch.int8).fill_(-1)  # of numbers: NaN
-
-
-def bits(completion: Any) -> tuple[list[int], Tensor]:
-    rows = [[value for _, value in sorted(row.items())] for row in completion.logprobs]
-    return completion.token_ids, torch.tensor(rows)
 
 
 def answers(llm: LLM, order: list[int] | None = None) -> Answers:
@@ -148,16 +144,7 @@ def test_speculation_changes_no_bit(tmp_path: Path, drafts: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_decoded_or_prefilled(folder: Path, cpu_isa: str, dtype: str) -> None:
-    seen: list[Tensor] = []
-
-    def sampler(logits: Tensor, batch: Any) -> Tensor:
-        seen.append(logits[0].float())
-        return logits.argmax(-1)
-
-    llm = load(folder, dtype=dtype, parts={"sampler": sampler})
-    output = llm.generate(PROMPTS[5], SamplingParams(max_tokens=20, ignore_eos=True))[0]
-    whole = llm.logits([*PROMPTS[5], *output.token_ids])
-    assert torch.equal(torch.stack(seen), whole[len(PROMPTS[5]) - 1 : -1])
+    assert torch.equal(*decoded_and_prefilled(partial(load, folder, dtype=dtype), PROMPTS[5]))
 
 
 class OneByOne:

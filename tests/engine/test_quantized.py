@@ -7,13 +7,15 @@ with it a row's numbers depend on its neighbours.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import drafting
 import pytest
 import tiny
 import torch
-from company import PROMPTS, WIDE, answers, same
+from company import GREEDY, PROMPTS, WIDE, answers, check_company, decoded_and_prefilled, same, threads
 from families import make_folder
 from torch import Tensor
 
@@ -22,20 +24,12 @@ from minillm.config import EngineConfig
 from minillm.config.quantization import QUANTIZATIONS, SCHEMES
 from minillm.engine.parts import Parts
 from minillm.engine.record import kv_envelope
-from minillm.errors import UsageError, WeightsError
+from minillm.errors import OutOfMemory, UsageError, WeightsError
 from minillm.model.loader import load_model
+from minillm.model.memory import rope_bytes, weight_bytes
 from minillm.ops.contract import PackedWeight
 
-WORLDS: dict[str, dict[str, Any]] = {
-    "in one batch": {},
-    "in chunks, three at a time, few blocks": {
-        "prefill_chunk": 7,
-        "max_num_seqs": 3,
-        "max_num_batched_tokens": 61,
-        "kv_memory": "512KiB",
-    },
-    "drafts": {"draft_model": "ngram", "num_draft_tokens": 3},
-}
+CASES = [*((scheme, "bfloat16") for scheme in QUANTIZATIONS), ("int8", "float32"), ("int4", "float32")]
 
 
 @pytest.fixture(scope="module")
@@ -46,22 +40,54 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def load(folder: Path, scheme: str, **options: Any) -> LLM:
+def load(folder: Path, scheme: str | None, **options: Any) -> LLM:
     return tiny.load(folder, **({"kv_memory": "64MiB", "quantization": scheme} | options))
 
 
-@pytest.mark.parametrize(
-    ("scheme", "dtype"),
-    [*((scheme, "bfloat16") for scheme in QUANTIZATIONS), ("int8", "float32"), ("int4", "float32")],
-)
+@pytest.mark.parametrize(("scheme", "dtype"), CASES)
 def test_alone_or_in_company(folder: Path, cpu_isa: str, scheme: str, dtype: str) -> None:
-    alone = load(folder, scheme, dtype=dtype, backend="native")
-    expected = [answers(alone, [prompt])[0] for prompt in PROMPTS]
-    again = answers(alone, PROMPTS)  # with every prompt's prefix in the cache
-    assert same(expected, again)
-    for name, options in WORLDS.items():
-        found = answers(load(folder, scheme, dtype=dtype, backend="native", **options), PROMPTS)
-        assert same(expected, found), name
+    check_company(partial(load, folder, scheme, dtype=dtype, backend="native"))
+
+
+@pytest.mark.parametrize(("scheme", "dtype"), CASES)
+def test_decoded_or_prefilled(folder: Path, cpu_isa: str, scheme: str, dtype: str) -> None:
+    loading = partial(load, folder, scheme, dtype=dtype, backend="native")
+    assert torch.equal(*decoded_and_prefilled(loading, PROMPTS[2], 8))
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4", "fp8", "w4a8"])
+def test_number_of_threads(folder: Path, cpu_isa: str, scheme: str) -> None:
+    llm = load(folder, scheme, dtype="bfloat16", backend="native", prefix_caching=False)
+    with threads(1):
+        expected = answers(llm, PROMPTS)
+    for count in (2, 3):
+        with threads(count):
+            assert same(expected, answers(llm, PROMPTS)), f"{count} threads"
+            assert same(expected[2:3], answers(llm, PROMPTS[2:3])), f"{count} threads, alone"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return drafting.make_pair(tmp_path_factory.mktemp("drafts"))
+
+
+@pytest.mark.parametrize(("scheme", "dtype"), CASES)
+def test_speculation_changes_no_bit(pair: tuple[Path, Path], scheme: str, dtype: str) -> None:
+    """The target is quantised, the draft model is not. Before a run every slot of both caches is NaN."""
+    loading = partial(drafting.load, pair[0], quantization=scheme, dtype=dtype)
+    params = drafting.mixed_params(len(PROMPTS), 8, ignore_eos=True, logprobs=tiny.VOCAB_SIZE)
+    plain = loading().generate(PROMPTS, params)
+    model = {"draft_model": str(pair[1]), "num_draft_tokens": 3}
+    drafters: dict[str, dict[str, Any]] = {
+        "often right": {"parts": drafting.scripted(plain, 0.7)},
+        "model": model,
+        "tree": model | {"draft_tree": (3, 1)},
+    }
+    for name, options in drafters.items():
+        found = loading(**options).generate(PROMPTS, params)
+        assert drafting.differing(found, plain) == [], name
+        assert sum(output.metrics.drafted for output in found) > 0, name
+        assert sum(output.metrics.accepted for output in found) > 0, name
 
 
 def int8_product(scale_of: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
@@ -77,14 +103,30 @@ def int8_product(scale_of: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     return linear
 
 
-@pytest.mark.parametrize("scope", ["a row", "the batch"])
+SCOPES: dict[str, Callable[[Tensor], Tensor]] = {
+    "a row": lambda x: x.abs().amax(dim=1, keepdim=True),
+    "the batch": lambda x: x.abs().amax(),
+}
+
+
+@pytest.mark.parametrize("scope", SCOPES)
 def test_control_a_scale_for_the_whole_batch(folder: Path, scope: str) -> None:
-    by_row = int8_product(lambda x: x.abs().amax(dim=1, keepdim=True))
-    by_batch = int8_product(lambda x: x.abs().amax())
-    options = {"parts": {"linear": by_row if scope == "a row" else by_batch}, "backend": "native"}
-    alone = load(folder, "int8", **options)
-    expected = [answers(alone, [prompt])[0] for prompt in PROMPTS]
-    assert same(expected, answers(load(folder, "int8", **options), PROMPTS)) == (scope == "a row")
+    """The check of company, of decoding against prefill and of speculation each find it."""
+    linear = int8_product(SCOPES[scope])
+
+    def loading(parts: dict[str, Any] | None = None, **options: Any) -> LLM:
+        parts = {"linear": linear} | (parts or {})
+        return load(folder, "int8", parts=parts, backend="native", **options)
+
+    if scope == "a row":
+        check_company(loading)
+    else:
+        with pytest.raises(AssertionError):
+            check_company(loading)
+    assert torch.equal(*decoded_and_prefilled(loading, PROMPTS[2], 8)) == (scope == "a row")
+    plain = loading().generate(PROMPTS, GREEDY)
+    drafted = loading(drafting.scripted(plain, 0.7), adaptive_draft=False).generate(PROMPTS, GREEDY)
+    assert (drafting.differing(drafted, plain) == []) == (scope == "a row")
 
 
 def agree(found: Tensor, exact: Tensor, scheme: str) -> bool:
@@ -99,19 +141,57 @@ def agree(found: Tensor, exact: Tensor, scheme: str) -> bool:
     return bool((wrong < 1e-4).sum() >= 5 and wrong.max() < 0.15)
 
 
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("mixture"), "mixtral")
+
+
 @pytest.mark.parametrize("scheme", QUANTIZATIONS)
-def test_experts(tmp_path: Path, cpu_isa: str, scheme: str) -> None:
-    """The experts' matrices are quantised, the router is not; alone or in company, and by the reference."""
-    made = make_folder(tmp_path / "model", "mixtral")
-    llm = load(made, scheme, backend="native")
+def test_experts(mixture: Path, cpu_isa: str, scheme: str) -> None:
+    """The experts' matrices are quantised, the router is not; the numbers are the reference's."""
+    llm = load(mixture, scheme, backend="native")
     weights = llm.engine.model.decoder.weights().layers[0]
     assert weights.expert_down is not None and weights.router is not None
     assert isinstance(weights.expert_down.weight, PackedWeight) and weights.expert_down.weight.form
     assert isinstance(weights.router.weight, PackedWeight) and weights.router.weight.form is None
-    expected = [answers(llm, [prompt])[0] for prompt in PROMPTS]
-    assert same(expected, answers(load(made, scheme, backend="native"), PROMPTS))
-    exact = load(made, scheme, backend="reference").logits(PROMPTS[2])
+    exact = load(mixture, scheme, backend="reference").logits(PROMPTS[2])
     assert agree(llm.logits(PROMPTS[2]), exact, scheme)
+
+
+@pytest.mark.parametrize(("scheme", "dtype"), CASES)
+def test_experts_alone_or_in_company(mixture: Path, cpu_isa: str, scheme: str, dtype: str) -> None:
+    check_company(partial(load, mixture, scheme, dtype=dtype, backend="native"))
+
+
+def tied_and_copied(folder: Path) -> tuple[Path, Path]:
+    """A model whose head is the embedding, and one whose head is a copy of it."""
+    tied, copied = (tiny.config(**WIDE, tie_word_embeddings=own) for own in (True, False))
+    tensors = tiny.weights(tied, scale=0.1)
+    head = {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    return (
+        tiny.make_folder(folder / "tied", tied, tensors=tensors),
+        tiny.make_folder(folder / "copied", copied, tensors=tensors | head),
+    )
+
+
+@pytest.mark.parametrize("scheme", QUANTIZATIONS)
+def test_a_tied_head_reads_the_packed_embedding(tmp_path: Path, scheme: str) -> None:
+    """It has the numbers of a head of its own, and its bytes are there once."""
+    tied, copied = tied_and_copied(tmp_path)
+    loading = partial(load, tied, scheme, dtype="bfloat16", backend="native")
+    expected = check_company(loading)
+    two = load(copied, scheme, dtype="bfloat16", backend="native")
+    assert same(expected, answers(two, PROMPTS))
+
+    models = loading().engine.model, two.engine.model
+    weights, outside = models[0].decoder.weights(), SCHEMES[scheme].outside
+    assert weights.head is weights.embedding
+    assert isinstance(weights.head, PackedWeight) and weights.head.form == outside
+    there = [sum(matrix.nbytes for matrix in model.decoder.matrices) for model in models]
+    assert there[1] - there[0] == weights.head.nbytes
+    assert models[0].decoder.step_bytes() == models[1].decoder.step_bytes(), "a lookup reads one row"
+    estimates = [weight_bytes(model.config, torch.bfloat16) for model in models]
+    assert estimates[1] - estimates[0] == outside.nbytes(tiny.VOCAB_SIZE, WIDE["hidden_size"])
 
 
 @pytest.mark.parametrize("scheme", QUANTIZATIONS)
@@ -144,6 +224,38 @@ def test_bytes(folder: Path) -> None:
     assert read["int4-g64"] < read["int4"] < read["int8"] < 0.6 * read[None]
 
 
+def test_memory_for_four_bits_and_not_for_sixteen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 is refused and told of quantization; int4 loads down to the last byte of its estimate."""
+    models = [load(folder, scheme, dtype="bfloat16").engine.model for scheme in (None, "int4")]
+    plain, packed = (
+        weight_bytes(model.config, model.dtype) + rope_bytes(model.config, model.max_model_len)
+        for model in models
+    )
+
+    def set_free(nbytes: int) -> None:
+        monkeypatch.setattr("minillm.model.memory.free_memory", lambda device: nbytes)
+
+    set_free((plain + packed) // 2)
+    with pytest.raises(OutOfMemory, match="in bfloat16") as refused:
+        load(folder, None, dtype="bfloat16")
+    assert "quantization" in str(refused.value)
+    assert load(folder, "int4", dtype="bfloat16").generate([[5]], GREEDY)
+    set_free(packed)
+    load(folder, "int4", dtype="bfloat16")
+    set_free(packed - 1)
+    with pytest.raises(OutOfMemory):
+        load(folder, "int4", dtype="bfloat16")
+
+
+@pytest.mark.parametrize("scheme", QUANTIZATIONS)
+def test_the_estimate_is_what_is_allocated(folder: Path, scheme: str) -> None:
+    """But for scales that fill a line of memory."""
+    model = load(folder, scheme, dtype="bfloat16", backend="native").engine.model
+    norms = sum(p.nbytes for p in model.decoder.parameters())
+    there = sum(matrix.nbytes for matrix in model.decoder.matrices) + norms
+    assert 1 <= there / weight_bytes(model.config, torch.bfloat16) < 1.05
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 3e38])
 @pytest.mark.parametrize("scheme", QUANTIZATIONS)
 def test_weights_that_cannot_be_quantised(tmp_path: Path, scheme: str, bad: float) -> None:
@@ -162,11 +274,9 @@ def test_options(folder: Path) -> None:
 
 
 def test_with_keys_and_values_in_8_bits_too(folder: Path, cpu_isa: str) -> None:
-    alone = load(folder, "int4", backend="native", kv_dtype="int8")
-    expected = [answers(alone, [prompt])[0] for prompt in PROMPTS]
-    for name, options in WORLDS.items():
-        found = load(folder, "int4", backend="native", **({"kv_dtype": "int8"} | options))
-        assert same(expected, answers(found, PROMPTS)), name
+    loading = partial(load, folder, "int4", backend="native", kv_dtype="int8")
+    expected = check_company(loading)
     plain = load(folder, "int4", backend="native")
-    assert alone.engine.stats()["num_blocks"] > 1.75 * plain.engine.stats()["num_blocks"], "head_dim is 32"
+    blocks = [llm.engine.stats()["num_blocks"] for llm in (loading(), plain)]
+    assert blocks[0] > 1.75 * blocks[1], "head_dim is 32"
     assert not same(expected, answers(plain, PROMPTS)), "the control: rounded keys and values show"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -14,10 +15,19 @@ from minillm.observe.online import EngineMetrics
 HEAD = 2 * tiny.VOCAB_SIZE * 32
 
 
-@pytest.fixture(params=[None, 8])
+WAYS: dict[str, tuple[int | None, dict[str, Any]]] = {
+    "plain": (None, {}),
+    "a window": (8, {}),
+    "weights in 4 bits": (None, {"quantization": "int4"}),
+    "keys in 8 bits": (None, {"kv_dtype": "int8"}),
+}
+
+
+@pytest.fixture(params=WAYS)
 def llm(request: pytest.FixtureRequest, tmp_path: Path) -> LLM:
-    config = tiny.mistral_config(request.param) if request.param else tiny.config()
-    return tiny.load(tiny.make_folder(tmp_path / "model", config), prefill_chunk=16)
+    window, options = WAYS[request.param]
+    config = tiny.mistral_config(window) if window else tiny.config()
+    return tiny.load(tiny.make_folder(tmp_path / "model", config), prefill_chunk=16, **options)
 
 
 def test_a_prompt_in_chunks_costs_what_it_costs_whole(llm: LLM) -> None:
@@ -34,6 +44,23 @@ def test_a_decoded_token_costs_what_it_costs_alone(llm: LLM) -> None:
     for context in (1, 7, 8, 9, 100):
         cost = costs.decode(1, 1, context)
         assert (cost.flops, cost.read) == (decode_flops(config, context), kv_bytes_read(config, context, 4))
+
+
+def test_fewer_bits_cost_fewer_bytes_and_the_same_flops(folder: Path) -> None:
+    """K and V of 2 layers and 2 heads: 8 codes and a scale. Weights: what the packed matrices take."""
+    plain, packed, coded = (
+        tiny.load(folder, **options).engine.model
+        for options in ({}, {"quantization": "int4"}, {"kv_dtype": "int8"})
+    )
+    costs = [model.step_costs() for model in (plain, packed, coded)]
+    assert [cost.decode(1, 1, 10).read for cost in costs] == [10 * tiny.BLOCK_BYTES] * 2 + [10 * 8 * (8 + 4)]
+    assert [cost.decode(1, 1, 10).written for cost in costs] == [tiny.BLOCK_BYTES] * 2 + [8 * (8 + 4)]
+    assert len({cost.decode(1, 1, 10).flops for cost in costs}) == 1
+    weights = packed.decoder.weights()
+    norms = 2 * len(packed.config.layers) + 1
+    read = [m.nbytes for m in packed.decoder.matrices if m is not weights.embedding]
+    assert costs[1].weight_bytes == sum(read) + norms * 32 * 4 < costs[0].weight_bytes
+    assert costs[2].weight_bytes == costs[0].weight_bytes
 
 
 def test_a_batch_costs_the_sum_of_its_sequences(folder: Path) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
-import families
 import pytest
 import tiny
 import torch
 from company import PROMPTS, WIDE, answers, same
-from safetensors.torch import load_file, save_file
+from stored_models import gpt_oss, write
 from torch import Tensor
 
 from minillm.config.quantization import Form
@@ -85,11 +83,6 @@ def gptq(
     return stored, plain
 
 
-def write(folder: Path, cfg: dict[str, Any], tensors: dict[str, Tensor], quantization: object = None) -> Path:
-    more = {} if quantization is None else {"quantization_config": quantization}
-    return tiny.make_folder(folder, cfg | more, tensors=tensors)
-
-
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A checkpoint of compressed-tensors, and one with the same numbers in float32."""
@@ -149,40 +142,11 @@ def test_act_order(tmp_path: Path, caplog: pytest.LogCaptureFixture, shared: boo
     assert ("qkv" in forms) == shared and "down" in forms
 
 
-def mxfp4(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The experts of gpt-oss: [experts, in, rows] -> blocks and scales by row."""
-    stored, plain = {}, dict(tensors)
-    for name, tensor in tensors.items():
-        if not name.endswith(("gate_up_proj", "down_proj")):
-            stored[name] = tensor
-            continue
-        rows = tensor.transpose(1, 2).contiguous()  # [experts, rows, in]
-        codes = torch.randint(
-            0, 16, rows.shape, generator=torch.Generator().manual_seed(3), dtype=torch.uint8
-        )
-        groups = rows.shape[2] // 32
-        scales = torch.randint(118, 123, (*rows.shape[:2], groups), dtype=torch.uint8)
-        made = [
-            QuantizedMatrix(Form("fp4", 32, wide=True), c, 2.0 ** (s.float() - 127)).dequantize()
-            for c, s in zip(codes, scales, strict=True)
-        ]
-        pairs = codes.unflatten(2, (groups, 16, 2))
-        stored |= {f"{name}_blocks": pairs[..., 0] | pairs[..., 1] << 4, f"{name}_scales": scales}
-        plain[name] = torch.stack(made).transpose(1, 2).contiguous()
-    return stored, plain
-
-
 def test_experts_of_gpt_oss(tmp_path: Path) -> None:
     """Gates and ups lie in turns in the file; the biases and the router are plain."""
-    made = families.make_folder(tmp_path / "plain", "gpt_oss", intermediate_size=64, hidden_size=96)
-    stored, plain = mxfp4(load_file(made / "model.safetensors"))
-    assert len(stored) > len(plain)
-    save_file(plain, made / "model.safetensors")
-    cfg = json.loads((made / "config.json").read_text())
-    config = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}
-    other = write(tmp_path / "mxfp4", cfg, stored, config)
-    assert close(made, other, backend="reference") and close(made, other, backend="native")
-    forms = tiny.load(other).engine.model.config.layers[0].quantization
+    stored, plain = gpt_oss(tmp_path)
+    assert close(stored, plain, backend="reference") and close(stored, plain, backend="native")
+    forms = tiny.load(stored).engine.model.config.layers[0].quantization
     assert forms == dict.fromkeys(("expert_gate_up", "expert_down"), Form("fp4", 32, wide=True))
 
 

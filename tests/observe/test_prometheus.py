@@ -19,6 +19,7 @@ from minillm.observe.figures import Figures
 from minillm.observe.histogram import Histogram
 from minillm.observe.online import EngineMetrics
 from minillm.observe.prometheus import make_registry
+from minillm.observe.trace_file import read_trace
 
 PAGE = Path(__file__).parents[2] / "docs" / "observing.md"
 # As of July 2026, from vllm/v1/metrics/loggers.py, perf.py and spec_decode/metrics.py of vLLM.
@@ -157,6 +158,24 @@ def test_gauges_are_the_memory_now(metrics: EngineMetrics) -> None:
         assert value(samples, "kv_bytes", state=state) == count * metrics.block_bytes
     assert value(samples, "warmup_seconds", part="load") == metrics.startup["load"]
     assert types["minillm:kv_cache_usage_perc"] == "gauge"
+
+
+@pytest.mark.parametrize(
+    ("kv_dtype", "token_bytes"), [(None, tiny.BLOCK_BYTES), ("int8", 2 * 2 * 2 * (8 + 4))]
+)
+def test_bytes_are_those_of_the_cache(
+    folder: Path, tmp_path: Path, kv_dtype: str | None, token_bytes: int
+) -> None:
+    """In 8 bits: K and V of 2 layers and 2 heads, each 8 codes and a scale; in a trace, too."""
+    llm = tiny.load(folder, kv_dtype=kv_dtype, record=tmp_path / "run")
+    metrics = EngineMetrics(llm.engine)
+    llm.generate([[5] * 20], SamplingParams(max_tokens=3))
+    _, samples, _ = scrape(metrics)
+    exported = [value(samples, "kv_bytes", state=state) for state in metrics.memory.blocks]
+    cache = llm.engine.worker.runner.cache
+    there = sum(tensor.nbytes for tensor in (*cache.k, *cache.v))
+    assert sum(exported) == there == llm.engine.pool.num_blocks * 16 * token_bytes
+    assert read_trace(tmp_path / "run").header["kv_bytes_per_token"] == token_bytes
 
 
 def test_the_page_lists_the_metrics_that_there_are(metrics: EngineMetrics) -> None:
