@@ -12,7 +12,8 @@ import test_stored_quantized
 import tiny
 import torch
 from company import PROMPTS, WIDE
-from test_stored_quantized import GPTQ, PACKED, gptq, packed, write
+from stored_models import write
+from test_stored_quantized import GPTQ, PACKED, gptq, packed
 from torch import Tensor
 
 from minillm.errors import WeightsError
