@@ -225,7 +225,7 @@ def test_bytes(folder: Path) -> None:
 
 
 def test_memory_for_four_bits_and_not_for_sixteen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """bfloat16 is refused, and the hint names quantization; int4 loads down to the last byte of its estimate."""
+    """bfloat16 is refused, and the hint names quantization; int4 loads with exactly its estimate free."""
     models = [load(folder, scheme, dtype="bfloat16").engine.model for scheme in (None, "int4")]
     plain, packed = (
         weight_bytes(model.config, model.dtype) + rope_bytes(model.config, model.max_model_len)
