@@ -3,13 +3,17 @@
 A test module that imports this is skipped, with a reason, if the kernels cannot be built.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
+import torch
 from cases import DTYPES, REFERENCE, Case, check, make_meta, random
 
 from minillm.ops.registered import load_native
 from minillm.toolchain.compiler import BuildFailed, find_compiler
 
-__all__ = ["DTYPES", "REFERENCE", "Case", "check", "make_meta", "random"]
+__all__ = ["DTYPES", "REFERENCE", "Case", "check", "make_meta", "random", "threads"]
 
 try:
     load_native()
@@ -17,3 +21,14 @@ except BuildFailed as reason:
     if find_compiler():
         raise  # sources that do not compile are a failure, not a skip
     pytest.skip(f"native kernels: {reason}", allow_module_level=True)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Kernels run on so many threads, also on fewer cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -6,12 +6,9 @@ sequence or all of them, on the batch and on the number of threads. No bit may s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
-from native import DTYPES, REFERENCE, Case, check, make_meta, random
+from native import DTYPES, REFERENCE, Case, check, make_meta, random, threads
 from oracle import paged_attention
 from torch import Tensor
 from torch.nn.functional import pad
@@ -26,16 +23,6 @@ SPEC = LayerSpec(70, 0.3, softcap=1.5, sinks=True)
 MIXED = [(1, 200), (4, 70), (1, 64), (70, 140), (2, 129), (0, 9), (1, 1)]
 # Shapes of heads: groups of 1, 3, 4 and 8; a block that no tile is made of.
 SHAPES = [(2, 2, 16), (9, 3, 16), (4, 1, 5), (8, 1, 32)]
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def attend(ops: CpuOps, q: Tensor, cache: LayerCache, meta: AttentionMetadata) -> Tensor:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from native import DTYPES, REFERENCE, check, random
+from native import DTYPES, REFERENCE, check, random, threads
 from torch import Tensor
 
 from minillm.ops import variants
@@ -141,15 +141,13 @@ def test_a_row_does_not_depend_on_the_others(native_ops: CpuOps, dtype: torch.dt
             x[rows], native_ops.route(logits[rows], TOKEN, False), *matrices, ACTIVATION
         )
 
-    every, before = torch.arange(40), torch.get_num_threads()
+    every = torch.arange(40)
     together = run(every)
     assert all(torch.equal(run(every[i : i + 1])[0], together[i]) for i in range(40))
     assert torch.equal(run(every.flip(0)).flip(0), together)
-    torch.set_num_threads(3 - min(before, 2))
-    try:
-        assert torch.equal(run(every), together)
-    finally:
-        torch.set_num_threads(before)
+    for count in (1, 2, 3):
+        with threads(count):
+            assert torch.equal(run(every), together)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

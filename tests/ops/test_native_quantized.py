@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from native import DTYPES, random
+from native import DTYPES, random, threads
 from quantized_matrices import GROUPS, SHAPES, matrix, packed
 from quantized_products import (
     CODES_AND_INT8_X,
@@ -78,6 +78,23 @@ def test_scales_that_are_one_percent_wrong_are_noticed(
             for given in (made, with_wrong_scales(made))
         ]
         assert right[0].all() and right[1].double().mean() < 0.75
+
+
+@pytest.mark.parametrize("out", [130, 16 * 6 * 3 + 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("codes", "int8_x"), CODES_AND_INT8_X)
+def test_any_number_of_threads(
+    native_ops: CpuOps, cpu_isa: str, codes: Codes, int8_x: bool, dtype: torch.dtype, out: int
+) -> None:
+    """Contract C2. Each thread takes strips of outputs; with many rows it unpacks them first."""
+    made = matrix(Form(codes, 64, minimum=True, int8_x=int8_x), out, 200)
+    whole, x, ids = packed(native_ops, made, dtype), random(70, 200).to(dtype), torch.arange(out)
+    found = []
+    for count in (1, 2, 3):
+        with threads(count):
+            rows = [native_ops.linear(x[:rows], whole) for rows in (1, 9, 70)]
+            found.append(torch.cat([part.flatten() for part in (*rows, native_ops.embedding(ids, whole))]))
+    assert torch.equal(found[1], found[0]) and torch.equal(found[2], found[0])
 
 
 @pytest.mark.parametrize("codes", WHOLE)
