@@ -6,14 +6,42 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from cases import random
+from quantized_matrices import packed
 from torch import Tensor
 
 from minillm.config.quantization import CODES, Codes, Form
-from minillm.ops.quantized import QuantizedMatrix
+from minillm.ops.contract import Ops
+from minillm.ops.quantized import QuantizedMatrix, rounded_x
 
 WHOLE: tuple[Codes, ...] = ("int8", "int4", "uint4")  # may meet activations in int8
 CODES_AND_INT8_X = [*((codes, False) for codes in CODES), *((codes, True) for codes in WHOLE)]
 _SEGMENT = 128  # inputs that share a scale of fixed-point numbers, at most (csrc/cpu/codes_int16.h)
+
+
+def check_product(
+    ops: Ops,
+    made: QuantizedMatrix,
+    dtype: torch.dtype,
+    rows: int,
+    with_bias: bool = False,
+    fixed: bool = False,
+    device: str = "cpu",
+) -> None:
+    """Against float64, with the same bits in any batch; and lookups of its rows, to the bit."""
+    out, size = made.shape
+    whole, x = packed(ops, made, dtype), random(rows, size, seed=rows).to(dtype)
+    bias, what = random(out).to(dtype) if with_bias else None, f"{made.form}, {size} -> {out}, {dtype}"
+
+    def multiply(x: Tensor) -> Tensor:
+        return ops.linear(x.to(device), whole, None if bias is None else bias.to(device)).cpu()
+
+    multiplied = rounded_x(x, made.form, made.order) if made.form.int8_x else x
+    assert is_right(multiply(x), made, multiplied, bias, fixed).all(), what
+    assert not differing_parts(multiply, x), what
+    ids, exact = torch.tensor([0, out - 1, out // 2]), made.dequantize().to(dtype)
+    assert torch.equal(ops.embedding(ids.to(device), whole).cpu(), exact[ids]), what
+    assert torch.equal(ops.unpack_weight(whole).cpu(), exact), what
 
 
 def is_right(
@@ -62,7 +90,7 @@ def with_wrong_scales(made: QuantizedMatrix) -> QuantizedMatrix:
 def parts_of(rows: int) -> list[slice]:
     """The first rows, few and many; some in the middle, one of them alone; the last one."""
     first = [slice(0, count) for count in (1, 2, 7, 8, 9, 64, 70, 512) if count < rows]
-    middle = [slice(start, end) for start, end in ((37, 45), (41, 42)) if end <= rows]
+    middle = [slice(start, end) for start, end in ((4, 5), (37, 45), (41, 42)) if end <= rows]
     return [*first, *middle, slice(rows - 1, rows)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -13,7 +12,7 @@ from quantized_matrices import GROUPS, SHAPES, matrix, packed
 from quantized_products import (
     CODES_AND_INT8_X,
     WHOLE,
-    differing_parts,
+    check_product,
     is_fixed,
     is_right,
     with_wrong_scales,
@@ -31,17 +30,9 @@ def test_products(native_ops: CpuOps, cpu_isa: str, codes: Codes) -> None:
     for group, wide, minimum, (n, (out, size)) in cases:
         form = Form(codes, group, wide, minimum)
         made = matrix(form, out, size, ordered=n % 2 == 1, seed=n)
-        bias = random(out, seed=n) if n % 2 else None
         for dtype in DTYPES:
-            whole, x = packed(native_ops, made, dtype), random(70 if n else 513, size, seed=n).to(dtype)
-            own = None if bias is None else bias.to(dtype)
-            found = native_ops.linear(x, whole, own)
-            what = f"{form}, {size} -> {out}, {dtype}"
-            assert is_right(found, made, x, own, fixed=is_fixed(cpu_isa, codes, dtype)).all(), what
-            assert not differing_parts(partial(native_ops.linear, weight=whole, bias=own), x), what
-            ids = torch.tensor([0, out - 1, out // 2])
-            assert torch.equal(native_ops.embedding(ids, whole), made.dequantize()[ids].to(dtype)), what
-            assert torch.equal(native_ops.unpack_weight(whole), made.dequantize().to(dtype)), what
+            fixed = is_fixed(cpu_isa, codes, dtype)
+            check_product(native_ops, made, dtype, 70 if n else 513, with_bias=n % 2 == 1, fixed=fixed)
 
 
 @pytest.mark.parametrize("codes", WHOLE)
@@ -51,11 +42,7 @@ def test_products_with_activations_in_int8(native_ops: CpuOps, cpu_isa: str, cod
         form = Form(codes, group, wide=n % 3 == 0, minimum=minimum, int8_x=True)
         made = matrix(form, out, size, ordered=n % 2 == 1, seed=n)
         for dtype in DTYPES:
-            whole, x = packed(native_ops, made, dtype), random(70 if n else 513, size, seed=n).to(dtype)
-            found, rounded = native_ops.linear(x, whole), rounded_x(x, form, made.order)
-            what = f"{form}, {size} -> {out}, {dtype}"
-            assert is_right(found, made, rounded).all(), what
-            assert not differing_parts(partial(native_ops.linear, weight=whole), x), what
+            check_product(native_ops, made, dtype, 70 if n else 513)
     plain = packed(native_ops, matrix(Form(codes, 64), 16, 128), torch.float32)
     x = random(2, 128)
     rounds = packed(native_ops, matrix(Form(codes, 64, int8_x=True), 16, 128), torch.float32)
