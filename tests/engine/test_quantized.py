@@ -156,6 +156,26 @@ def test_weights_that_cannot_be_quantised(tmp_path: Path, scheme: str, bad: floa
         load(made, scheme)
 
 
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("scheme", ["w8a8", "int4"])
+def test_replaced_parts(folder: Path, scheme: str, backend: str) -> None:
+    """A replaced `linear` gets plain matrices; with any other part the product stays the quantised one."""
+    quantized = load(folder, scheme, backend=backend)
+    expected, ops = quantized.logits(PROMPTS[3]), quantized.engine.model.decoder.ops
+    other = load(folder, scheme, backend=backend, parts={"attention": ops.paged_attention})
+    assert torch.equal(other.logits(PROMPTS[3]), expected)
+    seen = list[type]()
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        seen.append(type(weight))
+        return torch.nn.functional.linear(x, weight, bias)
+
+    found = load(folder, scheme, backend=backend, parts={"linear": linear}).logits(PROMPTS[3])
+    assert set(seen) == {Tensor}
+    rounds = SCHEMES[scheme].layers.int8_x  # the activations, which this `linear` does not
+    assert torch.allclose(found, expected, atol=2e-4, rtol=1e-3) != rounds
+
+
 def test_options(folder: Path) -> None:
     with pytest.raises(UsageError, match="quantization='int3' is not known"):
         load(folder, "int3")
