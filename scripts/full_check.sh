@@ -27,7 +27,8 @@ part "native kernels under ASan and UBSan" bash "$repo/scripts/sanitize.sh"
 part "CUDA kernels under ASan and UBSan, in the simulator" \
     bash "$repo/scripts/sanitize.sh" tests/cuda/test_cuda_kernels.py tests/cuda/test_cuda_families.py \
     tests/cuda/test_cuda_experts.py tests/cuda/test_cuda_pass.py tests/cuda/test_cuda_buckets.py \
-    tests/cuda/test_simt_engine.py tests/cuda/test_cuda_quantized.py tests/cuda/test_cuda_kv8.py
+    tests/cuda/test_simt_engine.py tests/cuda/test_cuda_quantized.py tests/cuda/test_cuda_kv8.py \
+    tests/cuda/test_simt_quantized.py tests/cuda/test_simt_kv8.py
 
 printf '\nfull_check.sh, %d min in all:%s\n' "$((SECONDS / 60))" "$summary"
 [ "$status" = 0 ] && printf 'full_check.sh: all passed\n' || printf 'full_check.sh: FAILED\n'

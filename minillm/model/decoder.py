@@ -125,13 +125,13 @@ class Decoder(nn.Module):
     def with_ops(self, ops: Ops) -> Decoder:
         """The same model with other ops. Tensors are shared, not copied.
 
-        The exception: if `ops` does not accept packed matrices (a replaced `linear` does not), the result
-        has its own unpacked matrices.
+        The exception: if `ops` does not accept these matrices (a replaced `linear` takes plain ones alone),
+        the result has its own plain matrices.
         """
         tables = [table for rope in self.ropes for table in rope]
         shared = [*self.parameters(), *self.matrices, *tables, self.config]
         other = copy.deepcopy(self, {id(x): x for x in shared} | {id(self.ops): ops})
-        if not ops.packs:
+        if ops.plain_only or (self.ops.packs and not ops.packs):
             for owner, name in other._places():
                 setattr(owner, name, self.ops.unpack_weight(getattr(owner, name)))
         return other

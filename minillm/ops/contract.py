@@ -166,6 +166,10 @@ class Ops(Protocol):
     def packs(self) -> bool:
         """Whether `prepare_weight` packs, and the ops accept packed weights."""
 
+    @property
+    def plain_only(self) -> bool:
+        """Whether the ops take matrices [out, in] alone, not quantised ones: a replaced `linear` does."""
+
     def prepare_weight(self, weight: Tensor) -> Weight:
         """A matrix [out, in] in this backend's layout; called once per matrix, after loading.
 

@@ -88,6 +88,7 @@ class CpuOps(FusedOps):
     kv_dtypes = ("int8",)
     view_keys = staticmethod(kv_codes.columns)
     packs = True
+    plain_only = False
 
     def __init__(self) -> None:
         load_native()

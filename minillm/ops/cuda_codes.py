@@ -39,6 +39,7 @@ class CudaMatrices(FusedOps):
     """The part of `CudaOps` that makes matrices and reads their rows."""
 
     packs = True  # quantised matrices; others stay as they are
+    plain_only = False
     _ops: Any  # a namespace of torch's ops
 
     def prepare_weight(self, weight: Tensor) -> Weight:

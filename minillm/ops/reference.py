@@ -198,11 +198,14 @@ class ReferenceOps:
     kv_dtypes = KV_DTYPES
     view_keys = staticmethod(kv_codes.columns)
     packs = False
+    plain_only = False
 
     def prepare_weight(self, weight: Tensor) -> Weight:
         return weight
 
     def unpack_weight(self, weight: Weight) -> Tensor:
+        if isinstance(weight, QuantizedMatrix):
+            return weight.dequantize().to(weight.dtype)
         return plain(weight)
 
     def begin_quantized(

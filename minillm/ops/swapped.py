@@ -51,7 +51,7 @@ class SwappedOps:
             self.paged_attention = attention
         if linear is not None:
             self.linear = linear
-            self.packs = False
+            self.packs, self.plain_only = False, True
             self.experts = partial(variants.experts, self)  # of `linear`, one expert after the other
 
     def __getattr__(self, name: str) -> Any:

@@ -41,6 +41,7 @@ GPU_TESTS = (
     "tests/cuda/test_cuda_gpu.py",
     "tests/cuda/test_cuda_gpu_families.py",
     "tests/cuda/test_cuda_gpu_pass.py",
+    "tests/cuda/test_cuda_gpu_quantized.py",
 )
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 HAS_GPU = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 3)"

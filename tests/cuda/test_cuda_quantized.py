@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
-import oracle
 import pytest
 import torch
 from cases import DTYPES, random
+from quantized_experts import QuantizedExperts, check_experts
 from quantized_matrices import GROUPS, SHAPES, blocks_of, matrix, packed
+from quantized_products import CODES_AND_INT8_X, WHOLE, check_product, is_right, with_wrong_scales
 
 from minillm.config.quantization import CODES, Codes, Form
 from minillm.errors import BackendError
-from minillm.ops.contract import Matrix, PackedWeight, Routing, expert_rows
+from minillm.ops.contract import PackedWeight, Routing
 from minillm.ops.cpu import CpuOps
 from minillm.ops.quantized import QuantizedMatrix
 from minillm.ops.simt import SimtOps, flavour, flavours, profile, schedule
@@ -29,8 +31,6 @@ except BuildFailed as reason:
     pytest.skip(f"simulator: {reason}", allow_module_level=True)
 
 OPS = SimtOps()
-ROWS = (1, 2, 7, 8, 9, 33)
-WHOLE: tuple[Codes, ...] = ("int8", "int4", "uint4")  # may meet activations in int8
 WIDE = [(20, 264), (17, 130)]  # more than one tile of 128 inputs
 
 
@@ -60,29 +60,29 @@ def test_packed_matrices_have_the_documented_layout() -> None:
         assert header[6:] == list(size) and header[1] == 1 + CODES.index(codes)
 
 
-def check_product(made: QuantizedMatrix, dtype: torch.dtype, seed: int, with_bias: bool) -> None:
-    out, size = made.shape
-    exact = made.dequantize().double()
-    whole, x = packed(OPS, made, dtype), random(max(ROWS), size, seed=seed).to(dtype)
-    bias = random(out, seed=seed).to(dtype) if with_bias else None
-    found, what = OPS.linear(x, whole, bias), f"{made.form}, {size} -> {out}, {dtype}"
-    # Each product and each fold rounds once: a few units in the last place of the sum of magnitudes.
-    magnitude = x.double().abs() @ exact.abs().T + (0 if bias is None else bias.double().abs())
-    wrong = (found.double() - oracle.linear(x, exact, bias)).abs()
-    assert bool((wrong <= magnitude * (torch.finfo(dtype).eps + 2e-6) + 1e-30).all()), what
-    for rows in ROWS:
-        assert torch.equal(OPS.linear(x[:rows], whole, bias), found[:rows]), (what, rows)
-    assert torch.equal(OPS.linear(x[4:5], whole, bias), found[4:5]), what
-    ids = torch.tensor([0, out - 1, out // 2])
-    assert torch.equal(OPS.embedding(ids, whole), made.dequantize()[ids].to(dtype)), what
-    assert torch.equal(OPS.unpack_weight(whole), made.dequantize().to(dtype)), what
-
-
 @pytest.mark.parametrize("codes", CODES)
 def test_products(codes: Codes) -> None:
     for (n, form), (shape, dtype) in product(forms(codes), enumerate(DTYPES)):
         size = [*SHAPES, *WIDE][(3 * n + shape) % 8]
-        check_product(matrix(form, *size, ordered=n % 3 == 1, seed=n), dtype, n, with_bias=n % 2 == 0)
+        made = matrix(form, *size, ordered=n % 3 == 1, seed=n)
+        check_product(OPS, made, dtype, 33, with_bias=n % 2 == 0)
+
+
+@pytest.mark.parametrize(("codes", "int8_x"), CODES_AND_INT8_X)
+def test_products_with_many_rows(codes: Codes, int8_x: bool) -> None:
+    for n, form in forms(codes):
+        if not int8_x or form.group > 8:
+            made = matrix(replace(form, int8_x=int8_x), 5, 130, ordered=n % 2 == 1, seed=n)
+            check_product(OPS, made, DTYPES[n % len(DTYPES)], 71)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=["f32", "bf16", "f16"])
+def test_scales_that_are_one_percent_wrong_are_noticed(dtype: torch.dtype) -> None:
+    """The control of both tests above."""
+    for codes in CODES:
+        made, x = matrix(Form(codes, 64), 17, 200), random(3, 200).to(dtype)
+        found = OPS.linear(x, packed(OPS, with_wrong_scales(made), dtype))
+        assert is_right(found, made, x).double().mean() < 0.75
 
 
 @pytest.mark.parametrize("codes", WHOLE)
@@ -113,7 +113,7 @@ def test_groups_that_do_not_fit_in_a_tile_are_refused() -> None:
     OPS.begin_quantized((16, 96), Form("int8", 96, int8_x=True), torch.float32)  # the only group
 
 
-@pytest.mark.parametrize(("codes", "int8_x"), [*((c, False) for c in CODES), *((c, True) for c in WHOLE)])
+@pytest.mark.parametrize(("codes", "int8_x"), CODES_AND_INT8_X)
 def test_products_under_the_simulators_checks(simulated: str, codes: Codes, int8_x: bool) -> None:
     """Races, uninitialised reads, accesses outside the tensors; blocks and warps in another order."""
     made = matrix(Form(codes, 32, minimum=True, int8_x=int8_x), 18, 200, ordered=True)
@@ -178,48 +178,21 @@ def test_a_product_reads_each_code_and_each_scale_once(codes: Codes) -> None:
         assert p.global_write_bytes == written
 
 
-class Stacked:
-    """Quantised experts of odd sizes, the rows that fill a matrix up among them."""
-
-    def __init__(self, form: Form, count: int, hidden: int, size: int, dtype: torch.dtype) -> None:
-        self.shapes = [(2 * size, hidden), (hidden, size)]
-        self.made = [
-            matrix(form, count * expert_rows(out), inputs, seed=n)
-            for n, (out, inputs) in enumerate(self.shapes)
-        ]
-        self.matrices = [
-            Matrix(packed(OPS, made, dtype), random(made.shape[0], seed=7).to(dtype)) for made in self.made
-        ]
-
-    def part(self, which: int, expert: int) -> tuple[Any, torch.Tensor]:
-        """One expert's matrix, packed alone, and its bias."""
-        out, first = self.shapes[which][0], expert * expert_rows(self.shapes[which][0])
-        weight, bias = self.matrices[which]
-        assert isinstance(weight, PackedWeight) and bias is not None
-        alone = packed(OPS, self.made[which].rows(first, first + out), weight.dtype)
-        return alone, bias[first : first + out]
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=["f32", "bf16", "f16"])
 @pytest.mark.parametrize("codes", ["int8", "uint4"])
 def test_experts_have_the_bits_of_linear(simulated: str, codes: Codes, dtype: torch.dtype) -> None:
-    """Each token through its experts one by one, on the single products; alone and in company."""
-    stacked = Stacked(Form(codes, 32, minimum=True), 5, 40, 24, dtype)
-    x, chosen = random(19, 40, seed=3).to(dtype), torch.tensor([[0, 3]] * 9 + [[1, 3]] * 10)
-    routing = Routing(chosen, torch.tensor([[1.0, 0.0]] * 19))
-    found = OPS.experts(x, routing, *stacked.matrices, "silu")
-    for rows in (slice(0, 1), slice(9, 19)):
-        gated = OPS.act_and_mul(OPS.linear(x[rows], *stacked.part(0, int(chosen[rows][0, 0]))))
-        alone = OPS.linear(gated, *stacked.part(1, int(chosen[rows][0, 0])))
-        assert torch.equal(found[rows], alone)
-        part = Routing(chosen[rows], routing.weights[rows])
-        assert torch.equal(OPS.experts(x[rows], part, *stacked.matrices, "silu"), found[rows])
+    check_experts(OPS, Form(codes, 32, minimum=True), dtype)
+
+
+@pytest.mark.parametrize(("codes", "int8_x"), CODES_AND_INT8_X)
+def test_experts_of_every_code(codes: Codes, int8_x: bool) -> None:
+    check_experts(OPS, Form(codes, 32, minimum=True, int8_x=int8_x), torch.bfloat16)
 
 
 @pytest.mark.skipif(sanitizing(), reason="the asan flavour counts nothing")
 def test_only_the_matrices_of_used_experts_are_read() -> None:
     hidden, size, count = 64, 32, 6
-    stacked = Stacked(Form("int4", 32), count, hidden, size, torch.float32)
+    stacked = QuantizedExperts(OPS, Form("int4", 32), count, hidden, size, torch.float32)
     whole = [matrix.weight.nbytes - 64 for matrix in stacked.matrices]
     for chosen in ([2], [0, 5]):
         with profile() as p:

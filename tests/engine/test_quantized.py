@@ -19,7 +19,7 @@ from company import GREEDY, PROMPTS, WIDE, answers, check_company, decoded_and_p
 from families import make_folder
 from torch import Tensor
 
-from minillm import LLM
+from minillm import LLM, SamplingParams
 from minillm.config import EngineConfig
 from minillm.config.quantization import QUANTIZATIONS, SCHEMES
 from minillm.engine.parts import Parts
@@ -259,13 +259,55 @@ def test_the_estimate_is_what_is_allocated(folder: Path, scheme: str) -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 3e38])
 @pytest.mark.parametrize("scheme", QUANTIZATIONS)
 def test_weights_that_cannot_be_quantised(tmp_path: Path, scheme: str, bad: float) -> None:
-    tensors = tiny.weights(tiny.config())
-    tensors["model.layers.1.mlp.down_proj.weight"][3, 5] = bad
-    made = tiny.make_folder(tmp_path / "model", tensors=tensors)
+    made = with_a_weight(tmp_path / "model", bad)
     if bad == 3e38 and scheme in ("int8-channel", "fp8"):
-        return  # fp32 scales hold it
+        load(made, scheme)  # its scale is a float: the test below
+        return
     with pytest.raises(WeightsError, match=r"layers\.1\.mlp\.down_proj\.weight cannot be quantised"):
         load(made, scheme)
+
+
+def with_a_weight(path: Path, weight: float) -> Path:
+    """A model whose second `down_proj` has `weight` in row 3."""
+    tensors = tiny.weights(tiny.config())
+    tensors["model.layers.1.mlp.down_proj.weight"][3, 5] = weight
+    return tiny.make_folder(path, tensors=tensors)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("scheme", ["int8-channel", "fp8"])
+def test_a_weight_that_only_a_wide_scale_holds(tmp_path: Path, scheme: str, backend: str) -> None:
+    """It rounds the others of its row to zero, and no other row; where activations overflow, that is said."""
+    loaded = [load(with_a_weight(tmp_path / str(w), w), scheme, backend=backend) for w in (3e38, 0.0)]
+    found, plain = (
+        llm.engine.model.decoder.ops.unpack_weight(llm.engine.model.decoder.weights().layers[1].down.weight)
+        for llm in loaded
+    )
+    assert float(found[3, 5]) == pytest.approx(3e38, rel=1e-6) and found[3].count_nonzero() == 1
+    others = torch.arange(len(found)) != 3
+    assert torch.equal(found[others], plain[others]) and plain[3].count_nonzero() > 1
+    answers = loaded[0].generate([[token] for token in range(1, 9)], SamplingParams(4, temperature=0.0))
+    assert all(a.finish_reason != "error" or "logits are NaN or infinite" in str(a.error) for a in answers)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("scheme", ["w8a8", "int4"])
+def test_replaced_parts(folder: Path, scheme: str, backend: str) -> None:
+    """A replaced `linear` gets plain matrices; with any other part the product stays the quantised one."""
+    quantized = load(folder, scheme, backend=backend)
+    expected, ops = quantized.logits(PROMPTS[3]), quantized.engine.model.decoder.ops
+    other = load(folder, scheme, backend=backend, parts={"attention": ops.paged_attention})
+    assert torch.equal(other.logits(PROMPTS[3]), expected)
+    seen = list[type]()
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        seen.append(type(weight))
+        return torch.nn.functional.linear(x, weight, bias)
+
+    found = load(folder, scheme, backend=backend, parts={"linear": linear}).logits(PROMPTS[3])
+    assert set(seen) == {Tensor}
+    rounds = SCHEMES[scheme].layers.int8_x  # the activations, which this `linear` does not
+    assert torch.allclose(found, expected, atol=2e-4, rtol=1e-3) != rounds
 
 
 def test_options(folder: Path) -> None:

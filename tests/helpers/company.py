@@ -90,7 +90,7 @@ def decoded_and_prefilled(
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Kernels run on `count` threads."""
+    """Kernels run on `count` threads, also on fewer cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

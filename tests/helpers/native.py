@@ -5,11 +5,12 @@ A test module that imports this is skipped, with a reason, if the kernels cannot
 
 import pytest
 from cases import DTYPES, REFERENCE, Case, check, make_meta, random
+from company import threads
 
 from minillm.ops.registered import load_native
 from minillm.toolchain.compiler import BuildFailed, find_compiler
 
-__all__ = ["DTYPES", "REFERENCE", "Case", "check", "make_meta", "random"]
+__all__ = ["DTYPES", "REFERENCE", "Case", "check", "make_meta", "random", "threads"]
 
 try:
     load_native()

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from company import threads
-from native import DTYPES, REFERENCE, Case, check, make_meta, random
+from native import DTYPES, REFERENCE, Case, check, make_meta, random, threads
 from oracle import paged_attention
 from torch import Tensor
 from torch.nn.functional import pad

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
+import oracle
 import pytest
+import quantized_matrices
 import torch
-from native import DTYPES, REFERENCE, check, random
+from cases import BOUND
+from native import DTYPES, REFERENCE, check, random, threads
+from quantized_products import CODES_AND_INT8_X, with_wrong_scales
 from torch import Tensor
 
+from minillm.config.quantization import Codes, Form
 from minillm.ops import variants
 from minillm.ops.contract import Matrix, PackedWeight, Routing, expert_rows
 from minillm.ops.cpu import CpuOps
+from minillm.ops.quantized import QuantizedMatrix, rounded_x
 
 HIDDEN, SIZE, COUNT, TOKEN = 33, 21, 7, 3
 ACTIVATION = "gelu_tanh"
@@ -89,13 +97,19 @@ def packed(ops: CpuOps, matrix: Matrix) -> Matrix:
     return Matrix(weight, matrix.bias)
 
 
-def exact_experts(x: Tensor, routing: Routing, gate_up: Matrix, down: Matrix) -> Tensor:
-    """Row by row in float64."""
+def exact_experts(
+    x: Tensor,
+    routing: Routing,
+    gate_up: Matrix,
+    down: Matrix,
+    rounded: Callable[[Tensor], Tensor] = torch.Tensor.double,
+) -> Tensor:
+    """Row by row in float64; `rounded` is what a product makes of its activations."""
 
     def expert(matrix: Matrix, number: int, out: int, x: Tensor) -> Tensor:
         assert isinstance(matrix.weight, Tensor)
         part = slice(number * expert_rows(out), number * expert_rows(out) + out)
-        y = matrix.weight[part].double() @ x
+        y = matrix.weight[part].double() @ rounded(x)
         return y if matrix.bias is None else y + matrix.bias[part].double()
 
     rows = []
@@ -130,6 +144,42 @@ def expert_by_expert(ops: CpuOps, x: Tensor, routing: Routing, gate_up: Matrix, 
     return variants.experts(ops, x, routing, gate_up, down, ACTIVATION)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("codes", "int8_x"), CODES_AND_INT8_X)
+def test_quantised_experts(native_ops: CpuOps, codes: Codes, int8_x: bool, dtype: torch.dtype) -> None:
+    """Against float64; and the composition of single products, bit for bit, on any number of threads."""
+    form = Form(codes, 32, minimum=codes == "uint4", int8_x=int8_x)
+    made = [
+        replace(quantized_matrices.matrix(form, COUNT * expert_rows(out), size, seed=size), dtype=dtype)
+        for out, size in ((2 * SIZE, HIDDEN), (HIDDEN, SIZE))
+    ]
+    for matrix in made:
+        matrix.scales.mul_(16 if form.bits == 4 else 1)  # else the biases were all that counts
+    biases = [random(matrix.shape[0], seed=5, scale=0.1).to(dtype) for matrix in made]
+    gate_up, down = map(Matrix, made, biases)
+
+    def run(given: list[QuantizedMatrix], x: Tensor, routing: Routing) -> Tensor:
+        whole = [quantized_matrices.packed(native_ops, matrix, dtype) for matrix in given]
+        return native_ops.experts(x, routing, *map(Matrix, whole, biases), ACTIVATION)
+
+    for rows in (1, 17, 40):
+        x = random(rows, HIDDEN, dtype=dtype, seed=rows)
+        routing = native_ops.route(random(rows, COUNT, seed=3), TOKEN, True)
+        found = run(made, x, routing)
+        for count in (1, 3):
+            with threads(count):
+                assert torch.equal(run(made, x, routing), found)
+                assert torch.equal(expert_by_expert(native_ops, x, routing, gate_up, down), found)
+        if int8_x and dtype != torch.float32:
+            continue  # a bfloat16 halfway between two codes gets either: the bits above say more
+        rounded = (lambda row: rounded_x(row.float(), form, None).double()) if int8_x else torch.Tensor.double
+        plain = map(Matrix, [matrix.dequantize() for matrix in made], biases)
+        exact = exact_experts(x, routing, *plain, rounded)
+        assert oracle.error(found, exact) <= BOUND[dtype], rows
+        wrong = run([with_wrong_scales(matrix) for matrix in made], x, routing)
+        assert oracle.error(wrong, exact) > BOUND[dtype], "the control"
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_does_not_depend_on_the_others(native_ops: CpuOps, dtype: torch.dtype) -> None:
     matrices = [packed(native_ops, matrix) for matrix in layer(dtype, bias=True)]
@@ -141,15 +191,13 @@ def test_a_row_does_not_depend_on_the_others(native_ops: CpuOps, dtype: torch.dt
             x[rows], native_ops.route(logits[rows], TOKEN, False), *matrices, ACTIVATION
         )
 
-    every, before = torch.arange(40), torch.get_num_threads()
+    every = torch.arange(40)
     together = run(every)
     assert all(torch.equal(run(every[i : i + 1])[0], together[i]) for i in range(40))
     assert torch.equal(run(every.flip(0)).flip(0), together)
-    torch.set_num_threads(3 - min(before, 2))
-    try:
-        assert torch.equal(run(every), together)
-    finally:
-        torch.set_num_threads(before)
+    for count in (1, 2, 3):
+        with threads(count):
+            assert torch.equal(run(every), together)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

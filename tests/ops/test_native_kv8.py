@@ -13,7 +13,7 @@ import oracle
 import pytest
 import torch
 from coded_caches import ROWS, Built, build, empty
-from native import DTYPES, REFERENCE, Case, check, make_meta, random
+from native import DTYPES, REFERENCE, Case, check, make_meta, random, threads
 from torch import Tensor
 
 from minillm.config import LayerSpec
@@ -144,18 +144,14 @@ def test_a_row_has_the_same_bits_alone(
     """Contract C2: in a prompt, in a chunk or in decode, beside whatever rows, on any number of threads."""
     case = Case(RAGGED.seqs, 6, 2, 64, block_size, window)
     built = build(native_ops, case, dtype)
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
+    for count in (1, 3):
+        with threads(count):
             together = attend(native_ops, built, case)
             first = 0
             for seq, (q_len, _) in enumerate(case.seqs):
                 for row in range(q_len):
                     assert torch.equal(together[first + row], row_alone(native_ops, built, case, seq, row))
                 first += q_len
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_the_layout_of_blocks_decides_no_bit(native_ops: CpuOps) -> None:

@@ -5,19 +5,23 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
-import oracle
 import pytest
 import torch
-from native import DTYPES, random
+from native import DTYPES, random, threads
 from quantized_matrices import GROUPS, SHAPES, matrix, packed
+from quantized_products import (
+    CODES_AND_INT8_X,
+    WHOLE,
+    check_product,
+    is_fixed,
+    is_right,
+    with_wrong_scales,
+)
 from torch import Tensor
 
 from minillm.config.quantization import CODES, Codes, Form
 from minillm.ops.cpu import CpuOps
 from minillm.ops.quantized import QuantizedMatrix, numbers_of, rounded_x
-
-ROWS = (1, 2, 7, 8, 9, 64, 70)
-WHOLE: tuple[Codes, ...] = ("int8", "int4", "uint4")  # may meet activations in int8
 
 
 @pytest.mark.parametrize("codes", CODES)
@@ -26,23 +30,9 @@ def test_products(native_ops: CpuOps, cpu_isa: str, codes: Codes) -> None:
     for group, wide, minimum, (n, (out, size)) in cases:
         form = Form(codes, group, wide, minimum)
         made = matrix(form, out, size, ordered=n % 2 == 1, seed=n)
-        exact = made.dequantize().double()
-        bias = random(out, seed=n) if n % 2 else None
-        for name in DTYPES:
-            dtype = getattr(torch, name) if isinstance(name, str) else name
-            whole, x = packed(native_ops, made, dtype), random(max(ROWS), size, seed=n).to(dtype)
-            own = None if bias is None else bias.to(dtype)
-            found = native_ops.linear(x, whole, own)
-            what = f"{form}, {size} -> {out}, {dtype}"
-            # Each product and each fold rounds once: a few units in the last place of the sum of magnitudes.
-            size_of = x.double().abs() @ exact.abs().T + (0 if own is None else own.double().abs())
-            wrong = (found.double() - oracle.linear(x, exact, own)).abs()
-            assert bool((wrong <= size_of * (torch.finfo(dtype).eps + 2e-6) + 1e-30).all()), what
-            for rows in ROWS:
-                assert torch.equal(native_ops.linear(x[:rows], whole, own), found[:rows]), (what, rows)
-            ids = torch.tensor([0, out - 1, out // 2])
-            assert torch.equal(native_ops.embedding(ids, whole), made.dequantize()[ids].to(dtype)), what
-            assert torch.equal(native_ops.unpack_weight(whole), made.dequantize().to(dtype)), what
+        for dtype in DTYPES:
+            fixed = is_fixed(cpu_isa, codes, dtype)
+            check_product(native_ops, made, dtype, 70 if n else 513, with_bias=n % 2 == 1, fixed=fixed)
 
 
 @pytest.mark.parametrize("codes", WHOLE)
@@ -51,21 +41,47 @@ def test_products_with_activations_in_int8(native_ops: CpuOps, cpu_isa: str, cod
     for group, minimum, (n, (out, size)) in product([32, 64, 128], [False, True], enumerate(SHAPES)):
         form = Form(codes, group, wide=n % 3 == 0, minimum=minimum, int8_x=True)
         made = matrix(form, out, size, ordered=n % 2 == 1, seed=n)
-        exact = made.dequantize().double()
-        for name in DTYPES:
-            dtype = getattr(torch, name) if isinstance(name, str) else name
-            whole, x = packed(native_ops, made, dtype), random(max(ROWS), size, seed=n).to(dtype)
-            found, rounded = native_ops.linear(x, whole), rounded_x(x, form, made.order).double()
-            size_of = rounded.abs() @ exact.abs().T
-            wrong = (found.double() - rounded @ exact.T).abs()
-            what = f"{form}, {size} -> {out}, {dtype}"
-            assert bool((wrong <= size_of * (torch.finfo(dtype).eps + 2e-6) + 1e-30).all()), what
-            for rows in ROWS:
-                assert torch.equal(native_ops.linear(x[:rows], whole), found[:rows]), (what, rows)
+        for dtype in DTYPES:
+            check_product(native_ops, made, dtype, 70 if n else 513)
     plain = packed(native_ops, matrix(Form(codes, 64), 16, 128), torch.float32)
     x = random(2, 128)
     rounds = packed(native_ops, matrix(Form(codes, 64, int8_x=True), 16, 128), torch.float32)
     assert not torch.allclose(native_ops.linear(x, plain), native_ops.linear(x, rounds), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("codes", "int8_x"), CODES_AND_INT8_X)
+def test_scales_that_are_one_percent_wrong_are_noticed(
+    native_ops: CpuOps, cpu_isa: str, codes: Codes, int8_x: bool, dtype: torch.dtype
+) -> None:
+    """The control of both tests above."""
+    for minimum in (False, True):
+        made = matrix(Form(codes, 64, minimum=minimum, int8_x=int8_x), 48, 576)
+        x = random(9, 576).to(dtype)
+        multiplied = rounded_x(x, made.form, None) if int8_x else x
+        fixed = not int8_x and is_fixed(cpu_isa, codes, dtype)
+        right = [
+            is_right(native_ops.linear(x, packed(native_ops, given, dtype)), made, multiplied, fixed=fixed)
+            for given in (made, with_wrong_scales(made))
+        ]
+        assert right[0].all() and right[1].double().mean() < 0.75
+
+
+@pytest.mark.parametrize("out", [130, 16 * 6 * 3 + 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("codes", "int8_x"), CODES_AND_INT8_X)
+def test_any_number_of_threads(
+    native_ops: CpuOps, cpu_isa: str, codes: Codes, int8_x: bool, dtype: torch.dtype, out: int
+) -> None:
+    """Contract C2. Each thread takes strips of outputs; with many rows it unpacks them first."""
+    made = matrix(Form(codes, 64, minimum=True, int8_x=int8_x), out, 200)
+    whole, x, ids = packed(native_ops, made, dtype), random(70, 200).to(dtype), torch.arange(out)
+    found = []
+    for count in (1, 2, 3):
+        with threads(count):
+            rows = [native_ops.linear(x[:rows], whole) for rows in (1, 9, 70)]
+            found.append(torch.cat([part.flatten() for part in (*rows, native_ops.embedding(ids, whole))]))
+    assert torch.equal(found[1], found[0]) and torch.equal(found[2], found[0])
 
 
 @pytest.mark.parametrize("codes", WHOLE)
@@ -139,7 +155,7 @@ def test_the_largest_bfloat16_sums(native_ops: CpuOps, cpu_isa: str, codes: Code
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("codes", "int8_x"), [*((c, False) for c in CODES), *((c, True) for c in WHOLE)])
+@pytest.mark.parametrize(("codes", "int8_x"), CODES_AND_INT8_X)
 def test_outliers_and_zeros(
     native_ops: CpuOps, cpu_isa: str, codes: Codes, int8_x: bool, dtype: torch.dtype
 ) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from native import DTYPES, REFERENCE, Case, check, make_meta, random
+from native import DTYPES, REFERENCE, Case, check, make_meta, random, threads
 from torch import Tensor
 
 from minillm.config import Activation, LayerSpec
@@ -29,14 +29,12 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 
 def row_invariant(run: Callable[[Tensor], Tensor], x: Tensor) -> None:
     """The result for each row of `x` depends neither on the other rows nor on the number of threads."""
-    together, before = run(x), torch.get_num_threads()
+    together = run(x)
     assert all(torch.equal(run(x[i : i + 1])[0], together[i]) for i in range(0, len(x), 5))
     assert torch.equal(run(x.flip(0)).flip(0), together)
-    torch.set_num_threads(3 - min(before, 2))
-    try:
-        assert torch.equal(run(x), together)
-    finally:
-        torch.set_num_threads(before)
+    for count in (1, 2, 3):
+        with threads(count):
+            assert torch.equal(run(x), together)
 
 
 # ---- row by row -----------------------------------------------------------------------------------

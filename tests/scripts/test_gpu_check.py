@@ -78,7 +78,7 @@ def test_the_tests_of_the_plan_need_no_simulator_and_no_package_that_a_gpu_machi
     """Collecting other test files would import the notebooks' packages and compile the simulator."""
     (tests,) = (s for s in check.plan(Path("out"), PYTHON, False) if s.name == "tests")
     files = [word for word in tests.command if word.startswith("tests/")]
-    names = ["test_cuda_gpu", "test_cuda_gpu_families", "test_cuda_gpu_pass"]
+    names = [f"test_cuda_gpu{part}" for part in ("", "_families", "_pass", "_quantized")]
     assert files == [f"tests/cuda/{name}.py" for name in names]
     paths = "sys.path[:0] = ['tests/cuda', 'tests/helpers']"
     code = f"import sys; {paths}; import {', '.join(names)}; print(*sys.modules)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,20 @@ def test_a_mistake_has_its_place(name: str) -> None:
     """The line that the test below replaces still exists. That test is slow and runs rarely."""
     file, right, _, _ = MISTAKES[name]
     assert (REPO / "csrc" / "cpu" / file).read_text().count(right) == 1
+
+
+def test_quantised_weights_and_keys_run_under_them() -> None:
+    """Op by op and in an engine, native and simulated; and every file that the scripts name exists."""
+    named = set[str]()
+    for script in ("sanitize.sh", "full_check.sh"):
+        for pattern in re.findall(r"tests/[\w/*]+\.py", (REPO / "scripts" / script).read_text()):
+            found = {str(path.relative_to(REPO)) for path in REPO.glob(pattern)}
+            assert found, f"{script} names {pattern}"
+            named |= found
+    kernels = {f"ops/test_native_{what}" for what in ("quantized", "kv8")}
+    engine = {"engine/test_quantized", "engine/test_kv_dtype", "model/test_stored_quantized"}
+    simulated = {f"cuda/test_{kind}_{what}" for kind in ("cuda", "simt") for what in ("quantized", "kv8")}
+    assert {f"tests/{name}.py" for name in kernels | engine | simulated} <= named
 
 
 def test_the_compiler_itself_runs_without_the_sanitizers(
