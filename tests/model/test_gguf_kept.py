@@ -5,46 +5,27 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import ggufs
 import pytest
 import tiny
 import torch
+from quantized_folders import GGUF_MATRICES as ALL
+from quantized_folders import GGUF_TYPES, gguf_file
 from safetensors import safe_open
 
 from minillm.cli.main import main
 from minillm.errors import UnsupportedModel, WeightsError
 from minillm.model.gguf.convert import convert
 
-TYPES = {"Q4_0": (2, 18), "Q4_1": (3, 20), "Q8_0": (8, 34)}  # ggml's number, bytes of a block of 32
-
-
-def file_of(folder: Path, kinds: dict[str, str]) -> Path:
-    """The tiny Llama whose matrices named in `kinds` are random blocks of that type; the others are F32."""
-    metadata, stored = ggufs.model("llama_mha")
-    for name, old in stored.items():
-        kind = kinds.get(name.split(".")[-2])
-        if kind and old.sizes[0] % 32 == 0:
-            type_id, num_bytes = TYPES[kind]
-            made = ggufs.random_stored(tuple(reversed(old.sizes)), type_id, (32, num_bytes), seed=len(name))
-            data = torch.frombuffer(bytearray(made.data), dtype=torch.uint8).view(-1, num_bytes)
-            if kind == "Q4_1":
-                data[:, 3] = 0x2C  # a minimum of about the size of a scale
-            stored[name] = ggufs.Stored(made.sizes, type_id, data.numpy().tobytes())
-    return ggufs.write(folder / "m.gguf", metadata, stored)
-
-
-ALL = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "token_embd", "output"]
-
 
 def both(tmp_path: Path, kinds: dict[str, str]) -> tuple[Path, Path]:
     """A folder that keeps the blocks, and one with the numbers in float32."""
-    file = file_of(tmp_path, kinds)
+    file = gguf_file(tmp_path, kinds)
     convert(file, tmp_path / "kept", keep=True)
     convert(file, tmp_path / "plain", dtype="float32")
     return tmp_path / "kept", tmp_path / "plain"
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", GGUF_TYPES)
 def test_every_number_is_the_file_s(tmp_path: Path, kind: str) -> None:
     """Rows of q and k come back in the folder's order, and no number is rounded."""
     kept, plain = (tiny.load(folder) for folder in both(tmp_path, dict.fromkeys(ALL, kind)))
@@ -82,7 +63,7 @@ def test_mixed_types(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = file_of(tmp_path, dict.fromkeys(ALL, "Q8_0"))
+    file = gguf_file(tmp_path, dict.fromkeys(ALL, "Q8_0"))
     assert main(["convert", str(file), str(tmp_path / "out"), "--keep-quantized", "--quiet"]) == 0
     assert "of them keep their blocks" in capsys.readouterr().out
 

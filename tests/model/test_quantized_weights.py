@@ -155,6 +155,13 @@ def test_gptq_without_g_idx_is_in_order():
     assert torch.equal(read.dequantize(), _read(case).dequantize())
 
 
+def test_a_group_wider_than_the_matrix_is_one_scale_for_each_output():
+    """Nothing is repeated for inputs that are not there."""
+    wide = packed(4, False, "group", (1 << 31) - 8, "f32", 9, 64, False)
+    channel = packed(4, False, "channel", -1, "f32", 9, 64, False)
+    assert torch.equal(_read(wide).dequantize(), _read(channel).dequantize())
+
+
 def test_minus_128_is_a_number_of_int8():
     case = plain_codes("int", True, "channel", -1, "f32", 7, 64)
     case.tensors[".weight"][0, 0], case.tensors[".weight_scale"][0, 0] = -128, 0.75
