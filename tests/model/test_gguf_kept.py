@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from company import PROMPTS, answers, same
 from quantized_folders import GGUF_MATRICES as ALL
 from quantized_folders import GGUF_TYPES, gguf_file
 from safetensors import safe_open
@@ -15,6 +16,7 @@ from safetensors import safe_open
 from minillm.cli.main import main
 from minillm.errors import UnsupportedModel, WeightsError
 from minillm.model.gguf.convert import convert
+from minillm.model.quantization.gguf import GGUF_SCHEMES
 
 
 def both(tmp_path: Path, kinds: dict[str, str]) -> tuple[Path, Path]:
@@ -38,7 +40,21 @@ def test_every_number_is_the_file_s(tmp_path: Path, kind: str) -> None:
         assert torch.equal(ops.unpack_weight(one), ops.unpack_weight(other))
     ids = [5, 9, 30, 7, 7, 12]
     found, exact = kept.logits(ids), plain.logits(ids)
+    assert exact.isfinite().all()
     assert (found - exact).norm() < 1e-4 * exact.norm()
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q6_K"])
+def test_blocks_of_256_alone_or_in_company(tmp_path: Path, kind: str) -> None:
+    """Their matrices stay 4 and 8 bits, and a row's bits do not depend on its company (C2)."""
+    kept, _ = both(tmp_path, dict.fromkeys(ALL, kind))
+    llm = tiny.load(kept)
+    config, form = llm.engine.model.config, GGUF_SCHEMES[kind].kept_in
+    assert config.layers[0].quantization == dict.fromkeys(("qkv", "o", "gate_up", "down"), form)
+    assert config.quantization == {"embedding": form, "head": form}
+    alone = [answers(llm, [prompt])[0] for prompt in PROMPTS]
+    assert same(alone, answers(tiny.load(kept), PROMPTS))
+    assert not same(alone, [*alone[1:], alone[0]]), "the control: other prompts have other numbers"
 
 
 def test_the_folder_has_the_file_s_size(tmp_path: Path) -> None:
