@@ -30,7 +30,7 @@ from minillm.model.decoder import Decoder, storage_of
 from minillm.model.placement import Placement
 from minillm.model.quantization.config import stored_quantization
 from minillm.model.quantization.stored import Shape, StoredQuantization, StoredScheme
-from minillm.model.quantization.strips import item, strips
+from minillm.model.quantization.strips import headers_of, item, strips
 from minillm.ops.contract import Ops, Weight
 from minillm.ops.quantized import QuantizedMatrix
 
@@ -139,11 +139,12 @@ def _common_form(pieces: list[Piece], weight: Tensor, stored: Mapping[str, Store
     forms, orders = set(), set()
     for piece in pieces:
         tensors = piece.tensors(stored)
-        dtypes = {end: tensor.any_dtype for end, tensor in tensors.items()}
         missing = [end for end, part in piece.scheme.parts(piece.shape).items() if not part.optional]
         if absent := [piece.module + end for end in missing if end not in tensors]:
             raise WeightsError(f"missing: {listed(absent)}", "config.json says that they are there")
-        forms.add(piece.scheme.form(piece.shape, dtypes))
+        headers = headers_of({end: item(t, 0) if piece.experts else t for end, t in tensors.items()})
+        piece.scheme.require_parts(piece.module, headers, piece.shape)
+        forms.add(piece.scheme.form(piece.shape, {end: header.dtype for end, header in headers.items()}))
         indices = [b"".join(t.pieces()) for end, t in tensors.items() if end.endswith("g_idx")]
         orders.add(indices[0] if indices else b"")
     rows = sum(piece.view.numel() for piece in pieces)

@@ -137,7 +137,8 @@ def rounded_x(x: Tensor, form: Form, order: Tensor | None) -> Tensor:
 
 def _spread(per_group: Tensor, group: int, in_features: int) -> Tensor:
     """Each group's number for each of its inputs: [out, groups] -> float32 [out, in]."""
-    return per_group.float().repeat_interleave(group, dim=1)[:, :in_features]
+    # A file may name groups of a billion inputs: the last group, or the only one, has as many as there are.
+    return per_group.float().repeat_interleave(min(group, in_features), dim=1)[:, :in_features]
 
 
 @cache

@@ -27,7 +27,10 @@ from minillm.engine.record import kv_envelope
 from minillm.errors import OutOfMemory, UsageError, WeightsError
 from minillm.model.loader import load_model
 from minillm.model.memory import rope_bytes, weight_bytes
+from minillm.model.quantization import filling
+from minillm.model.quantization.rounding import quantize_rows
 from minillm.ops.contract import PackedWeight
+from minillm.ops.quantized import QuantizedMatrix
 
 CASES = [*((scheme, "bfloat16") for scheme in QUANTIZATIONS), ("int8", "float32"), ("int4", "float32")]
 
@@ -202,6 +205,28 @@ def test_native_equals_the_reference_within_rounding(folder: Path, cpu_isa: str,
     plain = tiny.load(folder, backend="reference").logits(PROMPTS[3])
     assert agree(native, exact, scheme)
     assert not torch.allclose(exact, plain, atol=2e-4, rtol=1e-3), "the control: rounding the weights shows"
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_oss"])
+def test_every_row_is_quantised_into_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, backend: str
+) -> None:
+    """Also where a checkpoint has matrices transposed, or all experts in one tensor; a few rows at a time."""
+    made = make_folder(tmp_path, family)
+    monkeypatch.setattr(filling, "_ROUNDED", 700)
+    plain = tiny.load(made, backend="reference").engine.model.decoder
+    decoder = load(made, "int4", backend=backend).engine.model.decoder
+    compared = 0
+    for exact, found in zip(plain.matrices, decoder.matrices, strict=True):
+        if isinstance(found, PackedWeight | QuantizedMatrix) and found.form is not None:
+            assert isinstance(exact, Tensor)
+            expected = quantize_rows(exact, found.form).dequantize()
+            kept = isinstance(found, QuantizedMatrix)
+            assert torch.equal(found.dequantize() if kept else decoder.ops.unpack_weight(found), expected)
+            assert not torch.equal(expected[1:], expected[:-1])
+            compared += 1
+    assert compared >= 2 * 4 + 1
 
 
 def test_envelopes_differ(folder: Path) -> None:

@@ -103,6 +103,11 @@ def model(variant: str) -> tuple[dict[str, Any], dict[str, Stored]]:
     weights: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         weights |= load_file(file)
+    return model_of(config, weights)
+
+
+def model_of(config: dict[str, Any], weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Stored]]:
+    """Any checkpoint as conversion to GGUF writes it, in F32."""
     return metadata(config) | tokenizer(config["vocab_size"]), tensors(config, weights)
 
 

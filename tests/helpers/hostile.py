@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import tiny
-from safetensors.torch import save_file
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from minillm import LLM, MinillmError, SamplingParams
 
 INDEX = "model.safetensors.index.json"
 SHARDS = ("part-0.safetensors", "part-1.safetensors")
@@ -25,6 +29,11 @@ JSON_FILES = (
 FILES = (*JSON_FILES, "chat_template.jinja", SHARDS[0])
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+TALK = [{"role": "user", "content": "the cat"}]
+STORED_DTYPES = (
+    torch.uint8, torch.int8, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu,
+    torch.int16, torch.float16, torch.bfloat16, torch.int32, torch.float32, torch.int64, torch.float64,
+)  # fmt: skip
 
 # Numbers are written out, because json.dumps does not write all of them.
 VALUES: list[Any] = [
@@ -127,3 +136,77 @@ def tamper(path: Path, chance: random.Random) -> None:
     else:
         data = tamper_bytes(data, chance)
     path.write_bytes(data)
+
+
+def tamper_tensor(path: Path, chance: random.Random) -> str:
+    """Change one tensor in one way, in a file that stays sound; returns which."""
+    tensors = load_file(path)
+    name, other = chance.choice(sorted(tensors)), chance.choice(sorted(tensors))
+    tensor = tensors.pop(name)
+    how = chance.randrange(4)
+    if how == 0:  # another name, or none
+        if chance.random() < 0.5:
+            tensors[name + chance.choice(["s", "_scale", "_g_idx", "\n"])] = tensor
+    elif how == 1:
+        tensors[name], tensors[other] = tensors.get(other, tensor), tensor
+    else:
+        tensors[name] = (_other_shape if how == 2 else _other_numbers)(tensor, chance)
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path)
+    return name
+
+
+def _other_shape(tensor: Tensor, chance: random.Random) -> Tensor:
+    axis = chance.randrange(tensor.dim()) if tensor.dim() else 0
+    whole = tensor if tensor.dim() else tensor.view(1)
+    ways: list[Callable[[], Tensor]] = [
+        lambda: whole.movedim(axis, -1),
+        lambda: whole.flatten(),
+        lambda: whole.unsqueeze(axis),
+        lambda: whole.narrow(axis, 0, chance.randrange(whole.shape[axis])),
+        lambda: torch.cat([whole.view(torch.uint8), whole.view(torch.uint8)], axis).view(whole.dtype),
+        lambda: whole.flatten()[0],
+    ]
+    return chance.choice(ways)()
+
+
+def _other_numbers(tensor: Tensor, chance: random.Random) -> Tensor:
+    """The same bytes as another dtype, the same numbers in another dtype, or other bytes."""
+    data = (tensor if tensor.dim() else tensor.view(1)).contiguous().view(torch.uint8).clone()
+    how = chance.randrange(3)
+    if how == 0:
+        fits = [dtype for dtype in STORED_DTYPES if data.shape[-1] % dtype.itemsize == 0]
+        return data.view(chance.choice(fits))
+    if how == 1:
+        return tensor.float().to(chance.choice(STORED_DTYPES))
+    flat = data.view(-1)
+    for _ in range(chance.choice([1, 3, len(flat)])):
+        byte = chance.choice([0, 1, 0x7F, 0x80, 0xFE, 0xFF, chance.randrange(256)])
+        flat[chance.randrange(len(flat))] = byte
+    return data.view(tensor.dtype).view(tensor.shape)
+
+
+# ---- what comes of it ------------------------------------------------------------------------------
+
+
+def use(folder: Path, backend: str = "reference") -> None:
+    """What a user does with a model."""
+    llm = LLM(folder, device="cpu", backend=backend, kv_memory="1MiB", max_model_len=32)  # type: ignore[arg-type]
+    llm.generate(["the cat", [5, 6]], SamplingParams(max_tokens=2, n=2))
+    llm.chat(TALK, SamplingParams(max_tokens=1))
+
+
+def wrong_outcome(work: Callable[[], Any]) -> str | None:
+    """None for success and for a typed error of one line."""
+    try:
+        work()
+    except MinillmError as error:
+        text = str(error)
+        if (
+            not text.isprintable()
+            or len(text) > 2500
+            or (error.exit_code < 2 and type(error) is MinillmError)
+        ):
+            return f"unfit for a user: {text[:200]!r}"
+    except BaseException as error:
+        return f"raised {type(error).__name__}: {str(error)[:200]!r}"
+    return None

@@ -3,9 +3,11 @@
     python tests/helpers/quantized_libraries.py      writes tests/model/quantized_weights.json
 
 The record has a SHA-256 of every matrix that a library dequantised, so that the check lives without the
-libraries. It was made with compressed-tensors 0.20.1, transformers 5.24.0, autoawq 0.2.9, auto-gptq 0.7.1 and
-gguf 0.19.0 on a CPU (`pip install --no-deps`). Where a library refuses a shape, the matrix is padded, and
-what was added is cut off: columns up to whole groups, rows up to 32.
+libraries: of each stored matrix; of each AWQ matrix as compressed-tensors converts and then reads it
+("converted"); of all matrices of each folder that `minillm quantize` writes ("written"). It was made with
+compressed-tensors 0.20.1, transformers 5.24.0, autoawq 0.2.9, auto-gptq 0.7.1 and gguf 0.19.0 on a CPU
+(CONTRIBUTING.md says how to install them). Where a library refuses a shape, the matrix is padded, and what
+was added is cut off: columns up to whole groups, rows up to 32.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from quantized_cases import Case, all_cases
+from quantized_cases import MODULE, Case, all_cases, packed
+from quantized_written import WRITTEN, matrices, write
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -35,6 +39,18 @@ LIBRARIES = {
 def library_weights(case: Case) -> Tensor:
     """The weights [out, in], in the dtype the library computes in."""
     return _READERS[case.method](case)
+
+
+def converted(case: Case) -> Case:
+    """An AWQ matrix as compressed-tensors converts it to its own format."""
+    from compressed_tensors.entrypoints.convert.converters.autoawq import AutoAWQConverter
+
+    group, (out, inputs) = case.config["group_size"], case.shape
+    stored = {MODULE + part: tensor for part, tensor in case.tensors.items()}
+    made = AutoAWQConverter(group_size=group).process(stored)
+    parts = {name.removeprefix(MODULE): tensor for name, tensor in made.items()}
+    config = packed(4, False, "channel" if group == -1 else "group", group, "f16", out, inputs, False).config
+    return Case(f"converted-{case.name}", config, case.shape, parts)
 
 
 def digest(weights: Tensor) -> str:
@@ -163,9 +179,17 @@ _READERS = {
 def main() -> None:
     """Write the record."""
     made = {}
-    for case in all_cases():
+    awq = [case for case in all_cases() if case.method == "awq"]
+    for case in [*all_cases(), *map(converted, awq)]:
         weights = library_weights(case)
         made[case.name] = [str(weights.dtype).removeprefix("torch."), digest(weights)]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in WRITTEN:
+            found = [library_weights(case) for case in matrices(write(Path(folder), name))]
+            made[name] = [
+                str(found[0].dtype).removeprefix("torch."),
+                digest(torch.cat([w.flatten() for w in found])),
+            ]
     RECORD.write_text(json.dumps(made, indent=1) + "\n")
     print(f"{RECORD.name}: {len(made)} matrices")
 

@@ -18,7 +18,7 @@ from minillm.ops.reference import ReferenceOps
 GROUP = 128  # inputs of a group, where there is an order
 
 
-def write(folder: Path, cfg: dict[str, Any], quantization: dict[str, Any]) -> int:
+def write(folder: Path, cfg: dict[str, Any], quantization: dict[str, Any] | None) -> int:
     """Write a model folder without a tokenizer; returns the bytes of its tensors."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(cfg | {"quantization_config": quantization}))

@@ -6,47 +6,30 @@ import json
 import logging
 from pathlib import Path
 
-import ggufs
 import pytest
 import tiny
 import torch
+from company import PROMPTS, answers, same
+from quantized_folders import GGUF_MATRICES as ALL
+from quantized_folders import GGUF_TYPES, gguf_file
 from safetensors import safe_open
 
 from minillm.cli.main import main
 from minillm.errors import UnsupportedModel, WeightsError
 from minillm.model.gguf.convert import convert
+from minillm.model.quantization.gguf import GGUF_SCHEMES
 from minillm.model.store.gguf import folder_of_gguf
-
-TYPES = {"Q4_0": (2, 18), "Q4_1": (3, 20), "Q8_0": (8, 34)}  # ggml's number, bytes of a block of 32
-
-
-def file_of(folder: Path, kinds: dict[str, str]) -> Path:
-    """The tiny Llama whose matrices named in `kinds` are random blocks of that type; the others are F32."""
-    metadata, stored = ggufs.model("llama_mha")
-    for name, old in stored.items():
-        kind = kinds.get(name.split(".")[-2])
-        if kind and old.sizes[0] % 32 == 0:
-            type_id, num_bytes = TYPES[kind]
-            made = ggufs.random_stored(tuple(reversed(old.sizes)), type_id, (32, num_bytes), seed=len(name))
-            data = torch.frombuffer(bytearray(made.data), dtype=torch.uint8).view(-1, num_bytes)
-            if kind == "Q4_1":
-                data[:, 3] = 0x2C  # a minimum of about the size of a scale
-            stored[name] = ggufs.Stored(made.sizes, type_id, data.numpy().tobytes())
-    return ggufs.write(folder / "m.gguf", metadata, stored)
-
-
-ALL = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "token_embd", "output"]
 
 
 def both(tmp_path: Path, kinds: dict[str, str]) -> tuple[Path, Path]:
     """A folder that keeps the blocks, and one with the numbers in float32."""
-    file = file_of(tmp_path, kinds)
+    file = gguf_file(tmp_path, kinds)
     convert(file, tmp_path / "kept", keep=True)
     convert(file, tmp_path / "plain", dtype="float32")
     return tmp_path / "kept", tmp_path / "plain"
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", GGUF_TYPES)
 def test_every_number_is_the_file_s(tmp_path: Path, kind: str) -> None:
     """Rows of q and k come back in the folder's order, and no number is rounded."""
     kept, plain = (tiny.load(folder) for folder in both(tmp_path, dict.fromkeys(ALL, kind)))
@@ -59,6 +42,7 @@ def test_every_number_is_the_file_s(tmp_path: Path, kind: str) -> None:
         assert torch.equal(ops.unpack_weight(one), ops.unpack_weight(other))
     ids = [5, 9, 30, 7, 7, 12]
     found, exact = kept.logits(ids), plain.logits(ids)
+    assert exact.isfinite().all()
     assert (found - exact).norm() < 1e-4 * exact.norm()
 
 
@@ -67,9 +51,22 @@ def test_a_file_that_is_used_directly_says_what_becomes_of_its_blocks(
 ) -> None:
     monkeypatch.setenv("MINILLM_CACHE", str(tmp_path / "cache"))
     with caplog.at_level(logging.INFO):
-        folder_of_gguf(file_of(tmp_path, {"ffn_up": "Q4_1", "ffn_gate": "Q8_0"}))
+        folder_of_gguf(gguf_file(tmp_path, {"ffn_up": "Q4_1", "ffn_gate": "Q8_0"}))
     assert "its blocks (Q4_1, Q8_0) become" in caplog.text
     assert "minillm convert m.gguf OUT --keep-quantized keeps them" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q6_K"])
+def test_blocks_of_256_alone_or_in_company(tmp_path: Path, kind: str) -> None:
+    """Their matrices stay 4 and 8 bits, and a row's bits do not depend on its company (C2)."""
+    kept, _ = both(tmp_path, dict.fromkeys(ALL, kind))
+    llm = tiny.load(kept)
+    config, form = llm.engine.model.config, GGUF_SCHEMES[kind].kept_in
+    assert config.layers[0].quantization == dict.fromkeys(("qkv", "o", "gate_up", "down"), form)
+    assert config.quantization == {"embedding": form, "head": form}
+    alone = [answers(llm, [prompt])[0] for prompt in PROMPTS]
+    assert same(alone, answers(tiny.load(kept), PROMPTS))
+    assert not same(alone, [*alone[1:], alone[0]]), "the control: other prompts have other numbers"
 
 
 def test_the_folder_has_the_file_s_size(tmp_path: Path) -> None:
@@ -94,7 +91,7 @@ def test_mixed_types(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = file_of(tmp_path, dict.fromkeys(ALL, "Q8_0"))
+    file = gguf_file(tmp_path, dict.fromkeys(ALL, "Q8_0"))
     assert main(["convert", str(file), str(tmp_path / "out"), "--keep-quantized", "--quiet"]) == 0
     assert "of them keep their blocks" in capsys.readouterr().out
 

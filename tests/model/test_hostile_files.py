@@ -25,8 +25,9 @@ import hostile
 import pytest
 import tiny
 import torch
+from hostile import use, wrong_outcome
 
-from minillm import LLM, MinillmError, SamplingParams
+from minillm import MinillmError, SamplingParams
 from minillm.config import EngineConfig, files
 from minillm.engine.engine import Engine
 from minillm.errors import (
@@ -48,32 +49,7 @@ from minillm.model.memory import require_memory
 from minillm.model.rope import rope_tables
 from minillm.model.rope_config import require_finite_angles
 
-TALK = [{"role": "user", "content": "the cat"}]
 ENGINE = EngineConfig(device="cpu", dtype="float32", backend="reference", max_model_len=32)
-
-
-def use(folder: Path) -> None:
-    """What a user does with a model."""
-    llm = LLM(folder, device="cpu", backend="reference", kv_memory="1MiB", max_model_len=32)
-    llm.generate(["the cat", [5, 6]], SamplingParams(max_tokens=2, n=2))
-    llm.chat(TALK, SamplingParams(max_tokens=1))
-
-
-def wrong_outcome(work: Callable[[], Any]) -> str | None:
-    """None for success and for a typed error of one line."""
-    try:
-        work()
-    except MinillmError as error:
-        text = str(error)
-        if (
-            not text.isprintable()
-            or len(text) > 2500
-            or (error.exit_code < 2 and type(error) is MinillmError)
-        ):
-            return f"unfit for a user: {text[:200]!r}"
-    except BaseException as error:
-        return f"raised {type(error).__name__}: {str(error)[:200]!r}"
-    return None
 
 
 # ---- config.json: every key, every value -----------------------------------------------------------

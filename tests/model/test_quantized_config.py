@@ -170,6 +170,7 @@ REFUSED: list[tuple[Any, str]] = [
     (FP8 | {"weight_block_size": [128, 2]}, "groups of 2"),
     (FP8 | {"weight_block_size": [1 << 70, 128]}, "weight_block_size"),
     (FP8 | {"weight_block_size": [128, 1 << 70]}, "weight_block_size"),
+    (FP8 | {"kv_cache_scheme": STATIC}, "kv_cache_scheme"),
     (FP8 | {"modules_to_convert": ["model.embed_tokens"]}, "modules_to_convert"),
     (FP8 | {"surprise": 1}, "surprise"),
     (AWQ | {"bits": 3}, "bits = 3"),

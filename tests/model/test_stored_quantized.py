@@ -171,6 +171,17 @@ def test_damaged_parts(tmp_path: Path, damage: str, part: str) -> None:
         tiny.load(made)
 
 
+@pytest.mark.parametrize("end", ["self_attn.k_scale", "self_attn.v_scale", "self_attn.o_proj.input_scale"])
+@pytest.mark.parametrize("quantized", [True, False])
+def test_scales_of_calibration_that_no_config_tells_of(tmp_path: Path, quantized: bool, end: str) -> None:
+    """Scales of keys, values or activations in a file are refused by name, and never ignored in silence."""
+    cfg, name = tiny.config(), f"model.layers.1.{end}"
+    tensors = packed(tiny.weights(cfg))[0] if quantized else tiny.weights(cfg)
+    made = write(tmp_path / "model", cfg, tensors | {name: torch.ones(1)}, PACKED if quantized else None)
+    with pytest.raises(WeightsError, match=f"1 unexpected: {name}"):
+        tiny.load(made)
+
+
 @pytest.mark.parametrize("method", [None, 3, "bitsandbytes", "quanto", "modelopt", "", {"a": 1}])
 def test_methods_that_are_not_supported(tmp_path: Path, method: object) -> None:
     made = write(tmp_path / "model", tiny.config(), tiny.weights(tiny.config()), {"quant_method": method})

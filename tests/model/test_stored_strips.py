@@ -130,14 +130,14 @@ from pathlib import Path
 from minillm.config import EngineConfig
 from minillm.model.loader import load_model
 from minillm.model.memory import weight_bytes
-from minillm.model.quantization import strips
+from minillm.model.quantization import filling, strips
 def status(what):
     return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(what)) * 1024
-engine = EngineConfig(device="cpu", dtype="bfloat16")
+engine = EngineConfig(device="cpu", dtype="bfloat16", quantization=sys.argv[4] or None)
 load_model(Path(sys.argv[1]), engine)   # imports and first-use buffers do not count
 base = status("VmRSS")
 if sys.argv[3] == "whole":
-    strips._STRIP_BYTES = 1 << 40
+    strips._STRIP_BYTES, filling._ROUNDED = 1 << 40, 1 << 24
 model = load_model(Path(sys.argv[2]), engine)
 print((status("VmHWM") - base) / weight_bytes(model.config, model.dtype))
 """
@@ -153,30 +153,49 @@ ROWS = {
     "ignore": ["lm_head"],
 }
 COLUMNS = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": True, "sym": True}
+FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"}
+# What is stored, the size between the matrices of an MLP, and `quantization`.
+DENSE: dict[str, tuple[dict[str, Any] | None, int, str]] = {
+    "rows": (ROWS, 49152, ""),
+    "columns": (COLUMNS, 98304, ""),
+    "fp8": (FP8, 49152, ""),
+    "awq": (AWQ, 65536, ""),
+    "16 bits to int4": (None, 32768, "int4"),
+}
+EXPERT_LAYERS: dict[str, tuple[dict[str, Any] | None, dict[str, int], str]] = {
+    "experts": ({"quant_method": "mxfp4"}, {"hidden_size": 1024, "intermediate_size": 1024}, ""),
+    "experts to int4": (
+        None,
+        {"hidden_size": 512, "intermediate_size": 512, "num_local_experts": 256},
+        "int4",
+    ),
+}
 LARGE = {"hidden_size": 2048, "num_hidden_layers": 1}
 SMALL = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize(
-    "scheme", ["rows", *(pytest.param(s, marks=pytest.mark.slow) for s in ("columns", "experts"))]
+    "scheme", ["rows", *(pytest.param(s, marks=pytest.mark.slow) for s in [*DENSE, *EXPERT_LAYERS][1:])]
 )
 def test_peak_memory_is_near_the_packed_size(scheme: str, tmp_path: Path) -> None:
     """Three matrices of 96 MiB, or two layers of experts; read as a whole, one of them is too much."""
-    if scheme == "experts":
-        quantization: dict[str, Any] = {"quant_method": "mxfp4"}
+    if scheme in EXPERT_LAYERS:
+        quantization, sizes, asked = EXPERT_LAYERS[scheme]
         small = families.config("gpt_oss", hidden_size=64, intermediate_size=64)
-        large = families.config("gpt_oss", hidden_size=1024, intermediate_size=1024, num_local_experts=64)
+        large = families.config("gpt_oss", **({"num_local_experts": 64} | sizes))
     else:
-        quantization, inner = (ROWS, 49152) if scheme == "rows" else (COLUMNS, 98304)
+        quantization, inner, asked = DENSE[scheme]
         small, large = tiny.config(**SMALL), tiny.config(**LARGE, intermediate_size=inner)
     zero_checkpoints.write(tmp_path / "small", small, quantization)
     assert zero_checkpoints.write(tmp_path / "large", large, quantization) > 150 << 20
 
     def growth(how: str) -> float:
-        command = [sys.executable, "-c", MEASURE, str(tmp_path / "small"), str(tmp_path / "large"), how]
+        folders = [str(tmp_path / name) for name in ("small", "large")]
+        command = [sys.executable, "-c", MEASURE, *folders, how, asked]
         return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     assert 0.9 < growth("strips") <= 1.1
-    if scheme != "experts":  # one expert is read at a time in any case
+    if scheme not in EXPERT_LAYERS:  # one expert is read at a time in any case
         assert growth("whole") > 1.1

@@ -17,8 +17,9 @@ Two dtypes are chosen, that of the stored numbers and the one that config.json n
 The native kernels keep such a matrix in 2 bytes a number whatever the arithmetic is (`ops/cpu.py`).
 
 With `keep` the blocks of a quantised matrix stay as they are, if the engine has kernels for them
-(`quantization/gguf.py`): the folder has the file's own numbers, in the file's size. Otherwise the folder
-holds what they stand for, in 2 or 4 bytes each, and every program can read it.
+(`quantization/gguf.py`): the folder has the file's own numbers, in the file's size; norms and biases, which a
+file has in F32, stay float32. Otherwise the folder holds what they stand for, in 2 or 4 bytes each, and every
+program can read it.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Conversion:
     texts: dict[str, str]
     tensors: list[Rewrite]
     dtype: torch.dtype  # of the stored numbers
+    of_vectors: torch.dtype
     kept: frozenset[str] = frozenset()  # tensors of the folder that keep their blocks
 
     @property
@@ -74,7 +76,10 @@ class Conversion:
         """The tensor in the folder."""
         if tensor.target in self.kept:
             return Entry(tensor.target.removesuffix(".weight"), "U8", (tensor.shape[0], tensor.row_bytes))
-        return Entry(tensor.target, SAFETENSORS[self.dtype], tensor.shape)
+        return Entry(tensor.target, SAFETENSORS[self._dtype_of(tensor)], tensor.shape)
+
+    def _dtype_of(self, tensor: Rewrite) -> torch.dtype:
+        return self.of_vectors if len(tensor.shape) == 1 else self.dtype
 
     @classmethod
     def of(cls, path: Path, dtype: str = "auto", keep: bool = False) -> Conversion:
@@ -99,7 +104,8 @@ class Conversion:
             config["quantization_config"] = {"quant_method": "gguf", "types": kept}
         texts["config.json"] = _json(config)
         names = frozenset(f"{module}.weight" for module in kept)
-        return cls(file, config, texts, tensors, DTYPES[stored], names)
+        of_vectors = torch.float32 if kept and dtype == "auto" else DTYPES[stored]
+        return cls(file, config, texts, tensors, DTYPES[stored], of_vectors, names)
 
     def write(self, folder: Path, progress: Progress | None = None) -> None:
         """Write all files into `folder`; `progress` is called with (bytes written, bytes in all)."""
@@ -118,7 +124,7 @@ class Conversion:
     def _pieces(self, tensor: Rewrite) -> Iterator[torch.Tensor]:
         if tensor.target in self.kept:
             return tensor.blocks(self.file)
-        return (piece.to(self.dtype) for piece in tensor.pieces(self.file))
+        return (piece.to(self._dtype_of(tensor)) for piece in tensor.pieces(self.file))
 
 
 def convert(

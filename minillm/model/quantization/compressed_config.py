@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from minillm.config import shown
+from minillm.config.checks import shortened
 from minillm.config.quantization import CHANNEL
 from minillm.model.quantization.compressed_tensors import Fp8, Int8, Packed, Strategy
 from minillm.model.quantization.fp8 import Fp8Blocks, block_of
@@ -58,7 +59,10 @@ def compressed_quantization(config: Mapping[str, object]) -> StoredQuantization:
     schemes: dict[str, StoredScheme | None] = {}
     for name, values in groups.items():
         group = Settings(
-            f"config_groups.{name}", values, _IN_GROUP, {"output_activations": "rounded outputs"}
+            f"config_groups.{shortened(name)}",
+            values,
+            _IN_GROUP,
+            {"output_activations": "rounded outputs"},
         )
         scheme = _scheme(group, settings.get("format", "naive-quantized"))
         schemes |= dict.fromkeys(group.names("targets"), scheme)

@@ -5,7 +5,8 @@
 
 A quantised matrix is made of the numbers in the file, not of numbers rounded to the model's dtype. Its rows
 are quantised as they are read: the matrix never exists in more bits than it will have. Exceptions are
-matrices that are stored [in, out], or interleaved: those are first brought into order.
+matrices that are stored [in, out], or interleaved: those are first brought into order, in float32. Of the
+experts of a layer, which gpt-oss stores as one tensor, one is in memory at a time.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 from minillm.config.quantization import Form
 from minillm.model.checkpoint import StoredTensor
 from minillm.model.quantization.rounding import quantize_rows
+from minillm.model.quantization.strips import item
 from minillm.ops.contract import Ops, PackedWeight, Weight
 from minillm.ops.quantized import QuantizedMatrix
 
@@ -56,7 +58,7 @@ def _blocks(target: Tensor) -> Iterator[Tensor]:
 def quantize_stored(
     ops: Ops, matrix: Weight, view: Tensor, stored: StoredTensor, update_digest: UpdateDigest
 ) -> None:
-    """Quantise a stored tensor into the rows of `matrix` that `view` shows of it, without memory of its own.
+    """Quantise a stored tensor into the rows of `matrix` that `view` shows of it; `view` has no memory.
 
     Raises:
         WeightsError: a number is NaN or infinite; or as `StoredTensor.pieces`.
@@ -68,9 +70,14 @@ def quantize_stored(
             ops.put_quantized(matrix, row, quantize_rows(rows, form, stored.name))
             row += len(rows)
         return
-    whole = torch.zeros(matrix.shape)
-    fill(whole.as_strided(view.shape, view.stride(), view.storage_offset()), stored, update_digest)
-    ops.put_quantized(matrix, 0, quantize_rows(whole, form, stored.name))
+    experts = [(part, item(stored, i)) for i, part in enumerate(view)] if view.dim() > 2 else [(view, stored)]
+    ordered = torch.empty(experts[0][0].numel() // size, size)
+    for part, own in experts:
+        row, offset = divmod(int(part.storage_offset()), size)
+        fill(ordered.as_strided(part.shape, part.stride(), offset), own, update_digest)
+        for rows in ordered.split(max(1, _ROUNDED // size)):
+            ops.put_quantized(matrix, row, quantize_rows(rows, form, stored.name))
+            row += len(rows)
 
 
 def form_of(matrix: Weight) -> Form:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from minillm.config import shown
 from minillm.config.quantization import CHANNEL, Form
 from minillm.errors import WeightsError
 from minillm.model.quantization.names import is_kept_plain, under
@@ -30,6 +31,7 @@ from minillm.model.quantization.settings import Settings
 from minillm.model.quantization.stored import (
     FLOATS,
     MOST_INPUTS,
+    Header,
     Part,
     Shape,
     StoredQuantization,
@@ -113,6 +115,14 @@ class Fp8Blocks(StoredScheme):
         parts = {name: Part(shapes, dtypes, optional=either) for name in self.scales_at}
         return {".weight": Part((shape,), (torch.float8_e4m3fn,)), **parts}
 
+    def require_parts(self, name: str, headers: Mapping[str, Header], shape: Shape) -> list[str]:
+        there = super().require_parts(name, headers, shape)
+        if len(found := [part for part in self.scales_at if part in there]) != 1:
+            raise WeightsError(
+                f"{shown(name)} has {len(found)} of {' and '.join(self.scales_at)}", "it must have one"
+            )
+        return there
+
     def form(self, shape: Shape, dtypes: Mapping[str, torch.dtype]) -> Form:
         group = CHANNEL if self.block == WHOLE else self.block[1]
         return Form("fp8", group, wide=dtypes[self._scales_of(dtypes)] != torch.float16)
@@ -127,10 +137,7 @@ class Fp8Blocks(StoredScheme):
 
     def _scales_of(self, parts: Mapping[str, object]) -> str:
         """The one part that has the scales."""
-        found = [name for name in self.scales_at if name in parts]
-        if len(found) != 1:
-            raise WeightsError(f"{len(found)} of {' and '.join(self.scales_at)} are there", "one must be")
-        return found[0]
+        return next(name for name in self.scales_at if name in parts)
 
     def _blocks(self, shape: Shape) -> tuple[int, int]:
         """Blocks of outputs and of inputs."""

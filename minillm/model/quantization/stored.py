@@ -27,6 +27,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,6 +55,13 @@ class Part:
     dtypes: tuple[torch.dtype, ...]
     optional: bool = False
     says_shape: bool = False
+
+
+class Header(NamedTuple):
+    """What a file says of a tensor. Its sizes may be such that no tensor can have them."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
 
 
 class StoredScheme(ABC):
@@ -104,12 +112,21 @@ class StoredScheme(ABC):
             WeightsError: a tensor is missing, has the wrong shape or dtype, or numbers that are none.
         """
         rows = _rows(name, shape, first, count)
-        found = checked_parts(name, tensors, self.parts(shape))
+        headers = {part: Header(tensor.dtype, tuple(tensor.shape)) for part, tensor in tensors.items()}
+        found = {part: tensors[part].detach() for part in self.require_parts(name, headers, shape)}
         self.require_shape(name, found, shape)
         form = self.form(shape, {part: tensor.dtype for part, tensor in found.items()})
         matrix = self.unpack(name, found, form, shape, rows)
         _require_numbers(matrix, name + self.codes_part, name + self.scales_part)
         return matrix
+
+    def require_parts(self, name: str, headers: Mapping[str, Header], shape: Shape) -> list[str]:
+        """The parts of a matrix [out, in] that are there; optional ones may be absent.
+
+        Raises:
+            WeightsError: one is missing, or has another shape or dtype.
+        """
+        return require_parts(name, headers, self.parts(shape))
 
     def require_shape(self, name: str, tensors: Mapping[str, Tensor], shape: Shape) -> None:
         """Refuse a part that says another shape.
@@ -143,15 +160,11 @@ class StoredQuantization:
         return None
 
 
-def checked_parts(name: str, tensors: Mapping[str, Tensor], parts: Mapping[str, Part]) -> dict[str, Tensor]:
-    """The tensors that `parts` describes; optional ones may be absent.
-
-    Raises:
-        WeightsError: one is missing, or has another shape or dtype.
-    """
-    found = {}
+def require_parts(name: str, headers: Mapping[str, Header], parts: Mapping[str, Part]) -> list[str]:
+    """As the method of `StoredScheme`."""
+    found = []
     for suffix, part in parts.items():
-        tensor = tensors.get(suffix)
+        tensor = headers.get(suffix)
         if tensor is None:
             if part.optional:
                 continue
@@ -161,12 +174,12 @@ def checked_parts(name: str, tensors: Mapping[str, Tensor], parts: Mapping[str, 
                 f"{shown(name + suffix)} is {_short(tensor.dtype)}",
                 f"expected {' or '.join(map(_short, part.dtypes))}",
             )
-        if tuple(tensor.shape) not in part.shapes:
+        if tensor.shape not in part.shapes:
             raise WeightsError(
-                f"{shown(name + suffix)} has shape {list(tensor.shape)}",
+                f"{shown(name + suffix)} has shape {shown(list(tensor.shape))}",
                 f"expected {' or '.join(str(list(shape)) for shape in part.shapes)}",
             )
-        found[suffix] = tensor.detach()
+        found.append(suffix)
     return found
 
 

@@ -26,7 +26,7 @@ from minillm.config import shown
 from minillm.config.files import open_file, unreadable
 from minillm.errors import WeightsError
 from minillm.model.checkpoint import INCOMPLETE, StoredTensor
-from minillm.model.quantization.stored import Shape, StoredScheme, checked_parts
+from minillm.model.quantization.stored import Header, Shape, StoredScheme
 
 _STRIP_BYTES = 4 << 20  # of codes
 
@@ -49,8 +49,7 @@ def strips(
         WeightsError: a part is missing or has another shape or dtype; the file ends inside it.
     """
     parts = scheme.parts(shape)
-    headers = {end: torch.empty(t.shape, dtype=t.any_dtype, device="meta") for end, t in stored.items()}
-    checked_parts(name, headers, parts)
+    scheme.require_parts(name, headers_of(stored), shape)
     said = {end: narrowed(stored[end]) for end, part in parts.items() if part.says_shape and end in stored}
     scheme.require_shape(name, said, shape)
     out, step = shape[0], scheme.strip_rows
@@ -64,6 +63,11 @@ def strips(
             if end in parts and end not in said
         }
         yield Strip(first, (last - first, shape[1]), tensors)
+
+
+def headers_of(stored: Mapping[str, StoredTensor]) -> dict[str, Header]:
+    """Dtypes and shapes, by part. Raises WeightsError for a dtype that no scheme uses."""
+    return {end: Header(tensor.any_dtype, tensor.shape) for end, tensor in stored.items()}
 
 
 def item(tensor: StoredTensor, index: int) -> StoredTensor:

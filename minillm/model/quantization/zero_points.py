@@ -53,6 +53,6 @@ def integer_matrix(
         offset = 128.0 if form.codes == "int8" else 0.0
         minima = scales * (offset - zeros.float())
     elif zeros is not None:
-        spread = zeros.repeat_interleave(group, dim=1)[:, : codes.shape[1]]
+        spread = zeros.repeat_interleave(min(group, codes.shape[1]), dim=1)[:, : codes.shape[1]]
         codes = (codes.short() - spread.short() + 128).to(torch.uint8)
     return QuantizedMatrix(form, codes.contiguous(), scales, minima, order)
