@@ -6,8 +6,12 @@
 Every new request asks whether there is room in its line, so with 20,000 in the line nothing may walk along
 it: `has_room` decides by the counts. Only to refuse, `require_place` looks at all and says why.
 
-A change of several counters can be interrupted (Ctrl-C) in the middle. Then the mark `_is_right` is still
-unset, and the next use counts everything anew.
+A change of several counters can be interrupted (Ctrl-C) in the middle. So a change begins and ends:
+
+    begin      the request enters or leaves the live ones      add, remove: the counters, then the end
+
+If a change has not ended, the next use counts everything anew (`refresh`), even if other changes have begun
+and ended meanwhile.
 """
 
 from __future__ import annotations
@@ -33,16 +37,23 @@ class QueueCounts:
         self.started: dict[str, Request] = {}
         self._requests: Counter[object] = Counter()  # that wait, by line and by tenant
         self._tokens: Counter[object] = Counter()
-        self._is_right = True
+        self._is_changing, self._may_be_wrong = False, False
 
     def distrust(self) -> None:
         """Count everything anew at the next use: an interrupt or a failed step may have hidden a start."""
-        self._is_right = False
+        self._may_be_wrong = True
+
+    def begin(self) -> None:
+        """A change begins: of the live requests, and then of the counts, which ends it."""
+        if self._is_changing:  # the one before was interrupted
+            self._may_be_wrong = True
+        self._is_changing = True
 
     def refresh(self, live: Iterable[Request]) -> None:
         """Count everything anew, if the counts may be wrong. `live`: all live requests."""
-        if self._is_right:
+        if not self._may_be_wrong and not self._is_changing:
             return
+        self._may_be_wrong = True
         self.waiting, self.started = {}, {}
         self._requests.clear()
         self._tokens.clear()
@@ -52,32 +63,30 @@ class QueueCounts:
                 self.waiting[request.request_id] = request
             else:
                 self.started[request.request_id] = request
-        self._is_right = True
+        self._is_changing, self._may_be_wrong = False, False
 
     def add(self, request: Request) -> None:
-        """A request has entered the queue."""
-        self._is_right = False
+        """A request has entered the queue. Call `begin` before."""
         self.waiting[request.request_id] = request
         self._count(request, 1)
-        self._is_right = True
+        self._is_changing = False
 
     def note_started(self, request_ids: Iterable[str]) -> None:
         """These requests are running; those of them that still count as waiting have started."""
         for request_id in request_ids:
             request = self.waiting.get(request_id)
             if request is not None and request.admitted is not None:
-                self._is_right = False
+                self.begin()
                 self._count(self.waiting.pop(request_id), -1)
                 self.started[request_id] = request
-                self._is_right = True
+                self._is_changing = False
 
     def remove(self, request: Request) -> None:
-        """A request has ended."""
-        self._is_right = False
+        """A request has ended. Call `begin` before."""
         if self.waiting.pop(request.request_id, None):
             self._count(request, -1)
         self.started.pop(request.request_id, None)
-        self._is_right = True
+        self._is_changing = False
 
     def has_room(self, request: Request) -> bool:
         """Whether `require_place` lets the request in. It says which limit is reached if not."""

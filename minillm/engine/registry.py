@@ -62,7 +62,7 @@ class Registry:
             self._submitted_by[request.tenant] += 1
             number = self._submitted_by[request.tenant] - 1
             request.submit(self._submitted - 1, number, self._config.seed)
-            self._counts.distrust()
+            self._counts.begin()
             self.live[request.request_id] = request
             self._incoming.append(request)
             if request.deadline is not None:
@@ -103,7 +103,7 @@ class Registry:
     def remove(self, request_id: str) -> None:
         """Remove a request that has ended."""
         with self.lock:
-            self._counts.distrust()
+            self._counts.begin()
             if request := self.live.pop(request_id, None):
                 self._counts.remove(request)
 
