@@ -48,9 +48,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Parser]) -> None:
         "cache. With `quality`: what each scheme of --quantization loses on a text (or those that "
         "--quantization and --kv-dtype name). With `cache`: the blocks that a KV cache would find on a "
         "recorded TRACE, without a model. All measured times are medians with lowest and highest value, "
-        "because shared machines are noisy. "
-        "Without a model the engine and the quality are measured with smollm2 where it was pulled, all else "
-        "with the model that ships.",
+        "because shared machines are noisy. Without a model the engine and the quality are measured with "
+        "smollm2 where it was pulled, all else with the model that ships.",
         usage="minillm bench [engine|kernels|serving|speculation|growth|quality] [MODEL] [options]\n"
         "       minillm bench cache [TRACE] [options]",
     )
@@ -98,7 +97,9 @@ def run(args: argparse.Namespace) -> int:
         args.batch = [1, 2, 4, 8, 16, 32] if args.what == "speculation" else [1, 8]
     if args.what == "kernels" and args.record is not None:
         raise UsageError("kernels run without an engine: there is nothing to record", "leave --record out")
-    unused = {"cache": ("quantization", "kv_dtype"), "kernels": ("quantization", "kv_dtype")[: 1 + counted]}
+    unused = {"cache": ["quantization", "kv_dtype"], "kernels": ["quantization"]}
+    if counted:
+        unused["kernels"].append("kv_dtype")
     for name in unused.get(args.what, ()):
         if getattr(args, name) is not None:
             raise UsageError(f"bench {args.what} loads no model", f"leave --{name.replace('_', '-')} out")
@@ -139,10 +140,9 @@ def _kernels(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
 
     config = load_model_config(find_model(model_of(args)), args.allow_config_key)
     ops, dtype = make_ops(args.backend, "cpu"), pick_dtype(args.dtype, config)
+    require_kv_dtype(with_kv_dtype(config, args.kv_dtype), ops)
     report = run_kernels(config, ops, dtype, args.runs, progress=progress)
     if args.kv_dtype is not None:
-        config = with_kv_dtype(config, args.kv_dtype)
-        require_kv_dtype(config, ops)
         report["kv"] = run_kv_attention(config, ops, dtype, args.kv_dtype, args.runs)
     return report
 
