@@ -58,13 +58,13 @@ def require_absent(out: Path) -> None:
     if out.name in ("", ".."):
         raise UsageError(f"{shown_path(out)} is no name for a new folder", "give another one, as my-model")
     try:
-        if out.is_symlink() or (exists(out) and not (out.is_dir() and not any(out.iterdir()))):
+        if os.path.islink(out) or (exists(out) and not (out.is_dir() and not any(out.iterdir()))):
             raise UsageError(f"{shown_path(out)} exists", "give the name of a new folder, or remove it first")
     except PermissionError as error:
         raise StorageError(
             f"{shown_path(out)} cannot be read: {error.strerror}", "check its permissions"
         ) from None
-    above = next(parent for parent in out.absolute().parents if parent.exists())
+    above = next(parent for parent in out.absolute().parents if os.path.exists(parent))
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         reason = "Permission denied" if above.is_dir() else "Not a directory"
         raise StorageError(f"{shown_path(above)} cannot be written: {reason}", "choose another folder")

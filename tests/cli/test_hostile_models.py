@@ -71,8 +71,8 @@ def test_a_name_that_is_no_model(place: Path, refused: Callable[..., str], name:
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "full", "full/file", "full/file/x", "loop", "loop/x",
-                                  "dangling", "good.gguf", "a\0b", "\ud800", "x" * 300, "/proc/x",
-                                  "/dev/null/x"])  # fmt: skip
+                                  "dangling", "good.gguf", "a\0b", "\ud800", "x" * 300, "x" * 300 + "/y",
+                                  "a\0b/y", "/proc/x", "/dev/null/x"])  # fmt: skip
 def test_a_name_that_is_no_new_folder(place: Path, refused: Callable[..., str], name: str) -> None:
     before = sorted(place.rglob("*"))
     refused("convert", "--", "good.gguf", name)
